@@ -52,6 +52,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class FilledDisk:
+    """Disk that was filled elsewhere, with code and settings of ``version``."""
+
+    id: DiskId
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
 class Deployed:
     """Result of a change. ``version`` is the number that is being deployed, None without a new version."""
 
@@ -83,7 +91,7 @@ def deploy(
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
     if change.fresh:
         version = replace(version, fresh_since=version.number)
-    return _launch(uow, application, caller, builder, version, now, change=change)
+    return _launch(uow, application, builder, version, change=change)
 
 
 def configure(
@@ -106,7 +114,7 @@ def configure(
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
         return _adopt(uow, application, caller, _at_once(builder, caller, change), version, now)
-    return _launch(uow, application, caller, builder, version, now, change=change)
+    return _launch(uow, application, builder, version, change=change)
 
 
 def roll_back(
@@ -128,27 +136,21 @@ def roll_back(
     _cancel_open_restores(uow, builder, caller)
     version = _next(uow, base, settings, caller, now, bundle_hash=old.bundle_hash)
     version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since)
-    return _launch(uow, application, caller, builder, version, now)
+    return _launch(uow, application, builder, version)
 
 
 def switch(
-    uow: UnitOfWork,
-    application: Application,
-    caller: Caller,
-    builder: Builder,
-    code: Version,
-    disk: DiskId,
-    now: datetime,
+    uow: UnitOfWork, application: Application, caller: Caller, builder: Builder, disk: FilledDisk, now: datetime
 ) -> Deployed:
-    """Begin a new version with code and settings of ``code``, on a disk that was filled elsewhere.
+    """Begin a new version with the disk's code and settings, on that disk.
 
     The serving version is replaced without a trial; if the new one does not come up, the old one serves again on its
     own disk, and ``disk`` is removed. The builder must be locked and ``changeable``. Files on the disk beside those of
-    ``code`` stay.
+    its version stay.
     """
-    base = _base(uow, builder)
+    base, code = _base(uow, builder), disk.version
     version = _next(uow, base, code.settings.with_gates, caller, now, bundle_hash=code.bundle_hash)
-    return _launch(uow, application, caller, builder, replace(version, fresh_since=code.fresh_since), now, disk=disk)
+    return _launch(uow, application, builder, replace(version, fresh_since=code.fresh_since), disk=disk.id)
 
 
 def renew_service_token(
@@ -275,20 +277,19 @@ def _next(
 def _launch(
     uow: UnitOfWork,
     application: Application,
-    caller: Caller,
     builder: Builder,
     version: Version,
-    now: datetime,
     *,
     disk: DiskId | None = None,
     change: Change | None = None,
 ) -> Deployed:
-    """Begin the deployment beside the serving version, in place of another candidate.
+    """Begin the deployment of a new version beside the serving one, in place of another candidate.
 
     Fields of ``change`` that the app need not know take effect at once, with one exception: a private preview becomes
     public only with the new version or a later one, since the serving version, which stays if the new one fails, was
     not released. ``change`` is None for a rollback to older code.
     """
+    caller, now = Caller(builder.tenant_id, version.created_by), version.created_at
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
     at_once = not was_up and disk is None
     before = builder.visibility

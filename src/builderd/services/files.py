@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 import zstandard
 
@@ -21,6 +22,15 @@ from builderd.services.candidates import TakesOver
 
 #: zstd level: fast, with three quarters of the highest level's gain.
 COMPRESSION_LEVEL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NewContent:
+    """Content of a file that is to be written. ``size`` in bytes, None: unknown. ``executable`` None: as it was."""
+
+    pieces: AsyncIterator[bytes]
+    size: int | None = None
+    executable: bool | None = None
 
 
 async def list_page(
@@ -46,16 +56,13 @@ async def write(
     tenant_id: TenantId,
     builder_id: str,
     path: str,
-    content: AsyncIterator[bytes],
-    *,
+    new: NewContent,
     condition: Condition,
-    size: int | None,
-    executable: bool | None,
 ) -> tuple[FileEntry, bool]:
     """Write a file; return its entry, and True if it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
     async with _open_disk(application, tenant_id, builder_id) as disk:
         return await application.engine.write_file(
-            disk, _checked(path), content, condition=condition, size=size, executable=executable
+            disk, _checked(path), new.pieces, condition=condition, size=new.size, executable=new.executable
         )
 
 

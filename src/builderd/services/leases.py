@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
@@ -17,9 +17,16 @@ from builderd.services.application import Application
 from builderd.services.wake import User
 
 
-def take(
-    uow: UnitOfWork, application: Application, builder: Builder, actor: str, seconds: int, reason: str, now: datetime
-) -> Lease:
+@dataclass(frozen=True, slots=True)
+class NewLease:
+    """Lease to be taken: for ``seconds`` from now, by ``actor``."""
+
+    actor: str
+    seconds: int
+    reason: str
+
+
+def take(uow: UnitOfWork, application: Application, builder: Builder, new: NewLease, now: datetime) -> Lease:
     """Record a new lease of the locked builder, and wake the builder if it is frozen.
 
     Raises ``InvalidState`` when it does not run, or has the maximum number of leases.
@@ -30,10 +37,10 @@ def take(
     uow.leases.expire(builder.id, now)
     if len(active(uow, builder, now)) >= MAX_LEASES:
         raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
-    wake.request_wake(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
-    lease = Lease(LeaseId(new_id()), builder.id, reason, actor, now, now + timedelta(seconds=seconds))
+    wake.request_wake(uow, application, builder, User(new.actor, f"woken for a lease by {new.actor}"), now)
+    lease = Lease(LeaseId(new_id()), builder.id, new.reason, new.actor, now, now + timedelta(seconds=new.seconds))
     uow.leases.add(lease)
-    _record_event(uow, builder, "lease.taken", actor, lease, now)
+    _record_event(uow, builder, "lease.taken", new.actor, lease, now)
     return lease
 
 

@@ -54,23 +54,18 @@ async def read(
     application: Application,
     tenant_id: TenantId,
     builder_id: str,
-    *,
-    tail: int = 200,
-    since: datetime | None = None,
-    stream: LogStream | None = None,
-    search: str = "",
+    wanted: LogFilter,
     pages: PagedReads | None = None,
 ) -> AsyncGenerator[VersionedLine]:
-    """The last ``tail`` lines that pass the filters and were written before the call, oldest first.
+    """Return the last lines that pass the filter and were written before the call, oldest first.
 
     Raises ``NotFound``.
     """
     await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
-    spare = 0 if stream is None and not search else LOOK_BACK
-    follower = Follower(
-        application, tenant_id, builder_id, Wanted(tail, since, stream, spare, search.casefold()), pages or PagedReads()
-    )
-    return _written(follower, await follower.begin(), tail)
+    wanted = replace(wanted, spare=LOOK_BACK if wanted.stream or wanted.search else 0)
+    follower = Follower(application, tenant_id, builder_id, wanted, pages or PagedReads())
+    found = await follower.begin()
+    return _written(follower, found, found if wanted.tail is None else wanted.tail)
 
 
 async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[VersionedLine]:
@@ -89,17 +84,18 @@ async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Filter: the last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all, with ``search``.
+class LogFilter:
+    """Filter: the last ``tail`` lines (None: all) from ``since`` on, of one ``stream`` or of all, with ``search``.
 
+    ``search`` ignores the case of letters.
     ``spare`` is the number of extra lines to read: lines of the same time count, and filters may drop lines.
     """
 
-    count: int | None = None
+    tail: int | None = None
     since: datetime | None = None
     stream: LogStream | None = None
-    spare: int = 0
     search: str = ""
+    spare: int = 0
 
     @property
     def build(self) -> bool:
@@ -117,7 +113,7 @@ class Wanted:
         return self.since is not None and end is not None and end + LATE < self.since
 
     def passes(self, line: LogLine) -> bool:
-        if self.search and self.search not in line.text.casefold():
+        if self.search and self.search.casefold() not in line.text.casefold():
             return False
         return (self.since is None or line.time >= self.since) and self.stream in (None, line.stream)
 
@@ -130,17 +126,17 @@ class _End(NamedTuple):
     wanted: int
 
 
-async def _look_back(read: ReadLog, sandbox: Sandbox, wanted: Wanted) -> _End:
-    """Return an end of this log with all wanted lines, of which it has at most ``count``."""
-    assert wanted.count is not None, "all would be wanted"
-    count = wanted.count + wanted.spare
+async def _look_back(read: ReadLog, sandbox: Sandbox, wanted: LogFilter) -> _End:
+    """Return an end of this log with all wanted lines, of which it has at most ``tail``."""
+    assert wanted.tail is not None, "all would be wanted"
+    count = wanted.tail + wanted.spare
     while True:
         start = await read(sandbox.id, tail=count, since=wanted.since, limit=0)
         seen = found = 0
         async for lines in _pages(read, sandbox, start, count):
             seen += len(lines)
             found += sum(map(wanted.passes, lines))
-        if found >= wanted.count or seen < count:
+        if found >= wanted.tail or seen < count:
             return _End(start, seen, found)
         count *= LOOK_FURTHER
 
@@ -157,23 +153,18 @@ async def follow(
     application: Application,
     tenant_id: TenantId,
     builder_id: str,
-    *,
-    tail: int | None = 0,
-    since: datetime | None = None,
-    stream: LogStream | None = None,
-    search: str = "",
+    wanted: LogFilter,
     pages: PagedReads | None = None,
 ) -> AsyncGenerator[FollowedLine]:
-    """Yield the last ``tail`` lines (None: all), then each new line until the builder is deleted.
+    """Yield the last ``wanted.tail`` lines, then each new line until the builder is deleted; both pass the filter.
 
-    ``since``, ``stream`` and ``search`` filter both. Ends at once for a builder that does not exist.
+    Ends at once for a builder that does not exist.
     """
     pages = pages or PagedReads()
-    wanted = Wanted(tail, since, stream, LOOK_BACK, search.casefold())
-    follower = Follower(application, tenant_id, builder_id, wanted, pages)
+    follower = Follower(application, tenant_id, builder_id, replace(wanted, spare=LOOK_BACK), pages)
     with pages.following(tenant_id):
         found = await follower.begin()
-        too_many = 0 if tail is None else found - tail
+        too_many = 0 if wanted.tail is None else found - wanted.tail
         time, nth = None, 0
         while True:
             await follower.poll()
@@ -193,11 +184,11 @@ async def follow(
 class Follower:
     """Reads all logs of a builder in parallel, each from its cursor.
 
-    A poll reads only new lines, at most one page of each log. ``wanted.count`` counts lines written before it began.
+    A poll reads only new lines, at most one page of each log. ``wanted.tail`` counts lines written before it began.
     """
 
     def __init__(
-        self, application: Application, tenant_id: TenantId, builder_id: str, wanted: Wanted, pages: PagedReads
+        self, application: Application, tenant_id: TenantId, builder_id: str, wanted: LogFilter, pages: PagedReads
     ) -> None:
         self._application = application
         self._tenant_id = tenant_id
@@ -220,14 +211,14 @@ class Follower:
         return self._one_waits or any(log.more for log in self._logs())
 
     async def begin(self) -> int:
-        """Find the cursors at which the last lines begin; return the number of lines after them if ``count`` is set."""
+        """Find the cursors at which the last lines begin; return the number of lines after them if ``tail`` is set."""
         sandboxes, found = await self._read(self._start_positions)
-        missing = self._wanted.count
+        missing = self._wanted.tail
         for sandbox in reversed(sandboxes):
             if self._wanted.is_older(sandbox) or (missing == 0 and sandbox.end is not None):
                 self._over.add(sandbox.id)
             elif missing is not None:
-                end = await _look_back(self._page, sandbox, replace(self._wanted, count=missing))
+                end = await _look_back(self._page, sandbox, replace(self._wanted, tail=missing))
                 self._starts[sandbox.id] = end.start.cursor
                 found += end.wanted
                 missing = max(missing - end.wanted, 0)
@@ -238,7 +229,7 @@ class Follower:
         if builder is None:
             return (), 0
         # With a search, how many of them pass is known only once they were all looked at.
-        count = None if self._wanted.search else self._wanted.count
+        count = None if self._wanted.search else self._wanted.tail
         self._built, found = uow.build_logs.before_last(builder.id, count, self._wanted.since)
         if self._wanted.search:
             found = self._matching(uow, builder)

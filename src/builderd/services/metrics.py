@@ -15,6 +15,15 @@ from builderd.services.application import Application
 
 
 @dataclass(frozen=True, slots=True)
+class Period:
+    """The last ``span`` before ``end``, in steps of ``step``; both are multiples of ``domain.metrics.STEP``."""
+
+    end: datetime
+    span: timedelta
+    step: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """``now`` is None for a builder that does not run here.
 
@@ -32,16 +41,13 @@ def report(
     application: Application,
     tenant_id: TenantId,
     builder_id: str,
-    now: datetime,
-    *,
-    span: timedelta,
-    step: timedelta,
+    period: Period,
 ) -> Report:
-    """Return the last ``span`` in steps of ``step``, both multiples of ``STEP``. Raises ``NotFound``."""
+    """Return the usage in a period. Raises ``NotFound``."""
     builder = builders.get(uow, tenant_id, builder_id)
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
-    count = -(-span // step)
-    begin = start_of(now, step) - (count - 1) * step
-    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, step, count)
-    return Report(application.usage.of_builder(builder.id), version.settings.resources, step, steps)
+    count = -(-period.span // period.step)
+    begin = start_of(period.end, period.step) - (count - 1) * period.step
+    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, period.step, count)
+    return Report(application.usage.of_builder(builder.id), version.settings.resources, period.step, steps)

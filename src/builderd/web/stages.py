@@ -42,7 +42,21 @@ def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Seque
     is_over = version.status is not VersionStatus.PENDING
     last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)
     whole = max((last - begin).total_seconds(), 0.1)
-    return [_stage(name, version, spans[name], begin, whole, now, is_over=is_over) for name in STAGES]
+    return [_stage(name, version, spans[name], TimeAxis(begin, whole, now)) for name in STAGES]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeAxis:
+    """The chart's time: where it begins, its length in seconds, and the present time."""
+
+    begin: datetime
+    whole: float
+    now: datetime
+
+    def place(self, start: datetime, end: datetime | None) -> tuple[float, float]:
+        """Return where a bar begins and its width, of 100."""
+        x = min(100.0, 100 * max((start - self.begin).total_seconds(), 0) / self.whole)
+        return x, max(LEAST, min(100 - x, 100 * ((end or self.now) - start).total_seconds() / self.whole))
 
 
 Span = tuple[datetime | None, datetime | None, Event | None]
@@ -65,10 +79,9 @@ def _span(name: str, events: Sequence[Event]) -> Span:
     return started, ended.time if ended else None, ended
 
 
-def _stage(
-    name: str, version: Version, span: Span, begin: datetime, whole: float, now: datetime, *, is_over: bool
-) -> Stage:
+def _stage(name: str, version: Version, span: Span, axis: TimeAxis) -> Stage:
     started, end, ended = span
+    is_over = version.status is not VersionStatus.PENDING
     text = STAGES[name]
     skipped = (name == "review" and version.settings.skip_review) or (name == "qa" and version.settings.skip_qa)
     if skipped and started is None:
@@ -77,10 +90,10 @@ def _stage(
         return Stage(
             text, "todo", "minus" if is_over else "circle-dashed", None, "Not reached." if is_over else NOTES[name]
         )
-    seconds = float(ended.details.get("seconds", 0)) if ended else (now - started).total_seconds() if started else 0
-    first = started or (ended.time if ended else begin)
-    x = min(100.0, 100 * max((first - begin).total_seconds(), 0) / whole)
-    width = max(LEAST, min(100 - x, 100 * ((end or now) - first).total_seconds() / whole))
+    seconds = (
+        float(ended.details.get("seconds", 0)) if ended else (axis.now - started).total_seconds() if started else 0
+    )
+    x, width = axis.place(started or (ended.time if ended else axis.begin), end)
     if ended is None:
         return Stage(text, "now", "loader-circle", seconds, NOTES[name], round(x, 1), round(width, 1), started)
     ok = bool(ended.details.get("ok"))

@@ -145,7 +145,8 @@ async def switch(world: World, builder: Builder | None) -> Builder:
 
     def write(uow: UnitOfWork) -> Builder:
         found = deployments.changeable(uow, world.application, world.caller, known.id)
-        return deployments.switch(uow, world.application, world.caller, found, code, disk, world.clock.now()).builder
+        filled = deployments.FilledDisk(disk, code)
+        return deployments.switch(uow, world.application, world.caller, found, filled, world.clock.now()).builder
 
     return await world.application.commit(write)
 

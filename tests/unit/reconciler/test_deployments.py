@@ -492,9 +492,8 @@ async def test_switch_uses_the_filled_disk(world: World) -> None:
 
         def switch(uow: Any) -> Builder:
             found = deployments.changeable(uow, world.application, world.caller, builder.id)
-            return deployments.switch(
-                uow, world.application, world.caller, found, code, disk, world.clock.now()
-            ).builder
+            filled = deployments.FilledDisk(disk, code)
+            return deployments.switch(uow, world.application, world.caller, found, filled, world.clock.now()).builder
 
         await world.application.commit(switch)
         await world.deployed(builder, 2)
@@ -684,10 +683,8 @@ async def test_a_file_that_is_put_there_while_a_version_takes_over_lasts(world: 
             builder.tenant_id,
             builder.id,
             path,
-            content(),
-            condition=Condition(),
-            size=None,
-            executable=None,
+            files.NewContent(content()),
+            Condition(),
         )
 
     async with world.reconciling():
@@ -727,10 +724,8 @@ async def test_file_change_during_a_disk_copy_is_refused(world: World) -> None:
                 builder.tenant_id,
                 builder.id,
                 "late.txt",
-                content(),
-                condition=Condition(),
-                size=None,
-                executable=None,
+                files.NewContent(content()),
+                Condition(),
             )
         await serves(world, builder, 2)
 

@@ -32,10 +32,8 @@ async def write_one(world: World, builder: Builder) -> None:
         builder.tenant_id,
         builder.id,
         "new.txt",
-        content(),
-        condition=Condition(),
-        size=3,
-        executable=None,
+        files.NewContent(content(), 3),
+        Condition(),
     )
 
 

@@ -16,7 +16,7 @@ from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogStream
 from builderd.services import builders, logs
-from builderd.services.logs import FollowedLine
+from builderd.services.logs import FollowedLine, LogFilter
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def read(world: World, builder: Builder, **filters: object) -> list[str]:
-    lines = await logs.read(world.application, world.caller.tenant_id, builder.id, **filters)  # type: ignore[arg-type]
+    wanted = LogFilter(**{"tail": 200, **filters})  # type: ignore[arg-type]
+    lines = await logs.read(world.application, world.caller.tenant_id, builder.id, wanted)
     return [line.line.text async for line in lines]
 
 
@@ -96,7 +97,7 @@ async def test_lines_of_one_moment_stay_in_the_order_they_were_written(world: Wo
 async def test_log_lines_have_their_version(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
-        lines = await logs.read(world.application, world.caller.tenant_id, builder.id)
+        lines = await logs.read(world.application, world.caller.tenant_id, builder.id, LogFilter())
         assert {line.version async for line in lines} == {1}
 
 
@@ -113,7 +114,8 @@ async def test_log_of_another_tenant_is_not_found(world: World) -> None:
 
 
 def follow(world: World, builder: Builder, **filters: object) -> AsyncIterator[FollowedLine]:
-    return logs.follow(world.application, world.caller.tenant_id, builder.id, **filters)  # type: ignore[arg-type]
+    wanted = LogFilter(**{"tail": 0, **filters})  # type: ignore[arg-type]
+    return logs.follow(world.application, world.caller.tenant_id, builder.id, wanted)
 
 
 class Reader:
@@ -307,7 +309,7 @@ async def test_a_reader_takes_a_page_when_the_one_before_was_taken(
     async with world.reconciling():
         builder, written = await long_runs(world)
         taken = Taken(world, monkeypatch)
-        lines = await logs.read(world.application, world.caller.tenant_id, builder.id, tail=tail)
+        lines = await logs.read(world.application, world.caller.tenant_id, builder.id, LogFilter(tail))
         before, told = sum(taken.pages), []
         async for line in lines:
             told.append(line.line.text)
@@ -321,7 +323,7 @@ async def test_reader_gets_lines_written_before_the_call(world: World, page: int
     async with world.reconciling():
         builder, written = await long_runs(world)
         told = []
-        async for line in await logs.read(world.application, world.caller.tenant_id, builder.id, tail=20):
+        async for line in await logs.read(world.application, world.caller.tenant_id, builder.id, LogFilter(20)):
             told.append(line.line.text)
             world.clock.move(1)
             world.engine.print(newest(world), *["later"] * 10)

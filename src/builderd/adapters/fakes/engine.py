@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
+from builderd.adapters.fakes.layers import FakeLayers
 from builderd.adapters.fakes.logs import page_of
 from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, TenantId
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayer, StoredLayers
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.logs import LogLine, LogPage, LogStream
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
-from builderd.domain.resources import GB
 from builderd.domain.sandboxes import (
     EndCause,
     Listening,
@@ -39,40 +38,25 @@ from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, To
 from builderd.ports.processes import Process
 
 TERMINATED_EXIT_CODE = 143
-#: Bytes of a layer that a test gave no others.
-LAYER_BYTES = 1_000_000
 
 
-class FakeEngine(FakeDiskFiles):
+class FakeEngine(FakeDiskFiles, FakeLayers):
     """Implements ``ports.engine.Engine``. ``now`` stamps starts, ends and log lines."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, str]] = []
-        #: Layer plans in the order of the builds.
+        FakeDiskFiles.__init__(self)
+        FakeLayers.__init__(self, now)
         self.processes: list[ProcessSpec] = []
-        self.layers: dict[str, int] = {}
-        self._layer_used: dict[str, datetime] = {}
-        #: Bytes of each layer where it is not one of ``LAYER_BYTES``, and the tenant that built it.
-        self.layer_bytes: dict[str, int] = {}
-        self.layer_tenants: dict[str, TenantId | None] = {}
         self.tight = False
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
-        #: Capacity that ``capacity`` returns.
-        self.has = Capacity(cpu=64, memory=256, disk=10_000)
-        #: Outcomes of the next builds, first come first used; a build without one succeeds.
-        self.build_outcomes: deque[BuildOutcome] = deque()
         #: Reason by isolation that is not supported.
         self.unsupported: dict[Isolation, str] = {}
         self.prewarmed = 0
-        self._now = now
         self._behaviours: dict[str, deque[Behaviour]] = {}
         self._answers: dict[str, Answer] = {}
-        self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._watchers: set[asyncio.Queue[SandboxId]] = set()
-        self._builds: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._addresses = 0
 
     # Controls
@@ -84,10 +68,6 @@ class FakeEngine(FakeDiskFiles):
     def answer(self, command: str, answer: Answer) -> None:
         """Script a command line; others exit with 0 and no output."""
         self._answers[command] = answer
-
-    def fail_next(self, method: str, *errors: Exception) -> None:
-        """Make the next calls of a method raise these in turn."""
-        self._failures[method].extend(errors)
 
     def print(self, sandbox: SandboxId, *lines: str, stream: LogStream = LogStream.STDOUT) -> None:
         """Let the app write lines into its log."""
@@ -149,34 +129,6 @@ class FakeEngine(FakeDiskFiles):
     def gateway(self) -> str:
         return "10.0.0.1"
 
-    async def has_layer(self, key: str) -> bool:
-        self._called("has_layer", key)
-        if key in self.layers:
-            self._layer_used[key] = self._now()
-        return key in self.layers
-
-    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        self._called("build_layer", plan.key)
-        async with self._builds[plan.key]:
-            if plan.key in self.layers:
-                return BuildOutcome(exit_code=0, output=(), seconds=0, reused=True)
-            for step in plan.steps:
-                progress(step.title)
-            await asyncio.sleep(0)
-            outcome = self._next_outcome()
-            if outcome.ok:
-                self.layers[plan.key] = 1
-                self.layer_tenants[plan.key] = plan.tenant
-                self._layer_used[plan.key] = self._now()
-            return outcome
-
-    async def stored_layers(self) -> StoredLayers:
-        self._called("stored_layers", "")
-        found = {
-            key: StoredLayer(self.layer_bytes.get(key, LAYER_BYTES), self.layer_tenants.get(key)) for key in self.layers
-        }
-        return StoredLayers(found, int(self.has.disk * GB))
-
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
         return (await self.collect(set(self.layers) - set(keys), unused_seconds)).layers
 
@@ -192,18 +144,6 @@ class FakeEngine(FakeDiskFiles):
 
     def is_tight(self) -> bool:
         return self.tight
-
-    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        self._called("compile_layer", key)
-        if key not in self.layers:
-            raise NotFound(f"There is no layer {key}.")
-        outcome = self._next_outcome()
-        if outcome.ok:
-            self.layers[key] += 1
-        return outcome
-
-    def _next_outcome(self) -> BuildOutcome:
-        return self.build_outcomes.popleft() if self.build_outcomes else BuildOutcome(0, (), 0.0)
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         self._called("create_disk", disk)
@@ -409,8 +349,3 @@ class FakeEngine(FakeDiskFiles):
         for sandbox in list(self.sandboxes):
             self.end(sandbox, EndCause.STOPPED, TERMINATED_EXIT_CODE)
         self.ready = False
-
-    def _called(self, method: str, subject: str) -> None:
-        self.calls.append((method, subject))
-        if self._failures[method]:
-            raise self._failures[method].popleft()

@@ -177,10 +177,8 @@ async def write_file(
             tenant_id,
             uuid.lower(),
             path,
-            arriving,
-            condition=condition_of(request.headers),
-            size=announced_length(request),
-            executable=query.executable,
+            files.NewContent(arriving, announced_length(request), query.executable),
+            condition_of(request.headers),
         )
     message = f"{entry.name} has {entry.size} bytes now."
     answer = FileAnswer(message=message, data=_present(entry))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -21,12 +22,13 @@ from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.logs import LogStream
-from builderd.operations.concurrency import ConcurrencyLimit
+from builderd.operations.operations import Operations
 from builderd.schemas.v1.logs import LogAnswer, LogLine
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.times import UtcTime
 from builderd.services import builders, logs
 from builderd.services.application import Application
+from builderd.services.logs import LogFilter
 from builderd.services.paged_reads import PagedReads
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
@@ -69,25 +71,15 @@ async def read_logs(
     async with AsyncExitStack() as stack:
         stack.enter_context(operations.log_reads.acquire(tenant_id))
         # An error before the first piece still gets its own status. Finding the beginning of a long log takes seconds.
-        begun = _begun(application, tenant_id, uuid, query, operations.paged_reads)
+        begun = _begun(application, tenant_id, uuid, _filter_of(query), operations.paged_reads)
         first, pieces = await until_disconnect(request, begun)
         return ResourceStream(stack.pop_all(), _joined(first, pieces), 200, {}, "application/json")
 
 
 async def _begun(
-    application: Application, tenant_id: TenantId, uuid: str, query: LogQuery, pages: PagedReads
+    application: Application, tenant_id: TenantId, uuid: str, wanted: LogFilter, pages: PagedReads
 ) -> tuple[str, AsyncGenerator[str]]:
-    lines = await logs.read(
-        application,
-        tenant_id,
-        uuid,
-        tail=query.tail,
-        since=query.since,
-        stream=query.stream,
-        search=query.search,
-        pages=pages,
-    )
-    pieces = _answer(lines)
+    pieces = _answer(await logs.read(application, tenant_id, uuid, wanted, pages))
     return await anext(pieces), pieces
 
 
@@ -140,40 +132,28 @@ async def _stream(
     request: Request, application: Application, identity: Identity, uuid: str, query: LogQuery
 ) -> Response:
     operations = operations_of(request)
-    limit = operations.log_streams
     tenant_id = identity.token.tenant_id
     await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
-    limit.admit(tenant_id)
-    followed = _followed(limit, application, tenant_id, uuid, query, _given(request), operations.paged_reads)
+    operations.log_streams.admit(tenant_id)
+    followed = _followed(operations, tenant_id, uuid, _filter_of(query), _given(request))
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
 async def _followed(
-    limit: ConcurrencyLimit,
-    application: Application,
-    tenant_id: TenantId,
-    uuid: str,
-    query: LogQuery,
-    after: LogPosition | None,
-    pages: PagedReads,
+    operations: Operations, tenant_id: TenantId, uuid: str, wanted: LogFilter, after: LogPosition | None
 ) -> AsyncGenerator[bytes]:
-    since, tail = (after.time, None) if after else (query.since, query.tail)
-    lines = logs.follow(
-        application,
-        tenant_id,
-        uuid,
-        tail=tail,
-        since=since,
-        stream=query.stream,
-        search=query.search,
-        pages=pages,
-    )
-    with limit.hold(tenant_id):
+    wanted = replace(wanted, tail=None, since=after.time) if after else wanted
+    lines = logs.follow(operations.application, tenant_id, uuid, wanted, operations.paged_reads)
+    with operations.log_streams.hold(tenant_id):
         async with aclosing(lines):
             async for line in lines:
                 position = LogPosition(line.line.time, line.nth)
                 if after is None or position.time != after.time or position.nth > after.nth:
                     yield event("line", _present(line).model_dump_json(), str(position))
+
+
+def _filter_of(query: LogQuery) -> LogFilter:
+    return LogFilter(query.tail, query.since, query.stream, query.search)
 
 
 def _present(line: logs.VersionedLine) -> LogLine:

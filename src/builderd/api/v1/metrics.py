@@ -43,11 +43,11 @@ async def read_metrics(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]
 ) -> Response:
     """Return CPU, memory, disk, network, requests and their answers: now, and over the last hours."""
-    now, tenant_id = application.clock.now(), identity.token.tenant_id
-    span, step = timedelta(hours=query.hours), STEPS[query.step]
+    tenant_id, step = identity.token.tenant_id, STEPS[query.step]
+    period = metrics.Period(application.clock.now(), timedelta(hours=query.hours), step)
     async with operations_of(request).lists.one(tenant_id):
         report = await application.store.read(
-            lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), now, span=span, step=step)
+            lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), period)
         )
     data = wire.Metrics(
         now=_present(report.now, report.limits) if report.now else None,

@@ -191,7 +191,8 @@ async def _switch(context: BackupContext, restore: Restore, stored: StoredState)
         builder = deployments.changeable(uow, app, caller, restore.builder_id)
         _refuse_given_up(uow, restore)
         builders.check_settings(uow, app, caller.tenant_id, stored.version.settings)
-        deployed = deployments.switch(uow, app, caller, builder, stored.version, restore.disk, now)
+        disk = deployments.FilledDisk(restore.disk, stored.version)
+        deployed = deployments.switch(uow, app, caller, builder, disk, now)
         _done(uow, replace(restore, number=deployed.version), stored, now)
         return deployed.builder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from starlette.responses import Response
 
 from builderd.domain.bundles import Bundle
@@ -25,8 +27,8 @@ async def show_code(visit: Visit) -> Response:
     frame, version = await visit.read(lambda uow: _find(uow, visit, query.get("version", "")))
     bundle = await bundles.fetch(visit.application, version)
     path = query.get("file") or _first(bundle, version)
-    content, fault = _text(bundle, path)
-    return await _form(visit, frame, version, bundle, path, content, fault)
+    edited = _Edited(path, *_text(bundle, path), version.settings.entrypoint)
+    return await _form(visit, frame, version, bundle, edited)
 
 
 async def deploy_code(visit: Visit) -> Response:
@@ -40,7 +42,8 @@ async def deploy_code(visit: Visit) -> Response:
     except ValidationFailed as error:
         bundle = await bundles.fetch(visit.application, version)
         fault = "; ".join(f"{name} {', '.join(why)}" for name, why in error.errors.items())
-        return await _form(visit, frame, version, bundle, path, content, fault, status=422, entrypoint=entrypoint)
+        edited = _Edited(path, content, fault, entrypoint or version.settings.entrypoint)
+        return await _form(visit, frame, version, bundle, edited, 422)
     number = deployed.version or deployed.builder.version
     return see_other(f"/builders/{frame.builder.name}/versions/{number}")
 
@@ -75,17 +78,18 @@ def _text(bundle: Bundle, path: str) -> tuple[str, str]:
     return ("", "The file is binary, and cannot be edited here.") if "\0" in text else (text, "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Edited:
+    """The editor's fields, and why they are refused ("": they are not)."""
+
+    path: str
+    content: str
+    fault: str
+    entrypoint: str
+
+
 async def _form(
-    visit: Visit,
-    frame: BuilderFrame,
-    version: Version,
-    bundle: Bundle,
-    path: str,
-    content: str,
-    fault: str,
-    *,
-    status: int = 200,
-    entrypoint: str = "",
+    visit: Visit, frame: BuilderFrame, version: Version, bundle: Bundle, edited: _Edited, status: int = 200
 ) -> Response:
     files = [file.path for file in bundle.files]
     return await builder_page(
@@ -97,11 +101,11 @@ async def _form(
         version=version,
         paths=files[:MAX_LISTED],
         more=max(0, len(files) - MAX_LISTED),
-        file=path,
-        content=content,
-        fault=fault,
-        entrypoint=entrypoint or version.settings.entrypoint,
-        is_new=path not in files,
+        file=edited.path,
+        content=edited.content,
+        fault=edited.fault,
+        entrypoint=edited.entrypoint,
+        is_new=edited.path not in files,
     )
 
 

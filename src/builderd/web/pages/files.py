@@ -104,10 +104,8 @@ async def write_file(visit: Visit) -> Response:
             tenant,
             builder.id,
             path,
-            _once(content),
-            condition=condition,
-            size=len(content),
-            executable=None,
+            files.NewContent(_once(content), len(content)),
+            condition,
         )
     except PreconditionFailed:
         raise PreconditionFailed(
@@ -129,10 +127,8 @@ async def upload_file(visit: Visit) -> Response:
         visit.token.tenant_id,
         builder.id,
         path,
-        pieces(visit.request, UPLOAD_SECONDS),
-        condition=UNCONDITIONAL,
-        size=announced_length(visit.request),
-        executable=None,
+        files.NewContent(pieces(visit.request, UPLOAD_SECONDS), announced_length(visit.request)),
+        UNCONDITIONAL,
     )
     return JSONResponse({}, 201)
 

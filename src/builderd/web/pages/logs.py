@@ -37,6 +37,10 @@ def _search_of(visit: Visit) -> str:
     return visit.request.query_params.get("q", "")[:200]
 
 
+def _filter_of(visit: Visit, tail: int | None, since: datetime | None = None) -> logs.LogFilter:
+    return logs.LogFilter(tail, since, _stream_of(visit), _search_of(visit))
+
+
 async def show_logs(visit: Visit) -> Response:
     """Show the last lines; the page's script goes on from there."""
     frame = await visit.read(lambda uow: frame_of(uow, visit))
@@ -44,10 +48,8 @@ async def show_logs(visit: Visit) -> Response:
         visit.application,
         visit.token.tenant_id,
         frame.builder.id,
-        tail=SHOWN,
-        stream=_stream_of(visit),
-        search=_search_of(visit),
-        pages=visit.operations.paged_reads,
+        _filter_of(visit, SHOWN),
+        visit.operations.paged_reads,
     )
     lines = [line async for line in found]
     stream_name = visit.request.query_params.get("stream", "")
@@ -88,11 +90,8 @@ async def _batches(visit: Visit, builder_id: str, after: tuple[int, int] | None)
         visit.application,
         visit.token.tenant_id,
         builder_id,
-        tail=None if after else TAIL,
-        since=since,
-        stream=_stream_of(visit),
-        search=_search_of(visit),
-        pages=visit.operations.paged_reads,
+        _filter_of(visit, None if after else TAIL, since),
+        visit.operations.paged_reads,
     )
     queue: asyncio.Queue[logs.FollowedLine | None] = asyncio.Queue(2 * BATCH)
     reading = asyncio.create_task(_read(followed, queue))
@@ -157,10 +156,8 @@ async def download(visit: Visit) -> Response:
         visit.application,
         visit.token.tenant_id,
         builder.id,
-        tail=TAIL,
-        stream=_stream_of(visit),
-        search=_search_of(visit),
-        pages=visit.operations.paged_reads,
+        _filter_of(visit, TAIL),
+        visit.operations.paged_reads,
     )
 
     async def text() -> AsyncGenerator[str]:

@@ -51,15 +51,8 @@ async def show_metrics(visit: Visit) -> Response:
 
 
 def _report(uow: UnitOfWork, visit: Visit, builder_id: str, hours: str) -> metrics.Report:
-    return metrics.report(
-        uow,
-        visit.application,
-        visit.token.tenant_id,
-        builder_id,
-        visit.now,
-        span=timedelta(hours=int(hours)),
-        step=SPANS[hours],
-    )
+    period = metrics.Period(visit.now, timedelta(hours=int(hours)), SPANS[hours])
+    return metrics.report(uow, visit.application, visit.token.tenant_id, builder_id, period)
 
 
 def _answers(report: metrics.Report) -> Sequence[Answers]:

@@ -130,8 +130,8 @@ def _state(frame: BuilderFrame, version: Version) -> str:
 
 
 async def _last_lines(visit: Visit, frame: BuilderFrame, version: Version) -> Sequence[logs.VersionedLine]:
-    tail, pages = 10 * LAST_LINES, visit.operations.paged_reads
-    found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, tail=tail, pages=pages)
+    wanted, pages = logs.LogFilter(10 * LAST_LINES), visit.operations.paged_reads
+    found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, wanted, pages)
     return [line async for line in found if line.version == version.number][-LAST_LINES:]
 
 

@@ -79,17 +79,12 @@ class Container:
 
 def make_config(container: Container) -> dict[str, Any]:
     """Return the ``config.json``."""
-    process = make_process(
-        container.argv,
-        container.env,
-        container.cwd,
-        container.user,
-        container.open_files,
-        capabilities=container.capabilities,
-    )
     return {
         "ociVersion": "1.0.2",
-        "process": process,
+        "process": make_process(
+            ProcessConfig(container.argv, container.env, container.user, container.open_files, container.cwd),
+            capabilities=container.capabilities,
+        ),
         "root": {"path": container.root, "readonly": container.read_only},
         "hostname": container.hostname,
         "mounts": [
@@ -101,30 +96,33 @@ def make_config(container: Container) -> dict[str, Any]:
     }
 
 
-def make_process(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    cwd: str,
-    user: int,
-    open_files: int,
-    *,
-    terminal: bool = False,
-    capabilities: tuple[str, ...] = (),
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ProcessConfig:
+    """Process in a sandbox. ``user`` and ``open_files`` are as those of ``Container``."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    user: int
+    open_files: int
+    cwd: str = "/"
+    terminal: bool = False
+
+
+def make_process(process: ProcessConfig, capabilities: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the ``process`` document: without any capability but those given, and with no way to gain one."""
     return {
-        "terminal": terminal,
-        "user": {"uid": user, "gid": user},
-        "args": list(argv),
-        "env": [f"{name}={value}" for name, value in env.items()],
-        "cwd": cwd,
+        "terminal": process.terminal,
+        "user": {"uid": process.user, "gid": process.user},
+        "args": list(process.argv),
+        "env": [f"{name}={value}" for name, value in process.env.items()],
+        "cwd": process.cwd,
         "capabilities": {
             kind: list(capabilities) for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
         },
         "noNewPrivileges": True,
         "oomScoreAdj": OOM_SCORE,
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "hard": open_files, "soft": open_files},
+            {"type": "RLIMIT_NOFILE", "hard": process.open_files, "soft": process.open_files},
             {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
         ],
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.network.host_files import write_own_files
 from builderd.adapters.engines.oci.runtime import command, secret_files
 from builderd.adapters.engines.oci.runtime.bundle import Container, make_config
-from builderd.adapters.engines.oci.runtime.launching import Ended
+from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
@@ -79,15 +79,15 @@ class Creation:
         mounts = make_mounts(_root(run, bundle), bundle, self._context.config.store)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            ended = await self._context.launcher.run(
+            program = Program(
                 argv,
-                env=SHIM_ENV,
+                SHIM_ENV,
                 cwd=str(bundle),  # the shim writes a second "oom" file here
-                descriptors={3: write},
                 mounts=[*mounts, *runtime_mounts(run.runtime)],
                 cgroups=[tasks],
                 uid=self._context.slots.uid(record.slot),
             )
+            ended = await self._context.launcher.run(program, {3: write})
             return first_process(ended, await read_line(read, _CREATE_SECONDS))
         except TimeoutError as error:
             raise EngineUnavailable(

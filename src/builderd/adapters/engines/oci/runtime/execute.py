@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime import command
-from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, make_process
+from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
-from builderd.adapters.engines.oci.runtime.launching import Ended
+from builderd.adapters.engines.oci.runtime.kill_marked import COMMAND_ENV, MARK, kill_marked
+from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.runtime_commands import runtime_mounts
@@ -62,23 +63,12 @@ _KILL_SECONDS = 2.0
 _RUNSC_FAILED, _GONE_SECONDS = 128, 1.0
 log = logging.getLogger(__name__)
 
-#: Timeout of the command that kills a process inside gVisor.
-_KILLER_SECONDS = 10.0
 #: Time to kill a command that an earlier service left; the next service tries again.
 _LEFT_OVER_SECONDS = 30.0
 #: Grace time of a process after its streams were closed.
 _HANG_UP_SECONDS = 1.0
 #: Open commands of one sandbox: each is also a host process, which no limit of the sandbox counts.
 MAX_OPEN = 64
-_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-_MARK = "BUILDERD_EXEC"
-#: Two rounds, for children forked during the first one.
-_KILL_MARKED = r"""
-for round in 1 2; do
-  for process in /proc/[0-9]*; do
-    if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "$0"; then kill -KILL "${process#/proc/}"; fi
-  done
-done"""
 
 
 class Execution:
@@ -157,16 +147,8 @@ class Execution:
         terminal = self._spec.window is not None and console is None
         mounts = runtime_mounts(self._runtime)
         # crun ignores oomScoreAdj of the document: the process inherits the score of the runtime.
-        running = self._runs.launcher.run(
-            argv,
-            env=_ENV,
-            descriptors=descriptors,
-            mounts=mounts,
-            terminal=terminal,
-            oom_score=OOM_SCORE,
-            name=self._name,
-        )
-        self._ended = asyncio.ensure_future(running)
+        program = Program(argv, COMMAND_ENV, mounts=mounts, terminal=terminal, oom_score=OOM_SCORE, name=self._name)
+        self._ended = asyncio.ensure_future(self._runs.launcher.run(program, descriptors))
 
     def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
         """Return the process document: the app's environment and user, and another program."""
@@ -176,9 +158,10 @@ class Execution:
             env["TERM"] = TERM
         env |= self._spec.env
         if self._runtime.is_gvisor:
-            env[_MARK] = self._name
+            env[MARK] = self._name
         gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
-        return make_process(gate, env, "/", app["user"]["uid"], open_files(), terminal=self._spec.window is not None)
+        terminal = self._spec.window is not None
+        return make_process(ProcessConfig(gate, env, app["user"]["uid"], open_files(), terminal=terminal))
 
     async def _pass_the_gate(self) -> None:
         try:
@@ -236,7 +219,7 @@ class Execution:
         try:
             if self._runtime.is_gvisor and not self._ended.done():
                 with contextlib.suppress(EngineUnavailable):
-                    await self._kill_marked()
+                    await kill_marked(self._runs, self._record, self._name)
         finally:
             self._close_streams()
         await asyncio.wait({self._ended}, timeout=timeout)
@@ -309,7 +292,7 @@ class Execution:
 
     async def kill(self) -> None:
         if not self._ended.done() or self._is_cut_off:
-            await (self._kill_marked() if self._runtime.is_gvisor else self._kill_group())
+            await (kill_marked(self._runs, self._record, self._name) if self._runtime.is_gvisor else self._kill_group())
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():
             # A process that the kill missed continues in its sandbox; nothing of it is left on the host.
@@ -330,39 +313,13 @@ class Execution:
     async def end_left_over(self) -> None:
         """Kill the command of this name, which another service started."""
         if self._runtime.is_gvisor:
-            while not await self._kill_marked():  # noqa: ASYNC110
+            while not await kill_marked(self._runs, self._record, self._name):  # noqa: ASYNC110
                 await asyncio.sleep(1)
         else:
             await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
             self._runs.cgroups.discard_inner(self._record.id)
         self._document.unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
-
-    async def _kill_marked(self) -> bool:
-        """Kill a process inside gVisor, found by a variable of its environment: the host does not see its processes.
-
-        A process that took it off is not found, and where no more processes may be started nothing is. With the sandbox
-        all of them are gone. Return False when the killer did not end in time.
-        """
-        document = self._folder / f"{self._name}.kill.json"
-        argv = ["/bin/sh", "-c", _KILL_MARKED, f"{_MARK}={self._name}"]
-        try:
-            write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
-        except FileNotFoundError:
-            return True
-        pid_file = document.with_suffix(".pid")
-        try:
-            killer = command.execute(self._runtime, self._record.id, document, pid_file)
-            killing = self._runs.launcher.run(
-                killer, env=_ENV, mounts=runtime_mounts(self._runtime), name=document.stem
-            )
-            return (await asyncio.wait_for(killing, _KILLER_SECONDS)).status == 0
-        except TimeoutError:
-            await self._runs.launcher.kill(document.stem)
-            return False
-        finally:
-            document.unlink(missing_ok=True)
-            pid_file.unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,26 @@ class Ended:
 
     status: int
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Program that the launcher runs.
+
+    ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
+    ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
+    ``oom_score`` is its ``oom_score_adj``, which what it starts inherits: the higher, the earlier it is killed.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = "/"
+    mounts: Sequence[Mapping[str, Any]] = ()
+    cgroups: Sequence[str] = ()
+    uid: int = -1
+    terminal: bool = False
+    oom_score: int = 0
+    name: str = ""
 
 
 class Launcher:
@@ -51,40 +71,24 @@ class Launcher:
         """Connect the network namespace of a process; ``network`` as ``Network.link`` makes it."""
         await self._ask({"op": "attach", "pid": pid, "network": network})
 
-    async def run(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str = "/",
-        descriptors: Mapping[int, int] | None = None,
-        mounts: Sequence[Mapping[str, Any]] = (),
-        cgroups: Sequence[str] = (),
-        uid: int = -1,
-        terminal: bool = False,
-        oom_score: int = 0,
-        name: str = "",
-    ) -> Ended:
+    async def run(self, program: Program, descriptors: Mapping[int, int] | None = None) -> Ended:
         """Run a program to its end.
 
         ``descriptors`` maps a number in the program to a descriptor here, which this call closes in any case.
-        ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
-        ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
-        ``oom_score`` is its ``oom_score_adj``, which what it starts inherits: the higher, the earlier it is killed.
         """
         given = descriptors or {}
         request = {
             "op": "run",
-            "argv": list(argv),
-            "env": dict(env or {}),
-            "cwd": cwd,
+            "argv": list(program.argv),
+            "env": dict(program.env),
+            "cwd": program.cwd,
             "fds": list(given),
-            "mounts": list(mounts),
-            "cgroups": list(cgroups),
-            "uid": uid,
-            "terminal": terminal,
-            "oom_score": oom_score,
-            "name": name,
+            "mounts": list(program.mounts),
+            "cgroups": list(program.cgroups),
+            "uid": program.uid,
+            "terminal": program.terminal,
+            "oom_score": program.oom_score,
+            "name": program.name,
         }
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])

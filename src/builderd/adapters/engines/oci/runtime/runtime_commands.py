@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.launching import Launcher
+from builderd.adapters.engines.oci.runtime.launching import Launcher, Program
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import HIDE_NETWORK_PARAMETERS
 from builderd.domain.errors import EngineUnavailable
@@ -34,9 +34,8 @@ class RuntimeCommands:
         """Run a runtime's command; return its exit status and one of its streams, at most 64 KiB."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            ended = await self._launcher.run(
-                argv, env=SHIM_ENV, descriptors={stream: write}, mounts=runtime_mounts(runtime)
-            )
+            program = Program(argv, SHIM_ENV, mounts=runtime_mounts(runtime))
+            ended = await self._launcher.run(program, {stream: write})
             with contextlib.suppress(BlockingIOError):
                 return ended.status, os.read(read, 65536).decode(errors="replace")
             return ended.status, ended.error

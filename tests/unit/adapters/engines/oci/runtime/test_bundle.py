@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from builderd.adapters.engines.oci.runtime.bundle import Container, make_config, make_process
+from builderd.adapters.engines.oci.runtime.bundle import Container, ProcessConfig, make_config, make_process
 
 CONTAINER = Container(
     root="/bundle/root",
@@ -76,4 +76,4 @@ def test_read_only_root_is_in_the_config() -> None:
 
 
 def test_the_environment_keeps_its_values_whole() -> None:
-    assert make_process(["true"], CONTAINER.env, "/", 0, 10)["env"] == ["HOME=/app", "GREETING=a=b"]
+    assert make_process(ProcessConfig(["true"], CONTAINER.env, 0, 10))["env"] == ["HOME=/app", "GREETING=a=b"]

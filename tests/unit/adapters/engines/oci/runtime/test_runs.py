@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
@@ -263,7 +263,7 @@ async def test_sandbox_ended_for_lack_of_a_network_is_stopped(host: Host, frozen
     host.network.is_connected = lambda _: False
     host.heartbeat.beat()
 
-    async def pass_on(argv: Sequence[str], **_: object) -> Ended:
+    async def pass_on(*_: object) -> Ended:
         process.terminate()
         process.wait()
         (host.records.exits / APP).write_text("143")
@@ -328,7 +328,7 @@ async def test_a_sandbox_that_cannot_be_ended_keeps_no_service_from_starting(
     def fail(name: str) -> None:
         raise TimeoutError(name)
 
-    async def say_nothing(argv: Sequence[str], **_: object) -> Ended:
+    async def say_nothing(*_: object) -> Ended:
         return Ended(0)
 
     host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")

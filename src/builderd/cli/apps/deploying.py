@@ -7,7 +7,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import click
 
@@ -57,6 +57,16 @@ def schema(session: Session) -> None:
     session.result(SCHEMA)
 
 
+class DeployFlags(TypedDict):
+    """Flags of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
+
+    fresh: bool
+    only_list: bool
+    yes: bool
+    skip_review: bool
+    skip_qa: bool
+
+
 @command()
 @folder_argument
 @click.option("--name", help="Name of the builder.  [default: of builder.toml, or the folder's]")
@@ -67,15 +77,7 @@ def schema(session: Session) -> None:
 @click.option("--skip-review", is_flag=True, help="Leave the review out (needs the scope skip-gates).")
 @click.option("--skip-qa", is_flag=True, help="Leave QA out (needs the scope skip-gates).")
 def deploy(
-    session: Session,
-    directory: Path,
-    name: str | None,
-    entrypoint: str | None,
-    fresh: bool,
-    only_list: bool,
-    yes: bool,
-    skip_review: bool,
-    skip_qa: bool,
+    session: Session, directory: Path, name: str | None, entrypoint: str | None, **flags: Unpack[DeployFlags]
 ) -> None:
     """Deploy a folder: create a builder, or a new version of the one there is. Prints its URL.
 
@@ -84,14 +86,14 @@ def deploy(
     """
     project = Project.load(directory)
     folder = read_folder(directory, project.settings.get("ignore", ()))
-    if only_list:
+    if flags["only_list"]:
         _list(session, folder)
         return
     options = project.options
-    start = _start(session, project, folder, entrypoint, yes)
+    start = _start(session, project, folder, entrypoint, flags["yes"])
     if start.entrypoint:
         options["entrypoint"] = start.entrypoint
-    options |= {flag: True for flag, given in (("skip_review", skip_review), ("skip_qa", skip_qa)) if given}
+    options |= {gate: True for gate in ("skip_review", "skip_qa") if flags[gate]}
     chosen = name or project.name or project.default_name()
     if not NAME.fullmatch(chosen):
         raise click.UsageError(
@@ -100,7 +102,7 @@ def deploy(
     if _remember(session, project, chosen, start):
         folder = read_folder(directory)
     _tell_sent(session, folder)
-    _Deployment(session, project, folder, chosen, options, fresh).run()
+    _Deployment(session, project, folder, chosen, options, flags["fresh"]).run()
 
 
 class _Deployment:

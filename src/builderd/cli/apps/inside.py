@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
@@ -43,6 +43,15 @@ class Moment(click.ParamType[datetime]):
             self.fail(f"{text!r} is neither a span such as 10m nor a time such as 2026-01-31T12:00:00Z", param, ctx)
 
 
+class LogOptions(TypedDict):
+    """Options of the same names of the client's ``logs``."""
+
+    follow: bool
+    tail: int
+    since: datetime | None
+    stream: str | None
+
+
 @command()
 @named
 @click.option("-f", "--follow", is_flag=True, help="Go on with each new line.")
@@ -50,18 +59,10 @@ class Moment(click.ParamType[datetime]):
 @click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr", "build"]))
 @click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
-def logs(
-    session: Session,
-    name: str | None,
-    follow: bool,
-    tail: int,
-    since: datetime | None,
-    stream: str | None,
-    timestamps: bool,
-) -> None:
+def logs(session: Session, name: str | None, timestamps: bool, **wanted: Unpack[LogOptions]) -> None:
     """Show the log of a builder: of its app, and of the installation of its dependencies."""
     version = None
-    with session.builder(name).logs(follow=follow, tail=tail, since=since, stream=stream) as lines:
+    with session.builder(name).logs(**wanted) as lines:
         for line in lines:
             if version not in {None, line.version} and not session.as_json:
                 click.secho(f"--- version {line.version} ---", dim=True)
@@ -74,6 +75,15 @@ def _line(line: LogLine, timestamps: bool) -> str:
     return time + (click.style(line.text, fg=COLOURS[line.stream]) if line.stream in COLOURS else line.text)
 
 
+class ExecOptions(TypedDict):
+    """Options of ``exec`` that concern the command. ``limit`` in seconds."""
+
+    with_stdin: bool
+    cwd: str | None
+    variables: Sequence[str]
+    limit: int
+
+
 @command(name="exec")
 @click.argument("name")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
@@ -82,16 +92,7 @@ def _line(line: LogLine, timestamps: bool) -> str:
 @click.option("--cwd", help="Where it begins.  [default: /app]")
 @click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Add a variable.")
 @click.option("--limit", type=click.IntRange(1, 600), default=60, show_default=True, help="Seconds until it is killed.")
-def exec_(
-    session: Session,
-    name: str,
-    words: Sequence[str],
-    with_stdin: bool,
-    tty: bool,
-    cwd: str | None,
-    variables: Sequence[str],
-    limit: int,
-) -> None:
+def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **options: Unpack[ExecOptions]) -> None:
     """Run a command beside the app, and exit with its code (124 when it is killed after --limit).
 
     NAME may be . for the builder of this folder. One word is given to the shell as it is: exec app -- 'ls | wc -l'.
@@ -100,15 +101,14 @@ def exec_(
     builder = session.builder(name)
     if tty:
         raise SystemExit(_on_terminal(builder, text))
-    stdin = sys.stdin.read() if with_stdin else ""
-    env = dict(one.split("=", 1) for one in variables if "=" in one)
+    stdin = sys.stdin.read() if options["with_stdin"] else ""
+    env = dict(one.split("=", 1) for one in options["variables"] if "=" in one)
+    on_output = None if session.as_json else _write
+    done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, on_output=on_output)
     if session.as_json:
-        done = builder.exec(text, timeout=limit, stdin=stdin, cwd=cwd, env=env)
         session.result(done)
-    else:
-        done = builder.exec(text, timeout=limit, stdin=stdin, cwd=cwd, env=env, on_output=_write)
-        if done.truncated:
-            session.say("\nThe output was longer: it was cut at the service's limit.")
+    elif done.truncated:
+        session.say("\nThe output was longer: it was cut at the service's limit.")
     if done.exit_code:
         raise SystemExit(done.exit_code)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
@@ -128,6 +128,14 @@ def end(session: Session, name: str, lease: str) -> None:
     session.result({"ended": lease}, f"The lease {lease} has ended.")
 
 
+class EventOptions(TypedDict):
+    """Options of the same names of the client's ``events``."""
+
+    follow: bool
+    since: datetime | None
+    after: int | None
+
+
 @command()
 @named
 @click.option("-f", "--follow", is_flag=True, help="Go on with each as it happens.")
@@ -137,19 +145,11 @@ def end(session: Session, name: str, lease: str) -> None:
 @click.option(
     "-n", "most", type=click.IntRange(1), default=50, show_default=True, help="Without --follow: the last ones."
 )
-def events(
-    session: Session,
-    name: str | None,
-    follow: bool,
-    types: Sequence[str],
-    since: datetime | None,
-    after: int | None,
-    most: int,
-) -> None:
+def events(session: Session, name: str | None, types: Sequence[str], most: int, **wanted: Unpack[EventOptions]) -> None:
     """Show what happened to a builder, or without NAME to all of yours; oldest first."""
     source: Any = session.client if name is None else session.builder(name)
-    with source.events(follow=follow, types=",".join(types) or None, since=since, after=after) as found:
-        shown = found if follow else reversed([one for one, _ in zip(found, range(most), strict=False)])
+    with source.events(types=",".join(types) or None, **wanted) as found:
+        shown = found if wanted["follow"] else reversed([one for one, _ in zip(found, range(most), strict=False)])
         for one in shown:
             reason = f"  {one.reason}" if one.reason else ""
             session.row(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from builderd.client._async.backups import AsyncBuilderBackups
-from builderd.client._async.deployments import AsyncDeployment, OnBegin, OnStage, code_of, files_of, no_stages
+from builderd.client._async.deployments import AsyncDeployment, DeployOptions, OnStage, no_stages, prepare
 from builderd.client._async.files import AsyncFiles
 from builderd.client._async.gates import AsyncQaReports, AsyncReviews
 from builderd.client._async.leases import AsyncHeldLease, AsyncLeases
@@ -19,7 +19,6 @@ from builderd.client._async.streams import AsyncStream, rows
 from builderd.client._async.streams import follow as follow_stream
 from builderd.client._async.terminals import AsyncTerminal, open_terminal
 from builderd.client._async.transport import AsyncTransport, parsed
-from builderd.client._async.uploads import OnProgress
 from builderd.client.errors import NoAnswer, TimedOut, error_of
 from builderd.client.folders import Folder
 from builderd.client.logs import LogCursor
@@ -33,7 +32,7 @@ from builderd.client.models import (
     SshGrant,
     Version,
 )
-from builderd.client.options import FileContent, SettingOptions, VersionOptions
+from builderd.client.options import SettingOptions
 from builderd.client.waiting import async_sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
@@ -149,29 +148,14 @@ class AsyncBuilder:
     async def deploy(
         self,
         path: str | Path | Folder | None = None,
-        *,
-        files: Mapping[str, FileContent] | None = None,
-        upload_id: str | None = None,
-        fresh: bool = False,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
-        on_progress: OnProgress | None = None,
-        on_begin: OnBegin | None = None,
-        **options: Unpack[VersionOptions],
+        **options: Unpack[DeployOptions],
     ) -> AsyncBuilder:
         """Deploy a new version: a folder, ``files``, or a finished upload. The old one serves until the new one does.
 
         Settings that are left out stay. ``fresh`` installs the dependencies again.
         """
-        body: dict[str, Any] = {**options}
-        if path is not None:
-            body |= await code_of(self._transport, path, on_progress)
-        elif files is not None:
-            body["files"] = files_of(files)
-        elif upload_id is not None:
-            body["source"] = {"upload_id": upload_id}
-        call = AsyncDeployment(self._transport, idempotency_key, on_stage, on_begin)
-        params = {"fresh": True} if fresh else {}
+        call, body = await prepare(self._transport, path, options)
+        params = {"fresh": True} if body.pop("fresh", False) else {}
         return self._with(await call.run("PUT", f"/builders/{self.uuid}", body, params))
 
     async def update(

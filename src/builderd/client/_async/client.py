@@ -16,14 +16,13 @@ from builderd import __version__
 from builderd.client._async.account import AsyncCredentials, AsyncSpendings, AsyncTokens, AsyncWebhooks
 from builderd.client._async.builder import AsyncBuilder, events_of
 from builderd.client._async.builders import AsyncBackups, AsyncBuilders
-from builderd.client._async.deployments import OnBegin, OnStage, no_stages
+from builderd.client._async.deployments import CreateOptions, DeployOptions, FolderOptions
 from builderd.client._async.streams import AsyncStream
 from builderd.client._async.transport import AsyncTransport, connect
-from builderd.client._async.uploads import AsyncUploads, OnProgress
+from builderd.client._async.uploads import AsyncUploads
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
-from builderd.client.options import BuilderOptions, VersionOptions
 
 MAX_RETRIES = 2
 
@@ -115,12 +114,7 @@ class AsyncBuilderd:
         self,
         path: str | Path | Folder,
         name: str,
-        *,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
-        on_progress: OnProgress | None = None,
-        on_begin: OnBegin | None = None,
-        **options: Unpack[BuilderOptions],
+        **options: Unpack[FolderOptions],
     ) -> AsyncBuilder:
         """Deploy a folder: create the builder, or deploy a new version of the one with this name.
 
@@ -130,25 +124,10 @@ class AsyncBuilderd:
         try:
             builder = await self.builders.get(name)
         except NotFound:
-            return await self.builders.create(
-                name,
-                path,
-                idempotency_key=idempotency_key,
-                on_stage=on_stage,
-                on_progress=on_progress,
-                on_begin=on_begin,
-                **options,
-            )
+            return await self.builders.create(name, path, **cast("CreateOptions", options))
         # Given once, when the builder is created.
         options.pop("job_type", None)
-        return await builder.deploy(
-            path,
-            idempotency_key=idempotency_key,
-            on_stage=on_stage,
-            on_progress=on_progress,
-            on_begin=on_begin,
-            **cast("VersionOptions", options),
-        )
+        return await builder.deploy(path, **cast("DeployOptions", options))
 
     def events(
         self,

@@ -56,25 +56,23 @@ class AsyncTransport:
         path: str,
         *,
         waits: bool = False,
-        key: str | None = None,
         repeatable: bool | None = None,
-        once: bool = False,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> httpx2.Response:
         """Send a call until it is answered; raise the SDK's errors.
 
-        ``waits``: the service answers at the end of long work, which has limits of its own. ``key`` is the
-        ``Idempotency-Key``, with which any call is ``repeatable``. ``once``: the body can be read only once.
+        ``waits``: the service answers at the end of long work, which has limits of its own. ``repeatable``: the call
+        may be sent again after a broken connection; False: never again, since its body can be read only once; None: by
+        its method, or since its headers have an ``Idempotency-Key``.
         """
-        sent = {**(headers or {}), **({"Idempotency-Key": key} if key else {})}
-        safe = (method in IDEMPOTENT or key is not None) if repeatable is None else repeatable
-        retries = 0 if once else self.max_retries
+        safe = (method in IDEMPOTENT or "Idempotency-Key" in (headers or {})) if repeatable is None else repeatable
+        retries = 0 if repeatable is False else self.max_retries
         for attempt in range(retries + 1):
             try:
                 response = await self.http.request(
-                    method, _path(path), headers=sent, params=given(params), timeout=self._timeout(waits), **options
+                    method, _path(path), headers=headers, params=given(params), timeout=self._timeout(waits), **options
                 )
             except httpx2.TransportError as broken:
                 if attempt == retries or not repeats_failure(broken, repeatable=safe):

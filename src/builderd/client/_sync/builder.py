@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from builderd.client._sync.backups import BuilderBackups
-from builderd.client._sync.deployments import Deployment, OnBegin, OnStage, code_of, files_of, no_stages
+from builderd.client._sync.deployments import Deployment, DeployOptions, OnStage, no_stages, prepare
 from builderd.client._sync.files import Files
 from builderd.client._sync.gates import QaReports, Reviews
 from builderd.client._sync.leases import HeldLease, Leases
@@ -19,7 +19,6 @@ from builderd.client._sync.streams import Stream, rows
 from builderd.client._sync.streams import follow as follow_stream
 from builderd.client._sync.terminals import Terminal, open_terminal
 from builderd.client._sync.transport import Transport, parsed
-from builderd.client._sync.uploads import OnProgress
 from builderd.client.errors import NoAnswer, TimedOut, error_of
 from builderd.client.folders import Folder
 from builderd.client.logs import LogCursor
@@ -33,7 +32,7 @@ from builderd.client.models import (
     SshGrant,
     Version,
 )
-from builderd.client.options import FileContent, SettingOptions, VersionOptions
+from builderd.client.options import SettingOptions
 from builderd.client.waiting import sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
@@ -145,29 +144,14 @@ class Builder:
     def deploy(
         self,
         path: str | Path | Folder | None = None,
-        *,
-        files: Mapping[str, FileContent] | None = None,
-        upload_id: str | None = None,
-        fresh: bool = False,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
-        on_progress: OnProgress | None = None,
-        on_begin: OnBegin | None = None,
-        **options: Unpack[VersionOptions],
+        **options: Unpack[DeployOptions],
     ) -> Builder:
         """Deploy a new version: a folder, ``files``, or a finished upload. The old one serves until the new one does.
 
         Settings that are left out stay. ``fresh`` installs the dependencies again.
         """
-        body: dict[str, Any] = {**options}
-        if path is not None:
-            body |= code_of(self._transport, path, on_progress)
-        elif files is not None:
-            body["files"] = files_of(files)
-        elif upload_id is not None:
-            body["source"] = {"upload_id": upload_id}
-        call = Deployment(self._transport, idempotency_key, on_stage, on_begin)
-        params = {"fresh": True} if fresh else {}
+        call, body = prepare(self._transport, path, options)
+        params = {"fresh": True} if body.pop("fresh", False) else {}
         return self._with(call.run("PUT", f"/builders/{self.uuid}", body, params))
 
     def update(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from builderd.client._sync.builder import Builder
-from builderd.client._sync.deployments import Deployment, OnBegin, OnStage, code_of, files_of, no_stages
+from builderd.client._sync.deployments import CreateOptions, prepare
 from builderd.client._sync.pages import Pages, reader
 from builderd.client._sync.transport import Transport, parsed
-from builderd.client._sync.uploads import OnProgress
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Backup, BuilderState
-from builderd.client.options import BuilderOptions, FileContent
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -30,29 +27,15 @@ class Builders:
         self,
         name: str,
         path: str | Path | Folder | None = None,
-        *,
-        files: Mapping[str, FileContent] | None = None,
-        upload_id: str | None = None,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
-        on_progress: OnProgress | None = None,
-        on_begin: OnBegin | None = None,
-        **options: Unpack[BuilderOptions],
+        **options: Unpack[CreateOptions],
     ) -> Builder:
         """Create a builder from a folder, ``files`` or a finished upload, and wait until it is up.
 
         A lost answer is asked for again with the same key: there is never a second builder. Raises ``ReviewFailed``,
         ``InstallFailed``, ``StartFailed`` or ``QaFailed`` when a stage fails; the builder is kept as failed.
         """
-        body: dict[str, Any] = {"name": name, **options, "files": files_of(files or {})}
-        if path is not None:
-            del body["files"]
-            body |= code_of(self._transport, path, on_progress)
-        elif upload_id is not None:
-            del body["files"]
-            body["source"] = {"upload_id": upload_id}
-        call = Deployment(self._transport, idempotency_key, on_stage, on_begin)
-        return Builder(self._transport, call.run("POST", "/builders", body))
+        call, body = prepare(self._transport, path, {**options, "files": options.get("files") or {}})
+        return Builder(self._transport, call.run("POST", "/builders", {"name": name, **body}))
 
     def get(self, name: str) -> Builder:
         """Return the builder with this name or uuid. Raises ``NotFound``."""

@@ -16,14 +16,13 @@ from builderd import __version__
 from builderd.client._sync.account import Credentials, Spendings, Tokens, Webhooks
 from builderd.client._sync.builder import Builder, events_of
 from builderd.client._sync.builders import Backups, Builders
-from builderd.client._sync.deployments import OnBegin, OnStage, no_stages
+from builderd.client._sync.deployments import CreateOptions, DeployOptions, FolderOptions
 from builderd.client._sync.streams import Stream
 from builderd.client._sync.transport import Transport, connect
-from builderd.client._sync.uploads import OnProgress, Uploads
+from builderd.client._sync.uploads import Uploads
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
-from builderd.client.options import BuilderOptions, VersionOptions
 
 MAX_RETRIES = 2
 
@@ -115,12 +114,7 @@ class Builderd:
         self,
         path: str | Path | Folder,
         name: str,
-        *,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
-        on_progress: OnProgress | None = None,
-        on_begin: OnBegin | None = None,
-        **options: Unpack[BuilderOptions],
+        **options: Unpack[FolderOptions],
     ) -> Builder:
         """Deploy a folder: create the builder, or deploy a new version of the one with this name.
 
@@ -130,25 +124,10 @@ class Builderd:
         try:
             builder = self.builders.get(name)
         except NotFound:
-            return self.builders.create(
-                name,
-                path,
-                idempotency_key=idempotency_key,
-                on_stage=on_stage,
-                on_progress=on_progress,
-                on_begin=on_begin,
-                **options,
-            )
+            return self.builders.create(name, path, **cast("CreateOptions", options))
         # Given once, when the builder is created.
         options.pop("job_type", None)
-        return builder.deploy(
-            path,
-            idempotency_key=idempotency_key,
-            on_stage=on_stage,
-            on_progress=on_progress,
-            on_begin=on_begin,
-            **cast("VersionOptions", options),
-        )
+        return builder.deploy(path, **cast("DeployOptions", options))
 
     def events(
         self,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from builderd.client._sync.transport import STREAM_SECONDS, Transport, parsed
 from builderd.client._sync.uploads import OnProgress, Uploads
@@ -21,7 +21,7 @@ from builderd.client.errors import (
 )
 from builderd.client.folders import Folder, encoded, read_folder
 from builderd.client.models import BuilderState, Qa, Stage
-from builderd.client.options import FileContent
+from builderd.client.options import BuilderOptions, FileContent, VersionOptions
 from builderd.client.retries import is_going_on, new_key, repeats_error, wait_before
 from builderd.client.waiting import at_once, sleep
 
@@ -31,6 +31,40 @@ OnStage = Callable[[Stage], None]
 OnBegin = Callable[[str], None]
 
 TAIL_LINES = 20
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of a call that deploys a folder.
+
+    Calls with one ``idempotency_key`` make one deployment. ``on_stage`` gets each stage at its end, ``on_begin`` the
+    builder's path once the service has begun, ``on_progress`` the bytes that were uploaded and their total.
+    """
+
+    idempotency_key: str | None
+    on_stage: OnStage
+    on_progress: OnProgress | None
+    on_begin: OnBegin | None
+
+
+class CodeOptions(CallOptions, total=False):
+    """Code in place of a folder: ``files`` by path, or a finished upload."""
+
+    files: Mapping[str, FileContent] | None
+    upload_id: str | None
+
+
+class FolderOptions(BuilderOptions, CallOptions, total=False):
+    """Options of ``client.deploy``."""
+
+
+class CreateOptions(BuilderOptions, CodeOptions, total=False):
+    """Options of ``builders.create``."""
+
+
+class DeployOptions(VersionOptions, CodeOptions, total=False):
+    """Options of ``builder.deploy``. ``fresh`` installs the dependencies again."""
+
+    fresh: bool
 
 
 def no_stages(_: Stage) -> None:
@@ -119,6 +153,22 @@ class Deployment:
     def _check_deadline(self, error: BuilderdError | None) -> None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise TimedOut(f"no outcome within {self._transport.timeout:g} s; the service goes on with it") from error
+
+
+def prepare(
+    transport: Transport, path: str | Path | Folder | None, options: Mapping[str, Any]
+) -> tuple[Deployment, dict[str, Any]]:
+    """Return a call that deploys, and its body: settings, and the code of a folder, an upload or ``files``."""
+    given = {name: options.get(name) for name in CodeOptions.__annotations__}
+    body = {name: value for name, value in options.items() if name not in given}
+    if path is not None:
+        body |= code_of(transport, path, given["on_progress"])
+    elif given["upload_id"] is not None:
+        body["source"] = {"upload_id": given["upload_id"]}
+    elif given["files"] is not None:
+        body["files"] = files_of(given["files"])
+    call = Deployment(transport, given["idempotency_key"], given["on_stage"] or no_stages, given["on_begin"])
+    return call, body
 
 
 def explained(transport: Transport, error: BuilderdError) -> BuilderdError:

@@ -43,7 +43,7 @@ class Files:
             content=body if isinstance(body, bytes) else _pieces(body),
             params={"executable": executable},
             waits=True,
-            once=not isinstance(body, bytes),
+            repeatable=isinstance(body, bytes),
         )
 
     def delete(self, path: str, *, recursive: bool = False) -> None:

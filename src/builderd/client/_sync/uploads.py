@@ -78,7 +78,7 @@ class Uploads:
             content=_pieces(archive, size, on_progress),
             headers={"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"},
             waits=True,
-            once=True,
+            repeatable=False,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mcp_types import CallToolResult
@@ -91,7 +92,7 @@ async def deploy_code(
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
-        state = await _send(call, "POST", "/builders", body, idempotency_key, wait=wait)
+        state = await _send(call, _Request("POST", "/builders", body), idempotency_key, wait=wait)
     except NameTaken as taken:
         return await _same_deployment(call, taken, files or {}, wait=wait)
     return _deployed(state)
@@ -132,9 +133,8 @@ async def redeploy(
         visibility=visibility,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
-    path = f"/builders/{builder.uuid}"
-    state = await _send(call, "PUT", path, body, idempotency_key, wait=wait, params={"fresh": True} if fresh else {})
-    return _deployed(state)
+    sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})
+    return _deployed(await _send(call, sent, idempotency_key, wait=wait))
 
 
 async def rollback_deployment(
@@ -177,22 +177,24 @@ async def get_deployment(call: Call, deployment: Name) -> Annotated[CallToolResu
     return result(text, shown, quoted=reason) if "<app-data" in reason else result(f"{text} {reason}", shown)
 
 
-async def _send(
-    call: Call,
-    method: str,
-    path: str,
-    body: Mapping[str, Any],
-    key: str | None,
-    *,
-    wait: bool,
-    params: Mapping[str, Any] | None = None,
-) -> BuilderState:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """Operation of the API that deploys."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def _send(call: Call, sent: _Request, key: str | None, *, wait: bool) -> BuilderState:
     """Send a call that deploys, with progress; unless ``wait``, return what it has begun."""
     if wait:
         async with call.progress("the deployment") as progress:
-            return await AsyncDeployment(call.client._transport, key, progress.stage).run(method, path, body, params)
+            deployment = AsyncDeployment(call.client._transport, key, progress.stage)
+            return await deployment.run(sent.method, sent.path, sent.body, sent.params)
     headers = {**AT_ONCE, **({"Idempotency-Key": key} if key else {})}
-    answer = await call.client.request(method, path, json=body, params=params, headers=headers)
+    answer = await call.client.request(sent.method, sent.path, json=sent.body, params=sent.params, headers=headers)
     return BuilderState.model_validate(answer.json()["data"])
 
 

@@ -1,0 +1,148 @@
+"""Builders and their versions: state, costs, backups."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from builderd.client.models.base import Model
+
+
+class Stage(Model):
+    """Stage of a deployment that has ended: ``review``, ``install``, ``start`` or ``qa``."""
+
+    stage: str
+    seconds: float
+    ok: bool
+
+
+class Cost(Model):
+    """Costs so far. ``hourly_rate`` while it runs, with 4 digits; ``runtime_hours``; ``cost`` with 2 digits."""
+
+    currency: str
+    hourly_rate: float
+    runtime_hours: float
+    cost: float
+
+
+class Resources(Model):
+    """Resources: vCPU, and GB (2^30 bytes) of memory and disk."""
+
+    cpu: float
+    memory: float
+    disk: float
+
+
+class BuilderState(Model):
+    """A builder with its current version.
+
+    ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
+    ``needs_restart``: it runs with credentials that were changed since it started.
+    ``last_backup_error`` is null unless the last backup failed.
+    ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
+    """
+
+    uuid: str
+    name: str
+    status: str
+    preview_url: str
+    service_token: str
+    entrypoint: str
+    port: int
+    job_type: str
+    env: dict[str, str]
+    resources: Resources
+    visibility: str
+    auto_stop_interval: int
+    backup_interval_hours: int
+    credentials: list[str]
+    needs_restart: bool
+    isolation: str
+    require_qa: bool
+    install_scripts: bool
+    review_passed: bool | None = None
+    qa_passed: bool | None = None
+    status_reason: str
+    version: int
+    exit_code: int | None = None
+    cost: Cost
+    created_at: datetime
+    updated_at: datetime
+    last_active_at: datetime | None = None
+    last_backup_at: datetime | None = None
+    last_backup_error: str | None = None
+
+
+class Version(Model):
+    """Version of a builder with its settings.
+
+    ``status``: ``pending`` while it is reviewed, installed and started or waits for the next start, ``deployed`` once
+    it was up, ``failed`` with its ``status_reason`` and the ``failure_code`` that its call was answered with.
+    ``current`` is the one that serves or starts next. ``bundle`` is the sha256 of its files.
+    """
+
+    version: int
+    status: str
+    status_reason: str
+    failure_code: str | None = None
+    current: bool
+    rolled_back_to: int | None = None
+    bundle: str
+    entrypoint: str
+    port: int
+    env: dict[str, str]
+    resources: Resources
+    isolation: str
+    credentials: list[str]
+    skip_review: bool
+    skip_qa: bool
+    require_qa: bool
+    install_scripts: bool
+    review_passed: bool | None = None
+    qa_passed: bool | None = None
+    created_by: str
+    created_at: datetime
+
+
+class Backup(Model):
+    """Backup of a builder's files at ``created_at``, when it had ``version``.
+
+    ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository; both 0 until it is ``done``.
+    ``error`` says why it failed, ``fault`` is the damage that the last drill found.
+    """
+
+    id: str
+    builder: str
+    builder_name: str
+    kind: str
+    status: str
+    version: int
+    created_at: datetime
+    finished_at: datetime | None = None
+    files: int
+    size_bytes: int
+    added_bytes: int
+    error: str
+    last_verified_at: datetime | None = None
+    fault: str
+    expires_at: datetime | None = None
+
+
+class SshGrant(Model):
+    """SSH token with its command.
+
+    ``token`` is the user name and shown only once. ``known_hosts`` is a line that trusts the gateway.
+    """
+
+    ssh_command: str
+    token: str
+    expires_at: datetime
+    host: str
+    port: int
+    fingerprint: str
+    known_hosts: str
+
+
+class SshEnded(Model):
+    """Builder whose SSH tokens were all revoked."""
+
+    uuid: str

@@ -1,0 +1,123 @@
+"""Output, usage and events of a builder, and what is done beside its app."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from builderd.client.models.base import Model
+
+
+class LogLine(Model):
+    """Log line with the version that wrote it."""
+
+    time: datetime
+    stream: str
+    version: int
+    text: str
+
+
+class Answers(Model):
+    """Responses to visitors by the class of their status."""
+
+    ok: float = Field(alias="2xx")
+    redirected: float = Field(alias="3xx")
+    refused: float = Field(alias="4xx")
+    failed: float = Field(alias="5xx")
+
+
+class Present(Model):
+    """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
+
+    time: datetime
+    seconds: float
+    cpu: float | None = None
+    cpu_limit: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    disk_bytes: int
+    disk_limit_bytes: int
+    processes: int
+    network_in_bytes_per_second: float | None = None
+    network_out_bytes_per_second: float | None = None
+    requests_per_second: float | None = None
+    open_connections: int
+    answers: Answers | None = None
+
+
+class Step(Model):
+    """Usage in one step from ``time`` on. ``seconds`` of it were sampled; 0: the builder did not run.
+
+    ``cpu`` and ``memory_bytes`` are averages, ``…_most_bytes`` the highest, all others add up.
+    """
+
+    time: datetime
+    seconds: float
+    cpu: float | None = None
+    memory_bytes: int | None = None
+    memory_most_bytes: int | None = None
+    disk_most_bytes: int | None = None
+    network_in_bytes: int
+    network_out_bytes: int
+    requests: int
+    requests_per_second: float | None = None
+    answers: Answers
+
+
+class Metrics(Model):
+    """Metrics of a builder. ``now`` is null while it does not run. The last step is incomplete."""
+
+    now: Present | None = None
+    step_seconds: int
+    steps: list[Step]
+
+
+class Event(Model):
+    """Event. ``id`` grows with time within a tenant. ``builder`` is null for the tenant's own.
+
+    ``actor`` is ``token <name>`` or ``system``; ``reason`` is for people, ``details`` for machines.
+    """
+
+    id: int
+    time: datetime
+    type: str
+    builder: str | None = None
+    actor: str
+    reason: str
+    details: dict[str, Any]
+
+
+class Execution(Model):
+    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``."""
+
+    exit_code: int
+    output: str
+    truncated: bool
+
+
+class Lease(Model):
+    """Lease of a builder. ``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
+
+    id: str
+    reason: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class FileEntry(Model):
+    """Entry of a folder.
+
+    ``size`` in bytes, ``mode`` the permissions in octal, ``target`` what a link points to (links are not followed).
+
+    Bytes of a name that are not UTF-8 are shown as U+FFFD; such a file cannot be named in a path.
+    """
+
+    name: str
+    type: str
+    size: int
+    mode: str
+    mtime: datetime
+    target: str | None = None

@@ -30,8 +30,11 @@ class Session:
     last_used_at: datetime
 
     def is_valid(self, now: datetime) -> bool:
-        """Return True if the session is neither idle for too long nor too old."""
-        return now < min(self.last_used_at + IDLE, self.created_at + MAX_AGE)
+        """Return True if the session is neither idle for too long nor too old, nor from a time that has not come.
+
+        The wall clock may have been set back since its last use.
+        """
+        return now < min(self.last_used_at + IDLE, self.created_at + MAX_AGE) and self.last_used_at < now + IDLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,16 @@ class Clock(Protocol):
     def now(self) -> datetime:
         """The time in UTC, timezone-aware, with microseconds. Never earlier than it was."""
 
+    def calendar(self) -> datetime:
+        """The wall clock's time in UTC, at most ``now``; goes back when it is set back. For dates that users set."""
+
+    def deletable(self) -> datetime:
+        """Data that expired before this time may be deleted.
+
+        ``calendar``, without the steps forward of more than an hour that it made within the last day: an operator has
+        a day to correct a wrong clock before it deletes data.
+        """
+
     def passed(self) -> float:
         """Seconds of a count that is never set, and is paused with a machine that sleeps: for limits of a wait."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from builderd.domain.backups import (
@@ -34,6 +34,8 @@ from builderd.services.builders import Caller
 
 #: How long to trust that a change of this process is signalled before looking again, in seconds.
 LOOK_INTERVAL = 0.5
+#: Expiry of a backup that a caller removed: in the past by every clock, also by one that was set back.
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _NONE = "There is no backup of this id: list yours with GET /api/v1/backups."
 
 
@@ -85,7 +87,7 @@ def delete_builder(
 ) -> Builder:
     """Delete the builder. Unless ``purge``, its backups are kept for a while, and a last one is taken if it had any."""
     wanted = builders.delete(uow, application, caller, builder_id, now)
-    _expire_all(uow, wanted.id, now if purge else now + application.backup_rules.keep_deleted)
+    _expire_all(uow, wanted.id, LONG_AGO if purge else now + application.backup_rules.keep_deleted)
     if not purge or not wanted.backup_interval_hours:
         return wanted
     purged = replace(wanted, backup_interval_hours=0)
@@ -179,7 +181,7 @@ def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
         raise InvalidState("The backup is being taken: wait until it is done.")
     if any(one.backup_id == backup.id for one in uow.restores.open_of(backup.builder_id)):
         raise InvalidState("The backup is being restored: wait until that is done.")
-    uow.backups.save(replace(backup, expires_at=now))
+    uow.backups.save(replace(backup, expires_at=LONG_AGO))
 
 
 # Restore

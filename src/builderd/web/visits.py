@@ -75,7 +75,7 @@ class Visit:
 
     async def is_good_still(self) -> bool:
         """Return whether the session is still valid, for answers that take a long time."""
-        now = self.application.clock.now()
+        now = self.application.clock.calendar()
         return await self.read(lambda uow: sessions.is_good_still(uow, self.session, now))
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
@@ -178,7 +178,7 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     secret = session_secret(application, connection)
     if secret is None:
         raise Unauthenticated("Sign in first.")
-    now = application.clock.now()
+    now = application.clock.calendar()
     try:
         session, token, tenant = await application.store.read(lambda uow: _find(uow, secret, now))
     except Unauthenticated:
@@ -190,7 +190,7 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     recognise(connection, token.tenant_id)
     if sessions.needs_touch(session, now):
         await application.store.write(lambda uow: sessions.touch(uow, session, now))
-    return session, token, tenant, now
+    return session, token, tenant, application.clock.now()
 
 
 def _find(uow: UnitOfWork, secret: str, now: datetime) -> tuple[Session, Token, str]:

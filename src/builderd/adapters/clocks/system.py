@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,8 @@ STEP_TOLERANCE = 20_000_000
 ATTEMPTS = 3
 #: Seconds between two saves: after a restart of the machine the time is never earlier than the last one.
 SAVE_INTERVAL = 10.0
+#: Nanoseconds. A longer step forward, also one over a restart of the machine, deletes nothing for ``HOLD``.
+HELD_STEP, HOLD = 3_600 * 10**9, 24 * 3_600 * 10**9
 
 
 class ClockReading(NamedTuple):
@@ -69,6 +71,8 @@ class _State:
     ahead_before: int
     #: (since, until) of skips that are not settled.
     skips: list[tuple[int, int]]
+    #: (until, size): steps forward by which ``deletable`` lags until then.
+    held: list[tuple[int, int]] = field(default_factory=list)
 
 
 class SystemClock:
@@ -89,6 +93,19 @@ class SystemClock:
 
     def now(self) -> datetime:
         return _time(self._now())
+
+    def calendar(self) -> datetime:
+        now = self._now()
+        with self._lock:
+            return _time(self._calendar(now))
+
+    def deletable(self) -> datetime:
+        now = self._now()
+        with self._lock:
+            return _time(self._calendar(now) - sum(size for until, size in self._state.held if until > now))
+
+    def _calendar(self, now: int) -> int:
+        return min(now, now - self._state.shown + self._state.wall)
 
     def passed(self) -> float:
         return time.monotonic()
@@ -159,7 +176,9 @@ class SystemClock:
             return saved
         # Never earlier than before the restart, even if the machine came up with an older time.
         shown = max(reading.wall, saved.last) - reading.since_boot
-        return _State(reading.boot, wall, shown, saved.last, saved.shown - saved.wall, saved.skips)
+        begun = _State(reading.boot, wall, shown, saved.last, saved.shown - saved.wall, saved.skips, saved.held)
+        _hold(begun, saved.last, reading.since_boot + shown)
+        return begun
 
     def _load(self) -> _State | None:
         try:
@@ -168,6 +187,7 @@ class SystemClock:
             return None
         if saved is not None:
             saved.skips = [(since, until) for since, until in saved.skips]
+            saved.held = [(until, size) for until, size in saved.held]
         return saved
 
     def _now(self) -> int:
@@ -189,7 +209,16 @@ class SystemClock:
         state.wall = wall
         if wall > state.shown:
             state.skips.append((since_boot + state.shown, since_boot + wall))
+            _hold(state, since_boot + state.shown, since_boot + wall)
             state.shown = wall
+
+
+def _hold(state: _State, before: int, after: int) -> None:
+    """Note a step forward from ``before`` to ``after`` if it is long, and drop those whose day has passed."""
+    step = after - before
+    state.held = [(until + step, size) for until, size in state.held if until > before]
+    if step > HELD_STEP:
+        state.held.append((after + HOLD, step))
 
 
 def _time(nanoseconds: int) -> datetime:

@@ -8,6 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from builderd.ports.clock import Skip
 
+#: Seconds, as of the system's clock.
+HELD_STEP, HOLD = 3600, 86_400
+
 
 class FakeClock:
     """Clock that only ``move`` and ``sleep`` advance. ``sleep`` takes no real time and lets other tasks run."""
@@ -15,10 +18,18 @@ class FakeClock:
     def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
         self._skips: list[Skip] = []
+        self._held: list[tuple[float, timedelta]] = []
+        self._set_back = timedelta()
         self._passed = 0.0
 
     def now(self) -> datetime:
         return self._now
+
+    def calendar(self) -> datetime:
+        return self._now - self._set_back
+
+    def deletable(self) -> datetime:
+        return self.calendar() - sum((size for until, size in self._held if until > self._passed), timedelta())
 
     def passed(self) -> float:
         return self._passed
@@ -37,7 +48,13 @@ class FakeClock:
         """Set the clock forward by ``seconds``, as a changed system time: no time passes."""
         since = self._now
         self._now += timedelta(seconds=seconds)
+        if seconds > HELD_STEP:
+            self._held.append((self._passed + HOLD, timedelta(seconds=seconds)))
         self._skips.append(Skip(since, self._now))
+
+    def set_back(self, seconds: float) -> None:
+        """Set the wall clock back; ``now`` stays."""
+        self._set_back += timedelta(seconds=seconds)
 
     def move(self, seconds: float) -> None:
         """Let ``seconds`` pass."""

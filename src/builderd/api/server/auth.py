@@ -91,7 +91,7 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
     Raises ``Unauthenticated`` and ``RateLimited``.
     """
     application: Application = request.app.state.application
-    now = application.clock.now()
+    now = application.clock.calendar()
     token = await recognize(
         request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
     )
@@ -105,7 +105,7 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
 async def is_good_still(application: Application, identity: Identity) -> bool:
     """Return whether a token that was valid is still valid, for answers that take a long time."""
-    now = application.clock.now()
+    now = application.clock.calendar()
     return await application.store.read(lambda uow: tokens.is_good_still(uow, identity.token, now))
 
 

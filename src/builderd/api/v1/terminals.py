@@ -129,7 +129,7 @@ async def _guard(application: Application, websocket: WebSocket) -> None:
     secret = _secret(websocket)
     while True:
         await asyncio.sleep(GUARD_SECONDS)
-        now = application.clock.now()
+        now = application.clock.calendar()
         await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))  # noqa: B023
 
 

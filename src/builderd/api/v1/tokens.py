@@ -42,7 +42,7 @@ async def create_token(application: TheApplication, identity: Administrator, bod
 
     The secret is shown this once. Needs the scope `admin`.
     """
-    now, new = application.clock.now(), body.value
+    now, new = application.clock.calendar(), body.value
     token, secret = await application.store.write(
         lambda uow: tokens.derive(uow, identity.token, new.name, now, scopes=new.scopes, expires_at=new.expires_at)
     )
@@ -90,7 +90,7 @@ async def revoke_token(
 
     Needs the scope `admin`.
     """
-    now = application.clock.now()
+    now = application.clock.calendar()
     tenant_id = identity.token.tenant_id
     token = await application.store.write(lambda uow: tokens.revoke_own(uow, tenant_id, TokenId(token_id.lower()), now))
     data = _shown(token, identity.token)

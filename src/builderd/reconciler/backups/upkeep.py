@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 async def clean_up(context: BackupContext) -> None:
     """Remove expired backups, repository by repository; skip unreachable ones until the next call."""
-    now = context.app.clock.now()
+    now = context.app.clock.deletable()
     await context.app.store.write(lambda uow: _expire(uow, context, now))
     over: defaultdict[TenantId, list[Backup]] = defaultdict(list)
     for backup in await context.app.store.read(lambda uow: uow.backups.expired(now)):

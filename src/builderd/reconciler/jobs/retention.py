@@ -63,7 +63,7 @@ class RetentionJob:
                 await self.free_space()
         except BuilderdError as error:
             log.warning("layer collection failed, retrying in the next round error=%s", error.message)
-        await self._expire_records(self._app.clock.now())
+        await self._expire_records(self._app.clock.deletable())
 
     async def free_space(self) -> None:
         """Remove at once everything that is kept only for a possible reuse."""

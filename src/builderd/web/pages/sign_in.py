@@ -78,7 +78,7 @@ async def sign_in(request: Request) -> Response:
 async def show_link(request: Request) -> Response:
     """Show the button that spends a one-time link. Looking at it, as a preview of the link does, spends nothing."""
     application: Application = request.app.state.application
-    code, now = request.path_params["code"], application.clock.now()
+    code, now = request.path_params["code"], application.clock.calendar()
 
     def look(uow: UnitOfWork) -> str:
         token = uow.tokens.get(sessions.find_link(uow, code, now).token_id)
@@ -125,7 +125,7 @@ Begin = Callable[[UnitOfWork, tuple[str, object]], tuple[Session, str]]
 async def _begin(request: Request, secret: str, target: str, begin: Callable[..., tuple[Session, str]]) -> Response:
     """Begin the session and set its cookie. Raises ``Unauthenticated``, and ``RateLimited`` for too many guesses."""
     application: Application = request.app.state.application
-    now, client = application.clock.now(), client_of(request)
+    now, client = application.clock.calendar(), client_of(request)
     try:
         _, session_secret = await application.store.write(lambda uow: begin(uow, (client, now)))
     except Unauthenticated:

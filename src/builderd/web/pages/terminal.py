@@ -112,7 +112,7 @@ async def _guard(application: Application, session: Session) -> None:
     """Raise ``Unauthenticated`` once the session has ended."""
     while True:
         await asyncio.sleep(GUARD_SECONDS)
-        now = application.clock.now()
+        now = application.clock.calendar()
         if not await application.store.read(lambda uow: sessions.is_good_still(uow, session, now)):  # noqa: B023
             raise Unauthenticated("The session is over.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from builderd.linux import atomic_files
 from builderd.ports.clock import Clock, Skip
 
 SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -232,3 +234,74 @@ def test_pause_between_clock_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(time, "time_ns", time_ns)
     read = read_clocks()
     assert read.wall - read.since_boot == machine.wall - machine.since_boot
+
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+def test_nothing_may_be_deleted_by_a_step_forward_for_a_day(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    machine.set(400 * DAY.total_seconds())
+    assert clock.deletable() == START
+    machine.live(60)
+    assert clock.deletable() == START + MINUTE
+    assert SystemClock(memory, machine).deletable() == START + MINUTE
+    machine.live(DAY.total_seconds() - 61)
+    assert clock.deletable() == START + DAY - SECOND
+    machine.live(1)
+    assert clock.deletable() == clock.now() == START + 401 * DAY
+
+
+def test_a_step_forward_that_was_set_back_deletes_nothing_ever(machine: Machine, tmp_path: Path) -> None:
+    clock = SystemClock(tmp_path / "clock.json", machine)
+    machine.set(400 * DAY.total_seconds())
+    clock.now()
+    machine.set(-400 * DAY.total_seconds())
+    assert clock.calendar() == START
+    assert clock.deletable() < START
+    machine.live(2 * DAY.total_seconds())
+    assert clock.deletable() == clock.calendar() == START + 2 * DAY
+    assert clock.now() == START + 402 * DAY
+    machine.restart(60)
+    again = SystemClock(tmp_path / "clock.json", machine)
+    assert again.calendar() == START + 2 * DAY + MINUTE
+    assert again.deletable() <= again.calendar()
+
+
+def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Machine, tmp_path: Path) -> None:
+    """It cannot tell a long night from a battery that lost the time."""
+    memory = tmp_path / "clock.json"
+    SystemClock(memory, machine)
+    machine.restart(10 * DAY.total_seconds())
+    clock = SystemClock(memory, machine)
+    assert clock.deletable() < START + HOUR
+    machine.live(DAY.total_seconds() + 1)
+    assert clock.deletable() == clock.now()
+
+
+def test_several_steps_are_each_held_for_their_own_day(machine: Machine) -> None:
+    clock = SystemClock(read=machine)
+    machine.set(10 * HOUR.total_seconds())
+    clock.now()
+    machine.live(12 * HOUR.total_seconds())
+    machine.set(20 * HOUR.total_seconds())
+    clock.now()
+    machine.live(13 * HOUR.total_seconds())
+    assert clock.now() - clock.deletable() == 20 * HOUR
+
+
+def test_short_steps_hold_nothing(machine: Machine) -> None:
+    clock = SystemClock(read=machine)
+    machine.set(HOUR.total_seconds())
+    assert clock.deletable() == clock.now()
+
+
+def test_the_state_of_the_version_before_is_read(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    SystemClock(memory, machine)
+    state = json.loads(memory.read_text())
+    del state["held"]
+    memory.write_text(json.dumps(state))
+    machine.set(-100)
+    assert SystemClock(memory, machine).now() == START

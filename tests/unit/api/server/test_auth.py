@@ -8,6 +8,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
+from builderd.adapters.clocks.system import ClockReading, read_clocks
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
 from builderd.services import tokens
@@ -66,6 +67,25 @@ async def test_a_token_ends_when_it_expires_or_is_revoked(service: Service) -> N
     assert (await client.get(BUILDERS)).status_code == 200
     await application.store.write(lambda uow: uow.tokens.revoke(token.id, now))
     assert (await client.get(BUILDERS)).status_code == 401
+
+
+async def test_a_token_is_valid_again_when_a_clock_that_was_wrong_is_set_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application, now = service.application, service.application.clock.now()
+    _, secret = await application.store.write(
+        lambda uow: tokens.create(uow, "acme", "a", now, scopes=[Scope.READ], expires_at=now + timedelta(days=30))
+    )
+    client = service.client(secret)
+    for days, status in ((0, 200), (400, 401), (0, 200)):
+        step = days * 86_400 * 10**9
+        monkeypatch.setattr(application.clock, "_read", lambda step=step: _later(read_clocks(), step))
+        assert (await client.get(BUILDERS)).status_code == status
+    assert application.clock.now() > now + timedelta(days=399)
+
+
+def _later(reading: ClockReading, nanoseconds: int) -> ClockReading:
+    return reading._replace(wall=reading.wall + nanoseconds)
 
 
 async def test_a_tokens_last_use_is_written_down(service: Service) -> None:

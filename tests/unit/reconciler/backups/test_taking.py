@@ -217,7 +217,7 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
     (done,) = await scene.of(builder)
     assert (done.status, done.expires_at) == (
         BackupStatus.DONE,
-        now if purge else now + app.backup_rules.keep_deleted,
+        backups.LONG_AGO if purge else now + app.backup_rules.keep_deleted,
     )
     world.clock.move((app.backup_rules.keep_deleted + HOUR).total_seconds())
     await upkeep.clean_up(scene.schedule.context)

@@ -52,6 +52,27 @@ async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(s
     assert await _kept(scene, builder) == []
 
 
+async def test_a_clock_set_forward_and_back_deletes_no_backup(scene: Scene) -> None:
+    scene = scene.with_rules(retention=Retention(hourly=2, daily=1, weekly=1), drill_every=timedelta(0))
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    await scene.world.application.store.write(
+        lambda uow: backups.delete_builder(
+            uow, scene.world.application, scene.world.caller, builder.id, scene.world.clock.now(), purge=False
+        )
+    )
+    scene.world.clock.skip(400 * 86_400)
+    await upkeep.clean_up(scene.schedule.context)
+    assert backup.snapshot in await _kept(scene, builder)
+    scene.world.clock.set_back(400 * 86_400)
+    scene.world.clock.move(2 * 86_400)
+    await upkeep.clean_up(scene.schedule.context)
+    assert backup.snapshot in await _kept(scene, builder)
+    await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, scene.world.clock.now()))
+    await upkeep.clean_up(scene.schedule.context)
+    assert backup.snapshot not in await _kept(scene, builder)
+
+
 async def test_unknown_snapshot_is_pruned(scene: Scene) -> None:
     builder = await scene.world.create()
     first = await scene.take(builder)

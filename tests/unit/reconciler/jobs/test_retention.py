@@ -132,3 +132,22 @@ async def test_an_engine_that_fails_keeps_no_record_from_going(world: World) -> 
     world.engine.fail_next("collect", EngineUnavailable("gone"))
     await RetentionJob(world.application).clean_up()
     assert await world.read(lambda uow: uow.events.last_id(tenant)) == 0
+
+
+async def test_a_clock_set_forward_deletes_no_records_for_a_day(world: World) -> None:
+    async with world.reconciling():
+        builder = await deployed(world)
+
+    async def numbers() -> list[int]:
+        query = EventQuery()
+        found = await world.read(lambda uow: uow.events.following(builder.tenant_id, query, after=0, limit=1000))
+        return [event.id for event in found]
+
+    before = await numbers()
+    world.clock.skip(12 * MONTH)
+    keeping = RetentionJob(world.application)
+    await keeping.clean_up()
+    assert await numbers() == before != []
+    world.clock.move(DAY)
+    await keeping.clean_up()
+    assert await numbers() == []

@@ -51,6 +51,7 @@ class Operations:
         self.log_reads = ConcurrencyLimit(MAX_AT_ONCE, f"answers with logs {sent}")
         #: Calls that cost much CPU or wait for the disk: a tenant's others wait in order.
         self.lists = TenantQueue(1, "lists")
+        self.pages = TenantQueue(2, "pages")
         self.file_writes = TenantQueue(4, "files")
         self.paged_reads = PagedReads()
         #: Memory that the calls of each tenant hold.

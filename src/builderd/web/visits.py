@@ -137,7 +137,10 @@ Handler = Callable[[Visit], Awaitable[Response]]
 
 
 def page(path: str, handler: Handler, *, post: bool = False, scope: Scope = Scope.READ) -> Route:
-    """Return the route of a page for people who are signed in with this scope; with ``post``, of a change."""
+    """Return the route of a page for people who are signed in with this scope; with ``post``, of a change.
+
+    A tenant's pages are made two at a time: they read and render as much as the lists of the API.
+    """
 
     async def answer(request: Request) -> Response:
         check_origin(request.method, request.headers)
@@ -148,7 +151,11 @@ def page(path: str, handler: Handler, *, post: bool = False, scope: Scope = Scop
                 raise
             return to_sign_in(request)
         visit.require(scope)
-        return await handler(visit)
+        if post:
+            return await handler(visit)
+        operations: Operations = request.app.state.operations
+        async with operations.pages.one(visit.token.tenant_id):
+            return await handler(visit)
 
     return Route(path, answer, methods=["POST"] if post else ["GET"], name=handler.__name__)
 

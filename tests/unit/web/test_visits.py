@@ -1,0 +1,60 @@
+"""What a visit of a page may cost the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from tests.unit.web.conftest import Pages
+
+from builderd.domain.tokens import Scope
+from builderd.web.rendering import Renderer
+
+
+async def test_a_tenants_pages_are_made_two_at_a_time_and_anothers_do_not_wait(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tenant opens 24 pages at once, which all take until the other tenant has its own."""
+    made, most, served = Counter[str](), Counter[str](), asyncio.Event()
+    render = Renderer.page
+
+    async def slowly(renderer: Renderer, visit: Any, *words: Any) -> Any:
+        tenant = visit.token.tenant_id
+        made[tenant] += 1
+        most[tenant] = max(most[tenant], made[tenant])
+        if visit.request.url.query == "slow":
+            await served.wait()
+        made[tenant] -= 1
+        return await render(renderer, visit, *words)
+
+    monkeypatch.setattr(Renderer, "page", slowly)
+    async with pages.stranger() as neighbour, asyncio.TaskGroup() as group:
+        await pages.sign_in(neighbour, await pages.service.token("other", Scope.READ))
+        opened = [group.create_task(pages.browser.get("/builders?slow")) for _ in range(24)]
+        async with asyncio.timeout(20):
+            while not most:
+                await asyncio.sleep(0.01)
+            assert (await neighbour.get("/builders")).status_code == 200
+        served.set()
+    assert {task.result().status_code for task in opened} == {200}
+    assert sorted(most.values()) == [1, 2]
+
+
+async def test_more_than_a_hundred_waiting_pages_are_refused(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, render = asyncio.Event(), Renderer.page
+
+    async def slowly(renderer: Renderer, *words: Any) -> Any:
+        await served.wait()
+        return await render(renderer, *words)
+
+    monkeypatch.setattr(Renderer, "page", slowly)
+    async with asyncio.TaskGroup() as group:
+        opened = [group.create_task(pages.browser.get("/builders")) for _ in range(103)]
+        async with asyncio.timeout(30):
+            (first,), _ = await asyncio.wait(opened, return_when=asyncio.FIRST_COMPLETED)
+        served.set()
+    assert first.result().status_code == 429
+    assert first.result().headers["retry-after"]
+    assert sum(task.result().status_code == 200 for task in opened) == 102

@@ -7,12 +7,15 @@ import socket
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.integration.oci.package_index import Distribution, serve, source, wheel
 from tests.integration.oci.stores import quiet
-from tests.integration.oci.test_builds import ALICE, HELLO, INDEX_PORT, Workshop, workshop
+from tests.integration.oci.test_builds import ALICE, HELLO, INDEX_PORT, MALLORY, Workshop, workshop
+
+from builderd.domain.errors import InstallFailed
 
 pytestmark = pytest.mark.root
 
@@ -86,6 +89,50 @@ async def test_hostile_wheels_write_only_into_their_layer(workshop: Workshop) ->
     assert again.key != victim.key
     for layer in (victim, again):
         assert (workshop.packages(layer) / "hello.py").read_text() == "GREETING = 'hello'\n"
+
+
+def lying_wheel(name: str) -> Distribution:
+    """Return a wheel whose list of files names the host's, the cache's and another package's, and not its own."""
+    honest = zipfile.ZipFile(io.BytesIO(wheel(name, {f"{name}.py": "GREETING = 'mine'\n"}).content))
+    content, info = io.BytesIO(), f"{name}-1.dist-info"
+    places = ("/etc/shadow", "../../../../../../cache/x", "hello.py", "../../../bin/python", f"{info}/RECORD")
+    with zipfile.ZipFile(content, "w") as archive:
+        for entry in honest.namelist():
+            if entry != f"{info}/RECORD":
+                archive.writestr(entry, honest.read(entry))
+        archive.writestr(f"{info}/RECORD", "".join(f"{place},sha256=AAAA,9\n" for place in places))
+        archive.writestr(f"{info}/direct_url.json", '{"url": "file:///etc", "dir_info": {"editable": true}}')
+    return Distribution(name, f"{name}-1-py3-none-any.whl", content.getvalue())
+
+
+async def test_a_wheel_that_lies_about_its_files_changes_no_other(workshop: Workshop) -> None:
+    victim = await workshop.install("hello", HELLO, tenant=ALICE)
+    plan = await workshop.install("lies\nhello", lying_wheel("lies"), HELLO)
+    assert await workshop.run(plan, "/venv/bin/python", "-c", "import hello, lies; print(hello.GREETING)") == ["hello"]
+    again = await workshop.install("hello==1", HELLO, tenant=ALICE)
+    for layer in (victim, again):
+        assert (workshop.packages(layer) / "hello.py").read_text() == "GREETING = 'hello'\n"
+
+
+def bomb(name: str, megabytes: int) -> Distribution:
+    """Return a wheel that grows a thousandfold when it is unpacked."""
+    content = io.BytesIO(wheel(name, {}).content)
+    with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open(f"{name}/zeros", "w", force_zip64=True) as file:
+            for _ in range(megabytes):
+                file.write(bytes(1 << 20))
+    return Distribution(name, f"{name}-1-py3-none-any.whl", content.getvalue())
+
+
+async def test_a_wheel_that_grows_when_unpacked_ends_at_its_tenants_limit(workshop: Workshop) -> None:
+    """Nothing of it stays: not in the layers, and not in the cache that tenants share."""
+    bombs = bomb("bomb", 400), HELLO
+    with serve(workshop.machine.addresses.gateway, INDEX_PORT, *bombs) as index:
+        plan = replace(workshop.plan("bomb", index), tenant=MALLORY, limit_bytes=50 << 20)
+        with pytest.raises(InstallFailed, match=r"tenant\.layers"):
+            await workshop.layers.build(plan, quiet)
+        assert not workshop.layers.has(plan.key)
+        assert (await workshop.layers.build(workshop.plan("hello", index, ALICE), quiet)).ok
 
 
 ATTACK = """

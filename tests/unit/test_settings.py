@@ -189,6 +189,7 @@ def test_all_invalid_settings_are_reported(tmp_path: Path) -> None:
         ("BUILDERD_LIMITS__CPUS", "1", "limits.cpus"),
         ("BUILDERD_LIMITS", "all", "environment"),
         ("BUILDERD_EGRESS__ALLOW", "everything", "egress.allow.0"),
+        ("BUILDERD_WEBHOOKS__ALLOW", "everything", "webhooks.allow.0"),
     ],
 )
 def test_invalid_variable_is_reported(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:

@@ -97,10 +97,12 @@ def _check_variables(environment: Iterable[str]) -> None:
 
 
 def _errors(error: ValidationError) -> dict[str, list[str]]:
-    return {
-        ".".join(str(part) for part in error["loc"]) or "settings": [error["msg"].removeprefix("Value error, ")]
-        for error in error.errors()
-    }
+    errors: dict[str, list[str]] = {}
+    for one in error.errors():
+        # Of a type with alternatives, pydantic also names the validator that was tried: "allow.0.lax-or-strict[…]".
+        name = ".".join(str(part) for part in one["loc"] if "[" not in str(part)) or "settings"
+        errors.setdefault(name, []).append(one["msg"].removeprefix("Value error, "))
+    return errors
 
 
 def _from_file(file: Path | None) -> type[Settings]:

@@ -164,6 +164,9 @@ def fork_bomb():
     finally:
         for child in children:
             os.kill(child, 9)
+        # Else they count as processes until this one ends, and the installer cannot start a thread.
+        for child in children:
+            os.waitpid(child, 0)
 
 def setuid():
     path = LAYER + "/venv/setuid"

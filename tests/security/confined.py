@@ -17,7 +17,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from builderd.adapters.scanners.tripwire import confinement
+from builderd.adapters.scanners.tripwire.worker import make_limits
+from builderd.sandboxing import confinement
+from builderd.sandboxing.privileges import lock_down
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SECRET = sys.argv[1]
@@ -108,11 +110,11 @@ def attempts() -> dict[str, object]:
 def main() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     proc = confinement.confine([])
-    confinement.new_review(proc)
+    confinement.new_job(proc)
     os.close(proc)
     pid = os.fork()
     if pid == 0:
-        confinement.lock_down(MEMORY, CPU)
+        lock_down(make_limits(MEMORY, CPU))
         sys.stdout.write(json.dumps(attempts()))
         sys.stdout.flush()
         os._exit(0)

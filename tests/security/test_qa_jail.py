@@ -15,6 +15,7 @@ import pytest
 from builderd.adapters.testers import jail
 from builderd.adapters.testers.jail import JailFailed, Job
 from builderd.domain.previews import Address
+from builderd.sandboxing.bubblewrap import UID
 
 pytestmark = pytest.mark.root
 
@@ -99,7 +100,7 @@ async def test_jail_reaches_only_the_app(workers: Path) -> None:
 
 async def test_jail_has_no_privileges_and_no_host_files(workers: Path) -> None:
     seen = await run(workers, LOOK % 1)
-    assert seen["uid"] == jail.UID
+    assert seen["uid"] == UID
     for what in ("shadow", "root", "home", "write", "venv", "workers", "setuid", "mount"):
         assert seen[what] in ("FileNotFoundError", "PermissionError", "OSError"), (what, seen[what])
     assert seen["processes"] <= 2
@@ -136,7 +137,7 @@ def _of_jail() -> set[str]:
     found = set()
     for process in Path("/proc").iterdir():
         try:
-            if process.name.isdigit() and process.stat().st_uid == jail.UID:
+            if process.name.isdigit() and process.stat().st_uid == UID:
                 found.add(process.name)
         except OSError:
             continue

@@ -17,6 +17,7 @@ libc.syscall.restype = ctypes.c_long
 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _SYS_OPEN_TREE = 428
@@ -30,7 +31,11 @@ _RESOLVE = 1 | 2 | 4 | 8
 _RESOLVE_TRIES = 100
 
 CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
 CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
 MS_RDONLY = 1
@@ -46,6 +51,7 @@ MNT_DETACH = 2
 MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
 _MOUNT_ATTR_IDMAP = 0x10_0000
 
 _PR_SET_PDEATHSIG = 1
@@ -60,9 +66,9 @@ def check(result: int, action: str) -> int:
     return result
 
 
-def unshare(flags: int) -> None:
+def unshare(flags: int, action: str = "unshare") -> None:
     """Leave the namespaces of these ``CLONE_NEW…`` flags for new ones."""
-    check(libc.unshare(flags), "unshare")
+    check(libc.unshare(flags), action)
 
 
 def setns(namespace: int, flags: int) -> None:
@@ -81,20 +87,37 @@ def unmount(target: str, flags: int = MNT_DETACH) -> None:
     check(libc.umount2(target.encode(), flags), f"unmount {target}")
 
 
-def bind(source: str, target: str, attributes: int, user_namespace: int | None = None) -> None:
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make a mount the root, and mount the old root on ``put_old`` (pivot_root(2))."""
+    check(libc.pivot_root(new_root.encode(), put_old.encode()), f"enter the root {new_root}")
+
+
+def set_mount_attributes(path: str, attributes: int) -> None:
+    """Set ``MOUNT_ATTR_…`` of the mount at a path (mount_setattr(2))."""
+    wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
+    size = ctypes.c_size_t(len(wanted))
+    result = libc.syscall(_SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), 0, wanted, size)
+    check(result, f"set attributes of {path}")
+
+
+def bind(
+    source: str, target: str, attributes: int, user_namespace: int | None = None, *, recursive: bool = False
+) -> None:
     """Bind a directory or file with ``MOUNT_ATTR_…`` of its own, idmapped by a user namespace where one is given.
 
-    open_tree(2), mount_setattr(2) and move_mount(2): the attributes are set before anything can see the mount.
+    ``recursive`` binds the mounts below it, too. open_tree(2), mount_setattr(2) and move_mount(2): the attributes are
+    set before anything can see the mount.
     """
-    tree = check(
-        libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open {source}"
-    )
+    below = _AT_RECURSIVE if recursive else 0
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | below
+    tree = check(libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), flags), f"open {source}")
     try:
         if user_namespace is not None:
             attributes |= _MOUNT_ATTR_IDMAP
         wanted = struct.pack("QQQQ", attributes, 0, 0, max(user_namespace or 0, 0))
         size = ctypes.c_size_t(len(wanted))
-        check(libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, size), f"set attributes of {source}")
+        result = libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | below, wanted, size)
+        check(result, f"set attributes of {source}")
         check(
             libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
             f"bind {source} on {target}",

@@ -420,15 +420,16 @@ def fails(what):
     try: what()
     except (OSError, MemoryError): return True
 told = [os.getuid(), os.geteuid(), os.getgroups(), fails(lambda: os.open("/etc/passwd", os.O_RDONLY)),
-        fails(lambda: socket.create_connection(("127.0.0.1", 22), 1)), fails(lambda: bytearray(1 << 31))]
+        fails(lambda: socket.create_connection(("127.0.0.1", 22), 1)), fails(lambda: bytearray(1 << 31)),
+        fails(lambda: socket.socket(socket.AF_UNIX)), fails(os.fork), ctypes.CDLL(None).unshare(0x10000000)]
 os.write(2, repr(told).encode())
 """
 
 
 @pytest.mark.root
-async def test_unpacking_process_is_nobody_without_files_or_network() -> None:
+async def test_unpacking_process_is_nobody_without_files_network_or_children() -> None:
     import subprocess
     import sys
 
     told = subprocess.run([sys.executable, "-c", CONFINED], stderr=subprocess.PIPE, check=True).stderr
-    assert told == b"[65534, 65534, [], True, True, True]"
+    assert told == b"[65534, 65534, [], True, True, True, True, True, -1]"

@@ -1,7 +1,7 @@
 """The program that unpacks a hostile archive: stdin is the archive, stdout the bundle's tar, stderr a JSON report.
 
 ``python -m builderd.adapters.bundles.unpack <limits as JSON>`` runs with limits of time and memory, without network,
-as uid 65534 (nobody), and cannot open files.
+as uid 65534 (nobody), and can neither open files, start processes nor make a call of ``sandboxing.seccomp``'s list.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -20,9 +19,8 @@ from typing import BinaryIO
 from builderd.adapters.bundles.formats import OVERHEAD_BYTES, Entry, entries
 from builderd.domain.archives import ArchiveIndex, ArchiveLimits, ArchiveRejected
 from builderd.domain.bundles import hash_of_digests
-from builderd.linux.syscalls import CLONE_NEWNET, forbid_new_privileges, unshare
-
-NOBODY = 65534
+from builderd.sandboxing.limits import Limits
+from builderd.sandboxing.privileges import become_nobody, leave_network, lock_down
 
 
 def confine(limits: ArchiveLimits) -> None:
@@ -30,22 +28,19 @@ def confine(limits: ArchiveLimits) -> None:
     # A codec is loaded from the disk at its first use.
     for codec in ("cp437", "utf-8", "ascii", "latin-1"):
         "".encode(codec)
-    for what, most in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, limits.max_bytes + limits.max_files * OVERHEAD_BYTES),
-        (resource.RLIMIT_CORE, 0),
-        # stdin, stdout and stderr: no further file can be opened.
-        (resource.RLIMIT_NOFILE, 3),
-    ):
-        resource.setrlimit(what, (most, most))
-    # SIGXCPU at the first limit names the reason; SIGKILL at the second would not.
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
     if os.geteuid() == 0:
-        unshare(CLONE_NEWNET)
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    forbid_new_privileges()
+        leave_network()
+        become_nobody()
+    lock_down(
+        Limits(
+            cpu_seconds=limits.seconds,
+            address_space=limits.memory_bytes,
+            file_bytes=limits.max_bytes + limits.max_files * OVERHEAD_BYTES,
+            processes=0,
+            # stdin, stdout and stderr: no further file can be opened.
+            descriptors=3,
+        )
+    )
 
 
 def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:

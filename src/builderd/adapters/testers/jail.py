@@ -1,17 +1,13 @@
-"""The QA jail: runs programs that parse the responses of a hostile app, and can reach only that app.
+"""Programs of QA in the jail: they parse the responses of a hostile app, and can reach only that app.
 
-bubblewrap gives them a network namespace with only loopback, a pid namespace, and a read-only root of the host's
-``/usr`` and the virtual environment. They run as a uid that owns no files, with a memory limit. A socket that listens
-inside is passed out to the relay.
+A socket that listens inside (``sandboxing.bubblewrap``) is passed out to the relay. The memory of all its processes
+together is watched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shlex
-import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -22,22 +18,18 @@ from typing import Any
 
 from builderd.adapters.testers.relay import Relay
 from builderd.domain.previews import Address
+from builderd.sandboxing.bubblewrap import Folder, jailed, memory_of
+from builderd.sandboxing.limits import Limits
 
 WORKERS = Path(__file__).parent / "workers"
-#: A uid that owns no file: above Debian's own ids, below those of the sandboxes.
-UID = 899_999
 #: Seconds for the jail to become ready.
 READY_SECONDS = 10.0
 #: Seconds between two checks of the memory.
 WATCH_SECONDS = 0.25
 MAX_PROCESSES, MAX_FILES = 512, 4096
-#: Bytes of the jail's own temporary files.
-TMP_BYTES = 256_000_000
 MAX_ERRORS = 4_000
 #: The virtual environment inside the jail.
 VENV = Path("/venv")
-#: A folder of every Debian, which is mounted over only in the jail's mount namespace.
-STAGE = Path("/mnt")
 
 
 class JailFailed(Exception):
@@ -56,45 +48,19 @@ class Job:
     address_space: int | None = None
 
 
-def missing() -> str | None:
-    """Return the reason why this machine cannot run jails, or None."""
-    for program in ("bwrap", "setpriv", "prlimit", "unshare", "choom"):
-        if shutil.which(program) is None:
-            return f"{program} is not installed on this machine: run script/setup"
-    return None if os.geteuid() == 0 else "the service does not run as root"
-
-
-def make_argv(job: Job, folders: Mapping[str, Path], channel: int) -> list[str]:
-    """Return the command line. ``folders``: folders of the host that are bound inside, by name below ``STAGE``."""
-    limits = [f"--nproc={MAX_PROCESSES}", f"--nofile={MAX_FILES}", "--core=0", f"--cpu={int(job.seconds * 4) + 1}"]
-    if job.address_space is not None:
-        limits.append(f"--as={job.address_space}")
-    binds = {"venv": VENV, "workers": Path("/workers"), "base": Path(sys.base_prefix)}
-    return [
-        *("unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", make_stage(folders), "sh"),
-        *("nice", "-n", "15", "choom", "-n", "1000", "--", "prlimit", *limits, "--"),
-        *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs", "--"),
-        *("bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"),
-        *("--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8"),  # noqa: S108
-        *("--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"),
-        *("--symlink", "usr/bin", "/bin", "--ro-bind-try", "/etc/fonts", "/etc/fonts"),
-        *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"),
-        *("--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--size", str(TMP_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
-        *(word for name in folders for word in ("--ro-bind", str(STAGE / name), str(binds[name]))),
-        *("--chdir", "/tmp", "--hostname", "qa", "--"),  # noqa: S108
-        *(str(VENV / "bin" / "python"), "-I", "/workers/start.py", str(channel), f"/workers/{job.worker}"),
-    ]
-
-
-def make_stage(folders: Mapping[str, Path]) -> str:
-    """Return a shell script that binds the folders below ``STAGE`` and runs its arguments.
-
-    An unprivileged program could not reach them if a parent folder is open to root only. Runs in a mount namespace.
-    """
-    made = [f"mount -t tmpfs -o mode=755,size=64k tmpfs {STAGE}"]
-    for name, path in folders.items():
-        made += [f"mkdir {STAGE / name}", f"mount --bind {shlex.quote(str(path))} {STAGE / name}"]
-    return " && ".join([*made, 'exec "$@"'])
+def make_argv(job: Job, channel: int) -> list[str]:
+    """Return the command line of the jail. ``channel`` is the descriptor on which a listening socket comes out."""
+    folders = [Folder("venv", Path(sys.prefix), VENV), Folder("workers", WORKERS, Path("/workers"))]
+    if not Path(sys.base_prefix).is_relative_to("/usr"):
+        folders.append(Folder("base", Path(sys.base_prefix), Path(sys.base_prefix)))
+    limits = Limits(
+        cpu_seconds=int(job.seconds * 4) + 1,
+        address_space=job.address_space,
+        processes=MAX_PROCESSES,
+        descriptors=MAX_FILES,
+    )
+    python = str(VENV / "bin" / "python")
+    return jailed([python, "-I", "/workers/start.py", str(channel), f"/workers/{job.worker}"], limits, folders)
 
 
 async def run(job: Job, address: Address) -> Any:
@@ -103,7 +69,7 @@ async def run(job: Job, address: Address) -> Any:
     try:
         with inner:
             process = await asyncio.create_subprocess_exec(
-                *make_argv(job, _folders(), inner.fileno()),
+                *make_argv(job, inner.fileno()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -127,13 +93,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         while stream is not None and await stream.read(65_536):
             pass
     await process.wait()
-
-
-def _folders() -> dict[str, Path]:
-    folders = {"venv": Path(sys.prefix), "workers": WORKERS}
-    if not Path(sys.base_prefix).is_relative_to("/usr"):
-        folders["base"] = Path(sys.base_prefix)
-    return folders
 
 
 async def _converse(process: asyncio.subprocess.Process, job: Job, channel: socket.socket, address: Address) -> bytes:
@@ -208,25 +167,6 @@ async def _watch(pid: int, limit: int) -> None:
         held = await asyncio.to_thread(memory_of, pid)
         if held > limit:
             raise JailFailed(f"it took more than {limit / 1e6:.0f} MB of memory")
-
-
-def memory_of(pid: int) -> int:
-    """Return the resident bytes of a process and its descendants; shared pages count for each."""
-    children: dict[int, list[int]] = {}
-    resident: dict[int, int] = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError, ValueError, IndexError):
-            fields = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-            resident[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    total, waiting = 0, [pid]
-    while waiting:
-        one = waiting.pop()
-        total += resident.get(one, 0)
-        waiting += children.get(one, [])
-    return total
 
 
 def _parse(output: bytes) -> Any:

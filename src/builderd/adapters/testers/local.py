@@ -16,6 +16,7 @@ from builderd.adapters.testers.visits import Visitor
 from builderd.domain.qa import Check, CheckName, Outcome
 from builderd.domain.qa_gate import Visit
 from builderd.ports.testers import Browsing, Target
+from builderd.sandboxing.bubblewrap import missing
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ def _axe() -> Path:
 async def _work(
     target: Target, job: Job, judge: Callable[[Mapping[str, Any], float], T], instead: Callable[[str], T]
 ) -> T:
-    lack = jail.missing()
+    lack = missing()
     if lack is not None:
         return instead(lack)
     begun = time.monotonic()

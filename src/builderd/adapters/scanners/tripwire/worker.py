@@ -19,11 +19,15 @@ import sys
 import time
 from typing import Any
 
-from builderd.adapters.scanners.tripwire import confinement
 from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, ToolKilled, ToolLate, Tools
-from builderd.adapters.scanners.tripwire.confinement import Bind
+from builderd.linux.syscalls import die_with_parent
+from builderd.sandboxing import confinement
+from builderd.sandboxing.confinement import Bind
+from builderd.sandboxing.limits import Limits
+from builderd.sandboxing.privileges import lock_down
 
 MAX_PACKET = 4_096
+MAX_PROCESSES, MAX_DESCRIPTORS = 64, 256
 #: Exit status of a child that Python's own memory limit, an unforeseen error or its limit of CPU time ended.
 OUT_OF_MEMORY, FAILED, OUT_OF_CPU = 87, 88, 89
 #: Exit status of a child that the machine did not let work: it could not be confined, a tool was killed or too slow.
@@ -95,12 +99,12 @@ class Server:
         """
         try:
             self._close_all_but(files, report_pipe)
-            confinement.new_review(self._proc)
+            confinement.new_job(self._proc)
             os.close(self._proc)
             pid = os.fork()
             if pid == 0:
                 self._review(files, report_pipe, limits)
-            confinement.die_with_parent()
+            die_with_parent(signal.SIGKILL)
             os.close(files)
             os.close(report_pipe)
             _, status, usage = os.wait4(pid, 0)
@@ -115,7 +119,7 @@ class Server:
             os._exit(UNCONFINED)
 
     def _close_all_but(self, *kept: int) -> None:
-        for descriptor in range(3, confinement.MAX_DESCRIPTORS):
+        for descriptor in range(3, MAX_DESCRIPTORS):
             if descriptor not in (*kept, self._proc):
                 try:
                     os.close(descriptor)
@@ -128,7 +132,7 @@ class Server:
         try:
             # The first process of a namespace is spared a signal that it does not handle.
             signal.signal(signal.SIGXCPU, lambda *_: os._exit(OUT_OF_CPU))
-            confinement.lock_down(int(limits["memory_bytes"]), int(limits["cpu_seconds"]))
+            lock_down(make_limits(int(limits["memory_bytes"]), int(limits["cpu_seconds"])))
             code = FAILED
             seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
             _write_all(report_pipe, json.dumps(seen).encode())
@@ -145,6 +149,11 @@ class Server:
             _log(f"a review failed: {type(error).__name__}: {error}")
         finally:
             os._exit(code)
+
+
+def make_limits(memory: int, cpu_seconds: int) -> Limits:
+    """Return the limits of each process of a review."""
+    return Limits(cpu_seconds, memory, None, confinement.WORK_BYTES, MAX_PROCESSES, MAX_DESCRIPTORS)
 
 
 def read_sources(descriptor: int) -> tuple[list[Source], list[str]]:
@@ -179,7 +188,7 @@ def main() -> None:
     try:
         proc = confinement.confine([Bind(source, target) for source, target in tools.binds])
     except OSError as error:
-        control.send(f"cannot be confined: {error.strerror or error}".encode())
+        control.send(f"cannot be confined: {error}".encode())
         return
     gc.collect()
     gc.freeze()

@@ -24,6 +24,8 @@ from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.files import Condition, FileEntry, FileKind, FilePage
 from builderd.domain.ids import DiskId
+from builderd.sandboxing.bubblewrap import limited, unprivileged
+from builderd.sandboxing.limits import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,10 +43,10 @@ CLEAR_SECONDS = 2.0
 CLEARINGS = 4
 #: Archives made at the same time.
 ARCHIVES = 4
-#: Capability of the archiver: reading any file, and nothing more.
+#: Archiver: may read any file, and nothing more.
 ARCHIVER = (
-    *("/usr/bin/prlimit", "--as=1073741824", "--nofile=4096", "--core=0"),
-    *("/usr/bin/setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+dac_read_search"),
+    *limited(Limits(address_space=1 << 30, descriptors=4096)),
+    *unprivileged(capability="dac_read_search"),
     *("/usr/bin/tar", "--create", "--file=-", "--format=pax", "--sparse", "--hard-dereference", "--numeric-owner"),
     *("--owner=app:1000", "--group=app:1000", "--warning=none"),
 )

@@ -88,6 +88,11 @@ def test_a_story_from_a_dropped_folder_to_its_deletion(context: BrowserContext, 
     expect(page.locator("#chosen-files")).to_contain_text("main.py")
     assert page.input_value("[name=name]") == NAME
     assert page.input_value("[name=entrypoint]") == "python3 main.py"
+    page.fill("[name=env-name] >> nth=0", "GREETING")
+    page.fill("[name=env-value] >> nth=0", "ahoy")
+    page.check("[name=job_type][value=worker]")
+    expect(page.locator("[name=port]")).to_be_hidden()
+    page.check("[name=job_type][value=always_on]")
     shoot(page, "new")
     page.click("#deploy")
     page.wait_for_url(f"**/builders/{NAME}/versions/1")
@@ -135,7 +140,7 @@ def test_a_story_from_a_dropped_folder_to_its_deletion(context: BrowserContext, 
     page.goto(f"/builders/{NAME}/files/main.py")
     page.fill("[data-editor]", MENDED + "# changed\n")
     shoot(page, "files")
-    page.click("text=Save")
+    page.click("button:has-text('Save')")
     expect(page.locator(".said")).to_contain_text("written")
     page.goto(f"/builders/{NAME}/backups")
     page.click("text=Back up now")
@@ -151,8 +156,16 @@ def test_a_story_from_a_dropped_folder_to_its_deletion(context: BrowserContext, 
     for name in ("builders", "activity", "spending", "credentials", "webhooks", "tokens", "sessions", "machine"):
         see(page, f"/{name}", name)
 
+    # A token for a program, shown once.
+    page.goto("/tokens")
+    page.fill("[name=name]", "ci")
+    page.click("button:has-text('Make it')")
+    expect(page.locator(".secret")).to_contain_text("bd_")
+    shoot(page, "tokens-made")
+
     # Deleted, by its name.
     page.goto(f"/builders/{NAME}/settings")
+    assert page.input_value("[name=env-value] >> nth=0") == "ahoy"
     page.click("text=Delete everything >> nth=0")
     button = page.locator("#purge button.go")
     expect(button).to_be_disabled()

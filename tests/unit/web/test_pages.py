@@ -178,3 +178,76 @@ async def test_the_empty_list_and_its_region_are_in_the_same_state(pages: Pages)
         for params in ({}, {"part": "fleet"}):
             assert f'data-state="{state}"' in (await pages.browser.get("/builders", params=params)).text
         await pages.create(f"app-{state}")
+
+
+async def test_the_form_of_a_new_builder_chooses_its_kind_and_settings(pages: Pages) -> None:
+    await pages.browser.post("/credentials", data={"name": "smtp", "values": "USER=me"})
+    form = {
+        "name": "nightly",
+        "job_type": "worker",
+        "entrypoint": "python3 main.py",
+        "path": "main.py",
+        "content": "print('one')",
+        "isolation": "standard",
+        "hours": "24",
+        "require_qa": "yes",
+        "env-name": ["GREETING", " "],
+        "env-value": ["ahoy", ""],
+        "credential": "smtp",
+        # Hidden for a worker, which has no port, no visitors and no sleep.
+        "sleeps": "yes",
+        "minutes": "5",
+        "port": "none",
+    }
+    answer = await pages.browser.post("/new", data=form)
+    assert answer.headers["location"] == "/builders/nightly/versions/1", answer.text
+    reader = pages.service.client(pages.service.read)
+    (made,) = (await reader.get("/api/v1/builders")).json()["data"]
+    expected = {
+        "job_type": "worker",
+        "auto_stop_interval": 0,
+        "backup_interval_hours": 24,
+        "require_qa": True,
+        "env": {"GREETING": "ahoy"},
+        "credentials": ["smtp"],
+        "isolation": "standard",
+    }
+    assert {name: made[name] for name in expected} == expected
+
+
+async def test_a_sandbox_needs_no_code_and_is_private_unless_it_is_made_public(pages: Pages) -> None:
+    for name, more, visibility in (("box", {}, "private"), ("open", {"public": "yes"}, "public")):
+        form = {"name": name, "job_type": "sandbox", "sleeps": "yes", "minutes": "30", **more}
+        assert (await pages.browser.post("/new", data=form)).status_code == 303
+        reader = pages.service.client(pages.service.read)
+        made = next(one for one in (await reader.get("/api/v1/builders")).json()["data"] if one["name"] == name)
+        assert (made["job_type"], made["visibility"], made["auto_stop_interval"]) == ("sandbox", visibility, 30)
+
+
+async def test_a_refused_form_keeps_every_choice(pages: Pages) -> None:
+    form = {
+        "name": "No Name",
+        "job_type": "sandbox",
+        "public": "yes",
+        "sleeps": "yes",
+        "minutes": "many",
+        "hours": "often",
+        "env-name": "KEPT",
+        "env-value": "value",
+    }
+    answer = await pages.browser.post("/new", data=form)
+    assert answer.status_code == 422
+    for kept in ('value="sandbox" checked', 'name="public" value="yes" checked', 'value="many" aria-invalid="true"'):
+        assert kept in answer.text
+    assert 'value="often" aria-invalid="true"' in answer.text
+    assert 'value="KEPT"' in answer.text
+
+
+async def test_a_gate_is_left_out_only_with_the_scope(pages: Pages) -> None:
+    form = {"name": "unseen", "entrypoint": "x", "path": "main.py", "content": "x", "skip_review": "yes"}
+    async with pages.stranger() as browser:
+        await pages.sign_in(browser, pages.service.write)
+        assert 'name="skip_review"' not in (await browser.get("/new")).text
+        assert (await browser.post("/new", data=form)).status_code == 403
+    assert 'name="skip_review"' in (await pages.browser.get("/new")).text
+    assert (await pages.browser.post("/new", data=form)).status_code == 303

@@ -9,17 +9,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from builderd.api.server.bodies import announced_length, pieces, receive
-from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.domain.errors import BuilderdError, EngineUnavailable, ValidationFailed
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.tokens import Scope
+from builderd.domain.versions import Isolation
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.versions import NewVersion
 from builderd.services import uploads
+from builderd.services.application import Application
 from builderd.services.uploads import Part
-from builderd.web import commands
+from builderd.web import builder_form, commands
 from builderd.web.pages.builder import builder_page, frame_of
-from builderd.web.visits import Form, Visit, page, see_other
+from builderd.web.visits import Visit, page, see_other
 
 #: Largest request body in bytes, as of the API: 20 MB of files in base64, their paths, and the settings.
 MAX_BODY_BYTES = 29_000_000
@@ -53,13 +55,12 @@ EXAMPLES: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
         },
     ),
 }
-DEFAULTS: Mapping[str, Any] = {"name": "", "entrypoint": "", "port": "8000", "cpu": "1", "memory": "1", "disk": "3"}
 
 
 async def show_new(visit: Visit) -> Response:
     """Show the form of a new builder, perhaps with an example's files in it."""
     example = EXAMPLES.get(visit.request.query_params.get("example", ""))
-    values, files = dict(DEFAULTS), []
+    values, files = builder_form.first_values(), []
     if example is not None:
         values["entrypoint"] = example[1]
         files = list(example[2].items())
@@ -73,66 +74,47 @@ async def _form(
     errors: Mapping[str, Sequence[str]],
     status: int = 200,
 ) -> Response:
-    prices = visit.application.prices
-    rate = prices.hourly_rate(Resources(1, 1, 3), Billing.RUNNING)
+    application = visit.application
+    found = await visit.read(lambda uow: uow.credentials.list(visit.token.tenant_id))
+    default = application.limits.default_isolation
     return await visit.page(
         "new.html",
         status,
-        values=values,
+        values={**values, "isolation": values["isolation"] or default},
         files=[*files, *[("", "")] * max(0, PASTED - len(files))],
         errors=errors,
         examples=[(key, text) for key, (text, _, _) in EXAMPLES.items()],
-        rate=rate,
-        prices=prices,
-        maximum=visit.application.limits.maximum,
+        rates={billing.value: application.prices.hourly_rate(Resources(1, 1, 3), billing) for billing in Billing},
+        prices=application.prices,
+        maximum=application.limits.maximum,
+        freeze_after=application.limits.freeze_after,
+        credentials=[one.name for one in found],
+        isolations=_isolations(application),
         may_skip=visit.allows(Scope.SKIP_GATES),
-        target="/new",
     )
+
+
+def _isolations(application: Application) -> Sequence[tuple[str, str | None]]:
+    """Return each isolation with what the machine lacks for it, None where it has all or is not looked at yet."""
+    try:
+        return [(one.value, application.engine.supports(one)) for one in Isolation]
+    except EngineUnavailable:
+        return [(one.value, None) for one in Isolation]
 
 
 async def create_pasted(visit: Visit) -> Response:
     """Create a builder of the files that were pasted into the form."""
     form = await visit.form()
-    values = {name: form.text(name, str(value)) for name, value in DEFAULTS.items()}
+    values = builder_form.values_of(form)
     files = [pair for pair in zip(form.all("path"), form.all("content"), strict=False) if pair[0].strip() or pair[1]]
     try:
-        new = commands.shape_of(visit.application, NewBuilder, _asked(form, files))
+        new = commands.shape_of(visit.application, NewBuilder, builder_form.request_of(values, files))
         builder = await commands.create(visit, new)
     except BuilderdError as error:
         if not isinstance(error, ValidationFailed):
             raise
-        return await _form(visit, values, files, _by_field(error.errors), 422)
+        return await _form(visit, values, files, builder_form.by_field(error.errors), 422)
     return see_other(f"/builders/{builder.name}/versions/1")
-
-
-def _asked(form: Form, files: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
-    """Return the form as a request of the API. A number that is none stays text, which the API's rules refuse."""
-    asked: dict[str, Any] = {
-        "name": form.text("name").strip(),
-        "files": {path.strip(): content.replace("\r\n", "\n") for path, content in files},
-        "port": number(form.text("port", "8000")),
-        "resources": {name: number(form.text(name, "1")) for name in ("cpu", "memory", "disk") if form.text(name)},
-        "visibility": form.text("visibility", "public"),
-        "auto_stop_interval": number(form.text("auto_stop_interval", "0")),
-        "require_qa": form.text("require_qa") == "yes",
-    }
-    if form.text("entrypoint").strip():
-        asked["entrypoint"] = form.text("entrypoint").strip()
-    return asked
-
-
-def number(text: str) -> float | int | str:
-    """Return the number that the text is, else the text itself."""
-    try:
-        value = float(text.strip().replace(",", "."))
-    except ValueError:
-        return text
-    return int(value) if value == int(value) else value
-
-
-def _by_field(errors: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
-    """Return the errors under the names of the form's fields: ``resources.cpu`` is ``cpu``."""
-    return {name.removeprefix("resources."): why for name, why in errors.items()}
 
 
 async def create_sent(visit: Visit) -> Response:

@@ -18,8 +18,8 @@ from builderd.schemas.v1.caps import NewSpendingCap
 from builderd.services import builders, caps
 from builderd.services.caps import CapView
 from builderd.web import commands
+from builderd.web.builder_form import number
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
-from builderd.web.pages.deploying import number
 from builderd.web.visits import Form, Visit, page, see_other
 
 

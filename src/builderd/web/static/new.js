@@ -89,11 +89,22 @@
   const number = (value) => (value.trim() !== "" && Number.isFinite(Number(value)) ? Number(value) : value);
   function settings() {
     if (!isNew) return {};
-    const fields = form.elements, asked = {
-      name: fields.name.value.trim(), port: number(fields.port.value), resources: { cpu: number(fields.cpu.value), memory: number(fields.memory.value), disk: number(fields.disk.value) },
-      visibility: fields.visibility.checked ? "private" : "public", auto_stop_interval: fields.auto_stop_interval.checked ? 15 : 0, require_qa: fields.require_qa.checked,
+    // As builder_form.py does of a form that is posted: fields that the kind does not have are left out.
+    const fields = form.elements, ticked = (name) => Boolean(fields[name]?.checked), kind = fields.job_type.value;
+    const all = (name) => [...form.querySelectorAll(`[name=${name}]`)], values = all("env-value");
+    const asked = {
+      name: fields.name.value.trim(), resources: { cpu: number(fields.cpu.value), memory: number(fields.memory.value), disk: number(fields.disk.value) },
+      env: Object.fromEntries(all("env-name").map((field, i) => [field.value.trim(), values[i].value]).filter(([name]) => name)),
+      credentials: all("credential").filter((box) => box.checked).map((box) => box.value), backup_interval_hours: number(fields.hours.value || "0"),
     };
-    if (fields.entrypoint.value.trim()) asked.entrypoint = fields.entrypoint.value.trim();
+    for (const name of ["require_qa", "skip_review", "skip_qa", "install_scripts"]) asked[name] = ticked(name);
+    if (kind !== "always_on") asked.job_type = kind;
+    if (kind === "always_on" || kind === "sandbox") {
+      asked.port = number(fields.port.value);
+      asked.visibility = (kind === "sandbox" ? !ticked("public") : ticked("private")) ? "private" : "public";
+      asked.auto_stop_interval = ticked("sleeps") ? number(fields.minutes.value) : 0;
+    }
+    for (const name of ["entrypoint", "isolation"]) if (fields[name].value.trim()) asked[name] = fields[name].value.trim();
     return asked;
   }
   async function answerOf(answer) {
@@ -115,9 +126,9 @@
       location.href = made.location;
     } catch (error) { fault(error.message); button.disabled = false; $("sending").hidden = true; }
   });
-  const rate = $("rate");
-  if (rate) form.addEventListener("input", () => {
-    const d = form.dataset, sum = ["cpu", "memory", "disk"].reduce((all, name) => all + Number(form.elements[name].value) * Number(d[`rate${name[0].toUpperCase()}${name.slice(1)}`]), 0);
-    if (Number.isFinite(sum)) rate.textContent = d.sign + sum.toFixed(4);
+  if (isNew) form.addEventListener("input", () => {
+    const d = form.dataset, part = (name) => Number(form.elements[name].value) * Number(d[`rate${name[0].toUpperCase()}${name.slice(1)}`]);
+    const stopped = part("disk"), frozen = stopped + part("memory"), show = (id, sum) => { if (Number.isFinite(sum)) $(id).textContent = d.sign + sum.toFixed(4); };
+    show("rate", frozen + part("cpu")); show("rate-frozen", frozen); show("rate-stopped", stopped);
   });
 })();

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `typing` itself would cost m
     from builderd.client._sync.client import Builderd as Builderd
     from builderd.client.errors import ApiError as ApiError
     from builderd.client.errors import BuilderdError as BuilderdError
+    from builderd.client.errors import BuildFailed as BuildFailed
     from builderd.client.errors import Conflict as Conflict
     from builderd.client.errors import DeploymentFailed as DeploymentFailed
     from builderd.client.errors import Forbidden as Forbidden
@@ -35,8 +36,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `typing` itself would cost m
     from builderd.client.models import Stage as Stage
 
 _ERRORS = (
-    "ApiError BuilderdError Conflict DeploymentFailed Forbidden InstallFailed InvalidState NameTaken NoAnswer NotFound "
-    "QaFailed QuotaExceeded RateLimited ReviewFailed StartFailed TimedOut Unauthenticated Unavailable ValidationFailed"
+    "ApiError BuilderdError BuildFailed Conflict DeploymentFailed Forbidden InstallFailed InvalidState NameTaken "
+    "NoAnswer NotFound QaFailed QuotaExceeded RateLimited ReviewFailed StartFailed TimedOut Unauthenticated "
+    "Unavailable ValidationFailed"
 )
 _WHERE = {
     "AsyncBuilder": "_async.builder",

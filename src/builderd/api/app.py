@@ -20,6 +20,7 @@ from builderd.api.server.request_log import RequestLog
 from builderd.api.v1 import (
     backups,
     builders,
+    builds,
     caps,
     creations,
     credentials,
@@ -71,6 +72,7 @@ def create_app(
         creations,
         builders,
         versions,
+        builds,
         logs,
         metrics,
         events,

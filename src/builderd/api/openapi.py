@@ -64,8 +64,8 @@ FAILURES = {
     "the machine cannot do it now; the message says why.",
 }
 STAGES = (
-    " `review_failed` (`data.review` has the findings), `install_failed`, `start_failed` or (with `require_qa`)"
-    " `qa_failed`: the builder is kept in `failed`, `data.uuid` names it."
+    " `review_failed` (`data.review` has the findings), `install_failed`, `build_failed`,"
+    " `start_failed` or (with `require_qa`) `qa_failed`: the builder is kept in `failed`, `data.uuid` names it."
 )
 
 #: The groups of calls, in the order in which they are shown.

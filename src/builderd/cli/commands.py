@@ -42,6 +42,7 @@ APPS: dict[str, Entry] = {
     "credentials": ("apps.tenancy", "Store secrets, which builders get and nobody can read back."),
     "versions": ("apps.lifecycle", "List the versions of a builder."),
     "rollback": ("apps.lifecycle", "Deploy an old version again, as a new one."),
+    "clear-builds": ("apps.lifecycle", "Remove the kept results of a builder's builds; a rollback builds again."),
     "scale": ("apps.lifecycle", "Change the resources of a builder."),
     "start": ("apps.lifecycle", "Start a builder and wait until it is up."),
     "stop": ("apps.lifecycle", "Stop a builder; its files and settings are kept."),

@@ -182,6 +182,12 @@ class InstallFailed(DeploymentFailed):
     _next = "builderd logs {builder} --stream build"
 
 
+class BuildFailed(DeploymentFailed):
+    """422 ``build_failed``: the build command failed; ``log_tail`` has its last lines."""
+
+    _next = "builderd logs {builder} --stream build"
+
+
 class StartFailed(DeploymentFailed):
     """422 ``start_failed``: the app ended, or did not listen on its port."""
 
@@ -239,6 +245,7 @@ BY_CODE: dict[str, type[ApiError]] = {
     "validation_error": ValidationFailed,
     "review_failed": ReviewFailed,
     "install_failed": InstallFailed,
+    "build_failed": BuildFailed,
     "start_failed": StartFailed,
     "qa_failed": QaFailed,
     "rate_limited": RateLimited,

@@ -38,6 +38,7 @@ class VersionOptions(SettingOptions, total=False):
     skip_qa: bool
     require_qa: bool
     install_scripts: bool
+    build: str
 
 
 class BuilderOptions(VersionOptions, total=False):

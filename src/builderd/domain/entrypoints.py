@@ -63,7 +63,10 @@ def _no_package(_: str) -> None:
 
 
 def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Entry:
-    """Return the files of the bundle that the command runs."""
+    """Return the files of the bundle that the command, or each line of it, runs."""
+    lines = [line for line in command.splitlines() if line.strip()]
+    if len(lines) > 1:
+        return _entry_of_lines([entry_of(line, paths, package_at) for line in lines])
     command = VALUE.sub("$VALUE", command)
     words = _words(command)
     if SHELL.search(command) or words is None:
@@ -78,6 +81,12 @@ def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_p
         roots = tuple(_named(program, paths))
         return Entry(roots, complete=bool(roots))
     return _entry_of_file(target, program, paths, package_at)
+
+
+def _entry_of_lines(entries: Sequence[Entry]) -> Entry:
+    """Return all roots. A file that a later line lacks may be made by an earlier one, such as a build."""
+    roots = tuple(dict.fromkeys(root for entry in entries for root in entry.roots))
+    return Entry(roots, entries[0].missing, complete=all(entry.complete for entry in entries))
 
 
 def _entry_of_file(target: str, program: Sequence[str], paths: Collection[str], package_at: PackageAt) -> Entry:

@@ -116,6 +116,12 @@ class InstallFailed(StageFailed):
     code = "install_failed"
 
 
+class BuildFailed(StageFailed):
+    """The build command failed, or exceeded its limits; the message shows the last lines that it wrote."""
+
+    code = "build_failed"
+
+
 class StartFailed(StageFailed):
     """The app exited or did not listen on its port; the message says which and shows its last log lines."""
 

@@ -13,11 +13,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 
 INPUT = "/build/input"
 LAYER = "/build/store/layer"
 CACHE = "/build/store/cache"
+#: Folder of a version's files, and of its packages within it, in the sandbox that builds them.
+APP = "/app"
+NODE_MODULES = "node_modules"
 
 
 class Cache(StrEnum):
@@ -42,6 +46,18 @@ class BuildStep:
 
 
 @dataclass(frozen=True, slots=True)
+class AppBuild:
+    """Files of a version that are built in place, and the key of the layer with its dependencies (None: it has none).
+
+    The step runs in ``APP``, on a copy of the files, with a copy of the layer's ``NODE_MODULES`` in there. What it
+    leaves that the bundle does not have, or has otherwise, is the content of the new layer.
+    """
+
+    bundle: Bundle
+    dependencies: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerPlan:
     """Plan of one layer: inputs, build steps, and the key that it is stored under.
 
@@ -49,7 +65,8 @@ class LayerPlan:
     ``runs_foreign_code``. Such a plan runs a package's or a user's code and starts after the review.
     One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
     ``compile_step`` byte-compiles later, in the background, on a clone that then replaces the layer.
-    ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``.
+    ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``. ``app`` is set where the
+    layer is not of dependencies, but of the files that a version's build command makes.
     """
 
     key: str
@@ -60,6 +77,7 @@ class LayerPlan:
     may_run_code: bool = False
     tenant: TenantId | None = None
     limit_bytes: int | None = None
+    app: AppBuild | None = None
 
     @property
     def needs_review_first(self) -> bool:
@@ -88,6 +106,15 @@ class Installed:
     """``layer_key`` as a version keeps it. ``reused`` when nothing had to be made."""
 
     layer_key: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """``build_key`` as a version keeps it. ``reused`` when the same files were built before."""
+
+    build_key: str
     seconds: float
     reused: bool
 

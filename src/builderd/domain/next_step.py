@@ -13,6 +13,7 @@ from builderd.domain.routes import closed_route, make_route
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxState
 from builderd.domain.steps import (
     AwaitListening,
+    BuildApp,
     CheckApp,
     CreateDisk,
     EndTrial,
@@ -150,7 +151,7 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
         return RecoverDisk()
     if not seen.disk_ready:
         return CreateDisk()
-    if seen.disk_bundle != seen.version.bundle_hash:
+    if seen.disk_bundle != seen.version.bundle_hash or seen.disk_build != seen.version.build_key:
         return PutBundle()
     if seen.sandbox is None:
         return PlanSandbox(attempt=next_attempt(seen.ends))
@@ -158,10 +159,12 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
 
 
 def prepare(version: VersionState) -> Step | None:
-    """Return the review or installation that a version needs before its start, or None."""
+    """Return the review, installation or build that a version needs before its start, or None."""
     if version.review_due:
         return Review(version.number)
-    return None if version.layer_ready else Install(version.number)
+    if version.build_ready and version.layer_ready:
+        return None
+    return BuildApp(version.number) if version.layer_ready else Install(version.number)
 
 
 def _after_ends(builder: Builder, seen: Observation) -> Step | None:

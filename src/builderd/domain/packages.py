@@ -14,10 +14,14 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``main`` is the file that an import of the folder runs; ``commands`` are the scripts' command lines."""
+    """``main`` is the file that an import of the folder runs; ``commands`` are the scripts' command lines.
+
+    ``has_build``: there is a script ``build``.
+    """
 
     main: str | None
     commands: tuple[str, ...]
+    has_build: bool = False
 
 
 def read_package(content: bytes) -> Package | None:
@@ -29,5 +33,7 @@ def read_package(content: bytes) -> Package | None:
     if not isinstance(document, dict):
         return None
     main, scripts = document.get("main"), document.get("scripts")
-    commands = scripts.values() if isinstance(scripts, dict) else ()
-    return Package(main if isinstance(main, str) else None, tuple(one for one in commands if isinstance(one, str)))
+    named = scripts if isinstance(scripts, dict) else {}
+    commands = tuple(one for one in named.values() if isinstance(one, str))
+    has_build = isinstance(named.get("build"), str) and bool(named["build"].strip())
+    return Package(main if isinstance(main, str) else None, commands, has_build)

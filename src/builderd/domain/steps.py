@@ -18,6 +18,10 @@ class VersionState:
     port: int
     bundle_hash: str
     layer_ready: bool
+    #: The result of its build is there, or it has no build command.
+    build_ready: bool = True
+    #: Key of its build's result; empty without a build command.
+    build_key: str = ""
     #: The QA gate has not run yet.
     qa_due: bool = False
     #: A version that fails the QA gate is stopped.
@@ -33,10 +37,10 @@ class Observation:
     ``version`` is the one to run (``Builder.to_run``), ``candidate`` the one that is being prepared, if any, and
     ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
     size, and the ledger counts it. ``disk_bundle`` is the hash of the last bundle on it, None without a disk or
-    before the first. ``lost``: the disk is missing and has a backup; ``recovering``: it is being restored.
-    ``sandbox`` is the builder's record that has not ended yet, ``report`` what the engine says of
-    it. ``ends`` are the ended sandboxes of the present run, newest last. ``paid_frozen``: the ledger counts it as
-    frozen.
+    before the first; ``disk_build`` is the key of the build's result on it, empty without one. ``lost``: the disk is
+    missing and has a backup; ``recovering``: it is being restored. ``sandbox`` is the builder's record that has not
+    ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run, newest last.
+    ``paid_frozen``: the ledger counts it as frozen.
     """
 
     now: datetime
@@ -52,6 +56,7 @@ class Observation:
     paid_frozen: bool = False
     lost: bool = False
     recovering: bool = False
+    disk_build: str = ""
 
 
 # The steps
@@ -72,6 +77,13 @@ class Install:
 
 
 @dataclass(frozen=True, slots=True)
+class BuildApp:
+    """Run the build command of this version, the current one or the candidate."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class CreateDisk:
     """Create the disk and bill it from now on; a candidate's disk is a copy of the builder's."""
 
@@ -83,7 +95,7 @@ class RecoverDisk:
 
 @dataclass(frozen=True, slots=True)
 class PutBundle:
-    """Write the version's files into ``/app``."""
+    """Write the version's files, and what its build command made, into ``/app``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +211,7 @@ class Wait:
 Step = (
     Review
     | Install
+    | BuildApp
     | CreateDisk
     | RecoverDisk
     | PutBundle

@@ -15,6 +15,8 @@ DEFAULT_PORT = 8000
 #: The layer key of a version that asks for no dependencies.
 NO_LAYER = ""
 MAX_ENTRYPOINT_BYTES = 4096
+#: The build key of a version without a build command.
+NO_BUILD = ""
 #: The kernel takes 128 KiB as one string of an environment (MAX_ARG_STRLEN), the name included.
 MAX_ENV_NAME_BYTES = 1_000
 MAX_ENV_VALUE_BYTES = 100_000
@@ -57,6 +59,13 @@ class VersionSettings:
     skip_qa: bool = False
     require_qa: bool = False
     install_scripts: bool = False
+    #: Command that makes more of the files before the version starts; empty: none.
+    build: str = ""
+
+    @property
+    def commands(self) -> str:
+        """Return all commands that run the version's code, one a line: the subject of its review."""
+        return f"{self.build}\n{self.entrypoint}" if self.build else self.entrypoint
 
     @property
     def with_gates(self) -> VersionSettings:
@@ -72,7 +81,8 @@ SETTING_NAMES = tuple(one.name for one in fields(VersionSettings))
 class Version:
     """Version of a builder; ``number`` counts from 1.
 
-    ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
+    ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed. ``build_key`` names the layer
+    with what its build command made, None before.
 
     ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``review_key`` names the
     report that the first stands on, and ``review_until`` is when a finding that was accepted for it is not accepted
@@ -97,6 +107,7 @@ class Version:
     fresh_since: int | None = None
     review_key: str | None = None
     review_until: datetime | None = None
+    build_key: str | None = None
 
     def reviewed(self, now: datetime) -> bool | None:
         """Return the review's verdict at ``now``; None: not reviewed, or the review was skipped."""
@@ -131,6 +142,11 @@ def entrypoint_error(entrypoint: str) -> str | None:
     if not entrypoint.strip():
         return "must not be blank: give the command that starts the app"
     return text_error(entrypoint, MAX_ENTRYPOINT_BYTES)
+
+
+def build_error(command: str) -> str | None:
+    """Return the reason to reject a build command, or None."""
+    return text_error(command, MAX_ENTRYPOINT_BYTES)
 
 
 def text_error(text: str, limit: int) -> str | None:

@@ -12,11 +12,12 @@ from builderd.domain.layers import LayerPlan
 
 class Installer(Protocol):
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
     ) -> LayerPlan | None:
         """Return the plan for the dependencies that the bundle declares, or None when it declares none.
 
-        With ``install_scripts`` the install scripts of packages are run.
+        With ``install_scripts`` the install scripts of packages are run; with ``dev`` a Node project's development
+        dependencies are installed too, as its build needs them.
 
         Raises ``InstallFailed`` when the request itself is refused (and says which line, and why).
         """

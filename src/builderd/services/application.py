@@ -51,6 +51,8 @@ class Limits:
     maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
     default_isolation: Isolation = Isolation.STANDARD
     start_timeout: float = 60
+    #: Seconds that a version's build command may take.
+    build_timeout: float = 900
     handover_timeout: float = 12
     kept_versions: int = 10
     stop_grace: float = 10

@@ -12,6 +12,7 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
     BackupFailed,
     BuilderdError,
+    BuildFailed,
     BundleLost,
     EngineUnavailable,
     InstallFailed,
@@ -48,6 +49,7 @@ FAILURES: dict[str, type[BuilderdError]] = {
     for error in (
         ReviewFailed,
         InstallFailed,
+        BuildFailed,
         StartFailed,
         QaFailed,
         NoCapacity,

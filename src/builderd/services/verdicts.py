@@ -61,10 +61,10 @@ async def report_of(
     kept = None if afresh else await application.store.read(lambda uow: uow.reviews.get(tenant_id, key))
     if kept is not None and kept.is_complete:
         return kept, True
-    gate, entrypoint = application.review, version.settings.entrypoint
+    gate, commands = application.review, version.settings.commands
     async with gate.concurrency[tenant_id]:
         bundle = await bundles.fetch(application, version)
-        return await gate.review(bundle, entrypoint, application.clock.now()), False
+        return await gate.review(bundle, commands, application.clock.now()), False
 
 
 def record(uow: UnitOfWork, builder: Builder, number: int, report: Report, by: str, now: datetime) -> Verdict:
@@ -230,4 +230,4 @@ def _accepted(builder: Builder, caller: Caller, finding: Finding, new: NewAccept
 
 
 def _content_of(version: Version) -> str:
-    return content_hash(version.bundle_hash, version.settings.entrypoint)
+    return content_hash(version.bundle_hash, version.settings.commands)

@@ -194,6 +194,7 @@ class Settings(BaseSettings):
             maximum=Resources(limits.cpu, limits.memory, limits.disk),
             default_isolation=limits.isolation,
             start_timeout=limits.start_timeout,
+            build_timeout=limits.build_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),
             kept_versions=self.retention.versions,

@@ -12,6 +12,7 @@ from builderd.web.visits import Form
 TEXTS: Mapping[str, str] = {
     "name": "",
     "entrypoint": "",
+    "build": "",
     "port": "8000",
     "cpu": "1",
     "memory": "1",
@@ -68,7 +69,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
         asked["port"] = number(values["port"])
         asked["visibility"] = "private" if is_private else "public"
         asked["auto_stop_interval"] = number(values["minutes"]) if values["sleeps"] else 0
-    for name in ("entrypoint", "isolation"):
+    for name in ("entrypoint", "build", "isolation"):
         if values[name].strip():
             asked[name] = values[name].strip()
     return asked

@@ -14,6 +14,7 @@ from builderd.web.telling import STAGES
 NOTES = {
     "review": "Reads the code before any of it runs.",
     "install": "Installs its dependencies, or takes the layer of an app with the same ones.",
+    "build": "Runs the build command, or takes what it made of the same files before.",
     "start": "Starts the app and waits until it listens.",
     "qa": "Asks whether it answers and stays up. The report with screenshots follows later.",
 }
@@ -36,13 +37,13 @@ class Stage:
 
 
 def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Sequence[Stage]:
-    """Return the four stages. ``events`` are those of the version, oldest first."""
-    spans = {name: _span(name, events) for name in STAGES}
+    """Return its stages. ``events`` are those of the version, oldest first."""
+    spans = {name: _span(name, events) for name in STAGES if name != "build" or version.settings.build}
     begin = min((start for start, _, _ in spans.values() if start), default=version.created_at)
     is_over = version.status is not VersionStatus.PENDING
     last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)
     whole = max((last - begin).total_seconds(), 0.1)
-    return [_stage(name, version, spans[name], TimeAxis(begin, whole, now)) for name in STAGES]
+    return [_stage(name, version, spans[name], TimeAxis(begin, whole, now)) for name in spans]
 
 
 @dataclass(frozen=True, slots=True)

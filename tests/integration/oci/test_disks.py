@@ -338,7 +338,7 @@ def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.write_files", crash)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.built_files.write_files", crash)
     with pytest.raises(KeyboardInterrupt):
         disks.put_bundle(ONE, make_bundle([BundleFile("other", b"")]))
     report = disks.report(ONE)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from tests.integration.oci.stores import open_store
 
+from builderd.adapters.engines.oci.storage import layer_content, transcript
 from builderd.adapters.engines.oci.storage import layers as module
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.disks import Disks
@@ -378,7 +379,7 @@ async def test_of_a_great_many_names_in_a_layer_a_few_are_looked_at_and_beside_t
     monkeypatch.setattr(os, "scandir", watched)
     monkeypatch.setattr(module.Layers, "_discard", lambda *_: None)
     outcome = await layers.build(plan(), print)
-    assert outcome.output[-1].count(",") == module.NAMED - 1
+    assert outcome.output[-1].count(",") == layer_content.NAMED - 1
     assert 0 < len(lookers) < 20
     assert threading.main_thread() not in lookers
 
@@ -544,9 +545,9 @@ async def test_a_flood_of_output_is_cut(layers: Layers, runner: StandIn) -> None
     lines, progress = told()
     runner.lines = ["x" * 100_000] * 10_000
     outcome = await layers.build(plan(), progress)
-    assert len(outcome.output) == module.KEPT_LINES
-    assert len(outcome.output[0]) == module.LINE_LENGTH + 1
-    assert len(lines) == module.TOLD_LINES + 2
+    assert len(outcome.output) == transcript.KEPT_LINES
+    assert len(outcome.output[0]) == transcript.LINE_LENGTH + 1
+    assert len(lines) == transcript.TOLD_LINES + 2
     assert "left out" in lines[-1]
 
 

@@ -29,11 +29,16 @@ _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class FakeDisk:
-    """Files of one disk. ``executable``: paths of executable files; ``changes``: number of writes by path."""
+    """Files of one disk. ``executable``: paths of executable files; ``changes``: number of writes by path.
+
+    ``built`` are the files that a build made of them, ``build_key`` its layer.
+    """
 
     size_bytes: int
     files: dict[str, bytes] = field(default_factory=dict)
     bundle_hash: str | None = None
+    built: dict[str, bytes] = field(default_factory=dict)
+    build_key: str = ""
     executable: set[str] = field(default_factory=set)
     changes: dict[str, int] = field(default_factory=dict)
 

@@ -152,17 +152,25 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     async def disk(self, disk: DiskId) -> DiskReport | None:
         self._called("disk", disk)
         found = self.disks.get(disk)
-        return DiskReport(disk, found.bundle_hash, found.size_bytes) if found else None
+        return DiskReport(disk, found.bundle_hash, found.size_bytes, found.build_key) if found else None
 
-    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
+    async def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
+    ) -> None:
         self._called("put_bundle", disk)
         self._refuse_while_used(disk)
         found = self._disk(disk)
         before = replaced if replaced and replaced.hash == found.bundle_hash else Bundle("", ())
+        if build_key and build_key not in self.layers:
+            raise NotFound(f"There is no layer {build_key}.")
         written, removed = changes(before, bundle)
-        for path in removed:
+        for path in (*removed, *found.built):
             found.files.pop(path, None)
-        found.files.update({file.path: file.content for file in written})
+        changed = {file.path for file in written}
+        restored = [file for file in bundle.files if file.path in found.built and file.path not in changed]
+        found.files.update({file.path: file.content for file in (*written, *restored)})
+        found.built, found.build_key = self.built.get(build_key, {}), build_key
+        found.files.update(found.built)
         found.bundle_hash = bundle.hash
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
@@ -172,7 +180,8 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         self._called("clone_disk", source)
         found = self._disk(source)
-        self.disks.setdefault(target, FakeDisk(size_bytes, dict(found.files), found.bundle_hash))
+        copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key)
+        self.disks.setdefault(target, copy)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._called("delete_disk", disk)

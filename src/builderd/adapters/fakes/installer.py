@@ -32,7 +32,7 @@ class FakeInstaller:
         self.may_run_code = False
 
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
     ) -> LayerPlan | None:
         request = bundle.file(REQUEST)
         if request is None:

@@ -50,6 +50,9 @@ class FakeLayers(FakeCalls):
         self.build_outcomes: deque[BuildOutcome] = deque()
         #: Capacity that ``capacity`` returns.
         self.has = Capacity(cpu=64, memory=256, disk=10_000)
+        #: Files that the build of a version makes, by its command; by default one that names the command.
+        self.build_results: dict[str, dict[str, bytes]] = {}
+        self.built: dict[str, dict[str, bytes]] = {}
         self._builds: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._now = now
 
@@ -72,6 +75,9 @@ class FakeLayers(FakeCalls):
                 self.layers[plan.key] = 1
                 self.layer_tenants[plan.key] = plan.tenant
                 self._layer_used[plan.key] = self._now()
+                if plan.app is not None:
+                    command = plan.steps[0].argv[-1]
+                    self.built[plan.key] = self.build_results.get(command, {"built.txt": command.encode()})
             return outcome
 
     async def stored_layers(self) -> StoredLayers:

@@ -24,10 +24,10 @@ class Installers:
     npm: NpmInstaller
 
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
     ) -> LayerPlan | None:
         python = self.uv.plan(bundle, base_id, tenant)
-        node = self.npm.plan(bundle, base_id, tenant, install_scripts=install_scripts)
+        node = self.npm.plan(bundle, base_id, tenant, install_scripts=install_scripts, dev=dev)
         return _both(python, node) if python and node else python or node
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:

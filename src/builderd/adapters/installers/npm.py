@@ -49,10 +49,10 @@ class NpmInstaller:
     registry: str | None = None
 
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
     ) -> LayerPlan | None:
         """Return the plan, or None without dependencies. Raises ``InstallFailed``."""
-        packages = read_packages(bundle, self.registry)
+        packages = read_packages(bundle, self.registry, dev=dev)
         if packages is None:
             return None
         foreign = packages.foreign or install_scripts
@@ -60,7 +60,9 @@ class NpmInstaller:
         if packages.lock is not None:
             inputs[f"{FOLDER}/package-lock.json"] = packages.lock
         key = self._key(packages, base_id, f"tenant {tenant}" if foreign else "shared", install_scripts)
-        step = self._step(packages, install_scripts)
+        if dev:
+            key = hashlib.sha256(f"{key} with development dependencies".encode()).hexdigest()
+        step = self._step(packages, install_scripts, "include" if dev else "omit")
         return LayerPlan(key, inputs, (step,), runs_foreign_code=foreign, may_run_code=True)
 
     def explain(self, output: Sequence[str]) -> str:
@@ -69,9 +71,9 @@ class NpmInstaller:
         messages = [PREFIX.sub("", line) for line in lines if PREFIX.match(line)] or lines
         return "\n".join(line for line in messages[-MAX_EXPLAINED_LINES:] if line) or "npm failed without output."
 
-    def _step(self, packages: NodePackages, install_scripts: bool) -> BuildStep:
+    def _step(self, packages: NodePackages, install_scripts: bool, dev: str) -> BuildStep:
         command = "ci" if packages.lock is not None else "install --no-package-lock"
-        flags = f"--omit=dev --ignore-scripts={'false' if install_scripts else 'true'}"
+        flags = f"--{dev}=dev --ignore-scripts={'false' if install_scripts else 'true'}"
         script = (
             f"cp {INPUT}/{FOLDER}/* {LAYER}/ && cd {LAYER} && npm {command} {flags} >&2 "
             "&& rm -f package.json package-lock.json && mkdir -p node_modules"

@@ -48,10 +48,11 @@ class NodePackages:
     foreign: bool
 
 
-def read_packages(bundle: Bundle, registry: str | None) -> NodePackages | None:
-    """Parse ``package.json`` and its lock; None without the file or without runtime dependencies.
+def read_packages(bundle: Bundle, registry: str | None, *, dev: bool = False) -> NodePackages | None:
+    """Parse ``package.json`` and its lock; None without the file or without dependencies to install.
 
-    ``registry``: the operator's registry URL, None for npm's default. Raises ``InstallFailed`` with file and reason.
+    ``dev``: those for development are to be installed too. ``registry``: the operator's registry URL, None for npm's
+    default. Raises ``InstallFailed`` with file and reason.
     """
     document = _document(bundle, FILE)
     if document is None:
@@ -62,7 +63,8 @@ def read_packages(bundle: Bundle, registry: str | None) -> NodePackages | None:
     overrides = document.get(OVERRIDES)
     if overrides:
         manifest[OVERRIDES] = overrides
-    if not any(manifest.get(name) for name in ("dependencies", "optionalDependencies")):
+    wanted = ("dependencies", "optionalDependencies", *(("devDependencies",) if dev else ()))
+    if not any(manifest.get(name) for name in wanted):
         return None
     lock = next(filter(None, (_document(bundle, name) for name in LOCKS)), None)
     specs = [spec for name in DECISIVE for spec in _specs(manifest.get(name))]

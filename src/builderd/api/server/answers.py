@@ -30,6 +30,7 @@ STATUS = {
     "validation_error": 422,
     "review_failed": 422,
     "install_failed": 422,
+    "build_failed": 422,
     "start_failed": 422,
     "qa_failed": 422,
     "rate_limited": 429,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+from builderd.domain.build_commands import find_build
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import ValidationFailed
@@ -31,10 +33,13 @@ def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> bu
     """Return the builder that a request asks for. Raises ``ValidationFailed`` without a usable command."""
     job_type = _job_type(new, bundle)
     entrypoint = new.entrypoint or _command(bundle, job_type)
+    settings = new_settings(new, entrypoint, application.limits.default_isolation)
+    if new.build is None and job_type is not JobType.SANDBOX:
+        settings = replace(settings, build=find_build(bundle, entrypoint))
     return builders.NewBuilder(
         name=new.name,
         bundle_hash=bundle.hash,
-        settings=new_settings(new, entrypoint, application.limits.default_isolation),
+        settings=settings,
         job_type=job_type,
         visibility=_visibility(new),
         auto_stop_interval=new.auto_stop_interval,

@@ -45,7 +45,7 @@ EXAMPLE = {
     "resources": {"cpu": 1, "memory": 1, "disk": 3},
 }
 STREAM = (
-    "An event per finished stage (`review`, `install`, `start`, `qa`) with its seconds, "
+    "An event per finished stage (`review`, `install`, `build`, `start`, `qa`) with its seconds, "
     "then `done` (the builder) or `failed`."
 )
 

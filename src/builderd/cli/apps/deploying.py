@@ -58,8 +58,9 @@ def schema(session: Session) -> None:
 
 
 class DeployFlags(TypedDict):
-    """Flags of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
+    """Further options of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
 
+    build: str | None
     fresh: bool
     only_list: bool
     yes: bool
@@ -71,6 +72,7 @@ class DeployFlags(TypedDict):
 @folder_argument
 @click.option("--name", help="Name of the builder.  [default: of builder.toml, or the folder's]")
 @click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
+@click.option("--build", help="Command that builds it before its start; '' for none.  [default: what is found]")
 @click.option("--fresh", is_flag=True, help="Install the dependencies again.")
 @click.option("--list", "only_list", is_flag=True, help="List what would be sent and what is left out; send nothing.")
 @click.option("--yes", is_flag=True, help="Take what is found for the start without asking.")
@@ -93,6 +95,8 @@ def deploy(
     start = _start(session, project, folder, entrypoint, flags["yes"])
     if start.entrypoint:
         options["entrypoint"] = start.entrypoint
+    if flags["build"] is not None:
+        options["build"] = flags["build"]
     options |= {gate: True for gate in ("skip_review", "skip_qa") if flags[gate]}
     chosen = name or project.name or project.default_name()
     if not NAME.fullmatch(chosen):

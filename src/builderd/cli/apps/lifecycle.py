@@ -242,6 +242,14 @@ def _change_env(session: Session, name: str, change: Callable[[dict[str, str]], 
     session.result(builder.data.env, f"{builder.name} runs with {len(builder.data.env)} variables.")
 
 
+@command(name="clear-builds")
+@named
+def clear_builds(session: Session, name: str | None) -> None:
+    """Remove the kept results of a builder's builds; a rollback builds again."""
+    removed = session.builder(name).clear_build_cache()
+    session.result(removed, f"{removed.results} results with {removed.bytes} bytes are removed.")
+
+
 @command(name="service-token")
 @named
 def service_token(session: Session, name: str | None) -> None:

@@ -32,6 +32,10 @@ SCHEMA: dict[str, Any] = {
             "type": "string",
             "description": "Command that starts the app; it must listen on 0.0.0.0:$PORT. Left out: the Procfile's.",
         },
+        "build": {
+            "type": "string",
+            "description": "Command that runs once a version, before its start. Left out: what is found; empty: none.",
+        },
         "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": "Given to the app as PORT (8000)."},
         "env": {
             "type": "object",

@@ -28,6 +28,7 @@ from builderd.client.models import (
     Execution,
     LogLine,
     Metrics,
+    RemovedBuilds,
     SpendingCap,
     SshGrant,
     Version,
@@ -324,6 +325,10 @@ class AsyncBuilder:
     async def end_ssh(self) -> None:
         """End all its SSH tokens, and cut their sessions."""
         await self._transport.request("DELETE", f"/builders/{self.uuid}/ssh")
+
+    async def clear_build_cache(self) -> RemovedBuilds:
+        """Remove the kept results of its builds; a rollback builds again."""
+        return await self._transport.read(RemovedBuilds, "DELETE", f"/builders/{self.uuid}/build-cache")
 
     async def cap(self) -> SpendingCap:
         """Return its monthly spending cap, and what it has cost this month."""

@@ -12,6 +12,7 @@ from builderd.client._async.transport import STREAM_SECONDS, AsyncTransport, par
 from builderd.client._async.uploads import AsyncUploads, OnProgress
 from builderd.client.errors import (
     BuilderdError,
+    BuildFailed,
     DeploymentFailed,
     InstallFailed,
     NoAnswer,
@@ -179,7 +180,7 @@ async def explained(transport: AsyncTransport, error: BuilderdError) -> Builderd
     """Add the log's last lines to the error of a stage, and the report to that of QA, as far as they can be read."""
     if isinstance(error, DeploymentFailed) and error.builder:
         with suppress(BuilderdError):
-            stream = "build" if isinstance(error, InstallFailed) else None
+            stream = "build" if isinstance(error, InstallFailed | BuildFailed) else None
             params = {"tail": TAIL_LINES, "stream": stream}
             answer = await transport.json("GET", f"/builders/{error.builder}/logs", params=params)
             error.log_tail = [line["text"] for line in answer["data"]]

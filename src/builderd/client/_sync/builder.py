@@ -28,6 +28,7 @@ from builderd.client.models import (
     Execution,
     LogLine,
     Metrics,
+    RemovedBuilds,
     SpendingCap,
     SshGrant,
     Version,
@@ -318,6 +319,10 @@ class Builder:
     def end_ssh(self) -> None:
         """End all its SSH tokens, and cut their sessions."""
         self._transport.request("DELETE", f"/builders/{self.uuid}/ssh")
+
+    def clear_build_cache(self) -> RemovedBuilds:
+        """Remove the kept results of its builds; a rollback builds again."""
+        return self._transport.read(RemovedBuilds, "DELETE", f"/builders/{self.uuid}/build-cache")
 
     def cap(self) -> SpendingCap:
         """Return its monthly spending cap, and what it has cost this month."""

@@ -12,6 +12,7 @@ from builderd.client._sync.transport import STREAM_SECONDS, Transport, parsed
 from builderd.client._sync.uploads import OnProgress, Uploads
 from builderd.client.errors import (
     BuilderdError,
+    BuildFailed,
     DeploymentFailed,
     InstallFailed,
     NoAnswer,
@@ -175,7 +176,7 @@ def explained(transport: Transport, error: BuilderdError) -> BuilderdError:
     """Add the log's last lines to the error of a stage, and the report to that of QA, as far as they can be read."""
     if isinstance(error, DeploymentFailed) and error.builder:
         with suppress(BuilderdError):
-            stream = "build" if isinstance(error, InstallFailed) else None
+            stream = "build" if isinstance(error, InstallFailed | BuildFailed) else None
             params = {"tail": TAIL_LINES, "stream": stream}
             answer = transport.json("GET", f"/builders/{error.builder}/logs", params=params)
             error.log_tail = [line["text"] for line in answer["data"]]

@@ -28,7 +28,18 @@ from builderd.client.models.account import (
 from builderd.client.models.base import Model
 from builderd.client.models.builders import Backup, BuilderState, Cost, Resources, SshEnded, SshGrant, Stage, Version
 from builderd.client.models.gates import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
-from builderd.client.models.watching import Answers, Event, Execution, FileEntry, Lease, LogLine, Metrics, Present, Step
+from builderd.client.models.watching import (
+    Answers,
+    Event,
+    Execution,
+    FileEntry,
+    Lease,
+    LogLine,
+    Metrics,
+    Present,
+    RemovedBuilds,
+    Step,
+)
 
 __all__ = [
     "Acceptance",
@@ -57,6 +68,7 @@ __all__ = [
     "QaCheck",
     "QaScreenshot",
     "Readiness",
+    "RemovedBuilds",
     "Resources",
     "Review",
     "Spending",

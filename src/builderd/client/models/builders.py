@@ -59,6 +59,7 @@ class BuilderState(Model):
     isolation: str
     require_qa: bool
     install_scripts: bool
+    build: str = ""
     review_passed: bool | None = None
     qa_passed: bool | None = None
     status_reason: str
@@ -97,6 +98,7 @@ class Version(Model):
     skip_qa: bool
     require_qa: bool
     install_scripts: bool
+    build: str = ""
     review_passed: bool | None = None
     qa_passed: bool | None = None
     created_by: str

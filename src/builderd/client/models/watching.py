@@ -97,6 +97,13 @@ class Execution(Model):
     truncated: bool
 
 
+class RemovedBuilds(Model):
+    """Number of removed ``results`` of builds, and the ``bytes`` that they took."""
+
+    results: int
+    bytes: int
+
+
 class Lease(Model):
     """Lease of a builder. ``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
 

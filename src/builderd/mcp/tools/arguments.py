@@ -37,6 +37,10 @@ Files = Annotated[
     Field(description="All files by relative path. Text as it is; other bytes as {content, encoding: base64}."),
 ]
 Entrypoint = Annotated[str, Field(description="Command that starts it in its folder, such as `python3 main.py`.")]
+BuildCommand = Annotated[
+    str,
+    Field(description="Command that builds it once, before its start. Default: npm run build if package.json has it."),
+]
 Port = Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
 JobType = Annotated[
     Literal["always_on", "worker", "sandbox", "one_time"],

@@ -28,6 +28,7 @@ from builderd.mcp.results import (
 )
 from builderd.mcp.tools.arguments import (
     AutoStop,
+    BuildCommand,
     Credentials,
     Entrypoint,
     Env,
@@ -68,14 +69,15 @@ async def deploy_code(
     skip_review: Skip = False,
     skip_qa: Skip = False,
     install_scripts: bool = False,
+    build: BuildCommand | None = None,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
     wait: Wait = True,
 ) -> Annotated[CallToolResult, Deployment]:
     """Turn code into a running, isolated app with a live URL, and wait until it is up.
 
-    A failed stage (review, install, start, qa) is returned with its reason and the app's output. Calling it again with
-    the same name and files never makes a second deployment. Use redeploy to change one that runs.
+    A failed stage (review, install, build, start, qa) is returned with its reason and the app's output. Calling it
+    again with the same name and files never makes a second deployment. Use redeploy to change one that runs.
     """
     body = given(
         name=name,
@@ -89,6 +91,7 @@ async def deploy_code(
         resources=resources.model_dump() if resources else None,
         auto_stop_interval=auto_stop_minutes,
         visibility=visibility,
+        build=build,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
@@ -112,6 +115,7 @@ async def redeploy(
     skip_review: Skip = False,
     skip_qa: Skip = False,
     install_scripts: bool | None = None,
+    build: BuildCommand | None = None,
     fresh: Annotated[bool, Field(description="Install the dependencies again.")] = False,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
@@ -131,6 +135,7 @@ async def redeploy(
         credentials=credentials,
         resources=resources.model_dump() if resources else None,
         visibility=visibility,
+        build=build,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})

@@ -12,11 +12,15 @@ from builderd.ports.disk_files import DiskFiles
 
 @dataclass(frozen=True, slots=True)
 class DiskReport:
-    """State of a disk. ``bundle_hash``: bundle last written completely, None before the first."""
+    """State of a disk. ``bundle_hash``: bundle last written completely, None before the first.
+
+    ``build_key``: the layer whose files were written with it, empty without one.
+    """
 
     id: DiskId
     bundle_hash: str | None
     size_bytes: int
+    build_key: str = ""
 
 
 class Disks(DiskFiles, Protocol):
@@ -26,11 +30,16 @@ class Disks(DiskFiles, Protocol):
     async def disk(self, disk: DiskId) -> DiskReport | None:
         """Return the state of the disk, or None when there is none."""
 
-    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
+    async def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
+    ) -> None:
         """Write the files into the disk's ``/app`` and record the bundle's hash last. Idempotent.
 
         Where another bundle is ``replaced``, only what differs between the two is written or removed
         (``domain.bundles.changes``): the app's changes to other files stay, and so do files that it made.
+        The files of the layer ``build_key``, which a build of this bundle made, are written over them; those of the
+        build that was there before are removed. Raises ``NotFound`` without that layer.
+
         Never follows a link out of the disk. Must not be called while a sandbox runs on it.
         """
 

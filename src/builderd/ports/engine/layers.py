@@ -20,6 +20,7 @@ class Layers(Protocol):
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Run the plan's steps in build sandboxes; all or nothing. Two calls for one key make one layer.
 
+        A plan with an ``app`` runs them on the version's files; the layer is what they made of these.
         Raises ``InstallFailed`` when the layer needs more than the plan's ``limit_bytes``.
         """
 

@@ -10,7 +10,8 @@ from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation, VersionState
-from builderd.domain.versions import NO_LAYER, Version
+from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
+from builderd.ports.engine import DiskReport
 from builderd.ports.store import UnitOfWork
 from builderd.services import backups
 from builderd.services.application import Application
@@ -82,11 +83,12 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     loss = await _loss(application, item) if disk is None else backups.Loss()
     return Observation(
         now=application.clock.now(),
-        version=await _version(application, item.builder, item.version),
+        version=await _version(application, item.builder, item.version, disk),
         candidate=await _version(application, item.builder, item.candidate) if item.candidate else None,
         trial=stored.trial,
         disk_ready=disk is not None and stored.billing is not None and disk.size_bytes == wanted.disk_bytes,
         disk_bundle=disk.bundle_hash if disk else None,
+        disk_build=disk.build_key if disk else "",
         sandbox=sandbox,
         report=await application.engine.report(sandbox.id) if sandbox else None,
         ends=stored.ends,
@@ -106,12 +108,16 @@ async def _loss(application: Application, item: WorkItem) -> backups.Loss:
     return await application.store.read(lambda uow: backups.loss(uow, builder.id, now))
 
 
-async def _version(application: Application, builder: Builder, version: Version) -> VersionState:
+async def _version(
+    application: Application, builder: Builder, version: Version, disk: DiskReport | None = None
+) -> VersionState:
     return VersionState(
         number=version.number,
         port=version.settings.port,
         bundle_hash=version.bundle_hash,
         layer_ready=await _layer_ready(application, version),
+        build_ready=await _build_ready(application, version, disk),
+        build_key=version.build_key or NO_BUILD,
         qa_required=version.settings.require_qa,
         qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,
         review_due=version.review_due(application.clock.now()),
@@ -122,3 +128,13 @@ async def _layer_ready(application: Application, version: Version) -> bool:
     if version.layer_key is None:
         return False
     return version.layer_key == NO_LAYER or await application.engine.has_layer(version.layer_key)
+
+
+async def _build_ready(application: Application, version: Version, disk: DiskReport | None) -> bool:
+    """Return True if nothing is to be built. What is on the disk already needs no layer: a start never builds."""
+    if not version.settings.build:
+        return True
+    if version.build_key is None:
+        return False
+    on_disk = disk is not None and (disk.build_key, disk.bundle_hash) == (version.build_key, version.bundle_hash)
+    return on_disk or await application.engine.has_layer(version.build_key)

@@ -10,7 +10,7 @@ from typing import Any
 from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId
-from builderd.domain.layers import Installed
+from builderd.domain.layers import Built, Installed
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Prices
 from builderd.domain.versions import NO_LAYER, Version
@@ -19,6 +19,7 @@ from builderd.reconciler.core.observe import StoredState, read
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
+BUILT_BEFORE = "The same files were built before: that result is used again."
 #: Written inside a transaction, on the builder as it is then.
 Record = Callable[[UnitOfWork, Builder], None]
 
@@ -87,6 +88,15 @@ def installed(transition: Transition, version: Version, layer: Installed) -> Non
     elif layer.reused:
         uow.build_logs.add(builder.id, version.number, [LogLine(now, LogStream.BUILD, REUSED)])
     stage_finished(transition, "install", seconds=layer.seconds, ok=True, note=note, reused=layer.reused)
+
+
+def built(transition: Transition, version: Version, build: Built) -> None:
+    """The version's files are built. The build log says so also where that was done before."""
+    if build.reused:
+        line = LogLine(transition.now, LogStream.BUILD, BUILT_BEFORE)
+        transition.uow.build_logs.add(transition.builder.id, version.number, [line])
+    note = "reused" if build.reused else "made"
+    stage_finished(transition, "build", seconds=build.seconds, ok=True, note=note, reused=build.reused)
 
 
 def stage_finished(

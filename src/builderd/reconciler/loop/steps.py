@@ -9,7 +9,7 @@ from functools import partial
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import Builder, Handover, Status, StopKind
-from builderd.domain.errors import InstallFailed, NotFound, StartFailed
+from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.restarts import recent_crashes
@@ -54,6 +54,8 @@ class Steps:
                 return await self._review(item.for_version(number))
             case domain.Install(number):
                 return await self._install(item.for_version(number))
+            case domain.BuildApp(number):
+                return await self._build(item.for_version(number))
             case domain.CreateDisk():
                 return await self._create_disk(item)
             case domain.RecoverDisk():
@@ -134,6 +136,20 @@ class Steps:
             version = transitions.as_stored(uow, item.version)
             uow.versions.save(replace(version, layer_key=installed.layer_key))
             transitions.installed(transition, item.version, installed)
+
+        return Result(record)
+
+    async def _build(self, item: WorkItem) -> Result:
+        try:
+            built = await self._installs.build(item)
+        except BuildFailed as failure:
+            return self._failed(item, "build", failure.code, failure.message)
+        now = self._now()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            version = transitions.as_stored(uow, item.version)
+            uow.versions.save(replace(version, build_key=built.build_key))
+            transitions.built(Transition(uow, builder, self._app.prices, now), item.version, built)
 
         return Result(record)
 

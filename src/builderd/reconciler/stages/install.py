@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from builderd.domain.errors import InstallFailed
+from builderd.domain.errors import BuildFailed, InstallFailed
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.layers import BuildOutcome, Installed, LayerPlan
+from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.stages.app_build import explain_build, plan_build
 from builderd.services import bundles, layer_quota
 from builderd.services.application import Application
 
@@ -77,6 +78,23 @@ class LayerInstalls:
         passed.set()
         return await self._make(item, passed)
 
+    async def build(self, item: WorkItem) -> Built:
+        """Run the version's build command, or find its result. Raises ``BuildFailed`` with the command's last lines."""
+        bundle, tenant = await bundles.fetch(self._app, item.version), item.builder.tenant_id
+        plan = _own(plan_build(item, bundle, self._app.engine.base_id, self._app.limits.build_timeout), item)
+        try:
+            if await self._app.engine.has_layer(plan.key):
+                await layer_quota.check_reuse(self._app, tenant, plan.key)
+                return Built(plan.key, 0.0, reused=True)
+            async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
+                room = await layer_quota.room_for_build(self._app, tenant)
+                outcome = await self._app.engine.build_layer(replace(plan, limit_bytes=room), log.line)
+        except InstallFailed as refusal:  # the limit of all layers
+            raise BuildFailed(refusal.message) from refusal
+        if not outcome.ok:
+            raise BuildFailed(explain_build(item, outcome, self._app.limits.build_timeout))
+        return Built(plan.key, outcome.seconds, outcome.reused)
+
     async def _make(self, item: WorkItem, passed: asyncio.Event) -> Installed:
         plan, tenant = await _plan(self._app, item), item.builder.tenant_id
         if plan is None:
@@ -135,7 +153,8 @@ async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:
     bundle = await bundles.fetch(application, item.version)
     scripts = item.version.settings.install_scripts
     base, tenant = application.engine.base_id, item.builder.tenant_id
-    return application.installer.plan(bundle, base, tenant, install_scripts=scripts)
+    dev = bool(item.version.settings.build)
+    return application.installer.plan(bundle, base, tenant, install_scripts=scripts, dev=dev)
 
 
 def _explain(application: Application, outcome: BuildOutcome) -> str:

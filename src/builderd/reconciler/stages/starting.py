@@ -14,7 +14,7 @@ from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import Sandbox, SandboxSpec
 from builderd.domain.start_hints import start_hint
-from builderd.domain.versions import NO_LAYER, Version
+from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials
@@ -74,7 +74,8 @@ async def _open_credentials(application: Application, item: WorkItem) -> credent
 async def put_bundle(application: Application, item: WorkItem, disk: DiskId) -> None:
     """Bring the version's files onto a disk that may hold another version's, and what the app made of them."""
     bundle = await bundles.fetch(application, item.version)
-    await application.engine.put_bundle(disk, bundle, await _before(application, item, disk))
+    before, built = await _before(application, item, disk), item.version.build_key or NO_BUILD
+    await application.engine.put_bundle(disk, bundle, before, built)
 
 
 async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bundle | None:

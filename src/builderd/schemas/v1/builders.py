@@ -28,6 +28,7 @@ from builderd.domain.versions import (
     ENV_NAME,
     MAX_ENTRYPOINT_BYTES,
     Isolation,
+    build_error,
     entrypoint_error,
     env_error,
     env_size_error,
@@ -108,6 +109,8 @@ Entrypoint = Annotated[
     checked_by(entrypoint_error),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
 ]
+
+Build = Annotated[str, checked_by(build_error), Field(json_schema_extra={"maxLength": MAX_ENTRYPOINT_BYTES})]
 
 Credential = Annotated[
     str, checked_by(credential_error), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
@@ -200,6 +203,11 @@ class NewBuilder(Shape):
     install_scripts: bool = Field(
         default=False, description="Run the scripts that npm packages bring for installation."
     )
+    build: Build | None = Field(
+        default=None,
+        description="Run once a version, before it starts: what it writes into the app's folder belongs to the "
+        "version. Left out: `npm run build` where package.json has a script `build`. Empty: none.",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -260,6 +268,7 @@ class Builder(View):
     isolation: Isolation
     require_qa: bool
     install_scripts: bool
+    build: str
     review_passed: bool | None
     qa_passed: bool | None
     status_reason: str

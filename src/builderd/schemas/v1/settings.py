@@ -26,6 +26,7 @@ def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation)
         "resources": new.resources.value,
         "isolation": new.isolation or default_isolation,
         "credentials": tuple(new.credentials),
+        "build": new.build or "",
     }
     return VersionSettings(**{**copied, **converted})
 

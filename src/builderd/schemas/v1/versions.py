@@ -32,6 +32,7 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 class NewVersion(NewBuilder):
     """New version of a builder. Omitted fields keep their values; ``files`` or a ``source`` replace all files.
 
+    A ``build`` that is left out is found, as for a new builder, only where the builder never had another version.
     ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
     """
 
@@ -98,6 +99,7 @@ class Version(View):
     skip_qa: bool
     require_qa: bool
     install_scripts: bool
+    build: str
     review_passed: bool | None
     qa_passed: bool | None
     created_by: str

@@ -110,6 +110,7 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     (box.folder / ".env").write_text("# c\nexport C='3'\n\n")
     assert box.json("env", "import", "my-app", ".env") == {"A": "1", "B": "x=y", "C": "3"}
     assert box.json("env", "unset", "my-app", "A", "C") == {"B": "x=y"}
+    assert box.json("clear-builds") == {"results": 0, "bytes": 0}
     assert box.json("scale", "--memory", "2")["resources"]["memory"] == 2
     assert box.json("auto-stop", "my-app", "15")["auto_stop_interval"] == 15
     assert box.json("stop")["status"] == "stopped"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, exists, insert, select, union, update
 
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import backups, builders, versions
@@ -41,14 +41,18 @@ _USES_BUNDLE = select(
 )
 
 
-_LAYERS = (
-    select(versions.c.layer_key)
-    .where(versions.c.layer_key.is_not(None), versions.c.layer_key != NO_LAYER)
-    .where(versions.c.status != VersionStatus.DROPPED)
-    .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
-    .distinct()
-)
-_LAYERS_OF_TENANT = _LAYERS.where(builders.c.tenant_id == bindparam("tenant"))
+def _layers(column: ColumnElement[str]) -> Select[str]:
+    return (
+        select(column)
+        .where(column.is_not(None), column != NO_LAYER)
+        .where(versions.c.status != VersionStatus.DROPPED)
+        .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+    )
+
+
+_COLUMNS = (versions.c.layer_key, versions.c.build_key)
+_LAYERS = union(*(_layers(column) for column in _COLUMNS))
+_LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
 
 
 class Versions:

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.oci.engine.capacity import capacity
 from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.network.allocations import known_instance
-from builderd.adapters.engines.oci.runtime.apps import app_root, make_run
+from builderd.adapters.engines.oci.runtime.apps import app_root, brings_packages, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.execute import Executions
 from builderd.adapters.engines.oci.runtime.records import Record, is_name
@@ -25,7 +25,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
+from builderd.domain.layers import NODE_MODULES, BuildOutcome, BuildStep, LayerPlan, StoredLayers
 from builderd.domain.logs import LogPage
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
@@ -161,9 +161,12 @@ class OciEngine:
     async def disk(self, disk: DiskId) -> DiskReport | None:
         return self._here.disks.report(disk)
 
-    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
+    async def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
+    ) -> None:
         self._refuse_while_used(disk)
-        await run_to_completion(self._here.disks.put_bundle, disk, bundle, replaced)
+        build = self._here.layers.finished_build(build_key) if build_key else None
+        await run_to_completion(self._here.disks.put_bundle, disk, bundle, replaced, build)
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         await run_to_completion(self._here.disks.mark_bundle, disk, bundle_hash)
@@ -243,9 +246,12 @@ class OciEngine:
 
     def _make_root(self, spec: SandboxSpec) -> Root:
         """Make the root's folders. Blocks while the store syncs or collects."""
-        app = self._here.disks.app(spec.disk)
-        lowers = self._here.lowers(spec.layer_key)
-        return app_root(lowers, self._here.disks.scratch(spec.disk), app)
+        here = self._here
+        lowers, scratch = here.lowers(spec.layer_key), here.disks.scratch(spec.disk)
+        has_packages = spec.layer_key is not None and (here.layers.lower(spec.layer_key) / NODE_MODULES).is_dir()
+        has_packages = has_packages and not brings_packages(spec.entrypoint)
+        mirrored = has_packages and here.disks.make_mount_point(spec.disk, NODE_MODULES)
+        return app_root(lowers, scratch, here.disks.app(spec.disk), has_packages=mirrored)
 
     def _runtime(self, isolation: Isolation) -> Runtime:
         if lack := self.supports(isolation):

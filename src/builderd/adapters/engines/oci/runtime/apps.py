@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
+from builderd.domain.layers import APP, NODE_MODULES
 from builderd.domain.sandboxes import SandboxSpec
 
 PIDS = 512
@@ -21,6 +23,8 @@ GVISOR_PIDS = 200
 INIT = ("/usr/bin/tini", "-g", "--")
 #: The shell waits for its children: its own end would end the sandbox and cut off their last output.
 WAIT = "trap 'exit 143' TERM\n"
+#: A command that installs Node packages itself needs a folder of its own for them, as ``npm ci`` empties it first.
+_INSTALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)\s+(?:ci|i|install|add|update)\b|\byarn\s*(?:$|[;&|])")
 _PATH = "/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -51,9 +55,19 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
     )
 
 
-def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path) -> Root:
-    """Return the root: ``app`` is persistent, all other writes go to ``scratch``."""
-    return Root(lowers=lowers, scratch=scratch, binds=(Bind(app, "/app", read_only=False, owner=DISK_UID),))
+def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path, *, has_packages: bool = False) -> Root:
+    """Return the root: ``app`` is persistent, all other writes go to ``scratch``.
+
+    ``has_packages``: the layer's Node packages are seen in ``/app`` too, where frameworks look for them.
+    """
+    mirrors = {f"/{NODE_MODULES}": f"{APP}/{NODE_MODULES}"} if has_packages else {}
+    binds = (Bind(app, APP, read_only=False, owner=DISK_UID),)
+    return Root(lowers=lowers, scratch=scratch, binds=binds, mirrors=mirrors)
+
+
+def brings_packages(entrypoint: str) -> bool:
+    """Return True if the command installs Node packages into the app's folder by itself."""
+    return _INSTALLS.search(entrypoint) is not None
 
 
 def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:

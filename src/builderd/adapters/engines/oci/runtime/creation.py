@@ -41,6 +41,11 @@ class Creation:
             os.chown(folder, uid, uid)
         if run.root.scratch:
             write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
+            for path in run.root.mirrors:
+                # The app may write beside the layer's files: tools keep their caches there.
+                folder = run.root.scratch / "upper" / path.lstrip("/")
+                folder.mkdir(mode=0o755)
+                os.chown(folder, uid + run.user, uid + run.user)
             if run.secret_files:
                 secret_files.write(bundle, run.secret_files, uid + run.user)
                 secret_files.make_target(run.root.scratch / "upper", uid)

@@ -5,8 +5,8 @@ The mounts are made in a mount namespace that only the shim and the sandbox shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Layers of a root. ``lowers``: topmost first. ``scratch`` holds ``upper`` and ``work``; None: read-only root."""
+    """Layers of a root. ``lowers``: topmost first. ``scratch`` holds ``upper`` and ``work``; None: read-only root.
+
+    ``mirrors`` maps folders of the root, as the layers make it, to other places where they are seen too.
+    """
 
     lowers: tuple[Path, ...]
     binds: tuple[Bind, ...] = ()
     scratch: Path | None = None
+    mirrors: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owners(self) -> list[int]:
@@ -44,8 +48,14 @@ def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
     The store itself is unmounted inside, since an ending sandbox would keep the host from unmounting it.
     """
     lowers = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
-    binds = [_bind(b.source, bundle / "root" / b.target.lstrip("/"), b.read_only, b.owner) for b in root.binds]
-    return [*lowers, _overlay(root, bundle), *binds, {"kind": "detach", "target": str(store)}]
+    binds = [_bind(b.source, _at(bundle / "root", b.target), b.read_only, b.owner) for b in root.binds]
+    inside = bundle / "root"
+    mirrors = [_bind(_at(inside, path), _at(inside, other), False, None) for path, other in root.mirrors.items()]
+    return [*lowers, _overlay(root, bundle), *binds, *mirrors, {"kind": "detach", "target": str(store)}]
+
+
+def _at(root: Path, path: str) -> Path:
+    return root / path.lstrip("/")
 
 
 def _lower(bundle: Path, index: int) -> Path:

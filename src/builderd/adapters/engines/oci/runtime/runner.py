@@ -57,7 +57,7 @@ class Runner:
             owner="",
             disk="",
             runtime=self._runtime,
-            root=Root(self._lowers, run.binds),
+            root=Root(self._lowers_of(run), run.binds),
             hostname="build",
             port=0,
             argv=[*INIT, *run.argv],
@@ -70,8 +70,13 @@ class Runner:
             egress=run.network,
             log=self.log_of(run.id),
             log_limit=_LOG_LIMIT,
+            tenant=run.tenant if run.network else "",
             tmpfs={"/tmp": min(_TMP_BYTES, run.memory), "/dev/shm": run.memory // 4},  # noqa: S108
         )
+
+    def _lowers_of(self, run: BuildRun) -> tuple[Path, ...]:
+        """Return the layers of its root: one of the run's own lies directly above the base."""
+        return self._lowers if run.layer is None else (*self._lowers[:-1], run.layer, self._lowers[-1])
 
     def log_of(self, name: str) -> Path:
         """Return the log file of a build, removed with its folder."""

@@ -29,7 +29,8 @@ class BuildRun:
     """Parameters of a build sandbox. ``id`` is unique on the host, in hex; ``cpu`` in vCPU, ``memory`` in bytes.
 
     The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
-    without any capability. ``env`` is complete but for what the host's way to the network needs.
+    without any capability. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is whose
+    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs.
     """
 
     id: str
@@ -42,6 +43,8 @@ class BuildRun:
     memory: int
     processes: int
     timeout_seconds: int
+    layer: Path | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Disks of builders. Each is a subvolume with a limit, so that a copy of it takes no time.
 
 ``disks/<disk>/app`` is the persistent content of ``/app``; ``disks/<disk>/bundle`` names the bundle that was last put
-there completely, ``disks/<disk>/replaced`` the one before it while it is not. ``scratch/<disk>`` is what a sandbox
+there completely, ``disks/<disk>/replaced`` the one before it while it is not; ``disks/<disk>/built`` lists what a
+build made of it. ``scratch/<disk>`` is what a sandbox
 writes outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is
 full can still be started.
 
@@ -22,12 +23,12 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, read_built, write_version
 from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
-from builderd.adapters.engines.oci.storage.placement import write_files
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
-from builderd.adapters.engines.oci.storage.tree import clear
+from builderd.adapters.engines.oci.storage.tree import clear, make_empty_folder
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
@@ -155,10 +156,15 @@ class Disks:
         record = path / "bundle"
         known = record.exists() and not is_damaged(path)
         size = self._store.quota.limit_of(self._store.quota.group(path))
-        return DiskReport(disk, record.read_text().strip() if known else None, size)
+        build_key = read_built(path).key if known else ""
+        return DiskReport(disk, record.read_text().strip() if known else None, size, build_key)
 
-    def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
+    def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build: FinishedBuild | None = None
+    ) -> None:
         """Write the files into ``app``, then record the bundle. Raises ``NoCapacity`` when they do not fit.
+
+        The result of a ``build`` is written over them, and what an earlier build had made is removed.
 
         A record that a crash of the machine came too close to does not count: the bundle is put there again, whole.
         So it is where another bundle than ``replaced`` is on the disk.
@@ -170,7 +176,7 @@ class Disks:
             if before.hash:
                 atomic_files.replace(unfinished, f"{before.hash}\n".encode(), mode=0o644)
             record.unlink(missing_ok=True)
-            write_files(*changes(before, bundle), path / "app", APP_OWNER)
+            write_version(path, changes(before, bundle), bundle, build, APP_OWNER)
             self._store.deferred_sync.mark(path)
             atomic_files.replace(record, f"{bundle.hash}\n".encode(), mode=0o644)
             unfinished.unlink(missing_ok=True)
@@ -218,6 +224,11 @@ class Disks:
 
     def app(self, disk: DiskId) -> Path:
         return self._existing(disk) / "app"
+
+    def make_mount_point(self, disk: DiskId, name: str) -> bool:
+        """Make an empty folder in ``app`` where there is none; return False where something else has that name."""
+        with folder(self.app(disk)) as app:
+            return make_empty_folder(app, name, APP_OWNER)
 
     def incoming(self, disk: DiskId) -> Path:
         """Return a folder hidden from the app, for files that will be renamed into ``app``."""

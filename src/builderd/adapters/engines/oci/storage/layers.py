@@ -8,31 +8,41 @@ that nothing in one can be linked to from another.
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import secrets
 import shutil
-import subprocess
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from builderd.adapters.engines.oci.storage.app_builds import (
+    FOLDER,
+    BuildRefused,
+    has_own_packages,
+    keep_result,
+    place_files,
+)
 from builderd.adapters.engines.oci.storage.backing import total_bytes
 from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, BuildRunner
+from builderd.adapters.engines.oci.storage.built_files import FinishedBuild
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
+from builderd.adapters.engines.oci.storage.layer_content import layer_error, measure
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
+from builderd.adapters.engines.oci.storage.transcript import Transcript
 from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
+    APP,
     CACHE,
     INPUT,
     LAYER,
+    NODE_MODULES,
+    AppBuild,
     BuildOutcome,
     BuildStep,
     Cache,
@@ -51,13 +61,6 @@ MAX_LAYER, MIN_LAYER, MAX_CACHE = 10 * GB, GB // 4, 10 * GB
 #: Share of a small store that the cache or a layer may take; a layer takes a share of the free space at most.
 SHARE = 0.25
 
-#: Last lines of a build kept to explain its failure; bytes of progress passed on.
-KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
-
-#: Folders in which installers put files, as apps see them below their root.
-MADE = frozenset({"venv", "node_modules"})
-#: Names of unexpected files that an error lists.
-NAMED = 5
 #: Exit status of a program that was ended by SIGKILL, as tini has it.
 KILLED = 137
 #: A store or subvolume with less free space than this is full.
@@ -79,7 +82,8 @@ class Build:
     """Folder of a build, and the limit of each of its subvolumes in bytes.
 
     ``shared``: the shared cache, for builds with a step that writes to it. ``tenant``: who builds it, if it is known;
-    ``tenant_limit``: the bytes that the tenant has left for it.
+    ``tenant_limit``: the bytes that the tenant has left for it. ``app``: the version that is built, and ``below`` the
+    layer with its dependencies.
     """
 
     folder: Path
@@ -87,6 +91,8 @@ class Build:
     shared: Path | None = None
     tenant: TenantId | None = None
     tenant_limit: int | None = None
+    app: AppBuild | None = None
+    below: Path | None = None
 
     @property
     def layer(self) -> Path:
@@ -133,11 +139,17 @@ class Layers:
             raise NotFound(f"There is no layer {key}.")
         return self._finished.path(key, generation)
 
+    def finished_build(self, key: str) -> FinishedBuild:
+        """Return the result of a build. Raises ``NotFound``."""
+        return FinishedBuild(key, self.lower(key) / FOLDER)
+
     async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for a running build of it. Raises ``NoCapacity`` when the store is too full."""
         async with self._lock(plan.key):
             if self.has(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
+            if plan.app is not None:
+                return await self._build_app(plan, plan.app, progress)
             async with AsyncExitStack() as entered:
                 cache = await entered.enter_async_context(self._cache.in_use())
                 return await self._build(plan, cache, entered, progress)
@@ -152,6 +164,29 @@ class Layers:
             if shared is None:
                 await entered.aclose()
             return await self._make(build, plan.key, plan.steps, progress)
+
+    async def _build_app(self, plan: LayerPlan, app: AppBuild, progress: Progress) -> BuildOutcome:
+        """Run the build command on a copy of the version's files; what it made is the layer."""
+        below = None if app.dependencies is None else self.lower(app.dependencies)
+        async with self._new_layer(plan.key, 2, None, plan.tenant, plan.limit_bytes) as new:
+            build = replace(new, app=app, below=below)
+            await run_to_completion(self._fill_app, build, app)
+            return await self._make(build, plan.key, plan.steps, progress)
+
+    def _fill_app(self, build: Build, app: AppBuild) -> None:
+        create_subvolume(build.layer)
+        self._store.quota.limit(build.layer, build.size)
+        try:
+            place_files(build.layer, app.bundle, LAYER_UID)
+        except OSError as error:
+            if error.errno != errno.EDQUOT:
+                raise
+            self._refuse_fault_of_machine(build, BuildExit(1))
+            raise _over_limit(build) from error
+        if build.below is not None:
+            # The command may write in there; nothing of that is kept.
+            snapshot(build.below, build.cache)
+            self._store.quota.limit_copy(build.cache, build.size)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
@@ -234,12 +269,12 @@ class Layers:
             if end.exit_code:
                 await asyncio.to_thread(self._refuse_fault_of_machine, build, end)
                 return _outcome(end, transcript, begun)
-        if error := await asyncio.to_thread(_layer_error, build.layer):
+        if error := await asyncio.to_thread(_result_error, build):
             transcript.add(error)
             return _outcome(BuildExit(1), transcript, begun)
-        size = await run_to_completion(_measure, build.layer)
+        size = await run_to_completion(measure, build.layer)
         if build.tenant_limit is not None and size > build.tenant_limit:
-            raise _over_limit(build.tenant_limit)
+            raise _over_limit(build)
         await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
         return _outcome(BuildExit(0), transcript, begun)
 
@@ -250,7 +285,7 @@ class Layers:
         """
         if end.out_of_memory or end.timed_out:
             return
-        if end.exit_code == KILLED:
+        if end.exit_code == KILLED and build.app is None:
             raise helper_died("the installer", "was killed")
         if self._store.reservations.writable() < FULL:
             raise NoCapacity(
@@ -260,7 +295,7 @@ class Layers:
         if build.shared is not None and self._is_full(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
         if build.size == build.tenant_limit and self._is_full(build.layer):
-            raise _over_limit(build.size)
+            raise _over_limit(build)
         if build.size < self._most() and self._is_full(build.layer):
             raise NoCapacity(
                 f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
@@ -274,12 +309,15 @@ class Layers:
         return limit > 0 and limit - quota.used(group) < min(FULL, limit // 4)
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:
+        binds = self._app_binds(build, build.app) if build.app else (*self._binds(build, step.cache), *self._tools)
         return BuildRun(
             id=secrets.token_hex(8),
             argv=step.argv,
             env={**ENVIRONMENT, **step.env},
-            cwd=INPUT,
-            binds=(*self._binds(build, step.cache), *self._tools),
+            cwd=APP if build.app else INPUT,
+            binds=tuple(binds),
+            layer=build.below,
+            tenant=build.tenant or "" if build.app else "",
             network=step.network,
             cpu=self._limits.cpu,
             memory=self._limits.memory,
@@ -287,30 +325,18 @@ class Layers:
             timeout_seconds=step.timeout_seconds,
         )
 
+    def _app_binds(self, build: Build, app: AppBuild) -> Iterator[Bind]:
+        yield Bind(build.layer / FOLDER, APP, read_only=False, owner=LAYER_UID)
+        packages = build.cache / NODE_MODULES
+        if build.below is not None and packages.is_dir() and not has_own_packages(app.bundle):
+            yield Bind(packages, f"{APP}/{NODE_MODULES}", read_only=False, owner=LAYER_UID)
+
     def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
         yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)
         yield Bind(build.layer, LAYER, read_only=False, owner=LAYER_UID)
         source = {Cache.NONE: None, Cache.SHARED: build.shared, Cache.SCRATCH: build.cache}[cache]
         if source is not None:
             yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
-
-
-class Transcript:
-    """Output of a build: passed on as progress and kept for its error, both up to a limit."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._count = 0
-        self.last: deque[str] = deque(maxlen=KEPT_LINES)
-
-    def add(self, line: str) -> None:
-        shown = line if len(line) <= LINE_LENGTH else line[:LINE_LENGTH] + "…"
-        self.last.append(shown)
-        self._count += 1
-        if self._count <= TOLD_LINES:
-            self._progress(shown)
-        elif self._count == TOLD_LINES + 1:
-            self._progress("… (what follows is left out here)")
 
 
 def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutcome:
@@ -323,20 +349,25 @@ def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutco
     )
 
 
-def _over_limit(limit: int) -> InstallFailed:
+def _over_limit(build: Build) -> InstallFailed:
+    what, cure = ("These dependencies need", "ask for fewer packages")
+    if build.app is not None:
+        what, cure = "This build makes", "have it make less"
     return InstallFailed(
-        f"These dependencies need more than the {limit / GB:.2f} GB left of your limit for layers: delete builders "
-        "that you no longer need, or ask for fewer packages; the operator sets the limit (tenant.layers)."
+        f"{what} more than the {build.size / GB:.2f} GB left of your limit for layers: delete builders "
+        f"that you no longer need, or {cure}; the operator sets the limit (tenant.layers)."
     )
 
 
-def _measure(layer: Path) -> int:
-    """Return the bytes of a layer's files. Blocks.
-
-    The quota counts files that were cloned from the cache of downloads for the cache alone.
-    """
-    argv = ("/usr/bin/du", "--summarize", "--one-file-system", "--block-size=1", str(layer))
-    return int(subprocess.run(argv, check=True, stdout=subprocess.PIPE, env={"LC_ALL": "C"}).stdout.split()[0])
+def _result_error(build: Build) -> str | None:
+    """Return why the layer cannot be kept; of an app's build, remove what it did not make."""
+    if build.app is None:
+        return layer_error(build.layer)
+    try:
+        keep_result(build.layer, build.app.bundle)
+    except BuildRefused as error:
+        return f"error: {error}"
+    return None
 
 
 def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
@@ -345,22 +376,6 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
         file = target / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-
-
-def _layer_error(layer: Path) -> str | None:
-    """Check a layer's content: it lies below an app's root and may hold only what installers make.
-
-    Of a great many names only the first few are checked: to leave millions costs a build little.
-    """
-    with os.scandir(layer) as entries:
-        others = list(islice((entry.name for entry in entries if entry.name not in MADE), NAMED))
-    if others:
-        names = os.fsencode(", ".join(sorted(others))).decode(errors="replace")
-        return f"error: the build left {names} beside what was installed"
-    made = [layer / name for name in MADE if os.path.lexists(layer / name)]
-    if not made or any(path.is_symlink() or not path.is_dir() for path in made):
-        return "error: the installer made nothing"
-    return None
 
 
 def _ignore_line(line: str) -> None:

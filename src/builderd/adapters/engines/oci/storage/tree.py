@@ -166,6 +166,24 @@ def _make_folder(parent: int, name: str, owner: int) -> int:
     return made
 
 
+def make_empty_folder(parent: int, name: str, owner: int) -> bool:
+    """Make a folder, or find it empty; return False for anything else, and where there is no room for it."""
+    try:
+        os.mkdir(name, 0o755, dir_fd=parent)
+        os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+            raise
+        return False
+    try:
+        with closing(open_beneath(parent, name, _FOLDER)) as found, os.scandir(found) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
+
+
 def check(root: int, path: str, condition: Condition) -> FileEntry | None:
     """Return the present entry. Raises ``PreconditionFailed``, ``ValidationFailed`` when no file can be put there."""
     above, _, name = path.rpartition("/")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, CheckConstraint, Column, Double, ForeignKey, Integer, Table, Text, false
+from sqlalchemy import Boolean, CheckConstraint, Column, Double, ForeignKey, Integer, Table, Text, false, text
 
 from builderd.adapters.stores.sql.tables.base import document, metadata
 from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
@@ -38,6 +38,8 @@ versions = Table(
     Column("install_scripts", Boolean, nullable=False, server_default=false()),
     Column("review_key", Text, index=True),
     Column("review_until", UtcDateTime),
+    Column("build", Text, nullable=False, server_default=text("''")),
+    Column("build_key", Text),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),

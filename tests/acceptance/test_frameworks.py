@@ -1,0 +1,79 @@
+"""Frameworks that look for their packages in the project's folder and make their pages by a build."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.acceptance.live_service import LiveService
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+VITE = {
+    "package.json": json.dumps(
+        {
+            "type": "module",
+            "scripts": {"build": "vite build", "preview": "vite preview"},
+            "devDependencies": {"vite": "^7.0.0"},
+        }
+    ),
+    "index.html": '<!doctype html><div id="app"></div><script type="module" src="/main.js"></script>',
+    "main.js": 'document.querySelector("#app").textContent = "made by vite";\n',
+    "vite.config.js": "export default { build: { minify: false } };\n",
+}
+NEXT = {
+    "package.json": json.dumps(
+        {
+            "scripts": {"build": "next build", "start": "next start -H 0.0.0.0"},
+            "dependencies": {"next": "^16.0.0", "react": "^19.0.0", "react-dom": "^19.0.0"},
+        }
+    ),
+    "app/layout.js": "export default function Layout({ children }) {\n"
+    '  return <html lang="en"><body>{children}</body></html>;\n}\n',
+    "app/page.js": "export default function Page() {\n  return <h1>made by next</h1>;\n}\n",
+    "app/api/time/route.js": 'export const dynamic = "force-dynamic";\n'
+    "export function GET() {\n  return Response.json({ now: Date.now() });\n}\n",
+}
+SVELTE = {
+    "package.json": json.dumps(
+        {
+            "type": "module",
+            "scripts": {"build": "vite build"},
+            "devDependencies": {
+                "@sveltejs/adapter-node": "^5.0.0",
+                "@sveltejs/kit": "^2.0.0",
+                "@sveltejs/vite-plugin-svelte": "^6.0.0",
+                "svelte": "^5.0.0",
+                "vite": "^7.0.0",
+            },
+        }
+    ),
+    "svelte.config.js": 'import node from "@sveltejs/adapter-node";\nexport default { kit: { adapter: node() } };\n',
+    "vite.config.js": 'import { sveltekit } from "@sveltejs/kit/vite";\nexport default { plugins: [sveltekit()] };\n',
+    "src/app.html": "<!doctype html><html><head>%sveltekit.head%</head><body>%sveltekit.body%</body></html>\n",
+    "src/routes/+page.svelte": "<h1>made by svelte</h1>\n",
+}
+
+
+def stages(service: LiveService, uuid: str) -> dict[str, float]:
+    events = service.call("GET", f"/builders/{uuid}/events?type=stage.finished").json()["data"]
+    return {one["details"]["stage"]: one["details"]["seconds"] for one in events}
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "entrypoint", "path", "text"),
+    [
+        ("vite", VITE, "npm run preview -- --host 0.0.0.0 --port $PORT", "/", "assets/index-"),
+        ("next", NEXT, "npm start", "/", "made by next"),
+        ("svelte", SVELTE, "node build", "/", "made by svelte"),
+    ],
+)
+def test_project_is_built_and_served(
+    service: LiveService, name: str, files: dict[str, str], entrypoint: str, path: str, text: str
+) -> None:
+    with service.deployed(name, files, entrypoint, resources={"cpu": 2, "memory": 2, "disk": 3}) as data:
+        assert text in service.visit(data, path).text
+        cold = stages(service, data["uuid"])
+        assert service.call("POST", f"/builders/{data['uuid']}/restart").status_code == 200
+        assert text in service.visit(data, path).text
+        assert stages(service, data["uuid"])["build"] == cold["build"]

@@ -1,0 +1,177 @@
+"""Builds: once a version, after the review, and never again for what is on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from tests.application import MAIN, World
+
+from builderd.domain.builders import Builder, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import BuildFailed, ReviewFailed
+from builderd.domain.layers import BuildOutcome, LayerPlan
+from builderd.domain.resources import GB
+from builderd.ports.engine import Progress
+from builderd.services import build_cache, builders
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
+
+COMMAND = "npm run build"
+OTHER = BundleFile("other.txt", b"other")
+
+
+def files_on_disk(world: World, builder: Builder) -> dict[str, bytes]:
+    return world.engine.disks[builder.disk].files
+
+
+async def test_result_of_the_build_is_among_the_files_of_the_app(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        assert files_on_disk(world, builder)["built.txt"] == COMMAND.encode()
+        version = await world.version(builder)
+        assert version.build_key
+        stages = [event.details["stage"] for event in await world.events(builder) if event.type == "stage.finished"]
+        assert stages.index("install") != stages.index("build")
+
+
+async def test_start_restart_and_purge_build_nothing_again(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        assert world.called("build_layer") == 1
+        removed = await build_cache.remove(world.application, world.caller, builder.id)
+        assert (removed.results, removed.bytes > 0) == (1, True)
+        for command in (builders.stop, builders.start, builders.restart):
+            builder = await world.reached(command, builder)
+        assert builder.status is Status.RUNNING
+        assert world.called("build_layer") == 1
+        assert "built.txt" in files_on_disk(world, builder)
+
+
+async def test_same_files_of_a_tenant_are_built_once_and_those_of_another_again(world: World) -> None:
+    async with world.reconciling():
+        await world.create(MAIN, build=COMMAND)
+        await world.create(MAIN, build=COMMAND, name="same")
+        assert world.called("build_layer") == 1
+        await world.create(MAIN, build=COMMAND, env={"A": "1"}, name="other-env")
+        assert world.called("build_layer") == 2
+        world.caller = await world.tenant("other")
+        await world.create(MAIN, build=COMMAND, name="foreign")
+        assert world.called("build_layer") == 3
+
+
+async def test_next_version_replaces_what_the_last_build_made(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        builder = await world.deploy(builder, MAIN, OTHER, build="make")
+        assert files_on_disk(world, builder)["built.txt"] == b"make"
+        builder = await world.deploy(builder, MAIN, build="")
+        assert "built.txt" not in files_on_disk(world, builder)
+        builder = await world.roll_back(builder, 1)
+        assert files_on_disk(world, builder)["built.txt"] == COMMAND.encode()
+        assert world.called("build_layer") == 2
+
+
+async def test_failed_build_shows_its_last_lines_and_the_version_that_serves_stays(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        world.engine.build_outcomes.append(BuildOutcome(2, ("src/a.ts: error TS1", "2 errors"), 1.0))
+        with pytest.raises(BuildFailed) as failure:
+            await world.deploy(builder, MAIN, OTHER)
+        message = failure.value.message
+        assert "exit code 2" in message
+        assert "src/a.ts: error TS1\n2 errors" in message
+        assert "builderd logs my-api --stream build" in message
+        builder = await world.builder(builder)
+        assert (builder.version, builder.status) == (1, Status.RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (BuildOutcome(137, (), 1.0, out_of_memory=True), "out of memory"),
+        (BuildOutcome(1, (), 1.0, timed_out=True), "limits.build_timeout"),
+    ],
+)
+async def test_message_names_the_limit_that_ended_the_build(world: World, outcome: BuildOutcome, words: str) -> None:
+    world.engine.build_outcomes.append(outcome)
+    async with world.reconciling():
+        with pytest.raises(BuildFailed, match=words):
+            await world.create(MAIN, build=COMMAND)
+
+
+async def test_nothing_is_built_before_the_review_has_passed(world: World) -> None:
+    async with world.reconciling():
+        evil = BundleFile("main.py", b"open_shell()\n")
+        world.scanner.dislikes = {"open_shell": "MAL-reverse-shell"}
+        with pytest.raises(ReviewFailed):
+            await world.create(evil, build=COMMAND)
+        assert world.called("build_layer") == 0
+
+
+async def test_another_version_cancels_a_build(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    begun = asyncio.Event()
+    build_layer = world.engine.build_layer
+
+    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        if plan.steps[0].argv[-1] != "endless":
+            return await build_layer(plan, progress)
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            ended.append(plan.key)
+            raise
+        return BuildOutcome(0, (), 0.0)
+
+    monkeypatch.setattr(world.engine, "build_layer", build)
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        await world.put(builder, MAIN, build="endless")
+        await begun.wait()
+        builder = await world.deploy(builder, MAIN, build="make")
+        assert len(ended) == 1
+        assert files_on_disk(world, builder)["built.txt"] == b"make"
+
+
+async def test_build_stops_with_its_builder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+    begun = asyncio.Event()
+
+    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+        return BuildOutcome(0, (), 0.0)
+
+    monkeypatch.setattr(world.engine, "build_layer", build)
+    async with world.reconciling():
+        builder = await world.ask(MAIN, build="endless")
+        await begun.wait()
+        await world.want(builders.delete, builder)
+        async with asyncio.timeout(20):
+            await ended.wait()
+
+
+async def test_results_count_for_the_limit_of_layers(world: World) -> None:
+    limits = TenantLimits(default=TenantLimit(layers=0.5))
+    world.application = replace(world.application, tenant_limits=limits)
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        version = await world.version(builder)
+        assert version.build_key
+        world.engine.layer_bytes[version.build_key] = GB
+        with pytest.raises(BuildFailed, match=r"tenant\.layers"):
+            await world.create(MAIN, OTHER, build=COMMAND, name="more")
+        await world.want(builders.delete, builder)
+
+
+async def test_settings_alone_keep_the_build_command(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, build=COMMAND)
+        builder = await world.configure(builder, env={"B": "2"})
+        assert (await world.version(builder)).settings.build == COMMAND
+        assert world.called("build_layer") == 2  # its variables may be in what it makes

@@ -159,13 +159,13 @@ class World:
     async def outcome(self, builder: Builder) -> Builder:
         """What became of its present run; raises the failure of a stage."""
         async with asyncio.timeout(PATIENCE):
-            return await outcomes.wait(self.application, builder.id, builder.run)
+            return await outcomes.wait(self.application, builder.id, builder.generation)
 
     async def reached(self, command: Command, builder: Builder) -> Builder:
         """Ask for it, and wait until it is so."""
         wanted = await self.want(command, builder)
         async with asyncio.timeout(PATIENCE):
-            return await outcomes.wait_until_settled(self.application, wanted.id, wanted.run)
+            return await outcomes.wait_until_settled(self.application, wanted.id, wanted.generation)
 
     # What a test looks at
 

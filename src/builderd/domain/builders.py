@@ -93,11 +93,11 @@ class Handover(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """A builder's row. ``run`` is the generation: it grows with each requested start, and a sandbox belongs to one run.
+    """A builder's row. ``generation`` grows with each requested start; a sandbox belongs to one generation.
 
     ``version`` is the current version's number, ``disk`` where it keeps its files. ``desired_reason`` and
-    ``desired_by`` say why and by whom the desired state was set. ``settled_run`` is the observed generation: the last
-    run whose outcome (up, failed, ended) is known.
+    ``desired_by`` say why and by whom the desired state was set. ``observed_generation`` is the last one
+    whose outcome (up, failed, ended) is known.
 
     ``candidate`` is the version that is being deployed while the current one serves, None at rest; it will run on
     ``candidate_disk`` (None: a copy of ``disk`` that is still to be made). During a ``handover`` the preview pauses
@@ -126,8 +126,8 @@ class Builder:
     desired: Desired = Desired.RUNNING
     desired_by: str = ""
     desired_reason: str = ""
-    run: int = 1
-    settled_run: int = 0
+    generation: int = 1
+    observed_generation: int = 0
     status: Status = Status.CREATING
     status_reason: str = ""
     exit_code: int | None = None
@@ -171,9 +171,9 @@ class Builder:
                 return self.status is Status.DELETED
             case Desired.STOPPED:
                 at_rest = self.status in (Status.STOPPED, Status.FAILED, Status.COMPLETED)
-                return at_rest and self.settled_run == self.run
+                return at_rest and self.observed_generation == self.generation
             case Desired.RUNNING:
-                return self.settled_run == self.run
+                return self.observed_generation == self.generation
 
 
 def name_error(name: str) -> str | None:

@@ -89,7 +89,7 @@ def _towards_stopped(builder: Builder, seen: Observation) -> Step:
 
 
 def _towards_running(builder: Builder, seen: Observation) -> Step:
-    if seen.sandbox is not None and seen.sandbox.run != builder.run:
+    if seen.sandbox is not None and seen.sandbox.generation != builder.generation:
         return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return _towards_started(builder, seen)

@@ -145,7 +145,7 @@ def command_error(command: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The record of one run. ``run`` is the builder's run it belongs to, ``attempt`` counts from 1 within it.
+    """Record of a sandbox. ``generation`` is the builder's that it belongs to, ``attempt`` counts from 1 within it.
 
     ``disk`` is the one it writes. ``started_at`` is None until the engine has started it, ``listening_at`` until the
     app was reachable, ``end`` until it ended. A ``trial`` tests whether a version starts, on a copy of the disk,
@@ -155,7 +155,7 @@ class Sandbox:
     id: SandboxId
     builder_id: BuilderId
     version: int
-    run: int
+    generation: int
     attempt: int
     created_at: datetime
     disk: DiskId

@@ -251,7 +251,9 @@ def want_run(
     admission.admit_run(uow, application, builder, now)
     application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
-    fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)
+    fresh = replace(
+        builder, generation=builder.generation + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind
+    )
     wished = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
         wished = statuses.change(uow, wished, Status.STOPPED, wished.desired_reason, now)

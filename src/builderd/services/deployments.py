@@ -162,7 +162,7 @@ def renew_service_token(
     uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
     if builder.desired is Desired.RUNNING and builder.job_type.stays_up:
         reason = f"started again with a new service token by {caller.actor}"
-        renewed = replace(renewed, run=builder.run + 1, desired_by=caller.actor, desired_reason=reason)
+        renewed = replace(renewed, generation=builder.generation + 1, desired_by=caller.actor, desired_reason=reason)
         renewed = replace(renewed, handover=Handover.AGAIN, asleep_since=None)
     return _save(uow, renewed, now)
 

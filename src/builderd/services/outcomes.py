@@ -66,24 +66,24 @@ RETRIED = (EngineUnavailable, MachineFault, NoCapacity)
 FAILED = tuple(FAILURES.values())
 
 
-async def wait(application: Application, builder_id: BuilderId, run: int) -> Builder:
-    """Wait until the run, or a newer one that replaced it, has an outcome; return the builder.
+async def wait(application: Application, builder_id: BuilderId, generation: int) -> Builder:
+    """Wait until the generation, or a newer one that replaced it, has an outcome; return the builder.
 
     Raises the error of the stage that failed, with ``data.uuid``.
     """
-    builder = await wait_until_settled(application, builder_id, run)
+    builder = await wait_until_settled(application, builder_id, generation)
     failure = failure_of(builder)
-    if failure is not None and builder.settled_run >= run:
+    if failure is not None and builder.observed_generation >= generation:
         raise await _with_findings(application, failure, builder, builder.version)
     return builder
 
 
-async def wait_until_settled(application: Application, builder_id: BuilderId, run: int) -> Builder:
-    """Wait until the run, or a newer one, has an outcome; return the builder, also a failed one, without raising."""
+async def wait_until_settled(application: Application, builder_id: BuilderId, generation: int) -> Builder:
+    """Wait until the generation, or a newer one, has an outcome; return the builder, also if it failed."""
     while True:
         seen = application.signals.count(builder_id)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))
-        if _is_over(builder, run):
+        if _is_over(builder, generation):
             return builder
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
@@ -197,8 +197,8 @@ async def deployment_stages(application: Application, builder_id: BuilderId, num
             await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
 
-async def stages(application: Application, builder_id: BuilderId, run: int) -> AsyncIterator[Event]:
-    """Yield the stage events as they are recorded, until the run has an outcome."""
+async def stages(application: Application, builder_id: BuilderId, generation: int) -> AsyncIterator[Event]:
+    """Yield the stage events as they are recorded, until the generation has an outcome."""
     after = 0
     while True:
         seen = application.signals.count(builder_id)
@@ -207,7 +207,7 @@ async def stages(application: Application, builder_id: BuilderId, run: int) -> A
             after = event.id
             if event.type.startswith("stage."):
                 yield event
-        if _is_over(read.builder, run):
+        if _is_over(read.builder, generation):
             return
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
@@ -241,7 +241,7 @@ def _is_deployed(builder: Builder, version: Version) -> bool:
     return version.status is not VersionStatus.PENDING and builder.handover is None
 
 
-def _is_over(builder: Builder, run: int) -> bool:
+def _is_over(builder: Builder, generation: int) -> bool:
     if builder.desired is Desired.RUNNING:
-        return builder.settled_run >= run
+        return builder.observed_generation >= generation
     return builder.settled

@@ -106,7 +106,7 @@ async def sandbox_of(application: Application, used: Grant) -> Sandbox:
             raise InvalidState("The job does not run: start it first.")
         caller, now = Caller(used.tenant_id, used.created_by), application.clock.now()
         started = await application.commit(lambda uow: builders.start(uow, application, caller, used.builder_id, now))
-        await outcomes.wait(application, started.id, started.run)
+        await outcomes.wait(application, started.id, started.generation)
     return await wake.awake(application, used.builder_id, User(used.created_by, f"woken by SSH of {used.created_by}"))
 
 

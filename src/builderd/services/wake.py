@@ -63,7 +63,7 @@ def _want_run(builder: Builder) -> Builder:
     wanted = replace(builder, desired=Desired.RUNNING, asleep_since=None)
     if builder.status is Status.RUNNING:
         return wanted
-    return replace(wanted, run=builder.run + 1, exit_code=None, failure_code=None)
+    return replace(wanted, generation=builder.generation + 1, exit_code=None, failure_code=None)
 
 
 async def visited(application: Application, host: str) -> None:
@@ -123,7 +123,7 @@ async def awake(application: Application, builder_id: BuilderId, user: User | No
     builder, woken = await application.store.write(work)
     if woken:
         _signal(application, builder_id)
-        await outcomes.wait(application, builder_id, builder.run)
+        await outcomes.wait(application, builder_id, builder.generation)
     return await _up(application, builder_id)
 
 
@@ -169,7 +169,7 @@ async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
 
 async def _is_up(application: Application, builder: Builder, sandbox: Sandbox) -> bool:
     """Return whether the sandbox belongs to the present run and is running; one of an earlier run is being stopped."""
-    if sandbox.run != builder.run or sandbox.started_at is None:
+    if sandbox.generation != builder.generation or sandbox.started_at is None:
         return False
     return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING
 

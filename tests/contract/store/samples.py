@@ -62,7 +62,7 @@ def make_version(builder: BuilderId, **changes: Any) -> Version:
 
 def make_sandbox(builder: BuilderId, **changes: Any) -> Sandbox:
     sandbox = Sandbox(
-        id=new_sandbox_id(), builder_id=builder, version=1, run=1, attempt=1, created_at=NOW, disk=DiskId("disk")
+        id=new_sandbox_id(), builder_id=builder, version=1, generation=1, attempt=1, created_at=NOW, disk=DiskId("disk")
     )
     return replace(sandbox, **changes)
 

@@ -193,12 +193,12 @@ async def test_changes_of_a_locked_builder_add_up(one: Store, two: Store) -> Non
     def count(uow: UnitOfWork) -> None:
         read = uow.builders.get(builder, lock=True)
         assert read is not None
-        uow.builders.save(replace(read, run=read.run + 1))
+        uow.builders.save(replace(read, generation=read.generation + 1))
 
     await asyncio.gather(*(store.write(count) for store in (one, two) * 100))
     found = await one.read(lambda uow: uow.builders.get(builder))
     assert found is not None
-    assert found.run == 201
+    assert found.generation == 201
 
 
 async def test_waiter_for_a_lock_reads_the_committed_value(one: Store, two: Store) -> None:

@@ -16,7 +16,7 @@ END = SandboxEnd(EndCause.EXITED, 3, NOW + 2 * SECOND)
 async def test_every_field_of_a_sandbox_is_stored(store: Store) -> None:
     builder = await add_builder(store)
     sandbox = make_sandbox(
-        builder.id, run=4, attempt=2, ip="10.88.0.2", started_at=NOW, listening_at=NOW + SECOND, end=END
+        builder.id, generation=4, attempt=2, ip="10.88.0.2", started_at=NOW, listening_at=NOW + SECOND, end=END
     )
     await add(store, sandbox)
     assert await store.read(lambda uow: uow.sandboxes.get(sandbox.id)) == sandbox
@@ -64,20 +64,23 @@ async def test_a_sandbox_needs_a_version(store: Store) -> None:
 async def test_sandboxes_are_listed_oldest_first_of_all_runs_or_of_one(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     order = [(1, 1), (1, 2), (2, 1), (10, 1)]
-    made = {key: make_sandbox(builder.id, run=key[0], attempt=key[1], end=END) for key in order}
+    made = {key: make_sandbox(builder.id, generation=key[0], attempt=key[1], end=END) for key in order}
     await add(store, *(made[key] for key in reversed(order)))
     await add(store, make_sandbox(other.id))
     assert await store.read(lambda uow: uow.sandboxes.list(builder.id)) == [made[key] for key in order]
-    assert await store.read(lambda uow: uow.sandboxes.of_run(builder.id, 1)) == [made[1, 1], made[1, 2]]
-    assert await store.read(lambda uow: uow.sandboxes.of_run(builder.id, 3)) == []
+    assert await store.read(lambda uow: uow.sandboxes.of_generation(builder.id, 1)) == [made[1, 1], made[1, 2]]
+    assert await store.read(lambda uow: uow.sandboxes.of_generation(builder.id, 3)) == []
 
 
 async def test_sandboxes_of_a_run_include_open_ones_of_other_runs(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
-    gone, ended = make_sandbox(builder.id, end=END), make_sandbox(builder.id, run=2, end=END)
-    running, trial = make_sandbox(builder.id, run=3), make_sandbox(builder.id, run=2, attempt=2, trial=True)
+    gone, ended = make_sandbox(builder.id, end=END), make_sandbox(builder.id, generation=2, end=END)
+    running, trial = (
+        make_sandbox(builder.id, generation=3),
+        make_sandbox(builder.id, generation=2, attempt=2, trial=True),
+    )
     await add(store, gone, running, ended, trial, make_sandbox(other.id))
-    assert await store.read(lambda uow: uow.sandboxes.open_or_of_run(builder.id, 2)) == [ended, trial, running]
+    assert await store.read(lambda uow: uow.sandboxes.open_or_of_generation(builder.id, 2)) == [ended, trial, running]
     assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) == running
 
 
@@ -88,14 +91,16 @@ async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:
 
 
 async def test_latest_sandboxes_and_the_last_listening_one_are_kept(store: Store) -> None:
-    builder = await add_builder(store, run=2)
+    builder = await add_builder(store, generation=2)
     listened = {1, 3}
     long = [
-        make_sandbox(builder.id, run=2, attempt=number, end=END, listening_at=NOW if number in listened else None)
+        make_sandbox(
+            builder.id, generation=2, attempt=number, end=END, listening_at=NOW if number in listened else None
+        )
         for number in range(1, 8)
     ]
-    short = [make_sandbox(builder.id, run=1, attempt=number, end=END) for number in (1, 2, 3)]
-    keep_awake = make_sandbox(builder.id, run=2, attempt=8)
+    short = [make_sandbox(builder.id, generation=1, attempt=number, end=END) for number in (1, 2, 3)]
+    keep_awake = make_sandbox(builder.id, generation=2, attempt=8)
     await add(store, *long, *short, keep_awake)
 
     async def delete_oldest() -> int:
@@ -103,14 +108,14 @@ async def test_latest_sandboxes_and_the_last_listening_one_are_kept(store: Store
 
     assert [await delete_oldest(), await delete_oldest(), await delete_oldest()] == [3, 1, 0]
     kept = await store.read(lambda uow: uow.sandboxes.list(builder.id))
-    assert [(one.run, one.attempt) for one in kept] == [(1, 1), (1, 2), (1, 3), (2, 3), (2, 6), (2, 7), (2, 8)]
+    assert [(one.generation, one.attempt) for one in kept] == [(1, 1), (1, 2), (1, 3), (2, 3), (2, 6), (2, 7), (2, 8)]
 
 
 async def test_old_sandboxes_expire_except_of_the_present_run(store: Store) -> None:
-    builder = await add_builder(store, run=3)
-    old = [make_sandbox(builder.id, run=run, end=replace(END, at=NOW)) for run in (1, 2, 3)]
-    recent = make_sandbox(builder.id, run=2, attempt=2, end=replace(END, at=NOW + 9 * SECOND))
-    keep_awake = make_sandbox(builder.id, run=3, attempt=2)
+    builder = await add_builder(store, generation=3)
+    old = [make_sandbox(builder.id, generation=run, end=replace(END, at=NOW)) for run in (1, 2, 3)]
+    recent = make_sandbox(builder.id, generation=2, attempt=2, end=replace(END, at=NOW + 9 * SECOND))
+    keep_awake = make_sandbox(builder.id, generation=3, attempt=2)
     await add(store, *old, recent, keep_awake)
 
     async def expire() -> int:

@@ -38,5 +38,5 @@ def make_builder(**changes: Any) -> Builder:
 
 
 def make_sandbox(**changes: Any) -> Sandbox:
-    sandbox = Sandbox(id=SANDBOX, builder_id=BUILDER, version=1, run=1, attempt=1, created_at=NOW, disk=DISK)
+    sandbox = Sandbox(id=SANDBOX, builder_id=BUILDER, version=1, generation=1, attempt=1, created_at=NOW, disk=DISK)
     return replace(sandbox, **changes)

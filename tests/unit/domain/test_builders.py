@@ -50,7 +50,7 @@ def test_only_international_names_are_refused_of_what_has_the_form(name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("desired", "status", "settled_run", "settled"),
+    ("desired", "status", "observed_generation", "settled"),
     [
         (Desired.RUNNING, Status.CREATING, 0, False),
         (Desired.RUNNING, Status.RUNNING, 1, True),
@@ -69,7 +69,7 @@ def test_only_international_names_are_refused_of_what_has_the_form(name: str) ->
     ],
 )
 def test_settled_builder_has_its_observed_generation(
-    desired: Desired, status: Status, settled_run: int, settled: bool
+    desired: Desired, status: Status, observed_generation: int, settled: bool
 ) -> None:
-    builder = make_builder(desired=desired, status=status, run=1, settled_run=settled_run)
+    builder = make_builder(desired=desired, status=status, generation=1, observed_generation=observed_generation)
     assert builder.settled is settled

@@ -13,7 +13,7 @@ from builderd.domain.builders import Desired, JobType, Status
 from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.leases import Lease, LeaseId
 
-UP = make_builder(status=Status.RUNNING, settled_run=1, auto_stop_interval=15, last_active_at=NOW)
+UP = make_builder(status=Status.RUNNING, observed_generation=1, auto_stop_interval=15, last_active_at=NOW)
 MINUTE = timedelta(minutes=1)
 LEASE = Lease(LeaseId("a"), BUILDER, "an import", "token ci", NOW, NOW + 20 * MINUTE)
 
@@ -59,7 +59,7 @@ def test_a_lease_keeps_it_busy_and_its_end_counts_as_a_use() -> None:
         {"job_type": JobType.ONE_TIME},
         {"desired": Desired.STOPPED},
         {"status": Status.FAILED},
-        {"settled_run": 0},
+        {"observed_generation": 0},
         {"candidate": 2},
     ],
     ids=str,

@@ -46,7 +46,7 @@ NO_LAYER = replace(READY, layer_ready=False)
 ALWAYS_ON = make_builder()
 JOB = make_builder(job_type=JobType.ONE_TIME)
 WORKER = make_builder(job_type=JobType.WORKER)
-UP = make_builder(status=Status.RUNNING, settled_run=1)
+UP = make_builder(status=Status.RUNNING, observed_generation=1)
 WANTED_STOPPED = replace(UP, desired=Desired.STOPPED)
 SLEEPY = replace(UP, asleep_since=NOW)
 IDLED = replace(WANTED_STOPPED, stop_kind=StopKind.IDLE)
@@ -66,7 +66,7 @@ FOR_JOB, OPEN = route(RouteState.JOB), route(RouteState.OPEN, "10.0.0.2")
 PLANNED = make_sandbox()
 STARTED = replace(PLANNED, started_at=NOW, ip="10.0.0.2")
 LISTENING = replace(STARTED, listening_at=NOW)
-OLD_RUN = replace(LISTENING, run=0)
+OLD_RUN = replace(LISTENING, generation=0)
 REPORT = SandboxReport(PLANNED.id, BUILDER, SandboxState.RUNNING, "10.0.0.2", NOW)
 FROZEN = replace(REPORT, state=SandboxState.FROZEN)
 ABSENT = SandboxReport(PLANNED.id, None, SandboxState.ABSENT)
@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         Freeze(),
     ),
     "what is not up yet is not put to sleep": (
-        replace(SLEEPY, settled_run=0),
+        replace(SLEEPY, observed_generation=0),
         seen(sandbox=LISTENING, report=REPORT, route=OPEN),
         Settle(Status.RUNNING),
     ),
@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     ),
     "and goes on holding them": (replace(IDLED, status=Status.STOPPED), seen(route=ASLEEP), Wait()),
     "while it is started again, too": (
-        replace(IDLED, desired=Desired.RUNNING, run=2),
+        replace(IDLED, desired=Desired.RUNNING, generation=2),
         seen(route=ASLEEP),
         SetRoute(route(RouteState.PAUSED)),
     ),
@@ -257,7 +257,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         Settle(Status.RUNNING),
     ),
     "a job goes on until it ends": (
-        replace(JOB, status=Status.RUNNING, settled_run=1),
+        replace(JOB, status=Status.RUNNING, observed_generation=1),
         seen(sandbox=STARTED, report=REPORT, route=FOR_JOB),
         Wait(),
     ),
@@ -375,13 +375,13 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "nor before it listened": (ALWAYS_ON, seen(ends=(ended(EndCause.HOST_RESTARTED, listened=False),)), PlanSandbox(2)),
     # a new run
     "a new run first keeps visitors away": (
-        replace(UP, run=2),
+        replace(UP, generation=2),
         seen(sandbox=LISTENING, report=REPORT, route=OPEN),
         SetRoute(STARTING),
     ),
-    "then ends the old one": (replace(UP, run=2), seen(sandbox=LISTENING, report=REPORT), StopSandbox()),
-    "also one that was never started": (replace(UP, run=2), seen(sandbox=PLANNED, report=ABSENT), StopSandbox()),
-    "then starts": (replace(UP, run=2), seen(), PlanSandbox(1)),
+    "then ends the old one": (replace(UP, generation=2), seen(sandbox=LISTENING, report=REPORT), StopSandbox()),
+    "also one that was never started": (replace(UP, generation=2), seen(sandbox=PLANNED, report=ABSENT), StopSandbox()),
+    "then starts": (replace(UP, generation=2), seen(), PlanSandbox(1)),
     # towards stopped
     "to stop, visitors are kept away first": (
         WANTED_STOPPED,
@@ -392,7 +392,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "then it has stopped": (WANTED_STOPPED, seen(route=STOPPED), Settle(Status.STOPPED)),
     "and stays so too": (replace(WANTED_STOPPED, status=Status.STOPPED), seen(route=STOPPED), Wait()),
     "a start that was called off is at rest only once nothing runs": (
-        replace(WANTED_STOPPED, status=Status.STOPPED, run=2),
+        replace(WANTED_STOPPED, status=Status.STOPPED, generation=2),
         seen(route=STOPPED),
         Settle(Status.STOPPED),
     ),
@@ -413,7 +413,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     ),
     "and stays failed": (replace(WANTED_STOPPED, status=Status.FAILED), seen(route=FAILED), Wait()),
     "a completed job stays completed": (
-        replace(JOB, desired=Desired.STOPPED, status=Status.COMPLETED, settled_run=1),
+        replace(JOB, desired=Desired.STOPPED, status=Status.COMPLETED, observed_generation=1),
         seen(route=FOR_JOB),
         Wait(),
     ),
@@ -444,7 +444,7 @@ def test_the_next_step(case: str) -> None:
 @pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("desired", Desired)
 def test_a_sandbox_never_goes_while_visitors_are_led_to_it(desired: Desired, status: Status, state: RouteState) -> None:
-    builder = make_builder(desired=desired, status=status, run=2)
+    builder = make_builder(desired=desired, status=status, generation=2)
     there = route(state, "10.0.0.2" if state is RouteState.OPEN else None)
     for report in (REPORT, EXITED, ABSENT, PARTIAL):
         step = next_step(builder, seen(sandbox=LISTENING, report=report, route=there))

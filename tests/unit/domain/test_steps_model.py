@@ -98,7 +98,9 @@ class World:
             disk_bundle=self.on_disk,
             sandbox=open_record,
             report=self.report(open_record.id) if open_record else None,
-            ends=tuple(one for one in self.records if one.end is not None and one.run == self.builder.run),
+            ends=tuple(
+                one for one in self.records if one.end is not None and one.generation == self.builder.generation
+            ),
             route=self.route,
         )
 
@@ -116,7 +118,7 @@ class World:
         wanted, seen = self.builder, self.look()
 
         def same_generation() -> bool:
-            return (self.builder.desired, self.builder.run) == (wanted.desired, wanted.run)
+            return (self.builder.desired, self.builder.generation) == (wanted.desired, wanted.generation)
 
         def failed() -> None:
             if same_generation():
@@ -136,7 +138,7 @@ class World:
                 self.on_disk = BUNDLE
             case PlanSandbox(attempt):
                 record = Sandbox(
-                    SandboxId(f"{len(self.records):016x}"), BUILDER, 1, wanted.run, attempt, self.now, DISK
+                    SandboxId(f"{len(self.records):016x}"), BUILDER, 1, wanted.generation, attempt, self.now, DISK
                 )
                 return lambda: self.records.append(record) if same_generation() else None
             case StartSandbox():
@@ -219,11 +221,11 @@ class World:
         self.records[index] = record
 
     def settle(self, status: Status) -> None:
-        run = self.builder.run
-        self.builder = replace(self.builder, status=status, desired=Desired.STOPPED, settled_run=run)
+        run = self.builder.generation
+        self.builder = replace(self.builder, status=status, desired=Desired.STOPPED, observed_generation=run)
 
     def run_settled(self) -> None:
-        self.builder = replace(self.builder, status=Status.RUNNING, settled_run=self.builder.run)
+        self.builder = replace(self.builder, status=Status.RUNNING, observed_generation=self.builder.generation)
 
     def forget(self) -> None:
         self.billed = False
@@ -234,7 +236,9 @@ class World:
     def want_run(self) -> None:
         rests = self.builder.status in (Status.FAILED, Status.COMPLETED)
         status = Status.STOPPED if rests else self.builder.status
-        self.builder = replace(self.builder, desired=Desired.RUNNING, run=self.builder.run + 1, status=status)
+        self.builder = replace(
+            self.builder, desired=Desired.RUNNING, generation=self.builder.generation + 1, status=status
+        )
 
     def wish(self, wish: str) -> None:
         if self.builder.desired is Desired.DELETED:
@@ -357,7 +361,7 @@ class Life(RuleBasedStateMachine):
                 assert wanted.job_type is JobType.ALWAYS_ON
                 (box,) = world.boxes.values()
                 assert box.app in (App.GOOD, App.FRAIL)  # one that is frail only sometimes
-                assert next(record.run for record in world.records if record.end is None) == wanted.run
+                assert next(record.generation for record in world.records if record.end is None) == wanted.generation
                 assert world.route is not None
                 assert world.route.destination is not None
                 assert world.route.destination.ip == box.ip

@@ -303,7 +303,7 @@ async def check_world(world: World, builder: Builder) -> None:
     records = await world.records(builder)
     open_ones = [record.id for record in records if record.end is None]
     assert open_ones == list(world.engine.sandboxes)
-    assert len({(record.run, record.attempt) for record in records}) == len(records)
+    assert len({(record.generation, record.attempt) for record in records}) == len(records)
 
 
 async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: World) -> None:

@@ -418,7 +418,7 @@ async def test_settings_that_the_app_need_not_know_take_effect_without_a_new_ver
     async with world.reconciling():
         builder = await world.create()
         now = await world.configure(builder, auto_stop_interval=15)
-        assert (now.auto_stop_interval, now.version, now.run) == (15, 1, 1)
+        assert (now.auto_stop_interval, now.version, now.generation) == (15, 1, 1)
         assert world.called("start") == 1
 
 

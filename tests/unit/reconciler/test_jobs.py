@@ -73,7 +73,7 @@ async def test_a_job_can_be_run_again_and_is_paid_again(world: World) -> None:
         builder = await world.outcome(await world.ask_job())
         world.clock.move(60)
         again = await world.reached(builders.start, builder)
-        assert (again.status, again.run) == (Status.COMPLETED, 2)
+        assert (again.status, again.generation) == (Status.COMPLETED, 2)
         await check_ledger(world, builder)
     assert world.called("start") == 2
 

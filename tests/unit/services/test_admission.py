@@ -24,7 +24,9 @@ def allow(world: World, **quota: float) -> World:
 
 
 async def stopped(world: World, builder: Builder) -> Builder:
-    return await world.change(builder, desired=Desired.STOPPED, status=Status.STOPPED, settled_run=builder.run)
+    return await world.change(
+        builder, desired=Desired.STOPPED, status=Status.STOPPED, observed_generation=builder.generation
+    )
 
 
 async def resize(world: World, builder: Builder, wanted: Resources) -> None:
@@ -95,7 +97,7 @@ async def test_a_deleted_builder_holds_nothing(world: World) -> None:
 
 async def test_a_running_builder_may_be_started_and_restarted_at_its_quota(world: World) -> None:
     world = allow(world, running_builders=1)
-    builder = await world.change(await world.ask(), status=Status.RUNNING, settled_run=1)
+    builder = await world.change(await world.ask(), status=Status.RUNNING, observed_generation=1)
     await world.want(builders.start, builder)
     await world.want(builders.restart, builder)
 
@@ -157,7 +159,9 @@ async def test_a_cap_that_is_reached_admits_no_run(world: World) -> None:
 async def test_a_version_of_one_that_never_was_up_is_admitted_like_any_other(world: World) -> None:
     """Wanted stopped after its start failed, and wanted running while the next one is pending."""
     world = allow(world, cpu=1, memory=1, disk=5)
-    builder = await world.change(await world.ask(), desired=Desired.STOPPED, status=Status.FAILED, settled_run=1)
+    builder = await world.change(
+        await world.ask(), desired=Desired.STOPPED, status=Status.FAILED, observed_generation=1
+    )
     with pytest.raises(QuotaExceeded, match="disk: 3 of 5 GB of disk are allocated, and 97 more"):
         await world.put(builder, resources={"disk": 100})
     assert await world.put(builder, resources={"disk": 4}) == 2

@@ -24,7 +24,7 @@ async def test_create_records_the_request(world: World) -> None:
     )
     builder, version = await world.builder(asked), await world.version(asked)
     assert builder == asked
-    assert (builder.status, builder.desired, builder.run, builder.settled_run) == (
+    assert (builder.status, builder.desired, builder.generation, builder.observed_generation) == (
         Status.CREATING,
         Desired.RUNNING,
         1,
@@ -113,7 +113,7 @@ async def test_starting_what_is_wanted_running_is_a_use_and_changes_nothing(worl
 
 
 async def test_stop_records_its_first_caller(world: World) -> None:
-    builder = await world.change(await world.ask(), status=Status.RUNNING, settled_run=1)
+    builder = await world.change(await world.ask(), status=Status.RUNNING, observed_generation=1)
     world.clock.move(1)
     stopped = await world.want(builders.stop, builder)
     assert (stopped.desired, stopped.desired_reason, stopped.updated_at) == (
@@ -121,7 +121,7 @@ async def test_stop_records_its_first_caller(world: World) -> None:
         "stopped by token acme",
         world.clock.now(),
     )
-    assert (stopped.run, stopped.status) == (1, Status.RUNNING)
+    assert (stopped.generation, stopped.status) == (1, Status.RUNNING)
     world.clock.move(1)
     assert await world.want(builders.stop, builder) == stopped
 
@@ -131,9 +131,11 @@ async def test_a_creation_can_be_called_off(world: World) -> None:
 
 
 async def test_starting_what_is_stopped_is_a_new_run(world: World) -> None:
-    builder = await world.change(await world.ask(), status=Status.STOPPED, desired=Desired.STOPPED, settled_run=1)
+    builder = await world.change(
+        await world.ask(), status=Status.STOPPED, desired=Desired.STOPPED, observed_generation=1
+    )
     started = await world.want(builders.start, builder)
-    assert (started.desired, started.run, started.settled) == (Desired.RUNNING, 2, False)
+    assert (started.desired, started.generation, started.settled) == (Desired.RUNNING, 2, False)
 
 
 @pytest.mark.parametrize("command", [builders.start, builders.restart])
@@ -141,20 +143,25 @@ async def test_starting_what_is_stopped_is_a_new_run(world: World) -> None:
 async def test_failed_or_completed_builder_can_be_started(
     world: World, status: Status, command: builders.Command
 ) -> None:
-    rests = {"desired": Desired.STOPPED, "settled_run": 1, "exit_code": 1, "failure_code": "start_failed"}
+    rests = {"desired": Desired.STOPPED, "observed_generation": 1, "exit_code": 1, "failure_code": "start_failed"}
     builder = await world.change(await world.ask(), status=status, status_reason="it exited", **rests)
     started = await world.want(command, builder)
-    assert (started.status, started.run, started.exit_code, started.failure_code) == (Status.STOPPED, 2, None, None)
+    assert (started.status, started.generation, started.exit_code, started.failure_code) == (
+        Status.STOPPED,
+        2,
+        None,
+        None,
+    )
     assert "it exited" not in started.status_reason
     event = (await world.events(builder))[-1]
     assert (event.type, event.details) == ("builder.status", {"from": status.value, "to": "stopped"})
 
 
 async def test_restarting_is_a_new_run_in_any_case(world: World) -> None:
-    builder = await world.change(await world.ask(), status=Status.RUNNING, settled_run=1)
-    assert (await world.want(builders.restart, builder)).run == 2
+    builder = await world.change(await world.ask(), status=Status.RUNNING, observed_generation=1)
+    assert (await world.want(builders.restart, builder)).generation == 2
     again = await world.want(builders.restart, builder)
-    assert (again.run, again.status, again.desired) == (3, Status.RUNNING, Desired.RUNNING)
+    assert (again.generation, again.status, again.desired) == (3, Status.RUNNING, Desired.RUNNING)
     event = (await world.events(builder))[-1]
     assert (event.type, event.actor) == ("builder.restarting", again.desired_by)
     assert event.reason.startswith("restarted by ")

@@ -95,7 +95,7 @@ async def test_waiter_for_an_old_run_gets_the_new_outcome(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
     await world.want(builders.restart, builder)
-    assert (await outcomes.wait(world.application, builder.id, 1)).run == 2
+    assert (await outcomes.wait(world.application, builder.id, 1)).generation == 2
 
 
 async def test_changes_of_another_control_plane_are_noticed_too(world: World) -> None:
@@ -113,7 +113,7 @@ async def test_an_unknown_builder_is_not_waited_for(world: World) -> None:
 async def test_stages_are_yielded_until_the_outcome(world: World) -> None:
     builder = await world.ask(MAIN, REQUIREMENTS)
     async with world.reconciling():
-        told = [event async for event in outcomes.stages(world.application, builder.id, builder.run)]
+        told = [event async for event in outcomes.stages(world.application, builder.id, builder.generation)]
     assert [(event.type, event.details["stage"]) for event in told] == [
         ("stage.finished", "review"),
         ("stage.finished", "install"),
@@ -128,7 +128,7 @@ async def test_failed_stage_is_yielded_last(world: World) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, lines=("good bye",)))
     builder = await world.ask()
     async with world.reconciling():
-        told = [event async for event in outcomes.stages(world.application, builder.id, builder.run)]
+        told = [event async for event in outcomes.stages(world.application, builder.id, builder.generation)]
     assert told[-1].details["stage"] == "start"
     assert not told[-1].details["ok"]
     assert "good bye" in told[-1].reason

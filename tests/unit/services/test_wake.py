@@ -84,7 +84,7 @@ async def test_one_that_idled_is_started(world: World) -> None:
         builder = await idled(world)
         async with asyncio.timeout(PATIENCE):
             sandbox = await wake.awake(world.application, builder.id)
-        assert (sandbox.run, (await world.builder(builder)).status) == (2, Status.RUNNING)
+        assert (sandbox.generation, (await world.builder(builder)).status) == (2, Status.RUNNING)
 
 
 async def test_command_wakes_with_a_reason(world: World) -> None:
@@ -117,7 +117,7 @@ async def test_restart_by_another_caller_is_awaited(world: World) -> None:
     await world.want(builders.restart, builder)
     task = await waiting(world, builder)
     async with world.reconciling():
-        assert (await task).run == 2
+        assert (await task).generation == 2
 
 
 async def test_failed_start_by_another_caller_is_awaited(world: World) -> None:
@@ -165,7 +165,7 @@ async def test_use_cancels_a_pending_auto_stop(world: World) -> None:
     await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
     await wake.visited(world.application, builder.host)
     now = await world.builder(builder)
-    assert (now.desired, now.run) == (Desired.RUNNING, 1)
+    assert (now.desired, now.generation) == (Desired.RUNNING, 1)
     async with world.reconciling():
         await world.until(lambda: settled_anew(world, builder))
     assert world.called("stop") == 0

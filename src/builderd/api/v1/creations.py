@@ -89,7 +89,7 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
         body.release()
         answer = operations.follow(_outcome(operations.application, builder, at_once=at_once), retry, held)
     if wants_events(request) and not at_once:
-        events = outcomes.stages(operations.application, builder.id, builder.run)
+        events = outcomes.stages(operations.application, builder.id, builder.generation)
         return stream(progress_stream(events, answer), door.location(builder))
     return (await asyncio.shield(answer)).response()
 

@@ -36,7 +36,7 @@ async def started(
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
-        settled = await outcomes.wait(application, builder.id, builder.run)
+        settled = await outcomes.wait(application, builder.id, builder.generation)
     except outcomes.FAILED as error:
         return failure(error)
     if settled.desired is Desired.DELETED:
@@ -46,7 +46,7 @@ async def started(
 
 async def ended(application: Application, builder: Builder) -> Answer:
     """Wait until the builder is stopped or deleted and return it, however its last run went."""
-    return await shown_as(application, await outcomes.wait_until_settled(application, builder.id, builder.run))
+    return await shown_as(application, await outcomes.wait_until_settled(application, builder.id, builder.generation))
 
 
 async def shown_as(

@@ -20,15 +20,16 @@ class Sandboxes(Protocol):
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Return all sandboxes, oldest first."""
 
-    def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
-        """Return those of one run (generation), oldest first."""
+    def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        """Return those of one generation, oldest first."""
 
-    def open_or_of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
-        """Return those of one run and those of other runs that have not ended, trials included."""
+    def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        """Return those of one generation and those of others that have not ended, trials included."""
 
     def expire(self, before: datetime, limit: int) -> int:
-        """Delete up to ``limit`` that ended before this time, except those of current runs; return the number."""
+        """Delete up to ``limit`` that ended before this time, none of the present generation; return the number."""
 
     def delete_oldest(self, keep: int, limit: int) -> int:
-        """Delete up to ``limit`` ended ones of runs with more than ``keep``, except the latest ``keep`` and the last
-        one that listened; return the number."""
+        """Delete up to ``limit`` ended ones of each generation that has more than ``keep``; return the number.
+
+        The latest ``keep`` of it stay, and the last one that listened."""

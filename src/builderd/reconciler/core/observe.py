@@ -66,7 +66,7 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     other = builder.candidate if builder.candidate != number else None
     candidate = uow.versions.get(builder_id, other) if other is not None else None
     # In one query: this is read at every step of every builder.
-    sandboxes = uow.sandboxes.open_or_of_run(builder_id, builder.run)
+    sandboxes = uow.sandboxes.open_or_of_generation(builder_id, builder.generation)
     ends = tuple(one for one in sandboxes if one.end and not one.trial)
     current = uow.versions.get(builder_id, builder.version) if builder.version != number else None
     item = WorkItem(builder, version, candidate, current)

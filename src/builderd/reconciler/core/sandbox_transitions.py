@@ -143,7 +143,7 @@ def crash_noted(uow: UnitOfWork, builder: Builder, item: WorkItem, sandbox: Sand
     is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
         return
-    exits = len(recent_crashes(uow.sandboxes.of_run(builder.id, builder.run), now))
+    exits = len(recent_crashes(uow.sandboxes.of_generation(builder.id, builder.generation), now))
     if exits >= MAX_EXITS:
         return  # it is given up
     note = restart_note(sandbox.end, item.version.settings.resources, exits, MAX_EXITS)

@@ -53,7 +53,7 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
 
 def same_generation(builder: Builder, looked_at: Builder) -> bool:
     """Return whether the desired state and run are those the step was chosen for; if not, discard its outcome."""
-    return builder.desired is looked_at.desired and builder.run == looked_at.run
+    return builder.desired is looked_at.desired and builder.generation == looked_at.generation
 
 
 def same_candidate(builder: Builder, looked_at: Builder) -> bool:

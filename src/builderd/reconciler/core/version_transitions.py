@@ -66,9 +66,11 @@ def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) 
     deployed(uow, builder, version, now)
     if builder.status is not Status.RUNNING:
         builder = statuses.change(uow, builder, Status.RUNNING, builder.desired_reason, now)
-    elif builder.settled_run != builder.run:
+    elif builder.observed_generation != builder.generation:
         builder = replace(builder, status_reason=builder.desired_reason)
-    uow.builders.save(replace(builder, settled_run=builder.run, last_active_at=now, updated_at=now, stop_kind=None))
+    uow.builders.save(
+        replace(builder, observed_generation=builder.generation, last_active_at=now, updated_at=now, stop_kind=None)
+    )
 
 
 def deployed(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
@@ -87,7 +89,9 @@ def mark_terminal(
 ) -> None:
     """Stopped, completed, or a job that failed."""
     changed = statuses.change(uow, builder, status, reason, now)
-    uow.builders.save(replace(changed, desired=Desired.STOPPED, settled_run=builder.run, exit_code=exit_code))
+    uow.builders.save(
+        replace(changed, desired=Desired.STOPPED, observed_generation=builder.generation, exit_code=exit_code)
+    )
 
 
 def job_over(transition: Transition, item: WorkItem, status: Status, job: Sandbox, last_lines: Sequence[str]) -> None:
@@ -119,7 +123,7 @@ def failed(transition: Transition, version: Version, *, code: str, reason: str, 
         replace(
             changed,
             desired=Desired.STOPPED,
-            settled_run=builder.run,
+            observed_generation=builder.generation,
             failure_code=code,
             exit_code=exit_code,
             handover=None,
@@ -137,7 +141,7 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
             desired=Desired.RUNNING,
             desired_by=candidate.created_by,
             desired_reason=deployed_reason(candidate),
-            run=builder.run + 1,
+            generation=builder.generation + 1,
             handover=Handover.FORWARD,
             candidate_disk=builder.candidate_disk or DiskId(new_id()),
             asleep_since=None,
@@ -179,13 +183,15 @@ def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) 
     """Return the builder after a rollback: the previous version starts again on its own disk."""
     if builder.status is Status.RUNNING and builder.job_type.stays_up:
         reason = f"version {builder.candidate} did not take over: version {builder.version} serves on"
-        again = replace(freed, run=builder.run + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason)
+        again = replace(
+            freed, generation=builder.generation + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason
+        )
         return replace(again, desired=Desired.RUNNING)
     if builder.job_type is JobType.ONE_TIME:
         uow.ledger.close(builder.id, now)
     if builder.status is Status.RUNNING:  # a job is not done twice
         freed = statuses.change(uow, freed, Status.STOPPED, f"stopped for version {builder.candidate}", now)
-    return replace(freed, desired=Desired.STOPPED, settled_run=builder.run)
+    return replace(freed, desired=Desired.STOPPED, observed_generation=builder.generation)
 
 
 def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:

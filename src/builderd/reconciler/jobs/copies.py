@@ -65,8 +65,8 @@ class Copy:
     async def start(self) -> Wait:
         """Start it, and wait until it listens or does not."""
         now = self._app.clock.now()
-        number, run = self.version.number, self.builder.run
-        sandbox = Sandbox(new_sandbox_id(), self.builder.id, number, run, 1, now, self._disk)
+        number, generation = self.version.number, self.builder.generation
+        sandbox = Sandbox(new_sandbox_id(), self.builder.id, number, generation, 1, now, self._disk)
         self._app.scratch.add(sandbox.id)
         self._sandbox = sandbox
         report = await self._app.engine.start(await self._spec(sandbox.id))

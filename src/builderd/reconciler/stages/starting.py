@@ -28,8 +28,8 @@ def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) ->
         id=new_sandbox_id(),
         builder_id=builder.id,
         version=item.version.number,
-        run=builder.run,
-        attempt=next_attempt(uow.sandboxes.of_run(builder.id, builder.run)),
+        generation=builder.generation,
+        attempt=next_attempt(uow.sandboxes.of_generation(builder.id, builder.generation)),
         created_at=now,
         disk=disk,
     )

@@ -149,7 +149,7 @@ async def _recovers(scene: Scene, builder: Builder) -> bool:
 
 
 async def _settled(scene: Scene, wanted: Builder) -> bool:
-    return (await scene.world.builder(wanted)).settled_run >= wanted.run
+    return (await scene.world.builder(wanted)).observed_generation >= wanted.generation
 
 
 async def _filled(scene: Scene, name: str) -> Restore:

@@ -26,12 +26,12 @@ async def _start(scene: Scene, builder: Builder) -> Builder:
     app, now = scene.world.application, scene.world.clock.now()
     wanted = await app.commit(lambda uow: builders.start(uow, app, scene.world.caller, builder.id, now))
     await scene.world.until(lambda: _is_over(scene, wanted))
-    return await outcomes.wait(app, builder.id, wanted.run)
+    return await outcomes.wait(app, builder.id, wanted.generation)
 
 
 async def _is_over(scene: Scene, wanted: Builder) -> bool:
     await scene.settle()
-    return (await scene.world.builder(wanted)).settled_run >= wanted.run
+    return (await scene.world.builder(wanted)).observed_generation >= wanted.generation
 
 
 async def test_the_newest_backup_comes_back_by_itself(scene: Scene) -> None:

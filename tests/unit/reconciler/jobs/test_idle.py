@@ -190,7 +190,7 @@ async def test_a_visit_starts_what_idled_to_its_stop_and_one_start_is_enough(wor
             await wake.visited(world.application, builder.host)
         await world.until_route(builder, RouteState.OPEN)
         again = await world.until_status(builder, Status.RUNNING)
-        assert (again.run, again.status_reason) == (2, "woken by a visitor")
+        assert (again.generation, again.status_reason) == (2, "woken by a visitor")
         assert world.called("start") == 2
 
 

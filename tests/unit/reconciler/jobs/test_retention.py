@@ -117,8 +117,8 @@ async def test_old_records_go_and_the_present_ones_stay(world: World, monkeypatc
     events = await world.read(lambda uow: uow.events.following(tenant, EventQuery(), after=0, limit=1000))
     assert events
     assert all(event.id > old for event in events)
-    assert {sandbox.run for sandbox in await world.records(builder)} >= {builder.run}
-    assert min(sandbox.run for sandbox in await world.records(builder)) > 1
+    assert {sandbox.generation for sandbox in await world.records(builder)} >= {builder.generation}
+    assert min(sandbox.generation for sandbox in await world.records(builder)) > 1
     assert await world.build_log(builder) == []
     keys = [await world.read(lambda uow, key=key: uow.idempotency.get(tenant, key)) for key in ("old", "new")]  # type: ignore[misc]
     assert [key is not None for key in keys] == [False, True]

@@ -193,4 +193,8 @@ def _row(builder: Builder) -> dict[str, Any]:
 
 
 def _builder(row: RowMapping) -> Builder:
-    return Builder(**{**row, "spare_disks": tuple(row["spare_disks"] or ())})
+    values = dict(row)
+    # A selected column comes by its name, not by its key.
+    generation, observed = values.pop("run"), values.pop("settled_run")
+    spare_disks = tuple(values.pop("spare_disks") or ())
+    return Builder(**values, generation=generation, observed_generation=observed, spare_disks=spare_disks)

@@ -17,29 +17,34 @@ _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
 _OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
-# Runs and attempts count up, so they order sandboxes even when they began in the same instant.
-_OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.run, sandboxes.c.attempt)
-_OF_RUN = _OLDEST_FIRST.where(sandboxes.c.run == bindparam("run"))
-_OPEN_OR_OF_RUN = _OLDEST_FIRST.where((sandboxes.c.run == bindparam("run")) | sandboxes.c.end_cause.is_(None))
+# Generations and attempts count up, so they order sandboxes even when they began in the same instant.
+_OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.generation, sandboxes.c.attempt)
+_OF_GENERATION = _OLDEST_FIRST.where(sandboxes.c.generation == bindparam("generation"))
+_OPEN_OR_OF_GENERATION = _OLDEST_FIRST.where(
+    (sandboxes.c.generation == bindparam("generation")) | sandboxes.c.end_cause.is_(None)
+)
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("sandbox"))
 
 _OVER = (
     select(sandboxes.c.id)
     .join(builders, builders.c.id == sandboxes.c.builder_id)
-    .where(sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type), sandboxes.c.run != builders.c.run)
+    .where(
+        sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type),
+        sandboxes.c.generation != builders.c.generation,
+    )
     .limit(bindparam("limit"))
 )
 _LATEST = func.max(sandboxes.c.attempt)
 _LISTENED = func.max(case((sandboxes.c.listening_at.is_not(None), sandboxes.c.attempt), else_=0))
 _LONG = (
-    select(sandboxes.c.builder_id, sandboxes.c.run, _LATEST.label("latest"), _LISTENED.label("listened"))
-    .group_by(sandboxes.c.builder_id, sandboxes.c.run)
+    select(sandboxes.c.builder_id, sandboxes.c.generation, _LATEST.label("latest"), _LISTENED.label("listened"))
+    .group_by(sandboxes.c.builder_id, sandboxes.c.generation)
     .having(func.count() > bindparam("keep", type_=Integer))
     .subquery()
 )
 _EARLY = (
     select(sandboxes.c.id)
-    .join(_LONG, (_LONG.c.builder_id == sandboxes.c.builder_id) & (_LONG.c.run == sandboxes.c.run))
+    .join(_LONG, (_LONG.c.builder_id == sandboxes.c.builder_id) & (_LONG.c.generation == sandboxes.c.generation))
     .where(
         sandboxes.c.end_cause.is_not(None),
         sandboxes.c.attempt <= _LONG.c.latest - bindparam("keep", type_=Integer),
@@ -74,12 +79,14 @@ class Sandboxes:
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         return [_sandbox(row) for row in self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings()]
 
-    def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
-        rows = self._connection.execute(_OF_RUN, {"builder": builder, "run": run}).mappings()
+    def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        rows = self._connection.execute(_OF_GENERATION, {"builder": builder, "generation": generation}).mappings()
         return [_sandbox(row) for row in rows]
 
-    def open_or_of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
-        rows = self._connection.execute(_OPEN_OR_OF_RUN, {"builder": builder, "run": run}).mappings()
+    def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        rows = self._connection.execute(
+            _OPEN_OR_OF_GENERATION, {"builder": builder, "generation": generation}
+        ).mappings()
         return [_sandbox(row) for row in rows]
 
     def expire(self, before: datetime, limit: int) -> int:
@@ -103,4 +110,5 @@ def _row(sandbox: Sandbox) -> dict[str, Any]:
 def _sandbox(row: RowMapping) -> Sandbox:
     values = dict(row)
     cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
-    return Sandbox(**values, end=SandboxEnd(cause, exit_code, at) if cause else None)
+    generation = values.pop("run")  # a selected column comes by its name, not by its key
+    return Sandbox(**values, generation=generation, end=SandboxEnd(cause, exit_code, at) if cause else None)

@@ -28,7 +28,7 @@ sandboxes = Table(
     Column("id", Text, primary_key=True),
     Column("builder_id", Text, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("run", Integer, nullable=False),
+    Column("run", Integer, key="generation", nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("ip", Text),
@@ -40,7 +40,7 @@ sandboxes = Table(
     Column("disk", Text, nullable=False, server_default=text("''")),
     Column("trial", Boolean, nullable=False, server_default=false()),
     version_key("sandboxes"),
-    UniqueConstraint("builder_id", "run", "attempt"),
+    UniqueConstraint("builder_id", "generation", "attempt"),
     CheckConstraint("attempt >= 1", name="attempt"),
     CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
     # At most one open sandbox that serves, and one open trial.

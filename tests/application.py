@@ -14,6 +14,7 @@ from tests.stores import memory_store
 from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
+from builderd.adapters.fakes.domains import FakeAuthority, FakeNameServers, FakeProbe
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
@@ -27,6 +28,7 @@ from builderd.adapters.vaults.sodium import in_memory
 from builderd.bootstrap.review import make_review_policy
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.domains import DomainRules
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, new_id
 from builderd.domain.logs import LogLine
@@ -75,6 +77,9 @@ class World:
     scanner: FakeScanner
     clock: FakeClock
     caller: Caller
+    names: FakeNameServers
+    probe: FakeProbe
+    authority: FakeAuthority
     #: What the reconcilers that were ended in a test must not use any more.
     _instances: int = field(default=1)
 
@@ -335,7 +340,25 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
         await engine.prepare(lambda _: None)
         await previews.start()
         nobody = Caller(TenantId(""), "")
-        world = World(application, engine, previews, stored, installer, testers, scanner, clock, nobody)
+        names, probe, authority = FakeNameServers(), FakeProbe(previews.challenges), FakeAuthority(clock.now)
+        rules = DomainRules(("203.0.113.5", "2001:db8::5"), 80, 443, frozenset({"api.example.com"}), directory="ca")
+        application = replace(
+            application, domain_rules=rules, name_servers=names, challenge_probe=probe, authority=authority
+        )
+        world = World(
+            application=application,
+            engine=engine,
+            previews=previews,
+            bundles=stored,
+            installer=installer,
+            testers=testers,
+            scanner=scanner,
+            clock=clock,
+            caller=nobody,
+            names=names,
+            probe=probe,
+            authority=authority,
+        )
         world.caller = await world.tenant("acme")
         yield world
 

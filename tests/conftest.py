@@ -17,7 +17,7 @@ from tests.marked import may_have
 settings.load_profile("ci")
 settings.register_profile("soak", settings.get_profile("ci"), derandomize=False)
 
-pytest_plugins = ["tests.postgres", "tests.previews.proxy", "tests.times"]
+pytest_plugins = ["tests.postgres", "tests.previews.proxy", "tests.domains.parts", "tests.times"]
 
 NEEDS_ROOT = ("root", "postgres")
 NEEDS = (*NEEDS_ROOT, "haproxy")

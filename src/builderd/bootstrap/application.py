@@ -12,6 +12,8 @@ import asyncssh
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.domains.name_servers import DnsNameServers
+from builderd.adapters.domains.probe import HttpChallengeProbe
 from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
@@ -23,6 +25,7 @@ from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.database_lease import OwnedStore
+from builderd.bootstrap.domains import make_authority, make_domain_rules
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
@@ -65,6 +68,10 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             prices=settings.to_prices(),
             tenant_limits=settings.to_tenant_limits(),
             ssh=_ssh_gateway(settings),
+            domain_rules=make_domain_rules(settings),
+            name_servers=DnsNameServers(settings.acme.resolvers),
+            challenge_probe=HttpChallengeProbe(),
+            authority=make_authority(settings),
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
@@ -105,6 +112,8 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
         port=settings.preview_port,
         # The proxy has another working directory than the service.
         certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
+        tls_port=settings.preview.tls_port,
+        public_tls_port=settings.preview.public_tls_port,
         trusted_proxies=settings.preview.trusted_proxies,
         address_connections=settings.preview.address_connections,
         api_url=settings.api_url,

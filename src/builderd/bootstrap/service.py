@@ -38,6 +38,7 @@ from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.faults import kill_at, no_fault
 from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs import waking
+from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
@@ -111,7 +112,7 @@ def _log_to_stderr(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # The API logs its requests itself; requests that the service makes are logged by their purpose.
-    for library in ("uvicorn", "alembic", "asyncssh", "httpx"):
+    for library in ("uvicorn", "alembic", "asyncssh", "httpx", "acme", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
@@ -185,6 +186,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
         group.create_task(Idleness(app).watch())
         group.create_task(waking.watch(app))
         group.create_task(WebhookJob(app).run())
+        group.create_task(DomainJob(app, fault).run())
         if settings.ssh.port:
             group.create_task(SshGateway(app, load_host_key(settings)).serve(settings.host, settings.ssh.port))
         group.create_task(sample(app))

@@ -39,6 +39,7 @@ APPS: dict[str, Entry] = {
     ),
     "files": ("apps.inside", "List, show, fetch and delete the files of a builder."),
     "env": ("apps.lifecycle", "List and change the environment variables of a builder."),
+    "domains": ("apps.domains", "Give a builder host names of your own, with certificates."),
     "credentials": ("apps.tenancy", "Store secrets, which builders get and nobody can read back."),
     "versions": ("apps.lifecycle", "List the versions of a builder."),
     "rollback": ("apps.lifecycle", "Deploy an old version again, as a new one."),

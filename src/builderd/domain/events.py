@@ -28,7 +28,9 @@ class Event:
     ``review.passed``, ``review.failed`` and ``review.accepted`` (details: version, or the finding with its reason),
     ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``qa.changed`` (details: version,
     qa_passed), ``sandbox.started``,
-    ``sandbox.ended`` (details: exit_code, cause), ``storage.unavailable`` and ``storage.available``.
+    ``sandbox.ended`` (details: exit_code, cause), ``domain.added``, ``domain.active``, ``domain.failed``,
+    ``domain.renewed``, ``domain.expiring``, ``domain.lost``, ``domain.lapsed`` and ``domain.removed`` (details: host,
+    name), ``storage.unavailable`` and ``storage.available``.
     ``builder_id`` is None for an event of the whole tenant.
     """
 

@@ -16,6 +16,7 @@ WebhookId = NewType("WebhookId", str)
 UploadId = NewType("UploadId", str)
 BackupId = NewType("BackupId", str)
 RestoreId = NewType("RestoreId", str)
+DomainId = NewType("DomainId", str)
 #: Engine's name of a disk. A builder's data moves to a new disk with each new version.
 DiskId = NewType("DiskId", str)
 

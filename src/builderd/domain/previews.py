@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import sha256
 
 from builderd.domain.ids import BuilderId, is_id
 
@@ -83,6 +84,32 @@ class Route:
                 raise ValueError("a token's hash is 64 lower-case hex characters")
         if self.builder_id is not None and not is_id(self.builder_id):
             raise ValueError(f"not a builder's id: {self.builder_id!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class DomainAlias:
+    """Custom domain: requests to ``host`` are those of ``preview_host``. ``certificate`` is the PEM of key and chain.
+
+    Raises ``ValueError`` for a host that may not go into the proxy's files.
+    """
+
+    host: str
+    preview_host: str
+    certificate: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for host in (self.host, self.preview_host):
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"not a lower-case host name: {host!r}")
+
+    @property
+    def fingerprint(self) -> str | None:
+        return None if self.certificate is None else fingerprint(self.certificate)
+
+
+def fingerprint(certificate: str) -> str:
+    """Return the sha256 of a PEM of key and chain, which differs between any two of them."""
+    return sha256(certificate.encode()).hexdigest()
 
 
 def _check_address(address: Address) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Protocol
 
-from builderd.domain.previews import PreviewActivity, Route
+from builderd.domain.previews import DomainAlias, PreviewActivity, Route
 
 
 class Previews(Protocol):
@@ -53,6 +53,27 @@ class Previews(Protocol):
 
     async def open_requests(self, host: str) -> int:
         """Return the number of open requests of the host, without event streams and WebSockets."""
+
+    async def put_domain(self, alias: DomainAlias) -> None:
+        """Set or replace a custom domain, and its certificate for new connections. Idempotent.
+
+        Nothing is reloaded and no connection lost. A proxy that speaks no TLS ignores the certificate.
+        """
+
+    async def remove_domain(self, host: str) -> None:
+        """Remove a custom domain and its certificate. Idempotent."""
+
+    async def domains(self) -> Mapping[str, tuple[str, str | None]]:
+        """Return the preview host and the certificate's fingerprint of each custom domain."""
+
+    async def put_challenge(self, token: str, answer: str) -> None:
+        """Answer ``/.well-known/acme-challenge/<token>`` of any host with this text. Lost when the proxy restarts.
+
+        No request below that path ever reaches an app.
+        """
+
+    async def remove_challenge(self, token: str) -> None:
+        """Idempotent."""
 
     async def down(self) -> None:
         """End the proxy and remove its files. Idempotent."""

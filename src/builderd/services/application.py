@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
+from builderd.domain.domains import DomainRules
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
@@ -19,6 +20,7 @@ from builderd.domain.versions import Isolation
 from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
+from builderd.ports.domains import CertificateAuthority, ChallengeProbe, NameServers
 from builderd.ports.engine import Engine
 from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
@@ -109,6 +111,11 @@ class Application:
     archive_limits: ArchiveLimits = field(default_factory=ArchiveLimits)
     #: Address of the SSH gateway; None without one.
     ssh: Gateway | None = None
+    #: Custom domains: without ``name_servers`` they are off; without ``authority`` they get no certificates.
+    domain_rules: DomainRules = field(default_factory=DomainRules)
+    name_servers: NameServers | None = None
+    challenge_probe: ChallengeProbe | None = None
+    authority: CertificateAuthority | None = None
     backup_rules: BackupRules = field(default_factory=BackupRules)
     tenant_limits: TenantLimits = field(default_factory=TenantLimits)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)

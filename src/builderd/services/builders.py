@@ -19,7 +19,7 @@ from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version, VersionSettings, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
-from builderd.services import admission, candidates, credentials, gates, spending, statuses, wake
+from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
 from builderd.services.application import Application
 
 
@@ -165,6 +165,7 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
     candidates.give_up_restore(uow, builder, why, NotFound)
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     wanted = _want(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
+    domain_claims.release_all(uow, wanted, now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
 

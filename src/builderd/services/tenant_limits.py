@@ -15,13 +15,15 @@ from builderd.domain.tenants import Tenant
 class TenantLimit:
     """Limits of one tenant. ``monthly`` caps its builders together, ``builder_monthly`` each of them; None: no cap.
 
-    ``layers``: GB that its dependency layers may take; None: the default share of the store.
+    ``layers``: GB that its dependency layers may take; None: the default share of the store. ``domains``: custom
+    domains of all its builders.
     """
 
     quota: Limit = field(default_factory=Limit)
     monthly: Decimal | None = None
     builder_monthly: Decimal | None = None
     layers: float | None = None
+    domains: int | None = None
 
     def cap_of(self, tenant: Tenant) -> Cap | None:
         """Return the lower of the operator's and the tenant's cap on all builders together. None: no cap."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
-from builderd.services import backups, credentials, webhooks
+from builderd.services import backups, credentials, domains, webhooks
 
 
 def sealed(uow: UnitOfWork) -> Iterator[bytes]:
@@ -14,8 +14,10 @@ def sealed(uow: UnitOfWork) -> Iterator[bytes]:
     yield from (one.sealed for one in uow.credentials.all())
     yield from (one.secret for one in uow.webhooks.all())
     yield from (one.sealed for one in uow.backup_keys.all())
+    yield from (one.certificate for one in uow.domains.all() if one.certificate is not None)
+    yield from (one.key for one in uow.acme_accounts.all())
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal secrets that an earlier key sealed with the present one; return their number."""
-    return sum(one.reseal(uow, vault) for one in (credentials, webhooks, backups))
+    return sum(one.reseal(uow, vault) for one in (credentials, webhooks, backups, domains))

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import NoDecode
 
 from builderd.domain.backups import BackupRules, Retention
@@ -106,14 +115,56 @@ class IdleSettings(Section):
 class PreviewSettings(Section):
     """The proxy of previews. ``public_port``: the port for visitors, if something forwards it to ``preview_port``.
 
+    ``tls_port``: a port that speaks TLS, with certificates of custom domains; ``preview_port`` then speaks plain HTTP.
+    ``public_tls_port``: the port for visitors, if something forwards it to ``tls_port``.
+
     ``address_connections``: concurrent connections and HTTP/2 requests of one visitor's address; 0: no limit.
     """
 
     domain: Domain = "localhost"
     public_port: Port | None = None
+    tls_port: Port | None = None
+    public_tls_port: Port | None = None
     certificate: Path | None = None
     trusted_proxies: Networks = ()
     address_connections: int = Field(default=1_000, ge=0)
+
+
+def _resolver(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    ip_address(address.strip("[]"))
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text}: must be an address and a port, such as 192.0.2.53:53 or [2001:db8::53]:53")
+    return text
+
+
+#: ``address:port`` of name servers.
+Resolvers = Annotated[tuple[Annotated[str, AfterValidator(_resolver)], ...], NoDecode, BeforeValidator(_split)]
+Addresses = Annotated[tuple[IPvAnyAddress, ...], NoDecode, BeforeValidator(_split)]
+
+
+class AcmeSettings(Section):
+    """Custom domains and the certificate authority for them, which is asked only if ``preview.tls_port`` is set.
+
+    ``roots``: PEM file for an authority of one's own. ``resolvers``: name servers for the service's own check.
+    ``eab_key_id`` and ``eab_hmac_key``: external account binding, where the authority wants it. ``addresses``: where
+    domains must lead; by default the machine's. ``domains``: the most of one builder.
+    """
+
+    directory: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://acme-v02.api.letsencrypt.org/directory"
+    contact: Annotated[str, Field(pattern=r"^[^\s@,?]+@[^\s@,?]+$")] | None = None
+    roots: Path | None = None
+    resolvers: Resolvers = ()
+    eab_key_id: str | None = None
+    eab_hmac_key: SecretStr | None = None
+    addresses: Addresses = ()
+    domains: int = Field(default=20, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_binding(self) -> Self:
+        if (self.eab_key_id is None) is not (self.eab_hmac_key is None):
+            raise ValueError("eab_key_id and eab_hmac_key go together: set both, or none")
+        return self
 
 
 class EgressSettings(Section):
@@ -197,7 +248,7 @@ class TenantSettings(Section):
     """Quotas of a tenant and its monthly spending caps; None: no limit.
 
     ``cpu`` and ``memory`` are sums over running builders, ``disk`` over all. ``layers``: GB of installed dependencies;
-    None: half of the store.
+    None: half of the store. ``domains``: custom domains of all its builders.
     """
 
     builders: int | None = Field(default=None, ge=0)
@@ -206,12 +257,13 @@ class TenantSettings(Section):
     memory: float | None = Field(default=None, ge=0)
     disk: float | None = Field(default=None, ge=0)
     layers: float | None = Field(default=None, ge=0)
+    domains: int | None = Field(default=None, ge=0)
     monthly_cap: Price | None = None
     builder_monthly_cap: Price | None = None
 
     def to_tenant_limit(self) -> TenantLimit:
         quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
-        return TenantLimit(quota, self.monthly_cap, self.builder_monthly_cap, self.layers)
+        return TenantLimit(quota, self.monthly_cap, self.builder_monthly_cap, self.layers, self.domains)
 
 
 class RateSettings(Section):

@@ -19,6 +19,7 @@ from builderd.domain.uploads import UploadRules
 from builderd.services.application import Limits, RetentionPolicy
 from builderd.services.tenant_limits import TenantLimits
 from builderd.settings.sections import (
+    AcmeSettings,
     BackupSettings,
     CapacitySettings,
     EgressSettings,
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     idle: IdleSettings = IdleSettings()
     preview: PreviewSettings = PreviewSettings()
+    acme: AcmeSettings = AcmeSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
     #: Limits of every tenant, and of single tenants by name.
@@ -109,10 +111,17 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        given = (self.port, self.preview_port, self.inside_port, self.metrics_port, self.ssh.port)
+        given = (
+            self.port,
+            self.preview_port,
+            self.preview.tls_port,
+            self.inside_port,
+            self.metrics_port,
+            self.ssh.port,
+        )
         ports = [port for port in given if port]
         if len(set(ports)) != len(ports):
-            raise ValueError("port, preview_port, inside_port, metrics_port and ssh.port must differ")
+            raise ValueError("port, preview_port, preview.tls_port, inside_port, metrics_port and ssh.port must differ")
         return self
 
     @field_validator("tenants")
@@ -158,7 +167,8 @@ class Settings(BaseSettings):
     def preview_domain(self) -> PreviewDomain:
         """Return scheme, domain and port of preview URLs; the port is None when it is the scheme's default."""
         scheme = "https" if self.preview.certificate else "http"
-        port = self.preview.public_port or self.preview_port
+        tls_port = self.preview.public_tls_port or self.preview.tls_port
+        port = (tls_port if scheme == "https" else None) or self.preview.public_port or self.preview_port
         return PreviewDomain(scheme, self.preview.domain, None if port == STANDARD_PORTS[scheme] else port)
 
     def to_prices(self) -> Prices:

@@ -12,7 +12,7 @@ from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, new_id, secret_hash
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.previews import Address, DomainAlias, Route, RouteState
 from builderd.ports.previews import Previews
 
 #: Against hanging only.
@@ -139,3 +139,42 @@ def kill_proxy(previews: Previews) -> None:
     master, guard = int(files.pid.read_text()), int(files.guard_pid.read_text())
     for pid in (guard, master):
         os.kill(pid, signal.SIGKILL)
+
+
+DOMAIN = DomainAlias("shop.example.com", OPEN.host)
+
+
+async def test_domains_are_listed_until_they_are_removed(previews: Previews) -> None:
+    await previews.put_domain(DOMAIN)
+    await previews.put_domain(DOMAIN)
+    assert await previews.domains() == {DOMAIN.host: (OPEN.host, None)}
+    moved = DomainAlias(DOMAIN.host, PRIVATE.host)
+    await previews.put_domain(moved)
+    assert await previews.domains() == {DOMAIN.host: (PRIVATE.host, None)}
+    for _ in range(2):
+        await previews.remove_domain(DOMAIN.host)
+    assert await previews.domains() == {}
+
+
+async def test_restart_keeps_domains_and_down_removes_them(previews: Previews) -> None:
+    await previews.put_domain(DOMAIN)
+    await previews.start()
+    assert await previews.domains() == {DOMAIN.host: (OPEN.host, None)}
+    await previews.down()
+    with pytest.raises(EngineUnavailable):
+        await previews.put_domain(DOMAIN)
+    await previews.start()
+    assert await previews.domains() == {}
+
+
+async def test_challenges_are_put_and_removed_any_number_of_times(previews: Previews) -> None:
+    for _ in range(2):
+        await previews.put_challenge("token", "token.thumbprint")
+    for _ in range(2):
+        await previews.remove_challenge("token")
+
+
+@pytest.mark.parametrize("host", ["", "UPPER.example", "a b.example", "x\n.example", "ü.example", "a." * 127 + "com"])
+def test_a_host_that_is_none_becomes_no_domain(host: str) -> None:
+    with pytest.raises(ValueError, match="host name"):
+        DomainAlias(host, OPEN.host)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import PreviewActivity, Route, RouteState
+from builderd.domain.previews import DomainAlias, PreviewActivity, Route, RouteState
 
 
 class FakePreviews:
@@ -20,6 +20,9 @@ class FakePreviews:
         self._reported: asyncio.Queue[str] = asyncio.Queue()
         self._paused: set[str] = set()
         self._activity: dict[str, PreviewActivity] = {}
+        self._domains: dict[str, tuple[str, str | None]] = {}
+        #: Answers of the challenge path by token; lost when the proxy ends.
+        self.challenges: dict[str, str] = {}
         #: Open requests by host.
         self.open: Counter[str] = Counter()
         #: Hosts whose paused requests were rejected.
@@ -71,8 +74,30 @@ class FakePreviews:
         self._need_running()
         return self.open[host]
 
+    async def put_domain(self, alias: DomainAlias) -> None:
+        self._need_running()
+        self._domains[alias.host] = (alias.preview_host, alias.fingerprint)
+
+    async def remove_domain(self, host: str) -> None:
+        self._need_running()
+        self._domains.pop(host, None)
+
+    async def domains(self) -> Mapping[str, tuple[str, str | None]]:
+        self._need_running()
+        return dict(self._domains)
+
+    async def put_challenge(self, token: str, answer: str) -> None:
+        self._need_running()
+        self.challenges[token] = answer
+
+    async def remove_challenge(self, token: str) -> None:
+        self._need_running()
+        self.challenges.pop(token, None)
+
     async def down(self) -> None:
         self._running = False
+        self._domains.clear()
+        self.challenges.clear()
         self._routes.clear()
         self._activity.clear()
 
@@ -94,6 +119,7 @@ class FakePreviews:
         """End the proxy and its counters."""
         self._running = False
         self._died.set()
+        self.challenges.clear()
         self._activity.clear()
 
     def _need_running(self) -> None:

@@ -62,7 +62,9 @@ async def _look(application: Application) -> _Snapshot:
     now = application.clock.now()
     backups = await application.store.read(lambda uow: health(uow, now))
     ready = application.engine.readiness().ready
-    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, backups)
+    ends = await application.store.read(lambda uow: uow.domains.expiries())
+    days = {host: (end - now).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
+    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, backups, days)
 
 
 def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
@@ -78,6 +80,8 @@ class _Snapshot(Collector):
     readings: Sequence[UsageSample]
     engine_ready: bool
     backups: BackupHealth
+    #: Days left of certificates by host, those that end first.
+    certificates: Mapping[str, float]
 
     def collect(self) -> Iterator[Metric]:
         builders = GaugeMetricFamily("builderd_builders", "Builders that are not deleted.", labels=["status"])
@@ -88,6 +92,12 @@ class _Snapshot(Collector):
         yield GaugeMetricFamily(
             "builderd_engine_ready", "1 when sandboxes can be started.", value=float(self.engine_ready)
         )
+        certificates = GaugeMetricFamily(
+            "builderd_domain_certificate_days", "Days left of a custom domain's certificate.", labels=["host"]
+        )
+        for host, days in self.certificates.items():
+            certificates.add_metric([host], days)
+        yield certificates
         yield from self._kept()
         yield from self._previews()
         yield from self._used()

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from builderd.client._async.backups import AsyncBuilderBackups
 from builderd.client._async.deployments import AsyncDeployment, DeployOptions, OnStage, no_stages, prepare
+from builderd.client._async.domains import AsyncDomains
 from builderd.client._async.files import AsyncFiles
 from builderd.client._async.gates import AsyncQaReports, AsyncReviews
 from builderd.client._async.leases import AsyncHeldLease, AsyncLeases
@@ -303,6 +304,11 @@ class AsyncBuilder:
     def backups(self) -> AsyncBuilderBackups:
         """Copies of its files."""
         return AsyncBuilderBackups(self._transport, self.uuid)
+
+    @property
+    def domains(self) -> AsyncDomains:
+        """Host names of your own that lead to it."""
+        return AsyncDomains(self._transport, self.uuid)
 
     @property
     def leases(self) -> AsyncLeases:

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from builderd.client._sync.backups import BuilderBackups
 from builderd.client._sync.deployments import Deployment, DeployOptions, OnStage, no_stages, prepare
+from builderd.client._sync.domains import Domains
 from builderd.client._sync.files import Files
 from builderd.client._sync.gates import QaReports, Reviews
 from builderd.client._sync.leases import HeldLease, Leases
@@ -297,6 +298,11 @@ class Builder:
     def backups(self) -> BuilderBackups:
         """Copies of its files."""
         return BuilderBackups(self._transport, self.uuid)
+
+    @property
+    def domains(self) -> Domains:
+        """Host names of your own that lead to it."""
+        return Domains(self._transport, self.uuid)
 
     @property
     def leases(self) -> Leases:

@@ -30,6 +30,7 @@ from builderd.client.models.builders import Backup, BuilderState, Cost, Resource
 from builderd.client.models.gates import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
 from builderd.client.models.watching import (
     Answers,
+    Domain,
     Event,
     Execution,
     FileEntry,
@@ -39,6 +40,7 @@ from builderd.client.models.watching import (
     Present,
     RemovedBuilds,
     Step,
+    TxtRecord,
 )
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "CredentialUse",
     "Delivery",
     "Deployment",
+    "Domain",
     "Event",
     "Execution",
     "FileEntry",
@@ -78,6 +81,7 @@ __all__ = [
     "Stage",
     "Step",
     "Token",
+    "TxtRecord",
     "UploadPlace",
     "UploadState",
     "Version",

@@ -114,6 +114,31 @@ class Lease(Model):
     expires_at: datetime
 
 
+class TxtRecord(Model):
+    """TXT record by which you take over a name that another tenant holds, or held within 90 days."""
+
+    name: str
+    value: str
+
+
+class Domain(Model):
+    """Custom domain. ``host`` is in A-labels (`xn--…`), ``name`` the same for people.
+
+    ``reason`` says what is wrong, and ``next_try_at`` when it is looked at again. ``expires_at`` is the end of its
+    certificate.
+    """
+
+    host: str
+    name: str
+    status: str
+    reason: str
+    next_try_at: datetime | None = None
+    expires_at: datetime | None = None
+    url: str
+    created_at: datetime
+    txt: TxtRecord
+
+
 class FileEntry(Model):
     """Entry of a folder.
 

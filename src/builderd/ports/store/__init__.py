@@ -15,6 +15,7 @@ from builderd.ports.store.build_logs import BuildLogs
 from builderd.ports.store.builders import Builders
 from builderd.ports.store.credentials import Credentials
 from builderd.ports.store.database_lease import DatabaseLeases
+from builderd.ports.store.domains import AcmeAccounts, Domains
 from builderd.ports.store.events import Events
 from builderd.ports.store.idempotency import Idempotency
 from builderd.ports.store.leases import Leases
@@ -33,6 +34,7 @@ from builderd.ports.store.webhooks import Deliveries, Webhooks
 
 __all__ = [
     "Acceptances",
+    "AcmeAccounts",
     "BackupKeys",
     "Backups",
     "BuildLogs",
@@ -40,6 +42,7 @@ __all__ = [
     "Credentials",
     "DatabaseLeases",
     "Deliveries",
+    "Domains",
     "Events",
     "Idempotency",
     "Leases",
@@ -91,6 +94,10 @@ class UnitOfWork(Protocol):
     def build_logs(self) -> BuildLogs: ...
     @property
     def credentials(self) -> Credentials: ...
+    @property
+    def domains(self) -> Domains: ...
+    @property
+    def acme_accounts(self) -> AcmeAccounts: ...
     @property
     def backups(self) -> Backups: ...
     @property

@@ -47,6 +47,9 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         "PREVIEW_URL": application.preview_domain.url(builder.host),
         "PORT": str(settings.port),
     }
+    own = await application.store.read(lambda uow: uow.domains.of_builder(builder.id))
+    if own:
+        platform["BUILDER_DOMAINS"] = ",".join(one.host for one in own)
     return SandboxSpec(
         id=sandbox.id,
         builder_id=builder.id,

@@ -10,12 +10,15 @@ from starlette.responses import Response
 
 from builderd.domain.builders import Builder
 from builderd.domain.credentials import Credential
+from builderd.domain.domains import Domain
 from builderd.domain.errors import BadRequest, ValidationFailed
+from builderd.domain.host_names import a_labels, shown
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.caps import NewSpendingCap
-from builderd.services import builders, caps
+from builderd.schemas.v1.domains import NewDomain
+from builderd.services import builders, caps, domains
 from builderd.services.caps import CapView
 from builderd.web import commands
 from builderd.web.builder_form import number
@@ -29,12 +32,12 @@ async def show_settings(visit: Visit) -> Response:
 
 
 async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int = 200) -> Response:
-    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Credential], CapView]:
+    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Credential], CapView, Sequence[Domain]]:
         frame = frame_of(uow, visit)
         cap = caps.view_of_builder(uow, visit.application, frame.builder, visit.now)
-        return frame, uow.credentials.list(visit.token.tenant_id), cap
+        return frame, uow.credentials.list(visit.token.tenant_id), cap, uow.domains.of_builder(frame.builder.id)
 
-    frame, credentials, cap = await visit.read(look)
+    frame, credentials, cap, own = await visit.read(look)
     resources, prices = frame.version.settings.resources, visit.application.prices
     rates = {billing.value: prices.hourly_rate(resources, billing) for billing in Billing}
     return await builder_page(
@@ -46,6 +49,7 @@ async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int 
         settings=frame.version.settings,
         credentials=credentials,
         cap=cap,
+        domains=[(one, shown(one.host), visit.application.domain_rules.url(one)) for one in own],
         errors=errors,
         maximum=visit.application.limits.maximum,
         freeze_after=visit.application.limits.freeze_after,
@@ -61,6 +65,9 @@ async def change(visit: Visit) -> Response:
     try:
         if group == "cap":
             await _set_cap(visit, builder, form.text("monthly").strip())
+            return see_other(f"{back}/settings", {"done": "saved"})
+        if group == "domains":
+            await _change_domain(visit, builder, form.text("do", "add"), form.text("host").strip())
             return see_other(f"{back}/settings", {"done": "saved"})
         deployed = await commands.configure(visit, builder, _values(form, group))
     except ValidationFailed as error:
@@ -100,6 +107,22 @@ async def _set_cap(visit: Visit, builder: Builder, text: str) -> None:
 
     await visit.write(work)
     visit.application.signals.change(builder.id)
+
+
+async def _change_domain(visit: Visit, builder: Builder, do: str, host: str) -> None:
+    """Add, check or remove a domain. Raises ``ValidationFailed`` and ``BadRequest``."""
+    application, caller, now = visit.application, visit.caller, visit.now
+    match do:
+        case "add":
+            name = a_labels(commands.shape_of(application, NewDomain, {"host": host}).host)
+            await visit.write(lambda uow: domains.add(uow, application, caller, builder.id, name, now))
+        case "check":
+            await visit.write(lambda uow: domains.ask_again(uow, caller, builder.id, host, now))
+        case "remove":
+            await visit.write(lambda uow: domains.remove(uow, caller, builder.id, host, now))
+        case _:
+            raise BadRequest(f"Nothing named {do!r} can be done to a domain.")
+    application.signals.change(builder.id)
 
 
 def amount(visit: Visit, text: str) -> Decimal | None:

@@ -152,6 +152,13 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     box.json("leases", "renew", "my-app", lease)
     box.json("leases", "end", "my-app", lease)
 
+    added = box.json("domains", "add", "Bücher.Example.com")
+    assert (added["host"], added["name"]) == ("xn--bcher-kva.example.com", "bücher.example.com")
+    assert "bücher.example.com" in box.run("domains", "list").stdout
+    assert box.json("domains", "check", "bücher.example.com", "--builder", "my-app")["txt"]["name"]
+    box.json("domains", "remove", "BÜCHER.example.com.")
+    assert box.json("domains", "list") == []
+
     # The tenant
     assert box.json("credentials", "set", "db", "PASSWORD=-", "--restart", stdin="secret\n")["variables"] == [
         "PASSWORD"

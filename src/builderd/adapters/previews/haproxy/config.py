@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import answers, pages, pause, tokens
+from builderd.adapters.previews.haproxy import answers, domains, pages, pause, tokens
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
@@ -70,6 +70,7 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         _frontend(options, files, host),
         *(_fast_path(options, files, form) for form in Form),
         *(_full_path(options, files, form) for form in Form),
+        domains.challenge(),
         *(_counters(table) for table in TABLES),
         _visitors(),
     )
@@ -129,14 +130,17 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     return section(
         "frontend visitors from base",
         f"""
-        bind {_bind(options)}
+        {_binds(options, files)}
         {_admission(options, host)}
         {_sender(options)}
         {_share(options, host)}
-        # Case, port and a trailing dot do not matter; a host that is not in the map gets a 404.
-        http-request set-var(txn.host) req.hdr(host),host_only,rtrim(.)
+        # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
+        http-request set-var(txn.asked) req.hdr(host),host_only,rtrim(.)
+        http-request set-var(txn.host) var(txn.asked)
         # state|access|ip|port|sha256 of the token|builder
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
+        acl challenge path_beg {domains.CHALLENGE_PATH}
+        {domains.rules(options, files)}
 
         acl public var(txn.route) -m beg open|public|
         acl repeatable method GET HEAD OPTIONS
@@ -144,6 +148,7 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         acl path_only req.ver 2.0
         acl odd_port {_ODD_PORT}
         {tokens.token_acl()}
+        use_backend challenge if challenge
         use_backend fast_page if {_READS_PAGES} {is_fast}
         use_backend fast_envelope if {is_fast}
         use_backend full_page if {_READS_PAGES}
@@ -152,22 +157,28 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     )
 
 
-def _bind(options: ProxyOptions) -> str:
-    tls = f" ssl crt {quoted(options.certificate)} alpn h2,http/1.1" if options.certificate else ""
-    return f"{quoted(_listen(options))}{tls}"
+def _binds(options: ProxyOptions, files: ProxyFiles) -> str:
+    if options.tls_port is None:
+        tls = f" ssl crt {quoted(options.certificate)} alpn h2,http/1.1" if options.certificate else ""
+        return f"bind {quoted(_listen(options.host, options.port))}{tls}"
+    crt = f"crt {quoted(options.certificate or files.default_certificate)} crt-list {quoted(files.certificate_list)}"
+    return f"""
+        bind {quoted(_listen(options.host, options.port))}
+        bind {quoted(_listen(options.host, options.tls_port))} ssl {crt} alpn h2,http/1.1
+        """
 
 
-def _listen(options: ProxyOptions) -> str:
+def _listen(host: str, port: int) -> str:
     try:
-        return f"ipv{ip_address(options.host).version}@{options.host}:{options.port}"
+        return f"ipv{ip_address(host).version}@{host}:{port}"
     except ValueError:
-        return f"{options.host}:{options.port}"
+        return f"{host}:{port}"
 
 
 def _sender(options: ProxyOptions) -> str:
     """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection."""
     if not options.trusted_proxies:
-        return ""
+        return _own_proto(options) if options.has_both_schemes else ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
     return f"""
         acl from_proxy fc_src {networks}
@@ -175,7 +186,17 @@ def _sender(options: ProxyOptions) -> str:
         http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender
         # Only the last of several lines counts.
         http-request set-var(txn.proto) req.fhdr(x-forwarded-proto,-1),lower if from_proxy
-        http-request set-var(txn.proto) str({_own_scheme(options)}) if !{{ var(txn.proto) -m str http https }}
+        {_own_proto(options, "!{ var(txn.proto) -m str http https }")}
+        """
+
+
+def _own_proto(options: ProxyOptions, condition: str = "") -> str:
+    """Return the rules that set ``txn.proto`` to the scheme of the visitor's connection to this proxy."""
+    if options.tls_port is None:
+        return f"http-request set-var(txn.proto) str({_own_scheme(options)}) if {condition or 'TRUE'}"
+    return f"""
+        http-request set-var(txn.proto) str(https) if {{ ssl_fc }} {condition}
+        http-request set-var(txn.proto) str(http) if !{{ ssl_fc }} {condition}
         """
 
 
@@ -211,11 +232,11 @@ def _share(options: ProxyOptions, host: Host) -> str:
 
 
 def _own_scheme(options: ProxyOptions) -> str:
-    return "https" if options.certificate else "http"
+    return "https" if options.speaks_tls_only else "http"
 
 
 def _scheme(options: ProxyOptions) -> str:
-    return "%[var(txn.proto)]" if options.trusted_proxies else _own_scheme(options)
+    return "%[var(txn.proto)]" if options.has_both_schemes else _own_scheme(options)
 
 
 def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:

@@ -33,6 +33,9 @@ class Timeouts:
 class ProxyOptions:
     """Settings of the proxy. ``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
 
+    With ``tls_port``, that port speaks TLS and ``port`` plain HTTP: ``certificate``, or a self-signed one, is for hosts
+    without a certificate of their own. Visitors are redirected to ``public_tls_port``, by default ``tls_port``.
+
     ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are trusted.
     ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may hold at a time, 0 any.
     ``threads`` None means one per CPU. ``api_url`` (``https://host[:port]``) is the API that a page names to the
@@ -42,6 +45,8 @@ class ProxyOptions:
     host: str = "127.0.0.1"
     port: int = 8081
     certificate: Path | None = None
+    tls_port: int | None = None
+    public_tls_port: int | None = None
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     threads: int | None = None
     max_connections: int = 20_000
@@ -53,6 +58,15 @@ class ProxyOptions:
     def __post_init__(self) -> None:
         if not _API_URL.fullmatch(self.api_url):
             raise ValueError(f"not the address of an API: {self.api_url!r}")
+
+    @property
+    def speaks_tls_only(self) -> bool:
+        return self.certificate is not None and self.tls_port is None
+
+    @property
+    def has_both_schemes(self) -> bool:
+        """True if a visitor may come over HTTP or HTTPS, so that each request has to tell."""
+        return bool(self.trusted_proxies) or self.tls_port is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,23 @@ class ProxyFiles:
     @property
     def routes(self) -> Path:
         return self.directory / "routes.map"
+
+    @property
+    def domains(self) -> Path:
+        return self.directory / "domains.map"
+
+    @property
+    def certificates(self) -> Path:
+        return self.directory / "certificates"
+
+    @property
+    def certificate_list(self) -> Path:
+        return self.directory / "certificates.list"
+
+    @property
+    def default_certificate(self) -> Path:
+        """The self-signed certificate for hosts without one of their own."""
+        return self.certificates / "default.pem"
 
     @property
     def pages(self) -> Path:

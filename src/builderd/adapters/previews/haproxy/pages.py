@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from html import escape
 
-HOST = "%[var(txn.host)]"
+HOST = "%[var(txn.asked)]"
 #: Set only for requests with the builder's service token; begins with a space.
 LOGS = "%[var(txn.logs)]"
 

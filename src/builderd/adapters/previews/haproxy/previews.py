@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import activity, config, guard, pages, pause, process
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
+from builderd.adapters.previews.haproxy.domain_table import DomainTable
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import PreviewActivity, Route, RouteState
+from builderd.domain.previews import DomainAlias, PreviewActivity, Route, RouteState
 from builderd.linux import atomic_files
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class HaproxyPreviews:
         self._lock = asyncio.Lock()
         self._workers = Workers(self._files)
         self._open_map: RouteMap | None = None
+        self._domains = DomainTable(self._files, self._workers, options)
         #: Hosts whose route on disk the proxy may not have yet.
         self._unapplied: set[str] = set()
         self._paused = PausedRequests(self._files.wake_socket)
@@ -138,6 +140,39 @@ class HaproxyPreviews:
                 await self._start()
                 return 0
 
+    async def put_domain(self, alias: DomainAlias) -> None:
+        async with self._lock:
+            await self._change(lambda: self._domains.put(alias))
+
+    async def remove_domain(self, host: str) -> None:
+        async with self._lock:
+            if host in self._domains.installed:
+                await self._change(lambda: self._domains.remove(host))
+
+    async def domains(self) -> Mapping[str, tuple[str, str | None]]:
+        assert self._map is not None
+        return dict(self._domains.installed)
+
+    async def put_challenge(self, token: str, answer: str) -> None:
+        async with self._lock:
+            await self._change(lambda: self._domains.put_challenge(token, answer))
+
+    async def remove_challenge(self, token: str) -> None:
+        async with self._lock:
+            await self._change(lambda: self._domains.remove_challenge(token))
+
+    async def _change(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Make a change of domains in the proxy; a dead proxy is started first. Raises ``EngineUnavailable``."""
+        assert self._map is not None
+        try:
+            try:
+                await change()
+            except ProxyGone:
+                await self._start()
+                await change()
+        except (ProxyGone, ProxyBusy, CommandRefused) as error:
+            raise EngineUnavailable(f"the preview proxy rejects a domain: {error}", retry_after=5) from error
+
     async def down(self) -> None:
         async with self._lock:
             if self._certificate_watch is not None:
@@ -149,6 +184,7 @@ class HaproxyPreviews:
                 self._open_map.close()
                 self._open_map = None
             self._unapplied.clear()
+            self._domains.installed.clear()
             shutil.rmtree(self._files.directory, ignore_errors=True)
 
     @property
@@ -169,6 +205,7 @@ class HaproxyPreviews:
         for route in expected:
             if route.host not in routes.routes:
                 routes.put(route)
+        self._domains.load()
         host = process.host(self._options)
         try:
             await self._paused.open(host.user)
@@ -176,10 +213,11 @@ class HaproxyPreviews:
                 await self._adopt_or_start(config.render(self._options, files, host))
             await self._workers.refresh()
             await self._workers.sync(routes.routes)
+            await self._domains.sync()
             await guard.start(files, process.command(process.program(self._options), files))
             self._open_map = routes
             self._unapplied.clear()
-        except (ProxyGone, CommandRefused) as error:
+        except (ProxyGone, ProxyBusy, CommandRefused) as error:
             raise EngineUnavailable(f"the preview proxy does not work: {error}", retry_after=5) from error
         finally:
             if routes is not self._open_map:
@@ -235,6 +273,7 @@ class HaproxyPreviews:
         """Find replaced workers. A reload may have read the file just before a route was put, so sync after one."""
         if await self._workers.refresh():
             await self._workers.sync(self._map.routes)
+            await self._domains.sync()
 
     async def _counters(self) -> dict[str, PreviewActivity]:
         """Return the sum of the counters of all workers, replaced ones included."""

@@ -171,15 +171,14 @@ def explain(output: str, options: ProxyOptions) -> str:
     """Turn HAProxy's error output into a message for the operator."""
     alerts = _ALERT.findall(output)
     message = "; ".join(alerts) or output.strip() or "HAProxy printed nothing"
+    ports = f"{options.port}" if options.tls_port is None else f"{options.port} or {options.tls_port}"
     if "Address already in use" in message:
         return (
-            f"the preview cannot listen on {options.host} port {options.port}, which another program has taken: stop "
+            f"the preview cannot listen on {options.host} port {ports}, which another program has taken: stop "
             "that one, or choose another port with --preview-port"
         )
     if "Permission denied" in message and "bind" in message:
-        return (
-            f"the preview may not listen on {options.host} port {options.port}: run as root, or choose one above 1023"
-        )
+        return f"the preview may not listen on {options.host} port {ports}: run as root, or choose one above 1023"
     return f"the preview proxy does not start: {message}"
 
 

@@ -123,6 +123,32 @@ async def replace_certificate(socket: Path, file: Path, pem: str) -> None:
         raise CommandRefused(answer)
 
 
+async def add_certificate(socket: Path, table: Path, file: Path, host: str, pem: str) -> None:
+    """Serve this host with this key and chain. Idempotent. Raises ``CommandRefused`` or ``ProxyBusy``."""
+    answer = await ask(socket, f"new ssl cert {escape_path(file)}")
+    if "New empty certificate" not in answer and "already exists" not in answer:
+        raise CommandRefused(answer)
+    await replace_certificate(socket, file, pem)
+    answer = await ask(socket, f"add ssl crt-list {escape_path(table)} <<\n{file} {host}\n")
+    if "Success!" not in answer and "already exists" not in answer:
+        raise CommandRefused(answer)
+
+
+async def remove_certificate(socket: Path, table: Path, file: Path) -> None:
+    """Serve the host with the default certificate again. Idempotent."""
+    for command in (
+        f"del ssl crt-list {escape_path(table)} {escape_path(file)}",
+        f"del ssl cert {escape_path(file)}",
+    ):
+        await ask(socket, command)
+
+
+async def certificates(socket: Path) -> frozenset[str]:
+    """Return the files of all certificates in use."""
+    answer = await ask(socket, "show ssl cert")
+    return frozenset(line.removeprefix("*") for line in answer.splitlines() if line and not line.startswith("#"))
+
+
 def escape_path(path: Path) -> str:
     """Escape a path as one word of a command."""
     return "".join(f"\\{character}" if character in "\\ ;" else character for character in str(path))

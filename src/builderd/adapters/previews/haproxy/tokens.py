@@ -61,7 +61,7 @@ def _foreign() -> str:
     """
     return """
         http-request set-var(txn.page) req.fhdr(origin),regsub("^[a-z]+://",""),host_only,rtrim(.)
-        acl own_page var(txn.page),strcmp(txn.host) eq 0
+        acl own_page var(txn.page),strcmp(txn.asked) eq 0
         http-request set-var(txn.foreign) bool(true) if { req.fhdr(origin) -m found } !own_page
         acl included req.fhdr(sec-fetch-site) -m str -i same-site cross-site
         acl visited req.fhdr(sec-fetch-mode) -m str -i navigate
@@ -71,9 +71,9 @@ def _foreign() -> str:
 
 
 def _cookies(options: ProxyOptions) -> tuple[str, ...]:
-    if options.trusted_proxies:
+    if options.has_both_schemes:
         return (SECURE_COOKIE, COOKIE)
-    return (SECURE_COOKIE,) if options.certificate else (COOKIE,)
+    return (SECURE_COOKIE,) if options.speaks_tls_only else (COOKIE,)
 
 
 def redirect_to_cookie(options: ProxyOptions) -> str:
@@ -98,9 +98,9 @@ def redirect_to_cookie(options: ProxyOptions) -> str:
 def _redirects(options: ProxyOptions) -> tuple[str, ...]:
     plain = _redirect(COOKIE, "HttpOnly; SameSite=Lax")
     secure = _redirect(SECURE_COOKIE, "Secure; HttpOnly; SameSite=Lax")
-    if options.trusted_proxies:
+    if options.has_both_schemes:
         return (f"{secure} {{ var(txn.proto) -m str https }}", plain)
-    return (secure,) if options.certificate else (plain,)
+    return (secure,) if options.speaks_tls_only else (plain,)
 
 
 def _redirect(cookie: str, attributes: str) -> str:

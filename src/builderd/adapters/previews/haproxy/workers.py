@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from builderd.adapters.previews.haproxy import process, runtime_api
 from builderd.adapters.previews.haproxy.options import ProxyFiles
@@ -54,18 +55,28 @@ class Workers:
     async def remove(self, host: str) -> None:
         await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.routes, host))
 
+    async def put_domain(self, host: str, value: str) -> None:
+        await self._apply(lambda worker: runtime_api.set_entry(worker, self._files.domains, host, value))
+
+    async def remove_domain(self, host: str) -> None:
+        await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.domains, host))
+
+    async def sync_domains(self, values: Mapping[str, str]) -> None:
+        """Make each worker's map of domains equal to these values."""
+        await self._apply(lambda worker: self._sync_map(worker, self._files.domains, values))
+
     async def sync(self, routes: Mapping[str, Route]) -> None:
         """Make each worker's map equal to these routes."""
-        await self._apply(lambda worker: self._sync(worker, routes))
+        values = {host: encode(route) for host, route in routes.items()}
+        await self._apply(lambda worker: self._sync_map(worker, self._files.routes, values))
 
-    async def _sync(self, worker: Worker, routes: Mapping[str, Route]) -> None:
-        table = self._files.routes
+    async def _sync_map(self, worker: Worker, table: Path, values: Mapping[str, str]) -> None:
         have = await runtime_api.entries(worker, table)
-        for host in have.keys() - routes.keys():
+        for host in have.keys() - values.keys():
             await runtime_api.delete_entry(worker, table, host)
-        for host, route in routes.items():
-            if have.get(host) != encode(route):
-                await runtime_api.set_entry(worker, table, host, encode(route))
+        for host, value in values.items():
+            if have.get(host) != value:
+                await runtime_api.set_entry(worker, table, host, value)
 
     async def _apply(self, change: Callable[[Worker], Awaitable[None]]) -> None:
         await change(self._current)

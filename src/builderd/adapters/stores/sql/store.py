@@ -20,6 +20,7 @@ from builderd.adapters.stores.sql.builders import Builders
 from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.database_lease import DatabaseLeases
+from builderd.adapters.stores.sql.domains import AcmeAccounts, Domains
 from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
 from builderd.adapters.stores.sql.leases import Leases
@@ -78,6 +79,8 @@ class UnitOfWork:
         self.deliveries: port.Deliveries = Deliveries(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)
         self.credentials: port.Credentials = Credentials(connection, locks=writes)
+        self.domains: port.Domains = Domains(connection, locks=writes)
+        self.acme_accounts: port.AcmeAccounts = AcmeAccounts(connection)
         self.backups: port.Backups = Backups(connection)
         self.restores: port.Restores = Restores(connection)
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)

@@ -10,6 +10,7 @@ from builderd.adapters.stores.sql.tables.backups import backup_keys, backups, re
 from builderd.adapters.stores.sql.tables.base import metadata
 from builderd.adapters.stores.sql.tables.builders import CLAIM, LIVE, builders, due_since, leases, ssh_grants
 from builderd.adapters.stores.sql.tables.database_lease import database_lease
+from builderd.adapters.stores.sql.tables.domains import acme_accounts, domains
 from builderd.adapters.stores.sql.tables.events import deliveries, events, webhooks
 from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
 from builderd.adapters.stores.sql.tables.ledger import ledger, ledger_months
@@ -23,6 +24,7 @@ __all__ = [
     "CLAIM",
     "LIVE",
     "acceptances",
+    "acme_accounts",
     "backup_keys",
     "backups",
     "build_logs",
@@ -30,6 +32,7 @@ __all__ = [
     "credentials",
     "database_lease",
     "deliveries",
+    "domains",
     "due_since",
     "events",
     "idempotency",

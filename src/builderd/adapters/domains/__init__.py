@@ -1,0 +1,1 @@
+"""Name servers, the challenge probe and the certificate authority of custom domains."""

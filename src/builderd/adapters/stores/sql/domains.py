@@ -1,0 +1,162 @@
+"""Custom domains and accounts at certificate authorities in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, delete, func, insert, or_, select, update
+
+from builderd.adapters.stores.sql.rows import omit, row_of
+from builderd.adapters.stores.sql.tables import acme_accounts, builders, domains
+from builderd.domain.builders import Desired
+from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus
+from builderd.domain.ids import BuilderId, DomainId, TenantId
+
+_c = domains.c
+_live = _c.released_at.is_(None)
+_held = and_(_c.proven_at.is_not(None), _live)
+
+
+def _time(name: str) -> Any:
+    return bindparam(name, type_=_c.created_at.type)
+
+
+_INSERT = insert(domains)
+_ONE = select(domains).where(_c.id == bindparam("domain"))
+_ONE_LOCKED = _ONE.with_for_update()
+_BY_HOST = select(domains).where(_live, _c.tenant_id == bindparam("tenant"), _c.host == bindparam("name"))
+_OF_BUILDER = select(domains).where(_live, _c.builder_id == bindparam("builder")).order_by(_c.host)
+_CLAIMS = select(domains).where(_c.host == bindparam("name")).order_by(_c.created_at, _c.id)
+_COUNT = select(func.count()).select_from(domains).where(_live, _c.tenant_id == bindparam("tenant"))
+# One of each tenant: a tenant with many due domains keeps no other waiting.
+_first = func.row_number().over(partition_by=_c.tenant_id, order_by=(_c.next_try_at, _c.id)).label("turn")
+_waiting = select(_c.tenant_id, _c.id, _c.next_try_at, _first).where(_live, _c.next_try_at <= _time("now")).subquery()
+_DUE = (
+    select(_waiting.c.tenant_id, _waiting.c.id)
+    .where(_waiting.c.turn == 1)
+    .order_by(_waiting.c.next_try_at)
+    .limit(bindparam("limit"))
+)
+_UNFINISHED = select(_c.id).where(_live, _c.status.in_((DomainStatus.CHECKING, DomainStatus.ISSUING)))
+_WITHOUT_CERTIFICATE = select(_c.id).where(_held, _c.certificate.is_(None), _c.next_try_at.is_(None))
+_ORDERS = (
+    select(func.count())
+    .select_from(domains)
+    .where(_c.tenant_id == bindparam("tenant"), _c.ordered_at >= _time("since"))
+)
+_ROUTES = (
+    select(_c.id, _c.host, builders.c.host.label("builder_host"), _c.fingerprint)
+    .join(builders, builders.c.id == _c.builder_id)
+    .where(_held, builders.c.desired != Desired.DELETED)
+    .order_by(_c.host)
+)
+_EXPIRIES = select(_c.host, _c.expires_at).where(_held, _c.expires_at.is_not(None)).order_by(_c.expires_at, _c.host)
+_OUTDATED = (
+    select(domains)
+    .where(
+        or_(
+            and_(_live, _c.proven_at.is_(None), _c.created_at < _time("claimed_before")),
+            _c.released_at < _time("released_before"),
+        )
+    )
+    .limit(bindparam("limit"))
+)
+_EXPIRING = select(domains).where(_held, _c.failures > 0, _c.expires_at < _time("before"))
+_ALL = select(domains).where(_c.certificate.is_not(None)).order_by(_c.host, _c.id)
+_UPDATE = update(domains).where(_c.id == bindparam("domain"))
+_DELETE = delete(domains).where(_c.id == bindparam("domain"))
+
+_ACCOUNT = select(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
+_DELETE_ACCOUNT = delete(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
+
+
+class Domains:
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
+        self._connection = connection
+        self._locks = locks
+
+    def add(self, domain: Domain) -> None:
+        self._connection.execute(_INSERT, row_of(domain))
+
+    def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
+        return self._one(_ONE_LOCKED if lock and self._locks else _ONE, domain=domain)
+
+    def by_host(self, tenant: TenantId, host: str) -> Domain | None:
+        return self._one(_BY_HOST, tenant=tenant, name=host)
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Domain]:
+        return self._read(_OF_BUILDER, builder=builder)
+
+    def claims_of(self, host: str) -> Sequence[Domain]:
+        return self._read(_CLAIMS.with_for_update() if self._locks else _CLAIMS, name=host)
+
+    def count(self, tenant: TenantId) -> int:
+        return self._connection.execute(_COUNT, {"tenant": tenant}).scalar_one()
+
+    def due(self, now: datetime, limit: int) -> Sequence[tuple[TenantId, DomainId]]:
+        rows = self._connection.execute(_DUE, {"now": now, "limit": limit})
+        return [(TenantId(tenant), DomainId(domain)) for tenant, domain in rows]
+
+    def interrupted(self, *, without_certificate: bool) -> Sequence[DomainId]:
+        found = list(self._connection.execute(_UNFINISHED).scalars())
+        if without_certificate:
+            found += self._connection.execute(_WITHOUT_CERTIFICATE).scalars()
+        return list(map(DomainId, found))
+
+    def orders_since(self, tenant: TenantId, since: datetime) -> int:
+        return self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one()
+
+    def routes(self) -> Sequence[DomainRoute]:
+        return [DomainRoute(**row) for row in self._connection.execute(_ROUTES).mappings()]
+
+    def expiries(self) -> Sequence[tuple[str, datetime]]:
+        return [(host, end) for host, end in self._connection.execute(_EXPIRIES)]
+
+    def outdated(self, claimed_before: datetime, released_before: datetime, limit: int) -> Sequence[Domain]:
+        return self._read(_OUTDATED, claimed_before=claimed_before, released_before=released_before, limit=limit)
+
+    def expiring(self, before: datetime) -> Sequence[Domain]:
+        return self._read(_EXPIRING, before=before)
+
+    def all(self) -> Sequence[Domain]:
+        return self._read(_ALL)
+
+    def save(self, domain: Domain) -> None:
+        self._connection.execute(_UPDATE, {"domain": domain.id, **omit(row_of(domain), "id")})
+
+    def delete(self, domain: DomainId) -> None:
+        self._connection.execute(_DELETE, {"domain": domain})
+
+    def _one(self, statement: Select[Any], **values: Any) -> Domain | None:
+        row = self._connection.execute(statement, values).mappings().first()
+        return _domain(row) if row else None
+
+    def _read(self, statement: Select[Any], **values: Any) -> Sequence[Domain]:
+        return [_domain(row) for row in self._connection.execute(statement, values).mappings()]
+
+
+class AcmeAccounts:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, directory: str) -> AcmeAccount | None:
+        row = self._connection.execute(_ACCOUNT, {"of": directory}).mappings().first()
+        return _account(row) if row else None
+
+    def put(self, account: AcmeAccount) -> None:
+        self._connection.execute(_DELETE_ACCOUNT, {"of": account.directory})
+        self._connection.execute(insert(acme_accounts), row_of(account))
+
+    def all(self) -> Sequence[AcmeAccount]:
+        return [_account(row) for row in self._connection.execute(select(acme_accounts)).mappings()]
+
+
+def _domain(row: RowMapping) -> Domain:
+    sealed = row["certificate"]
+    return Domain(**{**row, "certificate": None if sealed is None else bytes(sealed)})
+
+
+def _account(row: RowMapping) -> AcmeAccount:
+    return AcmeAccount(**{**row, "key": bytes(row["key"])})

@@ -1,0 +1,57 @@
+"""Build the rules of custom domains and the certificate authority from the settings."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.domain.domains import DomainRules
+from builderd.settings import Settings
+
+#: Addresses for documentation (RFC 5737, RFC 3849): the kernel picks the source for them, and no packet is sent.
+_FAR = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+
+
+def make_domain_rules(settings: Settings) -> DomainRules:
+    preview, acme = settings.preview, settings.acme
+    given = tuple(str(address) for address in acme.addresses)
+    api_host = urlsplit(settings.api_url).hostname
+    return DomainRules(
+        addresses=given or tuple(dict.fromkeys(_own_addresses(settings.host))),
+        http_port=preview.public_port or settings.preview_port,
+        https_port=None if preview.tls_port is None else preview.public_tls_port or preview.tls_port,
+        reserved=frozenset({api_host} if api_host else ()),
+        preview_domain=preview.domain,
+        directory=acme.directory,
+        per_builder=acme.domains,
+    )
+
+
+def make_authority(settings: Settings) -> AcmeAuthority | None:
+    """Return the authority, or None when there is no TLS port that certificates would be for."""
+    acme = settings.acme
+    if settings.preview.tls_port is None:
+        return None
+    hmac_key = acme.eab_hmac_key.get_secret_value() if acme.eab_hmac_key is not None else None
+    return AcmeAuthority(AcmeOptions(acme.directory, acme.contact, acme.roots, acme.eab_key_id, hmac_key))
+
+
+def _own_addresses(host: str) -> Iterator[str]:
+    """Yield the address that the previews listen on, or else those from which this machine reaches others."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is not None and not address.is_unspecified:
+        yield str(address)
+        return
+    for family, far in _FAR:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((far, 9))
+            except OSError:
+                continue
+            yield probe.getsockname()[0]

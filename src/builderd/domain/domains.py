@@ -1,0 +1,239 @@
+"""Custom domains: a host name of the tenant's own that leads to a builder, and the states of its claim.
+
+``pending → checking → issuing → active | failed``. A claim is proven when the DNS check has passed: from then on it is
+the only one of its host on this machine. An unproven claim blocks nobody, and lapses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from builderd.domain.ids import BuilderId, DomainId, TenantId
+
+#: An unproven claim is dropped after this time.
+CLAIM_LIFE = timedelta(days=7)
+#: For this long after a tenant held a host, another tenant needs a TXT record to get it.
+HELD_LIFE = timedelta(days=90)
+#: Pause after a failure, doubled with each further one: of a check, and of an order, which costs the authority.
+FIRST_PAUSE, LAST_CHECK_PAUSE, LAST_ORDER_PAUSE = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+#: Longer than a check and an order take: after it a killed service's work is taken up again.
+WORK_LEASE = timedelta(minutes=10)
+#: Days before the end of a certificate that is not renewed, at which its tenant gets an event.
+WARNING_DAYS = (20, 10, 5)
+#: Part of a certificate's life after which it is renewed, where the authority does not say when (ARI).
+RENEWAL_PART = 2 / 3
+#: How often the authority is asked for its wish. No certificate is renewed sooner after its issue, whatever the wish.
+ARI_INTERVAL = timedelta(days=1)
+TXT_LABEL = "_builderd"
+
+
+class DomainStatus(StrEnum):
+    #: Just added: the first check is due.
+    PENDING = "pending"
+    #: Its DNS records are being checked.
+    CHECKING = "checking"
+    #: It leads to the builder over plain HTTP; its certificate is being ordered.
+    ISSUING = "issuing"
+    #: It leads to the builder, with a certificate where the service has TLS.
+    ACTIVE = "active"
+    #: The check or the order failed; the reason says why, ``next_try_at`` when it is tried again.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Claim of a host for a builder. ``host`` is in A-labels (``xn--…``), lower case.
+
+    ``proven_at``: when its check first passed. ``released_at``: when a proven one was removed or lost; such a row is in
+    no list and remembers for ``HELD_LIFE`` who held the host. ``not_before``: the authority wants no order until then.
+    ``certificate`` is the sealed PEM of key and chain, ``fingerprint`` the sha256 of that PEM. ``warned_days`` is the
+    last of ``WARNING_DAYS`` for which an event was recorded.
+    """
+
+    id: DomainId
+    tenant_id: TenantId
+    builder_id: BuilderId
+    host: str
+    created_at: datetime
+    created_by: str
+    status: DomainStatus = DomainStatus.PENDING
+    reason: str = ""
+    failures: int = 0
+    next_try_at: datetime | None = None
+    not_before: datetime | None = None
+    proven_at: datetime | None = None
+    released_at: datetime | None = None
+    ordered_at: datetime | None = None
+    certificate: bytes | None = None
+    fingerprint: str | None = None
+    expires_at: datetime | None = None
+    warned_days: int | None = None
+
+    @property
+    def txt_name(self) -> str:
+        """Name of the TXT record that proves the claim over any other tenant's."""
+        return f"{TXT_LABEL}.{self.host}"
+
+    @property
+    def txt_value(self) -> str:
+        return f"builderd-domain={self.id}"
+
+    @property
+    def associated_data(self) -> str:
+        """Associated data that the vault binds the certificate's key to."""
+        return f"domain/{self.id}"
+
+    @property
+    def is_held(self) -> bool:
+        """True if it is proven and not released: its host is this claim's alone."""
+        return self.proven_at is not None and self.released_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRoute:
+    """Route of a held domain: ``builder_host`` is its builder's preview. ``fingerprint`` is its certificate's."""
+
+    id: DomainId
+    host: str
+    builder_host: str
+    fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeAccount:
+    """Account at a certificate authority. ``key`` is its sealed private key."""
+
+    directory: str
+    key: bytes
+    created_at: datetime
+
+    @property
+    def associated_data(self) -> str:
+        return f"acme-account/{self.directory}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRules:
+    """Operator's rules. ``addresses``: where domains must lead. ``http_port`` and ``https_port``: what visitors use.
+
+    ``https_port`` is None without TLS: a domain is then served over plain HTTP, without a certificate. ``reserved``
+    are hosts of the service itself; nothing below ``preview_domain`` can be claimed. ``directory`` is the authority's.
+    """
+
+    addresses: tuple[str, ...] = ()
+    http_port: int = 80
+    https_port: int | None = None
+    reserved: frozenset[str] = frozenset()
+    preview_domain: str = "localhost"
+    directory: str = ""
+    per_builder: int = 20
+
+    def url(self, domain: Domain) -> str:
+        """Return the address that visitors use."""
+        if self.https_port is not None and domain.certificate is not None:
+            return f"https://{domain.host}{'' if self.https_port == 443 else f':{self.https_port}'}/"
+        return f"http://{domain.host}{'' if self.http_port == 80 else f':{self.http_port}'}/"
+
+
+# Transitions
+
+
+def begun(domain: Domain, now: datetime) -> Domain:
+    """Return the domain whose check begins. One that is active stays so: it is being renewed."""
+    status = domain.status if domain.status is DomainStatus.ACTIVE else DomainStatus.CHECKING
+    reason = domain.reason if domain.status is DomainStatus.ACTIVE else "its DNS records are being checked"
+    return replace(domain, status=status, reason=reason, next_try_at=now + WORK_LEASE)
+
+
+def check_failed(domain: Domain, reason: str, now: datetime) -> Domain:
+    """Return the domain after a check that found something wrong; it is checked again by itself."""
+    return _failed(domain, reason, now, _pause(domain, LAST_CHECK_PAUSE))
+
+
+def order_failed(domain: Domain, reason: str, now: datetime, wait: timedelta | None = None) -> Domain:
+    """Return the domain after a failed order. ``wait``: the authority's own wish, before which nothing is ordered."""
+    pause = max(_pause(domain, LAST_ORDER_PAUSE), wait or timedelta(0))
+    return replace(_failed(domain, reason, now, pause), not_before=now + wait if wait else None)
+
+
+def _failed(domain: Domain, reason: str, now: datetime, pause: timedelta) -> Domain:
+    serves = domain.expires_at is not None and domain.expires_at > now and domain.is_held
+    status = DomainStatus.ACTIVE if serves else DomainStatus.FAILED
+    told = f"its certificate was not renewed: {reason}" if serves else reason
+    return replace(domain, status=status, reason=told, failures=domain.failures + 1, next_try_at=now + pause)
+
+
+def _pause(domain: Domain, most: timedelta) -> timedelta:
+    return min(FIRST_PAUSE * (1 << min(domain.failures, 20)), most)
+
+
+def proven(domain: Domain, now: datetime, *, tls: bool) -> Domain:
+    """Return the domain after a check that passed: with TLS a certificate is ordered next, else it is active."""
+    held = replace(domain, proven_at=domain.proven_at or now)
+    if tls:
+        status = domain.status if domain.status is DomainStatus.ACTIVE else DomainStatus.ISSUING
+        return replace(held, status=status, reason="its certificate is being ordered", ordered_at=now)
+    return replace(held, status=DomainStatus.ACTIVE, reason="", failures=0, next_try_at=None)
+
+
+def issued(domain: Domain, sealed: bytes, fingerprint: str, *, expires_at: datetime, look_at: datetime) -> Domain:
+    """Return the domain with a new certificate; at ``look_at`` it is seen whether it is to be renewed."""
+    return replace(
+        domain,
+        status=DomainStatus.ACTIVE,
+        reason="",
+        failures=0,
+        not_before=None,
+        certificate=sealed,
+        fingerprint=fingerprint,
+        expires_at=expires_at,
+        next_try_at=look_at,
+        warned_days=None,
+    )
+
+
+def asked_again(domain: Domain, now: datetime) -> Domain:
+    """Return the domain that its owner wants checked now; a wait that the authority asked for is kept."""
+    due = max(now, domain.not_before) if domain.not_before else now
+    if domain.status is DomainStatus.ACTIVE:
+        return domain if domain.next_try_at is None or not domain.reason else replace(domain, next_try_at=due)
+    return replace(domain, next_try_at=due)
+
+
+def renewal_time(begin: datetime, end: datetime, wish: datetime | None) -> datetime:
+    """Return when to renew: at the authority's wish, else after two thirds of the certificate's life."""
+    if wish is None or wish >= end:
+        return begin + (end - begin) * RENEWAL_PART
+    return max(wish, begin + ARI_INTERVAL)
+
+
+def warning(domain: Domain, now: datetime) -> int | None:
+    """Return the entry of ``WARNING_DAYS`` that is reached and has no event yet, or None."""
+    if domain.expires_at is None or not domain.failures:
+        return None
+    left = domain.expires_at - now
+    reached = [days for days in WARNING_DAYS if left <= timedelta(days=days)]
+    due = min(reached, default=None)
+    return due if due is not None and (domain.warned_days is None or due < domain.warned_days) else None
+
+
+# Ownership
+
+
+def rival(domain: Domain, claims: Iterable[Domain], now: datetime) -> Domain | None:
+    """Return another tenant's claim that holds the host, or held it within ``HELD_LIFE``; None: the host is free."""
+    others = [one for one in claims if one.tenant_id != domain.tenant_id and one.proven_at is not None]
+    holder = next((one for one in others if one.released_at is None), None)
+    recent = (one for one in others if one.released_at is not None and now - one.released_at < HELD_LIFE)
+    return holder or next(recent, None)
+
+
+def wants_txt(domain: Domain) -> str:
+    """Return the reason for a host that another tenant holds or held."""
+    return (
+        f"another tenant holds {domain.host}, or held it within the last {HELD_LIFE.days} days: to show that it is "
+        f'yours now, create the TXT record {domain.txt_name} with the value "{domain.txt_value}"'
+    )

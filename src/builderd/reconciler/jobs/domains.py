@@ -1,0 +1,205 @@
+"""Custom domains: checks them when they are due, gets their certificates, and keeps the proxy to the stored ones.
+
+A step acts on the world first and is recorded second; a service that is killed in between takes the domain up again.
+Each tenant has one domain in work at a time, so that one with many keeps no other waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from builderd.domain.domains import ARI_INTERVAL, Domain, DomainRoute, renewal_time
+from builderd.domain.errors import BuilderdError, StoreUnavailable
+from builderd.domain.ids import DomainId, TenantId
+from builderd.domain.previews import DomainAlias
+from builderd.ports.domains import Certificate, OrderFailed
+from builderd.ports.signals import ANY
+from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.services import domain_checks, domains
+from builderd.services.application import Application
+
+#: Seconds after which everything is looked at again, and the least between two looks.
+LOOK_INTERVAL, LEAST_INTERVAL = 5.0, 1.0
+#: Between two rounds of old claims and of warnings, in seconds.
+UPKEEP_INTERVAL = 3_600.0
+#: Domains in work at a time.
+MAX_TASKS = 8
+
+log = logging.getLogger(__name__)
+
+
+class DomainJob:
+    """``run`` continues until it is cancelled. What was in work then is due again after a restart."""
+
+    def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
+        self._app = application
+        self._fault = fault
+        self._in_work: dict[TenantId, asyncio.Task[None]] = {}
+        self._concurrency = asyncio.Semaphore(MAX_TASKS)
+        self._syncing = asyncio.Lock()
+        self._next_upkeep = 0.0
+
+    async def run(self) -> None:
+        """Work on due domains and keep the proxy's up to date, until cancelled."""
+        if self._app.name_servers is None:
+            return
+        signals = self._app.signals
+        try:
+            await self._resume()
+            while True:
+                seen = signals.count(ANY)
+                try:
+                    await self.poll()
+                except Exception:
+                    log.warning("domain poll failed, retrying delay=%g", LOOK_INTERVAL, exc_info=True)
+                await signals.wait(ANY, seen, LOOK_INTERVAL)
+                await asyncio.sleep(LEAST_INTERVAL)
+        finally:
+            tasks = list(self._in_work.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _resume(self) -> None:
+        tls, now = self._app.authority is not None, self._app.clock.now()
+        try:
+            await self._app.store.write(lambda uow: domains.resume(uow, tls=tls, now=now))
+        except StoreUnavailable as error:
+            log.warning("domains in work not resumed, their lease ends by itself error=%s", error.message)
+
+    async def poll(self) -> None:
+        """Bring the proxy up to date, and begin work on due domains."""
+        await self.sync()
+        now, store = self._app.clock.now(), self._app.store
+        for tenant_id, domain_id in await store.read(lambda uow: uow.domains.due(now, 10 * MAX_TASKS)):
+            if tenant_id not in self._in_work:
+                self._in_work[tenant_id] = asyncio.create_task(self._work(tenant_id, domain_id))
+        if time.monotonic() >= self._next_upkeep:
+            self._next_upkeep = time.monotonic() + UPKEEP_INTERVAL
+            await self.upkeep()
+
+    async def rest(self) -> None:
+        """Wait until the work that is under way has ended."""
+        await asyncio.gather(*self._in_work.values())
+
+    async def upkeep(self) -> None:
+        """Drop old claims, and tell of certificates that end soon."""
+        now, store = self._app.clock.now(), self._app.store
+        await store.write(lambda uow: domains.expire(uow, now))
+        await store.write(lambda uow: domains.warn(uow, now))
+
+    async def sync(self) -> None:
+        """Make the proxy's domains and certificates those of the store."""
+        async with self._syncing:
+            wanted = {one.host: one for one in await self._app.store.read(lambda uow: uow.domains.routes())}
+            have = await self._app.previews.domains()
+            for host in have.keys() - wanted.keys():
+                await self._app.previews.remove_domain(host)
+                log.info("domain removed from the proxy host=%s", host)
+            for route in wanted.values():
+                await self._install(route, have)
+
+    async def _install(self, route: DomainRoute, have: Mapping[str, tuple[str, str | None]]) -> None:
+        """Install one domain; a fault of one keeps no other from being installed."""
+        fingerprint = route.fingerprint if self._app.authority is not None else None
+        if have.get(route.host) == (route.builder_host, fingerprint):
+            return
+        try:
+            pem = await self._opened(route.id) if fingerprint is not None else None
+            await self._app.previews.put_domain(DomainAlias(route.host, route.builder_host, pem))
+            log.info("domain installed host=%s certificate=%s", route.host, "no" if pem is None else "yes")
+        except BuilderdError as error:
+            log.warning("domain not installed, retrying host=%s error=%s", route.host, error.message)
+
+    async def _opened(self, domain_id: DomainId) -> str | None:
+        domain = await self._app.store.read(lambda uow: uow.domains.get(domain_id))
+        if domain is None or domain.certificate is None:
+            return None
+        return self._app.vault.open(domain.certificate, domain.associated_data).decode()
+
+    async def _work(self, tenant_id: TenantId, domain_id: DomainId) -> None:
+        try:
+            async with self._concurrency:
+                await self._advance(domain_id)
+        except Exception:
+            log.warning("domain work failed, retrying after its lease domain=%s", domain_id, exc_info=True)
+        finally:
+            del self._in_work[tenant_id]
+
+    async def _advance(self, domain_id: DomainId) -> None:
+        """Check one due domain, and order its certificate if the check passes."""
+        now, store = self._app.clock.now(), self._app.store
+        domain = await store.write(lambda uow: domains.begin(uow, domain_id, now))
+        if domain is None:
+            return
+        self._changed(domain)
+        self._fault("domain.begun")
+        if await self._is_early(domain):
+            return
+        found = await domain_checks.check(self._app, domain)
+        self._fault("domain.checked")
+        ready = await store.write(
+            lambda uow: domains.checked(uow, self._app, domain_id, reason=found.reason, owns_text=found.owns_text)
+        )
+        log.info("domain checked host=%s reason=%s", domain.host, found.reason or "none")
+        self._changed(domain)
+        await self.sync()
+        if ready is not None:
+            await self._order(ready)
+
+    async def _is_early(self, domain: Domain) -> bool:
+        """Return True, and look again later, if the certificate in use need not be renewed yet."""
+        authority, now = self._app.authority, self._app.clock.now()
+        if authority is None or domain.expires_at is None or domain.ordered_at is None or domain.failures:
+            return False
+        pem = await self._opened(domain.id)
+        if pem is None:
+            return False
+        wish = await authority.renewal_wish(pem)
+        due = renewal_time(domain.ordered_at, domain.expires_at, wish)
+        if due <= now:
+            return False
+        again = min(due, now + ARI_INTERVAL)
+        await self._app.store.write(lambda uow: domains.postpone(uow, domain.id, again))
+        return True
+
+    async def _order(self, domain: Domain) -> None:
+        store, now = self._app.store, self._app.clock.now
+        try:
+            certificate = await self._issue(domain)
+        except OrderFailed as failure:
+            failed = failure
+            log.warning("certificate not issued host=%s error=%s", domain.host, failure.reason)
+            await store.write(lambda uow: domains.order_failed(uow, domain.id, failed, now()))
+        except BuilderdError as error:
+            failed = OrderFailed(error.message)
+            await store.write(lambda uow: domains.order_failed(uow, domain.id, failed, now()))
+        else:
+            self._fault("domain.issued")
+            await store.write(lambda uow: domains.issued(uow, self._app, domain.id, certificate))
+            log.info("certificate issued host=%s end=%s", domain.host, certificate.end.isoformat())
+            self._fault("domain.recorded")
+            await self.sync()
+        self._changed(domain)
+
+    async def _issue(self, domain: Domain) -> Certificate:
+        authority, previews = self._app.authority, self._app.previews
+        assert authority is not None
+        account = await self._app.store.write(lambda uow: domains.account_key(uow, self._app))
+        published: list[str] = []
+
+        async def publish(token: str, answer: str) -> None:
+            published.append(token)
+            await previews.put_challenge(token, answer)
+
+        try:
+            return await authority.issue(account, domain.host, publish)
+        finally:
+            for token in published:
+                await previews.remove_challenge(token)
+
+    def _changed(self, domain: Domain) -> None:
+        self._app.signals.change(domain.builder_id)

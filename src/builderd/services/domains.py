@@ -1,0 +1,268 @@
+"""Custom domains: added, listed, checked and removed. ``reconciler/jobs/domains`` checks them and gets certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from builderd.domain import domains
+from builderd.domain.builders import Desired
+from builderd.domain.domains import CLAIM_LIFE, HELD_LIFE, AcmeAccount, Domain, DomainStatus
+from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
+from builderd.domain.events import SYSTEM
+from builderd.domain.host_names import a_labels, refusal
+from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
+from builderd.domain.previews import fingerprint
+from builderd.ports.domains import Certificate, OrderFailed
+from builderd.ports.store import UnitOfWork
+from builderd.ports.vault import Vault
+from builderd.services import builders
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+from builderd.services.domain_claims import note, release
+
+#: Orders of one tenant in ``ORDER_SPAN``: the authority limits those of the whole service.
+MAX_ORDERS, ORDER_SPAN = 30, timedelta(hours=1)
+#: Rows that are removed in one transaction.
+BATCH = 200
+
+
+def add(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, host: str, now: datetime
+) -> tuple[Domain, bool]:
+    """Claim a host for the builder; return it and True, or the claim that the builder has already and False.
+
+    Raises ``ValidationFailed``, ``NotFound``, ``Conflict`` for a host of another builder of the tenant, and
+    ``QuotaExceeded``.
+    """
+    builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+    rules = application.domain_rules
+    if (why := refusal(host, rules.reserved, rules.preview_domain)) is not None:
+        raise ValidationFailed({"host": [why]})
+    known = uow.domains.by_host(caller.tenant_id, host)
+    if known is not None:
+        if known.builder_id == builder.id:
+            return known, False
+        raise Conflict(
+            f"{host} is a domain of another builder of yours: remove it there first.", data={"uuid": known.builder_id}
+        )
+    _check_quota(uow, application, caller.tenant_id, builder.id)
+    made = Domain(
+        id=DomainId(new_id()),
+        tenant_id=caller.tenant_id,
+        builder_id=builder.id,
+        host=host,
+        created_at=now,
+        created_by=caller.actor,
+        reason="its first check is due",
+        next_try_at=now,
+    )
+    uow.domains.add(made)
+    note(uow, made, "domain.added", caller.actor, f"added by {caller.actor}", now)
+    return made, True
+
+
+def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, builder_id: BuilderId) -> None:
+    most = application.domain_rules.per_builder
+    if len(uow.domains.of_builder(builder_id)) >= most:
+        raise QuotaExceeded(f"The builder has {most} domains, the most that one may have: remove one first.")
+    tenant = uow.tenants.get(tenant_id)
+    limit = application.tenant_limits.of(tenant).domains if tenant is not None else None
+    if limit is not None and uow.domains.count(tenant_id) >= limit:
+        raise QuotaExceeded(f"Your builders have {limit} domains, the most that you may have: remove one first.")
+
+
+def of_builder(uow: UnitOfWork, tenant_id: TenantId, builder_id: str) -> Sequence[Domain]:
+    """Return the builder's domains by host. Raises ``NotFound``."""
+    return uow.domains.of_builder(builders.get(uow, tenant_id, builder_id).id)
+
+
+def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, host: str) -> Domain:
+    """Return a domain of the builder, named in any spelling. Raises ``NotFound``."""
+    builder = builders.get(uow, tenant_id, builder_id)
+    try:
+        name = a_labels(host)
+    except ValueError:
+        name = ""
+    found = uow.domains.by_host(tenant_id, name) if name else None
+    if found is None or found.builder_id != builder.id:
+        raise NotFound("The builder has no such domain: list them with GET /api/v1/builders/{uuid}/domains.")
+    return found
+
+
+def remove(uow: UnitOfWork, caller: Caller, builder_id: str, host: str, now: datetime) -> Domain:
+    """End the claim: the domain leads nowhere from then on. Raises ``NotFound``."""
+    found = get(uow, caller.tenant_id, builder_id, host)
+    release(uow, found, now)
+    note(uow, found, "domain.removed", caller.actor, f"removed by {caller.actor}", now)
+    return found
+
+
+def ask_again(uow: UnitOfWork, caller: Caller, builder_id: str, host: str, now: datetime) -> Domain:
+    """Have the domain checked now, or as soon as the authority allows. Raises ``NotFound``."""
+    found = _locked(uow, get(uow, caller.tenant_id, builder_id, host))
+    wanted = domains.asked_again(found, now)
+    uow.domains.save(wanted)
+    return wanted
+
+
+def _locked(uow: UnitOfWork, domain: Domain) -> Domain:
+    found = uow.domains.get(domain.id, lock=True)
+    if found is None or found.released_at is not None:
+        raise NotFound("The domain was removed meanwhile.")
+    return found
+
+
+# Steps of the job. Each reads the row again: it may be removed meanwhile.
+
+
+def begin(uow: UnitOfWork, domain_id: DomainId, now: datetime) -> Domain | None:
+    """Record that the check begins; None when the domain is gone or not due any more."""
+    found = _live(uow, domain_id)
+    if found is None or found.next_try_at is None or found.next_try_at > now:
+        return None
+    started = domains.begun(found, now)
+    uow.domains.save(started)
+    return started
+
+
+def postpone(uow: UnitOfWork, domain_id: DomainId, until: datetime) -> None:
+    """Look at it again at this time; nothing else changes."""
+    found = _live(uow, domain_id)
+    if found is not None:
+        uow.domains.save(replace(found, next_try_at=until))
+
+
+def checked(
+    uow: UnitOfWork, application: Application, domain_id: DomainId, *, reason: str | None, owns_text: bool
+) -> Domain | None:
+    """Record a check; ``reason`` None: it passed. Return the domain whose certificate is to be ordered, or None.
+
+    With ``owns_text`` the TXT record was found: the domain is taken over from the tenant that holds it.
+    """
+    found, now = _live(uow, domain_id), application.clock.now()
+    if found is None:
+        return None
+    other = domains.rival(found, uow.domains.claims_of(found.host), now)
+    if reason is None and other is not None and not owns_text and not found.is_held:
+        reason = domains.wants_txt(found)
+    if reason is not None:
+        _fail(uow, found, domains.check_failed(found, reason, now), now)
+        return None
+    if other is not None and other.released_at is None:
+        release(uow, other, now)
+        note(uow, other, "domain.lost", SYSTEM, "another tenant showed by a TXT record that it is theirs", now)
+    tls = application.authority is not None
+    if tls and (wait := _order_wait(uow, found, now)) is not None:
+        held = replace(domains.proven(found, now, tls=True), ordered_at=found.ordered_at, next_try_at=wait)
+        uow.domains.save(replace(held, reason=f"its certificate is ordered at {wait:%H:%M} UTC or later"))
+        return None
+    ready = domains.proven(found, now, tls=tls)
+    uow.domains.save(ready)
+    if not tls and found.status is not DomainStatus.ACTIVE:
+        note(uow, ready, "domain.active", SYSTEM, "it leads to the builder", now)
+    return ready if tls else None
+
+
+def _order_wait(uow: UnitOfWork, domain: Domain, now: datetime) -> datetime | None:
+    """Return until when nothing may be ordered for it; None: now."""
+    if domain.not_before is not None and domain.not_before > now:
+        return domain.not_before
+    if uow.domains.orders_since(domain.tenant_id, now - ORDER_SPAN) >= MAX_ORDERS:
+        return now + ORDER_SPAN / 4
+    return None
+
+
+def order_failed(uow: UnitOfWork, domain_id: DomainId, failure: OrderFailed, now: datetime) -> None:
+    found = _live(uow, domain_id)
+    if found is not None:
+        _fail(uow, found, domains.order_failed(found, failure.reason, now, failure.wait), now)
+
+
+def _fail(uow: UnitOfWork, before: Domain, after: Domain, now: datetime) -> None:
+    uow.domains.save(after)
+    # It is tried again and again: a reason that did not change is no news.
+    if before.failures == 0 or before.reason not in (after.reason, "its DNS records are being checked"):
+        note(uow, after, "domain.failed", SYSTEM, after.reason, now)
+
+
+def issued(uow: UnitOfWork, application: Application, domain_id: DomainId, certificate: Certificate) -> Domain | None:
+    """Store the certificate, sealed. None when the domain was removed meanwhile."""
+    found, now = _live(uow, domain_id), application.clock.now()
+    if found is None or not found.is_held:
+        return None
+    renew_at = domains.renewal_time(certificate.begin, certificate.end, certificate.renew_at)
+    look_at = min(renew_at, now + domains.ARI_INTERVAL)
+    sealed = application.vault.seal(certificate.pem.encode(), found.associated_data)
+    done = domains.issued(found, sealed, fingerprint(certificate.pem), expires_at=certificate.end, look_at=look_at)
+    uow.domains.save(done)
+    kind, reason = ("active", "its certificate is issued") if found.certificate is None else ("renewed", "renewed")
+    note(uow, done, f"domain.{kind}", SYSTEM, reason, now, expires_at=certificate.end.isoformat())
+    return done
+
+
+def _live(uow: UnitOfWork, domain_id: DomainId) -> Domain | None:
+    found = uow.domains.get(domain_id, lock=True)
+    if found is None or found.released_at is not None:
+        return None
+    builder = uow.builders.get(found.builder_id)
+    return found if builder is not None and builder.desired is not Desired.DELETED else None
+
+
+# Housekeeping
+
+
+def resume(uow: UnitOfWork, *, tls: bool, now: datetime) -> None:
+    """Make what a killed service had begun due at once, and with TLS what was active before there was TLS."""
+    for domain_id in uow.domains.interrupted(without_certificate=tls):
+        found = uow.domains.get(domain_id, lock=True)
+        if found is not None:
+            uow.domains.save(replace(found, next_try_at=now))
+
+
+def expire(uow: UnitOfWork, now: datetime) -> None:
+    """Drop claims that were not proven in time, and forget who held a host long ago."""
+    for one in uow.domains.outdated(now - CLAIM_LIFE, now - HELD_LIFE, BATCH):
+        uow.domains.delete(one.id)
+        if one.released_at is None:
+            reason = f"it was not proven within {CLAIM_LIFE.days} days: {one.reason}"
+            note(uow, one, "domain.lapsed", SYSTEM, reason, now)
+
+
+def warn(uow: UnitOfWork, now: datetime) -> None:
+    """Tell tenants of certificates that end soon and could not be renewed."""
+    for one in uow.domains.expiring(now + timedelta(days=max(domains.WARNING_DAYS))):
+        days = domains.warning(one, now)
+        if days is not None:
+            uow.domains.save(replace(one, warned_days=days))
+            reason = f"its certificate ends in less than {days} days: {one.reason}"
+            note(uow, one, "domain.expiring", SYSTEM, reason, now, days=days)
+
+
+def account_key(uow: UnitOfWork, application: Application) -> bytes:
+    """Return the private key of the account at the authority; it is made and stored, sealed, when there is none."""
+    assert application.authority is not None
+    stored = uow.acme_accounts.get(application.domain_rules.directory)
+    if stored is not None:
+        return application.vault.open(stored.key, stored.associated_data)
+    key, now = application.authority.new_account_key(), application.clock.now()
+    account = AcmeAccount(application.domain_rules.directory, b"", now)
+    uow.acme_accounts.put(replace(account, key=application.vault.seal(key, account.associated_data)))
+    return key
+
+
+def reseal(uow: UnitOfWork, vault: Vault) -> int:
+    """Seal keys that an earlier vault key sealed with the present one; return their number."""
+    count = 0
+    for domain in uow.domains.all():
+        if domain.certificate is not None and not vault.is_current(domain.certificate):
+            data = domain.associated_data
+            uow.domains.save(replace(domain, certificate=vault.seal(vault.open(domain.certificate, data), data)))
+            count += 1
+    for account in uow.acme_accounts.all():
+        if not vault.is_current(account.key):
+            data = account.associated_data
+            uow.acme_accounts.put(replace(account, key=vault.seal(vault.open(account.key, data), data)))
+            count += 1
+    return count

@@ -1,0 +1,112 @@
+"""Custom domains as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder
+
+from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus
+from builderd.domain.ids import DomainId, new_id
+from builderd.ports.store import Store
+
+BUILDER = make_builder()
+FOREIGN = make_builder(tenant_id=OTHER_TENANT.id)
+DAY = timedelta(days=1)
+
+
+def claim(**changes: Any) -> Domain:
+    made = Domain(
+        id=DomainId(new_id()),
+        tenant_id=TENANT.id,
+        builder_id=BUILDER.id,
+        host="shop.example.com",
+        created_at=NOW,
+        created_by="token ci",
+    )
+    return replace(made, **changes)
+
+
+async def put(store: Store, *claims: Domain) -> None:
+    for one in claims:
+        await store.write(lambda uow, one=one: uow.domains.add(one))  # type: ignore[misc]
+
+
+async def test_every_field_is_stored(store: Store) -> None:
+    await add(store, BUILDER)
+    made = claim()
+    await put(store, made)
+    assert await store.read(lambda uow: uow.domains.get(made.id)) == made
+    changed = replace(
+        made,
+        status=DomainStatus.ACTIVE,
+        reason="no record",
+        failures=3,
+        next_try_at=NOW,
+        not_before=NOW,
+        proven_at=NOW,
+        ordered_at=NOW,
+        certificate=b"\x00sealed\xff",
+        fingerprint="a" * 64,
+        expires_at=NOW + DAY,
+        warned_days=10,
+    )
+    await store.write(lambda uow: uow.domains.save(changed))
+    assert await store.read(lambda uow: uow.domains.by_host(TENANT.id, made.host)) == changed
+    assert await store.write(lambda uow: uow.domains.get(made.id, lock=True)) == changed
+    assert await store.read(lambda uow: uow.domains.all()) == [changed]
+    assert await store.read(lambda uow: uow.domains.expiries()) == [(made.host, NOW + DAY)]
+    assert await store.read(lambda uow: uow.domains.routes()) == [
+        DomainRoute(made.id, made.host, BUILDER.host, "a" * 64)
+    ]
+    assert await store.read(lambda uow: uow.domains.expiring(NOW + 2 * DAY)) == [changed]
+    await store.write(lambda uow: uow.domains.delete(made.id))
+    assert await store.read(lambda uow: uow.domains.of_builder(BUILDER.id)) == []
+
+
+async def test_one_claim_of_all_tenants_holds_a_host(store: Store) -> None:
+    await add(store, OTHER_TENANT, BUILDER, FOREIGN)
+    mine, theirs = claim(), claim(tenant_id=OTHER_TENANT.id, builder_id=FOREIGN.id)
+    await put(store, mine, theirs)
+    await store.write(lambda uow: uow.domains.save(replace(mine, proven_at=NOW)))
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await store.write(lambda uow: uow.domains.save(replace(theirs, proven_at=NOW)))
+    await store.write(lambda uow: uow.domains.save(replace(mine, proven_at=NOW, released_at=NOW)))
+    await store.write(lambda uow: uow.domains.save(replace(theirs, proven_at=NOW)))
+    found = await store.read(lambda uow: uow.domains.claims_of(mine.host))
+    assert {one.id for one in found} == {mine.id, theirs.id}
+    assert await store.read(lambda uow: uow.domains.by_host(TENANT.id, mine.host)) is None
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await put(store, claim(tenant_id=OTHER_TENANT.id, builder_id=FOREIGN.id))
+
+
+async def test_a_tenant_with_many_due_domains_gets_one_turn(store: Store) -> None:
+    await add(store, OTHER_TENANT, BUILDER, FOREIGN)
+    many = [claim(host=f"{number}.example.com", next_try_at=NOW - SECOND * (30 - number)) for number in range(9)]
+    one = claim(tenant_id=OTHER_TENANT.id, builder_id=FOREIGN.id, next_try_at=NOW)
+    later = claim(host="later.example.com", next_try_at=NOW + SECOND)
+    await put(store, *many, one, later)
+    due = await store.read(lambda uow: uow.domains.due(NOW, 10))
+    assert due == [(TENANT.id, many[0].id), (OTHER_TENANT.id, one.id)]
+    assert await store.read(lambda uow: uow.domains.count(TENANT.id)) == 10
+
+
+async def test_old_claims_and_old_releases_are_found(store: Store) -> None:
+    await add(store, BUILDER)
+    old = claim(created_at=NOW - 8 * DAY)
+    proven = claim(created_at=NOW - 8 * DAY, host="a.example.com", proven_at=NOW - 7 * DAY)
+    released = replace(proven, id=DomainId(new_id()), host="b.example.com", released_at=NOW - 91 * DAY)
+    await put(store, old, proven, released, claim(host="c.example.com"))
+    found = await store.read(lambda uow: uow.domains.outdated(NOW - 7 * DAY, NOW - 90 * DAY, 10))
+    assert {one.id for one in found} == {old.id, released.id}
+
+
+async def test_an_account_of_a_directory_replaces_the_one_before(store: Store) -> None:
+    first = AcmeAccount("https://ca.test/dir", b"sealed", NOW)
+    await store.write(lambda uow: uow.acme_accounts.put(first))
+    await store.write(lambda uow: uow.acme_accounts.put(replace(first, key=b"new")))
+    assert await store.read(lambda uow: uow.acme_accounts.get(first.directory)) == replace(first, key=b"new")
+    assert len(await store.read(lambda uow: uow.acme_accounts.all())) == 1

@@ -1,0 +1,197 @@
+"""Custom domains with real parts: a name server of the test, Debian's Pebble, HAProxy, and the job between them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from tests.application import World, fake_world
+from tests.domains.parts import PEBBLE, DnsServer, Pebble
+from tests.integration.previews.test_domains import connect, get, served
+from tests.previews.proxy import App, Proxy, free_port
+from tests.previews.visitor import parse, read_all
+
+from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.adapters.domains.name_servers import DnsNameServers
+from builderd.adapters.domains.probe import HttpChallengeProbe
+from builderd.adapters.fakes.clock import FakeClock
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.domain.builders import Builder
+from builderd.domain.domains import Domain, DomainRules, DomainStatus
+from builderd.domain.previews import Route, RouteState
+from builderd.ports.domains import DnsRecords, OrderFailed
+from builderd.reconciler.jobs.domains import DomainJob
+from builderd.services import domains
+
+pytestmark = [
+    pytest.mark.haproxy,
+    pytest.mark.skipif(not Path(PEBBLE).exists(), reason="needs Debian's package pebble: script/setup --test"),
+]
+OURS = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[Proxy]:
+    proxy = Proxy(tls_port=free_port())
+    try:
+        yield proxy.start()
+    finally:
+        proxy.close()
+
+
+@pytest.fixture(scope="module")
+def pebble(name_server: DnsServer, tls: Proxy) -> Iterator[Pebble]:
+    started = Pebble(name_server.address, tls.options.port, domainBlocklist=["blocked.test"])
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def world(tls: Proxy, name_server: DnsServer, pebble: Pebble) -> Iterator[World]:
+    """The application on fakes, but for everything that concerns domains."""
+    stack = AsyncExitStack()
+    made = tls.run(stack.enter_async_context(fake_world()))
+    made.clock = FakeClock(datetime.now(UTC))
+    made.application = replace(
+        made.application,
+        clock=made.clock,
+        previews=tls.previews,
+        domain_rules=DomainRules((OURS,), tls.options.port, tls.options.tls_port, directory=pebble.directory),
+        name_servers=DnsNameServers((name_server.address,)),
+        challenge_probe=HttpChallengeProbe(),
+        authority=AcmeAuthority(AcmeOptions(pebble.directory, "ops@example.com", pebble.roots)),
+    )
+    yield made
+    tls.run(stack.aclose())
+
+
+def add(tls: Proxy, world: World, app: App, host: str) -> tuple[Builder, Domain]:
+    """A builder that runs, and its claim of the host."""
+    builder = tls.run(world.ask(name=host.partition(".")[0]))
+    tls.put(Route(builder.host, RouteState.OPEN, app.address))
+    now = world.clock.now()
+    domain, _ = tls.run(
+        world.application.store.write(
+            lambda uow: domains.add(uow, world.application, world.caller, builder.id, host, now)
+        )
+    )
+    return builder, domain
+
+
+def work(tls: Proxy, world: World, domain: Domain) -> Domain:
+    """All that is due now."""
+
+    async def run() -> Domain:
+        job = DomainJob(world.application)
+        for _ in range(2):
+            await job.poll()
+            await job.rest()
+        found = await world.read(lambda uow: uow.domains.get(domain.id))
+        assert found is not None
+        return found
+
+    return tls.run(run())
+
+
+def names_of(certificate: bytes) -> list[str]:
+    found = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return found.value.get_values_for_type(x509.DNSName)
+
+
+def test_a_domain_gets_a_certificate_serves_the_app_and_is_renewed(
+    tls: Proxy, world: World, name_server: DnsServer, app: App
+) -> None:
+    host = "xn--bcher-kva.example.test"
+    name_server.records[host, "CNAME"] = ["target.example.test"]
+    name_server.point("target.example.test", OURS)
+    builder, domain = add(tls, world, app, host)
+    first = work(tls, world, domain)
+    assert (first.status, first.reason) == (DomainStatus.ACTIVE, "")
+    certificate = served(tls, host)
+    assert names_of(certificate) == [host]
+    answer = get(tls, host, host)
+    assert (answer.status, answer.seen["host"]) == (200, [host])
+    assert tls.visitor.get(host, "/").header("location") == world.application.domain_rules.url(first)
+    tls.run(tls.previews.put(Route(builder.host, RouteState.STOPPED)))
+    assert get(tls, host, host).status == 503
+    tls.put(Route(builder.host, RouteState.OPEN, app.address))
+
+    assert first.expires_at is not None
+    world.clock.move((first.expires_at - world.clock.now() - timedelta(days=1)).total_seconds())
+    with connect(tls, host) as kept:
+        renewed = work(tls, world, domain)
+        assert renewed.fingerprint != first.fingerprint
+        assert served(tls, host) != certificate
+        kept.sendall(f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert parse(read_all(kept)).status == 200
+    # Everything comes back from the database alone, as after a restore elsewhere.
+    files = ProxyFiles(tls.directory)
+    pem = (files.certificates / f"{host}.pem").read_text()
+    tls.run(tls.previews.remove_domain(host))
+    assert work(tls, world, domain).fingerprint == renewed.fingerprint
+    assert (files.certificates / f"{host}.pem").read_text() == pem
+    assert ssl.DER_cert_to_PEM_cert(served(tls, host)).strip() in pem
+
+
+def test_what_the_authority_says_is_told_and_nothing_is_served(
+    tls: Proxy, world: World, name_server: DnsServer, app: App
+) -> None:
+    host = "shop.blocked.test"
+    name_server.point(host, OURS)
+    builder, domain = add(tls, world, app, host)
+    failed = work(tls, world, domain)
+    assert failed.status is DomainStatus.FAILED
+    assert "rejectedIdentifier" in failed.reason
+    assert tls.run(tls.previews.domains())[host] == (builder.host, None)
+    # It leads to the app over plain HTTP meanwhile.
+    assert tls.visitor.get(host).status == 200
+
+
+def test_a_name_that_does_not_lead_here_is_not_ordered(
+    tls: Proxy, world: World, name_server: DnsServer, app: App
+) -> None:
+    host = "elsewhere.example.test"
+    name_server.point(host, "203.0.113.9")
+    _, domain = add(tls, world, app, host)
+    failed = work(tls, world, domain)
+    assert "points elsewhere: elsewhere.example.test leads to 203.0.113.9" in failed.reason
+    assert tls.visitor.get(host).status == 404
+
+
+def test_an_unverified_name_is_told_as_such(world: World, tls: Proxy, name_server: DnsServer) -> None:
+    host = "unproven.example.test"
+    name_server.point(host, OURS)
+    authority = world.application.authority
+    assert authority is not None
+    account = tls.run(world.application.store.write(lambda uow: domains.account_key(uow, world.application)))
+
+    async def publish_nothing(token: str, answer: str) -> None:
+        pass
+
+    with pytest.raises(OrderFailed, match="could not verify the name: unauthorized"):
+        tls.run(authority.issue(account, host, publish_nothing))
+
+
+def test_records_are_read_as_the_name_servers_have_them(tls: Proxy, world: World, name_server: DnsServer) -> None:
+    names = world.application.name_servers
+    assert names is not None
+    name_server.records["alias.example.test", "CNAME"] = ["real.example.test"]
+    name_server.point("real.example.test", "192.0.2.1", "2001:db8::1")
+    name_server.records["example.test", "CAA"] = ['0 issue "ca.test"']
+    name_server.records["_builderd.alias.example.test", "TXT"] = ['"builderd-domain=" "one"', '"<b>other</b>"']
+    found = tls.run(names.records("alias.example.test", "_builderd.alias.example.test"))
+    assert found.addresses == ("192.0.2.1", "2001:db8::1")
+    assert found.alias == "real.example.test"
+    assert [(one.tag, one.value) for one in found.caa] == [("issue", "ca.test")]
+    assert set(found.texts) == {"builderd-domain=one", "<b>other</b>"}
+    del name_server.records["example.test", "CAA"]
+    assert tls.run(names.records("missing.example.test", "_builderd.missing.example.test")) == DnsRecords()
+    name_server.failing.add("broken.example.test")
+    broken = tls.run(names.records("broken.example.test", "_builderd.broken.example.test"))
+    assert "SERVFAIL" in broken.error

@@ -1,0 +1,157 @@
+"""The ACME client against an authority that fails: each failure in words, and its wish to be left alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from builderd.adapters.domains import authority
+from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.ports.domains import OrderFailed
+
+ERROR = "urn:ietf:params:acme:error:"
+
+
+class Failing(ThreadingHTTPServer):
+    """Answers each request for an account in turn with (status, headers, body)."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, dict[str, str], Any]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.asked = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Failing
+
+    def do_GET(self) -> None:
+        base = self.server.url
+        self._send(
+            200,
+            {},
+            {
+                "newNonce": f"{base}/nonce",
+                "newAccount": f"{base}/account",
+                "newOrder": f"{base}/order",
+                "meta": {"caaIdentities": ["CA.test"]},
+            },
+        )
+
+    def do_HEAD(self) -> None:
+        self._send(200, {}, None)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked += 1
+        self._send(*self.server.answers.pop(0))
+
+    def _send(self, status: int, headers: dict[str, str], body: Any) -> None:
+        content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Replay-Nonce": "bm9uY2U", "Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Failing]:
+    made = Failing()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+async def failure(server: Failing, *answers: tuple[int, dict[str, str], Any]) -> OrderFailed:
+    server.answers = list(answers)
+    made = AcmeAuthority(AcmeOptions(f"{server.url}/dir"))
+
+    async def publish(token: str, answer: str) -> None:
+        raise AssertionError("nothing is ordered")
+
+    with pytest.raises(OrderFailed) as caught:
+        await made.issue(made.new_account_key(), "shop.example.com", publish)
+    return caught.value
+
+
+def problem(kind: str, detail: str = "no") -> dict[str, str]:
+    return {"type": f"{ERROR}{kind}", "detail": detail}
+
+
+async def test_a_server_error_is_told(server: Failing) -> None:
+    failed = await failure(server, (500, {}, problem("serverInternal", "on fire\x00\n<b>")))
+    assert failed.reason == "the authority refused the order: serverInternal: on fire  <b>"
+    assert failed.wait is None
+
+
+async def test_a_bad_nonce_is_tried_again(server: Failing) -> None:
+    failed = await failure(server, (400, {}, problem("badNonce")), (403, {}, problem("unauthorized", "banned")))
+    assert "banned" in failed.reason
+    assert server.asked == 2
+
+
+@pytest.mark.parametrize(("header", "wait"), [("7200", timedelta(hours=2)), ("", timedelta(hours=1))])
+async def test_a_rate_limit_is_respected(server: Failing, header: str, wait: timedelta) -> None:
+    sent = {"Retry-After": header} if header else {}
+    failed = await failure(server, (429, sent, problem("rateLimited", "too many")))
+    assert failed.wait == wait
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"type": 1}'])
+async def test_an_answer_that_is_none_is_told(server: Failing, body: bytes) -> None:
+    failed = await failure(server, (502, {}, body))
+    assert failed.reason.startswith("the authority ")
+
+
+async def test_no_answer_is_told() -> None:
+    made = AcmeAuthority(AcmeOptions("http://127.0.0.1:9/dir"))
+
+    async def publish(token: str, answer: str) -> None:
+        raise AssertionError("nothing is ordered")
+
+    with pytest.raises(OrderFailed, match="does not answer"):
+        await made.issue(made.new_account_key(), "shop.example.com", publish)
+    assert await made.identities() == frozenset()
+    assert await made.renewal_wish("no certificate") is None
+
+
+async def test_a_slow_authority_is_given_up(server: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authority, "REQUEST_TIMEOUT", 0.05)
+    release = threading.Event()
+    monkeypatch.setattr(Handler, "do_GET", lambda self: release.wait(10))
+    try:
+        failed = await failure(server)
+    finally:
+        release.set()
+    assert "does not answer" in failed.reason
+
+
+async def test_the_names_for_caa_records_are_those_of_the_directory(server: Failing) -> None:
+    assert await AcmeAuthority(AcmeOptions(f"{server.url}/dir")).identities() == {"ca.test"}
+
+
+def test_a_wait_is_seconds_or_a_date_and_is_bounded() -> None:
+    assert authority._pause("120") == timedelta(seconds=120)
+    assert authority._pause(str(10**12)) == authority.MAX_PAUSE
+    later = authority._pause(format_datetime(datetime.now(UTC) + timedelta(hours=2)))
+    assert later is not None
+    assert timedelta(hours=1) < later <= timedelta(hours=2)
+    assert authority._pause("Thu, 01 Jan 1970 00:00:00 GMT") == timedelta(0)
+    for text in (None, "", "soon", "-1", "9" * 400):
+        assert authority._pause(text) in (None, authority.MAX_PAUSE)

@@ -92,6 +92,19 @@ class Handover(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """Version that is being deployed while the current one serves.
+
+    It will run on ``disk``; None: a copy of the builder's that is still to be made. ``opens``: a private preview
+    becomes public with it; the version that serves until then stays private.
+    """
+
+    version: int
+    disk: DiskId | None = None
+    opens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Builder:
     """A builder's row. ``generation`` grows with each requested start; a sandbox belongs to one generation.
 
@@ -99,10 +112,8 @@ class Builder:
     ``desired_by`` say why and by whom the desired state was set. ``observed_generation`` is the last one
     whose outcome (up, failed, ended) is known.
 
-    ``candidate`` is the version that is being deployed while the current one serves, None at rest; it will run on
-    ``candidate_disk`` (None: a copy of ``disk`` that is still to be made). During a ``handover`` the preview pauses
-    requests. ``spare_disks`` are unused and will be removed. ``opens_with`` is the candidate with which a private
-    preview becomes public: the version that serves until then stays private.
+    ``candidate`` is None at rest. During a ``handover`` the preview pauses requests. ``spare_disks`` are unused and
+    will be removed.
 
     ``spending_cap`` is per calendar month, ``cap_warned_at`` the time of the last warning that most of it is
     spent. ``asleep_since`` is when its sandbox was to be frozen, None while it is to run; the builder's status is
@@ -134,11 +145,9 @@ class Builder:
     failure_code: str | None = None
     last_active_at: datetime | None = None
     deleted_at: datetime | None = None
-    candidate: int | None = None
-    candidate_disk: DiskId | None = None
+    candidate: Candidate | None = None
     handover: Handover | None = None
     spare_disks: tuple[DiskId, ...] = ()
-    opens_with: int | None = None
     spending_cap: Decimal | None = None
     cap_warned_at: datetime | None = None
     asleep_since: datetime | None = None
@@ -148,9 +157,21 @@ class Builder:
     @property
     def to_run(self) -> tuple[int, DiskId]:
         """The version that runs when it runs, and its disk: the candidate's from the moment that it takes over."""
-        if self.handover is Handover.FORWARD and self.candidate is not None and self.candidate_disk is not None:
-            return self.candidate, self.candidate_disk
+        candidate = self.candidate
+        if self.handover is Handover.FORWARD and candidate is not None and candidate.disk is not None:
+            return candidate.version, candidate.disk
         return self.version, self.disk
+
+    @property
+    def candidate_version(self) -> int | None:
+        """Number of the candidate's version."""
+        return self.candidate.version if self.candidate else None
+
+    @property
+    def disks(self) -> tuple[DiskId, ...]:
+        """All disks of the builder: the serving version's, the candidate's, and unused ones."""
+        candidate = (self.candidate.disk,) if self.candidate and self.candidate.disk else ()
+        return (self.disk, *candidate, *self.spare_disks)
 
     @property
     def starts(self) -> bool:

@@ -15,7 +15,7 @@ def candidate_step(builder: Builder, seen: Observation) -> Step | None:
     """Return the next step for the candidate version, or None."""
     if builder.desired is Desired.DELETED:
         return None
-    if seen.trial is not None and seen.trial.version != builder.candidate:
+    if seen.trial is not None and seen.trial.version != builder.candidate_version:
         return EndTrial()
     if builder.spare_disks:
         return DropDisks()
@@ -31,6 +31,7 @@ def _try(builder: Builder, seen: Observation) -> Step | None:
     restored disk, whose version ran on it before.
     """
     has_trial = builder.job_type.stays_up and builder.job_type.is_judged
-    if not has_trial or seen.sandbox is None or builder.candidate_disk is not None:
+    is_restored = builder.candidate is not None and builder.candidate.disk is not None
+    if not has_trial or seen.sandbox is None or is_restored:
         return EndTrial() if seen.trial is not None else None
     return PlanTrial() if seen.trial is None else TryCandidate()

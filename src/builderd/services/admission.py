@@ -74,7 +74,7 @@ def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> 
         return allocation_of(version.settings.resources, running=running)
 
     serving = of(builder.version, running=builder.desired is Desired.RUNNING)
-    return serving if builder.candidate is None else larger_of(serving, of(builder.candidate, running=True))
+    return serving if builder.candidate is None else larger_of(serving, of(builder.candidate.version, running=True))
 
 
 def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Allocation) -> None:

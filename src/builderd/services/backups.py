@@ -19,7 +19,7 @@ from builderd.domain.backups import (
     failure_of,
     key_associated_data,
 )
-from builderd.domain.builders import Builder, name_error
+from builderd.domain.builders import Builder, Candidate, name_error
 from builderd.domain.errors import Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
@@ -199,7 +199,7 @@ def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: B
         raise InvalidState("A backup of this builder is being restored: wait until that is done.")
     version = version_of(uow, backup)
     builders.check_settings(uow, application, caller.tenant_id, version.settings)
-    switched = replace(builder, candidate=version.number)
+    switched = replace(builder, candidate=Candidate(version.number))
     admission.admit_change(uow, application, builder, switched, now, version=version)
     safety = plan(uow, application, builder, BackupKind.BEFORE_RESTORE, caller.actor, now)
     wanted = _restore(application, backup, RestoreKind.SAME, caller.actor, now)

@@ -26,9 +26,9 @@ def remove_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
         current = uow.versions.get(builder.id, builder.version)
         assert current is not None, "a builder's versions are always stored"
         ledger.bill(uow, prices, builder, current.settings.resources, Billing.STOPPED, now)
-    disks = (builder.candidate_disk,) if builder.candidate_disk is not None else ()
-    spare = (*builder.spare_disks, *disks)
-    return replace(builder, candidate=None, candidate_disk=None, handover=None, spare_disks=spare, opens_with=None)
+    disk = builder.candidate.disk if builder.candidate else None
+    spare = (*builder.spare_disks, disk) if disk else builder.spare_disks
+    return replace(builder, candidate=None, handover=None, spare_disks=spare)
 
 
 def fail_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: datetime) -> Builder:
@@ -38,7 +38,7 @@ def fail_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, 
     """
     if builder.candidate is None:
         return replace(builder, handover=None)
-    version = uow.versions.get(builder.id, builder.candidate)
+    version = uow.versions.get(builder.id, builder.candidate.version)
     assert version is not None, "a builder's versions are always stored"
     fail(uow, builder, version, InvalidState.code, f"Version {version.number} was given up: {why}.", now)
     return remove_candidate(uow, builder, prices, now)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import DiskId, new_secret
@@ -199,7 +199,7 @@ def _changeable(uow: UnitOfWork, application: Application, caller: Caller, build
 
 
 def _base(uow: UnitOfWork, builder: Builder) -> Version:
-    found = uow.versions.get(builder.id, builder.candidate or builder.version)
+    found = uow.versions.get(builder.id, builder.candidate_version or builder.version)
     assert found is not None, "a builder's versions are always stored"
     return found
 
@@ -245,11 +245,16 @@ def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
     changed = replace(builder, **_given(change, AT_ONCE))
     check_auto_stop(changed.job_type, changed.auto_stop_interval)
     if change.visibility is not None:
-        changed = replace(changed, opens_with=None)
+        changed = _closed(changed)
     if changed.asleep_since is None or changed.auto_stop_interval > 0 or changed.desired is not Desired.RUNNING:
         return changed
     reason = f"woken by {caller.actor}: it is to idle no more"
     return replace(changed, asleep_since=None, desired_by=caller.actor, desired_reason=reason)
+
+
+def _closed(builder: Builder) -> Builder:
+    """Return the builder with a candidate that makes no private preview public."""
+    return replace(builder, candidate=replace(builder.candidate, opens=False) if builder.candidate else None)
 
 
 def _next(
@@ -293,15 +298,15 @@ def _launch(
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
     at_once = not was_up and disk is None
     before = builder.visibility
-    builder = replace(builder, opens_with=None) if change is None else _at_once(builder, caller, change)
-    opens = builder.visibility is Visibility.PUBLIC or builder.opens_with is not None
+    builder = _closed(builder) if change is None else _at_once(builder, caller, change)
+    opens = builder.visibility is Visibility.PUBLIC or (builder.candidate is not None and builder.candidate.opens)
     opens = opens and before is Visibility.PRIVATE and not at_once
     if opens:
         builder = replace(builder, visibility=before)
     if at_once:
         wanted = replace(builder, version=version.number, desired=Desired.RUNNING)
     else:
-        wanted = replace(builder, candidate=version.number, candidate_disk=disk)
+        wanted = replace(builder, candidate=Candidate(version.number, disk, opens))
     admission.admit_change(uow, application, builder, wanted, now, version=version)
     uow.versions.add(version)
     _drop_old(uow, application, builder)
@@ -316,8 +321,7 @@ def _launch(
     if builder.candidate is not None:
         why = f"version {version.number} came after it"
         builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
-    opens_with = version.number if opens else None
-    beside = replace(builder, candidate=version.number, candidate_disk=disk, opens_with=opens_with)
+    beside = replace(builder, candidate=Candidate(version.number, disk, opens))
     return Deployed(_save(uow, beside, now), version.number)
 
 

@@ -26,7 +26,6 @@ def _user(uow: UnitOfWork, builder: Builder) -> BuilderStorage:
     tenant = uow.tenants.get(builder.tenant_id)
     kept = [one for one in uow.versions.list(builder.id) if one.status is not VersionStatus.DROPPED]
     current = next((one for one in kept if one.number == builder.version), None)
-    disks = (builder.disk, builder.candidate_disk, *builder.spare_disks)
     return BuilderStorage(
         tenant=tenant.name if tenant else builder.tenant_id,
         id=builder.id,
@@ -34,7 +33,7 @@ def _user(uow: UnitOfWork, builder: Builder) -> BuilderStorage:
         status=builder.status.value,
         version=builder.version,
         versions=len(kept),
-        disks=tuple(disk for disk in disks if disk is not None),
+        disks=builder.disks,
         layer=_layer(current) if current else None,
         layers=frozenset(key for one in kept if (key := _layer(one)) is not None),
         bundles=frozenset(one.bundle_hash for one in kept),

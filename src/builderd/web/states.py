@@ -26,7 +26,7 @@ def state_of(builder: Builder, limits: Limits) -> State:
         return _going_on("deleting", "Its apps stop, and its files are removed.")
     if builder.candidate is not None:
         serves = f" Version {builder.version} serves on." if builder.status is Status.RUNNING else ""
-        return _going_on("deploying", f"Version {builder.candidate} is being deployed.{serves}")
+        return _going_on("deploying", f"Version {builder.candidate.version} is being deployed.{serves}")
     reason = sentence(builder.status_reason)
     match builder.status:
         case Status.CREATING:

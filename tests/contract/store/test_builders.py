@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_builder, save
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
-from builderd.domain.ids import BuilderId, new_id
+from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 
@@ -29,6 +29,9 @@ EVERYTHING = make_builder(
     exit_code=3,
     failure_code="start_failed",
     last_active_at=NOW + 2 * SECOND,
+    candidate=Candidate(4, DiskId("filled"), opens=True),
+    handover=Handover.FORWARD,
+    spare_disks=(DiskId("old"), DiskId("older")),
 )
 GONE = {"desired": Desired.DELETED, "status": Status.DELETED, "deleted_at": NOW}
 

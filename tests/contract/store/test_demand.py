@@ -9,7 +9,7 @@ from functools import partial
 from tests.contract.store.samples import OTHER_TENANT, TENANT, add, make_builder, make_version, save
 from tests.stores import open_store
 
-from builderd.domain.builders import Builder, Desired
+from builderd.domain.builders import Builder, Candidate, Desired
 from builderd.domain.quotas import Allocation
 from builderd.domain.resources import Resources
 from builderd.ports.store import Store, UnitOfWork
@@ -50,7 +50,7 @@ async def test_greater_of_serving_and_candidate_version_counts(store: Store) -> 
     builder = await builder_of(store, Resources(1, 8, 5))
     other = make_version(builder.id, number=2)
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 4, 3))))
-    await save(store, replace(builder, candidate=2))
+    await save(store, replace(builder, candidate=Candidate(2)))
     assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(1, 1, 4, 8, 5)
 
 
@@ -58,7 +58,7 @@ async def test_candidate_of_a_stopped_builder_counts_as_running(store: Store) ->
     builder = await builder_of(store, Resources(8, 8, 5), desired=Desired.STOPPED)
     other = make_version(builder.id, number=2)
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 2, 10))))
-    await save(store, replace(builder, candidate=2))
+    await save(store, replace(builder, candidate=Candidate(2)))
     assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(1, 1, 4, 2, 10)
 
 

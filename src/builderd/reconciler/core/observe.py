@@ -63,7 +63,7 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     number, _ = builder.to_run
     version = uow.versions.get(builder_id, number)
     assert version is not None, "a builder's versions are always stored"
-    other = builder.candidate if builder.candidate != number else None
+    other = builder.candidate_version if builder.candidate_version != number else None
     candidate = uow.versions.get(builder_id, other) if other is not None else None
     # In one query: this is read at every step of every builder.
     sandboxes = uow.sandboxes.open_or_of_generation(builder_id, builder.generation)

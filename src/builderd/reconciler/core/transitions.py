@@ -58,7 +58,7 @@ def same_generation(builder: Builder, looked_at: Builder) -> bool:
 
 def same_candidate(builder: Builder, looked_at: Builder) -> bool:
     """Return whether the candidate and the handover are unchanged since the step was chosen."""
-    return builder.candidate == looked_at.candidate and builder.handover is looked_at.handover
+    return builder.candidate_version == looked_at.candidate_version and builder.handover is looked_at.handover
 
 
 def still_wanted(builder: Builder, looked_at: Builder, version: Version) -> bool:

@@ -115,7 +115,7 @@ def failed(transition: Transition, version: Version, *, code: str, reason: str, 
     if stored.status is VersionStatus.FAILED:  # it was tried again
         uow.versions.save(replace(stored, status_reason=reason, failure_code=code))
     candidates.fail(uow, builder, stored, code, reason, now)
-    if version.number == builder.candidate:
+    if version.number == builder.candidate_version:
         reject_candidate(uow, builder, prices, now)
         return
     changed = statuses.change(uow, builder, Status.FAILED, reason, now)
@@ -135,6 +135,8 @@ def failed(transition: Transition, version: Version, *, code: str, reason: str, 
 
 def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: datetime) -> None:
     """A new run, which is the candidate's; its disk has a name before there is one."""
+    begun = builder.candidate
+    assert begun is not None, "the step was chosen because there is one"
     uow.builders.save(
         replace(
             builder,
@@ -143,7 +145,7 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
             desired_reason=deployed_reason(candidate),
             generation=builder.generation + 1,
             handover=Handover.FORWARD,
-            candidate_disk=builder.candidate_disk or DiskId(new_id()),
+            candidate=replace(begun, disk=begun.disk or DiskId(new_id())),
             asleep_since=None,
             updated_at=now,
         )
@@ -162,9 +164,10 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
         version, disk = builder.to_run
         candidates.superseded(uow, builder, version, now)
         spare = (*builder.spare_disks, builder.disk)
-        visibility = Visibility.PUBLIC if builder.opens_with == version else builder.visibility
-        builder = replace(builder, version=version, disk=disk, candidate=None, candidate_disk=None, spare_disks=spare)
-        builder = replace(builder, visibility=visibility, opens_with=None, exit_code=None, failure_code=None)
+        opens = builder.candidate is not None and builder.candidate.opens
+        visibility = Visibility.PUBLIC if opens else builder.visibility
+        builder = replace(builder, version=version, disk=disk, candidate=None, spare_disks=spare)
+        builder = replace(builder, visibility=visibility, exit_code=None, failure_code=None)
     return replace(builder, handover=None)
 
 
@@ -182,7 +185,7 @@ def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
 def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
     """Return the builder after a rollback: the previous version starts again on its own disk."""
     if builder.status is Status.RUNNING and builder.job_type.stays_up:
-        reason = f"version {builder.candidate} did not take over: version {builder.version} serves on"
+        reason = f"version {builder.candidate_version} did not take over: version {builder.version} serves on"
         again = replace(
             freed, generation=builder.generation + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason
         )
@@ -190,7 +193,7 @@ def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) 
     if builder.job_type is JobType.ONE_TIME:
         uow.ledger.close(builder.id, now)
     if builder.status is Status.RUNNING:  # a job is not done twice
-        freed = statuses.change(uow, freed, Status.STOPPED, f"stopped for version {builder.candidate}", now)
+        freed = statuses.change(uow, freed, Status.STOPPED, f"stopped for version {builder.candidate_version}", now)
     return replace(freed, desired=Desired.STOPPED, observed_generation=builder.generation)
 
 

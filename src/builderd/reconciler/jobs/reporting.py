@@ -210,7 +210,7 @@ class Reporting:
 
 
 def _is_worth(builder: Builder, version: int) -> bool:
-    return builder.desired is not Desired.DELETED and version in (builder.version, builder.candidate)
+    return builder.desired is not Desired.DELETED and version in (builder.version, builder.candidate_version)
 
 
 def _dropped(report: QaReport, why: str, now: datetime) -> QaReport:

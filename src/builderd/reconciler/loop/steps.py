@@ -268,9 +268,8 @@ class Steps:
     async def _forget(self, item: WorkItem) -> Result:
         engine, forgotten = self._app.engine, item.builder
         holds = forgotten.backup_interval_hours > 0 and await engine.disk(forgotten.disk) is not None
-        for disk in (None if holds else forgotten.disk, forgotten.candidate_disk, *forgotten.spare_disks):
-            if disk is not None:
-                await engine.delete_disk(disk)
+        for disk in forgotten.disks[1:] if holds else forgotten.disks:
+            await engine.delete_disk(disk)
         await engine.delete_logs(forgotten.id)
         now = self._now()
 

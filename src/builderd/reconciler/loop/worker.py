@@ -230,7 +230,7 @@ class Worker:
     def _waited_for(self, builder: Builder) -> int | None:
         """Return the version that the failed step was for, if its outcome is open."""
         if self._is_for_candidate:
-            return builder.candidate if builder.handover is None else None
+            return builder.candidate_version if builder.handover is None else None
         is_open = builder.desired is Desired.RUNNING and not builder.settled
         return builder.to_run[0] if is_open else None
 

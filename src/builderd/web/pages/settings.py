@@ -72,7 +72,7 @@ async def change(visit: Visit) -> Response:
         deployed = await commands.configure(visit, builder, _values(form, group))
     except ValidationFailed as error:
         return await _shown(visit, {name.removeprefix("resources."): why for name, why in error.errors.items()}, 422)
-    if deployed.version is not None and deployed.builder.candidate == deployed.version:
+    if deployed.version is not None and deployed.builder.candidate_version == deployed.version:
         return see_other(f"{back}/versions/{deployed.version}")
     return see_other(f"{back}/settings", {"done": "saved"})
 

@@ -121,7 +121,7 @@ NEXT = {
 def _state(frame: BuilderFrame, version: Version) -> str:
     """Return deploying, failed, serves or past."""
     builder = frame.builder
-    if version.number == builder.candidate or (
+    if version.number == builder.candidate_version or (
         version.number == builder.version and version.status is VersionStatus.PENDING
     ):
         return "failed" if builder.status == "failed" and builder.candidate is None else "deploying"

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from builderd.adapters.stores.sql.claims import Claims
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders, versions
-from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.quotas import Allocation
@@ -189,12 +189,21 @@ def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
 
 
 def _row(builder: Builder) -> dict[str, Any]:
-    return {**row_of(builder), "spare_disks": list(builder.spare_disks)}
+    row, candidate = row_of(builder), builder.candidate
+    return {
+        **row,
+        "spare_disks": list(builder.spare_disks),
+        "candidate": candidate.version if candidate else None,
+        "candidate_disk": candidate.disk if candidate else None,
+        "opens_with": candidate.version if candidate and candidate.opens else None,
+    }
 
 
 def _builder(row: RowMapping) -> Builder:
     values = dict(row)
     # A selected column comes by its name, not by its key.
     generation, observed = values.pop("run"), values.pop("settled_run")
-    spare_disks = tuple(values.pop("spare_disks") or ())
-    return Builder(**values, generation=generation, observed_generation=observed, spare_disks=spare_disks)
+    values["spare_disks"] = tuple(values["spare_disks"] or ())
+    number, disk, opens_with = (values.pop(name) for name in ("candidate", "candidate_disk", "opens_with"))
+    candidate = None if number is None else Candidate(number, disk, opens_with == number)
+    return Builder(**values, generation=generation, observed_generation=observed, candidate=candidate)

@@ -72,6 +72,10 @@ APPS: dict[str, Entry] = {
 
 #: Commands that act on this machine, for the operator.
 MACHINE: dict[str, Entry] = {
+    "setup": (
+        "setup",
+        "Install Debian packages and the base root file system, which the service needs on this machine.",
+    ),
     "serve": ("service", "Run the service in the foreground."),
     "token": ("tokens", "Create, list and revoke API tokens."),
     "vault": ("vault", "Manage the key of stored secrets."),

@@ -39,7 +39,7 @@ def serve(
     take_over: bool,
 ) -> None:
     """Run the service in the foreground. Apps and previews continue when it ends."""
-    _require_root("builderd serve")
+    require_root("builderd serve")
     settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
     service.serve(settings, take_over=take_over)
 
@@ -49,7 +49,7 @@ def serve(
 @options.config
 def down(data_dir: Path | None, config: Path | None) -> None:
     """Stop all sandboxes and previews and remove what they use on the host. Data is kept."""
-    _require_root("builderd down")
+    require_root("builderd down")
     settings = load(config, data_dir=data_dir)
     asyncio.run(service.take_down(settings, click.echo))
 
@@ -105,11 +105,12 @@ def base() -> None:
 @options.config
 def build(data_dir: Path | None, config: Path | None) -> None:
     """Build it now, if it is missing, rather than at the first start of the service."""
-    _require_root("builderd base build")
+    require_root("builderd base build")
     settings = load(config, data_dir=data_dir)
     click.echo(machine.build_base(settings, click.echo))
 
 
-def _require_root(command: str) -> None:
+def require_root(command: str) -> None:
+    """Raise ``ClickException`` unless this process is root."""
     if os.geteuid() != 0:
         raise click.ClickException(NEEDS_ROOT.format(command=command))

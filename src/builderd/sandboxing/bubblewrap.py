@@ -37,7 +37,7 @@ def missing() -> str | None:
     """Return the reason why this machine cannot run jails, or None."""
     for program in ("bwrap", "setpriv", "prlimit", "unshare", "choom"):
         if shutil.which(program) is None:
-            return f"{program} is not installed on this machine: run script/setup"
+            return f"{program} is not installed on this machine: run builderd setup"
     return None if os.geteuid() == 0 else "the service does not run as root"
 
 

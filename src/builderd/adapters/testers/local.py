@@ -52,7 +52,7 @@ class LocalTesters:
 
     async def browse(self, target: Target) -> Browsing:
         if not self._chromium.exists():
-            why = "no Chromium is installed on this machine (script/setup --with-browser)"
+            why = "no Chromium is installed on this machine (builderd setup --with-browser)"
             return Browsing(_not_judged(*_OF_BROWSER)(why))
         axe = _axe()
         request = {

@@ -156,7 +156,7 @@ def program(options: ProxyOptions) -> str:
     if found is None:
         raise EngineUnavailable(
             f"the previews need HAProxy, and there is no program {options.program}: install Debian's package haproxy, "
-            "or run script/setup"
+            "or run builderd setup"
         )
     return str(Path(found).absolute())
 

@@ -308,6 +308,6 @@ def _run(*argv: str) -> None:
     try:
         subprocess.run(argv, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
-        raise EngineUnavailable(f"The store needs {argv[0]}: run script/setup.") from error
+        raise EngineUnavailable(f"The store needs {argv[0]}: run builderd setup.") from error
     except subprocess.CalledProcessError as error:
         raise EngineUnavailable(f"The store: {argv[0]} failed: {error.stderr.strip()}") from error

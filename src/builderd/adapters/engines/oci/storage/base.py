@@ -162,7 +162,7 @@ def _run(argv: list[str], lock: int, progress: Progress) -> None:
             pass_fds=(lock,),
         )
     except FileNotFoundError as error:
-        raise EngineUnavailable(f"The base root file system needs {error.filename}: run script/setup.") from error
+        raise EngineUnavailable(f"The base root file system needs {error.filename}: run builderd setup.") from error
     with process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -1,0 +1,38 @@
+"""``builderd setup``: install what the service needs on this machine besides its Python packages."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import click
+
+from builderd.bootstrap import machine
+from builderd.bootstrap.configuration import load
+from builderd.cli import options
+from builderd.cli.service import require_root
+
+#: Names the Debian packages. ``script/setup`` of a checkout runs it, too.
+PACKAGES = Path(__file__).parents[1] / "debian_packages.sh"
+
+
+@click.command()
+@click.option("--with-browser", is_flag=True, help="Install Chromium too, with which QA looks at pages.")
+@options.data_dir
+@options.config
+def setup(with_browser: bool, data_dir: Path | None, config: Path | None) -> None:
+    """Install Debian packages and the base root file system, which the service needs on this machine.
+
+    Run it as often as you like, and after each upgrade: what is there is left as it is. Services that
+    the packages bring are not started.
+    """
+    require_root("builderd setup")
+    settings = load(config, data_dir=data_dir)
+    # bash by name: an installed wheel keeps no executable bits.
+    done = subprocess.run(["bash", str(PACKAGES), *(["--with-browser"] if with_browser else [])], check=False)
+    if done.returncode != 0:
+        raise click.ClickException(
+            "the Debian packages are not all installed: mend what is said above, and run it again"
+        )
+    click.echo(f"base root file system: {machine.build_base(settings, click.echo)}")
+    click.echo("This machine is set up. Start the service: builderd install-service --now")

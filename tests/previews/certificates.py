@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-def write_certificate(file: Path, name: str) -> None:
-    """Self-signed, for ``*.localhost``; ``name`` is its organisation, by which a test tells one from another."""
+def write_certificate(file: Path, name: str, host: str = "DNS:*.localhost") -> None:
+    """Self-signed, for ``*.localhost`` or ``host``; a test tells one from another by ``name``, its organisation."""
     key, certificate = file.with_suffix(".key"), file.with_suffix(".crt")
     request = (
         "openssl",
@@ -26,7 +26,7 @@ def write_certificate(file: Path, name: str) -> None:
         "-days",
         "2",
     )
-    names = ("-subj", f"/O={name}/CN=*.localhost", "-addext", "subjectAltName=DNS:*.localhost")
+    names = ("-subj", f"/O={name}/CN=*.localhost", "-addext", f"subjectAltName={host}")
     subprocess.run((*request, *names, "-keyout", str(key), "-out", str(certificate)), check=True, capture_output=True)
     file.write_text(key.read_text() + "\n\n" + certificate.read_text())
 

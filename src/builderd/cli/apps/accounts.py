@@ -21,8 +21,7 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 @click.argument("url", required=False)
 @click.option("--token-stdin", is_flag=True, help="Read the token from standard input.")
 @click.option("--name", metavar="NAME", help="What to call the service.  [default: its host]")
-@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="A file with a further certificate to trust.")
-def login(session: Session, url: str | None, token_stdin: bool, name: str | None, ca: str | None) -> None:
+def login(session: Session, url: str | None, token_stdin: bool, name: str | None) -> None:
     """Sign in to a service and keep the token.
 
     The token is asked for without echo, or read from standard input or BUILDERD_TOKEN. The operator of the
@@ -30,7 +29,7 @@ def login(session: Session, url: str | None, token_stdin: bool, name: str | None
     """
     chosen = _full(url or os.environ.get("BUILDERD_URL") or DEFAULT_URL)
     token = _token(session, chosen, token_stdin)
-    context = contexts.Context(name or urlsplit(chosen).netloc, chosen, token, ca and os.path.abspath(ca))  # noqa: PTH100
+    context = contexts.Context(name or urlsplit(chosen).netloc, chosen, token, session.ca)
     who = _who(context)
     with contexts.changed() as known:
         known.put(context)

@@ -6,6 +6,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -14,7 +15,7 @@ import click
 from builderd.cli.apps.project import FILE, NAME, SCHEMA, Pending, Project, State, fingerprint
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command
 from builderd.client.detection import Start, detect
-from builderd.client.errors import ApiError, NoAnswer, NotFound, Unavailable
+from builderd.client.errors import ApiError, BuilderdError, NoAnswer, NotFound, Unavailable
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine, Stage
 from builderd.client.retries import new_key
@@ -136,26 +137,46 @@ class _Deployment:
             self._session.know(error.builder, self._name)
             # An answer, though a bad one: with the same key, it would be the answer again. A 503 is not final.
             if not isinstance(error, Unavailable):
-                self._state.forget()
+                self._answered(pending)
             raise
         except NoAnswer:
             self._session.say("The answer was lost. Run the same command again: it resumes this deployment.")
             raise
-        self._state.forget()
+        self._answered(pending)
         self._session.result(builder, builder.url if builder.data.job_type == "always_on" else builder.name)
+
+    def _answered(self, pending: Pending) -> None:
+        """Drop what resumes the deployment, its upload too: a tenant has only a few at a time."""
+        self._state.forget()
+        if pending.upload_id is not None:
+            with suppress(BuilderdError):
+                self._session.client.uploads.delete(pending.upload_id)
 
     def _pending(self) -> Pending:
         url, _, _ = self._session.service()
         mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.fingerprint)
         pending = self._state.pending(mark)
-        if pending is not None:
+        if pending is None:
+            pending = Pending(new_key(), mark, self._existing())
+        elif self._folder.fits_json or pending.upload_id:
             self._session.say("Resuming the deployment whose answer did not arrive.")
-            return pending
-        pending = Pending(new_key(), mark, self._existing())
-        if not self._folder.fits_json:
-            pending.upload_id = self._session.client.uploads.send_folder(self._folder, self._progress)
+        else:
+            self._session.say("Resuming the upload that was interrupted.")
+        if not self._folder.fits_json and pending.upload_id is None:
+            self._upload(pending)
         self._state.keep(pending)
         return pending
+
+    def _upload(self, pending: Pending) -> None:
+        """Upload the code. Its URL is kept first: after a kill, the same command goes on with the upload."""
+
+        def begun(upload_url: str) -> None:
+            pending.upload_url = upload_url
+            self._state.keep(pending)
+
+        pending.upload_id = self._session.client.uploads.send_folder(
+            self._folder, self._progress, upload_url=pending.upload_url, on_begin=begun
+        )
 
     def _existing(self) -> str | None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -124,12 +125,16 @@ def _toml(name: str, value: Any) -> str:
 
 @dataclass(slots=True)
 class Pending:
-    """A deployment whose answer has not arrived: sent again with its key, it is not made twice."""
+    """A deployment whose answer has not arrived: sent again with its key, it is not made twice.
+
+    ``upload_url`` is set once an upload has begun, ``upload_id`` once it is complete.
+    """
 
     key: str
     fingerprint: str
     builder: str | None = None
     upload_id: str | None = None
+    upload_url: str | None = None
 
 
 class State:
@@ -152,7 +157,9 @@ class State:
         (self._file.parent / ".gitignore").write_text("*\n")
         new = self._file.with_suffix(".new")
         fields = {name: getattr(pending, name) for name in Pending.__slots__}
-        new.write_text(json.dumps({"pending": fields}))
+        # The URL of an upload lets its holder send it.
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            json.dump({"pending": fields}, out)
         new.replace(self._file)
 
     def forget(self) -> None:

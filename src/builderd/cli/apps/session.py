@@ -69,6 +69,8 @@ class Session:
     as_json: bool = False
     context: str | None = None
     timeout: float | None = None
+    #: File with further certificates, in place of the context's.
+    ca: str | None = None
     _client: Builderd | None = None
     #: Names of builders by uuid, for the commands that errors advise.
     _names: dict[str, str] = field(default_factory=dict)
@@ -87,6 +89,10 @@ class Session:
 
     def service(self) -> tuple[str, str, str | None]:
         """Return URL, token and certificate file. Raises ``NotSignedIn``."""
+        url, token, ca = self._signed_in()
+        return url, token, self.ca or ca
+
+    def _signed_in(self) -> tuple[str, str, str | None]:
         from builderd.cli.apps import contexts  # noqa: PLC0415
 
         url, token = os.environ.get("BUILDERD_URL", ""), os.environ.get("BUILDERD_TOKEN", "")
@@ -290,6 +296,9 @@ def _steps(following: Iterable[str]) -> Iterable[str]:
     return (f"Next: {step}" for step in following)
 
 
+_CA = click.Path(exists=True, dir_okay=False)
+
+
 def command(group: click.Group | None = None, name: str | None = None, **options: Any) -> Callable[..., click.Command]:
     """Make a command of a function whose first argument is the session."""
 
@@ -297,9 +306,10 @@ def command(group: click.Group | None = None, name: str | None = None, **options
         @click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")
         @click.option("--context", metavar="NAME", help="The service to use, of `builderd context list`.")
         @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long (exit code 124).")
+        @click.option("--ca", type=_CA, help="A file with a further certificate to trust; `login` keeps it.")
         @functools.wraps(function)
-        def wrapped(as_json: bool, context: str | None, timeout: float | None, **params: Any) -> None:
-            session = Session(as_json, context, timeout)
+        def wrapped(as_json: bool, context: str | None, timeout: float | None, ca: str | None, **params: Any) -> None:
+            session = Session(as_json, context, timeout, ca and os.path.abspath(ca))  # noqa: PTH100
             run(session, lambda: function(session, **params))
 
         return (group or click).command(name, **options)(wrapped)

@@ -33,7 +33,8 @@ class AsyncBuilderd:
     ``url`` and ``token`` come from ``BUILDERD_URL`` and ``BUILDERD_TOKEN`` where they are left out. ``timeout`` is in
     seconds, for the whole of a deployment, otherwise for a silence; None keeps the limits of each call. Calls that
     can be repeated without harm are sent ``max_retries`` times again after a broken connection, a 429 or a 503 with
-    ``Retry-After``. ``ca`` is a file with further certificates. Each call sends ``headers``, too.
+    ``Retry-After``. ``ca`` is a file with certificates to trust beside the system's or those of ``SSL_CERT_FILE``. Each
+    call sends ``headers``, too.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class AsyncBuilderd:
             missing = "url, or set BUILDERD_URL" if not url else "token, or set BUILDERD_TOKEN"
             raise ValueError(f"no service to talk to: give {missing}")
         agent = f"builderd/{__version__}"
-        http = connect(url, token, _trusted(ca) if ca else True, transport, agent)
+        http = connect(url, token, _trusted(ca) if ca or url.startswith("https:") else True, transport, agent)
         http.headers.update(headers or {})
         self._transport = AsyncTransport(http, timeout, max_retries)
 
@@ -157,8 +158,10 @@ class AsyncBuilderd:
         return await self._transport.request(method, path.removeprefix("/api/v1"), **options)
 
 
-def _trusted(ca: str | Path) -> ssl.SSLContext:
-    """Return the system's certificates and those of a file."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(cafile=str(ca))
+def _trusted(ca: str | Path | None) -> ssl.SSLContext:
+    """Return the certificates of ``SSL_CERT_FILE`` or else the system's, and those of ``ca``."""
+    # With the environment, also where the connection to this machine itself ignores its proxies.
+    context = httpx2.create_ssl_context(trust_env=True)
+    if ca is not None:
+        context.load_verify_locations(cafile=str(ca))
     return context

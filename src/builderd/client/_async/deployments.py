@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from builderd.client._async.transport import STREAM_SECONDS, AsyncTransport, parsed
 from builderd.client._async.uploads import AsyncUploads, OnProgress
 from builderd.client.errors import (
+    ApiError,
     BuilderdError,
     BuildFailed,
     DeploymentFailed,
@@ -18,6 +19,7 @@ from builderd.client.errors import (
     NoAnswer,
     QaFailed,
     TimedOut,
+    Unavailable,
     error_of,
 )
 from builderd.client.folders import Folder, encoded, read_folder
@@ -99,6 +101,8 @@ class AsyncDeployment:
         on_stage: OnStage = no_stages,
         on_begin: OnBegin | None = None,
     ) -> None:
+        #: Upload made for this call alone: deleted once its outcome is known, since a tenant has only a few at a time.
+        self.upload_id: str | None = None
         self._transport = transport
         self._key = key or new_key()
         self._on_stage = on_stage
@@ -110,6 +114,23 @@ class AsyncDeployment:
         self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> BuilderState:
         """Send the call until its outcome is known. Raises the error of the stage that failed, with its details."""
+        try:
+            state = await self._repeat(method, path, body, params)
+        except ApiError as error:
+            if not isinstance(error, Unavailable):
+                await self._delete_upload()
+            raise
+        await self._delete_upload()
+        return state
+
+    async def _delete_upload(self) -> None:
+        if self.upload_id is not None:
+            with suppress(BuilderdError):
+                await AsyncUploads(self._transport).delete(self.upload_id)
+
+    async def _repeat(
+        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None
+    ) -> BuilderState:
         attempt = 0
         while True:
             try:
@@ -166,13 +187,17 @@ async def prepare(
     """Return a call that deploys, and its body: settings, and the code of a folder, an upload or ``files``."""
     given = {name: options.get(name) for name in CodeOptions.__annotations__}
     body = {name: value for name, value in options.items() if name not in given}
+    upload_id = None
     if path is not None:
-        body |= await code_of(transport, path, given["on_progress"])
+        code = await code_of(transport, path, given["on_progress"])
+        upload_id = code.get("source", {}).get("upload_id")
+        body |= code
     elif given["upload_id"] is not None:
         body["source"] = {"upload_id": given["upload_id"]}
     elif given["files"] is not None:
         body["files"] = files_of(given["files"])
     call = AsyncDeployment(transport, given["idempotency_key"], given["on_stage"] or no_stages, given["on_begin"])
+    call.upload_id = upload_id
     return call, body
 
 

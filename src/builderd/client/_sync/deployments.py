@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from builderd.client._sync.transport import STREAM_SECONDS, Transport, parsed
 from builderd.client._sync.uploads import OnProgress, Uploads
 from builderd.client.errors import (
+    ApiError,
     BuilderdError,
     BuildFailed,
     DeploymentFailed,
@@ -18,6 +19,7 @@ from builderd.client.errors import (
     NoAnswer,
     QaFailed,
     TimedOut,
+    Unavailable,
     error_of,
 )
 from builderd.client.folders import Folder, encoded, read_folder
@@ -97,6 +99,8 @@ class Deployment:
         on_stage: OnStage = no_stages,
         on_begin: OnBegin | None = None,
     ) -> None:
+        #: Upload made for this call alone: deleted once its outcome is known, since a tenant has only a few at a time.
+        self.upload_id: str | None = None
         self._transport = transport
         self._key = key or new_key()
         self._on_stage = on_stage
@@ -108,6 +112,23 @@ class Deployment:
         self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> BuilderState:
         """Send the call until its outcome is known. Raises the error of the stage that failed, with its details."""
+        try:
+            state = self._repeat(method, path, body, params)
+        except ApiError as error:
+            if not isinstance(error, Unavailable):
+                self._delete_upload()
+            raise
+        self._delete_upload()
+        return state
+
+    def _delete_upload(self) -> None:
+        if self.upload_id is not None:
+            with suppress(BuilderdError):
+                Uploads(self._transport).delete(self.upload_id)
+
+    def _repeat(
+        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None
+    ) -> BuilderState:
         attempt = 0
         while True:
             try:
@@ -162,13 +183,17 @@ def prepare(
     """Return a call that deploys, and its body: settings, and the code of a folder, an upload or ``files``."""
     given = {name: options.get(name) for name in CodeOptions.__annotations__}
     body = {name: value for name, value in options.items() if name not in given}
+    upload_id = None
     if path is not None:
-        body |= code_of(transport, path, given["on_progress"])
+        code = code_of(transport, path, given["on_progress"])
+        upload_id = code.get("source", {}).get("upload_id")
+        body |= code
     elif given["upload_id"] is not None:
         body["source"] = {"upload_id": given["upload_id"]}
     elif given["files"] is not None:
         body["files"] = files_of(given["files"])
     call = Deployment(transport, given["idempotency_key"], given["on_stage"] or no_stages, given["on_begin"])
+    call.upload_id = upload_id
     return call, body
 
 

@@ -6,11 +6,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import IO
 from urllib.parse import urlsplit
 
 from builderd.client._sync.transport import Transport
-from builderd.client.errors import BuilderdError, Conflict, NoAnswer
+from builderd.client.errors import BadRequest, BuilderdError, Conflict, NoAnswer, NotFound, ValidationFailed
 from builderd.client.folders import Folder
 from builderd.client.models import UploadPlace, UploadState
 from builderd.client.waiting import at_once, sleep
@@ -21,6 +22,8 @@ RETRY_SECONDS, ATTEMPTS = 1.0, 5
 
 #: Called with the bytes that are sent and their total.
 OnProgress = Callable[[int, int], None]
+#: Called with the URL of an upload before its first byte is sent.
+OnUploadBegin = Callable[[str], None]
 
 
 class Uploads:
@@ -44,24 +47,49 @@ class Uploads:
 
     def send(self, archive: IO[bytes], on_progress: OnProgress | None = None) -> str:
         """Upload a zip, tar, tar.gz or tar.zst; return its id for ``source``. Goes on where it was interrupted."""
+        return self._send_new(archive, on_progress, None)
+
+    def send_folder(
+        self,
+        folder: Folder,
+        on_progress: OnProgress | None = None,
+        *,
+        upload_url: str | None = None,
+        on_begin: OnUploadBegin | None = None,
+    ) -> str:
+        """Pack a folder into a temporary file and upload it; return the upload's id.
+
+        ``on_begin`` gets the upload's URL before the first byte is sent. Kept, and given as ``upload_url`` to a later
+        call with the same code, it goes on with this upload, also after the process was killed. An upload that has
+        expired, or that was of other code, is made anew.
+        """
+        with tempfile.TemporaryFile() as archive:
+            at_once(folder.pack, archive)
+            if upload_url is not None:
+                with suppress(BadRequest, NotFound, ValidationFailed):
+                    return self._send_rest(upload_url, archive, on_progress)
+            return self._send_new(archive, on_progress, on_begin)
+
+    def _send_new(self, archive: IO[bytes], on_progress: OnProgress | None, on_begin: OnUploadBegin | None) -> str:
         size, digest = at_once(_measure, archive)
         place = self.create(size=size, sha256=digest)
+        if on_begin is not None:
+            on_begin(place.upload_url)
+        return self._send_rest(place.upload_url, archive, on_progress)
+
+    def _send_rest(self, upload_url: str, archive: IO[bytes], on_progress: OnProgress | None) -> str:
+        """Send what has not arrived yet; return the upload's id."""
+        size = archive.seek(0, os.SEEK_END)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._send(place.upload_url, archive, size, on_progress)
+                self._send(upload_url, archive, size, on_progress)
                 break
             except BuilderdError as error:
                 # A conflict: the service may not have noticed yet that the request before has ended.
                 if attempt == ATTEMPTS or not isinstance(error, NoAnswer | Conflict):
                     raise
                 sleep(RETRY_SECONDS)
-        return place.upload_id
-
-    def send_folder(self, folder: Folder, on_progress: OnProgress | None = None) -> str:
-        """Pack a folder into a temporary file and upload it."""
-        with tempfile.TemporaryFile() as archive:
-            at_once(folder.pack, archive)
-            return self.send(archive, on_progress)
+        return _parts(upload_url)[0]
 
     def _send(self, upload_url: str, archive: IO[bytes], size: int, on_progress: OnProgress | None) -> None:
         state = self.state(upload_url)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner, Result
 from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
-from builderd import Builderd
+from builderd import Builderd, NotFound
 from builderd.cli.apps.project import STATE
 from builderd.cli.group import builderd
+from builderd.client import folders
+from builderd.client._sync import uploads
 from builderd.client.detection import detect
 from builderd.client.folders import read_folder
 
@@ -53,6 +57,48 @@ def test_a_lost_answer_is_resumed_by_the_same_command(
     assert not (home / STATE).exists()
     assert json.loads(resumed.stdout)["version"] == 1
     assert builders(running) == {"my-app": 2}
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing of the command handles it."""
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_an_upload_goes_on_after_the_command_was_killed(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, expired: bool
+) -> None:
+    monkeypatch.setattr(folders, "JSON_BYTES", 10)
+    monkeypatch.setattr(uploads, "PIECE_BYTES", 50_000)
+    monkeypatch.setattr(uploads, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(uploads, "ATTEMPTS", 200)
+    (home / "data.bin").write_bytes(Random(1).randbytes(300_000))
+    pieces, starts = uploads._pieces, []
+
+    def cut(archive: IO[bytes], size: int, on_progress: Any = None) -> Iterator[bytes]:
+        starts.append(archive.tell())
+        for number, piece in enumerate(pieces(archive, size, on_progress)):
+            if len(starts) == 1 and number == 3:
+                raise Killed
+            yield piece
+
+    monkeypatch.setattr(uploads, "_pieces", cut)
+    with pytest.raises(Killed):
+        run("deploy", "--yes")
+    assert (home / STATE).stat().st_mode & 0o777 == 0o600
+    url = json.loads((home / STATE).read_text())["pending"]["upload_url"]
+    if expired:
+        (home / STATE).write_text((home / STATE).read_text().replace(url, f"{url}x"))
+    resumed = run("deploy")
+    assert resumed.exit_code == 0, resumed.output
+    assert "Resuming the upload that was interrupted." in resumed.stderr
+    assert starts[0] == 0
+    assert (starts[-1] > 0) is not expired
+    assert builders(running) == {"my-app": 1}
+    assert not (home / STATE).exists()
+    if not expired:
+        # What was deployed does not count against the tenant's limit of uploads any more.
+        with Builderd(running.url, running.admin) as client, pytest.raises(NotFound):
+            client.uploads.state(url)
 
 
 def test_other_code_is_no_resumption(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ APPS: dict[str, Entry] = {
     "domains": ("apps.domains", "Give a builder host names of your own, with certificates."),
     "credentials": ("apps.tenancy", "Store secrets, which builders get and nobody can read back."),
     "versions": ("apps.lifecycle", "List the versions of a builder."),
+    "diff": ("apps.lifecycle", "Show how two versions differ: their files, as a unified diff, and their settings."),
     "rollback": ("apps.lifecycle", "Deploy an old version again, as a new one."),
     "clear-builds": ("apps.lifecycle", "Remove the kept results of a builder's builds; a rollback builds again."),
     "scale": ("apps.lifecycle", "Change the resources of a builder."),

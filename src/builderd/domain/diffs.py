@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from builderd.domain.bundles import Bundle, BundleFile
+from builderd.domain.line_diff import Work, unified
 
 #: Files longer than this, in bytes or lines, are named as changed and not compared line by line.
 MAX_BYTES, MAX_LINES = 400_000, 4_000
-#: Lines of all diffs together, and files with one; the others are named alone.
-MAX_SHOWN_LINES, MAX_SHOWN_FILES = 5_000, 200
-CONTEXT_LINES = 3
+#: Lines and characters of all diffs together, and files with one; the others are named alone.
+MAX_SHOWN_LINES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_FILES = 5_000, 1_000_000, 200
 
 
 class ChangeKind(StrEnum):
@@ -44,27 +43,41 @@ def compare(old: Bundle, new: Bundle) -> Sequence[FileDiff]:
 
 def _differences(old: Bundle, new: Bundle) -> Iterator[FileDiff]:
     before, after = ({file.path: file for file in bundle.files} for bundle in (old, new))
-    left = MAX_SHOWN_LINES
-    shown = 0
+    left = _Left()
     for path in sorted(before.keys() | after.keys()):
         one, other = before.get(path), after.get(path)
-        if one == other:
-            continue
-        found = _difference(path, one, other, left if shown < MAX_SHOWN_FILES else 0)
-        left -= len(found.lines)
-        shown += found.compared
-        yield found
+        if one != other:
+            yield _difference(path, one, other, left)
 
 
-def _difference(path: str, one: BundleFile | None, other: BundleFile | None, left: int) -> FileDiff:
+@dataclass(slots=True)
+class _Left:
+    """Rest of the limits of one comparison."""
+
+    lines: int = MAX_SHOWN_LINES
+    characters: int = MAX_SHOWN_CHARACTERS
+    files: int = MAX_SHOWN_FILES
+    work: Work = field(default_factory=Work)
+
+    def take(self, lines: Sequence[str]) -> bool:
+        """Count a diff; return False, and count nothing, when it is too long."""
+        characters = sum(map(len, lines))
+        if not self.files or len(lines) > self.lines or characters > self.characters:
+            return False
+        self.files, self.lines, self.characters = self.files - 1, self.lines - len(lines), self.characters - characters
+        return True
+
+
+def _difference(path: str, one: BundleFile | None, other: BundleFile | None, left: _Left) -> FileDiff:
     kind = ChangeKind.ADDED if one is None else ChangeKind.REMOVED if other is None else ChangeKind.CHANGED
-    before, after = _lines(one), _lines(other)
-    if before is None or after is None or left <= 0:
+    before, after = (_lines(one), _lines(other)) if left.files and left.lines else (None, None)
+    if before is None or after is None:
         return FileDiff(path, kind, compared=False)
-    lines = list(difflib.unified_diff(before, after, n=CONTEXT_LINES, lineterm=""))[2:]
+    lines = tuple(unified(before, after, left.work))
     added = sum(line.startswith("+") for line in lines)
     removed = sum(line.startswith("-") for line in lines)
-    return FileDiff(path, kind, len(lines) <= left, added, removed, tuple(lines) if len(lines) <= left else ())
+    is_shown = left.take(lines)
+    return FileDiff(path, kind, is_shown, added, removed, lines if is_shown else ())
 
 
 def _lines(file: BundleFile | None) -> list[str] | None:

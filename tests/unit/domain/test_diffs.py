@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from builderd.domain import diffs
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.diffs import MAX_BYTES, MAX_SHOWN_LINES, ChangeKind, compare
+from builderd.domain.diffs import MAX_BYTES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_LINES, ChangeKind, compare
+from builderd.domain.line_diff import Work, unified
 
 
 def bundle(**files: bytes) -> Bundle:
@@ -37,3 +43,25 @@ def test_all_lines_together_are_limited() -> None:
     found = compare(make_bundle([]), new)
     assert sum(len(one.lines) for one in found) <= MAX_SHOWN_LINES
     assert [one.compared for one in found] == [True, False, False, False]
+
+
+def test_many_hostile_files_share_one_amount_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Work] = []
+
+    def recorded(old: Sequence[str], new: Sequence[str], work: Work) -> Iterator[str]:
+        given.append(work)
+        return unified(old, new, work)
+
+    monkeypatch.setattr(diffs, "unified", recorded)
+    texts = {f"f{number}_py": b"a\nb\n" for number in range(5)}
+    compare(bundle(**texts), bundle(**dict.fromkeys(texts, b"b\na\n")))
+    assert len(given) == 5
+    assert len({id(work) for work in given}) == 1
+
+
+def test_long_lines_are_counted_by_their_characters() -> None:
+    old = bundle(a_txt=b"x", b_txt=b"x", c_txt=b"x", d_txt=b"x")
+    new = bundle(**dict.fromkeys(("a_txt", "b_txt", "c_txt", "d_txt"), b"y" * 390000))
+    found = compare(old, new)
+    assert [one.compared for one in found] == [True, True, False, False]
+    assert sum(len(line) for one in found for line in one.lines) <= MAX_SHOWN_CHARACTERS

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from builderd.api import openapi
 from builderd.api.blocking_calls import until_disconnect
+from builderd.api.server.answers import success
 from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still, operations_of
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.streams import ResourceStream, event, stream
@@ -23,10 +24,11 @@ from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.logs import LogStream
 from builderd.operations.operations import Operations
+from builderd.schemas.v1 import logs as wire
 from builderd.schemas.v1.logs import LogAnswer, LogLine
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.times import UtcTime
-from builderd.services import builders, logs
+from builderd.services import builders, log_density, logs
 from builderd.services.application import Application
 from builderd.services.logs import LogFilter
 from builderd.services.paged_reads import PagedReads
@@ -74,6 +76,42 @@ async def read_logs(
         begun = _begun(application, tenant_id, uuid, _filter_of(query), operations.paged_reads)
         first, pieces = await until_disconnect(request, begun)
         return ResourceStream(stack.pop_all(), _joined(first, pieces), 200, {}, "application/json")
+
+
+class DensityQuery(Parameters):
+    """Lines that are counted, and the number of buckets."""
+
+    buckets: int = Field(default=60, ge=1, le=500, description="From the first line to the last, of equal length.")
+    tail: int = Field(default=MAX_TAIL, ge=1, le=MAX_TAIL, description="At most so many lines, the last ones.")
+    since: UtcTime | None = Field(default=None, description="None from before this time.")
+    stream: LogStream | None = None
+    search: str = Field(default="", max_length=200, description="Those with this text in them, in any case of letters.")
+
+
+@router.get(
+    "/builders/{uuid}/logs/density",
+    response_model=None,
+    responses={
+        **openapi.answer(200, wire.LogDensityAnswer, "Where lines are, over time."),
+        **openapi.failures(401, 403, 404, 422),
+    },
+)
+async def read_log_density(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[DensityQuery, Query()]
+) -> Response:
+    """Count the lines of the log over time, those that are errors, and where versions begin."""
+    tenant_id, operations = identity.token.tenant_id, operations_of(request)
+    wanted = LogFilter(query.tail, query.since, query.stream, query.search)
+    with operations.log_reads.acquire(tenant_id):
+        lines = await logs.read(application, tenant_id, uuid.lower(), wanted, operations.paged_reads)
+        found = await until_disconnect(request, log_density.density(lines, query.buckets))
+    data = wire.LogDensity(
+        lines=found.lines,
+        bucket_seconds=found.step.total_seconds(),
+        buckets=[wire.LogBucket(time=one.time, lines=one.lines, errors=one.errors) for one in found.buckets],
+        versions=[wire.LogVersion(version=version, time=time) for version, time in found.versions],
+    )
+    return success(wire.LogDensityAnswer(message=f"{found.lines} lines.", data=data)).response()
 
 
 async def _begun(

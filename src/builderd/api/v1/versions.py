@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.idempotency import first_answer, retry_of
 from builderd.api.server import requests
-from builderd.api.server.answers import Answer, failure
-from builderd.api.server.auth import Identity, Reader, TheApplication, TheOperations, Writer
+from builderd.api.server.answers import Answer, failure, success
+from builderd.api.server.auth import Identity, Reader, TheApplication, TheOperations, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async, wants_events
@@ -31,11 +31,11 @@ from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import versions as wire
-from builderd.schemas.v1.builders import BuilderAnswer
+from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
 from builderd.schemas.v1.settings import given_fields, shown_settings
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
-from builderd.services import builders, deployments, outcomes
+from builderd.services import builders, deployments, diffs, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.deployments import Change, Deployed
@@ -178,6 +178,51 @@ async def list_versions(
         return page_of(message, query.of(len(found)), query.cut(found))
 
     return await listed(request, identity.token.tenant_id, listing)
+
+
+Number = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="A version that is kept.")]
+
+
+@router.get(
+    "/builders/{uuid}/versions/{old}/diff/{new}",
+    response_model=None,
+    responses={
+        **openapi.answer(200, wire.VersionDiffAnswer, "By path, and by name."),
+        **openapi.failures(401, 403, 404, 422),
+    },
+)
+async def diff_versions(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, old: Number, new: Number
+) -> Response:
+    """Compare the files and the settings of two versions."""
+    async with operations_of(request).lists.one(identity.token.tenant_id):
+        found = await diffs.compare(application, identity.caller, uuid.lower(), old, new)
+    count = len(found.files)
+    message = f"{count} file{'' if count == 1 else 's'} and {len(found.settings)} settings differ."
+    return success(wire.VersionDiffAnswer(message=message, data=_difference(found))).response()
+
+
+def _difference(found: diffs.VersionDiff) -> wire.VersionDiff:
+    shown = (shown_settings(one.settings, wire.Version) for one in (found.old, found.new))
+    before, after = shown
+    return wire.VersionDiff(
+        old=found.old.number,
+        new=found.new.number,
+        files=[
+            wire.FileDifference(
+                path=one.path,
+                kind=one.kind,
+                compared=one.compared,
+                added=one.added,
+                removed=one.removed,
+                lines=list(one.lines),
+            )
+            for one in found.files
+        ],
+        settings=[
+            wire.SettingDifference(name=name, old=before[name], new=after[name]) for name, _, _ in found.settings
+        ],
+    )
 
 
 @router.post(

@@ -19,7 +19,7 @@ from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
-    from builderd.client.models import LogLine, SshGrant
+    from builderd.client.models import LogDensity, LogLine, SshGrant
 
 SPAN = re.compile(r"(\d+)([smhdw])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -50,17 +50,30 @@ class LogOptions(TypedDict):
     tail: int
     since: datetime | None
     stream: str | None
+    search: str | None
+
+
+#: Bars from no line to the most lines of a span of time.
+BARS = " ▁▂▃▄▅▆▇█"
 
 
 @command()
 @named
+@click.option("--density", is_flag=True, help="Show where lines are over time, in place of them.")
+@click.option("--search", metavar="TEXT", help="Lines with this text in them, in any case of letters.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with each new line.")
 @click.option("-n", "tail", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Last lines.")
 @click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr", "build"]))
 @click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
-def logs(session: Session, name: str | None, timestamps: bool, **wanted: Unpack[LogOptions]) -> None:
+def logs(session: Session, name: str | None, timestamps: bool, density: bool, **wanted: Unpack[LogOptions]) -> None:
     """Show the log of a builder: of its app, and of the installation of its dependencies."""
+    if density:
+        found = session.builder(name).log_density(
+            since=wanted["since"], stream=wanted["stream"], search=wanted["search"]
+        )
+        session.result(found, _drawn(found))
+        return
     version = None
     with session.builder(name).logs(**wanted) as lines:
         for line in lines:
@@ -68,6 +81,19 @@ def logs(session: Session, name: str | None, timestamps: bool, **wanted: Unpack[
                 click.secho(f"--- version {line.version} ---", dim=True)
             version = line.version
             session.row(line, _line(line, timestamps))
+
+
+def _drawn(found: LogDensity) -> str:
+    """Return the lines over time as a row of bars, with the times of its ends and of versions."""
+    if not found.buckets:
+        return "There are no lines."
+    most = max(one.lines for one in found.buckets)
+    bars = "".join(BARS[-(-one.lines * (len(BARS) - 1) // most)] for one in found.buckets)
+    errors = sum(one.errors for one in found.buckets)
+    begin, end = found.buckets[0].time, found.buckets[-1].time
+    versions = [f"version {one.version} from {one.time:%Y-%m-%d %H:%M:%S}" for one in found.versions]
+    span = f"{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S}"
+    return "\n".join([bars, f"{found.lines} lines, {errors} of them errors, {span}", *versions])
 
 
 def _line(line: LogLine, timestamps: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from builderd.cli.apps.session import Session, command, named
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
-    from builderd.client.models import Stage
+    from builderd.client.models import Stage, VersionDiff
 
 VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
@@ -132,6 +132,35 @@ def versions(session: Session, name: str | None) -> None:
         "REASON": lambda one: one.status_reason,
     }
     session.table(session.builder(name).versions(), columns, "There are no versions.")
+
+
+@command()
+@named
+@click.option("--from", "old", type=int, metavar="VERSION", help="[default: the one before]")
+@click.option("--to", "new", type=int, metavar="VERSION", help="[default: the current one]")
+def diff(session: Session, name: str | None, old: int | None, new: int | None) -> None:
+    """Show how two versions differ: their files, as a unified diff, and their settings."""
+    try:
+        found = session.builder(name).diff(old, new)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    session.result(found, "\n".join(_difference(found)) or "They are the same.")
+
+
+#: Colours of a diff's lines, by how they begin.
+DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def _difference(found: VersionDiff) -> Iterator[str]:
+    for one in found.settings:
+        yield f"{one.name}: {one.old} -> {one.new}"
+    for file in found.files:
+        yield click.style(f"--- {'/dev/null' if file.kind == 'added' else f'a/{file.path}'}", bold=True)
+        yield click.style(f"+++ {'/dev/null' if file.kind == 'removed' else f'b/{file.path}'}", bold=True)
+        if not file.compared:
+            yield "Not compared line by line: binary, or too long."
+        for line in file.lines:
+            yield click.style(line, fg=DIFF_COLOURS[line[0]]) if line[0] in DIFF_COLOURS else line
 
 
 @command()

@@ -27,12 +27,14 @@ from builderd.client.models import (
     BuilderState,
     Event,
     Execution,
+    LogDensity,
     LogLine,
     Metrics,
     RemovedBuilds,
     SpendingCap,
     SshGrant,
     Version,
+    VersionDiff,
 )
 from builderd.client.options import SettingOptions
 from builderd.client.waiting import async_sleep
@@ -183,6 +185,15 @@ class AsyncBuilder:
         """List the versions that are kept, newest first."""
         return AsyncPages(self._transport, f"/builders/{self.uuid}/versions", reader(Version))
 
+    async def diff(self, old: int | None = None, new: int | None = None) -> VersionDiff:
+        """Compare the files and settings of two versions.
+
+        By default those of the current version with the one that was up before it.
+        """
+        new = self.data.version if new is None else new
+        old = await self._version_before() if old is None else old
+        return await self._transport.read(VersionDiff, "GET", f"/builders/{self.uuid}/versions/{old}/diff/{new}")
+
     async def rollback(
         self,
         version: int | None = None,
@@ -216,18 +227,31 @@ class AsyncBuilder:
         tail: int = 200,
         since: datetime | None = None,
         stream: str | None = None,
+        search: str | None = None,
     ) -> AsyncStream[LogLine]:
         """Iterate over the last lines of its log, with ``follow`` also over each new one until it is deleted.
 
-        ``stream`` is ``stdout``, ``stderr`` or ``build``.
+        ``stream`` is ``stdout``, ``stderr`` or ``build``; ``search`` a text that is in the lines, in any case.
         """
-        params = {"tail": tail, "since": since, "stream": stream}
+        params = {"tail": tail, "since": since, "stream": stream, "search": search}
         path = f"/builders/{self.uuid}/logs"
         if follow:
             lines = follow_stream(self._transport, path, params, lambda event: parsed(LogLine, event.json()))
         else:
             lines = rows(self._transport, path, params, reader(LogLine))
         return AsyncStream(lines)
+
+    async def log_density(
+        self,
+        *,
+        buckets: int = 60,
+        since: datetime | None = None,
+        stream: str | None = None,
+        search: str | None = None,
+    ) -> LogDensity:
+        """Count the lines of its log over time, as ``logs`` filters them."""
+        params = {"buckets": buckets, "since": since, "stream": stream, "search": search}
+        return await self._transport.read(LogDensity, "GET", f"/builders/{self.uuid}/logs/density", params=params)
 
     def events(
         self,

@@ -26,7 +26,19 @@ from builderd.client.models.account import (
     WebhookWithSecret,
 )
 from builderd.client.models.base import Model
-from builderd.client.models.builders import Backup, BuilderState, Cost, Resources, SshEnded, SshGrant, Stage, Version
+from builderd.client.models.builders import (
+    Backup,
+    BuilderState,
+    Cost,
+    FileDifference,
+    Resources,
+    SettingDifference,
+    SshEnded,
+    SshGrant,
+    Stage,
+    Version,
+    VersionDiff,
+)
 from builderd.client.models.gates import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
 from builderd.client.models.watching import (
     Answers,
@@ -35,7 +47,10 @@ from builderd.client.models.watching import (
     Execution,
     FileEntry,
     Lease,
+    LogBucket,
+    LogDensity,
     LogLine,
+    LogVersion,
     Metrics,
     Present,
     RemovedBuilds,
@@ -57,11 +72,15 @@ __all__ = [
     "Domain",
     "Event",
     "Execution",
+    "FileDifference",
     "FileEntry",
     "Finding",
     "Health",
     "Lease",
+    "LogBucket",
+    "LogDensity",
     "LogLine",
+    "LogVersion",
     "Metrics",
     "Model",
     "NewToken",
@@ -74,6 +93,7 @@ __all__ = [
     "RemovedBuilds",
     "Resources",
     "Review",
+    "SettingDifference",
     "Spending",
     "SpendingCap",
     "SshEnded",
@@ -85,6 +105,7 @@ __all__ = [
     "UploadPlace",
     "UploadState",
     "Version",
+    "VersionDiff",
     "Webhook",
     "WebhookWithSecret",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from builderd.client.models.base import Model
 
@@ -103,6 +104,37 @@ class Version(Model):
     qa_passed: bool | None = None
     created_by: str
     created_at: datetime
+
+
+class FileDifference(Model):
+    """Difference of one file: ``kind`` is ``added``, ``removed`` or ``changed``, ``lines`` a unified diff without head.
+
+    ``compared`` is false, and ``lines`` empty, for a binary or very long file, and beyond the limits of the answer.
+    """
+
+    path: str
+    kind: str
+    compared: bool
+    added: int
+    removed: int
+    lines: list[str]
+
+
+class SettingDifference(Model):
+    """Setting with its value in the one version and in the other."""
+
+    name: str
+    old: Any = None
+    new: Any = None
+
+
+class VersionDiff(Model):
+    """Difference of two versions."""
+
+    old: int
+    new: int
+    files: list[FileDifference]
+    settings: list[SettingDifference]
 
 
 class Backup(Model):

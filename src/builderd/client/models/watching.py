@@ -19,6 +19,30 @@ class LogLine(Model):
     text: str
 
 
+class LogBucket(Model):
+    """Lines from ``time`` on, ``errors`` those of them that the app wrote to its standard error."""
+
+    time: datetime
+    lines: int
+    errors: int
+
+
+class LogVersion(Model):
+    """Version and the time of its first line."""
+
+    version: int
+    time: datetime
+
+
+class LogDensity(Model):
+    """Lines over time: ``buckets`` of ``bucket_seconds`` each, from the first line to the last."""
+
+    lines: int
+    bucket_seconds: float
+    buckets: list[LogBucket]
+    versions: list[LogVersion]
+
+
 class Answers(Model):
     """Responses to visitors by the class of their status."""
 

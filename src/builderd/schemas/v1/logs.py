@@ -31,3 +31,31 @@ class LogLine(View):
 
 class LogAnswer(Success[list[LogLine]]):
     """Log lines, oldest first."""
+
+
+class LogBucket(View):
+    """Lines from ``time`` on, ``errors`` those of them that the app wrote to its standard error."""
+
+    time: ExactTime
+    lines: int
+    errors: int
+
+
+class LogVersion(View):
+    """Version and the time of its first line."""
+
+    version: int
+    time: ExactTime
+
+
+class LogDensity(View):
+    """Lines over time: ``buckets`` of ``bucket_seconds`` each, from the first line to the last."""
+
+    lines: int
+    bucket_seconds: float
+    buckets: list[LogBucket]
+    versions: list[LogVersion]
+
+
+class LogDensityAnswer(Success[LogDensity]):
+    """Response with a log's density."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 from builderd.domain.builders import Visibility
+from builderd.domain.diffs import ChangeKind
 from builderd.domain.versions import Isolation, VersionStatus
 from builderd.schemas.v1.builders import (
     MAX_CREDENTIALS,
@@ -18,7 +19,7 @@ from builderd.schemas.v1.builders import (
     Resources,
     ShownResources,
 )
-from builderd.schemas.v1.envelope import Page, Time
+from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.files import FileContent, Files
 from builderd.schemas.v1.shape import JsonInt, Shape, View
 
@@ -108,3 +109,39 @@ class Version(View):
 
 class VersionPage(Page[Version]):
     """Page of kept versions, newest first."""
+
+
+class FileDifference(View):
+    """Difference of one file: ``kind`` is ``added``, ``removed`` or ``changed``, ``lines`` a unified diff without head.
+
+    ``compared`` is false, and ``lines`` empty, for a binary or very long file, and beyond the limits of the answer:
+    5,000 lines, 1,000,000 characters and 200 files.
+    """
+
+    path: str
+    kind: ChangeKind
+    compared: bool
+    added: int
+    removed: int
+    lines: list[str]
+
+
+class SettingDifference(View):
+    """Setting with its value in the one version and in the other."""
+
+    name: str
+    old: Any
+    new: Any
+
+
+class VersionDiff(View):
+    """Difference of two versions. What the app wrote to its disk belongs to neither."""
+
+    old: int
+    new: int
+    files: list[FileDifference]
+    settings: list[SettingDifference]
+
+
+class VersionDiffAnswer(Success[VersionDiff]):
+    """Response with the difference of two versions."""

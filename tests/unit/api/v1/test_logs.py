@@ -240,3 +240,25 @@ async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     async with asyncio.timeout(30):
         while service.app.state.operations.log_streams.total():
             await asyncio.sleep(0.01)
+
+
+async def test_density_counts_lines_and_errors_over_time(
+    client: httpx.AsyncClient, path: str, service: Service
+) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    streams_of = [LogStream.STDERR if number % 4 == 0 else LogStream.STDOUT for number in range(40)]
+    service.engine.logs[sandbox(service)][1][:] = [
+        LogLine(start + timedelta(seconds=number // 20 * 100), stream, f"line {number}")
+        for number, stream in enumerate(streams_of)
+    ]
+    data = (await client.get(f"{path}/density", params={"buckets": 10, "stream": "stdout"})).json()["data"]
+    assert (data["lines"], data["bucket_seconds"]) == (30, 10.0)
+    assert [one["lines"] for one in data["buckets"]] == [15, *[0] * 8, 15]
+    data = (await client.get(f"{path}/density", params={"buckets": 2})).json()["data"]
+    assert [(one["lines"], one["errors"]) for one in data["buckets"]] == [(20, 5), (20, 5)]
+    assert [one["version"] for one in data["versions"]] == [1]
+    assert (await client.get(f"{path}/density", params={"search": "nothing"})).json()["data"]["buckets"] == []
+
+
+async def test_density_is_of_ones_own_builders(service: Service, path: str) -> None:
+    assert (await service.client(service.other).get(f"{path}/density")).status_code == 404

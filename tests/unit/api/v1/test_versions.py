@@ -359,3 +359,23 @@ async def test_other_kinds_require_code_and_a_command(client: httpx.AsyncClient)
     for job_type in ("always_on", "worker", "one_time"):
         refused = await client.post(BUILDERS, json={"name": "box", "job_type": job_type})
         assert set(refused.json()["errors"]) == {"files", "entrypoint"}, refused.text
+
+
+async def test_two_versions_are_compared_by_their_files_and_settings(client: httpx.AsyncClient, url: str) -> None:
+    await client.put(url, json={"files": {"main.py": "print('new')", "more.py": "x = 1\n"}, "resources": {"cpu": 2}})
+    answer = await client.get(f"{url}/versions/1/diff/2")
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    files = {one["path"]: one for one in data["files"]}
+    assert (files["more.py"]["kind"], files["more.py"]["lines"]) == ("added", ["@@ -0,0 +1,2 @@", "+x = 1", "+"])
+    assert "+print('new')" in files["main.py"]["lines"]
+    (setting,) = data["settings"]
+    assert setting["name"] == "resources"
+    assert (setting["old"]["cpu"], setting["new"]["cpu"]) == (1, 2)
+    assert (await client.get(f"{url}/versions/2/diff/2")).json()["data"]["files"] == []
+
+
+async def test_a_diff_is_of_ones_own_kept_versions(client: httpx.AsyncClient, service: Service, url: str) -> None:
+    assert (await client.get(f"{url}/versions/1/diff/9")).status_code == 404
+    assert (await client.get(f"{url}/versions/0/diff/1")).status_code == 422
+    assert (await service.client(service.other).get(f"{url}/versions/1/diff/1")).status_code == 404

@@ -93,7 +93,8 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.json("status", uuid)["uuid"] == uuid
     assert "https" not in box.run("status").stderr
     assert box.json("whoami")["token"]["scopes"] == ["admin"]
-    assert box.run("logs", "-n", "5").exit_code == 0
+    assert box.run("logs", "-n", "5", "--search", "no such text").stdout == ""
+    assert box.json("logs", "--density")["lines"] >= 0
     assert box.json("exec", ".", "--", "true") == {"exit_code": 0, "output": "", "truncated": False}
     types = [json.loads(line)["type"] for line in box.run("events", "--json").stdout.splitlines()]
     assert types[0] == "builder.created"
@@ -117,6 +118,9 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.json("start")["status"] == "running"
     assert box.json("restart")["status"] == "running"
     assert box.json("service-token")["service_token"] != made["service_token"]
+
+    assert {one["name"] for one in box.json("diff", "--from", "1")["settings"]} >= {"env", "resources"}
+    assert "env: {} -> {'B': 'x=y'}" in box.run("diff", "my-app", "--from", "1").stdout
 
     # Files
     (box.folder / "local").write_text("text")

@@ -2,7 +2,8 @@
 
 A docstring begins with a verb or a noun and stands alone. A log line is one searchable event, all lower case at its
 start, with its values as ``key=value`` after the words: ``idle check failed builder=%s``. Docstrings, comments,
-messages and log lines avoid the phrases in ``RIDDLES``, which hide who does what.
+messages and log lines avoid the phrases in ``RIDDLES``, which hide who does what. Of tests, docstrings and names are
+checked.
 
     python3 script/language.py
 """
@@ -16,7 +17,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src" / "builderd"
+ROOT = Path(__file__).parents[1]
+SOURCE, TESTS = ROOT / "src" / "builderd", ROOT / "tests"
 #: Migrations that have landed are never changed.
 LANDED = "adapters/stores/sql/migrations/versions"
 FORBIDDEN = re.compile(
@@ -28,6 +30,11 @@ RIDDLES = re.compile(
     r"\b(whoever|whomever|(is|are|was|were|be|been|being) told|nothing tells|as such|for a moment|of what|none of ours|"
     r"(nobody|anybody|somebody else)'s)\b",
     re.IGNORECASE,
+)
+#: Openings and words that hide a test's subject.
+RIDDLE_NAMES = re.compile(
+    r"test_(what|whatever|who|whoever|whose|one_that|of)_|"
+    r"_(told|as_such|for_a_moment|of_what|whoever|somebody|anybody)(_|$)"
 )
 #: Parts of an f-string are tokens of their own since Python 3.12.
 TEXTS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
@@ -44,6 +51,7 @@ def main() -> int:
         if not str(path.relative_to(SOURCE)).startswith(LANDED)
         for fault in faults_of(path)
     ]
+    faults += [fault for path in sorted(TESTS.rglob("*.py")) for fault in faults_of_test(path)]
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
     return 1 if faults else 0
 
@@ -61,6 +69,19 @@ def faults_of(path: Path) -> Iterator[str]:
         message = _message_of(node)
         if message is not None and not EVENT.fullmatch(message):
             yield f"{where}:{getattr(node, 'lineno', 0)}: log line {message!r}: write 'what happened key=%s'"
+
+
+def faults_of_test(path: Path) -> Iterator[str]:
+    """Yield one line for each docstring or name of a test file against the rules."""
+    where = path.relative_to(ROOT)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node) or ""
+            line = 1 if isinstance(node, ast.Module) else node.lineno
+            if found := FORBIDDEN.match(docstring) or RIDDLES.search(" ".join(docstring.split())):
+                yield f"{where}:{line}: docstring {found[0]!r}: begin with a verb or a noun, and name the subject"
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and RIDDLE_NAMES.search(node.name):
+            yield f"{where}:{node.lineno}: name {node.name!r}: name the subject and say what it does"
 
 
 def _riddles(path: Path, where: Path) -> Iterator[str]:

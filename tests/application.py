@@ -122,7 +122,7 @@ class World:
         return made[-1]
 
     async def deployed(self, builder: Builder, number: int) -> Builder:
-        """What came of the version; raises the failure of a stage."""
+        """Return the builder once the version has an outcome; raise the failure of a stage."""
         async with asyncio.timeout(PATIENCE):
             return await outcomes.deployed(self.application, builder.id, number)
 
@@ -162,7 +162,7 @@ class World:
         return await self.application.commit(lambda uow: command(uow, self.application, self.caller, builder.id, now))
 
     async def outcome(self, builder: Builder) -> Builder:
-        """What became of its present run; raises the failure of a stage."""
+        """Return the builder once its present generation has an outcome; raise the failure of a stage."""
         async with asyncio.timeout(PATIENCE):
             return await outcomes.wait(self.application, builder.id, builder.generation)
 
@@ -202,7 +202,7 @@ class World:
         return await self.read(lambda uow: uow.sandboxes.list(builder.id))
 
     async def segments(self, builder: Builder) -> Sequence[Segment]:
-        """Its segments of the ledger, which follow one another."""
+        """Return its segments of the ledger, which follow one another."""
         return [one for one in await self._ledger(builder) if one.billing is not Billing.TRIAL]
 
     async def trials(self, builder: Builder) -> Sequence[Segment]:
@@ -227,7 +227,7 @@ class World:
         return [sandbox for sandbox in self.engine.sandboxes.values() if sandbox.end is None]
 
     def called(self, method: str) -> int:
-        """How often the engine was asked for this."""
+        """Return the number of the engine's calls of a method."""
         return sum(1 for name, _ in self.engine.calls if name == method)
 
     async def left(self) -> Mapping[str, Any]:
@@ -259,7 +259,7 @@ class World:
         return await self.builder(builder)
 
     async def until_reason(self, builder: Builder, text: str) -> None:
-        """Its reason has this in it."""
+        """Wait until its reason contains this text."""
         await self.until(lambda: self._has(builder, lambda now: text in now.status_reason))
 
     async def _has(self, builder: Builder, what: Callable[[Builder], bool]) -> bool:
@@ -276,7 +276,7 @@ class World:
         return route is not None and route.state is state
 
     async def until_nothing_runs(self) -> None:
-        """And nothing is left of what ran."""
+        """Wait until nothing runs, and nothing is left of the sandboxes."""
         await self.until(lambda: not self.engine.sandboxes)
 
     async def until_nothing_is_left(self) -> None:
@@ -400,6 +400,6 @@ def make_application(
 
 
 def hurry(patch: Callable[[Any, str, float], None]) -> None:
-    """What is waited for in real time passes in no time; ``patch`` is ``monkeypatch.setattr``."""
+    """Make waits in real time take no time; ``patch`` is ``monkeypatch.setattr``."""
     patch(reconciling, "POLL_INTERVAL", 0.03)
     patch(outcomes, "LOOK_INTERVAL", 0.02)

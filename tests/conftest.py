@@ -1,4 +1,4 @@
-"""What every test shares: the rule for tests that need root, a server or HAProxy.
+"""Fixtures of every test, and the rule for tests that need root, a server or HAProxy.
 
 Such a test is skipped, with the reason, where its need is not met. Where BUILDERD_REQUIRE_ROOT_TESTS=1 is set, as in
 CI, a skip of one is a failure: a suite that quietly left them out would be green for the wrong reason.

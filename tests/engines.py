@@ -106,7 +106,7 @@ async def execute(engine: Engine, sandbox: SandboxId, command: str, seconds: flo
 
 
 async def past_its_time(engine: Engine, sandbox: SandboxId, command: str) -> ExecResult:
-    """What comes of a command line that says something and never ends; its time grows until it had time to say it."""
+    """Return the result of a command that prints and never ends; its time limit grows until it printed."""
     for seconds in (0.5, 5, ENGINE_TIMEOUT):
         result = await execute(engine, sandbox, command, seconds, 1000)
         assert result.exit_code == TIMEOUT_EXIT_CODE

@@ -24,7 +24,7 @@ Files = Mapping[str, str | bytes]
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """What came of it."""
+    """Outcome of a review."""
 
     report: Report
     verdict: Verdict
@@ -50,7 +50,7 @@ class Gate:
 
 @contextmanager
 def real_gate() -> Iterator[Gate]:
-    """With the default policy; its worker ends with the block."""
+    """Return a gate with the default policy; its worker ends with the block."""
     scanner = make_scanner(Settings())
     try:
         yield Gate(scanner, make_review_policy(Settings()))

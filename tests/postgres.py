@@ -42,7 +42,7 @@ MEMORY = Path("/dev/shm")
 
 
 class PostgresServer:
-    """A running server. ``database`` lends a new database to whoever wants one."""
+    """Running server. ``database`` lends a new database to a test."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -143,7 +143,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def migrated_database(postgres_server: PostgresServer) -> Iterator[str]:
-    """Its name. Nothing is in it but the schema: a copy of it takes less than a migration."""
+    """Return the name of a database with nothing but the schema: a copy of it takes less than a migration."""
     with postgres_server.database() as url:
         store = SqlStore(url)
         store._migrate()
@@ -153,6 +153,6 @@ def migrated_database(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer, migrated_database: str) -> Iterator[str]:
-    """Of a database of this test's own, with the schema and nothing else in it."""
+    """Return the URL of a database of this test's own, with the schema and nothing else in it."""
     with postgres_server.database(migrated_database) as url:
         yield url

@@ -80,7 +80,7 @@ class Service:
         await self.application.store.write(lambda uow: uow.tokens.revoke(_of_secret(uow, secret).id, now))
 
     async def kept(self) -> Mapping[str, int]:
-        """How much of everything there is: what a refused request must leave as it was."""
+        """Return the number of all things that a refused request must leave as they were."""
         return {
             "world_bundles": len(self.bundles.stored),
             "world_sandboxes": len(self.engine.sandboxes),
@@ -137,7 +137,7 @@ async def listening(
 
 
 class HurriedClock(SystemClock):
-    """What is waited for passes in no time."""
+    """Clock on which waits take no time."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.005))

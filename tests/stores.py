@@ -20,7 +20,7 @@ _idle: list[Database] = []
 
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[SqlStore]:
-    """With its schema, and closed in the end."""
+    """Open a store with its schema, and close it in the end."""
     store = SqlStore(url)
     try:
         await store.migrate()

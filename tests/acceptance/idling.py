@@ -44,7 +44,7 @@ def told_at(service: LiveService, data: Mapping[str, Any], kind: str) -> list[da
     return [datetime.fromisoformat(event["time"]) for event in events(service, data, kind)]
 
 
-def until_told(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+def until_reported(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
     """Wait for an event of this kind; return all of them, newest first.
 
     Visitors are let in before a thaw is recorded.

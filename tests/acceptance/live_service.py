@@ -241,7 +241,7 @@ def live_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
 
 @contextlib.contextmanager
 def cold_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
-    """As ``live_service``, started by ``python -m builderd``."""
+    """Run a service as ``live_service`` does, started by ``python -m builderd``."""
     with _running(LiveService(data_dir, settings, cold=True)) as service:
         yield service
 

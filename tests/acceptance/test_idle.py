@@ -23,7 +23,7 @@ from tests.acceptance.idling import (
     told_at,
     until_frozen,
     until_idled,
-    until_told,
+    until_reported,
 )
 from tests.acceptance.live_service import PATIENCE, LiveService, live_service
 from tests.acceptance.ssh_box import Box
@@ -85,7 +85,7 @@ def test_idle_builder_freezes_and_thaws_for_a_request(idle: LiveService, napper:
     assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 second"
     assert idle.builder(napper["uuid"])["status"] == "running"
     assert idle.visit(napper).text == "1"
-    thawed = until_told(idle, napper, "sandbox.thawed")[0]
+    thawed = until_reported(idle, napper, "sandbox.thawed")[0]
     assert (thawed["actor"], thawed["reason"]) == ("visitor", "woken by a visitor")
     until_frozen(idle, napper)
     answer = idle.call("POST", f"/builders/{napper['uuid']}/exec", json={"command": "cat starts.txt"})
@@ -141,7 +141,7 @@ def test_ssh_session_keeps_the_builder_awake(idle: LiveService, napper: dict[str
     with pace() as machine:
         done = box.run("now='date -u +%FT%T.%6NZ'; $now; sleep 6; $now")
     begun, ended = (datetime.fromisoformat(word) for word in done.stdout.decode().split())
-    until_told(idle, napper, "ssh.closed")
+    until_reported(idle, napper, "ssh.closed")
     slept = [time for time in told_at(idle, napper, "sandbox.frozen") if begun < time < ended]
     # Where nothing was noted for as long, it may fall asleep; the session wakes it at once, and else has no end.
     assert len(slept) <= (1 if machine.longest > 0.5 else 0), slept
@@ -200,7 +200,7 @@ def test_concurrent_requests_cause_one_thaw(idle: LiveService) -> None:
         host = data["preview_url"].split("/")[2]
         answers = asyncio.run(visit_at_once(idle.preview_port, host, VISITORS))
         assert answers == [(200, b"1")] * VISITORS
-        assert len(until_told(idle, data, "sandbox.thawed")) == 1
+        assert len(until_reported(idle, data, "sandbox.thawed")) == 1
         assert len(events(idle, data, "sandbox.started")) == 1
     finally:
         idle.call("DELETE", f"/builders/{data['uuid']}")

@@ -1,7 +1,7 @@
 """Kill -9 of the service at every step of falling asleep, waking and idling out: the next one goes on from there.
 
-Whoever visits meanwhile is answered, the app is started as often as it must and not more, and the ledger tells the same
-as the events, to the microsecond.
+Visitors are answered meanwhile, the app is started as often as it must and not more, and the ledger agrees with the
+events, to the microsecond.
 """
 
 from __future__ import annotations

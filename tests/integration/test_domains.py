@@ -139,7 +139,7 @@ def test_a_domain_gets_a_certificate_serves_the_app_and_is_renewed(
     assert ssl.DER_cert_to_PEM_cert(served(tls, host)).strip() in pem
 
 
-def test_what_the_authority_says_is_told_and_nothing_is_served(
+def test_error_of_the_authority_is_reported_and_the_name_not_served(
     tls: Proxy, world: World, name_server: DnsServer, app: App
 ) -> None:
     host = "shop.blocked.test"
@@ -164,7 +164,7 @@ def test_a_name_that_does_not_lead_here_is_not_ordered(
     assert tls.visitor.get(host).status == 404
 
 
-def test_an_unverified_name_is_told_as_such(world: World, tls: Proxy, name_server: DnsServer) -> None:
+def test_unverified_name_is_reported(world: World, tls: Proxy, name_server: DnsServer) -> None:
     host = "unproven.example.test"
     name_server.point(host, OURS)
     authority = world.application.authority

@@ -52,7 +52,7 @@ class App:
             writer.close()
 
     async def answer(self, head: str, used: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection may be used again."""
+        """Answer a request; return True if the connection may be used again."""
         first, *lines = head.rstrip("\r\n").split("\r\n")
         headers: Headers = [
             (name.strip().lower(), value.strip()) for name, _, value in (x.partition(":") for x in lines)

@@ -16,7 +16,7 @@ Header = tuple[bytes, bytes]
 
 @dataclass
 class Stream:
-    """What came back on one stream. ``refused`` is set when the stream or the connection was ended with an error."""
+    """Response on one stream. ``refused`` is set when the stream or the connection was ended with an error."""
 
     head: bytes = b""
     body: bytes = b""
@@ -24,7 +24,7 @@ class Stream:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is 200: one byte, of HPACK's static table (RFC 7541, A)."""
+        """Return True if the status is 200: one byte, of HPACK's static table (RFC 7541, A)."""
         return self.head.startswith(b"\x88")
 
 

@@ -70,7 +70,7 @@ class Proxy:
         self.previews = self.service()
 
     def service(self, **changes: Any) -> HaproxyPreviews:
-        """What a new service on the same data directory would hold."""
+        """Make the state of a new service on the same data directory."""
         return HaproxyPreviews(self.directory, replace(self.options, **changes))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -38,7 +38,7 @@ class Answer:
 
     @property
     def seen(self) -> dict[str, list[str]]:
-        """Of an app that tells what it saw: its request's headers."""
+        """Return the headers of a request as the app received them."""
         headers: dict[str, list[str]] = {}
         for name, value in self.json["headers"]:
             headers.setdefault(name, []).append(value)
@@ -55,7 +55,7 @@ class Visitor:
         return self.send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), bodiless=method == "HEAD")
 
     def is_served(self, host: str) -> bool:
-        """Whether a request is answered with 200; False also when the connection is refused, reset or closed."""
+        """Return True if a request is answered with 200; False also when the connection is refused, reset or closed."""
         try:
             return self.get(host).status == 200
         except (OSError, IndexError):

@@ -45,7 +45,7 @@ def everything(result: Any) -> str:
     return result.model_dump_json() if hasattr(result, "model_dump_json") else json.dumps(result)
 
 
-async def test_what_an_app_writes_is_marked_wherever_it_appears(service: Service) -> None:
+async def test_text_of_an_app_is_marked_wherever_it_appears(service: Service) -> None:
     async with agent(service, service.write) as one:
         await prepared(one, service)
         for tool, arguments in (

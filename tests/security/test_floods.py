@@ -237,7 +237,7 @@ async def test_unread_lists_count_in_the_memory_budget_of_their_tenant(service: 
 
 
 async def test_few_files_of_a_tenant_are_written_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that have not arrived keep no place: a slow client does not hold up the tenant's others."""
+    """Files that are still arriving keep no place: a slow client does not hold up the tenant's others."""
     attacker, neighbour = await _two_builders(service)
     disk = await _disk_of(service, attacker["uuid"])
     written: list[str] = []
@@ -332,7 +332,7 @@ async def clients(url: str, *addresses: str) -> AsyncIterator[list[Client]]:
             await one.close()
 
 
-async def test_connections_without_a_token_lock_nobody_out(service: Service) -> None:
+async def test_connections_without_a_token_do_not_lock_others_out(service: Service) -> None:
     """Neither a valid token from the same address, as behind a forwarder, nor a newcomer from another one."""
     async with listening(service.app, FEW) as url, clients(url, "127.0.0.1", "127.0.0.1", "127.0.0.2") as made:
         attacker, tenant, newcomer = made

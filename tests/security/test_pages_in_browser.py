@@ -147,7 +147,7 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 @pytest.mark.root
-async def test_pages_keep_planted_markup_dead_and_shut_nobody_out() -> None:
+async def test_pages_show_planted_markup_as_text_and_stay_usable() -> None:
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     async with site() as found:
         await plant(found.service)

@@ -141,7 +141,7 @@ def test_streams_of_two_hosts_stay_apart(proxy: Proxy, app: App, neighbour: App)
 
 
 def asked(proxy: Proxy, host: str, path: str) -> int:
-    """How often the app has seen this path."""
+    """Return the number of requests of this path that the app has seen."""
     count: int = proxy.visitor.get(host, f"/head?{path}").json["asked"]
     return count
 

@@ -75,7 +75,7 @@ def test_the_name_in_the_handshake_opens_no_other_host(tls: Proxy, app: App, nei
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"\x16\x03\x01\x00\x05hello"])
 def test_a_handshake_that_never_ends_is_ended(tls: Proxy, app: App, sent: bytes) -> None:
-    """It was kept for an hour, so that a few addresses took all connections."""
+    """Such a connection was kept for an hour, so that a few addresses took all connections."""
     host = tls.open(app)
     slow = [tls.visitor.dial() for _ in range(20)]
     for one in slow:

@@ -182,7 +182,7 @@ def test_token_is_removed_from_the_query(proxy: Proxy, app: App, query: str) -> 
 
 
 def test_planted_cookie_does_not_lock_out_the_owner(proxy: Proxy, app: App) -> None:
-    """Without TLS, a sibling preview can set cookies of this name for the parent domain."""
+    """Sibling previews without TLS can set cookies of this name for the parent domain."""
     host = proxy.open(app, private=True)
     planted = "; ".join(f"{COOKIE}=planted{number}" for number in range(20))
     for cookie in (f"{planted}; {COOKIE}={TOKEN}", f"{COOKIE}={TOKEN}; {planted}"):

@@ -25,7 +25,7 @@ MB = 1_000_000
 
 @asynccontextmanager
 async def app(answer: bytes) -> AsyncIterator[Address]:
-    """Says this to whoever connects."""
+    """Run an app that answers this to each connection."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -50,7 +50,7 @@ exec setpriv --reuid 12345 --regid 12345 --clear-groups "$@"
 
 @pytest.fixture(scope="module", params=["as it is run", pytest.param("as somebody", marks=pytest.mark.root)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What attempts to get out came to, of a worker that root or that anybody has started."""
+    """Return the results of attempts to get out, of a worker started by root or by another user."""
     secret = tmp_path_factory.mktemp("host") / "secret"
     secret.write_text("secret")
     code, python, start = str(Path.cwd()), sys.executable, []
@@ -108,7 +108,7 @@ def test_worker_can_start_scanner_programs(outcomes: dict[str, Any]) -> None:
 
 
 def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS, bundle: Bundle = BUNDLE) -> Scan:
-    """By a scanner whose ruff is another program."""
+    """Return the scan of a scanner whose ruff is another program."""
 
     def find() -> Toolbox:
         return find_toolbox(None, ruff=ruff)

@@ -71,6 +71,23 @@ def test_riddle_in_comment_message_or_log_line_is_reported(
     assert "riddle" in fault
 
 
+@pytest.mark.parametrize(
+    ("text", "reported"),
+    [
+        ("def test_what_is_over_goes() -> None: ...", 1),
+        ("def test_caller_is_told() -> None: ...", 1),
+        ('def client() -> None:\n    """With a token."""', 1),
+        ('def test_expired_leases_are_deleted() -> None:\n    """Leases end by themselves."""', 0),
+    ],
+)
+def test_riddle_in_a_tests_name_or_docstring_is_reported(
+    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reported: int
+) -> None:
+    monkeypatch.setattr(language, "ROOT", tmp_path)
+    (tmp_path / "test_planted.py").write_text(text)
+    assert len(list(language.faults_of_test(tmp_path / "test_planted.py"))) == reported
+
+
 def test_plain_docstring_and_log_line_are_accepted(
     language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def set_up(checkout: Path, lock: str = LOCK) -> list[str]:
-    """What was done to its environment so far."""
+    """Record of the commands run on its environment so far."""
     subprocess.run(["bash", checkout / "script/venv", lock], check=True, capture_output=True, timeout=60)
     return log(checkout)
 

@@ -42,7 +42,7 @@ def open_store(folder: Path, options: StoreOptions = OPTIONS) -> Iterator[Store]
 
 
 def is_let_go(image: Path) -> bool:
-    """Whether no loop device has it. Where there is an udevd, that may look at one for a moment longer than we do."""
+    """Return True when no loop device has it. An udevd may open it for some moments longer than the test does."""
     deadline = time.monotonic() + 10
     while find_device(image) is not None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """With two copies of metadata, as mkfs.btrfs makes them by itself."""
+    """Make a store with two copies of metadata, as mkfs.btrfs makes them by itself."""
     monkeypatch.setattr(backing, "MKFS", ("mkfs.btrfs", "--quiet", "--label", backing.LABEL, "--metadata", "dup"))
     with opened(new_store(tmp_path, OPTIONS)) as store:
         yield store
@@ -99,7 +99,7 @@ def test_a_disk_is_deleted_from_a_store_without_a_free_byte(old_store: Store) ->
     disks.close()
 
 
-def test_what_is_free_among_metadata_becomes_space_for_data(tmp_path: Path) -> None:
+def test_free_metadata_space_becomes_space_for_data(tmp_path: Path) -> None:
     with opened(new_store(tmp_path, replace(OPTIONS, size_bytes=STORE))) as store:
         subprocess.run(["mount", "-o", "remount,commit=1", store.root], check=True)
         disks = Disks(store)

@@ -50,24 +50,24 @@ def test_the_app_has_a_user_of_its_own(base: Base) -> None:
     assert user[5] == "/app"
 
 
-def test_nothing_in_it_keeps_rights_that_its_caller_has_not(base: Base) -> None:
+def test_base_has_no_setuid_or_setgid_files(base: Base) -> None:
     files = (path.lstat() for path in base.root.rglob("*"))
     privileged = stat.S_ISUID | stat.S_ISGID
     assert not [file for file in files if stat.S_ISREG(file.st_mode) and file.st_mode & privileged]
 
 
-def test_it_is_roots_but_for_the_apps_folder(base: Base) -> None:
+def test_base_belongs_to_root_except_the_apps_folder(base: Base) -> None:
     owners = {path.lstat().st_uid for path in base.root.rglob("*") if path != base.root / "app"}
     assert APP_UID not in owners
     assert (base.root / "app").stat().st_uid == APP_UID
 
 
-def test_its_mount_points_are_there(base: Base) -> None:
+def test_base_has_its_mount_points(base: Base) -> None:
     assert all((base.root / path).is_dir() for path in MOUNT_FOLDERS)
     assert all((base.root / path).is_file() for path in MOUNT_FILES)
 
 
-def test_it_knows_nothing_of_the_host(base: Base) -> None:
+def test_base_contains_nothing_of_the_host(base: Base) -> None:
     for name in ("etc/hostname", "etc/resolv.conf", "etc/hosts"):
         assert (base.root / name).read_text() == ""
     names = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid >= 1000 and entry.pw_name != "nobody"}
@@ -75,6 +75,6 @@ def test_it_knows_nothing_of_the_host(base: Base) -> None:
     assert not [name for name in names - {"app"} if f"\n{name}:" in text]
 
 
-def test_it_carries_no_caches(base: Base) -> None:
+def test_base_contains_no_caches(base: Base) -> None:
     assert not list((base.root / "var/lib/apt/lists").glob("*_Packages*"))
     assert not list((base.root / "var/cache/apt/archives").glob("*.deb"))

@@ -69,7 +69,7 @@ class Workshop:
         return found
 
     def report(self, plan: LayerPlan) -> Any:
-        """What the attack of a source archive found out."""
+        """Return the report of the attack by a source archive."""
         (file,) = self.packages(plan).glob("*_report.json")
         return json.loads(file.read_text())
 
@@ -77,7 +77,7 @@ class Workshop:
         return any(text in path.read_bytes() for path in place.rglob("*") if path.is_file() and not path.is_symlink())
 
     async def run(self, plan: LayerPlan, *argv: str, told: list[str] | None = None) -> list[str]:
-        """What a command says that sees the layer as an app would; ``told`` has it as it comes."""
+        """Return the output of a command that sees the layer as an app would; ``told`` collects it as it comes."""
         lines = [] if told is None else told
         venv = Bind(self.layers.lower(plan.key) / "venv", "/venv", read_only=True, owner=LAYER_UID)
         run = BuildRun("f" * 16, argv, {"PATH": "/usr/bin:/bin"}, "/", (venv,), False, 1, 1 << 29, 100, 60)
@@ -154,7 +154,7 @@ async def test_the_resolvers_words_come_through(workshop: Workshop) -> None:
 
 
 async def test_the_file_of_a_hostile_wheel_would_run_wherever_python_starts_with_it(tmp_path: Path) -> None:
-    """Without this the next test would prove nothing."""
+    """Prove the attack of the next test."""
     (tmp_path / "evil.pth").write_text(HOSTILE_PTH)
     program = f"import site; site.addsitedir({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", program], env={"MARK_DIR": str(tmp_path)}, check=True)

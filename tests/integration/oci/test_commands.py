@@ -152,7 +152,7 @@ async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
 async def test_a_command_that_never_begins_is_given_up_and_killed(
     settings: EngineOptions, kind: type[OciEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its loader waits for a library that nobody writes."""
+    """Let its loader wait for a library that is never written."""
     async with prepared(settings, kind) as engine:
         spec = await make_spec(engine, apps.SILENT)
         await engine.start(spec)
@@ -239,7 +239,7 @@ async def test_a_command_is_killed_for_memory_before_the_app_is(settings: Engine
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_command_whose_sandbox_is_stopped_ends_as_killed(settings: EngineOptions, kind: str) -> None:
-    """As every process of the sandbox: it is no fault of the machine to be tried again."""
+    """The command ends as every process of the sandbox does: the machine is not at fault."""
     async with prepared(settings, KINDS[kind]) as engine:
         spec = await make_spec(engine, apps.SILENT)
         await engine.start(spec)

@@ -64,7 +64,7 @@ async def test_app_uid_is_unused_on_the_host(engine: OciEngine, settings: Engine
     assert owner % 65536 == 1000
 
 
-async def test_its_first_process_is_known_to_take_signals(engine: OciEngine) -> None:
+async def test_first_process_of_a_sandbox_takes_signals(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await inside(engine, spec.id, "true")

@@ -56,7 +56,7 @@ def track(*flows: tuple[str, str, int], zone: int = 0) -> None:
 
 
 def tracked() -> list[str]:
-    """Who began each flow that is tracked."""
+    """Return the source of each tracked flow."""
     flows = Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
     return [next(word for word in flow.split() if word.startswith("src="))[4:] for flow in flows]
 
@@ -69,7 +69,7 @@ def test_nothing_but_the_flows_of_the_address_is_forgotten() -> None:
     assert forget(MINE) == 0
 
 
-def test_of_a_subnet_all_is_forgotten_but_what_is_known() -> None:
+def test_flows_of_a_subnet_are_deleted_except_known_addresses() -> None:
     track((MINE, PEER, 1000), (OTHER, PEER, 1000), ("10.64.8.1", OTHER, 1), ("10.64.8.1", MINE, 2))
     track(("10.64.15.255", PEER, 1), ("10.64.16.0", PEER, 2), ("10.64.7.255", PEER, 3), (PEER, "192.0.2.1", 4))
     assert forget_others(IPv4Network("10.64.8.0/21"), ["10.64.8.1", OTHER]) == 3

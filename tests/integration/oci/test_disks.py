@@ -270,7 +270,7 @@ def taking_apart_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def throw_away(disks: Disks, disk: DiskId) -> Path:
-    """What an interrupted deletion of a full folder leaves."""
+    """Make the rest of an interrupted deletion of a full folder."""
     deleted = disks.trash(disk) / "deleted"
     (deleted / "deeper").mkdir(parents=True)
     (deleted / "deeper/file").touch()

@@ -182,7 +182,7 @@ END"""
 
 
 def tracked(ip: str) -> int:
-    """How many flows that this address began the kernel tracks."""
+    """Return the number of tracked flows from this address."""
     flows = Path("/proc/net/nf_conntrack").read_text().splitlines()
     return sum(next(word for word in flow.split() if word.startswith("src=")) == f"src={ip}" for flow in flows)
 
@@ -231,7 +231,7 @@ cat /proc/net/arp"""
 
 
 def neighbours() -> int:
-    """How many the kernel knows, in all network namespaces."""
+    """Return the number of neighbours of the kernel, in all network namespaces."""
     return int(Path("/proc/net/stat/arp_cache").read_text().splitlines()[1].split()[0], 16)
 
 
@@ -323,7 +323,7 @@ async def until_next(engine: OciEngine, ip: str | None) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_address_whose_flows_cannot_be_forgotten_is_free_all_the_same(
+async def test_address_is_freed_even_if_its_flows_cannot_be_deleted(
     engine: OciEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def forget(ip: str) -> None:

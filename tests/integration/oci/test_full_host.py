@@ -119,7 +119,7 @@ def test_read_only_store_is_remounted_when_unused(host: Path, store: Store) -> N
 
 
 def _fail_to_write(store: Store, disks: Disks) -> None:
-    """As it goes without a watch."""
+    """Fail as a write without a watch does."""
     (disks.app(ONE) / "held").touch()
     for number in range(100_000):
         with suppress(OSError):

@@ -263,7 +263,7 @@ async def test_a_build_that_is_cancelled_while_its_folder_is_made_leaves_nothing
 async def test_the_store_is_changed_beside_the_loop(
     layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may write out first what others wrote."""
+    """The store may first write out data of others."""
     changers: list[threading.Thread] = []
     changes = [(LayerStore, "put"), (Layers, "_discard"), (LayerCache, "empty")]
 
@@ -359,7 +359,7 @@ async def test_a_layer_brings_an_environment_and_nothing_else(
     assert not layers.has(KEY)
 
 
-async def test_of_a_great_many_names_in_a_layer_a_few_are_looked_at_and_beside_the_loop(
+async def test_only_a_few_names_of_a_large_layer_are_read_outside_of_the_loop(
     layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leave_many(seen: dict[str, Path]) -> int:

@@ -106,7 +106,7 @@ async def ended(data_dir: Path, instance: str) -> Traces:
 
 
 async def warmed(engine: OciEngine) -> None:
-    """Until the launcher has ready what the next start will need."""
+    """Wait until the launcher has prepared the next start."""
     warming = engine._here.runs._warming
     assert warming
     await warming
@@ -144,7 +144,7 @@ async def failed_build(engine: OciEngine) -> None:
 
 
 async def at_rest(engine: OciEngine) -> tuple[int, int]:
-    """How many descriptors are open here and in the launcher, once nothing goes on beside what was asked for."""
+    """Return the number of open descriptors here and in the launcher, once no other work goes on."""
     launcher = engine._here.launcher._process
     assert launcher
     await warmed(engine)

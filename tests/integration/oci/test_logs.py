@@ -101,7 +101,7 @@ async def answer(ip: str) -> bytes:
 
 
 def size_of(folder: Path) -> int:
-    """Of the files in it, each counted once; one may go while they are counted."""
+    """Return the size of the files in a folder, each counted once; one may go while they are counted."""
     sizes: dict[int, int] = {}
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -28,7 +28,7 @@ BOTH = pytest.mark.parametrize("isolation", list(Isolation))
 
 
 async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:
-    """Its end, with which nothing of it is left on the host."""
+    """Return its end, with which nothing of it is left on the host."""
     report = await until_state(engine, sandbox, SandboxState.EXITED)
     assert report.end
     assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)

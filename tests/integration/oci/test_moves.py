@@ -1,4 +1,4 @@
-"""On this machine's own control groups: whoever keeps moves quick stays where it is."""
+"""Moves on this machine's own control groups: the task that keeps moves quick stays in its group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the kernel has no simple quotas (before Linux 6.7), the older accounting keeps the same promises to apps."""
+"""Quotas of kernels before Linux 6.7, without simple quotas, keep the same promises to apps."""
 
 from __future__ import annotations
 

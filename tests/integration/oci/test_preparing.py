@@ -40,7 +40,7 @@ async def until_let_go(before: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("part", [Network, Layers])
-async def test_it_succeeds_the_next_time(
+async def test_preparing_succeeds_on_retry(
     settings: EngineOptions, monkeypatch: pytest.MonkeyPatch, part: type[Network] | type[Layers]
 ) -> None:
     def fail(*_: object) -> None:
@@ -61,7 +61,7 @@ async def test_it_succeeds_the_next_time(
         assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_one_that_is_cancelled_leaves_nothing_open(
+async def test_cancelled_preparing_leaves_nothing_open(
     settings: EngineOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on, may_end = threading.Event(), threading.Event()

@@ -28,13 +28,13 @@ def mount_options(path: Path) -> set[str]:
 
 
 def mounts_at(path: Path, process: int | str = "self") -> int:
-    """How many times a store is mounted there, in the mounts as this process sees them."""
+    """Return the number of mounts of a store at a path, as this process sees them."""
     mounts = [line.split() for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines()]
     roots = [mount[3] for mount in mounts if mount[4] == str(path)]
     return sum(root == "/" or root.endswith("/data/store") for root in roots)
 
 
-def test_it_is_made_and_mounted_without_rights_for_what_lies_in_it(tmp_path: Path) -> None:
+def test_store_is_mounted_without_rights_for_its_files(tmp_path: Path) -> None:
     lines: list[str] = []
     store = new_store(tmp_path)
     store.open(lines.append)
@@ -48,7 +48,7 @@ def test_it_is_made_and_mounted_without_rights_for_what_lies_in_it(tmp_path: Pat
     assert find_device(tmp_path / "data/store.img") is None
 
 
-def test_its_file_is_sparse_and_the_services_own(tmp_path: Path) -> None:
+def test_store_file_is_sparse_and_belongs_to_the_service(tmp_path: Path) -> None:
     with open_store(tmp_path):
         status = (tmp_path / "data/store.img").stat()
         assert status.st_size == 6 * GB
@@ -118,8 +118,8 @@ def test_a_mount_that_was_taken_away_while_something_still_holds_it_comes_back_a
                 assert (again.root / "open").read_text() == "still one file system"
 
 
-def test_a_copy_of_the_mount_in_the_namespace_of_somebody_else_goes_with_it(tmp_path: Path) -> None:
-    """As another service's sandboxes have it, which were started meanwhile."""
+def test_copy_of_the_mount_in_another_namespace_is_unmounted_too(tmp_path: Path) -> None:
+    """Sandboxes of another service have such a copy, if they were started in between."""
     with open_store(tmp_path) as store:
         stranger = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo begun; read forever"],
@@ -160,7 +160,7 @@ def test_one_file_gets_one_device_however_often_it_is_asked_for(tmp_path: Path) 
     assert is_let_go(image)
 
 
-def test_its_file_is_never_larger_than_the_host_has_room_for(tmp_path: Path) -> None:
+def test_store_file_is_never_larger_than_the_host_has_room_for(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize
     with open_store(tmp_path, StoreOptions(size_bytes=1 << 60, floor_bytes=GB)):
@@ -347,7 +347,7 @@ def test_a_link_to_a_file_that_is_not_mounted_is_no_reason_to_make_another(tmp_p
     assert image.is_symlink()
 
 
-def test_its_file_grows_to_a_larger_size_with_what_is_in_it_and_never_gets_smaller(tmp_path: Path) -> None:
+def test_store_file_grows_with_its_content_and_never_shrinks(tmp_path: Path) -> None:
     image = tmp_path / "data/store.img"
     with open_store(tmp_path, StoreOptions(size_bytes=GB, floor_bytes=GB)) as store:
         (store.root / "kept").touch()

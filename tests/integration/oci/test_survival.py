@@ -150,7 +150,7 @@ async def test_nothing_is_running_after_a_reboot(settings: EngineOptions) -> Non
             assert (await next_engine.start(spec)).state is SandboxState.RUNNING
 
 
-async def test_what_the_boot_before_left_frees_nobody_s_slot_when_it_is_removed(settings: EngineOptions) -> None:
+async def test_removing_leftovers_of_an_earlier_boot_frees_no_slot_in_use(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         old = await make_spec(engine, apps.SILENT)
         await engine.start(old)

@@ -109,7 +109,7 @@ async def test_end_of_input_ends_a_shell(engine: OciEngine) -> None:
         assert await process.wait() == 0
 
 
-async def test_a_sandbox_s_own_terminals_are_none_of_the_host_s(engine: OciEngine) -> None:
+async def test_terminals_inside_a_sandbox_are_not_the_hosts(engine: OciEngine) -> None:
     async with engine.open_process(await silent(engine), SH) as process:
         await process.write(b"tty; ls /dev/pts; echo one$((1+1))\n")
         seen = await until(process, b"one2")

@@ -55,7 +55,7 @@ def test_the_next_service_adopts_the_proxy_with_its_routes(make_proxy: Make, app
     assert proxy.run(proxy.previews.routes()).keys() == {host}
 
 
-def test_it_runs_in_a_session_of_its_own_and_inherits_nothing(make_proxy: Make) -> None:
+def test_proxy_runs_in_its_own_session_and_inherits_no_descriptors(make_proxy: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         os.set_inheritable(listener.fileno(), True)
         proxy = make_proxy().start()
@@ -75,7 +75,7 @@ def test_proxy_worker_is_unprivileged_and_chrooted(make_proxy: Make) -> None:
     assert Path(f"/proc/{pid}/root").readlink() == proxy.directory / "empty"
 
 
-def test_its_files_and_sockets_are_its_owners_alone(make_proxy: Make) -> None:
+def test_proxy_files_and_sockets_are_private_to_their_owner(make_proxy: Make) -> None:
     proxy = make_proxy().start()
     assert proxy.directory.stat().st_mode & 0o777 == 0o700
     for name in ("admin.sock", "master.sock"):
@@ -108,9 +108,7 @@ def test_the_first_call_that_finds_it_dead_starts_it_again(make_proxy: Make, app
     assert [proxy.visitor.get(host).status for host in (first, second)] == [200, 200]
 
 
-def test_a_route_on_disk_that_the_proxy_never_heard_of_is_served_after_the_next_start(
-    make_proxy: Make, app: App
-) -> None:
+def test_route_on_disk_unknown_to_the_proxy_is_served_after_the_next_start(make_proxy: Make, app: App) -> None:
     """The service was killed between the two."""
     proxy = make_proxy().start()
     stale, moved = proxy.open(app), proxy.open(app)
@@ -174,7 +172,7 @@ def test_old_connections_follow_later_routes(
     assert {proxy.visitor.get(host).status for host in (moved, made)} == {200}
 
 
-def test_a_change_that_was_broken_off_is_made_good_by_who_looks_at_it(
+def test_interrupted_change_is_repaired_by_the_next_read(
     make_proxy: Make, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = make_proxy().start()
@@ -306,7 +304,7 @@ def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(m
 
 
 def pieces_of(proxy: Proxy) -> dict[str, str]:
-    """What the proxy reads as it starts, but its routes."""
+    """Yield the files that the proxy reads as it starts, without its routes."""
     files = ProxyFiles(proxy.directory)
     return {
         str(piece): piece.read_text() for piece in (files.config, files.pause_script, *sorted(files.pages.iterdir()))
@@ -314,7 +312,7 @@ def pieces_of(proxy: Proxy) -> dict[str, str]:
 
 
 def master_of(proxy: Proxy) -> int:
-    """Not there for a moment while it reloads."""
+    """Return the master process; it is absent while it reloads."""
     found: list[int] = []
 
     def look() -> bool:

@@ -56,7 +56,7 @@ class Service:
             self.knocks.append(host)
 
     async def die(self) -> None:
-        """As a service that is killed: its socket answers no more."""
+        """Stop answering on its socket, as a killed service does."""
         assert self._listening
         self._listening.cancel()
         await self.previews._paused.close()
@@ -87,7 +87,7 @@ class Service:
         return await runtime_api.ask(self.place / "p" / "admin.sock", command)
 
     async def held(self, number: int) -> None:
-        """Until so many are held, by the proxy's own list: who has but connected is not in it."""
+        """Wait until so many requests are held, by the proxy's own list, which leaves out mere connections."""
 
         async def are() -> bool:
             return (await self.ask("show sess")).count(" be=full_") == number
@@ -166,7 +166,7 @@ def straight(app: App, path: str) -> Answer:
 
 
 async def asked(app: App, number: int) -> None:
-    """Until so many stand at the app's gate or have gone through it."""
+    """Wait until so many requests stand at the app's gate or have gone through it."""
 
     async def are() -> bool:
         seen = (await visit(straight, app, "/head?/gate")).json["asked"]
@@ -181,7 +181,9 @@ async def let(app: App, number: int) -> None:
     assert (await visit(straight, app, f"/let?{number}")).status == 200
 
 
-async def test_so_many_wait_at_once_and_who_left_makes_room(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_waiting_requests_is_limited_and_a_left_one_makes_room(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change(monkeypatch, "MAX_PAUSED = 2000", "MAX_PAUSED = 2")
     # Long enough for a machine that stalls while others come.
     monkeypatch.setattr(pause, "MAX_PAGE_PAUSE", 8)
@@ -407,7 +409,7 @@ async def test_paused_request_of_a_deleted_builder_is_404(service: Service) -> N
     assert (await waiting).status == 404
 
 
-async def test_the_next_service_hears_of_who_waits(service: Service, app: App) -> None:
+async def test_next_service_is_notified_of_waiting_requests(service: Service, app: App) -> None:
     host = await service.asleep()
     await service.die()
     waiting = asyncio.create_task(visit(service.visitor.get, host))

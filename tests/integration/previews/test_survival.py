@@ -142,7 +142,7 @@ def test_a_service_that_runs_brings_back_whatever_was_killed(
 
 
 def test_start_brings_back_guard_and_proxy_killed_together(make_proxy: Callable[..., Proxy], app: App) -> None:
-    """Without a service nothing watches the guard: both stay down until the next start, which finds their files."""
+    """A guard without a service is not watched: both stay down until the next start, which finds their files."""
     proxy = make_proxy().start()
     host = proxy.open(app)
     files = proxy.previews._files
@@ -159,7 +159,7 @@ def test_start_brings_back_guard_and_proxy_killed_together(make_proxy: Callable[
 
 
 def children(pid: int) -> list[int]:
-    """Those of a process, none if there is no such process (any more)."""
+    """Return the children of a process, none if there is no such process (any more)."""
     return [int(child) for child in _text(Path(f"/proc/{pid}/task/{pid}/children")).split()]
 
 
@@ -209,7 +209,7 @@ def _text(file: Path) -> str:
 
 
 def processes_of(proxy: Proxy) -> list[str]:
-    """Those that the configuration, or the guard's file, is told to."""
+    """Return the processes that the configuration, or the guard's file, names."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

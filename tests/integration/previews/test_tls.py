@@ -72,7 +72,7 @@ def test_a_link_sets_a_cookie_that_only_this_origin_can_set(tls: Proxy, app: App
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_that_cookie_opens_it_and_the_plain_one_does_not(tls: Proxy, app: App, version: str) -> None:
+def test_secure_cookie_opens_the_preview_and_the_plain_one_does_not(tls: Proxy, app: App, version: str) -> None:
     host = tls.open(app, private=True)
     said = json.loads(curl(tls, host, "/head", version, "-b", f"a=b; __Host-builderd_service_token={TOKEN}; c=d"))
     assert dict(said["headers"])["cookie"] == "a=b; c=d"
@@ -163,7 +163,7 @@ def curl(proxy: Proxy, host: str, path: str, *arguments: str) -> str:
 
 
 def organisation(proxy: Proxy) -> Any:
-    """Of the certificate that a new connection gets."""
+    """Return the organisation in the certificate that a new connection gets."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with context.wrap_socket(proxy.visitor.dial(), server_hostname="a.localhost") as connection:

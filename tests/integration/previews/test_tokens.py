@@ -95,7 +95,7 @@ def test_a_token_that_was_replaced_ends_at_once(proxy: Proxy, app: App) -> None:
     assert proxy.visitor.get(route.host, "/head", "X-Service-Token: bds_another").status == 200
 
 
-def test_a_public_preview_needs_none_and_hides_it_all_the_same(proxy: Proxy, app: App) -> None:
+def test_public_preview_needs_no_token_and_hides_it_from_the_app(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     assert proxy.visitor.get(host).status == 200
     answer = proxy.visitor.get(

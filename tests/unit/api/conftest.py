@@ -15,5 +15,5 @@ async def service() -> AsyncIterator[Service]:
 
 @pytest.fixture
 def client(service: Service) -> httpx.AsyncClient:
-    """With a token that may write."""
+    """Return a client with a token that may write."""
     return service.client(service.write)

@@ -25,7 +25,7 @@ NEVER_UP = "sleep inf"
 
 @pytest.fixture
 async def url(client: httpx.AsyncClient) -> str:
-    """Of a builder that runs."""
+    """Return the URL of a builder that runs."""
     return str((await client.post(BUILDERS, json=MINIMAL)).headers["location"])
 
 
@@ -97,7 +97,7 @@ async def test_a_call_too_many_is_refused_and_leaves_nothing(
     assert (await client.post(f"{url}/start")).status_code == 200
 
 
-async def test_those_that_come_together_are_counted_too(
+async def test_concurrent_calls_are_counted_too(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(), Behaviour(listens_at=None))

@@ -19,7 +19,7 @@ from builderd.operations.operations import Operations
 
 @pytest.fixture
 def anybody(service: Service) -> httpx.AsyncClient:
-    """Without a token."""
+    """Return a client without a token."""
     return service.client(None)
 
 

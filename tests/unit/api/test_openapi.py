@@ -108,7 +108,7 @@ async def test_the_document_is_served_as_it_was_tested(client: httpx.AsyncClient
     assert (await client.get("/openapi.json")).json() == DOCUMENT
 
 
-def test_the_operators_bounds_are_told() -> None:
+def test_operators_limits_are_in_the_document() -> None:
     properties = DOCUMENT["components"]["schemas"]["Resources"]["properties"]
     maximum = Resources(cpu=8, memory=16, disk=100)
     assert {name: field["maximum"] for name, field in properties.items()} == {
@@ -123,7 +123,7 @@ def test_a_builder_is_documented_with_all_its_keys_as_required() -> None:
     assert builder["required"] == list(builder["properties"])
 
 
-def test_what_deploys_is_documented_with_its_stream() -> None:
+def test_deploying_operations_are_documented_with_their_stream() -> None:
     for path, method in (("", "put"), ("", "patch"), ("/rollback", "post"), ("/auto-stop", "put")):
         answer = DOCUMENT["paths"][f"/api/v1/builders/{{uuid}}{path}"][method]["responses"]["200"]
         assert set(answer["content"]) == {"application/json", "text/event-stream"}

@@ -16,8 +16,8 @@ def test_a_new_one_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lost+found", "builderd.toml", LOCK_FILE])
-def test_one_that_is_empty_or_builderds_is_taken_and_closed_to_others(tmp_path: Path, name: str) -> None:
-    """With PostgreSQL it has no database, and before the first start perhaps nothing but settings."""
+def test_empty_or_own_directory_is_used_and_closed_to_others(tmp_path: Path, name: str) -> None:
+    """A directory has no database with PostgreSQL, and before the first start perhaps nothing but settings."""
     tmp_path.chmod(0o755)
     make(tmp_path)
     (tmp_path / name).touch()

@@ -60,7 +60,7 @@ def _execute(settings: Settings, statement: str) -> None:
 
 
 def grow_old(settings: Settings, seconds: int) -> None:
-    """As if the lease had been renewed so much earlier."""
+    """Make the lease look as if it had been renewed so much earlier."""
     _execute(
         settings,
         "UPDATE database_lease SET released = 0, "
@@ -69,7 +69,7 @@ def grow_old(settings: Settings, seconds: int) -> None:
 
 
 async def own(settings: Settings, *, take_over: bool = False) -> DatabaseLease:
-    """Own it for a moment, and end in order; the lease as it was meanwhile."""
+    """Own the lease briefly and end in order; return it as it was in between."""
     async with owned_store(settings, Supervisor(), take_over=take_over) as owned:
         lease = await owned.store.read(lambda uow: uow.database_lease.get())
         assert lease is not None
@@ -109,7 +109,7 @@ async def test_a_service_that_was_killed_can_be_followed_after_a_minute(one: Set
     assert (await own(two, take_over=True)).term == 2
 
 
-async def test_one_that_renews_is_not_followed(one: Settings, two: Settings) -> None:
+async def test_renewed_lease_is_not_taken_over(one: Settings, two: Settings) -> None:
     async with owned_store(one, Supervisor(), take_over=False) as owned:
         keeping = asyncio.create_task(owned.keep())
         with pytest.raises(DatabaseOwned, match="still running: stop it first"):
@@ -188,7 +188,7 @@ async def test_service_that_renews_late_keeps_its_lease(one: Settings) -> None:
 async def test_the_owner_starts_where_nothing_can_be_written(
     one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a full disk, from which builders are to be deleted."""
+    """Builders are to be deleted from a full disk."""
     await own(one)
 
     def full(*_: object) -> None:

@@ -59,7 +59,7 @@ def settings_of(folder: Path, **given: Any) -> Settings:
 
 
 async def _fill(settings: Settings) -> None:
-    """What a service keeps: rows, a sealed credential, a bundle, keys, and settings with a secret in them."""
+    """Write all that a service keeps: rows, a sealed credential, a bundle, keys, and settings with a secret in them."""
     safe = make_vault(settings)
 
     def rows(uow: UnitOfWork) -> None:
@@ -211,7 +211,7 @@ def test_a_schema_of_a_newer_program_is_refused(home: Settings, tmp_path: Path) 
 
 
 def test_an_older_schema_comes_back_and_is_brought_up_to_date(home: Settings, tmp_path: Path) -> None:
-    """Of the schema before the last, as an older program left it."""
+    """Restore a state of the schema before the last, as an older program left it."""
     before = revisions()[-2]
     _age(home.data_dir / "builderd.db", before)
     manifest = state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
@@ -222,7 +222,7 @@ def test_an_older_schema_comes_back_and_is_brought_up_to_date(home: Settings, tm
 
 
 def _age(database: Path, revision: str) -> None:
-    """The same rows in an older schema."""
+    """Move the rows to an older schema."""
     older = database.with_name("older.db")
     engine = create_engine(f"sqlite:///{older}")
     with engine.begin() as made:
@@ -289,7 +289,7 @@ def test_a_bundle_that_the_database_refers_to_must_be_there(home: Settings, tmp_
 # Keys
 
 
-def test_what_is_there_already_stays_and_the_keys_are_added_to_those_that_are(home: Settings, kept: Path) -> None:
+def test_existing_files_stay_and_keys_are_added(home: Settings, kept: Path) -> None:
     """Only the database was lost, or another key was made meanwhile."""
     home.data_dir.mkdir()
     (other,) = KeyFile(home.vault_key_file).load()
@@ -313,7 +313,7 @@ def test_a_key_that_the_settings_give_must_be_the_one_of_the_backup(home: Settin
 def test_a_backup_with_other_keys_than_the_secrets_are_sealed_with_is_refused_and_makes_none(
     tmp_path: Path, there: str
 ) -> None:
-    """As from a shell that does not see what the unit gives its service: it would seal a key that opens nothing."""
+    """A shell that does not see the unit's environment would seal a key that opens nothing."""
     given = settings_of(tmp_path / "data", vault=VaultSettings(key=SecretStr(Key.new().text)))
     given.data_dir.mkdir()
     asyncio.run(_fill(given))
@@ -484,7 +484,7 @@ def _writing(settings: Settings) -> Iterator[None]:
         thread.join()
 
 
-def test_it_is_of_one_moment_while_the_service_writes(home: Settings, tmp_path: Path) -> None:
+def test_backup_is_consistent_while_the_service_writes(home: Settings, tmp_path: Path) -> None:
     with _writing(home):
         for number in range(5):
             kept = tmp_path / f"kept-{number}"
@@ -523,6 +523,6 @@ async def test_postgresql_goes_into_the_same_file_and_comes_back_to_either_kind(
     assert await _read(as_file) == before
 
 
-def test_what_is_refused_is_a_coded_error(home: Settings, tmp_path: Path) -> None:
+def test_refusals_are_coded_errors(home: Settings, tmp_path: Path) -> None:
     with pytest.raises(BuilderdError):
         state.restore(settings_of(tmp_path / "new"), home.data_dir, None, print)

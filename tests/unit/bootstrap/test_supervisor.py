@@ -29,7 +29,7 @@ def test_no_notification_without_a_supervisor(monkeypatch: pytest.MonkeyPatch) -
     Supervisor().ready()
 
 
-def test_one_that_is_gone_does_not_end_the_service(
+def test_missing_supervisor_socket_does_not_end_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))

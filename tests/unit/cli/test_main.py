@@ -218,7 +218,7 @@ def test_without_root_the_service_says_what_it_needs_and_why_before_it_looks_int
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    """As from whoever may not enter its folder: they do not learn whether it is there."""
+    """Deny the user its folder: they do not learn whether it is there."""
     look = Path.is_file
 
     def is_file(path: Path) -> bool:

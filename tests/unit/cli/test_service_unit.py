@@ -40,7 +40,7 @@ def test_an_app_out_of_memory_does_not_stop_the_service() -> None:
     assert service["TasksMax"] == "infinity"
 
 
-def test_it_starts_at_boot_once_network_and_data_are_there() -> None:
+def test_unit_starts_at_boot_after_network_and_data() -> None:
     text = directives(render(unit(data_dir="/srv/b")))
     assert text["Unit"]["After"] == "network-online.target"
     assert text["Unit"]["RequiresMountsFor"] == "/srv/b"
@@ -166,13 +166,13 @@ def test_failed_start_of_the_unit_shows_its_log(tmp_path: Path, monkeypatch: pyt
     assert "Cannot listen on 127.0.0.1:8080" in result.output
 
 
-def test_it_counts_as_started_once_it_listens() -> None:
+def test_unit_counts_as_started_once_it_listens() -> None:
     service = directives(render(unit()))["Service"]
     assert (service["Type"], service["TimeoutStartSec"]) == ("notify", "infinity")
 
 
 @pytest.mark.usefixtures("environment")
-def test_it_is_not_started_beside_another_service_of_the_directory(
+def test_unit_is_not_started_beside_another_service_of_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = systemd(tmp_path, monkeypatch, before="inactive")
@@ -200,7 +200,7 @@ def test_installing_restarts_a_running_unit(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("environment")
-def test_it_says_that_commands_do_not_see_the_settings_of_the_unit(tmp_path: Path) -> None:
+def test_unit_says_that_commands_do_not_see_its_settings(tmp_path: Path) -> None:
     told = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path), "--name", "mine"]).output
     assert "set -a; . /etc/default/mine; set +a" in told
     assert "builderd.toml" in told

@@ -136,7 +136,7 @@ def test_rows_of_a_long_answer_are_decoded_as_they_arrive() -> None:
     assert list(RowDecoder().feed('{"data":[],"message":""}')) == []
 
 
-def test_a_cursor_tells_new_lines_from_seen_ones() -> None:
+def test_cursor_distinguishes_new_lines_from_seen_ones() -> None:
     def line(second: int, text: str) -> LogLine:
         return LogLine.model_validate(
             {"time": f"2026-01-31T12:00:0{second}Z", "stream": "stdout", "version": 1, "text": text}

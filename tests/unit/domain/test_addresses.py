@@ -50,7 +50,7 @@ def test_networks_of_the_other_version_hold_nothing() -> None:
     assert not in_any_network(ip_address("::ffff:0:1"), networks)
 
 
-def test_what_a_resolver_writes_is_read() -> None:
+def test_resolv_conf_formats_are_read() -> None:
     assert str(parse("fe80::1%eth0")) == "fe80::1"
     assert parse("example.com") is None
 

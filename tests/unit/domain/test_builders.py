@@ -45,7 +45,7 @@ def test_every_accepted_name_is_ascii_and_a_label(name: str) -> None:
 
 
 @given(st.from_regex(NAME, fullmatch=True))
-def test_only_international_names_are_refused_of_what_has_the_form(name: str) -> None:
+def test_only_international_names_are_refused_among_well_formed_ones(name: str) -> None:
     assert (name_error(name) is None) is not name.startswith("xn--")
 
 

@@ -64,7 +64,7 @@ def test_cap_warns_once_and_stops_at_the_full_amount() -> None:
     assert account("5").is_reached
 
 
-def test_of_several_the_lowest_that_is_reached_is_named() -> None:
+def test_lowest_reached_cap_is_named() -> None:
     tenant = account("7", cap=Cap(Decimal(6), of_tenant=True))
     assert tightest([tenant, account("5.1")]) == account("5.1")
     assert tightest([tenant, account("4.9")]) == tenant

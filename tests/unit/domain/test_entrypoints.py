@@ -112,7 +112,7 @@ def test_modules_and_arguments_are_looked_up(command: str, roots: tuple[str, ...
     assert entry_of(command, PATHS) == Entry(roots, complete=True)
 
 
-def test_of_a_command_with_more_than_one_program_not_all_is_known() -> None:
+def test_command_with_several_programs_is_incomplete() -> None:
     assert entry_of("cd src && python3 main.py", PATHS) == Entry(("main.py",), complete=False)
 
 

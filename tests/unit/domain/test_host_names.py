@@ -68,7 +68,7 @@ def test_a_name_is_stored_in_a_labels(typed: str, host: str) -> None:
         "\ud800.example.com",
     ],
 )
-def test_what_is_no_host_name_is_refused(typed: str) -> None:
+def test_invalid_host_name_is_refused(typed: str) -> None:
     with pytest.raises(ValueError, match="must"):
         a_labels(typed)
 

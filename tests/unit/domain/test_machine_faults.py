@@ -43,7 +43,7 @@ def test_an_error_with_a_code_says_itself_what_it_is() -> None:
     assert machine_fault(full) is None
 
 
-def test_what_was_being_handled_counts_also_where_it_is_hidden() -> None:
+def test_suppressed_context_of_an_error_counts_too() -> None:
     wrapped = RuntimeError("could not connect")
     wrapped.__context__ = OSError(errno.EMFILE, "too many")
     assert machine_fault(wrapped) is not None

@@ -3,7 +3,7 @@ import pytest
 from builderd.domain.packages import Package, read_package
 
 
-def test_it_says_what_a_folder_stands_for_and_what_is_run() -> None:
+def test_package_file_names_the_folders_entry_and_its_scripts() -> None:
     assert read_package(b'{"main": "a.js", "scripts": {"start": "node a.js", "x": 1}}') == Package(
         "a.js", ("node a.js",)
     )

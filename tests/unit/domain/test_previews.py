@@ -74,7 +74,7 @@ def test_a_hash_is_64_hex_characters(digest: str) -> None:
         Route(HOST, RouteState.STOPPED, owner_hash=digest)
 
 
-def test_one_hash_tells_who_the_owner_is() -> None:
+def test_one_hash_identifies_the_owner() -> None:
     digest = secret_hash("token")
     with pytest.raises(ValueError, match="owner"):
         Route(HOST, RouteState.STOPPED, token_hash=digest, owner_hash=digest)

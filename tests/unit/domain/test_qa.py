@@ -77,7 +77,7 @@ def test_a_process_that_was_killed_for_memory_fails_though_the_app_outlived_it()
     assert check_memory(RUNS, Resources()).outcome is Outcome.PASSED
 
 
-def test_a_start_that_takes_longer_than_visitors_are_held_is_told_of() -> None:
+def test_start_longer_than_visitors_are_held_is_reported() -> None:
     assert check_port(8000, 0.3).outcome is Outcome.PASSED
     assert check_port(8000, 40.2).outcome is Outcome.WARNING
     assert gate_passed([check_port(8000, 40.2)])

@@ -48,7 +48,7 @@ def accept(finding: Finding, until: datetime | None = None) -> Acceptance:
         ((HELD, BLOCKED), (accept(HELD),), False),
     ],
 )
-def test_it_passes_without_an_open_block_or_hold(
+def test_review_passes_without_an_open_block_or_hold(
     findings: tuple[Finding, ...], accepted: tuple[Acceptance, ...], passed: bool
 ) -> None:
     assert judge(report(*findings), accepted, NOW).passed is passed
@@ -58,7 +58,7 @@ def test_another_entrypoint_is_another_content() -> None:
     assert len({content_hash("a", "x"), content_hash("a", "y"), content_hash("b", "x")}) == 3
 
 
-def test_a_fingerprint_outlives_other_lines_and_tells_like_lines_apart() -> None:
+def test_fingerprint_survives_other_lines_and_distinguishes_equal_lines() -> None:
     hit = Hit("R", "a.py", 3, "text", "mark", "m", "a")
     first, second = fingerprints([hit, hit])
     assert first != second
@@ -81,7 +81,7 @@ def test_many_warnings_of_one_rule_are_counted() -> None:
 
 
 def test_accepting_all_shown_findings_does_not_pass_hidden_ones() -> None:
-    """Who accepts all that they are shown has not accepted the rest."""
+    """Users who accept all findings that they see have not accepted the rest."""
     many = [replace(HELD, line=n, fingerprint=str(n)) for n in range(MAX_FINDINGS + 2)]
     kept, left_out, untold = limit_findings(many)
     assert (len(kept), left_out, untold) == (MAX_FINDINGS, {"RSK-x": 2}, 2)

@@ -82,7 +82,7 @@ def test_executed_binary_file_is_a_program_under_any_name(content: bytes) -> Non
     assert executed_kinds([file("app.dat", content)], [("app.dat", "python3")]) == {"app.dat": Kind.BINARY}
 
 
-def test_what_cannot_be_read_is_known() -> None:
+def test_files_that_cannot_be_judged_are_recognised() -> None:
     assert is_opaque(file("start", b"b\0ash"), Kind.SCRIPT)
     assert is_opaque(file("start"), Kind.DATA)
     assert not is_opaque(file("start"), Kind.SCRIPT)

@@ -49,7 +49,7 @@ MAX_STEPS = 80
 
 
 class App(Enum):
-    """What an app does once it is started."""
+    """Behaviour of an app once it is started."""
 
     GOOD = "listens, and goes on"
     DEAF = "never listens"
@@ -331,7 +331,7 @@ class Life(RuleBasedStateMachine):
             self.ends_where_it_was_wanted(app)
 
     def ends_where_it_was_wanted(self, app: App) -> None:
-        """From here on nothing disturbs it any more."""
+        """Check that it settles in the desired state while nothing disturbs it."""
         world = replace(self.world, records=list(self.world.records))
         world.boxes = {sandbox: replace(box) for sandbox, box in self.world.boxes.items()}
         wanted = world.builder
@@ -378,7 +378,7 @@ TestLife.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def run_down(world: World, app: App) -> None:
-    """Until it rests or is up."""
+    """Run until it rests or is up."""
     for _ in range(MAX_STEPS):
         step = next_step(world.builder, world.look())
         if isinstance(step, Wait):

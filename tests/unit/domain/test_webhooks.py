@@ -75,7 +75,7 @@ def test_anything_else_is_tried_again_later(status: int | None) -> None:
     assert after.held_until == NOW + timedelta(seconds=5)
 
 
-def test_delays_grow_and_the_last_attempt_gives_up_and_disables_what_heard_nothing() -> None:
+def test_delays_grow_and_the_last_attempt_disables_a_webhook_without_deliveries() -> None:
     assert list(DELAYS) == sorted(DELAYS)
     hook, delivery, at = HOOK, DELIVERY, NOW
     for number in range(MAX_ATTEMPTS):
@@ -89,7 +89,7 @@ def test_delays_grow_and_the_last_attempt_gives_up_and_disables_what_heard_nothi
     assert len(delivery.attempts) == MAX_ATTEMPTS
 
 
-def test_a_webhook_that_heard_something_meanwhile_stays() -> None:
+def test_webhook_with_a_delivery_in_between_stays_enabled() -> None:
     delivery = replace(DELIVERY, attempts=(attempt(500),) * (MAX_ATTEMPTS - 1))
     hook, given_up = attempted(replace(HOOK, last_success_at=NOW + timedelta(hours=1)), delivery, attempt(500))
     assert (hook.status, given_up.status) == (WebhookStatus.ACTIVE, DeliveryStatus.GIVEN_UP)

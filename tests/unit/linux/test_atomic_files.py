@@ -12,7 +12,7 @@ from builderd.linux import atomic_files
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes | list[str]]]:
-    """What the disk was asked to keep: a file's content, or the names in a folder, at that moment."""
+    """Record what is synced: a file's content, or the names in a folder, at that moment."""
     kept: list[tuple[str, bytes | list[str]]] = []
 
     def keep(descriptor: int) -> None:
@@ -33,9 +33,7 @@ def test_a_file_is_on_the_disk_before_it_takes_the_other_s_place_and_its_name_af
     assert (tmp_path / "key").read_bytes() == b"new"
 
 
-def test_what_was_there_stays_where_the_new_one_could_not_be_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_file_stays_when_the_new_one_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError("no space is left")
 

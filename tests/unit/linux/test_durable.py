@@ -12,7 +12,7 @@ from builderd.linux import durable
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes | list[str]]]:
-    """What the disk was asked to keep: a file's content, or the names in a folder, at that moment."""
+    """Record what is synced: a file's content, or the names in a folder, at that moment."""
     kept: list[tuple[str, bytes | list[str]]] = []
 
     def keep(descriptor: int) -> None:

@@ -26,7 +26,7 @@ def test_a_durable_file_is_on_the_disk_before_its_name_is(tmp_path: Path, synced
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_nobody_waits_for_the_disk_otherwise(tmp_path: Path, synced: list[int]) -> None:
+def test_write_without_sync_does_not_wait_for_the_disk(tmp_path: Path, synced: list[int]) -> None:
     write_json(tmp_path / "file.json", {"a": 1})
     assert synced == []
     assert read_json(tmp_path / "file.json", "") == {"a": 1}

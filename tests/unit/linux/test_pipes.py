@@ -29,7 +29,7 @@ async def test_the_first_line_is_whole_however_it_comes(pipe: tuple[int, int]) -
     os.close(write)
 
 
-async def test_what_ends_without_a_line_is_what_there_was(pipe: tuple[int, int]) -> None:
+async def test_text_before_the_end_counts_as_a_line(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.write(write, b"half")
     os.close(write)
@@ -44,7 +44,7 @@ async def test_missing_data_times_out(pipe: tuple[int, int]) -> None:
 
 
 async def test_the_descriptor_is_left_alone_afterwards(pipe: tuple[int, int]) -> None:
-    """Its number may be a connection's by then, which would go deaf."""
+    """The descriptor's number may belong to a connection by then, which would go deaf."""
     read, write = pipe
     os.write(write, b"line\nmore\n")
     await read_line(read, 10)

@@ -82,7 +82,7 @@ async def test_workers_jobs_and_sandboxes_are_deployed(writer: Agent) -> None:
     assert (made["job_type"], made["visibility"]) == ("sandbox", "private")
 
 
-async def test_a_failed_start_tells_stage_reason_output_and_next_step(service: Service, writer: Agent) -> None:
+async def test_failed_start_reports_stage_reason_output_and_next_step(service: Service, writer: Agent) -> None:
     service.engine.behave(RUN, Behaviour(exits_at=0, listens_at=None, exit_code=1, lines=("KeyError: 'PORT'",)))
     failed = await writer.refused("deploy_code", name="hello", files=CODE, entrypoint=RUN)
     assert (failed["code"], failed["stage"]) == ("start_failed", "start")
@@ -93,7 +93,7 @@ async def test_a_failed_start_tells_stage_reason_output_and_next_step(service: S
     assert "start failed" in writer.progress[-1]
 
 
-async def test_a_failed_install_tells_the_installers_lines(service: Service, writer: Agent) -> None:
+async def test_failed_install_reports_the_installers_lines(service: Service, writer: Agent) -> None:
     service.engine.build_outcomes.append(BuildOutcome(exit_code=1, output=("No matching flask==99",), seconds=0))
     files = {**CODE, "requirements.txt": "flask==99\n"}
     failed = await writer.refused("deploy_code", name="hello", files=files, entrypoint=RUN)

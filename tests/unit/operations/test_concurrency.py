@@ -25,7 +25,7 @@ def test_a_tenant_has_so_many_at_a_time_and_leaves_the_rest_to_others() -> None:
     assert limit.total() == 0
 
 
-def test_one_that_fails_gives_its_place_back() -> None:
+def test_failed_call_releases_its_slot() -> None:
     limit = ConcurrencyLimit(1, "files.")
     for _ in range(2):
         with pytest.raises(ValueError, match="broken"), limit.acquire(ACME):

@@ -88,7 +88,7 @@ def test_a_call_too_many_is_known_before_its_token_is_looked_up_unless_that_ende
         ("unix", "unix", True),
     ],
 )
-def test_an_address_is_one_who_has_it(now: Time, one: str, other: str, same: bool) -> None:
+def test_addresses_of_one_host_share_a_rate(now: Time, one: str, other: str, same: bool) -> None:
     limited = Rates(failures=1, now=now)
     limited.failed(one, "bad")
     if same:

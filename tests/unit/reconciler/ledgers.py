@@ -1,4 +1,4 @@
-"""What holds of every builder's ledger, whatever happened to it."""
+"""Invariants of every builder's ledger, after any history."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def _trials(world: World, builder: Builder) -> list[Span]:
 
 
 async def _frozen(world: World, builder: Builder) -> list[Span]:
-    """The same by the events alone."""
+    """Return the frozen spans by the events alone."""
     spans: list[Span] = []
     for event in await world.events(builder):
         if event.type == "sandbox.frozen":

@@ -45,7 +45,7 @@ class MortalStore:
         await self._store.migrate()
 
     async def close(self) -> None:
-        """It is the world's."""
+        """Leave the world open: it belongs to the test."""
 
     def _check(self) -> None:
         if self.dead.is_set():
@@ -72,7 +72,7 @@ class Life:
 
     @property
     def works(self) -> bool:
-        """Whether it is at work on any builder."""
+        """Return True while it works on any builder."""
         return bool(self.reconciler._workers)
 
     @property

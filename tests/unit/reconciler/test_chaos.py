@@ -81,7 +81,7 @@ class Chaos:
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
-async def test_whatever_happens_everything_ends_where_it_was_wanted(world: World, seed: int) -> None:
+async def test_any_history_settles_in_the_desired_state(world: World, seed: int) -> None:
     world.engine.behave(ENTRYPOINT, *random.Random(seed).choices(BEHAVIOURS, k=60), Behaviour())
     chaos = Chaos(world, seed)
     for _ in range(4):

@@ -66,12 +66,12 @@ async def idled(world: World) -> Builder:
 
 
 async def sleeps(world: World, builder: Builder | None) -> Builder:
-    """It has not been used for long enough to be frozen, and the service notices that."""
+    """Let it be unused for long enough to be frozen, and let the service notice."""
     return await idle_for(world, builder, 61)
 
 
 async def idles_out(world: World, builder: Builder | None) -> Builder:
-    """It has not been used for long enough to be stopped."""
+    """Let it be unused for long enough to be stopped."""
     return await idle_for(world, builder, 15 * 60 + 1)
 
 
@@ -334,7 +334,7 @@ async def test_a_disk_that_was_made_before_the_kill_is_paid_from_the_next_servic
 
 
 @pytest.mark.parametrize("command", [builders.stop, builders.delete])
-async def test_an_app_whose_start_the_killed_service_did_not_record_is_told_and_paid_for_what_it_ran(
+async def test_unrecorded_start_of_a_killed_service_is_recorded_and_billed(
     world: World, command: builders.Command
 ) -> None:
     async with living(world, "StartSandbox.done") as life:
@@ -367,7 +367,7 @@ def lasting(spans: Iterable[tuple[datetime, datetime | None]]) -> timedelta:
 
 @pytest.mark.parametrize("then", [visit, wish(builders.stop), wish(builders.delete), exits])
 @pytest.mark.parametrize("name", ["freeze", "thaw"])
-async def test_a_freeze_or_thaw_that_the_killed_service_did_not_record_is_told_and_paid_as_it_was(
+async def test_unrecorded_freeze_or_thaw_of_a_killed_service_is_recorded_and_billed(
     world: World, name: str, then: Callable[[World, Builder | None], Coroutine[None, None, Builder]]
 ) -> None:
     witness = Witness(world.engine)
@@ -396,7 +396,7 @@ async def test_a_freeze_or_thaw_that_the_killed_service_did_not_record_is_told_a
 
 
 @pytest.mark.parametrize("then", [visit, wish(builders.stop), wish(builders.delete)])
-async def test_what_falls_asleep_in_the_moment_that_it_was_woken_is_paid_as_asleep(
+async def test_builder_frozen_at_the_moment_of_its_wake_is_billed_as_frozen(
     world: World, then: Callable[[World, Builder | None], Coroutine[None, None, Builder]]
 ) -> None:
     async with living(world) as life:

@@ -135,7 +135,7 @@ async def test_many_builders_come_up_at_once(world: World) -> None:
 # Layers
 
 
-async def test_dependencies_are_installed_once_for_all_that_ask_for_the_same(world: World) -> None:
+async def test_equal_dependencies_are_installed_once(world: World) -> None:
     async with world.reconciling():
         first = await world.create(MAIN, REQUIREMENTS, name="first")
         second = await world.create(MAIN, REQUIREMENTS, name="second")

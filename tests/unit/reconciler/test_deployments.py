@@ -599,7 +599,7 @@ async def test_external_settings_change_during_a_take_over(world: World) -> None
 
 
 async def is_private(world: World, builder: Builder) -> bool:
-    """What is wanted of the preview, and what it does."""
+    """Return the desired visibility of the preview, and the actual one."""
     route, now = await world.route(builder), await world.builder(builder)
     assert route is not None
     assert (route.token_hash is not None) is (now.visibility is Visibility.PRIVATE)

@@ -83,7 +83,7 @@ async def test_a_create_of_the_same_name_replaces_one_that_never_came_up(world: 
             await world.create()
 
 
-async def test_one_that_was_up_or_is_anothers_keeps_its_name(world: World) -> None:
+async def test_name_of_a_builder_that_was_up_or_of_another_tenant_is_kept(world: World) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None, exits_at=0, exit_code=1))
     async with world.reconciling():
         with pytest.raises(StartFailed):

@@ -69,7 +69,7 @@ async def test_passing_code_runs_and_its_report_is_stored(world: World) -> None:
     assert (view.verdict.passed, view.outdated, view.version.number) == (True, False, 1)
 
 
-async def test_nothing_of_what_blocks_is_installed_or_started(world: World) -> None:
+async def test_blocked_code_is_neither_installed_nor_started(world: World) -> None:
     world.installer.needs_build = True
     async with world.reconciling():
         builder = await world.ask(EVIL, REQUIREMENTS)

@@ -86,7 +86,7 @@ class Week:
         await idleness.check()
 
     async def rest(self, life: Life) -> None:
-        """Until nothing is left to do at this time, or for some moments."""
+        """Run until nothing is left to do at this time, or for some moments."""
         for _ in range(100):
             if life.is_over or (not life.works and await self.world.read(self._is_at_rest)):
                 return
@@ -151,7 +151,7 @@ class Week:
         await application.store.write(write)
 
     async def resize(self, world: World, builder: Builder) -> None:
-        """Of one that rests: its next run has other rates."""
+        """Resize a builder that rests: its next generation has other rates."""
         now, application = world.clock.now(), world.application
         found = await world.builder(builder)
         if found.desired is Desired.STOPPED and found.settled:
@@ -199,7 +199,7 @@ class Week:
             assert self.witness.disks[builder.disk] <= segments[0].start
 
     def check_spans(self, builder: BuilderId, spans: Sequence[Span], segments: Sequence[Segment]) -> None:
-        """What ran, what is told and what is paid is the same, and as long."""
+        """Check that running, recorded and billed spans are the same, and as long."""
         seen = sorted((one.state, one.start, one.end) for one in self.witness.spans(builder) if one.end)
         assert sorted((one.state, one.start, one.end) for one in spans if one.end) == seen
         for state, billing in ((RUNNING, Billing.RUNNING), (FROZEN, Billing.FROZEN)):
@@ -210,7 +210,7 @@ class Week:
         return microseconds(start, end, self.world.clock.now(), self.skips, within)
 
     async def rates(self, builder: Builder) -> Mapping[tuple[int, str], Fraction]:
-        """By version and state, from the price list."""
+        """Return the rates by version and state, from the price list."""
         versions = await self.world.read(lambda uow: uow.versions.list(builder.id))
         return {(one.number, state): _rate(one, state) for one in versions for state in (RUNNING, FROZEN, "stopped")}
 
@@ -221,7 +221,7 @@ class Week:
         rates: Mapping[tuple[int, str], Fraction],
         within: tuple[datetime, datetime],
     ) -> Fraction:
-        """What the events say is due: each span at its version's rate, and the disk for all the rest."""
+        """Return the amount due by the events: each span at its version's rate, and the disk for all the rest."""
         active = [(self.time(one.start, one.end, within), rates[one.version, one.state]) for one in spans]
         whole = sum(self.time(one.start, one.end, within) for one in segments)
         rest = whole - sum(time for time, _ in active)
@@ -246,7 +246,7 @@ class Week:
         assert sum((Fraction(one.paid) / 3600 for one in months.values()), Fraction(0)) == this_month
 
     async def check_rest(self) -> None:
-        """At rest, what runs is paid as running, and nothing runs over its cap."""
+        """Check that at rest, running builders are billed as running, and none is over its cap."""
         now, application = self.world.clock.now(), self.world.application
         for made in self.made:
             builder, segments = await self.world.builder(made), await self.world.segments(made)

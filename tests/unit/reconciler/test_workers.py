@@ -36,7 +36,7 @@ async def test_a_worker_is_up_after_a_second_without_a_port(world: World) -> Non
         await check_ledger(world, builder)
 
 
-async def test_its_gate_judges_that_it_lives_and_makes_no_report(world: World) -> None:
+async def test_worker_gate_judges_that_it_lives_and_makes_no_report(world: World) -> None:
     world.engine.behave(ENTRYPOINT, WORKS)
     async with world.reconciling():
         builder = await worker(world)
@@ -52,7 +52,7 @@ async def test_its_gate_judges_that_it_lives_and_makes_no_report(world: World) -
 @pytest.mark.parametrize(
     ("exit_code", "says"), [(3, "exited with code 3"), (0, 'use "job_type": "one_time"'), (127, "did not find")]
 )
-async def test_one_that_ends_at_once_has_failed(world: World, exit_code: int, says: str) -> None:
+async def test_worker_that_ends_at_once_has_failed(world: World, exit_code: int, says: str) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None, exits_at=0, exit_code=exit_code))
     async with world.reconciling():
         with pytest.raises(StartFailed) as failure:
@@ -62,7 +62,7 @@ async def test_one_that_ends_at_once_has_failed(world: World, exit_code: int, sa
     assert "listen" not in failure.value.message
 
 
-async def test_one_that_crashes_is_restarted_and_given_up_at_last(world: World) -> None:
+async def test_crashing_worker_is_restarted_and_given_up_at_last(world: World) -> None:
     world.engine.behave(ENTRYPOINT, WORKS)
     async with world.reconciling():
         builder = await worker(world)
@@ -100,7 +100,7 @@ async def test_a_new_version_takes_over(world: World) -> None:
         await world.until_route(builder, RouteState.WORKER)
 
 
-async def test_it_cannot_be_stopped_as_idle(world: World) -> None:
+async def test_worker_cannot_be_stopped_as_idle(world: World) -> None:
     world.engine.behave(ENTRYPOINT, WORKS)
     with pytest.raises(ValidationFailed) as refused:
         await world.ask(job_type=JobType.WORKER, auto_stop_interval=15)

@@ -1,4 +1,4 @@
-"""A witness of what really ran, who knows neither the ledger nor the events, and the sums that follow from it."""
+"""Record of the spans that really ran, independent of ledger and events, and the sums that follow from it."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ class Witness:
         self.turns.append((sandbox, state, self.engine._now()))
 
     def spans(self, builder: BuilderId) -> Sequence[Span]:
-        """What its sandboxes really did."""
+        """Return the spans in which its sandboxes really ran."""
         mine = [sandbox for sandbox, owner in self.owners.items() if owner == builder]
         return [span for sandbox in mine for span in _spans((s, t) for one, s, t in self.turns if one == sandbox)]
 
 
 def told(events: Iterable[Event]) -> Sequence[Span]:
-    """What the events of a builder say that it did."""
+    """Return the spans that the events of a builder report."""
     spans: list[Span] = []
     states = {"sandbox.started": RUNNING, "sandbox.frozen": FROZEN, "sandbox.thawed": RUNNING, "sandbox.ended": None}
     turns: dict[str, list[tuple[str | None, datetime]]] = {}
@@ -128,7 +128,7 @@ def _spans(turns: Iterable[tuple[str | None, datetime]]) -> Iterator[Span]:
 def microseconds(
     start: datetime, end: datetime | None, now: datetime, skips: Iterable[Skip], within: tuple[datetime, datetime]
 ) -> int:
-    """How much time really passed in [start, end), as far as it lies in the window."""
+    """Return the time that really passed in [start, end), as far as it lies in the window."""
     lower, upper = max(start, within[0]), min(end or now, within[1])
     if lower >= upper:
         return 0

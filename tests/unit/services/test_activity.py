@@ -11,7 +11,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.services import wake
 
 
-async def test_a_database_that_does_not_answer_for_a_moment_does_not_end_it(
+async def test_short_outage_of_the_database_does_not_end_the_loop(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fake_world(freeze_after=0.03) as world:

@@ -41,7 +41,7 @@ async def test_a_refused_request_leaves_a_bundle_that_others_use(world: World) -
     assert BUNDLE.hash in world.bundles.stored
 
 
-async def test_a_caller_who_goes_away_leaves_none_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disconnected_caller_leaves_no_bundle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = asyncio.Event()
 
     async def put_and_tarry(bundle: Bundle) -> None:
@@ -58,7 +58,7 @@ async def test_a_caller_who_goes_away_leaves_none_behind(world: World, monkeypat
     assert world.bundles.stored == {}
 
 
-async def test_a_caller_who_goes_away_while_it_is_written_down_takes_nothing_with_them(world: World) -> None:
+async def test_caller_that_disconnects_during_the_write_removes_nothing(world: World) -> None:
     asking = asyncio.create_task(world.ask())
     await world.until(lambda: world.bundles.stored)
     asking.cancel()

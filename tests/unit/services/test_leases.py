@@ -28,7 +28,7 @@ async def kept(world: World, builder: Builder) -> int:
     return len(await world.read(lambda uow: uow.leases.of_builder(builder.id)))
 
 
-async def test_those_that_are_over_do_not_pile_up(world: World) -> None:
+async def test_expired_leases_are_deleted(world: World) -> None:
     builder = await world.ask(auto_stop_interval=0)
     for _ in range(3):
         await take(world, builder, MAX_LEASES)
@@ -46,7 +46,7 @@ async def test_expired_lease_counts_as_use(world: World) -> None:
     assert (await world.builder(builder)).last_active_at == world.clock.now()
 
 
-async def test_what_is_refused_forgets_nothing(world: World) -> None:
+async def test_refused_lease_changes_nothing(world: World) -> None:
     builder = await world.ask()
     await take(world, builder, 1)
     world.clock.move(2)

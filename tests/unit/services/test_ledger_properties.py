@@ -1,4 +1,4 @@
-"""For any order of states and times, no second is billed twice or left out, and all sums agree."""
+"""Ledger of any order of states and times: no second is billed twice or left out, and all sums agree."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def check(happened: list[tuple[Billing, Resources, float]], rest: float, *
 
 
 async def over_months(world: World, since: datetime, until: datetime) -> Fraction:
-    """The sum of what the store says of each month by itself."""
+    """Return the sum of the months, each as the store gives it by itself."""
     tenant, month, whole = world.caller.tenant_id, month_of(since), Fraction(0)
     while month <= until:
         found = await world.read(partial(_of_month, tenant=tenant, month=month))

@@ -119,7 +119,7 @@ def follow(world: World, builder: Builder, **filters: object) -> AsyncIterator[F
 
 
 class Reader:
-    """Collects what a follower is told."""
+    """Collector of the lines that a follower gets."""
 
     def __init__(self, lines: AsyncIterator[FollowedLine]) -> None:
         self.told: list[str] = []
@@ -205,7 +205,7 @@ async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
 
 
 class Taken:
-    """How many lines were taken from the engine at a time, and of which runs."""
+    """Record of the lines taken from the engine at a time, and of their generations."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pages: list[int] = []
@@ -250,7 +250,7 @@ async def test_a_follower_reads_each_line_of_an_installer_once(world: World, mon
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many lines are read at once."""
+    """Set the number of lines that are read at once."""
     monkeypatch.setattr(logs, "PAGE", 5, raising=False)
     return 5
 

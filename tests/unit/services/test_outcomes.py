@@ -42,7 +42,7 @@ async def test_a_failed_stage_is_raised_with_the_builders_uuid(world: World) -> 
         assert failed.value.message == (await world.builder(builder)).status_reason
 
 
-async def test_a_failed_installation_is_raised_as_such(world: World) -> None:
+async def test_failed_installation_raises_install_failed(world: World) -> None:
     world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1.0))
     async with world.reconciling():
         with pytest.raises(InstallFailed, match="no such package"):
@@ -50,7 +50,7 @@ async def test_a_failed_installation_is_raised_as_such(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [NoCapacity("There is no room."), EngineUnavailable("It is gone.")])
-async def test_a_failure_of_the_machine_is_raised_as_such(world: World, error: NoCapacity | EngineUnavailable) -> None:
+async def test_machine_failure_raises_machine_fault(world: World, error: NoCapacity | EngineUnavailable) -> None:
     world.engine.fail_next("start", *[error] * 4)
     async with world.reconciling():
         asking = asyncio.create_task(world.create())

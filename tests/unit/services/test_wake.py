@@ -79,7 +79,7 @@ async def test_a_session_brings_back_nothing_that_was_stopped(wish: builders.Com
         assert world.running == []
 
 
-async def test_one_that_idled_is_started(world: World) -> None:
+async def test_idled_builder_is_started(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
         async with asyncio.timeout(PATIENCE):
@@ -95,7 +95,7 @@ async def test_command_wakes_with_a_reason(world: World) -> None:
         assert (await world.builder(builder)).status_reason == "woken for a command by token acme"
 
 
-async def test_one_that_a_person_stopped_says_by_whom(world: World) -> None:
+async def test_reason_of_a_stopped_builder_names_the_actor(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await world.reached(builders.stop, builder)
@@ -104,7 +104,7 @@ async def test_one_that_a_person_stopped_says_by_whom(world: World) -> None:
 
 
 async def waiting(world: World, builder: Builder) -> asyncio.Task[Sandbox]:
-    """Who uses it, and has seen that it is not up."""
+    """Wait for the builder as a user does who has seen that it is not up."""
     task = asyncio.create_task(wake.awake(world.application, builder.id))
     await asyncio.sleep(3 * outcomes.LOOK_INTERVAL)
     assert not task.done()
@@ -132,7 +132,7 @@ async def test_failed_start_by_another_caller_is_awaited(world: World) -> None:
             await task
 
 
-async def test_one_that_comes_back_after_a_crash_is_waited_for(world: World) -> None:
+async def test_wake_waits_for_a_restart_after_a_crash(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.engine.end(world.running[0].spec.id, EndCause.EXITED)
@@ -209,7 +209,7 @@ def now(world: World) -> datetime:
     return world.clock.now()
 
 
-async def test_one_that_is_being_stopped_as_it_stands_still_is_brought_back_by_a_visitor(world: World) -> None:
+async def test_visitor_restarts_a_builder_that_is_being_stopped_for_idleness(world: World) -> None:
     """The usual way to a stop for idleness is by way of a freeze."""
     async with world.reconciling():
         builder = await asleep(world)
@@ -234,7 +234,7 @@ async def test_a_command_does_not_take_back_a_stop_nor_its_reason(world: World) 
     assert (stopped.status_reason, stopped.desired_by) == ("stopped by token acme", "token acme")
 
 
-async def test_one_that_is_to_idle_no_more_is_woken(world: World) -> None:
+async def test_builder_without_auto_stop_is_woken(world: World) -> None:
     """A bot has no visitor who would."""
     async with world.reconciling():
         builder = await asleep(world)

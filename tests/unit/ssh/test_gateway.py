@@ -30,7 +30,7 @@ class Echo:
     process: asyncssh.SSHClientProcess[bytes]
 
     async def answers(self) -> bool:
-        """Whether it goes on."""
+        """Return True if the session still answers."""
         self.process.stdin.write(b"ping")
         async with asyncio.timeout(PATIENCE):
             return await self.process.stdout.readexactly(4) == b"ping"
@@ -108,7 +108,7 @@ def break_store(world: World, monkeypatch: pytest.MonkeyPatch, failures: float) 
     return asked
 
 
-async def test_a_database_that_fails_for_a_moment_does_not_keep_a_revoked_session_open(
+async def test_short_outage_of_the_database_does_not_keep_a_revoked_session_open(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(gateway, "CHECK_SECONDS", 0.01)

@@ -74,7 +74,7 @@ def test_wrong_tokens_that_wait_are_bounded() -> None:
     assert scene.fail() is not None
 
 
-def test_who_holds_a_connection_and_says_nothing_makes_room_before_who_gets_on() -> None:
+def test_silent_connection_is_dropped_before_an_active_one() -> None:
     scene = Scene()
     scene.enter(name="gets on")
     for _ in range(MAX_PENDING - 1):
@@ -85,7 +85,7 @@ def test_who_holds_a_connection_and_says_nothing_makes_room_before_who_gets_on()
     assert len(scene.ended) == MAX_PENDING
 
 
-def test_what_does_not_log_in_is_bounded_in_all_and_forgotten_when_it_goes() -> None:
+def test_connections_without_login_are_bounded_and_forgotten_at_their_end() -> None:
     scene = Scene()
     alone = scene.enter(THERE, "alone")
     for n in range(2 * MAX_PENDING_TOTAL):

@@ -75,7 +75,7 @@ async def test_markup_in_names_files_and_settings_is_shown_as_text(pages: Pages)
     assert secret
 
 
-async def test_nobody_sees_the_builders_of_another_tenant(pages: Pages) -> None:
+async def test_builders_of_another_tenant_are_hidden(pages: Pages) -> None:
     await pages.create()
     async with pages.stranger() as browser:
         await pages.sign_in(browser, pages.service.other)
@@ -138,7 +138,7 @@ async def test_a_bad_form_is_shown_again_with_what_is_wrong(pages: Pages) -> Non
 
 
 @pytest.mark.parametrize("path", ["/builders/none", "/nowhere/at/all", "/builders/none/versions/x"])
-async def test_what_is_not_there_is_a_page_or_an_answer_of_the_api(pages: Pages, path: str) -> None:
+async def test_unknown_path_is_a_page_or_an_answer_of_the_api(pages: Pages, path: str) -> None:
     answer = await pages.browser.get(path)
     assert answer.status_code == 404
     assert ("text/html" in answer.headers["content-type"]) == path.startswith("/builders")

@@ -1,4 +1,4 @@
-"""What a browser says of where a request comes from decides whether it may change anything."""
+"""Headers of a browser about the origin of a request decide whether it may change anything."""
 
 from __future__ import annotations
 

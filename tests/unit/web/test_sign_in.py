@@ -98,7 +98,7 @@ async def test_two_cookies_of_the_name_are_none(pages: Pages) -> None:
         assert (await browser.get("/builders", headers={"Cookie": f"{PLAIN_NAME}={secret}"})).status_code == 200
 
 
-async def test_signing_out_ends_the_session_for_whoever_copied_its_cookie(pages: Pages) -> None:
+async def test_signing_out_ends_the_session_for_copies_of_its_cookie(pages: Pages) -> None:
     secret = pages.browser.cookies[PLAIN_NAME]
     answer = await pages.browser.post("/sign-out")
     assert answer.headers["location"] == "/sign-in?done=signed-out"

@@ -1,4 +1,4 @@
-"""What a visit of a page may cost the others."""
+"""Limits that keep a visit of a page from costing others."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ for piece in ('{"ha', 'sh": "ab', 'c"}'):
     assert await unpack_by(program, tmp_path, monkeypatch, seconds=10) == "abc"
 
 
-async def test_a_program_that_says_too_much_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_report_over_the_limit_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import sys\nsys.stderr.write('x' * 5_000_000)\n"
     with pytest.raises(ValidationFailed, match="cannot be read"):
         await unpack_by(program, tmp_path, monkeypatch, seconds=10)

@@ -270,7 +270,7 @@ def test_a_step_forward_that_was_set_back_deletes_nothing_ever(machine: Machine,
 
 
 def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Machine, tmp_path: Path) -> None:
-    """It cannot tell a long night from a battery that lost the time."""
+    """The clock cannot distinguish a long night from a battery that lost the time."""
     memory = tmp_path / "clock.json"
     SystemClock(memory, machine)
     machine.restart(10 * DAY.total_seconds())

@@ -94,7 +94,7 @@ def problem(kind: str, detail: str = "no") -> dict[str, str]:
     return {"type": f"{ERROR}{kind}", "detail": detail}
 
 
-async def test_a_server_error_is_told(server: Failing) -> None:
+async def test_server_error_is_reported(server: Failing) -> None:
     failed = await failure(server, (500, {}, problem("serverInternal", "on fire\x00\n<b>")))
     assert failed.reason == "the authority refused the order: serverInternal: on fire  <b>"
     assert failed.wait is None
@@ -114,12 +114,12 @@ async def test_a_rate_limit_is_respected(server: Failing, header: str, wait: tim
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"type": 1}'])
-async def test_an_answer_that_is_none_is_told(server: Failing, body: bytes) -> None:
+async def test_invalid_answer_is_reported(server: Failing, body: bytes) -> None:
     failed = await failure(server, (502, {}, body))
     assert failed.reason.startswith("the authority ")
 
 
-async def test_no_answer_is_told() -> None:
+async def test_missing_answer_is_reported() -> None:
     made = AcmeAuthority(AcmeOptions("http://127.0.0.1:9/dir"))
 
     async def publish(token: str, answer: str) -> None:

@@ -12,7 +12,7 @@ ONE, OTHER = TenantId("one"), TenantId("other")
 FLASK = make_bundle([BundleFile("requirements.txt", b"flask\n")])
 
 
-def test_it_is_an_installer() -> None:
+def test_fake_is_an_installer() -> None:
     installer: Installer = FakeInstaller()
     assert installer.plan(make_bundle([BundleFile("main.py", b"")]), "base", ONE) is None
 

@@ -30,7 +30,7 @@ async def test_a_head_says_what_get_would(service: Service, client: httpx.AsyncC
         await asking.aclose()
 
 
-async def test_of_a_stream_only_the_head_is_sent(service: Service, client: httpx.AsyncClient) -> None:
+async def test_head_of_a_stream_has_no_body(service: Service, client: httpx.AsyncClient) -> None:
     uuid = (await client.post(f"{API}/builders", json=MINIMAL)).json()["data"]["uuid"]
     async with listening(service.app) as url, service.client(service.write, url) as real, asyncio.timeout(60):
         for path in (f"{API}/events", f"{API}/builders/{uuid}/logs"):

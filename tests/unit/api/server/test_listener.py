@@ -33,7 +33,7 @@ class Connection:
         return int(head[0].split()[1]), headers, json.loads(body)
 
     async def ended(self) -> bool:
-        """Whether the service hangs up, having said nothing more."""
+        """Return True if the service closes the connection without a further word."""
         return await self._reader.read() == b""
 
     async def close(self) -> None:

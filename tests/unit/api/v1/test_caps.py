@@ -25,7 +25,7 @@ SECOND = timedelta(seconds=1)
 
 @pytest.fixture
 async def admin(service: Service) -> httpx.AsyncClient:
-    """With a token that may set limits."""
+    """Return a client with a token that may set limits."""
     return service.client(await service.token("acme", Scope.ADMIN))
 
 
@@ -48,7 +48,7 @@ async def spend(service: Service, uuid: str, amount: int) -> None:
 
 
 def limit(service: Service, **allowance: Decimal) -> None:
-    """By the operator; the service is made anew with it."""
+    """Set a limit of the operator; the service is made anew with it."""
     tenant_limits = TenantLimits(TenantLimit(**allowance))  # type: ignore[arg-type]
     service.app.state.application = replace(service.application, tenant_limits=tenant_limits)
 

@@ -51,7 +51,7 @@ def sse(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def failing_once(function: Callable[..., Any], error: BuilderdError) -> Callable[..., Any]:
-    """The same function, but that its first call raises this."""
+    """Return the function, with a first call that raises this."""
     errors = [error]
 
     def call(*args: Any, **named: Any) -> Any:

@@ -23,14 +23,14 @@ async def path(client: httpx.AsyncClient) -> str:
     return f"{BUILDERS}/{uuid}/exec"
 
 
-async def test_its_exit_code_and_output_are_answered(client: httpx.AsyncClient, service: Service, path: str) -> None:
+async def test_exec_answers_exit_code_and_output(client: httpx.AsyncClient, service: Service, path: str) -> None:
     service.engine.answer("ls /nowhere", Answer(2, "ls: no such file\n"))
     response = await client.post(path, json={"command": "ls /nowhere"})
     assert response.status_code == 200
     assert response.json()["data"] == {"exit_code": 2, "output": "ls: no such file\n", "truncated": False}
 
 
-async def test_one_that_is_being_started_is_tried_again_later(
+async def test_exec_in_a_starting_builder_is_retried_later(
     client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on, start = asyncio.Event(), service.engine.start

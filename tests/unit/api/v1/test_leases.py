@@ -98,7 +98,7 @@ async def test_read_scope_cannot_take_leases(service: Service, path: str) -> Non
     assert (await reader.post(path, json={"seconds": 60})).status_code == 403
 
 
-async def test_a_lease_of_one_builder_is_none_of_another(client: httpx.AsyncClient, path: str) -> None:
+async def test_lease_of_one_builder_is_unknown_to_another(client: httpx.AsyncClient, path: str) -> None:
     lease = await take(client, path)
     second = (await client.post(BUILDERS, json={**MINIMAL, "name": "b"})).json()["data"]
     other = f"{BUILDERS}/{second['uuid']}/leases"

@@ -40,7 +40,7 @@ async def place(client: httpx.AsyncClient) -> dict[str, Any]:
 
 @pytest.fixture
 def sender(service: Service) -> httpx.AsyncClient:
-    """Without a token."""
+    """Return a client without a token."""
     return service.client(None)
 
 

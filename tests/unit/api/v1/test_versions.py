@@ -21,7 +21,7 @@ NEW = {"files": {"main.py": "print('new')"}}
 
 @pytest.fixture
 async def url(client: httpx.AsyncClient) -> str:
-    """Of a builder that runs."""
+    """Return the URL of a builder that runs."""
     response = await client.post(BUILDERS, json={**MINIMAL, "env": {"A": "1"}, "resources": {"memory": 2}})
     assert response.status_code == 201, response.text
     return str(response.headers["location"])
@@ -59,7 +59,7 @@ async def test_async_deploy_is_answered_at_once(client: httpx.AsyncClient, url: 
     assert response.json()["data"]["status"] == "running"
 
 
-async def test_its_stages_are_streamed(client: httpx.AsyncClient, url: str) -> None:
+async def test_stages_of_a_deployment_are_streamed(client: httpx.AsyncClient, url: str) -> None:
     files = {**NEW["files"], "requirements.txt": "flask"}
     response = await client.put(url, json={"files": files}, headers={"Accept": "text/event-stream"})
     names = [name for name, _ in sse(response.text)]

@@ -78,7 +78,7 @@ async def test_a_webhook_is_deleted_and_both_are_events(client: httpx.AsyncClien
     assert events[0]["details"] == {"webhook": hook["id"], "url": URL}
 
 
-async def test_another_tenant_sees_none_of_it(client: httpx.AsyncClient, service: Service) -> None:
+async def test_webhooks_are_hidden_from_other_tenants(client: httpx.AsyncClient, service: Service) -> None:
     hook = await made(client)
     other = service.client(service.other)
     assert await listed(other) == []

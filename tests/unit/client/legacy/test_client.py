@@ -52,7 +52,7 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
-    """Of a tenant that leaves nothing to the next test."""
+    """Return a client of a tenant that leaves nothing to the next test."""
     with Client(running.url, running.service.write) as opened:
         yield opened
         for builder in opened.list_page().data:
@@ -186,7 +186,7 @@ def test_a_token_without_the_scope_is_refused(running: Running) -> None:
         httpx2.Response(200, json={"success": True, "message": "", "data": {}}),
     ],
 )
-def test_what_is_no_builderd_is_no_answer(response: httpx2.Response) -> None:
+def test_other_server_raises_no_answer(response: httpx2.Response) -> None:
     with Client("http://builderd", "t", transport=httpx2.MockTransport(lambda _: response)) as client:
         with pytest.raises(NoAnswer):
             client.get("x")
@@ -199,7 +199,7 @@ def test_a_stream_that_breaks_off_is_no_answer() -> None:
             client.create(new())
 
 
-def test_nobody_there_is_no_answer() -> None:
+def test_unreachable_service_raises_no_answer() -> None:
     with Client("http://127.0.0.1:1", "t") as client, pytest.raises(NoAnswer):
         client.readiness()
 

@@ -5,7 +5,7 @@ import pytest
 import builderd.client
 
 
-def test_its_names_are_importable_with_a_warning() -> None:
+def test_legacy_names_are_importable_with_a_warning() -> None:
     for name in builderd.client.__all__:
         with pytest.warns(DeprecationWarning, match=r"use builderd\.Builderd"):
             assert getattr(builderd.client, name)

@@ -1,4 +1,4 @@
-"""Changing a builder from a program: stages are told, failures are errors, and what was there serves on."""
+"""Changes of a builder from a program: stages are reported, failures are errors, and the old version serves on."""
 
 from __future__ import annotations
 

@@ -28,14 +28,14 @@ HOUR = timedelta(hours=1)
 
 @dataclass
 class Scene:
-    """``schedule`` does its work when it is told to."""
+    """World with backups; ``schedule`` works when the test calls it."""
 
     world: World
     schedule: BackupSchedule
     backup_repository: FakeBackupRepository
 
     async def settle(self) -> None:
-        """Until nothing is left to do now."""
+        """Run until no work is left for now."""
         await self.schedule.begin_open()
         while not await self.schedule.idle():
             await self.schedule.begin_open()
@@ -87,7 +87,7 @@ class Scene:
 
     @contextmanager
     def without_database(self, *methods: str) -> Iterator[None]:
-        """It does not answer who asks for this, of ``read`` and ``write``."""
+        """Fail calls of ``read`` or ``write``, as an unreachable database does."""
 
         async def away(_: Any) -> Any:
             raise StoreUnavailable("The database does not answer.")

@@ -14,7 +14,7 @@ from builderd.services import backups
 
 
 async def _forgotten(scene: Scene, backup: Backup) -> None:
-    """As in a state from before it was taken."""
+    """Remove it, as in a state from before it was taken."""
     await scene.world.application.store.write(lambda uow: uow.backups.delete(backup.id))
 
 
@@ -37,7 +37,7 @@ async def test_a_backup_of_after_the_state_is_known_again_and_can_be_restored(sc
     assert scene.files((await scene.restore(wanted)).disk)["note"] == b"new"
 
 
-async def test_one_that_went_since_is_known_no_longer(scene: Scene) -> None:
+async def test_backup_that_is_gone_is_forgotten(scene: Scene) -> None:
     builder = await scene.world.create()
     first, second = await scene.take(builder), await scene.take(builder)
     repository = await backups.repository(scene.world.application, builder.tenant_id)

@@ -35,7 +35,7 @@ AWAY = StoreUnavailable("The database does not answer.")
 
 @pytest.fixture(params=[Killed(), AWAY], ids=["killed", "away"])
 def end(request: pytest.FixtureRequest) -> BaseException:
-    """What happens to the service."""
+    """End of the service."""
     found: BaseException = request.param
     return found
 
@@ -174,7 +174,7 @@ async def _ask(scene: Scene, backup: Backup, name: str) -> Restore:
 
 
 async def _comes_back(scene: Scene, restore: Restore) -> None:
-    """What serves in the end has the files of the backup."""
+    """Check that the builder that serves in the end has the files of the backup."""
     await scene.settle()
     done = await scene.restore(restore)
     assert (done.status, done.error) == (RestoreStatus.DONE, "")
@@ -243,16 +243,14 @@ async def test_half_a_disk_is_never_handed_over(scene: Scene, name: str) -> None
 
 @in_place_or_new
 @pytest.mark.parametrize("error", [AWAY, RuntimeError("a fault of ours")], ids=["away", "fault"])
-async def test_what_was_handed_over_keeps_its_disk_though_nobody_heard_of_it(
-    scene: Scene, name: str, error: Exception
-) -> None:
+async def test_handed_over_builder_keeps_its_disk_after_a_crash(scene: Scene, name: str, error: Exception) -> None:
     filled = await _filled(scene, name)
     await _end_at(scene, "HandOver.recorded", error)
     await _comes_back(scene, filled)
 
 
 class LateStore(MortalStore):
-    """The first transaction that writes is committed when the next one comes, and nobody is told."""
+    """Store whose first write is committed when the next one comes, without an answer."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)

@@ -146,7 +146,7 @@ async def _only_fill(scene: Scene, wanted: Restore) -> None:
 
 
 class Killed(BaseException):
-    """As by kill -9."""
+    """End of the service, as by kill -9."""
 
 
 async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None:

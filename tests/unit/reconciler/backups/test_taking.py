@@ -199,7 +199,7 @@ def _saving_slowly(app: Application, monkeypatch: pytest.MonkeyPatch) -> tuple[a
 
 
 @pytest.mark.parametrize("purge", [True, False])
-async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_should(
+async def test_backup_in_progress_of_a_deleted_builder_expires_in_time(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, purge: bool
 ) -> None:
     world, app = scene.world, scene.world.application

@@ -1,4 +1,4 @@
-"""Of two concurrent tasks, the first to end decides, and the other is cancelled."""
+"""The first of two concurrent tasks to end decides, and the other is cancelled."""
 
 from __future__ import annotations
 

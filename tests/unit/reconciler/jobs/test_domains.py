@@ -103,7 +103,7 @@ async def test_without_tls_it_is_active_over_plain_http(world: World) -> None:
         (DnsRecords(("no address",)), "no record"),
     ],
 )
-async def test_wrong_dns_is_told_in_words_and_tried_again(world: World, records: DnsRecords, words: str) -> None:
+async def test_wrong_dns_is_reported_and_retried(world: World, records: DnsRecords, words: str) -> None:
     builder = await world.ask()
     world.names.records_of[HOST] = records
     domain = await add(world, builder)
@@ -192,7 +192,7 @@ async def test_a_builder_has_20_domains_and_a_tenant_its_quota(world: World) -> 
         await add(world, other, "0.example.com")
 
 
-async def test_an_unproven_claim_blocks_nobody_and_lapses_after_seven_days(world: World) -> None:
+async def test_unproven_claim_blocks_no_tenant_and_lapses_after_seven_days(world: World) -> None:
     mine = await world.ask()
     squatter = await add(world, mine)
     await work(world)
@@ -319,7 +319,7 @@ async def test_a_failing_authority_is_asked_ever_less_often_and_its_wish_respect
     assert (await found(world, domain)).status is DomainStatus.ACTIVE
 
 
-async def test_an_authority_that_is_down_for_weeks_is_told_20_10_and_5_days_before_the_end(world: World) -> None:
+async def test_authority_down_for_weeks_is_reported_20_10_and_5_days_before_the_end(world: World) -> None:
     builder, domain = await active(world)
     world.authority.failures = [OrderFailed("the authority does not answer")] * 1000
     for _ in range(88):

@@ -74,7 +74,7 @@ async def test_cpu_use_prevents_a_freeze(world: World) -> None:
         await world.until(frozen(world))
 
 
-async def test_one_that_cannot_be_read_keeps_no_other_awake(world: World) -> None:
+async def test_unreadable_builder_keeps_no_other_awake(world: World) -> None:
     async with world.reconciling():
         one, idleness = await up(world)
         other = await world.create(name="other", auto_stop_interval=15)
@@ -205,7 +205,7 @@ async def test_builder_stopped_by_person_or_cap_is_not_woken(world: World, kind:
         assert (await world.builder(builder)).desired is Desired.STOPPED
 
 
-async def test_a_person_who_stops_what_idled_keeps_visitors_from_waking_it(world: World) -> None:
+async def test_stopping_an_idled_builder_keeps_visitors_from_waking_it(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)
         await pass_time(world, idleness, 15 * 60)
@@ -243,7 +243,7 @@ async def test_a_lease_keeps_it_awake_and_a_lease_that_is_over_is_forgotten(worl
         await world.until(frozen(world))
 
 
-async def test_one_that_ends_in_its_sleep_is_brought_back_awake(world: World) -> None:
+async def test_builder_that_ends_while_frozen_is_restarted_awake(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)
         await pass_time(world, idleness, 61)

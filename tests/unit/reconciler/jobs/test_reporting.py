@@ -37,7 +37,7 @@ async def report_of(world: World, builder: Builder) -> QaReport | None:
 
 
 async def finished(world: World, builder: Builder) -> QaReport:
-    """Its report, once it is over and nothing of the copy is left."""
+    """Return its report, once it is over and nothing of the copy is left."""
 
     async def over() -> bool:
         report = await report_of(world, builder)
@@ -181,7 +181,7 @@ async def test_interrupted_report_is_repeated_and_its_copy_removed(world: World)
     assert list(world.engine.disks) == [builder.disk]
 
 
-async def test_one_that_was_cut_off_too_often_is_dropped(world: World) -> None:
+async def test_report_interrupted_too_often_is_dropped(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await finished(world, builder)

@@ -109,7 +109,7 @@ async def test_new_sandbox_is_counted_from_its_start(world: World) -> None:
     assert since_previous.seconds >= 4
 
 
-async def test_one_that_cannot_be_read_costs_the_others_no_reading(world: World) -> None:
+async def test_unreadable_sandbox_does_not_stop_the_sampling_of_others(world: World) -> None:
     async with world.reconciling():
         one, other = await world.create(), await world.create(name="other")
         (first,) = (running.spec.id for running in world.running if running.spec.builder_id == one.id)

@@ -30,7 +30,7 @@ FIVE = Decimal("5.00")
 
 
 async def cap(world: World, amount: Decimal | None, builder: Builder | None = None) -> None:
-    """Of the tenant, or of a builder."""
+    """Set the cap of the tenant, or of a builder."""
     now, tenant = world.clock.now(), world.caller.tenant_id
 
     def write(uow: UnitOfWork) -> None:
@@ -49,7 +49,7 @@ async def spent(world: World) -> Decimal:
 
 
 async def warnings(world: World, builder: Builder | None = None) -> Sequence[Event]:
-    """Of the tenant, or of a builder."""
+    """Return the warnings of the tenant, or of a builder."""
     if builder is None:
         tenant = world.caller.tenant_id
         return await world.read(
@@ -90,7 +90,7 @@ async def test_a_tenants_builders_are_warned_of_and_then_stopped_at_the_cap(worl
 
 
 async def _is_planned(world: World) -> bool:
-    """It was looked at, and waits for a time to come."""
+    """Return True if it was observed, and waits for a time to come."""
     now, later = world.clock.now() + spending.LEASE, world.clock.now() + timedelta(days=60)
     soon = await world.read(lambda uow: uow.tenants.spending_due(now))
     return not soon and bool(await world.read(lambda uow: uow.tenants.spending_due(later)))

@@ -158,7 +158,7 @@ async def test_interrupted_delivery_is_sent_again(world: World) -> None:
     assert delivery.status is DeliveryStatus.DELIVERED
 
 
-async def test_of_two_control_planes_one_sends_a_message(world: World) -> None:
+async def test_one_of_two_control_planes_sends_a_message(world: World) -> None:
     await hook(world)
     events = [(await happen(world)).id for _ in range(30)]
     one, two = WebhookJob(world.application), WebhookJob(world.another().application)
@@ -234,7 +234,7 @@ async def test_unresponsive_webhook_does_not_delay_others(world: World) -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_webhook_that_is_far_behind_gets_no_more_until_it_heard_some(
+async def test_webhook_far_behind_gets_no_new_messages_until_some_are_delivered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivering, "MAX_PENDING", 2)
@@ -251,7 +251,7 @@ async def test_a_webhook_that_is_far_behind_gets_no_more_until_it_heard_some(
     assert sorted(set(told(world))) == events
 
 
-async def test_a_deleted_webhook_hears_nothing_and_what_is_under_way_does_no_harm(world: World) -> None:
+async def test_deleted_webhook_gets_no_message_and_a_delivery_under_way_does_no_harm(world: World) -> None:
     webhook = await hook(world)
     await happen(world)
     sent = sender(world).post

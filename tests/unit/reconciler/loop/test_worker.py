@@ -63,7 +63,7 @@ async def test_a_passing_trouble_does_not_keep_a_builder_from_being_deleted(worl
         assert gone.status is Status.DELETED
 
 
-async def test_a_preview_that_is_down_for_a_moment_is_waited_for(world: World) -> None:
+async def test_reconciler_waits_for_a_preview_that_is_down(world: World) -> None:
     world.previews.break_down()
     async with world.reconciling():
         up = asyncio.create_task(world.create())
@@ -259,9 +259,7 @@ async def test_work_is_broken_off_when_the_claim_is_lost(world: World, monkeypat
         await asyncio.wait_for(broken_off.wait(), 10)
 
 
-async def test_a_claim_survives_a_store_that_does_not_answer_for_a_moment(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_claim_survives_a_short_outage_of_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claiming, "RENEW_INTERVAL", 0.001)
     failures = 3
     take = claiming.Claim.take
@@ -351,7 +349,7 @@ async def test_an_exit_while_a_worker_is_at_it_is_not_overlooked(world: World) -
     assert (await world.builder(builder)).status is Status.RUNNING
 
 
-async def test_a_store_that_fails_for_a_moment_does_not_end_the_reconciler(
+async def test_short_outage_of_the_store_does_not_end_the_reconciler(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = world.application.store.read
@@ -389,7 +387,7 @@ async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
         assert (await world.create()).status is Status.RUNNING
 
 
-async def test_the_engine_hears_of_what_is_about_to_start_and_of_nothing_else(world: World) -> None:
+async def test_engine_is_prewarmed_only_for_builders_about_to_start(world: World) -> None:
     async with world.reconciling() as reconciler:
         builder = await world.create()
         assert world.engine.prewarmed > 0

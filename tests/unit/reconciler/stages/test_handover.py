@@ -33,13 +33,13 @@ def test_requests_that_took_long_leave_the_old_version_less_time_to_end() -> Non
     assert grace(0.5, 0) == 0.5
 
 
-def test_one_that_is_known_to_be_slow_gets_its_time() -> None:
+def test_slow_starter_gets_a_longer_time_limit() -> None:
     assert time_limit(started(7), started(0.1), USUAL, LONGEST) == LONGEST
     assert time_limit(started(4), started(12), USUAL, LONGEST) == LONGEST
     assert time_limit(started(5), started(0.1), USUAL, LONGEST) == USUAL
 
 
-def test_one_that_nothing_is_known_of_gets_what_visitors_can_wait() -> None:
+def test_time_limit_of_an_unknown_start_is_what_visitors_can_wait() -> None:
     assert time_limit(None, None, USUAL, LONGEST) == USUAL
     assert time_limit(started(None), started(0.1), USUAL, LONGEST) == USUAL
     assert time_limit(started(0.1), started(0.1), USUAL, 1) == 1

@@ -150,7 +150,7 @@ async def test_a_build_may_have_what_is_left(world: World, monkeypatch: pytest.M
     ]
 
 
-async def test_layers_that_no_builder_may_run_count_for_who_built_them_until_they_make_room(
+async def test_unused_layers_count_for_their_builder_until_they_make_room(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited(world, 1)
@@ -167,7 +167,7 @@ async def test_layers_that_no_builder_may_run_count_for_who_built_them_until_the
         assert key not in world.engine.layers
 
 
-async def test_a_layer_of_another_tenant_counts_for_who_uses_it(world: World) -> None:
+async def test_layer_of_another_tenant_counts_for_its_user(world: World) -> None:
     limited(world, 1)
     async with world.reconciling():
         await world.outcome(await ask_for(world, "shared"))

@@ -16,7 +16,7 @@ from builderd.domain.errors import StartFailed
 async def test_a_clock_that_is_set_forward_takes_no_time_from_an_app_that_starts(
     world: World, monkeypatch: pytest.MonkeyPatch, far: float
 ) -> None:
-    """As by NTP, shortly after the machine has started with a clock that was late."""
+    """NTP sets a clock forward shortly after the machine has started with a clock that was late."""
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=5))
     listening, looks = world.engine.listening, 0
 

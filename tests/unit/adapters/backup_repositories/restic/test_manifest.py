@@ -1,4 +1,4 @@
-"""The list of what is on a disk stays within its limits, and leaves nothing where it does not."""
+"""Limits of the list of files on a disk; nothing is left where it exceeds them."""
 
 from __future__ import annotations
 

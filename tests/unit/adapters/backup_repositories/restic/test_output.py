@@ -1,4 +1,4 @@
-"""What restic prints about a failure is passed on: bounded, and without what it must not tell."""
+"""Errors of restic are passed on within a limit and without secrets."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def test_secrets_are_left_out_also_where_a_line_is_cut() -> None:
         assert "pw@" not in shown
 
 
-def test_it_is_bounded() -> None:
+def test_error_output_is_bounded() -> None:
     messages: list[dict[str, Any]] = [json.loads(json.dumps({"text": f"{n} {'y' * 5_000}"})) for n in range(100)]
     assert len(explain(messages)) < 1_000

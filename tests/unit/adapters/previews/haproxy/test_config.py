@@ -52,7 +52,7 @@ def test_haproxy_takes_a_user(tmp_path: Path) -> None:
 
 
 def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
-    """Without an error, and without a warning."""
+    """Check that HAProxy accepts the configuration, without an error or a warning."""
     files = ProxyFiles(directory)
     for folder in (files.pages, files.jail):
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def test_config_is_deterministic() -> None:
     assert render(PLAIN, FILES, HERE) == render(ProxyOptions(), FILES, HERE)
 
 
-def test_its_digest_is_in_it_and_differs_with_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_contains_a_digest_that_changes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     first = render(PLAIN, FILES, HERE)
     assert f'description "builderd previews {first.digest}"' in first.text
     others = [
@@ -107,7 +107,7 @@ def test_settings_are_in_the_config() -> None:
 
 
 def test_an_event_waits_for_no_further_data() -> None:
-    """Without it, the kernel holds a small write back for up to 200 ms in the hope of more."""
+    """Nagle's algorithm holds a small write back for up to 200 ms in the hope of more."""
     assert "    option http-no-delay\n" in render(PLAIN, FILES, HERE).text
 
 

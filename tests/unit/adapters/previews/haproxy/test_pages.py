@@ -15,7 +15,7 @@ from builderd.domain.previews import RouteState
 
 
 def filled(text: str) -> str:
-    """As HAProxy would fill in a log format."""
+    """Fill in a log format as HAProxy does."""
     text = text.replace(pages.HOST, "a.localhost").replace(pages.LOGS, " Logs.")
     assert not re.search(r"%(?!%)", text.replace("%%", ""))
     return text.replace("%%", "%")
@@ -57,7 +57,7 @@ def test_the_envelope_is_the_contracts(page: Page) -> None:
     assert body.get("data") == ({"host": "a.localhost"} if page.names_host else None)
 
 
-def test_whatever_a_text_holds_stays_text() -> None:
+def test_markup_in_a_text_stays_text() -> None:
     page = replace(pages.STOPPED, title="<b>&\"'%[src]", text='</p><script>%[var(txn.route)] 100% \\ "')
     text = filled(pages.html(page))
     assert "<script" not in text

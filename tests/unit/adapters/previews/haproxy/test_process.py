@@ -27,7 +27,7 @@ def test_the_master_and_its_old_workers_are_known() -> None:
     assert parse_processes(PROCESSES) == Processes(1162, (1233, 1244))
 
 
-def test_it_runs_as_master_and_worker_in_the_background() -> None:
+def test_haproxy_runs_as_master_and_worker_in_the_background() -> None:
     argv = command("/usr/sbin/haproxy", ProxyFiles(Path("/d")))
     assert argv[1:3] == ("-W", "-D")
     assert "/d/master.sock,mode,600" in argv

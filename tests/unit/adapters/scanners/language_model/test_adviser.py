@@ -128,7 +128,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("does", "why"), FAILURES.values(), ids=list(FAILURES))
-async def test_its_failures_hold(script: Script, adviser: LanguageModelAdviser, does: dict[str, Any], why: str) -> None:
+async def test_failures_of_the_adviser_hold(
+    script: Script, adviser: LanguageModelAdviser, does: dict[str, Any], why: str
+) -> None:
     for name, value in does.items():
         setattr(script, name, value)
     made = await report(adviser)

@@ -33,7 +33,7 @@ async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
         yield opened
 
 
-def test_connections_say_who_they_are_and_give_up_stuck_transactions() -> None:
+def test_connections_are_named_and_end_stuck_transactions() -> None:
     assert connect_arguments(make_url("postgresql://me@db.example/builderd")) == {
         "application_name": "builderd",
         "connect_timeout": 10,
@@ -68,7 +68,7 @@ def test_only_what_may_go_better_is_run_again(error: psycopg.Error, expected: bo
 
 
 @pytest.mark.postgres
-async def test_of_two_that_wait_for_each_other_both_come_through(store: SqlStore, postgres_url: str) -> None:
+async def test_deadlocked_transactions_both_succeed(store: SqlStore, postgres_url: str) -> None:
     builders = [(await add_builder(store)).id for _ in range(2)]
     meet = threading.Barrier(2, timeout=30)
 

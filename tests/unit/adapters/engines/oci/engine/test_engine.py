@@ -1,4 +1,4 @@
-"""What was begun on the machine is over when its caller goes on, and nothing is kept of what is done with."""
+"""Work begun on the machine is over when its caller goes on, and nothing is kept of finished work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE, TWO = DiskId("one"), DiskId("two")
 
 
 class SlowPart:
-    """Stands for disks and logs: what is told to do something does it when it may go on."""
+    """Part in the place of disks and logs: it does its work when it may go on."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()

@@ -1,4 +1,4 @@
-"""Which runtimes a machine has, and what it says of those that it lacks."""
+"""Runtimes that a machine has, and reasons for those that it lacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def runtimes() -> dict[str, str]:
-    """By isolation, the runtime that serves it."""
+    """Return the runtime that serves each isolation."""
     found = find_runtimes(Path("/state"))
     return {isolation.value: found[isolation.value].name for isolation in Isolation if isolation.value in found}
 

@@ -105,7 +105,7 @@ def test_moved_data_directory_is_not_a_copy(tmp_path: Path, host: Path, monkeypa
         assert replace(Allocations(host).claim(name, []), data_dir=mine.data_dir) == mine
 
 
-def test_a_copy_of_what_was_taken_down_is_a_way_to_move(tmp_path: Path, host: Path) -> None:
+def test_copy_of_a_stopped_state_is_a_way_to_move(tmp_path: Path, host: Path) -> None:
     folder, copy = data_dir(tmp_path, "one"), tmp_path / "copy"
     mine = Allocations(host).claim(folder, [])
     Allocations(host).release(mine.id)

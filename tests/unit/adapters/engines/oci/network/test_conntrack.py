@@ -1,4 +1,4 @@
-"""What is asked of the kernel's connection tracking, in its own layout (linux/netfilter/nfnetlink_conntrack.h)."""
+"""Messages to the kernel's connection tracking, in its own layout (linux/netfilter/nfnetlink_conntrack.h)."""
 
 from __future__ import annotations
 

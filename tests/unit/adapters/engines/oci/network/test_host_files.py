@@ -1,4 +1,4 @@
-"""What sandboxes take from the host is written where it changed, and only there: the store may be full."""
+"""Files that sandboxes take from the host are written where they changed, and only there: the store may be full."""
 
 from __future__ import annotations
 

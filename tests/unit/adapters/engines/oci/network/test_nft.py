@@ -73,7 +73,7 @@ def test_the_host_is_reached_at_the_gateway_only() -> None:
     ]
 
 
-def test_whatever_a_sandbox_begins_is_counted() -> None:
+def test_connections_of_a_sandbox_are_counted() -> None:
     rules = make_rules(POLICY)
     begun = [line for name in ("input", "forward") for line in chain(rules, name) if line.startswith("iifname")]
     assert [line for line in begun if line.endswith("accept")] == [

@@ -91,7 +91,7 @@ def test_usage_on_version_2(v2: Path) -> None:
 
 
 def test_process_outside_of_sandboxes_is_not_moved(v1: Path) -> None:
-    """It was given the number of one that has ended."""
+    """Such a process was given the number of one that has ended."""
     with pytest.raises(ProcessLookupError):
         Cgroups("x", v1).enter_inner("ab", "exec-1", os.getpid())
     assert not (v1 / "pids/builderd-x/ab/exec-1").exists()
@@ -180,7 +180,7 @@ def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only_and_not_beyo
     assert (group / "memory.swap.max").read_text() == "0"
 
 
-def test_what_is_set_in_a_group_needs_no_seeking(v1: Path) -> None:
+def test_group_file_without_seek_is_written(v1: Path) -> None:
     state = v1 / "freezer/builderd-x/ab/freezer.state"
     os.mkfifo(state)
     reader = os.open(state, os.O_RDONLY | os.O_NONBLOCK)
@@ -193,7 +193,7 @@ def test_what_is_set_in_a_group_needs_no_seeking(v1: Path) -> None:
 def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     v1: Path, v2: Path, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
-    """By the runtime, say, while it is killed: its files are there, and cannot be opened."""
+    """The runtime removes a group while it is killed: its files exist, and cannot be opened."""
 
     def going(file: Path, *args: object, **more: object) -> None:
         raise OSError(errno.ENODEV, "No such device", str(file))

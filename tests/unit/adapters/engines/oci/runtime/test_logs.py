@@ -157,7 +157,7 @@ def test_the_last_lines_after_a_cursor_are_not_those_before_it() -> None:
 
 
 def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a long log no more than the new lines is looked at."""
+    """Reading on reads only the new lines of a long log."""
     logs = Logs(tmp_path)
     log = logs.begin(BuilderId("b"), SandboxId("s"))
     with log.open("ab") as file:

@@ -61,7 +61,7 @@ def test_quick_moves_continue_while_moves_are_made(groups: Groups) -> None:
     assert groups.moved() == ended
 
 
-def test_what_is_announced_is_waited_for_and_given_up(groups: Groups) -> None:
+def test_expected_moves_are_watched_and_given_up_later(groups: Groups) -> None:
     groups.moves.prewarm()
     until(lambda: groups.moved() > 1)
     until(lambda: not keeping())

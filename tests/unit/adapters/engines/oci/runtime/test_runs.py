@@ -41,7 +41,7 @@ DISK, ONE, TWO = DiskId("disk"), DiskId("one"), DiskId("two")
 
 
 def make_record(name: str = APP, **changes: Any) -> Record:
-    """Of an app that runs: for its first process stands this one, and for its shim its first process."""
+    """Make the record of an app that runs: this process is its first process, and its first process its shim."""
     record = Record(name, "builder", DISK, "crun", slot=0, ip="10.64.8.2", port=80, boot=boot_id())
     process = changes.pop("process", find_process(os.getpid()))
     return replace(record, **{"process": process, "shim": process, "started_at": 1.0, **changes})
@@ -57,7 +57,7 @@ def make_run() -> Run:
 
 
 class Host:
-    """What a service finds; ``begin`` makes one of it. Control groups are folders, version 1."""
+    """State of a machine that a service finds; ``begin`` makes one of it. Control groups are folders, version 1."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
@@ -257,7 +257,7 @@ async def test_interrupted_freeze_is_undone_at_start(host: Host) -> None:
 
 @pytest.mark.parametrize("frozen_at", [None, 5.0], ids=["running", "frozen"])
 async def test_sandbox_ended_for_lack_of_a_network_is_stopped(host: Host, frozen_at: float | None) -> None:
-    """What runs in gVisor cannot be given another link."""
+    """Sandboxes in gVisor cannot be given another link."""
     process = subprocess.Popen(["sleep", "1000"])
     host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")
     host.network.is_connected = lambda _: False

@@ -40,7 +40,7 @@ def matches(condition: dict[str, Any], arguments: tuple[int, ...]) -> bool:
 
 
 def judge(call: str, *arguments: int, machine: str = "x86_64", clones: bool = False) -> tuple[str, int | None]:
-    """What the filter answers: its action, and the error number of a refusal."""
+    """Return the filter's answer: its action, and the error number of a refusal."""
     seccomp = make_seccomp(PROFILE, machine, clones=clones)
     for rule in seccomp["syscalls"]:
         if call in rule["names"] and all(matches(condition, arguments) for condition in rule.get("args", ())):
@@ -86,7 +86,7 @@ def test_only_everyday_families_of_sockets_are_open(family: int, protocol: int, 
 
 @pytest.mark.parametrize("family", [2, 10])
 @pytest.mark.parametrize("flags", [0, 0o2004000], ids=["plain", "closed on exec and not blocking"])
-def test_of_the_internet_s_protocols_tcp_and_udp_are_open(family: int, flags: int) -> None:
+def test_internet_sockets_are_limited_to_tcp_and_udp(family: int, flags: int) -> None:
     for kind, protocol in ((1, 0), (1, 6), (2, 0), (2, 17)):
         assert judge("socket", family, kind | flags, protocol)[0] == ALLOW
     for kind, protocol in ((1, 262), (2, 136), (1, 132), (5, 132), (6, 33), (2, 115)):

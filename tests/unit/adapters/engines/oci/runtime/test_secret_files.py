@@ -26,6 +26,6 @@ def test_no_path_leads_elsewhere(tmp_path: Path, name: str) -> None:
         write(tmp_path, {name: "secret"}, os.getuid())
 
 
-def test_they_have_a_place_in_the_sandbox_s_root(tmp_path: Path) -> None:
+def test_secret_files_have_a_mount_point_in_the_root(tmp_path: Path) -> None:
     make_target(tmp_path, os.getuid())
     assert (tmp_path / "run/credentials").is_dir()

@@ -17,7 +17,7 @@ def info(data_free: float, metadata_free: float, unallocated: float, metadata: f
     return SpaceInfo(data, Chunks(int((20 + metadata_free) * GB), 20 * GB, metadata), int(unallocated * GB))
 
 
-def test_what_is_promised_fits_as_either() -> None:
+def test_reserved_space_that_fits_needs_no_balancing() -> None:
     assert nearly_full(info(5, 1, 20), 10 * GB) == []
 
 

@@ -85,7 +85,7 @@ def test_unused_base_is_removed_after_a_new_one(home: Path) -> None:
     assert sorted((home / "bases").iterdir()) == sorted([used, made])
 
 
-def test_all_who_ask_at_once_get_the_one_that_is_made(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_callers_share_one_build(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLEEP", "0.3")
     found: list[Base] = []
     lines: list[str] = []

@@ -77,7 +77,7 @@ def test_base_name_depends_on_package_versions_only() -> None:
     assert first != base_id(RECIPE, ["a=1", "b=2"])
 
 
-def test_the_root_has_a_mount_point_for_all_that_a_build_sees() -> None:
+def test_root_has_all_mount_points_of_a_build() -> None:
     for path in (layers.INPUT, layers.LAYER, layers.CACHE):
         assert path.lstrip("/") in MOUNT_FOLDERS
     assert "usr/local/bin/uv" in MOUNT_FILES

@@ -22,7 +22,7 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """What must not change: a folder with a file."""
+    """Make a folder with a file that must not change."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "file").write_text("secret")

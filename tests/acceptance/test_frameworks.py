@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from typing import Any
 
 import pytest
 from tests.acceptance.live_service import LiveService
@@ -60,20 +62,38 @@ def stages(service: LiveService, uuid: str) -> dict[str, float]:
     return {one["details"]["stage"]: one["details"]["seconds"] for one in events}
 
 
+def settled(service: LiveService, uuid: str) -> dict[str, Any]:
+    for _ in range(600):
+        data: dict[str, Any] = service.call("GET", f"/builders/{uuid}").json()["data"]
+        if data["status"] != "creating":
+            return data
+        time.sleep(1)
+    raise TimeoutError(uuid)
+
+
 @pytest.mark.parametrize(
     ("name", "files", "entrypoint", "path", "text"),
     [
-        ("vite", VITE, "npm run preview -- --host 0.0.0.0 --port $PORT", "/", "assets/index-"),
-        ("next", NEXT, "npm start", "/", "made by next"),
-        ("svelte", SVELTE, "node build", "/", "made by svelte"),
+        ("vite", VITE, "npm run preview -- --host 0.0.0.0 --port $PORT", "", "assets/index-"),
+        ("next", NEXT, "npm start", "", "made by next"),
+        ("svelte", SVELTE, "node build", "", "made by svelte"),
     ],
 )
 def test_project_is_built_and_served(
     service: LiveService, name: str, files: dict[str, str], entrypoint: str, path: str, text: str
 ) -> None:
-    with service.deployed(name, files, entrypoint, resources={"cpu": 2, "memory": 2, "disk": 3}) as data:
+    body = {"name": name, "files": files, "entrypoint": entrypoint, "resources": {"cpu": 2, "memory": 2, "disk": 3}}
+    # Installing and building take minutes on a loaded machine.
+    accepted = service.call("POST", "/builders", json=body, headers={"Prefer": "respond-async"})
+    assert accepted.status_code == 202, accepted.text
+    data = accepted.json()["data"]
+    try:
+        data = settled(service, data["uuid"])
+        assert data["status"] == "running", data["status_reason"]
         assert text in service.visit(data, path).text
         cold = stages(service, data["uuid"])
         assert service.call("POST", f"/builders/{data['uuid']}/restart").status_code == 200
         assert text in service.visit(data, path).text
         assert stages(service, data["uuid"])["build"] == cold["build"]
+    finally:
+        service.call("DELETE", f"/builders/{data['uuid']}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from tests.acceptance.live_service import LiveService
 from tests.acceptance.scenarios import run
@@ -48,3 +50,37 @@ def test_sandbox_runs_commands_and_previews_its_listening_port(service: LiveServ
         assert run(service, data["uuid"], zombies)[1].strip() == "0"
     finally:
         service.call("DELETE", f"/builders/{data['uuid']}?purge=true")
+
+
+def test_job_reads_its_input(service: LiveService) -> None:
+    body = {"name": "reads", "entrypoint": "wc -l; cat /dev/null", "files": {"a": ""}, "job_type": "one_time"}
+    answer = service.call("POST", "/builders", json={**body, "stdin": "one\ntwo\nthree\n"})
+    assert answer.status_code == 201, answer.text
+    path = f"/builders/{answer.json()['data']['uuid']}"
+    try:
+        for _ in range(200):
+            if (data := service.call("GET", path).json()["data"])["status"] != "running":
+                break
+            time.sleep(0.1)
+        assert (data["status"], data["exit_code"]) == ("completed", 0)
+        assert [line["text"] for line in service.call("GET", f"{path}/logs").json()["data"]] == ["3"]
+    finally:
+        service.call("DELETE", path)
+
+
+def test_streams_of_a_command_are_kept_apart(service: LiveService) -> None:
+    answer = service.call("POST", "/builders", json={"name": "apart", "job_type": "sandbox"})
+    assert answer.status_code == 201, answer.text
+    path = f"/builders/{answer.json()['data']['uuid']}"
+    try:
+        command = "for n in 1 2; do echo out$n; echo err$n >&2; done; (sleep 30 >&2 &); head -c 3000000 /dev/zero >&2"
+        result = service.call("POST", f"{path}/exec", json={"command": command, "separate": True}).json()["data"]
+        assert (result["exit_code"], result["output"]) == (0, "out1\nout2\n")
+        assert result["stderr"].startswith("err1\nerr2\n")
+        assert len(result["stderr"]) == 10 + 3_000_000
+        late = service.call(
+            "POST", f"{path}/exec", json={"command": "echo x >&2; sleep 9", "separate": True, "timeout": 1}
+        )
+        assert (late.json()["data"]["exit_code"], late.json()["data"]["stderr"]) == (124, "x\n")
+    finally:
+        service.call("DELETE", f"{path}?purge=true")

@@ -39,6 +39,7 @@ class VersionOptions(SettingOptions, total=False):
     require_qa: bool
     install_scripts: bool
     build: str
+    stdin: str
 
 
 class BuilderOptions(VersionOptions, total=False):

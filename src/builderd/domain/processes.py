@@ -64,6 +64,11 @@ def folder_error(folder: str) -> str | None:
     return text_error(folder, MAX_FOLDER_BYTES) if folder else "must not be empty"
 
 
+def input_error(text: str) -> str | None:
+    """Return the reason to reject a job's input, which is stored, or None."""
+    return text_error(text, MAX_STDIN_BYTES)
+
+
 def stdin_error(text: str) -> str | None:
     """Return the reason to reject a command's input, or None."""
     size = len(text.encode(errors="surrogatepass"))

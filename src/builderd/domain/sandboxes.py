@@ -39,6 +39,10 @@ class EndCause(StrEnum):
     UNKNOWN = "unknown"
 
 
+#: Folder of the secret files in a sandbox.
+SECRETS_FOLDER = "/run/credentials"
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """Specification of one sandbox for the engine.

@@ -61,6 +61,8 @@ class VersionSettings:
     install_scripts: bool = False
     #: Command that makes more of the files before the version starts; empty: none.
     build: str = ""
+    #: Standard input of a job.
+    stdin: str = ""
 
     @property
     def commands(self) -> str:

@@ -70,6 +70,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     """
     check_engine(application)
     check_auto_stop(new.job_type, new.auto_stop_interval)
+    check_stdin(new.job_type, new.settings)
     check_settings(uow, application, caller.tenant_id, new.settings)
     _replace_failed(uow, application, caller, new.name, now)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
@@ -207,6 +208,13 @@ def check_auto_stop(job_type: JobType, interval: int) -> None:
     """Raise ``ValidationFailed`` for an interval that a builder of this type cannot have."""
     if (why := auto_stop_error(job_type, interval)) is not None:
         raise ValidationFailed({"auto_stop_interval": [why]})
+
+
+def check_stdin(job_type: JobType, settings: VersionSettings) -> None:
+    """Raise ``ValidationFailed`` for an input of a builder that is no job."""
+    if settings.stdin and job_type is not JobType.ONE_TIME:
+        why = f"is read by jobs alone (job_type one_time, not {job_type.value}): send it with exec"
+        raise ValidationFailed({"stdin": [why]})
 
 
 def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:

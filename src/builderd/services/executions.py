@@ -7,7 +7,7 @@ import codecs
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
@@ -25,23 +25,42 @@ DRAIN_SECONDS = 0.005
 #: Maximum number of output pieces that wait for the follower.
 AHEAD = 8
 
+
+class Piece(NamedTuple):
+    """Bytes that a command wrote, and whether to its standard error (only where the streams are kept apart)."""
+
+    content: bytes
+    is_error: bool = False
+
+
+class Text(NamedTuple):
+    """Text that a command wrote, and whether to its standard error."""
+
+    text: str
+    is_error: bool = False
+
+
 #: Called with each piece of output that is kept; a slow callback slows the command down.
-OnOutput = Callable[[bytes], Awaitable[None]]
+OnOutput = Callable[[Piece], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line for ``/bin/sh``. ``timeout_seconds`` count from its start; ``env`` adds to the app's own."""
+    """A command line for ``/bin/sh``. ``timeout_seconds`` count from its start; ``env`` adds to the app's own.
+
+    ``separate`` keeps its standard error apart from its standard output.
+    """
 
     text: str
     timeout_seconds: float = 60
     stdin: bytes = b""
     cwd: str = HOME
     env: Mapping[str, str] = field(default_factory=dict)
+    separate: bool = False
 
     @property
     def spec(self) -> ProcessSpec:
-        return ProcessSpec(shell(self.text), self.cwd, self.env, joined=True)
+        return ProcessSpec(shell(self.text), self.cwd, self.env, joined=not self.separate)
 
 
 @asynccontextmanager
@@ -71,32 +90,33 @@ class Ended:
 
 async def follow(
     application: Application, caller: Caller, sandbox: SandboxId, command: Command, held_bytes: HeldBytes
-) -> AsyncGenerator[str | ExecResult]:
+) -> AsyncGenerator[Text | ExecResult]:
     """Yield output while the command runs, and finally how it ended, without output.
 
     Closing the generator early ends the command too.
     """
-    pieces: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
+    pieces: asyncio.Queue[Piece] = asyncio.Queue(AHEAD)
     with held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, pieces.put, holding)
         task = asyncio.ensure_future(_capture(application.engine, sandbox, command, output))
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoders = {is_error: codecs.getincrementaldecoder("utf-8")("replace") for is_error in (False, True)}
         try:
             async with wake.keep_awake(application, sandbox):
                 async for piece in _until_done(pieces, task):
-                    holding.release(len(piece))
-                    if text := decoder.decode(piece):
-                        yield text
+                    holding.release(len(piece.content))
+                    if text := decoders[piece.is_error].decode(piece.content):
+                        yield Text(text, piece.is_error)
                 code = await task
-            if rest := decoder.decode(b"", final=not output.truncated):
-                yield rest
+            for is_error, decoder in decoders.items():
+                if rest := decoder.decode(b"", final=not output.truncated):
+                    yield Text(rest, is_error)
             yield ExecResult(code, "", output.truncated)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def _until_done(pieces: asyncio.Queue[bytes], task: asyncio.Future[int]) -> AsyncIterator[bytes]:
+async def _until_done(pieces: asyncio.Queue[Piece], task: asyncio.Future[int]) -> AsyncIterator[Piece]:
     while True:
         piece = asyncio.ensure_future(pieces.get())
         either: set[asyncio.Future[Any]] = {piece, task}
@@ -156,22 +176,32 @@ async def _feed(process: Process, data: bytes) -> None:
 
 
 class Output:
-    """Output of a command, up to a limit in bytes; ``holding`` counts it in the tenant's memory budget."""
+    """Output of a command, up to a limit in bytes for both streams; ``holding`` counts it in the tenant's budget."""
 
     def __init__(self, limit: int, on_output: OnOutput | None = None, holding: Holding | None = None) -> None:
         self.truncated = False
         self._left = limit
-        self._kept = bytearray()
+        self._kept = {False: bytearray(), True: bytearray()}
         self._on_output = on_output or self._keep
         self._holding = holding
 
     async def take(self, process: Process, *, wait: bool = True) -> None:
         """Read all output. When the tenant's budget is used up, wait for room, or (``wait`` False) cut it there."""
-        while piece := await process.read():
+        # Empty at once where both are one stream.
+        errors = asyncio.ensure_future(self._take(process.read_errors, wait, is_error=True))
+        try:
+            await self._take(process.read, wait, is_error=False)
+            await errors
+        finally:
+            errors.cancel()
+            await asyncio.gather(errors, return_exceptions=True)
+
+    async def _take(self, read: Callable[[], Awaitable[bytes]], wait: bool, *, is_error: bool) -> None:
+        while piece := await read():
             kept = piece[: self._left]
+            self._left -= len(kept)
             if kept and await self._reserve(len(kept), wait):
-                self._left -= len(kept)
-                await self._on_output(kept)
+                await self._on_output(Piece(kept, is_error))
             if len(kept) < len(piece) or self.truncated:
                 self._cut()
                 await asyncio.sleep(DRAIN_SECONDS)
@@ -193,17 +223,25 @@ class Output:
         """Drop all further output."""
         self.truncated, self._left = True, 0
 
-    async def _keep(self, piece: bytes) -> None:
-        self._kept += piece
+    async def _keep(self, piece: Piece) -> None:
+        self._kept[piece.is_error] += piece.content
 
-    def pieces(self, size: int) -> Iterator[str]:
-        """Yield the text, decoded ``size`` bytes at a time. A character that the limit cut in two is left out."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for start in range(0, len(self._kept), size):
-            yield decoder.decode(self._kept[start : start + size])
+    def pieces(self, size: int, *, errors: bool = False) -> Iterator[str]:
+        """Yield the text, decoded ``size`` bytes at a time; with ``errors`` that of the standard error.
+
+        A character that the limit cut in two is left out.
+        """
+        decoder, kept = codecs.getincrementaldecoder("utf-8")("replace"), self._kept[errors]
+        for start in range(0, len(kept), size):
+            yield decoder.decode(kept[start : start + size])
         yield decoder.decode(b"", final=not self.truncated)
 
     @property
     def text(self) -> str:
-        """Return the whole text."""
-        return "".join(self.pieces(len(self._kept) or 1))
+        """Return the whole text, without a standard error that is kept apart."""
+        return "".join(self.pieces(len(self._kept[False]) or 1))
+
+    @property
+    def errors(self) -> str:
+        """Return the text of a standard error that is kept apart."""
+        return "".join(self.pieces(len(self._kept[True]) or 1, errors=True))

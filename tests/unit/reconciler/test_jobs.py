@@ -8,7 +8,7 @@ from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Status
-from builderd.domain.errors import NoCapacity
+from builderd.domain.errors import NoCapacity, ValidationFailed
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
@@ -21,6 +21,16 @@ async def test_a_job_is_created_once_its_command_has_started(world: World) -> No
         builder = await world.outcome(await world.ask_job())
         assert (builder.status, builder.exit_code) == (Status.RUNNING, None)
         await world.until_route(builder, RouteState.JOB)
+
+
+async def test_input_of_a_job_is_its_standard_input_and_no_other_kind_has_one(world: World) -> None:
+    async with world.reconciling():
+        await world.outcome(await world.ask_job(stdin="a\nb\n"))
+        (sandbox,) = world.engine.sandboxes.values()
+        assert sandbox.spec.secret_files == {"_job/stdin": "a\nb\n"}
+        assert sandbox.spec.entrypoint == f"exec </run/credentials/_job/stdin\n{ENTRYPOINT}"
+        with pytest.raises(ValidationFailed, match="one_time"):
+            await world.ask(stdin="x", name="app")
 
 
 @pytest.mark.parametrize(

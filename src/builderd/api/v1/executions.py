@@ -33,8 +33,8 @@ PIECE = 1 << 14
 Body = Annotated[Received[NewExecution], Depends(json_body(NewExecution, MAX_BODY_BYTES))]
 
 STREAM = (
-    "With `stream`: an `output` event (`text`) per piece of output, then `exit` (`exit_code`, `truncated`), "
-    "or `failed` when it could not begin."
+    "With `stream`: an `output` event (`text`, with `separate` also `stream`: `stdout` or `stderr`) per piece of "
+    "output, then `exit` (`exit_code`, `truncated`), or `failed` when it could not begin."
 )
 
 
@@ -54,16 +54,17 @@ async def run_command(
 ) -> Response:
     """Run a command beside the app, with its environment and in its folder, and wait for it.
 
-    Of its output, both streams as they come, 10 MB are kept. A stream that its reader leaves ends the command.
+    Of its output, both streams as they come (apart with `separate`), 10 MB are kept. A stream that its reader leaves
+    ends the command.
     """
     new, caller, uuid = body.value, identity.caller, uuid.lower()
     scheduler: FairScheduler = request.app.state.scheduler
     held_bytes = operations_of(request).held_bytes
-    command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env)
+    command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env, new.separate)
     if new.stream:
         sandbox = await executions.running(application, caller, uuid)
         pieces = executions.follow(application, caller, sandbox, command, held_bytes)
-        return stream(_events(pieces, scheduler, caller.tenant_id))
+        return stream(_events(pieces, scheduler, caller.tenant_id, separate=new.separate))
     async with AsyncExitStack() as stack:
         ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, held_bytes))
         return ResourceStream(stack.pop_all(), _answer(ended, scheduler, caller.tenant_id), 200, {}, "application/json")
@@ -73,15 +74,21 @@ async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: 
     """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
     message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
     yield f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
-    for piece in ended.output.pieces(PIECE):
-        async with scheduler.acquire(tenant_id):
-            encoded = json.dumps(piece, ensure_ascii=False)[1:-1]
-        yield encoded
-    yield f'","truncated":{json.dumps(ended.output.truncated)}}}}}'
+    for is_error in (False, True):
+        for piece in ended.output.pieces(PIECE, errors=is_error):
+            async with scheduler.acquire(tenant_id):
+                encoded = json.dumps(piece, ensure_ascii=False)[1:-1]
+            yield encoded
+        yield '"' if is_error else '","stderr":"'
+    yield f',"truncated":{json.dumps(ended.output.truncated)}}}}}'
 
 
 async def _events(
-    pieces: AsyncGenerator[str | ExecResult], scheduler: FairScheduler, tenant_id: TenantId
+    pieces: AsyncGenerator[executions.Text | ExecResult],
+    scheduler: FairScheduler,
+    tenant_id: TenantId,
+    *,
+    separate: bool,
 ) -> AsyncGenerator[bytes]:
     try:
         async with aclosing(pieces):
@@ -89,9 +96,10 @@ async def _events(
                 if isinstance(piece, ExecResult):
                     yield event("exit", {"exit_code": piece.exit_code, "truncated": piece.truncated})
                     return
-                for start in range(0, len(piece), PIECE):
+                name = {"stream": "stderr" if piece.is_error else "stdout"} if separate else {}
+                for start in range(0, len(piece.text), PIECE):
                     async with scheduler.acquire(tenant_id):
-                        encoded = event("output", {"text": piece[start : start + PIECE]})
+                        encoded = event("output", {"text": piece.text[start : start + PIECE], **name})
                     yield encoded
     except BuilderdError as error:
         yield event("failed", failure(error).body)

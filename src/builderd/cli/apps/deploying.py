@@ -269,15 +269,22 @@ def _list(session: Session, folder: Folder) -> None:
     session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
 
 
+class RunOptions(TypedDict):
+    """Further options of ``run``, by the names of its parameters."""
+
+    outputs: Sequence[str]
+    with_stdin: bool
+    keep: bool
+
+
 @command(name="run")
 @click.argument("directory", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--name", help="Name of the job.  [default: made of the folder's]")
 @click.option("--output", "outputs", multiple=True, metavar="PATH", help="Fetch this file or folder at the end.")
+@click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Send standard input to the command.")
 @click.option("--keep", is_flag=True, help="Do not delete the job at the end.")
-def run(
-    session: Session, directory: Path, args: Sequence[str], name: str | None, outputs: Sequence[str], keep: bool
-) -> None:
+def run(session: Session, directory: Path, args: Sequence[str], name: str | None, **flags: Unpack[RunOptions]) -> None:
     """Run a folder's code as a job: show its log, fetch its output, and exit with its code.
 
     ARGS are the command; left out, that of builder.toml or what is found.
@@ -286,13 +293,15 @@ def run(
     folder = read_folder(directory, project.settings.get("ignore", ()))
     start = _given_start(shlex.join(args)) or _start(session, project, folder, None, yes=True)
     options = {key: value for key, value in project.options.items() if key not in {"auto_stop_interval", "visibility"}}
+    if flags["with_stdin"]:
+        options["stdin"] = sys.stdin.read()
     options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
     chosen = name or f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
     _tell_sent(session, folder)
     builder = session.client.builders.create(chosen, folder, **options)
     try:
         builder.wait(finished=True, on_line=lambda line: _print_line(session, line), interval=0.5)
-        for path in outputs:
+        for path in flags["outputs"]:
             count = builder.files.download(path, Path(path).name)
             session.say(f"Fetched {path} ({count} file{'' if count == 1 else 's'}).")
     except KeyboardInterrupt:
@@ -301,7 +310,7 @@ def run(
     ended = builder.exit_code
     if builder.status == "failed" and ended is None:
         session.say(f"The job failed: {builder.data.status_reason}")
-    if not keep:
+    if not flags["keep"]:
         builder.delete(purge=True)
     if session.as_json:
         session.row({"exit_code": ended, "status": builder.status, "name": chosen}, "")

@@ -129,14 +129,19 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
         raise SystemExit(_on_terminal(builder, text))
     stdin = sys.stdin.read() if options["with_stdin"] else ""
     env = dict(one.split("=", 1) for one in options["variables"] if "=" in one)
-    on_output = None if session.as_json else _write
-    done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, on_output=on_output)
+    shown: dict[str, Any] = {} if session.as_json else {"on_output": _write, "on_errors": _write_error}
+    done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, **shown)
     if session.as_json:
         session.result(done)
     elif done.truncated:
         session.say("\nThe output was longer: it was cut at the service's limit.")
     if done.exit_code:
         raise SystemExit(done.exit_code)
+
+
+def _write_error(piece: str) -> None:
+    sys.stderr.write(piece)
+    sys.stderr.flush()
 
 
 def _write(piece: str) -> None:

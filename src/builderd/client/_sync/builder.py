@@ -269,15 +269,20 @@ class Builder:
         stdin: str = "",
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        separate: bool = False,
         on_output: Callable[[str], None] | None = None,
+        on_errors: Callable[[str], None] | None = None,
     ) -> Execution:
         """Run a shell command beside the app and wait for it, at most ``timeout`` seconds (then its exit code is 124).
 
-        ``on_output`` gets each piece of its output as it comes; ``output`` is empty then.
+        ``separate`` keeps its standard error apart, in ``stderr``. ``on_output`` gets each piece of its output as it
+        comes, and ``on_errors``, which goes with it, those of its standard error; ``output`` is empty then.
         """
         body: dict[str, Any] = {"command": command, "timeout": timeout, "stdin": stdin, "env": dict(env or {})}
         if cwd is not None:
             body["cwd"] = cwd
+        if separate or on_errors is not None:
+            body["separate"] = True
         path = f"/builders/{self.uuid}/exec"
         if on_output is None:
             return self._transport.read(Execution, "POST", path, json=body, waits=True)
@@ -289,7 +294,9 @@ class Builder:
                     return parsed(Execution, {**event.json(), "output": ""})
                 if event.name == "failed":
                     raise error_of(event.json(), request_id=events.request_id)
-                on_output(event.json()["text"])
+                piece = event.json()
+                is_error = on_errors is not None and piece.get("stream") == "stderr"
+                (on_errors if is_error and on_errors else on_output)(piece["text"])
         raise NoAnswer("the stream ended before the command did", builder=self.uuid)
 
     def terminal(

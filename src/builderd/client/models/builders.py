@@ -100,6 +100,7 @@ class Version(Model):
     require_qa: bool
     install_scripts: bool
     build: str = ""
+    stdin: str = ""
     review_passed: bool | None = None
     qa_passed: bool | None = None
     created_by: str

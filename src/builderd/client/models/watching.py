@@ -114,10 +114,14 @@ class Event(Model):
 
 
 class Execution(Model):
-    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``."""
+    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``.
+
+    With ``separate``, ``output`` has standard output alone, and ``stderr`` standard error; else ``stderr`` is empty.
+    """
 
     exit_code: int
     output: str
+    stderr: str = ""
     truncated: bool
 
 

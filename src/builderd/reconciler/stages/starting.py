@@ -12,13 +12,16 @@ from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, new_sandbox_id
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
-from builderd.domain.sandboxes import Sandbox, SandboxSpec
+from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
 from builderd.domain.start_hints import start_hint
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials
 from builderd.services.application import Application
+
+#: File with a job's input, among the secret files: no credential has such a name.
+STDIN = "_job/stdin"
 
 
 def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) -> Sandbox:
@@ -55,14 +58,14 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         builder_id=builder.id,
         disk=sandbox.disk,
         hostname=builder.name,
-        entrypoint=settings.entrypoint,
+        entrypoint=f"exec <{SECRETS_FOLDER}/{STDIN}\n{settings.entrypoint}" if settings.stdin else settings.entrypoint,
         port=settings.port,
         env={**settings.env, **credentials.as_env(secrets), **platform},
         resources=settings.resources,
         isolation=settings.isolation,
         layer_key=None if layer_key == NO_LAYER else layer_key,
         egress=not sandbox.trial,
-        secret_files=credentials.as_files(secrets),
+        secret_files={**credentials.as_files(secrets), **({STDIN: settings.stdin} if settings.stdin else {})},
         tenant_id=builder.tenant_id,
     )
 

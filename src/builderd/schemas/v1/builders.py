@@ -22,6 +22,7 @@ from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_error
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
 from builderd.domain.credentials import name_error as credential_error
+from builderd.domain.processes import MAX_STDIN_BYTES, input_error
 from builderd.domain.procfile import FILE as PROCFILE
 from builderd.domain.versions import (
     DEFAULT_PORT,
@@ -111,6 +112,9 @@ Entrypoint = Annotated[
 ]
 
 Build = Annotated[str, checked_by(build_error), Field(json_schema_extra={"maxLength": MAX_ENTRYPOINT_BYTES})]
+
+#: Stored, so without a NUL character.
+Stdin = Annotated[str, checked_by(input_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
 
 Credential = Annotated[
     str, checked_by(credential_error), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
@@ -208,6 +212,7 @@ class NewBuilder(Shape):
         description="Run once a version, before it starts: what it writes into the app's folder belongs to the "
         "version. Left out: `npm run build` where package.json has a script `build`. Empty: none.",
     )
+    stdin: Stdin = Field(default="", description="Of a one_time job: what its command reads.")
 
     @model_validator(mode="wrap")
     @classmethod

@@ -32,13 +32,18 @@ class NewExecution(Shape):
     cwd: Folder = Field(default=HOME, description="Where it begins: absolute, or below /app.")
     env: Env = Field(default_factory=dict, description="Added to the app's environment.")
     stream: bool = Field(default=False, description="Answer with its output as it comes, as an event stream.")
+    separate: bool = Field(default=False, description="Keep standard error apart from standard output.")
 
 
 class Execution(View):
-    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``."""
+    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``.
+
+    With ``separate``, ``output`` has standard output alone, and ``stderr`` standard error; else ``stderr`` is empty.
+    """
 
     exit_code: int
     output: str
+    stderr: str
     truncated: bool
 
 

@@ -101,6 +101,7 @@ class Version(View):
     require_qa: bool
     install_scripts: bool
     build: str
+    stdin: str
     review_passed: bool | None
     qa_passed: bool | None
     created_by: str

@@ -27,7 +27,25 @@ async def test_exec_answers_exit_code_and_output(client: httpx.AsyncClient, serv
     service.engine.answer("ls /nowhere", Answer(2, "ls: no such file\n"))
     response = await client.post(path, json={"command": "ls /nowhere"})
     assert response.status_code == 200
-    assert response.json()["data"] == {"exit_code": 2, "output": "ls: no such file\n", "truncated": False}
+    assert response.json()["data"] == {
+        "exit_code": 2,
+        "output": "ls: no such file\n",
+        "stderr": "",
+        "truncated": False,
+    }
+
+
+async def test_its_streams_are_kept_apart_where_that_is_asked_for(
+    client: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    service.engine.answer("make", Answer(2, "made\n", errors="wörse\n"))
+    joined = await client.post(path, json={"command": "make"})
+    assert (joined.json()["data"]["output"], joined.json()["data"]["stderr"]) == ("made\nwörse\n", "")
+    apart = await client.post(path, json={"command": "make", "separate": True})
+    assert (apart.json()["data"]["output"], apart.json()["data"]["stderr"]) == ("made\n", "wörse\n")
+    events = (await client.post(path, json={"command": "make", "separate": True, "stream": True})).text
+    assert '"stream": "stderr"' in events or '"stream":"stderr"' in events
+    assert '"stream": "stdout"' in events or '"stream":"stdout"' in events
 
 
 async def test_exec_in_a_starting_builder_is_retried_later(

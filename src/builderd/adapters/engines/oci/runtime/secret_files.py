@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from builderd.adapters.engines.oci.storage.builds import Bind
+from builderd.domain.sandboxes import SECRETS_FOLDER
 
-TARGET = "/run/credentials"
+TARGET = SECRETS_FOLDER
 _FOLDER = "credentials"
 
 

@@ -67,7 +67,7 @@ def response_seconds(usage: Usage, share: float) -> float | None:
 
     Interpolated within its class, as Prometheus does; at most the last bound, beyond which times are not known.
     """
-    counts = [getattr(usage, name) for name in RESPONSE_TIMES]
+    counts: list[int] = [getattr(usage, name) for name in RESPONSE_TIMES]
     wanted, below = share * sum(counts), 0
     if not sum(counts):
         return None

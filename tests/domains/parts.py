@@ -17,11 +17,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import dns.exception
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import dns.tsig
+import dns.update
 import pytest
 from tests.previews.certificates import make_pem
 from tests.previews.proxy import free_port
@@ -36,6 +40,9 @@ class DnsServer:
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}
         self.silent: set[str] = set()
+        #: Keys of updates by name, and the zone that they may change.
+        self.keys: dict[dns.name.Name, dns.tsig.Key] = {}
+        self.zone = ""
         self.failing: set[str] = set()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
@@ -61,9 +68,33 @@ class DnsServer:
                 return
             if not data:
                 return
-            answer = self._answer(dns.message.from_wire(data))
+            answer = self._reply(data)
             if answer is not None:
                 self._socket.sendto(answer.to_wire(), peer)
+
+    def _reply(self, data: bytes) -> dns.message.Message | None:
+        try:
+            query = dns.message.from_wire(data, keyring=self.keys)
+        except dns.exception.DNSException:
+            refused = dns.message.make_response(dns.message.from_wire(data, keyring=False))
+            refused.set_rcode(dns.rcode.NOTAUTH)
+            return refused
+        return self._changed(query) if isinstance(query, dns.update.UpdateMessage) else self._answer(query)
+
+    def _changed(self, update: dns.update.UpdateMessage) -> dns.message.Message:
+        """Carry out an update that adds values, or removes some."""
+        reply = dns.message.make_response(update)
+        if not update.had_tsig or str(update.zone[0].name).rstrip(".") != self.zone:
+            reply.set_rcode(dns.rcode.REFUSED)
+            return reply
+        for change in update.update:
+            values = self.records.setdefault((str(change.name).rstrip("."), dns.rdatatype.to_text(change.rdtype)), [])
+            for value in map(str, change):
+                if change.deleting is None:
+                    values.append(value)
+                elif value in values:
+                    values.remove(value)
+        return reply
 
     def _answer(self, query: dns.message.Message) -> dns.message.Message | None:
         asked = query.question[0]

@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dns.name
+import dns.tsig
 import pytest
 from cryptography import x509
 from tests.application import World, fake_world
@@ -18,15 +20,17 @@ from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import parse, read_all
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainRules, DomainStatus
-from builderd.domain.previews import Route, RouteState
+from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.ports.domains import DnsRecords, OrderFailed
 from builderd.reconciler.jobs.domains import DomainJob
+from builderd.reconciler.jobs.wildcard import WildcardJob
 from builderd.services import domains
 
 pytestmark = [
@@ -195,3 +199,38 @@ def test_records_are_read_as_the_name_servers_have_them(tls: Proxy, world: World
     name_server.failing.add("broken.example.test")
     broken = tls.run(names.records("broken.example.test", "_builderd.broken.example.test"))
     assert "SERVFAIL" in broken.error
+
+
+def test_a_wildcard_for_the_previews_is_proven_by_dns_updates(
+    tls: Proxy, world: World, name_server: DnsServer, app: App
+) -> None:
+    secret, zone = "c2VjcmV0LXNlY3JldC1zZWNyZXQh", "previews.test"
+    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", secret, "hmac-sha256")}
+    name_server.zone = zone
+    name_server.records[zone, "SOA"] = ["ns.previews.test. host.previews.test. 1 60 60 60 60"]
+    wrong = Rfc2136Updates(name_server.address, TsigKey.parse("acme:AAAA"))
+    domain = f"apps.{zone}"
+    application = replace(
+        world.application,
+        preview_domain=PreviewDomain("https", domain, tls.options.tls_port),
+        dns_updates=wrong,
+    )
+    tls.run(WildcardJob(application).run_once())
+    failed = tls.run(world.read(lambda uow: uow.wildcard_certificates.get(domain)))
+    assert failed is not None
+    assert failed.certificate is None
+    assert "refused the update" in failed.reason or "gives no answer" in failed.reason
+    world.clock.move(61)
+    updates = Rfc2136Updates(name_server.address, TsigKey.parse(f"hmac-sha256:acme:{secret}"))
+    application = replace(application, dns_updates=updates)
+    tls.run(WildcardJob(application).run_once())
+    stored = tls.run(world.read(lambda uow: uow.wildcard_certificates.get(domain)))
+    assert stored is not None
+    assert (stored.failures, stored.reason) == (0, "")
+    certificate = served(tls, f"any.{domain}")
+    assert set(names_of(certificate)) == {domain, f"*.{domain}"}
+    # No record is left, and nothing is ordered again.
+    assert name_server.records[f"_acme-challenge.{domain}", "TXT"] == []
+    tls.run(WildcardJob(application).run_once())
+    assert served(tls, f"any.{domain}") == certificate
+    assert served(tls, "xn--bcher-kva.example.test") != certificate

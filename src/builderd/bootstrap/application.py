@@ -25,7 +25,7 @@ from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.database_lease import OwnedStore
-from builderd.bootstrap.domains import make_authority, make_domain_rules
+from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
@@ -72,6 +72,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             name_servers=DnsNameServers(settings.acme.resolvers),
             challenge_probe=HttpChallengeProbe(),
             authority=make_authority(settings),
+            dns_updates=make_dns_updates(settings),
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
@@ -114,6 +115,7 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
         certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
         tls_port=settings.preview.tls_port,
         public_tls_port=settings.preview.public_tls_port,
+        wildcard=settings.has_wildcard,
         trusted_proxies=settings.preview.trusted_proxies,
         address_connections=settings.preview.address_connections,
         api_url=settings.api_url,

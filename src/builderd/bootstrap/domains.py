@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.domain.domains import DomainRules
 from builderd.settings import Settings
 
@@ -37,6 +38,14 @@ def make_authority(settings: Settings) -> AcmeAuthority | None:
         return None
     hmac_key = acme.eab_hmac_key.get_secret_value() if acme.eab_hmac_key is not None else None
     return AcmeAuthority(AcmeOptions(acme.directory, acme.contact, acme.roots, acme.eab_key_id, hmac_key))
+
+
+def make_dns_updates(settings: Settings) -> Rfc2136Updates | None:
+    """Return the updates that prove the previews' domain, or None without a wildcard certificate."""
+    dns = settings.acme.dns
+    if dns is None or not settings.has_wildcard:
+        return None
+    return Rfc2136Updates(dns.server, TsigKey.parse(dns.key.get_secret_value()))
 
 
 def _own_addresses(host: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.supervisor import Supervisor
+from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
@@ -42,6 +43,7 @@ from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
 from builderd.reconciler.jobs.webhooks import WebhookJob
+from builderd.reconciler.jobs.wildcard import WildcardJob
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services.application import Application
 from builderd.settings import Settings
@@ -154,7 +156,8 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
 
 def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:
     """Return a closed route for every builder, for a proxy that was taken down and has no routes."""
-    return [closed_route(one) for one in uow.builders.live()]
+    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
+    return [closed_route(one) for one in builders if one is not None and one.desired is not Desired.DELETED]
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
@@ -185,6 +188,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
         group.create_task(waking.watch(app))
         group.create_task(WebhookJob(app).run())
         group.create_task(DomainJob(app, fault).run())
+        group.create_task(WildcardJob(app).run())
         if settings.ssh.port:
             group.create_task(SshGateway(app, load_host_key(settings)).serve(settings.host, settings.ssh.port))
         group.create_task(sample(app))

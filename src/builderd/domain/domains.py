@@ -116,6 +116,33 @@ class AcmeAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class WildcardCertificate:
+    """Certificate of the previews' domain and all hosts in it. ``certificate`` is the sealed PEM of key and chain.
+
+    ``next_try_at``: when it is looked at again; ``reason`` says why the last order failed.
+    """
+
+    domain: str
+    next_try_at: datetime
+    certificate: bytes | None = None
+    fingerprint: str | None = None
+    ordered_at: datetime | None = None
+    expires_at: datetime | None = None
+    failures: int = 0
+    reason: str = ""
+
+    @property
+    def associated_data(self) -> str:
+        return f"wildcard-certificate/{self.domain}"
+
+    def failed(self, reason: str, now: datetime, wait: timedelta | None) -> WildcardCertificate:
+        """Return it after an order that failed; the present certificate stays."""
+        pause = max(FIRST_PAUSE * (1 << min(self.failures, 20)), wait or timedelta(0))
+        due = now + min(pause, LAST_ORDER_PAUSE)
+        return replace(self, failures=self.failures + 1, reason=reason, next_try_at=due)
+
+
+@dataclass(frozen=True, slots=True)
 class DomainRules:
     """Operator's rules. ``addresses``: where domains must lead. ``http_port`` and ``https_port``: what visitors use.
 

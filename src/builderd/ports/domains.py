@@ -85,8 +85,24 @@ class CertificateAuthority(Protocol):
     async def issue(self, account_key: bytes, host: str, publish: Publish) -> Certificate:
         """Order a certificate for the host, proven by ``publish``. Raises ``OrderFailed``."""
 
+    async def issue_wildcard(self, account_key: bytes, domain: str, publish: Publish) -> Certificate:
+        """Order a certificate for the domain and all hosts in it. Raises ``OrderFailed``.
+
+        ``publish`` gets the names and the values of TXT records, and returns once they can be seen.
+        """
+
     async def renewal_wish(self, pem: str) -> datetime | None:
         """Return when the authority now wants this certificate renewed; None where it does not say or answer."""
 
     async def identities(self) -> frozenset[str]:
         """Return the names by which CAA records allow this authority; none when it does not say or answer."""
+
+
+class DnsUpdates(Protocol):
+    """Changes of TXT records at the zone's own name server (RFC 2136). Methods raise ``OrderFailed``."""
+
+    async def add_text(self, name: str, value: str) -> None:
+        """Add a value to the TXT records of a name."""
+
+    async def remove_text(self, name: str, value: str) -> None:
+        """Remove this value. Idempotent."""

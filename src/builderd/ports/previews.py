@@ -66,6 +66,12 @@ class Previews(Protocol):
     async def domains(self) -> Mapping[str, tuple[str, str | None]]:
         """Return the preview host and the certificate's fingerprint of each custom domain."""
 
+    async def put_wildcard(self, certificate: str) -> None:
+        """Serve all hosts without a certificate of their own with this PEM of key and chain. Idempotent.
+
+        A proxy that speaks no TLS ignores it.
+        """
+
     async def put_challenge(self, token: str, answer: str) -> None:
         """Answer ``/.well-known/acme-challenge/<token>`` of any host with this text. Lost when the proxy restarts.
 

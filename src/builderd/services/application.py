@@ -20,7 +20,7 @@ from builderd.domain.versions import Isolation
 from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
-from builderd.ports.domains import CertificateAuthority, ChallengeProbe, NameServers
+from builderd.ports.domains import CertificateAuthority, ChallengeProbe, DnsUpdates, NameServers
 from builderd.ports.engine import Engine
 from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
@@ -116,6 +116,8 @@ class Application:
     name_servers: NameServers | None = None
     challenge_probe: ChallengeProbe | None = None
     authority: CertificateAuthority | None = None
+    #: Proves the previews' domain, for a wildcard certificate; None without one.
+    dns_updates: DnsUpdates | None = None
     backup_rules: BackupRules = field(default_factory=BackupRules)
     tenant_limits: TenantLimits = field(default_factory=TenantLimits)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)

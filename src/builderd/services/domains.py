@@ -265,4 +265,10 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
             data = account.associated_data
             uow.acme_accounts.put(replace(account, key=vault.seal(vault.open(account.key, data), data)))
             count += 1
+    for wildcard in uow.wildcard_certificates.all():
+        if wildcard.certificate is not None and not vault.is_current(wildcard.certificate):
+            data = wildcard.associated_data
+            sealed = vault.seal(vault.open(wildcard.certificate, data), data)
+            uow.wildcard_certificates.put(replace(wildcard, certificate=sealed))
+            count += 1
     return count

@@ -16,6 +16,7 @@ def sealed(uow: UnitOfWork) -> Iterator[bytes]:
     yield from (one.sealed for one in uow.backup_keys.all())
     yield from (one.certificate for one in uow.domains.all() if one.certificate is not None)
     yield from (one.key for one in uow.acme_accounts.all())
+    yield from (one.certificate for one in uow.wildcard_certificates.all() if one.certificate is not None)
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:

@@ -143,12 +143,29 @@ Resolvers = Annotated[tuple[Annotated[str, AfterValidator(_resolver)], ...], NoD
 Addresses = Annotated[tuple[IPvAnyAddress, ...], NoDecode, BeforeValidator(_split)]
 
 
+def _tsig_key(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"(?:hmac-[a-z0-9-]+:)?[^:\s]+:[A-Za-z0-9+/]+=*", key.get_secret_value()):
+        raise ValueError("must be [algorithm:]name:secret, with the secret in base64, as for nsupdate -y")
+    return key
+
+
+class DnsUpdateSettings(Section):
+    """Dynamic updates (RFC 2136) of the zone of ``preview.domain``: ``address:port`` of its primary server, and a key.
+
+    ``key``: ``[algorithm:]name:secret``, as for ``nsupdate -y``; the algorithm is hmac-sha256 unless given.
+    """
+
+    server: Annotated[str, AfterValidator(_resolver)]
+    key: Annotated[SecretStr, AfterValidator(_tsig_key)]
+
+
 class AcmeSettings(Section):
     """Custom domains and the certificate authority for them, which is asked only if ``preview.tls_port`` is set.
 
     ``roots``: PEM file for an authority of one's own. ``resolvers``: name servers for the service's own check.
     ``eab_key_id`` and ``eab_hmac_key``: external account binding, where the authority wants it. ``addresses``: where
-    domains must lead; by default the machine's. ``domains``: the most of one builder.
+    domains must lead; by default the machine's. ``dns``: updates that prove ``preview.domain``, for a wildcard
+    certificate of all previews. ``domains``: the most of one builder.
     """
 
     directory: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://acme-v02.api.letsencrypt.org/directory"
@@ -158,6 +175,7 @@ class AcmeSettings(Section):
     eab_key_id: str | None = None
     eab_hmac_key: SecretStr | None = None
     addresses: Addresses = ()
+    dns: DnsUpdateSettings | None = None
     domains: int = Field(default=20, ge=0)
 
     @model_validator(mode="after")

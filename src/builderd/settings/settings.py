@@ -164,9 +164,14 @@ class Settings(BaseSettings):
         return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
 
     @property
+    def has_wildcard(self) -> bool:
+        """Return True if the service gets a wildcard certificate for the previews by itself."""
+        return self.preview.tls_port is not None and self.acme.dns is not None and self.preview.certificate is None
+
+    @property
     def preview_domain(self) -> PreviewDomain:
         """Return scheme, domain and port of preview URLs; the port is None when it is the scheme's default."""
-        scheme = "https" if self.preview.certificate else "http"
+        scheme = "https" if self.preview.certificate or self.has_wildcard else "http"
         tls_port = self.preview.public_tls_port or self.preview.tls_port
         port = (tls_port if scheme == "https" else None) or self.preview.public_port or self.preview_port
         return PreviewDomain(scheme, self.preview.domain, None if port == STANDARD_PORTS[scheme] else port)

@@ -167,6 +167,11 @@ async def test_restart_keeps_domains_and_down_removes_them(previews: Previews) -
     assert await previews.domains() == {}
 
 
+async def test_a_wildcard_certificate_is_put_any_number_of_times(previews: Previews) -> None:
+    for _ in range(2):
+        await previews.put_wildcard("certificate")
+
+
 async def test_challenges_are_put_and_removed_any_number_of_times(previews: Previews) -> None:
     for _ in range(2):
         await previews.put_challenge("token", "token.thumbprint")

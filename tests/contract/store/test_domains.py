@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder
 
-from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus
+from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import DomainId, new_id
 from builderd.ports.store import Store
 
@@ -110,3 +110,33 @@ async def test_an_account_of_a_directory_replaces_the_one_before(store: Store) -
     await store.write(lambda uow: uow.acme_accounts.put(replace(first, key=b"new")))
     assert await store.read(lambda uow: uow.acme_accounts.get(first.directory)) == replace(first, key=b"new")
     assert len(await store.read(lambda uow: uow.acme_accounts.all())) == 1
+
+
+async def test_a_wildcard_certificate_of_a_domain_replaces_the_one_before(store: Store) -> None:
+    first = WildcardCertificate("apps.test", NOW)
+    await store.write(lambda uow: uow.wildcard_certificates.put(first))
+    assert await store.read(lambda uow: uow.wildcard_certificates.get("apps.test")) == first
+    whole = replace(
+        first,
+        certificate=b"\x00sealed\xff",
+        fingerprint="a" * 64,
+        ordered_at=NOW,
+        expires_at=NOW + DAY,
+        failures=2,
+        reason="refused",
+    )
+    await store.write(lambda uow: uow.wildcard_certificates.put(whole))
+    assert await store.read(lambda uow: uow.wildcard_certificates.all()) == [whole]
+    assert await store.read(lambda uow: uow.wildcard_certificates.get("other.test")) is None
+
+
+async def test_interrupted_domains_and_those_without_a_certificate_are_found(store: Store) -> None:
+    await add(store, BUILDER)
+    begun = claim(status=DomainStatus.CHECKING, next_try_at=NOW + DAY)
+    plain = claim(host="plain.example.com", status=DomainStatus.ACTIVE, proven_at=NOW, ordered_at=NOW)
+    await put(store, begun, plain, claim(host="later.example.com", next_try_at=NOW + DAY))
+    assert await store.read(lambda uow: uow.domains.interrupted(without_certificate=False)) == [begun.id]
+    found = await store.read(lambda uow: uow.domains.interrupted(without_certificate=True))
+    assert set(found) == {begun.id, plain.id}
+    assert await store.read(lambda uow: uow.domains.orders_since(TENANT.id, NOW)) == 1
+    assert await store.read(lambda uow: uow.domains.orders_since(TENANT.id, NOW + SECOND)) == 0

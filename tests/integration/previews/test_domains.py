@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.previews.certificates import make_pem
@@ -200,3 +200,17 @@ def test_the_next_service_puts_back_what_the_proxy_lost(tls: Proxy, app: App) ->
     assert tls.run(service.domains())[alias.host] == (alias.preview_host, alias.fingerprint)
     assert served(tls, alias.host) == der(alias)
     assert get(tls, alias.host, alias.host).status == 200
+
+
+def test_with_a_wildcard_previews_are_redirected_too(make_proxy: Callable[..., Proxy], app: App) -> None:
+    proxy = make_proxy(tls_port=free_port(), public_tls_port=443, wildcard=True).start()
+    preview = proxy.open(app)
+    pem = make_pem("*.localhost")
+    for _ in range(2):
+        proxy.run(proxy.previews.put_wildcard(pem))
+    assert served(proxy, preview) == der(DomainAlias("a.example", preview, pem))
+    assert get(proxy, preview, preview).seen["x-forwarded-proto"] == ["https"]
+    plain = proxy.visitor.get(preview, "/a?b=c")
+    assert (plain.status, plain.header("location")) == (308, f"https://{preview}/a?b=c")
+    assert proxy.visitor.get("unknown.localhost").status == 404
+    assert proxy.visitor.get(preview, f"{CHALLENGE}x").status == 404

@@ -23,6 +23,7 @@ from josepy.jwk import JWKEC
 from builderd.ports.domains import Certificate, OrderFailed, Publish
 
 T = TypeVar("T")
+_Kind = challenges.HTTP01 | challenges.DNS01
 
 #: Seconds for one request, and for the authority's check and issue together.
 REQUEST_TIMEOUT, ORDER_TIMEOUT = 30, 180
@@ -79,11 +80,23 @@ class AcmeAuthority:
         return _private_pem(ec.generate_private_key(ec.SECP256R1()))
 
     async def issue(self, account_key: bytes, host: str, publish: Publish) -> Certificate:
+        return await self._issue(account_key, (host,), challenges.HTTP01, publish)
+
+    async def issue_wildcard(self, account_key: bytes, domain: str, publish: Publish) -> Certificate:
+        return await self._issue(account_key, (domain, f"*.{domain}"), challenges.DNS01, publish)
+
+    async def _issue(
+        self,
+        account_key: bytes,
+        names: tuple[str, ...],
+        kind: type[challenges.HTTP01] | type[challenges.DNS01],
+        publish: Publish,
+    ) -> Certificate:
         key, network = ec.generate_private_key(ec.SECP256R1()), self._network(_loaded(account_key))
-        opened, order = await _call(network, lambda: self._new_order(account_key, network, _request(host, key)))
-        answers = await _call(network, lambda: list(_answers(opened, order)))
-        for token, answer, _ in answers:
-            await publish(token, answer)
+        opened, order = await _call(network, lambda: self._new_order(account_key, network, _request(names, key)))
+        answers = await _call(network, lambda: list(_answers(opened, order, kind)))
+        for place, answer, _ in answers:
+            await publish(place, answer)
         chain = await _call(network, lambda: _finish(opened, order, [objects for *_, objects in answers]))
         pem = _joined(chain, _private_pem(key).decode())
         begin, end = _validity(chain)
@@ -168,18 +181,26 @@ async def _call(network: _Network, call: Callable[[], T]) -> T:
         raise OrderFailed(_reason(error), _wait(network, error)) from error
 
 
-def _answers(opened: client.ClientV2, order: messages.OrderResource) -> Iterator[tuple[str, str, tuple[Any, Any]]]:
-    """Yield token, published text and the library's own objects of each challenge that is still to be met."""
+def _answers(
+    opened: client.ClientV2, order: messages.OrderResource, kind: type[challenges.HTTP01] | type[challenges.DNS01]
+) -> Iterator[tuple[str, str, tuple[Any, Any]]]:
+    """Yield where each answer is published (token, or record), the answer, and the library's own objects of it."""
     key = opened.net.key
     assert key is not None
     for authorization in order.authorizations:
         if authorization.body.status == messages.STATUS_VALID:
             continue
-        offered = [one for one in authorization.body.challenges if isinstance(one.chall, challenges.HTTP01)]
+        offered = [one for one in authorization.body.challenges if isinstance(one.chall, kind)]
         if not offered:
-            raise errors.Error("the authority offers no challenge by HTTP for this name")
+            raise errors.Error(f"the authority offers no challenge {kind.typ} for this name")
         response, answer = offered[0].response_and_validation(key)
-        yield offered[0].chall.encode("token"), answer, (offered[0], response)
+        yield _place(offered[0].chall, authorization.body.identifier.value), answer, (offered[0], response)
+
+
+def _place(challenge: _Kind, name: str) -> str:
+    if isinstance(challenge, challenges.DNS01):
+        return str(challenge.validation_domain_name(name))
+    return str(challenge.encode("token"))
 
 
 def _finish(opened: client.ClientV2, order: messages.OrderResource, answers: list[tuple[Any, Any]]) -> str:
@@ -237,9 +258,9 @@ def _loaded(account_key: bytes) -> JWKEC:
     return key
 
 
-def _request(host: str, key: ec.EllipticCurvePrivateKey) -> bytes:
+def _request(hosts: tuple[str, ...], key: ec.EllipticCurvePrivateKey) -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    names = x509.SubjectAlternativeName([x509.DNSName(host)])
+    names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts])
     return (
         builder.add_extension(names, critical=False).sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     )

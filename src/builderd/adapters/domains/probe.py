@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from builderd.domain.machine_faults import machine_fault
 from builderd.ports.domains import ProbeReply
@@ -29,7 +30,7 @@ class HttpChallengeProbe:
         except OSError as error:
             if (fault := machine_fault(error)) is not None:
                 raise fault from error
-            return ProbeReply(None, error=(error.strerror or str(error)).lower())
+            return ProbeReply(None, error=os.strerror(error.errno).lower() if error.errno else "no connection")
 
 
 async def _exchange(address: str, port: int, host: str, path: str) -> bytes:

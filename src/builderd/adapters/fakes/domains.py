@@ -67,8 +67,29 @@ class FakeAuthority:
         pem = f"certificate {len(self.issued)} of {host}\n"
         return Certificate(pem, begin, begin + LIFE, self.wish)
 
+    async def issue_wildcard(self, account_key: bytes, domain: str, publish: Publish) -> Certificate:
+        await publish(f"_acme-challenge.{domain}", ANSWER)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.issued.append(f"*.{domain}")
+        begin = self.now()
+        return Certificate(f"certificate {len(self.issued)} of *.{domain}\n", begin, begin + LIFE, self.wish)
+
     async def renewal_wish(self, pem: str) -> datetime | None:
         return self.wish
 
     async def identities(self) -> frozenset[str]:
         return self.names
+
+
+@dataclass
+class FakeDnsUpdates:
+    """Updates of the records that ``names`` answers with."""
+
+    names: FakeNameServers
+
+    async def add_text(self, name: str, value: str) -> None:
+        self.names.texts[name] = (*self.names.texts.get(name, ()), value)
+
+    async def remove_text(self, name: str, value: str) -> None:
+        self.names.texts[name] = tuple(one for one in self.names.texts.get(name, ()) if one != value)

@@ -21,6 +21,7 @@ class FakePreviews:
         self._paused: set[str] = set()
         self._activity: dict[str, PreviewActivity] = {}
         self._domains: dict[str, tuple[str, str | None]] = {}
+        self.wildcard = ""
         #: Answers of the challenge path by token; lost when the proxy ends.
         self.challenges: dict[str, str] = {}
         #: Open requests by host.
@@ -86,6 +87,10 @@ class FakePreviews:
         self._need_running()
         return dict(self._domains)
 
+    async def put_wildcard(self, certificate: str) -> None:
+        self._need_running()
+        self.wildcard = certificate
+
     async def put_challenge(self, token: str, answer: str) -> None:
         self._need_running()
         self.challenges[token] = answer
@@ -98,6 +103,7 @@ class FakePreviews:
         self._running = False
         self._domains.clear()
         self.challenges.clear()
+        self.wildcard = ""
         self._routes.clear()
         self._activity.clear()
 

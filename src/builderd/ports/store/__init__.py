@@ -15,7 +15,7 @@ from builderd.ports.store.build_logs import BuildLogs
 from builderd.ports.store.builders import Builders
 from builderd.ports.store.credentials import Credentials
 from builderd.ports.store.database_lease import DatabaseLeases
-from builderd.ports.store.domains import AcmeAccounts, Domains
+from builderd.ports.store.domains import AcmeAccounts, Domains, WildcardCertificates
 from builderd.ports.store.events import Events
 from builderd.ports.store.idempotency import Idempotency
 from builderd.ports.store.leases import Leases
@@ -62,6 +62,7 @@ __all__ = [
     "Uploads",
     "Versions",
     "Webhooks",
+    "WildcardCertificates",
 ]
 
 T = TypeVar("T")
@@ -98,6 +99,8 @@ class UnitOfWork(Protocol):
     def domains(self) -> Domains: ...
     @property
     def acme_accounts(self) -> AcmeAccounts: ...
+    @property
+    def wildcard_certificates(self) -> WildcardCertificates: ...
     @property
     def backups(self) -> Backups: ...
     @property

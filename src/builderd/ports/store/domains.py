@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from builderd.domain.domains import AcmeAccount, Domain, DomainRoute
+from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, WildcardCertificate
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 
 
@@ -67,3 +67,11 @@ class AcmeAccounts(Protocol):
         """Store the account of its directory in place of any other."""
 
     def all(self) -> Sequence[AcmeAccount]: ...
+
+
+class WildcardCertificates(Protocol):
+    def get(self, domain: str) -> WildcardCertificate | None: ...
+    def put(self, certificate: WildcardCertificate) -> None:
+        """Store the certificate of its domain in place of any other."""
+
+    def all(self) -> Sequence[WildcardCertificate]: ...

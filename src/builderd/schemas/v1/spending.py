@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builderd.schemas.v1.envelope import PageMeta, Success
+from builderd.schemas.v1.envelope import Success
 from builderd.schemas.v1.shape import View
 
 
@@ -17,11 +17,11 @@ class Deployment(View):
 
 
 class Spending(View):
-    """Costs of all builders; ``deployments`` has one page of them, oldest first.
+    """Costs of all builders.
 
-    ``total_cost`` is of all pages. It is rounded once, so it can differ by a cent from the sum of the rounded shares.
+    ``total_cost`` is rounded once, so it can differ by a cent from the sum of the rounded shares.
 
-    ``vm_count`` is the number of builders on all pages.
+    ``vm_count`` is the number of builders in ``deployments``.
     """
 
     currency: str
@@ -31,6 +31,4 @@ class Spending(View):
 
 
 class SpendingAnswer(Success[Spending]):
-    """Response with the spending, and the page of its ``deployments``."""
-
-    meta: PageMeta
+    """Response with the spending."""

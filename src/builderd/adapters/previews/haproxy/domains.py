@@ -47,12 +47,15 @@ def _tls_rules(options: ProxyOptions, files: ProxyFiles) -> str:
     port = options.public_tls_port or options.tls_port
     authority = "%[var(txn.asked)]" if port == 443 else f"%[var(txn.asked)]:{port}"
     misdirected = 'http-request return status 421 content-type text/plain string "wrong host for this connection"'
+    redirect = f"http-request redirect prefix https://{authority} code 308 if"
+    previews = f"{redirect} {{ var(txn.route) -m found }} !by_domain !secure !challenge"
     return f"""
         acl named ssl_fc_sni -m found
         acl same_name ssl_fc_sni,lower,rtrim(.),strcmp(txn.asked) eq 0
         acl named_domain ssl_fc_sni,lower,rtrim(.),map_str({quoted(files.domains)}) -m found
         {misdirected} if by_domain named !same_name
         {misdirected} if named_domain !same_name
-        http-request redirect prefix https://{authority} code 308 \
-if {{ var(txn.domain) -m beg https| }} !{{ var(txn.proto) -m str https }} !challenge
+        acl secure var(txn.proto) -m str https
+        {redirect} {{ var(txn.domain) -m beg https| }} !secure !challenge
+        {previews if options.certificate or options.wildcard else ""}
         """

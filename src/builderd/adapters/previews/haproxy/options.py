@@ -34,7 +34,9 @@ class ProxyOptions:
     """Settings of the proxy. ``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
 
     With ``tls_port``, that port speaks TLS and ``port`` plain HTTP: ``certificate``, or a self-signed one, is for hosts
-    without a certificate of their own. Visitors are redirected to ``public_tls_port``, by default ``tls_port``.
+    without a certificate of their own. ``wildcard``: one for all previews is put later (``put_wildcard``); previews are
+    then redirected to HTTPS, as with ``certificate``. Visitors are redirected to ``public_tls_port``, by default
+    ``tls_port``.
 
     ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are trusted.
     ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may hold at a time, 0 any.
@@ -47,6 +49,7 @@ class ProxyOptions:
     certificate: Path | None = None
     tls_port: int | None = None
     public_tls_port: int | None = None
+    wildcard: bool = False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     threads: int | None = None
     max_connections: int = 20_000

@@ -153,6 +153,10 @@ class HaproxyPreviews:
         assert self._map is not None
         return dict(self._domains.installed)
 
+    async def put_wildcard(self, certificate: str) -> None:
+        async with self._lock:
+            await self._change(lambda: self._domains.put_wildcard(certificate))
+
     async def put_challenge(self, token: str, answer: str) -> None:
         async with self._lock:
             await self._change(lambda: self._domains.put_challenge(token, answer))

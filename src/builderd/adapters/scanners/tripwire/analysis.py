@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from builderd.adapters.scanners.tripwire import javascript, lint, patterns, python_code
 from builderd.adapters.scanners.tripwire.catalogue import CATALOGUE
+from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules, masked
 from builderd.adapters.scanners.tripwire.signatures import Signatures
 from builderd.domain.reach import References
@@ -28,6 +29,8 @@ MAX_TEXT = 200
 FOR_SECRETS = "Take it out, revoke it where it was issued, and hand it to the app as a credential"
 FOR_WARNINGS = "Look at it: it is harmless in many places"
 HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
+#: Largest script whose flow of data is followed, in bytes.
+MAX_SCRIPT = 300_000
 #: What a tool may take of the review's time.
 SHARE = 0.8
 
@@ -69,6 +72,7 @@ class _Review:
     raw: list[tuple[str, str, int, str, str, bool]] = field(default_factory=list)
     references: dict[str, References] = field(default_factory=dict)
     hooks: set[str] = field(default_factory=set)
+    trees: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     warned: Sequence[lint.Warned] = ()
@@ -77,6 +81,13 @@ class _Review:
         """``hidden``: nothing in quotes on that line is shown."""
         message, advice = words or CATALOGUE[rule]
         self.raw.append((rule, path, line, message, advice, hidden))
+
+    def add_flow(self, rule: str, path: str, line: int, trace: Sequence[Sequence[Any]]) -> None:
+        """Add a hit whose message shows the way of the data: source, steps, sink."""
+        words = CATALOGUE[rule]
+        steps = " → ".join(dict.fromkeys(f"{where}:{number}" for where, number in trace))
+        message = f"{words.message}: {steps}" if "→" in steps else words.message
+        self.add(rule, path, line, message, words.advice)
 
     def left(self) -> float:
         return max(0.1, (self.deadline - time.monotonic()) * SHARE)
@@ -109,6 +120,7 @@ class Analyser:
                 self._search(review, source)
             self._read_packages(review)
             self._collect(review, scripts, "Node.js")
+            self._follow_scripts(review)
             self._collect(review, linted, "ruff")
         self._warn(review)
         return {
@@ -134,6 +146,8 @@ class Analyser:
             parsed.append(source)
             for rule, line in seen["hits"]:
                 review.add(rule, source.path, line)
+            for rule, line, trace in seen["flows"]:
+                review.add_flow(rule, source.path, line, trace)
             for match in patterns.in_strings(seen["strings"]):
                 review.add(match.rule, source.path, match.line)
             names = {key: tuple(seen[key]) for key in ("modules", "paths", "folders")}
@@ -144,7 +158,8 @@ class Analyser:
 
     def _python_seen(self, review: _Review, sources: Sequence[Source]) -> list[python_code.FileFacts]:
         if not sources or self._tools.python is None:
-            return [python_code.analyse(source.content, source.path, review.paths) for source in sources]
+            facts = python_code.analyse_all({source.path: source.content for source in sources}, review.paths)
+            return [facts[source.path] for source in sources]
         folder = FOLDER / "target"
         _write_out(folder, sources, "")
         numbers = [[source.path, number] for number, source in enumerate(sources)]
@@ -192,10 +207,31 @@ class Analyser:
         folder = FOLDER / "scripts"
         _write_out(folder, sources, "")
         files = [(source.path, number) for number, source in enumerate(sources)]
-        for problem in javascript.syntax_problems(self._tools.node, folder, files, review.left()):
+        chosen = python_code.followed_files({str(n): source.content for n, source in enumerate(sources)})
+        followed = [int(number) for number in chosen if len(sources[int(number)].content) <= MAX_SCRIPT]
+        read = javascript.read_scripts(self._tools.node, folder, files, followed, review.left())
+        for problem in read.problems:
             rule = "SAN-syntax" if problem.syntax else "SAN-unparsable"
             words = CATALOGUE[rule]
             review.add(rule, problem.path, problem.line, f"{words.message}: {problem.message}", words.advice)
+        if read.trees is None:
+            review.skipped.append("acorn")
+        review.trees = {sources[number].path: tree for number, tree in (read.trees or {}).items()}
+
+    def _follow_scripts(self, review: _Review) -> None:
+        """Follow the flow of data through the scripts, once their trees are there."""
+        trees = {}
+        for path, tree in review.trees.items():
+            with suppress(RecursionError, KeyError, TypeError, AttributeError):
+                trees[path] = ecmascript.translate(tree)
+        flows = flow_rules.follow(trees)
+        for path, line, command in flows.commands:
+            for match in patterns.in_strings([(line, command)]):
+                review.add(match.rule, path, match.line)
+        for hit in flows.hits:
+            text = review.lines[hit.path][max(0, hit.line - 1)]
+            rule = patterns.MINIFIED_RULE if len(text) > patterns.MINIFIED else hit.rule
+            review.add_flow(rule, hit.path, hit.line, hit.trace)
 
     def _read_scripts(self, review: _Review) -> None:
         basenames: dict[str, list[str]] = defaultdict(list)

@@ -27,10 +27,23 @@ CATALOGUE = {
     "MAL-environment-sent": Words(
         "the whole environment, with its secrets, is sent out", "Send only the values that are needed"
     ),
+    "MAL-secrets-sent": Words(
+        "files in which people keep secrets are read and sent out", "Hand the app what it needs as a credential"
+    ),
+    "MAL-input-sent": Words("what a person types, copies or sees is recorded and sent out", _REMOVE),
+    "MAL-data-in-dns": Words("data is carried out in a name that is looked up", _REMOVE),
+    "MAL-hidden-name": Words(
+        "a function is fetched by a name that is put together from parts", "Call it by its name, so that it can be read"
+    ),
+    "MAL-document-executed": Words(
+        "a file that is no code by its name is executed", "Ship the code in a file of code, and import it"
+    ),
+    "MAL-encrypts-files": Words("the files of a home folder are encrypted in their place", _REMOVE),
+    "MAL-address-replaced": Words("the address of a wallet is replaced by another one", _REMOVE),
     "MAL-install-hook": Words("an install hook fetches and runs code", "Ship what it needs as a dependency"),
     "MAL-miner": Words("this mines a cryptocurrency", _REMOVE),
     "MAL-fork-bomb": Words("processes are forked without end", _REMOVE),
-    "MAL-destroys": Words("everything is deleted from the root on", "Name the folder that is meant"),
+    "MAL-destroys": Words("it deletes or overwrites everything in a place", "Name the files that are meant"),
     "MAL-bidi": Words(
         "invisible characters make the line read in another order than it runs",
         "Remove the bidirectional control characters",
@@ -43,6 +56,12 @@ CATALOGUE = {
         "data of a request is used as a template", f"Pass it to the template as a value. {_ACCEPT}"
     ),
     "RSK-fetched-in-command": Words("fetched data goes into a shell", f"Pass a list of arguments. {_ACCEPT}"),
+    "RSK-fetched-deserialized": Words(
+        "a download is deserialized by a function that runs code in it",
+        f"Ship the data with the app, or use a format without code such as JSON. {_ACCEPT}",
+    ),
+    "RSK-persists": Words("it writes what a shell, a login or the machine runs at its start", _ACCEPT),
+    "RSK-host-sent": Words("the names of the user and of the machine are sent out", _ACCEPT),
     "RSK-docker-socket": Words("it asks for the container engine's socket, which a sandbox has not", _ACCEPT),
     "RSK-metadata": Words("it asks for a cloud's metadata address, where machines keep secrets", _ACCEPT),
     "RSK-minified": Words(

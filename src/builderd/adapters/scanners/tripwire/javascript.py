@@ -1,4 +1,4 @@
-"""JavaScript: syntax check by Node.js without running any code, and references to other files."""
+"""JavaScript: syntax check and syntax trees by Node.js without running any code, and references to other files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from builderd.domain.reach import References
 
-#: Compiles each file as the kind of module that its ending says, or as either; nothing of it is executed.
+#: Compiles each file as the kind of module that its ending says, or as either; nothing of it is executed. Acorn, which
+#: is a part of Node.js, then gives the trees of files up to a size, in a short form.
 CHECKER = r"""
 const vm = require('vm'), fs = require('fs');
 const names = ['exports', 'require', 'module', '__filename', '__dirname'];
@@ -27,10 +28,42 @@ const fault = (number, path) => {
   const line = /^file:(\d+)/m.exec(String(error.stack));
   return [path, line ? Number(line[1]) : 0, String(error.message).slice(0, 300), error instanceof SyntaxError];
 };
-const files = JSON.parse(fs.readFileSync(0, 'utf8'));
-process.stdout.write(JSON.stringify(files.map(([path, number]) => fault(number, path)).filter(Boolean)));
+const dropped = new Set(['type', 'start', 'end', 'loc', 'kind', 'raw', 'sourceType', 'async', 'generator', 'optional',
+  'method', 'shorthand', 'directive', 'static', 'await', 'label']);
+const short = (node, depth = 0) => {
+  if (depth > 1000) throw new Error('nested too deep to be followed');
+  if (Array.isArray(node)) return node.map((one) => short(one, depth + 1));
+  if (node === null || typeof node !== 'object') return node;
+  if (node.type === 'TemplateElement') return node.value.cooked;
+  if (node.type === 'Literal') return node.regex ? { t: 'Literal', regex: node.regex.pattern }
+    : { t: 'Literal', value: typeof node.value === 'bigint' ? null : node.value };
+  const made = { t: node.type, l: node.loc.start.line };
+  for (const key in node) if (!dropped.has(key)) made[key] = short(node[key], depth + 1);
+  return made;
+};
+let acorn = null;
+try { acorn = require('internal/deps/acorn/acorn/dist/acorn'); } catch { }
+const tree = (number) => {
+  const source = fs.readFileSync(process.argv[1] + '/' + number, 'utf8');
+  for (const sourceType of ['module', 'script'])
+    try {
+      const parsed = acorn.parse(source, { ecmaVersion: 'latest', sourceType, locations: true, allowHashBang: true,
+        allowReturnOutsideFunction: true, allowAwaitOutsideFunction: true, allowSuperOutsideMethod: true });
+      return short(parsed);
+    } catch (error) { if (!(error instanceof SyntaxError)) return null; }
+  return null;
+};
+const { files, followed } = JSON.parse(fs.readFileSync(0, 'utf8'));
+const problems = files.map(([path, number]) => fault(number, path));
+const broken = new Set(files.filter((_, at) => problems[at]).map(([_, number]) => number));
+const trees = acorn ? followed.filter((one) => !broken.has(one)).map((number) => [number, tree(number)]) : null;
+process.stdout.write(JSON.stringify({ problems: problems.filter(Boolean), trees }));
 """
-OPTIONS = ("--experimental-vm-modules", "--no-warnings", "--max-old-space-size=512", "--no-addons", "--jitless")
+OPTIONS = (
+    *("--experimental-vm-modules", "--no-warnings", "--max-old-space-size=512", "--no-addons", "--jitless"),
+    # Its own parser is an internal module.
+    "--expose-internals",
+)
 
 IMPORTS = re.compile(r"""\b(?:from\s*|import\s*\(?\s*|require(?:\.resolve)?\s*\(\s*)["'`](\.{1,2}/[^"'`\n]*)["'`]""")
 STRINGS = re.compile(r"""["'`]([^"'`\n]{2,200})["'`]""")
@@ -43,22 +76,31 @@ class SyntaxProblem(NamedTuple):
     syntax: bool
 
 
-def syntax_problems(
-    node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], seconds: float
-) -> Sequence[SyntaxProblem]:
-    """Return the files that do not parse.
+class Scripts(NamedTuple):
+    """``trees``: number of the file → ESTree in a short form. None: this Node.js has no parser to lend."""
+
+    problems: Sequence[SyntaxProblem]
+    trees: Mapping[int, Any] | None
+
+
+def read_scripts(
+    node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], followed: Sequence[int], seconds: float
+) -> Scripts:
+    """Return the files that do not parse, and the trees of those that are ``followed``.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if Node.js fails.
     """
     done = subprocess.run(
         [*node, *OPTIONS, "-e", CHECKER, str(folder)],
-        input=json.dumps(files).encode(),
+        input=json.dumps({"files": files, "followed": followed}).encode(),
         capture_output=True,
         env={"OPENSSL_CONF": "/dev/null"},
         check=True,
         timeout=seconds,
     )
-    return [SyntaxProblem(*problem) for problem in json.loads(done.stdout)]
+    answer = json.loads(done.stdout)
+    trees = None if answer["trees"] is None else {number: tree for number, tree in answer["trees"] if tree}
+    return Scripts([SyntaxProblem(*problem) for problem in answer["problems"]], trees)
 
 
 def references(text: str, basenames: Mapping[str, Sequence[str]]) -> References:

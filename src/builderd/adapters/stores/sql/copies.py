@@ -36,7 +36,14 @@ _BUNDLES = f"""
     WHERE backups.status != '{BackupStatus.FAILED}'
 """  # noqa: S608 -- constants only
 #: Columns of secrets sealed by the vault, by table.
-_SEALED = {"credentials": "sealed", "webhooks": "secret", "backup_keys": "sealed"}
+_SEALED = {
+    "credentials": "sealed",
+    "webhooks": "secret",
+    "backup_keys": "sealed",
+    "domains": "certificate",
+    "acme_accounts": "key",
+    "wildcard_certificates": "certificate",
+}
 _BESIDE = ("-wal", "-shm", "-journal")
 
 
@@ -126,7 +133,8 @@ def sealed_in(file: Path) -> Sequence[bytes]:
     """Return every sealed secret in a copy. Tables missing from an older schema are skipped."""
     with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        questions = [f"SELECT {column} FROM {table}" for table, column in _SEALED.items() if table in tables]  # noqa: S608
+        columns = ((table, column) for table, column in _SEALED.items() if table in tables)
+        questions = [f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL" for table, column in columns]  # noqa: S608
         return [sealed for question in questions for (sealed,) in connection.execute(question)]
 
 
@@ -251,7 +259,8 @@ def _copy_rows(source: Connection, target: Connection) -> None:
             continue
         rows = source.execution_options(yield_per=BATCH).execute(select(table)).mappings()
         for batch in rows.partitions(BATCH):
-            target.execute(insert(table), [dict(row) for row in batch])
+            # By key: a column's name in the database may be an older word than its field's.
+            target.execute(insert(table), [{column.key: row[column] for column in table.c} for row in batch])
 
 
 def _count_on(target: Connection) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from builderd.adapters.stores.sql.rows import omit, row_of
-from builderd.adapters.stores.sql.tables import acme_accounts, builders, domains
+from builderd.adapters.stores.sql.tables import acme_accounts, builders, domains, wildcard_certificates
 from builderd.domain.builders import Desired
-from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus
+from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 
 _c = domains.c
@@ -70,6 +70,8 @@ _DELETE = delete(domains).where(_c.id == bindparam("domain"))
 
 _ACCOUNT = select(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
 _DELETE_ACCOUNT = delete(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
+
+_DELETE_WILDCARD = delete(wildcard_certificates).where(wildcard_certificates.c.domain == bindparam("of"))
 
 
 class Domains:
@@ -153,9 +155,28 @@ class AcmeAccounts:
         return [_account(row) for row in self._connection.execute(select(acme_accounts)).mappings()]
 
 
+class WildcardCertificates:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, domain: str) -> WildcardCertificate | None:
+        return next((one for one in self.all() if one.domain == domain), None)
+
+    def put(self, certificate: WildcardCertificate) -> None:
+        self._connection.execute(_DELETE_WILDCARD, {"of": certificate.domain})
+        self._connection.execute(insert(wildcard_certificates), row_of(certificate))
+
+    def all(self) -> Sequence[WildcardCertificate]:
+        rows = self._connection.execute(select(wildcard_certificates)).mappings()
+        return [WildcardCertificate(**{**row, "certificate": _bytes(row["certificate"])}) for row in rows]
+
+
 def _domain(row: RowMapping) -> Domain:
-    sealed = row["certificate"]
-    return Domain(**{**row, "certificate": None if sealed is None else bytes(sealed)})
+    return Domain(**{**row, "certificate": _bytes(row["certificate"])})
+
+
+def _bytes(sealed: bytes | memoryview | None) -> bytes | None:
+    return None if sealed is None else bytes(sealed)
 
 
 def _account(row: RowMapping) -> AcmeAccount:

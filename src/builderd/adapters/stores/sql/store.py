@@ -20,7 +20,7 @@ from builderd.adapters.stores.sql.builders import Builders
 from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.database_lease import DatabaseLeases
-from builderd.adapters.stores.sql.domains import AcmeAccounts, Domains
+from builderd.adapters.stores.sql.domains import AcmeAccounts, Domains, WildcardCertificates
 from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
 from builderd.adapters.stores.sql.leases import Leases
@@ -81,6 +81,7 @@ class UnitOfWork:
         self.credentials: port.Credentials = Credentials(connection, locks=writes)
         self.domains: port.Domains = Domains(connection, locks=writes)
         self.acme_accounts: port.AcmeAccounts = AcmeAccounts(connection)
+        self.wildcard_certificates: port.WildcardCertificates = WildcardCertificates(connection)
         self.backups: port.Backups = Backups(connection)
         self.restores: port.Restores = Restores(connection)
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)

@@ -1,52 +1,98 @@
 """Python code, parsed and never run: its syntax errors, its imports, and untrusted data that reaches dangerous calls.
 
 Standard library and relative imports only: this package is also copied into the worker and run by the interpreter of
-the apps, where its version differs from the service's. Data flow is judged name by name within a function and its
-module, without regard to the order of statements: a tripwire, not a proof.
+the apps, where its version differs from the service's. Data flow is judged name by name, without regard to the order of
+statements: a tripwire, not a proof. ``rules`` judge each file, ``flow_rules`` the files of a bundle together.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from .flow_rules import follow
 from .rules import Rules
 
 #: Recursion limit: a person writes no expression that is nested deeper.
 MAX_DEPTH = 20_000
 
+#: Bytes of code whose flow is followed.
+MAX_FOLLOWED = 300_000
+#: Words of sources and sinks that few files of a sound app hold.
+NAMED = re.compile(
+    rb"\bexec\b|\beval\b|__import__|getattr|pickle|marshal|base64|atob|fromCharCode|\.ssh|id_rsa|\.aws|\.npmrc|\.netrc"
+    rb"|[Ww]allet|gethostbyname|dns|expanduser|homedir|Path\.home|child_process|subprocess|os\.system|popen|pynput"
+    rb"|keyboard|clip|urlretrieve|webhook|api\.telegram|\bFunction\b|chmod|/etc/|environ\b|process\.env\b|Login Data"
+    rb"|leveldb"
+)
+
 FileFacts = dict[str, Any]
 
 
 def analyse(source: bytes, path: str, paths: Collection[str]) -> FileFacts:
-    """``{"hits": [[rule, line]], "modules", "paths", "folders", "anything", "strings": [[line, text]]}``.
+    """Return the facts of one file, as ``analyse_all`` does."""
+    return analyse_all({path: source}, paths)[path]
+
+
+def analyse_all(sources: Mapping[str, bytes], paths: Collection[str]) -> dict[str, FileFacts]:
+    """Return path → facts: ``{"hits": [[rule, line]], "flows": [[rule, line, trace]], "modules", "paths", "folders",
+    "anything", "strings": [[line, text]]}``.
 
     Or ``{"error": why, "line": n, "kind": "syntax" | "unparsable"}``. ``paths`` are those of the whole bundle.
     """
+    sys.setrecursionlimit(MAX_DEPTH)
+    trees: dict[str, ast.Module] = {}
+    facts = {path: _read(source, path, paths, trees) for path, source in sources.items()}
+    followed = followed_files({path: sources[path] for path in trees})
+    try:
+        flows = follow({path: trees[path] for path in followed})
+    except (RecursionError, MemoryError):
+        return {**facts, **dict.fromkeys(followed, _TOO_DEEP)}
+    for hit in flows.hits:
+        facts[hit.path]["flows"].append([hit.rule, hit.line, hit.trace])
+    for path, line, text in flows.commands:
+        facts[path]["strings"].append([line, text])
+    return facts
+
+
+_TOO_DEEP: FileFacts = {"error": "it is nested too deep to be read", "line": 0, "kind": "unparsable"}
+
+
+def _read(source: bytes, path: str, paths: Collection[str], trees: dict[str, ast.Module]) -> FileFacts:
+    """Return a file's facts, without its flows, and keep its tree."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = compile(source, path, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
         assert isinstance(tree, ast.Module)
-        return Rules(tree, path, paths).seen()
+        facts = {**Rules(tree, path, paths).seen(), "flows": []}
     except SyntaxError as error:
         kind = "unparsable" if "too many nested" in str(error) or "too complex" in str(error) else "syntax"
         return {"error": str(error.msg)[:300], "line": error.lineno or 0, "kind": kind}
     except (RecursionError, MemoryError):
-        return {"error": "it is nested too deep to be read", "line": 0, "kind": "unparsable"}
+        return _TOO_DEEP
     except ValueError as error:
         return {"error": str(error)[:300], "line": 0, "kind": "unparsable"}
+    trees[path] = tree
+    return facts
 
 
-def analyse_all(sources: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, FileFacts]:
-    """Return path → facts for these sources."""
-    sys.setrecursionlimit(MAX_DEPTH)
-    return {path: analyse(source, path, paths) for path, source in sources.items()}
+def followed_files(sources: Mapping[str, bytes]) -> list[str]:
+    """Return the files whose flow is followed. In a large bundle: those that name a source or a sink, smallest first,
+    up to a sum of bytes, so that the time is bounded."""
+    total, followed = 0, []
+    for path in sorted(sources, key=lambda path: (NAMED.search(sources[path]) is None, len(sources[path]), path)):
+        total += len(sources[path])
+        if total > MAX_FOLLOWED:
+            break
+        followed.append(path)
+    return followed
 
 
 def main() -> None:

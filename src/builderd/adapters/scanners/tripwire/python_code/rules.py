@@ -79,7 +79,7 @@ class Rules(Facts):
         if not call.args:
             return
         command = call.args[0]
-        kinds = self._kinds(scope, command)
+        kinds = self._union(scope, _code_of(command))
         through_shell = self._is_shell(call, name) or starts_interpreter(command)
         whole = not isinstance(command, ast.JoinedStr | ast.BinOp)
         self._hit_if(through_shell and DECODED in kinds, "MAL-decoded-executed", call)
@@ -110,7 +110,6 @@ class Rules(Facts):
         fetches = self._called & (FETCHERS | {"urllib.request.urlretrieve"})
         if self._path.rpartition("/")[2] == "setup.py" and fetches and (runs or self._called & EVALUATORS):
             self._hit_all("MAL-install-hook", fetches)
-        self._judge_downloads()
         for loop in self._loops:
             forks = any(isinstance(node, ast.Call) and self._name(node.func) == "os.fork" for node in ast.walk(loop))
             endless = isinstance(loop.test, ast.Constant) and bool(loop.test.value)
@@ -121,34 +120,6 @@ class Rules(Facts):
                 and not any(isinstance(n, ast.Break | ast.If) for n in ast.walk(loop))
             ):
                 self._hits.add(("MAL-fork-bomb", loop.lineno))
-
-    def _judge_downloads(self) -> None:
-        """A file that is downloaded under a name, and a program of that name that is run."""
-        saved = {
-            ast.dump(call.args[1])
-            for _, call in self._calls
-            if self._name(call.func) in ("urllib.request.urlretrieve", "urllib.urlretrieve") and len(call.args) > 1
-        }
-        for scope, call in self._calls:
-            writes = isinstance(call.func, ast.Attribute) and call.func.attr in ("write", "write_bytes", "write_text")
-            if writes and FETCHED in self._union(scope, call.args):
-                saved |= self._file_names(call.func)  # type: ignore[arg-type]
-        if not saved:
-            return
-        for _, call in self._calls:
-            if self._name(call.func) in SHELLS | PROCESSES and call.args:
-                parts = [ast.dump(node) for node in ast.walk(call.args[0]) if isinstance(node, ast.expr)]
-                self._hit_if(any(part in saved for part in parts), "MAL-fetched-executed", call)
-
-    def _file_names(self, function: ast.Attribute) -> set[str]:
-        """Return the names (as AST dumps) under which the written file was opened."""
-        if not isinstance(function.value, ast.Name):
-            return {
-                ast.dump(part) for part in ast.walk(function.value) if isinstance(part, ast.Constant) and part.value
-            }
-        opened = [v for _, t, v in self._assignments if isinstance(t, ast.Name) and t.id == function.value.id]
-        calls = [v for v in opened if isinstance(v, ast.Call) and self._name(v.func) == "open" and v.args]
-        return {ast.dump(call.args[0]) for call in calls}
 
     def _note_dynamic_import(self, name: str, call: ast.Call) -> None:
         if name in ("__import__", "importlib.import_module", "importlib.__import__") and call.args:
@@ -165,3 +136,8 @@ class Rules(Facts):
     def _hit_all(self, rule: str, names: Collection[str]) -> None:
         lines = [call.lineno for _, call in self._calls if self._name(call.func) in names]
         self._hits |= {(rule, line) for line in lines[:1]}
+
+
+def _code_of(command: ast.expr) -> list[ast.expr]:
+    """Return what may be code in a command: all of a text; of a list the program, its option and its script."""
+    return command.elts[:3] if isinstance(command, ast.List | ast.Tuple) else [command]

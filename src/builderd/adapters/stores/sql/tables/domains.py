@@ -48,3 +48,17 @@ acme_accounts = Table(
     Column("key", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
+
+
+wildcard_certificates = Table(
+    "wildcard_certificates",
+    metadata,
+    Column("domain", Text, primary_key=True),
+    Column("next_try_at", UtcDateTime, nullable=False),
+    Column("certificate", LargeBinary),
+    Column("fingerprint", Text),
+    Column("ordered_at", UtcDateTime),
+    Column("expires_at", UtcDateTime),
+    Column("failures", Integer, nullable=False),
+    Column("reason", ForeignText, nullable=False),
+)

@@ -1,0 +1,271 @@
+"""Tables of the flow analysis: files with secrets, functions that read, fetch, send and run. Pure data."""
+
+from __future__ import annotations
+
+import re
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Kinds of data.
+SECRET, SECRET_PATH, HOME_PATH, LISTED_PATH = "secret", "secret path", "home path", "listed path"
+ENVIRONMENT, FETCHED, RECEIVED, DECODED, DOCUMENT = "environment", "fetched", "received", "decoded", "document"
+INPUT, CLIPBOARD, USER, HOST, ENCRYPTED = "input", "clipboard", "user", "host", "encrypted"
+#: Kinds that sound apps handle too.
+WEAK = frozenset({DECODED, DOCUMENT, USER, HOST, LISTED_PATH, HOME_PATH, ENCRYPTED, "content"})
+#: Kinds that say where a file lies; reading it makes data of them.
+PATHS = frozenset({SECRET_PATH, HOME_PATH, LISTED_PATH})
+
+#: Files in which people keep secrets: keys, tokens, profiles of browsers and chats, wallets, shell histories.
+SECRET_FILES = re.compile(
+    r"""(?ix)
+    (?:^|[/\\~\0]) (?:\.ssh(?:$|[/\\](?!authorized_keys|known_hosts|config$))|\.aws(?:$|[/\\])|\.gnupg|\.kube(?:$|[/\\])
+      |\.docker[/\\]config\.json|\.config[/\\](?:gcloud|gh[/\\]hosts|hub|solana|op)|\.azure(?:$|[/\\])
+      |\.netrc|\.npmrc|\.pypirc|\.git-credentials|\.pgpass|\.my\.cnf|\.vault-token|\.terraform\.d|\.cargo[/\\]credentials
+      |\.\w*sh_history|\.bash_history|\.python_history|\.mysql_history
+      |\.(?:bitcoin|ethereum|electrum|monero|litecoin|zcash|exodus)|\.mozilla|\.thunderbird|\.claude|\.gemini)
+    | (?:^|[/\\\0]) id_(?:rsa|ed25519|ecdsa|dsa)$ | \bwallet\.dat\b | \bkey4\.db\b | \blogins\.json\b
+    | \bcookies\.sqlite\b
+    | \bLogin\ Data\b | \bWeb\ Data$ | \bLocal\ State\b | \bLocal\ Extension\ Settings\b | [/\\]Network[/\\]Cookies$
+    | \bUser\ Data\b | \bLocal\ Storage[/\\]leveldb\b | \bdiscord(?:canary|ptb)?[/\\] (?:Local\ Storage|leveldb)
+    | \b(?:Google[/\\]Chrome|google-chrome|BraveSoftware|chromium|Microsoft[/\\]Edge|Opera\ Software|YandexBrowser)\b
+    | \btdata$ | [/\\](?:Exodus|Electrum|atomic|Coinomi|Ledger\ Live|Guarda)(?:$|[/\\])
+    | \bnkbihfbeogaeaoehlefnkodbefgpgknn\b | \bbfnaelmomeimhlpmgjnjophhpkkoljpa\b
+    | \bFileZilla[/\\](?:sitemanager|recentservers)
+    | ^/etc/(?:shadow|passwd|gshadow|sudoers|ssh/ssh_host) | ^/proc/(?:self|\d+|\0)/environ
+    | ^/var/run/secrets/kubernetes | ^/run/secrets(?:$|/) | \bLibrary[/\\]Keychains\b | \bKeychains[/\\]login
+    """
+)
+#: Files that start something with a shell, a login or the machine.
+START_FILES = re.compile(
+    r"""(?ix)
+    (?:^|[/\\~\0]) \. (?:bashrc|zshrc|profile|bash_profile|zprofile|bash_login|xprofile|zshenv)$
+    | \.ssh[/\\]authorized_keys$ | ^/etc/(?:crontab|cron\.\w+|rc\.local|ld\.so\.preload|systemd/system|init\.d|profile)
+    | ^/var/spool/cron | \.config[/\\](?:autostart|systemd[/\\]user)[/\\] | \bLaunch(?:Agents|Daemons)[/\\]
+    | \bStart\ Menu[/\\]Programs[/\\]Startup\b | \b(?:site|user)customize\.py$ | \.git[/\\]hooks[/\\]
+    | -packages[/\\][^/\\]+\.pth$
+    """
+)
+#: Roots from which a walk reaches everything that a person owns.
+WIDE = re.compile(
+    r"(?i)^(?:~|/|~?/?home|/root|/Users|~?/(?:Documents|Desktop|Downloads|Pictures)|/home/\0|[A-Z]:[\\/]*)/?$"
+)
+#: Names of environment variables that lead to a home.
+HOMES = frozenset({"HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "HOMEPATH"})
+#: Files that hold no code by their name.
+DOCUMENTS = re.compile(
+    r"(?i)\.(?:md|txt|png|jpe?g|gif|ico|bmp|webp|json|csv|dat|bin|log|wav|mp3|woff2?|ttf|svg|pdf|css|html?|rst)$"
+)
+WALLET = re.compile(r"0x\[[^\]]*\]\{40\}|\[13\]|bc1|\bT\[[^\]]*\]\{33\}|\[LM3?\]")
+#: An address of a wallet, written out.
+ADDRESS = re.compile(
+    r"^(?:0x[0-9a-fA-F]{40}|bc1[a-z0-9]{25,60}|[13][1-9A-HJ-NP-Za-km-z]{25,34}|T[1-9A-HJ-NP-Za-km-z]{33})$"
+)
+
+_HTTP = r"(?:requests|httpx|niquests|aiohttp|urllib3|cloudscraper|requests_html|treq|curl_cffi\.requests)"
+_HTTP_JS = r"(?:axios|got|needle|superagent|node-fetch|undici|request|request-promise|ky|phin|bent)"
+_VERBS = r"(?:get|post|put|patch|delete|request|stream|fetch|urlopen|head)"
+#: Functions whose result comes from the network.
+FETCHERS = re.compile(
+    rf"^(?:{_HTTP}(?:\.\w+\(\))*\.{_VERBS}|{_HTTP}\.(?:\w+\.)*\w+\(\)\.{_VERBS}|urllib\d?\.(?:request\.)?(?:urlopen|urlretrieve)"
+    rf"|http\.client\.HTTPS?Connection\(\)\.getresponse|{_HTTP_JS}(?:\.{_VERBS})?|fetch|https?\.(?:get|request)|wget\.download)$"
+)
+#: Functions and methods that send what they are given.
+SENDERS = re.compile(
+    rf"^(?:{_HTTP}(?:\.\w+\(\))*\.{_VERBS}|{_HTTP}\.(?:\w+\.)*\w+\(\)\.{_VERBS}|urllib\d?\.(?:request\.)?(?:urlopen|Request)"
+    rf"|{_HTTP_JS}(?:\.{_VERBS})?|fetch|https?\.(?:get|request)|navigator\.sendBeacon|webbrowser\.open"
+    r"|http\.client\.HTTPS?Connection\(\)\.request)$"
+)
+SEND_METHODS = _names(
+    """
+    add_file create_file create_gist create_issue execute_webhook post putObject put_object send sendDocument
+    sendMail sendMessage send_document send_file send_message sendall sendmail sendto storbinary storlines
+    upload_file upload_fileobj
+    """
+)
+#: Methods that send on what these functions return.
+STREAMS = re.compile(
+    r"(?:^|\.)(?:https?\.request|net\.(?:connect|createConnection|Socket)|tls\.connect|WebSocket|FTP|ws)\(\)\.(?:write|end|send|put)$"
+)
+RESOLVERS = re.compile(
+    r"^(?:socket\.(?:gethostbyname(?:_ex)?|getaddrinfo)|dns\.(?:resolver\.(?:query|resolve)|promises\.\w+|lookup|resolve\w*|query)"
+    r"|dns\.resolver\.Resolver\(\)\.(?:query|resolve)|(?:asyncio\.get_event_loop|asyncio\.get_running_loop)\(\)\.getaddrinfo)$"
+)
+EVALUATORS = _names(
+    """
+    Function code.InteractiveInterpreter().runcode code.InteractiveInterpreter().runsource code.interact
+    ctypes.CDLL ctypes.WinDLL ctypes.cdll.LoadLibrary eval exec execfile importlib.util.spec_from_file_location
+    process.dlopen runpy.run_path setInterval setTimeout types.FunctionType vm.Script vm.compileFunction
+    vm.runInContext vm.runInNewContext vm.runInThisContext
+    """
+)
+#: Those that are code only as a text: a function in its place is not.
+ONLY_TEXT = frozenset({"setTimeout", "setInterval"})
+DESERIALIZERS = _names(
+    """
+    _pickle.Unpickler _pickle.load _pickle.loads cPickle.Unpickler cPickle.load cPickle.loads
+    cloudpickle.Unpickler cloudpickle.load cloudpickle.loads dill.Unpickler dill.load dill.loads
+    joblib.Unpickler joblib.load joblib.loads jsonpickle.decode marshal.Unpickler marshal.load marshal.loads
+    node-serialize.unserialize pandas.read_pickle pickle.Unpickler pickle.load pickle.loads shelve.open
+    torch.load yaml.full_load yaml.unsafe_load
+    """
+)
+PROCESSES = _names(
+    """
+    asyncio.create_subprocess_exec asyncio.create_subprocess_shell child_process.exec child_process.execFile
+    child_process.execFileSync child_process.execSync child_process.fork child_process.spawn
+    child_process.spawnSync execa os.execl os.execle os.execlp os.execv os.execve os.execvp os.popen
+    os.posix_spawn os.spawnl os.spawnv os.startfile os.system pty.spawn shelljs.exec subprocess.Popen
+    subprocess.call subprocess.check_call subprocess.check_output subprocess.getoutput
+    subprocess.getstatusoutput subprocess.run
+    """
+)
+READERS = _names(
+    """
+    PIL.Image.open aiofiles.open codecs.open configparser.ConfigParser().read dotenv.dotenv_values fs-extra.copy
+    fs-extra.copySync fs-extra.readFile fs-extra.readFileSync fs.copyFile fs.copyFileSync fs.cpSync
+    fs.createReadStream fs.openSync fs.promises.copyFile fs.promises.readFile fs.readFile fs.readFileSync
+    fs/promises.readFile gzip.open io.open netrc.netrc numpy.fromfile open os.open shutil.copy shutil.copy2
+    shutil.copyfile shutil.copytree shutil.make_archive sqlite3.connect
+    """
+)
+READ_METHODS = _names(
+    """
+    add addLocalFile file open readFile readFileSync read_bytes read_text write
+    """
+)
+#: Functions that open a file to write to it.
+OPENERS = _names(
+    """
+    aiofiles.open codecs.open fs.createWriteStream fs.openSync gzip.open io.open open tarfile.open zipfile.ZipFile
+    """
+)
+LISTERS = _names(
+    """
+    fs.promises.readdir fs.readdir fs.readdirSync fs/promises.readdir glob glob.glob glob.globSync glob.iglob
+    glob.sync os.fwalk os.listdir os.scandir os.walk
+    """
+)
+LIST_METHODS = _names(
+    """
+    glob iterdir rglob walk
+    """
+)
+#: Writers of a whole file: (path, content).
+WRITERS = _names(
+    """
+    fs-extra.appendFile fs-extra.appendFileSync fs-extra.outputFile fs-extra.outputFileSync fs-extra.writeFile
+    fs-extra.writeFileSync fs.appendFile fs.appendFileSync fs.outputFile fs.outputFileSync
+    fs.promises.appendFile fs.promises.appendFileSync fs.promises.outputFile fs.promises.outputFileSync
+    fs.promises.writeFile fs.promises.writeFileSync fs.writeFile fs.writeFileSync fs/promises.appendFile
+    fs/promises.appendFileSync fs/promises.outputFile fs/promises.outputFileSync fs/promises.writeFile
+    fs/promises.writeFileSync
+    """
+)
+JOINERS = _names(
+    """
+    ntpath.join os.path.join path.join path.posix.join path.resolve posixpath.join
+    """
+)
+#: Functions that return their first argument, as far as a path goes.
+SAME = _names(
+    """
+    os.fsdecode os.fsencode os.fspath os.path.abspath os.path.expanduser os.path.expandvars os.path.normpath
+    os.path.realpath path.normalize pathlib.Path pathlib.PosixPath pathlib.PurePath str
+    """
+)
+USERS = _names(
+    """
+    getpass.getuser os.getlogin os.getuid os.userInfo pwd.getpwuid
+    """
+)
+HOSTS = _names(
+    """
+    os.hostname os.uname platform.node platform.uname socket.getfqdn socket.gethostname uuid.getnode
+    """
+)
+CAPTURES = _names(
+    """
+    PIL.ImageGrab.grab keyboard.read_event keyboard.read_key keyboard.record mss().shot mss.mss().grab
+    mss.mss().shot pyaudio.PyAudio().open pyautogui.screenshot pyscreenshot.grab screenshot-desktop
+    sounddevice.rec
+    """
+)
+#: Functions that hand each key press, click or frame to a callback.
+LISTENERS = re.compile(
+    r"^(?:pynput\.(?:keyboard|mouse)\.Listener|keyboard\.(?:hook|on_press|on_release|add_hotkey)|pyHook\.HookManager"
+    r"|pyxhook\.HookManager|iohook\.on|uiohook-napi\.uIOhook\.on|node-global-key-listener\.\w+\(\)\.addListener)$"
+)
+CLIPBOARDS = _names(
+    """
+    clipboardy.default.readSync clipboardy.read clipboardy.readSync pyperclip.paste
+    win32clipboard.GetClipboardData xerox.paste
+    """
+)
+COPIES = _names(
+    """
+    clipboardy.default.writeSync clipboardy.write clipboardy.writeSync pyperclip.copy
+    win32clipboard.SetClipboardText xerox.copy
+    """
+)
+DECODERS = _names(
+    """
+    atob base64.a85decode base64.b16decode base64.b32decode base64.b64decode base64.b85decode base64.decodebytes
+    base64.standard_b64decode base64.urlsafe_b64decode binascii.a2b_base64 binascii.a2b_hex binascii.unhexlify
+    bytearray.fromhex bytes.fromhex bz2.decompress codecs.decode gzip.decompress lzma.decompress marshal.loads
+    zlib.brotliDecompressSync zlib.decompress zlib.gunzipSync zlib.inflateSync
+    """
+)
+#: Names that are hidden for a purpose.
+DANGEROUS = _names(
+    """
+    Function __import__ builtins.exec child_process compile ctypes eval exec execSync getattr(__builtins__)
+    importlib marshal os os.execv os.popen os.system popen popen2 process.binding process.mainModule.require pty
+    require subprocess system vm
+    """
+)
+#: Functions whose result carries nothing of the argument.
+CLEANERS = _names(
+    """
+    Boolean Number all any bool float fs.existsSync fs.statSync hash hashlib.md5 hashlib.sha1 hashlib.sha256 id
+    int isinstance len logging.getLogger max min ord os.path.exists os.path.getsize os.path.isdir os.path.isfile
+    os.stat paramiko.RSAKey.from_private_key_file parseInt print range sum type
+    """
+)
+CLEANING_METHODS = _names(
+    """
+    count endsWith endswith exists includes index indexOf is_dir is_file isdigit lstat startsWith startswith
+    stat status_code
+    """
+)
+#: Methods that put their arguments into what they belong to.
+MUTATORS = _names(
+    """
+    add add_attachment append appendleft attach concat extend file insert push put set set_content set_payload
+    setdefault unshift update write writelines writestr
+    """
+)
+ENVIRONMENTS = frozenset({"os.environ", "process.env", "os.environb"})
+INTERPRETERS = (
+    r"(?:\S*/)?(?:(?:ba|z|da|k)?sh|python[\d.]*|node|perl|ruby|php|powershell|pwsh|cmd|start|nohup|sudo|\.|"
+    r"chmod\s+\S*[x7]\S*)"
+)
+#: A command that downloads to a file; a copy of one with secrets to a command that sends.
+DOWNLOADS = re.compile(
+    r"\b(?:curl|wget|Invoke-WebRequest|iwr|certutil|bitsadmin)\b[^\n;|&]*?\s"
+    r"(?:-o|-O|--output|-OutFile|--output-document)[ =]?['\"]?([^\s'\";|&]+)"
+)
+SENDS = re.compile(r"\b(?:curl|wget|nc|ncat|netcat|scp|rsync|ftp|telnet)\b")
+LOOKS_UP = re.compile(r"\b(?:nslookup|dig)\b")
+PUBLISHES = re.compile(r"\b(?:npm|yarn|pnpm)\s+publish\b|\btwine\s+upload\b|\bcargo\s+publish\b")
+SEARCHES_SECRETS = re.compile(
+    r"\b(?:trufflehog|gitleaks|security\s+(?:dump-keychain|find-\w+-password)|gh\s+auth\s+token|secret-tool\s+lookup)\b"
+)
+SCHEDULES = re.compile(r"\|\s*crontab\b|\bcrontab\s+-\s*(?:$|[\"'<])|\bcrontab\s+/\S")
+#: Sockets whose ``on`` hands data to a callback.
+SOCKETS = re.compile(
+    r"^(?:net|tls)\.(?:connect|createConnection|Socket)\(\)(?:\.\w+\(\))*\.on$|^ws\(\)\.on$|^WebSocket\(\)\.on$"
+)
+WHOAMI = re.compile(r"(?:^|[\s;|&$(`])(?:whoami|id|hostname|uname(?:\s+-a)?)(?:$|[\s;|&)`])")

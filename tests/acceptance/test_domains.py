@@ -1,0 +1,124 @@
+"""Custom domains of a real service, from outside: a certificate, deaths of the service and the proxy, a redeploy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, body, free_port
+from tests.domains.parts import DnsServer, Pebble
+from tests.previews.visitor import Answer, Visitor, parse, read_all
+
+from builderd.adapters.previews.haproxy import guard
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+
+pytestmark = [pytest.mark.root, pytest.mark.haproxy, pytest.mark.slow]
+HOST = "shop.example.test"
+
+
+@pytest.fixture
+def parts(data_dir: Path, name_server: DnsServer) -> Iterator[tuple[LiveService, int]]:
+    """A service with TLS, and its TLS port."""
+    service, tls_port = LiveService(data_dir), free_port()
+    pebble = Pebble(name_server.address, service.preview_port)
+    service.settings = {
+        "BUILDERD_PREVIEW__TLS_PORT": str(tls_port),
+        "BUILDERD_ACME__DIRECTORY": pebble.directory,
+        "BUILDERD_ACME__ROOTS": str(pebble.roots),
+        "BUILDERD_ACME__RESOLVERS": name_server.address,
+        "BUILDERD_ACME__ADDRESSES": "127.0.0.1",
+    }
+    try:
+        service.start()
+        yield service, tls_port
+    finally:
+        service.down()
+        pebble.close()
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := holds()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return answer
+
+
+def get(port: int, host: str) -> Answer:
+    """Return the answer over TLS; raises unless the certificate names the host."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname=host) as connection:
+        certificate = connection.getpeercert(binary_form=True)
+        assert certificate is not None
+        assert host.encode() in certificate
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return parse(read_all(connection))
+
+
+def test_a_domain_survives_deaths_and_redeploys(parts: tuple[LiveService, int], name_server: DnsServer) -> None:
+    service, tls_port = parts
+    builder = service.create("shop")
+    path = f"/builders/{builder['uuid']}/domains"
+    assert service.call("POST", path, json={"host": HOST}).status_code == 201
+
+    def domain() -> dict[str, Any]:
+        found: dict[str, Any] = service.call("GET", path).json()["data"][0]
+        return found
+
+    def reason() -> str:
+        return str(domain()["reason"]) if domain()["status"] == "failed" else ""
+
+    assert "no record" in until(reason)
+    # Killed at each step, it is taken up again by the next service.
+    name_server.point(HOST, "127.0.0.1")
+    for point in ("domain.begun", "domain.checked", "domain.issued"):
+        service.kill()
+        service.start(fault=point)
+        with contextlib.suppress(httpx.TransportError):
+            service.call("POST", f"{path}/{HOST}/check")
+        service.wait_dead()
+    service.start()
+    until(lambda: domain()["status"] == "active")
+    assert domain()["url"] == f"https://{HOST}:{tls_port}/"
+    until(lambda: _answer(tls_port) == "hello")
+    assert Visitor(service.preview_port).get(HOST).status == 308
+
+    # HAProxy dies while no service runs: its guard brings it back with the certificate.
+    service.kill()
+    files = ProxyFiles(service.data_dir / "previews")
+    master = guard.find_process(files.pid, files)
+    assert master is not None
+    os.kill(master, signal.SIGKILL)
+    until(lambda: guard.find_process(files.pid, files) not in (None, master))
+    until(lambda: _answer(tls_port) == "hello")
+    service.start()
+
+    new = body("shop", TINY_APP.replace('"hello"', '"two"'))
+    changed = service.call("PUT", f"/builders/{builder['uuid']}", json={"files": new["files"]})
+    assert changed.status_code == 200, changed.text
+    assert _answer(tls_port) == "two"
+    # Everything of the proxy is lost: its domains and certificates come from the database.
+    service.down()
+    service.start()
+    until(lambda: _answer(tls_port) == "two")
+    service.call("DELETE", f"/builders/{builder['uuid']}")
+    until(lambda: _answer(tls_port) is None)
+
+
+def _answer(port: int) -> str | None:
+    """Return what is served over TLS with a certificate for the host, None without one."""
+    try:
+        answer = get(port, HOST)
+    except (OSError, AssertionError):
+        return None
+    return answer.text if answer.status == 200 else ""

@@ -1,0 +1,99 @@
+"""The flow analysis: constants are folded, data is followed, and neither takes more than its bounds."""
+
+from __future__ import annotations
+
+import ast
+import time
+
+import pytest
+
+from builderd.adapters.scanners.tripwire import python_code
+from builderd.adapters.scanners.tripwire.python_code.flow_rules import FlowRules, find_flows
+from builderd.adapters.scanners.tripwire.python_code.values import MAX_LENGTH
+
+FOLDED = {
+    "'ex' + 'ec'": "exec",
+    "''.join(['e', 'x'])": "ex",
+    "'cexe'[::-1]": "exec",
+    "'%s.%s' % ('os', 'system')": "os.system",
+    "'{}.{}'.format('os', 'system')": "os.system",
+    "f'{chr(111)}s'": "os",
+    "''.join(chr(c ^ 1) for c in [110, 114])": "os",
+    "''.join(map(chr, [111, 115]))": "os",
+    "bytes.fromhex('6f73').decode()": "os",
+    "__import__('base64').b64decode('b3M=').decode()": "os",
+    "(lambda text: text[::-1])('so')": "os",
+    "'o-s'.replace('-', '')": "os",
+    "['a', 'os'][1]": "os",
+    "'o' 's' * 1": "os",
+}
+
+
+def folded(code: str) -> tuple[object, ...]:
+    tree = ast.parse(f"x = {code}\n")
+    flow = FlowRules({"app.py": tree})
+    flow.run()
+    found = flow._program.tops["app.py"].get("x")
+    return found.consts if found else ()
+
+
+@pytest.mark.parametrize(("code", "text"), FOLDED.items(), ids=FOLDED)
+def test_constant_is_folded(code: str, text: str) -> None:
+    assert text in folded(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "'a' * 10 ** 9",
+        "'%999999999d' % 1",
+        "1 << 10 ** 9",
+        "list(range(10 ** 9))",
+        "('a' * 20000).replace('', 'b' * 20000)",
+        "__import__('codecs').decode(b'x', 'zlib')",
+        "'a' * -1",
+        "int('9' * 5000)",
+    ],
+)
+def test_large_result_is_not_computed(code: str) -> None:
+    begun = time.process_time()
+    assert all(not isinstance(one, str | bytes) or len(one) <= MAX_LENGTH for one in folded(code))
+    assert time.process_time() - begun < 5
+
+
+def test_recursive_functions_end() -> None:
+    code = "def f(x):\n    return f(x + 'a') + g(x)\ndef g(x):\n    return f(x) + f(x[::-1])\ny = f('a')\n" * 20
+    assert find_flows({"app.py": ast.parse(code)}) == []
+
+
+def test_endless_names_end() -> None:
+    code = "a = a.b\n" * 200 + "s = 'x'\n" + "s = s + s\n" * 200
+    assert find_flows({"app.py": ast.parse(code)}) == []
+
+
+def test_path_goes_through_functions_and_files() -> None:
+    files = {
+        "app.py": "from lib import keep\nimport requests\nrequests.post('u', data=keep())\n",
+        "lib.py": "import os\n\n\ndef keep():\n    return dict(os.environ)\n",
+    }
+    (hit,) = find_flows({path: ast.parse(code) for path, code in files.items()})
+    assert (hit.rule, hit.path, hit.line) == ("MAL-environment-sent", "app.py", 3)
+    assert hit.trace == (("lib.py", 5), ("app.py", 3), ("app.py", 3))
+
+
+def test_module_that_hides_a_name_of_the_bundle_is_followed() -> None:
+    files = {
+        "app.py": "import code\ncode.go()\n",
+        "code.py": "def go():\n    getattr(__builtins__, 'ev' + 'al')('1')\n",
+    }
+    assert [hit.rule for hit in find_flows({path: ast.parse(code) for path, code in files.items()})] == [
+        "MAL-hidden-name"
+    ]
+
+
+def test_files_that_name_a_sink_are_followed_first() -> None:
+    large = {f"m{number}.py": b"x = 1\n" * 3_000 for number in range(40)}
+    sink = b"exec(code)\n" + b"y = 2\n" * 20_000
+    followed = python_code.followed_files({**large, "sink.py": sink})
+    assert followed[0] == "sink.py"
+    assert sum(len({**large, "sink.py": sink}[path]) for path in followed) <= python_code.MAX_FOLLOWED

@@ -40,6 +40,7 @@ class VersionOptions(SettingOptions, total=False):
     install_scripts: bool
     build: str
     stdin: str
+    start_timeout: int
 
 
 class BuilderOptions(VersionOptions, total=False):

@@ -111,7 +111,7 @@ def _where(listening: Listening, port: int, seconds: float) -> str:
         )
     return (
         f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:.0f} seconds. "
-        'A worker without a port? Deploy it with "job_type": "worker".'
+        'If it needs longer, set "start_timeout". A worker without a port? Deploy it with "job_type": "worker".'
     )
 
 

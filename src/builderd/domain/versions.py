@@ -63,6 +63,8 @@ class VersionSettings:
     build: str = ""
     #: Standard input of a job.
     stdin: str = ""
+    #: Seconds until the app must listen; 0: the service's default.
+    start_timeout: int = 0
 
     @property
     def commands(self) -> str:

@@ -16,7 +16,7 @@ from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.ssh import Gateway
 from builderd.domain.uploads import UploadRules
-from builderd.domain.versions import Isolation
+from builderd.domain.versions import Isolation, VersionSettings
 from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
@@ -53,6 +53,8 @@ class Limits:
     maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
     default_isolation: Isolation = Isolation.STANDARD
     start_timeout: float = 60
+    #: The most that a version may ask for as its own.
+    max_start_timeout: float = 600
     #: Seconds that a version's build command may take.
     build_timeout: float = 900
     handover_timeout: float = 12
@@ -65,6 +67,10 @@ class Limits:
     quiet_cpu: float = 0.02
     #: Whether a report is made of each version in the background, once its gate has judged it.
     qa_report: bool = True
+
+    def start_seconds(self, settings: VersionSettings) -> float:
+        """Return how long a version may take to listen; a bound that was lowered since holds for it too."""
+        return min(settings.start_timeout, self.max_start_timeout) if settings.start_timeout else self.start_timeout
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,9 @@ def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantI
         errors[f"credentials.{index}"] = [
             f"there is no credential named {name!r}: PUT /api/v1/credentials/{name} first"
         ]
+    most = application.limits.max_start_timeout
+    if settings.start_timeout > most:
+        errors["start_timeout"] = [f"must be at most {most:g} seconds, the limit of this service"]
     if errors:
         raise ValidationFailed(errors)
 

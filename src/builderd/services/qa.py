@@ -69,7 +69,7 @@ async def judge(
         alive = check_alive(look, settings.port, GATE_PATH, settings.resources, lines)
         return in_order([port, alive, check_memory(report, settings.resources)])
     target = Target(Address(report.ip, settings.port), application.preview_domain.url(builder.host))
-    visit = await _visit(application, target, sandbox)
+    visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
     await application.clock.sleep(alive_after)
     reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
     if not reachable:  # it may be ending: then its end is the better reason
@@ -86,12 +86,12 @@ async def judge(
     )
 
 
-async def _visit(application: Application, target: Target, sandbox: Sandbox) -> Visit:
+async def _visit(application: Application, target: Target, sandbox: Sandbox, start_seconds: float) -> Visit:
     """Ask the app, for as long as its start may take: a server may listen before its workers have been loaded."""
     clock = application.clock
     begun = clock.passed()
     started = sandbox.started_at or sandbox.created_at
-    left = application.limits.start_timeout - (clock.now() - started).total_seconds()
+    left = start_seconds - (clock.now() - started).total_seconds()
     timeout = max(GATE_TIMEOUT, left)
     while True:
         visit = await application.testers.visit(target, GATE_PATH, timeout - (clock.passed() - begun))

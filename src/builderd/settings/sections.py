@@ -92,6 +92,7 @@ class LimitSettings(Section):
     disk: float = Field(default=100, ge=1)
     isolation: Isolation = Isolation.STANDARD
     start_timeout: float = Field(default=60, gt=0)
+    max_start_timeout: float = Field(default=600, gt=0)
     build_timeout: float = Field(default=900, gt=0)
     stop_grace: float = Field(default=10, ge=0)
     exec_output: float = Field(default=10, gt=0)

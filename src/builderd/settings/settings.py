@@ -209,6 +209,7 @@ class Settings(BaseSettings):
             maximum=Resources(limits.cpu, limits.memory, limits.disk),
             default_isolation=limits.isolation,
             start_timeout=limits.start_timeout,
+            max_start_timeout=max(limits.start_timeout, limits.max_start_timeout),
             build_timeout=limits.build_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),

@@ -57,6 +57,11 @@ SCHEMA: dict[str, Any] = {
         "isolation": {"enum": ["standard", "strong"]},
         "require_qa": {"type": "boolean", "description": "A version that fails QA is not deployed."},
         "install_scripts": {"type": "boolean", "description": "Run the installation scripts of npm packages."},
+        "start_timeout": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Seconds until the app must listen; 0: the service's default.",
+        },
         "ignore": {**_STRINGS, "description": "What is not sent, as lines of .builderdignore."},
     },
 }

@@ -61,6 +61,7 @@ class BuilderState(Model):
     require_qa: bool
     install_scripts: bool
     build: str = ""
+    start_timeout: int = 0
     review_passed: bool | None = None
     qa_passed: bool | None = None
     status_reason: str
@@ -101,6 +102,7 @@ class Version(Model):
     install_scripts: bool
     build: str = ""
     stdin: str = ""
+    start_timeout: int = 0
     review_passed: bool | None = None
     qa_passed: bool | None = None
     created_by: str

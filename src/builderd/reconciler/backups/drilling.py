@@ -75,7 +75,7 @@ def _drill_builder_id(restore: Restore) -> BuilderId:
 
 async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> str | None:
     app, settings = context.app, item.version.settings
-    wait = await wait_until_up(app, item, sandbox, app.limits.start_timeout)
+    wait = await wait_until_up(app, item, sandbox, app.limits.start_seconds(settings))
     if wait.reachable:
         checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
         return None if gate_passed(checks) else _failed_start(gate_failure(checks))

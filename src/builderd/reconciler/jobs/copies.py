@@ -72,9 +72,9 @@ class Copy:
         report = await self._app.engine.start(await self._spec(sandbox.id))
         self._ip = report.ip
         self._sandbox = replace(sandbox, started_at=report.started_at or now)
-        return await wait_until_listening(
-            self._app, self._sandbox, self.version.settings.port, START_TIMEOUT_FACTOR * self._app.limits.start_timeout
-        )
+        settings = self.version.settings
+        timeout = START_TIMEOUT_FACTOR * self._app.limits.start_seconds(settings)
+        return await wait_until_listening(self._app, self._sandbox, settings.port, timeout)
 
     async def report(self) -> SandboxReport:
         return await self._app.engine.report(self.id)

@@ -260,10 +260,11 @@ class Steps:
     async def _time_limit(self, item: WorkItem) -> float:
         """Return how long the app may take to listen, in seconds."""
         limits = self._app.limits
+        longest = limits.start_seconds(item.version.settings)
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
-            return limits.start_timeout
+            return longest
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
-        return handover.time_limit(trial, old, limits.handover_timeout, limits.start_timeout)
+        return handover.time_limit(trial, old, limits.handover_timeout, longest)
 
     async def _forget(self, item: WorkItem) -> Result:
         engine, forgotten = self._app.engine, item.builder

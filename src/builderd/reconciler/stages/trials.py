@@ -76,7 +76,9 @@ class Trials:
 
     def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
         transition = Transition(uow, builder, self._app.prices, now)
-        longest = timedelta(seconds=MOST * self._app.limits.start_timeout)
+        tried = uow.versions.get(builder.id, trial.version)
+        seconds = self._app.limits.start_seconds(tried.settings) if tried else self._app.limits.start_timeout
+        longest = timedelta(seconds=MOST * seconds)
         sandbox_transitions.trial_ended(transition, trial, end, longest=longest)
 
     async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:
@@ -84,7 +86,7 @@ class Trials:
             started = replace(trial, started_at=await self._started(item, trial))
         except NotFound as lack:
             return _Verdict(trial, _STOPPED, lack.message)
-        wait = await wait_until_up(self._app, item, started, self._app.limits.start_timeout)
+        wait = await wait_until_up(self._app, item, started, self._app.limits.start_seconds(item.version.settings))
         return await self._judge(item, started, wait)
 
     async def _started(self, item: WorkItem, trial: Sandbox) -> datetime:

@@ -213,6 +213,9 @@ class NewBuilder(Shape):
         "version. Left out: `npm run build` where package.json has a script `build`. Empty: none.",
     )
     stdin: Stdin = Field(default="", description="Of a one_time job: what its command reads.")
+    start_timeout: JsonInt = Field(
+        default=0, ge=0, le=MAX_INTEGER, description="Seconds until the app must listen; 0: the service's default."
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -274,6 +277,7 @@ class Builder(View):
     require_qa: bool
     install_scripts: bool
     build: str
+    start_timeout: int
     review_passed: bool | None
     qa_passed: bool | None
     status_reason: str

@@ -102,6 +102,7 @@ class Version(View):
     install_scripts: bool
     build: str
     stdin: str
+    start_timeout: int
     review_passed: bool | None
     qa_passed: bool | None
     created_by: str

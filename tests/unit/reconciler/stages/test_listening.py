@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from tests.application import ENTRYPOINT, World
 
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Status
-from builderd.domain.errors import StartFailed
+from builderd.domain.errors import StartFailed, ValidationFailed
+from builderd.domain.versions import VersionSettings
 
 
 @pytest.mark.parametrize("far", [3600, 10 * 86400])
@@ -45,3 +47,24 @@ async def test_the_time_counts_from_the_start_also_for_a_later_service(world: Wo
         with pytest.raises(StartFailed, match="did not listen"):
             await world.outcome(builder)
     assert world.called("listening") <= looked + 2
+
+
+async def test_a_version_may_take_the_time_that_it_asks_for(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    async with world.reconciling():
+        for seconds in (90, 30):
+            with pytest.raises(StartFailed, match=rf'within {seconds // 10}\d seconds.*set "start_timeout"'):
+                await world.create(name=f"after-{seconds}", start_timeout=seconds)
+
+
+async def test_a_lowered_bound_holds_for_what_was_stored_before(world: World) -> None:
+    limits = replace(world.application.limits, max_start_timeout=90)
+    assert limits.start_seconds(VersionSettings("run", start_timeout=150)) == 90
+    assert limits.start_seconds(VersionSettings("run", start_timeout=10)) == 10
+    assert limits.start_seconds(VersionSettings("run")) == limits.start_timeout
+
+
+async def test_longer_than_the_service_allows_is_refused(world: World) -> None:
+    with pytest.raises(ValidationFailed) as refused:
+        await world.ask(start_timeout=601)
+    assert refused.value.errors == {"start_timeout": ["must be at most 600 seconds, the limit of this service"]}

@@ -1,0 +1,11 @@
+"""Seconds until the app of a version must listen."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0023"
+down_revision = "0022"
+
+
+def upgrade() -> None:
+    op.add_column("versions", sa.Column("start_timeout", sa.Integer(), nullable=False, server_default=sa.text("0")))

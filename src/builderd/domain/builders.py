@@ -92,6 +92,14 @@ class Handover(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """Cause of a desired state: the actor, as events name it, and the reason in words."""
+
+    actor: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """Version that is being deployed while the current one serves.
 
@@ -108,9 +116,8 @@ class Candidate:
 class Builder:
     """A builder's row. ``generation`` grows with each requested start; a sandbox belongs to one generation.
 
-    ``version`` is the current version's number, ``disk`` where it keeps its files. ``desired_reason`` and
-    ``desired_by`` say why and by whom the desired state was set. ``observed_generation`` is the last one
-    whose outcome (up, failed, ended) is known.
+    ``version`` is the current version's number, ``disk`` where it keeps its files. ``cause`` says why and by
+    whom the desired state was set. ``observed_generation`` is the last one whose outcome (up, failed, ended) is known.
 
     ``candidate`` is None at rest. During a ``handover`` the preview pauses requests. ``spare_disks`` are unused and
     will be removed.
@@ -135,8 +142,7 @@ class Builder:
     auto_stop_interval: int = 0
     backup_interval_hours: int = 0
     desired: Desired = Desired.RUNNING
-    desired_by: str = ""
-    desired_reason: str = ""
+    cause: Cause = Cause()
     generation: int = 1
     observed_generation: int = 0
     status: Status = Status.CREATING

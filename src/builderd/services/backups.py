@@ -103,7 +103,7 @@ def _expire_all(uow: UnitOfWork, builder: BuilderId, at: datetime) -> None:
 
 def keep_last(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
     """Hold the disk of a builder that is deleted for a last backup, instead of removing it."""
-    backup = plan(uow, application, builder, BackupKind.DELETED, builder.desired_by, now)
+    backup = plan(uow, application, builder, BackupKind.DELETED, builder.cause.actor, now)
     expires = now + application.backup_rules.keep_deleted
     uow.backups.save(replace(backup, status=BackupStatus.HELD, copy=builder.disk, expires_at=expires))
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from builderd.domain.backups import Backup, BackupStatus
-from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Cause, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.idleness import auto_stop_error
@@ -155,7 +155,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     wished = replace(_with_desired(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
-        wished = replace(wished, status_reason=wished.desired_reason)
+        wished = replace(wished, status_reason=wished.cause.reason)
     return _want(uow, wished, now)
 
 
@@ -250,8 +250,7 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
         updated_at=now,
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
-        desired_by=caller.actor,
-        desired_reason=f"created by {caller.actor}",
+        cause=Cause(caller.actor, f"created by {caller.actor}"),
         member=application.member,
     )
 
@@ -268,13 +267,13 @@ def want_run(
     )
     wished = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
-        wished = statuses.change(uow, wished, Status.STOPPED, wished.desired_reason, now)
+        wished = statuses.change(uow, wished, Status.STOPPED, wished.cause.reason, now)
     return _want(uow, wished, now)
 
 
 def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:
     """Return the builder with a new desired state and the caller as its actor."""
-    return replace(builder, desired=desired, desired_by=caller.actor, desired_reason=f"{verb} by {caller.actor}")
+    return replace(builder, desired=desired, cause=Cause(caller.actor, f"{verb} by {caller.actor}"))
 
 
 def _want(uow: UnitOfWork, wished: Builder, now: datetime) -> Builder:
@@ -290,8 +289,8 @@ def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) 
         builder_id=builder.id,
         time=now,
         type=kind,
-        actor=builder.desired_by,
-        reason=builder.desired_reason,
+        actor=builder.cause.actor,
+        reason=builder.cause.reason,
         details=details,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
-from builderd.domain.builders import Builder, Desired, StopKind
+from builderd.domain.builders import Builder, Cause, Desired, StopKind
 from builderd.domain.caps import Account, Cap, Spent, cap_message, lowest, name, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
@@ -203,8 +203,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     wished = replace(
         candidates.fail_candidate(uow, builder, application.prices, reason, now),
         desired=Desired.STOPPED,
-        desired_by=SYSTEM,
-        desired_reason=reason,
+        cause=Cause(SYSTEM, reason),
         stop_kind=StopKind.CAP,
         updated_at=now,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import DiskId, new_secret
@@ -163,7 +163,7 @@ def renew_service_token(
     uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
     if builder.desired is Desired.RUNNING and builder.job_type.stays_up:
         reason = f"started again with a new service token by {caller.actor}"
-        renewed = replace(renewed, generation=builder.generation + 1, desired_by=caller.actor, desired_reason=reason)
+        renewed = replace(renewed, generation=builder.generation + 1, cause=Cause(caller.actor, reason))
         renewed = replace(renewed, handover=Handover.AGAIN, asleep_since=None)
     return _save(uow, renewed, now)
 
@@ -250,7 +250,7 @@ def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
     if changed.asleep_since is None or changed.auto_stop_interval > 0 or changed.desired is not Desired.RUNNING:
         return changed
     reason = f"woken by {caller.actor}: it is to idle no more"
-    return replace(changed, asleep_since=None, desired_by=caller.actor, desired_reason=reason)
+    return replace(changed, asleep_since=None, cause=Cause(caller.actor, reason))
 
 
 def _closed(builder: Builder) -> Builder:

@@ -25,7 +25,7 @@ def release_all(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     """End all claims of a deleted builder."""
     for domain in uow.domains.of_builder(builder.id):
         release(uow, domain, now)
-        note(uow, domain, "domain.removed", builder.desired_by, "its builder was deleted", now)
+        note(uow, domain, "domain.removed", builder.cause.actor, "its builder was deleted", now)
 
 
 def note(uow: UnitOfWork, domain: Domain, kind: str, actor: str, reason: str, now: datetime, **details: Any) -> None:

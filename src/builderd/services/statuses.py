@@ -23,7 +23,7 @@ def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: 
                 builder_id=builder.id,
                 time=now,
                 type="builder.status",
-                actor=builder.desired_by,
+                actor=builder.cause.actor,
                 reason=reason,
                 details={"from": builder.status.value, "to": status.value},
             )

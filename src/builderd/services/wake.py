@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.builders import Builder, Cause, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NoCapacity, NotFound, QuotaExceeded
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, SandboxId
@@ -52,7 +52,7 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
         wanted = replace(activity.touched(builder, now), asleep_since=None)
     else:
         return activity.used(uow, builder, now)
-    wanted = replace(wanted, desired_by=user.actor, desired_reason=user.reason, updated_at=now)
+    wanted = replace(wanted, cause=Cause(user.actor, user.reason), updated_at=now)
     uow.builders.save(wanted)
     uow.builders.make_due(wanted.id, now)
     return wanted

@@ -44,11 +44,11 @@ def state_of(builder: Builder, limits: Limits) -> State:
 
 def _running(builder: Builder, limits: Limits, reason: str) -> State:
     if builder.desired is Desired.STOPPED:
-        return _going_on("stopping", sentence(builder.desired_reason))
+        return _going_on("stopping", sentence(builder.cause.reason))
     if builder.asleep_since is not None:
         return State("frozen", "frozen", "snowflake", f"{_idle(limits)} Goes on at the next visit.")
     if not builder.settled:
-        return _going_on("starting", sentence(builder.desired_reason))
+        return _going_on("starting", sentence(builder.cause.reason))
     return State("running", "running", "", f"{reason} {_next(builder, limits)}".strip())
 
 
@@ -58,7 +58,7 @@ def _going_on(word: str, why: str) -> State:
 
 def _stopped(builder: Builder, reason: str) -> State:
     if builder.desired is Desired.RUNNING:
-        return _going_on("starting", sentence(builder.desired_reason))
+        return _going_on("starting", sentence(builder.cause.reason))
     if builder.stop_kind is StopKind.IDLE:
         return State("stopped", "asleep", "moon", f"{reason} Wakes on the next visit.")
     if builder.stop_kind is StopKind.CAP:

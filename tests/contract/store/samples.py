@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from builderd.domain.builders import Builder, JobType, Visibility
+from builderd.domain.builders import Builder, Cause, JobType, Visibility
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, WebhookId, new_id, new_sandbox_id
 from builderd.domain.prices import Billing, Segment
@@ -42,8 +42,7 @@ def make_builder(**changes: Any) -> Builder:
         disk=DiskId(new_id()),
         created_at=NOW,
         updated_at=NOW,
-        desired_by="token ci",
-        desired_reason="created by token ci",
+        cause=Cause("token ci", "created by token ci"),
     )
     return replace(builder, **changes)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from builderd.domain.builders import Builder, JobType, Visibility
+from builderd.domain.builders import Builder, Cause, JobType, Visibility
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, TenantId
 from builderd.domain.sandboxes import Sandbox
 
@@ -31,8 +31,7 @@ def make_builder(**changes: Any) -> Builder:
         disk=DISK,
         created_at=NOW,
         updated_at=NOW,
-        desired_by="token test",
-        desired_reason="created by token test",
+        cause=Cause("token test", "created by token test"),
     )
     return replace(builder, **changes)
 

@@ -116,7 +116,7 @@ async def test_stop_records_its_first_caller(world: World) -> None:
     builder = await world.change(await world.ask(), status=Status.RUNNING, observed_generation=1)
     world.clock.move(1)
     stopped = await world.want(builders.stop, builder)
-    assert (stopped.desired, stopped.desired_reason, stopped.updated_at) == (
+    assert (stopped.desired, stopped.cause.reason, stopped.updated_at) == (
         Desired.STOPPED,
         "stopped by token acme",
         world.clock.now(),
@@ -163,7 +163,7 @@ async def test_restarting_is_a_new_run_in_any_case(world: World) -> None:
     again = await world.want(builders.restart, builder)
     assert (again.generation, again.status, again.desired) == (3, Status.RUNNING, Desired.RUNNING)
     event = (await world.events(builder))[-1]
-    assert (event.type, event.actor) == ("builder.restarting", again.desired_by)
+    assert (event.type, event.actor) == ("builder.restarting", again.cause.actor)
     assert event.reason.startswith("restarted by ")
 
 

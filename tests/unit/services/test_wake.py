@@ -11,7 +11,7 @@ import pytest
 from tests.application import PATIENCE, World, fake_world
 
 from builderd.adapters.fakes.sandboxes import Behaviour
-from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.builders import Builder, Cause, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, new_id
@@ -54,7 +54,7 @@ async def test_a_frozen_one_is_thawed(world: World) -> None:
         builder = await asleep(world)
         sandbox = await wake.awake(world.application, builder.id, User("token acme", "woken by a test"))
         assert not world.engine.sandboxes[sandbox.id].frozen
-        assert (await world.builder(builder)).desired_reason == "woken by a test"
+        assert (await world.builder(builder)).cause.reason == "woken by a test"
 
 
 async def test_session_wakes_a_builder_that_fell_asleep() -> None:
@@ -213,13 +213,15 @@ async def test_visitor_restarts_a_builder_that_is_being_stopped_for_idleness(wor
     """The usual way to a stop for idleness is by way of a freeze."""
     async with world.reconciling():
         builder = await asleep(world)
-    await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE, desired_reason="idle for 15 minutes")
+    await world.change(
+        builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE, cause=Cause(SYSTEM, "idle for 15 minutes")
+    )
     await wake.visited(world.application, builder.host)
     async with world.reconciling():
         await world.until_route(builder, RouteState.OPEN)
         await world.until(lambda: settled_anew(world, builder))
     now = await world.builder(builder)
-    assert (now.desired, now.desired_reason, now.asleep_since) == (Desired.RUNNING, "woken by a visitor", None)
+    assert (now.desired, now.cause.reason, now.asleep_since) == (Desired.RUNNING, "woken by a visitor", None)
     assert not world.running[0].frozen
 
 
@@ -231,7 +233,7 @@ async def test_a_command_does_not_take_back_a_stop_nor_its_reason(world: World) 
         await wake.awake(world.application, builder.id, User("token ci", "woken for a command by token ci"))
     async with world.reconciling():
         stopped = await world.until_status(builder, Status.STOPPED)
-    assert (stopped.status_reason, stopped.desired_by) == ("stopped by token acme", "token acme")
+    assert (stopped.status_reason, stopped.cause.actor) == ("stopped by token acme", "token acme")
 
 
 async def test_builder_without_auto_stop_is_woken(world: World) -> None:
@@ -242,5 +244,5 @@ async def test_builder_without_auto_stop_is_woken(world: World) -> None:
         assert world.running[0].frozen
         await world.configure(builder, auto_stop_interval=0)
         await world.until(lambda: not world.running[0].frozen)
-        reason = (await world.builder(builder)).desired_reason
+        reason = (await world.builder(builder)).cause.reason
     assert reason == "woken by token acme: it is to idle no more"

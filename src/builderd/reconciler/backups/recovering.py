@@ -27,7 +27,13 @@ async def attach_restored_disk(context: BackupContext, restore: Restore, backup:
         if builder is None or builder.desired is Desired.DELETED or builder.disk != known.disk:
             raise BackupFailed("The builder was deleted, or has another disk by now.")
         reason = f"its disk was gone: the backup of {backups.when(backup)} is back"
-        saved = replace(builder, disk=restore.disk, desired_reason=reason, status_reason=reason, updated_at=now)
+        saved = replace(
+            builder,
+            disk=restore.disk,
+            cause=replace(builder.cause, reason=reason),
+            status_reason=reason,
+            updated_at=now,
+        )
         uow.builders.save(saved)
         uow.builders.make_due(builder.id, now)
         uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.builders import Builder, Cause, Desired, JobType, Status
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.prices import Billing, Prices
@@ -82,7 +82,7 @@ def caught_up(
     """
     if report is None or report.frozen_at is None:
         return
-    by = replace(builder, desired_by=SYSTEM, desired_reason="recorded after an interruption")
+    by = replace(builder, cause=Cause(SYSTEM, "recorded after an interruption"))
     # The sandbox's state decides which came last when both have the same time.
     stands = report.state is SandboxState.FROZEN
     paid = uow.ledger.current(builder.id)
@@ -111,7 +111,7 @@ def _record_billing(
     if uow.ledger.current(builder.id) != before:
         details = {"sandbox": sandbox.id, "version": sandbox.version}
         uow.events.add(
-            Event(builder.tenant_id, builder.id, at, kind, builder.desired_by, builder.desired_reason, details)
+            Event(builder.tenant_id, builder.id, at, kind, builder.cause.actor, builder.cause.reason, details)
         )
 
 
@@ -121,7 +121,7 @@ def abort_freeze(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
         replace(
             builder,
             desired=Desired.RUNNING,
-            desired_reason="visited",
+            cause=replace(builder.cause, reason="visited"),
             asleep_since=None,
             stop_kind=None,
             last_active_at=now,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Cause, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import QaFailed, ReviewFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.failures import describe_end
@@ -65,9 +65,9 @@ def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) 
     builder = taken_over(uow, builder, now)
     deployed(uow, builder, version, now)
     if builder.status is not Status.RUNNING:
-        builder = statuses.change(uow, builder, Status.RUNNING, builder.desired_reason, now)
+        builder = statuses.change(uow, builder, Status.RUNNING, builder.cause.reason, now)
     elif builder.observed_generation != builder.generation:
-        builder = replace(builder, status_reason=builder.desired_reason)
+        builder = replace(builder, status_reason=builder.cause.reason)
     uow.builders.save(
         replace(builder, observed_generation=builder.generation, last_active_at=now, updated_at=now, stop_kind=None)
     )
@@ -141,8 +141,7 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
         replace(
             builder,
             desired=Desired.RUNNING,
-            desired_by=candidate.created_by,
-            desired_reason=deployed_reason(candidate),
+            cause=Cause(candidate.created_by, deployed_reason(candidate)),
             generation=builder.generation + 1,
             handover=Handover.FORWARD,
             candidate=replace(begun, disk=begun.disk or DiskId(new_id())),
@@ -186,9 +185,7 @@ def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) 
     """Return the builder after a rollback: the previous version starts again on its own disk."""
     if builder.status is Status.RUNNING and builder.job_type.stays_up:
         reason = f"version {builder.candidate_version} did not take over: version {builder.version} serves on"
-        again = replace(
-            freed, generation=builder.generation + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason
-        )
+        again = replace(freed, generation=builder.generation + 1, handover=Handover.AGAIN, cause=Cause(SYSTEM, reason))
         return replace(again, desired=Desired.RUNNING)
     if builder.job_type is JobType.ONE_TIME:
         uow.ledger.close(builder.id, now)
@@ -204,5 +201,5 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     uow.qa_reports.delete(builder.id)
     uow.acceptances.delete(builder.id)
     uow.leases.delete_of(builder.id)
-    changed = statuses.change(uow, builder, Status.DELETED, builder.desired_reason, now)
+    changed = statuses.change(uow, builder, Status.DELETED, builder.cause.reason, now)
     uow.builders.save(replace(changed, deleted_at=now))

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 
-from builderd.domain.builders import Builder, Desired, StopKind
+from builderd.domain.builders import Builder, Cause, Desired, StopKind
 from builderd.domain.events import SYSTEM
 from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.ids import BuilderId, SandboxId
@@ -130,7 +130,7 @@ class Idleness:
         else:
             reason = freeze_reason(self._freeze_after or timedelta())
             wanted = replace(builder, asleep_since=now)
-        return replace(wanted, desired_by=SYSTEM, desired_reason=reason, updated_at=now)
+        return replace(wanted, cause=Cause(SYSTEM, reason), updated_at=now)
 
 
 def _compare(before: CpuSample | None, sample: CpuSample, quiet_cpu: float) -> CpuSample:

@@ -297,7 +297,7 @@ class Steps:
             if status is Status.STOPPED:
                 if builder.stop_kind is StopKind.IDLE:
                     backups.keep_idle(uow, self._app, builder, now)
-                version_transitions.mark_terminal(uow, builder, status, builder.desired_reason, now)
+                version_transitions.mark_terminal(uow, builder, status, builder.cause.reason, now)
                 return
             sandbox = observation.sandbox or observation.ends[-1]
             if not builder.settled and sandbox.listening_at is None:

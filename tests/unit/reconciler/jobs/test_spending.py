@@ -81,7 +81,7 @@ async def test_a_tenants_builders_are_warned_of_and_then_stopped_at_the_cap(worl
         await due(world)
         for each in (one, two):
             stopped = await world.until_status(each, Status.STOPPED)
-            assert (stopped.status_reason, stopped.desired_by) == (REASON, SYSTEM)
+            assert (stopped.status_reason, stopped.cause.actor) == (REASON, SYSTEM)
             assert (await world.until_route(each, RouteState.CAPPED)).destination is None
         assert await spent(world) == FIVE
         assert len(await warnings(world)) == 1

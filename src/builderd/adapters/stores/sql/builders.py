@@ -26,7 +26,7 @@ from sqlalchemy import (
 from builderd.adapters.stores.sql.claims import Claims
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders, versions
-from builderd.domain.builders import Builder, Candidate, Desired, Status
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.quotas import Allocation
@@ -190,9 +190,12 @@ def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
 
 def _row(builder: Builder) -> dict[str, Any]:
     row, candidate = row_of(builder), builder.candidate
+    cause: Cause = row.pop("cause")
     return {
         **row,
         "spare_disks": list(builder.spare_disks),
+        "desired_by": cause.actor,
+        "desired_reason": cause.reason,
         "candidate": candidate.version if candidate else None,
         "candidate_disk": candidate.disk if candidate else None,
         "opens_with": candidate.version if candidate and candidate.opens else None,
@@ -206,4 +209,5 @@ def _builder(row: RowMapping) -> Builder:
     values["spare_disks"] = tuple(values["spare_disks"] or ())
     number, disk, opens_with = (values.pop(name) for name in ("candidate", "candidate_disk", "opens_with"))
     candidate = None if number is None else Candidate(number, disk, opens_with == number)
-    return Builder(**values, generation=generation, observed_generation=observed, candidate=candidate)
+    cause = Cause(values.pop("desired_by"), values.pop("desired_reason"))
+    return Builder(**values, generation=generation, observed_generation=observed, candidate=candidate, cause=cause)

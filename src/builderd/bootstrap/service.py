@@ -24,7 +24,6 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
@@ -156,8 +155,7 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
 
 def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:
     """Return a closed route for every builder, for a proxy that was taken down and has no routes."""
-    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
-    return [closed_route(one) for one in builders if one is not None and one.desired is not Desired.DELETED]
+    return [closed_route(one) for one in uow.builders.live()]
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,9 @@ from builderd.ports.store import UnitOfWork
 from builderd.services import sessions, tokens
 from builderd.settings import Settings
 
+#: Tenant of the first sign-in link of a service that has none.
+FIRST_TENANT = "me"
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
@@ -49,6 +52,31 @@ async def make_link(settings: Settings, tenant: str, scopes: frozenset[Scope], s
     if not was_there:
         say(f"There was no builderd in {settings.data_dir} yet: created its database ({database_location(settings)}).")
     return code
+
+
+async def first_link(settings: Settings) -> tuple[str, str] | None:
+    """Return tenant and URL of a sign-in link for a fresh installation, None where it has several tenants.
+
+    The link is for the only tenant, or for ``me`` where there is none, with the scope ``admin``. Raises
+    ``BuilderdError`` where there is no database.
+    """
+    now = SystemClock().now()
+
+    def make(uow: UnitOfWork) -> tuple[str, str] | None:
+        tenants = uow.tenants.all()
+        if len(tenants) > 1:
+            return None
+        tenant = tenants[0].name if tenants else FIRST_TENANT
+        return tenant, sessions.make_link(uow, tenant, frozenset({Scope.ADMIN}), now)
+
+    async with existing_store(settings) as opened:
+        made = await opened.write(make)
+    return made and (made[0], link_url(settings, made[1]))
+
+
+def link_url(settings: Settings, code: str, url: str | None = None) -> str:
+    """Return the URL of a sign-in link's code; ``url`` where browsers reach the service, if they do so elsewhere."""
+    return f"{(url or page_url(settings)).rstrip('/')}/sign-in/once/{code}"
 
 
 def page_url(settings: Settings) -> str:

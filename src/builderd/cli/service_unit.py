@@ -5,6 +5,7 @@ The directives are those of systemd.service(5), systemd.unit(5) and systemd.kill
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import click
 
+from builderd.bootstrap import tokens
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.data_directory import is_ours, lock
 from builderd.cli import options
+from builderd.domain.errors import BuilderdError
+from builderd.settings import Settings
 
 #: Exists when systemd is the init process (sd_booted(3)).
 SYSTEMD_RUNS = Path("/run/systemd/system")
@@ -131,13 +135,32 @@ def install_service(
     click.echo(f"wrote {path}")
     click.echo(OWN_SETTINGS.format(name=name, data_dir=unit.data_dir))
     if unit_dir is None:
-        _enable(unit, now)
+        runs = _enable(unit, now)
+        if runs:
+            _print_link(load(data_dir=data_dir, host=serve_options["host"], port=serve_options["port"]))
 
 
-def _enable(unit: ServiceUnit, now: bool) -> None:
+def _print_link(settings: Settings) -> None:
+    """Print a link that signs a browser in, or the command that makes one."""
+    try:
+        link = asyncio.run(tokens.first_link(settings))
+    except BuilderdError as error:
+        # Such as settings that the unit alone has.
+        click.echo(f"no sign-in link: {error.message}")
+        link = None
+    if link is None:
+        click.echo("to open its pages in a browser: builderd token link --tenant NAME")
+        return
+    tenant, url = link
+    click.echo(f"its pages, as tenant {tenant!r} (valid once, for 10 minutes; builderd token link makes another):")
+    click.echo(url)
+
+
+def _enable(unit: ServiceUnit, now: bool) -> bool:
+    """Enable the unit, and start it if it is to; return whether it runs now."""
     if not SYSTEMD_RUNS.is_dir():
         click.echo(f"systemd does not run here: where it does, run: systemctl enable --now {unit.name}")
-        return
+        return False
     _systemctl("daemon-reload")
     _systemctl("enable", unit.file_name)
     if now:
@@ -145,6 +168,7 @@ def _enable(unit: ServiceUnit, now: bool) -> None:
         _start(unit)
     else:
         click.echo(f"it starts at boot; to start or restart it now: systemctl restart {unit.name}")
+    return now
 
 
 def _refuse_another(unit: ServiceUnit) -> None:

@@ -101,7 +101,7 @@ def link(data_dir: Path | None, config: Path | None, tenant: str, scopes: tuple[
     wanted = frozenset(Scope(scope) for scope in scopes)
     made = asyncio.run(tokens.make_link(settings, tenant, wanted, partial(click.echo, err=True)))
     click.echo(f"Valid once, for 10 minutes, for tenant {tenant!r} ({', '.join(sorted(wanted))}):", err=True)
-    click.echo(f"{(url or tokens.page_url(settings)).rstrip('/')}/sign-in/once/{made}")
+    click.echo(tokens.link_url(settings, made, url))
 
 
 @token.command("list")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.previews import PreviewActivity
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
 BUCKET = timedelta(minutes=5)
@@ -24,7 +24,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Usage:
     """Usage within some time; sums of several are exact. ``seconds`` is how long it was sampled.
 
-    ``memory_byte_seconds`` divided by ``seconds`` is the average; ``answers_2xx`` and so on count HTTP responses.
+    ``memory_byte_seconds`` divided by ``seconds`` is the average; ``answers_2xx`` and so on count HTTP responses,
+    ``within_5_ms`` and so on the app's by the time until their head (``previews.RESPONSE_TIMES``).
     """
 
     seconds: float = 0
@@ -39,6 +40,17 @@ class Usage:
     answers_3xx: int = 0
     answers_4xx: int = 0
     answers_5xx: int = 0
+    within_5_ms: int = 0
+    within_10_ms: int = 0
+    within_25_ms: int = 0
+    within_50_ms: int = 0
+    within_100_ms: int = 0
+    within_250_ms: int = 0
+    within_500_ms: int = 0
+    within_1000_ms: int = 0
+    within_2500_ms: int = 0
+    within_10000_ms: int = 0
+    slower: int = 0
 
     @property
     def cpu(self) -> float | None:
@@ -48,6 +60,22 @@ class Usage:
     @property
     def memory_bytes(self) -> int | None:
         return int(self.memory_byte_seconds / self.seconds) if self.seconds else None
+
+
+def response_seconds(usage: Usage, share: float) -> float | None:
+    """Return the time within which this share of the app's responses came, None without any.
+
+    Interpolated within its class, as Prometheus does; at most the last bound, beyond which times are not known.
+    """
+    counts: list[int] = [getattr(usage, name) for name in RESPONSE_TIMES]
+    wanted, below = share * sum(counts), 0
+    if not sum(counts):
+        return None
+    for count, low, high in zip(counts, (0, *RESPONSE_BOUNDS), RESPONSE_BOUNDS, strict=False):
+        if count and below + count >= wanted:
+            return (low + (high - low) * (wanted - below) / count) / 1000
+        below += count
+    return RESPONSE_BOUNDS[-1] / 1000
 
 
 #: Fields that are merged by their maximum; all others are added.
@@ -87,6 +115,10 @@ class UsageSample:
     since_previous: Usage
 
 
+#: Counters that the previews and ``Usage`` have in common.
+VISITS = ("requests", "answers_2xx", "answers_3xx", "answers_4xx", "answers_5xx", *RESPONSE_TIMES)
+
+
 def start_of(time: datetime, step: timedelta = BUCKET) -> datetime:
     """Return the start of the bucket that contains the time."""
     return _EPOCH + (time - _EPOCH) // step * step
@@ -113,7 +145,7 @@ def usage_between(
     since = before or SandboxUsage(0, 0, 0, 0, 0, 0)
     visits = {
         field: _more(getattr(visited, field), getattr(seen, field) if seen else 0)
-        for field in ("requests", "answers_2xx", "answers_3xx", "answers_4xx", "answers_5xx")
+        for field in VISITS
         if visited is not None
     }
     return Usage(

@@ -119,11 +119,18 @@ def _check_address(address: Address) -> None:
         raise ValueError(f"not a port: {address.port}")
 
 
+#: Upper bounds, in ms, of the classes of response time; the last class, ``slower``, has none.
+RESPONSE_BOUNDS = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000)
+#: Counters of responses by their time, of ``PreviewActivity`` and ``domain.metrics.Usage``, in order of the bounds.
+RESPONSE_TIMES = (*(f"within_{bound}_ms" for bound in RESPONSE_BOUNDS), "slower")
+
+
 @dataclass(frozen=True, slots=True)
 class PreviewActivity:
     """Counters of one host since the preview process started serving it; ``idle_seconds`` since its last request.
 
-    ``answers_2xx`` and so on count responses by the class of the status.
+    ``answers_2xx`` and so on count responses by the class of the status. ``within_25_ms`` counts the app's responses
+    that took at least the bound before (10 ms) and less than this one, until their head.
     """
 
     requests: int
@@ -137,6 +144,17 @@ class PreviewActivity:
     answers_3xx: int = 0
     answers_4xx: int = 0
     answers_5xx: int = 0
+    within_5_ms: int = 0
+    within_10_ms: int = 0
+    within_25_ms: int = 0
+    within_50_ms: int = 0
+    within_100_ms: int = 0
+    within_250_ms: int = 0
+    within_500_ms: int = 0
+    within_1000_ms: int = 0
+    within_2500_ms: int = 0
+    within_10000_ms: int = 0
+    slower: int = 0
 
 
 @dataclass(frozen=True, slots=True)

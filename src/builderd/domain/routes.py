@@ -6,6 +6,18 @@ from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 
+#: States of the route of a builder that is stopped or has ended: a route in another one is opened or closed soon.
+RESTING_STATES = frozenset(
+    (
+        RouteState.STOPPED,
+        RouteState.FAILED,
+        RouteState.ASLEEP,
+        RouteState.CAPPED,
+        RouteState.JOB,
+        RouteState.WORKER,
+    )
+)
+
 
 def closed_route(builder: Builder) -> Route:
     """Return the route of a builder without a reachable app."""

@@ -183,10 +183,10 @@ def views(
     tried = uow.backups.newest_of([builder.id for builder in builders])
     done = uow.backups.newest_of([builder.id for builder in builders], BackupStatus.DONE) if tried else {}
     sums = uow.ledger.totals([builder.id for builder in builders], now)
+    versions = uow.versions.get_all([(builder.id, builder.version) for builder in builders])
     shown = []
     for builder in builders:
-        version = uow.versions.get(builder.id, builder.version)
-        assert version is not None, "a builder's current version is always stored"
+        version = versions[builder.id]
         cost = spending.shown(application, version, sums.get(builder.id, Sum()))
         url = application.preview_domain.url(builder.host)
         stale = credentials.is_stale(uow, builder, version)

@@ -8,70 +8,76 @@ from datetime import datetime
 from decimal import Decimal
 
 from builderd.domain.builders import Builder, Cause, Desired, StopKind
-from builderd.domain.caps import Account, Cap, Spent, cap_message, lowest, name, tightest
+from builderd.domain.caps import Account, Spent, cap_message, lowest, name, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import Segment, Sum, cents
+from builderd.domain.prices import Sum, cents
 from builderd.domain.tenants import Tenant
 from builderd.ports.store import UnitOfWork
 from builderd.services import candidates
 from builderd.services.application import Application
+from builderd.services.tenant_limits import TenantLimit
 
 WARNING = "spending.warning"
 
 
-@dataclass(frozen=True, slots=True)
-class MonthToDate:
-    """The present month of one tenant: sums of its builders, and open ledger segments."""
-
-    tenant: Tenant
-    sums: Mapping[BuilderId, Sum]
-    open: Sequence[Segment]
-
-    def of_tenant(self, cap: Cap, now: datetime) -> Account:
-        spent = Spent(sum(self.sums.values(), Sum()).money, _rate(self.open))
-        return Account(cap, spent, _warned(self.tenant.cap_warned_at, now))
-
-    def of_builder(self, builder: Builder, cap: Cap, now: datetime) -> Account:
-        mine = [segment for segment in self.open if segment.builder_id == builder.id]
-        spent = Spent(self.sums.get(builder.id, Sum()).money, _rate(mine))
-        return Account(cap, spent, _warned(builder.cap_warned_at, now))
+def _tenant(uow: UnitOfWork, tenant_id: TenantId) -> Tenant:
+    tenant = uow.tenants.get(tenant_id)
+    assert tenant is not None, "the tenant of a token and of a builder is stored"
+    return tenant
 
 
-def _rate(segments: Sequence[Segment]) -> Decimal:
-    return sum((segment.hourly_rate for segment in segments), Decimal(0))
+def account_of_tenant(uow: UnitOfWork, application: Application, tenant: Tenant, now: datetime) -> Account | None:
+    """Return the account of all the tenant's builders; None without a cap, and then nothing is summed."""
+    cap = application.tenant_limits.of(tenant).cap_of(tenant)
+    if cap is None:
+        return None
+    rate = sum((rate for _, rate in uow.ledger.rates_of_tenant(tenant.id).values()), Decimal(0))
+    return Account(
+        cap, Spent(uow.ledger.month_of_tenant(tenant.id, now).money, rate), _warned(tenant.cap_warned_at, now)
+    )
+
+
+def accounts_of_builders(
+    uow: UnitOfWork, limit: TenantLimit, builders: Sequence[Builder], now: datetime
+) -> Mapping[BuilderId, Account]:
+    """Return the accounts of those of a tenant's builders that have a cap of their own."""
+    caps = {one.id: cap for one in builders if (cap := limit.cap_of_builder(one.spending_cap)) is not None}
+    if not caps:
+        return {}
+    sums, rates = uow.ledger.month_of_builders(list(caps), now), uow.ledger.rates_of_builders(list(caps))
+    return {
+        one.id: Account(
+            caps[one.id],
+            Spent(sums.get(one.id, Sum()).money, rates.get(one.id, Decimal(0))),
+            _warned(one.cap_warned_at, now),
+        )
+        for one in builders
+        if one.id in caps
+    }
 
 
 def _warned(at: datetime | None, now: datetime) -> bool:
     return at is not None and at >= month_of(now)
 
 
-def month_to_date(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> MonthToDate:
-    """Return the tenant's costs of this month: sums of its builders and open ledger segments."""
-    tenant = uow.tenants.get(tenant_id)
-    assert tenant is not None, "the tenant of a builder is stored"
-    return MonthToDate(tenant, uow.ledger.of_month(tenant_id, now), uow.ledger.open_of(tenant_id))
-
-
-def accounts(application: Application, found: MonthToDate, builder: Builder | None, now: datetime) -> Sequence[Account]:
+def accounts(
+    uow: UnitOfWork, application: Application, tenant: Tenant, builder: Builder | None, now: datetime
+) -> Sequence[Account]:
     """Return the tenant's account and the builder's, if they are capped."""
-    limit = application.tenant_limits.of(found.tenant)
-    result = []
-    if (cap := limit.cap_of(found.tenant)) is not None:
-        result.append(found.of_tenant(cap, now))
-    if builder is not None and (cap := limit.cap_of_builder(builder.spending_cap)) is not None:
-        result.append(found.of_builder(builder, cap, now))
-    return result
+    of_tenant = account_of_tenant(uow, application, tenant, now)
+    limit, builders = application.tenant_limits.of(tenant), [builder] if builder else []
+    of_builder = accounts_of_builders(uow, limit, builders, now)
+    return [*([of_tenant] if of_tenant else []), *of_builder.values()]
 
 
 def check(
     uow: UnitOfWork, application: Application, tenant_id: TenantId, builder: Builder | None, now: datetime
 ) -> None:
     """Raise ``QuotaExceeded`` when a cap is reached; ``builder`` is None for one that is to be created."""
-    found = month_to_date(uow, tenant_id, now)
-    over = tightest(accounts(application, found, builder, now))
+    over = tightest(accounts(uow, application, _tenant(uow, tenant_id), builder, now))
     if over is None:
         return
     ends = next_month(now)
@@ -107,16 +113,16 @@ class CapView:
 
 def view_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapView:
     """Return the cap of all builders together."""
-    found = month_to_date(uow, tenant_id, now)
-    limit = application.tenant_limits.of(found.tenant).monthly
-    return _view(application, found.tenant.spending_cap, limit, sum(found.sums.values(), Sum()), now)
+    tenant = _tenant(uow, tenant_id)
+    limit = application.tenant_limits.of(tenant).monthly
+    return _view(application, tenant.spending_cap, limit, uow.ledger.month_of_tenant(tenant_id, now), now)
 
 
 def view_of_builder(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> CapView:
     """Return the cap of one builder."""
-    found = month_to_date(uow, builder.tenant_id, now)
-    limit = application.tenant_limits.of(found.tenant).builder_monthly
-    return _view(application, builder.spending_cap, limit, found.sums.get(builder.id, Sum()), now)
+    limit = application.tenant_limits.of(_tenant(uow, builder.tenant_id)).builder_monthly
+    spent = uow.ledger.month_of_builders([builder.id], now).get(builder.id, Sum())
+    return _view(application, builder.spending_cap, limit, spent, now)
 
 
 def _view(application: Application, own: Decimal | None, limit: Decimal | None, spent: Sum, now: datetime) -> CapView:
@@ -131,8 +137,7 @@ def set_for_tenant(
     uow: UnitOfWork, application: Application, tenant_id: TenantId, monthly: Decimal | None, now: datetime
 ) -> None:
     """Set the tenant's cap; None removes it, but not the operator's cap. Raises ``ValidationFailed``."""
-    tenant = uow.tenants.get(tenant_id)
-    assert tenant is not None, "the tenant of a token is stored"
+    tenant = _tenant(uow, tenant_id)
     _check_amount(monthly, application.tenant_limits.of(tenant).monthly, application.prices.currency)
     uow.tenants.cap(tenant_id, monthly)
     uow.tenants.make_spending_due(tenant_id, now)
@@ -145,8 +150,7 @@ def set_for_builder(
 
     Raises ``ValidationFailed``.
     """
-    tenant = uow.tenants.get(builder.tenant_id)
-    assert tenant is not None, "the tenant of a builder is stored"
+    tenant = _tenant(uow, builder.tenant_id)
     _check_amount(monthly, application.tenant_limits.of(tenant).builder_monthly, application.prices.currency)
     capped = replace(builder, spending_cap=monthly, cap_warned_at=None, updated_at=now)
     uow.builders.save(capped)
@@ -176,18 +180,24 @@ class CapDecision:
 
 def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapDecision:
     """Return the stops and warnings due for a tenant's spending. Changes nothing."""
-    found = month_to_date(uow, tenant_id, now)
-    of_tenant = next(iter(accounts(application, found, None, now)), None)
-    stop, warn, checks = [], [], [of_tenant.next_check(now)] if of_tenant else []
-    for builder in uow.builders.of_tenant(tenant_id, deleted=False):
-        held = accounts(application, found, builder, now)
-        if builder.desired is Desired.RUNNING and tightest(held):
-            stop.append(builder.id)
-        own = [one for one in held if not one.cap.of_tenant]
-        warn += [builder.id for one in own if one.warning_due]
-        checks += [one.next_check(now) for one in own]
-    warned = of_tenant if of_tenant and of_tenant.warning_due else None
-    return CapDecision(stop, warned, warn, min(checks, default=None))
+    tenant = _tenant(uow, tenant_id)
+    limit = application.tenant_limits.of(tenant)
+    of_tenant = account_of_tenant(uow, application, tenant, now)
+    # Stopped builders cost something too; those without any cap are not read.
+    capped = uow.builders.capped(tenant_id)
+    if limit.builder_monthly is not None:
+        capped = uow.builders.of_tenant(tenant_id, deleted=False)
+    own = accounts_of_builders(uow, limit, capped, now)
+    over = [one for one in capped if own[one.id].is_reached]
+    if of_tenant and of_tenant.is_reached:
+        over = list(uow.builders.running(tenant_id))
+    checks = [one.next_check(now) for one in (*([of_tenant] if of_tenant else []), *own.values())]
+    return CapDecision(
+        stop=[one.id for one in over if one.desired is Desired.RUNNING],
+        warn_tenant=of_tenant if of_tenant and of_tenant.warning_due else None,
+        warn_builders=[one.id for one in capped if own[one.id].warning_due],
+        next_check=min(checks, default=None),
+    )
 
 
 def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:
@@ -195,7 +205,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
         return None
-    over = tightest(accounts(application, month_to_date(uow, builder.tenant_id, now), builder, now))
+    over = tightest(accounts(uow, application, _tenant(uow, builder.tenant_id), builder, now))
     if over is None:
         return None
     reason = cap_message(over.cap, application.prices.currency)
@@ -217,16 +227,16 @@ def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: Build
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None:
         return
-    for account in accounts(application, month_to_date(uow, builder.tenant_id, now), builder, now):
-        if not account.cap.of_tenant and account.warning_due:
-            uow.events.add(_warning(application, builder.tenant_id, builder.id, account, now))
-            uow.builders.save(replace(builder, cap_warned_at=now))
+    limit = application.tenant_limits.of(_tenant(uow, builder.tenant_id))
+    account = accounts_of_builders(uow, limit, [builder], now).get(builder_id)
+    if account is not None and account.warning_due:
+        uow.events.add(_warning(application, builder.tenant_id, builder.id, account, now))
+        uow.builders.save(replace(builder, cap_warned_at=now))
 
 
 def warn_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> None:
     """Record, once a month, an event that most of the tenant's cap is spent."""
-    found = month_to_date(uow, tenant_id, now)
-    account = next(iter(accounts(application, found, None, now)), None)
+    account = account_of_tenant(uow, application, _tenant(uow, tenant_id), now)
     if account is None or not account.warning_due:
         return
     uow.events.add(_warning(application, tenant_id, None, account, now))

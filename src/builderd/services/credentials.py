@@ -136,8 +136,9 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
 
 def _uses(uow: UnitOfWork, credential: Credential) -> Sequence[Use]:
     uses = []
-    for builder in uow.builders.of_tenant(credential.tenant_id, deleted=False):
-        version = uow.versions.get(builder.id, builder.version)
-        if version is not None and credential.name in version.settings.credentials:
-            uses.append(Use(builder, is_stale(uow, builder, version)))
+    versions = uow.versions.current_with_credential(credential.tenant_id, credential.name)
+    builders = uow.builders.get_all([version.builder_id for version in versions])
+    for version in versions:
+        builder = builders[version.builder_id]
+        uses.append(Use(builder, is_stale(uow, builder, version)))
     return uses

@@ -12,14 +12,13 @@ from builderd.ports.store import UnitOfWork
 
 def users(uow: UnitOfWork) -> Sequence[BuilderStorage]:
     """Return all builders that are not deleted, by tenant and name."""
-    found = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
-    shown = [_user(uow, builder) for builder in found if builder is not None]
+    shown = [_user(uow, builder) for builder in uow.builders.get_all(uow.builders.ids()).values()]
     return sorted(shown, key=lambda user: (user.tenant, user.name))
 
 
 def used_bundles(uow: UnitOfWork, bundles: Collection[str]) -> frozenset[str]:
     """Return the bundles among these that a version refers to."""
-    return frozenset(one for one in bundles if uow.versions.uses_bundle(one))
+    return frozenset(uow.versions.used_bundles(bundles))
 
 
 def _user(uow: UnitOfWork, builder: Builder) -> BuilderStorage:

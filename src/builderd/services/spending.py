@@ -17,11 +17,25 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """``total_cost`` is the exact sum rounded once, so it can differ from the sum of the rounded costs."""
+    """One page of a tenant's costs: ``total_cost`` and ``total`` (the number of builders) are of all pages.
+
+    ``total_cost`` is the exact sum rounded once, so it can differ from the sum of the rounded costs.
+    """
 
     currency: str
     total_cost: Decimal
     deployments: tuple[tuple[Builder, Cost], ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span of time, [since, until), and a page of the builders that it is asked for."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    page: int = 1
+    per_page: int = 100
 
 
 def report(
@@ -29,17 +43,33 @@ def report(
     application: Application,
     tenant_id: TenantId,
     now: datetime,
-    *,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    span: Span,
 ) -> Spending:
-    """Return the costs inside [since, until), oldest builder first."""
-    builders = uow.builders.of_tenant(tenant_id, deleted=True)
-    sums = _sums(uow, [builder.id for builder in builders], now, since, until)
-    versions = uow.versions.current(tenant_id)
-    rows = [(one, shown(application, versions[one.id], sums.get(one.id, Sum()))) for one in builders]
-    spent = sum(sums.values(), Sum())
-    return Spending(application.prices.currency, cents(spent.money), tuple(rows))
+    """Return the costs inside the span, oldest builder first."""
+    builders, total = uow.builders.page_of_tenant(tenant_id, span.page, span.per_page)
+    spent = uow.ledger.total_of_tenant(tenant_id, now, span.since, span.until)
+    rows = _rows(uow, application, builders, now, span)
+    return Spending(application.prices.currency, cents(spent.money), rows, total)
+
+
+def dearest(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime, span: Span) -> Spending:
+    """Return the costs of the builders that cost most inside the span, whose two ends are given."""
+    assert span.since is not None
+    assert span.until is not None
+    ids, total = uow.ledger.dearest(tenant_id, now, span.since, span.until, span.per_page)
+    stored = uow.builders.get_all(ids)
+    builders = [stored[builder] for builder in ids]
+    spent = uow.ledger.total_of_tenant(tenant_id, now, span.since, span.until)
+    rows = _rows(uow, application, builders, now, span)
+    return Spending(application.prices.currency, cents(spent.money), rows, total)
+
+
+def _rows(
+    uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime, span: Span
+) -> tuple[tuple[Builder, Cost], ...]:
+    sums = _sums(uow, [builder.id for builder in builders], now, span.since, span.until)
+    versions = uow.versions.get_all([(one.id, one.version) for one in builders])
+    return tuple((one, shown(application, versions[one.id], sums.get(one.id, Sum()))) for one in builders)
 
 
 def _sums(

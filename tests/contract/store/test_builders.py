@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
+from typing import Any
 
 import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_builder, save
+from tests.contract.store.samples import (
+    NOW,
+    OTHER_TENANT,
+    SECOND,
+    TENANT,
+    add,
+    add_builder,
+    make_builder,
+    make_sandbox,
+    save,
+)
 
 from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, new_id
+from builderd.domain.sandboxes import EndCause, SandboxEnd
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 
@@ -221,3 +234,64 @@ async def test_two_live_builders_cannot_share_a_host(store: Store) -> None:
     first = await add_builder(store)
     with pytest.raises(Exception, match=r"(?i)unique"):
         await add_builder(store, host=first.host)
+
+
+async def test_builders_are_found_together(store: Store) -> None:
+    one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
+    asked = [one.id, gone.id, BuilderId(new_id())]
+    assert await store.read(lambda uow: uow.builders.get_all(asked)) == {one.id: one, gone.id: gone}
+    assert await store.read(lambda uow: list(uow.builders.live())) == [one]
+    assert await store.read(lambda uow: uow.builders.hosts()) == {one.host: one.id}
+    assert await store.read(lambda uow: uow.builders.tenants()) == [one.tenant_id]
+
+
+async def test_page_of_a_tenant_includes_deleted_builders(store: Store) -> None:
+    made = [await add_builder(store, created_at=NOW + number * SECOND) for number in range(3)]
+    gone = await add_builder(store, created_at=NOW, desired=Desired.DELETED, status=Status.DELETED)
+    await add(store, OTHER_TENANT)
+    await add_builder(store, tenant_id=OTHER_TENANT.id)
+    first, total = await store.read(lambda uow: uow.builders.page_of_tenant(TENANT.id, 1, 3))
+    assert {one.id for one in first} == {gone.id, made[0].id, made[1].id}
+    assert await store.read(lambda uow: uow.builders.page_of_tenant(TENANT.id, 2, 3)) == ([made[2]], total)
+    assert total == 4
+
+
+async def test_running_and_capped_builders_are_those_of_the_tenant(store: Store) -> None:
+    running = await add_builder(store)
+    await add_builder(store, desired=Desired.STOPPED)
+    capped = await add_builder(store, desired=Desired.STOPPED, spending_cap=Decimal(5))
+    await add_builder(store, desired=Desired.DELETED, spending_cap=Decimal(5))
+    await add(store, OTHER_TENANT)
+    await add_builder(store, tenant_id=OTHER_TENANT.id, spending_cap=Decimal(5))
+    assert await store.read(lambda uow: uow.builders.running(TENANT.id)) == [running]
+    assert await store.read(lambda uow: uow.builders.capped(TENANT.id)) == [capped]
+
+
+AT_REST: dict[str, Any] = {"desired": Desired.STOPPED, "status": Status.STOPPED, "observed_generation": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"desired": Desired.RUNNING},
+        {"desired": Desired.DELETED},
+        {"status": Status.RUNNING},
+        {"generation": 2},
+        {"candidate": Candidate(1)},
+        {"handover": Handover.AGAIN},
+        {"spare_disks": (DiskId("spare"),)},
+    ],
+)
+async def test_builder_with_something_to_do_is_restless(store: Store, change: dict[str, Any]) -> None:
+    for status in (Status.STOPPED, Status.FAILED, Status.COMPLETED):
+        await add_builder(store, **{**AT_REST, "status": status})
+    await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
+    one = await add_builder(store, **{**AT_REST, **change})
+    assert await store.read(lambda uow: uow.builders.restless()) == [one.id]
+
+
+async def test_builder_with_an_open_sandbox_is_restless(store: Store) -> None:
+    one, other = await add_builder(store, **AT_REST), await add_builder(store, **AT_REST)
+    ended = SandboxEnd(EndCause.STOPPED, 0, NOW)
+    await add(store, make_sandbox(one.id), make_sandbox(other.id, end=ended))
+    assert await store.read(lambda uow: uow.builders.restless()) == [one.id]

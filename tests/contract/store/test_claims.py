@@ -164,3 +164,21 @@ async def test_expired_claim_makes_its_builder_due(store: Store) -> None:
     await make_due(store, builder, NOW)
     await claim(store, builder, "one", NOW)
     assert await due(store, NOW + 30 * SECOND) == [builder]
+
+
+async def test_all_claims_of_an_owner_are_released_and_due(store: Store) -> None:
+    mine, other, _ = [(await add_builder(store)).id for _ in range(3)]
+    await store.write(lambda uow: uow.builders.claim(mine, "me", NOW, NOW + 30 * SECOND))
+    await store.write(lambda uow: uow.builders.claim(other, "another", NOW, NOW + 30 * SECOND))
+    await store.write(lambda uow: uow.builders.release_all("me", NOW + SECOND))
+    assert await store.read(lambda uow: uow.builders.due(NOW + SECOND, 10)) == [mine]
+    assert await store.write(lambda uow: uow.builders.claim(mine, "another", NOW, NOW + 30 * SECOND))
+    assert not await store.write(lambda uow: uow.builders.claim(other, "me", NOW, NOW + 30 * SECOND))
+
+
+async def test_builders_made_due_together_are_due_at_the_earlier_time(store: Store) -> None:
+    one, two, _ = [(await add_builder(store)).id for _ in range(3)]
+    await store.write(lambda uow: uow.builders.make_due(one, NOW))
+    await store.write(lambda uow: uow.builders.make_all_due([one, two], NOW + SECOND))
+    assert await store.read(lambda uow: uow.builders.due(NOW, 10)) == [one]
+    assert await store.read(lambda uow: uow.builders.due(NOW + SECOND, 10)) == [one, two]

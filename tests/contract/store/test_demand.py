@@ -80,3 +80,12 @@ async def test_concurrent_admissions_do_not_exceed_the_limit(shared_url: str) ->
         taken = await asyncio.gather(*(s.write(partial(take, number=n)) for n, s in enumerate(stores)))
         assert sum(taken) == ROOM
         assert (await one.read(lambda uow: uow.builders.allocated())).running_builders == ROOM
+
+
+async def test_disk_of_the_version_that_is_current_now_is_reserved(store: Store) -> None:
+    builder = await builder_of(store, Resources(1, 1, 3), desired=Desired.STOPPED)
+    other = make_version(builder.id, number=2)
+    await add(store, replace(other, settings=replace(other.settings, resources=Resources(1, 1, 7))))
+    assert (await store.read(lambda uow: uow.builders.allocated())).disk == 3
+    await save(store, replace(builder, version=2))
+    assert (await store.read(lambda uow: uow.builders.allocated(TENANT.id))).disk == 7

@@ -135,7 +135,10 @@ async def test_totals_include_all_months_and_the_open_segment(store: Store) -> N
 
 
 def of_month(uow: UnitOfWork, now: datetime) -> Mapping[BuilderId, Sum]:
-    return uow.ledger.of_month(TENANT.id, now)
+    """The sums of the tenant's builders, which the database adds up to the same."""
+    found = uow.ledger.month_of_builders([one.id for one in uow.builders.of_tenant(TENANT.id, deleted=True)], now)
+    assert uow.ledger.month_of_tenant(TENANT.id, now) == sum(found.values(), Sum())
+    return found
 
 
 async def test_month_includes_only_its_own_part(store: Store) -> None:
@@ -151,9 +154,9 @@ async def test_open_segment_counts_from_the_start_of_the_month(store: Store) -> 
     builder = await add_builder(store)
     segment = make_segment(builder.id, start=MAY - 10 * HOUR)
     await add(store, segment)
-    found = await store.read(lambda uow: uow.ledger.of_month(TENANT.id, MAY + 2 * HOUR))
+    found = await store.read(partial(of_month, now=MAY + 2 * HOUR))
     assert found[builder.id].hours == 2
-    assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == [segment]
+    assert await store.read(lambda uow: uow.ledger.rates_of_builders([builder.id])) == {builder.id: segment.hourly_rate}
 
 
 async def test_spending_of_another_tenant_is_excluded(store: Store) -> None:
@@ -161,8 +164,36 @@ async def test_spending_of_another_tenant_is_excluded(store: Store) -> None:
     theirs = await add_builder(store, tenant_id=OTHER_TENANT.id)
     closed = make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY, end=MAY + HOUR)
     await add(store, closed, make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY + HOUR))
-    assert await store.read(lambda uow: uow.ledger.of_month(TENANT.id, MAY + HOUR)) == {}
-    assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == []
+    assert await store.read(lambda uow: uow.ledger.month_of_tenant(TENANT.id, MAY + HOUR)) == Sum()
+    assert await store.read(lambda uow: uow.ledger.total_of_tenant(TENANT.id, MAY + HOUR)) == Sum()
+    assert await store.read(lambda uow: uow.ledger.rates_of_tenant(TENANT.id)) == {}
+    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, JUNE, MAY, JUNE, 9)) == ([], 0)
+
+
+async def test_sums_of_a_tenant_are_those_of_its_segments(store: Store) -> None:
+    one, two, gone = [await add_builder(store) for _ in range(3)]
+    odd = Decimal("0.1234567890123456789")
+    segments = [
+        make_segment(one.id, start=APRIL + HOUR / 7, end=MAY + HOUR / 3, hourly_rate=odd),
+        make_segment(one.id, start=MAY + HOUR / 3, billing=Billing.STOPPED),
+        make_segment(two.id, start=MAY + HOUR, hourly_rate=odd),
+        make_segment(gone.id, start=APRIL, end=APRIL + HOUR, billing=Billing.TRIAL),
+        # By the clock of another machine, which goes ahead.
+        make_segment(gone.id, start=MAY + 10 * HOUR),
+    ]
+    await add(store, *segments)
+    now = MAY + 5 * HOUR + timedelta(microseconds=1)
+    for since, until in [(None, None), (MAY, None), (None, MAY), (APRIL + HOUR / 9, MAY + 2 * HOUR), (MAY, JUNE)]:
+        found = await store.read(partial(_total, now=now, since=since, until=until))
+        assert found == total(segments, now, since, until)
+    rates = await store.read(lambda uow: uow.ledger.rates_of_tenant(TENANT.id))
+    plain = segments[1].hourly_rate
+    assert rates == {Billing.STOPPED: (1, plain), Billing.RUNNING: (2, odd + plain)}
+    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, now, APRIL, MAY, 1)) == ([one.id], 2)
+
+
+def _total(uow: UnitOfWork, now: datetime, since: datetime | None, until: datetime | None) -> Sum:
+    return uow.ledger.total_of_tenant(TENANT.id, now, since, until)
 
 
 async def test_skipped_time_is_not_billed(store: Store) -> None:

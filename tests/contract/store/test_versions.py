@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, add, add_builder, make_builder, make_version, save
+from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
 
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
-from builderd.domain.versions import NO_LAYER, Isolation, VersionSettings, VersionStatus
-from builderd.ports.store import Store
+from builderd.domain.versions import NO_LAYER, Isolation, Version, VersionSettings, VersionStatus
+from builderd.ports.store import Store, UnitOfWork
 
 SETTINGS = VersionSettings(
     entrypoint="uvicorn main:app --host 0.0.0.0",
@@ -52,14 +54,30 @@ async def test_unknown_layer_key_differs_from_no_layer(store: Store) -> None:
     assert found.review_passed is None
 
 
-async def test_current_versions_of_a_tenant_include_deleted_builders(store: Store) -> None:
+async def test_versions_of_several_builders_are_found_at_once(store: Store) -> None:
     one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
     newer = make_version(one.id, number=2)
-    await add(store, newer, OTHER_TENANT)
-    await add_builder(store, tenant_id=OTHER_TENANT.id)
-    await save(store, replace(one, version=2))
-    found = await store.read(lambda uow: uow.versions.current(one.tenant_id))
-    assert {builder: version.number for builder, version in found.items()} == {one.id: 2, gone.id: 1}
+    await add(store, newer)
+    found = await store.read(lambda uow: uow.versions.get_all([(one.id, 2), (gone.id, 1), (gone.id, 9)]))
+    assert found == {one.id: newer, gone.id: make_version(gone.id)}
+    assert await store.read(lambda uow: uow.versions.get_all([])) == {}
+
+
+async def test_versions_with_a_credential_are_the_current_ones_of_live_builders(store: Store) -> None:
+    one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED)
+    await add(store, OTHER_TENANT)
+    theirs = await add_builder(store, tenant_id=OTHER_TENANT.id)
+    for builder in (one, gone, theirs):
+        settings = replace(SETTINGS, credentials=("db_1", "other"))
+        await add(store, make_version(builder.id, number=2, settings=settings))
+        await save(store, replace(builder, version=2))
+    for name, found in (("db_1", [one.id]), ("db%1", []), ("db", []), ("dbx1", [])):
+        using = await store.read(partial(_with_credential, name=name))
+        assert [version.builder_id for version in using] == found
+
+
+def _with_credential(uow: UnitOfWork, name: str) -> Sequence[Version]:
+    return uow.versions.current_with_credential(TENANT.id, name)
 
 
 async def test_saving_replaces_every_field(store: Store) -> None:
@@ -89,15 +107,23 @@ async def test_version_number_is_unique(store: Store) -> None:
         await add(store, make_version(builder.id))
 
 
+async def uses_bundle(store: Store, bundle_hash: str) -> bool:
+    """Ask for one bundle and for several, and expect the same answer."""
+    uses = await store.read(lambda uow: uow.versions.uses_bundle(bundle_hash))
+    found = await store.read(lambda uow: uow.versions.used_bundles(["8" * 64, bundle_hash]))
+    assert found == ({bundle_hash} if uses else set())
+    return uses
+
+
 async def test_bundle_is_in_use_while_a_live_builder_has_it(store: Store) -> None:
     builder = await add_builder(store)
-    assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
-    assert not await store.read(lambda uow: uow.versions.uses_bundle("9" * 64))
+    assert await uses_bundle(store, "a" * 64)
+    assert not await uses_bundle(store, "9" * 64)
     going = replace(builder, desired=Desired.DELETED)
     await save(store, going)
-    assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+    assert await uses_bundle(store, "a" * 64)
     await save(store, replace(going, status=Status.DELETED, deleted_at=NOW))
-    assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+    assert not await uses_bundle(store, "a" * 64)
 
 
 async def test_layers_that_builders_may_run_on_are_listed(store: Store) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, eventually
 
-from builderd.domain.previews import RouteState
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, RouteState
 
 pytestmark = pytest.mark.haproxy
 
@@ -101,3 +101,14 @@ def test_answers_are_counted_by_status_class(proxy: Proxy, app: App) -> None:
     classes = (counted.answers_2xx, counted.answers_3xx, counted.answers_4xx, counted.answers_5xx)
     assert classes == (2, 1, 1, 2)
     assert counted.requests == 6
+
+
+def test_the_apps_answers_are_counted_by_their_time(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    for path in ("/", "/slow?0.3", "/drop"):
+        proxy.visitor.get(host, path)
+    counted = proxy.activity()[host]
+    times = [getattr(counted, name) for name in RESPONSE_TIMES]
+    # The answer that the proxy gave in place of the app's is none of them.
+    assert sum(times) == 2
+    assert sum(times[RESPONSE_BOUNDS.index(500) :]) >= 1

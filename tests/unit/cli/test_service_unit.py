@@ -220,3 +220,24 @@ def test_missing_console_script_is_reported(tmp_path: Path, monkeypatch: pytest.
     result = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path)])
     assert result.exit_code == 1
     assert "does not exist" in result.output
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_started_unit_prints_a_link_for_the_only_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd(tmp_path, monkeypatch)
+    install = ["install-service", "--data-dir", str(tmp_path / "data"), "--now", "--port", "8123"]
+    without = CliRunner().invoke(main, install)
+    assert "builderd token link --tenant" in without.output
+
+    def token(tenant: str) -> None:
+        words = ["token", "create", "--data-dir", str(tmp_path / "data"), "--tenant", tenant]
+        assert CliRunner().invoke(main, words).exit_code == 0
+
+    token("acme")
+    result = CliRunner().invoke(main, install)
+    assert result.exit_code == 0, result.output
+    assert "as tenant 'acme'" in result.output
+    assert result.output.splitlines()[-1].startswith("http://127.0.0.1:8123/sign-in/once/bdl_")
+
+    token("other")
+    assert "/sign-in/once/" not in CliRunner().invoke(main, install).output

@@ -304,6 +304,16 @@ def test_an_unknown_code_has_the_class_of_its_status() -> None:
     assert isinstance(error_in(418, {}, b'{"code": "teapot", "message": "m"}'), ApiError)
 
 
+def test_spending_comes_whole_or_in_pages(running: Running) -> None:
+    with Builderd(running.url, running.service.write) as client:
+        for name in ("spent-1", "spent-2"):
+            client.builders.create(name, files=CODE, entrypoint="python3 main.py")
+        whole = client.spending.get()
+        assert len(whole.deployments) == whole.vm_count
+        pages = [client.spending.page(number, 1) for number in range(1, whole.vm_count + 1)]
+        assert [page.deployments[0].uuid for page in pages] == [one.uuid for one in whole.deployments]
+
+
 def test_both_forms_have_the_same_methods() -> None:
     for name in ("builders", "credentials", "tokens", "uploads", "webhooks", "spending", "backups"):
         clients = Builderd("http://b", "t"), AsyncBuilderd("http://b", "t")

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import Usage, UsageBucket, add, merged, resample, start_of, usage_between
-from builderd.domain.previews import PreviewActivity
+from builderd.domain.metrics import Usage, UsageBucket, add, merged, resample, response_seconds, start_of, usage_between
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -74,3 +74,18 @@ def test_readings_of_one_step_become_one() -> None:
         ("b", NOON, 2),
         ("b", NOON + 5 * MINUTE, 5),
     ]
+
+
+def test_percentiles_are_interpolated_in_their_class() -> None:
+    usage = Usage(within_5_ms=90, within_100_ms=10)
+    assert response_seconds(usage, 0.45) == 0.0025
+    assert response_seconds(usage, 0.9) == 0.005
+    assert response_seconds(usage, 0.95) == 0.075
+    assert response_seconds(Usage(slower=1), 0.5) == 10
+    assert response_seconds(Usage(requests=5), 0.5) is None
+
+
+def test_each_counter_of_times_is_a_field_of_both() -> None:
+    seen = replace(SEEN, **dict.fromkeys(RESPONSE_TIMES, 2))
+    usage = usage_between(USED, None, seen, SEEN, 10)
+    assert [getattr(usage, name) for name in RESPONSE_TIMES] == [2] * (len(RESPONSE_BOUNDS) + 1)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -22,7 +23,7 @@ from tests.unit.reconciler.witness import FROZEN, RUNNING, Span, Witness, micros
 
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, JobType, Status
-from builderd.domain.caps import tightest
+from builderd.domain.caps import Account, tightest
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.domain.months import month_of, next_month
@@ -242,19 +243,22 @@ class Week:
         for builder, due in sums.items():
             found = Fraction(totals[builder].paid) / 3600 if builder in totals else Fraction(0)
             assert found == due
-        months = await self.world.read(lambda uow: uow.ledger.of_month(tenant, now))
-        assert sum((Fraction(one.paid) / 3600 for one in months.values()), Fraction(0)) == this_month
+        month = await self.world.read(lambda uow: uow.ledger.month_of_tenant(tenant, now))
+        assert Fraction(month.paid) / 3600 == this_month
 
     async def check_rest(self) -> None:
         """Check that at rest, running builders are billed as running, and none is over its cap."""
-        now, application = self.world.clock.now(), self.world.application
         for made in self.made:
             builder, segments = await self.world.builder(made), await self.world.segments(made)
             runs = any(one.spec.builder_id == made.id for one in self.world.running)
             is_paid = bool(segments) and segments[-1].end is None and segments[-1].billing is not Billing.STOPPED
             assert (builder.status is Status.RUNNING, is_paid) == (runs, runs)
-            books = await self.world.read(lambda uow: caps.month_to_date(uow, self.world.caller.tenant_id, now))
-            assert not (runs and tightest(caps.accounts(application, books, builder, now)))
+            assert not (runs and tightest(await self.world.read(partial(self.accounts, builder=builder))))
+
+    def accounts(self, uow: UnitOfWork, builder: Builder) -> Sequence[Account]:
+        tenant = uow.tenants.get(self.world.caller.tenant_id)
+        assert tenant is not None
+        return caps.accounts(uow, self.world.application, tenant, builder, self.world.clock.now())
 
 
 def _rate(version: Version, state: str) -> Fraction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from tests.application import World, fake_world
 
 from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import TenantId
 from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import Billing, Sum
 from builderd.domain.resources import Resources
@@ -66,13 +65,13 @@ async def over_months(world: World, since: datetime, until: datetime) -> Fractio
     tenant, month, whole = world.caller.tenant_id, month_of(since), Fraction(0)
     while month <= until:
         found = await world.read(partial(_of_month, tenant=tenant, month=month))
-        whole += sum(Fraction(one.paid) for one in found.values())
+        whole += Fraction(found.paid)
         month = next_month(month)
     return whole
 
 
-def _of_month(uow: UnitOfWork, tenant: TenantId, month: datetime) -> Mapping[BuilderId, Sum]:
-    return uow.ledger.of_month(tenant, month)
+def _of_month(uow: UnitOfWork, tenant: TenantId, month: datetime) -> Sum:
+    return uow.ledger.month_of_tenant(tenant, month)
 
 
 async def bill(

@@ -251,3 +251,16 @@ async def test_a_gate_is_left_out_only_with_the_scope(pages: Pages) -> None:
         assert (await browser.post("/new", data=form)).status_code == 403
     assert 'name="skip_review"' in (await pages.browser.get("/new")).text
     assert (await pages.browser.post("/new", data=form)).status_code == 303
+
+
+async def test_a_region_brings_the_dialogs_of_its_buttons(pages: Pages) -> None:
+    """A row that arrives live had a button without its dialog."""
+    uuid = await pages.create()
+    api = pages.service.client(pages.service.write)
+    assert (await api.put(f"/api/v1/builders/{uuid}", json={"files": {"main.py": "2"}})).status_code == 200
+    assert (await api.post(f"/api/v1/builders/{uuid}/backups")).status_code in (201, 202)
+    for path, part, button in (("versions", "history", "Roll back"), ("backups", "list", "Remove the backup")):
+        text = (await pages.browser.get(f"/builders/my-api/{path}", params={"part": part})).text
+        assert button in text
+        wanted = set(re.findall(r'commandfor="([^"]+)"', text))
+        assert wanted <= set(re.findall(r'<dialog id="([^"]+)"', text))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.metrics import UsageSample
-from builderd.domain.previews import PreviewActivity
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
 
@@ -128,13 +129,17 @@ class _Snapshot(Collector):
         answers = CounterMetricFamily(
             "builderd_preview_answers", "By the class of the status.", labels=["host", "class"]
         )
+        times = HistogramMetricFamily(
+            "builderd_preview_response_seconds", "Time until the head of an app's answer.", labels=["host"]
+        )
         for host, seen in self.activity.items():
             for cls in ANSWER_CLASSES:
                 answers.add_metric([host, cls], getattr(seen, f"answers_{cls}"))
             connections.add_metric([host], seen.open_connections)
             for name, family in counters.items():
                 family.add_metric([host], getattr(seen, name))
-        yield from (*counters.values(), answers)
+            times.add_metric([host], _cumulative(seen), None)
+        yield from (*counters.values(), answers, times)
         yield connections
 
     def _used(self) -> Iterator[Metric]:
@@ -156,3 +161,10 @@ class _Snapshot(Collector):
             sent.add_metric(label, used.network_out_bytes)
             processes.add_metric(label, used.processes)
         yield from (cpu, memory, disk, received, sent, processes)
+
+
+def _cumulative(seen: PreviewActivity) -> list[tuple[str, float]]:
+    """Return the response times as Prometheus' buckets, each with all below it."""
+    bounds = [*(str(bound / 1000) for bound in RESPONSE_BOUNDS), "+Inf"]
+    counts = accumulate(getattr(seen, name) for name in RESPONSE_TIMES)
+    return list(zip(bounds, counts, strict=True))

@@ -13,7 +13,7 @@ from builderd.api.server.answers import success
 from builderd.api.server.auth import Reader, TheApplication, operations_of
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
-from builderd.domain.metrics import Usage, UsageSample
+from builderd.domain.metrics import Usage, UsageSample, response_seconds
 from builderd.domain.resources import Resources
 from builderd.schemas.v1 import metrics as wire
 from builderd.schemas.v1.shape import Parameters
@@ -75,6 +75,7 @@ def _present(reading: UsageSample, limits: Resources) -> wire.Present:
         requests_per_second=_rate(since_previous.requests, since_previous),
         open_connections=reading.visited.open_connections if reading.visited else 0,
         answers=_answers(since_previous, since_previous.seconds) if since_previous.seconds else None,
+        response_seconds=_response_times(since_previous),
     )
 
 
@@ -92,7 +93,15 @@ def _step(time: datetime, usage: Usage) -> wire.Step:
         requests=usage.requests,
         requests_per_second=_rate(usage.requests, usage),
         answers=_answers(usage, 1),
+        response_seconds=_response_times(usage),
     )
+
+
+def _response_times(usage: Usage) -> wire.ResponseTimes | None:
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    found = {name: response_seconds(usage, share) for name, share in shares.items()}
+    known = {name: round(seconds, 4) for name, seconds in found.items() if seconds is not None}
+    return wire.ResponseTimes(**known) if known else None
 
 
 def _answers(usage: Usage, seconds: float) -> wire.Answers:

@@ -10,9 +10,9 @@ from pydantic import Field
 from builderd.api import openapi
 from builderd.api.server.auth import Reader, TheApplication
 from builderd.api.server.paths import PREFIX
-from builderd.api.v1.pages import Listing, listed
+from builderd.api.v1.pages import MAX_PER_PAGE, Listing, PageQuery, listed
 from builderd.domain.errors import ValidationFailed
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.spending import Deployment, Spending, SpendingAnswer
 from builderd.schemas.v1.times import UtcTime
 from builderd.services import spending
@@ -20,9 +20,13 @@ from builderd.services import spending
 router = APIRouter(prefix=PREFIX, tags=[openapi.SPENDING])
 
 
-class SpendingQuery(Parameters):
-    """A span of time: from its beginning on, up to before its end."""
+class SpendingQuery(PageQuery):
+    """A span of time: from its beginning on, up to before its end. A page has more entries than those of other lists.
 
+    Once all builders came in one answer: most tenants have no more than a page has.
+    """
+
+    per_page: int = Field(default=MAX_PER_PAGE, ge=1, le=MAX_PER_PAGE)
     since: UtcTime | None = Field(default=None, alias="from")
     until: UtcTime | None = Field(default=None, alias="to")
 
@@ -35,7 +39,7 @@ class SpendingQuery(Parameters):
 async def read_spending(
     request: Request, application: TheApplication, identity: Reader, query: Annotated[SpendingQuery, Query()]
 ) -> Response:
-    """Return the cost of your builders, deleted ones included."""
+    """Return the cost of your builders, deleted ones included, a page of builders at a time."""
     since, until = query.since, query.until
     if since is not None and until is not None and since >= until:
         raise ValidationFailed({"to": ["must be later than from"]})
@@ -43,21 +47,20 @@ async def read_spending(
     tenant_id = identity.token.tenant_id
 
     async def listing() -> Listing:
-        report = await application.store.read(
-            lambda uow: spending.report(uow, application, tenant_id, now, since=since, until=until)
-        )
-        return _present(report)
+        span = spending.Span(since, until, query.page, query.per_page)
+        report = await application.store.read(lambda uow: spending.report(uow, application, tenant_id, now, span))
+        return _present(report, query.of(report.total))
 
     return await listed(request, tenant_id, listing)
 
 
-def _present(report: spending.Spending) -> Listing:
-    """Return a ``SpendingAnswer`` whose deployments are encoded in pieces: there is one of each builder ever made."""
-    count = len(report.deployments)
+def _present(report: spending.Spending, meta: PageMeta) -> Listing:
+    """Return a ``SpendingAnswer`` whose deployments are encoded in pieces."""
+    count = report.total
     message = f"{count} builders have cost {report.total_cost} {report.currency}."
     total = Spending(currency=report.currency, total_cost=float(report.total_cost), vm_count=count, deployments=[])
-    head, empty, tail = SpendingAnswer(message=message, data=total).model_dump_json().rpartition("[]")
-    assert empty, "deployments come last"
+    head, empty, tail = SpendingAnswer(message=message, data=total, meta=meta).model_dump_json().rpartition("[]")
+    assert empty, "no list comes after the deployments"
     deployments = (
         Deployment(
             uuid=builder.id,

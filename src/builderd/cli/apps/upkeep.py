@@ -178,6 +178,7 @@ def _metrics(found: Metrics) -> list[str]:
         "cpu": [one.cpu or 0 for one in found.steps],
         "memory": [float(one.memory_most_bytes or 0) for one in found.steps],
         "requests": [float(one.requests) for one in found.steps],
+        "p95 in s": [one.response_seconds.p95 if one.response_seconds else 0 for one in found.steps],
     }
     for label, values in rows.items():
         if values:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from builderd.client._async.pages import AsyncPages, reader
+from builderd.client._async.pages import PER_PAGE, AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.models import (
     Credential,
@@ -77,8 +77,25 @@ class AsyncSpendings:
         self._transport = transport
 
     async def get(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
-        """Return the cost of all builders, deleted ones included."""
-        params = {"from": since, "to": until}
+        """Return the cost of all builders, deleted ones included; fetches one page after the other."""
+        number, found = 1, await self.page(since=since, until=until)
+        deployments = list(found.deployments)
+        while found.deployments and len(deployments) < found.vm_count:
+            number += 1
+            found = await self.page(number, since=since, until=until)
+            deployments += found.deployments
+        return found.model_copy(update={"deployments": deployments})
+
+    async def page(
+        self,
+        number: int = 1,
+        per_page: int = PER_PAGE,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Spending:
+        """Return the cost of all builders together, and of each on one page, oldest first."""
+        params = {"from": since, "to": until, "page": number, "per_page": per_page}
         return await self._transport.read(Spending, "GET", "/builders/spending", params=params)
 
     async def cap(self) -> SpendingCap:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from builderd.client._sync.pages import Pages, reader
+from builderd.client._sync.pages import PER_PAGE, Pages, reader
 from builderd.client._sync.transport import Transport
 from builderd.client.models import (
     Credential,
@@ -77,8 +77,25 @@ class Spendings:
         self._transport = transport
 
     def get(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
-        """Return the cost of all builders, deleted ones included."""
-        params = {"from": since, "to": until}
+        """Return the cost of all builders, deleted ones included; fetches one page after the other."""
+        number, found = 1, self.page(since=since, until=until)
+        deployments = list(found.deployments)
+        while found.deployments and len(deployments) < found.vm_count:
+            number += 1
+            found = self.page(number, since=since, until=until)
+            deployments += found.deployments
+        return found.model_copy(update={"deployments": deployments})
+
+    def page(
+        self,
+        number: int = 1,
+        per_page: int = PER_PAGE,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Spending:
+        """Return the cost of all builders together, and of each on one page, oldest first."""
+        params = {"from": since, "to": until, "page": number, "per_page": per_page}
         return self._transport.read(Spending, "GET", "/builders/spending", params=params)
 
     def cap(self) -> SpendingCap:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from builderd.client._sync.backups import BuilderBackups
 from builderd.client._sync.deployments import Deployment, DeployOptions, OnStage, no_stages, prepare
 from builderd.client._sync.domains import Domains
+from builderd.client._sync.executions import ExecOptions, execute
 from builderd.client._sync.files import Files
 from builderd.client._sync.gates import QaReports, Reviews
 from builderd.client._sync.leases import HeldLease, Leases
@@ -20,7 +21,7 @@ from builderd.client._sync.streams import Stream, rows
 from builderd.client._sync.streams import follow as follow_stream
 from builderd.client._sync.terminals import Terminal, open_terminal
 from builderd.client._sync.transport import Transport, parsed
-from builderd.client.errors import NoAnswer, TimedOut, error_of
+from builderd.client.errors import NoAnswer, TimedOut
 from builderd.client.folders import Folder
 from builderd.client.logs import LogCursor
 from builderd.client.models import (
@@ -261,43 +262,13 @@ class Builder:
         """
         return events_of(self._transport, f"/builders/{self.uuid}/events", follow, types, since, after)
 
-    def exec(
-        self,
-        command: str,
-        *,
-        timeout: int = 60,
-        stdin: str = "",
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        separate: bool = False,
-        on_output: Callable[[str], None] | None = None,
-        on_errors: Callable[[str], None] | None = None,
-    ) -> Execution:
+    def exec(self, command: str, **options: Unpack[ExecOptions]) -> Execution:
         """Run a shell command beside the app and wait for it, at most ``timeout`` seconds (then its exit code is 124).
 
         ``separate`` keeps its standard error apart, in ``stderr``. ``on_output`` gets each piece of its output as it
         comes, and ``on_errors``, which goes with it, those of its standard error; ``output`` is empty then.
         """
-        body: dict[str, Any] = {"command": command, "timeout": timeout, "stdin": stdin, "env": dict(env or {})}
-        if cwd is not None:
-            body["cwd"] = cwd
-        if separate or on_errors is not None:
-            body["separate"] = True
-        path = f"/builders/{self.uuid}/exec"
-        if on_output is None:
-            return self._transport.read(Execution, "POST", path, json=body, waits=True)
-        with self._transport.events("POST", path, json={**body, "stream": True}) as events:
-            for event in events:
-                if event is None:
-                    continue
-                if event.name == "exit":
-                    return parsed(Execution, {**event.json(), "output": ""})
-                if event.name == "failed":
-                    raise error_of(event.json(), request_id=events.request_id)
-                piece = event.json()
-                is_error = on_errors is not None and piece.get("stream") == "stderr"
-                (on_errors if is_error and on_errors else on_output)(piece["text"])
-        raise NoAnswer("the stream ended before the command did", builder=self.uuid)
+        return execute(self._transport, self.uuid, command, options)
 
     def terminal(
         self, command: str | None = None, *, columns: int = 80, rows: int = 24

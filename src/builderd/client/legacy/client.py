@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
@@ -35,7 +36,7 @@ from builderd.schemas.v1.health import Readiness, ReadinessAnswer
 from builderd.schemas.v1.leases import Lease, LeaseAnswer, LeasePage
 from builderd.schemas.v1.logs import LogAnswer, LogLine
 from builderd.schemas.v1.qa import Qa, QaAnswer
-from builderd.schemas.v1.spending import Spending, SpendingAnswer
+from builderd.schemas.v1.spending import Deployment, Spending, SpendingAnswer
 from builderd.schemas.v1.ssh import SshEndedAnswer, SshGrant, SshGrantAnswer
 
 V = TypeVar("V", bound=BaseModel)
@@ -219,9 +220,16 @@ class Client:
         raise NoAnswer("The stream ended before the command did.")
 
     def spending(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
-        """Return the costs of all builders."""
+        """Return the costs of all builders; fetches one page after the other."""
         query = _given({"from": since, "to": until})
-        return self._call(SpendingAnswer, "GET", f"{BASE}/builders/spending", params=query).data
+        deployments: list[Deployment] = []
+        for page in count(1):
+            params = {**query, "page": page}
+            found = self._call(SpendingAnswer, "GET", f"{BASE}/builders/spending", params=params).data
+            deployments += found.deployments
+            if not found.deployments or len(deployments) >= found.vm_count:
+                break
+        return found.model_copy(update={"deployments": deployments})
 
     def spending_cap(self, uuid: str | None = None) -> SpendingCap:
         """Return the monthly spending cap of all builders together or of one, and the amount spent."""

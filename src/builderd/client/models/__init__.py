@@ -54,6 +54,7 @@ from builderd.client.models.watching import (
     Metrics,
     Present,
     RemovedBuilds,
+    ResponseTimes,
     Step,
     TxtRecord,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "Readiness",
     "RemovedBuilds",
     "Resources",
+    "ResponseTimes",
     "Review",
     "SettingDifference",
     "Spending",

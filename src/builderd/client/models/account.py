@@ -78,11 +78,11 @@ class Deployment(Model):
 
 
 class Spending(Model):
-    """Costs of all builders.
+    """Costs of all builders; ``deployments`` has those of one page, or all of them, oldest first.
 
-    ``total_cost`` is rounded once, so it can differ by a cent from the sum of the rounded shares.
+    ``total_cost`` is of all. It is rounded once, so it can differ by a cent from the sum of the rounded shares.
 
-    ``vm_count`` is the number of builders in ``deployments``.
+    ``vm_count`` is the number of all builders.
     """
 
     currency: str

@@ -52,6 +52,14 @@ class Answers(Model):
     failed: float = Field(alias="5xx")
 
 
+class ResponseTimes(Model):
+    """Seconds within which half, 95 % and 99 % of the app's responses began; at most 10, beyond which none is known."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
 class Present(Model):
     """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
 
@@ -69,6 +77,7 @@ class Present(Model):
     requests_per_second: float | None = None
     open_connections: int
     answers: Answers | None = None
+    response_seconds: ResponseTimes | None = None
 
 
 class Step(Model):
@@ -88,6 +97,7 @@ class Step(Model):
     requests: int
     requests_per_second: float | None = None
     answers: Answers
+    response_seconds: ResponseTimes | None = None
 
 
 class Metrics(Model):

@@ -61,8 +61,8 @@ async def list_credentials(call: Call) -> Annotated[CallToolResult, CredentialLi
 
 
 async def get_spending(call: Call) -> Annotated[CallToolResult, Spending]:
-    """Show what all deployments have cost, and the spending cap of this month."""
-    spending, cap = await call.client.spending.get(), await call.client.spending.cap()
+    """Show what all deployments have cost, each of the oldest 100, and the spending cap of this month."""
+    spending, cap = await call.client.spending.page(), await call.client.spending.cap()
     shown = Spending(
         currency=spending.currency,
         total_cost=spending.total_cost,

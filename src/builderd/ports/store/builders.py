@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -35,6 +35,9 @@ class Builders(Protocol):
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
 
+    def get_all(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Builder]:
+        """Return those of these builders that are stored, by id."""
+
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
         """Return the live builder of that name."""
 
@@ -50,11 +53,35 @@ class Builders(Protocol):
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         """Return a tenant's builders, oldest first, with or without the deleted ones."""
 
+    def page_of_tenant(self, tenant: TenantId, page: int, per_page: int) -> tuple[Sequence[Builder], int]:
+        """Return one page of a tenant's builders, oldest first, deleted ones included, and the total number."""
+
+    def running(self, tenant: TenantId) -> Sequence[Builder]:
+        """Return a tenant's builders that should run, oldest first."""
+
+    def capped(self, tenant: TenantId) -> Sequence[Builder]:
+        """Return a tenant's live builders with a spending cap of their own, oldest first."""
+
     def backed_up(self) -> Sequence[Builder]:
         """Return all tenants' live builders with a backup interval."""
 
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
+
+    def live(self) -> Iterator[Builder]:
+        """Yield all tenants' live builders, in any order."""
+
+    def hosts(self) -> Mapping[str, BuilderId]:
+        """Return the ids of all tenants' builders that are not deleted, by the host name of their preview."""
+
+    def tenants(self) -> Sequence[TenantId]:
+        """Return the tenants with a builder that is not deleted."""
+
+    def restless(self) -> Sequence[BuilderId]:
+        """Return the builders that are not at rest, of all tenants.
+
+        A builder is at rest when it is stopped as it should be, without a sandbox, a candidate or a disk to remove.
+        """
 
     def count_by_status(self, tenant: TenantId | None = None) -> Mapping[Status, int]:
         """Count the builders of a tenant, or of all, that are not deleted."""
@@ -82,8 +109,14 @@ class Builders(Protocol):
     def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
         """Release the claim; the builder is due at ``due_at``, or (None) after a change."""
 
+    def release_all(self, owner: str, due_at: datetime) -> None:
+        """Release all claims of this owner; their builders are due at ``due_at`` or earlier."""
+
     def make_due(self, builder: BuilderId, at: datetime) -> None:
         """Make the builder due at this time or earlier."""
+
+    def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> None:
+        """Make these builders due at this time or earlier."""
 
     def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
         """Return builders that are due and unclaimed, the longest due first."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol
 
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.prices import Segment, Sum
+from builderd.domain.prices import Billing, Segment, Sum
 
 
 class Ledger(Protocol):
@@ -36,8 +37,26 @@ class Ledger(Protocol):
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         """Return the sums of all time up to now; builders without a segment are left out. O(months) for each."""
 
-    def of_month(self, tenant: TenantId, now: datetime) -> Mapping[BuilderId, Sum]:
-        """Return the sums of the current month up to now, for the tenant's builders billed in it."""
+    def month_of_builders(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
+        """Return the sums of the current month up to now, for those of these builders that are billed in it."""
 
-    def open_of(self, tenant: TenantId) -> Sequence[Segment]:
-        """Return the open segments of the tenant's builders."""
+    def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
+        """Return the hourly rates of the open segments of these builders."""
+
+    # Of all builders of a tenant together, deleted ones too: summed by the database.
+
+    def month_of_tenant(self, tenant: TenantId, now: datetime) -> Sum:
+        """Return the sum of the current month up to now."""
+
+    def total_of_tenant(
+        self, tenant: TenantId, now: datetime, since: datetime | None = None, until: datetime | None = None
+    ) -> Sum:
+        """Return the sum inside [since, until), of all time without either, up to now."""
+
+    def rates_of_tenant(self, tenant: TenantId) -> Mapping[Billing, tuple[int, Decimal]]:
+        """Return the number of open segments and the sum of their hourly rates, by billing state."""
+
+    def dearest(
+        self, tenant: TenantId, now: datetime, since: datetime, until: datetime, limit: int
+    ) -> tuple[Sequence[BuilderId], int]:
+        """Return the builders that cost most inside [since, until), and how many of them cost anything."""

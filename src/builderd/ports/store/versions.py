@@ -15,8 +15,11 @@ class Versions(Protocol):
     def list(self, builder: BuilderId) -> Sequence[Version]:
         """Return all versions, newest first."""
 
-    def current(self, tenant: TenantId) -> Mapping[BuilderId, Version]:
-        """Return the current version of each builder of the tenant, deleted ones included."""
+    def get_all(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
+        """Return the versions of these builders and numbers, by builder, in one query."""
+
+    def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
+        """Return the current versions of the tenant's live builders that get this credential."""
 
     def save(self, version: Version) -> None: ...
     def uses_bundle(self, bundle_hash: str) -> bool:
@@ -24,6 +27,9 @@ class Versions(Protocol):
 
         A dropped version has none.
         """
+
+    def used_bundles(self, bundles: Collection[str]) -> Collection[str]:
+        """Return those among these bundles that are used, as ``uses_bundle`` says."""
 
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""

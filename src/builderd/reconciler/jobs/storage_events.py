@@ -42,6 +42,5 @@ class StorageEvents:
 
     def _add(self, uow: UnitOfWork, state: str) -> None:
         now = self._app.clock.now()
-        builders = (uow.builders.get(builder) for builder in uow.builders.ids())
-        for tenant in sorted({builder.tenant_id for builder in builders if builder}):
+        for tenant in uow.builders.tenants():
             uow.events.add(Event(tenant, None, now, state, SYSTEM, _REASONS[state]))

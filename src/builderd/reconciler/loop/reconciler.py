@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Desired, Status
@@ -76,9 +75,7 @@ class Reconciler:
     async def _let_go(self) -> None:
         """Release claims left by a previous process of this instance."""
         now, owner = self._app.clock.now(), self._app.instance
-        # Each by itself, as in the sweep.
-        for builder_id in await self._app.store.read(lambda uow: uow.builders.ids()):
-            await self._app.store.write(partial(_release, builder_id=builder_id, owner=owner, now=now))
+        await self._app.store.write(lambda uow: uow.builders.release_all(owner, now))
 
     async def _due(self) -> Sequence[BuilderId]:
         try:
@@ -134,10 +131,6 @@ class Reconciler:
             sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
             if sandbox is not None:
                 self._app.signals.desired_changed(sandbox.builder_id)
-
-
-def _release(uow: UnitOfWork, builder_id: BuilderId, owner: str, now: datetime) -> None:
-    uow.builders.release(builder_id, owner, now)
 
 
 def _sandbox(uow: UnitOfWork, sandbox_id: SandboxId) -> Sandbox | None:

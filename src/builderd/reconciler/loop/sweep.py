@@ -1,38 +1,51 @@
-"""The sweep: remove leaked sandboxes and routes, which have no record, and make every builder due."""
+"""The sweep: remove leaked sandboxes and routes, which have no record, and make due what may have something to do.
+
+A change of a desired state makes its builder due in the same transaction. The sweep is for what that cannot cover: a
+sandbox that ended while nobody watched, a route that is gone or open, a builder that a fault left without a due time.
+A builder at rest, stopped as it should be, with its closed route, has nothing to do: it is only compared.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from datetime import datetime
 from functools import partial
 
 from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.routes import RESTING_STATES
 from builderd.ports.store import UnitOfWork
 from builderd.services import bundles, uploads
 from builderd.services.application import Application
+
+#: Builders that are made due in one transaction.
+BATCH = 500
 
 log = logging.getLogger(__name__)
 
 
 async def sweep(application: Application, busy: Container[BuilderId]) -> None:
-    """Make every builder due, and remove sandboxes, routes and bundles that nothing refers to.
+    """Make builders due that are not at rest, and remove sandboxes, routes and bundles that nothing refers to.
 
     Sandboxes of ``busy`` builders are left to those who work on them.
     """
     now = application.clock.now()
-    # One transaction each: holding one builder's lock while taking the next could deadlock.
-    for builder_id in await application.store.read(lambda uow: uow.builders.ids()):
-        await application.store.write(partial(_make_due, builder_id=builder_id, now=now))
+    await _make_due(application, await application.store.read(lambda uow: uow.builders.restless()), now)
     await _sweep_sandboxes(application, busy)
-    await _sweep_routes(application)
+    await _sweep_routes(application, now)
     await _sweep_bundles(application)
     await uploads.expire(application)
 
 
-def _make_due(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> None:
-    uow.builders.make_due(builder_id, now)
+async def _make_due(application: Application, found: Sequence[BuilderId], now: datetime) -> None:
+    """Make builders due, so many in one transaction that others never wait long for the store's one writer."""
+    for start in range(0, len(found), BATCH):
+        await application.store.write(partial(_make_batch_due, builders=found[start : start + BATCH], now=now))
+
+
+def _make_batch_due(uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime) -> None:
+    uow.builders.make_all_due(builders, now)
 
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:
@@ -58,24 +71,22 @@ async def _remove(application: Application, sandbox_id: SandboxId) -> None:
     await application.engine.remove(sandbox_id)
 
 
-async def _sweep_routes(application: Application) -> None:
+async def _sweep_routes(application: Application, now: datetime) -> None:
+    """Remove routes without a builder; make builders due whose route is missing or may lead to a sandbox."""
     # In this order: a route is put only for a builder that is stored already.
     held = await application.previews.routes()
-    hosts = await application.store.read(_hosts)
+    hosts = await application.store.read(lambda uow: uow.builders.hosts())
     for host in held:
         if host not in hosts:
             log.info("removing unused route host=%s", host)
             await application.previews.remove(host)
-
-
-def _hosts(uow: UnitOfWork) -> frozenset[str]:
-    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
-    return frozenset(builder.host for builder in builders if builder is not None)
+    unsure = [one for host, one in hosts.items() if host not in held or held[host].state not in RESTING_STATES]
+    await _make_due(application, unsure, now)
 
 
 async def _sweep_bundles(application: Application) -> None:
     held = await application.bundles.hashes()
-    unused = await application.store.read(lambda uow: [one for one in held if not uow.versions.uses_bundle(one)])
-    for bundle_hash in unused:
+    used = await application.store.read(lambda uow: uow.versions.used_bundles(held))
+    for bundle_hash in set(held).difference(used):
         log.info("removing unused bundle bundle=%s", bundle_hash)
         await bundles.drop_unused(application, bundle_hash)

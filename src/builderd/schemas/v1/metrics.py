@@ -19,6 +19,14 @@ class Answers(View):
     failed: float = Field(alias="5xx")
 
 
+class ResponseTimes(View):
+    """Seconds within which half, 95 % and 99 % of the app's responses began; at most 10, beyond which none is known."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
 class Present(View):
     """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
 
@@ -36,6 +44,7 @@ class Present(View):
     requests_per_second: float | None
     open_connections: int
     answers: Answers | None
+    response_seconds: ResponseTimes | None
 
 
 class Step(View):
@@ -55,6 +64,7 @@ class Step(View):
     requests: int
     requests_per_second: float | None
     answers: Answers
+    response_seconds: ResponseTimes | None
 
 
 class Metrics(View):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builderd.schemas.v1.envelope import Success
+from builderd.schemas.v1.envelope import PageMeta, Success
 from builderd.schemas.v1.shape import View
 
 
@@ -17,11 +17,11 @@ class Deployment(View):
 
 
 class Spending(View):
-    """Costs of all builders.
+    """Costs of all builders; ``deployments`` has one page of them, oldest first.
 
-    ``total_cost`` is rounded once, so it can differ by a cent from the sum of the rounded shares.
+    ``total_cost`` is of all pages. It is rounded once, so it can differ by a cent from the sum of the rounded shares.
 
-    ``vm_count`` is the number of builders in ``deployments``.
+    ``vm_count`` is the number of builders on all pages.
     """
 
     currency: str
@@ -31,4 +31,6 @@ class Spending(View):
 
 
 class SpendingAnswer(Success[Spending]):
-    """Response with the spending."""
+    """Response with the spending, and the page of its ``deployments``."""
+
+    meta: PageMeta

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import reduce
 
 from starlette.responses import JSONResponse, Response
 
+from builderd.domain.metrics import Usage, add, response_seconds
 from builderd.ports.store import UnitOfWork
 from builderd.services import metrics
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
@@ -45,6 +47,7 @@ async def show_metrics(visit: Visit) -> Response:
         spans=list(SPANS),
         answers=_answers(report),
         report=report,
+        times=_times(report),
         requests=sum(usage.requests for _, usage in report.steps),
         measured=any(usage.seconds for _, usage in report.steps),
     )
@@ -64,8 +67,18 @@ def _answers(report: metrics.Report) -> Sequence[Answers]:
     return [Answers(name, count, 100 * count / whole if whole else 0.0) for name, count in sums]
 
 
+def _times(report: metrics.Report) -> Sequence[tuple[str, float]]:
+    """Return the percentiles of the response times of all steps together, in seconds; none without responses."""
+    whole = reduce(add, (usage for _, usage in report.steps), Usage())
+    found = [(f"p{percent}", response_seconds(whole, percent / 100)) for percent in (50, 95, 99)]
+    return [(name, seconds) for name, seconds in found if seconds is not None]
+
+
 async def read_metrics(visit: Visit) -> Response:
-    """Return the steps as columns: time, CPU, memory, disk, network in and out a second, requests and 5xx a minute."""
+    """Return the steps as columns.
+
+    Time, CPU, memory, disk, network in and out a second, requests and 5xx a minute, p50 and p95 of the response times.
+    """
     hours = visit.request.query_params.get("hours", "24")
     hours = hours if hours in SPANS else "24"
     builder = await visit.find()
@@ -84,6 +97,8 @@ async def read_metrics(visit: Visit) -> Response:
                 usage.network_out_bytes / usage.seconds if known else None,
                 usage.requests / minutes if known else None,
                 usage.answers_5xx / minutes if known else None,
+                response_seconds(usage, 0.5),
+                response_seconds(usage, 0.95),
             )
         )
     limits = report.limits

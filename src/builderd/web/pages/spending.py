@@ -70,18 +70,15 @@ async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 2
 
 def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> Month:
     tenant, application = visit.token.tenant_id, visit.application
-    report = spending.report(uow, application, tenant, visit.now, since=month, until=next_month(month))
-    spent = sorted((one for one in report.deployments if one[1].cost), key=lambda one: -one[1].cost)
+    span = spending.Span(month, next_month(month), per_page=SHOWN)
+    report = spending.dearest(uow, application, tenant, visit.now, span)
+    spent = [one for one in report.deployments if one[1].cost]
     most = spent[0][1].cost if spent else Decimal(1)
-    rows = [Row(builder, cost, share(float(cost.cost), float(most))) for builder, cost in spent[:SHOWN]]
-    open_ = uow.ledger.open_of(tenant)
-    now = [
-        (billing.value, len(mine), sum((one.hourly_rate for one in mine), Decimal(0)))
-        for billing in Billing
-        if (mine := [one for one in open_ if one.billing is billing])
-    ]
+    rows = [Row(builder, cost, share(float(cost.cost), float(most))) for builder, cost in spent]
+    rates = uow.ledger.rates_of_tenant(tenant)
+    now = [(billing.value, *rates[billing]) for billing in Billing if billing in rates]
     cap = caps.view_of_tenant(uow, application, tenant, visit.now)
-    return Month(rows, report.total_cost, cap, now, max(0, len(spent) - SHOWN))
+    return Month(rows, report.total_cost, cap, now, max(0, report.total - SHOWN))
 
 
 async def set_cap(visit: Visit) -> Response:

@@ -44,6 +44,9 @@
     url.hash = "";
     const element = document.getElementById(name);
     if (!element) return;
+    // To morph an open dialog would close it under the reader's hands: the region waits until it is closed.
+    const open = $("dialog[open]", element);
+    if (open) return open.addEventListener("close", () => { due.set(name, true); timer ||= setTimeout(refresh, 150); }, { once: true });
     try {
       const answer = await fetch(url, { headers: { "HX-Request": "true" }, redirect: "error" });
       if (answer.status === 401) return signedOut();

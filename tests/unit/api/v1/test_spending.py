@@ -30,6 +30,18 @@ async def test_spending_of_another_tenant_is_hidden(client: httpx.AsyncClient, s
     assert (await service.client(service.other).get(SPENDING)).json()["data"]["deployments"] == []
 
 
+async def test_spending_comes_in_pages(client: httpx.AsyncClient) -> None:
+    names = ["one", "two", "three"]
+    for name in names:
+        await client.post("/api/v1/builders", json={**MINIMAL, "name": name})
+    whole = (await client.get(SPENDING)).json()
+    assert whole["meta"] == {"page": 1, "per_page": 100, "total": 3}
+    for number, found in enumerate((names[:2], names[2:], []), 1):
+        answer = (await client.get(SPENDING, params={"page": number, "per_page": 2})).json()
+        assert [one["name"] for one in answer["data"]["deployments"]] == found
+        assert (answer["data"]["vm_count"], answer["meta"]["total"]) == (3, 3)
+
+
 async def test_a_span_may_be_asked_for(client: httpx.AsyncClient) -> None:
     query = {"from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00+01:00"}
     assert (await client.get(SPENDING, params=query)).status_code == 200
@@ -43,6 +55,8 @@ async def test_a_span_may_be_asked_for(client: httpx.AsyncClient) -> None:
         ("since=2026-01-01T00:00:00Z", "since"),
         ("from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
         ("from=9999-12-31T23:59:59-14:00", "from"),
+        ("page=0", "page"),
+        ("per_page=101", "per_page"),
     ],
 )
 async def test_a_hostile_span_is_refused(client: httpx.AsyncClient, query: str, field: str) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from builderd.adapters.previews.haproxy.config import ANSWER_CLASSES, COUNTER_TTL, TABLES
-from builderd.domain.previews import PreviewActivity
+from builderd.domain.previews import RESPONSE_TIMES, PreviewActivity
 
 COMMANDS = tuple(f"show table {table}" for table in TABLES)
 
+#: The general purpose counters in their order.
+_COUNTERS = (*(f"answers_{cls}xx" for cls in ANSWER_CLASSES), *RESPONSE_TIMES)
 #: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
 _FIELD = re.compile(r"([a-z_]+\d*)(?:\(\d+\))?=(\S+)")
 
@@ -36,7 +38,7 @@ def _activity(row: dict[str, str]) -> PreviewActivity:
         requests_per_minute=int(row["http_req_rate"]),
         idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, COUNTER_TTL - int(row["exp"]) / 1000),
         # A replaced worker of an earlier version counts no answers.
-        **{f"answers_{cls}xx": int(row.get(f"gpc{counter}", 0)) for counter, cls in enumerate(ANSWER_CLASSES)},
+        **{name: int(row.get(f"gpc{counter}", 0)) for counter, name in enumerate(_COUNTERS)},
     )
 
 

@@ -14,6 +14,7 @@ from builderd.adapters.previews.haproxy import answers, domains, pages, pause, t
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES
 
 #: Seconds that a host's counters are kept after its last request.
 COUNTER_TTL = 7 * 86_400
@@ -315,6 +316,7 @@ def _forward_rules(options: ProxyOptions) -> str:
         # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
         http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
         {_count_answers()}
+        {_count_times()}
         retries 1
         retry-on empty-response
         """
@@ -328,9 +330,22 @@ def _count_answers() -> str:
     )
 
 
+def _count_times() -> str:
+    """Return the rules that count the app's answers by the time, in ms, until their head.
+
+    An answer that the proxy gives in its place has no such time, and none of them applies.
+    """
+    lows = (0, *RESPONSE_BOUNDS)
+    spans = (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
+    return "\n".join(
+        f"http-after-response sc-inc-gpc({counter},0) if {{ res.timer.hdr {span} }}"
+        for counter, span in enumerate(spans, len(ANSWER_CLASSES))
+    )
+
+
 def _counters(table: str) -> str:
     requests = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
-    counters = f"{requests},gpc({len(ANSWER_CLASSES)})"
+    counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES)})"
     return section(
         f"backend {table} from base",
         f"stick-table type string len 254 size 100k expire {COUNTER_TTL}s store {counters}",

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    RowMapping,
+    Integer,
+    Row,
     Select,
+    Text,
     and_,
     bindparam,
     case,
+    cast,
     func,
     insert,
     literal,
-    or_,
+    not_,
     select,
     text,
+    union,
     update,
 )
 
-from builderd.adapters.stores.sql.claims import Claims
+from builderd.adapters.stores.sql.claims import BATCH, Claims
 from builderd.adapters.stores.sql.rows import omit, row_of
-from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders, versions
+from builderd.adapters.stores.sql.tables import (
+    ACTIVE,
+    BACKED_UP,
+    CAPPED,
+    LIVE,
+    builders,
+    sandboxes,
+    versions,
+)
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
@@ -36,20 +49,67 @@ _kept = builders.c.status != Status.DELETED
 _oldest_first = (builders.c.created_at, builders.c.id)
 
 _INSERT = insert(builders)
-_UPDATE = update(builders).where(builders.c.id == bindparam("builder"))
-_SELECT = select(*(column for column in builders.c if column.name not in CLAIM))
+_reserved_disk = (
+    select(versions.c.disk)
+    .where(versions.c.builder_id == builders.c.id, versions.c.number == bindparam("of_version", type_=Integer))
+    .scalar_subquery()
+)
+_UPDATE = (
+    update(builders)
+    .where(builders.c.id == bindparam("builder"))
+    .values(reserved_disk=func.coalesce(_reserved_disk, 0.0))
+)
+_FIELDS = tuple(field.name for field in fields(Builder))
+_SPARE_DISKS, _CANDIDATE, _CAUSE = (_FIELDS.index(name) for name in ("spare_disks", "candidate", "cause"))
+#: The column of each field; the second column of a field that has two comes at the end.
+_NAMES = tuple("desired_by" if name == "cause" else name for name in _FIELDS)
+# In the order of the fields: a row becomes its value without a look at names, which takes most of the time for many.
+_SELECT = select(*(builders.c[name] for name in (*_NAMES, "candidate_disk", "opens_with", "desired_reason")))
 _LIVE = _SELECT.where(text(LIVE))
+# As expressions, which no index has: SQLite plans without statistics, and would read the index of all live builders, or
+# of all of a tenant, where that of a few is meant.
+_not_deleted = func.coalesce(builders.c.desired, "") != Desired.DELETED.value
+_tenant_of_few = func.coalesce(builders.c.tenant_id, "")
 _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
+_BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
 _BY_NAME = _LIVE.where(builders.c.tenant_id == bindparam("tenant"), builders.c.name == bindparam("name"))
 _BY_HOST = _LIVE.where(builders.c.host == bindparam("host"))
 _BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_token"))
 _OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
 _LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
-_BACKED_UP = _LIVE.where(builders.c.backup_interval_hours > 0).order_by(*_oldest_first)
+_PAGE_OF_TENANT = _OF_TENANT.limit(bindparam("limit")).offset(bindparam("offset"))
+_COUNT_OF_TENANT = select(func.count()).select_from(builders).where(builders.c.tenant_id == bindparam("tenant"))
+_active = text(f"({ACTIVE})")
+_RUNNING_OF_TENANT = _SELECT.where(
+    _active, _tenant_of_few == bindparam("tenant"), builders.c.desired == Desired.RUNNING
+).order_by(*_oldest_first)
+_CAPPED_OF_TENANT = _SELECT.where(text(CAPPED), _not_deleted, _tenant_of_few == bindparam("tenant")).order_by(
+    *_oldest_first
+)
+_BACKED_UP = _SELECT.where(text(BACKED_UP), _not_deleted).order_by(*_oldest_first)
 _MAY_IDLE = _SELECT.where(
-    builders.c.status == Status.RUNNING, builders.c.desired == Desired.RUNNING, builders.c.auto_stop_interval > 0
+    _active,
+    builders.c.status == Status.RUNNING,
+    builders.c.desired == Desired.RUNNING,
+    builders.c.auto_stop_interval > 0,
 )
 _IDS = select(builders.c.id).where(_kept).order_by(*_oldest_first)
+_HOSTS = select(builders.c.host, builders.c.id).where(_kept)
+_TENANTS = select(builders.c.tenant_id).where(_kept).distinct().order_by(builders.c.tenant_id)
+# A JSON column has no operator for equality on PostgreSQL.
+_no_spare_disks = func.coalesce(cast(builders.c.spare_disks, Text), "[]").in_(("[]", "null"))
+_at_rest = and_(
+    builders.c.desired == Desired.STOPPED,
+    builders.c.status.in_((Status.STOPPED, Status.FAILED, Status.COMPLETED)),
+    builders.c.observed_generation == builders.c.generation,
+    builders.c.candidate.is_(None),
+    builders.c.handover.is_(None),
+    _no_spare_disks,
+)
+_RESTLESS = union(
+    select(builders.c.id).where(_kept, not_(_at_rest)),
+    select(sandboxes.c.builder_id).where(text("end_cause IS NULL")),
+)
 _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
 #: Key of the advisory lock held by a transaction that admits new demand.
 DEMAND_LOCK = 0x6264_6465_6D61_6E64
@@ -67,15 +127,15 @@ def _of_running(name: str) -> ColumnElement[float]:
     return _greater(case((_runs, versions.c[name]), else_=0.0), _candidates.c[name])
 
 
-_DEMAND = (
+_LIVE_SUMS = select(
+    func.count().label("builders"), func.coalesce(func.sum(builders.c.reserved_disk), 0.0).label("disk")
+).where(text(LIVE))
+_ACTIVE_SUMS = (
     select(
-        func.count().label("builders"),
-        func.coalesce(func.sum(case((or_(_runs, builders.c.candidate.is_not(None)), 1), else_=0)), 0).label(
-            "running_builders"
-        ),
+        func.count().label("running_builders"),
         func.coalesce(func.sum(_of_running("cpu")), 0.0).label("cpu"),
         func.coalesce(func.sum(_of_running("memory")), 0.0).label("memory"),
-        func.coalesce(func.sum(_greater(versions.c.disk, _candidates.c.disk)), 0.0).label("disk"),
+        func.coalesce(func.sum(_greater(versions.c.disk, _candidates.c.disk) - versions.c.disk), 0.0).label("disk"),
     )
     .select_from(
         builders.join(
@@ -84,7 +144,7 @@ _DEMAND = (
             _candidates, and_(_candidates.c.builder_id == builders.c.id, _candidates.c.number == builders.c.candidate)
         )
     )
-    .where(text(LIVE))
+    .where(_active, _not_deleted)
 )
 # An insert that only refers to the row by a foreign key does not wait for this lock.
 _LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
@@ -118,6 +178,13 @@ class Builders(Claims):
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
         return self._one(_BY_ID, {"id": builder}, lock=lock)
 
+    def get_all(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Builder]:
+        found: dict[BuilderId, Builder] = {}
+        for start in range(0, len(builders), BATCH):
+            rows = self._connection.execute(_BY_IDS, {"ids": builders[start : start + BATCH]})
+            found.update((row.id, _builder(row)) for row in rows)
+        return found
+
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
         return self._one(_BY_NAME, {"tenant": tenant, "name": name})
 
@@ -131,17 +198,40 @@ class Builders(Claims):
         found = _filtered(tenant, query)
         total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
         page = found.order_by(*_ORDERS[query.sort]).limit(query.per_page).offset((query.page - 1) * query.per_page)
-        return [_builder(row) for row in self._connection.execute(page).mappings()], total
+        return [_builder(row) for row in self._connection.execute(page)], total
 
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
-        return [_builder(row) for row in self._connection.execute(statement, {"tenant": tenant}).mappings()]
+        return [_builder(row) for row in self._connection.execute(statement, {"tenant": tenant})]
+
+    def page_of_tenant(self, tenant: TenantId, page: int, per_page: int) -> tuple[Sequence[Builder], int]:
+        values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
+        total = self._connection.execute(_COUNT_OF_TENANT, {"tenant": tenant}).scalar_one()
+        return [_builder(row) for row in self._connection.execute(_PAGE_OF_TENANT, values)], total
+
+    def running(self, tenant: TenantId) -> Sequence[Builder]:
+        return [_builder(row) for row in self._connection.execute(_RUNNING_OF_TENANT, {"tenant": tenant})]
+
+    def capped(self, tenant: TenantId) -> Sequence[Builder]:
+        return [_builder(row) for row in self._connection.execute(_CAPPED_OF_TENANT, {"tenant": tenant})]
 
     def backed_up(self) -> Sequence[Builder]:
-        return [_builder(row) for row in self._connection.execute(_BACKED_UP).mappings()]
+        return [_builder(row) for row in self._connection.execute(_BACKED_UP)]
 
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
+
+    def live(self) -> Iterator[Builder]:
+        yield from map(_builder, self._connection.execute(_LIVE))
+
+    def hosts(self) -> Mapping[str, BuilderId]:
+        return {row.host: row.id for row in self._connection.execute(_HOSTS)}
+
+    def tenants(self) -> Sequence[TenantId]:
+        return self._connection.execute(_TENANTS).scalars().all()
+
+    def restless(self) -> Sequence[BuilderId]:
+        return self._connection.execute(_RESTLESS).scalars().all()
 
     def count_by_status(self, tenant: TenantId | None = None) -> Mapping[Status, int]:
         counted = _COUNT_BY_STATUS
@@ -156,24 +246,30 @@ class Builders(Claims):
             self._connection.execute(_LOCK_DEMAND)
 
     def allocated(self, tenant: TenantId | None = None) -> Allocation:
-        statement = _DEMAND if tenant is None else _DEMAND.where(builders.c.tenant_id == tenant)
-        return Allocation(**self._connection.execute(statement).mappings().one())
+        of_all, of_active = _LIVE_SUMS, _ACTIVE_SUMS
+        if tenant is not None:
+            of_all = of_all.where(builders.c.tenant_id == tenant)
+            of_active = of_active.where(_tenant_of_few == tenant)
+        live = self._connection.execute(of_all).mappings().one()
+        active = self._connection.execute(of_active).mappings().one()
+        return Allocation(**{**active, "builders": live["builders"], "disk": live["disk"] + active["disk"]})
 
     def idle_candidates(self) -> Sequence[Builder]:
-        return [_builder(row) for row in self._connection.execute(_MAY_IDLE).mappings()]
+        return [_builder(row) for row in self._connection.execute(_MAY_IDLE)]
 
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
             raise RuntimeError(f"builder {builder.id} is saved unlocked: a concurrent change could be lost")
-        self._connection.execute(_UPDATE, {"builder": builder.id, **omit(_row(builder), "id")})
+        key = {"builder": builder.id, "of_version": builder.version}
+        self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
-        row = self._connection.execute(_LOCKED[statement] if locks else statement, values).mappings().first()
+        row = self._connection.execute(_LOCKED[statement] if locks else statement, values).first()
         if row is None:
             return None
         if locks:
-            self._own.add(row["id"])
+            self._own.add(row.id)
         return _builder(row)
 
 
@@ -202,12 +298,11 @@ def _row(builder: Builder) -> dict[str, Any]:
     }
 
 
-def _builder(row: RowMapping) -> Builder:
-    values = dict(row)
-    # A selected column comes by its name, not by its key.
-    generation, observed = values.pop("run"), values.pop("settled_run")
-    values["spare_disks"] = tuple(values["spare_disks"] or ())
-    number, disk, opens_with = (values.pop(name) for name in ("candidate", "candidate_disk", "opens_with"))
-    candidate = None if number is None else Candidate(number, disk, opens_with == number)
-    cause = Cause(values.pop("desired_by"), values.pop("desired_reason"))
-    return Builder(**values, generation=generation, observed_generation=observed, candidate=candidate, cause=cause)
+def _builder(row: Row[Any]) -> Builder:
+    values = list(row)
+    reason, opens_with, disk = values.pop(), values.pop(), values.pop()
+    values[_SPARE_DISKS] = tuple(values[_SPARE_DISKS] or ())
+    values[_CAUSE] = Cause(values[_CAUSE], reason)
+    number = values[_CANDIDATE]
+    values[_CANDIDATE] = None if number is None else Candidate(number, disk, opens_with == number)
+    return Builder(*values)

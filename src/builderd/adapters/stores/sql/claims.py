@@ -33,7 +33,13 @@ _HOLDS = select(literal(1)).where(_row.id == bindparam("builder"), _row.claimed_
 _HOLDS_LOCKED = _HOLDS.with_for_update(key_share=True)
 _RELEASE = _OWNED.values(claimed_by=None, claimed_until=None)
 _RELEASE_UNTIL = _RELEASE.values(due_at=_earlier)
+_RELEASE_ALL = (
+    update(builders).where(_row.claimed_by == _owner).values(claimed_by=None, claimed_until=None, due_at=_earlier)
+)
 _MAKE_DUE = _UPDATE.values(due_at=_earlier)
+_MAKE_ALL_DUE = update(builders).where(_row.id.in_(bindparam("builders", expanding=True))).values(due_at=_earlier)
+#: Builders that one statement makes due.
+BATCH = 1_000
 _DUE = select(_row.id).where(due_since <= _now).order_by(due_since, _row.id).limit(bindparam("limit"))
 
 
@@ -61,8 +67,15 @@ class Claims:
         else:
             self._connection.execute(_RELEASE_UNTIL, {**values, "at": due_at})
 
+    def release_all(self, owner: str, due_at: datetime) -> None:
+        self._connection.execute(_RELEASE_ALL, {"owner": owner, "at": due_at})
+
     def make_due(self, builder: BuilderId, at: datetime) -> None:
         self._connection.execute(_MAKE_DUE, {"builder": builder, "at": at})
+
+    def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> None:
+        for start in range(0, len(builders), BATCH):
+            self._connection.execute(_MAKE_ALL_DUE, {"builders": builders[start : start + BATCH], "at": at})
 
     def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
         return self._connection.execute(_DUE, {"now": now, "limit": limit}).scalars().all()

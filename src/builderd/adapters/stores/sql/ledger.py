@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, case, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    RowMapping,
+    Select,
+    bindparam,
+    case,
+    cast,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
-from builderd.adapters.stores.sql.tables import ledger, ledger_months
+from builderd.adapters.stores.sql.exact_sums import EpochSeconds, Microseconds
+from builderd.adapters.stores.sql.tables import OPEN, ledger, ledger_months, tenant_months
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of, months_between
-from builderd.domain.prices import Segment, Sum, total
+from builderd.domain.prices import Billing, Segment, Sum, total
 
 _at = bindparam("at", type_=ledger.c.ended_at.type)
 
@@ -21,17 +38,70 @@ _SELECT = select(ledger).order_by(ledger.c.started_at, ledger.c.id)
 _OF_BUILDER = _SELECT.where(ledger.c.builder_id == bindparam("builder"))
 _OF_BUILDERS = _SELECT.where(ledger.c.builder_id.in_(bindparam("builders", expanding=True)))
 _CURRENT = _OF_BUILDER.where(ledger.c.ended_at.is_(None))
-_OPEN_OF_TENANT = _SELECT.where(ledger.c.tenant_id == bindparam("tenant"), ledger.c.ended_at.is_(None))
+_of_tenant = ledger.c.tenant_id == bindparam("tenant")
 _OPEN_OF_BUILDERS = _OF_BUILDERS.where(ledger.c.ended_at.is_(None))
 _MONTH = select(ledger_months).where(
     ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("month")
 )
 _MONTHS_OF_BUILDERS = select(ledger_months).where(ledger_months.c.builder_id.in_(bindparam("builders", expanding=True)))
-_MONTHS_OF_TENANT = select(ledger_months).where(
-    ledger_months.c.tenant_id == bindparam("tenant"), ledger_months.c.month == bindparam("month")
-)
+_of_month = ledger_months.c.month == bindparam("month")
+_MONTH_OF_BUILDERS = _MONTHS_OF_BUILDERS.where(_of_month)
+_CLOSED_OF_TENANT = select(tenant_months).where(tenant_months.c.tenant_id == bindparam("tenant"))
+_CLOSED_OF_TENANT_IN_MONTH = _CLOSED_OF_TENANT.where(tenant_months.c.month == bindparam("month"))
 _begins_before = ledger.c.started_at < bindparam("until", type_=_at.type)
 _ends_after = or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type))
+_since, _until, _now = (bindparam(name, type_=_at.type) for name in ("since", "until", "now"))
+
+
+def _within(column: ColumnElement[datetime], bound: ColumnElement[datetime], *, later: bool) -> ColumnElement[datetime]:
+    return case((column < bound if later else column > bound, bound), else_=column)
+
+
+# A segment that begins after the span counts as nothing, as it does in ``Segment.seconds``.
+_begin = _within(ledger.c.started_at, _since, later=True)
+_end = _within(func.coalesce(ledger.c.ended_at, _now), _until, later=False)
+_is_inside = _end > _begin
+_seconds = func.sum(case((_is_inside, EpochSeconds(_end) - EpochSeconds(_begin)), else_=0))
+_microseconds = func.sum(case((_is_inside, Microseconds(_end) - Microseconds(_begin)), else_=0))
+# One row for each state and rate, of which there are few: the sums of them are exact.
+_TIMES_OF_TENANT_IN = (
+    select(ledger.c.billing, ledger.c.hourly_rate, _seconds.label("seconds"), _microseconds.label("microseconds"))
+    .where(_of_tenant, _begins_before, _ends_after)
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
+# Only what the index of open segments has: when each began, not before the one time nor after the other.
+_began = _within(_within(ledger.c.started_at, _since, later=True), _now, later=False)
+_OPEN_TIMES_OF_TENANT = (
+    select(
+        ledger.c.billing,
+        ledger.c.hourly_rate,
+        func.count().label("number"),
+        func.sum(EpochSeconds(_began)).label("seconds"),
+        func.sum(Microseconds(_began)).label("microseconds"),
+    )
+    .where(_of_tenant, text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
+_OPEN_RATES_OF_TENANT = (
+    select(ledger.c.billing, ledger.c.hourly_rate, func.count().label("number"))
+    .where(_of_tenant, text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
+_spent = func.sum(
+    case((_is_inside, EpochSeconds(_end) - EpochSeconds(_begin) + 1), else_=0) * cast(ledger.c.hourly_rate, Double)
+)
+_DEAREST = (
+    select(ledger.c.builder_id, func.count().over().label("number"))
+    .where(_of_tenant, _begins_before, _ends_after)
+    .group_by(ledger.c.builder_id)
+    .having(_spent > 0)
+    .order_by(_spent.desc(), ledger.c.builder_id)
+    .limit(bindparam("limit"))
+)
+SECOND = timedelta(seconds=1)
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Before and after all segments.
+EVER, NEVER = UNIX_EPOCH, datetime(9999, 1, 1, tzinfo=UTC)
 _OVER = _OF_BUILDER.where(_begins_before, _ends_after)
 _BUILDERS_OVER = select(ledger.c.builder_id).where(_begins_before, _ends_after).distinct().order_by(ledger.c.builder_id)
 _SET_SPAN = (
@@ -42,6 +112,11 @@ _SET_SPAN = (
 _ADD_MONTH = insert(ledger_months)
 _SET_MONTH = update(ledger_months).where(
     ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("of_month")
+)
+_LOCKED_MONTH_OF_TENANT = _CLOSED_OF_TENANT_IN_MONTH.with_for_update()
+_ADD_TENANT_MONTH = insert(tenant_months)
+_SET_TENANT_MONTH = update(tenant_months).where(
+    tenant_months.c.tenant_id == bindparam("tenant"), tenant_months.c.month == bindparam("of_month")
 )
 _CLOSE = (
     update(ledger)
@@ -92,17 +167,17 @@ class Ledger:
             self._discount(segment, max(segment.start, since), min(segment.end, until))
         goes_on = segment.end is None or segment.end > until
         if segment.start < since:
-            self._set_span(segment_id, segment.start, since)
+            self._set_within(segment_id, segment.start, since)
             if segment.end is None:
                 self._count(segment, since)
             if goes_on:
                 self._insert(replace(segment, start=until))
         elif goes_on:
-            self._set_span(segment_id, until, segment.end)
+            self._set_within(segment_id, until, segment.end)
         else:
-            self._set_span(segment_id, since, since)
+            self._set_within(segment_id, since, since)
 
-    def _set_span(self, segment_id: int, start: datetime, end: datetime | None) -> None:
+    def _set_within(self, segment_id: int, start: datetime, end: datetime | None) -> None:
         self._connection.execute(_SET_SPAN, {"segment": segment_id, "from": start, "to": end})
 
     def _count(self, segment: Segment, end: datetime) -> None:
@@ -116,6 +191,7 @@ class Ledger:
             self._add(segment, month, -total([segment], until, start, end))
 
     def _add(self, segment: Segment, month: datetime, more: Sum) -> None:
+        self._add_to_tenant(segment.tenant_id, month, more)
         key = {"builder": segment.builder_id, "month": month}
         row = self._connection.execute(_MONTH, key).mappings().first()
         if row is None:
@@ -125,6 +201,17 @@ class Ledger:
         found = _sum(row) + more
         values = {"builder": segment.builder_id, "of_month": month, "running": found.running, "paid": found.paid}
         self._connection.execute(_SET_MONTH, values)
+
+    def _add_to_tenant(self, tenant: TenantId, month: datetime, more: Sum) -> None:
+        """Add to the tenant's month, whose row other transactions of the tenant wait for until this one ends."""
+        row = self._connection.execute(_LOCKED_MONTH_OF_TENANT, {"tenant": tenant, "month": month}).mappings().first()
+        if row is None:
+            values = {"tenant_id": tenant, "month": month, "running": more.running, "paid": more.paid}
+            self._connection.execute(_ADD_TENANT_MONTH, values)
+            return
+        found = _sum(row) + more
+        key = {"tenant": tenant, "of_month": month}
+        self._connection.execute(_SET_TENANT_MONTH, {**key, "running": found.running, "paid": found.paid})
 
     def current(self, builder: BuilderId) -> Segment | None:
         row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
@@ -152,14 +239,69 @@ class Ledger:
             _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), now)
         return found
 
-    def of_month(self, tenant: TenantId, now: datetime) -> Mapping[BuilderId, Sum]:
+    def month_of_builders(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         found: dict[BuilderId, Sum] = {}
-        self._sum_up(found, _MONTHS_OF_TENANT, {"tenant": tenant, "month": month_of(now)})
-        _add_open(found, self.open_of(tenant), now, month_of(now))
+        for start in range(0, len(builders), BATCH):
+            batch = {"builders": builders[start : start + BATCH]}
+            self._sum_up(found, _MONTH_OF_BUILDERS, {**batch, "month": month_of(now)})
+            _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), now, month_of(now))
         return found
 
-    def open_of(self, tenant: TenantId) -> Sequence[Segment]:
-        return self._segments(_OPEN_OF_TENANT, {"tenant": tenant})
+    def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
+        found: dict[BuilderId, Decimal] = {}
+        for start in range(0, len(builders), BATCH):
+            for one in self._segments(_OPEN_OF_BUILDERS, {"builders": builders[start : start + BATCH]}):
+                found[one.builder_id] = one.hourly_rate
+        return found
+
+    def month_of_tenant(self, tenant: TenantId, now: datetime) -> Sum:
+        values = {"tenant": tenant, "month": month_of(now)}
+        closed = self._connection.execute(_CLOSED_OF_TENANT_IN_MONTH, values).mappings()
+        return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, month_of(now))
+
+    def total_of_tenant(
+        self, tenant: TenantId, now: datetime, since: datetime | None = None, until: datetime | None = None
+    ) -> Sum:
+        if since is None and until is None:
+            closed = self._connection.execute(_CLOSED_OF_TENANT, {"tenant": tenant}).mappings()
+            return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, EVER)
+        values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
+        rows = self._connection.execute(_TIMES_OF_TENANT_IN, values)
+        times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
+        return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
+
+    def _open_of_tenant(self, tenant: TenantId, now: datetime, since: datetime) -> Sum:
+        rows = self._connection.execute(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
+        until = _exact((now - UNIX_EPOCH) // SECOND, now.microsecond)
+        times = ((row, row.number * until - _exact(row.seconds, row.microseconds)) for row in rows)
+        return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
+
+    def rates_of_tenant(self, tenant: TenantId) -> Mapping[Billing, tuple[int, Decimal]]:
+        found: dict[Billing, tuple[int, Decimal]] = {}
+        for row in self._connection.execute(_OPEN_RATES_OF_TENANT, {"tenant": tenant}):
+            number, rate = found.get(row.billing, (0, Decimal(0)))
+            found[row.billing] = (number + row.number, rate + row.hourly_rate * row.number)
+        return found
+
+    def dearest(
+        self, tenant: TenantId, now: datetime, since: datetime, until: datetime, limit: int
+    ) -> tuple[Sequence[BuilderId], int]:
+        values = {"tenant": tenant, "now": now, "since": since, "until": until, "limit": limit}
+        rows = self._connection.execute(_DEAREST, values).all()
+        return [row.builder_id for row in rows], rows[0].number if rows else 0
+
+    def _times(
+        self,
+        statement: Select[Any],
+        tenant: TenantId,
+        now: datetime,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Sum:
+        values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
+        rows = self._connection.execute(statement, values)
+        times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
+        return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
 
     def _sum_up(self, found: dict[BuilderId, Sum], months: Select[Any], values: Mapping[str, Any]) -> None:
         for row in self._connection.execute(months, values).mappings():
@@ -178,6 +320,14 @@ def _add_open(
 
 def _sum(row: RowMapping) -> Sum:
     return Sum(row["running"], row["paid"])
+
+
+def _exact(seconds: int, microseconds: int) -> Decimal:
+    return Decimal(int(seconds)) + Decimal(int(microseconds)) / 1_000_000
+
+
+def _sum_of_time(billing: Billing, rate: Decimal, seconds: Decimal) -> Sum:
+    return Sum(seconds if billing is Billing.RUNNING else Decimal(0), seconds * rate)
 
 
 def _segment(row: RowMapping) -> Segment:

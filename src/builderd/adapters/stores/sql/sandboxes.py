@@ -36,8 +36,17 @@ _OVER = (
 )
 _LATEST = func.max(sandboxes.c.attempt)
 _LISTENED = func.max(case((sandboxes.c.listening_at.is_not(None), sandboxes.c.attempt), else_=0))
+_attempts = sandboxes.alias()
+# Attempts count from 1, so only a run with a later one can have so many: its key alone finds the few there are.
+_MANY = (
+    select(_attempts.c.builder_id, _attempts.c.generation)
+    .where(_attempts.c.attempt > bindparam("keep", type_=Integer))
+    .distinct()
+    .subquery()
+)
 _LONG = (
     select(sandboxes.c.builder_id, sandboxes.c.generation, _LATEST.label("latest"), _LISTENED.label("listened"))
+    .join(_MANY, (_MANY.c.builder_id == sandboxes.c.builder_id) & (_MANY.c.generation == sandboxes.c.generation))
     .group_by(sandboxes.c.builder_id, sandboxes.c.generation)
     .having(func.count() > bindparam("keep", type_=Integer))
     .subquery()

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, exists, insert, select, union, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    exists,
+    insert,
+    select,
+    text,
+    tuple_,
+    union,
+    update,
+)
 
 from builderd.adapters.stores.sql.rows import omit, row_of
-from builderd.adapters.stores.sql.tables import backups, builders, versions
+from builderd.adapters.stores.sql.tables import LIVE, backups, builders, versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
@@ -23,22 +39,40 @@ _INSERT = insert(versions)
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
 _NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
-_CURRENT = select(versions).where(
+_OF_BUILDERS = select(versions).where(
+    tuple_(versions.c.builder_id, versions.c.number).in_(bindparam("keys", expanding=True))
+)
+_CURRENT_WITH_CREDENTIAL = select(versions).where(
     builders.c.tenant_id == bindparam("tenant"),
+    text(LIVE),
     builders.c.id == versions.c.builder_id,
     builders.c.version == versions.c.number,
 )
+# JSON of names; a name has no character that JSON escapes.
+_credentials = cast(versions.c.credentials, Text)
 _UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
-_has_bundle = versions.c.bundle_hash == bindparam("bundle")
-_USES_BUNDLE = select(
-    exists()
-    .where(_has_bundle, versions.c.status != VersionStatus.DROPPED)
-    .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
-    | exists()
-    .where(_has_bundle)
-    .where(backups.c.builder_id == versions.c.builder_id, backups.c.version == versions.c.number)
-    .where(backups.c.status != BackupStatus.FAILED)
+_RESERVE_DISK = (
+    update(builders)
+    .where(builders.c.id == bindparam("builder"), builders.c.version == bindparam("which"))
+    .values(reserved_disk=bindparam("size"))
 )
+
+
+def _uses_bundle(is_it: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists().where(is_it, versions.c.status != VersionStatus.DROPPED).where(
+        builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED
+    ) | exists().where(is_it).where(
+        backups.c.builder_id == versions.c.builder_id, backups.c.version == versions.c.number
+    ).where(backups.c.status != BackupStatus.FAILED)
+
+
+_USES_BUNDLE = select(_uses_bundle(versions.c.bundle_hash == bindparam("bundle")))
+_named = (
+    select(versions.c.bundle_hash).where(versions.c.bundle_hash.in_(bindparam("bundles", expanding=True))).distinct()
+).cte("named")
+_USED_BUNDLES = select(_named.c.bundle_hash).where(_uses_bundle(versions.c.bundle_hash == _named.c.bundle_hash))
+#: Bundles that one statement asks for.
+BATCH = 1_000
 
 
 def _layers(column: ColumnElement[str]) -> Select[str]:
@@ -61,6 +95,9 @@ class Versions:
 
     def add(self, version: Version) -> None:
         self._connection.execute(_INSERT, _row(version))
+        # The first version is the current one of a builder whose row is stored already; its resources never change.
+        key = {"builder": version.builder_id, "which": version.number}
+        self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk})
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
         row = self._connection.execute(_ONE, {"builder": builder, "number": number}).mappings().first()
@@ -69,9 +106,16 @@ class Versions:
     def list(self, builder: BuilderId) -> Sequence[Version]:
         return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).mappings()]
 
-    def current(self, tenant: TenantId) -> Mapping[BuilderId, Version]:
-        rows = self._connection.execute(_CURRENT, {"tenant": tenant}).mappings()
+    def get_all(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
+        if not keys:
+            return {}
+        rows = self._connection.execute(_OF_BUILDERS, {"keys": list(keys)}).mappings()
         return {version.builder_id: version for version in map(_version, rows)}
+
+    def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
+        has_it = _credentials.contains(json.dumps(credential), autoescape=True)
+        rows = self._connection.execute(_CURRENT_WITH_CREDENTIAL.where(has_it), {"tenant": tenant}).mappings()
+        return [_version(row) for row in rows]
 
     def save(self, version: Version) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
@@ -81,6 +125,13 @@ class Versions:
 
     def uses_bundle(self, bundle_hash: str) -> bool:
         return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
+
+    def used_bundles(self, bundles: Collection[str]) -> frozenset[str]:
+        wanted, found = list(bundles), set[str]()
+        for start in range(0, len(wanted), BATCH):
+            batch = {"bundles": wanted[start : start + BATCH]}
+            found.update(self._connection.execute(_USED_BUNDLES, batch).scalars())
+        return frozenset(found)
 
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         if tenant is None:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from builderd.adapters.stores.sql.tables.backups import backup_keys, backups, restores
 from builderd.adapters.stores.sql.tables.base import metadata
-from builderd.adapters.stores.sql.tables.builders import CLAIM, LIVE, builders, due_since, leases, ssh_grants
+from builderd.adapters.stores.sql.tables.builders import (
+    ACTIVE,
+    BACKED_UP,
+    CAPPED,
+    LIVE,
+    builders,
+    due_since,
+    leases,
+    ssh_grants,
+)
 from builderd.adapters.stores.sql.tables.database_lease import database_lease
 from builderd.adapters.stores.sql.tables.domains import acme_accounts, domains, wildcard_certificates
 from builderd.adapters.stores.sql.tables.events import deliveries, events, webhooks
 from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
-from builderd.adapters.stores.sql.tables.ledger import ledger, ledger_months
+from builderd.adapters.stores.sql.tables.ledger import OPEN, ledger, ledger_months, tenant_months
 from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
 from builderd.adapters.stores.sql.tables.sandboxes import build_logs, metrics, sandboxes
 from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
@@ -21,8 +30,11 @@ from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, to
 from builderd.adapters.stores.sql.tables.versions import versions
 
 __all__ = [
-    "CLAIM",
+    "ACTIVE",
+    "BACKED_UP",
+    "CAPPED",
     "LIVE",
+    "OPEN",
     "acceptances",
     "acme_accounts",
     "backup_keys",
@@ -49,6 +61,7 @@ __all__ = [
     "sessions",
     "sign_in_links",
     "ssh_grants",
+    "tenant_months",
     "tenants",
     "tokens",
     "uploads",

@@ -34,6 +34,11 @@ def unique_where(name: str, column: str, condition: str, *more: str) -> Index:
     return Index(name, column, *more, unique=True, sqlite_where=text(condition), postgresql_where=text(condition))
 
 
+def index_where(name: str, condition: str, *columns: str) -> Index:
+    """Return an index of the rows that meet a condition, which a query repeats word by word to use it."""
+    return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
 def version_key(table: str) -> ForeignKeyConstraint:
     return ForeignKeyConstraint(
         ["builder_id", "version"], ["versions.builder_id", "versions.number"], name=f"fk_{table}_version"

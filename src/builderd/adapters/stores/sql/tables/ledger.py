@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, Text
 
-from builderd.adapters.stores.sql.tables.base import COUNTER, builder_columns, metadata, unique_where
+from builderd.adapters.stores.sql.tables.base import COUNTER, builder_columns, index_where, metadata, unique_where
 from builderd.adapters.stores.sql.types import ExactDecimal, UtcDateTime, enum_column
 from builderd.domain.prices import Billing
+
+#: A segment that continues.
+OPEN = "ended_at IS NULL"
+
 
 ledger = Table(
     "ledger",
@@ -19,7 +23,10 @@ ledger = Table(
     Column("hourly_rate", ExactDecimal, nullable=False),
     CheckConstraint("ended_at >= started_at", name="ended_at"),
     Index("ix_ledger_builder_id_started_at", "builder_id", "started_at"),
-    unique_where("uq_ledger_open", "builder_id", "ended_at IS NULL"),
+    Index("ix_ledger_tenant_id_started_at", "tenant_id", "started_at"),
+    unique_where("uq_ledger_open", "builder_id", OPEN),
+    # All that a sum over a tenant's open segments reads.
+    index_where("ix_ledger_open", OPEN, "tenant_id", "billing", "hourly_rate", "started_at", "ended_at"),
 )
 
 
@@ -33,4 +40,15 @@ ledger_months = Table(
     Column("running", ExactDecimal, nullable=False),
     Column("paid", ExactDecimal, nullable=False),
     Index("ix_ledger_months_tenant_id_month", "tenant_id", "month"),
+)
+
+
+# Sums of ``ledger_months`` over all builders of a tenant, so that its total does not read a row of each.
+tenant_months = Table(
+    "tenant_months",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("month", UtcDateTime, primary_key=True),
+    Column("running", ExactDecimal, nullable=False),
+    Column("paid", ExactDecimal, nullable=False),
 )

@@ -20,6 +20,7 @@ from sqlalchemy import (
 from builderd.adapters.stores.sql.tables.base import COUNTER, NEVER_REUSE_IDS, metadata, unique_where, version_key
 from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.logs import LogStream
+from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.sandboxes import EndCause
 
 sandboxes = Table(
@@ -66,6 +67,8 @@ metrics = Table(
     Column("answers_3xx", BigInteger, nullable=False),
     Column("answers_4xx", BigInteger, nullable=False),
     Column("answers_5xx", BigInteger, nullable=False),
+    # Rows of before these were counted have none.
+    *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in RESPONSE_TIMES),
     Index("ix_metrics_start", "start"),
 )
 

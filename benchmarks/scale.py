@@ -1,0 +1,220 @@
+"""What a service costs beside many stopped builders of one tenant: nothing may grow with what is stored.
+
+    script/bench scale [--builders 5,10000,100000] [--postgres] [--rounds N] [--json FILE]
+
+One real builder is made and stopped, and copied in the database while no service runs: with its version, its sandbox
+that ended, and its ledger. Then the service starts. The copies have no disk and are never started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from benchmarks.lifecycle import BARE, User
+from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select
+from tests.acceptance.live_service import LiveService, body
+from tests.postgres import find_binaries, run_server
+
+from builderd.adapters.stores.sql.tables import builders, events, ledger, ledger_months, sandboxes, versions
+from builderd.domain.ids import new_id, new_secret
+
+#: Seconds after readiness in which the service's CPU time is counted.
+CPU_SPAN = 30.0
+#: Rows that are inserted by one statement.
+BATCH = 5_000
+#: Disk of a copy, in GB.
+TINY = 1e-6
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+GOALS = {
+    "first create → 201, ms": 1500,
+    "CPU in 30 s after ready, s": 3,
+    "spending, ms": 100,
+    "list of 100, p99 ms": 15,
+}
+#: From 10,000 builders on at most so many times what it is with the fewest.
+RATIO_GOALS = {"start → 200, ms": 1.1, "create → 201, ms": 1.1}
+
+Row = dict[str, Any]
+
+
+def copy_builder(url: str, number: int) -> None:
+    """Store so many copies of the one builder there is."""
+    engine = open_database(url)
+    with engine.begin() as connection:
+        (original,) = rows_of(connection, builders)
+        parts = {table: rows_of(connection, table) for table in (versions, sandboxes, ledger, ledger_months, events)}
+        for start in range(0, number, BATCH):
+            ids = [new_id() for _ in range(start, min(start + BATCH, number))]
+            connection.execute(insert(builders), [builder_row(original, one) for one in ids])
+            for table, rows in parts.items():
+                copies = [part_row(table, row, one) for one in ids for row in rows]
+                if copies:
+                    connection.execute(insert(table), copies)
+    engine.dispose()
+
+
+def open_database(url: str) -> Engine:
+    parsed = make_url(url)
+    driver = "sqlite+pysqlite" if parsed.get_backend_name() == "sqlite" else "postgresql+psycopg"
+    return create_engine(parsed.set(drivername=driver))
+
+
+def rows_of(connection: Connection, table: Table) -> Sequence[Row]:
+    return [dict(zip(table.columns.keys(), row, strict=True)) for row in connection.execute(select(table))]
+
+
+def builder_row(original: Row, builder_id: str) -> Row:
+    own: Row = {"id": builder_id, "name": f"copy-{builder_id}", "host": f"copy-{builder_id}.localhost"}
+    created = original["created_at"] - timedelta(microseconds=uuid.UUID(builder_id).int % 10**9)
+    own |= {"disk": new_id(), "service_token": new_secret("bds"), "reserved_disk": TINY}
+    return {**original, **own, "created_at": created}
+
+
+def part_row(table: Table, row: Row, builder_id: str) -> Row:
+    """Return a row of another table for a copy. Its disk counts next to nothing of the machine's capacity."""
+    copied = {**row, "builder_id": builder_id}
+    if table in (ledger, events):
+        del copied["id"]
+    elif table is sandboxes:
+        copied["id"] = new_id()
+    elif table is versions:
+        copied["disk"] = TINY
+    return copied
+
+
+def measure(number: int, rounds: int, database: str | None) -> Mapping[str, float]:
+    with tempfile.TemporaryDirectory(prefix="bd-scale-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        data = Path(folder) / "data"
+        service = LiveService(data, {"BUILDERD_DATABASE_URL": database} if database else {})
+        try:
+            service.start()
+            with httpx.Client(timeout=60) as client:
+                user = User(service, client)
+                made = user.call("POST", "/builders", 201, json=body("first", BARE))
+                user.call("POST", f"/builders/{made['uuid']}/stop", 200)
+                service.terminate()
+                copy_builder(database or f"sqlite:///{data}/builderd.db", number)
+            return {"builders": number, **measure_service(service, made, rounds)}
+        finally:
+            service.down()
+
+
+def measure_service(service: LiveService, made: Row, rounds: int) -> Row:
+    begun = time.monotonic()
+    service.start()
+    ready = time.monotonic()
+    before = cpu_seconds(service)
+    found: Row = {"service start, ms": 1000 * (ready - begun)}
+    with httpx.Client(timeout=60) as client:
+        user = User(service, client)
+        found["first create → 201, ms"] = create(user)
+        time.sleep(max(ready + CPU_SPAN - time.monotonic(), 0))
+        found["CPU in 30 s after ready, s"] = cpu_seconds(service) - before
+        start_and_visit(user, made)
+        found["start → 200, ms"] = statistics.median(start_and_visit(user, made) for _ in range(rounds))
+        found["create → 201, ms"] = statistics.median(create(user) for _ in range(rounds))
+        found["spending, ms"] = statistics.median(spans(10, lambda: user.call("GET", "/builders/spending", 200)))
+        listed = spans(100, lambda: client.get(f"{service.url}/api/v1/builders?per_page=100", headers=auth(service)))
+        found["list of 100, p50 ms"], found["list of 100, p99 ms"] = listed[50], listed[98]
+        idle = cpu_seconds(service)
+        time.sleep(10)
+        found["CPU of 10 idle s, s"] = cpu_seconds(service) - idle
+    return found
+
+
+def auth(service: LiveService) -> Mapping[str, str]:
+    return {"Authorization": f"Bearer {service.token}"}
+
+
+def create(user: User) -> float:
+    """Return the milliseconds of a create call; then delete the builder."""
+    begun = time.perf_counter()
+    data = user.call("POST", "/builders", 201, json=body("more", BARE))
+    spent = 1000 * (time.perf_counter() - begun)
+    user.call("DELETE", f"/builders/{data['uuid']}", 200)
+    return spent
+
+
+def start_and_visit(user: User, made: Row) -> float:
+    """Return the milliseconds from the start call to the app's first answer; then stop the app."""
+    begun = time.perf_counter()
+    user.call("POST", f"/builders/{made['uuid']}/start", 200)
+    user.visit(made)
+    spent = 1000 * (time.perf_counter() - begun)
+    user.call("POST", f"/builders/{made['uuid']}/stop", 200)
+    return spent
+
+
+def spans(number: int, call: Callable[[], object]) -> list[float]:
+    """Return the milliseconds of each call, sorted."""
+    found = []
+    for _ in range(number):
+        begun = time.perf_counter()
+        call()
+        found.append(1000 * (time.perf_counter() - begun))
+    return sorted(found)
+
+
+def cpu_seconds(service: LiveService) -> float:
+    """Return the CPU time of the service's own process (proc(5), utime and stime)."""
+    assert service.process is not None
+    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+
+def table(results: Sequence[Mapping[str, float]]) -> str:
+    first = results[0]
+    head = [f"with {result['builders']:,}" for result in results]
+    lines = [f"| what | {' | '.join(head)} | goal |", "|---" * (len(results) + 2) + "|"]
+    for name in first:
+        if name == "builders":
+            continue
+        cells = " | ".join(f"{result[name]:.1f}" for result in results)
+        goal = f"≤ {GOALS[name]}" if name in GOALS else f"≤ {RATIO_GOALS[name]} x" if name in RATIO_GOALS else ""
+        lines.append(f"| {name} | {cells} | {goal} |")
+    return "\n".join(lines)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Lend the URL of a database on a server of its own."""
+    binaries = find_binaries()
+    if binaries is None:
+        sys.exit("PostgreSQL is not installed: apt-get install postgresql")
+    with run_server(binaries) as server, server.database() as url:
+        yield url
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--builders", default="5,10000")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--postgres", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = []
+    for number in options.builders.split(","):
+        with postgres() if options.postgres else nullcontext() as database:
+            results.append(measure(int(number), options.rounds, database))
+            print(json.dumps(results[-1]), flush=True)
+    print(table(results))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Sums that the database computes to the last digit, on SQLite as on PostgreSQL.
+
+SQLite has neither decimal numbers nor a type for times: it gets a function for the one, and its texts are computed with
+for the other.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import BigInteger
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class EpochSeconds(FunctionElement[int]):
+    """Whole seconds from 1970 to a time."""
+
+    type = BigInteger()
+    name = "epoch_seconds"
+    inherit_cache = True
+
+
+class Microseconds(FunctionElement[int]):
+    """Microseconds of a time within its second. Apart from the seconds, since SQLite's integers have 64 bits only."""
+
+    type = BigInteger()
+    name = "microseconds"
+    inherit_cache = True
+
+
+@compiles(EpochSeconds)
+def _seconds(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"CAST(floor(extract(epoch FROM {compiler.process(element.clauses, **options)})) AS BIGINT)"
+
+
+@compiles(EpochSeconds, "sqlite")
+def _seconds_on_sqlite(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"CAST(strftime('%s', {compiler.process(element.clauses, **options)}) AS INTEGER)"
+
+
+@compiles(Microseconds)
+def _microseconds(element: Microseconds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"mod(CAST(extract(microseconds FROM {compiler.process(element.clauses, **options)}) AS BIGINT), 1000000)"
+
+
+@compiles(Microseconds, "sqlite")
+def _microseconds_on_sqlite(element: Microseconds, compiler: SQLCompiler, **options: Any) -> str:
+    """Read the digits: a stored time is ``YYYY-MM-DD hh:mm:ss.ffffff``, and SQLite's own times have milliseconds."""
+    return f"CAST(substr({compiler.process(element.clauses, **options)}, 21) AS INTEGER)"
+
+
+class _Aggregate:
+    """SQLite's aggregate of decimal numbers, which it keeps as texts."""
+
+    def __init__(self) -> None:
+        self._sum = Decimal(0)
+
+    def step(self, value: Any) -> None:
+        if value is not None:
+            self._sum += Decimal(value)
+
+    def finalize(self) -> Any:
+        return str(self._sum)
+
+
+def add_to_sqlite(connection: sqlite3.Connection) -> None:
+    """Make ``exact_sum`` known to a connection."""
+    connection.create_aggregate("exact_sum", 1, _Aggregate)

@@ -1,0 +1,28 @@
+"""Counts the SQL statements of a store, to see that they do not grow with what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.ports.store import Store
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    """Collect the statements that the store executes meanwhile."""
+    assert isinstance(store, SqlStore)
+    engine, seen = store._database.writing, list[str]()
+
+    def collect(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", collect)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", collect)

@@ -1,0 +1,64 @@
+"""SQLite reads the small index where there is one: its plans are made without statistics, so they are held here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from tests.stores import memory_store
+
+from builderd.adapters.stores.sql.store import UnitOfWork
+from builderd.domain.ids import TenantId
+from builderd.ports.store.builders import BuilderQuery
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+ACME = TenantId("acme")
+
+#: What is called often or for all tenants, and the index that its statements read, in order.
+READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
+    "idle": (lambda uow: uow.builders.idle_candidates(), ("ix_builders_status",)),
+    "running": (lambda uow: uow.builders.running(ACME), ("ix_builders_active",)),
+    "capped": (lambda uow: uow.builders.capped(ACME), ("ix_builders_capped",)),
+    "backed up": (lambda uow: uow.builders.backed_up(), ("ix_builders_backed_up",)),
+    "allocated": (lambda uow: uow.builders.allocated(), ("COVERING INDEX ix_builders_live", "ix_builders_active")),
+    "allocated to a tenant": (
+        lambda uow: uow.builders.allocated(ACME),
+        ("COVERING INDEX ix_builders_live", "ix_builders_active"),
+    ),
+    "counted": (lambda uow: uow.builders.count_by_status(), ("COVERING INDEX ix_builders_status",)),
+    "counted of a tenant": (lambda uow: uow.builders.count_by_status(ACME), ("COVERING INDEX ix_builders_live",)),
+    "list": (
+        lambda uow: uow.builders.list(ACME, BuilderQuery()),
+        ("COVERING INDEX ix_builders_live", "ix_builders_tenant_id_created_at"),
+    ),
+    "list by change": (
+        lambda uow: uow.builders.list(ACME, BuilderQuery(sort="-updated_at")),
+        ("COVERING INDEX ix_builders_live", "ix_builders_tenant_id_updated_at"),
+    ),
+    "month": (
+        lambda uow: uow.ledger.month_of_tenant(ACME, NOW),
+        ("sqlite_autoindex_tenant_months_1", "COVERING INDEX ix_ledger_open"),
+    ),
+    "rates": (lambda uow: uow.ledger.rates_of_tenant(ACME), ("COVERING INDEX ix_ledger_open",)),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_plan_reads_the_index(name: str) -> None:
+    call, indexes = READS[name]
+    async with memory_store() as store:
+        seen: list[tuple[str, Any]] = []
+        engine = store._database.writing
+        with engine.begin() as connection:
+            event.listen(connection, "before_cursor_execute", lambda *args: seen.append((args[2], args[3])))
+            call(UnitOfWork(connection, writes=False))
+            plans = [
+                " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
+                for statement, parameters in list(seen)
+            ]
+    assert len(plans) == len(indexes)
+    for plan, index in zip(plans, indexes, strict=True):
+        assert index in plan

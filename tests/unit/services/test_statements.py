@@ -1,0 +1,185 @@
+"""Calls take as many statements with many builders as with few, and sum where the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from functools import partial
+
+import pytest
+from tests.application import World
+from tests.contract.store.samples import make_builder, make_sandbox, make_version
+from tests.statements import statements
+
+from builderd.bootstrap.service import _expected_routes
+from builderd.domain.builders import Builder, Candidate, Desired, Status
+from builderd.domain.ids import SandboxId
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.prices import Billing, Segment
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
+from builderd.reconciler.jobs.storage_events import StorageEvents
+from builderd.reconciler.loop.reconciler import Reconciler
+from builderd.reconciler.loop.sweep import sweep
+from builderd.services import builders, caps, inventory, spending
+
+FEW, MANY = 3, 40
+
+
+async def stop_many(world: World, number: int) -> list[Builder]:
+    """Store so many stopped builders of the caller, with a closed route, a month's costs and an open segment."""
+    made = await world.application.store.write(lambda uow: [stopped(uow, world) for _ in range(number)])
+    for one in made:
+        await world.previews.put(Route(one.host, RouteState.STOPPED))
+    return made
+
+
+def stopped(uow: UnitOfWork, world: World) -> Builder:
+    now, tenant = world.clock.now(), world.caller.tenant_id
+    builder = make_builder(
+        tenant_id=tenant, desired=Desired.STOPPED, status=Status.STOPPED, observed_generation=1, created_at=now
+    )
+    uow.builders.add(builder)
+    uow.versions.add(make_version(builder.id))
+    begun = now - timedelta(hours=1)
+    uow.ledger.open(Segment(tenant, builder.id, Billing.RUNNING, begun, now, Decimal("0.2")))
+    uow.ledger.open(Segment(tenant, builder.id, Billing.STOPPED, now, None, Decimal("0.1")))
+    return builder
+
+
+Call = Callable[[UnitOfWork, World], object]
+
+
+def list_page(uow: UnitOfWork, world: World) -> object:
+    found, _ = builders.list_page(uow, world.caller.tenant_id, BuilderQuery(per_page=100))
+    return builders.views(uow, world.application, found, world.clock.now())
+
+
+def report(uow: UnitOfWork, world: World) -> object:
+    return spending.report(uow, world.application, world.caller.tenant_id, world.clock.now(), spending.Span())
+
+
+def judge(uow: UnitOfWork, world: World) -> object:
+    return caps.judge(uow, world.application, world.caller.tenant_id, world.clock.now())
+
+
+def check(uow: UnitOfWork, world: World) -> None:
+    caps.check(uow, world.application, world.caller.tenant_id, None, world.clock.now())
+
+
+CALLS: dict[str, Call] = {
+    "list": list_page,
+    "spending": report,
+    "judge of caps": judge,
+    "check of caps": check,
+    "view of a cap": lambda uow, world: caps.view_of_tenant(
+        uow, world.application, world.caller.tenant_id, world.clock.now()
+    ),
+    "routes at the start": lambda uow, _: _expected_routes(uow),
+    "bundles in use": lambda uow, _: inventory.used_bundles(uow, [f"{number:064x}" for number in range(50)]),
+}
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+async def test_number_of_statements_does_not_grow(world: World, name: str, capped: bool) -> None:
+    if capped:
+        await world.application.store.write(lambda uow: uow.tenants.cap(world.caller.tenant_id, Decimal(1000)))
+    counts = []
+    for number in (FEW, MANY):
+        await stop_many(world, number)
+        with statements(world.application.store) as seen:
+            await world.read(lambda uow: CALLS[name](uow, world))
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("call", [check, judge])
+async def test_without_a_cap_nothing_is_summed(world: World, call: Call) -> None:
+    await stop_many(world, FEW)
+    with statements(world.application.store) as seen:
+        await world.read(lambda uow: call(uow, world))
+    assert not [one for one in seen if "ledger" in one or "tenant_months" in one]
+
+
+async def test_reconciler_starts_and_sweeps_by_as_many_statements(world: World) -> None:
+    counts = []
+    for number in (FEW, MANY):
+        await stop_many(world, number)
+        with statements(world.application.store) as seen:
+            await Reconciler(world.application)._let_go()
+            await sweep(world.application, ())
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
+    assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == []
+
+
+async def test_event_about_storage_reads_no_builder(world: World) -> None:
+    await stop_many(world, MANY)
+    with statements(world.application.store) as seen:
+        await world.application.store.write(lambda uow: StorageEvents(world.application)._add(uow, "storage.available"))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"desired": Desired.RUNNING},
+        {"status": Status.RUNNING},
+        {"generation": 2},
+        {"candidate": Candidate(1)},
+        {"spare_disks": ("disk",)},
+    ],
+)
+async def test_sweep_makes_a_builder_due_that_is_not_at_rest(world: World, change: dict[str, object]) -> None:
+    """A fault lost its due time: the sweep is what finds it."""
+    builder, *_ = await stop_many(world, FEW)
+    await world.application.store.write(lambda uow: _change(uow, builder, change))
+    await sweep(world.application, ())
+    assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == [builder.id]
+
+
+def _change(uow: UnitOfWork, builder: Builder, change: dict[str, object]) -> None:
+    stored = uow.builders.get(builder.id, lock=True)
+    assert stored is not None
+    uow.builders.save(replace(stored, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "route", [None, RouteState.OPEN, RouteState.STARTING], ids=["no route", "an open route", "one that never closed"]
+)
+async def test_sweep_makes_a_stopped_builder_due_with(world: World, route: RouteState | None) -> None:
+    builder, *_ = await stop_many(world, FEW)
+    if route is None:
+        await world.previews.remove(builder.host)
+    else:
+        destination = Address("10.0.0.1", 80) if route is RouteState.OPEN else None
+        await world.previews.put(Route(builder.host, route, destination))
+    await sweep(world.application, ())
+    assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == [builder.id]
+
+
+async def test_sweep_makes_a_stopped_builder_with_an_open_sandbox_due(world: World) -> None:
+    builder, *_ = await stop_many(world, FEW)
+    sandbox = make_sandbox(builder.id, id=SandboxId("left-over"))
+    await world.application.store.write(lambda uow: uow.sandboxes.add(sandbox))
+    await sweep(world.application, ())
+    assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == [builder.id]
+
+
+async def test_claims_of_a_process_before_are_released_at_once(world: World) -> None:
+    made = await stop_many(world, FEW)
+    now, owner = world.clock.now(), world.application.instance
+    until = now + timedelta(seconds=30)
+    for builder, who in zip(made, (owner, "another", owner), strict=True):
+        await world.application.store.write(partial(_claim, builder=builder, owner=who, world=world))
+    await Reconciler(world.application)._let_go()
+    due = await world.read(lambda uow: uow.builders.due(until - timedelta(seconds=1), 10))
+    assert set(due) == {made[0].id, made[2].id}
+
+
+def _claim(uow: UnitOfWork, builder: Builder, owner: str, world: World) -> None:
+    now = world.clock.now()
+    assert uow.builders.claim(builder.id, owner, now, now + timedelta(seconds=30))

@@ -123,24 +123,30 @@ class Pebble:
 
     def __init__(self, name_server: str, http_port: int, **options: object) -> None:
         self._place = Path(tempfile.mkdtemp(prefix="pebble-"))
-        port, management = free_port(), free_port()
         pem = make_pem("localhost")
         (self._place / "both.pem").write_text(pem)
         self.roots = self._place / "roots.pem"
         self.roots.write_text(pem[: pem.index("-----BEGIN PRIVATE")])
+        self._settings = {"httpPort": http_port, **options}
+        # A port that was free may be taken by the time that it is used.
+        while not self._start(name_server):
+            pass
+
+    def _start(self, name_server: str) -> bool:
+        """Start it; return False if it ended at once."""
+        port, management, tls_port = free_port(), free_port(), free_port()
         self.directory = f"https://localhost:{port}/dir"
         settings = {
             "listenAddress": f"127.0.0.1:{port}",
             "managementListenAddress": f"127.0.0.1:{management}",
             "certificate": str(self._place / "both.pem"),
             "privateKey": str(self._place / "both.pem"),
-            "httpPort": http_port,
-            "tlsPort": free_port(),
+            "tlsPort": tls_port,
             "ocspResponderURL": "",
             "externalAccountBindingRequired": False,
             "retryAfter": {"authz": 1, "order": 1},
             "certificateValidityPeriod": 7_776_000,
-            **options,
+            **self._settings,
         }
         (self._place / "config.json").write_text(json.dumps({"pebble": settings}))
         self._process = subprocess.Popen(
@@ -149,18 +155,18 @@ class Pebble:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._wait()
+        return self._answers()
 
-    def _wait(self) -> None:
+    def _answers(self) -> bool:
         context, deadline = ssl.create_default_context(cafile=str(self.roots)), time.monotonic() + PATIENCE
-        while True:
+        while self._process.poll() is None:
             try:
                 with urllib.request.urlopen(self.directory, context=context, timeout=5):
-                    return
+                    return True
             except (OSError, urllib.error.URLError):
                 assert time.monotonic() < deadline, "pebble did not start in time"
-                assert self._process.poll() is None, "pebble ended"
                 time.sleep(0.05)
+        return False
 
     def close(self) -> None:
         self._process.kill()

@@ -234,3 +234,29 @@ def test_a_wildcard_for_the_previews_is_proven_by_dns_updates(
     tls.run(WildcardJob(application).run_once())
     assert served(tls, f"any.{domain}") == certificate
     assert served(tls, "xn--bcher-kva.example.test") != certificate
+
+
+@pytest.mark.slow
+def test_an_account_is_bound_to_one_at_the_authority(tls: Proxy, world: World, name_server: DnsServer) -> None:
+    host, key = "bound.example.test", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+    name_server.point(host, OURS)
+    bound = Pebble(
+        name_server.address,
+        tls.options.port,
+        externalAccountBindingRequired=True,
+        externalAccountMACKeys={"kid-1": key},
+    )
+    try:
+        for hmac_key, words in (("d3Jvbmctd3Jvbmctd3Jvbmc", "the authority"), (key, None)):
+            authority = AcmeAuthority(AcmeOptions(bound.directory, None, bound.roots, "kid-1", hmac_key))
+            account = authority.new_account_key()
+            if words is None:
+                issued = tls.run(authority.issue(account, host, tls.previews.put_challenge))
+                assert host in x509.load_pem_x509_certificate(issued.pem.encode()).extensions.get_extension_for_class(
+                    x509.SubjectAlternativeName
+                ).value.get_values_for_type(x509.DNSName)
+            else:
+                with pytest.raises(OrderFailed, match=words):
+                    tls.run(authority.issue(account, host, tls.previews.put_challenge))
+    finally:
+        bound.close()

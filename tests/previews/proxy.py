@@ -84,7 +84,8 @@ class Proxy:
             except EngineUnavailable as error:
                 if not (self._any_port and "taken" in error.message):
                     raise
-                self.options = replace(self.options, port=free_port())
+                tls_port = self.options.tls_port and free_port()
+                self.options = replace(self.options, port=free_port(), tls_port=tls_port)
                 self.previews = self.service()
             else:
                 self._any_port = False

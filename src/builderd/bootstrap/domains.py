@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
+from builderd.bootstrap.database import existing_store
 from builderd.domain.domains import DomainRules
 from builderd.settings import Settings
 
@@ -46,6 +47,15 @@ def make_dns_updates(settings: Settings) -> Rfc2136Updates | None:
     if dns is None or not settings.has_wildcard:
         return None
     return Rfc2136Updates(dns.server, TsigKey.parse(dns.key.get_secret_value()))
+
+
+async def rotate_account(settings: Settings) -> bool:
+    """Delete the stored account at the authority, also while the service runs; return False if there was none.
+
+    Raises ``InvalidState`` when there is no database.
+    """
+    async with existing_store(settings) as opened:
+        return await opened.write(lambda uow: uow.acme_accounts.delete(settings.acme.directory))
 
 
 def _own_addresses(host: str) -> Iterator[str]:

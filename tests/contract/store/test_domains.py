@@ -110,6 +110,8 @@ async def test_an_account_of_a_directory_replaces_the_one_before(store: Store) -
     await store.write(lambda uow: uow.acme_accounts.put(replace(first, key=b"new")))
     assert await store.read(lambda uow: uow.acme_accounts.get(first.directory)) == replace(first, key=b"new")
     assert len(await store.read(lambda uow: uow.acme_accounts.all())) == 1
+    assert await store.write(lambda uow: uow.acme_accounts.delete(first.directory))
+    assert not await store.write(lambda uow: uow.acme_accounts.delete(first.directory))
 
 
 async def test_a_wildcard_certificate_of_a_domain_replaces_the_one_before(store: Store) -> None:

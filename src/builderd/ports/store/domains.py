@@ -66,6 +66,9 @@ class AcmeAccounts(Protocol):
     def put(self, account: AcmeAccount) -> None:
         """Store the account of its directory in place of any other."""
 
+    def delete(self, directory: str) -> bool:
+        """Delete the account; return False if there is none."""
+
     def all(self) -> Sequence[AcmeAccount]: ...
 
 

@@ -421,3 +421,13 @@ async def test_secrets_are_sealed_again_with_a_new_vault_key(world: World) -> No
     await active(world)
     assert len(await world.read(lambda uow: list(vault.sealed(uow)))) == 2
     assert await world.application.store.write(lambda uow: vault.reseal(uow, world.application.vault)) == 0
+
+
+async def test_a_forgotten_account_is_made_anew_at_the_next_order(world: World) -> None:
+    await active(world)
+    assert len(world.authority.accounts) == 1
+    directory = world.application.domain_rules.directory
+    await world.application.store.write(lambda uow: uow.acme_accounts.delete(directory))
+    world.clock.move(61 * 86_400)
+    await work(world)
+    assert len(world.authority.accounts) == 2

@@ -151,6 +151,9 @@ class AcmeAccounts:
         self._connection.execute(_DELETE_ACCOUNT, {"of": account.directory})
         self._connection.execute(insert(acme_accounts), row_of(account))
 
+    def delete(self, directory: str) -> bool:
+        return self._connection.execute(_DELETE_ACCOUNT, {"of": directory}).rowcount == 1
+
     def all(self) -> Sequence[AcmeAccount]:
         return [_account(row) for row in self._connection.execute(select(acme_accounts)).mappings()]
 

@@ -1,0 +1,33 @@
+"""``builderd acme``: the account at the certificate authority, on the service's own machine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from builderd.bootstrap.configuration import load
+from builderd.bootstrap.domains import rotate_account
+from builderd.cli import options
+
+
+@click.group()
+def acme() -> None:
+    """Manage the account at the certificate authority."""
+
+
+@acme.command()
+@options.data_dir
+@options.config
+def rotate(data_dir: Path | None, config: Path | None) -> None:
+    """Forget the account's key: the next order registers a new account with a new key.
+
+    Certificates that were issued stay valid and are renewed by the new account, also while the service runs.
+    An authority with external account binding may want new values of acme.eab_key_id and acme.eab_hmac_key.
+    """
+    settings = load(config, data_dir=data_dir)
+    if asyncio.run(rotate_account(settings)):
+        click.echo(f"The account at {settings.acme.directory} is forgotten; the next order registers a new one.")
+    else:
+        click.echo(f"There is no account at {settings.acme.directory}: the first order registers one.")

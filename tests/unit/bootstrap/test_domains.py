@@ -1,0 +1,84 @@
+"""Rules of custom domains and the authority, from the settings."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from builderd.bootstrap.configuration import load
+from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
+from builderd.domain.errors import ValidationFailed
+from builderd.settings import Settings
+
+
+def settings_of(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "builderd.toml"
+    file.write_text(text)
+    return load(file, data_dir=tmp_path / "data")
+
+
+def test_without_tls_domains_are_plain_and_no_authority_is_asked(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "")
+    rules = make_domain_rules(settings)
+    assert (rules.addresses, rules.http_port, rules.https_port) == (("127.0.0.1",), 8081, None)
+    assert make_authority(settings) is None
+    assert make_dns_updates(settings) is None
+
+
+def test_ports_addresses_and_reserved_hosts_come_from_the_settings(tmp_path: Path) -> None:
+    settings = settings_of(
+        tmp_path,
+        """
+        host = "0.0.0.0"
+        public_url = "https://API.example.com"
+        preview_port = 8000
+        [preview]
+        domain = "apps.example.com"
+        public_port = 80
+        tls_port = 8443
+        public_tls_port = 443
+        [acme]
+        directory = "https://localhost:14000/dir"
+        addresses = ["203.0.113.5", "2001:DB8::5"]
+        resolvers = ["127.0.0.1:5353", "[::1]:53"]
+        domains = 3
+        [acme.dns]
+        server = "127.0.0.1:53"
+        key = "hmac-sha256:acme:c2VjcmV0"
+        """,
+    )
+    rules = make_domain_rules(settings)
+    assert rules.addresses == ("203.0.113.5", "2001:db8::5")
+    assert (rules.http_port, rules.https_port, rules.per_builder) == (80, 443, 3)
+    assert rules.reserved == {"api.example.com"}
+    assert rules.directory == "https://localhost:14000/dir"
+    assert make_authority(settings) is not None
+    assert make_dns_updates(settings) is not None
+    assert settings.preview_domain.url("app.apps.example.com") == "https://app.apps.example.com/"
+
+
+def test_a_service_on_every_address_expects_the_machines_own(tmp_path: Path) -> None:
+    rules = make_domain_rules(settings_of(tmp_path, 'host = "0.0.0.0"'))
+    assert all(not ip_address(address).is_unspecified for address in rules.addresses)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('directory = "ftp://ca"', "acme.directory"),
+        ('contact = "nobody"', "acme.contact"),
+        ('resolvers = ["ns.example.com:53"]', "acme.resolvers"),
+        ('resolvers = ["127.0.0.1"]', "acme.resolvers"),
+        ('resolvers = ["127.0.0.1:99999"]', "acme.resolvers"),
+        ('addresses = ["example.com"]', "acme.addresses"),
+        ('eab_key_id = "one"', "acme"),
+        ('dns = { server = "127.0.0.1:53" }', "acme.dns"),
+        ('dns = { server = "127.0.0.1:53", key = "no key" }', "acme.dns"),
+    ],
+)
+def test_a_bad_setting_is_named(tmp_path: Path, text: str, name: str) -> None:
+    with pytest.raises(ValidationFailed) as error:
+        settings_of(tmp_path, f"[acme]\n{text}\n")
+    assert any(field.startswith(name) for field in error.value.errors), error.value.errors

@@ -12,6 +12,7 @@ from builderd.domain.errors import BuildFailed, InstallFailed
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.unread_files import unread_notes
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
@@ -97,6 +98,7 @@ class LayerInstalls:
 
     async def _make(self, item: WorkItem, passed: asyncio.Event) -> Installed:
         plan, tenant = await _plan(self._app, item), item.builder.tenant_id
+        await self._name_unread(item)
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
@@ -108,6 +110,15 @@ class LayerInstalls:
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
             plan = replace(plan, tenant=tenant, limit_bytes=await layer_quota.room_for_build(self._app, tenant))
             return await self._build(plan, item, log, passed)
+
+    async def _name_unread(self, item: WorkItem) -> None:
+        """Name in the log the files that people expect to be read."""
+        bundle = await bundles.fetch(self._app, item.version)
+        notes = unread_notes({file.path for file in bundle.files})
+        if notes:
+            async with BuildLog(self._app, item) as log:
+                for note in notes:
+                    log.line(note)
 
     async def _build(self, plan: LayerPlan, item: WorkItem, log: BuildLog, passed: asyncio.Event) -> Installed:
         engine, installer = self._app.engine, self._app.installer

@@ -180,3 +180,10 @@ async def test_layer_of_another_tenant_counts_for_its_user(world: World) -> None
         with pytest.raises(InstallFailed, match=r"these dependencies take 0\.60 GB more"):
             await world.outcome(await world.ask(MAIN, BundleFile("requirements.txt", b"shared"), name="late"))
         assert set(world.engine.layers) == {key, other}
+
+
+async def test_files_that_are_not_read_are_named_in_the_log(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, BundleFile("Pipfile", b"[packages]\n"), BundleFile(".env", b"A=1\n"))
+    lines = [line.text for line in await world.build_log(builder)]
+    assert [line.partition(" ")[0] for line in lines] == [".env", "Pipfile"]

@@ -32,6 +32,14 @@ NAMED = re.compile(
     rb"|leveldb"
 )
 
+#: Syntax by the first Python that reads it: template strings; several exceptions without parentheses; lazy imports.
+NEWER = {
+    (3, 14): re.compile(
+        r"""(?:^|[^\w.])(?:[tT][rR]?|[rR][tT])["']|^\s*except\*?\s+[\w.]+\s*,\s*[\w.]+\s*:""",
+    ),
+    (3, 15): re.compile(r"^\s*lazy\s+(?:import|from)\s"),
+}
+
 FileFacts = dict[str, Any]
 
 
@@ -74,13 +82,25 @@ def _read(source: bytes, path: str, paths: Collection[str], trees: dict[str, ast
         facts = {**Rules(tree, path, paths).seen(), "flows": []}
     except SyntaxError as error:
         kind = "unparsable" if "too many nested" in str(error) or "too complex" in str(error) else "syntax"
-        return {"error": str(error.msg)[:300], "line": error.lineno or 0, "kind": kind}
+        reason = f"{str(error.msg)[:300]}{_newer(source, error.lineno or 0)}"
+        return {"error": reason, "line": error.lineno or 0, "kind": kind}
     except (RecursionError, MemoryError):
         return _TOO_DEEP
     except ValueError as error:
         return {"error": str(error)[:300], "line": 0, "kind": "unparsable"}
     trees[path] = tree
     return facts
+
+
+def _newer(source: bytes, line: int) -> str:
+    """Return a note where the line is written for a newer Python than this one."""
+    lines = source.decode("utf-8", errors="replace").split("\n")
+    text = lines[line - 1] if 0 < line <= len(lines) else ""
+    mine = sys.version_info[:2]
+    for version, pattern in NEWER.items():
+        if mine < version and pattern.search(text):
+            return f". Python {version[0]}.{version[1]} reads this; apps run on Python {mine[0]}.{mine[1]} here"
+    return ""
 
 
 def followed_files(sources: Mapping[str, bytes]) -> list[str]:

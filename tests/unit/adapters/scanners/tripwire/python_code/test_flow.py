@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 import time
 
 import pytest
@@ -97,3 +98,18 @@ def test_files_that_name_a_sink_are_followed_first() -> None:
     followed = python_code.followed_files({**large, "sink.py": sink})
     assert followed[0] == "sink.py"
     assert sum(len({**large, "sink.py": sink}[path]) for path in followed) <= python_code.MAX_FOLLOWED
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="this Python reads it")
+@pytest.mark.parametrize(
+    ("code", "newer"),
+    [
+        ("name = 'a'\nx = t'hello {name}'\n", True),
+        ("try:\n    pass\nexcept ValueError, KeyError:\n    pass\n", True),
+        ("def f(:\n", False),
+        ("x = f(at'a')\n", False),
+    ],
+)
+def test_syntax_of_a_newer_python_is_named(code: str, newer: bool) -> None:
+    seen = python_code.analyse(code.encode(), "app.py", ["app.py"])
+    assert ("Python 3.14 reads this; apps run on Python 3.1" in seen["error"]) is newer

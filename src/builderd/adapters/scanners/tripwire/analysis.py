@@ -29,8 +29,8 @@ MAX_TEXT = 200
 FOR_SECRETS = "Take it out, revoke it where it was issued, and hand it to the app as a credential"
 FOR_WARNINGS = "Look at it: it is harmless in many places"
 HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
-#: Largest script whose flow of data is followed, in bytes.
-MAX_SCRIPT = 300_000
+#: Bytes of scripts whose flow of data is followed: minified code takes more time for a byte than a person's.
+MAX_SCRIPTS = 150_000
 #: What a tool may take of the review's time.
 SHARE = 0.8
 
@@ -207,8 +207,8 @@ class Analyser:
         folder = FOLDER / "scripts"
         _write_out(folder, sources, "")
         files = [(source.path, number) for number, source in enumerate(sources)]
-        chosen = python_code.followed_files({str(n): source.content for n, source in enumerate(sources)})
-        followed = [int(number) for number in chosen if len(sources[int(number)].content) <= MAX_SCRIPT]
+        contents = {str(number): source.content for number, source in enumerate(sources)}
+        followed = [int(number) for number in python_code.followed_files(contents, MAX_SCRIPTS)]
         read = javascript.read_scripts(self._tools.node, folder, files, followed, review.left())
         for problem in read.problems:
             rule = "SAN-syntax" if problem.syntax else "SAN-unparsable"

@@ -22,8 +22,8 @@ from .rules import Rules
 #: Recursion limit: a person writes no expression that is nested deeper.
 MAX_DEPTH = 20_000
 
-#: Bytes of code whose flow is followed.
-MAX_FOLLOWED = 300_000
+#: Bytes of code whose flow is followed; of more code than ``LARGE`` a third, since its other rules take their time too.
+MAX_FOLLOWED, LARGE = 300_000, 3_000_000
 #: Words of sources and sinks that few files of a sound app hold.
 NAMED = re.compile(
     rb"\bexec\b|\beval\b|__import__|getattr|pickle|marshal|base64|atob|fromCharCode|\.ssh|id_rsa|\.aws|\.npmrc|\.netrc"
@@ -103,13 +103,14 @@ def _newer(source: bytes, line: int) -> str:
     return ""
 
 
-def followed_files(sources: Mapping[str, bytes]) -> list[str]:
+def followed_files(sources: Mapping[str, bytes], most: int = MAX_FOLLOWED) -> list[str]:
     """Return the files whose flow is followed. In a large bundle: those that name a source or a sink, smallest first,
     up to a sum of bytes, so that the time is bounded."""
+    limit = most if sum(map(len, sources.values())) <= LARGE else most // 3
     total, followed = 0, []
     for path in sorted(sources, key=lambda path: (NAMED.search(sources[path]) is None, len(sources[path]), path)):
         total += len(sources[path])
-        if total > MAX_FOLLOWED:
+        if total > limit:
             break
         followed.append(path)
     return followed

@@ -14,6 +14,7 @@ from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
+from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
 from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
@@ -30,11 +31,12 @@ from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import ssh
+from builderd.domain.identities import ClaimRules
 from builderd.domain.resources import GB
 from builderd.services.application import Application
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.scratch_sandboxes import ScratchSandboxes
-from builderd.settings import Settings
+from builderd.settings import OpenIdSettings, Settings
 from builderd.ssh import host_key
 
 
@@ -73,6 +75,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             challenge_probe=HttpChallengeProbe(),
             authority=make_authority(settings),
             dns_updates=make_dns_updates(settings),
+            identity_provider=make_identity_provider(settings.openid),
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
@@ -105,6 +108,15 @@ def load_host_key(settings: Settings) -> asyncssh.SSHKey:
 def is_wildcard(host: str) -> bool:
     """Return True for a host that means every address of the machine, which no client can connect to."""
     return host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+
+
+def make_identity_provider(openid: OpenIdSettings) -> OpenIdProvider | None:
+    """Return the provider with which people sign in to the web pages, None where none is set."""
+    if openid.issuer is None or openid.client_id is None:
+        return None
+    secret = openid.client_secret.get_secret_value() if openid.client_secret is not None else None
+    claims = ClaimRules(openid.tenant_claim, openid.scope_claim)
+    return OpenIdProvider(OpenIdOptions(openid.issuer, openid.client_id, secret, openid.scope, openid.name, claims))
 
 
 def make_previews(settings: Settings) -> HaproxyPreviews:

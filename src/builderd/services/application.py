@@ -22,6 +22,7 @@ from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
 from builderd.ports.domains import CertificateAuthority, ChallengeProbe, DnsUpdates, NameServers
 from builderd.ports.engine import Engine
+from builderd.ports.identity_provider import IdentityProvider
 from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
@@ -124,6 +125,8 @@ class Application:
     authority: CertificateAuthority | None = None
     #: Proves the previews' domain, for a wildcard certificate; None without one.
     dns_updates: DnsUpdates | None = None
+    #: With whom people may sign in to the web pages, besides tokens and links.
+    identity_provider: IdentityProvider | None = None
     backup_rules: BackupRules = field(default_factory=BackupRules)
     tenant_limits: TenantLimits = field(default_factory=TenantLimits)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from builderd.domain.errors import NotFound, Unauthenticated
+from builderd.domain.identities import Identity
 from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.sessions import IDLE, LINK_SPAN, Session, SessionId, SignInLink
 from builderd.domain.tokens import Scope, Token
@@ -16,6 +17,8 @@ from builderd.services import tokens
 TOUCH_INTERVAL = timedelta(minutes=1)
 #: Name of the token that one-time links sign in with, and so of the actor in events.
 LINK_TOKEN = "sign-in link"  # noqa: S105 -- a name
+#: Life of a session by an identity provider, and of its token.
+SSO_SPAN = timedelta(hours=12)
 _SPENT = "This link is unknown, spent or older than 10 minutes: make another one with `builderd token link`."
 _ENDED = "The session is over: sign in again."
 
@@ -60,6 +63,29 @@ def spend_link(uow: UnitOfWork, code: str, client: str, now: datetime) -> tuple[
     if not uow.sign_in_links.spend(link.code_hash) or token is None or not token.is_valid(now):
         raise Unauthenticated(_SPENT)
     return _begin(uow, token, client, now)
+
+
+def sign_in_as(uow: UnitOfWork, identity: Identity, client: str, now: datetime) -> tuple[Session, str]:
+    """Begin a session for a person whom the identity provider vouches for; return it with its secret.
+
+    It belongs to a token of the person's, whose secret nobody has and which ends after ``SSO_SPAN``: a person who loses
+    the account, or a scope, loses the session with it. A token with other scopes than now is revoked.
+    """
+    tenant, name = uow.tenants.by_name(identity.tenant), identity.token_name
+    mine = [one for one in (uow.tokens.list(tenant.id) if tenant else ()) if one.name == name and one.is_valid(now)]
+    for one in mine:
+        if one.scopes != identity.scopes:
+            uow.tokens.revoke(one.id, now)
+    fresh = [one for one in mine if one.scopes == identity.scopes and _lasts(one, now)]
+    made = fresh or [
+        tokens.create(uow, identity.tenant, name, now, scopes=identity.scopes, expires_at=now + SSO_SPAN)[0]
+    ]
+    return _begin(uow, made[0], client, now)
+
+
+def _lasts(token: Token, now: datetime) -> bool:
+    """Return whether most of the token's time is left, so that a new sign-in need not make another."""
+    return token.expires_at is not None and token.expires_at - now > SSO_SPAN / 2
 
 
 def _begin(uow: UnitOfWork, token: Token, client: str, now: datetime) -> tuple[Session, str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from builderd.settings.sections import BackupSettings, ReviewSettings, VaultSettings
+from builderd.settings.sections import BackupSettings, OpenIdSettings, ReviewSettings, VaultSettings
 from builderd.settings.settings import DEFAULT_DATA_DIR, FILE_NAME, PREFIX, Settings
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "FILE_NAME",
     "PREFIX",
     "BackupSettings",
+    "OpenIdSettings",
     "ReviewSettings",
     "Settings",
     "VaultSettings",

@@ -186,6 +186,28 @@ class AcmeSettings(Section):
         return self
 
 
+class OpenIdSettings(Section):
+    """Sign-in to the web pages by an OpenID provider; off without ``issuer``.
+
+    ``client_secret``: none for a public client. ``scope``: asked of the provider. ``tenant_claim`` and ``scope_claim``
+    of the ID token say whose tenant it is and what it may. ``name``: of the button.
+    """
+
+    issuer: Annotated[str, Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost)[:/])\S+$")] | None = None
+    client_id: Annotated[str, Field(min_length=1)] | None = None
+    client_secret: SecretStr | None = None
+    scope: Annotated[str, Field(pattern=r"^(\S+ )*openid( \S+)*$")] = "openid"
+    tenant_claim: Annotated[str, Field(min_length=1)] = "builderd_tenant"
+    scope_claim: Annotated[str, Field(min_length=1)] = "builderd_scope"
+    name: Annotated[str, Field(min_length=1, max_length=60)] = "single sign-on"
+
+    @model_validator(mode="after")
+    def _whole_client(self) -> Self:
+        if (self.issuer is None) is not (self.client_id is None):
+            raise ValueError("issuer and client_id go together: set both, or none")
+        return self
+
+
 class EgressSettings(Section):
     """Networks that sandboxes may (``allow``) or must not (``deny``) reach, in addition to the default policy."""
 

@@ -25,6 +25,7 @@ from builderd.settings.sections import (
     EgressSettings,
     IdleSettings,
     LimitSettings,
+    OpenIdSettings,
     PackageSource,
     Port,
     PreviewSettings,
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     idle: IdleSettings = IdleSettings()
     preview: PreviewSettings = PreviewSettings()
     acme: AcmeSettings = AcmeSettings()
+    openid: OpenIdSettings = OpenIdSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
     #: Limits of every tenant, and of single tenants by name.

@@ -33,6 +33,7 @@ from builderd.web.pages import (
     logs,
     machine,
     metrics,
+    openid,
     qa,
     reviews,
     settings,
@@ -50,6 +51,7 @@ from builderd.web.visits import Visit, page
 #: All pages, a file each.
 PAGES = (
     sign_in,
+    openid,
     builders,
     deploying,
     builder,

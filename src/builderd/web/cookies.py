@@ -11,6 +11,9 @@ from builderd.services.application import Application
 
 #: Browsers take the first only over TLS and from this host itself: no sibling host can plant one.
 SECURE_NAME, PLAIN_NAME = "__Host-builderd", "builderd-session"
+#: Of a sign-in on its way to an identity provider and back; the only cookie that another site's link brings along.
+SECURE_ATTEMPT, PLAIN_ATTEMPT = "__Host-builderd-openid", "builderd-openid"
+ATTEMPT_SECONDS = 600
 
 
 def is_secure(application: Application, connection: HTTPConnection) -> bool:
@@ -24,7 +27,15 @@ def session_secret(application: Application, connection: HTTPConnection) -> str 
     None also for two cookies of this name: over plain HTTP a sibling host can plant one of its own, and which of the
     two a browser sends first is the sibling's choice.
     """
-    name = _name(application, connection)
+    return _one(connection, _name(application, connection))
+
+
+def attempt_cookie(application: Application, connection: HTTPConnection) -> str | None:
+    """Return the cookie of a sign-in on its way, None without one or with two."""
+    return _one(connection, _attempt_name(application, connection))
+
+
+def _one(connection: HTTPConnection, name: str) -> str | None:
     found = [
         value
         for header in connection.headers.getlist("cookie")
@@ -36,22 +47,38 @@ def session_secret(application: Application, connection: HTTPConnection) -> str 
 
 def set_session(application: Application, connection: HTTPConnection, response: Response, secret: str) -> None:
     """Set the cookie. It lives until the browser ends; the session itself may end before."""
-    _set(application, connection, response, secret, None)
+    _set(application, connection, response, _name(application, connection), secret)
 
 
 def clear_session(application: Application, connection: HTTPConnection, response: Response) -> None:
-    _set(application, connection, response, "", 0)
+    _set(application, connection, response, _name(application, connection), "", max_age=0)
+
+
+def set_attempt(application: Application, connection: HTTPConnection, response: Response, value: str) -> None:
+    name = _attempt_name(application, connection)
+    _set(application, connection, response, name, value, max_age=ATTEMPT_SECONDS, same_site="Lax")
+
+
+def clear_attempt(application: Application, connection: HTTPConnection, response: Response) -> None:
+    name = _attempt_name(application, connection)
+    _set(application, connection, response, name, "", max_age=0, same_site="Lax")
 
 
 def _set(
-    application: Application, connection: HTTPConnection, response: Response, value: str, max_age: int | None
+    application: Application,
+    connection: HTTPConnection,
+    response: Response,
+    name: str,
+    value: str,
+    *,
+    max_age: int | None = None,
+    same_site: str = "Strict",
 ) -> None:
     secure = is_secure(application, connection)
-    name = _name(application, connection)
     cookie: SimpleCookie = SimpleCookie({name: value})
     cookie[name]["path"] = "/"
     cookie[name]["httponly"] = True
-    cookie[name]["samesite"] = "Strict"
+    cookie[name]["samesite"] = same_site
     if max_age is not None:
         cookie[name]["max-age"] = max_age
     if secure:
@@ -61,3 +88,7 @@ def _set(
 
 def _name(application: Application, connection: HTTPConnection) -> str:
     return SECURE_NAME if is_secure(application, connection) else PLAIN_NAME
+
+
+def _attempt_name(application: Application, connection: HTTPConnection) -> str:
+    return SECURE_ATTEMPT if is_secure(application, connection) else PLAIN_ATTEMPT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -51,28 +52,41 @@ async def _shown(request: Request, template: str, status: int = 200, **values: o
     )
 
 
-def _next_of(text: str) -> str:
+def next_of(text: str) -> str:
     """Return where to go after signing in: a path of these pages, never another site."""
     return text if OWN_PATH.fullmatch(text) else "/builders"
+
+
+async def show_door(
+    request: Request, status: int = 200, *, template: str = "sign_in.html", error: str = "", target: str = "/builders"
+) -> Response:
+    """Show the page before the pages: its form, perhaps with an error, or another template."""
+    provider = request.app.state.application.identity_provider
+    name = provider.name if provider else ""
+    return await _shown(request, template, status, error=error, message="", next=target, provider=name)
 
 
 async def show_sign_in(request: Request) -> Response:
     """Show the form for a token."""
     message = "You are signed out." if request.query_params.get("done") == "signed-out" else ""
-    target = _next_of(request.query_params.get("next", ""))
-    return await _shown(request, "sign_in.html", error="", message=message, next=target)
+    target = next_of(request.query_params.get("next", ""))
+    provider = request.app.state.application.identity_provider
+    name = provider.name if provider else ""
+    return await _shown(request, "sign_in.html", error="", message=message, next=target, provider=name)
 
 
 async def sign_in(request: Request) -> Response:
     """Begin a session with a token."""
     check_origin(request.method, request.headers)
     form = await read_form(request)
-    secret, target = form.text("token").strip(), _next_of(form.text("next"))
+    secret, target = form.text("token").strip(), next_of(form.text("next"))
     try:
-        return await _begin(request, secret, target, lambda uow, now_client: sessions.sign_in(uow, secret, *now_client))
+        return await _begin(
+            request, secret, target, lambda uow, client, now: sessions.sign_in(uow, secret, client, now)
+        )
     except (Unauthenticated, RateLimited) as error:
         status = 429 if isinstance(error, RateLimited) else 401
-        return await _shown(request, "sign_in.html", status, error=error.message, message="", next=target)
+        return await show_door(request, status, error=error.message, target=target)
 
 
 async def show_link(request: Request) -> Response:
@@ -98,7 +112,7 @@ async def spend_link(request: Request) -> Response:
     code = request.path_params["code"]
     try:
         return await _begin(
-            request, code, "/builders", lambda uow, now_client: sessions.spend_link(uow, code, *now_client)
+            request, code, "/builders", lambda uow, client, now: sessions.spend_link(uow, code, client, now)
         )
     except (Unauthenticated, RateLimited) as error:
         return await _shown(request, "once.html", 401, error=error.message, tenant="")
@@ -107,32 +121,39 @@ async def spend_link(request: Request) -> Response:
 async def _refused(request: Request, code: str, error: Unauthenticated) -> Response:
     message = error.message
     try:
-        _count_guess(request, code)
+        count_guess(request, code)
     except RateLimited as limited:
         return await _shown(request, "once.html", 429, error=limited.message, tenant="")
     return await _shown(request, "once.html", 401, error=message, tenant="")
 
 
-def _count_guess(request: Request, secret: str) -> None:
+def count_guess(request: Request, secret: str) -> None:
     """Count a wrong secret of this address. Raises ``RateLimited`` when too many come from it."""
     operations: Operations = request.app.state.operations
     operations.rates.failed(request.client.host if request.client else "", secret)
 
 
-Begin = Callable[[UnitOfWork, tuple[str, object]], tuple[Session, str]]
+#: Begins a session for a client at a time; returns it with its secret.
+Begin = Callable[[UnitOfWork, str, datetime], tuple[Session, str]]
 
 
-async def _begin(request: Request, secret: str, target: str, begin: Callable[..., tuple[Session, str]]) -> Response:
-    """Begin the session and set its cookie. Raises ``Unauthenticated``, and ``RateLimited`` for too many guesses."""
+async def begin_session(request: Request, begin: Begin) -> str:
+    """Begin a session and return its secret. Raises what ``begin`` raises."""
     application: Application = request.app.state.application
     now, client = application.clock.calendar(), client_of(request)
+    _, secret = await application.store.write(lambda uow: begin(uow, client, now))
+    return secret
+
+
+async def _begin(request: Request, secret: str, target: str, begin: Begin) -> Response:
+    """Begin the session and set its cookie. Raises ``Unauthenticated``, and ``RateLimited`` for too many guesses."""
     try:
-        _, session_secret = await application.store.write(lambda uow: begin(uow, (client, now)))
+        session_secret = await begin_session(request, begin)
     except Unauthenticated:
-        _count_guess(request, secret)
+        count_guess(request, secret)
         raise
     response = RedirectResponse(quote(target, safe="/?&=%:+,;@!*'()~-._"), 303)
-    set_session(application, request, response, session_secret)
+    set_session(request.app.state.application, request, response, session_secret)
     return response
 
 

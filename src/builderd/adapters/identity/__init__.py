@@ -1,0 +1,1 @@
+"""Identity providers, with which people sign in to the web pages."""

@@ -46,6 +46,19 @@ def test_sandbox_runs_commands_and_previews_its_listening_port(service: LiveServ
         assert run(service, data["uuid"], start)[0] == 0
         page = service.visit(data, headers={"X-Service-Token": data["service_token"]})
         assert (page.status_code, "index.html" in page.text or "hello" in page.text) == (200, True)
+        # Another port of the sandbox is private too, and a link opens that port alone.
+        path = f"/builders/{data['uuid']}"
+        assert run(service, data["uuid"], start.replace("8765", "3000"))[0] == 0
+        url = service.call("GET", f"{path}/ports/3000/preview-url").json()["data"]["url"]
+        other = {**data, "preview_url": url}
+        assert service.visit(other).status_code == 401
+        assert service.visit(other, headers={"X-Service-Token": data["service_token"]}).status_code == 200
+        link = service.call("POST", f"{path}/preview-links", json={"expires_minutes": 5, "port": 3000}).json()["data"]
+        token = link["url"].partition("=")[2]
+        assert service.visit(other, headers={"X-Service-Token": token}).status_code == 200
+        assert service.visit(data, headers={"X-Service-Token": token}).status_code == 401
+        assert service.call("DELETE", f"{path}/preview-links/{link['id']}").status_code == 204
+        assert service.visit(other, headers={"X-Service-Token": token}).status_code == 401
         zombies = "for n in 1 2 3; do (sleep 0.1 &) ; done; sleep 0.5; ps -e -o stat= | grep -c Z || true"
         assert run(service, data["uuid"], zombies)[1].strip() == "0"
     finally:

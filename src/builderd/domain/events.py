@@ -30,7 +30,8 @@ class Event:
     qa_passed), ``sandbox.started``,
     ``sandbox.ended`` (details: exit_code, cause), ``domain.added``, ``domain.active``, ``domain.failed``,
     ``domain.renewed``, ``domain.expiring``, ``domain.lost``, ``domain.lapsed`` and ``domain.removed`` (details: host,
-    name), ``storage.unavailable`` and ``storage.available``.
+    name), ``preview_link.created`` and ``preview_link.revoked`` (details: link, port, expires_at),
+    ``storage.unavailable`` and ``storage.available``.
     ``builder_id`` is None for an event of the whole tenant.
     """
 

@@ -12,6 +12,7 @@ from builderd.domain.ids import BuilderId, is_id
 
 #: A DNS label has 63 bytes at most (RFC 1035): 54 of the name, a hyphen, 8 of the id.
 NAME_PART = 54
+MAX_LABEL, MAX_HOST = 63, 253
 ID_PART = 8
 
 #: Lower-case host names: the only text that may go unescaped into the proxy's configuration, maps and pages.
@@ -105,6 +106,36 @@ class DomainAlias:
     @property
     def fingerprint(self) -> str | None:
         return None if self.certificate is None else fingerprint(self.certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewLink:
+    """Link that opens a preview, or one of its other ports, until ``end`` (seconds since 1970).
+
+    ``token_hash`` is the sha256 of its token. Raises ``ValueError`` for what may not go into the proxy's files.
+    """
+
+    token_hash: str
+    host: str
+    port: int | None
+    end: int
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.token_hash) or not _HOST.fullmatch(self.host):
+            raise ValueError(f"not a link: {self.token_hash!r} {self.host!r}")
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ValueError(f"not a port: {self.port}")
+
+    @property
+    def entry(self) -> str:
+        """Return the value of the proxy's entry."""
+        return f"{self.host}|{self.port or '-'}|{self.end}"
+
+
+def port_host(host: str, port: int) -> str | None:
+    """Return the host of another port of a preview; None where it would be too long for a host name."""
+    other = f"{port}--{host}"
+    return other if len(other.partition(".")[0]) <= MAX_LABEL and len(other) <= MAX_HOST else None
 
 
 def fingerprint(certificate: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
-from builderd.domain.previews import DomainAlias, PreviewActivity, Route
+from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route
 
 
 class Previews(Protocol):
@@ -70,6 +70,12 @@ class Previews(Protocol):
         """Serve all hosts without a certificate of their own with this PEM of key and chain. Idempotent.
 
         A proxy that speaks no TLS ignores it.
+        """
+
+    async def refresh_links(self, load: Callable[[], Awaitable[Collection[PreviewLink]]]) -> None:
+        """Let exactly the links that ``load`` returns open their previews; each ends by itself at its time.
+
+        One call at a time loads and applies them. Idempotent.
         """
 
     async def put_challenge(self, token: str, answer: str) -> None:

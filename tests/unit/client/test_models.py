@@ -9,7 +9,12 @@ from builderd.client import models
 
 SCHEMAS = DOCUMENT["components"]["schemas"]
 #: Where the client's name differs.
-NAMES = {"Builder": "BuilderState", "ShownResources": "Resources", "TokenWithSecret": "NewToken"}
+NAMES = {
+    "PreviewLinkWithUrl": "NewPreviewLink",
+    "Builder": "BuilderState",
+    "ShownResources": "Resources",
+    "TokenWithSecret": "NewToken",
+}
 #: Envelopes, which the client takes apart, and shapes of requests, which are its keyword arguments.
 NOT_MODELS = ("Answer", "Page")
 REQUESTS = {"Failure", "PageMeta", "FileContent", "Source", "Resources", "RenewedLease"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import DomainAlias, PreviewActivity, Route, RouteState
+from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
 
 
 class FakePreviews:
@@ -22,6 +22,7 @@ class FakePreviews:
         self._activity: dict[str, PreviewActivity] = {}
         self._domains: dict[str, tuple[str, str | None]] = {}
         self.wildcard = ""
+        self.links: dict[str, PreviewLink] = {}
         #: Answers of the challenge path by token; lost when the proxy ends.
         self.challenges: dict[str, str] = {}
         #: Open requests by host.
@@ -90,6 +91,10 @@ class FakePreviews:
     async def put_wildcard(self, certificate: str) -> None:
         self._need_running()
         self.wildcard = certificate
+
+    async def refresh_links(self, load: Callable[[], Awaitable[Collection[PreviewLink]]]) -> None:
+        self._need_running()
+        self.links = {link.token_hash: link for link in await load()}
 
     async def put_challenge(self, token: str, answer: str) -> None:
         self._need_running()

@@ -72,13 +72,15 @@ def _described(builder: Builder) -> str:
 
 @command(name="open")
 @named
-def open_(session: Session, name: str | None) -> None:
+@click.option("--port", type=click.IntRange(1, 65535), help="Another port of its sandbox.")
+def open_(session: Session, name: str | None, port: int | None) -> None:
     """Open a builder's address in the browser, and print it."""
     builder = session.builder(name)
-    session.result({"url": builder.url}, builder.url)
+    url = builder.url if port is None else builder.port_url(port)
+    session.result({"url": url}, url)
     # Without a terminal there is nobody to show a browser to.
     if not session.as_json and sys.stdout.isatty():
-        webbrowser.open(builder.url)
+        webbrowser.open(url)
 
 
 @command()

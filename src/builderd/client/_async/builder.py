@@ -17,6 +17,7 @@ from builderd.client._async.files import AsyncFiles
 from builderd.client._async.gates import AsyncQaReports, AsyncReviews
 from builderd.client._async.leases import AsyncHeldLease, AsyncLeases
 from builderd.client._async.pages import AsyncPages, reader
+from builderd.client._async.preview_links import AsyncPreviewLinks
 from builderd.client._async.streams import AsyncStream, rows
 from builderd.client._async.streams import follow as follow_stream
 from builderd.client._async.terminals import AsyncTerminal, open_terminal
@@ -31,6 +32,7 @@ from builderd.client.models import (
     LogDensity,
     LogLine,
     Metrics,
+    PortPreview,
     RemovedBuilds,
     SpendingCap,
     SshGrant,
@@ -316,6 +318,16 @@ class AsyncBuilder:
     def leases(self) -> AsyncLeases:
         """Leases that keep it busy."""
         return AsyncLeases(self._transport, self.uuid)
+
+    @property
+    def preview_links(self) -> AsyncPreviewLinks:
+        """Links that open its private preview, or one of its ports."""
+        return AsyncPreviewLinks(self._transport, self.uuid)
+
+    async def port_url(self, port: int) -> str:
+        """Return the URL of one of its ports, which wants the service token or a link."""
+        path = f"/builders/{self.uuid}/ports/{port}/preview-url"
+        return (await self._transport.read(PortPreview, "GET", path)).url
 
     def lease(self, seconds: int = 600, reason: str = "") -> AsyncHeldLease:
         """Keep it from being frozen or stopped for idleness during a ``with`` block, at most ``seconds``."""

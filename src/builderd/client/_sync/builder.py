@@ -17,6 +17,7 @@ from builderd.client._sync.files import Files
 from builderd.client._sync.gates import QaReports, Reviews
 from builderd.client._sync.leases import HeldLease, Leases
 from builderd.client._sync.pages import Pages, reader
+from builderd.client._sync.preview_links import PreviewLinks
 from builderd.client._sync.streams import Stream, rows
 from builderd.client._sync.streams import follow as follow_stream
 from builderd.client._sync.terminals import Terminal, open_terminal
@@ -31,6 +32,7 @@ from builderd.client.models import (
     LogDensity,
     LogLine,
     Metrics,
+    PortPreview,
     RemovedBuilds,
     SpendingCap,
     SshGrant,
@@ -310,6 +312,16 @@ class Builder:
     def leases(self) -> Leases:
         """Leases that keep it busy."""
         return Leases(self._transport, self.uuid)
+
+    @property
+    def preview_links(self) -> PreviewLinks:
+        """Links that open its private preview, or one of its ports."""
+        return PreviewLinks(self._transport, self.uuid)
+
+    def port_url(self, port: int) -> str:
+        """Return the URL of one of its ports, which wants the service token or a link."""
+        path = f"/builders/{self.uuid}/ports/{port}/preview-url"
+        return (self._transport.read(PortPreview, "GET", path)).url
 
     def lease(self, seconds: int = 600, reason: str = "") -> HeldLease:
         """Keep it from being frozen or stopped for idleness during a ``with`` block, at most ``seconds``."""

@@ -142,6 +142,29 @@ class RemovedBuilds(Model):
     bytes: int
 
 
+class PortPreview(Model):
+    """URL of one port of a sandbox. It wants the service token, or a link."""
+
+    port: int
+    url: str
+
+
+class PreviewLink(Model):
+    """Valid link to a preview. Its URL is shown when it is made, and not again."""
+
+    id: str
+    port: int | None = None
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class NewPreviewLink(PreviewLink):
+    """New link. ``url`` opens the preview without another token."""
+
+    url: str
+
+
 class Lease(Model):
     """Lease of a builder. ``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
 

@@ -21,6 +21,7 @@ from builderd.ports.store.idempotency import Idempotency
 from builderd.ports.store.leases import Leases
 from builderd.ports.store.ledger import Ledger
 from builderd.ports.store.metrics import Metrics
+from builderd.ports.store.preview_links import PreviewLinks
 from builderd.ports.store.qa_reports import QaReports
 from builderd.ports.store.reviews import Acceptances, Reviews
 from builderd.ports.store.sandboxes import Sandboxes
@@ -48,6 +49,7 @@ __all__ = [
     "Leases",
     "Ledger",
     "Metrics",
+    "PreviewLinks",
     "QaReports",
     "Restores",
     "Reviews",
@@ -115,6 +117,8 @@ class UnitOfWork(Protocol):
     def sessions(self) -> Sessions: ...
     @property
     def sign_in_links(self) -> SignInLinks: ...
+    @property
+    def preview_links(self) -> PreviewLinks: ...
     @property
     def ssh_grants(self) -> SshGrants: ...
     @property

@@ -91,6 +91,7 @@ class RetentionJob:
         await self._all(lambda uow: uow.reviews.expire(now - REVIEWS, BATCH))
         await self._all(lambda uow: uow.deliveries.expire(sent, BATCH))
         await self._app.store.write(lambda uow: uow.ssh_grants.expire(old))
+        await self._app.store.write(lambda uow: uow.preview_links.expire(now))
         await self._app.store.write(lambda uow: uow.idempotency.expire(now - RETRY_KEYS))
 
     async def _all(self, expire: Callable[[UnitOfWork], int]) -> None:

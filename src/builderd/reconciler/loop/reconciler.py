@@ -21,6 +21,7 @@ from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
 from builderd.reconciler.loop.worker import Worker, WorkerContext
+from builderd.services import preview_links
 from builderd.services.application import Application
 
 #: How long a builder may be due before it is checked, in seconds.
@@ -29,6 +30,8 @@ POLL_INTERVAL = 0.5
 BATCH = 100
 #: How often everything is checked, whether or not anything is known to have changed, in seconds.
 SWEEP_INTERVAL = 300.0
+#: How often the proxy's preview links are compared with the store's, in seconds.
+LINKS_INTERVAL = 60.0
 #: After the exits could not be watched: how long until the next try, in seconds.
 RETRY_INTERVAL = 1.0
 
@@ -57,6 +60,7 @@ class Reconciler:
                 every(SWEEP_INTERVAL, self._sweep, event="sweep", wait_first=True),
                 self._compilation.run(),
                 self._reporting.run(),
+                every(LINKS_INTERVAL, self._sync_links, event="preview links"),
                 every(POLL_INTERVAL, self._check_spending, event="spending check"),
             )
         ]
@@ -121,6 +125,9 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         await sweep(self._app, self._workers)
+
+    async def _sync_links(self) -> None:
+        await preview_links.sync(self._app)
 
     async def _check_spending(self) -> None:
         await spending.exclude_clock_skips(self._app)

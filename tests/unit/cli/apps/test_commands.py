@@ -29,7 +29,6 @@ ELSEWHERE = {
     "context",
     "init",
     "schema",
-    "open",
     "mcp",
     "shell",
     "port-forward",
@@ -162,6 +161,12 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.json("domains", "check", "bücher.example.com", "--builder", "my-app")["txt"]["name"]
     box.json("domains", "remove", "BÜCHER.example.com.")
     assert box.json("domains", "list") == []
+
+    assert box.json("open", "my-app", "--port", "3000")["url"].startswith("http://3000--my-app-")
+    link = box.json("preview-links", "create", "my-app", "--port", "3000")
+    assert link["url"].startswith("http://3000--my-app-")
+    assert [one["id"] for one in box.json("preview-links", "list", "my-app")] == [link["id"]]
+    box.json("preview-links", "revoke", "my-app", link["id"])
 
     # The tenant
     assert box.json("credentials", "set", "db", "PASSWORD=-", "--restart", stdin="secret\n")["variables"] == [

@@ -22,7 +22,9 @@ def unknown(files: ProxyFiles, form: Form) -> str:
 def private(files: ProxyFiles, form: Form) -> str:
     """Return the rule for requests without the token; the answer does not reveal whether the app runs."""
     answer = _return(files, pages.PRIVATE, form)
-    return f'{answer} hdr WWW-Authenticate "Service-Token" if {{ var(txn.route),field(2,|) -m str private }} !owner'
+    wants = '{answer} hdr WWW-Authenticate "Service-Token" if {{ {condition} }} !known'
+    conditions = ("var(txn.route),field(2,|) -m str private", "var(txn.at_port) -m found")
+    return "\n".join(wants.format(answer=answer, condition=one) for one in conditions)
 
 
 def not_open(files: ProxyFiles, form: Form) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import answers, domains, pages, pause, tokens
+from builderd.adapters.previews.haproxy import answers, domains, pages, pause, shares, tokens
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
@@ -127,7 +127,7 @@ def _defaults(options: ProxyOptions) -> str:
 
 def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     """Return the frontend. Plain requests take the fast path, since every rule costs each request time."""
-    is_fast = "public repeatable path_only !odd_port !brought"
+    is_fast = "public repeatable path_only !odd_port !brought !at_port"
     return section(
         "frontend visitors from base",
         f"""
@@ -140,6 +140,7 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         http-request set-var(txn.host) var(txn.asked)
         # state|access|ip|port|sha256 of the token|builder
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
+        {shares.ports(files)}
         acl challenge path_beg {domains.CHALLENGE_PATH}
         {domains.rules(options, files)}
 
@@ -269,7 +270,7 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         {answers.unknown(files, form)}
         http-request deny deny_status 405 if {{ method CONNECT TRACE }}
         http-request deny deny_status 400 if {{ {_ODD_PORT} }}
-        {tokens.proof(options)}
+        {tokens.proof(options, files)}
         # First of all rules that depend on the app's state.
         {answers.private(files, form)}
         {tokens.redirect_to_cookie(options)}
@@ -281,6 +282,7 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         {tokens.removal()}
         """,
         _forward_rules(options),
+        shares.dial(),
         answers.crashed(files, form),
         """
         acl repeatable method GET HEAD OPTIONS

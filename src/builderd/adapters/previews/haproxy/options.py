@@ -91,6 +91,10 @@ class ProxyFiles:
         return self.directory / "domains.map"
 
     @property
+    def links(self) -> Path:
+        return self.directory / "links.map"
+
+    @property
     def certificates(self) -> Path:
         return self.directory / "certificates"
 

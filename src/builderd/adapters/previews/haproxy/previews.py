@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import activity, config, guard, pages, pause, process
@@ -18,7 +18,7 @@ from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import DomainAlias, PreviewActivity, Route, RouteState
+from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
 from builderd.linux import atomic_files
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ class HaproxyPreviews:
         self._workers = Workers(self._files)
         self._open_map: RouteMap | None = None
         self._domains = DomainTable(self._files, self._workers, options)
+        self._links: dict[str, str] = {}
+        #: Held from before the links are loaded, so that an older state never replaces a newer one.
+        self._loading_links = asyncio.Lock()
         #: Hosts whose route on disk the proxy may not have yet.
         self._unapplied: set[str] = set()
         self._paused = PausedRequests(self._files.wake_socket)
@@ -157,6 +160,18 @@ class HaproxyPreviews:
         async with self._lock:
             await self._change(lambda: self._domains.put_wildcard(certificate))
 
+    async def refresh_links(self, load: Callable[[], Awaitable[Collection[PreviewLink]]]) -> None:
+        async with self._loading_links:
+            wanted = {link.token_hash: link.entry for link in await load()}
+            async with self._lock:
+                assert self._map is not None
+                if wanted == self._links:
+                    return
+                # The file first: a proxy that starts meanwhile reads it.
+                _write_links(self._files.links, wanted)
+                self._links = wanted
+                await self._change(lambda: self._workers.sync_links(wanted))
+
     async def put_challenge(self, token: str, answer: str) -> None:
         async with self._lock:
             await self._change(lambda: self._domains.put_challenge(token, answer))
@@ -210,6 +225,8 @@ class HaproxyPreviews:
             if route.host not in routes.routes:
                 routes.put(route)
         self._domains.load()
+        self._links = _read_links(files.links)
+        _write_links(files.links, self._links)
         host = process.host(self._options)
         try:
             await self._paused.open(host.user)
@@ -218,6 +235,7 @@ class HaproxyPreviews:
             await self._workers.refresh()
             await self._workers.sync(routes.routes)
             await self._domains.sync()
+            await self._workers.sync_links(self._links)
             await guard.start(files, process.command(process.program(self._options), files))
             self._open_map = routes
             self._unapplied.clear()
@@ -278,6 +296,7 @@ class HaproxyPreviews:
         if await self._workers.refresh():
             await self._workers.sync(self._map.routes)
             await self._domains.sync()
+            await self._workers.sync_links(self._links)
 
     async def _counters(self) -> dict[str, PreviewActivity]:
         """Return the sum of the counters of all workers, replaced ones included."""
@@ -290,6 +309,15 @@ class HaproxyPreviews:
         if file is not None and (self._certificate_watch is None or self._certificate_watch.done()):
             watch = Certificate(file, self._files.admin_socket).watch()
             self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
+
+
+def _read_links(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines() if path.exists() else ()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def _write_links(path: Path, links: Mapping[str, str]) -> None:
+    _write(path, "".join(f"{digest} {entry}\n" for digest, entry in links.items()))
 
 
 def _write(path: Path, text: str) -> None:

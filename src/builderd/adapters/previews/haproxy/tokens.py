@@ -2,12 +2,13 @@
 
 A route carries the sha256 of its token, and HAProxy hashes the request's token: the map contains no secret, and no
 request waits for the service. ``txn.hash`` is the route's, ``txn.linked`` the token in the query; ``txn.by_link`` is
-set if that one is right, ``txn.owner`` if any is.
+set if that one is right, ``txn.owner`` if any is, ``txn.guest`` if any is that of a link (``shares``).
 """
 
 from __future__ import annotations
 
-from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy import shares
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 
 HEADER = "X-Service-Token"
 PARAMETER = "service_token"
@@ -29,7 +30,7 @@ def token_acl() -> str:
         """
 
 
-def proof(options: ProxyOptions) -> str:
+def proof(options: ProxyOptions, files: ProxyFiles) -> str:
     """Return the rules that check the token. One right token suffices: an old or planted one beside it does no harm."""
     proven = "sha2(256),hex,lower,secure_memcmp(txn.hash)"
     sources = (
@@ -48,6 +49,7 @@ def proof(options: ProxyOptions) -> str:
                 for source, also in sources
             ),
             "acl owner var(txn.owner) -m bool",
+            shares.guests(files, (("var(txn.linked)", ""), *sources)),
         )
     )
 
@@ -125,6 +127,6 @@ def removal() -> str:
         http-request deny deny_status 400 if cookie_left
 
         acl linked var(txn.linked) -m found
-        http-request set-pathq %[path]%[var(txn.mark)]%[var(txn.rest)] if linked owner
-        http-request deny deny_status 400 if linked owner {{ url_param({PARAMETER}) -m found }}
+        http-request set-pathq %[path]%[var(txn.mark)]%[var(txn.rest)] if linked known
+        http-request deny deny_status 400 if linked known {{ url_param({PARAMETER}) -m found }}
         """

@@ -28,6 +28,7 @@ from builderd.adapters.stores.sql.ledger import Ledger
 from builderd.adapters.stores.sql.metrics import Metrics
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
+from builderd.adapters.stores.sql.preview_links import PreviewLinks
 from builderd.adapters.stores.sql.qa_reports import QaReports
 from builderd.adapters.stores.sql.reviews import Acceptances, Reviews
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
@@ -89,6 +90,7 @@ class UnitOfWork:
         self.uploads: port.Uploads = Uploads(connection)
         self.sessions: port.Sessions = Sessions(connection)
         self.sign_in_links: port.SignInLinks = SignInLinks(connection)
+        self.preview_links: port.PreviewLinks = PreviewLinks(connection)
         self.ssh_grants: port.SshGrants = SshGrants(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
         self.qa_reports: port.QaReports = QaReports(connection)

@@ -61,6 +61,7 @@ def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
     files.pause_script.write_text(pause.script())
     files.routes.touch()
     files.domains.touch()
+    files.links.touch()
     files.config.write_text(render(options, files, host).text)
     checked = subprocess.run(
         ("/usr/sbin/haproxy", "-c", "-f", str(files.config)), capture_output=True, text=True, check=False

@@ -16,6 +16,7 @@ from builderd.adapters.stores.sql.tables.builders import (
     builders,
     due_since,
     leases,
+    preview_links,
     ssh_grants,
 )
 from builderd.adapters.stores.sql.tables.database_lease import database_lease
@@ -53,6 +54,7 @@ __all__ = [
     "ledger_months",
     "metadata",
     "metrics",
+    "preview_links",
     "qa_reports",
     "qa_screenshots",
     "restores",

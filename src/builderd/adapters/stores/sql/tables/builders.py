@@ -122,6 +122,20 @@ ssh_grants = Table(
 )
 
 
+preview_links = Table(
+    "preview_links",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *builder_columns(),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("port", Integer),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Index("ix_preview_links_builder_id", "builder_id"),
+)
+
+
 leases = Table(
     "leases",
     metadata,

@@ -1,0 +1,109 @@
+"""Preview links: made, listed and revoked; and the URLs of other ports of a preview."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import Conflict, InvalidState, NotFound
+from builderd.domain.events import Event
+from builderd.domain.ids import new_id, new_secret, secret_hash
+from builderd.domain.preview_links import MAX_LINKS, Link
+from builderd.domain.previews import port_host
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+
+@dataclass(frozen=True, slots=True)
+class NewLink:
+    """Request for a link. ``port`` None: the builder's own."""
+
+    minutes: int
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A new link with its URL, which holds its token and is shown once."""
+
+    builder: Builder
+    link: Link
+    url: str
+
+
+def url_of_port(application: Application, builder: Builder, port: int | None) -> str:
+    """Return the URL of another port of the preview. Raises ``InvalidState`` where there can be none."""
+    if not builder.job_type.has_preview:
+        raise InvalidState(f"A builder of job_type {builder.job_type.value} has no preview.")
+    host = builder.host if port is None else port_host(builder.host, port)
+    if host is None:
+        raise InvalidState(
+            f"{port}--{builder.host} is too long for a host name: other ports need a builder whose name has at most "
+            "47 characters."
+        )
+    return application.preview_domain.url(host)
+
+
+async def create(application: Application, caller: Caller, builder_id: str, new: NewLink) -> Made:
+    """Make a link. Raises ``NotFound``, ``InvalidState`` without a preview, and ``Conflict`` for too many."""
+    token, now = new_secret("bdpl"), application.clock.now()
+
+    def write(uow: UnitOfWork) -> Made:
+        builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+        url = f"{url_of_port(application, builder, new.port)}?service_token={token}"
+        if len(uow.preview_links.valid_of(builder.id, now)) >= MAX_LINKS:
+            raise Conflict(f"{MAX_LINKS} links to this builder are valid already: revoke one of them first.")
+        link = Link(
+            id=new_id(),
+            tenant_id=builder.tenant_id,
+            builder_id=builder.id,
+            secret_hash=secret_hash(token),
+            port=new.port,
+            created_by=caller.actor,
+            created_at=now,
+            expires_at=now + timedelta(minutes=new.minutes),
+        )
+        uow.preview_links.add(link)
+        uow.events.add(_event(link, caller, "preview_link.created", now))
+        return Made(builder, link, url)
+
+    made = await application.store.write(write)
+    await sync(application)
+    return made
+
+
+def valid_of(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Sequence[Link]:
+    """Return the builder's valid links, oldest first. Raises ``NotFound``."""
+    return uow.preview_links.valid_of(builders.get(uow, caller.tenant_id, builder_id).id, now)
+
+
+async def revoke(application: Application, caller: Caller, builder_id: str, link_id: str) -> None:
+    """End a link at once. Raises ``NotFound``."""
+    now = application.clock.now()
+
+    def write(uow: UnitOfWork) -> None:
+        builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+        found = next((one for one in uow.preview_links.valid_of(builder.id, now) if one.id == link_id), None)
+        if found is None:
+            raise NotFound("The builder has no such link: GET /api/v1/builders/{uuid}/preview-links lists them.")
+        uow.preview_links.remove(found.id)
+        uow.events.add(_event(found, caller, "preview_link.revoked", now))
+
+    await application.store.write(write)
+    await sync(application)
+
+
+async def sync(application: Application) -> None:
+    """Give the proxy all valid links."""
+    now = application.clock.now()
+    await application.previews.refresh_links(lambda: application.store.read(lambda uow: uow.preview_links.routes(now)))
+
+
+def _event(link: Link, caller: Caller, kind: str, now: datetime) -> Event:
+    verb = kind.partition(".")[2]
+    details = {"link": link.id, "port": link.port, "expires_at": link.expires_at.isoformat()}
+    return Event(link.tenant_id, link.builder_id, now, kind, caller.actor, f"{verb} by {caller.actor}", details)

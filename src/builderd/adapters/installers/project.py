@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from builderd.adapters.installers import poetry
 from builderd.adapters.installers.requirements import MAX_LINES, Requirements, parse_requirement
 from builderd.domain.bundles import MAX_CONTENT_BYTES, Bundle
 from builderd.domain.errors import InstallFailed
@@ -33,17 +34,32 @@ def read_project(bundle: Bundle) -> Requirements | None:
 
     Raises ``InstallFailed`` with the file, the key and the reason.
     """
-    document = _toml(bundle, FILE)
+    document = read_toml(bundle, FILE)
     project = document.get("project")
     if not isinstance(project, dict):
-        if "dependencies" in _table(document, "tool", "poetry"):
-            raise InstallFailed(f"{FILE}: [tool.poetry.dependencies] is not read: list them in [project] dependencies.")
-        return None
+        return _of_poetry(bundle, _table(document, "tool", "poetry", "dependencies"))
     lines, foreign = _dependencies(document, project)
     if not lines:
         return None
-    constraints = tuple(sorted(_locked(_toml(bundle, LOCK))))
+    constraints = tuple(sorted(_locked(read_toml(bundle, LOCK))))
     return Requirements(tuple(sorted(lines)), constraints, foreign)
+
+
+def _of_poetry(bundle: Bundle, dependencies: dict[str, Any]) -> Requirements | None:
+    """Return the dependencies of a project of Poetry; the versions of its lock become constraints."""
+    lines, foreign = set(), False
+    try:
+        for name, text in poetry.lines(dependencies):
+            written, is_foreign = parse_requirement(text)
+            canonicalize_name(name, validate=True)
+            lines.add(written)
+            foreign = foreign or is_foreign
+        constraints = {parse_requirement(line)[0] for line in poetry.locked(read_toml(bundle, poetry.LOCK))}
+    except ValueError as error:
+        raise InstallFailed(f"{FILE}: [tool.poetry.dependencies], or its lock: {error}.") from None
+    if max(len(lines), len(constraints)) > MAX_LINES:
+        raise InstallFailed(f"{FILE}: at most {MAX_LINES} dependencies are read.")
+    return Requirements(tuple(sorted(lines)), tuple(sorted(constraints)), foreign) if lines else None
 
 
 def _dependencies(document: dict[str, Any], project: dict[str, Any]) -> tuple[set[str], bool]:
@@ -99,7 +115,7 @@ def _package(package: Any) -> tuple[str, str, dict[str, Any]]:
     return name, version, source
 
 
-def _toml(bundle: Bundle, path: str) -> dict[str, Any]:
+def read_toml(bundle: Bundle, path: str) -> dict[str, Any]:
     file = bundle.file(path)
     if file is None:
         return {}

@@ -1,4 +1,4 @@
-"""uv: plans the layer for a bundle's ``requirements.txt``, else for its ``pyproject.toml``.
+"""uv: plans the layer for a bundle's ``requirements.txt``, ``pyproject.toml`` or lock.
 
 Wheels are only unpacked: no package code runs while the cache that all tenants share is writable. A package that must
 be built from source gets a plan per tenant, in which code runs but the shared cache is out of reach.
@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from builderd.adapters.installers.locks import read_locks
 from builderd.adapters.installers.project import read_project
 from builderd.adapters.installers.requirements import Requirements, read_requirements
 from builderd.domain.bundles import Bundle
@@ -62,7 +63,7 @@ class UvInstaller:
     index: str | None = None
 
     def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
-        requirements = read_requirements(bundle) or read_project(bundle)
+        requirements = read_requirements(bundle) or read_project(bundle) or read_locks(bundle)
         if requirements is None:
             return None
         kind = f"tenant {tenant}" if requirements.foreign else "shared"

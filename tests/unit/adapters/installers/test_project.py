@@ -70,7 +70,7 @@ def test_code_from_elsewhere_is_the_tenants_own() -> None:
         ("a = " + "[" * 5000, None, "not TOML"),
         ("[project]\nname='a'\ndynamic=['dependencies']\n", None, "dynamic dependencies"),
         ("[project]\nname='a'\ndependencies='flask'\n", None, "array of strings"),
-        ("[tool.poetry.dependencies]\nflask = '3'\n", None, "tool.poetry"),
+        ("[tool.poetry.dependencies]\nflask = {path = '../x'}\n", None, "tool.poetry"),
         (dependencies("./evil"), None, r"dependencies\[0\]: a path is refused"),
         (dependencies("a @ file:///etc/passwd"), None, "only https://"),
         (dependencies("--index-url=https://evil"), None, "is no requirement"),

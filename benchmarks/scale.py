@@ -108,6 +108,9 @@ def measure(number: int, rounds: int, database: str | None) -> Mapping[str, floa
                 user.call("POST", f"/builders/{made['uuid']}/stop", 200)
                 service.terminate()
                 copy_builder(database or f"sqlite:///{data}/builderd.db", number)
+            # Puts the routes of the copies, once: the proxy keeps them from here on.
+            service.start()
+            service.terminate()
             return {"builders": number, **measure_service(service, made, rounds)}
         finally:
             service.down()

@@ -34,7 +34,12 @@ def application_of(request: Request) -> Application:
     return application
 
 
-TheApplication = Annotated[Application, Depends(application_of)]
+async def _application(request: Request) -> Application:
+    return application_of(request)
+
+
+# Asynchronous, since a synchronous dependency takes a thread of the pool, and two changes of threads, for each request.
+TheApplication = Annotated[Application, Depends(_application)]
 
 
 def operations_of(request: Request) -> Operations:
@@ -43,7 +48,11 @@ def operations_of(request: Request) -> Operations:
     return operations
 
 
-TheOperations = Annotated[Operations, Depends(operations_of)]
+async def _operations(request: Request) -> Operations:
+    return operations_of(request)
+
+
+TheOperations = Annotated[Operations, Depends(_operations)]
 
 
 #: Header with the program that calls, for the actor in events. A claim of the caller, no proof.

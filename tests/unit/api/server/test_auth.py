@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from datetime import timedelta
 
 import httpx
 import pytest
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.clocks.system import ClockReading, read_clocks
@@ -115,3 +119,26 @@ async def test_the_token_comes_before_the_body(service: Service) -> None:
 async def test_admin_may_do_all(service: Service) -> None:
     client: httpx.AsyncClient = service.client(await service.token("acme", Scope.ADMIN))
     assert (await client.post(BUILDERS, json={**MINIMAL, "skip_qa": True})).status_code == 201
+
+
+def test_no_dependency_of_a_call_takes_a_thread(service: Service) -> None:
+    """FastAPI runs a synchronous dependency in a thread of a pool, for each request."""
+    calls = {
+        dependency.call
+        for route in service.app.routes
+        if isinstance(route, APIRoute)
+        for dependency in _dependencies(route.dependant)
+    }
+    assert len(calls) > 5
+    assert not [call for call in calls if not _is_asynchronous(call)]
+
+
+def _is_asynchronous(call: object) -> bool:
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    return any(kind(one) for kind in kinds for one in (call, type(call).__call__))
+
+
+def _dependencies(dependant: Dependant) -> Iterator[Dependant]:
+    for one in dependant.dependencies:
+        yield one
+        yield from _dependencies(one)

@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterator
 
 #: Manifests of other tools, and what takes their place.
 UNREAD = {
-    "Pipfile": "requirements.txt (pipenv requirements > requirements.txt)",
-    "Pipfile.lock": "requirements.txt (pipenv requirements > requirements.txt)",
-    "poetry.lock": "requirements.txt (poetry export > requirements.txt)",
+    "Pipfile": "Pipfile.lock (pipenv lock)",
     "pdm.lock": "requirements.txt (pdm export > requirements.txt)",
     "environment.yml": "requirements.txt",
     "setup.py": "requirements.txt or pyproject.toml",
@@ -22,6 +20,8 @@ UNREAD = {
     "Cargo.toml": "a program that you compiled: there is no Rust",
     "composer.json": "files of your own: there is no PHP",
 }
+#: Locks that are read in place of their manifest.
+LOCKED = {"Pipfile": "Pipfile.lock"}
 READ = ("requirements.txt", "pyproject.toml", "package.json")
 #: Folders whose manifests belong to something else.
 OTHERS = ("node_modules/", "test", "example", "doc", ".")
@@ -37,7 +37,7 @@ def _notes(paths: Collection[str]) -> Iterator[str]:
     if ".env" in paths:
         yield '.env is not read by the platform: set its values as "env", and secrets as credentials.'
     for name, instead in UNREAD.items():
-        if name in paths:
+        if name in paths and LOCKED.get(name) not in paths:
             yield f"{name} is not read. Read in its place: {instead}."
     for manifest in READ:
         deeper = [path for path in sorted(paths) if path.endswith(f"/{manifest}") and not path.startswith(OTHERS)]

@@ -16,6 +16,8 @@ from builderd.domain.unread_files import MAX_NAMED, UNREAD, unread_notes
         (["app.py", ".env"], [".env is not read"]),
         (["app.py", ".env.example"], []),
         (["app.py", "Pipfile", "requirements.txt"], ["Pipfile is not read"]),
+        (["app.py", "Pipfile", "Pipfile.lock"], []),
+        (["app.py", "pyproject.toml", "poetry.lock"], []),
         (["server.js", "package.json", "yarn.lock"], ["yarn.lock is not read"]),
         (["app.py", "backend/requirements.txt"], ["backend/requirements.txt is not read"]),
         (["app.py", "requirements.txt", "backend/requirements.txt"], []),

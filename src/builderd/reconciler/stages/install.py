@@ -13,6 +13,7 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.unread_files import unread_notes
+from builderd.domain.version_pins import pin_notes
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
@@ -112,9 +113,9 @@ class LayerInstalls:
             return await self._build(plan, item, log, passed)
 
     async def _name_unread(self, item: WorkItem) -> None:
-        """Name in the log the files that people expect to be read."""
+        """Name in the log the files that people expect to be read, and versions that do not run here."""
         bundle = await bundles.fetch(self._app, item.version)
-        notes = unread_notes({file.path for file in bundle.files})
+        notes = [*unread_notes({file.path for file in bundle.files}), *pin_notes(bundle)]
         if notes:
             async with BuildLog(self._app, item) as log:
                 for note in notes:

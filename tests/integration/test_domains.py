@@ -19,6 +19,7 @@ from tests.integration.previews.test_domains import connect, get, served
 from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import parse, read_all
 
+from builderd.adapters.domains import name_servers
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.adapters.domains.name_servers import DnsNameServers
@@ -187,18 +188,29 @@ def test_records_are_read_as_the_name_servers_have_them(tls: Proxy, world: World
     assert names is not None
     name_server.records["alias.example.test", "CNAME"] = ["real.example.test"]
     name_server.point("real.example.test", "192.0.2.1", "2001:db8::1")
-    name_server.records["example.test", "CAA"] = ['0 issue "ca.test"']
+    name_server.records["example.test", "CAA"] = ['0 issue "ca\\027[31m.test"']
     name_server.records["_builderd.alias.example.test", "TXT"] = ['"builderd-domain=" "one"', '"<b>other</b>"']
     found = tls.run(names.records("alias.example.test", "_builderd.alias.example.test"))
     assert found.addresses == ("192.0.2.1", "2001:db8::1")
     assert found.alias == "real.example.test"
-    assert [(one.tag, one.value) for one in found.caa] == [("issue", "ca.test")]
+    assert [(one.tag, one.value) for one in found.caa] == [("issue", "ca[31m.test")]
     assert set(found.texts) == {"builderd-domain=one", "<b>other</b>"}
     del name_server.records["example.test", "CAA"]
     assert tls.run(names.records("missing.example.test", "_builderd.missing.example.test")) == DnsRecords()
     name_server.failing.add("broken.example.test")
     broken = tls.run(names.records("broken.example.test", "_builderd.broken.example.test"))
     assert "SERVFAIL" in broken.error
+
+
+def test_silent_name_servers_are_given_up(
+    tls: Proxy, world: World, name_server: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_servers, "TOTAL", 0.1)
+    names, host = world.application.name_servers, ".".join("x" * 60) + ".silent.test"
+    assert names is not None
+    name_server.silent.add(host)
+    found = tls.run(names.records(host, f"_builderd.{host}"))
+    assert "no answer" in found.error
 
 
 def test_a_wildcard_for_the_previews_is_proven_by_dns_updates(

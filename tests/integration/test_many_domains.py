@@ -22,7 +22,7 @@ from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.previews import DomainAlias
 
 log = logging.getLogger(__name__)
-pytestmark = [pytest.mark.haproxy, pytest.mark.slow]
+pytestmark = [pytest.mark.haproxy, pytest.mark.slow, pytest.mark.timeout(1800)]
 DOMAINS, VISITS, VISITORS = 2_000, 60_000, 4
 
 

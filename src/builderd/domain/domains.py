@@ -230,6 +230,18 @@ def asked_again(domain: Domain, now: datetime) -> Domain:
     return replace(domain, next_try_at=due)
 
 
+def order_time(domain: Domain) -> datetime | None:
+    """Return before when nothing may be ordered again, also if its owner wants a check; None: no limit.
+
+    A tenant that has a failing domain checked again and again would else use up the service's limit at the authority.
+    """
+    if domain.ordered_at is None or not domain.failures:
+        return domain.not_before
+    last = replace(domain, failures=domain.failures - 1)
+    due = domain.ordered_at + _pause(last, LAST_CHECK_PAUSE)
+    return max(due, domain.not_before) if domain.not_before else due
+
+
 def renewal_time(begin: datetime, end: datetime, wish: datetime | None) -> datetime:
     """Return when to renew: at the authority's wish, else after two thirds of the certificate's life."""
     if wish is None or wish >= end:

@@ -167,8 +167,9 @@ def checked(
 
 def _order_wait(uow: UnitOfWork, domain: Domain, now: datetime) -> datetime | None:
     """Return until when nothing may be ordered for it; None: now."""
-    if domain.not_before is not None and domain.not_before > now:
-        return domain.not_before
+    due = domains.order_time(domain)
+    if due is not None and due > now:
+        return due
     if uow.domains.orders_since(domain.tenant_id, now - ORDER_SPAN) >= MAX_ORDERS:
         return now + ORDER_SPAN / 4
     return None

@@ -17,6 +17,8 @@ from builderd.ports.domains import CaaRecord, DnsRecords
 
 #: Seconds for one question, all resolvers and tries together.
 LIFETIME = 6.0
+#: Seconds for all questions about one host: a hostile name may have over a hundred labels, each with a slow server.
+TOTAL = 20.0
 #: Records of a kind that are read; a hostile zone may hold thousands.
 MAX_RECORDS = 50
 MAX_TEXT = 300
@@ -31,12 +33,15 @@ class DnsNameServers:
     async def records(self, host: str, text_name: str) -> DnsRecords:
         try:
             resolver = self._resolver()
-            four, six, caa, texts = await asyncio.gather(
-                self._ask(resolver, host, "A"),
-                self._ask(resolver, host, "AAAA"),
-                self._caa(resolver, host),
-                self._ask(resolver, text_name, "TXT"),
-            )
+            async with asyncio.timeout(TOTAL):
+                four, six, caa, texts = await asyncio.gather(
+                    self._ask(resolver, host, "A"),
+                    self._ask(resolver, host, "AAAA"),
+                    self._caa(resolver, host),
+                    self._ask(resolver, text_name, "TXT"),
+                )
+        except TimeoutError:
+            return DnsRecords(error=f"no answer to all questions within {TOTAL:g} s")
         except (dns.exception.DNSException, OSError) as error:
             return DnsRecords(error=_told(error))
         found = [one for one in (four, six) if one is not None]
@@ -69,8 +74,7 @@ class DnsNameServers:
             found = await self._ask(resolver, ".".join(labels[begin:]), "CAA")
             if found is not None:
                 return [
-                    CaaRecord(record.tag.decode("ascii", "replace"), record.value.decode("ascii", "replace"))
-                    for record in list(found)[:MAX_RECORDS]
+                    CaaRecord(_printable(record.tag), _printable(record.value)) for record in list(found)[:MAX_RECORDS]
                 ]
         return []
 
@@ -78,6 +82,11 @@ class DnsNameServers:
 def _texts(answer: dns.resolver.Answer) -> list[str]:
     """Return the values of TXT records; each may be in several strings."""
     return [b"".join(record.strings)[:MAX_TEXT].decode("ascii", "replace") for record in list(answer)[:MAX_RECORDS]]
+
+
+def _printable(value: bytes) -> str:
+    """Return text of a zone that may be hostile, fit for a terminal."""
+    return "".join(character for character in value[:MAX_TEXT].decode("ascii", "replace") if character.isprintable())
 
 
 def _server(text: str) -> dns.nameserver.Nameserver:

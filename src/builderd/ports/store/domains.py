@@ -37,7 +37,10 @@ class Domains(Protocol):
         """
 
     def orders_since(self, tenant: TenantId, since: datetime) -> int:
-        """Return how many of the tenant's domains, released ones too, were ordered since then."""
+        """Return how often certificates of the tenant's domains, released ones too, were ordered since then, at most.
+
+        Each domain that was ordered since counts once, and once more for each of its failures.
+        """
 
     def routes(self) -> Sequence[DomainRoute]:
         """Return the routes of all held domains, without reading certificates."""

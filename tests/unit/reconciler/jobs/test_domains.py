@@ -431,3 +431,21 @@ async def test_a_forgotten_account_is_made_anew_at_the_next_order(world: World) 
     world.clock.move(61 * 86_400)
     await work(world)
     assert len(world.authority.accounts) == 2
+
+
+async def test_a_failing_domain_checked_in_a_loop_orders_no_more_often(world: World) -> None:
+    builder = await world.ask()
+    world.names.point(HOST, OURS)
+    world.authority.failures = [OrderFailed("rejectedIdentifier")] * 100
+    await add(world, builder)
+    for _ in range(50):
+        await work(world)
+        now = world.clock.now()
+        await world.application.store.write(
+            lambda uow, now=now: domains.ask_again(uow, world.caller, builder.id, HOST, now)  # type: ignore[misc]
+        )
+        world.clock.move(1)
+    assert 100 - len(world.authority.failures) == 1
+    world.clock.move(60)
+    await work(world)
+    assert 100 - len(world.authority.failures) == 2

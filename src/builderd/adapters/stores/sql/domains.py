@@ -42,7 +42,7 @@ _DUE = (
 _UNFINISHED = select(_c.id).where(_live, _c.status.in_((DomainStatus.CHECKING, DomainStatus.ISSUING)))
 _WITHOUT_CERTIFICATE = select(_c.id).where(_held, _c.certificate.is_(None), _c.next_try_at.is_(None))
 _ORDERS = (
-    select(func.count())
+    select(func.coalesce(func.sum(1 + _c.failures), 0))
     .select_from(domains)
     .where(_c.tenant_id == bindparam("tenant"), _c.ordered_at >= _time("since"))
 )

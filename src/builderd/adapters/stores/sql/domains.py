@@ -108,7 +108,7 @@ class Domains:
         return list(map(DomainId, found))
 
     def orders_since(self, tenant: TenantId, since: datetime) -> int:
-        return self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one()
+        return int(self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one())
 
     def routes(self) -> Sequence[DomainRoute]:
         return [DomainRoute(**row) for row in self._connection.execute(_ROUTES).mappings()]

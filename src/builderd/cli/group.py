@@ -43,6 +43,16 @@ class Commands(click.Group):
             prepare_machine()
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; the error for an unknown one names this version, since a later one may have it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            text = f"{error.format_message()} This is builderd {__version__}: a later version may have it."
+            raise click.UsageError(text, ctx) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         words = [*ctx._protected_args, *ctx.args]
         try:

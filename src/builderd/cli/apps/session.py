@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from builderd import __version__
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -218,7 +219,9 @@ def run(session: Session, function: Callable[[], None]) -> None:
     try:
         function()
     except BuilderdError as error:
-        following = [_UPGRADE] if _is_unknown_call(error) else session.next_of(error)
+        following = session.next_of(error)
+        if _is_unknown_call(error):
+            error.message, following = _needs_newer(session, error), [_COMPARE]
         _fail(session, _code_of(error), _described(error, following), _told(error, following))
     except ActionRequired as needed:
         body = {"status": "action_required", "reason": needed.reason, "next": needed.next}
@@ -237,8 +240,18 @@ def run(session: Session, function: Callable[[], None]) -> None:
         session.close()
 
 
-#: An older service does not have the call of a newer command.
-_UPGRADE = "builderd doctor --client   # compares the versions: the service may be older than this client"
+_COMPARE = "builderd doctor --client"
+
+
+def _needs_newer(session: Session, error: BuilderdError) -> str:
+    """Return the message about a call that an older service does not have, with both versions."""
+    try:
+        version = session.client.health().version
+    except BuilderdError:
+        version = __version__
+    if version == __version__:
+        return error.message
+    return f"The service has builderd {version}, this command is of {__version__}. {error.message}"
 
 
 def _is_unknown_call(error: BuilderdError) -> bool:

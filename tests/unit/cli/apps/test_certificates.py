@@ -1,11 +1,13 @@
-"""Services whose certificate no system trusts: ``--ca``, kept by ``login``, and ``SSL_CERT_FILE``."""
+"""The way to a service: certificates that no system trusts (``--ca``, ``SSL_CERT_FILE``), and ``HTTPS_PROXY``."""
 
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -82,3 +84,27 @@ def test_the_environments_certificates_are_trusted(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_suffix(".crt")))
     assert run("login", url, "--token-stdin").exit_code == 0
     assert run("whoami").exit_code == 0
+
+
+def test_the_environments_proxy_is_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builderd.client._sync.transport.wait_before", lambda *_: 0)
+    asked: list[bytes] = []
+
+    def proxy(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    asked.append(connection.recv(65536).partition(b"\r\n")[0])
+                    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=proxy, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for name in ("NO_PROXY", "no_proxy", "https_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("BUILDERD_URL", "https://builderd.example")
+        monkeypatch.setenv("BUILDERD_TOKEN", "secret")
+        assert run("whoami").exit_code == 5
+        listener.shutdown(socket.SHUT_RDWR)
+    assert set(asked) == {b"CONNECT builderd.example:443 HTTP/1.1"}

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.threaded_service import Running
 
+from builderd import __version__
 from builderd.cli.group import builderd
 
 
@@ -154,8 +155,17 @@ def test_a_keyring_keeps_the_token_where_there_is_one(running: Running, monkeypa
     assert keyring.kept == {}
 
 
-def test_a_call_that_the_service_does_not_know_points_to_the_versions(running: Running, home: Path) -> None:
-    assert "compares the versions" in run("api", "GET", "/of-tomorrow").stderr
+def test_a_call_that_the_service_does_not_know_names_both_versions(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = run("api", "GET", "/of-tomorrow")
+    assert same.stderr.startswith("Error: There is no such call")
+    assert same.stderr.endswith("Next: builderd doctor --client\n")
+    monkeypatch.setattr("builderd.cli.apps.session.__version__", "99.0")
+    refused = run("api", "GET", "/of-tomorrow", "--json")
+    assert (refused.exit_code, told(refused)["code"]) == (1, "not_found")
+    assert told(refused)["message"].startswith(f"The service has builderd {__version__}, this command is of 99.0.")
+    assert told(refused)["next"] == ["builderd doctor --client"]
 
 
 def test_a_faulty_builder_toml_is_named(running: Running, home: Path) -> None:
@@ -215,3 +225,9 @@ def test_the_manual_page_is_one(home: Path, tmp_path: Path) -> None:
     assert ".SS port\\-forward" in whole.stdout
     assert "builderd env set" in one.stdout.replace("\\", "")
     assert run("man", "nothing").exit_code == 2
+
+
+def test_an_unknown_command_names_this_version(home: Path) -> None:
+    refused = run("of-a-later-version")
+    assert refused.exit_code == 2
+    assert f"This is builderd {__version__}: a later version may have it." in refused.stderr

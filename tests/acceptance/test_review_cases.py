@@ -283,3 +283,12 @@ def test_known_miss_does_not_pass(gate: Gate, files: Files, entrypoint: str) -> 
 def test_command_that_is_put_together_is_read(gate: Gate, files: Files, entrypoint: str) -> None:
     (held,) = gate.review(files, entrypoint).verdict.open
     assert (held.rule, held.line) == ("RSK-curl-shell", 2)
+
+
+@pytest.mark.parametrize(("path", "severity"), [("certs/localhost.key", Severity.WARN), ("site.key", Severity.BLOCK)])
+def test_private_key_for_localhost_warns(gate: Gate, path: str, severity: Severity) -> None:
+    body = base64.b64encode(secrets.token_bytes(600)).decode()
+    key = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"
+    seen = gate.review({"app.py": "print(1)\n", path: key})
+    (finding,) = [one for one in seen.report.findings if "private-key" in one.rule]
+    assert finding.severity is severity

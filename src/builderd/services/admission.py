@@ -92,7 +92,7 @@ def _check_capacity(uow: UnitOfWork, application: Application, more: Allocation)
     found = list(limit.exceeded(uow.builders.allocated(), more))
     if found:
         raise NoCapacity(
-            f"The machine has no room for it: {_listed(found)}. Ask for less, or try again when others have stopped.",
+            f"The machine has no room for it: {_listed(found)}. {_room(found)}",
             data=_data(found),
             retry_after=60,
         )
@@ -106,6 +106,16 @@ def _advice(found: Sequence[Excess]) -> str:
     if all(excess.name in ("builders", "disk") for excess in found):
         return "Delete a builder, or ask the operator for more."
     return "Stop or delete a builder, ask for less, or ask the operator for more."
+
+
+def _room(found: Sequence[Excess]) -> str:
+    """Return what would help: a builder that is stopped gives back CPU and memory, and keeps its disk."""
+    if any(excess.name == "disk" for excess in found):
+        return (
+            "Ask for less disk, or delete a builder that is not needed (DELETE /api/v1/builders/{uuid}): stopping one "
+            "frees no disk."
+        )
+    return "Ask for less, or stop a builder, or try again when others have stopped."
 
 
 def _data(found: Sequence[Excess]) -> dict[str, dict[str, float]]:

@@ -29,7 +29,7 @@ from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
-from builderd.domain.errors import MachineFault, NoCapacity, NotFound
+from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
@@ -420,7 +420,8 @@ async def test_a_build_takes_no_more_room_than_its_claim(
         return 1
 
     runner.action = fill
-    await layers.build(plan(KEY, step(Cache.SCRATCH)), print)
+    with pytest.raises(InstallFailed, match=r"more than 0\.02 GB, the most that a layer may have here"):
+        await layers.build(plan(KEY, step(Cache.SCRATCH)), print)
     assert failures == [errno.EDQUOT, errno.EDQUOT]
     assert is_tidy(store)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builderd.adapters.scanners.tripwire import javascript, lint, patterns, python_code
+from builderd.adapters.scanners.tripwire import javascript, lint, local_keys, patterns, python_code
 from builderd.adapters.scanners.tripwire.catalogue import CATALOGUE
 from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules, masked
@@ -31,6 +31,7 @@ FOR_WARNINGS = "Look at it: it is harmless in many places"
 HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
 #: Bytes of scripts whose flow of data is followed: minified code takes more time for a byte than a person's.
 MAX_SCRIPTS = 150_000
+PRIVATE_KEY = "SEC-private-key"
 #: What a tool may take of the review's time.
 SHARE = 0.8
 
@@ -251,7 +252,10 @@ class Analyser:
         text = review.texts[source.path]
         review.secrets[source.path] = found = list(_most_severe(self._secrets.find(source.path, text)))
         for secret in found:
-            review.add(secret.rule, source.path, secret.line, secret.description, FOR_SECRETS)
+            if secret.rule == PRIVATE_KEY and local_keys.is_local(source.path, review.texts):
+                review.add(local_keys.RULE, source.path, secret.line, local_keys.MESSAGE, FOR_WARNINGS)
+            else:
+                review.add(secret.rule, source.path, secret.line, secret.description, FOR_SECRETS)
         if source.kind in CODE:
             for line in patterns.reordered(text):
                 review.add("MAL-bidi", source.path, line)

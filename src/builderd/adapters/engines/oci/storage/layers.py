@@ -296,6 +296,11 @@ class Layers:
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
         if build.size == build.tenant_limit and self._is_full(build.layer):
             raise _over_limit(build)
+        if build.size >= self._most() and self._is_full(build.layer):
+            raise InstallFailed(
+                f"{_subject(build)} more than {build.size / GB:.2f} GB, the most that a layer may have here: "
+                "leave out what the app does not need (of torch, the wheels for the CPU alone)."
+            )
         if build.size < self._most() and self._is_full(build.layer):
             raise NoCapacity(
                 f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
@@ -349,12 +354,14 @@ def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutco
     )
 
 
+def _subject(build: Build) -> str:
+    return "These dependencies need" if build.app is None else "This build makes"
+
+
 def _over_limit(build: Build) -> InstallFailed:
-    what, cure = ("These dependencies need", "ask for fewer packages")
-    if build.app is not None:
-        what, cure = "This build makes", "have it make less"
+    cure = "ask for fewer packages" if build.app is None else "have it make less"
     return InstallFailed(
-        f"{what} more than the {build.size / GB:.2f} GB left of your limit for layers: delete builders "
+        f"{_subject(build)} more than the {build.size / GB:.2f} GB left of your limit for layers: delete builders "
         f"that you no longer need, or {cure}; the operator sets the limit (tenant.layers)."
     )
 

@@ -80,9 +80,12 @@ class Events:
 
 
 def _filtered(tenant: TenantId, query: EventQuery) -> Select[Any]:
-    found = select(events).where(events.c.tenant_id == tenant)
-    if query.builder is not None:
-        found = found.where(events.c.builder_id == query.builder)
+    found = select(events)
+    if query.builder is None:
+        found = found.where(events.c.tenant_id == tenant)
+    else:
+        # With the plain column, SQLite would read all events of the tenant by the index of that.
+        found = found.where(events.c.builder_id == query.builder, func.coalesce(events.c.tenant_id, "") == tenant)
     if query.since is not None:
         found = found.where(events.c.time >= query.since)
     if query.until is not None:

@@ -11,8 +11,9 @@ from sqlalchemy import event
 from tests.stores import memory_store
 
 from builderd.adapters.stores.sql.store import UnitOfWork
-from builderd.domain.ids import TenantId
+from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.store.builders import BuilderQuery
+from builderd.ports.store.events import EventQuery
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ACME = TenantId("acme")
@@ -37,6 +38,18 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     "list by change": (
         lambda uow: uow.builders.list(ACME, BuilderQuery(sort="-updated_at")),
         ("COVERING INDEX ix_builders_live", "ix_builders_tenant_id_updated_at"),
+    ),
+    "events": (
+        lambda uow: uow.events.page(ACME, EventQuery(), page=1, per_page=8),
+        ("ix_events_tenant_id_id", "ix_events_tenant_id_id"),
+    ),
+    "events of a builder": (
+        lambda uow: uow.events.page(ACME, EventQuery(BuilderId("b")), page=1, per_page=8),
+        ("ix_events_builder_id_id", "ix_events_builder_id_id"),
+    ),
+    "next events of a builder": (
+        lambda uow: uow.events.following(ACME, EventQuery(BuilderId("b")), after=5, limit=8),
+        ("ix_events_builder_id_id",),
     ),
     "month": (
         lambda uow: uow.ledger.month_of_tenant(ACME, NOW),

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
+    Row,
     Select,
     Text,
     bindparam,
@@ -100,21 +100,21 @@ class Versions:
         self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk})
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
-        row = self._connection.execute(_ONE, {"builder": builder, "number": number}).mappings().first()
+        row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
         return _version(row) if row else None
 
     def list(self, builder: BuilderId) -> Sequence[Version]:
-        return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).mappings()]
+        return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder})]
 
     def get_all(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
         if not keys:
             return {}
-        rows = self._connection.execute(_OF_BUILDERS, {"keys": list(keys)}).mappings()
+        rows = self._connection.execute(_OF_BUILDERS, {"keys": list(keys)})
         return {version.builder_id: version for version in map(_version, rows)}
 
     def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
         has_it = _credentials.contains(json.dumps(credential), autoescape=True)
-        rows = self._connection.execute(_CURRENT_WITH_CREDENTIAL.where(has_it), {"tenant": tenant}).mappings()
+        rows = self._connection.execute(_CURRENT_WITH_CREDENTIAL.where(has_it), {"tenant": tenant})
         return [_version(row) for row in rows]
 
     def save(self, version: Version) -> None:
@@ -147,8 +147,8 @@ def _row(version: Version) -> dict[str, Any]:
     return {**row, **settings, **resources, "env": env, "credentials": credentials}
 
 
-def _version(row: RowMapping) -> Version:
-    values = dict(row)
+def _version(row: Row[Any]) -> Version:
+    values = row._asdict()  # a mapping would look up each name by itself
     resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
     settings = {name: values.pop(name) for name in _SETTINGS}
     settings["credentials"] = tuple(settings["credentials"])

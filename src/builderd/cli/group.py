@@ -54,6 +54,9 @@ class Commands(click.Group):
             raise click.UsageError(text, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
+        # https://no-color.org. Commands inherit it.
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False
         words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)

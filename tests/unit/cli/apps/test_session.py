@@ -231,3 +231,14 @@ def test_an_unknown_command_names_this_version(home: Path) -> None:
     refused = run("of-a-later-version")
     assert refused.exit_code == 2
     assert f"This is builderd {__version__}: a later version may have it." in refused.stderr
+
+
+def test_no_color_is_respected(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def colours(*words: str) -> bool:
+        return "\x1b[" in CliRunner().invoke(builderd, list(words), color=True, prog_name="builderd").stdout
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert run("deploy", "--yes").exit_code == 0
+    assert colours("ps")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours("ps")

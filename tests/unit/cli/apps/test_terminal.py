@@ -143,3 +143,26 @@ def test_shell_without_a_terminal_is_a_usage_error(running: Running, processes: 
     assert refused.exit_code == 2
     assert "no terminal" in refused.stderr
     assert processes == []
+
+
+@pytest.mark.parametrize(("words", "end"), [(["9000:8000"], "9000:localhost:8000"), (["8000"], "8000:localhost:8000")])
+def test_port_forward_runs_ssh_with_the_gateways_key_checked(
+    running: Running, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], end: str
+) -> None:
+    assert CliRunner().invoke(builderd, ["deploy", "--yes"]).exit_code == 0
+    program = tmp_path / "bin/ssh"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$@"\nfor one; do case $one in *known_hosts) cat "${one#*=}"; esac; done\nexit 7\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    command = [sys.executable, "-m", "builderd", "port-forward", "my-app", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 7
+    lines = done.stdout.splitlines()
+    assert lines[lines.index("-L") + 1] == f"127.0.0.1:{end}"
+    assert "StrictHostKeyChecking=yes" in lines
+    assert any("@" in line for line in lines), lines
+    assert any("ssh-ed25519" in line for line in lines)
+    assert "Ctrl-C ends it" in done.stderr

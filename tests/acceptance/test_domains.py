@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dns.name
+import dns.tsig
 import httpx
 import pytest
+from cryptography import x509
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, body, free_port
 from tests.domains.parts import DnsServer, Pebble
 from tests.previews.visitor import Answer, Visitor, parse, read_all
@@ -113,6 +116,40 @@ def test_a_domain_survives_deaths_and_redeploys(parts: tuple[LiveService, int], 
     until(lambda: _answer(tls_port) == "two")
     service.call("DELETE", f"/builders/{builder['uuid']}")
     until(lambda: _answer(tls_port) is None)
+
+
+def test_previews_get_a_wildcard_by_dns_updates(parts: tuple[LiveService, int], name_server: DnsServer) -> None:
+    service, tls_port = parts
+    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", "c2VjcmV0", "hmac-sha256")}
+    name_server.zone = "previews.test"
+    name_server.records["previews.test", "SOA"] = ["ns.previews.test. host.previews.test. 1 60 60 60 60"]
+    service.kill()
+    service.settings = {
+        **service.settings,
+        "BUILDERD_PREVIEW__DOMAIN": "apps.previews.test",
+        "BUILDERD_ACME__DNS__SERVER": name_server.address,
+        "BUILDERD_ACME__DNS__KEY": "hmac-sha256:acme:c2VjcmV0",
+    }
+    service.start()
+    url = service.create("shop")["preview_url"]
+    host = url.removeprefix("https://").partition(":")[0]
+    assert url == f"https://{host}:{tls_port}/"
+    until(lambda: _names(tls_port, host) == {"apps.previews.test", "*.apps.previews.test"})
+    assert Visitor(service.preview_port).get(host).header("location") == f"{url}head"
+
+
+def _names(port: int, host: str) -> set[str]:
+    """Return the names in the certificate that is served for a host."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname=host) as connection:
+        certificate = connection.getpeercert(binary_form=True)
+    assert certificate is not None
+    found = x509.load_der_x509_certificate(certificate).extensions
+    with contextlib.suppress(x509.ExtensionNotFound):
+        names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+        return set(names.get_values_for_type(x509.DNSName))
+    return set()
 
 
 def _answer(port: int) -> str | None:

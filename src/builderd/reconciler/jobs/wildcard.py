@@ -50,7 +50,7 @@ class WildcardJob:
 
     async def _renewed(self, current: WildcardCertificate) -> WildcardCertificate:
         now = self._app.clock.now()
-        if (due := await self._due(current)) > now:
+        if (due := await self._due(current, now)) > now:
             return replace(current, next_try_at=min(due, now + ARI_INTERVAL))
         try:
             certificate = await self._issue()
@@ -62,9 +62,9 @@ class WildcardJob:
         log.info("wildcard certificate issued domain=%s end=%s", self._domain, certificate.end.isoformat())
         return self._sealed(certificate, now)
 
-    async def _due(self, current: WildcardCertificate) -> datetime:
-        """Return when the certificate is to be renewed; one that is missing or could not be renewed, now."""
-        authority, now = self._app.authority, self._app.clock.now()
+    async def _due(self, current: WildcardCertificate, now: datetime) -> datetime:
+        """Return when the certificate is to be renewed: ``now`` if it is missing or could not be renewed."""
+        authority = self._app.authority
         sealed, begin, end = current.certificate, current.ordered_at, current.expires_at
         if authority is None or sealed is None or begin is None or end is None or current.failures:
             return now

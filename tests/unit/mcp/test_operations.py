@@ -29,6 +29,8 @@ LEFT_OUT = {
     r".* /webhooks.*": "would send events to any address",
     r".*/spending-cap": "limits are the user's to set; the tenant's cap is shown by get_spending",
     r".*/backups.*": "the service takes backups by itself; restoring is the user's decision",
+    r".*/preview-links.*": "whom a private preview is shown to is the user's decision",
+    r"GET .*/ports/\{port\}/preview-url": "it is the preview's URL with the port and -- before its host",
     r".*/leases.*": "for programs that work beside an app",
     r".*/service-token": "would show a secret",
     r"PATCH /builders/\{uuid\}": "redeploy changes settings too",

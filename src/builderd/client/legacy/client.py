@@ -213,7 +213,7 @@ class Client:
         with self._events("POST", path, json={**body, "stream": True}) as events:
             for event in events:
                 if event.event == "exit":
-                    return _read(Execution, {**json.loads(event.data), "output": ""})
+                    return _read(Execution, {**json.loads(event.data), "output": "", "stderr": ""})
                 if event.event == "failed":
                     raise ApiError(_read(Failure, event.json()), None, events.request_id)
                 on_output(json.loads(event.data)["text"])

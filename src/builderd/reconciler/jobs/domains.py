@@ -88,7 +88,7 @@ class DomainJob:
     async def upkeep(self) -> None:
         """Drop old claims, and tell of certificates that end soon."""
         now, store = self._app.clock.now(), self._app.store
-        await store.write(lambda uow: domains.expire(uow, now))
+        await store.write(lambda uow: domains.expire(uow, self._app.clock.deletable()))
         await store.write(lambda uow: domains.warn(uow, now))
 
     async def sync(self) -> None:

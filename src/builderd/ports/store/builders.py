@@ -109,14 +109,20 @@ class Builders(Protocol):
     def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
         """Release the claim; the builder is due at ``due_at``, or (None) after a change."""
 
-    def release_all(self, owner: str, due_at: datetime) -> None:
-        """Release all claims of this owner; their builders are due at ``due_at`` or earlier."""
+    def release_all(self, owner: str, due_at: datetime) -> Sequence[BuilderId]:
+        """Release all claims of this owner; their builders are due at ``due_at`` or earlier.
+
+        Return the claims that are left, of builders that other transactions work on: each needs one of its own.
+        """
 
     def make_due(self, builder: BuilderId, at: datetime) -> None:
         """Make the builder due at this time or earlier."""
 
-    def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> None:
-        """Make these builders due at this time or earlier."""
+    def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> Sequence[BuilderId]:
+        """Make these builders due at this time or earlier.
+
+        Return those that other transactions work on, and that are gone: each of these needs a transaction of its own.
+        """
 
     def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
         """Return builders that are due and unclaimed, the longest due first."""

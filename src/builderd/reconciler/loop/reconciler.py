@@ -79,7 +79,8 @@ class Reconciler:
     async def _let_go(self) -> None:
         """Release claims left by a previous process of this instance."""
         now, owner = self._app.clock.now(), self._app.instance
-        await self._app.store.write(lambda uow: uow.builders.release_all(owner, now))
+        for left in await self._app.store.write(lambda uow: uow.builders.release_all(owner, now)):
+            await self._app.store.write(lambda uow, left=left: uow.builders.release(left, owner, now))  # type: ignore[misc]
 
     async def _due(self) -> Sequence[BuilderId]:
         try:

@@ -41,11 +41,17 @@ async def sweep(application: Application, busy: Container[BuilderId]) -> None:
 async def _make_due(application: Application, found: Sequence[BuilderId], now: datetime) -> None:
     """Make builders due, so many in one transaction that others never wait long for the store's one writer."""
     for start in range(0, len(found), BATCH):
-        await application.store.write(partial(_make_batch_due, builders=found[start : start + BATCH], now=now))
+        batch = found[start : start + BATCH]
+        for left in await application.store.write(partial(_make_all_due, builders=batch, now=now)):
+            await application.store.write(partial(_make_one_due, builder=left, now=now))
 
 
-def _make_batch_due(uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime) -> None:
-    uow.builders.make_all_due(builders, now)
+def _make_all_due(uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime) -> Sequence[BuilderId]:
+    return uow.builders.make_all_due(builders, now)
+
+
+def _make_one_due(uow: UnitOfWork, builder: BuilderId, now: datetime) -> None:
+    uow.builders.make_due(builder, now)
 
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:

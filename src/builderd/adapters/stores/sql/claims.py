@@ -33,11 +33,22 @@ _HOLDS = select(literal(1)).where(_row.id == bindparam("builder"), _row.claimed_
 _HOLDS_LOCKED = _HOLDS.with_for_update(key_share=True)
 _RELEASE = _OWNED.values(claimed_by=None, claimed_until=None)
 _RELEASE_UNTIL = _RELEASE.values(due_at=_earlier)
+# Many rows in one statement are locked in any order: a row that another transaction has is left to the caller, since
+# to wait for it with others locked may be a deadlock.
+_FREE = select(_row.id).with_for_update(skip_locked=True, key_share=True)
+_OF_OWNER = select(_row.id).where(_row.claimed_by == _owner)
 _RELEASE_ALL = (
-    update(builders).where(_row.claimed_by == _owner).values(claimed_by=None, claimed_until=None, due_at=_earlier)
+    update(builders)
+    .where(_row.id.in_(_FREE.where(_row.claimed_by == _owner)))
+    .values(claimed_by=None, claimed_until=None, due_at=_earlier)
 )
 _MAKE_DUE = _UPDATE.values(due_at=_earlier)
-_MAKE_ALL_DUE = update(builders).where(_row.id.in_(bindparam("builders", expanding=True))).values(due_at=_earlier)
+_MAKE_ALL_DUE = (
+    update(builders)
+    .where(_row.id.in_(_FREE.where(_row.id.in_(bindparam("builders", expanding=True)))))
+    .values(due_at=_earlier)
+    .returning(_row.id)
+)
 #: Builders that one statement makes due.
 BATCH = 1_000
 _DUE = select(_row.id).where(due_since <= _now).order_by(due_since, _row.id).limit(bindparam("limit"))
@@ -67,15 +78,19 @@ class Claims:
         else:
             self._connection.execute(_RELEASE_UNTIL, {**values, "at": due_at})
 
-    def release_all(self, owner: str, due_at: datetime) -> None:
+    def release_all(self, owner: str, due_at: datetime) -> Sequence[BuilderId]:
         self._connection.execute(_RELEASE_ALL, {"owner": owner, "at": due_at})
+        return self._connection.execute(_OF_OWNER, {"owner": owner}).scalars().all()
 
     def make_due(self, builder: BuilderId, at: datetime) -> None:
         self._connection.execute(_MAKE_DUE, {"builder": builder, "at": at})
 
-    def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> None:
+    def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> Sequence[BuilderId]:
+        made: set[BuilderId] = set()
         for start in range(0, len(builders), BATCH):
-            self._connection.execute(_MAKE_ALL_DUE, {"builders": builders[start : start + BATCH], "at": at})
+            values = {"builders": builders[start : start + BATCH], "at": at}
+            made.update(self._connection.execute(_MAKE_ALL_DUE, values).scalars())
+        return [one for one in builders if one not in made]
 
     def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
         return self._connection.execute(_DUE, {"now": now, "limit": limit}).scalars().all()

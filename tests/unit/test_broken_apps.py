@@ -113,11 +113,6 @@ CASES = {
     "a command that ends": Case(lambda: ended("done", 0), "exited with code 0", '"job_type": "one_time"'),
     "memory": Case(killed, "out of memory, limit 1 GB", "resources.memory"),
     "a newer Python": Case(lambda: scanned(TEMPLATE), "Python 3.14 reads this", "apps run on Python 3.1"),
-    "dependencies of Poetry": Case(
-        lambda: refused(pyproject_toml="[tool.poetry.dependencies]\nflask = '3'\n"),
-        "[tool.poetry.dependencies] is not read",
-        "[project] dependencies",
-    ),
     "a lock that is no JSON": Case(
         lambda: refused(package_json='{"dependencies": {"a": "1"}}', **{"package-lock_json": "{"}),
         "package-lock.json is not JSON",

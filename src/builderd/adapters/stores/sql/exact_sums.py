@@ -1,13 +1,7 @@
-"""Sums that the database computes to the last digit, on SQLite as on PostgreSQL.
-
-SQLite has neither decimal numbers nor a type for times: it gets a function for the one, and its texts are computed with
-for the other.
-"""
+"""Parts of times as integers, whose sums are exact, on SQLite as on PostgreSQL."""
 
 from __future__ import annotations
 
-import sqlite3
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import BigInteger
@@ -51,22 +45,3 @@ def _microseconds(element: Microseconds, compiler: SQLCompiler, **options: Any) 
 def _microseconds_on_sqlite(element: Microseconds, compiler: SQLCompiler, **options: Any) -> str:
     """Read the digits: a stored time is ``YYYY-MM-DD hh:mm:ss.ffffff``, and SQLite's own times have milliseconds."""
     return f"CAST(substr({compiler.process(element.clauses, **options)}, 21) AS INTEGER)"
-
-
-class _Aggregate:
-    """SQLite's aggregate of decimal numbers, which it keeps as texts."""
-
-    def __init__(self) -> None:
-        self._sum = Decimal(0)
-
-    def step(self, value: Any) -> None:
-        if value is not None:
-            self._sum += Decimal(value)
-
-    def finalize(self) -> Any:
-        return str(self._sum)
-
-
-def add_to_sqlite(connection: sqlite3.Connection) -> None:
-    """Make ``exact_sum`` known to a connection."""
-    connection.create_aggregate("exact_sum", 1, _Aggregate)

@@ -15,7 +15,6 @@ from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_en
 from sqlalchemy.exc import DBAPIError
 
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
-from builderd.adapters.stores.sql.exact_sums import add_to_sqlite
 
 READERS = 4
 #: Wait for another process that writes, at most so many seconds.
@@ -103,7 +102,6 @@ def _set_up(connection: sqlite3.Connection, _: Any) -> None:
     # Disable the driver's implicit transactions: _begin starts them.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
-    add_to_sqlite(connection)
 
 
 def _use_wal(connection: sqlite3.Connection, _: Any) -> None:

@@ -1,5 +1,8 @@
 """Indexes and sums that keep the cost of a call from growing with the number of stored builders."""
 
+from collections import defaultdict
+from decimal import Decimal, localcontext
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -38,13 +41,19 @@ def upgrade() -> None:
 
 
 def _sum_months() -> None:
+    """Sum the months of a tenant's builders; in Python, since SQLite has no exact sum of decimals."""
     bind = op.get_bind()
-    exact_sum = sa.func.sum if bind.dialect.name == "postgresql" else sa.func.exact_sum
     names = ["tenant_id", "month", "running", "paid"]
     source, target = (sa.table(name, *map(sa.column, names)) for name in ("ledger_months", "tenant_months"))
-    key = (source.c.tenant_id, source.c.month)
-    sums = sa.select(*key, exact_sum(source.c.running), exact_sum(source.c.paid)).group_by(*key)
-    bind.execute(sa.insert(target).from_select(names, sums))
+    sums: defaultdict[tuple[str, object], list[Decimal]] = defaultdict(lambda: [Decimal(0), Decimal(0)])
+    with localcontext(prec=60):
+        for tenant, month, *amounts in bind.execute(sa.select(*(source.c[name] for name in names))):
+            total = sums[tenant, month]
+            total[:] = [before + Decimal(amount) for before, amount in zip(total, amounts, strict=True)]
+    stored = Decimal if bind.dialect.name == "postgresql" else str
+    rows = [(tenant, month, *map(stored, total)) for (tenant, month), total in sums.items()]
+    if rows:
+        bind.execute(sa.insert(target), [dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _index(name: str, table: str, columns: list[str], condition: str) -> None:

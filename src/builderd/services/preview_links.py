@@ -11,7 +11,7 @@ from builderd.domain.errors import Conflict, InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.preview_links import MAX_LINKS, Link
-from builderd.domain.previews import port_host
+from builderd.domain.previews import PreviewLink, port_host
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
@@ -72,7 +72,9 @@ async def create(application: Application, caller: Caller, builder_id: str, new:
         return Made(builder, link, url)
 
     made = await application.store.write(write)
-    await sync(application)
+    link = made.link
+    end = int(link.expires_at.timestamp())
+    await application.previews.put_link(PreviewLink(link.secret_hash, made.builder.host, link.port, end))
     return made
 
 
@@ -85,20 +87,21 @@ async def revoke(application: Application, caller: Caller, builder_id: str, link
     """End a link at once. Raises ``NotFound``."""
     now = application.clock.now()
 
-    def write(uow: UnitOfWork) -> None:
+    def write(uow: UnitOfWork) -> Link:
         builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
         found = next((one for one in uow.preview_links.valid_of(builder.id, now) if one.id == link_id), None)
         if found is None:
             raise NotFound("The builder has no such link: GET /api/v1/builders/{uuid}/preview-links lists them.")
         uow.preview_links.remove(found.id)
         uow.events.add(_event(found, caller, "preview_link.revoked", now))
+        return found
 
-    await application.store.write(write)
-    await sync(application)
+    revoked = await application.store.write(write)
+    await application.previews.remove_link(revoked.secret_hash)
 
 
 async def sync(application: Application) -> None:
-    """Give the proxy all valid links."""
+    """Give the proxy all valid links: those that ended or whose builder is gone leave it."""
     now = application.clock.now()
     await application.previews.refresh_links(lambda: application.store.read(lambda uow: uow.preview_links.routes(now)))
 

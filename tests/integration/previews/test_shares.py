@@ -12,6 +12,7 @@ from tests.previews.proxy import TOKEN, App, Proxy, eventually, new_host
 
 from builderd.adapters.previews.haproxy import guard
 from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.adapters.previews.haproxy.runtime_api import Worker
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import PreviewLink
 
@@ -54,6 +55,31 @@ def test_only_a_port_of_a_known_preview_is_one(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     for asked in (f"65536--{host}", f"0--{host}", f"08--{host}", f"--{host}", f"80---{host}", f"80--{new_host()}"):
         assert proxy.visitor.get(asked, "/head", OWN).status == 404, asked
+
+
+def test_link_is_put_and_removed_without_touching_the_others(proxy: Proxy, app: App) -> None:
+    """A link costs one command and one line of the file, with 5,000 others too."""
+    host = proxy.open(app, private=True)
+    end = int(time.time()) + 60
+    give(proxy, *(PreviewLink(secret_hash(f"bdpl_{number}"), host, None, end) for number in range(5_000)))
+    asked: list[str] = []
+    ask = Worker.ask
+
+    async def counting(worker: Worker, command: str) -> str:
+        asked.append(command)
+        return await ask(worker, command)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "ask", counting)
+        proxy.run(proxy.previews.put_link(PreviewLink(secret_hash(LINK), host, None, end)))
+        assert len(asked) <= 2
+        assert proxy.visitor.get(host, "/head", GUEST).status == 200
+        proxy.run(proxy.previews.remove_link(secret_hash(LINK)))
+        assert len(asked) <= 3
+    assert proxy.visitor.get(host, "/head", GUEST).status == 401
+    assert proxy.visitor.get(host, "/head", "X-Service-Token: bdpl_4999").status == 200
+    give(proxy)
+    assert proxy.visitor.get(host, "/head", "X-Service-Token: bdpl_4999").status == 401
 
 
 def test_link_opens_its_preview_alone_until_it_is_revoked(proxy: Proxy, app: App, neighbour: App) -> None:

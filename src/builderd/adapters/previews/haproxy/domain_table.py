@@ -8,7 +8,6 @@ a file says what is installed, so that a change which was cut short is seen as m
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -138,8 +137,8 @@ class DomainTable:
         self.installed[host] = entry
         if before is None:
             if entry[1] is not None:
-                _append(self._files.certificate_list, self._listed(host))
-            _append(self._files.domains, f"{host} {_value(entry)}\n")
+                atomic_files.append(self._files.certificate_list, self._listed(host))
+            atomic_files.append(self._files.domains, f"{host} {_value(entry)}\n")
         elif _value(before) != _value(entry):
             self._write()
 
@@ -169,15 +168,6 @@ async def _when_free(change: Callable[[], Awaitable[None]]) -> None:
         else:
             return
     await change()
-
-
-def _append(file: Path, line: str) -> None:
-    """Add a line by one write, which a kill of the service cuts off nowhere."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
 
 
 def _is_whole(file: Path) -> bool:

@@ -12,6 +12,7 @@ from builderd.adapters.previews.haproxy import activity, config, guard, pages, p
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.domain_table import DomainTable
+from builderd.adapters.previews.haproxy.link_table import LinkTable
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
@@ -41,7 +42,7 @@ class HaproxyPreviews:
         self._workers = Workers(self._files)
         self._open_map: RouteMap | None = None
         self._domains = DomainTable(self._files, self._workers, options)
-        self._links: dict[str, str] = {}
+        self._links = LinkTable(self._files, self._workers)
         #: Held from before the links are loaded, so that an older state never replaces a newer one.
         self._loading_links = asyncio.Lock()
         #: Hosts whose route on disk the proxy may not have yet.
@@ -162,15 +163,17 @@ class HaproxyPreviews:
 
     async def refresh_links(self, load: Callable[[], Awaitable[Collection[PreviewLink]]]) -> None:
         async with self._loading_links:
-            wanted = {link.token_hash: link.entry for link in await load()}
+            links = await load()
             async with self._lock:
-                assert self._map is not None
-                if wanted == self._links:
-                    return
-                # The file first: a proxy that starts meanwhile reads it.
-                _write_links(self._files.links, wanted)
-                self._links = wanted
-                await self._change(lambda: self._workers.sync_links(wanted))
+                await self._change(lambda: self._links.replace(links))
+
+    async def put_link(self, link: PreviewLink) -> None:
+        async with self._loading_links, self._lock:
+            await self._change(lambda: self._links.put(link))
+
+    async def remove_link(self, token_hash: str) -> None:
+        async with self._loading_links, self._lock:
+            await self._change(lambda: self._links.remove(token_hash))
 
     async def put_challenge(self, token: str, answer: str) -> None:
         async with self._lock:
@@ -225,8 +228,7 @@ class HaproxyPreviews:
             if route.host not in routes.routes:
                 routes.put(route)
         self._domains.load()
-        self._links = _read_links(files.links)
-        _write_links(files.links, self._links)
+        self._links.load()
         host = process.host(self._options)
         try:
             await self._paused.open(host.user)
@@ -235,7 +237,7 @@ class HaproxyPreviews:
             await self._workers.refresh()
             await self._workers.sync(routes.routes)
             await self._domains.sync()
-            await self._workers.sync_links(self._links)
+            await self._links.sync()
             await guard.start(files, process.command(process.program(self._options), files))
             self._open_map = routes
             self._unapplied.clear()
@@ -296,7 +298,7 @@ class HaproxyPreviews:
         if await self._workers.refresh():
             await self._workers.sync(self._map.routes)
             await self._domains.sync()
-            await self._workers.sync_links(self._links)
+            await self._links.sync()
 
     async def _counters(self) -> dict[str, PreviewActivity]:
         """Return the sum of the counters of all workers, replaced ones included."""
@@ -309,15 +311,6 @@ class HaproxyPreviews:
         if file is not None and (self._certificate_watch is None or self._certificate_watch.done()):
             watch = Certificate(file, self._files.admin_socket).watch()
             self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
-
-
-def _read_links(path: Path) -> dict[str, str]:
-    lines = path.read_text().splitlines() if path.exists() else ()
-    return dict(line.split(" ", 1) for line in lines)
-
-
-def _write_links(path: Path, links: Mapping[str, str]) -> None:
-    _write(path, "".join(f"{digest} {entry}\n" for digest, entry in links.items()))
 
 
 def _write(path: Path, text: str) -> None:

@@ -65,6 +65,12 @@ class Workers:
         """Make each worker's map of domains equal to these values."""
         await self._apply(lambda worker: self._sync_map(worker, self._files.domains, values))
 
+    async def put_link(self, token_hash: str, entry: str) -> None:
+        await self._apply(lambda worker: runtime_api.set_entry(worker, self._files.links, token_hash, entry))
+
+    async def remove_link(self, token_hash: str) -> None:
+        await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.links, token_hash))
+
     async def sync_links(self, values: Mapping[str, str]) -> None:
         """Make each worker's map of links equal to these values."""
         await self._apply(lambda worker: self._sync_map(worker, self._files.links, values))

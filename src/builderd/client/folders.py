@@ -102,12 +102,15 @@ def encoded(content: str | bytes, executable: bool = False) -> Any:
         return {"content": text, "encoding": "base64", **({"executable": True} if executable else {})}
 
 
-def read_folder(root: Path, ignore: Sequence[str] = ()) -> Folder:
-    """Look through a folder. ``ignore`` are further rules, before those of the files."""
+def read_folder(root: Path, ignore: Sequence[str] = (), env_file: str = "") -> Folder:
+    """Look through a folder. ``ignore`` are further rules, before those of the files.
+
+    ``env_file`` is sent whatever the rules say: most projects keep their ``.env`` out of version control.
+    """
     if not root.is_dir():
         raise NotADirectoryError(20, "is no folder", str(root))
     own = _Rules("", OWN, [*_lines(root / OWN), *ignore])
-    walk = _Walk(root, own)
+    walk = _Walk(root, own, env_file)
     walk.look("", ())
     return Folder(root, sorted(walk.files, key=lambda file: file.path), walk.left_out)
 
@@ -141,6 +144,7 @@ class _Rules:
 class _Walk:
     root: Path
     own: _Rules
+    kept: str
     files: list[PlannedFile] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -168,6 +172,8 @@ class _Walk:
     def _reason(self, path: str, name: str, is_folder: bool, rules: tuple[_Rules, ...]) -> str:
         if name in ALWAYS:
             return f"always: {name}"
+        if path == self.kept:
+            return ""
         for one in (self.own, *rules):
             judged = one.judge(path, is_folder)
             if judged is not None:

@@ -41,6 +41,7 @@ class VersionOptions(SettingOptions, total=False):
     build: str
     stdin: str
     start_timeout: int
+    env_file: str
 
 
 class BuilderOptions(VersionOptions, total=False):

@@ -28,14 +28,14 @@ OTHERS = ("node_modules/", "test", "example", "doc", ".")
 MAX_NAMED = 5
 
 
-def unread_notes(paths: Collection[str]) -> list[str]:
+def unread_notes(paths: Collection[str], env_file: str = "") -> list[str]:
     """Return a line for each file that is not read, the manifests of folders among them, at most ``MAX_NAMED``."""
-    return [*_notes(paths)][:MAX_NAMED]
+    return [*_notes(paths, env_file)][:MAX_NAMED]
 
 
-def _notes(paths: Collection[str]) -> Iterator[str]:
-    if ".env" in paths:
-        yield '.env is not read by the platform: set its values as "env", and secrets as credentials.'
+def _notes(paths: Collection[str], env_file: str) -> Iterator[str]:
+    if ".env" in paths and not env_file:
+        yield '.env is not read by the platform: deploy with "env_file": ".env" to set its variables, or set "env".'
     for name, instead in UNREAD.items():
         if name in paths and LOCKED.get(name) not in paths:
             yield f"{name} is not read. Read in its place: {instead}."

@@ -65,6 +65,15 @@ class VersionSettings:
     stdin: str = ""
     #: Seconds until the app must listen; 0: the service's default.
     start_timeout: int = 0
+    #: File of the version that holds variables, such as ``.env``; empty: none.
+    env_file: str = ""
+    #: The variables of that file, read when the version was made; ``env`` wins over them.
+    env_file_values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Return all variables that the user gave: those of ``env_file``, and ``env`` over them."""
+        return {**self.env_file_values, **self.env}
 
     @property
     def commands(self) -> str:
@@ -79,6 +88,8 @@ class VersionSettings:
 
 #: Names of all settings. Shapes have fields of the same names, the table of versions has columns.
 SETTING_NAMES = tuple(one.name for one in fields(VersionSettings))
+#: Settings that follow from the code, and that no request gives.
+DERIVED_NAMES = frozenset({"env_file_values"})
 
 
 @dataclass(frozen=True, slots=True)

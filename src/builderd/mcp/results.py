@@ -268,7 +268,7 @@ def deployment_of(state: models.BuilderState) -> Deployment:
         job_type=state.job_type,
         entrypoint=state.entrypoint,
         port=state.port,
-        variables=sorted(state.env),
+        variables=sorted({**state.env_file_values, **state.env}),
         credentials=list(state.credentials),
         visibility=state.visibility,
         auto_stop_minutes=state.auto_stop_interval,

@@ -16,7 +16,7 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
-from builderd.domain.versions import Version, VersionSettings, VersionStatus
+from builderd.domain.versions import Version, VersionSettings, VersionStatus, env_size_error
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
@@ -227,6 +227,8 @@ def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantI
         errors[f"credentials.{index}"] = [
             f"there is no credential named {name!r}: PUT /api/v1/credentials/{name} first"
         ]
+    if settings.env_file_values and (why := env_size_error(settings.variables)) is not None:
+        errors["env_file"] = [f"its variables together with env {why}"]
     most = application.limits.max_start_timeout
     if settings.start_timeout > most:
         errors["start_timeout"] = [f"must be at most {most:g} seconds, the limit of this service"]

@@ -38,7 +38,8 @@ async def create(visit: Visit, new: NewBuilder) -> Builder:
     _check_gates(visit, new)
     application = visit.application
     bundle = await requests.bundle_of(application, visit.token.tenant_id, new)
-    return await visit.operations.create(visit.caller, requests.new_builder(application, new, bundle), bundle, None)
+    asked = await requests.new_builder(application, new, bundle)
+    return await visit.operations.create(visit.caller, asked, bundle, None)
 
 
 async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:

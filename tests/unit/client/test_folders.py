@@ -73,6 +73,13 @@ def test_the_own_file_decides_before_git(tmp_path: Path) -> None:
     assert reasons == {"b.log": ".gitignore: *.log", "c.txt": ".builderdignore: c.txt"}
 
 
+def test_the_env_file_is_sent_although_rules_leave_it_out(tmp_path: Path) -> None:
+    make(tmp_path, ["a.py", ".env", "deep/.env"])
+    (tmp_path / ".gitignore").write_text(".env\n")
+    folder = read_folder(tmp_path, ["*.env"], ".env")
+    assert {file.path for file in folder.files} == {"a.py", ".env", ".gitignore"}
+
+
 def test_some_folders_are_left_out_whatever_the_rules_say(tmp_path: Path) -> None:
     make(tmp_path, [".git/config", "node_modules/x/y", "deep/.venv/z", "a"])
     (tmp_path / ".builderdignore").write_text("!.git\n!node_modules\n")

@@ -135,6 +135,8 @@ async def test_a_bad_form_is_shown_again_with_what_is_wrong(pages: Pages) -> Non
     answer = await pages.browser.post("/new", data=form)
     assert answer.status_code == 422
     assert all(word in answer.text for word in ("kept", "No Name", "many", 'id="e-name"', 'id="e-cpu"'))
+    answer = await pages.browser.post("/new", data={**form, "name": "a", "port": "80", "cpu": "1", "env_file": ".env"})
+    assert "names a file that is not in files" in answer.text.lower()
 
 
 @pytest.mark.parametrize("path", ["/builders/none", "/nowhere/at/all", "/builders/none/versions/x"])

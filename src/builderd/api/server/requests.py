@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from builderd.domain.build_commands import find_build
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
 from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.env_files import read_env_file
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.procfile import process_commands, web_command, worker_command
@@ -29,13 +31,18 @@ async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuild
     return await uploads.bundle(application, tenant_id, new.source.upload_id.lower())
 
 
-def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
-    """Return the builder that a request asks for. Raises ``ValidationFailed`` without a usable command."""
+async def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
+    """Return the builder that a request asks for.
+
+    Raises ``ValidationFailed`` without a usable command, and for an ``env_file`` that is missing or faulty.
+    """
     job_type = _job_type(new, bundle)
     entrypoint = new.entrypoint or _command(bundle, job_type)
     settings = new_settings(new, entrypoint, application.limits.default_isolation)
     if new.build is None and job_type is not JobType.SANDBOX:
         settings = replace(settings, build=find_build(bundle, entrypoint))
+    if new.env_file:
+        settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
     return builders.NewBuilder(
         name=new.name,
         bundle_hash=bundle.hash,
@@ -82,9 +89,26 @@ async def new_version(
     given = given_fields(new)
     if bundle is not None:
         given["bundle_hash"] = bundle.hash
+    given |= await _env_file(application, caller, builder_id, new, bundle)
     if bundle is not None and "entrypoint" not in given:
         given["entrypoint"] = await _kept_command(application, caller, builder_id, bundle)
     return Change.of({**given, "fresh": fresh}), bundle
+
+
+async def _env_file(
+    application: Application, caller: Caller, builder_id: str, new: NewVersion, bundle: Bundle | None
+) -> dict[str, Any]:
+    """Return ``env_file`` with its variables, read again if the files or the name change; nothing if both stay."""
+    is_given = "env_file" in new.model_fields_set
+    if bundle is None and not is_given:
+        return {}
+    path, code = new.env_file, bundle
+    if not is_given or (code is None and path):
+        base = await application.store.read(lambda uow: deployments.base(uow, caller, builder_id))
+        path = path if is_given else base.settings.env_file
+        code = code or await bundles.fetch(application, base)
+    values = await asyncio.to_thread(read_env_file, code, path) if code is not None else {}
+    return {"env_file": path, "env_file_values": values}
 
 
 async def _kept_command(application: Application, caller: Caller, builder_id: str, bundle: Bundle) -> str | None:

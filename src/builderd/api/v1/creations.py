@@ -103,7 +103,8 @@ def check_gates(identity: Identity, new: NewBuilder) -> None:
 async def _create(operations: Operations, identity: Identity, new: NewBuilder, retry: Retry | None) -> Builder:
     application = operations.application
     bundle = await requests.bundle_of(application, identity.token.tenant_id, new)
-    return await operations.create(identity.caller, requests.new_builder(application, new, bundle), bundle, retry)
+    asked = await requests.new_builder(application, new, bundle)
+    return await operations.create(identity.caller, asked, bundle, retry)
 
 
 async def _outcome(application: Application, builder: Builder, *, at_once: bool) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -62,6 +62,7 @@ class DeployFlags(TypedDict):
     """Further options of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
 
     build: str | None
+    env_file: str | None
     fresh: bool
     only_list: bool
     yes: bool
@@ -74,6 +75,7 @@ class DeployFlags(TypedDict):
 @click.option("--name", help="Name of the builder.  [default: of builder.toml, or the folder's]")
 @click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
 @click.option("--build", help="Command that builds it before its start; '' for none.  [default: what is found]")
+@click.option("--env-file", metavar="PATH", help="File of the code with variables, such as .env; '' for none.")
 @click.option("--fresh", is_flag=True, help="Install the dependencies again.")
 @click.option("--list", "only_list", is_flag=True, help="List what would be sent and what is left out; send nothing.")
 @click.option("--yes", is_flag=True, help="Take what is found for the start without asking.")
@@ -88,11 +90,13 @@ def deploy(
     second builder.
     """
     project = Project.load(directory)
-    folder = read_folder(directory, project.settings.get("ignore", ()))
+    options = project.options
+    if flags["env_file"] is not None:
+        options["env_file"] = flags["env_file"]
+    folder = _folder(project, options)
     if flags["only_list"]:
         _list(session, folder)
         return
-    options = project.options
     start = _start(session, project, folder, entrypoint, flags["yes"])
     if start.entrypoint:
         options["entrypoint"] = start.entrypoint
@@ -105,9 +109,13 @@ def deploy(
             f"{chosen!r} is no name: 1 to 63 lower-case letters, digits and hyphens, not at its ends"
         )
     if _remember(session, project, chosen, start):
-        folder = read_folder(directory)
+        folder = _folder(project, options)
     _tell_sent(session, folder)
     _Deployment(session, project, folder, chosen, options, flags["fresh"]).run()
+
+
+def _folder(project: Project, options: Mapping[str, Any]) -> Folder:
+    return read_folder(project.root, project.settings.get("ignore", ()), options.get("env_file", ""))
 
 
 class _Deployment:
@@ -290,7 +298,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     ARGS are the command; left out, that of builder.toml or what is found.
     """
     project = Project.load(directory)
-    folder = read_folder(directory, project.settings.get("ignore", ()))
+    folder = _folder(project, project.options)
     start = _given_start(shlex.join(args)) or _start(session, project, folder, None, yes=True)
     options = {key: value for key, value in project.options.items() if key not in {"auto_stop_interval", "visibility"}}
     if flags["with_stdin"]:

@@ -62,6 +62,11 @@ SCHEMA: dict[str, Any] = {
             "minimum": 0,
             "description": "Seconds until the app must listen; 0: the service's default.",
         },
+        "env_file": {
+            "type": "string",
+            "description": "File of the code with lines NAME=VALUE, such as .env: read by the service, sent in any "
+            "case. `env` wins over it.",
+        },
         "ignore": {**_STRINGS, "description": "What is not sent, as lines of .builderdignore."},
     },
 }

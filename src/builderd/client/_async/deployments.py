@@ -75,10 +75,10 @@ def no_stages(_: Stage) -> None:
 
 
 async def code_of(
-    transport: AsyncTransport, path: str | Path | Folder, on_progress: OnProgress | None = None
+    transport: AsyncTransport, path: str | Path | Folder, on_progress: OnProgress | None = None, env_file: str = ""
 ) -> dict[str, Any]:
     """Return a folder's code as a body's ``files``, or as its ``source`` where it is too large for JSON."""
-    folder = path if isinstance(path, Folder) else await in_thread(read_folder, Path(path))
+    folder = path if isinstance(path, Folder) else await in_thread(read_folder, Path(path), (), env_file)
     if folder.fits_json:
         return {"files": await in_thread(folder.contents)}
     return {"source": {"upload_id": await AsyncUploads(transport).send_folder(folder, on_progress)}}
@@ -189,7 +189,7 @@ async def prepare(
     body = {name: value for name, value in options.items() if name not in given}
     upload_id = None
     if path is not None:
-        code = await code_of(transport, path, given["on_progress"])
+        code = await code_of(transport, path, given["on_progress"], body.get("env_file", ""))
         upload_id = code.get("source", {}).get("upload_id")
         body |= code
     elif given["upload_id"] is not None:

@@ -74,9 +74,11 @@ def no_stages(_: Stage) -> None:
     """Ignore the stages."""
 
 
-def code_of(transport: Transport, path: str | Path | Folder, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def code_of(
+    transport: Transport, path: str | Path | Folder, on_progress: OnProgress | None = None, env_file: str = ""
+) -> dict[str, Any]:
     """Return a folder's code as a body's ``files``, or as its ``source`` where it is too large for JSON."""
-    folder = path if isinstance(path, Folder) else at_once(read_folder, Path(path))
+    folder = path if isinstance(path, Folder) else at_once(read_folder, Path(path), (), env_file)
     if folder.fits_json:
         return {"files": at_once(folder.contents)}
     return {"source": {"upload_id": Uploads(transport).send_folder(folder, on_progress)}}
@@ -185,7 +187,7 @@ def prepare(
     body = {name: value for name, value in options.items() if name not in given}
     upload_id = None
     if path is not None:
-        code = code_of(transport, path, given["on_progress"])
+        code = code_of(transport, path, given["on_progress"], body.get("env_file", ""))
         upload_id = code.get("source", {}).get("upload_id")
         body |= code
     elif given["upload_id"] is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from pydantic import Field
+
 from builderd.client.models.base import Model
 
 
@@ -62,6 +64,8 @@ class BuilderState(Model):
     install_scripts: bool
     build: str = ""
     start_timeout: int = 0
+    env_file: str = ""
+    env_file_values: dict[str, str] = Field(default_factory=dict)
     review_passed: bool | None = None
     qa_passed: bool | None = None
     status_reason: str
@@ -103,6 +107,8 @@ class Version(Model):
     build: str = ""
     stdin: str = ""
     start_timeout: int = 0
+    env_file: str = ""
+    env_file_values: dict[str, str] = Field(default_factory=dict)
     review_passed: bool | None = None
     qa_passed: bool | None = None
     created_by: str

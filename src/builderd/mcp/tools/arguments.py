@@ -50,6 +50,7 @@ JobType = Annotated[
     ),
 ]
 Env = Annotated[dict[str, str], Field(description="Environment variables; no secrets: use store_credentials.")]
+EnvFile = Annotated[str, Field(description='A file among files with lines NAME=VALUE, such as ".env"; env wins.')]
 Credentials = Annotated[list[str], Field(description="Names of stored credentials that it gets as variables.")]
 AutoStop = Annotated[int, Field(ge=0, description="Minutes without use until it stops by itself; 0: never.")]
 Visibility = Literal["public", "private"]

@@ -121,7 +121,7 @@ class Copy:
             hostname=builder.name,
             entrypoint=settings.entrypoint,
             port=settings.port,
-            env={**settings.env, **{name.rpartition("/")[2]: DUMMY for name in dummies}, **platform},
+            env={**settings.variables, **{name.rpartition("/")[2]: DUMMY for name in dummies}, **platform},
             resources=replace(settings.resources, cpu=min(settings.resources.cpu, MAX_CPU)),
             isolation=settings.isolation,
             layer_key=None if self.version.layer_key == NO_LAYER else self.version.layer_key,

@@ -29,13 +29,13 @@ def plan_build(item: WorkItem, bundle: Bundle, base_id: str, timeout_seconds: fl
     """Return the plan of the version's build. Its result is the tenant's alone: the command is the tenant's code."""
     settings, tenant = item.version.settings, item.builder.tenant_id
     layer = item.version.layer_key or None
-    decisive = [RECIPE, base_id, tenant, bundle.hash, layer, settings.build, sorted(settings.env.items())]
+    decisive = [RECIPE, base_id, tenant, bundle.hash, layer, settings.build, sorted(settings.variables.items())]
     step = BuildStep(
         title=f"Building: {settings.build}",
         argv=("/bin/sh", "-ec", settings.build),
         network=True,
         cache=Cache.NONE,
-        env={**ENVIRONMENT, "HOME": HOME, **settings.env},
+        env={**ENVIRONMENT, "HOME": HOME, **settings.variables},
         timeout_seconds=max(1, round(timeout_seconds)),
     )
     return LayerPlan(

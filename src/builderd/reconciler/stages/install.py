@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
@@ -115,7 +116,10 @@ class LayerInstalls:
     async def _name_unread(self, item: WorkItem) -> None:
         """Name in the log the files that people expect to be read, and versions that do not run here."""
         bundle = await bundles.fetch(self._app, item.version)
-        notes = [*unread_notes({file.path for file in bundle.files}), *pin_notes(bundle)]
+        env_file = item.version.settings.env_file
+        notes = [*unread_notes({file.path for file in bundle.files}, env_file), *pin_notes(bundle)]
+        ignored = await asyncio.to_thread(ignored_names, bundle, env_file)
+        notes += [f"{', '.join(ignored)} of {env_file} is not used: the platform sets it."] if ignored else []
         if notes:
             async with BuildLog(self._app, item) as log:
                 for note in notes:

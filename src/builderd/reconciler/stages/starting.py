@@ -60,7 +60,7 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         hostname=builder.name,
         entrypoint=f"exec <{SECRETS_FOLDER}/{STDIN}\n{settings.entrypoint}" if settings.stdin else settings.entrypoint,
         port=settings.port,
-        env={**settings.env, **credentials.as_env(secrets), **platform},
+        env={**settings.variables, **credentials.as_env(secrets), **platform},
         resources=settings.resources,
         isolation=settings.isolation,
         layer_key=None if layer_key == NO_LAYER else layer_key,

@@ -20,8 +20,10 @@ from pydantic.config import JsonDict
 
 from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_error
+from builderd.domain.bundles import MAX_PATH_BYTES
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
 from builderd.domain.credentials import name_error as credential_error
+from builderd.domain.env_files import env_file_error
 from builderd.domain.processes import MAX_STDIN_BYTES, input_error
 from builderd.domain.procfile import FILE as PROCFILE
 from builderd.domain.versions import (
@@ -102,6 +104,8 @@ Env = Annotated[
         }
     ),
 ]
+
+EnvFile = Annotated[str, checked_by(env_file_error), Field(json_schema_extra={"maxLength": MAX_PATH_BYTES})]
 
 Name = Annotated[str, checked_by(name_error), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 
@@ -216,6 +220,11 @@ class NewBuilder(Shape):
     start_timeout: JsonInt = Field(
         default=0, ge=0, le=MAX_INTEGER, description="Seconds until the app must listen; 0: the service's default."
     )
+    env_file: EnvFile = Field(
+        default="",
+        description='A file among `files` with lines NAME=VALUE, such as ".env": its variables are set too, and `env` '
+        "wins over them. Empty: none.",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -253,6 +262,7 @@ class Builder(View):
     """A builder with its current version.
 
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
+    ``env_file_values`` are the variables of the file ``env_file``; ``env`` wins over them.
     ``needs_restart``: it runs with credentials that were changed since it started.
     ``last_backup_error`` is null unless the last backup failed.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
@@ -278,6 +288,8 @@ class Builder(View):
     install_scripts: bool
     build: str
     start_timeout: int
+    env_file: str
+    env_file_values: dict[str, str]
     review_passed: bool | None
     qa_passed: bool | None
     status_reason: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from builderd.domain.versions import SETTING_NAMES, Isolation, VersionSettings
+from builderd.domain.versions import DERIVED_NAMES, SETTING_NAMES, Isolation, VersionSettings
 from builderd.schemas.v1.builders import NewBuilder, ShownResources
 from builderd.schemas.v1.shape import View
 from builderd.schemas.v1.versions import NewSettings, NewVersion
@@ -20,7 +20,7 @@ CODE = frozenset({"files", "source"})
 
 def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation) -> VersionSettings:
     """Return the settings of a new builder, for which ``entrypoint`` was determined already."""
-    copied = {name: getattr(new, name) for name in SETTING_NAMES}
+    copied = {name: getattr(new, name) for name in SETTING_NAMES if name not in DERIVED_NAMES}
     converted = {
         "entrypoint": entrypoint,
         "resources": new.resources.value,
@@ -46,6 +46,7 @@ def shown_settings(settings: VersionSettings, shape: type[View]) -> dict[str, An
     resources = settings.resources
     converted = {
         "env": dict(settings.env),
+        "env_file_values": dict(settings.env_file_values),
         "resources": ShownResources(cpu=resources.cpu, memory=resources.memory, disk=resources.disk),
         "credentials": list(settings.credentials),
     }

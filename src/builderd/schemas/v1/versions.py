@@ -103,6 +103,8 @@ class Version(View):
     build: str
     stdin: str
     start_timeout: int
+    env_file: str
+    env_file_values: dict[str, str]
     review_passed: bool | None
     qa_passed: bool | None
     created_by: str

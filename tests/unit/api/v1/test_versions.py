@@ -288,6 +288,56 @@ async def test_a_null_keeps_what_there_is_as_leaving_it_out_does(client: httpx.A
     assert (await client.put(url, json={"files": None})).json()["errors"] == {"files": ["must be an object"]}
 
 
+async def test_env_file_is_read_from_the_files_of_each_version(client: httpx.AsyncClient, service: Service) -> None:
+    code = MINIMAL["files"]
+    body = {**MINIMAL, "name": "dotenv", "env_file": ".env", "env": {"A": "env"}}
+    missing = await client.post(BUILDERS, json=body)
+    assert missing.status_code == 422
+    assert missing.json()["errors"] == {
+        "env_file": ['names a file that is not in files: .env (no file: "env_file": "")']
+    }
+    faulty = await client.post(BUILDERS, json={**body, "files": {**code, ".env": "A=1\nno"}})
+    assert faulty.json()["errors"] == {"env_file": [".env, line 2: must be NAME=VALUE"]}
+    made = await client.post(BUILDERS, json={**body, "files": {**code, ".env": "A=file\nB=1"}})
+    assert made.status_code == 201, made.text
+    url = str(made.headers["location"])
+    assert {name: made.json()["data"][name] for name in ("env", "env_file", "env_file_values")} == {
+        "env": {"A": "env"},
+        "env_file": ".env",
+        "env_file_values": {"A": "file", "B": "1"},
+    }
+    assert [
+        {"A": "env", "B": "1"}.items() <= one.spec.env.items()
+        for one in service.engine.sandboxes.values()
+        if one.spec.env["BUILDER_NAME"] == "dotenv"
+    ] == [True]
+
+    put = await client.put(url, json={"files": {**code, ".env": "B=2"}})
+    assert put.json()["data"]["env_file_values"] == {"B": "2"}
+    patched = await client.patch(url, json={"env": {"C": "3"}})
+    assert patched.json()["data"]["env_file_values"] == {"B": "2"}
+    gone = await client.put(url, json={"files": code})
+    assert list(gone.json()["errors"]) == ["env_file"]
+    none = await client.put(url, json={"files": code, "env_file": ""})
+    assert none.json()["data"]["env_file_values"] == {}
+    back = await client.post(f"{url}/rollback", json={"version": 2})
+    assert (back.json()["data"]["env_file"], back.json()["data"]["env_file_values"]) == (".env", {"B": "2"})
+    again = await client.put(url, json={"env_file": ""})
+    assert again.json()["data"]["env_file_values"] == {}
+    read = await client.put(url, json={"env_file": ".env"})
+    assert read.json()["data"]["env_file_values"] == {"B": "2"}
+
+
+async def test_env_and_env_file_together_have_a_limit(client: httpx.AsyncClient) -> None:
+    large = {f"A{n}": "a" * 99_000 for n in range(6)}
+    text = "".join(f"B{n}={'b' * 99_000}\n" for n in range(6))
+    body = {**MINIMAL, "env": large, "env_file": ".env", "files": {**MINIMAL["files"], ".env": text}}
+    refused = await client.post(BUILDERS, json=body)
+    assert refused.json()["errors"] == {
+        "env_file": ["its variables together with env must be at most 1000000 bytes long in all"]
+    }
+
+
 async def test_a_stranger_finds_nothing(url: str, service: Service) -> None:
     stranger = service.client(await service.token("evil", Scope.WRITE))
     reader = service.client(await service.token("acme", Scope.READ))

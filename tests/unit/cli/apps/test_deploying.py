@@ -59,6 +59,19 @@ def test_a_lost_answer_is_resumed_by_the_same_command(
     assert builders(running) == {"my-app": 2}
 
 
+def test_variables_come_from_a_file_that_git_ignores(running: Running, home: Path) -> None:
+    (home / ".gitignore").write_text(".env\n")
+    (home / ".env").write_text("A=1\n")
+    assert run("deploy", "--yes", "--env-file", ".env").exit_code == 0
+    with Builderd(running.url, running.admin) as client:
+        app = client.builders.get("my-app")
+        assert (app.data.env_file, app.data.env_file_values) == (".env", {"A": "1"})
+        (home / ".env").write_text("A=2\n")
+        app.deploy(home, env_file=".env")
+        assert app.data.env_file_values == {"A": "2"}
+    assert "in files" in run("deploy", "--env-file", "other.env").stderr
+
+
 class Killed(BaseException):
     """In place of SIGKILL: nothing of the command handles it."""
 

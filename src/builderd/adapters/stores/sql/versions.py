@@ -143,8 +143,8 @@ def _row(version: Version) -> dict[str, Any]:
     row = row_of(version)
     settings = row_of(row.pop("settings"))
     resources = row_of(settings.pop("resources"))
-    env, credentials = dict(settings.pop("env")), list(settings.pop("credentials"))
-    return {**row, **settings, **resources, "env": env, "credentials": credentials}
+    texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values")}
+    return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
 
 
 def _version(row: Row[Any]) -> Version:
@@ -152,4 +152,6 @@ def _version(row: Row[Any]) -> Version:
     resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
     settings = {name: values.pop(name) for name in _SETTINGS}
     settings["credentials"] = tuple(settings["credentials"])
+    # Versions from before the column have none.
+    settings["env_file_values"] = settings["env_file_values"] or {}
     return Version(**values, settings=VersionSettings(**settings, resources=resources))

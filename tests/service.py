@@ -26,7 +26,7 @@ from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
 from builderd.api.app import create_app
-from builderd.api.server.connections import ConnectionLimits
+from builderd.api.server.connections import ConnectionLimits, Connections
 from builderd.api.server.listener import server_config
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
@@ -125,7 +125,7 @@ async def listening(
     """The app behind the door's own listener, on a free port of the loopback address."""
     with socket.create_server((address, 0)) as listener:
         host, port = listener.getsockname()
-        server = uvicorn.Server(server_config(app, host, port, limits))
+        server = uvicorn.Server(server_config(app, Connections(limits)))
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
             await asyncio.sleep(0.005)

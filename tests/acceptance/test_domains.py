@@ -138,6 +138,40 @@ def test_previews_get_a_wildcard_by_dns_updates(parts: tuple[LiveService, int], 
     assert Visitor(service.preview_port).get(host).header("location") == f"{url}head"
 
 
+def test_the_api_is_served_at_public_url_with_a_certificate(
+    parts: tuple[LiveService, int], name_server: DnsServer
+) -> None:
+    service, tls_port = parts
+    host = "builderd.example.test"
+    service.kill()
+    service.settings = {**service.settings, "BUILDERD_PUBLIC_URL": f"https://{host}:{tls_port}", "BUILDERD_HSTS": "60"}
+    service.start()
+    pending = httpx.get(f"{service.url}/readyz", timeout=20).json()
+    assert not pending["data"]["public_url"]["ready"]
+    assert "public_url: there is no certificate" in pending["message"]
+    name_server.point(host, "127.0.0.1")
+    # The records' failure is looked at again a minute later; a new database has no failure.
+    service.down()
+    for file in service.data_dir.glob("builderd.db*"):
+        file.unlink()
+    service.token = ""
+    service.start()
+    until(lambda: httpx.get(f"{service.url}/readyz", timeout=20).json()["data"]["public_url"]["ready"])
+    assert _names(tls_port, host) == {host}
+    request = f"GET /api/v1/builders HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {service.token}\r\n"
+    answer = _asked(tls_port, host, f"{request}Connection: close\r\n\r\n")
+    assert (answer.status, answer.header("strict-transport-security")) == (200, "max-age=60")
+    assert Visitor(service.preview_port).get(host, "/docs").status == 308
+
+
+def _asked(port: int, host: str, request: str) -> Answer:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname=host) as connection:
+        connection.sendall(request.encode())
+        return parse(read_all(connection))
+
+
 def _names(port: int, host: str) -> set[str]:
     """Return the names in the certificate that is served for a host."""
     context = ssl.create_default_context()

@@ -260,7 +260,7 @@ def _documented() -> set[str]:
         if line.startswith("| `")
     ]
     names, section = set(), ""
-    for name in (name for row in rows for name in re.findall(r"`([a-z_.<>…]+)`", row.split("|")[1])):
+    for name in (name for row in rows for name in re.findall(r"`([a-z0-9_.<>…]+)`", row.split("|")[1])):
         section = section if name.startswith(".") else name.partition(".")[0]
         names.add(f"{section}{name}" if name.startswith(".") else name)
     return names

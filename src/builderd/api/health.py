@@ -10,7 +10,8 @@ from builderd.api import openapi
 from builderd.api.server.answers import failure, success
 from builderd.api.server.auth import Credentials, TheApplication, check_metrics_token
 from builderd.api.server.meter import Meter
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.domains import describe_public, public_name
+from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.ports.store import Store
 from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness, ReadinessAnswer
 from builderd.services.application import Application
@@ -36,9 +37,11 @@ async def healthz() -> Response:
 async def readyz(application: TheApplication) -> Response:
     """Report whether the service can take work; 503 names the parts that are not ready, and why."""
     state = await _readiness(application)
-    waiting = [f"{name}: {part.message}" for name, part in state if not part.ready]
+    vital = {"database": state.database, "engine": state.engine, "previews": state.previews}
+    waiting = [f"{name}: {part.message}" for name, part in vital.items() if not part.ready]
     if not waiting:
-        return success(ReadinessAnswer(message="builderd is ready.", data=state)).response()
+        note = "" if state.public_url.ready else f" public_url: {state.public_url.message}."
+        return success(ReadinessAnswer(message=f"builderd is ready.{note}", data=state)).response()
     message = f"builderd is not ready yet. {'; '.join(waiting)}"
     return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1)).response()
 
@@ -50,7 +53,21 @@ async def _readiness(application: Application) -> Readiness:
         database=await _database(application.store),
         engine=Part(ready=engine.ready, message=engine.message),
         previews=Part(ready=previews, message="the proxy answers" if previews else "the proxy does not answer"),
+        public_url=await _public_url(application),
     )
+
+
+async def _public_url(application: Application) -> Part:
+    """Return the state of the certificate that the service gets for ``public_url``."""
+    host = application.domain_rules.public_host
+    if host is None or not application.domain_rules.orders_public:
+        return Part(ready=True, message="no certificate is to be ordered for it")
+    try:
+        stored = await application.store.read(lambda uow: uow.wildcard_certificates.get(public_name(host)))
+    except StoreUnavailable as error:
+        return Part(ready=False, message=error.message)
+    ready, message = describe_public(host, stored, application.clock.calendar())
+    return Part(ready=ready, message=message)
 
 
 async def _database(store: Store) -> Part:

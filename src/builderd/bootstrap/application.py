@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from socket import gethostname
 
 import asyncssh
@@ -18,15 +19,21 @@ from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
 from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
-from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.database_lease import OwnedStore
-from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
+from builderd.bootstrap.domains import (
+    certificate_covers_api,
+    make_authority,
+    make_dns_updates,
+    make_domain_rules,
+)
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
@@ -131,5 +138,14 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
         trusted_proxies=settings.preview.trusted_proxies,
         address_connections=settings.preview.address_connections,
         api_url=settings.api_url,
+        http3=settings.preview.http3,
+        serves_api=settings.public_host is not None,
+        api_has_certificate=certificate_covers_api(settings),
+        hsts=settings.hsts,
     )
     return HaproxyPreviews(settings.data_dir / "previews", options)
+
+
+def api_socket(settings: Settings) -> tuple[Path, str | None]:
+    """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
+    return ProxyFiles((settings.data_dir / "previews").absolute()).api_socket, worker_user()

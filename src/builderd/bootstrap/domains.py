@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from cryptography import x509
+
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.bootstrap.database import existing_store
@@ -29,7 +31,31 @@ def make_domain_rules(settings: Settings) -> DomainRules:
         preview_domain=preview.domain,
         directory=acme.directory,
         per_builder=acme.domains,
+        public_host=settings.public_host,
+        orders_public=_orders_public(settings),
     )
+
+
+def _orders_public(settings: Settings) -> bool:
+    served = settings.public_host is not None and settings.preview.tls_port is not None
+    return served and not certificate_covers_api(settings)
+
+
+def certificate_covers_api(settings: Settings) -> bool:
+    """Return True if ``preview.certificate`` names the host of ``public_url``, so that none has to be ordered.
+
+    A file that cannot be read covers nothing here; the proxy refuses it, and says why.
+    """
+    host, file = settings.public_host, settings.preview.certificate
+    if host is None or file is None:
+        return False
+    try:
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return False
+    covered = {name.lower() for name in names.get_values_for_type(x509.DNSName)}
+    return bool({host, f"*.{host.partition('.')[2]}"} & covered)
 
 
 def make_authority(settings: Settings) -> AcmeAuthority | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.database import database_location, refuse_another_database
+from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.database_lease import describe_owner
+from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory
 from builderd.domain.preflight import PreflightCheck
@@ -40,13 +43,25 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     try:
         lease = await opened.read(lambda uow: uow.database_lease.get())
         differences = await opened.schema_differences()
+        public = [] if differences else await _describe_public(settings, opened)
     finally:
         await opened.close()
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
     return [
         f"database {database_location(settings)}: {owner}",
         *(f"database: {difference}" for difference in differences),
+        *public,
     ]
+
+
+async def _describe_public(settings: Settings, opened: SqlStore) -> Sequence[str]:
+    """Return a line on the certificate of ``public_url``, none where the service does not get it."""
+    rules = make_domain_rules(settings)
+    if (host := rules.public_host) is None or not rules.orders_public:
+        return []
+    stored = await opened.read(lambda uow: uow.wildcard_certificates.get(public_name(host)))
+    _, text = describe_public(host, stored, datetime.now(UTC))
+    return [f"public_url: {text}"]
 
 
 def _database_exists(settings: Settings) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import connections
+from builderd.api.server.connections import SANDBOX_API, Connections
 from builderd.api.server.meter import Meter
 from builderd.api.server.request_log import RequestIdFilter
 from builderd.api.server.servers import Servers
-from builderd.bootstrap.application import application, load_host_key, make_previews
+from builderd.bootstrap.application import api_socket, application, load_host_key, make_previews
 from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
@@ -39,6 +39,7 @@ from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs import waking
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness
+from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
 from builderd.reconciler.jobs.webhooks import WebhookJob
@@ -144,10 +145,14 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
         site = Site(api, create_web(operations, meter=meter))
         # The servers are drained before the calls of agents that still go on are cut off.
         async with McpEndpoint(api), Servers() as servers:
-            await servers.add(site, settings.host, settings.port, "--host and --port")
+            counted = Connections()
+            await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
             await app.previews.start(await app.store.read(_expected_routes))
+            if settings.public_host:
+                socket, user = api_socket(settings)
+                await servers.add_behind_proxy(site, socket, user, counted)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
             await _run_workers(app, settings, servers)
@@ -175,7 +180,8 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
     """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
     sandbox_api = create_sandbox_app(app)
-    await servers.add(sandbox_api, app.engine.gateway, settings.inside_port, "inside_port", connections.SANDBOX_API)
+    limits = Connections(SANDBOX_API)
+    await servers.add(sandbox_api, app.engine.gateway, settings.inside_port, "inside_port", limits)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:
@@ -187,6 +193,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
         group.create_task(WebhookJob(app).run())
         group.create_task(DomainJob(app, fault).run())
         group.create_task(WildcardJob(app).run())
+        group.create_task(PublicCertificateJob(app).run())
         if settings.ssh.port:
             group.create_task(SshGateway(app, load_host_key(settings)).serve(settings.host, settings.ssh.port))
         group.create_task(sample(app))

@@ -28,6 +28,7 @@ RENEWAL_PART = 2 / 3
 #: How often the authority is asked for its wish. No certificate is renewed sooner after its issue, whatever the wish.
 ARI_INTERVAL = timedelta(days=1)
 TXT_LABEL = "_builderd"
+_ORIGIN = "https://"
 
 
 class DomainStatus(StrEnum):
@@ -135,11 +136,36 @@ class WildcardCertificate:
     def associated_data(self) -> str:
         return f"wildcard-certificate/{self.domain}"
 
-    def failed(self, reason: str, now: datetime, wait: timedelta | None) -> WildcardCertificate:
-        """Return it after an order that failed; the present certificate stays."""
-        pause = max(FIRST_PAUSE * (1 << min(self.failures, 20)), wait or timedelta(0))
-        due = now + min(pause, LAST_ORDER_PAUSE)
-        return replace(self, failures=self.failures + 1, reason=reason, next_try_at=due)
+    def failed(
+        self, reason: str, now: datetime, *, most: timedelta, wait: timedelta | None = None
+    ) -> WildcardCertificate:
+        """Return it after a failure; the present certificate stays. The pause is at most ``most``, but no less than
+        the authority's own wish (``wait``)."""
+        pause = max(min(FIRST_PAUSE * (1 << min(self.failures, 20)), most), wait or timedelta(0))
+        return replace(self, failures=self.failures + 1, reason=reason, next_try_at=now + pause)
+
+    @property
+    def label(self) -> str:
+        """Return the host in metrics: ``*.<domain>``, or that of ``public_url``."""
+        return self.domain.removeprefix(_ORIGIN) if self.domain.startswith(_ORIGIN) else f"*.{self.domain}"
+
+
+def public_name(host: str) -> str:
+    """Return the name under which the certificate of ``public_url``'s host is stored, beside that of the previews."""
+    return f"{_ORIGIN}{host}"
+
+
+def describe_public(host: str, stored: WildcardCertificate | None, now: datetime) -> tuple[bool, str]:
+    """Return whether the certificate of ``public_url`` is in use, and what it waits for or when it ends."""
+    if stored is None:
+        return False, f"the certificate of {host} is not ordered yet"
+    failure = f": {stored.reason}; next try {stored.next_try_at:%Y-%m-%d %H:%M} UTC" if stored.reason else ""
+    if stored.certificate is None or stored.expires_at is None:
+        return False, f"there is no certificate of {host}{failure}"
+    if stored.expires_at <= now:
+        return False, f"the certificate of {host} ended on {stored.expires_at:%Y-%m-%d}{failure}"
+    failure = f", and could not be renewed{failure}" if failure else ""
+    return True, f"the certificate of {host} ends on {stored.expires_at:%Y-%m-%d}{failure}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +183,10 @@ class DomainRules:
     preview_domain: str = "localhost"
     directory: str = ""
     per_builder: int = 20
+    #: Host of ``public_url`` where the proxy of the previews serves the API, and whether its certificate is ordered:
+    #: the operator's own may have that host.
+    public_host: str | None = None
+    orders_public: bool = False
 
     def url(self, domain: Domain) -> str:
         """Return the address that visitors use."""

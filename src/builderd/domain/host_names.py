@@ -28,7 +28,7 @@ def a_labels(text: str) -> str:
     host = _encoded(text)
     if len(host) > MAX_HOST:
         raise ValueError(f"must have at most {MAX_HOST} characters in all, as it stands in DNS")
-    if _is_address(host) or host.rpartition(".")[2].isdigit():
+    if is_address(host) or host.rpartition(".")[2].isdigit():
         raise ValueError("must be a host name, not an IP address")
     if not _HOST.fullmatch(host):
         raise ValueError("must be a host name with at least one dot, such as shop.example.com")
@@ -49,7 +49,8 @@ def _encoded(text: str) -> str:
     return host
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Return True for an IP address, in brackets or not."""
     try:
         ip_address(host.strip("[]"))
     except ValueError:

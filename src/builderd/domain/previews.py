@@ -21,6 +21,10 @@ _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+#: In place of a preview's host: the service's own API and pages. No preview has it, since previews have a dot.
+API = "api"
+
+
 class RouteState(StrEnum):
     #: Requests go to the destination.
     OPEN = "open"

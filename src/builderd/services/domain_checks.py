@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from builderd.domain import domain_checks
 from builderd.domain.addresses import Address
-from builderd.domain.domains import Domain
+from builderd.domain.domains import TXT_LABEL, Domain
 from builderd.ports.domains import DnsRecords, ProbeReply
 from builderd.services.application import Application
 
@@ -33,6 +33,12 @@ async def check(application: Application, domain: Domain) -> Finding:
     records = await application.name_servers.records(domain.host, domain.txt_name)
     owns_text = domain.txt_value in records.texts
     return Finding(await _reason(application, domain.host, records), owns_text)
+
+
+async def check_host(application: Application, host: str) -> str | None:
+    """Check a host of the service's own; return what is wrong, or None."""
+    assert application.name_servers is not None
+    return await _reason(application, host, await application.name_servers.records(host, f"{TXT_LABEL}.{host}"))
 
 
 async def _reason(application: Application, host: str, records: DnsRecords) -> str | None:

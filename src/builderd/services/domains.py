@@ -253,6 +253,35 @@ def account_key(uow: UnitOfWork, application: Application) -> bytes:
     return key
 
 
+async def issue(application: Application, host: str) -> Certificate:
+    """Order a certificate for one host, whose challenge the proxy answers. Raises ``OrderFailed``."""
+    assert application.authority is not None
+    account = await application.store.write(lambda uow: account_key(uow, application))
+    published: list[str] = []
+
+    async def publish(token: str, answer: str) -> None:
+        published.append(token)
+        await application.previews.put_challenge(token, answer)
+
+    try:
+        return await application.authority.issue(account, host, publish)
+    finally:
+        for token in published:
+            await application.previews.remove_challenge(token)
+
+
+def certificate_ends(uow: UnitOfWork, application: Application) -> Sequence[tuple[str, datetime]]:
+    """Return host and end of all certificates in use, the service's own too, sorted by end."""
+    rules, used = application.domain_rules, set[str]()
+    if application.dns_updates is not None:
+        used.add(application.preview_domain.domain)
+    if rules.public_host is not None and rules.orders_public:
+        used.add(domains.public_name(rules.public_host))
+    stored = uow.wildcard_certificates.all() if used else ()
+    own = [(one.label, one.expires_at) for one in stored if one.domain in used and one.expires_at is not None]
+    return sorted((*own, *uow.domains.expiries()), key=lambda one: one[1])
+
+
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal keys that an earlier vault key sealed with the present one; return their number."""
     count = 0

@@ -6,6 +6,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -61,6 +62,8 @@ class Settings(BaseSettings):
     port: Port = 8080
     #: The API's URL for users, if a proxy has another address, or if ``host`` is every address.
     public_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+/?$")] | None = None
+    #: Seconds for which browsers then reach ``public_url``'s host by HTTPS alone (HSTS); 0: they are not told to.
+    hsts: int = Field(default=0, ge=0)
     preview_port: Port = 8081
     #: The port of the sandbox API on a sandbox's gateway; sandboxes reach no other port there.
     inside_port: Port = 8082
@@ -164,6 +167,26 @@ class Settings(BaseSettings):
         if address.is_unspecified:
             return ""
         return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
+
+    @property
+    def public_host(self) -> str | None:
+        """Return the host of ``public_url`` if the previews' proxy serves the API there over HTTPS, else None.
+
+        It does where visitors' HTTPS port is its own, and behind trusted proxies, which have the certificates.
+        """
+        url = urlsplit(self.public_url or "")
+        if url.scheme != "https" or not url.hostname or url.hostname == "localhost":
+            return None
+        if (port := self._https_port) is None:
+            return url.hostname if self.preview.trusted_proxies else None
+        return url.hostname if (url.port or STANDARD_PORTS["https"]) == port else None
+
+    @property
+    def _https_port(self) -> int | None:
+        """Return the port at which visitors reach the previews' proxy over HTTPS, None without one."""
+        if self.preview.tls_port is not None:
+            return self.preview.public_tls_port or self.preview.tls_port
+        return (self.preview.public_port or self.preview_port) if self.preview.certificate else None
 
     @property
     def has_wildcard(self) -> bool:

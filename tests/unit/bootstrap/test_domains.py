@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from tests.previews.certificates import make_pem
 
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
@@ -82,3 +83,45 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, name: str) -> None:
     with pytest.raises(ValidationFailed) as error:
         settings_of(tmp_path, f"[acme]\n{text}\n")
     assert any(field.startswith(name) for field in error.value.errors), error.value.errors
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "orders"),
+    [
+        ('public_url = "https://API.example.com"\n[preview]\ntls_port = 443', "api.example.com", True),
+        (
+            'public_url = "https://api.example.com"\n[preview]\ntls_port = 8443\npublic_tls_port = 443',
+            "api.example.com",
+            True,
+        ),
+        ('public_url = "https://203.0.113.5"\n[preview]\ntls_port = 443', "203.0.113.5", True),
+        (
+            'public_url = "https://api.example.com"\n[preview]\ntrusted_proxies = ["192.0.2.0/24"]',
+            "api.example.com",
+            False,
+        ),
+        # Another server has that port, or there is no HTTPS.
+        ('public_url = "https://api.example.com:9443"\n[preview]\ntls_port = 443', None, False),
+        ('public_url = "http://api.example.com"\n[preview]\ntls_port = 443', None, False),
+        ('public_url = "https://api.example.com"', None, False),
+        ('public_url = "https://localhost"\n[preview]\ntls_port = 443', None, False),
+        ("[preview]\ntls_port = 443", None, False),
+    ],
+)
+def test_the_proxy_serves_the_api_where_public_url_is_its_own(
+    tmp_path: Path, text: str, host: str | None, orders: bool
+) -> None:
+    settings = settings_of(tmp_path, text)
+    rules = make_domain_rules(settings)
+    assert (rules.public_host, rules.orders_public) == (host, orders and host is not None)
+
+
+@pytest.mark.parametrize(("names", "orders"), [(("example.com", "*.example.com"), False), (("other.example",), True)])
+def test_a_certificate_of_the_operator_that_names_the_host_is_enough(
+    tmp_path: Path, names: tuple[str, ...], orders: bool
+) -> None:
+    file = tmp_path / "own.pem"
+    file.write_text(make_pem(names[-1]))
+    text = f'public_url = "https://api.example.com"\n[preview]\ntls_port = 443\ncertificate = "{file}"'
+    rules = make_domain_rules(settings_of(tmp_path, text))
+    assert (rules.public_host, rules.orders_public) == ("api.example.com", orders)

@@ -24,7 +24,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from builderd.api.server.answers import failure
-from builderd.api.server.connections import STATE, ConnectionLimits, Connections, CountedConnection
+from builderd.api.server.connections import STATE, Connections, CountedConnection
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.request_log import HEADER
 from builderd.domain.errors import BadRequest, BuilderdError, TooLarge
@@ -49,17 +49,19 @@ UNREAD_SECONDS = 120
 GRACE_SECONDS = 5
 
 
-def server_config(app: ASGIApp, host: str, port: int, limits: ConnectionLimits | None = None) -> uvicorn.Config:
-    """Return uvicorn's configuration for serving an app. Logs go to the loggers that the caller has set up."""
-    connections = Connections(limits)
+def server_config(
+    app: ASGIApp, connections: Connections, protocol: type[LimitedProtocol] | None = None, *, lifespan: bool = True
+) -> uvicorn.Config:
+    """Return uvicorn's configuration for serving an app. Logs go to the loggers that the caller has set up.
+
+    ``lifespan``: tell the app that it starts and ends, which one server of each app does.
+    """
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
-        http=_counted(LimitedProtocol, connections),
+        http=_counted(protocol or LimitedProtocol, connections),
         ws=_counted(Socket, connections),
         ws_max_size=MAX_MESSAGE_BYTES,
-        lifespan="on",
+        lifespan="on" if lifespan else "off",
         log_config=None,
         # The request log has a line for each request, with its id.
         access_log=False,
@@ -91,7 +93,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        _tune(transport.get_extra_info("socket"))
+        if (connection := transport.get_extra_info("socket")) is not None:
+            _tune(connection)
         try:
             self._counted.admit(self, address_of(self.client))
         except BuilderdError as error:

@@ -17,6 +17,7 @@ from builderd.domain.metrics import UsageSample
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
+from builderd.services.domains import certificate_ends
 
 #: Histogram buckets in seconds: from a look-up to the cold installation of large dependencies.
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -63,8 +64,9 @@ async def _look(application: Application) -> _Snapshot:
     now = application.clock.now()
     backups = await application.store.read(lambda uow: health(uow, now))
     ready = application.engine.readiness().ready
-    ends = await application.store.read(lambda uow: uow.domains.expiries())
-    days = {host: (end - now).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
+    ends = await application.store.read(lambda uow: certificate_ends(uow, application))
+    today = application.clock.calendar()
+    days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
     return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, backups, days)
 
 
@@ -94,7 +96,9 @@ class _Snapshot(Collector):
             "builderd_engine_ready", "1 when sandboxes can be started.", value=float(self.engine_ready)
         )
         certificates = GaugeMetricFamily(
-            "builderd_domain_certificate_days", "Days left of a custom domain's certificate.", labels=["host"]
+            "builderd_domain_certificate_days",
+            "Days left of a certificate: of domains, of previews, of public_url.",
+            labels=["host"],
         )
         for host, days in self.certificates.items():
             certificates.add_metric([host], days)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from builderd.api.server.connections import ConnectionLimits
+from builderd.api.server.connections import Connections
 from builderd.api.server.listener import server_config
+from builderd.api.server.proxied import ProxiedProtocol
 from builderd.domain.errors import EngineUnavailable
 
 BACKLOG = 2048
@@ -43,14 +46,25 @@ class Servers:
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
 
     async def add(
-        self, app: ASGIApp, host: str, port: int, setting: str, limits: ConnectionLimits | None = None
+        self, app: ASGIApp, host: str, port: int, setting: str, connections: Connections | None = None
     ) -> None:
         """Serve on this address; return once it listens.
 
         Raises ``EngineUnavailable`` with the name of the setting when the port is taken, and other errors of the start.
         """
         listener = bind(host, port, setting)
-        server = Server(server_config(app, host, port, limits))
+        await self._serve(listener, server_config(app, connections or Connections()))
+
+    async def add_behind_proxy(self, app: ASGIApp, path: Path, user: str | None, connections: Connections) -> None:
+        """Serve connections that the previews' proxy passes on to this socket; ``connections`` are those of ``add``.
+
+        ``user`` of the machine may connect beside the service's own.
+        """
+        config = server_config(app, connections, ProxiedProtocol, lifespan=False)
+        await self._serve(bind_path(path, user), config)
+
+    async def _serve(self, listener: socket.socket, config: uvicorn.Config) -> None:
+        server = Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it
@@ -58,6 +72,25 @@ class Servers:
         if not server.started:
             listener.close()
             await task
+
+
+def bind_path(path: Path, user: str | None) -> socket.socket:
+    """Return a socket that listens there. It takes the place of an earlier one's in one step, with its rights set."""
+    unfinished = path.with_suffix(".new")
+    unfinished.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(unfinished))
+        unfinished.chmod(0o600)
+        if user is not None:
+            shutil.chown(unfinished, user)
+        listener.listen(BACKLOG)
+        unfinished.replace(path)
+    except OSError as error:
+        listener.close()
+        raise EngineUnavailable(f"Cannot listen on {path} for the previews' proxy: {error.strerror}.") from None
+    listener.setblocking(False)
+    return listener
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:

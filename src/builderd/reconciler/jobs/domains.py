@@ -15,7 +15,7 @@ from builderd.domain.domains import ARI_INTERVAL, Domain, DomainRoute, renewal_t
 from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.ids import DomainId, TenantId
 from builderd.domain.previews import DomainAlias
-from builderd.ports.domains import Certificate, OrderFailed
+from builderd.ports.domains import OrderFailed
 from builderd.ports.signals import ANY
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import domain_checks, domains
@@ -96,7 +96,9 @@ class DomainJob:
         async with self._syncing:
             wanted = {one.host: one for one in await self._app.store.read(lambda uow: uow.domains.routes())}
             have = await self._app.previews.domains()
-            for host in have.keys() - wanted.keys():
+            # The API's host is ``public_certificate``'s.
+            wanted.pop(own := self._app.domain_rules.public_host or "", None)
+            for host in have.keys() - wanted.keys() - {own}:
                 await self._app.previews.remove_domain(host)
                 log.info("domain removed from the proxy host=%s", host)
             for route in wanted.values():
@@ -169,7 +171,7 @@ class DomainJob:
     async def _order(self, domain: Domain) -> None:
         store, now = self._app.store, self._app.clock.now
         try:
-            certificate = await self._issue(domain)
+            certificate = await domains.issue(self._app, domain.host)
         except OrderFailed as failure:
             failed = failure
             log.warning("certificate not issued host=%s error=%s", domain.host, failure.reason)
@@ -184,22 +186,6 @@ class DomainJob:
             self._fault("domain.recorded")
             await self.sync()
         self._changed(domain)
-
-    async def _issue(self, domain: Domain) -> Certificate:
-        authority, previews = self._app.authority, self._app.previews
-        assert authority is not None
-        account = await self._app.store.write(lambda uow: domains.account_key(uow, self._app))
-        published: list[str] = []
-
-        async def publish(token: str, answer: str) -> None:
-            published.append(token)
-            await previews.put_challenge(token, answer)
-
-        try:
-            return await authority.issue(account, domain.host, publish)
-        finally:
-            for token in published:
-                await previews.remove_challenge(token)
 
     def _changed(self, domain: Domain) -> None:
         self._app.signals.change(domain.builder_id)

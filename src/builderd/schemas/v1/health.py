@@ -20,11 +20,14 @@ class Part(View):
 
 
 class Readiness(View):
-    """Readiness of every part that builders need."""
+    """Readiness of every part that builders need, and of the certificate of ``public_url``."""
 
     database: Part
     engine: Part
     previews: Part
+    #: The certificate of ``public_url`` that the service gets by itself. It holds up nothing: the API answers on
+    #: ``host`` and ``port`` meanwhile.
+    public_url: Part
 
 
 class HealthAnswer(Success[Health]):

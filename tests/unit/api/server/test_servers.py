@@ -25,8 +25,8 @@ def _port() -> int:
 
 
 async def test_a_server_that_cannot_start_is_an_error_and_gives_its_port_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking(app: Any, host: str, port: int, _: Any) -> uvicorn.Config:
-        return uvicorn.Config(app, host=host, port=port, ws="no_such_module:Protocol", lifespan="off", log_config=None)
+    def lacking(app: Any, _: Any) -> uvicorn.Config:
+        return uvicorn.Config(app, ws="no_such_module:Protocol", lifespan="off", log_config=None)
 
     monkeypatch.setattr(servers, "server_config", lacking)
     port = _port()

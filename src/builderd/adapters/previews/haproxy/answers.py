@@ -16,27 +16,33 @@ class Form(StrEnum):
 
 
 def unknown(files: ProxyFiles, form: Form) -> str:
-    return f"{_return(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m found }}"
+    return f"{answer(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m found }}"
 
 
 def private(files: ProxyFiles, form: Form) -> str:
     """Return the rule for requests without the token; the answer does not reveal whether the app runs."""
-    answer = _return(files, pages.PRIVATE, form)
+    private_answer = answer(files, pages.PRIVATE, form)
     wants = '{answer} hdr WWW-Authenticate "Service-Token" if {{ {condition} }} !known'
     conditions = ("var(txn.route),field(2,|) -m str private", "var(txn.at_port) -m found")
-    return "\n".join(wants.format(answer=answer, condition=one) for one in conditions)
+    return "\n".join(wants.format(answer=private_answer, condition=one) for one in conditions)
 
 
 def not_open(files: ProxyFiles, form: Form) -> str:
     """Return the rules for routes without a running app, one for each state."""
-    by_state = (f"{_return(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in pages.NOT_OPEN)
-    gone = f"{_return(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m beg open| }}"
+    by_state = (f"{answer(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in pages.NOT_OPEN)
+    gone = f"{answer(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m beg open| }}"
     return "\n".join((*by_state, gone))
 
 
 def crashed(files: ProxyFiles, form: Form) -> str:
     """Return the error pages for an app that cannot be reached (503), breaks off (502) or is silent (504)."""
     errors = ((502, pages.BROKEN_OFF), (503, pages.UNREACHABLE), (504, pages.TIMED_OUT))
+    return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in errors)
+
+
+def api_errors(files: ProxyFiles, form: Form) -> str:
+    """Return the error pages for an API that cannot be reached (503), breaks off (502) or is silent (504)."""
+    errors = ((502, pages.API_BROKEN_OFF), (503, pages.API_DOWN), (504, pages.API_TIMED_OUT))
     return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in errors)
 
 
@@ -47,7 +53,8 @@ def logs(options: ProxyOptions) -> str:
     return f"http-request set-var-fmt(txn.logs) {sentence} if owner {{ var(txn.route),field(6,|) -m len 36 }}"
 
 
-def _return(files: ProxyFiles, page: Page, form: Form) -> str:
+def answer(files: ProxyFiles, page: Page, form: Form) -> str:
+    """Return the rule that answers with this page, without its condition."""
     return f"http-request return status {page.status} {_content(files, page, form)}"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import answers, domains, pages, pause, shares, tokens
+from builderd.adapters.previews.haproxy import answers, api, domains, http3, pages, pause, shares, tokens
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
@@ -71,6 +71,11 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         _frontend(options, files, host),
         *(_fast_path(options, files, form) for form in Form),
         *(_full_path(options, files, form) for form in Form),
+        *(
+            api.backend(options, files, form, _part(host, api.PART), chrooted=host.user is not None)
+            for form in Form
+            if options.serves_api
+        ),
         domains.challenge(),
         *(_counters(table) for table in TABLES),
         _visitors(),
@@ -94,6 +99,7 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         "stats timeout 60s",
         f"hard-stop-after {options.timeouts.drain}s",
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
+        http3.global_lines() if options.has_http3 else "",
         pause.load(files, chrooted=host.user is not None),
     )
 
@@ -147,12 +153,13 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         acl public var(txn.route) -m beg open|public|
         acl repeatable method GET HEAD OPTIONS
         acl path_only url -m beg /
-        acl path_only req.ver 2.0
+        acl path_only req.ver 2.0 3.0
         acl odd_port {_ODD_PORT}
         {tokens.token_acl()}
         use_backend challenge if challenge
         use_backend fast_page if {_READS_PAGES} {is_fast}
         use_backend fast_envelope if {is_fast}
+        {api.choice(_READS_PAGES) if options.serves_api else ""}
         use_backend full_page if {_READS_PAGES}
         default_backend full_envelope
         """,
@@ -167,6 +174,7 @@ def _binds(options: ProxyOptions, files: ProxyFiles) -> str:
     return f"""
         bind {quoted(_listen(options.host, options.port))}
         bind {quoted(_listen(options.host, options.tls_port))} ssl {crt} alpn h2,http/1.1
+        {http3.bind(options, crt) if options.has_http3 else ""}
         """
 
 
@@ -204,7 +212,12 @@ def _own_proto(options: ProxyOptions, condition: str = "") -> str:
 
 def _most(options: ProxyOptions, host: Host) -> int:
     """Return the limit for one address, capped at its part of all connections; 0 without a limit."""
-    return min(options.address_connections, max(host.max_connections // ADDRESS_PART, 1))
+    return min(options.address_connections, _part(host, ADDRESS_PART))
+
+
+def _part(host: Host, part: int) -> int:
+    """Return this part of all connections."""
+    return max(host.max_connections // part, 1)
 
 
 def _admission(options: ProxyOptions, host: Host) -> str:
@@ -221,13 +234,13 @@ def _admission(options: ProxyOptions, host: Host) -> str:
 def _share(options: ProxyOptions, host: Host) -> str:
     """Count each request of a shared connection for its address, since it holds a connection to an app.
 
-    These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names.
+    These are requests of HTTP/2 and HTTP/3, and those of a trusted proxy, which count for the visitor that it names.
     """
     if not (most := _most(options, host)):
         return ""
     forwarded = " or from_proxy has_sender" if options.trusted_proxies else ""
     return f"""
-        acl multiplexed req.ver 2.0
+        acl multiplexed req.ver 2.0 3.0
         http-request track-sc2 {_ADDRESS} table visitors if multiplexed{forwarded}
         http-request deny deny_status 429 if {{ sc2_conn_cur gt {most} }}
         """

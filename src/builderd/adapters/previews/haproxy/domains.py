@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
+from builderd.domain.previews import API
 
 CHALLENGE_PATH = "/.well-known/acme-challenge/"
 #: A map without a file: answers to challenges by token.
@@ -49,6 +50,7 @@ def _tls_rules(options: ProxyOptions, files: ProxyFiles) -> str:
     misdirected = 'http-request return status 421 content-type text/plain string "wrong host for this connection"'
     redirect = f"http-request redirect prefix https://{authority} code 308 if"
     previews = f"{redirect} {{ var(txn.route) -m found }} !by_domain !secure !challenge"
+    covered = f"{redirect} {{ var(txn.domain) -m str http|{API} }} !secure !challenge"
     return f"""
         acl named ssl_fc_sni -m found
         acl same_name ssl_fc_sni,lower,rtrim(.),strcmp(txn.asked) eq 0
@@ -57,5 +59,6 @@ def _tls_rules(options: ProxyOptions, files: ProxyFiles) -> str:
         {misdirected} if named_domain !same_name
         acl secure var(txn.proto) -m str https
         {redirect} {{ var(txn.domain) -m beg https| }} !secure !challenge
+        {covered if options.api_has_certificate else ""}
         {previews if options.certificate or options.wildcard else ""}
         """

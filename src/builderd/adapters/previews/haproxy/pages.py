@@ -180,9 +180,54 @@ PRIVATE = Page(
     names_host=False,
 )
 
+API_WITHOUT_CERTIFICATE = Page(
+    "api_without_certificate",
+    503,
+    "engine_unavailable",
+    "HTTPS is not ready yet",
+    "The certificate of this host is being ordered; the service answers here over HTTPS alone. On the machine itself, "
+    "GET /readyz and builderd doctor say what is missing.",
+    "busy",
+    retry_after=10,
+    refresh=True,
+    names_host=False,
+)
+API_DOWN = Page(
+    "api_down",
+    503,
+    "engine_unavailable",
+    "The service does not answer",
+    "The service is being restarted, or has more to do than it can take. Apps and their previews go on.",
+    "bad",
+    retry_after=2,
+    refresh=True,
+    names_host=False,
+)
+API_BROKEN_OFF = Page(
+    "api_broken_off",
+    502,
+    "engine_unavailable",
+    "The service broke off",
+    "The service ended before it had answered. What was asked may have been done: look before you repeat it, or send "
+    "an Idempotency-Key.",
+    "bad",
+    retry_after=2,
+    names_host=False,
+)
+API_TIMED_OUT = Page(
+    "api_timed_out",
+    504,
+    "engine_unavailable",
+    "The service took too long",
+    "The service took the request and did not answer in time.",
+    "bad",
+    names_host=False,
+)
+
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
 NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB, WORKER)
-ALL = (*NOT_OPEN, UNREACHABLE, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE)
+OF_API = (API_WITHOUT_CERTIFICATE, API_DOWN, API_BROKEN_OFF, API_TIMED_OUT)
+ALL = (*NOT_OPEN, UNREACHABLE, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE, *OF_API)
 
 
 def documents() -> dict[str, str]:

@@ -58,10 +58,13 @@ def host(options: ProxyOptions) -> Host:
     connections = options.max_connections
     if descriptors != resource.RLIM_INFINITY:
         connections = max(1, min(connections, (descriptors - OWN_DESCRIPTORS) // 2))
-    return Host(connections, _user() if os.geteuid() == 0 else None)
+    return Host(connections, worker_user())
 
 
-def _user() -> str | None:
+def worker_user() -> str | None:
+    """Return the user that the worker becomes if root starts it, None for the service's own."""
+    if os.geteuid() != 0:
+        return None
     known = {entry.pw_name for entry in pwd.getpwall()}
     return next((name for name in USERS if name in known), None)
 

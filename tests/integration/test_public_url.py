@@ -1,0 +1,290 @@
+"""The API under HTTPS behind the real proxy: its certificate from Debian's Pebble, its clients' addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request, WebSocket
+from starlette.responses import StreamingResponse
+from tests.application import World, fake_world
+from tests.domains.parts import PEBBLE, DnsServer, Pebble
+from tests.previews.proxy import App, Proxy, free_port
+from tests.previews.visitor import Answer, Visitor, parse, read_all
+
+from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.adapters.domains.name_servers import DnsNameServers
+from builderd.adapters.domains.probe import HttpChallengeProbe
+from builderd.adapters.fakes.clock import FakeClock
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.adapters.previews.haproxy.process import worker_user
+from builderd.api.health import _public_url
+from builderd.api.server.connections import Connections
+from builderd.api.server.servers import Servers
+from builderd.domain.domains import DomainRules
+from builderd.domain.previews import DomainAlias, Route, RouteState
+from builderd.reconciler.jobs.domains import DomainJob
+from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
+
+pytestmark = [
+    pytest.mark.haproxy,
+    pytest.mark.skipif(not Path(PEBBLE).exists(), reason="needs Debian's package pebble: script/setup --test"),
+]
+HOST, OURS = "builderd.example.test", "127.0.0.1"
+SHOP = "shop.example.test"
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[Proxy]:
+    trusted = (ip_network("127.0.0.9/32"),)
+    proxy = Proxy(tls_port=free_port(), serves_api=True, http3=True, hsts=3600, trusted_proxies=trusted)
+    try:
+        yield proxy.start()
+    finally:
+        proxy.close()
+
+
+@pytest.fixture(scope="module")
+def pebble(name_server: DnsServer, tls: Proxy) -> Iterator[Pebble]:
+    started = Pebble(name_server.address, tls.options.port)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def world(tls: Proxy, name_server: DnsServer, pebble: Pebble) -> Iterator[World]:
+    stack = AsyncExitStack()
+    made = tls.run(stack.enter_async_context(fake_world()))
+    made.clock = FakeClock(datetime.now(UTC))
+    rules = DomainRules((OURS,), tls.options.port, tls.options.tls_port, directory=pebble.directory)
+    made.application = replace(
+        made.application,
+        clock=made.clock,
+        previews=tls.previews,
+        domain_rules=replace(rules, public_host=HOST, orders_public=True),
+        name_servers=DnsNameServers((name_server.address,)),
+        challenge_probe=HttpChallengeProbe(),
+        authority=AcmeAuthority(AcmeOptions(pebble.directory, "ops@example.com", pebble.roots)),
+    )
+    yield made
+    tls.run(stack.aclose())
+
+
+@pytest.fixture(scope="module")
+def certificate(tls: Proxy, world: World, name_server: DnsServer) -> None:
+    """Order the certificate of the API's host, after a try with records that lead elsewhere."""
+    job = PublicCertificateJob(world.application)
+    name_server.point(HOST, "203.0.113.9")
+    tls.run(job.run_once())
+    part = tls.run(_public_url(world.application))
+    assert not part.ready
+    assert "points elsewhere: builderd.example.test leads to 203.0.113.9" in part.message
+    # Nothing goes to the API over plain HTTP, and browsers are told why.
+    plain = Visitor(tls.options.port).get(HOST, "/api/v1/builders")
+    assert plain.status == 503
+    assert "HTTPS alone" in json.loads(plain.body)["message"]
+    name_server.point(HOST, OURS)
+    world.clock.move(61)
+    tls.run(job.run_once())
+    part = tls.run(_public_url(world.application))
+    assert part.ready, part.message
+
+
+def make_app() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/seen")
+    async def seen(request: Request) -> dict[str, Any]:
+        client = request.client
+        return {"client": client.host if client else "", "scheme": request.url.scheme, "host": request.url.hostname}
+
+    @app.post("/size")
+    async def size(request: Request) -> dict[str, int]:
+        return {"size": sum([len(piece) async for piece in request.stream()])}
+
+    @app.get("/events")
+    async def events() -> StreamingResponse:
+        async def pieces() -> AsyncIterator[str]:
+            yield "data: one\n\n"
+            await asyncio.Event().wait()
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
+
+    @app.websocket("/api/v1/builders/x/terminal")
+    async def terminal(websocket: WebSocket) -> None:
+        await websocket.accept()
+        client = websocket.client
+        await websocket.send_text(f"{client.host if client else ''} {websocket.url.scheme}")
+        await websocket.close()
+
+    return app
+
+
+@asynccontextmanager
+async def served(tls: Proxy) -> AsyncIterator[None]:
+    """The app behind the proxy, while this lasts."""
+    async with Servers() as servers:
+        path = ProxyFiles(tls.directory).api_socket
+        await servers.add_behind_proxy(make_app(), path, worker_user(), Connections())
+        yield
+
+
+def while_served(tls: Proxy, visit: Callable[[], Any]) -> Any:
+    async def run() -> Any:
+        async with served(tls):
+            return await asyncio.to_thread(visit)
+
+    return tls.run(run())
+
+
+def connect(tls: Proxy, name: str | None, source: str = OURS, alpn: str = "http/1.1") -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([alpn])
+    raw = socket.create_connection((OURS, tls.options.tls_port or 0), 20, source_address=(source, 0))
+    return context.wrap_socket(raw, server_hostname=name)
+
+
+def ask(tls: Proxy, request: str, name: str | None = HOST, source: str = OURS) -> Answer:
+    with connect(tls, name, source) as connection:
+        connection.sendall(request.encode())
+        return parse(read_all(connection))
+
+
+def get(path: str, host: str = HOST, *headers: str) -> str:
+    return "\r\n".join((f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""))
+
+
+@pytest.mark.usefixtures("certificate")
+def test_the_api_sees_its_client_and_https(tls: Proxy) -> None:
+    answer = while_served(tls, lambda: ask(tls, get("/seen", HOST, "X-Forwarded-For: 198.51.100.7"), HOST, "127.0.0.3"))
+    assert json.loads(answer.body) == {"client": "127.0.0.3", "scheme": "https", "host": HOST}
+    assert answer.header("strict-transport-security") == "max-age=3600"
+    with connect(tls, HOST) as connection:
+        der = connection.getpeercert(binary_form=True)
+        assert der is not None
+        assert HOST.encode() in der
+        assert connection.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.usefixtures("certificate")
+def test_a_trusted_proxy_names_the_client(tls: Proxy) -> None:
+    request = get("/seen", HOST, "X-Forwarded-For: 198.51.100.7", "X-Forwarded-Proto: https")
+    answer = while_served(tls, lambda: ask(tls, request, HOST, "127.0.0.9"))
+    assert json.loads(answer.body)["client"] == "198.51.100.7"
+
+
+@pytest.mark.usefixtures("certificate")
+def test_http_is_redirected_and_the_challenge_path_is_not(tls: Proxy) -> None:
+    visitor = Visitor(tls.options.port)
+    moved = visitor.get(HOST, "/builders?page=2")
+    assert (moved.status, moved.header("location")) == (308, f"https://{HOST}:{tls.options.tls_port}/builders?page=2")
+    assert visitor.get(HOST, "/.well-known/acme-challenge/none").text == "no such challenge"
+
+
+@pytest.mark.usefixtures("certificate")
+def test_other_names_lead_nowhere_near_the_api(tls: Proxy, app: App) -> None:
+    tls.put(Route("shop-12345678.localhost", RouteState.OPEN, app.address))
+    tls.run(tls.previews.put_domain(DomainAlias(SHOP, "shop-12345678.localhost")))
+
+    def visit() -> tuple[int, ...]:
+        return (
+            ask(tls, get("/seen", HOST), SHOP).status,
+            ask(tls, get("/seen", SHOP), HOST).status,
+            ask(tls, get("/seen", "api"), None).status,
+            ask(tls, get("/seen", "api"), HOST).status,
+            ask(tls, get("/seen", f"{HOST}.evil.test"), HOST).status,
+        )
+
+    assert while_served(tls, visit) == (421, 421, 404, 421, 421)
+    tls.run(tls.previews.remove_domain(SHOP))
+
+
+@pytest.mark.usefixtures("certificate")
+def test_streams_uploads_and_terminals_pass(tls: Proxy) -> None:
+    def visit() -> tuple[bytes, int, bytes]:
+        with connect(tls, HOST) as stream:
+            stream.sendall(get("/events").encode())
+            received = b""
+            while b"data: one" not in received:
+                received += stream.recv(4096)
+        size = 3_000_000
+        post = f"POST /size HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+        with connect(tls, HOST) as upload:
+            upload.sendall(post.encode() + bytes(size))
+            counted = json.loads(parse(read_all(upload)).body)["size"]
+        upgrade = ("Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13")
+        request = get("/api/v1/builders/x/terminal", HOST, *upgrade).replace("Connection: close", "Connection: Upgrade")
+        with connect(tls, HOST, "127.0.0.5") as terminal:
+            terminal.sendall(request.encode())
+            said = b""
+            while b"wss" not in said:
+                said += terminal.recv(4096)
+        return received, counted, said
+
+    received, counted, said = while_served(tls, visit)
+    assert b"200 OK" in received
+    assert counted == 3_000_000
+    assert b"101 Switching" in said
+    assert b"127.0.0.5 wss" in said
+
+
+@pytest.mark.usefixtures("certificate")
+def test_a_service_that_is_away_is_named_until_it_is_back(tls: Proxy) -> None:
+    away = ask(tls, get("/seen"))
+    assert (away.status, away.header("retry-after")) == (503, "2")
+    assert json.loads(away.body)["code"] == "engine_unavailable"
+    assert away.header("strict-transport-security") == "max-age=3600"
+    assert while_served(tls, lambda: ask(tls, get("/seen"))).status == 200
+
+
+@pytest.mark.usefixtures("certificate")
+def test_http3_serves_the_api_with_its_certificate(tls: Proxy) -> None:
+    if b" HTTP3" not in subprocess.run(("curl", "--version"), stdout=subprocess.PIPE, check=True).stdout:
+        pytest.skip("this curl has no HTTP/3")
+    url = f"https://{HOST}:{tls.options.tls_port}/seen"
+    to = ("--resolve", f"{HOST}:{tls.options.tls_port}:{OURS}")
+    argv = ("curl", "-sk", "--http3-only", "--max-time", "20", *to, "-w", "\n%{http_version}", url)
+    done = while_served(tls, lambda: subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    body, _, version = done.rpartition("\n")
+    assert (json.loads(body), version) == ({"client": OURS, "scheme": "https", "host": HOST}, "3")
+    over_tcp = while_served(tls, lambda: ask(tls, get("/seen")))
+    assert over_tcp.header("alt-svc") == f'h3=":{tls.options.tls_port}"; ma=86400'
+
+
+@pytest.mark.usefixtures("certificate")
+def test_the_socket_takes_nothing_without_the_clients_address(tls: Proxy) -> None:
+    def visit() -> tuple[bytes, int]:
+        path = ProxyFiles(tls.directory).api_socket
+        with socket.socket(socket.AF_UNIX) as direct:
+            direct.connect(str(path))
+            direct.sendall(get("/seen").encode())
+            try:
+                answer = direct.recv(100)
+            except ConnectionResetError:
+                answer = b""
+        return answer, path.stat().st_mode & 0o777
+
+    assert while_served(tls, visit) == (b"", 0o600)
+
+
+@pytest.mark.usefixtures("certificate")
+def test_the_domain_job_leaves_the_host_of_the_api(tls: Proxy, world: World) -> None:
+    before = tls.run(tls.previews.domains())[HOST]
+    tls.run(DomainJob(world.application).sync())
+    assert tls.run(tls.previews.domains())[HOST] == before
+    # The next service takes the certificate from the database.
+    tls.run(tls.previews.remove_domain(HOST))
+    tls.run(PublicCertificateJob(world.application).run_once())
+    assert tls.run(tls.previews.domains())[HOST] == before

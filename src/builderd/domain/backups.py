@@ -189,6 +189,17 @@ def failure_of(failed: Backup | Restore) -> BuilderdError:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupCheck:
+    """Time at which the schedule looks at a builder again. None: not before its backups, restores or interval change.
+
+    ``drill_base_at`` is since when its backups are untried: a drill is due ``drill_every`` later.
+    """
+
+    check_at: datetime | None
+    drill_base_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class BackupKey:
     """Sealed key of a tenant's backup repository, and times of its maintenance.
 

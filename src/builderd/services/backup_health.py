@@ -28,12 +28,10 @@ class BackupHealth:
 
 def health(uow: UnitOfWork, now: datetime) -> BackupHealth:
     """Return the present backup health."""
-    wanting = [builder.id for builder in uow.builders.backed_up()]
-    tried, done = uow.backups.newest_of(wanting), uow.backups.newest_of(wanting, BackupStatus.DONE)
-    oldest = min((one.created_at for one in done.values()), default=now)
+    oldest = uow.backups.oldest_last_good() or now
     return BackupHealth(
         by_status=uow.backups.count_by_status(),
-        failing=sum(one.status is BackupStatus.FAILED or bool(one.error) for one in tried.values()),
+        failing=uow.backups.count_failing(),
         behind_seconds=max((now - oldest).total_seconds(), 0),
         unproven=uow.backups.count_damaged(),
         damaged=sum(bool(key.fault) for key in uow.backup_keys.all()),

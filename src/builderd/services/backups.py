@@ -327,8 +327,7 @@ def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool
 
     To begin a new repository after losing one, a tenant removes its backups; those do not count.
     """
-    found = uow.backups.of_tenant(tenant_id)
-    return any(one.status is BackupStatus.DONE and _is_there(one, now) for one in found)
+    return uow.backups.has_done(tenant_id, now)
 
 
 async def make_keys(application: Application) -> None:

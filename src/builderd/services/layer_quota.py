@@ -70,7 +70,10 @@ async def _quota(application: Application, tenant_id: TenantId, key: str | None 
     def load(uow: UnitOfWork) -> LayerQuota:
         tenant = uow.tenants.get(tenant_id)
         assert tenant is not None, "a builder's tenant is stored"
-        own, used = uow.versions.layers(tenant_id), uow.versions.layers()
+        own = uow.versions.layers(tenant_id)
+        # Only what the tenant built may count although it runs it no more: unless another one does.
+        built = [key for key, layer in stored.layers.items() if layer.tenant == tenant_id and key not in own]
+        used = uow.versions.used_layers(built)
         counted = stored.counted(tenant_id, own, used)
         more = stored.layers[key].bytes if key is not None and key in stored.layers and key not in counted else 0
         unused = frozenset(one for one in counted if one not in own and one != key)

@@ -165,10 +165,12 @@ async def expire(application: Application) -> None:
     for upload_id in await application.store.read(lambda uow: uow.uploads.expired(now)):
         with suppress(Conflict):
             await _remove(application, upload_id)
-    for upload_id in await application.uploads.ids():
-        if await _live(application, upload_id) is None:
-            with suppress(Conflict):
-                await application.uploads.delete(upload_id)
+    # In this order: the bytes of an upload are stored after its record.
+    stored = await application.uploads.ids()
+    live = await application.store.read(lambda uow: uow.uploads.live(now))
+    for upload_id in set(stored).difference(live):
+        with suppress(Conflict):
+            await application.uploads.delete(upload_id)
 
 
 async def _remove(application: Application, upload_id: UploadId) -> None:

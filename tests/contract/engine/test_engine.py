@@ -381,10 +381,12 @@ async def test_a_stored_layer_has_its_size_and_the_tenant_that_built_it(engine: 
     assert (await engine.compile_layer(plan.key, plan.steps[0])).ok
     stored = await engine.stored_layers()
     layer = stored.layers[plan.key]
+    missing = secrets.token_hex(32)
+    assert (await engine.stored_layers([plan.key, missing])).layers == {plan.key: layer}
     assert layer.tenant == tenant
     assert 0 < layer.bytes < stored.total_bytes
     assert await engine.collect_layers([plan.key], 3600) == []
-    assert await engine.collect_layers([plan.key], 0) == [plan.key]
+    assert await engine.collect_layers([plan.key, missing], 0) == [plan.key]
     assert plan.key not in (await engine.stored_layers()).layers
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, make
 
 from builderd.domain.backups import (
     Backup,
+    BackupCheck,
     BackupKey,
     BackupKind,
     BackupStatus,
@@ -106,7 +108,14 @@ async def test_backups_are_listed_newest_first_for_their_tenant(store: Store) ->
     assert await store.read(lambda uow: uow.backups.newest_of(ids, BackupStatus.DONE)) == newest
     assert await store.read(lambda uow: uow.backups.count_damaged()) == 1
     await store.write(lambda uow: uow.backups.delete(failed.id))
-    assert len(await store.read(lambda uow: uow.backups.builders())) == 3
+    with_some = await store.read(lambda uow: uow.backups.builders("", 100))
+    assert len(with_some) == 3
+    assert with_some == sorted(with_some)
+    assert await store.read(lambda uow: uow.backups.builders(with_some[0], 1)) == with_some[1:2]
+    asked = [with_some[1], BuilderId(new_id())]
+    assert await store.read(lambda uow: uow.backups.among(asked)) == {with_some[1]}
+    of_some = await store.read(lambda uow: uow.backups.of_builders([builder.id, *asked[1:]]))
+    assert of_some == {builder.id: [second, first], asked[1]: []}
     assert await store.read(lambda uow: uow.backups.count_by_status()) == {BackupStatus.DONE: 4}
 
 
@@ -192,22 +201,100 @@ async def test_bundle_of_a_backup_stays_in_use_after_delete(store: Store) -> Non
     assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
 
 
-async def test_builders_that_want_backups_are_found(store: Store) -> None:
+async def _due(store: Store, now: datetime = NOW, tried_before: datetime | None = NOW) -> set[BuilderId]:
+    found = await store.write(lambda uow: uow.backup_checks.due(now, tried_before, 10))
+    assert list(found) == sorted(await store.read(lambda uow: uow.backup_checks.due(now, tried_before, 10)))
+    return set(found)
+
+
+async def _record(store: Store, builder: Builder, check_at: datetime | None, base: datetime | None = None) -> None:
+    await store.write(lambda uow: uow.backup_checks.record({builder.id: BackupCheck(check_at, base)}))
+
+
+async def test_builders_due_for_a_look_at_their_backups(store: Store) -> None:
     wants = await _builder(store, backup_interval_hours=6, created_at=NOW - timedelta(hours=1))
     await _builder(store)
     await _builder(store, backup_interval_hours=6, desired=Desired.DELETED)
-    assert await store.read(lambda uow: uow.builders.backed_up()) == [wants]
+    assert await _due(store) == {wants.id}
+    await _record(store, wants, NOW + SECOND, NOW + SECOND)
+    assert await _due(store) == set()
+    assert await _due(store, NOW + SECOND) == {wants.id}
+    assert await _due(store, tried_before=NOW + SECOND) == {wants.id}
+    assert await _due(store, tried_before=None) == set()
+    await _record(store, wants, None)
+    assert await _due(store, NOW + timedelta(days=9), NOW + timedelta(days=9)) == set()
+
+
+async def test_no_more_builders_than_asked_for_are_due(store: Store) -> None:
+    for _ in range(3):
+        await _record(store, await _builder(store, backup_interval_hours=1), NOW, NOW)
+    assert len(await store.write(lambda uow: uow.backup_checks.due(NOW, NOW, 2))) == 2
+
+
+async def test_changes_of_backups_and_restores_make_their_builder_due(store: Store) -> None:
+    builder = await _builder(store, backup_interval_hours=6)
+    backup = _backup(builder)
+    restore = _restore(backup)
+    changes: list[Callable[[UnitOfWork], None]] = [
+        lambda uow: uow.backups.add(backup),
+        lambda uow: uow.backups.save(replace(backup, status=BackupStatus.FAILED)),
+        lambda uow: uow.restores.add(restore),
+        lambda uow: uow.restores.save(replace(restore, status=RestoreStatus.DONE)),
+        lambda uow: uow.backups.delete(backup.id),
+    ]
+    for change in changes:
+        await _record(store, builder, None)
+        assert await _due(store) == set()
+        await store.write(change)
+        assert await _due(store) == {builder.id}
+
+
+@pytest.mark.parametrize(("changes", "is_due"), [({"backup_interval_hours": 3}, True), ({"exit_code": 1}, False)])
+async def test_another_interval_makes_a_builder_due(store: Store, changes: dict[str, Any], is_due: bool) -> None:
+    builder = await _builder(store, backup_interval_hours=6)
+    await _record(store, builder, NOW + SECOND, NOW + SECOND)
+
+    def save(uow: UnitOfWork) -> None:
+        stored = uow.builders.get(builder.id, lock=True)
+        assert stored is not None
+        uow.builders.save(replace(stored, **changes))
+
+    await store.write(save)
+    assert await _due(store) == ({builder.id} if is_due else set())
+
+
+async def test_health_counts_builders_that_want_backups(store: Store) -> None:
+    assert await store.read(lambda uow: uow.backups.oldest_last_good()) is None
+    good, bad = [await _builder(store, backup_interval_hours=6) for _ in range(2)]
+    away = await _builder(store, backup_interval_hours=6, desired=Desired.DELETED)
+    failed, later = BackupStatus.FAILED, NOW + SECOND
+    await _add(store, _backup(good, status=failed), _backup(good, created_at=later), _backup(bad))
+    await _add(store, _backup(bad, created_at=later, status=failed), _backup(away, status=failed))
+    assert await store.read(lambda uow: uow.backups.count_failing()) == 1
+    assert await store.read(lambda uow: uow.backups.oldest_last_good()) == NOW
+
+
+async def test_a_done_backup_of_a_tenant_is_found(store: Store) -> None:
+    builder = await _builder(store)
+    await _add(store, _backup(builder, expires_at=NOW), _backup(builder, status=BackupStatus.FAILED))
+    assert not await store.read(lambda uow: uow.backups.has_done(TENANT.id, NOW))
+    await _add(store, _backup(builder))
+    assert await store.read(lambda uow: uow.backups.has_done(TENANT.id, NOW))
+    assert not await store.read(lambda uow: uow.backups.has_done(OTHER_TENANT.id, NOW))
 
 
 async def test_the_last_drill_of_a_builder_is_found(store: Store) -> None:
     builder, other = await _builder(store), await _builder(store)
     backup, foreign = _backup(builder), _backup(other)
     await _add(store, backup, foreign)
-    assert await store.read(lambda uow: uow.restores.last_drill(builder.id)) is None
+    ids = [builder.id, other.id, BuilderId(new_id())]
+    assert await store.read(lambda uow: uow.restores.last_drills(ids)) == {}
     last = _restore(backup, kind=RestoreKind.DRILL, status=RestoreStatus.FAILED, created_at=NOW + SECOND)
     for one in (
         *(_restore(backup, kind=RestoreKind.DRILL), last),
         *(_restore(backup, created_at=NOW + 2 * SECOND), _restore(foreign, kind=RestoreKind.DRILL)),
     ):
         await store.write(lambda uow, one=one: uow.restores.add(one))  # type: ignore[misc]
-    assert await store.read(lambda uow: uow.restores.last_drill(builder.id)) == last
+    drills = {builder.id: last.created_at, other.id: NOW}
+    assert await store.read(lambda uow: uow.restores.last_drills(ids)) == drills
+    assert await store.read(lambda uow: uow.restores.with_open(ids)) == {builder.id, other.id}

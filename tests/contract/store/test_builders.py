@@ -110,6 +110,8 @@ async def test_a_live_builder_is_found_by_name_by_host_and_by_its_token(store: S
     await add_builder(store)
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, builder.name)) == builder
     assert await store.read(lambda uow: uow.builders.by_host(builder.host)) == builder
+    by_hosts = await store.read(lambda uow: uow.builders.by_hosts([builder.host, "other.localhost"]))
+    assert by_hosts == {builder.host: builder}
     assert await store.read(lambda uow: uow.builders.by_service_token(builder.service_token)) == builder
 
 
@@ -119,6 +121,7 @@ async def test_deleted_builder_is_found_only_by_id(store: Store, wish: dict[str,
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, builder.name)) is None
     assert await store.read(lambda uow: uow.builders.by_host(builder.host)) is None
+    assert await store.read(lambda uow: uow.builders.by_hosts([builder.host])) == {}
     assert await store.read(lambda uow: uow.builders.by_service_token(builder.service_token)) is None
     assert await store.read(lambda uow: uow.builders.list(TENANT.id, BuilderQuery())) == ([], 0)
 

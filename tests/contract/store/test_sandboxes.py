@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_sandbox
 
+from builderd.domain.ids import BuilderId
 from builderd.domain.sandboxes import EndCause, SandboxEnd
 from builderd.ports.store import Store
 
@@ -36,6 +37,8 @@ async def test_open_sandbox_is_the_one_without_an_end(store: Store) -> None:
     ended, running = make_sandbox(builder.id, end=END), make_sandbox(builder.id, attempt=2)
     await add(store, ended, running)
     assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) == running
+    assert await store.read(lambda uow: uow.sandboxes.open_of_all([builder.id, BuilderId("none")])) == [running]
+    assert await store.read(lambda uow: uow.sandboxes.open_of_all([])) == []
     await store.write(lambda uow: uow.sandboxes.save(replace(running, end=END)))
     assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) is None
     assert await store.read(lambda uow: uow.sandboxes.get(running.id)) == replace(running, end=END)

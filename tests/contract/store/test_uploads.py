@@ -29,6 +29,7 @@ async def test_uploads_of_a_tenant_and_expired_ones_are_listed(store: Store) -> 
         await store.write(lambda uow, upload=upload: uow.uploads.add(upload))  # type: ignore[misc]
     assert await store.read(lambda uow: uow.uploads.of_tenant(TENANT.id)) == [ONE, TWO]
     assert await store.read(lambda uow: uow.uploads.expired(ONE.expires_at)) == [ONE.id]
+    assert await store.read(lambda uow: uow.uploads.live(ONE.expires_at)) == [TWO.id]
     await store.write(lambda uow: uow.uploads.delete(ONE.id))
     await store.write(lambda uow: uow.uploads.delete(ONE.id))
     assert await store.read(lambda uow: uow.uploads.of_tenant(TENANT.id)) == [TWO]

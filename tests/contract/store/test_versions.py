@@ -134,5 +134,8 @@ async def test_layers_that_builders_may_run_on_are_listed(store: Store) -> None:
     await add(store, make_version(builder.id, number=9, layer_key=NO_LAYER))
     await add(store, make_version(other.id, number=2, layer_key="4" * 64))
     assert await store.read(lambda uow: uow.versions.layers()) == {"1" * 64, "2" * 64, "4" * 64}
+    asked = ["1" * 64, "3" * 64, "5" * 64, NO_LAYER]
+    assert await store.read(lambda uow: uow.versions.used_layers(asked)) == {"1" * 64}
+    assert await store.read(lambda uow: uow.versions.used_layers([])) == set()
     await save(store, replace(other, desired=Desired.DELETED, status=Status.DELETED, deleted_at=NOW))
     assert await store.read(lambda uow: uow.versions.layers()) == {"1" * 64, "2" * 64}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 from builderd.domain.errors import NotFound
@@ -80,10 +80,12 @@ class FakeLayers(FakeCalls):
                     self.built[plan.key] = self.build_results.get(command, {"built.txt": command.encode()})
             return outcome
 
-    async def stored_layers(self) -> StoredLayers:
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
         self._called("stored_layers", "")
         found = {
-            key: StoredLayer(self.layer_bytes.get(key, LAYER_BYTES), self.layer_tenants.get(key)) for key in self.layers
+            key: StoredLayer(self.layer_bytes.get(key, LAYER_BYTES), self.layer_tenants.get(key))
+            for key in self.layers
+            if keys is None or key in keys
         }
         return StoredLayers(found, int(self.has.disk * GB))
 

@@ -24,8 +24,8 @@ class Layers(Protocol):
         Raises ``InstallFailed`` when the layer needs more than the plan's ``limit_bytes``.
         """
 
-    async def stored_layers(self) -> StoredLayers:
-        """Return all complete layers with their sizes and the tenants that built them."""
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
+        """Return all complete layers with their sizes and the tenants that built them, or those of these keys."""
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
         """Remove these layers as ``collect`` does: only those that no sandbox has mounted and no call just used."""

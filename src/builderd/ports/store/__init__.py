@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from builderd.ports.store.backups import BackupKeys, Backups, Restores
+from builderd.ports.store.backups import BackupChecks, BackupKeys, Backups, Restores
 from builderd.ports.store.build_logs import BuildLogs
 from builderd.ports.store.builders import Builders
 from builderd.ports.store.credentials import Credentials
@@ -36,6 +36,7 @@ from builderd.ports.store.webhooks import Deliveries, Webhooks
 __all__ = [
     "Acceptances",
     "AcmeAccounts",
+    "BackupChecks",
     "BackupKeys",
     "Backups",
     "BuildLogs",
@@ -107,6 +108,8 @@ class UnitOfWork(Protocol):
     def backups(self) -> Backups: ...
     @property
     def restores(self) -> Restores: ...
+    @property
+    def backup_checks(self) -> BackupChecks: ...
     @property
     def backup_keys(self) -> BackupKeys: ...
     @property

@@ -44,6 +44,9 @@ class Builders(Protocol):
     def by_host(self, host: str, *, lock: bool = False) -> Builder | None:
         """Return the live builder whose preview has this host name."""
 
+    def by_hosts(self, hosts: Sequence[str]) -> Mapping[str, Builder]:
+        """Return the live builders whose previews have these host names, by host name."""
+
     def by_service_token(self, service_token: str) -> Builder | None:
         """Return the live builder that this token belongs to."""
 
@@ -61,9 +64,6 @@ class Builders(Protocol):
 
     def capped(self, tenant: TenantId) -> Sequence[Builder]:
         """Return a tenant's live builders with a spending cap of their own, oldest first."""
-
-    def backed_up(self) -> Sequence[Builder]:
-        """Return all tenants' live builders with a backup interval."""
 
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""

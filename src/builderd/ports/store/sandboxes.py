@@ -17,6 +17,9 @@ class Sandboxes(Protocol):
     def open_of(self, builder: BuilderId) -> Sandbox | None:
         """Return the one that has not ended, at most one, without trials."""
 
+    def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
+        """Return those of these builders that have not ended, without trials."""
+
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Return all sandboxes, oldest first."""
 

@@ -19,6 +19,9 @@ class Uploads(Protocol):
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         """Return the tenant's uploads, oldest first, expired ones included until they are deleted."""
 
+    def live(self, now: datetime) -> Sequence[UploadId]:
+        """Return all tenants' uploads that have not expired."""
+
     def expired(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' expired uploads."""
 

@@ -31,5 +31,8 @@ class Versions(Protocol):
     def used_bundles(self, bundles: Collection[str]) -> Collection[str]:
         """Return those among these bundles that are used, as ``uses_bundle`` says."""
 
+    def used_layers(self, layers: Collection[str]) -> Collection[str]:
+        """Return those of these layers that a builder may still run, of any tenant."""
+
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""

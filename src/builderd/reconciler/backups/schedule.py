@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from builderd.domain.backups import DRILL_RETRY, Backup, BackupKind, BackupStatus, due_at
+from builderd.domain.backups import DRILL_RETRY, NEVER, Backup, BackupCheck, BackupKind, BackupStatus, due_at
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
-from builderd.domain.ids import BackupId, RestoreId
+from builderd.domain.ids import BackupId, BuilderId, RestoreId
 from builderd.ports.signals import ANY
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import upkeep
@@ -27,6 +27,8 @@ from builderd.services.application import Application
 #: signalled; ``LEAST_INTERVAL`` bounds how often a busy service checks.
 POLL_INTERVAL, PLAN_INTERVAL, UPKEEP_INTERVAL = 1.0, 10.0, 600.0
 LEAST_INTERVAL = 0.05
+#: Builders that are looked at in one transaction, and seconds before the next, so that other writers get their turn.
+BATCH, PAUSE = 100, 0.05
 
 log = logging.getLogger(__name__)
 
@@ -71,30 +73,64 @@ class BackupSchedule:
     async def plan(self) -> None:
         """Plan the backups and drills that are due."""
         await backups.make_keys(self._app)
-        now = self._app.clock.now()
-        await self._app.store.write(lambda uow: self._plan(uow, now))
+        now, store = self._app.clock.now(), self._app.store
+        while await store.read(lambda uow: self._due(uow, now, 1)):
+            if await store.write(lambda uow: self._plan(uow, now)) < BATCH:
+                break
+            await asyncio.sleep(PAUSE)
 
-    def _plan(self, uow: UnitOfWork, now: datetime) -> None:
-        wanting = uow.builders.backed_up()
-        for builder in wanting:
-            found = uow.backups.of_builder(builder.id)
-            if not any(one.is_open for one in found):
-                kind = _due(builder, found, now)
-                if kind is not None:
-                    backups.plan(uow, self._app, builder, kind, SYSTEM, now)
-            self._plan_drill(uow, found, now)
+    def _due(self, uow: UnitOfWork, now: datetime, limit: int) -> Sequence[BuilderId]:
+        every = self._drill_interval
+        return uow.backup_checks.due(now, now - every if every else None, limit)
 
-    def _plan_drill(self, uow: UnitOfWork, found: Sequence[Backup], now: datetime) -> None:
-        every = self._app.backup_rules.drill_every
+    @property
+    def _drill_interval(self) -> timedelta:
+        return min(self._app.backup_rules.drill_every, NEVER)
+
+    def _plan(self, uow: UnitOfWork, now: datetime) -> int:
+        """Plan what is due for a batch of builders, and record when each is looked at again; return their number."""
+        due = self._due(uow, now, BATCH)
+        found, restoring = uow.backups.of_builders(due), uow.restores.with_open(due)
+        drills = uow.restores.last_drills(due)
+        checks = {}
+        for builder in uow.builders.get_all(due).values():
+            taken = found[builder.id]
+            check_at = self._plan_backup(uow, builder, taken, now)
+            is_free = builder.id not in restoring
+            base = self._plan_drill(uow, taken, drills.get(builder.id), now) if is_free else None
+            checks[builder.id] = BackupCheck(check_at, base)
+        uow.backup_checks.record(checks)
+        return len(due)
+
+    def _plan_backup(
+        self, uow: UnitOfWork, builder: Builder, found: Sequence[Backup], now: datetime
+    ) -> datetime | None:
+        """Plan the builder's backup if it is due; return when it will be, None after a change of its backups."""
+        if any(one.is_open for one in found):
+            return None
+        due = _backup_due_at(builder, found)
+        if due > now:
+            return due
+        if builder.status is Status.CREATING:
+            return now + timedelta(seconds=PLAN_INTERVAL)
+        backups.plan(uow, self._app, builder, BackupKind.SCHEDULED, SYSTEM, now)
+        return None
+
+    def _plan_drill(
+        self, uow: UnitOfWork, found: Sequence[Backup], last: datetime | None, now: datetime
+    ) -> datetime | None:
+        """Plan a drill if it is due; return since when the backups are untried, None after a change of them."""
+        every = self._drill_interval
         done = [one for one in found if one.status is BackupStatus.DONE and one.expires_at is None]
-        if not every or not done or uow.restores.open_of(done[0].builder_id):
-            return
-        tried = max((one.drilled_at for one in done if one.drilled_at), default=done[-1].created_at)
-        if now - tried < every:
-            return
-        last = uow.restores.last_drill(done[0].builder_id)
-        if last is None or now - last.created_at >= min(DRILL_RETRY, every):
-            backups.drill(uow, self._app, done[0], SYSTEM, now)
+        if not done:
+            return None
+        base = max((one.drilled_at for one in done if one.drilled_at), default=done[-1].created_at)
+        if last is not None:
+            base = max(base, last + min(DRILL_RETRY, every) - every)
+        if not every or now - base < every:
+            return base
+        backups.drill(uow, self._app, done[0], SYSTEM, now)
+        return None
 
     # What is planned
 
@@ -143,13 +179,9 @@ def _is_put_off(backup: Backup, now: datetime) -> bool:
     return backup.retry_at is not None and backup.retry_at > now
 
 
-def _due(builder: Builder, found: Sequence[Backup], now: datetime) -> BackupKind | None:
-    """The kind of backup that is due, if one is."""
+def _backup_due_at(builder: Builder, found: Sequence[Backup]) -> datetime:
+    """Return when the builder's next scheduled backup is due. ``found``: its backups, newest first."""
     tried = [one for one in found if one.kind is not BackupKind.BEFORE_RESTORE]
     failures = next((i for i, one in enumerate(tried) if one.status is not BackupStatus.FAILED), len(tried))
     newest = tried[0] if tried else None
-    if builder.status is Status.CREATING:
-        return None
-    if now >= due_at(builder.backup_interval_hours, newest, failures, builder.created_at):
-        return BackupKind.SCHEDULED
-    return None
+    return due_at(builder.backup_interval_hours, newest, failures, builder.created_at)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -15,7 +17,7 @@ from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.domain.machine_faults import machine_fault
 from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.context import BackupContext, reason_of
+from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext, reason_of
 from builderd.reconciler.backups.taking import drop
 from builderd.services import backups
 
@@ -23,6 +25,8 @@ from builderd.services import backups
 KEEP_FAILED = timedelta(days=7)
 #: Delay before a check that a machine fault interrupted is repeated.
 CHECK_RETRY = timedelta(hours=6)
+#: Builders whose backups, and manifests, are looked at by one round: the next round goes on with those that follow.
+BATCH = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ log = logging.getLogger(__name__)
 async def clean_up(context: BackupContext) -> None:
     """Remove expired backups, repository by repository; skip unreachable ones until the next call."""
     now = context.app.clock.deletable()
-    await context.app.store.write(lambda uow: _expire(uow, context, now))
+    await _expire(context, now)
     over: defaultdict[TenantId, list[Backup]] = defaultdict(list)
     for backup in await context.app.store.read(lambda uow: uow.backups.expired(now)):
         over[backup.tenant_id].append(backup)
@@ -39,18 +43,51 @@ async def clean_up(context: BackupContext) -> None:
     for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
         if _is_prune_due(context, key, now):
             await _guarded(key.tenant_id, _prune(context, key))
-    for tenant_id, names in (await context.app.backup_repository.manifests()).items():
+    for tenant_id, names in _next_manifests(context, await context.app.backup_repository.manifests()).items():
         # The repository of one that is locked is worked on, with its lists: later.
         if not context.locks[tenant_id].locked():
             await _guarded(tenant_id, _drop_lists(context, tenant_id, names))
 
 
-def _expire(uow: UnitOfWork, context: BackupContext, now: datetime) -> None:
-    for builder_id in uow.backups.builders():
-        found = uow.backups.of_builder(builder_id)
-        old = [b for b in found if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
-        for backup in (*surplus(found, context.app.backup_rules.retention, now), *old):
-            uow.backups.save(replace(backup, expires_at=backup.expires_at or now))
+async def _expire(context: BackupContext, now: datetime) -> None:
+    """Let backups that no rule keeps expire, of the next ``BATCH`` builders: each is looked at in turn."""
+    cursor = context.cursors
+    ids = await context.app.store.read(lambda uow: uow.backups.builders(cursor.builder, BATCH))
+    cursor.builder = ids[-1] if len(ids) == BATCH else ""
+
+    def find(uow: UnitOfWork, ids: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
+        found = {one: _unkept(context, taken, now) for one, taken in uow.backups.of_builders(ids).items()}
+        return {one: unkept for one, unkept in found.items() if unkept}
+
+    def expire(uow: UnitOfWork) -> None:
+        # Read again: a backup that was the newest by one may be the newest by now.
+        for backup in itertools.chain.from_iterable(find(uow, sorted(over)).values()):
+            uow.backups.save(replace(backup, expires_at=now))
+
+    over = await context.app.store.read(lambda uow: find(uow, ids))
+    if over:
+        await context.app.store.write(expire)
+
+
+def _unkept(context: BackupContext, found: Sequence[Backup], now: datetime) -> Sequence[Backup]:
+    """Return a builder's backups that no rule keeps and that have no time of expiry yet."""
+    old = [b for b in found if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
+    return [*surplus(found, context.app.backup_rules.retention, now), *(b for b in old if b.expires_at is None)]
+
+
+def _next_manifests(
+    context: BackupContext, found: Mapping[TenantId, Collection[str]]
+) -> Mapping[TenantId, Collection[str]]:
+    """Return the next ``BATCH`` manifests, by tenant: each is looked at in turn."""
+    cursor = context.cursors
+    names = sorted((tenant_id, name) for tenant_id, held in found.items() for name in held)
+    begin = bisect.bisect_right(names, cursor.manifest)
+    batch = names[begin : begin + BATCH]
+    cursor.manifest = batch[-1] if len(batch) == BATCH else NO_MANIFEST
+    chosen: defaultdict[TenantId, list[str]] = defaultdict(list)
+    for tenant_id, name in batch:
+        chosen[tenant_id].append(name)
+    return chosen
 
 
 async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
@@ -88,8 +125,8 @@ async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: 
 async def _drop_lists(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
     """Remove manifests of builders without backups, and of restores that ended with an earlier process."""
     async with context.locks[tenant_id]:
-        found = await context.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
-        for name in set(names) - {one.builder_id for one in found}:
+        found = await context.app.store.read(lambda uow: uow.backups.among([BuilderId(name) for name in names]))
+        for name in set(names) - set(found):
             await context.app.backup_repository.delete_manifest(tenant_id, name)
 
 

@@ -28,10 +28,8 @@ async def note(application: Application, within: float = inf) -> None:
 def _changed_activity(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> Mapping[str, datetime]:
     """Return the last visit of each host whose builder has none stored, or one at least a second older."""
     news = {}
-    for host, activity in recent.items():
-        builder = uow.builders.by_host(host)
-        if builder is None:
-            continue
+    for host, builder in uow.builders.by_hosts(list(recent)).items():
+        activity = recent[host]
         at = now if activity.open_connections else now - timedelta(seconds=activity.idle_seconds)
         if builder.last_active_at is None or at - builder.last_active_at >= timedelta(seconds=1):
             news[host] = at

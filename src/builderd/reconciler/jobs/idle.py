@@ -78,8 +78,8 @@ class Idleness:
         if not self._app.limits.freeze_after:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
-        sandboxes = await self._app.store.read(lambda uow: [uow.sandboxes.open_of(one) for one in awake])
-        reads = (self._read(one.id) for one in sandboxes if one is not None)
+        sandboxes = await self._app.store.read(lambda uow: uow.sandboxes.open_of_all(awake))
+        reads = (self._read(one.id) for one in sandboxes)
         found = await asyncio.gather(*reads, return_exceptions=True)
         if errors := [one for one in found if isinstance(one, BaseException)]:
             # Builders without a reading sleep later; the check of the others continues.
@@ -87,7 +87,7 @@ class Idleness:
         before = self._samples
         readings = (
             (builder, _compare(before.get(builder), sample, self._app.limits.quiet_cpu))
-            for builder, sample in zip((one.builder_id for one in sandboxes if one), found, strict=True)
+            for builder, sample in zip((one.builder_id for one in sandboxes), found, strict=True)
             if isinstance(sample, CpuSample)
         )
         self._samples = dict(readings)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 #: Seconds to wait for an answer; it takes well under a millisecond.
 ANSWER_TIMEOUT = 10.0
 _CHUNK = 65_536
+#: Longest line of several commands: half of the buffer that the proxy reads one into (tune.bufsize, 16 KiB).
+LINE_BYTES = 8_000
 _NO_KEY = "Key not found."
 _NO_ENTRY = "entry not found."
 _LOCKED = "certificates are currently locked"
@@ -87,6 +89,33 @@ async def delete_entry(worker: Worker, table: Path, key: str) -> None:
     _expect(await worker.ask(f"del map {escape_path(table)} {key}"), _NO_KEY)
 
 
+async def change_entries(worker: Worker, table: Path, have: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Make a map that has some entries have these, many of them by one command line."""
+    path = escape_path(table)
+    commands = [f"del map {path} {key}" for key in have.keys() - wanted.keys()]
+    for key in wanted.keys() - have.keys():
+        # As in ``add_entry``: a key that is there after all is replaced.
+        commands += (f"del map {path} {key}", f"add map {path} {key} {wanted[key]}")
+    commands += [
+        f"set map {path} {key} {wanted[key]}" for key, value in have.items() if wanted.get(key, value) != value
+    ]
+    # The master passes on one command at a time.
+    for line in commands if worker.pid is not None else _lines(commands):
+        _expect(await worker.ask(line), _NO_KEY)
+
+
+def _lines(commands: Iterable[str]) -> Iterator[str]:
+    """Yield lines of commands, carried out one after the other, that are not longer than the proxy reads."""
+    line = ""
+    for command in commands:
+        if line and len(line) + len(command) > LINE_BYTES:
+            yield line
+            line = ""
+        line = f"{line}; {command}" if line else command
+    if line:
+        yield line
+
+
 async def entries(worker: Worker, table: Path) -> dict[str, str]:
     """Return the map's keys and values."""
     answer = await worker.ask(f"show map {escape_path(table)}")
@@ -156,5 +185,5 @@ def escape_path(path: Path) -> str:
 
 def _expect(answer: str, *allowed: str) -> None:
     """Raise ``CommandRefused`` for an answer; a command that succeeded prints nothing."""
-    if answer and answer not in allowed:
+    if any(line and line not in allowed for line in answer.splitlines()):
         raise CommandRefused(answer)

@@ -82,11 +82,7 @@ class Workers:
 
     async def _sync_map(self, worker: Worker, table: Path, values: Mapping[str, str]) -> None:
         have = await runtime_api.entries(worker, table)
-        for host in have.keys() - values.keys():
-            await runtime_api.delete_entry(worker, table, host)
-        for host, value in values.items():
-            if have.get(host) != value:
-                await runtime_api.set_entry(worker, table, host, value)
+        await runtime_api.change_entries(worker, table, have, values)
 
     async def _apply(self, change: Callable[[Worker], Awaitable[None]]) -> None:
         await change(self._current)

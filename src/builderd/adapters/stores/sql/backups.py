@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
+from builderd.adapters.stores.sql.backup_checks import clear, clear_of_backup
 from builderd.adapters.stores.sql.rows import omit, row_of
-from builderd.adapters.stores.sql.tables import backup_keys, backups, restores, tenants
+from builderd.adapters.stores.sql.tables import (
+    BACKED_UP,
+    DAMAGED,
+    LIVE,
+    UNFINISHED,
+    backup_keys,
+    backups,
+    builders,
+    restores,
+    tenants,
+)
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
 
-_OPEN = (BackupStatus.PLANNED, BackupStatus.HELD)
 _newest_first = (backups.c.created_at.desc(), backups.c.id)
 
 _INSERT = insert(backups)
@@ -27,12 +51,29 @@ _OF_TENANT = select(backups).where(backups.c.tenant_id == bindparam("tenant")).o
 _OPEN_OF = (
     select(backups)
     .where(backups.c.owner == bindparam("owner"))
-    .where(backups.c.status.in_(_OPEN) | backups.c.copy.is_not(None))
+    .where(text(f"({UNFINISHED})"))
     .order_by(backups.c.created_at, backups.c.id)
 )
 _EXPIRED = select(backups).where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
-_BUILDERS = select(backups.c.builder_id).distinct().order_by(backups.c.builder_id)
-_COUNT_DAMAGED = select(func.count()).where(backups.c.fault != "")
+_OF_BUILDERS = (
+    select(backups).where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).order_by(*_newest_first)
+)
+_BUILDERS = (
+    select(backups.c.builder_id)
+    .where(backups.c.builder_id > bindparam("after"))
+    .distinct()
+    .order_by(backups.c.builder_id)
+    .limit(bindparam("limit"))
+)
+_AMONG = select(backups.c.builder_id).where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).distinct()
+_HAS_DONE = select(
+    exists().where(
+        backups.c.tenant_id == bindparam("tenant"),
+        backups.c.status == BackupStatus.DONE,
+        or_(backups.c.expires_at.is_(None), backups.c.expires_at > bindparam("now", type_=backups.c.expires_at.type)),
+    )
+)
+_COUNT_DAMAGED = select(func.count()).select_from(backups).where(text(DAMAGED))
 _COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
 
 
@@ -49,6 +90,24 @@ def _newest(*conditions: ColumnElement[bool]) -> Select[Any]:
     return select(backups).join(newest, wanted & same)
 
 
+_wanting = (text(f"builders.{BACKED_UP}"), text(f"builders.{LIVE}"))
+_of_wanting = backups.c.builder_id == builders.c.id
+_tries = backups.alias()
+_last_try = (
+    select(func.max(_tries.c.created_at)).where(_tries.c.builder_id == builders.c.id).correlate(builders)
+).scalar_subquery()
+_failed = or_(backups.c.status == BackupStatus.FAILED, backups.c.error != "")
+_COUNT_FAILING = (
+    select(func.count())
+    .select_from(builders)
+    .where(*_wanting, exists().where(_of_wanting, _failed, backups.c.created_at == _last_try))
+)
+_last_good = (
+    select(func.max(backups.c.created_at)).where(_of_wanting, backups.c.status == BackupStatus.DONE).scalar_subquery()
+)
+_last_goods = select(_last_good.label("at")).select_from(builders).where(*_wanting).subquery()
+_OLDEST_LAST_GOOD = select(func.min(_last_goods.c.at))
+
 _NEWEST = _newest()
 _NEWEST_WITH_STATUS = _newest(backups.c.status == bindparam("status", type_=backups.c.status.type))
 #: Builders that one statement asks for, each twice: SQLite takes 32,766 parameters.
@@ -59,7 +118,10 @@ class Backups:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    # The builder's row is locked first, as it is by all who change a builder and then its backups.
+
     def add(self, backup: Backup) -> None:
+        clear(self._connection, backup.builder_id)
         self._connection.execute(_INSERT, row_of(backup))
 
     def get(self, backup: BackupId) -> Backup | None:
@@ -67,15 +129,25 @@ class Backups:
         return Backup(**row) if row else None
 
     def save(self, backup: Backup) -> None:
+        clear(self._connection, backup.builder_id)
         if self._connection.execute(_UPDATE, {"of_id": backup.id, **omit(row_of(backup), "id")}).rowcount != 1:
             raise LookupError(f"no backup {backup.id} to save")
 
     def delete(self, backup: BackupId) -> None:
+        clear_of_backup(self._connection, backup)
         self._connection.execute(_DELETE_RESTORES, {"id": backup})
         self._connection.execute(_DELETE, {"id": backup})
 
     def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
         return [Backup(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+
+    def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
+        found: dict[BuilderId, list[Backup]] = {one: [] for one in builders}
+        for start in range(0, len(builders), BATCH):
+            values = {"builders": builders[start : start + BATCH]}
+            for row in self._connection.execute(_OF_BUILDERS, values).mappings():
+                found[row["builder_id"]].append(Backup(**row))
+        return found
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
         return [Backup(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
@@ -97,8 +169,25 @@ class Backups:
     def expired(self, now: datetime) -> Sequence[Backup]:
         return [Backup(**row) for row in self._connection.execute(_EXPIRED, {"now": now}).mappings()]
 
-    def builders(self) -> Sequence[BuilderId]:
-        return self._connection.execute(_BUILDERS).scalars().all()
+    def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
+        return self._connection.execute(_BUILDERS, {"after": after, "limit": limit}).scalars().all()
+
+    def among(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
+        found: set[BuilderId] = set()
+        for start in range(0, len(builders), BATCH):
+            found.update(self._connection.execute(_AMONG, {"builders": builders[start : start + BATCH]}).scalars())
+        return found
+
+    def has_done(self, tenant: TenantId, now: datetime) -> bool:
+        return bool(self._connection.execute(_HAS_DONE, {"tenant": tenant, "now": now}).scalar_one())
+
+    def count_failing(self) -> int:
+        number: int = self._connection.execute(_COUNT_FAILING).scalar_one()
+        return number
+
+    def oldest_last_good(self) -> datetime | None:
+        at: datetime | None = self._connection.execute(_OLDEST_LAST_GOOD).scalar_one()
+        return at
 
     def count_damaged(self) -> int:
         number: int = self._connection.execute(_COUNT_DAMAGED).scalar_one()
@@ -118,11 +207,12 @@ _OPEN_RESTORES = (
 )
 _OPEN_RESTORES_OF = _OPEN_RESTORES.where(restores.c.owner == bindparam("owner"))
 _OPEN_RESTORES_OF_BUILDER = _OPEN_RESTORES.where(restores.c.builder_id == bindparam("builder"))
-_LAST_DRILL = (
-    select(restores)
-    .where(restores.c.builder_id == bindparam("builder"), restores.c.kind == RestoreKind.DRILL)
-    .order_by(restores.c.created_at.desc(), restores.c.id)
-    .limit(1)
+_of_builders = restores.c.builder_id.in_(bindparam("builders", expanding=True))
+_WITH_OPEN_RESTORE = select(restores.c.builder_id).where(restores.c.status.in_(_OPEN_RESTORE), _of_builders).distinct()
+_LAST_DRILLS = (
+    select(restores.c.builder_id, func.max(restores.c.created_at).label("at"))
+    .where(_of_builders, restores.c.kind == RestoreKind.DRILL)
+    .group_by(restores.c.builder_id)
 )
 
 
@@ -131,6 +221,7 @@ class Restores:
         self._connection = connection
 
     def add(self, restore: Restore) -> None:
+        clear(self._connection, restore.builder_id)
         self._connection.execute(_INSERT_RESTORE, row_of(restore))
 
     def get(self, restore: RestoreId) -> Restore | None:
@@ -138,6 +229,7 @@ class Restores:
         return Restore(**row) if row else None
 
     def save(self, restore: Restore) -> None:
+        clear(self._connection, restore.builder_id)
         values = {"of_id": restore.id, **omit(row_of(restore), "id")}
         if self._connection.execute(_UPDATE_RESTORE, values).rowcount != 1:
             raise LookupError(f"no restore {restore.id} to save")
@@ -149,9 +241,11 @@ class Restores:
         rows = self._connection.execute(_OPEN_RESTORES_OF_BUILDER, {"builder": builder}).mappings()
         return [Restore(**row) for row in rows]
 
-    def last_drill(self, builder: BuilderId) -> Restore | None:
-        row = self._connection.execute(_LAST_DRILL, {"builder": builder}).mappings().first()
-        return Restore(**row) if row else None
+    def with_open(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
+        return set(self._connection.execute(_WITH_OPEN_RESTORE, {"builders": builders}).scalars())
+
+    def last_drills(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, datetime]:
+        return {row.builder_id: row.at for row in self._connection.execute(_LAST_DRILLS, {"builders": builders})}
 
 
 _INSERT_KEY = insert(backup_keys)

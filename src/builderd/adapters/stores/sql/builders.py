@@ -28,11 +28,11 @@ from sqlalchemy import (
     update,
 )
 
+from builderd.adapters.stores.sql.backup_checks import CHECK_AT_AFTER_SAVE
 from builderd.adapters.stores.sql.claims import BATCH, Claims
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import (
     ACTIVE,
-    BACKED_UP,
     CAPPED,
     LIVE,
     builders,
@@ -57,7 +57,7 @@ _reserved_disk = (
 _UPDATE = (
     update(builders)
     .where(builders.c.id == bindparam("builder"))
-    .values(reserved_disk=func.coalesce(_reserved_disk, 0.0))
+    .values(reserved_disk=func.coalesce(_reserved_disk, 0.0), backup_check_at=CHECK_AT_AFTER_SAVE)
 )
 _FIELDS = tuple(field.name for field in fields(Builder))
 _SPARE_DISKS, _CANDIDATE, _CAUSE = (_FIELDS.index(name) for name in ("spare_disks", "candidate", "cause"))
@@ -74,6 +74,7 @@ _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
 _BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
 _BY_NAME = _LIVE.where(builders.c.tenant_id == bindparam("tenant"), builders.c.name == bindparam("name"))
 _BY_HOST = _LIVE.where(builders.c.host == bindparam("host"))
+_BY_HOSTS = _LIVE.where(builders.c.host.in_(bindparam("hosts", expanding=True)))
 _BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_token"))
 _OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
 _LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
@@ -86,7 +87,6 @@ _RUNNING_OF_TENANT = _SELECT.where(
 _CAPPED_OF_TENANT = _SELECT.where(text(CAPPED), _not_deleted, _tenant_of_few == bindparam("tenant")).order_by(
     *_oldest_first
 )
-_BACKED_UP = _SELECT.where(text(BACKED_UP), _not_deleted).order_by(*_oldest_first)
 _MAY_IDLE = _SELECT.where(
     _active,
     builders.c.status == Status.RUNNING,
@@ -172,7 +172,7 @@ class Builders(Claims):
                 "choose another name, or change that builder instead.",
                 data={"uuid": other.id},
             )
-        self._connection.execute(_INSERT, _row(builder))
+        self._connection.execute(_INSERT, {**_row(builder), "backup_check_at": builder.created_at})
         self._own.add(builder.id)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
@@ -190,6 +190,13 @@ class Builders(Claims):
 
     def by_host(self, host: str, *, lock: bool = False) -> Builder | None:
         return self._one(_BY_HOST, {"host": host}, lock=lock)
+
+    def by_hosts(self, hosts: Sequence[str]) -> Mapping[str, Builder]:
+        found: dict[str, Builder] = {}
+        for start in range(0, len(hosts), BATCH):
+            rows = self._connection.execute(_BY_HOSTS, {"hosts": hosts[start : start + BATCH]})
+            found.update((row.host, _builder(row)) for row in rows)
+        return found
 
     def by_service_token(self, service_token: str) -> Builder | None:
         return self._one(_BY_SERVICE_TOKEN, {"service_token": service_token})
@@ -214,9 +221,6 @@ class Builders(Claims):
 
     def capped(self, tenant: TenantId) -> Sequence[Builder]:
         return [_builder(row) for row in self._connection.execute(_CAPPED_OF_TENANT, {"tenant": tenant})]
-
-    def backed_up(self) -> Sequence[Builder]:
-        return [_builder(row) for row in self._connection.execute(_BACKED_UP)]
 
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
@@ -260,7 +264,11 @@ class Builders(Claims):
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
             raise RuntimeError(f"builder {builder.id} is saved unlocked: a concurrent change could be lost")
-        key = {"builder": builder.id, "of_version": builder.version}
+        key = {
+            "builder": builder.id,
+            "of_version": builder.version,
+            "of_interval": builder.backup_interval_hours,
+        }
         self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:

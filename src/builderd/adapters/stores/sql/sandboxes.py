@@ -17,6 +17,11 @@ _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
 _OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
+_OPEN_OF_ALL = select(sandboxes).where(
+    sandboxes.c.builder_id.in_(bindparam("builders", expanding=True)),
+    sandboxes.c.end_cause.is_(None),
+    sandboxes.c.trial.is_(False),
+)
 # Generations and attempts count up, so they order sandboxes even when they began in the same instant.
 _OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.generation, sandboxes.c.attempt)
 _OF_GENERATION = _OLDEST_FIRST.where(sandboxes.c.generation == bindparam("generation"))
@@ -84,6 +89,9 @@ class Sandboxes:
     def open_of(self, builder: BuilderId) -> Sandbox | None:
         row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
         return _sandbox(row) if row else None
+
+    def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
+        return [_sandbox(row) for row in self._connection.execute(_OPEN_OF_ALL, {"builders": builders}).mappings()]
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         return [_sandbox(row) for row in self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings()]

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from builderd.adapters.stores.sql import schema
+from builderd.adapters.stores.sql.backup_checks import BackupChecks
 from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
 from builderd.adapters.stores.sql.build_logs import BuildLogs
 from builderd.adapters.stores.sql.builders import Builders
@@ -85,6 +86,7 @@ class UnitOfWork:
         self.wildcard_certificates: port.WildcardCertificates = WildcardCertificates(connection)
         self.backups: port.Backups = Backups(connection)
         self.restores: port.Restores = Restores(connection)
+        self.backup_checks: port.BackupChecks = BackupChecks(connection, locks=writes)
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
         self.leases: port.Leases = Leases(connection)
         self.uploads: port.Uploads = Uploads(connection)

@@ -19,6 +19,7 @@ _SELECT = select(uploads).where(_by_id)
 _UPDATE = update(uploads).where(_by_id)
 _DELETE = delete(uploads).where(_by_id)
 _OF_TENANT = select(uploads).where(uploads.c.tenant_id == bindparam("tenant")).order_by(uploads.c.created_at)
+_LIVE = select(uploads.c.id).where(uploads.c.expires_at > bindparam("now"))
 _EXPIRED = select(uploads.c.id).where(uploads.c.expires_at <= bindparam("now"))
 
 
@@ -38,6 +39,9 @@ class Uploads:
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         return [Upload(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+
+    def live(self, now: datetime) -> Sequence[UploadId]:
+        return [UploadId(row.id) for row in self._connection.execute(_LIVE, {"now": now})]
 
     def expired(self, now: datetime) -> Sequence[UploadId]:
         return [UploadId(row.id) for row in self._connection.execute(_EXPIRED, {"now": now})]

@@ -85,6 +85,14 @@ def _layers(column: ColumnElement[str]) -> Select[str]:
 
 
 _COLUMNS = (versions.c.layer_key, versions.c.build_key)
+
+
+def _uses_layer(column: ColumnElement[str]) -> Select[str]:
+    """Return those of some layers that a version uses, each by its index."""
+    return _layers(column).where(column.in_(bindparam("layers", expanding=True)))
+
+
+_USED_LAYERS = union(*(_uses_layer(column) for column in _COLUMNS))
 _LAYERS = union(*(_layers(column) for column in _COLUMNS))
 _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
 
@@ -132,6 +140,12 @@ class Versions:
             batch = {"bundles": wanted[start : start + BATCH]}
             found.update(self._connection.execute(_USED_BUNDLES, batch).scalars())
         return frozenset(found)
+
+    def used_layers(self, layers: Collection[str]) -> Collection[str]:
+        wanted, found = list(layers), set[str]()
+        for start in range(0, len(wanted), BATCH):
+            found.update(self._connection.execute(_USED_LAYERS, {"layers": wanted[start : start + BATCH]}).scalars())
+        return found
 
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         if tenant is None:

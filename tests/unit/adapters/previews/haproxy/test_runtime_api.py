@@ -84,6 +84,44 @@ async def test_a_refused_change_is_raised_in_its_own_words(answer: str) -> None:
                 await change
 
 
+async def test_many_entries_are_changed_by_few_lines() -> None:
+    have = {"gone": "v", "same": "v", "changed": "old"}
+    wanted = {"same": "v", "changed": "new", **{f"{number}.localhost": "v" * 100 for number in range(300)}}
+    async with proxy(lambda command: "Key not found.\n\n" * command.count("del map")) as (admin, got):
+        await runtime_api.change_entries(Worker(admin), TABLE, have, wanted)
+    assert len(got) < 12
+    assert all(len(line) <= 2 * runtime_api.LINE_BYTES for line in got)
+    commands = [command for line in got for command in line.strip().split("; ")]
+    assert commands[0] == f"del map {WORD} gone"
+    assert commands[-1] == f"set map {WORD} changed new"
+    assert len(commands) == 2 + 2 * 300
+    for number in range(300):
+        at = commands.index(f"add map {WORD} {number}.localhost {'v' * 100}")
+        assert f"del map {WORD} {number}.localhost" in commands[:at]
+
+
+async def test_equal_entries_send_nothing() -> None:
+    async with proxy(lambda command: "\n") as (admin, got):
+        await runtime_api.change_entries(Worker(admin), TABLE, {"a": "v"}, {"a": "v"})
+    assert got == []
+
+
+async def test_old_worker_gets_one_command_at_a_time() -> None:
+    async with proxy(lambda command: "\n") as (master, got):
+        await runtime_api.change_entries(Worker(master, 42), TABLE, {"a": "v"}, {"b": "v"})
+    assert got == [
+        f"@!42 del map {WORD} a\n",
+        f"@!42 del map {WORD} b\n",
+        f"@!42 add map {WORD} b v\n",
+    ]
+
+
+async def test_one_refused_command_among_many_is_raised() -> None:
+    async with proxy(lambda command: "Key not found.\n\nOut of memory error.\n\n") as (admin, _):
+        with pytest.raises(CommandRefused, match="Out of memory"):
+            await runtime_api.change_entries(Worker(admin), TABLE, {}, {"a": "v", "b": "v"})
+
+
 async def test_entries_are_read() -> None:
     async with proxy(lambda command: "0x7f01 a.localhost v|1\n0x7f02 b.localhost v|2\n\n") as (admin, _):
         assert await runtime_api.entries(Worker(admin), TABLE) == {"a.localhost": "v|1", "b.localhost": "v|2"}

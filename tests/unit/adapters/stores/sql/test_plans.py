@@ -23,7 +23,17 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     "idle": (lambda uow: uow.builders.idle_candidates(), ("ix_builders_status",)),
     "running": (lambda uow: uow.builders.running(ACME), ("ix_builders_active",)),
     "capped": (lambda uow: uow.builders.capped(ACME), ("ix_builders_capped",)),
-    "backed up": (lambda uow: uow.builders.backed_up(), ("ix_builders_backed_up",)),
+    "backups to plan": (
+        lambda uow: uow.backup_checks.due(NOW, NOW, 100),
+        ("ix_builders_backup_check_at (backup_check_at<?)", "ix_builders_drill_base_at (drill_base_at<?)"),
+    ),
+    "unfinished backups": (lambda uow: uow.backups.open("me"), ("ix_backups_unfinished (owner=?)",)),
+    "damaged backups": (lambda uow: uow.backups.count_damaged(), ("ix_backups_damaged",)),
+    "builders with backups": (
+        lambda uow: uow.backups.builders("b", 100),
+        ("COVERING INDEX ix_backups_builder_id_created_at (builder_id>?)",),
+    ),
+    "a done backup": (lambda uow: uow.backups.has_done(ACME, NOW), ("ix_backups_",)),
     "allocated": (lambda uow: uow.builders.allocated(), ("COVERING INDEX ix_builders_live", "ix_builders_active")),
     "allocated to a tenant": (
         lambda uow: uow.builders.allocated(ACME),

@@ -127,8 +127,8 @@ class OciEngine:
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         return await self._here.layers.build(plan, progress)
 
-    async def stored_layers(self) -> StoredLayers:
-        return await run_to_completion(self._here.layers.stored)
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
+        return await run_to_completion(self._here.layers.stored, keys)
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
         return await run_to_completion(self._here.layers.collect_some, keys, unused_seconds)

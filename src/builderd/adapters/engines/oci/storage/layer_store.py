@@ -46,8 +46,16 @@ class LayerStore:
         A layer is renamed away under the lock of ``take``, judged by the time of the last ``take``: a caller that has
         just taken one keeps it.
         """
+        layers = (layer for layer in self._store.layers.iterdir() if layer.name not in keep and not _is_aside(layer))
+        return self._collect(list(layers), unused_seconds)
+
+    def collect_some(self, keys: Collection[str], unused_seconds: float) -> list[str]:
+        """Remove these layers as ``collect`` does, without a look at the others; return the removed keys."""
+        layers = (self._path(key) for key in keys if _KEY.fullmatch(key))
+        return self._collect([layer for layer in layers if layer.exists()], unused_seconds)
+
+    def _collect(self, layers: Collection[Path], unused_seconds: float) -> list[str]:
         mounted = mounted_roots()
-        layers = [layer for layer in self._store.layers.iterdir() if layer.name not in keep and not _is_aside(layer)]
         aside = {layer.name: self._set_aside(layer, unused_seconds, mounted) for layer in layers}
         for path in aside.values():
             if path is not None:

@@ -194,11 +194,11 @@ class Layers:
 
     def collect_some(self, keys: Collection[str], unused_seconds: float) -> list[str]:
         """Remove these layers where they are not mounted and unused for so long; return their keys."""
-        return self._finished.collect(frozenset(self._finished.keys()) - frozenset(keys), unused_seconds)
+        return self._finished.collect_some(keys, unused_seconds)
 
-    def stored(self) -> StoredLayers:
-        """Return all finished layers."""
-        keys = self._finished.keys()
+    def stored(self, wanted: Collection[str] | None = None) -> StoredLayers:
+        """Return all finished layers, or those of these keys."""
+        keys = self._finished.keys() if wanted is None else wanted
         found = {key: layer for key in keys if (layer := self._finished.describe(key))}
         return StoredLayers(found, total_bytes(self._store.root))
 

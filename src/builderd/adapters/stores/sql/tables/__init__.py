@@ -6,7 +6,7 @@ every table to ``metadata``.
 
 from __future__ import annotations
 
-from builderd.adapters.stores.sql.tables.backups import backup_keys, backups, restores
+from builderd.adapters.stores.sql.tables.backups import DAMAGED, UNFINISHED, backup_keys, backups, restores
 from builderd.adapters.stores.sql.tables.base import metadata
 from builderd.adapters.stores.sql.tables.builders import (
     ACTIVE,
@@ -34,8 +34,10 @@ __all__ = [
     "ACTIVE",
     "BACKED_UP",
     "CAPPED",
+    "DAMAGED",
     "LIVE",
     "OPEN",
+    "UNFINISHED",
     "acceptances",
     "acme_accounts",
     "backup_keys",

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, Text
 
-from builderd.adapters.stores.sql.tables.base import builder_columns, document, metadata, version_key
+from builderd.adapters.stores.sql.tables.base import builder_columns, document, index_where, metadata, version_key
 from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.backups import BackupKind, BackupStatus, RestoreKind, RestoreStatus
+
+#: A backup that is to be taken or saved, or has a copy of the disk to delete.
+UNFINISHED = "status IN ('planned', 'held') OR copy IS NOT NULL"
+#: A backup whose last drill found a fault.
+DAMAGED = "fault <> ''"
+
 
 backups = Table(
     "backups",
@@ -37,6 +43,8 @@ backups = Table(
     version_key("backups"),
     Index("ix_backups_builder_id_created_at", "builder_id", "created_at"),
     Index("ix_backups_tenant_id_created_at", "tenant_id", "created_at"),
+    index_where("ix_backups_unfinished", UNFINISHED, "owner"),
+    index_where("ix_backups_damaged", DAMAGED, "id"),
 )
 
 

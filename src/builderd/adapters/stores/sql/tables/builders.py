@@ -79,6 +79,10 @@ builders = Table(
     # A copy of the current version's disk size: the sum over all builders reads one index and joins nothing. Not a
     # field of ``Builder``: written with each row of a builder and of its first version.
     Column("reserved_disk", Double, nullable=False, server_default=text("0")),
+    # When the backup schedule looks at the builder again, and since when its backups are untried by a drill. Not fields
+    # of ``Builder``: written only by ``backup_checks``, and cleared by what changes the answer.
+    Column("backup_check_at", UtcDateTime),
+    Column("drill_base_at", UtcDateTime),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
@@ -94,6 +98,8 @@ builders = Table(
     index_where("ix_builders_live", LIVE, "tenant_id", "status", "desired", "reserved_disk"),
     index_where("ix_builders_active", ACTIVE, "tenant_id"),
     index_where("ix_builders_backed_up", BACKED_UP, "id"),
+    index_where("ix_builders_backup_check_at", f"{BACKED_UP} AND {LIVE}", "backup_check_at"),
+    index_where("ix_builders_drill_base_at", f"{BACKED_UP} AND {LIVE}", "drill_base_at"),
     index_where("ix_builders_capped", CAPPED, "tenant_id"),
     Index("ix_builders_status", "status"),
     Index("ix_builders_tenant_id_updated_at", "tenant_id", "updated_at"),

@@ -1,0 +1,125 @@
+"""Periodic jobs take as many statements with 500 builders as with 5, unless more is due."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from tests.application import World
+from tests.contract.store.samples import make_builder, make_sandbox, make_version
+from tests.statements import statements
+
+from builderd.domain.backups import Backup, BackupKind, BackupStatus, Retention
+from builderd.domain.builders import Status
+from builderd.domain.ids import BackupId, BuilderId, UploadId, new_id
+from builderd.domain.previews import PreviewActivity
+from builderd.domain.uploads import Upload
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups import upkeep
+from builderd.reconciler.backups.context import BackupContext
+from builderd.reconciler.backups.schedule import BATCH, BackupSchedule
+from builderd.reconciler.jobs import activity
+from builderd.reconciler.jobs.idle import Idleness
+from builderd.services import backup_health, uploads
+
+FEW, MANY = 5, 500
+HOUR = timedelta(hours=1)
+VISIT = PreviewActivity(1, 0, 0, open_connections=0, failures=0, requests_per_minute=1, idle_seconds=0)
+
+
+async def add(world: World, number: int) -> None:
+    """Store so many running builders that were just used and backed up, each with an upload of its tenant."""
+    now = world.clock.now()
+    hosts = await world.application.store.write(lambda uow: [_add(uow, world, now) for _ in range(number)])
+    for host in hosts:
+        world.previews.visit(host, VISIT)
+
+
+def _add(uow: UnitOfWork, world: World, now: datetime) -> str:
+    tenant = world.caller.tenant_id
+    changes = {"status": Status.RUNNING, "observed_generation": 1, "auto_stop_interval": 15, "last_active_at": now}
+    builder = make_builder(tenant_id=tenant, created_at=now, backup_interval_hours=6, **changes)
+    uow.builders.add(builder)
+    uow.versions.add(make_version(builder.id))
+    uow.sandboxes.add(make_sandbox(builder.id))
+    uow.backups.add(_backup(builder.id, world, now))
+    upload = UploadId(new_id())
+    uow.uploads.add(Upload(upload, tenant, upload, now, now + timedelta(days=1)))
+    return builder.host
+
+
+def _backup(builder: BuilderId, world: World, now: datetime) -> Backup:
+    return Backup(
+        id=BackupId(new_id()),
+        tenant_id=world.caller.tenant_id,
+        builder_id=builder,
+        builder_name="app",
+        version=1,
+        kind=BackupKind.SCHEDULED,
+        status=BackupStatus.DONE,
+        actor="system",
+        owner=world.application.instance,
+        created_at=now,
+    )
+
+
+Loop = Callable[[World], Callable[[], Awaitable[object]]]
+LOOPS: dict[str, Loop] = {
+    "planning of backups": lambda world: BackupSchedule(world.application).plan,
+    "upkeep of backups": lambda world: lambda: upkeep.clean_up(BackupContext(world.application)),
+    "health of backups": lambda world: lambda: world.read(lambda uow: backup_health.health(uow, world.clock.now())),
+    "idle check": lambda world: Idleness(world.application).check,
+    "visits": lambda world: lambda: activity.note(world.application),
+    "expiry of uploads": lambda world: lambda: uploads.expire(world.application),
+}
+
+
+async def count(world: World, loop: Loop) -> int:
+    run = loop(world)
+    await run()  # what was added is due once
+    with statements(world.application.store) as seen:
+        await run()
+    return len(seen)
+
+
+async def test_periodic_jobs_take_as_many_statements_with_many_builders(world: World) -> None:
+    counts = []
+    for number in (FEW, MANY - FEW):
+        await add(world, number)
+        counts.append({name: await count(world, loop) for name, loop in LOOPS.items()})
+    assert counts[0] == counts[1]
+
+
+async def test_planning_looks_at_each_builder_once_in_batches(world: World) -> None:
+    await add(world, 2 * BATCH + 1)
+    schedule = BackupSchedule(world.application)
+    with statements(world.application.store) as seen:
+        await schedule.plan()
+    of_batches = len(seen)
+    assert of_batches < 60
+    with statements(world.application.store) as seen:
+        await schedule.plan()
+    assert len(seen) < of_batches / 3
+    world.clock.move(7 * 3600)
+    await schedule.plan()
+    planned = await world.read(lambda uow: uow.backups.open(world.application.instance))
+    assert len(planned) == 2 * BATCH + 1
+
+
+async def test_upkeep_goes_on_where_it_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "BATCH", 2)
+    rules = replace(world.application.backup_rules, retention=Retention(1, 0, 0))
+    app = replace(world.application, backup_rules=rules)
+    await add(world, FEW)
+    now = world.clock.now()
+    ids = await world.read(lambda uow: uow.backups.builders("", 100))
+    for builder in ids:
+        old = _backup(builder, world, now - HOUR)
+        await app.store.write(lambda uow, old=old: uow.backups.add(old))  # type: ignore[misc]
+    context, left = BackupContext(app), []
+    for _ in range(4):
+        await upkeep.clean_up(context)
+        left.append(sum(map(len, (await world.read(lambda uow: uow.backups.of_builders(ids))).values())))
+    assert left == [8, 6, 5, 5]

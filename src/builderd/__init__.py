@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `typing` itself would cost m
     from builderd.client.errors import QaFailed as QaFailed
     from builderd.client.errors import QuotaExceeded as QuotaExceeded
     from builderd.client.errors import RateLimited as RateLimited
+    from builderd.client.errors import ReleaseFailed as ReleaseFailed
     from builderd.client.errors import ReviewFailed as ReviewFailed
     from builderd.client.errors import StartFailed as StartFailed
     from builderd.client.errors import TimedOut as TimedOut
@@ -37,8 +38,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `typing` itself would cost m
 
 _ERRORS = (
     "ApiError BuilderdError BuildFailed Conflict DeploymentFailed Forbidden InstallFailed InvalidState NameTaken "
-    "NoAnswer NotFound QaFailed QuotaExceeded RateLimited ReviewFailed StartFailed TimedOut Unauthenticated "
-    "Unavailable ValidationFailed"
+    "NoAnswer NotFound QaFailed QuotaExceeded RateLimited ReleaseFailed ReviewFailed StartFailed TimedOut "
+    "Unauthenticated Unavailable ValidationFailed"
 )
 _WHERE = {
     "AsyncBuilder": "_async.builder",

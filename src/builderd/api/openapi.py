@@ -64,7 +64,7 @@ FAILURES = {
     "the machine cannot do it now; the message says why.",
 }
 STAGES = (
-    " `review_failed` (`data.review` has the findings), `install_failed`, `build_failed`,"
+    " `review_failed` (`data.review` has the findings), `install_failed`, `build_failed`, `release_failed`,"
     " `start_failed` or (with `require_qa`) `qa_failed`: the builder is kept in `failed`, `data.uuid` names it."
 )
 

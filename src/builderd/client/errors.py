@@ -188,6 +188,12 @@ class BuildFailed(DeploymentFailed):
     _next = "builderd logs {builder} --stream build"
 
 
+class ReleaseFailed(DeploymentFailed):
+    """422 ``release_failed``: the release command failed; ``log_tail`` has its last lines."""
+
+    _next = "builderd logs {builder} --stream release"
+
+
 class StartFailed(DeploymentFailed):
     """422 ``start_failed``: the app ended, or did not listen on its port."""
 
@@ -246,6 +252,7 @@ BY_CODE: dict[str, type[ApiError]] = {
     "review_failed": ReviewFailed,
     "install_failed": InstallFailed,
     "build_failed": BuildFailed,
+    "release_failed": ReleaseFailed,
     "start_failed": StartFailed,
     "qa_failed": QaFailed,
     "rate_limited": RateLimited,

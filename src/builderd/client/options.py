@@ -26,6 +26,7 @@ class SettingOptions(TypedDict, total=False):
     backup_interval_hours: int
     visibility: str
     credentials: Sequence[str]
+    release: str
 
 
 class VersionOptions(SettingOptions, total=False):

@@ -28,9 +28,11 @@ def _try(builder: Builder, seen: Observation) -> Step | None:
     """Return the trial's next step: it keeps a version that cannot start from interrupting the app that serves.
 
     Jobs have no trial, since they would do their work twice, nor have sandboxes, which start nothing, nor has a
-    restored disk, whose version ran on it before.
+    restored disk, whose version ran on it before. A version with a release command has none either: it may not start
+    before that has run, which runs once, on its own disk.
     """
-    has_trial = builder.job_type.stays_up and builder.job_type.is_judged
+    assert seen.candidate is not None, "the caller checked it"
+    has_trial = builder.job_type.stays_up and builder.job_type.is_judged and not seen.candidate.release_due
     is_restored = builder.candidate is not None and builder.candidate.disk is not None
     if not has_trial or seen.sandbox is None or is_restored:
         return EndTrial() if seen.trial is not None else None

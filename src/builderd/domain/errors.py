@@ -122,6 +122,12 @@ class BuildFailed(StageFailed):
     code = "build_failed"
 
 
+class ReleaseFailed(StageFailed):
+    """The release command failed, or exceeded its time; the message shows the last lines that it wrote."""
+
+    code = "release_failed"
+
+
 class StartFailed(StageFailed):
     """The app exited or did not listen on its port; the message says which and shows its last log lines."""
 

@@ -14,6 +14,8 @@ class LogStream(StrEnum):
     STDERR = "stderr"
     #: Output of the installer that made the version's layer.
     BUILD = "build"
+    #: Output of the version's release command.
+    RELEASE = "release"
 
 
 @dataclass(frozen=True, slots=True)

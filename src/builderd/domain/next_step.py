@@ -13,6 +13,7 @@ from builderd.domain.routes import closed_route, make_route
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxState
 from builderd.domain.steps import (
     AwaitListening,
+    AwaitRelease,
     BuildApp,
     CheckApp,
     CreateDisk,
@@ -93,8 +94,8 @@ def _towards_running(builder: Builder, seen: Observation) -> Step:
         return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return _towards_started(builder, seen)
-    if builder.job_type.stays_up and seen.sandbox.listening_at is None:
-        return AwaitListening()
+    if (waiting := _awaited(builder, seen.sandbox)) is not None:
+        return waiting
     if builder.job_type.has_preview:
         if builder.asleep_since is not None and _is_up(builder):
             return _towards_frozen(builder, seen)
@@ -107,6 +108,13 @@ def _towards_running(builder: Builder, seen: Observation) -> Step:
     if builder.job_type.stays_up and seen.version.qa_due and not builder.settled:
         return CheckApp()
     return Wait() if _is_up(builder) else Settle(Status.RUNNING)
+
+
+def _awaited(builder: Builder, started: Sandbox) -> Step | None:
+    """Return the step that waits for the started sandbox; None if nothing is to be waited for."""
+    if started.release:
+        return AwaitRelease()
+    return AwaitListening() if builder.job_type.stays_up and started.listening_at is None else None
 
 
 def _is_up(builder: Builder) -> bool:
@@ -154,7 +162,7 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
     if seen.disk_bundle != seen.version.bundle_hash or seen.disk_build != seen.version.build_key:
         return PutBundle()
     if seen.sandbox is None:
-        return PlanSandbox(attempt=next_attempt(seen.ends))
+        return PlanSandbox(attempt=next_attempt(seen.ends), release=seen.version.release_due)
     return StartSandbox()
 
 

@@ -25,6 +25,11 @@ def worker_command(bundle: Bundle) -> str | None:
     return process_commands(bundle).get("worker")
 
 
+def release_command(bundle: Bundle) -> str:
+    """Return the command of the process ``release``, which runs before a version takes over; empty without one."""
+    return process_commands(bundle).get("release", "")
+
+
 def process_commands(bundle: Bundle) -> dict[str, str]:
     """Return the commands by process, in the file's order; the first line of a process counts."""
     file = bundle.file(FILE)

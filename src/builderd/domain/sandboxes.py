@@ -153,7 +153,8 @@ class Sandbox:
 
     ``disk`` is the one it writes. ``started_at`` is None until the engine has started it, ``listening_at`` until the
     app was reachable, ``end`` until it ended. A ``trial`` tests whether a version starts, on a copy of the disk,
-    while another sandbox serves; it gets no requests and is never paid.
+    while another sandbox serves; it gets no requests and is never paid. A ``release`` runs the release command of its
+    version on that version's disk, before the sandbox of the app.
     """
 
     id: SandboxId
@@ -164,6 +165,7 @@ class Sandbox:
     created_at: datetime
     disk: DiskId
     trial: bool = False
+    release: bool = False
     ip: str | None = None
     started_at: datetime | None = None
     listening_at: datetime | None = None

@@ -22,6 +22,8 @@ class VersionState:
     build_ready: bool = True
     #: Key of its build's result; empty without a build command.
     build_key: str = ""
+    #: Its release command has not succeeded yet.
+    release_due: bool = False
     #: The QA gate has not run yet.
     qa_due: bool = False
     #: A version that fails the QA gate is stopped.
@@ -40,7 +42,8 @@ class Observation:
     before the first; ``disk_build`` is the key of the build's result on it, empty without one. ``lost``: the disk is
     missing and has a backup; ``recovering``: it is being restored. ``sandbox`` is the builder's record that has not
     ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run, newest last.
-    ``paid_frozen``: the ledger counts it as frozen.
+    ``paid_frozen``: the ledger counts it as frozen. Sandboxes of a release count as ``sandbox`` while they run, and
+    are not among ``ends``.
     """
 
     now: datetime
@@ -100,9 +103,10 @@ class PutBundle:
 
 @dataclass(frozen=True, slots=True)
 class PlanSandbox:
-    """Record a new sandbox before the engine creates it."""
+    """Record a new sandbox before the engine creates it. A ``release`` runs the release command, not the app."""
 
     attempt: int
+    release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,11 @@ class StartSandbox:
 @dataclass(frozen=True, slots=True)
 class AwaitListening:
     """Wait until the app listens (a worker: has lived for a second), ends, or exceeds the start timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitRelease:
+    """Wait until the release command ends; one that exceeds its time is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +227,7 @@ Step = (
     | PlanSandbox
     | StartSandbox
     | AwaitListening
+    | AwaitRelease
     | CheckApp
     | StopSandbox
     | Freeze

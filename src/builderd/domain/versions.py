@@ -61,6 +61,8 @@ class VersionSettings:
     install_scripts: bool = False
     #: Command that makes more of the files before the version starts; empty: none.
     build: str = ""
+    #: Command that runs once before the version takes over, on its disk; empty: none.
+    release: str = ""
     #: Standard input of a job.
     stdin: str = ""
     #: Seconds until the app must listen; 0: the service's default.
@@ -78,7 +80,7 @@ class VersionSettings:
     @property
     def commands(self) -> str:
         """Return all commands that run the version's code, one a line: the subject of its review."""
-        return f"{self.build}\n{self.entrypoint}" if self.build else self.entrypoint
+        return "\n".join(one for one in (self.build, self.release, self.entrypoint) if one)
 
     @property
     def with_gates(self) -> VersionSettings:
@@ -97,7 +99,8 @@ class Version:
     """Version of a builder; ``number`` counts from 1.
 
     ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed. ``build_key`` names the layer
-    with what its build command made, None before.
+    with what its build command made, None before. ``released`` is True once its release command has succeeded on the
+    builder's disk.
 
     ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``review_key`` names the
     report that the first stands on, and ``review_until`` is when a finding that was accepted for it is not accepted
@@ -123,6 +126,12 @@ class Version:
     review_key: str | None = None
     review_until: datetime | None = None
     build_key: str | None = None
+    released: bool = False
+
+    @property
+    def release_due(self) -> bool:
+        """Return True if its release command must run before it starts."""
+        return bool(self.settings.release) and not self.released
 
     def reviewed(self, now: datetime) -> bool | None:
         """Return the review's verdict at ``now``; None: not reviewed, or the review was skipped."""
@@ -159,8 +168,8 @@ def entrypoint_error(entrypoint: str) -> str | None:
     return text_error(entrypoint, MAX_ENTRYPOINT_BYTES)
 
 
-def build_error(command: str) -> str | None:
-    """Return the reason to reject a build command, or None."""
+def stage_command_error(command: str) -> str | None:
+    """Return the reason to reject a command for the build or the release, or None."""
     return text_error(command, MAX_ENTRYPOINT_BYTES)
 
 

@@ -14,12 +14,13 @@ from builderd.client.errors import (
 from builderd.mcp.app_data import last_part, mark
 from builderd.mcp.results import Check, Failure, Finding, check_lines, checks_of
 
-STAGES = {f"{stage}_failed": stage for stage in ("review", "install", "build", "start", "qa")}
+STAGES = {f"{stage}_failed": stage for stage in ("review", "install", "build", "release", "start", "qa")}
 #: Messages of the stages. The service's own quote the app, the installer or the code.
 MESSAGES = {
     "review_failed": "The review found code that must not run: see findings.",
     "install_failed": "The dependencies could not be installed: app_output says why.",
     "build_failed": "The build command failed: app_output has its last lines.",
+    "release_failed": "The release command failed: app_output has its last lines.",
     "start_failed": "The app did not come up: app_output says why, with its last lines.",
     "qa_failed": "The app came up, but failed the QA gate: see checks and app_output.",
 }
@@ -30,6 +31,8 @@ NEXT = {
     "install_failed": "Read app_output (more: get_logs with stream=build), correct requirements.txt or package.json, "
     f"{AGAIN}",
     "build_failed": "Read app_output (more: get_logs with stream=build), correct the code or the build command, "
+    f"{AGAIN}",
+    "release_failed": "Read app_output (more: get_logs with stream=release), correct the code or the release command, "
     f"{AGAIN}",
     "start_failed": "Read app_output (more: get_logs). The app must listen on 0.0.0.0:$PORT and must not end. "
     f"Correct it, {AGAIN}",

@@ -58,6 +58,8 @@ class Limits:
     max_start_timeout: float = 600
     #: Seconds that a version's build command may take.
     build_timeout: float = 900
+    #: Seconds that a version's release command may take.
+    release_timeout: float = 120
     handover_timeout: float = 12
     kept_versions: int = 10
     stop_grace: float = 10

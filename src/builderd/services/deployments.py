@@ -114,7 +114,10 @@ def configure(
     _cancel_open_restores(uow, builder, caller)
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
-        return _adopt(uow, application, caller, _at_once(builder, caller, change), version, now)
+        # The same release of the same code has run on this disk.
+        released = base.released and settings.release == base.settings.release
+        adopted = replace(version, released=released)
+        return _adopt(uow, application, caller, _at_once(builder, caller, change), adopted, now)
     return _launch(uow, application, builder, version, change=change)
 
 

@@ -31,7 +31,7 @@ LOOK_BACK, LOOK_FURTHER = 500, 8
 LATE = timedelta(seconds=5)
 
 T = TypeVar("T")
-#: Reads a page of a sandbox's log, as ``Engine.read_log``.
+#: Reads a page of a sandbox's log, as ``Engine.read_log``, with the stream of a release's lines.
 ReadLog = Callable[..., Awaitable[LogPage]]
 
 
@@ -104,8 +104,12 @@ class LogFilter:
 
     @property
     def run(self) -> bool:
-        """Return whether app lines may pass the filter."""
+        """Return whether lines of sandboxes may pass the filter."""
         return self.stream is not LogStream.BUILD
+
+    def reads(self, sandbox: Sandbox) -> bool:
+        """Return whether lines of this sandbox may pass the filter: a release's are all of one stream."""
+        return self.stream is None or (self.stream is LogStream.RELEASE) is sandbox.release
 
     def is_older(self, sandbox: Sandbox) -> bool:
         """Return whether the sandbox ended so long before ``since`` that none of its lines can pass."""
@@ -131,7 +135,7 @@ async def _look_back(read: ReadLog, sandbox: Sandbox, wanted: LogFilter) -> _End
     assert wanted.tail is not None, "all would be wanted"
     count = wanted.tail + wanted.spare
     while True:
-        start = await read(sandbox.id, tail=count, since=wanted.since, limit=0)
+        start = await read(sandbox, tail=count, since=wanted.since, limit=0)
         seen = found = 0
         async for lines in _pages(read, sandbox, start, count):
             seen += len(lines)
@@ -144,7 +148,7 @@ async def _look_back(read: ReadLog, sandbox: Sandbox, wanted: LogFilter) -> _End
 async def _pages(read: ReadLog, sandbox: Sandbox, page: LogPage, count: int) -> AsyncIterator[Sequence[LogLine]]:
     """Yield the next pages after this one, a bounded number, since an app may write faster than its log is read."""
     while page.more and count > 0:
-        page = await read(sandbox.id, page.cursor, limit=min(PAGE, count))
+        page = await read(sandbox, page.cursor, limit=min(PAGE, count))
         yield page.lines
         count -= len(page.lines)
 
@@ -276,7 +280,7 @@ class Follower:
 
     async def _page(
         self,
-        sandbox: SandboxId,
+        sandbox: Sandbox,
         cursor: str = "",
         *,
         tail: int | None = None,
@@ -284,7 +288,11 @@ class Follower:
         limit: int | None = None,
     ) -> LogPage:
         async with self._place:
-            return await self._application.engine.read_log(sandbox, cursor, tail=tail, since=since, limit=limit)
+            read_log = self._application.engine.read_log
+            page = await read_log(sandbox.id, cursor, tail=tail, since=since, limit=limit)
+        if not sandbox.release:
+            return page
+        return page._replace(lines=[replace(line, stream=LogStream.RELEASE) for line in page.lines])
 
     def _find(self, uow: UnitOfWork) -> Builder | None:
         builder = uow.builders.get(self._builder_id)
@@ -293,14 +301,15 @@ class Follower:
         return mine
 
     def _sandboxes(self, uow: UnitOfWork, builder: Builder) -> Sequence[Sandbox]:
-        return uow.sandboxes.list(builder.id) if self._wanted.run else ()
+        listed = uow.sandboxes.list(builder.id) if self._wanted.run else ()
+        return [one for one in listed if self._wanted.reads(one)]
 
     async def _read_on(self, sandbox: Sandbox, log: _Log) -> None:
         log.more = True
         while log.more and not log.held:
             # The start is found by time once; then the cursor has it.
             since = None if log.cursor else self._wanted.since
-            page = await self._page(sandbox.id, log.cursor, since=since, limit=PAGE)
+            page = await self._page(sandbox, log.cursor, since=since, limit=PAGE)
             log.cursor = page.cursor
             self._hold(log, [VersionedLine(sandbox.version, line) for line in page.lines], page.more)
         if sandbox.end is not None and not log.held:

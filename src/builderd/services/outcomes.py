@@ -21,6 +21,7 @@ from builderd.domain.errors import (
     NoCapacity,
     NotFound,
     QaFailed,
+    ReleaseFailed,
     ReviewFailed,
     StartFailed,
 )
@@ -50,6 +51,7 @@ FAILURES: dict[str, type[BuilderdError]] = {
         ReviewFailed,
         InstallFailed,
         BuildFailed,
+        ReleaseFailed,
         StartFailed,
         QaFailed,
         NoCapacity,

@@ -168,8 +168,11 @@ async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
 
 
 async def _is_up(application: Application, builder: Builder, sandbox: Sandbox) -> bool:
-    """Return whether the sandbox belongs to the present run and is running; one of an earlier run is being stopped."""
-    if sandbox.generation != builder.generation or sandbox.started_at is None:
+    """Return whether the sandbox belongs to the present run and is running; one of an earlier run is being stopped.
+
+    The sandbox of a release command takes no commands: it ends by itself, with all that runs in it.
+    """
+    if sandbox.generation != builder.generation or sandbox.started_at is None or sandbox.release:
         return False
     return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING
 

@@ -94,6 +94,7 @@ class LimitSettings(Section):
     start_timeout: float = Field(default=60, gt=0)
     max_start_timeout: float = Field(default=600, gt=0)
     build_timeout: float = Field(default=900, gt=0)
+    release_timeout: float = Field(default=120, gt=0)
     stop_grace: float = Field(default=10, ge=0)
     exec_output: float = Field(default=10, gt=0)
     log: float = Field(default=10, gt=0)

@@ -236,6 +236,7 @@ class Settings(BaseSettings):
             start_timeout=limits.start_timeout,
             max_start_timeout=max(limits.start_timeout, limits.max_start_timeout),
             build_timeout=limits.build_timeout,
+            release_timeout=limits.release_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),
             kept_versions=self.retention.versions,

@@ -14,6 +14,7 @@ TEXTS: Mapping[str, str] = {
     "entrypoint": "",
     "build": "",
     "env_file": "",
+    "release": "",
     "port": "8000",
     "cpu": "1",
     "memory": "1",
@@ -70,7 +71,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
         asked["port"] = number(values["port"])
         asked["visibility"] = "private" if is_private else "public"
         asked["auto_stop_interval"] = number(values["minutes"]) if values["sleeps"] else 0
-    for name in ("entrypoint", "build", "env_file", "isolation"):
+    for name in ("entrypoint", "build", "release", "env_file", "isolation"):
         if values[name].strip():
             asked[name] = values[name].strip()
     return asked

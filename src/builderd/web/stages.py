@@ -15,6 +15,7 @@ NOTES = {
     "review": "Reads the code before any of it runs.",
     "install": "Installs its dependencies, or takes the layer of an app with the same ones.",
     "build": "Runs the build command, or takes what it made of the same files before.",
+    "release": "Runs the release command once, on the disk of the new version.",
     "start": "Starts the app and waits until it listens.",
     "qa": "Asks whether it answers and stays up. The report with screenshots follows later.",
 }
@@ -38,7 +39,9 @@ class Stage:
 
 def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Sequence[Stage]:
     """Return its stages. ``events`` are those of the version, oldest first."""
-    spans = {name: _span(name, events) for name in STAGES if name != "build" or version.settings.build}
+    settings = version.settings
+    absent = {name for name, command in (("build", settings.build), ("release", settings.release)) if not command}
+    spans = {name: _span(name, events) for name in STAGES if name not in absent}
     begin = min((start for start, _, _ in spans.values() if start), default=version.created_at)
     is_over = version.status is not VersionStatus.PENDING
     last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from builderd.domain.events import Event
 from builderd.web.shown import duration, sentence
 
-STAGES = {"review": "Review", "install": "Install", "build": "Build", "start": "Start", "qa": "QA"}
+STAGES = {
+    "review": "Review",
+    "install": "Install",
+    "build": "Build",
+    "release": "Release",
+    "start": "Start",
+    "qa": "QA",
+}
 #: Texts for types whose events have no reason of their own, or one that says less.
 TEXTS = {
     "sandbox.started": "Its sandbox was started",

@@ -28,6 +28,7 @@ from tests.engines import (
 )
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.processes import ProcessSpec, shell
@@ -245,6 +246,21 @@ async def test_started_sandbox_is_adopted_after_a_service_crash(settings: Engine
         record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
         async with prepared(settings) as next_engine:
             assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_sandbox_that_ended_before_its_start_was_recorded_is_not_run_again(settings: EngineOptions) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, App("echo x >> runs", Behaviour()))
+        await engine.start(spec)
+        await until_state(engine, spec.id, SandboxState.EXITED)
+        await engine.close()
+        record = json.loads(record_file(settings, spec.id).read_text())
+        record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
+        async with prepared(settings) as next_engine:
+            report = await next_engine.start(spec)
+            assert (report.state, report.end.exit_code if report.end else None) == (SandboxState.EXITED, 0)
+            async with next_engine.open_file(spec.disk, "runs") as file:
+                assert b"".join([piece async for piece in file.read(0, 100)]) == b"x\n"
 
 
 @pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])

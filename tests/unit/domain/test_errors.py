@@ -8,7 +8,7 @@ from builderd.domain.errors import BuilderdError, NoCapacity, ValidationFailed
 CODES = {
     *("bad_request", "unauthenticated", "forbidden", "not_found", "name_taken", "conflict", "invalid_state"),
     *("too_large", "validation_error", "rate_limited", "quota_exceeded"),
-    *("review_failed", "install_failed", "build_failed", "start_failed", "qa_failed"),
+    *("review_failed", "install_failed", "build_failed", "release_failed", "start_failed", "qa_failed"),
     *("no_capacity", "engine_unavailable", "store_unavailable", "backup_failed", "precondition_failed"),
     *("machine_fault", "bundle_lost"),
 }

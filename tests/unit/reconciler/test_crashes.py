@@ -25,6 +25,7 @@ from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import builders, deployments, wake
 
+RELEASE, MIGRATES = "flask db upgrade", Behaviour(listens_at=None, exits_at=3)
 GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)
 NEW, OTHER_REQUIREMENTS = BundleFile("main.py", b"new"), BundleFile("requirements.txt", b"django\n")
 #: A step begins where the one before it was recorded, so only the first has that moment too.
@@ -159,9 +160,22 @@ async def renew_token(world: World, builder: Builder | None) -> Builder:
     )
 
 
+async def create_with_release(world: World, _: Builder | None) -> Builder:
+    world.engine.behave(RELEASE, MIGRATES)
+    return await world.ask(MAIN, REQUIREMENTS, release=RELEASE)
+
+
+async def redeploy_with_release(world: World, builder: Builder | None) -> Builder:
+    assert builder is not None
+    world.engine.behave(RELEASE, MIGRATES)
+    await world.put(builder, NEW, release=RELEASE)
+    return builder
+
+
 START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "SetRoute", "Settle")
 PREPARE = ("SetRoute", "Review", "Install", "CreateDisk", "PutBundle")
 TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *START[1:], "DropDisks")
+RELEASED = ("PlanSandbox", "StartSandbox", "AwaitRelease", "RecordEnd")
 OPERATIONS = {
     "create": Operation((*PREPARE, *START[1:]), None, create, Status.RUNNING),
     "create what does not start": Operation(
@@ -213,6 +227,8 @@ OPERATIONS = {
         redeploy,
         Status.RUNNING,
     ),
+    "create with a release": Operation(RELEASED, None, create_with_release, Status.RUNNING),
+    "redeploy with a release": Operation(RELEASED[1:], up, redeploy_with_release, Status.RUNNING),
     "switch": Operation(("HandOver", "StopSandbox", "Settle", "DropDisks"), up, switch, Status.RUNNING),
     "renew the token": Operation(("SetRoute", "StopSandbox", "Settle"), up, renew_token, Status.RUNNING),
     "exit": Operation(("SetRoute", "RecordEnd", *START[1:-1]), up, app_exits, Status.RUNNING),
@@ -304,6 +320,7 @@ async def check_world(world: World, builder: Builder) -> None:
     open_ones = [record.id for record in records if record.end is None]
     assert open_ones == list(world.engine.sandboxes)
     assert len({(record.generation, record.attempt) for record in records}) == len(records)
+    assert sum(record.release for record in records) <= 1, "a release never runs twice"
 
 
 async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: World) -> None:

@@ -31,6 +31,7 @@ STATUS = {
     "review_failed": 422,
     "install_failed": 422,
     "build_failed": 422,
+    "release_failed": 422,
     "start_failed": 422,
     "qa_failed": 422,
     "rate_limited": 429,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.env_files import read_env_file
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
-from builderd.domain.procfile import process_commands, web_command, worker_command
-from builderd.domain.versions import entrypoint_error
+from builderd.domain.procfile import process_commands, release_command, web_command, worker_command
+from builderd.domain.versions import entrypoint_error, stage_command_error
 from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
 from builderd.schemas.v1.files import bundle_files
 from builderd.schemas.v1.settings import given_fields, new_settings
@@ -43,6 +44,8 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         settings = replace(settings, build=find_build(bundle, entrypoint))
     if new.env_file:
         settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
+    if new.release is None and _reads_release(job_type):
+        settings = replace(settings, release=_release(bundle))
     return builders.NewBuilder(
         name=new.name,
         bundle_hash=bundle.hash,
@@ -52,6 +55,19 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
     )
+
+
+def _reads_release(job_type: JobType) -> bool:
+    """Return True for kinds whose ``Procfile`` may name a release: those that it can start."""
+    return job_type in (JobType.ALWAYS_ON, JobType.WORKER)
+
+
+def _release(bundle: Bundle) -> str:
+    """Return the release command of the bundle's ``Procfile``. Raises ``ValidationFailed`` for one that cannot run."""
+    command = release_command(bundle)
+    if why := stage_command_error(command):
+        raise ValidationFailed({"release": [why]})
+    return command
 
 
 def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
@@ -90,8 +106,8 @@ async def new_version(
     if bundle is not None:
         given["bundle_hash"] = bundle.hash
     given |= await _env_file(application, caller, builder_id, new, bundle)
-    if bundle is not None and "entrypoint" not in given:
-        given["entrypoint"] = await _kept_command(application, caller, builder_id, bundle)
+    if bundle is not None:
+        given = {**await _kept_commands(application, caller, builder_id, bundle), **given}
     return Change.of({**given, "fresh": fresh}), bundle
 
 
@@ -111,16 +127,26 @@ async def _env_file(
     return {"env_file": path, "env_file_values": values}
 
 
-async def _kept_command(application: Application, caller: Caller, builder_id: str, bundle: Bundle) -> str | None:
-    """Return the new ``Procfile``'s command, if the old command came from the old one; None keeps the old command."""
-    commands = process_commands(bundle)
-    if not commands:
-        return None
-    base = await application.store.read(lambda uow: deployments.base(uow, caller, builder_id))
-    before = process_commands(await bundles.fetch(application, base))
-    process = next((name for name in commands if before.get(name) == base.settings.entrypoint), None)
-    if process is None:
-        return None
-    if why := entrypoint_error(commands[process]):
-        raise ValidationFailed({"entrypoint": [why]})
-    return commands[process]
+async def _kept_commands(
+    application: Application, caller: Caller, builder_id: str, bundle: Bundle
+) -> Mapping[str, str]:
+    """Return the commands of the new ``Procfile`` in place of those that came from the old one.
+
+    A command that did not come from there is left out, and stays. Raises ``ValidationFailed``.
+    """
+    builder, base = await application.store.read(
+        lambda uow: (builders.get(uow, caller.tenant_id, builder_id), deployments.base(uow, caller, builder_id))
+    )
+    commands, settings = process_commands(bundle), base.settings
+    if not commands and not settings.release:
+        return {}
+    old = await bundles.fetch(application, base)
+    before, kept = process_commands(old), {}
+    process = next((name for name in commands if before.get(name) == settings.entrypoint), None)
+    if process is not None:
+        if why := entrypoint_error(commands[process]):
+            raise ValidationFailed({"entrypoint": [why]})
+        kept["entrypoint"] = commands[process]
+    if _reads_release(builder.job_type) and settings.release == release_command(old):
+        kept["release"] = _release(bundle)
+    return kept

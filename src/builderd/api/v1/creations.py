@@ -45,8 +45,8 @@ EXAMPLE = {
     "resources": {"cpu": 1, "memory": 1, "disk": 3},
 }
 STREAM = (
-    "An event per finished stage (`review`, `install`, `build`, `start`, `qa`) with its seconds, "
-    "then `done` (the builder) or `failed`."
+    "An event per finished stage (`review`, `install`, `build`, `release`, `start`, `qa`) with "
+    "its seconds, then `done` (the builder) or `failed`."
 )
 
 

@@ -58,11 +58,16 @@ def schema(session: Session) -> None:
     session.result(SCHEMA)
 
 
+#: Settings of an app that a job of the same folder does not have.
+NOT_OF_JOBS = {"auto_stop_interval", "visibility", "release"}
+
+
 class DeployFlags(TypedDict):
     """Further options of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
 
     build: str | None
     env_file: str | None
+    release: str | None
     fresh: bool
     only_list: bool
     yes: bool
@@ -76,6 +81,7 @@ class DeployFlags(TypedDict):
 @click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
 @click.option("--build", help="Command that builds it before its start; '' for none.  [default: what is found]")
 @click.option("--env-file", metavar="PATH", help="File of the code with variables, such as .env; '' for none.")
+@click.option("--release", help="Command that runs once before it takes over; '' for none.  [default: the Procfile's]")
 @click.option("--fresh", is_flag=True, help="Install the dependencies again.")
 @click.option("--list", "only_list", is_flag=True, help="List what would be sent and what is left out; send nothing.")
 @click.option("--yes", is_flag=True, help="Take what is found for the start without asking.")
@@ -100,8 +106,7 @@ def deploy(
     start = _start(session, project, folder, entrypoint, flags["yes"])
     if start.entrypoint:
         options["entrypoint"] = start.entrypoint
-    if flags["build"] is not None:
-        options["build"] = flags["build"]
+    options |= {one: flags[one] for one in ("build", "release") if flags[one] is not None}
     options |= {gate: True for gate in ("skip_review", "skip_qa") if flags[gate]}
     chosen = name or project.name or project.default_name()
     if not NAME.fullmatch(chosen):
@@ -300,7 +305,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     project = Project.load(directory)
     folder = _folder(project, project.options)
     start = _given_start(shlex.join(args)) or _start(session, project, folder, None, yes=True)
-    options = {key: value for key, value in project.options.items() if key not in {"auto_stop_interval", "visibility"}}
+    options = {key: value for key, value in project.options.items() if key not in NOT_OF_JOBS}
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()
     options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
@@ -330,5 +335,5 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
 def _print_line(session: Session, line: LogLine) -> None:
     if session.as_json:
         session.row(line, "")
-    elif line.stream != "build":
+    elif line.stream not in ("build", "release"):
         click.echo(line.text, err=line.stream == "stderr")

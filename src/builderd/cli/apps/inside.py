@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SPAN = re.compile(r"(\d+)([smhdw])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-COLOURS = {"stderr": "red", "build": "bright_black"}
+COLOURS = {"stderr": "red", "build": "bright_black", "release": "bright_black"}
 
 
 class Moment(click.ParamType[datetime]):
@@ -64,7 +64,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 @click.option("-f", "--follow", is_flag=True, help="Go on with each new line.")
 @click.option("-n", "tail", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Last lines.")
 @click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
-@click.option("--stream", type=click.Choice(["stdout", "stderr", "build"]))
+@click.option("--stream", type=click.Choice(["stdout", "stderr", "build", "release"]))
 @click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
 def logs(session: Session, name: str | None, timestamps: bool, density: bool, **wanted: Unpack[LogOptions]) -> None:
     """Show the log of a builder: of its app, and of the installation of its dependencies."""

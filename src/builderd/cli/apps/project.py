@@ -37,6 +37,10 @@ SCHEMA: dict[str, Any] = {
             "type": "string",
             "description": "Command that runs once a version, before its start. Left out: what is found; empty: none.",
         },
+        "release": {
+            "type": "string",
+            "description": "Command that runs once before a version takes over, on its disk. Left out: the Procfile's.",
+        },
         "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": "Given to the app as PORT (8000)."},
         "env": {
             "type": "object",

@@ -18,6 +18,7 @@ from builderd.client.errors import (
     InstallFailed,
     NoAnswer,
     QaFailed,
+    ReleaseFailed,
     TimedOut,
     Unavailable,
     error_of,
@@ -206,6 +207,7 @@ async def explained(transport: AsyncTransport, error: BuilderdError) -> Builderd
     if isinstance(error, DeploymentFailed) and error.builder:
         with suppress(BuilderdError):
             stream = "build" if isinstance(error, InstallFailed | BuildFailed) else None
+            stream = "release" if isinstance(error, ReleaseFailed) else stream
             params = {"tail": TAIL_LINES, "stream": stream}
             answer = await transport.json("GET", f"/builders/{error.builder}/logs", params=params)
             error.log_tail = [line["text"] for line in answer["data"]]

@@ -228,7 +228,7 @@ class Builder:
     ) -> Stream[LogLine]:
         """Iterate over the last lines of its log, with ``follow`` also over each new one until it is deleted.
 
-        ``stream`` is ``stdout``, ``stderr`` or ``build``; ``search`` a text that is in the lines, in any case.
+        ``stream`` is ``stdout``, ``stderr``, ``build`` or ``release``; ``search`` is a text in the lines, in any case.
         """
         params = {"tail": tail, "since": since, "stream": stream, "search": search}
         path = f"/builders/{self.uuid}/logs"

@@ -32,8 +32,8 @@ class Builders:
         """Create a builder from a folder, ``files`` or a finished upload, and wait until it is up.
 
         A lost answer is asked for again with the same key: there is never a second builder. Raises ``ReviewFailed``,
-        ``InstallFailed``, ``BuildFailed``, ``StartFailed`` or ``QaFailed`` when a stage fails; the builder is
-        kept as failed.
+        ``InstallFailed``, ``BuildFailed``, ``ReleaseFailed``, ``StartFailed`` or ``QaFailed`` when a stage fails; the
+        builder is kept as failed.
         """
         call, body = prepare(self._transport, path, {**options, "files": options.get("files") or {}})
         return Builder(self._transport, call.run("POST", "/builders", {"name": name, **body}))

@@ -11,7 +11,7 @@ from builderd.client.models.base import Model
 
 
 class Stage(Model):
-    """Stage of a deployment that has ended: ``review``, ``install``, ``start`` or ``qa``."""
+    """Stage of a deployment that has ended: ``review``, ``install``, ``build``, ``release``, ``start`` or ``qa``."""
 
     stage: str
     seconds: float
@@ -63,6 +63,7 @@ class BuilderState(Model):
     require_qa: bool
     install_scripts: bool
     build: str = ""
+    release: str = ""
     start_timeout: int = 0
     env_file: str = ""
     env_file_values: dict[str, str] = Field(default_factory=dict)
@@ -105,6 +106,7 @@ class Version(Model):
     require_qa: bool
     install_scripts: bool
     build: str = ""
+    release: str = ""
     stdin: str = ""
     start_timeout: int = 0
     env_file: str = ""

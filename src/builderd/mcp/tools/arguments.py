@@ -41,6 +41,10 @@ BuildCommand = Annotated[
     str,
     Field(description="Command that builds it once, before its start. Default: npm run build if package.json has it."),
 ]
+ReleaseCommand = Annotated[
+    str,
+    Field(description="Command run once before a version takes over, on its disk, such as a database migration."),
+]
 Port = Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
 JobType = Annotated[
     Literal["always_on", "worker", "sandbox", "one_time"],

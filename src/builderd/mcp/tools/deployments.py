@@ -39,6 +39,7 @@ from builderd.mcp.tools.arguments import (
     Key,
     Name,
     Port,
+    ReleaseCommand,
     RequireQa,
     Resources,
     Skip,
@@ -72,14 +73,15 @@ async def deploy_code(
     skip_qa: Skip = False,
     install_scripts: bool = False,
     build: BuildCommand | None = None,
+    release: ReleaseCommand | None = None,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
     wait: Wait = True,
 ) -> Annotated[CallToolResult, Deployment]:
     """Turn code into a running, isolated app with a live URL, and wait until it is up.
 
-    A failed stage (review, install, build, start, qa) is returned with its reason and the app's output. Calling it
-    again with the same name and files never makes a second deployment. Use redeploy to change one that runs.
+    A failed stage (review, install, build, release, start, qa) is returned with its reason and the app's output.
+    Calling it again with the same name and files never makes a second deployment. Use redeploy to change one that runs.
     """
     body = given(
         name=name,
@@ -95,6 +97,7 @@ async def deploy_code(
         auto_stop_interval=auto_stop_minutes,
         visibility=visibility,
         build=build,
+        release=release,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
@@ -120,6 +123,7 @@ async def redeploy(
     skip_qa: Skip = False,
     install_scripts: bool | None = None,
     build: BuildCommand | None = None,
+    release: ReleaseCommand | None = None,
     fresh: Annotated[bool, Field(description="Install the dependencies again.")] = False,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
@@ -141,6 +145,7 @@ async def redeploy(
         resources=resources.model_dump() if resources else None,
         visibility=visibility,
         build=build,
+        release=release,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})

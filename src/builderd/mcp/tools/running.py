@@ -21,7 +21,7 @@ async def get_logs(
     call: Call,
     deployment: Name,
     tail: Annotated[int, Field(ge=1, le=1000, description="Last lines.")] = 100,
-    stream: Literal["stdout", "stderr", "build"] | None = None,
+    stream: Literal["stdout", "stderr", "build", "release"] | None = None,
     since: Annotated[datetime, Field(description="RFC 3339 with a time zone.")] | None = None,
 ) -> Annotated[CallToolResult, Logs]:
     """Read the last lines of the app's and the installer's output. Values of credentials are masked."""

@@ -67,7 +67,7 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     candidate = uow.versions.get(builder_id, other) if other is not None else None
     # In one query: this is read at every step of every builder.
     sandboxes = uow.sandboxes.open_or_of_generation(builder_id, builder.generation)
-    ends = tuple(one for one in sandboxes if one.end and not one.trial)
+    ends = tuple(one for one in sandboxes if one.end and not one.trial and not one.release)
     current = uow.versions.get(builder_id, builder.version) if builder.version != number else None
     item = WorkItem(builder, version, candidate, current)
     keep_awake = [one for one in sandboxes if one.end is None]
@@ -118,6 +118,7 @@ async def _version(
         layer_ready=await _layer_ready(application, version),
         build_ready=await _build_ready(application, version, disk),
         build_key=version.build_key or NO_BUILD,
+        release_due=version.release_due,
         qa_required=version.settings.require_qa,
         qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,
         review_due=version.review_due(application.clock.now()),

@@ -9,13 +9,14 @@ from datetime import datetime, timedelta
 from builderd.domain.builders import Builder, Cause, Desired, JobType, Status
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
+from builderd.domain.ids import DiskId, new_id
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.restarts import MAX_EXITS, recent_crashes
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.transitions import Transition, add_event
+from builderd.reconciler.core.transitions import Transition, add_event, as_stored
 from builderd.services import credentials, deployments, ledger
 
 
@@ -28,6 +29,9 @@ def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *,
     if is_new and was_up:
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
         add_event(uow, item.builder, "disk.lost", now, reason=reason, details={"disk": item.builder.disk})
+    if is_new and item.version.released:
+        # The release prepared the disk that is gone.
+        uow.versions.save(replace(as_stored(uow, item.version), released=False))
     if uow.ledger.current(item.builder.id) is None:
         ledger.bill(uow, prices, item.builder, item.version.settings.resources, Billing.STOPPED, now)
 
@@ -71,6 +75,20 @@ def sandbox_ended(transition: Transition, sandbox: Sandbox, *, end: SandboxEnd, 
         "cause": end.cause.value,
     }
     add_event(uow, builder, "sandbox.ended", at, reason=reason, details=details)
+
+
+def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
+    """Give a builder that never was up another disk after a release that did not succeed on its first one.
+
+    Other releases run on a copy, which goes with the candidate, or on the disk of a builder that was up, which stays.
+    """
+    uow, now = transition.uow, transition.now
+    builder = uow.builders.get(transition.builder.id)
+    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(transition.builder.id))
+    if builder is None or was_up or sandbox.disk != builder.disk:
+        return
+    uow.ledger.close(builder.id, now)
+    uow.builders.save(replace(builder, disk=DiskId(new_id()), spare_disks=(*builder.spare_disks, builder.disk)))
 
 
 def caught_up(

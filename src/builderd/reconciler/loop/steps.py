@@ -9,7 +9,7 @@ from functools import partial
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import Builder, Handover, Status, StopKind
-from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, StartFailed
+from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.restarts import recent_crashes
@@ -26,6 +26,7 @@ from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
+from builderd.reconciler.stages.releases import Releases
 from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
@@ -44,6 +45,7 @@ class Steps:
         self._trials = Trials(application)
         self._gate = Gate(application)
         self._stopping = Stopping(application)
+        self._releases = Releases(application)
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, item: WorkItem, observation: Observation, step: domain.Step
@@ -62,12 +64,14 @@ class Steps:
                 return self._recover_disk(item)
             case domain.PutBundle():
                 return await self._put_bundle(item)
-            case domain.PlanSandbox(attempt):
-                return self._plan_sandbox(item, attempt)
+            case domain.PlanSandbox():
+                return self._plan_sandbox(item, step)
             case domain.StartSandbox():
                 return await self._start_sandbox(item, _open(observation))
             case domain.AwaitListening():
                 return await self._await_listening(item, _open(observation))
+            case domain.AwaitRelease():
+                return await self._releases.wait(_open(observation))
             case domain.CheckApp():
                 return await self._gate.check(item, _open(observation))
             case domain.StopSandbox():
@@ -77,6 +81,8 @@ class Steps:
             case domain.Thaw(route):
                 return await self._stopping.thaw(_open(observation), route, observation.report)
             case domain.RecordEnd():
+                if _open(observation).release:
+                    return await self._releases.record_end(item, _open(observation), observation.report)
                 return self._stopping.record_end(item, _open(observation), observation.report)
             case domain.SetRoute(route):
                 await self._app.previews.put(route)
@@ -179,15 +185,15 @@ class Steps:
         await put_bundle(self._app, item, item.disk)
         return Result()
 
-    def _plan_sandbox(self, item: WorkItem, attempt: int) -> Result:
+    def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not transitions.same_generation(builder, item.builder):
                 return
-            uow.sandboxes.add(new_sandbox(uow, item, item.disk, now))
-            if attempt == 1:
-                transitions.stage_started(uow, builder, "start", now)
+            uow.sandboxes.add(replace(new_sandbox(uow, item, item.disk, now), release=step.release))
+            if step.release or step.attempt == 1:
+                transitions.stage_started(uow, builder, "release" if step.release else "start", now)
 
         return Result(record)
 
@@ -224,7 +230,8 @@ class Steps:
         try:
             spec = await make_spec(self._app, item, sandbox)
         except NotFound as lack:
-            return self._failed(item, "start", StartFailed.code, lack.message, since=sandbox.created_at)
+            stage, code = ("release", ReleaseFailed.code) if sandbox.release else ("start", StartFailed.code)
+            return self._failed(item, stage, code, lack.message, since=sandbox.created_at)
         report = await self._app.engine.start(spec)
         version, now = item.version, self._now()
 
@@ -264,6 +271,8 @@ class Steps:
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return longest
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
+        if item.version.settings.release:
+            trial = old  # it has had no trial: its predecessor shows how long a start takes
         return handover.time_limit(trial, old, limits.handover_timeout, longest)
 
     async def _forget(self, item: WorkItem) -> Result:

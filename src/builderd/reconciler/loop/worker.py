@@ -25,6 +25,7 @@ from builderd.domain.machine_faults import machine_fault
 from builderd.domain.next_step import next_step
 from builderd.domain.steps import (
     AwaitListening,
+    AwaitRelease,
     BuildApp,
     CheckApp,
     Install,
@@ -55,7 +56,7 @@ MAX_FAILURES = 4
 #: A step that is chosen so many times in a row does not change anything.
 MAX_REPEATS = 20
 #: Steps that may take long, and give way to what is more urgent.
-LONG = Review | Install | BuildApp | AwaitListening | CheckApp | TryCandidate
+LONG = Review | Install | BuildApp | AwaitListening | AwaitRelease | CheckApp | TryCandidate
 #: Steps that are carried out at the same time, but for those that mostly wait.
 MAX_CONCURRENT_STEPS = 32
 

@@ -39,8 +39,10 @@ def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) ->
 
 
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
-    """A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
+    """Return what the engine runs. A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
     builder, settings = item.builder, item.version.settings
+    command = settings.release if sandbox.release else settings.entrypoint
+    stdin = "" if sandbox.release else settings.stdin
     secrets = await _open_credentials(application, item)
     layer_key = item.version.layer_key
     platform = {
@@ -58,14 +60,14 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         builder_id=builder.id,
         disk=sandbox.disk,
         hostname=builder.name,
-        entrypoint=f"exec <{SECRETS_FOLDER}/{STDIN}\n{settings.entrypoint}" if settings.stdin else settings.entrypoint,
+        entrypoint=f"exec <{SECRETS_FOLDER}/{STDIN}\n{command}" if stdin else command,
         port=settings.port,
         env={**settings.variables, **credentials.as_env(secrets), **platform},
         resources=settings.resources,
         isolation=settings.isolation,
         layer_key=None if layer_key == NO_LAYER else layer_key,
         egress=not sandbox.trial,
-        secret_files={**credentials.as_files(secrets), **({STDIN: settings.stdin} if settings.stdin else {})},
+        secret_files={**credentials.as_files(secrets), **({STDIN: stdin} if stdin else {})},
         tenant_id=builder.tenant_id,
     )
 

@@ -94,7 +94,9 @@ class Stopping:
             sandbox_transitions.caught_up(uow, builder, prices, sandbox, before)
             sandbox_transitions.sandbox_ended(transition, sandbox, end=end, report=report)
             builder = sandbox_transitions.clear_sleep(uow, builder)
-            if end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
+            if sandbox.release:
+                sandbox_transitions.discard_first_disk(transition, sandbox)
+            elif end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
                 sandbox_transitions.crash_noted(uow, builder, item, replace(sandbox, end=end), now)
 
         return Result(record, lambda: self._app.engine.remove(sandbox.id))

@@ -31,10 +31,10 @@ from builderd.domain.versions import (
     ENV_NAME,
     MAX_ENTRYPOINT_BYTES,
     Isolation,
-    build_error,
     entrypoint_error,
     env_error,
     env_size_error,
+    stage_command_error,
 )
 from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.files import FileContent, Files
@@ -115,7 +115,7 @@ Entrypoint = Annotated[
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
 ]
 
-Build = Annotated[str, checked_by(build_error), Field(json_schema_extra={"maxLength": MAX_ENTRYPOINT_BYTES})]
+Command = Annotated[str, checked_by(stage_command_error), Field(json_schema_extra={"maxLength": MAX_ENTRYPOINT_BYTES})]
 
 #: Stored, so without a NUL character.
 Stdin = Annotated[str, checked_by(input_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
@@ -211,10 +211,15 @@ class NewBuilder(Shape):
     install_scripts: bool = Field(
         default=False, description="Run the scripts that npm packages bring for installation."
     )
-    build: Build | None = Field(
+    build: Command | None = Field(
         default=None,
         description="Run once a version, before it starts: what it writes into the app's folder belongs to the "
         "version. Left out: `npm run build` where package.json has a script `build`. Empty: none.",
+    )
+    release: Command | None = Field(
+        default=None,
+        description="Run once before a version takes over, on its disk, such as a migration; if it fails, the "
+        "deployment fails. Left out: the release line of a file named Procfile (apps and workers). Empty: none.",
     )
     stdin: Stdin = Field(default="", description="Of a one_time job: what its command reads.")
     start_timeout: JsonInt = Field(
@@ -287,6 +292,7 @@ class Builder(View):
     require_qa: bool
     install_scripts: bool
     build: str
+    release: str
     start_timeout: int
     env_file: str
     env_file_values: dict[str, str]

@@ -27,6 +27,7 @@ def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation)
         "isolation": new.isolation or default_isolation,
         "credentials": tuple(new.credentials),
         "build": new.build or "",
+        "release": new.release or "",
     }
     return VersionSettings(**{**copied, **converted})
 

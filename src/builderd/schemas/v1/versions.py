@@ -12,6 +12,7 @@ from builderd.domain.versions import Isolation, VersionStatus
 from builderd.schemas.v1.builders import (
     MAX_CREDENTIALS,
     MAX_INTEGER,
+    Command,
     Credential,
     Env,
     Name,
@@ -33,7 +34,8 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 class NewVersion(NewBuilder):
     """New version of a builder. Omitted fields keep their values; ``files`` or a ``source`` replace all files.
 
-    A ``build`` that is left out is found, as for a new builder, only where the builder never had another version.
+    A ``build`` that is left out is found, as for a new builder, only where the builder never had another version; a
+    ``release`` that came from the ``Procfile`` is read from the new one.
     ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
     """
 
@@ -61,6 +63,7 @@ class NewSettings(Shape):
     backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
     visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
     credentials: list[Credential] = Field(default_factory=list[str], max_length=MAX_CREDENTIALS)
+    release: Command = Field(default="", description="Run once before the new version takes over; empty: none.")
 
 
 class NewAutoStop(Shape):
@@ -101,6 +104,7 @@ class Version(View):
     require_qa: bool
     install_scripts: bool
     build: str
+    release: str
     stdin: str
     start_timeout: int
     env_file: str

@@ -26,7 +26,7 @@ SHOWN, TAIL = 300, 100_000
 BATCH, WAIT_SECONDS = 400, 0.1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 PLACE = re.compile(r"(\d{1,18})-(\d{1,9})")
-STREAMS = {"stdout": LogStream.STDOUT, "stderr": LogStream.STDERR, "build": LogStream.BUILD}
+STREAMS = {stream.value: stream for stream in LogStream}
 
 
 def _stream_of(visit: Visit) -> LogStream | None:
@@ -61,7 +61,7 @@ async def show_logs(visit: Visit) -> Response:
         lines=lines,
         q=_search_of(visit),
         stream=stream_name if stream_name in STREAMS else "",
-        streams=(("", "All"), ("stdout", "Output"), ("stderr", "Errors"), ("build", "Build")),
+        streams=(("", "All"), ("stdout", "Output"), ("stderr", "Errors"), ("build", "Build"), ("release", "Release")),
     )
 
 

@@ -92,6 +92,8 @@ def _values(form: Form, group: str) -> Mapping[str, Any]:
         case "environment":
             names, values = form.all("env-name"), form.all("env-value")
             return {"env": {name.strip(): value for name, value in zip(names, values, strict=False) if name.strip()}}
+        case "release":
+            return {"release": form.text("release").strip()}
         case "credentials":
             return {"credentials": form.all("credential")}
     raise BadRequest(f"There is no group of settings named {group!r}.")

@@ -112,6 +112,7 @@ NEXT = {
     "review_failed": "Open the review: accept what is right as it is, or deploy code without it.",
     "install_failed": "Look at the installer's last lines below, mend the list of dependencies, and send it again.",
     "build_failed": "Look at the build's last lines below, correct the code or the build command, and send it again.",
+    "release_failed": "Look at its last lines below, correct the code or the release command, and send it again.",
     "start_failed": "Look at its last lines below. It must listen on 0.0.0.0, at the port in the variable PORT.",
     "qa_failed": "Open QA: it names the question that was not answered well.",
     "no_capacity": "The machine has no room now. Try again later, or with fewer resources.",

@@ -22,9 +22,9 @@
   }
   function fill(row, line) {
     const [us, stream, version, text] = line;
-    row.className = stream === "cut" ? "cut" : stream === "stderr" ? "e" : stream === "build" ? "b-i" : "";
+    row.className = stream === "cut" ? "cut" : stream === "stderr" ? "e" : stream === "build" || stream === "release" ? "b-i" : "";
     row.children[0].textContent = stream === "cut" ? "" : clock(us);
-    row.children[1].textContent = stream === "cut" ? "" : stream === "stderr" ? "!" : stream === "build" ? "›" : "·";
+    row.children[1].textContent = stream === "cut" ? "" : stream === "stderr" ? "!" : stream === "build" || stream === "release" ? "›" : "·";
     const body = row.children[2];
     if (!query || stream === "cut") { body.textContent = text; row.title = stream === "cut" ? "" : `version ${version}`; return; }
     body.replaceChildren();

@@ -365,6 +365,33 @@ async def test_new_procfile_replaces_the_command_of_the_old_one(client: httpx.As
     assert response.json()["data"]["entrypoint"] == "python3 -O main.py"
 
 
+async def test_release_is_that_of_the_procfile_unless_the_request_names_another(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    for command in ("migrate a", "migrate b", "mine"):
+        service.engine.behave(command, Behaviour(listens_at=None, exits_at=1))
+    files = {"main.py": "", "Procfile": "web: python3 main.py\nrelease: migrate a"}
+    newer = {"main.py": "", "Procfile": "web: python3 main.py\nrelease: migrate b"}
+    created = await client.post(BUILDERS, json={"name": "proc", "files": files})
+    assert created.json()["data"]["release"] == "migrate a"
+    url = created.headers["location"]
+
+    async def released(method: str, change: dict[str, Any]) -> str:
+        response = await client.request(method, url, json=change)
+        assert response.status_code == 200, response.text
+        release: str = response.json()["data"]["release"]
+        return release
+
+    assert await released("PUT", {"files": newer}) == "migrate b"
+    assert await released("PUT", {"files": {"main.py": ""}}) == ""
+    assert await released("PUT", {"files": files}) == "migrate a"
+    assert await released("PATCH", {"release": "mine"}) == "mine"
+    assert await released("PUT", {"files": newer}) == "mine"
+    assert await released("PATCH", {"release": ""}) == ""
+    job = {"name": "job", "job_type": "one_time", "entrypoint": "python3 main.py", "files": files}
+    assert (await client.post(BUILDERS, json=job)).json()["data"]["release"] == ""
+
+
 async def test_a_procfile_with_a_worker_line_alone_makes_a_worker_and_names_its_command(
     client: httpx.AsyncClient,
 ) -> None:

@@ -25,6 +25,11 @@ async def release(state: Path) -> bool:
     return False
 
 
+def was_released(state: Path) -> bool:
+    """Return True when the container with this state directory was started, also if it has ended since."""
+    return state.is_dir() and not (state / "exec.fifo").exists()
+
+
 def _write(fifo: Path) -> bool:
     """Write a byte to the fifo; return True when a reader waited at it."""
     try:

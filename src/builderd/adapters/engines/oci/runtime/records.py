@@ -57,6 +57,11 @@ class Record:
     def is_build(self) -> bool:
         return not self.owner
 
+    @property
+    def counts_as_frozen(self) -> bool:
+        """Return True when it was frozen and not thawed since."""
+        return self.frozen_at is not None and (self.thawed_at or 0) < self.frozen_at
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:

@@ -20,7 +20,7 @@ from builderd.adapters.engines.oci.runtime.netlink_watch import NetlinkWatch
 from builderd.adapters.engines.oci.runtime.reclaiming import Reclaiming
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
-from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands
+from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import Process, boot_id, find_process
 from builderd.linux.threads import run_to_completion
@@ -37,9 +37,8 @@ class Runs:
     """Sandboxes of one service, by their records."""
 
     def __init__(self, context: RunContext) -> None:
-        records, cgroups = context.records, context.cgroups
-        self.exits = Exits(records.exits, self._has_ended, self._end_unmonitored)
-        self.records = records
+        self.records, cgroups = context.records, context.cgroups
+        self.exits = Exits(self.records.exits, self._has_ended, self._end_unmonitored)
         self.config = context.config
         self.launcher = context.launcher
         self.cgroups = cgroups
@@ -111,6 +110,8 @@ class Runs:
 
     async def _adopt(self, record: Record, *, connecting: bool) -> None:
         process = record.process
+        if process is not None and not process.alive and self._ran(record):
+            self._save(replace(record, started_at=self.records.now()))
         if process is None or not process.alive:
             return
         if record.started_at is None and await self._runs(record):
@@ -141,6 +142,11 @@ class Runs:
         egress = self.network.addresses.of(record.slot, egress=True) == record.ip
         assert record.process, "it lives"
         await self.launcher.attach(record.process.pid, self.network.link(record.slot, egress))
+
+    def _ran(self, record: Record) -> bool:
+        """Return True when it ran and ended, but its service was killed before it recorded the start."""
+        ended = record.started_at is None and self.records.exit(record.id) is not None
+        return ended and was_started(self.commands.runtime(record), record)
 
     async def _runs(self, record: Record) -> bool:
         """Return True when the runtime started it before the last service ended."""
@@ -247,7 +253,7 @@ class Runs:
         return record
 
     def is_frozen(self, record: Record) -> bool:
-        return _counts_as_frozen(record) and self.cgroups.is_frozen(record.id)
+        return record.counts_as_frozen and self.cgroups.is_frozen(record.id)
 
     async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
         """Run the work in a thread while the sandbox is frozen, a matter of milliseconds.
@@ -303,7 +309,7 @@ class Runs:
 
     def _resume(self, record: Record) -> Record:
         """Thaw it, also when only its record says that it is frozen."""
-        if _counts_as_frozen(record):
+        if record.counts_as_frozen:
             record = self._save(replace(record, thawed_at=self.records.now()))
         self.cgroups.thaw(record.id)
         return record
@@ -388,11 +394,6 @@ class Runs:
         self.records.save(record)
         self._known[record.id] = record
         return record
-
-
-def _counts_as_frozen(record: Record) -> bool:
-    """Return True when its record says that it was frozen and not thawed since."""
-    return record.frozen_at is not None and (record.thawed_at or 0) < record.frozen_at
 
 
 def is_alive(process: Process | None) -> bool:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from builderd.adapters.engines.oci.runtime import exec_fifo
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.launching import Launcher, Program
 from builderd.adapters.engines.oci.runtime.records import Record
@@ -41,6 +42,11 @@ class RuntimeCommands:
             return ended.status, ended.error
         finally:
             os.close(read)
+
+
+def was_started(runtime: Runtime, record: Record) -> bool:
+    """Return False when crun's state says that the sandbox, which has ended, was created and never started."""
+    return runtime.name != "crun" or exec_fifo.was_released(runtime.root / record.id)
 
 
 def runtime_mounts(runtime: Runtime) -> list[dict[str, Any]]:

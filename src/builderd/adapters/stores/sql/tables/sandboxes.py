@@ -40,6 +40,7 @@ sandboxes = Table(
     Column("end_at", UtcDateTime),
     Column("disk", Text, nullable=False, server_default=text("''")),
     Column("trial", Boolean, nullable=False, server_default=false()),
+    Column("release", Boolean, nullable=False, server_default=false()),
     version_key("sandboxes"),
     UniqueConstraint("builder_id", "generation", "attempt"),
     CheckConstraint("attempt >= 1", name="attempt"),

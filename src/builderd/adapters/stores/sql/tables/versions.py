@@ -44,6 +44,8 @@ versions = Table(
     Column("start_timeout", Integer, nullable=False, server_default=text("0")),
     Column("env_file", Text, nullable=False, server_default=text("''")),
     Column("env_file_values", document()),
+    Column("release", Text, nullable=False, server_default=text("''")),
+    Column("released", Boolean, nullable=False, server_default=false()),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),

@@ -1,0 +1,113 @@
+"""The release command: runs once on the disk of the version that takes over, before its app starts.
+
+It is a sandbox of the builder's run, recorded before the engine starts it. A service that is started after a crash
+finds it by its id and waits for it, or reads its end: the engine never runs one sandbox twice. An end that is unknown,
+such as after a restart of the machine, fails the deployment instead of running the command again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import MachineFault, ReleaseFailed
+from builderd.domain.failures import describe_end, quoted
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
+from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.core.result import Result
+from builderd.reconciler.core.transitions import Transition
+from builderd.reconciler.stages.starting import hint_of, last_lines
+from builderd.services.application import Application
+
+#: Seconds between two looks: often at first, since many releases are quick and visitors wait.
+FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
+#: Seconds after which looks are rarer.
+QUICK = 1.0
+
+
+class Releases:
+    """Waits for release commands and judges their ends."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+
+    async def wait(self, sandbox: Sandbox) -> Result:
+        """Wait until the command ends; stop it when its time is over. The next look records the end.
+
+        The time counts from its start, also over a restart of the service.
+        """
+        clock = self._app.clock
+        while True:
+            report = await self._app.engine.report(sandbox.id)
+            if not report.alive:
+                return Result()
+            seconds = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
+            left = self._app.limits.release_timeout - seconds
+            if left <= 0:
+                await self._app.engine.stop(sandbox.id, 0)
+                return Result()
+            await clock.sleep(min(left, FIRST_PAUSE if seconds < QUICK else LAST_PAUSE))
+
+    async def record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
+        """Return the record of an ended release: the version may start, or its deployment has failed."""
+        end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
+        now, begun = self._app.clock.now(), sandbox.started_at or sandbox.created_at
+        seconds = max(0.0, ((end.at or now) - begun).total_seconds())
+        failure = await self._failure(item, sandbox, end, seconds)
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
+            sandbox_transitions.sandbox_ended(transition, sandbox, end=end, report=report)
+            wanted = transitions.still_wanted(builder, item.builder, item.version)
+            if wanted and failure is None:
+                uow.versions.save(replace(transitions.as_stored(uow, item.version), released=True))
+                transitions.stage_finished(transition, "release", seconds=seconds, ok=True)
+                return
+            if wanted and failure is not None:
+                reason = failure.message
+                transitions.stage_finished(transition, "release", seconds=seconds, ok=False, note=reason)
+                version_transitions.failed(
+                    transition, item.version, code=failure.code, reason=reason, exit_code=end.exit_code
+                )
+            sandbox_transitions.discard_first_disk(transition, sandbox)
+
+        return Result(record, lambda: self._app.engine.remove(sandbox.id))
+
+    async def _failure(
+        self, item: WorkItem, sandbox: Sandbox, end: SandboxEnd, seconds: float
+    ) -> ReleaseFailed | MachineFault | None:
+        """Return why the version must not start, None after a release that succeeded."""
+        if (end.cause, end.exit_code) == (EndCause.EXITED, 0):
+            return None
+        lines = await last_lines(self._app, sandbox)
+        timeout = self._app.limits.release_timeout
+        if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY) or seconds >= timeout:
+            hint = await hint_of(self._app, item.version, lines)
+            return ReleaseFailed(explain_release(item, end, timeout, lines, hint))
+        return MachineFault(explain_cut_off(item, end, lines))
+
+
+def explain_release(item: WorkItem, end: SandboxEnd, timeout: float, lines: Sequence[str], hint: str) -> str:
+    """Return the message of a failed release: the reason, the next command, its last lines."""
+    settings, name = item.version.settings, item.builder.name
+    if end.cause is EndCause.OUT_OF_MEMORY:
+        why = f"was {describe_end(end, settings.resources)}. Give it more with resources.memory."
+    elif end.cause is EndCause.EXITED:
+        why = f"failed: it {describe_end(end, settings.resources)}."
+    else:
+        why = f"did not end within {timeout:g} s (limits.release_timeout), and was stopped."
+    more = f'All of its lines: builderd logs {name} --stream release. To deploy without it: release = "".'
+    parts = [f"The release command ({settings.release}) {why}", hint, more]
+    return " ".join(part for part in parts if part) + quoted(lines)
+
+
+def explain_cut_off(item: WorkItem, end: SandboxEnd, lines: Sequence[str]) -> str:
+    """Return the message of a release whose outcome is unknown for a reason of the machine."""
+    why = describe_end(end, item.version.settings.resources)
+    return (
+        f"The release command ({item.version.settings.release}) was cut off ({why}), and is not run again by itself. "
+        f"Look at what it did outside of its disk, then deploy again.{quoted(lines)}"
+    )

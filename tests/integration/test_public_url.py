@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import StreamingResponse
 from tests.application import World, fake_world
@@ -261,6 +262,22 @@ def test_http3_serves_the_api_with_its_certificate(tls: Proxy) -> None:
     assert (json.loads(body), version) == ({"client": OURS, "scheme": "https", "host": HOST}, "3")
     over_tcp = while_served(tls, lambda: ask(tls, get("/seen")))
     assert over_tcp.header("alt-svc") == f'h3=":{tls.options.tls_port}"; ma=86400'
+
+
+@pytest.mark.usefixtures("certificate")
+def test_an_address_gets_a_certificate_for_clients_that_name_no_host(tls: Proxy, world: World) -> None:
+    rules = replace(world.application.domain_rules, public_host=OURS)
+    tls.run(PublicCertificateJob(replace(world.application, domain_rules=rules)).run_once())
+    answer = while_served(tls, lambda: ask(tls, get("/seen", OURS), None))
+    assert json.loads(answer.body)["host"] == OURS
+    with connect(tls, None) as connection:
+        der = connection.getpeercert(binary_form=True)
+        assert der is not None
+        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        assert names.value.get_values_for_type(x509.IPAddress) == [ip_address(OURS)]
+    moved = Visitor(tls.options.port).get(OURS, "/")
+    assert (moved.status, moved.header("location")) == (308, f"https://{OURS}:{tls.options.tls_port}/")
+    tls.run(tls.previews.remove_domain(OURS))
 
 
 @pytest.mark.usefixtures("certificate")

@@ -10,9 +10,12 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.bootstrap.database import existing_store
 from builderd.domain.domains import DomainRules
+from builderd.domain.host_names import is_address
+from builderd.ports.domains import DnsUpdates
 from builderd.settings import Settings
 
 #: Addresses for documentation (RFC 5737, RFC 3849): the kernel picks the source for them, and no packet is sent.
@@ -37,8 +40,14 @@ def make_domain_rules(settings: Settings) -> DomainRules:
 
 
 def _orders_public(settings: Settings) -> bool:
-    served = settings.public_host is not None and settings.preview.tls_port is not None
-    return served and not certificate_covers_api(settings)
+    """Return True if the service orders the certificate of ``public_url``'s host.
+
+    A handshake names no address (RFC 6066, 3), so an address's certificate is the one for no name: there can be one.
+    """
+    host = settings.public_host
+    if host is None or settings.preview.tls_port is None or certificate_covers_api(settings):
+        return False
+    return not (is_address(host) and (settings.has_wildcard or settings.preview.certificate is not None))
 
 
 def certificate_covers_api(settings: Settings) -> bool:
@@ -67,12 +76,14 @@ def make_authority(settings: Settings) -> AcmeAuthority | None:
     return AcmeAuthority(AcmeOptions(acme.directory, acme.contact, acme.roots, acme.eab_key_id, hmac_key))
 
 
-def make_dns_updates(settings: Settings) -> Rfc2136Updates | None:
+def make_dns_updates(settings: Settings) -> DnsUpdates | None:
     """Return the updates that prove the previews' domain, or None without a wildcard certificate."""
-    dns = settings.acme.dns
-    if dns is None or not settings.has_wildcard:
+    dns, hook = settings.acme.dns, settings.acme.hook
+    if not settings.has_wildcard:
         return None
-    return Rfc2136Updates(dns.server, TsigKey.parse(dns.key.get_secret_value()))
+    if hook is not None:
+        return HookUpdates(hook, settings.acme.hook_timeout)
+    return None if dns is None else Rfc2136Updates(dns.server, TsigKey.parse(dns.key.get_secret_value()))
 
 
 async def rotate_account(settings: Settings) -> bool:

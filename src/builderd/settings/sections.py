@@ -154,6 +154,12 @@ def _tsig_key(key: SecretStr) -> SecretStr:
     return key
 
 
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{path}: must be the absolute path of a program")
+    return path
+
+
 class DnsUpdateSettings(Section):
     """Dynamic updates (RFC 2136) of the zone of ``preview.domain``: ``address:port`` of its primary server, and a key.
 
@@ -169,8 +175,9 @@ class AcmeSettings(Section):
 
     ``roots``: PEM file for an authority of one's own. ``resolvers``: name servers for the service's own check.
     ``eab_key_id`` and ``eab_hmac_key``: external account binding, where the authority wants it. ``addresses``: where
-    domains must lead; by default the machine's. ``dns``: updates that prove ``preview.domain``, for a wildcard
-    certificate of all previews. ``domains``: the most of one builder.
+    domains must lead; by default the machine's. ``dns`` or ``hook``: updates, or a program of one's own with
+    ``hook_timeout`` seconds for each call, that prove ``preview.domain``, for a wildcard certificate of all previews.
+    ``domains``: the most of one builder.
     """
 
     directory: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://acme-v02.api.letsencrypt.org/directory"
@@ -181,6 +188,8 @@ class AcmeSettings(Section):
     eab_hmac_key: SecretStr | None = None
     addresses: Addresses = ()
     dns: DnsUpdateSettings | None = None
+    hook: Annotated[Path, AfterValidator(_absolute)] | None = None
+    hook_timeout: float = Field(default=120, gt=0, le=3_600)
     domains: int = Field(default=20, ge=0)
 
     @model_validator(mode="after")
@@ -188,6 +197,16 @@ class AcmeSettings(Section):
         if (self.eab_key_id is None) is not (self.eab_hmac_key is None):
             raise ValueError("eab_key_id and eab_hmac_key go together: set both, or none")
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_prove(self) -> Self:
+        if self.dns is not None and self.hook is not None:
+            raise ValueError("dns and hook are two ways to the same record: set one of them")
+        return self
+
+    @property
+    def proves_by_dns(self) -> bool:
+        return self.dns is not None or self.hook is not None
 
 
 class OpenIdSettings(Section):

@@ -191,7 +191,7 @@ class Settings(BaseSettings):
     @property
     def has_wildcard(self) -> bool:
         """Return True if the service gets a wildcard certificate for the previews by itself."""
-        return self.preview.tls_port is not None and self.acme.dns is not None and self.preview.certificate is None
+        return self.preview.tls_port is not None and self.acme.proves_by_dns and self.preview.certificate is None
 
     @property
     def preview_domain(self) -> PreviewDomain:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.previews.certificates import make_pem
 
+from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.domain.errors import ValidationFailed
@@ -77,6 +78,8 @@ def test_a_service_on_every_address_expects_the_machines_own(tmp_path: Path) -> 
         ('eab_key_id = "one"', "acme"),
         ('dns = { server = "127.0.0.1:53" }', "acme.dns"),
         ('dns = { server = "127.0.0.1:53", key = "no key" }', "acme.dns"),
+        ('hook = "bin/x"', "acme.hook"),
+        ('hook = "/bin/x"\ndns = { server = "127.0.0.1:53", key = "a:c2Vj" }', "acme"),
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, text: str, name: str) -> None:
@@ -125,3 +128,10 @@ def test_a_certificate_of_the_operator_that_names_the_host_is_enough(
     text = f'public_url = "https://api.example.com"\n[preview]\ntls_port = 443\ncertificate = "{file}"'
     rules = make_domain_rules(settings_of(tmp_path, text))
     assert (rules.public_host, rules.orders_public) == ("api.example.com", orders)
+
+
+def test_a_hook_proves_the_previews_domain_in_place_of_updates(tmp_path: Path) -> None:
+    base = '[preview]\ndomain = "apps.example.com"\ntls_port = 443\n[acme]\nhook = "/usr/local/sbin/dns-record"\n'
+    settings = settings_of(tmp_path, base)
+    assert settings.preview_domain.scheme == "https"
+    assert isinstance(make_dns_updates(settings), HookUpdates)

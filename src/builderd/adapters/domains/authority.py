@@ -37,6 +37,8 @@ MAX_PAUSE = timedelta(days=7)
 #: How long the directory is believed.
 DIRECTORY_LIFE = timedelta(hours=1)
 MAX_REASON = 500
+#: Profile of certificates for IP addresses, where the authority has profiles (draft-aaron-acme-profiles).
+SHORT_LIVED = "shortlived"
 #: What the library, its transport and its parsers raise.
 _FAILURES = (errors.Error, messages.Error, requests.exceptions.RequestException, josepy.errors.Error, ValueError)
 
@@ -108,7 +110,7 @@ class AcmeAuthority:
         publish: Publish,
     ) -> Certificate:
         key, network = ec.generate_private_key(ec.SECP256R1()), self._network(_loaded(account_key))
-        opened, order = await _call(network, lambda: self._new_order(account_key, network, _request(names, key)))
+        opened, order = await _call(network, lambda: self._new_order(account_key, network, names, _request(names, key)))
         answers = await _call(network, lambda: list(_answers(opened, order, kind)))
         for place, answer, _ in answers:
             await publish(place, answer)
@@ -130,7 +132,7 @@ class AcmeAuthority:
             return frozenset()
 
     def _new_order(
-        self, account_key: bytes, network: _Network, request: bytes
+        self, account_key: bytes, network: _Network, names: tuple[str, ...], request: bytes
     ) -> tuple[client.ClientV2, messages.OrderResource]:
         opened = client.ClientV2(self._known_directory(), network)
         with self._registering:
@@ -138,11 +140,17 @@ class AcmeAuthority:
                 self._account = account_key, self._register(opened)
         network.account = self._account[1]
         try:
-            return opened, opened.new_order(request)
+            return opened, opened.new_order(request, self._profile(names))
         except messages.Error as error:
             if error.code == "accountDoesNotExist":
                 self._account = None  # the next order registers the key again
             raise
+
+    def _profile(self, names: tuple[str, ...]) -> str | None:
+        """Return the profile for these names: authorities certify addresses for some days only."""
+        if not any(isinstance(_general_name(name), x509.IPAddress) for name in names):
+            return None
+        return SHORT_LIVED if SHORT_LIVED in (self._known_directory().meta.profiles or {}) else None
 
     def _register(self, opened: client.ClientV2) -> messages.RegistrationResource:
         """Register the key, or find the account that it has."""

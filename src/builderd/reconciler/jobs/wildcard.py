@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from builderd.ports.domains import Certificate, OrderFailed
 from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs.own_certificates import INTERVAL, OwnCertificate
 from builderd.services import domains
 from builderd.services.application import Application
+
+log = logging.getLogger(__name__)
 
 #: Questions until the resolvers have a new record, and seconds between two of them.
 VISIBLE_TRIES, VISIBLE_INTERVAL = 60, 2.0
@@ -49,7 +52,15 @@ class WildcardJob:
             return await authority.issue_wildcard(account, self._domain, publish)
         finally:
             for name, value in published:
-                await updates.remove_text(name, value)
+                await self._withdraw(name, value)
+
+    async def _withdraw(self, name: str, value: str) -> None:
+        """Remove a record. A failure leaves a record that proves nothing any more, and costs no certificate."""
+        assert self._app.dns_updates is not None
+        try:
+            await self._app.dns_updates.remove_text(name, value)
+        except OrderFailed as failure:
+            log.warning("challenge record not removed name=%s error=%s", name, failure.reason)
 
     async def _wait_until_visible(self, name: str, value: str) -> None:
         """Wait until the resolvers have the record: secondary name servers get it some time later."""

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from josepy.b64 import b64decode
 
 from builderd.adapters.domains import authority
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
@@ -27,6 +28,8 @@ class Failing(ThreadingHTTPServer):
         self.answers: list[tuple[int, dict[str, str], Any]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked = 0
+        self.profiles: dict[str, str] = {}
+        self.last: dict[str, Any] = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
                 "newNonce": f"{base}/nonce",
                 "newAccount": f"{base}/account",
                 "newOrder": f"{base}/order",
-                "meta": {"caaIdentities": ["CA.test"]},
+                "meta": {"caaIdentities": ["CA.test"], "profiles": self.server.profiles},
             },
         )
 
@@ -49,7 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, {}, None)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.last = json.loads(b64decode(sent["payload"]) or b"{}")
         self.server.asked += 1
         self._send(*self.server.answers.pop(0))
 
@@ -145,6 +149,31 @@ async def test_a_slow_authority_is_given_up(server: Failing, monkeypatch: pytest
 
 async def test_the_names_for_caa_records_are_those_of_the_directory(server: Failing) -> None:
     assert await AcmeAuthority(AcmeOptions(f"{server.url}/dir")).identities() == {"ca.test"}
+
+
+@pytest.mark.parametrize(
+    ("host", "profiles", "asked"),
+    [
+        ("203.0.113.5", {"classic": "", "shortlived": ""}, "shortlived"),
+        ("203.0.113.5", {}, None),
+        ("shop.example.com", {"shortlived": ""}, None),
+    ],
+)
+async def test_addresses_are_ordered_with_the_short_lived_profile_where_there_is_one(
+    server: Failing, host: str, profiles: dict[str, str], asked: str | None
+) -> None:
+    server.profiles = profiles
+    account = (201, {"Location": f"{server.url}/account/1"}, {"status": "valid"})
+    server.answers = [account, (403, {}, problem("unauthorized"))]
+    made = AcmeAuthority(AcmeOptions(f"{server.url}/dir"))
+
+    async def publish(token: str, answer: str) -> None:
+        raise AssertionError("nothing is ordered")
+
+    with pytest.raises(OrderFailed):
+        await made.issue(made.new_account_key(), host, publish)
+    assert server.last["identifiers"] == [{"type": "ip" if host[0] == "2" else "dns", "value": host}]
+    assert server.last.get("profile") == asked
 
 
 def test_a_wait_is_seconds_or_a_date_and_is_bounded() -> None:

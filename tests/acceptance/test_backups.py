@@ -162,6 +162,7 @@ def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) ->
     service = backed_up
     data = service.create("writer", WRITER)
     note = _written(service, data)
+    run(service, data["uuid"], "mkdir ~/.config; echo of the home > ~/.config/note")
     before = _rows(service, data)
     _back_up(service, data)
     _written(service, data, "later")
@@ -173,6 +174,7 @@ def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) ->
     assert started.status_code == 200, started.text
     assert _rows(service, data) >= before
     assert _hash(service, data) == note
+    assert run(service, data["uuid"], "cat ~/.config/note; ls -A /app | grep home") == (1, "of the home\n")
     assert run(service, data["uuid"], "test -e later")[0] == 1, "it was written after the backup"
     assert "its disk was gone: the backup of" in service.builder(data["uuid"])["status_reason"]
     assert len(_events(service, data, "disk.lost")) == 1

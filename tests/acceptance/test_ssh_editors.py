@@ -22,8 +22,8 @@ command -v curl tar gzip flock >/dev/null
 mkdir -p .editor/bin && echo content > .editor/bin/part
 tar -C .editor -czf editor.tgz bin && rm -r .editor && mkdir .editor && tar -C .editor -xzf editor.tgz
 cat > .editor/server.py <<'EOF'
-import http.server, functools
-handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory="/app/.editor/bin")
+import http.server, functools, os
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=os.path.expanduser("~/.editor/bin"))
 server = http.server.HTTPServer(("127.0.0.1", 0), handler)
 print("listening on", server.server_port, flush=True)
 server.serve_forever()

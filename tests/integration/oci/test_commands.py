@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.contract.engine import apps
 from tests.descriptors import held_by
-from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
+from tests.engines import (
+    ENGINE_TIMEOUT,
+    RuncEngine,
+    StrongEngine,
+    execute,
+    make_spec,
+    past_its_time,
+    prepared,
+)
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime import execute as execute_module
 from builderd.adapters.engines.oci.runtime import listening
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import SandboxId
+from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import ExecResult, SandboxState
 from builderd.domain.versions import Isolation
@@ -63,6 +72,24 @@ async def strong_sandbox(engine: OciEngine) -> SandboxId:
 async def test_a_command_has_the_app_s_user_folder_and_environment(engine: OciEngine, sandbox: SandboxId) -> None:
     result = await run(engine, sandbox, 'id -un; pwd; echo "$GREETING"; echo "$BUILDERD_URL"; cat; echo end')
     assert result.output.splitlines() == ["app", "/app", "hello = you", f"http://{engine.gateway}:8080", "end"]
+
+
+@pytest.mark.parametrize("isolation", list(Isolation))
+async def test_home_is_beside_the_code_and_outlives_the_sandbox(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, apps.SILENT, isolation=isolation)
+    await engine.start(spec)
+    said = await run(
+        engine,
+        spec.id,
+        "echo $HOME; cd; pwd; getent passwd app | cut -d: -f6; echo ~app; "
+        "mkdir -p ~/.cache/pip ~/.npm ~/.local/bin && echo kept > ~/.cache/pip/file; "
+        "printf '#!/bin/sh\\necho own' > ~/.local/bin/tool; chmod +x ~/.local/bin/tool; cd /app; tool; ls -A /app",
+    )
+    assert said.output.split() == ["/home/app"] * 4 + ["own"]
+    await engine.stop(spec.id, 1)
+    again = replace(spec, id=new_sandbox_id())
+    await engine.start(again)
+    assert (await run(engine, again.id, "cat ~/.cache/pip/file")).output == "kept\n"
 
 
 async def test_a_daemon_does_not_outlive_the_time_of_its_command(engine: OciEngine, sandbox: SandboxId) -> None:

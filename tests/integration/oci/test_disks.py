@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -16,7 +17,13 @@ import pytest
 from tests.integration.oci.stores import new_store, open_store, opened
 
 from builderd.adapters.engines.oci.storage import tree
-from builderd.adapters.engines.oci.storage.disks import APP_OWNER, DISK_UID, SCRATCH_BYTES, Disks
+from builderd.adapters.engines.oci.storage.disks import (
+    APP_OWNER,
+    DISK_UID,
+    HOME_IN_BACKUP,
+    SCRATCH_BYTES,
+    Disks,
+)
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -243,6 +250,52 @@ def test_a_copy_is_independent_and_has_a_limit_of_its_own(disks: Disks) -> None:
     assert list((disks.scratch(TWO) / "upper").iterdir()) == []
     disks.delete(ONE)
     assert (disks.app(TWO) / "data").stat().st_size == 20 * MB
+
+
+def test_home_is_kept_beside_the_files_and_goes_into_a_backup(disks: Disks) -> None:
+    disks.create(ONE, 20 * MB)
+    assert disks.home(ONE).stat().st_uid == APP_OWNER
+    (disks.home(ONE) / ".cache").mkdir()
+    (disks.home(ONE) / ".cache/model").write_text("m")
+    disks.clone(ONE, TWO, 15 * MB)
+    assert ((disks.home(TWO) / ".cache/model").read_text(), list(disks.app(TWO).iterdir())) == ("m", [])
+    disks.delete(TWO)
+    disks.clone(ONE, TWO, 15 * MB, for_backup=True)
+    assert (disks.app(TWO) / HOME_IN_BACKUP / ".cache/model").read_text() == "m"
+    # As after a restore, which fills a new disk's files.
+    shutil.rmtree(disks.home(ONE) / ".cache")
+    shutil.copytree(disks.app(TWO) / HOME_IN_BACKUP, disks.app(ONE) / HOME_IN_BACKUP)
+    disks.mark_bundle(ONE, BUNDLE.hash)
+    assert ((disks.home(ONE) / ".cache/model").read_text(), list(disks.app(ONE).iterdir())) == ("m", [])
+    assert fill(disks.home(ONE) / "data", 30 * MB) < 20 * MB
+
+
+def test_disk_without_a_home_has_it_among_its_files(disks: Disks) -> None:
+    disks.create(ONE, 20 * MB)
+    (disks.app(ONE) / ".cache").mkdir()
+    disks.mark_bundle(ONE, BUNDLE.hash)  # a backup from before homes had a folder
+    assert disks.home(ONE) == disks.app(ONE)
+    disks.clone(ONE, TWO, 20 * MB, for_backup=True)
+    assert sorted(path.name for path in disks.app(TWO).iterdir()) == [".cache"]
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_a_home_planted_among_the_files_reaches_nothing(disks: Disks, tmp_path: Path, kind: str) -> None:
+    disks.create(ONE, 20 * MB)
+    planted = disks.app(ONE) / HOME_IN_BACKUP
+    if kind == "link":
+        planted.symlink_to(tmp_path)
+    elif kind == "file":
+        planted.touch()
+    else:
+        planted.mkdir()
+        (planted / "file").touch()
+    disks.clone(ONE, TWO, 20 * MB, for_backup=True)
+    disks.mark_bundle(TWO, BUNDLE.hash)
+    home = disks.home(TWO)
+    assert not home.is_symlink()
+    assert home.is_dir()
+    assert home.resolve().is_relative_to(disks.app(TWO).parent.resolve())
 
 
 def test_copying_again_keeps_the_first_copy(disks: Disks) -> None:

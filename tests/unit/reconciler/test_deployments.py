@@ -355,13 +355,13 @@ async def test_a_builder_that_is_stopped_while_a_larger_version_takes_over_pays_
         clone = world.engine.clone_disk
         trials = [True]
 
-        async def held(source: DiskId, target: DiskId, size_bytes: int) -> None:
+        async def held(source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
             if trials:  # the first copy is the trial's
                 trials.pop()
             else:
                 taken.set()
                 await gate.wait()
-            await clone(source, target, size_bytes)
+            await clone(source, target, size_bytes, for_backup=for_backup)
 
         world.engine.clone_disk = held  # type: ignore[method-assign]
         await world.put(builder, NEW, resources={"disk": 100})

@@ -177,7 +177,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
         self._called("mark_bundle", disk)
         self._disk(disk).bundle_hash = bundle_hash
 
-    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         self._called("clone_disk", source)
         found = self._disk(source)
         copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key)

@@ -44,13 +44,14 @@ class Disks(DiskFiles, Protocol):
         """
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        """Record that the bundle is on the disk already, with the app's later changes."""
+        """Record that the bundle is on the disk already, with the app's later changes, as a backup has them."""
 
-    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         """Make an independent copy with a limit of its own, instantly. Idempotent.
 
         A sandbox that runs on the source is frozen meanwhile, for some milliseconds, so that the copy is consistent.
-        When the service dies in between, the next one thaws it.
+        When the service dies in between, the next one thaws it. ``for_backup``: the user's home lies among the files,
+        where tools see it.
         """
 
     async def delete_disk(self, disk: DiskId) -> None:

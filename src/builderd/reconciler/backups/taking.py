@@ -47,7 +47,8 @@ async def _hold(context: BackupContext, backup: Backup) -> Backup:
     if await context.app.engine.disk(builder.disk) is None:
         raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
     now = context.app.clock.now()
-    await context.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
+    size = version.settings.resources.disk_bytes
+    await context.app.engine.clone_disk(builder.disk, copy, size, for_backup=True)
     context.fault_point("HoldCopy.done")
 
     def hold(uow: UnitOfWork) -> Backup:

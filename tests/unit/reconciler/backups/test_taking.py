@@ -252,8 +252,8 @@ async def test_many_that_are_due_at_once_hold_few_copies(scene: Scene, monkeypat
     engine = scene.world.engine
     counts, clone = list[int](), engine.clone_disk
 
-    async def counted(source: DiskId, target: DiskId, size: int) -> None:
-        await clone(source, target, size)
+    async def counted(source: DiskId, target: DiskId, size: int, *, for_backup: bool) -> None:
+        await clone(source, target, size, for_backup=for_backup)
         counts.append(len(engine.disks) - len(made))
 
     monkeypatch.setattr(engine, "clone_disk", counted)

@@ -171,9 +171,9 @@ class OciEngine:
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         await run_to_completion(self._here.disks.mark_bundle, disk, bundle_hash)
 
-    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         here, user = self._here, self._user(source)
-        clone = partial(here.disks.clone, source, target, size_bytes)
+        clone = partial(here.disks.clone, source, target, size_bytes, for_backup=for_backup)
         if user is None:
             await run_to_completion(clone)
             return
@@ -251,7 +251,8 @@ class OciEngine:
         has_packages = spec.layer_key is not None and (here.layers.lower(spec.layer_key) / NODE_MODULES).is_dir()
         has_packages = has_packages and not brings_packages(spec.entrypoint)
         mirrored = has_packages and here.disks.make_mount_point(spec.disk, NODE_MODULES)
-        return app_root(lowers, scratch, here.disks.app(spec.disk), has_packages=mirrored)
+        app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
+        return app_root(lowers, scratch, app, home, has_packages=mirrored)
 
     def _runtime(self, isolation: Isolation) -> Runtime:
         if lack := self.supports(isolation):

@@ -136,7 +136,7 @@ class Machine:
         self.store.open(progress)
         self.disks.open()
         self._base = ensure_base(progress)
-        write_host_files(self._host_files)
+        write_host_files(self._host_files, self._base.root)
         raise_host_limits()
         if self.cgroups.counts_sockets:
             raise_socket_pools(total_memory())

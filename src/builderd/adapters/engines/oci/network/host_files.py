@@ -20,10 +20,16 @@ log = logging.getLogger(__name__)
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
-def write_host_files(folder: Path) -> None:
+#: Home of the app's user, a mount of its own: what programs keep there is not among the files that an app serves.
+HOME = "/home/app"
+
+
+def write_host_files(folder: Path, base: Path) -> None:
     """Create or update the folder. Unchanged files are not written: a full store would refuse that."""
     etc = folder / "etc"
     (etc / "ssl/certs").mkdir(parents=True, exist_ok=True)
+    (folder / HOME.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    _replace(etc / "passwd", (base / "etc/passwd").read_bytes().replace(b":/app:", f":{HOME}:".encode()))
     text = resolv_conf()
     _replace(etc / "resolv.conf", make_resolv_conf(parse_nameservers(text), text).encode())
     _replace(etc / "hosts", make_hosts("127.0.0.1", "build").encode())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE, HOME
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run
@@ -25,7 +25,7 @@ INIT = ("/usr/bin/tini", "-g", "--")
 WAIT = "trap 'exit 143' TERM\n"
 #: A command that installs Node packages itself needs a folder of its own for them, as ``npm ci`` empties it first.
 _INSTALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)\s+(?:ci|i|install|add|update)\b|\byarn\s*(?:$|[;&|])")
-_PATH = "/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PATH = f"{HOME}/.local/bin:/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_limit: int, builderd_url: str) -> Run:
@@ -55,13 +55,14 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
     )
 
 
-def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path, *, has_packages: bool = False) -> Root:
-    """Return the root: ``app`` is persistent, all other writes go to ``scratch``.
+def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path, home: Path, *, has_packages: bool = False) -> Root:
+    """Return the root: ``app`` and the user's ``home`` are persistent, all other writes go to ``scratch``.
 
     ``has_packages``: the layer's Node packages are seen in ``/app`` too, where frameworks look for them.
     """
     mirrors = {f"/{NODE_MODULES}": f"{APP}/{NODE_MODULES}"} if has_packages else {}
-    binds = (Bind(app, APP, read_only=False, owner=DISK_UID),)
+    folders = {APP: app, HOME: home}
+    binds = tuple(Bind(folder, path, read_only=False, owner=DISK_UID) for path, folder in folders.items())
     return Root(lowers=lowers, scratch=scratch, binds=binds, mirrors=mirrors)
 
 
@@ -77,7 +78,7 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
     )
     return {
         **layer,
-        "HOME": "/app",
+        "HOME": HOME,
         "LANG": "C.UTF-8",
         # Otherwise Python buffers its output, and the log lags behind.
         "PYTHONUNBUFFERED": "1",

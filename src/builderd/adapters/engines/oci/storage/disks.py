@@ -1,6 +1,7 @@
 """Disks of builders. Each is a subvolume with a limit, so that a copy of it takes no time.
 
-``disks/<disk>/app`` is the persistent content of ``/app``; ``disks/<disk>/bundle`` names the bundle that was last put
+``disks/<disk>/app`` is the persistent content of ``/app``, ``disks/<disk>/home`` of the user's home; disks from before
+there was one have their home in ``app``. ``disks/<disk>/bundle`` names the bundle that was last put
 there completely, ``disks/<disk>/replaced`` the one before it while it is not; ``disks/<disk>/built`` lists what a
 build made of it. ``scratch/<disk>`` is what a sandbox
 writes outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is
@@ -13,8 +14,10 @@ host. Mounts map the one to the other, so that a copy needs no change of owners.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -45,9 +48,12 @@ SWEEP_EVERY = 50
 SCRATCH_BYTES = 256 << 20
 APP_OWNER = DISK_UID + APP_UID
 INCOMING, TRASH = "incoming", "trash"
+#: Place of the home among the files of a backup, which has the one folder ``app``.
+HOME_IN_BACKUP = ".builderd-home"
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _UNFINISHED = "."
+log = logging.getLogger(__name__)
 
 
 class Disks:
@@ -91,12 +97,15 @@ class Disks:
                 return
             create_subvolume(unfinished)
             self._limit(disk, unfinished, size_bytes)
-            app = unfinished / "app"
-            app.mkdir(mode=0o755)
-            os.chown(app, APP_OWNER, APP_OWNER)
+            for name in ("app", "home"):
+                (unfinished / name).mkdir(mode=0o755)
+                os.chown(unfinished / name, APP_OWNER, APP_OWNER)
 
-    def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
-        """Clone a disk, with a limit of its own that counts only later writes. Raises ``NoCapacity``."""
+    def clone(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
+        """Clone a disk, with a limit of its own that counts only later writes. Raises ``NoCapacity``.
+
+        ``for_backup``: its home lies in ``app`` under the name ``HOME_IN_BACKUP``; ``mark_bundle`` takes it out again.
+        """
         origin = self._existing(source)
         with self._lock, self._new_disk(target, size_bytes) as unfinished:
             if unfinished is None:
@@ -107,6 +116,8 @@ class Disks:
             # Taking the snapshot made the kernel write everything out.
             (unfinished / MARK).unlink(missing_ok=True)
             _remove_leftovers(unfinished)
+            if for_backup:
+                _put_home_in(unfinished)
             self._limit(target, unfinished, size_bytes)
         # Deleted content may be large: it goes in the background.
         self._empty_trash(self._path(target))
@@ -187,6 +198,7 @@ class Disks:
 
     def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         """Record the bundle after a sync: the app's changes could not be restored from the bundle."""
+        _take_home_out(self._existing(disk))
         self.write_out(disk)
         atomic_files.replace(self._existing(disk) / "bundle", f"{bundle_hash}\n".encode(), mode=0o644)
 
@@ -195,7 +207,7 @@ class Disks:
             return EngineUnavailable(failure_reason, retry_after=60)
         size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
         return NoCapacity(
-            f"The builder's disk of {size:.3g} GB is full: delete files in /app, or ask for a larger disk."
+            f"The builder's disk of {size:.3g} GB is full: delete files in /app or ~/.cache, or ask for a larger disk."
         )
 
     def too_full(self, disk: DiskId) -> TooLarge:
@@ -224,6 +236,11 @@ class Disks:
 
     def app(self, disk: DiskId) -> Path:
         return self._existing(disk) / "app"
+
+    def home(self, disk: DiskId) -> Path:
+        """Return the folder of the user's home: ``app`` itself on a disk from before homes had a folder."""
+        home = self._existing(disk) / "home"
+        return home if _is_folder(home) else self.app(disk)
 
     def make_mount_point(self, disk: DiskId, name: str) -> bool:
         """Make an empty folder in ``app`` where there is none; return False where something else has that name."""
@@ -284,6 +301,34 @@ class Disks:
         if not _NAME.fullmatch(disk):
             raise NotFound(f"{disk!r} is no name of a disk.")
         return self._store.disks / disk
+
+
+def _put_home_in(disk: Path) -> None:
+    home = disk / "home"
+    if not _is_folder(home):
+        return
+    try:
+        home.rename(disk / "app" / HOME_IN_BACKUP)
+    except OSError as error:
+        # The app has something of that name.
+        log.warning("home left out of a backup disk=%s error=%s", disk.name, error)
+
+
+def _take_home_out(disk: Path) -> None:
+    """Make the home of a restored disk: a backup without one is of a disk from before homes had a folder."""
+    home, restored = disk / "home", disk / "app" / HOME_IN_BACKUP
+    if _is_folder(restored):
+        restored.rename(home)  # replaces the empty one
+    elif _is_folder(home):
+        home.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    """Return True for a folder, and never for a link: a mount would follow it."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _recorded(path: Path, *records: Path) -> set[str]:

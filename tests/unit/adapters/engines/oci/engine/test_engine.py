@@ -32,7 +32,7 @@ class SlowPart:
         self.done: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        def work(*_: object) -> None:
+        def work(*_: object, **__: object) -> None:
             self.go_on.wait(10)
             self.done.append(name)
 

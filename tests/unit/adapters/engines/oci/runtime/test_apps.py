@@ -27,7 +27,7 @@ SPEC = SandboxSpec(
     isolation=Isolation.STANDARD,
 )
 CRUN, RUNSC = (Runtime(name, f"/usr/bin/{name}", Path("/state")) for name in ("crun", "runsc"))
-ROOT = app_root((Path("/base"),), Path("/scratch"), Path("/disk/app"))
+ROOT = app_root((Path("/base"),), Path("/scratch"), Path("/disk/app"), Path("/disk/home"))
 
 
 def test_the_entrypoint_is_one_word_for_the_shell_under_an_init() -> None:
@@ -55,7 +55,10 @@ def test_the_app_s_own_words_win_but_for_the_platform_s_address() -> None:
     assert env["BUILDERD_URL"] == "http://gw:1"
 
 
-def test_only_app_persists() -> None:
-    (bind,) = ROOT.binds
-    assert (bind.target, bind.owner, bind.read_only) == ("/app", DISK_UID, False)
+def test_only_app_and_home_persist() -> None:
+    binds = [(bind.source, bind.target, bind.owner, bind.read_only) for bind in ROOT.binds]
+    assert binds == [
+        (Path("/disk/app"), "/app", DISK_UID, False),
+        (Path("/disk/home"), "/home/app", DISK_UID, False),
+    ]
     assert ROOT.scratch == Path("/scratch")

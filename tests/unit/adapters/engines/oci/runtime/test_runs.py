@@ -121,7 +121,7 @@ class Copies:
 
     def write_out(self, disk: DiskId) -> None: ...
 
-    def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+    def clone(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         self.begun.append(target)
         self.may_end[target].wait(5)
         self.stood_still[target] = self.cgroups.is_frozen(APP)

@@ -49,6 +49,11 @@ class Call:
         """Return the builder of this name or uuid. Raises ``NotFound``."""
         return await self.client.builders.get(name)
 
+    @property
+    def key(self) -> str | None:
+        """Key of the HTTP request with the message: a request that is sent again has the same."""
+        return (self.context.headers or {}).get("idempotency-key")
+
     def progress(self, doing: str) -> Progress:
         """Return the progress of a long call, for a ``with`` block."""
         return Progress(self.context, doing)

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx2
 
+#: An agent that calls many tools at once does not see that the service takes them one after the other.
+PAUSES, PAUSE_SECONDS = 2, 5.0
 #: Pieces of an answer that wait for their reader.
 AHEAD = 8
 Message = MutableMapping[str, Any]
@@ -27,7 +29,17 @@ class InProcess(httpx2.AsyncBaseTransport):
         self._client = client
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Return the answer when its head has been sent."""
+        """Return the answer when its head has been sent. A refusal that ends within moments is waited for."""
+        for _ in range(PAUSES):
+            response = await self._answer(request)
+            pause = _pause_of(response)
+            if pause is None:
+                return response
+            await response.aclose()
+            await asyncio.sleep(pause)
+        return await self._answer(request)
+
+    async def _answer(self, request: httpx2.Request) -> httpx2.Response:
         exchange = _Exchange(await request.aread())
         task = asyncio.create_task(exchange.run(self._app, self._scope(request)))
         _running.add(task)
@@ -55,6 +67,14 @@ class InProcess(httpx2.AsyncBaseTransport):
             "root_path": "",
             "state": {},
         }
+
+
+def _pause_of(response: httpx2.Response) -> float | None:
+    """Return the seconds after which a call that was refused unread can be repeated, as one of too many at once."""
+    after = response.headers.get("retry-after", "")
+    if response.status_code not in {429, 503} or not (after.isascii() and after.isdecimal()):
+        return None
+    return float(after) if float(after) <= PAUSE_SECONDS else None
 
 
 class _Exchange:

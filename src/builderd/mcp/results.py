@@ -100,10 +100,12 @@ class FileContent(BaseModel):
 
 
 class Written(BaseModel):
-    """File that was written."""
+    """File that was written. ``replaced`` is what it had before, marked as data; null: nothing, or too much to show."""
 
     path: str
     size: int
+    replaced: str | None = None
+    replaced_encoding: str | None = None
 
 
 class Finding(BaseModel):

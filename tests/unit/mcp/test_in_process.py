@@ -54,6 +54,20 @@ async def test_a_caller_that_is_cancelled_disconnects_and_the_app_goes_on() -> N
     assert seen == ["http.disconnect"]
 
 
+@pytest.mark.parametrize(("after", "tries"), [("0", 3), ("6", 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)])
+async def test_a_refusal_is_waited_for_only_where_it_ends_within_moments(after: str, tries: int) -> None:
+    bodies: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 429, "headers": [(b"retry-after", after.encode())]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async with httpx2.AsyncClient(transport=InProcess(app), base_url="http://x") as client:
+        assert (await client.post("/", content=b"sent")).status_code == 429
+    assert bodies == [b"sent"] * tries
+
+
 async def test_an_app_without_an_answer_is_a_transport_error() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/raises":

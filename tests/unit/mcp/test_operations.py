@@ -43,7 +43,7 @@ LEFT_OUT = {
     r"(DELETE .*/files/\{path\})": "exec_command removes files",
     r"(GET|DELETE) .*/ssh|POST .*/ssh/recreate": "a grant ends by itself",
     r"(PUT|GET|DELETE) /uploads/\{upload_id\}": "curl sends to the link",
-    r"POST /credentials|(GET|DELETE) /credentials/\{name\}": "store_credentials and list_credentials do",
+    r"(POST /credentials|DELETE /credentials/\{name\})": "store_credentials makes them; a person deletes them",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import httpx2
 from tests.agents import Agent, agent, service_with_mcp, text_of
 from tests.service import Service
 
@@ -11,6 +12,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope
+from builderd.mcp.in_process import InProcess
 
 CODE = {"main.py": "print('hello')\n"}
 OTHER = {"main.py": "print('other')\n"}
@@ -128,6 +130,51 @@ async def test_files_are_listed_read_in_parts_and_written(writer: Agent) -> None
     assert data in read["content"]
     refused = await writer.refused("write_file", deployment="hello", path="c", content="%%", encoding="base64")
     assert refused["code"] == "validation_error"
+
+
+async def test_a_file_that_a_result_cannot_bring_back_is_replaced_only_with_confirmation(writer: Agent) -> None:
+    await deployed(writer)
+
+    async def write(content: str, **more: str) -> dict[str, object]:
+        return await writer.done("write_file", deployment="hello", path="data.txt", content=content, **more)
+
+    assert (await write("first"))["replaced"] is None
+    assert "first" in str((await write("x" * 20_001))["replaced"])
+    refused = await writer.refused("write_file", deployment="hello", path="data.txt", content="lost", confirm="yes")
+    assert refused["code"] == "confirmation_needed"
+    assert "would replace data.txt of hello, 20001 bytes" in refused["message"]
+    assert (await writer.done("read_file", deployment="hello", path="data.txt"))["size"] == 20_001
+    assert (await write("short\x1b[8m", confirm="hello"))["replaced"] is None
+    refused = await writer.refused("write_file", deployment="hello", path="data.txt", content="lost")
+    assert refused["code"] == "confirmation_needed"
+
+
+async def test_a_credential_is_replaced_only_with_its_name_as_confirmation(writer: Agent) -> None:
+    await writer.done("store_credentials", name="pay", values={"KEY": "first-secret"}, confirm="")
+    await deployed(writer, credentials=["pay"])
+    refused = await writer.refused("store_credentials", name="pay", values={"OTHER": "second"})
+    assert refused["code"] == "confirmation_needed"
+    assert "hello has pay with KEY: this would replace all its values" in refused["message"]
+    stored = await writer.done("store_credentials", name="pay", values={"OTHER": "second"}, confirm="pay")
+    assert stored["variables"] == ["OTHER"]
+
+
+async def test_a_call_that_is_sent_again_with_the_key_of_its_message_makes_one_version(service: Service) -> None:
+    """The bridge sends a call again after a broken connection; the service must recognise it."""
+    call = {"name": "redeploy", "arguments": {"deployment": "hello", "files": OTHER}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    async with agent(service, service.write) as one:
+        await deployed(one)
+        headers = {
+            "Authorization": f"Bearer {service.write}",
+            "Accept": "application/json, text/event-stream",
+            "Idempotency-Key": "k1",
+        }
+        async with httpx2.AsyncClient(transport=InProcess(service.app), headers=headers, timeout=None) as http:
+            for _ in range(2):
+                assert '"version":2' in (await http.post("http://builderd/mcp", json=message)).text
+        shown = await one.done("get_deployment", deployment="hello")
+        assert [one["version"] for one in shown["versions"]] == [2, 1]
 
 
 async def test_a_long_output_is_cut_and_says_how_to_get_the_rest(service: Service, writer: Agent) -> None:

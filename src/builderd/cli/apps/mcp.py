@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
 
 from builderd.cli.apps.session import Session, run
 from builderd.mcp.agent_configs import AGENTS, Agent, with_entry
-
-NEEDS_LIBRARY = "`builderd mcp` needs the library mcp. Run: pip install 'builderd[mcp]'"
 
 
 @click.group(invoke_without_command=True)
@@ -30,19 +26,9 @@ def mcp(context: click.Context, name: str | None) -> None:
 
 
 def _serve(session: Session) -> None:
-    url, token, ca = session.service()
-    # Collections would take a third of the import.
-    gc.disable()
-    try:
-        stdio = import_module("builderd.mcp.stdio")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"mcp", "mcp_types"}:
-            raise
-        raise click.ClickException(NEEDS_LIBRARY) from error
-    finally:
-        gc.freeze()
-        gc.enable()
-    stdio.serve(url, token, ca)
+    from builderd.mcp.stdio import serve  # noqa: PLC0415 (help and `install` need no HTTP)
+
+    serve(*session.service())
 
 
 @mcp.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from builderd.client._async.deployments import CreateOptions, DeployOptions, Fol
 from builderd.client._async.streams import AsyncStream
 from builderd.client._async.transport import AsyncTransport, connect
 from builderd.client._async.uploads import AsyncUploads
+from builderd.client.connections import certificates
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
@@ -54,7 +54,7 @@ class AsyncBuilderd:
             missing = "url, or set BUILDERD_URL" if not url else "token, or set BUILDERD_TOKEN"
             raise ValueError(f"no service to talk to: give {missing}")
         agent = f"builderd/{__version__}"
-        http = connect(url, token, _trusted(ca) if ca or url.startswith("https:") else True, transport, agent)
+        http = connect(url, token, certificates(url, ca), transport, agent)
         http.headers.update(headers or {})
         self._transport = AsyncTransport(http, timeout, max_retries)
 
@@ -156,12 +156,3 @@ class AsyncBuilderd:
     async def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send any call, such as ``request("GET", "/builders", params={"status": "running"})``."""
         return await self._transport.request(method, path.removeprefix("/api/v1"), **options)
-
-
-def _trusted(ca: str | Path | None) -> ssl.SSLContext:
-    """Return the certificates of ``SSL_CERT_FILE`` or else the system's, and those of ``ca``."""
-    # With the environment, also where the connection to this machine itself ignores its proxies.
-    context = httpx2.create_ssl_context(trust_env=True)
-    if ca is not None:
-        context.load_verify_locations(cafile=str(ca))
-    return context

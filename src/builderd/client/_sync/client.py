@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from builderd.client._sync.deployments import CreateOptions, DeployOptions, Fold
 from builderd.client._sync.streams import Stream
 from builderd.client._sync.transport import Transport, connect
 from builderd.client._sync.uploads import Uploads
+from builderd.client.connections import certificates
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
@@ -54,7 +54,7 @@ class Builderd:
             missing = "url, or set BUILDERD_URL" if not url else "token, or set BUILDERD_TOKEN"
             raise ValueError(f"no service to talk to: give {missing}")
         agent = f"builderd/{__version__}"
-        http = connect(url, token, _trusted(ca) if ca or url.startswith("https:") else True, transport, agent)
+        http = connect(url, token, certificates(url, ca), transport, agent)
         http.headers.update(headers or {})
         self._transport = Transport(http, timeout, max_retries)
 
@@ -156,12 +156,3 @@ class Builderd:
     def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send any call, such as ``request("GET", "/builders", params={"status": "running"})``."""
         return self._transport.request(method, path.removeprefix("/api/v1"), **options)
-
-
-def _trusted(ca: str | Path | None) -> ssl.SSLContext:
-    """Return the certificates of ``SSL_CERT_FILE`` or else the system's, and those of ``ca``."""
-    # With the environment, also where the connection to this machine itself ignores its proxies.
-    context = httpx2.create_ssl_context(trust_env=True)
-    if ca is not None:
-        context.load_verify_locations(cafile=str(ca))
-    return context

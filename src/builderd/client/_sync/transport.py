@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from builderd.client.connections import is_loopback
 from builderd.client.errors import NoAnswer, NotFound, TimedOut, error_in
 from builderd.client.events import Event, EventDecoder
 from builderd.client.retries import IDEMPOTENT, no_answer, repeats_error, repeats_failure, wait_before
@@ -26,7 +26,6 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
 #: An event stream is never silent for longer than its heartbeats' 15 seconds.
 STREAM_SECONDS = 60.0
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ def connect(
         headers={"Authorization": f"Bearer {token}", "User-Agent": agent},
         transport=transport,
         verify=verify,
-        trust_env=urlsplit(url).hostname not in LOOPBACK,
+        trust_env=not is_loopback(url),
         event_hooks={"response": [_keep_refusal]},
     )
 

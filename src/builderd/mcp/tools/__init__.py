@@ -22,6 +22,8 @@ class Entry:
 
 LIST = "GET /builders"
 BUILDER = "/builders/{uuid}"
+FILE = f"{BUILDER}/files/{{path}}"
+CREDENTIAL = "/credentials/{name}"
 #: Operations that find a builder by name or uuid.
 FIND = (LIST, f"GET {BUILDER}")
 FAILURE = (f"GET {BUILDER}/logs", f"GET {BUILDER}/qa")
@@ -30,7 +32,7 @@ TOOLS: tuple[Entry, ...] = (
     Entry(
         deployments.deploy_code,
         "Deploy code",
-        MAKE,
+        CHANGE,  # the same call again makes no second one
         ("POST /builders", *FIND, f"GET {BUILDER}/versions", *FAILURE),
     ),
     Entry(deployments.redeploy, "Redeploy", MAKE, (*FIND, f"PUT {BUILDER}", *FAILURE)),
@@ -43,8 +45,8 @@ TOOLS: tuple[Entry, ...] = (
     Entry(lifecycle.set_auto_stop, "Set auto-stop", CHANGE, (*FIND, f"PUT {BUILDER}/auto-stop")),
     Entry(lifecycle.delete_deployment, "Delete", DESTROY, (*FIND, f"DELETE {BUILDER}")),
     Entry(files.get_deployment_files, "List files", READ, (*FIND, f"GET {BUILDER}/files")),
-    Entry(files.read_file, "Read a file", READ, (*FIND, f"GET {BUILDER}/files/{{path}}")),
-    Entry(files.write_file, "Write a file", DESTROY, (*FIND, f"PUT {BUILDER}/files/{{path}}")),
+    Entry(files.read_file, "Read a file", READ, (*FIND, f"GET {FILE}")),
+    Entry(files.write_file, "Write a file", DESTROY, (*FIND, f"GET {FILE}", f"PUT {FILE}")),
     Entry(gates.review_deployment, "Review again", CHANGE, (*FIND, f"POST {BUILDER}/review")),
     Entry(gates.get_review, "Show the review", READ, (*FIND, f"GET {BUILDER}/review")),
     Entry(gates.test_deployment, "Test again", CHANGE, (*FIND, f"POST {BUILDER}/qa", f"GET {BUILDER}/qa")),
@@ -58,7 +60,7 @@ TOOLS: tuple[Entry, ...] = (
     Entry(running.exec_command, "Run a command", RUN, (*FIND, f"POST {BUILDER}/exec")),
     Entry(running.create_ssh, "Open SSH access", MAKE, (*FIND, f"POST {BUILDER}/ssh")),
     Entry(account.create_upload_link, "Create an upload link", MAKE, ("POST /uploads",)),
-    Entry(account.store_credentials, "Store credentials", DESTROY, ("PUT /credentials/{name}",)),
+    Entry(account.store_credentials, "Store credentials", DESTROY, (f"GET {CREDENTIAL}", f"PUT {CREDENTIAL}")),
     Entry(account.list_credentials, "List credentials", READ, ("GET /credentials",)),
     Entry(account.get_spending, "Show spending", READ, ("GET /builders/spending", "GET /spending-cap")),
 )

@@ -7,14 +7,18 @@ from typing import Annotated
 from mcp_types import CallToolResult
 from pydantic import Field
 
+from builderd.client import models
+from builderd.client.errors import NotFound
 from builderd.mcp.calls import Call
 from builderd.mcp.results import (
     Credential,
     CredentialList,
     DeploymentCost,
+    Failure,
     Spending,
     UploadLink,
     credential_of,
+    failed,
     given,
     result,
 )
@@ -47,10 +51,34 @@ async def store_credentials(
         dict[str, str], Field(description="Variables and their secret values; replaces all earlier ones.")
     ],
     restart: Annotated[bool, Field(description="Restart the deployments that use it.")] = False,
+    confirm: Annotated[str, Field(description="The same name, to replace a credential that exists.")] = "",
 ) -> Annotated[CallToolResult, Credential]:
-    """Store secrets, sealed. No tool shows them again; a deployment with this name in credentials gets them."""
+    """Store secrets, sealed. No tool shows them again; a deployment with this name in credentials gets them.
+
+    The values of one that exists are lost for good: without confirm it only says what it would do.
+    """
+    if confirm != name and (existing := await _existing(call, name)):
+        return failed(_unconfirmed(existing))
     stored = await call.client.credentials.put(name, values, restart=restart)
     return result(f"{name} is stored with {', '.join(stored.variables)}.", credential_of(stored))
+
+
+async def _existing(call: Call, name: str) -> models.Credential | None:
+    try:
+        return await call.client.credentials.get(name)
+    except NotFound:
+        return None
+
+
+def _unconfirmed(existing: models.Credential) -> Failure:
+    users = ", ".join(use.name for use in existing.used_by) or "No deployment"
+    return Failure(
+        code="confirmation_needed",
+        message=f"Nothing was stored. {users} has {existing.name} with {', '.join(existing.variables)}: this would "
+        "replace all its values, and nobody can read the earlier ones again.",
+        next_step="Ask the user, or choose another name. If the user agrees, call store_credentials again with "
+        f"confirm={existing.name!r}.",
+    )
 
 
 async def list_credentials(call: Call) -> Annotated[CallToolResult, CredentialList]:

@@ -101,7 +101,7 @@ async def deploy_code(
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
-        state = await _send(call, _Request("POST", "/builders", body), idempotency_key, wait=wait)
+        state = await _send(call, _Request("POST", "/builders", body), idempotency_key or call.key, wait=wait)
     except NameTaken as taken:
         return await _same_deployment(call, taken, files or {}, wait=wait)
     return _deployed(state)
@@ -149,7 +149,7 @@ async def redeploy(
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})
-    return _deployed(await _send(call, sent, idempotency_key, wait=wait))
+    return _deployed(await _send(call, sent, idempotency_key or call.key, wait=wait))
 
 
 async def rollback_deployment(
@@ -161,7 +161,7 @@ async def rollback_deployment(
     """Deploy the code and settings of an old version again. What the app wrote stays."""
     builder = await call.deployment(deployment)
     async with call.progress("the rollback") as progress:
-        await builder.rollback(version, idempotency_key=idempotency_key, on_stage=progress.stage)
+        await builder.rollback(version, idempotency_key=idempotency_key or call.key, on_stage=progress.stage)
     return _deployed(builder.data)
 
 

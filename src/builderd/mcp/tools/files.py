@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import quote
 
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from builderd.client.errors import RangeNotSatisfiable
+from builderd.client._async.builder import AsyncBuilder
+from builderd.client.errors import NotFound, RangeNotSatisfiable
+from builderd.domain.masking import MASK
 from builderd.mcp.app_data import mark, visible
 from builderd.mcp.calls import Call
-from builderd.mcp.results import Entry, FileContent, FileList, Written, result
+from builderd.mcp.results import Entry, Failure, FileContent, FileList, Written, failed, result
 from builderd.mcp.tools.arguments import Name
 
 PER_PAGE = 200
@@ -70,18 +73,64 @@ async def write_file(
     content: str,
     encoding: Literal["utf-8", "base64"] = "utf-8",
     executable: bool | None = None,
+    confirm: Annotated[
+        str, Field(description="The deployment's name, to replace a file that the result could not bring back.")
+    ] = "",
 ) -> Annotated[CallToolResult, Written]:
-    """Write a file on the disk, replacing what is there.
+    """Write a file on the disk. What it replaces is returned, so that it can be written back.
 
-    To change the code use redeploy: only a version is reviewed and tested, and its files replace this one.
+    A file that is too long for that is replaced only with confirm. To change the code use redeploy: only a version is
+    reviewed and tested, and its files replace this one.
     """
     try:
         data = content.encode() if encoding == "utf-8" else base64.b64decode(content, validate=True)
     except binascii.Error:
         raise ValueError("content is not valid base64") from None
     builder = await call.deployment(deployment)
+    replaced = await _replaced(call, builder.uuid, path)
+    if replaced is not None and not replaced.is_whole and confirm != builder.name:
+        return failed(_unconfirmed(builder, path, replaced))
     entry = await builder.files.write(path, data, executable=executable)
-    return result(f"{path} has {entry.size} bytes now.", Written(path=path, size=entry.size))
+    shown = Written(path=path, size=entry.size)
+    if replaced is not None and replaced.is_whole:
+        shown.replaced, shown.replaced_encoding = mark(replaced.text, "file"), replaced.encoding
+    return result(f"{path} has {entry.size} bytes now.", shown, quoted=shown.replaced or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    """File that is about to be replaced. ``text`` is the whole of it, as far as ``is_whole`` says so."""
+
+    text: str
+    encoding: str
+    size: int
+    is_whole: bool
+
+
+async def _replaced(call: Call, uuid: str, path: str) -> _Replaced | None:
+    """Return the file at a path; None where there is none yet."""
+    try:
+        content, end, size = await _part(call, uuid, path, 0)
+    except NotFound:
+        return None
+    text, _ = _as_text(content, is_end=True)
+    # A value that was masked cannot be written back.
+    is_whole = end >= size and MASK.encode() not in content
+    if text is None:
+        return _Replaced(base64.b64encode(content).decode(), "base64", size, is_whole)
+    # Nor can characters that a result does not show.
+    return _Replaced(text, "utf-8", size, is_whole and visible(text) == text)
+
+
+def _unconfirmed(builder: AsyncBuilder, path: str, replaced: _Replaced) -> Failure:
+    return Failure(
+        code="confirmation_needed",
+        message=f"Nothing was written. This would replace {visible(path)} of {builder.name}, {replaced.size} bytes, "
+        "which the result could not bring back.",
+        next_step="Keep a copy first (exec_command with cp), or ask the user. Then call write_file again with "
+        f"confirm={builder.name!r}.",
+        deployment=builder.uuid,
+    )
 
 
 async def _part(call: Call, uuid: str, path: str, offset: int) -> tuple[bytes, int, int]:

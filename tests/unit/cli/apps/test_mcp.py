@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from mcp import Client
-from mcp.client.stdio import StdioServerParameters
-from tests.agents import Agent
-from tests.threaded_service import threaded_service
 
-from builderd.cli.apps import mcp as command
 from builderd.cli.group import builderd
-
-SRC = str(Path(__file__).parents[4] / "src")
-CODE = {"main.py": "print('hello')\n"}
 
 
 @pytest.fixture
@@ -64,30 +54,3 @@ def test_without_a_service_it_says_how_to_sign_in(project: Path) -> None:
     done = run()
     assert done.exit_code == 3
     assert "builderd login" in done.stderr
-
-
-def test_without_the_library_it_says_what_to_install(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise ModuleNotFoundError("No module named 'mcp'", name="mcp")
-
-    monkeypatch.setattr(command, "import_module", missing)
-    done = run(env={"BUILDERD_URL": "http://x", "BUILDERD_TOKEN": "t"})
-    assert done.exit_code == 1
-    assert "pip install 'builderd[mcp]'" in done.stderr
-
-
-async def test_an_agent_works_over_stdio() -> None:
-    with threaded_service() as running:
-        env = {
-            **os.environ,
-            "PYTHONPATH": SRC,
-            "BUILDERD_URL": running.url,
-            "BUILDERD_TOKEN": running.service.write,
-        }
-        parameters = StdioServerParameters(command=sys.executable, args=["-m", "builderd", "mcp"], env=env)
-        async with Client(parameters) as client:
-            one = Agent(client)
-            made = await one.done("deploy_code", name="hello", files=CODE, entrypoint="python3 main.py")
-            assert made["status"] == "running"
-            assert [message.split()[0] for message in one.progress] == ["review", "install", "start", "qa"]
-            assert (await one.refused("get_deployment", deployment="nowhere"))["code"] == "not_found"

@@ -36,6 +36,7 @@ def make_engine(settings: Settings, clock: SystemClock) -> Engine:
             allow=egress.allow,
             deny=egress.deny,
             log_limit=int(settings.limits.log * 1_000_000),
+            sandbox_pool=settings.sandbox_pool,
             now=clock.seconds,
             at=clock.at,
             store=StoreOptions(

@@ -120,3 +120,8 @@ def read_proc(name: str) -> str:
         return ""
     finally:
         os.close(descriptor)
+
+
+def is_alive(process: Process | None) -> bool:
+    """Return True when there is such a process and it runs."""
+    return process is not None and process.alive

@@ -42,6 +42,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -108,6 +109,15 @@ def bind(
     ``recursive`` binds the mounts below it, too. open_tree(2), mount_setattr(2) and move_mount(2): the attributes are
     set before anything can see the mount.
     """
+    tree = open_tree(source, attributes, user_namespace, recursive=recursive)
+    try:
+        attach_tree(tree, target)
+    finally:
+        os.close(tree)
+
+
+def open_tree(source: str, attributes: int, user_namespace: int | None = None, *, recursive: bool = False) -> int:
+    """Return the descriptor of a detached mount, as ``bind`` makes it, for ``attach_tree`` in any mount namespace."""
     below = _AT_RECURSIVE if recursive else 0
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | below
     tree = check(libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), flags), f"open {source}")
@@ -118,12 +128,22 @@ def bind(
         size = ctypes.c_size_t(len(wanted))
         result = libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | below, wanted, size)
         check(result, f"set attributes of {source}")
-        check(
-            libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
-            f"bind {source} on {target}",
-        )
-    finally:
+    except BaseException:
         os.close(tree)
+        raise
+    return tree
+
+
+def attach_tree(tree: int, target: str) -> None:
+    """Mount a detached mount at a path of this process's mount namespace (move_mount(2))."""
+    result = libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+    check(result, f"bind on {target}")
+
+
+def act_on_files_as(owner: int) -> None:
+    """Make files as this user and group from now on (setfsuid(2)): a user namespace's tmpfs takes its own ids only."""
+    libc.setfsgid(owner)
+    libc.setfsuid(owner)
 
 
 def sync_file_system(descriptor: int) -> None:

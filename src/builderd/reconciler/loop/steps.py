@@ -27,7 +27,7 @@ from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.releases import Releases
-from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle
+from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle, reserve
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, bundles, verdicts
@@ -186,12 +186,13 @@ class Steps:
         return Result()
 
     def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
-        now = self._now()
+        now, prepared = self._now(), reserve(self._app, item.version)
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not transitions.same_generation(builder, item.builder):
                 return
-            uow.sandboxes.add(replace(new_sandbox(uow, item, item.disk, now), release=step.release))
+            sandbox = new_sandbox(uow, item, item.disk, now, prepared)
+            uow.sandboxes.add(replace(sandbox, release=step.release))
             if step.release or step.attempt == 1:
                 transitions.stage_started(uow, builder, "release" if step.release else "start", now)
 

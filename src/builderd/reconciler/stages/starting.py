@@ -9,7 +9,7 @@ from datetime import datetime
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
-from builderd.domain.ids import DiskId, new_sandbox_id
+from builderd.domain.ids import DiskId, SandboxId, new_sandbox_id
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
@@ -24,11 +24,13 @@ from builderd.services.application import Application
 STDIN = "_job/stdin"
 
 
-def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) -> Sandbox:
-    """Return the next sandbox record of the builder's present run."""
+def new_sandbox(
+    uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime, sandbox_id: SandboxId | None = None
+) -> Sandbox:
+    """Return the next sandbox record of the builder's present run; ``sandbox_id`` is that of a prepared one."""
     builder = item.builder
     return Sandbox(
-        id=new_sandbox_id(),
+        id=sandbox_id or new_sandbox_id(),
         builder_id=builder.id,
         version=item.version.number,
         generation=builder.generation,
@@ -38,13 +40,21 @@ def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) ->
     )
 
 
+def reserve(application: Application, version: Version) -> SandboxId | None:
+    """Return the id of a prepared sandbox in which the version can run, None when there is none."""
+    return application.engine.reserve(version.settings.isolation, _layer_key(version))
+
+
+def _layer_key(version: Version) -> str | None:
+    return None if version.layer_key == NO_LAYER else version.layer_key
+
+
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
     """Return what the engine runs. A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
     builder, settings = item.builder, item.version.settings
     command = settings.release if sandbox.release else settings.entrypoint
     stdin = "" if sandbox.release else settings.stdin
     secrets = await _open_credentials(application, item)
-    layer_key = item.version.layer_key
     platform = {
         "SERVICE_TOKEN": builder.service_token,
         "BUILDER_UUID": builder.id,
@@ -65,7 +75,7 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         env={**settings.variables, **credentials.as_env(secrets), **platform},
         resources=settings.resources,
         isolation=settings.isolation,
-        layer_key=None if layer_key == NO_LAYER else layer_key,
+        layer_key=_layer_key(item.version),
         egress=not sandbox.trial,
         secret_files={**credentials.as_files(secrets), **({STDIN: stdin} if stdin else {})},
         tenant_id=builder.tenant_id,

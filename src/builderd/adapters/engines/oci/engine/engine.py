@@ -12,20 +12,19 @@ from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.engine.capacity import capacity
 from builderd.adapters.engines.oci.engine.machine import Machine
+from builderd.adapters.engines.oci.engine.starting import Starting
 from builderd.adapters.engines.oci.network.allocations import known_instance
-from builderd.adapters.engines.oci.runtime.apps import app_root, brings_packages, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.execute import Executions
 from builderd.adapters.engines.oci.runtime.records import Record, is_name
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
-from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.layers import NODE_MODULES, BuildOutcome, BuildStep, LayerPlan, StoredLayers
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
 from builderd.domain.logs import LogPage
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
@@ -55,7 +54,8 @@ class OciEngine:
         self._readiness = Readiness(False, "waiting to be prepared")
         self._preparing = asyncio.Lock()
         #: One lock a disk, kept while it is held.
-        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._start_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._starting: Starting | None = None
         self._executions = Executions()
 
     # What the machine has
@@ -76,6 +76,7 @@ class OciEngine:
                 )
                 self._readiness = Readiness(False, f"The engine could not be opened: {error}.{cure}")
                 raise EngineUnavailable(self._readiness.message) from error
+            self._starting = Starting(self._machine, self._settings)
             self._readiness = Readiness(True, "ready")
 
     async def _prepare(self, progress: Progress) -> Machine:
@@ -118,6 +119,12 @@ class OciEngine:
         if self._machine is None:
             raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
         return self._machine
+
+    @property
+    def _starter(self) -> Starting:
+        if self._starting is None:
+            raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
+        return self._starting
 
     # Layers
 
@@ -192,7 +199,7 @@ class OciEngine:
     def _user(self, disk: DiskId) -> Record | None:
         """Return the running sandbox of this disk, or None."""
         runs = self._here.runs
-        return next((record for record in runs.all() if record.disk == disk and runs.is_running(record)), None)
+        return next((one for one in runs.all() if one.disk == disk and runs.is_running(one)), None)
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
         if tool.disk is not None and tool.writable:
@@ -228,31 +235,18 @@ class OciEngine:
     # Sandboxes
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
-        async with self._starting.setdefault(spec.disk, asyncio.Lock()):
+        async with self._start_locks.setdefault(spec.disk, asyncio.Lock()):
             report = await self.report(spec.id)
             if report.alive or report.state is SandboxState.EXITED:
                 return report
-            if half_made := self._here.runs.find(spec.id):
-                await self._here.runs.remove(half_made)
             return self._report(await self._start(spec))
 
     async def _start(self, spec: SandboxSpec) -> Record:
-        here, runtime = self._here, self._runtime(spec.isolation)
         self._refuse_while_used(spec.disk)
-        root = await run_to_completion(self._make_root, spec)
-        log = here.logs.begin(spec.builder_id, spec.id)
-        url = f"http://{here.addresses.gateway}:{self._settings.inside_port}"
-        return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))
+        return await self._starter.start(spec, self._runtime(spec.isolation))
 
-    def _make_root(self, spec: SandboxSpec) -> Root:
-        """Make the root's folders. Blocks while the store syncs or collects."""
-        here = self._here
-        lowers, scratch = here.lowers(spec.layer_key), here.disks.scratch(spec.disk)
-        has_packages = spec.layer_key is not None and (here.layers.lower(spec.layer_key) / NODE_MODULES).is_dir()
-        has_packages = has_packages and not brings_packages(spec.entrypoint)
-        mirrored = has_packages and here.disks.make_mount_point(spec.disk, NODE_MODULES)
-        app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
-        return app_root(lowers, scratch, app, home, has_packages=mirrored)
+    def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
+        return self._starter.reserve(isolation, layer_key)
 
     def _runtime(self, isolation: Isolation) -> Runtime:
         if lack := self.supports(isolation):
@@ -301,6 +295,7 @@ class OciEngine:
         return await self.report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        await self._starter.discard(sandbox)
         record = self._find(sandbox)
         if record is None:
             return missing_report(sandbox)
@@ -370,12 +365,16 @@ class OciEngine:
     # The end
 
     async def close(self) -> None:
+        if self._starting:
+            await self._starting.close()
         if machine := self._machine:
             machine.close()
         self._machine = None
         self._readiness = Readiness(False, "closed")
 
     async def down(self) -> None:
+        if self._starting:
+            await self._starting.close()
         machine = self._machine
         if machine is None:
             if known_instance(self._settings.data_dir) is None:

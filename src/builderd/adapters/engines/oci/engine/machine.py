@@ -69,9 +69,10 @@ class Machine:
             Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
         )
         heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
-        self.runs = Runs(
-            RunContext(config, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
+        self.context = RunContext(
+            config, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat
         )
+        self.runs = Runs(self.context)
         self.listening_ports = ListeningPorts(self.runs)
         self._base: Base | None = None
         self._layers: Layers | None = None

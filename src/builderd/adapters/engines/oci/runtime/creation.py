@@ -49,8 +49,12 @@ class Creation:
             if run.secret_files:
                 secret_files.write(bundle, run.secret_files, uid + run.user)
                 secret_files.make_target(run.root.scratch / "upper", uid)
-        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
+        self.write_config(run, bundle, uid)
         return bundle
+
+    def write_config(self, run: Run, bundle: Path, uid: int) -> None:
+        """Write the bundle's ``config.json``; commands inside take user and environment from there."""
+        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
 
     def _container(self, run: Run, bundle: Path, uid: int) -> Container:
         return Container(
@@ -65,7 +69,7 @@ class Creation:
             cpu=run.cpu,
             memory_bytes=run.memory_bytes,
             pids=run.pids,
-            seccomp=self._context.config.seccomp if run.owner else self._context.config.build_seccomp,
+            seccomp=self._context.config.seccomp if run.is_app else self._context.config.build_seccomp,
             open_files=open_files(),
             read_only=run.root.scratch is None,
             tmpfs=run.tmpfs,

@@ -6,6 +6,7 @@ and answers one JSON request per packet:
 
 ``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
+``claim``   give a prepared sandbox, in which nothing has run yet, its name, folders and files.
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
@@ -29,6 +30,7 @@ import termios
 from typing import Any, NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
+from builderd.adapters.engines.oci.runtime.claim import claim
 from builderd.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -99,6 +101,9 @@ class Server:
             case "attach":
                 attach(request["pid"], Link(**request["network"]))
                 self._answer(request["id"])
+            case "claim":
+                self._claim(request)
+                self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
             case "kill":
@@ -116,6 +121,25 @@ class Server:
         """Close the user namespaces kept for later mounts; mounts made with them keep them alive."""
         for descriptor in self._maps.pop(uid, {}).values():
             os.close(descriptor)
+
+    def _claim(self, request: Message) -> None:
+        owners = [bound["owner"] for bound in request["binds"] if bound["owner"] is not None]
+        maps = self._keep_maps(request["uid"], owners)
+        words, child_words = os.pipe2(os.O_CLOEXEC)
+        if (pid := os.fork()) == 0:
+            try:
+                claim(request, maps)
+                os._exit(0)
+            except BaseException as error:
+                os.write(child_words, describe(error).encode()[:4096])
+            finally:
+                os._exit(FAILED)
+        os.close(child_words)
+        _, status = os.waitpid(pid, 0)
+        self._drop_maps(request["uid"])
+        words_of_child = _read_words(words)
+        if status:
+            raise OSError(0, words_of_child or f"the claim ended with {status}")
 
     def _run(self, request: Message, descriptors: list[int]) -> None:
         owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]

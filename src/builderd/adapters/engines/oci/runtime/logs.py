@@ -60,16 +60,26 @@ class Logs:
 
     def begin(self, builder: BuilderId, sandbox: SandboxId) -> Path:
         """Create an empty log for a new sandbox; remove the oldest logs of the builder."""
+        log = self._folder(builder) / f"{sandbox}.log"
+        log.unlink(missing_ok=True)
+        log.touch(mode=0o600)
+        return _with_first(log)
+
+    def adopt(self, builder: BuilderId, made: Path) -> Path:
+        """Give the empty log of a prepared sandbox to a builder.
+
+        Its folder becomes a link to the builder's, since its writer keeps to the path that it was given.
+        """
+        log = made.rename(self._folder(builder) / made.name)
+        made.parent.rmdir()
+        made.parent.symlink_to(log.parent)
+        return _with_first(log)
+
+    def _folder(self, builder: BuilderId) -> Path:
         folder = self._root / builder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _prune(folder)
-        log = folder / f"{sandbox}.log"
-        log.unlink(missing_ok=True)
-        log.touch(mode=0o600)
-        first = _first(log)
-        first.unlink(missing_ok=True)
-        first.hardlink_to(log)
-        return log
+        return folder
 
     def read(
         self,
@@ -89,6 +99,13 @@ class Logs:
     def delete(self, builder: BuilderId) -> None:
         """Delete the logs of a builder. Idempotent."""
         shutil.rmtree(self._root / builder, ignore_errors=True)
+
+
+def _with_first(log: Path) -> Path:
+    first = _first(log)
+    first.unlink(missing_ok=True)
+    first.hardlink_to(log)
+    return log
 
 
 def _first(log: Path) -> Path:

@@ -48,8 +48,8 @@ def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
     The store itself is unmounted inside, since an ending sandbox would keep the host from unmounting it.
     """
     lowers = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
-    binds = [_bind(b.source, _at(bundle / "root", b.target), b.read_only, b.owner) for b in root.binds]
     inside = bundle / "root"
+    binds = [make_bind(bind, _at(inside, bind.target)) for bind in root.binds]
     mirrors = [_bind(_at(inside, path), _at(inside, other), False, None) for path, other in root.mirrors.items()]
     return [*lowers, _overlay(root, bundle), *binds, *mirrors, {"kind": "detach", "target": str(store)}]
 
@@ -75,7 +75,12 @@ def _overlay(root: Root, bundle: Path) -> dict[str, Any]:
     }
 
 
-def _bind(source: Path, target: Path, read_only: bool, owner: int | None) -> dict[str, Any]:
+def make_bind(bind: Bind, target: Path | str) -> dict[str, Any]:
+    """Return the launcher's bind mount at this path."""
+    return _bind(bind.source, target, bind.read_only, bind.owner)
+
+
+def _bind(source: Path, target: Path | str, read_only: bool, owner: int | None) -> dict[str, Any]:
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
     return {"kind": "bind", "source": str(source), "target": str(target), "attributes": attributes, "owner": owner}
 

@@ -23,6 +23,7 @@ class Run:
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
+    ``prepared``: made in advance; it has no owner, disk or tenant yet.
     """
 
     id: str
@@ -47,6 +48,12 @@ class Run:
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
     tenant: str = ""
+    prepared: bool = False
+
+    @property
+    def is_app(self) -> bool:
+        """True if code of a tenant runs in it under its own rules: an app, or what will be one."""
+        return bool(self.owner) or self.prepared
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
 from builderd.domain.errors import EngineUnavailable
-from builderd.linux.processes import Process, boot_id, find_process
+from builderd.linux.processes import Process, boot_id, find_process, is_alive
 from builderd.linux.threads import run_to_completion
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Runs:
         (self.config.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
         self.exits.open()
         if connecting:
-            await self._share_ports(self.records.all())
+            await self.share_ports(self.records.all())
         for record in self.records.all():
             self._known[record.id] = record
             if record.boot == boot_id():
@@ -106,16 +106,16 @@ class Runs:
         if record.started_at is None or self.is_running(record):
             return
         if record.seen_at is None and last is not None and last.boot == record.boot:
-            self._save(replace(record, seen_at=last.at))
+            self.save(replace(record, seen_at=last.at))
 
     async def _adopt(self, record: Record, *, connecting: bool) -> None:
         process = record.process
         if process is not None and not process.alive and self._ran(record):
-            self._save(replace(record, started_at=self.records.now()))
+            self.save(replace(record, started_at=self.records.now()))
         if process is None or not process.alive:
             return
         if record.started_at is None and await self._runs(record):
-            record = self._save(replace(record, started_at=self.records.now()))
+            record = self.save(replace(record, started_at=self.records.now()))
         if record.started_at is not None:
             self.exits.watch(record.id, process, record.shim)
             if not is_alive(record.shim) and await self.exits.wait(record.id, _KILL_SECONDS):
@@ -186,11 +186,11 @@ class Runs:
 
     async def start(self, run: Run) -> Record:
         """Create and start a sandbox. Raises ``EngineUnavailable`` on failure and leaves nothing."""
-        record = self._begin(run)
+        record = self.begin(run)
         try:
             with self.cgroups.moves.expected():
-                record = await self._create(run, record)
-                record = await self._start(run, record)
+                record = await self.create(run, record)
+                record = await self.release(run, record)
         except BaseException:
             await asyncio.shield(self.remove(self._known[record.id]))
             raise
@@ -198,13 +198,13 @@ class Runs:
         self._warming = asyncio.get_running_loop().create_task(self._warm(run.root.owners))
         return record
 
-    def _begin(self, run: Run) -> Record:
+    def begin(self, run: Run) -> Record:
         """Take a slot and write the first record."""
         slot = self._slots.take(run.id)
         try:
             ip = self.network.addresses.of(slot, run.egress)
             record = Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id())
-            return self._save(replace(record, tenant=run.tenant))
+            return self.save(replace(record, tenant=run.tenant))
         except BaseException:
             self._slots.give_back(slot, run.id)
             self.records.remove(run.id)
@@ -222,32 +222,34 @@ class Runs:
             with contextlib.suppress(EngineUnavailable):
                 await self.launcher.keep_maps(self._slots.uid(slot), owners)
 
-    async def _create(self, run: Run, record: Record) -> Record:
+    async def create(self, run: Run, record: Record) -> Record:
         """Create the sandbox, up to a first process that waits to execute the program."""
         uid = self._slots.uid(record.slot)
         bundle = self._creation.make_bundle(run, record, uid)
         pid = await self._creation.launch_shim(run, record, bundle)
         shim = int((bundle / "conmon.pid").read_text())
-        record = self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
+        record = self.save(replace(record, process=find_process(pid), shim=find_process(shim)))
         self.cgroups.limit_shim(run.id)
         self.cgroups.limit_sockets(run.id, run.memory_bytes)
         if not run.host_network:
             await asyncio.gather(
-                self.launcher.attach(pid, self.network.link(record.slot, run.egress)), self._share_ports([record])
+                self.launcher.attach(pid, self.network.link(record.slot, run.egress)), self.share_ports([record])
             )
         return record
 
-    async def _share_ports(self, records: Iterable[Record]) -> None:
+    async def share_ports(self, records: Iterable[Record]) -> None:
+        """Let the sandboxes' addresses take source ports from their tenants' shares."""
         tenants = {record.ip: record.tenant for record in records if record.tenant and record.boot == boot_id()}
         await asyncio.to_thread(self.network.share_ports, tenants)
 
-    async def _start(self, run: Run, record: Record) -> Record:
+    async def release(self, run: Run, record: Record) -> Record:
+        """Let the first process execute the program."""
         started_at = self.records.now()
         if run.runtime.name != "crun" or not await exec_fifo.release(run.runtime.root / run.id):
             status, output = await self.commands.ask(run.runtime, command.start(run.runtime, run.id))
             if status:
                 raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
-        record = self._save(replace(record, started_at=started_at))
+        record = self.save(replace(record, started_at=started_at))
         assert record.process
         self.exits.watch(run.id, record.process, record.shim)
         return record
@@ -289,7 +291,7 @@ class Runs:
             record = self._newest(record)
             if self.is_frozen(record) or not self.is_running(record):
                 return
-            record = self._save(replace(record, frozen_at=self.records.now()))
+            record = self.save(replace(record, frozen_at=self.records.now()))
             try:
                 await run_to_completion(self.cgroups.freeze, record.id)
             except (TimeoutError, FileNotFoundError) as error:
@@ -310,7 +312,7 @@ class Runs:
     def _resume(self, record: Record) -> Record:
         """Thaw it, also when only its record says that it is frozen."""
         if record.counts_as_frozen:
-            record = self._save(replace(record, thawed_at=self.records.now()))
+            record = self.save(replace(record, thawed_at=self.records.now()))
         self.cgroups.thaw(record.id)
         return record
 
@@ -324,7 +326,7 @@ class Runs:
     async def stop(self, record: Record, grace_seconds: float) -> Record:
         """Send TERM, then KILL. Returns when its exit is recorded and its mounts are gone."""
         record = await self.thaw(record)
-        record = self._save(replace(record, stopping_at=record.stopping_at or self.records.now()))
+        record = self.save(replace(record, stopping_at=record.stopping_at or self.records.now()))
         if not await self._ends_by_term(record, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)
             await self.exits.wait(record.id, _KILL_SECONDS)
@@ -364,7 +366,7 @@ class Runs:
         async with self._lock(record):
             self.reclaiming.end(name)
             if is_alive(record.process):
-                record = self._save(replace(self._newest(record), seen_at=self.records.now()))
+                record = self.save(replace(self._newest(record), seen_at=self.records.now()))
             await self._ending.kill_all(record)
         return True
 
@@ -390,11 +392,8 @@ class Runs:
             log.warning("flows of ended sandbox not deleted sandbox=%s ip=%s", record.id, record.ip, exc_info=True)
         self._slots.give_back(record.slot, record.id)
 
-    def _save(self, record: Record) -> Record:
+    def save(self, record: Record) -> Record:
+        """Write the record, which is the present one from then on."""
         self.records.save(record)
         self._known[record.id] = record
         return record
-
-
-def is_alive(process: Process | None) -> bool:
-    return process is not None and process.alive

@@ -53,6 +53,8 @@ HOME_IN_BACKUP = ".builderd-home"
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _UNFINISHED = "."
+#: Prefix of scratch folders of prepared sandboxes; no disk has such a name.
+_PREPARED = ".prepared-"
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,9 @@ class Disks:
         self._background = BackgroundDelete()
 
     def open(self) -> None:
-        """Remove half-made disks after a start, and reserve the space of the others."""
+        """Remove half-made disks and unclaimed scratch folders after a start, and reserve the space of the others."""
+        for scratch in self._store.scratch.glob(f"{_PREPARED}*"):
+            self._store.quota.delete(scratch)
         for path in self._store.disks.iterdir():
             if path.name.startswith(_UNFINISHED):
                 self._store.quota.delete(path)
@@ -265,7 +269,9 @@ class Disks:
         A subvolume, so that it goes in one step.
         """
         self._existing(disk)
-        scratch = self._store.scratch / disk
+        return self._make_scratch(self._store.scratch / disk)
+
+    def _make_scratch(self, scratch: Path) -> Path:
         with self._scratch_lock:
             self._store.quota.delete(scratch)
             create_subvolume(scratch)
@@ -273,6 +279,23 @@ class Disks:
             for name in ("upper", "work"):
                 (scratch / name).mkdir()
         return scratch
+
+    def prepare_scratch(self, name: str) -> Path:
+        """Return a scratch folder that no disk has yet; a start of the service removes those that are left."""
+        return self._make_scratch(self._store.scratch / f"{_PREPARED}{name}")
+
+    def drop_scratch(self, name: str) -> None:
+        """Remove a scratch folder of ``prepare_scratch``. Idempotent."""
+        with self._scratch_lock:
+            self._store.quota.delete(self._store.scratch / f"{_PREPARED}{name}")
+
+    def adopt_scratch(self, name: str, disk: DiskId) -> Path:
+        """Give a folder of ``prepare_scratch`` to a disk; what that had is deleted. Mounts of it stay."""
+        self._existing(disk)
+        scratch = self._store.scratch / disk
+        with self._scratch_lock:
+            self._store.quota.delete(scratch)
+            return (self._store.scratch / f"{_PREPARED}{name}").rename(scratch)
 
     def collect_scratch(self, used: Collection[str], unused_seconds: float) -> int:
         """Remove scratch folders of ended sandboxes, except of ``used`` disks and those of the last ``unused_seconds``.
@@ -285,7 +308,7 @@ class Disks:
             with self._scratch_lock, suppress(FileNotFoundError):
                 recent = time.time() - scratch.stat().st_mtime < unused_seconds
                 seen = any(f"/scratch/{scratch.name}/" in f"{root}/" for root in mounted)
-                if recent or seen or scratch.name in used:
+                if recent or seen or scratch.name in used or scratch.name.startswith(_PREPARED):
                     continue
                 self._store.quota.delete(scratch)
                 count += 1

@@ -87,7 +87,7 @@ async def test_nothing_is_kept_of_disks_on_which_something_was_started(tmp_path:
     for number in range(3):
         with pytest.raises(EngineUnavailable):
             await engine.start(spec(number))
-    assert len(engine._starting) == 0
+    assert len(engine._start_locks) == 0
 
 
 async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machine_and_it_is_tried_again(

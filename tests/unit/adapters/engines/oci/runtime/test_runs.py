@@ -149,7 +149,7 @@ async def test_end_of_a_dying_sandbox_is_read_after_its_exit_file(host: Host) ->
         with subprocess.Popen(["sleep", "60"]) as child:
             dying = find_process(child.pid)
             child.kill()
-        engine._here.runs._save(make_record(process=dying, shim=find_process(os.getpid())))
+        engine._here.runs.save(make_record(process=dying, shim=find_process(os.getpid())))
         reporting = asyncio.create_task(engine.report(APP))
         await asyncio.sleep(0.05)
         (host.records.exits / APP).write_text("3")

@@ -113,8 +113,9 @@ async def test_requests_builders_previews_and_the_engine_are_counted(
 
 
 async def test_metrics_are_there_while_the_proxy_is_not(service: Service) -> None:
+    assert samples((await service.client(METRICS_TOKEN).get("/metrics")).text)["builderd_previews_ready{}"] == 1
     service.previews.break_down()
-    assert (await service.client(METRICS_TOKEN).get("/metrics")).status_code == 200
+    assert samples((await service.client(METRICS_TOKEN).get("/metrics")).text)["builderd_previews_ready{}"] == 0
 
 
 async def test_a_listener_of_their_own_needs_no_token_and_shows_nothing_else(service: Service) -> None:

@@ -59,7 +59,8 @@ class Meter:
 
 async def _look(application: Application) -> _Snapshot:
     builders = await application.store.read(lambda uow: uow.builders.count_by_status())
-    activity = await application.previews.activity() if await application.previews.ready() else {}
+    previews_ready = await application.previews.ready()
+    activity = await application.previews.activity() if previews_ready else {}
     readings = application.usage.all()
     now = application.clock.now()
     backups = await application.store.read(lambda uow: health(uow, now))
@@ -67,7 +68,7 @@ async def _look(application: Application) -> _Snapshot:
     ends = await application.store.read(lambda uow: certificate_ends(uow, application))
     today = application.clock.calendar()
     days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
-    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, backups, days)
+    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, previews_ready, backups, days)
 
 
 def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
@@ -82,6 +83,7 @@ class _Snapshot(Collector):
     activity: Mapping[str, PreviewActivity]
     readings: Sequence[UsageSample]
     engine_ready: bool
+    previews_ready: bool
     backups: BackupHealth
     #: Days left of certificates by host, those that end first.
     certificates: Mapping[str, float]
@@ -94,6 +96,9 @@ class _Snapshot(Collector):
         yield builders
         yield GaugeMetricFamily(
             "builderd_engine_ready", "1 when sandboxes can be started.", value=float(self.engine_ready)
+        )
+        yield GaugeMetricFamily(
+            "builderd_previews_ready", "1 when the proxy of the previews answers.", value=float(self.previews_ready)
         )
         certificates = GaugeMetricFamily(
             "builderd_domain_certificate_days",

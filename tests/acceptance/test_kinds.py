@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
@@ -63,6 +64,36 @@ def test_sandbox_runs_commands_and_previews_its_listening_port(service: LiveServ
         assert run(service, data["uuid"], zombies)[1].strip() == "0"
     finally:
         service.call("DELETE", f"/builders/{data['uuid']}?purge=true")
+
+
+HTTP2 = """\
+const server = require('http2').createServer()
+server.on('stream', (stream, headers) => {
+  stream.respond({':status': 200, 'content-type': 'application/grpc'}, {waitForTrailers: true})
+  stream.on('wantTrailers', () => stream.sendTrailers({'grpc-status': '0'}))
+  stream.end(`${headers[':method']} ${headers[':path']} ${headers['x-forwarded-proto']}`)
+})
+server.listen(8000, '0.0.0.0')
+"""
+
+
+def test_app_of_http2_is_asked_by_http2(service: LiveService) -> None:
+    fields = {"protocol": "h2c", "require_qa": True, "visibility": "private"}
+    with service.deployed("grpc", {"main.js": HTTP2}, "node main.js", **fields) as data:
+        assert (data["protocol"], data["qa_passed"]) == ("h2c", True)
+        assert service.visit(data).status_code == 401
+        token = f"X-Service-Token: {data['service_token']}"
+        host = data["preview_url"].split("/")[2]
+        url = f"http://127.0.0.1:{service.preview_port}/pkg.Service/Call"
+        curl = ("curl", "-sS", "--http2-prior-knowledge", "-i", "-H", f"Host: {host}", "-H", token, "-d", "x", url)
+        said = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True).stdout
+        assert said.startswith("HTTP/2 200")
+        assert "POST /pkg.Service/Call http" in said
+        assert "grpc-status: 0" in said
+        # A visitor of HTTP/1.1 is served too: the proxy translates.
+        assert service.visit(data, "x", headers={"X-Service-Token": data["service_token"]}).text == "GET /x http"
+        service.call("PATCH", f"/builders/{data['uuid']}", json={"visibility": "public"})
+        assert service.visit(data, "y").text == "GET /y http"
 
 
 def test_job_reads_its_input(service: LiveService) -> None:

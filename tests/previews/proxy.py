@@ -126,7 +126,7 @@ def route_to(app: App, *, private: bool = False, host: str | None = None) -> Rou
     return Route(host or new_host(), RouteState.OPEN, app.address, builder_id=BUILDER, **owner)
 
 
-def _ownership(*, private: bool) -> dict[str, str]:
+def _ownership(*, private: bool) -> dict[str, Any]:
     return {"token_hash" if private else "owner_hash": secret_hash(TOKEN)}
 
 

@@ -42,6 +42,7 @@ class VersionOptions(SettingOptions, total=False):
     build: str
     stdin: str
     start_timeout: int
+    protocol: str
     env_file: str
 
 

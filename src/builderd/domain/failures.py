@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from builderd.domain.previews import Address
 from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopback
+from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_ipv6_only, is_loopback
 
 #: Number of the last log lines in a failure's message.
 SHOWN_LINES = 20
@@ -98,6 +98,11 @@ def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) 
 def _where(listening: Listening, port: int, seconds: float) -> str:
     if any(p == port for _, p in listening.sockets):
         ips = sorted({ip for ip, p in listening.sockets if p == port})
+        if all(is_ipv6_only(ip) and not is_loopback(ip) for ip in ips):
+            return (
+                f"The app listens on port {port} for IPv6 alone, and the preview asks by IPv4: "
+                f"bind it to 0.0.0.0:{port}, or to [::]:{port} without IPV6_V6ONLY."
+            )
         return (
             f"The app listens on {Address(ips[0], port)}, which cannot be reached from outside its sandbox: "
             f"bind it to 0.0.0.0:{port}."

@@ -143,7 +143,8 @@ def _open_route(builder: Builder, seen: Observation) -> Step | None:
 def _opened(builder: Builder, seen: Observation) -> Route:
     assert seen.report is not None, "a running sandbox has a report"
     assert seen.report.ip is not None, "a running sandbox has an address"
-    return make_route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
+    destination = Address(seen.report.ip, seen.version.port)
+    return make_route(builder, RouteState.OPEN, destination, h2c=seen.version.h2c)
 
 
 def _towards_started(builder: Builder, seen: Observation) -> Step:

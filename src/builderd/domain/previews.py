@@ -63,7 +63,8 @@ class Route:
 
     ``token_hash`` is the sha256 (64 hex) of the service token for a private preview, None for a public one.
 
-    ``destination`` is set exactly when ``state`` is ``open``. ``builder_id`` lets the page of a crashed app link
+    ``destination`` is set exactly when ``state`` is ``open``; ``h2c``: it is asked by HTTP/2 without TLS.
+    ``builder_id`` lets the page of a crashed app link
     its logs, for requests with the service token only: its sha256 is ``token_hash`` or, for a public preview,
     ``owner_hash``. Raises ``ValueError`` for invalid values: a route becomes part of a proxy's configuration.
     """
@@ -74,12 +75,15 @@ class Route:
     token_hash: str | None = None
     builder_id: BuilderId | None = None
     owner_hash: str | None = None
+    h2c: bool = False
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):
             raise ValueError(f"not a lower-case host name: {self.host!r}")
         if (self.destination is not None) is not (self.state is RouteState.OPEN):
             raise ValueError(f"a route that is {self.state} has {self.destination or 'no destination'}")
+        if self.h2c and self.destination is None:
+            raise ValueError("a route without a destination has no protocol")
         if self.destination is not None:
             _check_address(self.destination)
         if self.token_hash is not None and self.owner_hash is not None:

@@ -51,6 +51,14 @@ def check_port(port: int, seconds: float) -> Check:
     return Check(CheckName.PORT, Outcome.WARNING, message, seconds)
 
 
+def check_http2(visit: Visit, lines: Sequence[str]) -> Check:
+    """Check that the app began a connection of HTTP/2; what it answers on it, such as to gRPC calls, is its own."""
+    if visit.status is None:
+        message = f"A connection of HTTP/2 was not begun: {visit.fault} (after {visit.seconds:.2f} s)." + quoted(lines)
+        return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
+    return Check(CheckName.ANSWER, Outcome.PASSED, f"It spoke HTTP/2 after {visit.seconds:.3f} s.", visit.seconds)
+
+
 def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
     """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
     asked = f"GET {path}"

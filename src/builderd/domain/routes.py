@@ -47,13 +47,14 @@ def _is_handing_over(builder: Builder) -> bool:
     return builder.handover is not None and builder.status is Status.RUNNING
 
 
-def make_route(builder: Builder, state: RouteState, destination: Address | None = None) -> Route:
+def make_route(builder: Builder, state: RouteState, destination: Address | None = None, *, h2c: bool = False) -> Route:
     token = secret_hash(builder.service_token)
     private = builder.visibility is Visibility.PRIVATE
     return Route(
         host=builder.host,
         state=state,
         destination=destination,
+        h2c=h2c,
         token_hash=token if private else None,
         builder_id=builder.id,
         owner_hash=None if private else token,

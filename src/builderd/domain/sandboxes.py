@@ -104,6 +104,10 @@ class SandboxReport:
         return self.state in (SandboxState.RUNNING, SandboxState.FROZEN)
 
 
+#: Address of a socket that listens on [::] for IPv6 alone; one for both is at "::".
+IPV6_ONLY = "::%ipv6only"
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """The TCP sockets in LISTEN state inside a sandbox, as (IP, port) pairs."""
@@ -111,8 +115,8 @@ class Listening:
     sockets: frozenset[tuple[str, int]]
 
     def reachable(self, port: int) -> bool:
-        """Return True if the port is open on an address that the preview can dial."""
-        return any(p == port and not is_loopback(ip) for ip, p in self.sockets)
+        """Return True if the port is open on an address that the preview can dial, which it does by IPv4."""
+        return any(p == port and not is_loopback(ip) and not is_ipv6_only(ip) for ip, p in self.sockets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,11 @@ class Sandbox:
     started_at: datetime | None = None
     listening_at: datetime | None = None
     end: SandboxEnd | None = None
+
+
+def is_ipv6_only(ip: str) -> bool:
+    """Return True for the address of a socket that takes no connection by IPv4."""
+    return ":" in ip and ip != "::" and not ip.startswith("::ffff:")
 
 
 def is_loopback(ip: str) -> bool:

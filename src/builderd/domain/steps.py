@@ -22,6 +22,8 @@ class VersionState:
     build_ready: bool = True
     #: Key of its build's result; empty without a build command.
     build_key: str = ""
+    #: It speaks HTTP/2 without TLS on its port.
+    h2c: bool = False
     #: Its release command has not succeeded yet.
     release_due: bool = False
     #: The QA gate has not run yet.

@@ -34,6 +34,15 @@ class Isolation(StrEnum):
     STRONG = "strong"
 
 
+class Protocol(StrEnum):
+    """Protocol that the preview speaks with the app on its port."""
+
+    #: HTTP/1.1, with WebSockets.
+    HTTP = "http"
+    #: HTTP/2 without TLS, by prior knowledge, as gRPC servers speak it.
+    H2C = "h2c"
+
+
 class VersionStatus(StrEnum):
     #: Being reviewed, installed or started, or due to be with the next start.
     PENDING = "pending"
@@ -67,6 +76,7 @@ class VersionSettings:
     stdin: str = ""
     #: Seconds until the app must listen; 0: the service's default.
     start_timeout: int = 0
+    protocol: Protocol = Protocol.HTTP
     #: File of the version that holds variables, such as ``.env``; empty: none.
     env_file: str = ""
     #: The variables of that file, read when the version was made; ``env`` wins over them.

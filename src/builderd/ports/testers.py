@@ -17,10 +17,14 @@ from builderd.domain.qa_gate import Visit
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An app's direct address, and the URL by which its visitors know it (``<scheme>://<host>[:port]/``)."""
+    """An app's direct address, and the URL by which its visitors know it (``<scheme>://<host>[:port]/``).
+
+    ``h2c``: it speaks HTTP/2 without TLS, and ``visit`` only opens such a connection.
+    """
 
     address: Address
     url: str
+    h2c: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,10 @@ class Testers(Protocol):
     """Tests of an app. None raises because of the app: a test without a result is a check that says so."""
 
     async def visit(self, target: Target, path: str, timeout_seconds: float) -> Visit:
-        """Send one GET on a connection of its own, as the preview would; redirects are not followed."""
+        """Send one GET on a connection of its own, as the preview would; redirects are not followed.
+
+        An app of HTTP/2 need not answer GET: its status is 200 once it has begun a connection.
+        """
 
     async def crawl(self, target: Target) -> Sequence[Check]:
         """Crawl ``/`` and what it links to (``crawl``, ``links``, ``robots``): at most 50 pages, within seconds."""

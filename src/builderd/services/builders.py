@@ -16,7 +16,7 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
-from builderd.domain.versions import Version, VersionSettings, VersionStatus, env_size_error
+from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
@@ -71,6 +71,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     check_engine(application)
     check_auto_stop(new.job_type, new.auto_stop_interval)
     check_stdin(new.job_type, new.settings)
+    check_protocol(new.job_type, new.settings)
     check_settings(uow, application, caller.tenant_id, new.settings)
     _replace_failed(uow, application, caller, new.name, now)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
@@ -215,6 +216,13 @@ def check_stdin(job_type: JobType, settings: VersionSettings) -> None:
     if settings.stdin and job_type is not JobType.ONE_TIME:
         why = f"is read by jobs alone (job_type one_time, not {job_type.value}): send it with exec"
         raise ValidationFailed({"stdin": [why]})
+
+
+def check_protocol(job_type: JobType, settings: VersionSettings) -> None:
+    """Raise ``ValidationFailed`` for a protocol of a builder without a preview."""
+    if settings.protocol is not Protocol.HTTP and not job_type.has_preview:
+        why = f"is spoken with visitors, which a builder of job_type {job_type.value} has none of: leave it out"
+        raise ValidationFailed({"protocol": [why]})
 
 
 def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:

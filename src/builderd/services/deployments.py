@@ -20,7 +20,16 @@ from builderd.domain.versions import SETTING_NAMES, Version, VersionSettings, Ve
 from builderd.ports.store import UnitOfWork
 from builderd.services import admission, candidates, gates, ledger
 from builderd.services.application import Application
-from builderd.services.builders import Caller, check_auto_stop, check_engine, check_settings, check_stdin, get, want_run
+from builderd.services.builders import (
+    Caller,
+    check_auto_stop,
+    check_engine,
+    check_protocol,
+    check_settings,
+    check_stdin,
+    get,
+    want_run,
+)
 
 #: A version takes over within seconds.
 RETRY_AFTER = 5
@@ -86,6 +95,7 @@ def deploy(
     _check_identity(builder, change)
     settings = _settings(base.settings, change)
     check_stdin(builder.job_type, settings)
+    check_protocol(builder.job_type, settings)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
     _cancel_open_restores(uow, builder, caller)

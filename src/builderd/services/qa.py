@@ -24,12 +24,13 @@ from builderd.domain.qa_gate import (
     Visit,
     check_alive,
     check_answer,
+    check_http2,
     check_lived,
     check_memory,
     check_port,
 )
 from builderd.domain.sandboxes import Sandbox, SandboxState
-from builderd.domain.versions import Version, VersionStatus
+from builderd.domain.versions import Protocol, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.ports.testers import Target
 from builderd.services import builders
@@ -68,7 +69,8 @@ async def judge(
         lines = await last_lines(application, sandbox.id)
         alive = check_alive(look, settings.port, GATE_PATH, settings.resources, lines)
         return in_order([port, alive, check_memory(report, settings.resources)])
-    target = Target(Address(report.ip, settings.port), application.preview_domain.url(builder.host))
+    url, h2c = application.preview_domain.url(builder.host), settings.protocol is Protocol.H2C
+    target = Target(Address(report.ip, settings.port), url, h2c)
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
     await application.clock.sleep(alive_after)
     reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
@@ -79,7 +81,7 @@ async def judge(
     return in_order(
         [
             port,
-            check_answer(visit, GATE_PATH, lines),
+            check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
             check_alive(SecondLook(after, reachable, alive_after), settings.port, GATE_PATH, settings.resources, lines),
             check_memory(after, settings.resources),
         ]

@@ -23,6 +23,7 @@ TEXTS: Mapping[str, str] = {
     "minutes": "15",
     "hours": "0",
     "isolation": "",
+    "protocol": "http",
 }
 #: Boxes that are ticked or not; none is at first.
 BOXES = ("private", "public", "sleeps", "require_qa", "skip_review", "skip_qa", "install_scripts")
@@ -69,6 +70,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
     if kind in LISTENING:
         is_private = values["private"] if kind == JobType.ALWAYS_ON else not values["public"]
         asked["port"] = number(values["port"])
+        asked["protocol"] = values["protocol"]
         asked["visibility"] = "private" if is_private else "public"
         asked["auto_stop_interval"] = number(values["minutes"]) if values["sleeps"] else 0
     for name in ("entrypoint", "build", "release", "env_file", "isolation"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from builderd.adapters.fakes.processes import Answer
 from builderd.adapters.fakes.sandboxes import Behaviour
+from builderd.domain.sandboxes import IPV6_ONLY
 
 PORT = 8000
 
@@ -28,6 +29,14 @@ def _server(address: str, port: int) -> str:
 
 SERVER = App(_server("0.0.0.0", PORT), Behaviour())
 LOOPBACK_SERVER = App(_server("127.0.0.1", PORT), Behaviour(address="127.0.0.1"))
+IPV6_SERVER = App(
+    f"""python3 -c "
+import socket, time
+server = socket.create_server(('::', {PORT}), family=socket.AF_INET6)
+time.sleep(1000)"
+""",
+    Behaviour(address=IPV6_ONLY),
+)
 OTHER_PORT_SERVER = App(_server("0.0.0.0", 9000), Behaviour(port=9000))
 SILENT = App("sleep 1000", Behaviour(listens_at=None))
 FAILING = App("echo good bye; exit 7", Behaviour(listens_at=None, exits_at=1, exit_code=7, lines=("good bye",)))
@@ -38,7 +47,7 @@ HOG = App(
 )
 GREETER = App("cat /venv/greeting", Behaviour(listens_at=None, exits_at=1, lines=("hello",)))
 COUNTING = App("seq 100", Behaviour(listens_at=None, exits_at=1, lines=tuple(str(n) for n in range(1, 101))))
-APPS = (SERVER, LOOPBACK_SERVER, OTHER_PORT_SERVER, SILENT, FAILING, DONE, HOG, GREETER, COUNTING)
+APPS = (SERVER, LOOPBACK_SERVER, IPV6_SERVER, OTHER_PORT_SERVER, SILENT, FAILING, DONE, HOG, GREETER, COUNTING)
 
 BOTH_STREAMS = Command("echo one; echo two >&2; exit 3", Answer(3, "one\ntwo\n"))
 LONG_OUTPUT = Command("yes | head -c 100000", Answer(0, "y\n" * 50_000))

@@ -29,7 +29,7 @@ from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.logs import LogLine, LogPage
 from builderd.domain.processes import ProcessSpec, Window, shell
 from builderd.domain.resources import GB
-from builderd.domain.sandboxes import EndCause, SandboxState
+from builderd.domain.sandboxes import IPV6_ONLY, EndCause, SandboxState
 from builderd.ports.engine import Engine, Tool, ToolExit
 
 
@@ -89,6 +89,14 @@ async def test_app_on_loopback_is_unreachable(engine: Engine) -> None:
     await engine.start(spec)
     listening = await until_listening(engine, spec.id)
     assert listening.sockets == {("127.0.0.1", PORT)}
+    assert not listening.reachable(PORT)
+
+
+async def test_app_on_ipv6_alone_is_unreachable(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.IPV6_SERVER)
+    await engine.start(spec)
+    listening = await until_listening(engine, spec.id)
+    assert listening.sockets == {(IPV6_ONLY, PORT)}
     assert not listening.reachable(PORT)
 
 

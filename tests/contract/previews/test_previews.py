@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_route_is_active_once_put_returns(previews: Previews) -> None:
 
 
 async def test_every_field_of_a_route_is_stored(previews: Previews) -> None:
-    for route in (PRIVATE, OWNED):
+    for route in (PRIVATE, OWNED, replace(PRIVATE, h2c=True), replace(OPEN, h2c=True)):
         await previews.put(route)
         assert await previews.get(route.host) == route
 

@@ -13,7 +13,7 @@ from builderd.domain.failures import (
     restart_note,
 )
 from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopback
+from builderd.domain.sandboxes import IPV6_ONLY, EndCause, Listening, SandboxEnd, is_loopback
 
 SMALL = Resources(memory=0.5)
 EXITED = SandboxEnd(EndCause.EXITED, 1, None)
@@ -92,6 +92,10 @@ def listening(*sockets: tuple[str, int]) -> Listening:
         ([], "did not listen on 0.0.0.0:8000 within 60 seconds"),
         ([("127.0.0.1", 8000)], "listens on 127.0.0.1:8000, which cannot be reached"),
         ([("::1", 8000)], r"listens on [::1]:8000, which cannot be reached"),
+        (
+            [(IPV6_ONLY, 8000)],
+            "port 8000 for IPv6 alone, and the preview asks by IPv4: bind it to 0.0.0.0:8000",
+        ),
         ([("127.0.0.1", 8000), ("0.0.0.0", 9000)], "bind it to 0.0.0.0:8000"),
         ([("0.0.0.0", 5000)], "listens on port 5000, not on 0.0.0.0:8000: let it listen on the port in $PORT"),
         ([("0.0.0.0", 5000), ("::", 4000), ("127.0.0.1", 3000)], "port 4000, 5000, not on"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,6 +18,10 @@ from builderd.ports.testers import Target
 EXCERPT_BYTES = 300
 BODY_SECONDS = 0.5
 MAX_FAULT = 300
+#: The beginning of a client's connection of HTTP/2: its preface, and a SETTINGS frame without settings.
+PREFACE, EMPTY_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+#: Bytes of a frame's head: its length (3), type, flags and stream (4).
+FRAME_HEAD, SETTINGS = 9, 4
 
 
 class Visitor:
@@ -31,6 +36,8 @@ class Visitor:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(timeout_seconds):
+                if target.h2c:
+                    return await _begin_http2(target, begun)
                 return await self._get(target, path, timeout_seconds, begun)
         except (TimeoutError, httpx.TimeoutException):
             return Visit(None, time.monotonic() - begun, f"nothing came within {timeout_seconds:g} seconds")
@@ -49,6 +56,23 @@ class Visitor:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+async def _begin_http2(target: Target, begun: float) -> Visit:
+    """Begin a connection of HTTP/2, to which the server's first answer is a SETTINGS frame (RFC 9113, section 3.4)."""
+    reader, writer = await asyncio.open_connection(target.address.ip, target.address.port)
+    try:
+        writer.write(PREFACE + EMPTY_SETTINGS)
+        head = await reader.read(FRAME_HEAD)
+        while head and len(head) < FRAME_HEAD and (more := await reader.read(FRAME_HEAD - len(head))):
+            head += more
+    finally:
+        writer.close()
+    seconds = time.monotonic() - begun
+    if len(head) == FRAME_HEAD and head[3] == SETTINGS and head[5:] == bytes(4):
+        return Visit(HTTPStatus.OK, seconds)
+    said = f"it said {head!r}" if head else "it closed the connection"
+    return Visit(None, seconds, f"it does not speak HTTP/2 without TLS ({said}), which protocol h2c asks for")
 
 
 def _headers(target: Target) -> dict[str, str]:
@@ -76,7 +100,7 @@ async def _excerpt(response: httpx.Response) -> str:
 
 
 def _fault(error: Exception) -> str:
-    if isinstance(error, httpx.ConnectError):
+    if isinstance(error, httpx.ConnectError | ConnectionRefusedError):
         return "the connection was refused"
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
         return f"the connection ended without an HTTP answer ({str(error)[:MAX_FAULT] or type(error).__name__})"

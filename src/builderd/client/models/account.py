@@ -168,3 +168,4 @@ class Readiness(Model):
     database: Part
     engine: Part
     previews: Part
+    public_url: Part | None = None

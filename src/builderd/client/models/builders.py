@@ -65,6 +65,7 @@ class BuilderState(Model):
     build: str = ""
     release: str = ""
     start_timeout: int = 0
+    protocol: str = "http"
     env_file: str = ""
     env_file_values: dict[str, str] = Field(default_factory=dict)
     review_passed: bool | None = None
@@ -109,6 +110,7 @@ class Version(Model):
     release: str = ""
     stdin: str = ""
     start_timeout: int = 0
+    protocol: str = "http"
     env_file: str = ""
     env_file_values: dict[str, str] = Field(default_factory=dict)
     review_passed: bool | None = None

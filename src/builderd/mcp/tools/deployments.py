@@ -39,6 +39,7 @@ from builderd.mcp.tools.arguments import (
     Key,
     Name,
     Port,
+    Protocol,
     ReleaseCommand,
     RequireQa,
     Resources,
@@ -74,6 +75,7 @@ async def deploy_code(
     install_scripts: bool = False,
     build: BuildCommand | None = None,
     release: ReleaseCommand | None = None,
+    protocol: Protocol | None = None,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
     wait: Wait = True,
@@ -98,6 +100,7 @@ async def deploy_code(
         visibility=visibility,
         build=build,
         release=release,
+        protocol=protocol,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
@@ -124,6 +127,7 @@ async def redeploy(
     install_scripts: bool | None = None,
     build: BuildCommand | None = None,
     release: ReleaseCommand | None = None,
+    protocol: Protocol | None = None,
     fresh: Annotated[bool, Field(description="Install the dependencies again.")] = False,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
@@ -146,6 +150,7 @@ async def redeploy(
         visibility=visibility,
         build=build,
         release=release,
+        protocol=protocol,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})

@@ -10,7 +10,7 @@ from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation, VersionState
-from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
+from builderd.domain.versions import NO_BUILD, NO_LAYER, Protocol, Version
 from builderd.ports.engine import DiskReport
 from builderd.ports.store import UnitOfWork
 from builderd.services import backups
@@ -118,6 +118,7 @@ async def _version(
         layer_ready=await _layer_ready(application, version),
         build_ready=await _build_ready(application, version, disk),
         build_key=version.build_key or NO_BUILD,
+        h2c=version.settings.protocol is Protocol.H2C,
         release_due=version.release_due,
         qa_required=version.settings.require_qa,
         qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,

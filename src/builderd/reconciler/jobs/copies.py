@@ -14,7 +14,7 @@ from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_sandbox_id, ne
 from builderd.domain.logs import LogStream
 from builderd.domain.previews import Address
 from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxSpec, SandboxUsage
-from builderd.domain.versions import NO_LAYER, Version
+from builderd.domain.versions import NO_LAYER, Protocol, Version
 from builderd.ports.store import UnitOfWork
 from builderd.ports.testers import Target
 from builderd.reconciler.stages.listening import Wait, wait_until_listening
@@ -49,7 +49,8 @@ class Copy:
         """Address of the running copy, with the app's preview URL as the host name."""
         assert self._ip is not None, "it runs"
         address = Address(self._ip, self.version.settings.port)
-        return Target(address, self._app.preview_domain.url(self.builder.host))
+        h2c = self.version.settings.protocol is Protocol.H2C
+        return Target(address, self._app.preview_domain.url(self.builder.host), h2c)
 
     @property
     def id(self) -> SandboxId:

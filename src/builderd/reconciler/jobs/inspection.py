@@ -104,6 +104,8 @@ class Inspection:
         target, testers = self._copy.target, self._app.testers
         # Some servers listen before their workers can answer; what is measured in the following is not that.
         await testers.visit(target, GATE_PATH, GATE_TIMEOUT)
+        if target.h2c:
+            return  # pages, links and documents are of HTTP/1
         self._checks += await testers.crawl(target)
         browsing = await testers.browse(target)
         self._checks += browsing.checks

@@ -31,6 +31,7 @@ from builderd.domain.versions import (
     ENV_NAME,
     MAX_ENTRYPOINT_BYTES,
     Isolation,
+    Protocol,
     entrypoint_error,
     env_error,
     env_size_error,
@@ -231,6 +232,12 @@ class NewBuilder(Shape):
         "wins over them. Empty: none.",
     )
 
+    protocol: Protocol = Field(
+        default=Protocol.HTTP,
+        strict=False,
+        description="What the app speaks on `port`. h2c: HTTP/2 without TLS, such as gRPC.",
+    )
+
     @model_validator(mode="wrap")
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -294,6 +301,7 @@ class Builder(View):
     build: str
     release: str
     start_timeout: int
+    protocol: Protocol
     env_file: str
     env_file_values: dict[str, str]
     review_passed: bool | None

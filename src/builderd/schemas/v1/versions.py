@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validat
 
 from builderd.domain.builders import Visibility
 from builderd.domain.diffs import ChangeKind
-from builderd.domain.versions import Isolation, VersionStatus
+from builderd.domain.versions import Isolation, Protocol, VersionStatus
 from builderd.schemas.v1.builders import (
     MAX_CREDENTIALS,
     MAX_INTEGER,
@@ -107,6 +107,7 @@ class Version(View):
     release: str
     stdin: str
     start_timeout: int
+    protocol: Protocol
     env_file: str
     env_file_values: dict[str, str]
     review_passed: bool | None

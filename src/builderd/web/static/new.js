@@ -100,7 +100,7 @@
     for (const name of ["require_qa", "skip_review", "skip_qa", "install_scripts"]) asked[name] = ticked(name);
     if (kind !== "always_on") asked.job_type = kind;
     if (kind === "always_on" || kind === "sandbox") {
-      asked.port = number(fields.port.value);
+      asked.port = number(fields.port.value); asked.protocol = fields.protocol.value;
       asked.visibility = (kind === "sandbox" ? !ticked("public") : ticked("private")) ? "private" : "public";
       asked.auto_stop_interval = ticked("sleeps") ? number(fields.minutes.value) : 0;
     }

@@ -144,7 +144,7 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
         http-request set-var(txn.asked) req.hdr(host),host_only,rtrim(.)
         http-request set-var(txn.host) var(txn.asked)
-        # state|access|ip|port|sha256 of the token|builder
+        # state|access|ip|port|sha256 of the token|builder, and |h2c for an app that speaks HTTP/2
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
         {shares.ports(files)}
         acl challenge path_beg {domains.CHALLENGE_PATH}
@@ -275,7 +275,8 @@ def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
 def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     """Return the backend of the full path: all other requests, and the answers for routes without an app.
 
-    Two servers lead to the app: connections of ``kept`` are reused, for repeatable requests; ``fresh`` opens one each.
+    Three servers lead to the app: connections of ``kept`` are reused, for repeatable requests; ``fresh`` opens one
+    each; ``h2c`` speaks HTTP/2, whose connections carry many requests. Other ports of the app speak HTTP/1.
     """
     return section(
         f"backend full_{form} from base",
@@ -300,11 +301,14 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         """
         acl repeatable method GET HEAD OPTIONS
         http-request disable-l7-retry if !repeatable
+        acl h2c var(txn.route),field(7,|) -m str h2c
+        use-server h2c if h2c !{ var(txn.at_port) -m found }
         use-server kept if repeatable
         use-server fresh if !repeatable
         # Without a low mark, threads steal each other's idle connections as soon as there are several apps.
         server kept 0.0.0.0:0 weight 0 pool-low-conn 10000
         server fresh 0.0.0.0:0 pool-max-conn 0
+        server h2c 0.0.0.0:0 weight 0 proto h2 pool-low-conn 10000
         """,
     )
 

@@ -1,6 +1,7 @@
 """The routes on disk, in the file that HAProxy loads its map from.
 
-A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for missing values.
+A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for missing values. That to
+an app that speaks HTTP/2 ends in ``|h2c``; a public one has the access ``h2c``, which keeps it off the fast path.
 HAProxy ignores blanks at the end of a line and lines that begin with ``#``, so every route has a line of the same
 length, and a change writes that one line in place: 10,000 routes cost as much as one, and a reloading proxy or the next
 service reads every route in its last state. A line never crosses a page of the file, which one write fills at once: a
@@ -20,26 +21,30 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.linux import atomic_files
 
-#: A host has 253 bytes at most, a value 165. Divides the page size of every machine.
+#: A host has 253 bytes at most, a value 169. Divides the page size of every machine.
 LINE = 512
 _NONE = "-"
 _FREE = "#"
+_H2C = "h2c"
 
 log = logging.getLogger(__name__)
 
 
 def encode(route: Route) -> str:
     """Return the value of the map's entry, without blanks, semicolons or other special characters of commands."""
-    access = "private" if route.token_hash else "public"
+    access = "private" if route.token_hash else _H2C if route.h2c else "public"
     ip, port = (route.destination.ip, str(route.destination.port)) if route.destination else (_NONE, _NONE)
     digest = route.token_hash or route.owner_hash or _NONE
-    return "|".join((route.state, access, ip, port, digest, route.builder_id or _NONE))
+    value = "|".join((route.state, access, ip, port, digest, route.builder_id or _NONE))
+    return f"{value}|{_H2C}" if route.h2c else value
 
 
 def decode(host: str, value: str) -> Route:
     """Parse a value made by ``encode``. Raises ``ValueError`` for any other."""
-    state, access, ip, port, digest, builder = (None if part == _NONE else part for part in value.split("|"))
-    if access not in ("public", "private") or (access == "private" and digest is None):
+    h2c = value.endswith(f"|{_H2C}")
+    parts = value.removesuffix(f"|{_H2C}").split("|")
+    state, access, ip, port, digest, builder = (None if part == _NONE else part for part in parts)
+    if access not in ("private", _H2C if h2c else "public") or (access == "private" and digest is None):
         raise ValueError(f"a route is public, or private with a token: {value!r}")
     return Route(
         host,
@@ -47,7 +52,8 @@ def decode(host: str, value: str) -> Route:
         Address(ip, int(port)) if ip and port else None,
         token_hash=digest if access == "private" else None,
         builder_id=BuilderId(builder) if builder else None,
-        owner_hash=digest if access == "public" else None,
+        owner_hash=None if access == "private" else digest,
+        h2c=h2c,
     )
 
 

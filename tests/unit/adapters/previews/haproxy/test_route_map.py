@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def as_haproxy_reads(path: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("route", ALL, ids=lambda route: route.host[:5])
+@pytest.mark.parametrize(
+    "route", [*ALL, *(replace(one, h2c=True) for one in (OPEN, PRIVATE, LONGEST))], ids=lambda route: route.host[:5]
+)
 def test_a_route_survives_being_written_down(route: Route) -> None:
     value = encode(route)
     assert decode(route.host, value) == route
@@ -58,6 +61,7 @@ def test_a_route_survives_being_written_down(route: Route) -> None:
 @pytest.mark.parametrize(
     "value",
     [
+        *("open|public|10.0.0.1|80|-|-|h2c", "open|h2c|10.0.0.1|80|-|-", "stopped|h2c|-|-|-|-|h2c"),
         *("", "open", "open|public|10.0.0.1|8000|-", "open|public|10.0.0.1|8000|-|-|-", "shut|public|-|-|-|-"),
         *(
             "open|public|-|-|-|-",

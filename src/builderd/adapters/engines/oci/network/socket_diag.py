@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from builderd.domain.sandboxes import IPV6_ONLY
 from builderd.linux.syscalls import CLONE_NEWNET, setns
 
 Sockets = frozenset[tuple[str, int]]
@@ -28,6 +29,9 @@ _HEADER = struct.Struct("=IHHII")
 #: inet_diag_req_v2 up to the socket's own port; its other port, addresses, interface and cookie are left open.
 _REQUEST = struct.Struct("=BBxxI2s46x")
 _READ_BYTES = 1 << 16
+#: Bytes of inet_diag_msg, which attributes follow, and the head of an attribute: its length and type.
+_MESSAGE_BYTES, _ATTRIBUTE = 72, struct.Struct("=HH")
+_SKV6ONLY = 11
 #: Error codes of a kernel without the module tcp_diag.
 _LACKING = (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
@@ -40,7 +44,7 @@ def listening(process: int, port: int) -> Sockets:
     """Return (IP, port) of listening sockets: some dozens of this port, and some dozens of any port.
 
     Not all, since a hostile app may have many thousands of them. An IPv4 address within IPv6 stands as
-    ``::ffff:a.b.c.d``. Empty when the process is gone. Errors: NoSocketDiag.
+    ``::ffff:a.b.c.d``, [::] for IPv6 alone as ``IPV6_ONLY``. Empty when the process is gone. Errors: NoSocketDiag.
     """
     try:
         with _network_of(process):
@@ -97,10 +101,23 @@ def _fault(number: int) -> Exception:
     return NoSocketDiag(text) if number in _LACKING else OSError(number, text, "sock_diag")
 
 
+def _is_ipv6_only(message: bytes) -> bool:
+    """Return the attribute INET_DIAG_SKV6ONLY, which the kernel adds to listening sockets of IPv6."""
+    at = _MESSAGE_BYTES
+    while at + _ATTRIBUTE.size < len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == _SKV6ONLY:
+            return message[at + _ATTRIBUTE.size] != 0
+        at += max(length, _ATTRIBUTE.size) + 3 & ~3
+    return False
+
+
 def _listener(message: bytes) -> tuple[str, int]:
     """inet_diag_msg: family, state, timer, retransmissions; then, big-endian, both ports and the own address."""
     port = int.from_bytes(message[4:6], "big")
     if message[0] == socket.AF_INET:
         return str(IPv4Address(message[8:12])), port
+    if message[8:24] == bytes(16) and _is_ipv6_only(message):
+        return IPV6_ONLY, port
     address = IPv6Address(message[8:24])
     return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped else str(address), port

@@ -15,6 +15,7 @@ from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import InvalidState
 from builderd.domain.processes import ProcessSpec
+from builderd.domain.sandboxes import IPV6_ONLY
 from builderd.linux.processes import read_proc
 
 _LISTEN = "0A"
@@ -48,6 +49,8 @@ class ListeningPorts:
         looked_at, sockets = self._results.get(record.id, (0.0, frozenset()))
         if time.monotonic() - looked_at > _CACHE_SECONDS:
             sockets = await self._look(record)
+            if ("::", record.port) in sockets and not await _answers(record.ip, record.port):
+                sockets = sockets - {("::", record.port)} | {(IPV6_ONLY, record.port)}
             now = time.monotonic()
             self._results = {name: one for name, one in self._results.items() if now - one[0] <= _CACHE_SECONDS}
             self._results[record.id] = (now, sockets)

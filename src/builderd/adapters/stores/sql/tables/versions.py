@@ -6,7 +6,7 @@ from sqlalchemy import Boolean, CheckConstraint, Column, Double, ForeignKey, Int
 
 from builderd.adapters.stores.sql.tables.base import document, metadata
 from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
-from builderd.domain.versions import Isolation, VersionStatus
+from builderd.domain.versions import Isolation, Protocol, VersionStatus
 
 versions = Table(
     "versions",
@@ -46,6 +46,7 @@ versions = Table(
     Column("env_file_values", document()),
     Column("release", Text, nullable=False, server_default=text("''")),
     Column("released", Boolean, nullable=False, server_default=false()),
+    Column("protocol", enum_column(Protocol), nullable=False, server_default=text("'http'")),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),

@@ -14,11 +14,14 @@ from builderd.ports.store import UnitOfWork
 
 
 def release(uow: UnitOfWork, domain: Domain, now: datetime) -> None:
-    """End a claim. A proven one leaves a row that remembers who held the host; its certificate is dropped."""
+    """End a claim. A proven one leaves a row that remembers who held the host; its certificate is dropped.
+
+    That row is due at once: the job takes the host from the proxy.
+    """
     if domain.proven_at is None:
         uow.domains.delete(domain.id)
     else:
-        uow.domains.save(replace(domain, released_at=now, certificate=None, fingerprint=None, next_try_at=None))
+        uow.domains.save(replace(domain, released_at=now, certificate=None, fingerprint=None, next_try_at=now))
 
 
 def release_all(uow: UnitOfWork, builder: Builder, now: datetime) -> None:

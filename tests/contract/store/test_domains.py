@@ -83,6 +83,23 @@ async def test_one_claim_of_all_tenants_holds_a_host(store: Store) -> None:
         await put(store, claim(tenant_id=OTHER_TENANT.id, builder_id=FOREIGN.id))
 
 
+async def test_released_hosts_are_due_until_the_proxy_has_them_no_more(store: Store) -> None:
+    await add(store, BUILDER)
+    held = claim(host="a.example.com", proven_at=NOW, next_try_at=NOW)
+    other = claim(host="c.example.com", proven_at=NOW)
+    gone = claim(host="b.example.com", proven_at=NOW, released_at=NOW, next_try_at=NOW)
+    later = replace(gone, id=DomainId(new_id()), host="d.example.com", next_try_at=NOW + SECOND)
+    await put(store, held, other, gone, later)
+    assert await store.read(lambda uow: uow.domains.released(NOW, 10)) == [(gone.id, gone.host)]
+    assert await store.read(lambda uow: uow.domains.due(NOW, 10)) == [(TENANT.id, held.id)]
+    found = await store.read(lambda uow: uow.domains.routes([held.host, gone.host, "unknown.example.com"]))
+    assert [one.host for one in found] == [held.host]
+    assert await store.read(lambda uow: uow.domains.routes([])) == []
+    await store.write(lambda uow: uow.domains.withdrawn([gone.id, held.id]))
+    assert await store.read(lambda uow: uow.domains.released(NOW, 10)) == []
+    assert await store.read(lambda uow: uow.domains.due(NOW, 10)) == [(TENANT.id, held.id)]
+
+
 async def test_a_tenant_with_many_due_domains_gets_one_turn(store: Store) -> None:
     await add(store, OTHER_TENANT, BUILDER, FOREIGN)
     many = [claim(host=f"{number}.example.com", next_try_at=NOW - SECOND * (30 - number)) for number in range(9)]

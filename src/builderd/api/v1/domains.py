@@ -41,7 +41,7 @@ async def add_domain(application: TheApplication, identity: Writer, uuid: Uuid, 
 
     Then it gets a certificate, which is renewed by itself. A domain that the builder has already is returned with 200.
     """
-    host, now = a_labels(body.value.host), application.clock.now()
+    host, now = a_labels(body.value.host), application.clock.calendar()
     added, is_new = await application.store.write(
         lambda uow: domains.add(uow, application, identity.caller, uuid.lower(), host, now)
     )
@@ -59,7 +59,7 @@ async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid
     """List the builder's domains by host, with what is wrong with each."""
     found = await application.store.read(lambda uow: domains.of_builder(uow, identity.token.tenant_id, uuid.lower()))
     data = [present(application, one) for one in query.cut(found)]
-    return success(DomainPage(message=f"{len(found)} domains.", data=data, meta=query.of(len(found)))).response()
+    return success(DomainPage(message=_counted(len(found)), data=data, meta=query.of(len(found)))).response()
 
 
 @router.delete(
@@ -69,7 +69,7 @@ async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid
 )
 async def remove_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Remove a domain. For 90 days another tenant gets it only by a TXT record."""
-    now = application.clock.now()
+    now = application.clock.calendar()
     removed = await application.store.write(lambda uow: domains.remove(uow, identity.caller, uuid.lower(), host, now))
     application.signals.change(removed.builder_id)
     message = f"{shown(removed.host)} is removed."
@@ -83,7 +83,7 @@ async def remove_domain(application: TheApplication, identity: Writer, uuid: Uui
 )
 async def check_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Have a domain checked now, after its records were changed; not sooner than the certificate authority allows."""
-    now = application.clock.now()
+    now = application.clock.calendar()
     asked = await application.store.write(lambda uow: domains.ask_again(uow, identity.caller, uuid.lower(), host, now))
     application.signals.change(asked.builder_id)
     message = f"{shown(asked.host)} is {asked.status}{f': {asked.reason}' if asked.reason else ''}."
@@ -102,3 +102,7 @@ def present(application: Application, found: domain.Domain) -> Domain:
         created_at=found.created_at,
         txt=TxtRecord(name=found.txt_name, value=found.txt_value),
     )
+
+
+def _counted(count: int) -> str:
+    return "1 domain." if count == 1 else f"{count} domains."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from builderd.domain.ids import BuilderId, DomainId, TenantId
 
 
 class Domains(Protocol):
-    """Rows with ``released_at`` are returned by ``claims_of``, ``get`` and ``all`` only."""
+    """Rows with ``released_at`` are returned by ``claims_of``, ``get``, ``released`` and ``all`` only."""
 
     def add(self, domain: Domain) -> None: ...
     def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
@@ -42,8 +42,14 @@ class Domains(Protocol):
         Each domain that was ordered since counts once, and once more for each of its failures.
         """
 
-    def routes(self) -> Sequence[DomainRoute]:
-        """Return the routes of all held domains, without reading certificates."""
+    def routes(self, hosts: Collection[str] | None = None) -> Sequence[DomainRoute]:
+        """Return the routes of held domains, of these hosts or of all, without reading certificates."""
+
+    def released(self, now: datetime, limit: int) -> Sequence[tuple[DomainId, str]]:
+        """Return released ones that the proxy may still have, with their hosts."""
+
+    def withdrawn(self, domains: Collection[DomainId]) -> None:
+        """Record that the proxy does not have these released ones any more."""
 
     def expiries(self) -> Sequence[tuple[str, datetime]]:
         """Return host and end of each certificate in use, those that end first before others."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from builderd.domain.domains import ARI_INTERVAL, Domain, DomainRoute, renewal_time
 from builderd.domain.errors import BuilderdError, StoreUnavailable
@@ -25,8 +25,10 @@ from builderd.services.application import Application
 LOOK_INTERVAL, LEAST_INTERVAL = 5.0, 1.0
 #: Between two rounds of old claims and of warnings, in seconds.
 UPKEEP_INTERVAL = 3_600.0
-#: Domains in work at a time.
-MAX_TASKS = 8
+#: Between two comparisons of all domains with the proxy's, in seconds: what changes is applied at once.
+SYNC_INTERVAL = 600.0
+#: Domains in work at a time, and released ones that are taken from the proxy in one go.
+MAX_TASKS, MAX_RELEASED = 8, 200
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class DomainJob:
         self._concurrency = asyncio.Semaphore(MAX_TASKS)
         self._syncing = asyncio.Lock()
         self._next_upkeep = 0.0
+        #: When all domains are compared again; at once after a change that the proxy did not take.
+        self._next_sync = 0.0
 
     async def run(self) -> None:
         """Work on due domains and keep the proxy's up to date, until cancelled."""
@@ -64,17 +68,23 @@ class DomainJob:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resume(self) -> None:
-        tls, now = self._app.authority is not None, self._app.clock.now()
+        tls, now = self._app.authority is not None, self._app.clock.calendar()
         try:
             await self._app.store.write(lambda uow: domains.resume(uow, tls=tls, now=now))
         except StoreUnavailable as error:
             log.warning("domains in work not resumed, their lease ends by itself error=%s", error.message)
 
     async def poll(self) -> None:
-        """Bring the proxy up to date, and begin work on due domains."""
-        await self.sync()
-        now, store = self._app.clock.now(), self._app.store
-        for tenant_id, domain_id in await store.read(lambda uow: uow.domains.due(now, 10 * MAX_TASKS)):
+        """Bring the proxy up to date, and begin work on due domains. Reads what is due, by an index."""
+        if time.monotonic() >= self._next_sync:
+            await self.sync()
+        now, store = self._app.clock.calendar(), self._app.store
+        released, due = await store.read(
+            lambda uow: (uow.domains.released(now, MAX_RELEASED), uow.domains.due(now, 10 * MAX_TASKS))
+        )
+        if released:
+            await self._withdraw(released)
+        for tenant_id, domain_id in due:
             if tenant_id not in self._in_work:
                 self._in_work[tenant_id] = asyncio.create_task(self._work(tenant_id, domain_id))
         if time.monotonic() >= self._next_upkeep:
@@ -87,34 +97,45 @@ class DomainJob:
 
     async def upkeep(self) -> None:
         """Drop old claims, and tell of certificates that end soon."""
-        now, store = self._app.clock.now(), self._app.store
+        now, store = self._app.clock.calendar(), self._app.store
         await store.write(lambda uow: domains.expire(uow, self._app.clock.deletable()))
         await store.write(lambda uow: domains.warn(uow, now))
 
-    async def sync(self) -> None:
-        """Make the proxy's domains and certificates those of the store."""
+    async def sync(self, hosts: Collection[str] | None = None) -> None:
+        """Make the proxy's domains and certificates those of the store: of these hosts, or of all."""
         async with self._syncing:
-            wanted = {one.host: one for one in await self._app.store.read(lambda uow: uow.domains.routes())}
+            wanted = {one.host: one for one in await self._app.store.read(lambda uow: uow.domains.routes(hosts))}
             have = await self._app.previews.domains()
             # The API's host is ``public_certificate``'s.
             wanted.pop(own := self._app.domain_rules.public_host or "", None)
-            for host in have.keys() - wanted.keys() - {own}:
+            present = have.keys() if hosts is None else have.keys() & set(hosts)
+            for host in present - wanted.keys() - {own}:
                 await self._app.previews.remove_domain(host)
                 log.info("domain removed from the proxy host=%s", host)
-            for route in wanted.values():
-                await self._install(route, have)
+            installed = [await self._install(route, have) for route in wanted.values()]
+            if not all(installed):
+                self._next_sync = 0.0
+            elif hosts is None:
+                self._next_sync = time.monotonic() + SYNC_INTERVAL
 
-    async def _install(self, route: DomainRoute, have: Mapping[str, tuple[str, str | None]]) -> None:
-        """Install one domain; a fault of one keeps no other from being installed."""
+    async def _withdraw(self, released: Sequence[tuple[DomainId, str]]) -> None:
+        """Take hosts of released claims from the proxy, unless another claim holds them by now."""
+        await self.sync([host for _, host in released])
+        await self._app.store.write(lambda uow: uow.domains.withdrawn([domain_id for domain_id, _ in released]))
+
+    async def _install(self, route: DomainRoute, have: Mapping[str, tuple[str, str | None]]) -> bool:
+        """Install one domain; return False for a fault, which keeps no other from being installed."""
         fingerprint = route.fingerprint if self._app.authority is not None else None
         if have.get(route.host) == (route.builder_host, fingerprint):
-            return
+            return True
         try:
             pem = await self._opened(route.id) if fingerprint is not None else None
             await self._app.previews.put_domain(DomainAlias(route.host, route.builder_host, pem))
             log.info("domain installed host=%s certificate=%s", route.host, "no" if pem is None else "yes")
         except BuilderdError as error:
             log.warning("domain not installed, retrying host=%s error=%s", route.host, error.message)
+            return False
+        return True
 
     async def _opened(self, domain_id: DomainId) -> str | None:
         domain = await self._app.store.read(lambda uow: uow.domains.get(domain_id))
@@ -133,7 +154,7 @@ class DomainJob:
 
     async def _advance(self, domain_id: DomainId) -> None:
         """Check one due domain, and order its certificate if the check passes."""
-        now, store = self._app.clock.now(), self._app.store
+        now, store = self._app.clock.calendar(), self._app.store
         domain = await store.write(lambda uow: domains.begin(uow, domain_id, now))
         if domain is None:
             return
@@ -148,13 +169,13 @@ class DomainJob:
         )
         log.info("domain checked host=%s reason=%s", domain.host, found.reason or "none")
         self._changed(domain)
-        await self.sync()
+        await self.sync([domain.host])
         if ready is not None:
             await self._order(ready)
 
     async def _is_early(self, domain: Domain) -> bool:
         """Return True, and look again later, if the certificate in use need not be renewed yet."""
-        authority, now = self._app.authority, self._app.clock.now()
+        authority, now = self._app.authority, self._app.clock.calendar()
         if authority is None or domain.expires_at is None or domain.ordered_at is None or domain.failures:
             return False
         pem = await self._opened(domain.id)
@@ -169,7 +190,7 @@ class DomainJob:
         return True
 
     async def _order(self, domain: Domain) -> None:
-        store, now = self._app.store, self._app.clock.now
+        store, now = self._app.store, self._app.clock.calendar
         try:
             certificate = await domains.issue(self._app, domain.host)
         except OrderFailed as failure:
@@ -184,7 +205,7 @@ class DomainJob:
             await store.write(lambda uow: domains.issued(uow, self._app, domain.id, certificate))
             log.info("certificate issued host=%s end=%s", domain.host, certificate.end.isoformat())
             self._fault("domain.recorded")
-            await self.sync()
+            await self.sync([domain.host])
         self._changed(domain)
 
     def _changed(self, domain: Domain) -> None:

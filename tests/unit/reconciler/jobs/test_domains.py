@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +13,8 @@ from tests.application import World, fake_world
 
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
-from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
+from builderd.domain.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded, ValidationFailed
+from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import CaaRecord, DnsRecords, OrderFailed, ProbeReply
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.services import builders, domains, vault
@@ -384,6 +385,64 @@ async def test_a_domain_removed_while_its_certificate_is_ordered_stays_removed(w
     await work(world)
     assert await world.previews.domains() == {}
     assert await world.read(lambda uow: uow.domains.of_builder(builder.id)) == []
+
+
+async def test_one_job_reads_all_domains_once_and_then_what_is_due(world: World) -> None:
+    builder = await world.ask()
+    world.names.point(HOST, OURS)
+    job, reads = DomainJob(world.application), []
+    sync = job.sync
+
+    async def counted(hosts: Collection[str] | None = None) -> None:
+        reads.append(hosts)
+        await sync(hosts)
+
+    job.sync = counted  # type: ignore[method-assign]
+    await job.poll()
+    domain = await add(world, builder)
+    for _ in range(3):
+        await job.poll()
+        await job.rest()
+    assert await world.previews.domains() == {HOST: (builder.host, (await found(world, domain)).fingerprint)}
+    now = world.clock.calendar()
+    await world.application.store.write(lambda uow: domains.remove(uow, world.caller, builder.id, HOST, now))
+    for _ in range(2):
+        await job.poll()
+    assert await world.previews.domains() == {}
+    assert reads == [None, [HOST], [HOST], [HOST]]
+
+
+async def test_a_change_that_the_proxy_did_not_take_is_made_by_the_next_look(world: World) -> None:
+    builder = await world.ask()
+    world.names.point(HOST, OURS)
+    job = DomainJob(world.application)
+    await job.poll()
+    domain = await add(world, builder)
+    put = world.previews.put_domain
+
+    async def refused(alias: DomainAlias) -> None:
+        raise EngineUnavailable("busy")
+
+    world.previews.put_domain = refused  # type: ignore[method-assign]
+    await job.poll()
+    await job.rest()
+    assert await world.previews.domains() == {}
+    world.previews.put_domain = put  # type: ignore[method-assign]
+    await job.poll()
+    assert await world.previews.domains() == {HOST: (builder.host, (await found(world, domain)).fingerprint)}
+
+
+async def test_certificates_are_judged_by_the_wall_clock_after_a_step(world: World) -> None:
+    """The service's own time never goes back: by it, all certificates would have ended after a clock's mistake."""
+    builder = await world.ask()
+    world.names.point(HOST, OURS)
+    await add(world, builder)
+    await work(world)
+    issued = list(world.authority.issued)
+    world.clock.move(10 * 365 * 86_400)
+    world.clock.set_back(10 * 365 * 86_400)
+    await work(world)
+    assert world.authority.issued == issued
 
 
 async def test_one_tenants_failing_domains_keep_no_other_waiting(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -31,7 +31,9 @@ _OF_BUILDER = select(domains).where(_live, _c.builder_id == bindparam("builder")
 _CLAIMS = select(domains).where(_c.host == bindparam("name")).order_by(_c.created_at, _c.id)
 _COUNT = select(func.count()).select_from(domains).where(_live, _c.tenant_id == bindparam("tenant"))
 # One of each tenant: a tenant with many due domains keeps no other waiting.
-_first = func.row_number().over(partition_by=_c.tenant_id, order_by=(_c.next_try_at, _c.id)).label("turn")
+# The tenant is an expression here: by the column, SQLite would read the index of all claims, which has its order.
+_turn = func.row_number().over(partition_by=_c.tenant_id.concat(""), order_by=(_c.next_try_at, _c.id))
+_first = _turn.label("turn")
 _waiting = select(_c.tenant_id, _c.id, _c.next_try_at, _first).where(_live, _c.next_try_at <= _time("now")).subquery()
 _DUE = (
     select(_waiting.c.tenant_id, _waiting.c.id)
@@ -51,6 +53,18 @@ _ROUTES = (
     .join(builders, builders.c.id == _c.builder_id)
     .where(_held, builders.c.desired != Desired.DELETED)
     .order_by(_c.host)
+)
+_ROUTES_OF = _ROUTES.where(_c.host.in_(bindparam("hosts", expanding=True)))
+_RELEASED = (
+    select(_c.id, _c.host)
+    .where(_c.released_at.is_not(None), _c.next_try_at <= _time("now"))
+    .order_by(_c.next_try_at)
+    .limit(bindparam("limit"))
+)
+_WITHDRAWN = (
+    update(domains)
+    .where(_c.id.in_(bindparam("ids", expanding=True)), _c.released_at.is_not(None))
+    .values(next_try_at=None)
 )
 _EXPIRIES = select(_c.host, _c.expires_at).where(_held, _c.expires_at.is_not(None)).order_by(_c.expires_at, _c.host)
 _OUTDATED = (
@@ -110,8 +124,19 @@ class Domains:
     def orders_since(self, tenant: TenantId, since: datetime) -> int:
         return int(self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one())
 
-    def routes(self) -> Sequence[DomainRoute]:
-        return [DomainRoute(**row) for row in self._connection.execute(_ROUTES).mappings()]
+    def routes(self, hosts: Collection[str] | None = None) -> Sequence[DomainRoute]:
+        if hosts is None:
+            found = self._connection.execute(_ROUTES)
+        else:
+            found = self._connection.execute(_ROUTES_OF, {"hosts": list(hosts)})
+        return [DomainRoute(**row) for row in found.mappings()]
+
+    def released(self, now: datetime, limit: int) -> Sequence[tuple[DomainId, str]]:
+        rows = self._connection.execute(_RELEASED, {"now": now, "limit": limit})
+        return [(DomainId(domain), host) for domain, host in rows]
+
+    def withdrawn(self, domains: Collection[DomainId]) -> None:
+        self._connection.execute(_WITHDRAWN, {"ids": list(domains)})
 
     def expiries(self) -> Sequence[tuple[str, datetime]]:
         return [(host, end) for host, end in self._connection.execute(_EXPIRIES)]

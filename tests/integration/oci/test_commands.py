@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from builderd.adapters.engines.oci.runtime import execute as execute_module
 from builderd.adapters.engines.oci.runtime import listening
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId, new_sandbox_id
+from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import ExecResult, SandboxState
 from builderd.domain.versions import Isolation
@@ -90,6 +92,30 @@ async def test_home_is_beside_the_code_and_outlives_the_sandbox(engine: OciEngin
     again = replace(spec, id=new_sandbox_id())
     await engine.start(again)
     assert (await run(engine, again.id, "cat ~/.cache/pip/file")).output == "kept\n"
+
+
+async def test_bytecode_of_a_layer_that_has_none_is_kept_for_the_next_command(engine: OciEngine) -> None:
+    key = secrets.token_hex(32)
+    script = f"mkdir -p {LAYER}/venv/lib && echo 'ONE = 1' >{LAYER}/venv/lib/one.py"
+    step = BuildStep("Filling", ("/bin/sh", "-ec", script), network=False, cache=Cache.NONE)
+    compile_step = BuildStep("Compiling", ("/bin/true",), network=False, cache=Cache.NONE)
+    plan = LayerPlan(key, {}, (step,), runs_foreign_code=False, compile_step=compile_step)
+    await engine.build_layer(plan, lambda _: None)
+    spec = await make_spec(engine, apps.SILENT, layer_key=key)
+    await engine.start(spec)
+    module = "python3 -c \"import sys; sys.path.append('/venv/lib'); import one, json; print(json.__cached__)\""
+    linked = "test -L /pycache/usr/lib/python3.13/os.cpython-313.pyc && echo linked"
+    said = await run(engine, spec.id, f"{module}; ls /pycache/venv/lib; {linked}")
+    assert said.output.split() == [
+        "/pycache/usr/lib/python3.13/json/__init__.cpython-313.pyc",
+        "one.cpython-313.pyc",
+        "linked",
+    ]
+    await engine.stop(spec.id, 1)
+    await engine.compile_layer(key, compile_step)
+    again = replace(spec, id=new_sandbox_id())
+    await engine.start(again)
+    assert (await run(engine, again.id, "echo ${PYTHONPYCACHEPREFIX:-none}")).output == "none\n"
 
 
 async def test_a_daemon_does_not_outlive_the_time_of_its_command(engine: OciEngine, sandbox: SandboxId) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from builderd.adapters.engines.oci.network.allocations import Allocation, Allocations, parse_routes
-from builderd.adapters.engines.oci.network.host_files import write_host_files
+from builderd.adapters.engines.oci.network.host_files import has_bytecode_links, write_host_files
 from builderd.adapters.engines.oci.network.network import Egress, Network
 from builderd.adapters.engines.oci.network.slots import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
@@ -33,6 +33,7 @@ from builderd.adapters.engines.oci.runtime.tools import Tools
 from builderd.adapters.engines.oci.storage.base import Base, ensure_base
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.files import Files
+from builderd.adapters.engines.oci.storage.layer_store import lacks_bytecode
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
@@ -102,13 +103,13 @@ class Machine:
         assert self._tools, "the machine is open"
         return self._tools
 
-    def lowers(self, layer_key: str | None = None) -> tuple[Path, ...]:
-        """Return the lower layers of a sandbox's root, the topmost first: the host's files, the layer, the base.
+    def lowers(self, layer: Path | None = None) -> tuple[Path, ...]:
+        """Return the lower layers of a sandbox's root, the topmost first: the host's files, the layer, the base."""
+        return (self._host_files, *(() if layer is None else (layer,)), self.base.root)
 
-        Raises ``NotFound`` when there is no such layer.
-        """
-        layer = () if layer_key is None else (self.layers.lower(layer_key),)
-        return (self._host_files, *layer, self.base.root)
+    def lacks_bytecode(self, layer: Path) -> bool:
+        """Return True for a layer with Python packages that are not compiled yet, if Python can keep bytecode here."""
+        return lacks_bytecode(layer) and has_bytecode_links(self._host_files)
 
     @property
     def _host_files(self) -> Path:

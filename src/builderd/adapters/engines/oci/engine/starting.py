@@ -71,12 +71,13 @@ class Starting:
     def _make_root(self, spec: SandboxSpec) -> Root:
         """Make the root's folders. Blocks while the store syncs or collects."""
         here = self._machine
-        lowers, scratch = here.lowers(spec.layer_key), here.disks.scratch(spec.disk)
-        has_packages = spec.layer_key is not None and (here.layers.lower(spec.layer_key) / NODE_MODULES).is_dir()
-        has_packages = has_packages and not brings_packages(spec.entrypoint)
+        layer = None if spec.layer_key is None else here.layers.lower(spec.layer_key)
+        scratch = here.disks.scratch(spec.disk)
+        has_packages = layer is not None and (layer / NODE_MODULES).is_dir() and not brings_packages(spec.entrypoint)
         mirrored = has_packages and here.disks.make_mount_point(spec.disk, NODE_MODULES)
         app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
-        return app_root(lowers, scratch, app, home, has_packages=mirrored)
+        lacks = layer is not None and here.lacks_bytecode(layer)
+        return app_root(here.lowers(layer), scratch, app, home, has_packages=mirrored, lacks_bytecode=lacks)
 
     async def _claim(self, spec: SandboxSpec, runtime: Runtime, prepared: Record) -> Record:
         root = await run_to_completion(self._adopt_root, spec)

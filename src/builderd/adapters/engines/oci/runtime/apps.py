@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE, HOME
+from builderd.adapters.engines.oci.network.host_files import BYTECODE, CA_BUNDLE, HOME
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run
@@ -45,7 +45,7 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
         hostname=spec.hostname,
         port=spec.port,
         argv=[*INIT, "/bin/sh", "-c", WAIT + spec.entrypoint],
-        env=app_env(spec, builderd_url),
+        env=app_env(spec, builderd_url, caches_bytecode=BYTECODE in root.writable),
         cwd="/app",
         user=APP_UID,
         cpu=spec.resources.cpu,
@@ -93,15 +93,25 @@ def start_script(run: Run) -> str:
     return f"/bin/rm -f {START_SCRIPT}\ncd {shlex.quote(run.cwd)} || exit\n{shlex.join(words)}\n"
 
 
-def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path, home: Path, *, has_packages: bool = False) -> Root:
+def app_root(
+    lowers: tuple[Path, ...],
+    scratch: Path,
+    app: Path,
+    home: Path,
+    *,
+    has_packages: bool = False,
+    lacks_bytecode: bool = False,
+) -> Root:
     """Return the root: ``app`` and the user's ``home`` are persistent, all other writes go to ``scratch``.
 
     ``has_packages``: the layer's Node packages are seen in ``/app`` too, where frameworks look for them.
+    ``lacks_bytecode``: Python keeps in the scratch what it compiles, since it cannot write into the layer.
     """
     mirrors = {f"/{NODE_MODULES}": f"{APP}/{NODE_MODULES}"} if has_packages else {}
     folders = {APP: app, HOME: home}
     binds = tuple(Bind(folder, path, read_only=False, owner=DISK_UID) for path, folder in folders.items())
-    return Root(lowers=lowers, scratch=scratch, binds=binds, mirrors=mirrors)
+    writable = (BYTECODE,) if lacks_bytecode else ()
+    return Root(lowers=lowers, scratch=scratch, binds=binds, mirrors=mirrors, writable=writable)
 
 
 def brings_packages(entrypoint: str) -> bool:
@@ -109,7 +119,7 @@ def brings_packages(entrypoint: str) -> bool:
     return _INSTALLS.search(entrypoint) is not None
 
 
-def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
+def app_env(spec: SandboxSpec, builderd_url: str, *, caches_bytecode: bool = False) -> Mapping[str, str]:
     """Return the environment: the spec overrides the defaults, except the platform's own address."""
     layer = (
         {"PATH": f"/venv/bin:/node_modules/.bin:{_PATH}", "VIRTUAL_ENV": "/venv"} if spec.layer_key else {"PATH": _PATH}
@@ -123,6 +133,7 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
         # Programs with a certificate bundle of their own use the host's too.
         "SSL_CERT_FILE": str(CA_BUNDLE),
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
+        **({"PYTHONPYCACHEPREFIX": BYTECODE} if caches_bytecode else {}),
         **spec.env,
         "BUILDERD_URL": builderd_url,
     }

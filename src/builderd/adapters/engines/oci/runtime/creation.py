@@ -41,7 +41,7 @@ class Creation:
             os.chown(folder, uid, uid)
         if run.root.scratch:
             write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
-            for path in run.root.mirrors:
+            for path in (*run.root.mirrors, *run.root.writable):
                 # The app may write beside the layer's files: tools keep their caches there.
                 folder = run.root.scratch / "upper" / path.lstrip("/")
                 folder.mkdir(mode=0o755)

@@ -23,13 +23,15 @@ HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
 class Root:
     """Layers of a root. ``lowers``: topmost first. ``scratch`` holds ``upper`` and ``work``; None: read-only root.
 
-    ``mirrors`` maps folders of the root, as the layers make it, to other places where they are seen too.
+    ``mirrors`` maps folders of the root, as the layers make it, to other places where they are seen too; the user may
+    write beside the layers' files there, and in the folders ``writable``.
     """
 
     lowers: tuple[Path, ...]
     binds: tuple[Bind, ...] = ()
     scratch: Path | None = None
     mirrors: Mapping[str, str] = field(default_factory=dict)
+    writable: tuple[str, ...] = ()
 
     @property
     def owners(self) -> list[int]:

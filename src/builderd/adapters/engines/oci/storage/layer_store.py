@@ -127,6 +127,11 @@ class LayerStore:
         return self._store.layers / key
 
 
+def lacks_bytecode(layer: Path) -> bool:
+    """Return True for the folder of a first generation that holds Python packages."""
+    return layer.name == "1" and (layer / "venv").is_dir()
+
+
 def _is_aside(layer: Path) -> bool:
     return layer.name.startswith(_ASIDE)
 

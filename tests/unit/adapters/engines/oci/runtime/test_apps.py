@@ -55,6 +55,14 @@ def test_the_app_s_own_words_win_but_for_the_platform_s_address() -> None:
     assert env["BUILDERD_URL"] == "http://gw:1"
 
 
+def test_python_keeps_its_bytecode_where_the_layer_has_none() -> None:
+    folders = (Path("/scratch"), Path("/disk/app"), Path("/disk/home"))
+    root = app_root((Path("/base"),), *folders, lacks_bytecode=True)
+    assert root.writable == ("/pycache",)
+    assert make_run(SPEC, CRUN, root, Path("/log"), 10, "").env["PYTHONPYCACHEPREFIX"] == "/pycache"
+    assert "PYTHONPYCACHEPREFIX" not in make_run(SPEC, CRUN, ROOT, Path("/log"), 10, "").env
+
+
 def test_only_app_and_home_persist() -> None:
     binds = [(bind.source, bind.target, bind.owner, bind.read_only) for bind in ROOT.binds]
     assert binds == [

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
-from fastapi import FastAPI, Request, WebSocket
-from starlette.responses import StreamingResponse
 from tests.application import World, fake_world
 from tests.domains.parts import PEBBLE, DnsServer, Pebble
+from tests.domains.public_url import HOST, OURS, ask, connect, get, while_served
 from tests.previews.proxy import App, Proxy, free_port
-from tests.previews.visitor import Answer, Visitor, parse, read_all
+from tests.previews.visitor import Visitor, parse, read_all
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.api.health import _public_url
-from builderd.api.server.connections import Connections
-from builderd.api.server.servers import Servers
 from builderd.domain.domains import DomainRules
 from builderd.domain.previews import DomainAlias, Route, RouteState
 from builderd.reconciler.jobs.domains import DomainJob
@@ -42,7 +35,6 @@ pytestmark = [
     pytest.mark.haproxy,
     pytest.mark.skipif(not Path(PEBBLE).exists(), reason="needs Debian's package pebble: script/setup --test"),
 ]
-HOST, OURS = "builderd.example.test", "127.0.0.1"
 SHOP = "shop.example.test"
 
 
@@ -100,71 +92,6 @@ def certificate(tls: Proxy, world: World, name_server: DnsServer) -> None:
     tls.run(job.run_once())
     part = tls.run(_public_url(world.application))
     assert part.ready, part.message
-
-
-def make_app() -> FastAPI:
-    app = FastAPI()
-
-    @app.get("/seen")
-    async def seen(request: Request) -> dict[str, Any]:
-        client = request.client
-        return {"client": client.host if client else "", "scheme": request.url.scheme, "host": request.url.hostname}
-
-    @app.post("/size")
-    async def size(request: Request) -> dict[str, int]:
-        return {"size": sum([len(piece) async for piece in request.stream()])}
-
-    @app.get("/events")
-    async def events() -> StreamingResponse:
-        async def pieces() -> AsyncIterator[str]:
-            yield "data: one\n\n"
-            await asyncio.Event().wait()
-
-        return StreamingResponse(pieces(), media_type="text/event-stream")
-
-    @app.websocket("/api/v1/builders/x/terminal")
-    async def terminal(websocket: WebSocket) -> None:
-        await websocket.accept()
-        client = websocket.client
-        await websocket.send_text(f"{client.host if client else ''} {websocket.url.scheme}")
-        await websocket.close()
-
-    return app
-
-
-@asynccontextmanager
-async def served(tls: Proxy) -> AsyncIterator[None]:
-    """The app behind the proxy, while this lasts."""
-    async with Servers() as servers:
-        path = ProxyFiles(tls.directory).api_socket
-        await servers.add_behind_proxy(make_app(), path, worker_user(), Connections())
-        yield
-
-
-def while_served(tls: Proxy, visit: Callable[[], Any]) -> Any:
-    async def run() -> Any:
-        async with served(tls):
-            return await asyncio.to_thread(visit)
-
-    return tls.run(run())
-
-
-def connect(tls: Proxy, name: str | None, source: str = OURS, alpn: str = "http/1.1") -> ssl.SSLSocket:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols([alpn])
-    raw = socket.create_connection((OURS, tls.options.tls_port or 0), 20, source_address=(source, 0))
-    return context.wrap_socket(raw, server_hostname=name)
-
-
-def ask(tls: Proxy, request: str, name: str | None = HOST, source: str = OURS) -> Answer:
-    with connect(tls, name, source) as connection:
-        connection.sendall(request.encode())
-        return parse(read_all(connection))
-
-
-def get(path: str, host: str = HOST, *headers: str) -> str:
-    return "\r\n".join((f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""))
 
 
 @pytest.mark.usefixtures("certificate")

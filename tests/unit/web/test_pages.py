@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from tests.unit.web.conftest import Pages
 
 from builderd.domain.tokens import Scope
+from builderd.ports.store import UnitOfWork
 from builderd.web.app import PAGES, Site
 from builderd.web.policy import HEADERS
 
@@ -68,11 +70,21 @@ async def test_markup_in_names_files_and_settings_is_shown_as_text(pages: Pages)
     files = {"main.py": PLANTED, f"a{PLANTED.replace('/', '')}.txt": "x"}
     await pages.create(files=files, env={"X": PLANTED}, entrypoint=f"echo '{PLANTED}'")
     secret = await pages.service.token("acme", Scope.WRITE)
+    found = (await pages.service.client(secret).get("/api/v1/builders")).json()["data"][0]
+    await pages.service.client(secret).post(f"/api/v1/builders/{found['uuid']}/domains", json={"host": "a.example"})
+    await pages.service.application.store.write(_plant_reason)
     for path in (*TENANT, *(f"/builders/my-api{end}" for end in BUILDER)):
         text = (await pages.browser.get(path)).text
         assert "<script>alert" not in text, path
         assert "<img src=x" not in text, path
     assert secret
+
+
+def _plant_reason(uow: UnitOfWork) -> None:
+    """Give all domains a reason that a hostile name server might cause."""
+    for builder in uow.builders.live():
+        for domain in uow.domains.of_builder(builder.id):
+            uow.domains.save(replace(domain, reason=PLANTED))
 
 
 async def test_builders_of_another_tenant_are_hidden(pages: Pages) -> None:

@@ -6,7 +6,7 @@ and is redirected to HTTPS as a custom domain is.
 
 from __future__ import annotations
 
-from builderd.adapters.previews.haproxy import answers, pages
+from builderd.adapters.previews.haproxy import answers, domains, pages
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
@@ -39,6 +39,7 @@ def backend(options: ProxyOptions, files: ProxyFiles, form: Form, part: int, *, 
     return section(
         f"backend api_{form} from base",
         f"""
+        http-request deny deny_status 400 if {{ {domains.ODD_PORT} }}
         {plain if options.has_both_schemes else ""}
         {f"{hsts} if {secure}" if options.hsts else ""}
         {answers.api_errors(files, form)}

@@ -41,8 +41,6 @@ _OURS = (
 _READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
 #: Of IPv6, a /64: its user has 2^64 addresses.
 _ADDRESS = "src,ipmask(32,64)"
-#: A host with something else than digits after its colon.
-_ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
 _DOMAIN = r";[ \t]*domain[ \t]*="
 #: The rest is matched without backtracking: it would exceed the matcher's limit for a long rest, and HAProxy takes an
 #: aborted match for no match.
@@ -154,7 +152,7 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         acl repeatable method GET HEAD OPTIONS
         acl path_only url -m beg /
         acl path_only req.ver 2.0 3.0
-        acl odd_port {_ODD_PORT}
+        acl odd_port {domains.ODD_PORT}
         {tokens.token_acl()}
         use_backend challenge if challenge
         use_backend fast_page if {_READS_PAGES} {is_fast}
@@ -283,7 +281,7 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         f"""
         {answers.unknown(files, form)}
         http-request deny deny_status 405 if {{ method CONNECT TRACE }}
-        http-request deny deny_status 400 if {{ {_ODD_PORT} }}
+        http-request deny deny_status 400 if {{ {domains.ODD_PORT} }}
         {tokens.proof(options, files)}
         # First of all rules that depend on the app's state.
         {answers.private(files, form)}

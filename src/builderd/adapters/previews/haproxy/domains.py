@@ -11,6 +11,8 @@ from builderd.adapters.previews.haproxy.section import quoted, section
 from builderd.domain.previews import API
 
 CHALLENGE_PATH = "/.well-known/acme-challenge/"
+#: A host with something else than digits after its colon.
+ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
 #: A map without a file: answers to challenges by token.
 CHALLENGES = "virt@acme"
 

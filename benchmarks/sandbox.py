@@ -1,0 +1,124 @@
+"""Time from the create call of a sandbox to the answer of its first command, beside ``podman run`` and ``podman exec``.
+
+    script/bench sandbox [--rounds N] [--pool N] [--json FILE]
+
+One after the other without pauses, each sandbox deleted before the next is created: builderd's over HTTP on an open
+connection, then podman's by its command line, with crun in the same base root file system and without limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from benchmarks.podman import podman
+from tests.acceptance.live_service import LiveService, cold_service
+
+COMMAND = "/bin/true"
+#: The most that a figure of builderd may be, in milliseconds.
+GOALS = {"p50": 80.0, "p95": 150.0}
+WARM_UP = 3
+RESOURCES = {"cpu": 1, "memory": 0.5, "disk": 1}
+#: Time to fill the pool before the first round.
+FILL_SECONDS = 5.0
+
+
+def measure(rounds: int, pool: int) -> dict[str, Any]:
+    figures: dict[str, list[float]] = {}
+
+    def note(name: str, since: float) -> float:
+        figures.setdefault(name, []).append((time.perf_counter() - since) * 1000)
+        return time.perf_counter()
+
+    with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        settings = {"BUILDERD_RATES__REQUESTS": "0", "BUILDERD_SANDBOX_POOL": str(pool)}
+        with cold_service(folder / "data", **settings) as service:
+            time.sleep(FILL_SECONDS)
+            load = os.getloadavg()[0]
+            cpu = _in_builderd(service, rounds + WARM_UP, note)
+        _in_podman(rounds + WARM_UP, note)
+    kept = {name: of[WARM_UP:] for name, of in figures.items()}
+    ms = {name: both(of) for name, of in kept.items()}
+    return {"rounds": rounds, "pool": pool, "load": load, "service_cpu_ms": cpu, "ms": ms}
+
+
+def _in_builderd(service: LiveService, rounds: int, note: Any) -> float:
+    """Return the CPU time of the service's process for one round, in milliseconds."""
+    assert service.process
+    with httpx.Client(timeout=60, headers={"Authorization": f"Bearer {service.token}"}) as client:
+        before = _cpu(service.process.pid)
+        for number in range(rounds):
+            url = f"{service.url}/api/v1/builders"
+            begun = time.perf_counter()
+            body = {"name": f"bench-{number}", "job_type": "sandbox", "resources": RESOURCES}
+            created = client.post(url, json=body)
+            then = note("builderd: create → 201", begun)
+            assert created.status_code == 201, created.text
+            url = f"{url}/{created.json()['data']['uuid']}"
+            done = client.post(f"{url}/exec", json={"command": COMMAND})
+            then = note("builderd: first exec", then)
+            note("builderd: create → first exec's answer", begun)
+            assert done.json()["data"]["exit_code"] == 0, done.text
+            assert client.delete(url).status_code == 200
+            note("builderd: delete", then)
+        return round((_cpu(service.process.pid) - before) / rounds, 1)
+
+
+def _cpu(pid: int) -> float:
+    """Return the CPU time of a process in milliseconds (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
+def _in_podman(rounds: int, note: Any) -> None:
+    with podman() as other:
+        for _ in range(rounds if other else 0):
+            assert other
+            begun = time.perf_counter()
+            container = other.start(command=("/bin/sleep", "3600"))
+            then = note("podman: run", begun)
+            other("exec", container, COMMAND)
+            then = note("podman: first exec", then)
+            note("podman: run → first exec's answer", begun)
+            other("rm", "-f", "-t", "0", container)
+            note("podman: rm -f", then)
+
+
+def both(samples: list[float]) -> dict[str, float]:
+    """The median and the 95th percentile."""
+    return {
+        "p50": round(statistics.median(samples), 1),
+        "p95": round(statistics.quantiles(samples, n=20, method="inclusive")[18], 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--pool", type=int, default=4, help="the setting sandbox_pool; 0: none is prepared")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    result = measure(options.rounds, options.pool)
+    about = f"{result['rounds']} times, sandbox_pool {result['pool']}, load {result['load']:.1f}"
+    print(f"| {about} | p50 ms | p95 ms | goal | met |\n|---|---|---|---|---|")
+    for name, figure in result["ms"].items():
+        judged = name.startswith("builderd: create → first exec")
+        met = "yes" if all(figure[part] <= most for part, most in GOALS.items()) else "**no**"
+        goal = f"≤ {GOALS['p50']:g}, {GOALS['p95']:g} | {met}" if judged else " | "
+        print(f"| {name} | {figure['p50']} | {figure['p95']} | {goal} |")
+    print(f"\nCPU of the service's process for one round: {result['service_cpu_ms']} ms")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,14 +20,12 @@ STEPS = {
     "create": (
         "SetRoute",
         "Review",
-        "Install",
         "CreateDisk",
         "PutBundle",
         "PlanSandbox",
         "StartSandbox",
         "AwaitListening",
         "CheckApp",
-        "Settle",
     ),
     "stop": ("SetRoute", "StopSandbox", "Settle"),
     "start": ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
@@ -37,7 +35,7 @@ MOMENTS = ("begun", "done", "recorded")
 #: Tried in every run: what leaves most on the host when it is cut off. script/soak tries the others; on fakes every
 #: moment is tried in every run.
 OFTEN = {
-    "create-Install.done",
+    "create-CreateDisk.done",
     "create-PutBundle.done",
     "create-StartSandbox.done",
     "stop-StopSandbox.done",

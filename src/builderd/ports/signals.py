@@ -13,6 +13,11 @@ from builderd.domain.ids import BuilderId
 ANY = BuilderId("")
 
 
+def outcome_of(builder: BuilderId) -> BuilderId:
+    """Return what to wait for instead of the builder if steps on the way to its outcome do not matter."""
+    return BuilderId(f"{builder}/outcome")
+
+
 class Signals(Protocol):
     """All methods but the waiting ones are thread-safe and never block."""
 
@@ -26,10 +31,13 @@ class Signals(Protocol):
         """
 
     def change(self, builder: BuilderId) -> None:
-        """Wake everybody who waits for the builder: its record changed."""
+        """Wake everybody who waits for the builder: its record changed, or its outcome."""
+
+    def progress(self, builder: BuilderId) -> None:
+        """Wake those who follow the builder step by step; not those who wait at ``outcome_of`` it."""
 
     def count(self, builder: BuilderId) -> int:
-        """Return the number of changes so far, of this builder or of ``ANY``; pass it to ``wait``."""
+        """Return the number of changes so far of this builder, of ``ANY`` or at ``outcome_of``; pass it to ``wait``."""
 
     async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
         """Return when the count differs from ``seen``, or at the timeout."""

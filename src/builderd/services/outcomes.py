@@ -31,6 +31,7 @@ from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.reviews import Report, Verdict, judge
 from builderd.domain.routes import closed_route
 from builderd.domain.versions import Version, VersionStatus
+from builderd.ports.signals import outcome_of
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver
@@ -82,12 +83,13 @@ async def wait(application: Application, builder_id: BuilderId, generation: int)
 
 async def wait_until_settled(application: Application, builder_id: BuilderId, generation: int) -> Builder:
     """Wait until the generation, or a newer one, has an outcome; return the builder, also if it failed."""
+    outcome = outcome_of(builder_id)
     while True:
-        seen = application.signals.count(builder_id)
+        seen = application.signals.count(outcome)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))
         if _is_over(builder, generation):
             return builder
-        await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
+        await application.signals.wait(outcome, seen, LOOK_INTERVAL)
 
 
 def failure_of(builder: Builder) -> BuilderdError | None:

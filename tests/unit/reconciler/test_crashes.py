@@ -177,7 +177,7 @@ PREPARE = ("SetRoute", "Review", "Install", "CreateDisk", "PutBundle")
 TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *START[1:], "DropDisks")
 RELEASED = ("PlanSandbox", "StartSandbox", "AwaitRelease", "RecordEnd")
 OPERATIONS = {
-    "create": Operation((*PREPARE, *START[1:]), None, create, Status.RUNNING),
+    "create": Operation((*PREPARE, *START[1:-1], "CheckApp"), None, create, Status.RUNNING),
     "create what does not start": Operation(
         ("SetRoute", "StartSandbox", "RecordEnd", "GiveUp", "SetRoute"), None, create, Status.FAILED, HASTY
     ),

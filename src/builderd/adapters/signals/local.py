@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from builderd.domain.ids import BuilderId
-from builderd.ports.signals import ANY
+from builderd.ports.signals import ANY, outcome_of
 
 
 class LocalSignals:
@@ -38,6 +38,9 @@ class LocalSignals:
     def change(self, builder: BuilderId) -> None:
         self._call(self._change, builder)
 
+    def progress(self, builder: BuilderId) -> None:
+        self._call(self._progress, builder)
+
     def count(self, builder: BuilderId) -> int:
         return self._counts[builder]
 
@@ -63,7 +66,13 @@ class LocalSignals:
         self._has_pending.set()
 
     def _change(self, builder: BuilderId) -> None:
-        for subject in (builder, ANY):
+        self._wake(builder, ANY, outcome_of(builder))
+
+    def _progress(self, builder: BuilderId) -> None:
+        self._wake(builder, ANY)
+
+    def _wake(self, *subjects: BuilderId) -> None:
+        for subject in subjects:
             self._counts[subject] += 1
             for future in self._waiters.pop(subject, set()):
                 if not future.done():

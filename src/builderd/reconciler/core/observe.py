@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.next_step import prepare
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation, VersionState
@@ -80,10 +81,13 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     """Add the state that the engine and the preview report now to the stored one."""
     item, sandbox = stored.item, stored.sandbox
     disk, wanted = await application.engine.disk(item.disk), item.version.settings.resources
-    loss = await _loss(application, item) if disk is None else backups.Loss()
+    version = await _version(application, item.builder, item.version, disk)
+    # Of no interest before: a disk is made after the version's preparation.
+    needs_disk = disk is None and prepare(version) is None
+    loss = await _loss(application, item) if needs_disk else backups.Loss()
     return Observation(
         now=application.clock.now(),
-        version=await _version(application, item.builder, item.version, disk),
+        version=version,
         candidate=await _version(application, item.builder, item.candidate) if item.candidate else None,
         trial=stored.trial,
         disk_ready=disk is not None and stored.billing is not None and disk.size_bytes == wanted.disk_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -82,6 +82,7 @@ def stage_started(uow: UnitOfWork, builder: Builder, stage: str, now: datetime) 
 def installed(transition: Transition, version: Version, layer: Installed) -> None:
     """The version's layer is there. The build log says so also where nothing had to be built."""
     uow, builder, now = transition.uow, transition.builder, transition.now
+    uow.versions.save(replace(as_stored(uow, version), layer_key=layer.layer_key))
     note = "reused" if layer.reused else "made"
     if layer.layer_key == NO_LAYER:
         note = "nothing to install"

@@ -23,14 +23,15 @@ from builderd.reconciler.core.transitions import Transition, add_event, as_store
 from builderd.services import candidates, qa, statuses, verdicts
 
 
-def reviewed(transition: Transition, version: Version, report: Report, *, seconds: float, reused: bool) -> None:
-    """The review has judged the version; what does not pass fails with it."""
+def reviewed(transition: Transition, version: Version, report: Report, *, seconds: float, reused: bool) -> bool:
+    """The review has judged the version; what does not pass fails with it. Return True if it passed."""
     uow, builder, now = transition.uow, transition.builder, transition.now
     verdict = verdicts.record(uow, builder, version.number, report, SYSTEM, now)
     note = "passed" if verdict.passed else summary(verdict)
     stage_finished(transition, "review", seconds=seconds, ok=verdict.passed, note=note, reused=reused)
     if not verdict.passed:
         failed(transition, version, code=ReviewFailed.code, reason=note)
+    return verdict.passed
 
 
 def qa_judged(transition: Transition, version: Version, gate: Sequence[Check], *, seconds: float) -> bool:

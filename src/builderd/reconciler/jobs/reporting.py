@@ -67,8 +67,8 @@ class Reporting:
         while True:
             self._again.clear()
             try:
-                await self._remove_leftovers()
-                while await self._one():
+                is_any = await self._remove_leftovers()
+                while is_any and await self._one():
                     pass
             except Exception:
                 log.warning("QA report failed, retrying in 5 s", exc_info=True)
@@ -76,12 +76,14 @@ class Reporting:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), INTERVAL)
 
-    async def _remove_leftovers(self) -> None:
-        """Remove the copies of reports that a previous process of this instance left unfinished."""
-        for report in await self._app.store.read(lambda uow: uow.qa_reports.unfinished()):
+    async def _remove_leftovers(self) -> bool:
+        """Remove the copies of reports that a previous process of this instance left; return True if any is open."""
+        unfinished = await self._app.store.read(lambda uow: uow.qa_reports.unfinished())
+        for report in unfinished:
             if report.owner == self._app.instance and report.copy_disk is not None:
                 await remove_disk(self._app, report.copy_disk)
                 await self._copy_removed(report.builder_id, report.version)
+        return bool(unfinished)
 
     async def _one(self) -> bool:
         """Make the oldest report of the tenant served longest ago; return False when none waits."""

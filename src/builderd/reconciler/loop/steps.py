@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Builder, Handover, Status, StopKind
+from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType, Status, StopKind
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
@@ -119,13 +119,16 @@ class Steps:
             await self._installs.begin(item)
         tenant_id = item.builder.tenant_id
         report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
-        now = self._now()
+        now, installed = self._now(), self._installs.nothing_to_install(item)
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transition = Transition(uow, builder, self._app.prices, now)
-            if transitions.still_wanted(builder, item.builder, item.version):
-                version_transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
+            if not transitions.still_wanted(builder, item.builder, item.version):
+                return
+            passed = version_transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
+            if passed and installed is not None:
+                transitions.installed(transition, item.version, installed)
 
         return Result(record)
 
@@ -138,10 +141,7 @@ class Steps:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
-            version = transitions.as_stored(uow, item.version)
-            uow.versions.save(replace(version, layer_key=installed.layer_key))
-            transitions.installed(transition, item.version, installed)
+            transitions.installed(Transition(uow, builder, self._app.prices, now), item.version, installed)
 
         return Result(record)
 
@@ -235,10 +235,13 @@ class Steps:
             return self._failed(item, stage, code, lack.message, since=sandbox.created_at)
         report = await self._app.engine.start(spec)
         version, now = item.version, self._now()
+        is_up = item.builder.job_type is JobType.SANDBOX and version.settings.entrypoint == SANDBOX_COMMAND
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transition = Transition(uow, item.builder, self._app.prices, now)
-            sandbox_transitions.sandbox_started(transition, version, sandbox, report)
+            started = sandbox_transitions.sandbox_started(transition, version, sandbox, report)
+            if is_up and not sandbox.release:  # it has no program of its own that could fail
+                _note_up(replace(transition, builder=builder), item, replace(started, listening_at=now))
 
         return Result(record, quiet=True)
 
@@ -254,16 +257,8 @@ class Steps:
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
     def _listens(self, item: WorkItem, sandbox: Sandbox) -> Result:
-        now = self._now()
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
-            uow.sandboxes.save(sandbox)
-            if transitions.same_generation(builder, item.builder) and not builder.settled:
-                seconds = (now - sandbox.created_at).total_seconds()
-                transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
-
-        return Result(record, quiet=True)
+        now, prices = self._now(), self._app.prices
+        return Result(lambda uow, builder: _note_up(Transition(uow, builder, prices, now), item, sandbox), quiet=True)
 
     async def _time_limit(self, item: WorkItem) -> float:
         """Return how long the app may take to listen, in seconds."""
@@ -362,6 +357,14 @@ class Steps:
 
     def _now(self) -> datetime:
         return self._app.clock.now()
+
+
+def _note_up(transition: Transition, item: WorkItem, sandbox: Sandbox) -> None:
+    """Record a sandbox that can be reached."""
+    transition.uow.sandboxes.save(sandbox)
+    if transitions.same_generation(transition.builder, item.builder) and not transition.builder.settled:
+        seconds = (transition.now - sandbox.created_at).total_seconds()
+        transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
 
 
 def _open(observation: Observation) -> Sandbox:

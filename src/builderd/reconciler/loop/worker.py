@@ -171,10 +171,17 @@ class Worker:
         if result.record is not None:
             after = await transitions.apply(self._app, self._id, result.record)
             if not result.quiet:
-                self._app.signals.change(self._id)
+                self._signal(after)
         self._context.fault(f"{name}.recorded")
         await result.afterwards()
         return after
+
+    def _signal(self, after: StoredState | None) -> None:
+        """Wake those who wait for the builder; those who wait for its outcome once it has one."""
+        if after is not None and not after.item.builder.settled:
+            self._app.signals.progress(self._id)
+        else:
+            self._app.signals.change(self._id)
 
     async def _perform(
         self, item: WorkItem, observation: Observation, step: Step, until: datetime | None

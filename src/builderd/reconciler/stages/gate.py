@@ -48,6 +48,9 @@ class Gate:
                 return
             seconds = (now - begun).total_seconds()
             goes_on = version_transitions.qa_judged(transition, item.version, gate, seconds=seconds)
+            if goes_on and builder.handover is None and transitions.same_generation(builder, item.builder):
+                # Its route is open by then, so nothing else is left to do.
+                version_transitions.running(uow, builder, item.version, now)
             if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
                 qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
 

@@ -65,6 +65,16 @@ class LayerInstalls:
             early.task.cancel()
             await asyncio.wait({early.task})
 
+    def nothing_to_install(self, item: WorkItem) -> Installed | None:
+        """Return the outcome of the early install if the version needs no layer; None while it is open or has one."""
+        early = self._early.get(item.builder.id)
+        if early is None or early.version != item.version.number or not early.task.done():
+            return None
+        if early.task.cancelled() or early.task.exception() is not None:
+            return None
+        installed = early.task.result()
+        return installed if installed.layer_key == NO_LAYER else None
+
     async def install(self, item: WorkItem) -> Installed:
         """Make the layer, or find it made: the review has passed. Raises ``InstallFailed`` with the installer's words.
 

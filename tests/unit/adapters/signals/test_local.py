@@ -7,6 +7,7 @@ import threading
 
 from builderd.adapters.signals.local import LocalSignals
 from builderd.domain.ids import BuilderId
+from builderd.ports.signals import outcome_of
 
 ONE, OTHER = BuilderId("one"), BuilderId("other")
 #: Seconds; only against hanging.
@@ -102,3 +103,16 @@ def test_a_signal_after_the_loop_is_closed_is_ignored() -> None:
     thread = threading.Thread(target=signals.desired_changed, args=(ONE,))
     thread.start()
     thread.join()
+
+
+async def test_progress_wakes_who_follows_and_not_who_waits_for_the_outcome() -> None:
+    signals = LocalSignals()
+    step, outcome = signals.count(ONE), signals.count(outcome_of(ONE))
+    signals.progress(ONE)
+    await signals.wait(ONE, step, TIMEOUT)
+    assert signals.count(outcome_of(ONE)) == outcome
+    waiting = asyncio.create_task(signals.wait(outcome_of(ONE), outcome, TIMEOUT))
+    await asyncio.sleep(0.001)
+    signals.change(ONE)
+    await waiting
+    assert signals.count(outcome_of(ONE)) == outcome + 1

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from tests.acceptance.live_service import LiveService
+from tests.acceptance.live_service import TINY_APP, LiveService
 from tests.acceptance.scenarios import run
 
 pytestmark = pytest.mark.root
@@ -64,6 +64,26 @@ def test_sandbox_runs_commands_and_previews_its_listening_port(service: LiveServ
         assert run(service, data["uuid"], zombies)[1].strip() == "0"
     finally:
         service.call("DELETE", f"/builders/{data['uuid']}?purge=true")
+
+
+def test_app_of_a_monorepo_is_built_released_and_run_in_its_folder(service: LiveService) -> None:
+    server = "import os\nprint(os.getcwd(), flush=True)\n" + TINY_APP
+    files = {
+        "apps/web/Procfile": "web: GREETING=$(cat made released) python3 main.py\nrelease: pwd > released\n",
+        "apps/web/main.py": server,
+        "shared/word": "shared\n",
+    }
+    fields = {"root": "apps/web/", "build": "cat ../../shared/word > made"}
+    with service.deployed("mono", files, None, **fields) as data:
+        assert (data["root"], data["release"]) == ("apps/web", "pwd > released")
+        assert service.visit(data).text == "shared\n/app/apps/web"
+        path = f"/builders/{data['uuid']}"
+        assert {line["text"] for line in service.call("GET", f"{path}/logs").json()["data"]} >= {"/app/apps/web"}
+        # A link in its place leads nowhere but inside, and a folder that is gone fails with the shell's words.
+        assert run(service, data["uuid"], "mv apps moved && ln -s /etc apps")[0] == 0
+        failed = service.call("POST", f"{path}/restart")
+        assert (failed.status_code, failed.json()["code"]) == (422, "start_failed")
+        assert "can't cd to /app/apps/web" in failed.json()["message"]
 
 
 HTTP2 = """\

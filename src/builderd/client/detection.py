@@ -32,6 +32,17 @@ def detect(folder: Folder) -> Start | None:
     return next(_starts(_Code(folder)), None)
 
 
+def roots_with_a_start(folder: Folder, most: int = 5) -> list[str]:
+    """Return folders of the code, at most two deep, in which a start is found: the apps of a monorepo."""
+    folders = {part for file in folder.files for part in _folders_above(file.path)}
+    return [root for root in sorted(folders) if detect(folder.below(root)) is not None][:most]
+
+
+def _folders_above(path: str) -> list[str]:
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:count]) for count in range(1, min(len(parts), 2) + 1)]
+
+
 class _Code:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder

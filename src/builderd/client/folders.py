@@ -13,7 +13,7 @@ import hashlib
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +59,12 @@ class Folder:
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
+
+    def below(self, root: str) -> Folder:
+        """Return one of its folders, with the files that are sent of it."""
+        above = f"{root.rstrip('/')}/"
+        files = [replace(one, path=one.path[len(above) :]) for one in self.files if one.path.startswith(above)]
+        return Folder(self.root / root, files, [])
 
     @property
     def fits_json(self) -> bool:

@@ -43,6 +43,7 @@ class VersionOptions(SettingOptions, total=False):
     stdin: str
     start_timeout: int
     protocol: str
+    root: str
     env_file: str
 
 

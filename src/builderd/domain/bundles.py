@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -100,6 +100,24 @@ class Bundle:
     def file(self, path: str) -> BundleFile | None:
         """The file at this path, or None."""
         return next((file for file in self.files if file.path == path), None)
+
+
+def folder_of(bundle: Bundle, root: str) -> Bundle:
+    """Return the files below the folder ``root``, as they lie there, under the bundle's own hash; "": all of them."""
+    above = f"{root}/"
+    return (
+        Bundle(
+            bundle.hash,
+            tuple(replace(file, path=file.path[len(above) :]) for file in bundle.files if file.path.startswith(above)),
+        )
+        if root
+        else bundle
+    )
+
+
+def root_error(root: str) -> str | None:
+    """Return the reason to reject the folder of an app within its code, or None; "": the code's own folder."""
+    return path_error(root) if root else None
 
 
 def make_bundle(files: Iterable[BundleFile]) -> Bundle:

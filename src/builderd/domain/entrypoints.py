@@ -65,6 +65,8 @@ def _no_package(_: str) -> None:
 def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Entry:
     """Return the files of the bundle that the command, or each line of it, runs."""
     lines = [line for line in command.splitlines() if line.strip()]
+    if len(lines) > 1 and (folder := _folder_of(lines[0])):
+        return _entry_below(folder, "\n".join(lines[1:]), paths, package_at)
     if len(lines) > 1:
         return _entry_of_lines([entry_of(line, paths, package_at) for line in lines])
     command = VALUE.sub("$VALUE", command)
@@ -81,6 +83,22 @@ def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_p
         roots = tuple(_named(program, paths))
         return Entry(roots, complete=bool(roots))
     return _entry_of_file(target, program, paths, package_at)
+
+
+def _folder_of(line: str) -> str:
+    """Return the folder of a line that only goes to a folder of the bundle; empty for any other line."""
+    words = _words(line) or []
+    folder = _inside(words[1]) if len(words) == 2 and words[0] == "cd" else None
+    return "" if folder in (None, ".") else folder or ""
+
+
+def _entry_below(folder: str, command: str, paths: Collection[str], package_at: PackageAt) -> Entry:
+    """Return the entry of commands that run in a folder. What they import may lie above it: never complete."""
+    above = f"{folder}/"
+    below = frozenset(path[len(above) :] for path in paths if path.startswith(above))
+    entry = entry_of(command, below, lambda at: package_at(above + at if at else folder))
+    missing = None if entry.missing is None else above + entry.missing
+    return Entry(tuple(above + root for root in entry.roots), missing)
 
 
 def _entry_of_lines(entries: Sequence[Entry]) -> Entry:
@@ -131,6 +149,12 @@ def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _n
 
     For a package tool, follows every script of the package. A word that only looks like a program counts as one.
     """
+    first, _, rest = command.partition("\n")
+    if rest and (below := _folder_of(first)):
+        above = f"{below}/"
+        inner = frozenset(path[len(above) :] for path in paths if path.startswith(above))
+        for file, name in interpreted(rest, inner, lambda at: package_at(above + at if at else below)):
+            yield above + file, name
     if PACKAGE in paths and _mentions_package(command):
         package = package_at("")
         for script in package.commands if package else ():

@@ -24,6 +24,11 @@ APP = "/app"
 NODE_MODULES = "node_modules"
 
 
+def app_folder(root: str) -> str:
+    """Return the folder in which the commands of an app with this root run."""
+    return f"{APP}/{root}" if root else APP
+
+
 class Cache(StrEnum):
     #: The step does not see the cache.
     NONE = "none"
@@ -49,12 +54,19 @@ class BuildStep:
 class AppBuild:
     """Files of a version that are built in place, and the key of the layer with its dependencies (None: it has none).
 
-    The step runs in ``APP``, on a copy of the files, with a copy of the layer's ``NODE_MODULES`` in there. What it
-    leaves that the bundle does not have, or has otherwise, is the content of the new layer.
+    The step runs in the folder ``root`` of ``APP``, on a copy of the files, with a copy of the layer's
+    ``NODE_MODULES`` in there. What it leaves in ``APP`` that the bundle does not have, or has otherwise, is the content
+    of the new layer.
     """
 
     bundle: Bundle
     dependencies: str | None
+    root: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Return the folder in which the step runs."""
+        return app_folder(self.root)
 
 
 @dataclass(frozen=True, slots=True)

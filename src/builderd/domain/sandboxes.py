@@ -50,6 +50,7 @@ class SandboxSpec:
     The engine runs ``/bin/sh -c entrypoint`` as an unprivileged user in ``/app``, which is the persistent
     content of ``disk``; the layer and the base lie below, read-only. ``env`` is complete but for
     ``BUILDERD_URL``, which only the engine knows. With ``egress`` False the sandbox reaches no network.
+    ``root`` is the folder of ``/app`` in which the layer's Node packages are seen; the entrypoint goes there itself.
     ``secret_files`` maps paths below ``/run/credentials`` to text that the app alone may read; an engine keeps them,
     as it keeps ``env``, in memory only. Sandboxes of one ``tenant_id`` share what the network has for each tenant.
     """
@@ -67,6 +68,7 @@ class SandboxSpec:
     egress: bool = True
     secret_files: Mapping[str, str] = field(default_factory=dict)
     tenant_id: str = ""
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)

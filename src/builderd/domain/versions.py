@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -77,6 +78,8 @@ class VersionSettings:
     #: Seconds until the app must listen; 0: the service's default.
     start_timeout: int = 0
     protocol: Protocol = Protocol.HTTP
+    #: Folder of the code, such as an app of a monorepo, in which the commands run; empty: all of the code.
+    root: str = ""
     #: File of the version that holds variables, such as ``.env``; empty: none.
     env_file: str = ""
     #: The variables of that file, read when the version was made; ``env`` wins over them.
@@ -90,7 +93,8 @@ class VersionSettings:
     @property
     def commands(self) -> str:
         """Return all commands that run the version's code, one a line: the subject of its review."""
-        return "\n".join(one for one in (self.build, self.release, self.entrypoint) if one)
+        folder = f"cd {shlex.quote(self.root)}" if self.root else ""
+        return "\n".join(one for one in (folder, self.build, self.release, self.entrypoint) if one)
 
     @property
     def with_gates(self) -> VersionSettings:

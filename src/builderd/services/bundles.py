@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, folder_of
 from builderd.domain.errors import BundleLost
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
@@ -32,6 +32,11 @@ async def fetch(application: Application, version: Version) -> Bundle:
             f"PUT /api/v1/builders/{version.builder_id}, which stores them again.",
             data={"uuid": version.builder_id, "bundle": version.bundle_hash},
         ) from None
+
+
+async def fetch_root(application: Application, version: Version) -> Bundle:
+    """Return the files of this version's ``root``, where its manifests are. Raises ``BundleLost``."""
+    return folder_of(await fetch(application, version), version.settings.root)
 
 
 async def drop_unused(application: Application, bundle_hash: str) -> None:

@@ -15,6 +15,7 @@ TEXTS: Mapping[str, str] = {
     "build": "",
     "env_file": "",
     "release": "",
+    "root": "",
     "port": "8000",
     "cpu": "1",
     "memory": "1",
@@ -73,7 +74,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
         asked["protocol"] = values["protocol"]
         asked["visibility"] = "private" if is_private else "public"
         asked["auto_stop_interval"] = number(values["minutes"]) if values["sleeps"] else 0
-    for name in ("entrypoint", "build", "release", "env_file", "isolation"):
+    for name in ("entrypoint", "build", "release", "root", "env_file", "isolation"):
         if values[name].strip():
             asked[name] = values[name].strip()
     return asked

@@ -142,3 +142,11 @@ def test_script_arguments_are_found_anywhere_in_a_command(command: str, handed: 
     paths = {"app.dat", "x/start", "package.json"}
     packages = {"": Package(None, ("node app.dat",))}
     assert list(interpreted(command, paths, packages.get)) == handed
+
+
+def test_commands_of_a_folder_are_found_in_there_and_never_complete() -> None:
+    paths = {"web/main.py", "web/package.json", "main.py", "web/build.js"}
+    assert entry_of("cd web\nnpm run build\npython3 main.py", paths) == Entry(("web/package.json", "web/main.py"))
+    assert entry_of("cd web\npython3 gone.py", paths) == Entry((), missing="web/gone.py")
+    packages = {"web": Package(None, ("node build.js",))}
+    assert ("web/build.js", "node") in set(interpreted("cd web\nnpm start", paths, packages.get))

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.domain.build_commands import find_build
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
-from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.bundles import Bundle, folder_of, make_bundle
 from builderd.domain.env_files import read_env_file
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
@@ -37,15 +37,16 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
 
     Raises ``ValidationFailed`` without a usable command, and for an ``env_file`` that is missing or faulty.
     """
-    job_type = _job_type(new, bundle)
-    entrypoint = new.entrypoint or _command(bundle, job_type)
+    code = _code_in(bundle, new.root)
+    job_type = _job_type(new, code)
+    entrypoint = new.entrypoint or _command(code, job_type)
     settings = new_settings(new, entrypoint, application.limits.default_isolation)
     if new.build is None and job_type is not JobType.SANDBOX:
-        settings = replace(settings, build=find_build(bundle, entrypoint))
+        settings = replace(settings, build=find_build(code, entrypoint))
     if new.env_file:
         settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
     if new.release is None and _reads_release(job_type):
-        settings = replace(settings, release=_release(bundle))
+        settings = replace(settings, release=_release(code))
     return builders.NewBuilder(
         name=new.name,
         bundle_hash=bundle.hash,
@@ -55,6 +56,14 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
     )
+
+
+def _code_in(bundle: Bundle, root: str) -> Bundle:
+    """Return the code of a folder. Raises ``ValidationFailed`` where the code has no such folder."""
+    code = folder_of(bundle, root)
+    if root and not code.files:
+        raise ValidationFailed({"root": [f"is no folder of the code: {root!r} has no files"]})
+    return code
 
 
 def _reads_release(job_type: JobType) -> bool:
@@ -106,8 +115,8 @@ async def new_version(
     if bundle is not None:
         given["bundle_hash"] = bundle.hash
     given |= await _env_file(application, caller, builder_id, new, bundle)
-    if bundle is not None:
-        given = {**await _kept_commands(application, caller, builder_id, bundle), **given}
+    if bundle is not None or "root" in given:
+        given = {**await _kept_commands(application, caller, builder_id, bundle, given.get("root")), **given}
     return Change.of({**given, "fresh": fresh}), bundle
 
 
@@ -128,19 +137,23 @@ async def _env_file(
 
 
 async def _kept_commands(
-    application: Application, caller: Caller, builder_id: str, bundle: Bundle
+    application: Application, caller: Caller, builder_id: str, bundle: Bundle | None, root: str | None
 ) -> Mapping[str, str]:
     """Return the commands of the new ``Procfile`` in place of those that came from the old one.
 
-    A command that did not come from there is left out, and stays. Raises ``ValidationFailed``.
+    A command that did not come from there is left out, and stays. ``bundle`` and ``root`` are None where they stay.
+    Raises ``ValidationFailed``, also for a ``root`` that the code does not have.
     """
     builder, base = await application.store.read(
         lambda uow: (builders.get(uow, caller.tenant_id, builder_id), deployments.base(uow, caller, builder_id))
     )
-    commands, settings = process_commands(bundle), base.settings
+    settings = base.settings
+    code = bundle or await bundles.fetch(application, base)
+    code = _code_in(code, settings.root if root is None else root)
+    commands = process_commands(code)
     if not commands and not settings.release:
         return {}
-    old = await bundles.fetch(application, base)
+    old = await bundles.fetch_root(application, base)
     before, kept = process_commands(old), {}
     process = next((name for name in commands if before.get(name) == settings.entrypoint), None)
     if process is not None:
@@ -148,5 +161,5 @@ async def _kept_commands(
             raise ValidationFailed({"entrypoint": [why]})
         kept["entrypoint"] = commands[process]
     if _reads_release(builder.job_type) and settings.release == release_command(old):
-        kept["release"] = _release(bundle)
+        kept["release"] = _release(code)
     return kept

@@ -14,7 +14,7 @@ import click
 
 from builderd.cli.apps.project import FILE, NAME, SCHEMA, Pending, Project, State, fingerprint
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command
-from builderd.client.detection import Start, detect
+from builderd.client.detection import Start, detect, roots_with_a_start
 from builderd.client.errors import ApiError, BuilderdError, NoAnswer, NotFound, Unavailable
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine, Stage
@@ -66,6 +66,7 @@ class DeployFlags(TypedDict):
     """Further options of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
 
     build: str | None
+    root: str | None
     env_file: str | None
     release: str | None
     fresh: bool
@@ -81,6 +82,7 @@ class DeployFlags(TypedDict):
 @click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
 @click.option("--build", help="Command that builds it before its start; '' for none.  [default: what is found]")
 @click.option("--env-file", metavar="PATH", help="File of the code with variables, such as .env; '' for none.")
+@click.option("--root", metavar="FOLDER", help="Folder of the code in which it runs, such as apps/web of a monorepo.")
 @click.option("--release", help="Command that runs once before it takes over; '' for none.  [default: the Procfile's]")
 @click.option("--fresh", is_flag=True, help="Install the dependencies again.")
 @click.option("--list", "only_list", is_flag=True, help="List what would be sent and what is left out; send nothing.")
@@ -103,10 +105,10 @@ def deploy(
     if flags["only_list"]:
         _list(session, folder)
         return
-    start = _start(session, project, folder, entrypoint, flags["yes"])
+    options |= {one: flags[one] for one in ("build", "release", "root") if flags[one] is not None}
+    start = _start(session, project, _below(folder, options.get("root")), entrypoint, flags["yes"])
     if start.entrypoint:
         options["entrypoint"] = start.entrypoint
-    options |= {one: flags[one] for one in ("build", "release") if flags[one] is not None}
     options |= {gate: True for gate in ("skip_review", "skip_qa") if flags[gate]}
     chosen = name or project.name or project.default_name()
     if not NAME.fullmatch(chosen):
@@ -121,6 +123,16 @@ def deploy(
 
 def _folder(project: Project, options: Mapping[str, Any]) -> Folder:
     return read_folder(project.root, project.settings.get("ignore", ()), options.get("env_file", ""))
+
+
+def _below(folder: Folder, root: Any) -> Folder:
+    """Return the folder in which the code runs."""
+    if not isinstance(root, str) or not root:
+        return folder
+    below = folder.below(root)
+    if not below.files:
+        raise click.UsageError(f"{folder.root / root} has no files that are sent: --root names a folder of the code")
+    return below
 
 
 class _Deployment:
@@ -231,9 +243,12 @@ def _start(session: Session, project: Project, folder: Folder, entrypoint: str |
         return told
     found = detect(folder)
     if found is None:
+        where = shlex.quote(str(project.root))
+        apps = [f"builderd deploy {where} --root {shlex.quote(root)}" for root in roots_with_a_start(folder)]
         raise ActionRequired(
-            f"nothing was found that starts the code in {project.root}",
-            f"builderd deploy {shlex.quote(str(project.root))} --entrypoint 'COMMAND'",
+            f"nothing was found that starts the code in {folder.root}",
+            *apps,
+            f"builderd deploy {where} --entrypoint 'COMMAND'",
         )
     session.say(f"Starts with: {found.command}\n  because {found.reason}")
     if found.entrypoint is None or yes:
@@ -304,7 +319,8 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     """
     project = Project.load(directory)
     folder = _folder(project, project.options)
-    start = _given_start(shlex.join(args)) or _start(session, project, folder, None, yes=True)
+    below = _below(folder, project.options.get("root"))
+    start = _given_start(shlex.join(args)) or _start(session, project, below, None, yes=True)
     options = {key: value for key, value in project.options.items() if key not in NOT_OF_JOBS}
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()

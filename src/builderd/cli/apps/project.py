@@ -58,6 +58,10 @@ SCHEMA: dict[str, Any] = {
         "auto_stop": {"type": "integer", "minimum": 0, "description": "Minutes without use; 0: never."},
         "backups": {"type": "integer", "minimum": 0, "description": "Hours between backups; 0: none."},
         "visibility": {"enum": ["public", "private"], "description": "Private: the preview wants the service token."},
+        "root": {
+            "type": "string",
+            "description": "Folder of the code in which its commands run, such as an app of a monorepo.",
+        },
         "protocol": {
             "enum": ["http", "h2c"],
             "description": "What the app speaks on its port. h2c: HTTP/2 without TLS, such as gRPC.",

@@ -66,6 +66,7 @@ class BuilderState(Model):
     release: str = ""
     start_timeout: int = 0
     protocol: str = "http"
+    root: str = ""
     env_file: str = ""
     env_file_values: dict[str, str] = Field(default_factory=dict)
     review_passed: bool | None = None
@@ -111,6 +112,7 @@ class Version(Model):
     stdin: str = ""
     start_timeout: int = 0
     protocol: str = "http"
+    root: str = ""
     env_file: str = ""
     env_file_values: dict[str, str] = Field(default_factory=dict)
     review_passed: bool | None = None

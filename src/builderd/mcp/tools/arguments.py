@@ -46,6 +46,10 @@ ReleaseCommand = Annotated[
     Field(description="Command run once before a version takes over, on its disk, such as a database migration."),
 ]
 Port = Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
+Root = Annotated[
+    str,
+    Field(description="Folder of the files in which its commands run and its manifests are, such as apps/web."),
+]
 Protocol = Annotated[
     Literal["http", "h2c"], Field(description="What it speaks on its port. h2c: HTTP/2 without TLS, such as gRPC.")
 ]

@@ -43,6 +43,7 @@ from builderd.mcp.tools.arguments import (
     ReleaseCommand,
     RequireQa,
     Resources,
+    Root,
     Skip,
     Upload,
     Visibility,
@@ -76,6 +77,7 @@ async def deploy_code(
     build: BuildCommand | None = None,
     release: ReleaseCommand | None = None,
     protocol: Protocol | None = None,
+    root: Root | None = None,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
     wait: Wait = True,
@@ -101,6 +103,7 @@ async def deploy_code(
         build=build,
         release=release,
         protocol=protocol,
+        root=root,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
@@ -128,6 +131,7 @@ async def redeploy(
     build: BuildCommand | None = None,
     release: ReleaseCommand | None = None,
     protocol: Protocol | None = None,
+    root: Root | None = None,
     fresh: Annotated[bool, Field(description="Install the dependencies again.")] = False,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
@@ -151,6 +155,7 @@ async def redeploy(
         build=build,
         release=release,
         protocol=protocol,
+        root=root,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})

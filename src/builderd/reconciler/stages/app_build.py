@@ -30,6 +30,8 @@ def plan_build(item: WorkItem, bundle: Bundle, base_id: str, timeout_seconds: fl
     settings, tenant = item.version.settings, item.builder.tenant_id
     layer = item.version.layer_key or None
     decisive = [RECIPE, base_id, tenant, bundle.hash, layer, settings.build, sorted(settings.variables.items())]
+    if settings.root:
+        decisive.append(settings.root)
     step = BuildStep(
         title=f"Building: {settings.build}",
         argv=("/bin/sh", "-ec", settings.build),
@@ -44,7 +46,7 @@ def plan_build(item: WorkItem, bundle: Bundle, base_id: str, timeout_seconds: fl
         steps=(step,),
         runs_foreign_code=True,
         tenant=tenant,
-        app=AppBuild(bundle, layer),
+        app=AppBuild(bundle, layer, settings.root),
     )
 
 

@@ -125,7 +125,7 @@ class LayerInstalls:
 
     async def _name_unread(self, item: WorkItem) -> None:
         """Name in the log the files that people expect to be read, and versions that do not run here."""
-        bundle = await bundles.fetch(self._app, item.version)
+        bundle = await bundles.fetch_root(self._app, item.version)
         env_file = item.version.settings.env_file
         notes = [*unread_notes({file.path for file in bundle.files}, env_file), *pin_notes(bundle)]
         ignored = await asyncio.to_thread(ignored_names, bundle, env_file)
@@ -176,7 +176,7 @@ async def compile_layer(application: Application, item: WorkItem) -> None:
 
 
 async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:
-    bundle = await bundles.fetch(application, item.version)
+    bundle = await bundles.fetch_root(application, item.version)
     scripts = item.version.settings.install_scripts
     base, tenant = application.engine.base_id, item.builder.tenant_id
     dev = bool(item.version.settings.build)

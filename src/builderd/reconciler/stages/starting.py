@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, folder_of
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, SandboxId, new_sandbox_id
+from builderd.domain.layers import app_folder
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
@@ -52,7 +54,7 @@ def _layer_key(version: Version) -> str | None:
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
     """Return what the engine runs. A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
     builder, settings = item.builder, item.version.settings
-    command = settings.release if sandbox.release else settings.entrypoint
+    command = in_root(settings.release if sandbox.release else settings.entrypoint, settings.root)
     stdin = "" if sandbox.release else settings.stdin
     secrets = await _open_credentials(application, item)
     platform = {
@@ -79,7 +81,13 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         egress=not sandbox.trial,
         secret_files={**credentials.as_files(secrets), **({STDIN: stdin} if stdin else {})},
         tenant_id=builder.tenant_id,
+        root=settings.root,
     )
+
+
+def in_root(command: str, root: str) -> str:
+    """Return the command as it runs in the folder ``root`` of ``/app``, which the app may have removed."""
+    return f"cd {shlex.quote(app_folder(root))} || exit 1\n{command}" if root else command
 
 
 async def _open_credentials(application: Application, item: WorkItem) -> credentials.Opened:
@@ -121,4 +129,5 @@ async def hint_of(application: Application, version: Version, lines: Sequence[st
         bundle = await application.bundles.get(version.bundle_hash)
     except KeyError:
         bundle = None
-    return await asyncio.to_thread(start_hint, lines, bundle)
+    code = folder_of(bundle, version.settings.root) if bundle else None
+    return await asyncio.to_thread(start_hint, lines, code)

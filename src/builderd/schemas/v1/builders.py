@@ -8,6 +8,7 @@ from math import inf
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,7 +21,7 @@ from pydantic.config import JsonDict
 
 from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_error
-from builderd.domain.bundles import MAX_PATH_BYTES
+from builderd.domain.bundles import MAX_PATH_BYTES, root_error
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
 from builderd.domain.credentials import name_error as credential_error
 from builderd.domain.env_files import env_file_error
@@ -118,6 +119,14 @@ Entrypoint = Annotated[
 
 Command = Annotated[str, checked_by(stage_command_error), Field(json_schema_extra={"maxLength": MAX_ENTRYPOINT_BYTES})]
 
+#: A slash at its end is left out.
+Root = Annotated[
+    str,
+    AfterValidator(lambda root: root.rstrip("/") or root),
+    checked_by(root_error),
+    Field(json_schema_extra={"maxLength": MAX_PATH_BYTES}),
+]
+
 #: Stored, so without a NUL character.
 Stdin = Annotated[str, checked_by(input_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
 
@@ -135,7 +144,9 @@ def _is_sandbox(value: Any) -> bool:
 
 def _may_tell(value: dict[Any, Any]) -> bool:
     files = value.get("files")
-    return "source" in value or (isinstance(files, dict) and PROCFILE in files)
+    root = value.get("root")
+    procfile = f"{root.rstrip('/')}/{PROCFILE}" if isinstance(root, str) and root else PROCFILE
+    return "source" in value or (isinstance(files, dict) and procfile in files)
 
 
 def _code_errors(value: Any, required: bool) -> Iterator[FieldError]:
@@ -238,6 +249,12 @@ class NewBuilder(Shape):
         description="What the app speaks on `port`. h2c: HTTP/2 without TLS, such as gRPC.",
     )
 
+    root: Root = Field(
+        default="",
+        description="Folder of the code in which its commands run, and in which its Procfile and its lists of "
+        "dependencies are, such as an app of a monorepo. Empty: all of the code.",
+    )
+
     @model_validator(mode="wrap")
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -302,6 +319,7 @@ class Builder(View):
     release: str
     start_timeout: int
     protocol: Protocol
+    root: str
     env_file: str
     env_file_values: dict[str, str]
     review_passed: bool | None

@@ -108,6 +108,7 @@ class Version(View):
     stdin: str
     start_timeout: int
     protocol: Protocol
+    root: str
     env_file: str
     env_file_values: dict[str, str]
     review_passed: bool | None

@@ -104,7 +104,7 @@
       asked.visibility = (kind === "sandbox" ? !ticked("public") : ticked("private")) ? "private" : "public";
       asked.auto_stop_interval = ticked("sleeps") ? number(fields.minutes.value) : 0;
     }
-    for (const name of ["entrypoint", "build", "release", "env_file", "isolation"]) if (fields[name].value.trim()) asked[name] = fields[name].value.trim();
+    for (const name of ["entrypoint", "build", "release", "root", "env_file", "isolation"]) if (fields[name].value.trim()) asked[name] = fields[name].value.trim();
     return asked;
   }
   async function answerOf(answer) {

@@ -392,6 +392,26 @@ async def test_release_is_that_of_the_procfile_unless_the_request_names_another(
     assert (await client.post(BUILDERS, json=job)).json()["data"]["release"] == ""
 
 
+async def test_root_is_where_commands_are_looked_for(client: httpx.AsyncClient, service: Service) -> None:
+    package = '{"scripts": {"build": "vite build"}}'
+    files = {"web/main.py": "", "web/Procfile": "web: python3 main.py", "web/package.json": package}
+    files |= {"api/Procfile": f"web: {OTHER}", "api/main.py": ""}
+    created = await client.post(BUILDERS, json={"name": "mono", "files": files, "root": "web"})
+    data = created.json()["data"]
+    assert (data["root"], data["entrypoint"], data["build"]) == ("web", "python3 main.py", "npm run build")
+    [sandbox] = [one for one in service.engine.sandboxes.values() if one.end is None]
+    assert sandbox.spec.entrypoint == "cd /app/web || exit 1\npython3 main.py"
+    url = created.headers["location"]
+    changed = await client.put(url, json={"root": "api", "build": ""})
+    assert changed.status_code == 200, changed.text
+    assert (changed.json()["data"]["root"], changed.json()["data"]["entrypoint"]) == ("api", OTHER)
+    for root in ("../api", "/api", "a/../api", "no", "api/main.py", "./api", "a\0"):
+        refused = await client.put(url, json={"root": root})
+        assert (refused.status_code, list(refused.json()["errors"])) == (422, ["root"]), root
+    gone = await client.put(url, json={"files": {"main.py": ""}})
+    assert (gone.status_code, list(gone.json()["errors"])) == (422, ["root"])
+
+
 async def test_a_procfile_with_a_worker_line_alone_makes_a_worker_and_names_its_command(
     client: httpx.AsyncClient,
 ) -> None:

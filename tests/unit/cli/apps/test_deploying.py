@@ -187,3 +187,20 @@ def test_the_start_of_usual_folders_is_found(
     found = detect(read_folder(tmp_path))
     assert (found.command if found else None) == command
     assert reason in (found.reason if found else "")
+
+
+def test_app_of_a_monorepo_is_named_and_found_in_its_folder(running: Running, home: Path) -> None:
+    for file in home.iterdir():
+        if file.is_file():
+            file.unlink()
+    (home / "apps/web").mkdir(parents=True)
+    (home / "apps/web/main.py").write_text("")
+    (home / "README.md").write_text("")
+    nothing = run("deploy")
+    assert nothing.exit_code == 4
+    assert "--root apps/web" in nothing.stderr
+    assert "no files that are sent" in run("deploy", "--root", "apps/api").stderr
+    done = run("deploy", "--root", "apps/web", "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert (data["root"], data["entrypoint"]) == ("apps/web", "python3 main.py")

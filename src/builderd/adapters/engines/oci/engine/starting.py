@@ -74,10 +74,13 @@ class Starting:
         layer = None if spec.layer_key is None else here.layers.lower(spec.layer_key)
         scratch = here.disks.scratch(spec.disk)
         has_packages = layer is not None and (layer / NODE_MODULES).is_dir() and not brings_packages(spec.entrypoint)
-        mirrored = has_packages and here.disks.make_mount_point(spec.disk, NODE_MODULES)
+        place = f"{spec.root}/{NODE_MODULES}" if spec.root else NODE_MODULES
+        mirrored = has_packages and here.disks.make_mount_point(spec.disk, place)
         app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
         lacks = layer is not None and here.lacks_bytecode(layer)
-        return app_root(here.lowers(layer), scratch, app, home, has_packages=mirrored, lacks_bytecode=lacks)
+        return app_root(
+            here.lowers(layer), scratch, app, home, packages=place if mirrored else None, lacks_bytecode=lacks
+        )
 
     async def _claim(self, spec: SandboxSpec, runtime: Runtime, prepared: Record) -> Record:
         root = await run_to_completion(self._adopt_root, spec)

@@ -99,15 +99,15 @@ def app_root(
     app: Path,
     home: Path,
     *,
-    has_packages: bool = False,
+    packages: str | None = None,
     lacks_bytecode: bool = False,
 ) -> Root:
     """Return the root: ``app`` and the user's ``home`` are persistent, all other writes go to ``scratch``.
 
-    ``has_packages``: the layer's Node packages are seen in ``/app`` too, where frameworks look for them.
+    ``packages`` is the folder of ``/app`` in which the layer's Node packages are seen too, where frameworks look.
     ``lacks_bytecode``: Python keeps in the scratch what it compiles, since it cannot write into the layer.
     """
-    mirrors = {f"/{NODE_MODULES}": f"{APP}/{NODE_MODULES}"} if has_packages else {}
+    mirrors = {f"/{NODE_MODULES}": f"{APP}/{packages}"} if packages else {}
     folders = {APP: app, HOME: home}
     binds = tuple(Bind(folder, path, read_only=False, owner=DISK_UID) for path, folder in folders.items())
     writable = (BYTECODE,) if lacks_bytecode else ()

@@ -15,7 +15,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.storage.placement import write_files
 from builderd.adapters.engines.oci.storage.subvolumes import ROOT_INODE
 from builderd.domain.bundles import Bundle, BundleFile, path_error
-from builderd.domain.layers import NODE_MODULES
+from builderd.domain.layers import NODE_MODULES, AppBuild
 
 #: Folder of a build's layer with the files that it made, as they lie below the app's folder.
 FOLDER = "app"
@@ -30,19 +30,20 @@ class BuildRefused(Exception):
     """A build left what cannot be kept; the message says what."""
 
 
-def place_files(layer: Path, bundle: Bundle, owner: int) -> None:
+def place_files(layer: Path, build: AppBuild, owner: int) -> None:
     """Write the version's files into the layer's folder ``app``, with a mount point for its packages."""
     app = layer / FOLDER
     app.mkdir(mode=0o755)
     os.chown(app, owner, owner)
-    write_files(bundle.files, (), app, owner)
-    if not has_own_packages(bundle):
-        (app / NODE_MODULES).mkdir(mode=0o755)
+    write_files(build.bundle.files, (), app, owner)
+    if not has_own_packages(build):
+        (app / build.root / NODE_MODULES).mkdir(mode=0o755)
 
 
-def has_own_packages(bundle: Bundle) -> bool:
+def has_own_packages(build: AppBuild) -> bool:
     """Return True if the version brings its ``node_modules``, so that none is mounted there."""
-    return any(file.path.partition("/")[0] == NODE_MODULES for file in bundle.files)
+    own = f"{build.root}/{NODE_MODULES}" if build.root else NODE_MODULES
+    return any(file.path == own or file.path.startswith(f"{own}/") for file in build.bundle.files)
 
 
 def keep_result(layer: Path, bundle: Bundle) -> None:

@@ -246,10 +246,13 @@ class Disks:
         home = self._existing(disk) / "home"
         return home if _is_folder(home) else self.app(disk)
 
-    def make_mount_point(self, disk: DiskId, name: str) -> bool:
-        """Make an empty folder in ``app`` where there is none; return False where something else has that name."""
+    def make_mount_point(self, disk: DiskId, path: str) -> bool:
+        """Make an empty folder in ``app`` where there is none; return False where something else has that name.
+
+        False, too, where the folder above it is missing or reached by a link: the mount would follow it.
+        """
         with folder(self.app(disk)) as app:
-            return make_empty_folder(app, name, APP_OWNER)
+            return make_empty_folder(app, path, APP_OWNER)
 
     def incoming(self, disk: DiskId) -> Path:
         """Return a folder hidden from the app, for files that will be renamed into ``app``."""

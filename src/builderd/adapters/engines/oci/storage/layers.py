@@ -177,7 +177,7 @@ class Layers:
         create_subvolume(build.layer)
         self._store.quota.limit(build.layer, build.size)
         try:
-            place_files(build.layer, app.bundle, LAYER_UID)
+            place_files(build.layer, app, LAYER_UID)
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
@@ -319,7 +319,7 @@ class Layers:
             id=secrets.token_hex(8),
             argv=step.argv,
             env={**ENVIRONMENT, **step.env},
-            cwd=APP if build.app else INPUT,
+            cwd=build.app.folder if build.app else INPUT,
             binds=tuple(binds),
             layer=build.below,
             tenant=build.tenant or "" if build.app else "",
@@ -333,8 +333,8 @@ class Layers:
     def _app_binds(self, build: Build, app: AppBuild) -> Iterator[Bind]:
         yield Bind(build.layer / FOLDER, APP, read_only=False, owner=LAYER_UID)
         packages = build.cache / NODE_MODULES
-        if build.below is not None and packages.is_dir() and not has_own_packages(app.bundle):
-            yield Bind(packages, f"{APP}/{NODE_MODULES}", read_only=False, owner=LAYER_UID)
+        if build.below is not None and packages.is_dir() and not has_own_packages(app):
+            yield Bind(packages, f"{app.folder}/{NODE_MODULES}", read_only=False, owner=LAYER_UID)
 
     def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
         yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)

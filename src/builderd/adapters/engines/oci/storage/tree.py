@@ -166,8 +166,20 @@ def _make_folder(parent: int, name: str, owner: int) -> int:
     return made
 
 
-def make_empty_folder(parent: int, name: str, owner: int) -> bool:
-    """Make a folder, or find it empty; return False for anything else, and where there is no room for it."""
+def make_empty_folder(top: int, path: str, owner: int) -> bool:
+    """Make a folder, or find it empty; return False for anything else, and where there is no room for it.
+
+    The folder above it must be there, below ``top`` and not behind a link.
+    """
+    above, _, name = path.rpartition("/")
+    try:
+        with closing(open_beneath(top, above or ".", _FOLDER)) as parent:
+            return _make_empty(parent, name, owner)
+    except OSError:
+        return False
+
+
+def _make_empty(parent: int, name: str, owner: int) -> bool:
     try:
         os.mkdir(name, 0o755, dir_fd=parent)
         os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)

@@ -47,6 +47,7 @@ versions = Table(
     Column("release", Text, nullable=False, server_default=text("''")),
     Column("released", Boolean, nullable=False, server_default=false()),
     Column("protocol", enum_column(Protocol), nullable=False, server_default=text("'http'")),
+    Column("root", Text, nullable=False, server_default=text("''")),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),

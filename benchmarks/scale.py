@@ -1,9 +1,10 @@
 """What a service costs beside many stopped builders of one tenant: nothing may grow with what is stored.
 
-    script/bench scale [--builders 5,10000,100000] [--postgres] [--rounds N] [--json FILE]
+    script/bench scale [--rows 5,10000,100000] [--database sqlite|postgresql] [--rounds N] [--json FILE]
 
 One real builder is made and stopped, and copied in the database while no service runs: with its version, its sandbox
-that ended, and its ledger. Then the service starts. The copies have no disk and are never started.
+that ended, its ledger, and a backup that is done. Then the service starts. The copies have no disk and are never
+started; their next backup is due in a day.
 """
 
 from __future__ import annotations
@@ -18,18 +19,29 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 from benchmarks.lifecycle import BARE, User
-from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select
+from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select, update
 from tests.acceptance.live_service import LiveService, body
 from tests.postgres import find_binaries, run_server
 
-from builderd.adapters.stores.sql.tables import builders, events, ledger, ledger_months, sandboxes, versions
-from builderd.domain.ids import new_id, new_secret
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import (
+    backups,
+    builders,
+    events,
+    ledger,
+    ledger_months,
+    sandboxes,
+    tenant_months,
+    versions,
+)
+from builderd.domain.backups import Backup, BackupKind, BackupStatus
+from builderd.domain.ids import BackupId, BuilderId, new_id, new_secret
 
 #: Seconds after readiness in which the service's CPU time is counted.
 CPU_SPAN = 30.0
@@ -63,7 +75,18 @@ def copy_builder(url: str, number: int) -> None:
                 copies = [part_row(table, row, one) for one in ids for row in rows]
                 if copies:
                     connection.execute(insert(table), copies)
+            connection.execute(insert(backups), [backup_row(original, one) for one in ids])
+        add_to_tenant(connection, parts[ledger_months], number)
     engine.dispose()
+
+
+def add_to_tenant(connection: Connection, months: Sequence[Row], number: int) -> None:
+    """Add the closed costs of the copies to those of their tenant."""
+    for row in months:
+        of_month = (tenant_months.c.tenant_id == row["tenant_id"], tenant_months.c.month == row["month"])
+        found = connection.execute(select(tenant_months).where(*of_month)).one()
+        more = {name: getattr(found, name) + number * row[name] for name in ("running", "paid")}
+        connection.execute(update(tenant_months).where(*of_month).values(**more))
 
 
 def open_database(url: str) -> Engine:
@@ -80,7 +103,29 @@ def builder_row(original: Row, builder_id: str) -> Row:
     own: Row = {"id": builder_id, "name": f"copy-{builder_id}", "host": f"copy-{builder_id}.localhost"}
     created = original["created_at"] - timedelta(microseconds=uuid.UUID(builder_id).int % 10**9)
     own |= {"disk": new_id(), "service_token": new_secret("bds"), "reserved_disk": TINY}
+    now = datetime.now(UTC)
+    own |= {"backup_interval_hours": 24, "backup_check_at": now + timedelta(hours=24), "drill_base_at": now}
     return {**original, **own, "created_at": created}
+
+
+def backup_row(original: Row, builder_id: str) -> Row:
+    """Return the row of a builder's finished backup. Nothing reads it from the repository."""
+    now = datetime.now(UTC)
+    names = ("tenant_id", "version")
+    backup = Backup(
+        id=BackupId(new_id()),
+        builder_id=BuilderId(builder_id),
+        builder_name="copy",
+        kind=BackupKind.SCHEDULED,
+        status=BackupStatus.DONE,
+        actor="system",
+        owner="none",
+        created_at=now,
+        finished_at=now,
+        snapshot="0" * 64,
+        **{name: original[name] for name in names},
+    )
+    return row_of(backup)
 
 
 def part_row(table: Table, row: Row, builder_id: str) -> Row:
@@ -128,10 +173,15 @@ def measure_service(service: LiveService, made: Row, rounds: int) -> Row:
         time.sleep(max(ready + CPU_SPAN - time.monotonic(), 0))
         found["CPU in 30 s after ready, s"] = cpu_seconds(service) - before
         start_and_visit(user, made)
-        found["start → 200, ms"] = statistics.median(start_and_visit(user, made) for _ in range(rounds))
-        found["create → 201, ms"] = statistics.median(create(user) for _ in range(rounds))
-        found["spending, ms"] = statistics.median(spans(10, lambda: user.call("GET", "/builders/spending", 200)))
-        listed = spans(100, lambda: client.get(f"{service.url}/api/v1/builders?per_page=100", headers=auth(service)))
+        with cpu_of(service, found, "start and stop", rounds):
+            found["start → 200, ms"] = statistics.median(start_and_visit(user, made) for _ in range(rounds))
+        with cpu_of(service, found, "create and delete", rounds):
+            found["create → 201, ms"] = statistics.median(create(user) for _ in range(rounds))
+        with cpu_of(service, found, "spending", 10):
+            found["spending, ms"] = statistics.median(spans(10, lambda: user.call("GET", "/builders/spending", 200)))
+        listing = f"{service.url}/api/v1/builders?per_page=100"
+        with cpu_of(service, found, "list of 100", 100):
+            listed = spans(100, lambda: client.get(listing, headers=auth(service)))
         found["list of 100, p50 ms"], found["list of 100, p99 ms"] = listed[50], listed[98]
         idle = cpu_seconds(service)
         time.sleep(10)
@@ -179,6 +229,14 @@ def cpu_seconds(service: LiveService) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+@contextmanager
+def cpu_of(service: LiveService, found: Row, name: str, number: int) -> Iterator[None]:
+    """Note the service's CPU time of each of so many calls, what its background jobs took meanwhile included."""
+    before = cpu_seconds(service)
+    yield
+    found[f"{name}, CPU ms"] = 1000 * (cpu_seconds(service) - before) / number
+
+
 def table(results: Sequence[Mapping[str, float]]) -> str:
     first = results[0]
     head = [f"with {result['builders']:,}" for result in results]
@@ -204,14 +262,14 @@ def postgres() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--builders", default="5,10000")
+    parser.add_argument("--rows", "--builders", default="5,10000", help="numbers of stopped builders, one run for each")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--postgres", action="store_true")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = []
-    for number in options.builders.split(","):
-        with postgres() if options.postgres else nullcontext() as database:
+    for number in options.rows.split(","):
+        with postgres() if options.database == "postgresql" else nullcontext() as database:
             results.append(measure(int(number), options.rounds, database))
             print(json.dumps(results[-1]), flush=True)
     print(table(results))

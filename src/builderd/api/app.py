@@ -13,6 +13,7 @@ from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
+from builderd.api.server.hot_reads import HotRead, HotReads
 from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
@@ -62,7 +63,7 @@ def create_app(
         await operations.close()
         app.state.body_parser.close()
 
-    app = bare_app(operations.application, meter, lifespan=lifespan, openapi_url="/openapi.json")
+    app = bare_app(operations.application, meter, builders.HOT, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.operations = operations
     app.state.rates = operations.rates
     app.state.metrics_token = metrics_token
@@ -114,8 +115,8 @@ def metrics_app(application: Application, meter: Meter) -> FastAPI:
     return app
 
 
-def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
-    """An app without calls, that answers every error in the envelope and logs every request."""
+def bare_app(application: Application, meter: Meter, hot: HotRead | None = None, **options: Any) -> FastAPI:
+    """An app without calls, that answers every error in the envelope and logs every request. ``hot``: of its calls."""
     options = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False, **options}
     app = FastAPI(title="builderd", **options)
     app.state.application = application
@@ -124,6 +125,8 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.state.body_parser = BodyParser()
     app.add_middleware(Masking, application=application)
     app.add_middleware(Heads)
+    if hot is not None:
+        app.add_middleware(HotReads, hot=hot)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app

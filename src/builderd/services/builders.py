@@ -18,6 +18,7 @@ from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builder_reads import BuilderRead
 from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
 from builderd.services.application import Application
@@ -108,8 +109,13 @@ def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = F
     """Return the live builder. Raises ``NotFound`` alike for a foreign, deleted, unknown or malformed id."""
     builder = uow.builders.get(BuilderId(builder_id), lock=lock) if is_id(builder_id) else None
     if builder is None or builder.tenant_id != tenant_id or builder.desired is Desired.DELETED:
-        raise NotFound("There is no builder of this uuid: list yours with GET /api/v1/builders.")
+        raise missing()
     return builder
+
+
+def missing() -> NotFound:
+    """Return the error for a builder that the caller does not have."""
+    return NotFound("There is no builder of this uuid: list yours with GET /api/v1/builders.")
 
 
 def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
@@ -187,13 +193,35 @@ def views(
     versions = uow.versions.get_all([(builder.id, builder.version) for builder in builders])
     shown = []
     for builder in builders:
-        version = versions[builder.id]
-        cost = spending.shown(application, version, sums.get(builder.id, Sum()))
-        url = application.preview_domain.url(builder.host)
-        stale = credentials.is_stale(uow, builder, version)
-        judged, last = version.reviewed(now), tried.get(builder.id)
-        shown.append(BuilderView(builder, version, url, cost, stale, judged, last, done.get(builder.id)))
+        found = _view(uow, application, builder, versions[builder.id], sums.get(builder.id, Sum()), now)
+        shown.append(replace(found, last_backup=tried.get(builder.id), last_good_backup=done.get(builder.id)))
     return shown
+
+
+def view_of(uow: UnitOfWork, application: Application, read: BuilderRead, now: datetime) -> BuilderView:
+    """Return the view of a builder that was read with its version."""
+    assert read.builder is not None
+    assert read.version is not None
+    found = _view(uow, application, read.builder, read.version, read.spent, now)
+    if not read.has_backups:
+        return found
+    ids = [read.builder.id]
+    tried, done = uow.backups.newest_of(ids), uow.backups.newest_of(ids, BackupStatus.DONE)
+    return replace(found, last_backup=tried.get(ids[0]), last_good_backup=done.get(ids[0]))
+
+
+def _view(
+    uow: UnitOfWork, application: Application, builder: Builder, version: Version, spent: Sum, now: datetime
+) -> BuilderView:
+    """Return the view without the builder's backups."""
+    return BuilderView(
+        builder=builder,
+        version=version,
+        preview_url=application.preview_domain.url(builder.host),
+        cost=spending.shown(application, version, spent),
+        needs_restart=credentials.is_stale(uow, builder, version),
+        review_passed=version.reviewed(now),
+    )
 
 
 def check_engine(application: Application) -> None:

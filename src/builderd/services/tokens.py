@@ -79,7 +79,11 @@ def revoke_own(uow: UnitOfWork, tenant: TenantId, token_id: TokenId, now: dateti
 
 def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
     """Return the valid token of this secret. Raises ``Unauthenticated``."""
-    token = uow.tokens.by_secret_hash(secret_hash(secret))
+    return check(uow.tokens.by_secret_hash(secret_hash(secret)), now)
+
+
+def check(token: Token | None, now: datetime) -> Token:
+    """Return the token if it is valid. Raises ``Unauthenticated``."""
     if token is None or not token.is_valid(now):
         raise Unauthenticated("The token is unknown, expired or revoked: make one with `builderd token create`.")
     return token

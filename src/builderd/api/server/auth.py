@@ -6,6 +6,7 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -55,6 +56,8 @@ async def _operations(request: Request) -> Operations:
 TheOperations = Annotated[Operations, Depends(_operations)]
 
 
+#: Attribute of a request's state with the caller, where it was identified before the call was.
+IDENTITY = "identity"
 #: Header with the program that calls, for the actor in events. A claim of the caller, no proof.
 CLIENT = "Builderd-Client"
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/+-]{0,63}", re.ASCII)
@@ -99,11 +102,20 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
     Raises ``Unauthenticated`` and ``RateLimited``.
     """
+    known: Identity | None = getattr(request.state, IDENTITY, None)
+    if known is not None:
+        return known
     application: Application = request.app.state.application
     now = application.clock.calendar()
     token = await recognize(
         request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
     )
+    return await accept(request, token, now)
+
+
+async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identity:
+    """Return the caller with this valid token, whose last use is recorded. Raises ``RateLimited``."""
+    application: Application = request.app.state.application
     recognise(request, token.tenant_id)
     if tokens.needs_touch(token, now):
         await application.store.write(lambda uow: uow.tokens.touch(token.id, now))

@@ -67,6 +67,12 @@ def single(message: str, data: BaseModel) -> Listing:
     return Listing(f'{{"success":true,"message":{json.dumps(message)},"data":', [data], "}")
 
 
+def encoded(listing: Listing) -> bytes:
+    """Return a small answer at once."""
+    entries = ",".join(entry.model_dump_json() for entry in listing.entries)
+    return f"{listing.head}{entries}{listing.tail}".encode()
+
+
 async def listed(request: Request, tenant_id: TenantId, load: Callable[[], Awaitable[Listing]]) -> Response:
     """Load and encode a large answer: one of each tenant at a time, with turns of the event loop for others.
 

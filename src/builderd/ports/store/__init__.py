@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from builderd.ports.store.backups import BackupChecks, BackupKeys, Backups, Restores
 from builderd.ports.store.build_logs import BuildLogs
+from builderd.ports.store.builder_reads import BuilderReads
 from builderd.ports.store.builders import Builders
 from builderd.ports.store.credentials import Credentials
 from builderd.ports.store.database_lease import DatabaseLeases
@@ -40,6 +41,7 @@ __all__ = [
     "BackupKeys",
     "Backups",
     "BuildLogs",
+    "BuilderReads",
     "Builders",
     "Credentials",
     "DatabaseLeases",
@@ -80,6 +82,8 @@ class UnitOfWork(Protocol):
     def tokens(self) -> Tokens: ...
     @property
     def builders(self) -> Builders: ...
+    @property
+    def builder_reads(self) -> BuilderReads: ...
     @property
     def versions(self) -> Versions: ...
     @property

@@ -11,7 +11,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Row,
     Select,
     Text,
     and_,
@@ -64,7 +63,8 @@ _SPARE_DISKS, _CANDIDATE, _CAUSE = (_FIELDS.index(name) for name in ("spare_disk
 #: The column of each field; the second column of a field that has two comes at the end.
 _NAMES = tuple("desired_by" if name == "cause" else name for name in _FIELDS)
 # In the order of the fields: a row becomes its value without a look at names, which takes most of the time for many.
-_SELECT = select(*(builders.c[name] for name in (*_NAMES, "candidate_disk", "opens_with", "desired_reason")))
+BUILDER_COLUMNS = tuple(builders.c[name] for name in (*_NAMES, "candidate_disk", "opens_with", "desired_reason"))
+_SELECT = select(*BUILDER_COLUMNS)
 _LIVE = _SELECT.where(text(LIVE))
 # As expressions, which no index has: SQLite plans without statistics, and would read the index of all live builders, or
 # of all of a tenant, where that of a few is meant.
@@ -182,7 +182,7 @@ class Builders(Claims):
         found: dict[BuilderId, Builder] = {}
         for start in range(0, len(builders), BATCH):
             rows = self._connection.execute(_BY_IDS, {"ids": builders[start : start + BATCH]})
-            found.update((row.id, _builder(row)) for row in rows)
+            found.update((row.id, read_builder(row)) for row in rows)
         return found
 
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
@@ -195,7 +195,7 @@ class Builders(Claims):
         found: dict[str, Builder] = {}
         for start in range(0, len(hosts), BATCH):
             rows = self._connection.execute(_BY_HOSTS, {"hosts": hosts[start : start + BATCH]})
-            found.update((row.host, _builder(row)) for row in rows)
+            found.update((row.host, read_builder(row)) for row in rows)
         return found
 
     def by_service_token(self, service_token: str) -> Builder | None:
@@ -205,28 +205,28 @@ class Builders(Claims):
         found = _filtered(tenant, query)
         total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
         page = found.order_by(*_ORDERS[query.sort]).limit(query.per_page).offset((query.page - 1) * query.per_page)
-        return [_builder(row) for row in self._connection.execute(page)], total
+        return [read_builder(row) for row in self._connection.execute(page)], total
 
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
-        return [_builder(row) for row in self._connection.execute(statement, {"tenant": tenant})]
+        return [read_builder(row) for row in self._connection.execute(statement, {"tenant": tenant})]
 
     def page_of_tenant(self, tenant: TenantId, page: int, per_page: int) -> tuple[Sequence[Builder], int]:
         values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
         total = self._connection.execute(_COUNT_OF_TENANT, {"tenant": tenant}).scalar_one()
-        return [_builder(row) for row in self._connection.execute(_PAGE_OF_TENANT, values)], total
+        return [read_builder(row) for row in self._connection.execute(_PAGE_OF_TENANT, values)], total
 
     def running(self, tenant: TenantId) -> Sequence[Builder]:
-        return [_builder(row) for row in self._connection.execute(_RUNNING_OF_TENANT, {"tenant": tenant})]
+        return [read_builder(row) for row in self._connection.execute(_RUNNING_OF_TENANT, {"tenant": tenant})]
 
     def capped(self, tenant: TenantId) -> Sequence[Builder]:
-        return [_builder(row) for row in self._connection.execute(_CAPPED_OF_TENANT, {"tenant": tenant})]
+        return [read_builder(row) for row in self._connection.execute(_CAPPED_OF_TENANT, {"tenant": tenant})]
 
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
 
     def live(self) -> Iterator[Builder]:
-        yield from map(_builder, self._connection.execute(_LIVE))
+        yield from map(read_builder, self._connection.execute(_LIVE))
 
     def hosts(self) -> Mapping[str, BuilderId]:
         return {row.host: row.id for row in self._connection.execute(_HOSTS)}
@@ -259,7 +259,7 @@ class Builders(Claims):
         return Allocation(**{**active, "builders": live["builders"], "disk": live["disk"] + active["disk"]})
 
     def idle_candidates(self) -> Sequence[Builder]:
-        return [_builder(row) for row in self._connection.execute(_MAY_IDLE)]
+        return [read_builder(row) for row in self._connection.execute(_MAY_IDLE)]
 
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
@@ -278,7 +278,7 @@ class Builders(Claims):
             return None
         if locks:
             self._own.add(row.id)
-        return _builder(row)
+        return read_builder(row)
 
 
 def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
@@ -306,7 +306,8 @@ def _row(builder: Builder) -> dict[str, Any]:
     }
 
 
-def _builder(row: Row[Any]) -> Builder:
+def read_builder(row: Sequence[Any]) -> Builder:
+    """Return the builder of a row, or part of one, that begins with ``BUILDER_COLUMNS``."""
     values = list(row)
     reason, opens_with, disk = values.pop(), values.pop(), values.pop()
     values[_SPARE_DISKS] = tuple(values[_SPARE_DISKS] or ())

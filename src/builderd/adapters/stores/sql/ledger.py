@@ -160,7 +160,7 @@ class Ledger:
     def skip(self, builder: BuilderId, since: datetime, until: datetime) -> None:
         values = {"builder": builder, "since": since, "until": until}
         for row in self._connection.execute(_OVER, values).mappings().all():
-            self._cut(row["id"], _segment(row), since, until)
+            self._cut(row["id"], read_segment(row), since, until)
 
     def _cut(self, segment_id: int, segment: Segment, since: datetime, until: datetime) -> None:
         if segment.end is not None:
@@ -215,10 +215,10 @@ class Ledger:
 
     def current(self, builder: BuilderId) -> Segment | None:
         row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
-        return _segment(row) if row else None
+        return read_segment(row) if row else None
 
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
-        return [_segment(row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+        return [read_segment(row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
 
     def of_builders(
         self, builders: Sequence[BuilderId], since: datetime | None = None, until: datetime | None = None
@@ -308,7 +308,7 @@ class Ledger:
             found[row["builder_id"]] = found.get(row["builder_id"], Sum()) + _sum(row)
 
     def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
-        return [_segment(row) for row in self._connection.execute(statement, values).mappings()]
+        return [read_segment(row) for row in self._connection.execute(statement, values).mappings()]
 
 
 def _add_open(
@@ -330,7 +330,8 @@ def _sum_of_time(billing: Billing, rate: Decimal, seconds: Decimal) -> Sum:
     return Sum(seconds if billing is Billing.RUNNING else Decimal(0), seconds * rate)
 
 
-def _segment(row: RowMapping) -> Segment:
+def read_segment(row: RowMapping | Mapping[str, Any]) -> Segment:
+    """Return the segment of these columns by name."""
     return Segment(
         tenant_id=row["tenant_id"],
         builder_id=row["builder_id"],

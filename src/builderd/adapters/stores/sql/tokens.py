@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
@@ -31,15 +32,15 @@ class Tokens:
 
     def get(self, token: TokenId) -> Token | None:
         row = self._connection.execute(_BY_ID, {"token": token}).mappings().first()
-        return _token(row) if row else None
+        return read_token(row) if row else None
 
     def by_secret_hash(self, secret_hash: str) -> Token | None:
         row = self._connection.execute(_BY_SECRET_HASH, {"secret_hash": secret_hash}).mappings().first()
-        return _token(row) if row else None
+        return read_token(row) if row else None
 
     def list(self, tenant: TenantId) -> Sequence[Token]:
         rows = self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()
-        return [_token(row) for row in rows]
+        return [read_token(row) for row in rows]
 
     def touch(self, token: TokenId, at: datetime) -> None:
         self._connection.execute(_UPDATE, {"token": token, "last_used_at": at})
@@ -49,5 +50,6 @@ class Tokens:
         self._connection.execute(_REVOKE, {"token": token, "revoked_at": at})
 
 
-def _token(row: RowMapping) -> Token:
+def read_token(row: RowMapping | Mapping[str, Any]) -> Token:
+    """Return the token of these columns by name."""
     return Token(**{**row, "scopes": frozenset(Scope(scope) for scope in row["scopes"])})

@@ -162,7 +162,11 @@ def _row(version: Version) -> dict[str, Any]:
 
 
 def _version(row: Row[Any]) -> Version:
-    values = row._asdict()  # a mapping would look up each name by itself
+    return read_version(row._asdict())  # a mapping would look up each name by itself
+
+
+def read_version(values: dict[str, Any]) -> Version:
+    """Return the version of these columns by name; takes them out."""
     resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
     settings = {name: values.pop(name) for name in _SETTINGS}
     settings["credentials"] = tuple(settings["credentials"])

@@ -1,0 +1,35 @@
+"""One builder and the token that asks for it, read together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from builderd.domain.builders import Builder
+from builderd.domain.ids import BuilderId
+from builderd.domain.prices import Sum
+from builderd.domain.tokens import Token
+from builderd.domain.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderRead:
+    """A token, and a live builder of its tenant with the current version; ``spent`` is its total cost.
+
+    ``version`` is None if its variables and input are larger than was asked for.
+    """
+
+    token: Token
+    builder: Builder | None
+    version: Version | None
+    spent: Sum
+    has_backups: bool
+
+
+class BuilderReads(Protocol):
+    def by_secret(self, secret_hash: str, builder: BuilderId, now: datetime, max_size: int) -> BuilderRead | None:
+        """Return the token of this secret, valid or not, and the builder; None without such a token.
+
+        ``max_size``: characters that the version's variables and input may have together.
+        """

@@ -1,0 +1,100 @@
+"""A builder and the token that asks for it are read together as they are apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+
+from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, make_builder, make_token, make_version
+
+from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.ids import BuilderId, TokenId, new_id
+from builderd.domain.prices import Billing, Segment, Sum
+from builderd.domain.tokens import Token
+from builderd.domain.versions import Version, VersionSettings
+from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.store.builder_reads import BuilderRead
+
+TOKEN = make_token(last_used_at=NOW)
+
+
+async def _add(store: Store, builder: Builder, *versions: Version) -> None:
+    def add(uow: UnitOfWork) -> None:
+        uow.builders.add(builder)
+        for version in versions or (make_version(builder.id),):
+            uow.versions.add(version)
+
+    await store.write(add)
+
+
+async def _read(store: Store, builder: BuilderId, max_size: int = 100, token: Token = TOKEN) -> BuilderRead | None:
+    return await store.read(lambda uow: uow.builder_reads.by_secret(token.secret_hash, builder, NOW, max_size))
+
+
+async def test_token_builder_and_version_are_read_together(store: Store) -> None:
+    settings = VersionSettings(entrypoint="python3 main.py", env={"A": "b"}, credentials=("one",))
+    builder = make_builder(version=2, spare_disks=("x",))
+    current = make_version(builder.id, number=2, settings=settings)
+    await store.write(lambda uow: uow.tokens.add(TOKEN))
+    await _add(store, builder, make_version(builder.id), current)
+    await _add(store, make_builder())
+    found = await _read(store, builder.id)
+    assert found == BuilderRead(TOKEN, builder, current, Sum(), has_backups=False)
+
+
+async def test_an_unknown_secret_reads_nothing(store: Store) -> None:
+    builder = make_builder()
+    await _add(store, builder)
+    assert await _read(store, builder.id) is None
+
+
+async def test_foreign_deleted_and_unknown_builders_are_not_read(store: Store) -> None:
+    await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
+    foreign, deleted = make_builder(tenant_id=OTHER_TENANT.id), make_builder(desired=Desired.DELETED)
+    gone = make_builder(desired=Desired.DELETED, status=Status.DELETED, deleted_at=NOW)
+    await store.write(lambda uow: uow.tokens.add(TOKEN))
+    for builder in (foreign, deleted, gone):
+        await _add(store, builder)
+    for one in (foreign.id, deleted.id, gone.id, BuilderId(new_id())):
+        assert await _read(store, one) == BuilderRead(TOKEN, None, None, Sum(), has_backups=False)
+
+
+async def test_tokens_that_ended_are_read_as_such(store: Store) -> None:
+    revoked = replace(TOKEN, id=TokenId("revoked"), revoked_at=NOW, expires_at=NOW)
+    await store.write(lambda uow: uow.tokens.add(revoked))
+    found = await _read(store, BuilderId("none"), token=revoked)
+    assert found is not None
+    assert found.token == revoked
+
+
+async def test_a_large_version_is_left_out(store: Store) -> None:
+    builder = make_builder()
+    settings = VersionSettings(entrypoint="a", env={"A": "b" * 50}, env_file_values={"C": "d" * 50})
+    await store.write(lambda uow: uow.tokens.add(TOKEN))
+    await _add(store, builder, make_version(builder.id, settings=settings))
+    found, whole = await _read(store, builder.id), await _read(store, builder.id, 1_000)
+    assert found is not None
+    assert whole is not None
+    assert (found.builder, found.version) == (builder, None)
+    assert whole.version is not None
+    assert whole.version.settings == settings
+
+
+async def test_costs_are_the_exact_sum_of_all_months_and_the_open_segment(store: Store) -> None:
+    builder = make_builder()
+    await store.write(lambda uow: uow.tokens.add(TOKEN))
+    await _add(store, builder)
+    rate = Decimal("0.000123456789123456789")
+    segment = Segment(TENANT.id, builder.id, Billing.RUNNING, NOW, None, rate)
+
+    def spend(uow: UnitOfWork) -> None:
+        for days in (90, 60, 30, 3):
+            start = NOW - timedelta(days=days)
+            uow.ledger.open(replace(segment, start=start, end=start + timedelta(hours=5, microseconds=7)))
+        uow.ledger.open(replace(segment, start=NOW - timedelta(hours=1, microseconds=1)))
+
+    await store.write(spend)
+    found = await _read(store, builder.id)
+    assert found is not None
+    assert found.spent == (await store.read(lambda uow: uow.ledger.totals([builder.id], NOW)))[builder.id]

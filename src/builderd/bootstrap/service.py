@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.supervisor import Supervisor
+from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.ports.store import UnitOfWork
+from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
@@ -53,6 +55,8 @@ from builderd.web.app import Site, create_web
 log = logging.getLogger(__name__)
 #: Seconds until the next try when the engine cannot be prepared or the backups cannot be listed.
 PREPARE_RETRY = 15.0
+#: Builders whose routes are read by one transaction at the start.
+PAGE = 2_000
 #: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
 #: request, would slow all callers while one lists a large folder or reads a long log.
 SWITCH_SECONDS = 0.001
@@ -149,7 +153,7 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            await app.previews.start(await app.store.read(_expected_routes))
+            await app.previews.start(await _expected_routes(app.store))
             if settings.public_host:
                 socket, user = api_socket(settings)
                 await servers.add_behind_proxy(site, socket, user, counted)
@@ -158,9 +162,18 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await _run_workers(app, settings, servers)
 
 
-def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:
+async def _expected_routes(store: Store) -> Sequence[Route]:
     """Return a closed route for every builder, for a proxy that was taken down and has no routes."""
-    return [closed_route(one) for one in uow.builders.live()]
+    routes: list[Route] = []
+    after = ""
+    while page := await store.read(partial(_page_of_live, after=after)):
+        after = page[-1].id
+        routes += map(closed_route, page)
+    return routes
+
+
+def _page_of_live(uow: UnitOfWork, after: str) -> Sequence[Builder]:
+    return uow.builders.live(after, PAGE)
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -60,7 +60,7 @@ async def test_foreign_deleted_and_unknown_builders_are_not_read(store: Store) -
         assert await _read(store, one) == BuilderRead(TOKEN, None, None, Sum(), has_backups=False)
 
 
-async def test_tokens_that_ended_are_read_as_such(store: Store) -> None:
+async def test_expired_and_revoked_tokens_are_returned(store: Store) -> None:
     revoked = replace(TOKEN, id=TokenId("revoked"), revoked_at=NOW, expires_at=NOW)
     await store.write(lambda uow: uow.tokens.add(revoked))
     found = await _read(store, BuilderId("none"), token=revoked)

@@ -243,7 +243,8 @@ async def test_builders_are_found_together(store: Store) -> None:
     one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
     asked = [one.id, gone.id, BuilderId(new_id())]
     assert await store.read(lambda uow: uow.builders.get_all(asked)) == {one.id: one, gone.id: gone}
-    assert await store.read(lambda uow: list(uow.builders.live())) == [one]
+    assert await store.read(lambda uow: uow.builders.live("", 10)) == [one]
+    assert await store.read(lambda uow: uow.builders.live(one.id, 10)) == []
     assert await store.read(lambda uow: uow.builders.hosts()) == {one.host: one.id}
     assert await store.read(lambda uow: uow.builders.tenants()) == [one.tenant_id]
 

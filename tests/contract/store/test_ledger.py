@@ -276,12 +276,12 @@ async def test_skip_does_not_read_a_long_history(store: Store, monkeypatch: pyte
     builder, read = await add_builder(store), list[int]()
     past = [make_segment(builder.id, start=MAY + n * SECOND, end=MAY + (n + 1) * SECOND) for n in range(100)]
     await add(store, *past, make_segment(builder.id, start=MAY + 100 * SECOND))
-    segment = ledger._segment
+    segment = ledger.read_segment
 
     def counted(row: RowMapping) -> Segment:
         read.append(row["id"])
         return segment(row)
 
-    monkeypatch.setattr(ledger, "_segment", counted)
+    monkeypatch.setattr(ledger, "read_segment", counted)
     await leave_out(store, MAY + 99 * SECOND, MAY + HOUR)
     assert len(read) == 2, "one over its beginning, one that began in it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -68,8 +68,8 @@ class Builders(Protocol):
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
 
-    def live(self) -> Iterator[Builder]:
-        """Yield all tenants' live builders, in any order."""
+    def live(self, after: str, limit: int) -> Sequence[Builder]:
+        """Return live builders of all tenants in the order of their ids, so many after this id ("": the first)."""
 
     def hosts(self) -> Mapping[str, BuilderId]:
         """Return the ids of all tenants' builders that are not deleted, by the host name of their preview."""

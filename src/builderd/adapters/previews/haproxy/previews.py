@@ -24,6 +24,8 @@ from builderd.linux import atomic_files
 
 log = logging.getLogger(__name__)
 
+#: Routes that are put before other work of the event loop gets its turn.
+ROUTES_AT_ONCE = 100
 #: Delays between attempts to restart the proxy: the worker of a killed master still holds the port.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
 
@@ -224,9 +226,11 @@ class HaproxyPreviews:
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)
         routes = self._open_map or RouteMap(files.routes)
-        for route in expected:
+        for number, route in enumerate(expected):
             if route.host not in routes.routes:
                 routes.put(route)
+            if number % ROUTES_AT_ONCE == 0:
+                await asyncio.sleep(0)
         self._domains.load()
         self._links.load()
         host = process.host(self._options)

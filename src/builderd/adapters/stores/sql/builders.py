@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -72,6 +72,7 @@ _not_deleted = func.coalesce(builders.c.desired, "") != Desired.DELETED.value
 _tenant_of_few = func.coalesce(builders.c.tenant_id, "")
 _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
 _BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
+_PAGE_OF_LIVE = _LIVE.where(builders.c.id > bindparam("after")).order_by(builders.c.id).limit(bindparam("limit"))
 _BY_NAME = _LIVE.where(builders.c.tenant_id == bindparam("tenant"), builders.c.name == bindparam("name"))
 _BY_HOST = _LIVE.where(builders.c.host == bindparam("host"))
 _BY_HOSTS = _LIVE.where(builders.c.host.in_(bindparam("hosts", expanding=True)))
@@ -225,8 +226,8 @@ class Builders(Claims):
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
 
-    def live(self) -> Iterator[Builder]:
-        yield from map(read_builder, self._connection.execute(_LIVE))
+    def live(self, after: str, limit: int) -> Sequence[Builder]:
+        return [read_builder(row) for row in self._connection.execute(_PAGE_OF_LIVE, {"after": after, "limit": limit})]
 
     def hosts(self) -> Mapping[str, BuilderId]:
         return {row.host: row.id for row in self._connection.execute(_HOSTS)}

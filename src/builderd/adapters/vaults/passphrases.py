@@ -14,6 +14,8 @@ from builderd.domain.errors import ValidationFailed
 
 #: Characters of a passphrase: a shorter one could be guessed.
 MIN_LENGTH = 12
+#: Argon2id's cost of each guess, which is part of the format: other limits derive other keys.
+_OPERATIONS, _MEMORY = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
 _FORMAT = b"\x01"
 _SALT = pwhash.argon2id.SALTBYTES
 _NONCE = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
@@ -52,6 +54,6 @@ def _key(passphrase: str, salt: bytes) -> bytes:
         bindings.crypto_aead_xchacha20poly1305_ietf_KEYBYTES,
         passphrase.encode(),
         salt,
-        opslimit=pwhash.argon2id.OPSLIMIT_MODERATE,
-        memlimit=pwhash.argon2id.MEMLIMIT_MODERATE,
+        opslimit=_OPERATIONS,
+        memlimit=_MEMORY,
     )

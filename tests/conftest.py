@@ -10,24 +10,21 @@ from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
-from tests.marked import may_have
+from tests.parts import NEEDS, NEEDS_ROOT, may_need
 
 # On every machine as in CI: the same examples in each run, and no time limit that a busy machine would miss.
 # script/soak looks at others each time.
 settings.load_profile("ci")
 settings.register_profile("soak", settings.get_profile("ci"), derandomize=False)
 
-pytest_plugins = ["tests.postgres", "tests.previews.proxy", "tests.domains.parts", "tests.times"]
-
-NEEDS_ROOT = ("root", "postgres")
-NEEDS = (*NEEDS_ROOT, "haproxy")
+pytest_plugins = ["tests.garbage", "tests.postgres", "tests.previews.proxy", "tests.domains.parts", "tests.times"]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse a marked test that script/test would not find."""
     for item in items:
-        if any(item.get_closest_marker(need) for need in NEEDS) and not may_have(item.path, NEEDS):
+        if any(item.get_closest_marker(need) for need in NEEDS) and not may_need(item.path):
             raise pytest.UsageError(f"{item.nodeid} has a marker that neither its file nor its conftest.py names")
 
 

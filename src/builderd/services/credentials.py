@@ -37,7 +37,7 @@ class CredentialView:
 def put(
     uow: UnitOfWork, vault: Vault, tenant_id: TenantId, name: str, values: Mapping[str, str], now: datetime
 ) -> tuple[Credential, bool]:
-    """Replace all values of the credential; return True if it is new. Raises ``QuotaExceeded``."""
+    """Seal and store all values of the credential; return True if it is new. Raises ``QuotaExceeded``."""
     sealed = vault.seal(pack(values), associated_data_of(tenant_id, name))
     stored = uow.credentials.get(tenant_id, name)
     if stored is not None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from schemathesis.openapi import from_dict
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance, unsupported_method
+from tests.document import DOCUMENT
 from tests.service import METRICS_TOKEN, MINIMAL, listening, running_service
 
-from builderd.api.app import create_app
 from builderd.domain.resources import Resources
-from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.services.application import Application, Limits
 
 #: Schema-valid requests can break rules that JSON Schema cannot tell, such as a path that is both file and folder;
 #: and DELETE /builders/spending names a builder that is not there, 404, where that check wants 405.
@@ -71,9 +69,7 @@ def own(running: Running) -> str:
     return uuid
 
 
-#: Nothing but its limits makes one service's document differ from another's.
-DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNamespace(limits=Limits())))).openapi()
-described = from_dict(DOCUMENT)
+described = from_dict(deepcopy(DOCUMENT))
 # Its cases at every bound are made while the tests are collected, 13 s of CPU for each process that collects them:
 # script/soak tries those, every run the examples and what is generated.
 if not SOAK:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
-from typing import Any, cast
 
-from builderd.api.app import create_app
-from builderd.operations.operations import Operations
-from builderd.services.application import Application, Limits
+from tests.document import DOCUMENT
 
 Operation = tuple[str, str]
 
-DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNamespace(limits=Limits())))).openapi()
 OPERATIONS: set[Operation] = {
     (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.client.openapi import DOCUMENT
+from tests.document import DOCUMENT
 
 from builderd.client import models
 

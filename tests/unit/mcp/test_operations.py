@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
-from typing import Any, cast
 
 from tests.agents import Agent
+from tests.document import DOCUMENT
 
-from builderd.api.app import create_app
 from builderd.mcp.tools import TOOLS
-from builderd.operations.operations import Operations
-from builderd.services.application import Limits
 
-DOCUMENT: dict[str, Any] = create_app(Operations(cast("Any", SimpleNamespace(limits=Limits())))).openapi()
 #: The issue's names, which clients of the hosted service know.
 NAMES = {
     *("deploy_code", "redeploy", "list_deployments", "get_deployment", "rollback_deployment", "delete_deployment"),

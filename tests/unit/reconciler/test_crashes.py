@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World, fake_world, hurry
@@ -235,13 +236,18 @@ OPERATIONS = {
 }
 
 
-def cases() -> Iterator[tuple[str, str, int]]:
-    """The operation, the point, and which time that it is come to."""
+def cases() -> Iterator[Any]:
+    """The operation, the point, and which time that it is come to.
+
+    Every run kills after what a step did and before its record, where the next service has most to find out, and
+    script/soak after each record too.
+    """
     for name, operation in OPERATIONS.items():
-        yield name, f"{operation.steps[0]}.begun", 1
+        yield pytest.param(name, f"{operation.steps[0]}.begun", 1)
         for number, step in enumerate(operation.steps):
             nth = operation.steps[: number + 1].count(step)
-            yield from ((name, f"{step}.{moment}", nth) for moment in MOMENTS)
+            yield pytest.param(name, f"{step}.done", nth)
+            yield pytest.param(name, f"{step}.recorded", nth, marks=pytest.mark.slow)
 
 
 @pytest.fixture

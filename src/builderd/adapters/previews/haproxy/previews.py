@@ -85,6 +85,7 @@ class HaproxyPreviews:
             return False
 
     async def put(self, route: Route) -> None:
+        """Write the host's route to the map file and to the running proxy."""
         async with self._lock:
             new = route.host not in self._map.routes
             self._unapplied.add(route.host)

@@ -1,8 +1,9 @@
-"""CPU time of the machine, from ``/proc/stat`` (proc(5))."""
+"""CPU time of the machine, from ``/proc/stat`` (proc(5)), and of this process's children."""
 
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -22,6 +23,12 @@ class IdleCpus:
         now, idle = time.monotonic(), idle_seconds(self._stat.read_text())
         (before, idle_before), self._last = self._last, (now, idle)
         return (idle - idle_before) / max(now - before, 1 / _TICKS)
+
+
+def children_seconds() -> float:
+    """Return the CPU time of all ended children of this process, with what these had started (getrusage(2))."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def idle_seconds(stat: str) -> float:

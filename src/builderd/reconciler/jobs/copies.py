@@ -42,6 +42,8 @@ class Copy:
         #: Its logs are kept apart from those of the app, and go with it.
         self._owner = BuilderId(disk)
         self._sandbox: Sandbox | None = None
+        #: CPU time of its ended sandboxes.
+        self.cpu_seconds = 0.0
         self._ip: str | None = None
 
     @property
@@ -91,6 +93,8 @@ class Copy:
     async def stop(self, grace_seconds: float) -> float:
         """Stop the copy's sandbox; return how many seconds that took."""
         assert self._sandbox is not None, "it was started"
+        usage = await self.usage()
+        self.cpu_seconds += usage.cpu_seconds if usage is not None else 0.0
         begun = time.monotonic()
         await self._app.engine.stop(self._sandbox.id, grace_seconds)
         seconds = time.monotonic() - begun

@@ -1,6 +1,7 @@
 """Reporting: QA reports are made in the background, one at a time, once the call that deployed was answered.
 
-Tenants take turns: one that deploys many apps does not keep others from their reports.
+Tenants take turns: one that deploys many apps does not keep others from their reports. The newest report of a tenant
+comes first. After each, the worker rests until reports have taken no more than ``SHARE`` of the machine's CPU time.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
+from builderd.linux.cpu_time import children_seconds
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint
 from builderd.reconciler.core.race import race
@@ -32,12 +35,14 @@ INTERVAL = 5.0
 OVERTAKEN_INTERVAL = 0.5
 #: No report takes longer; what it had found by then is lost.
 REPORT_SECONDS = 420.0
-#: Reports of one tenant that wait; the newest beyond are dropped.
-MOST_OF_TENANT = 20
+#: Part of the CPU time of all CPUs that reports take at most, counted over a report and the rest after it.
+SHARE = 1 / 3
+#: Reports that wait, of one tenant and of all; the oldest beyond are dropped.
+MOST_OF_TENANT, MOST_OF_ALL = 20, 100
 CUT_OFF = "The service ended while the report was made, more than once."
 TOO_MANY = (
-    f"{MOST_OF_TENANT} reports of this tenant were waiting already, as many as may: ask for this one again with "
-    "POST /api/v1/builders/{uuid}/qa."
+    f"Newer reports were waiting, {MOST_OF_TENANT} of this tenant or {MOST_OF_ALL} of all, as many as may: ask for "
+    "this one again with POST /api/v1/builders/{uuid}/qa."
 )
 OVERTAKEN = "The builder was deleted, or another version took its place, before the report was made."
 
@@ -86,7 +91,7 @@ class Reporting:
         return bool(unfinished)
 
     async def _one(self) -> bool:
-        """Make the oldest report of the tenant served longest ago; return False when none waits."""
+        """Make the newest report of the tenant served longest ago; return False when none waits."""
         taken = await self._app.store.write(self._take)
         if taken is None:
             return False
@@ -94,11 +99,14 @@ class Reporting:
         self._fault("Report.recorded")
         assert report.copy_disk is not None, "a report that is made has a copy"
         copy = Copy(self._app, builder, version, report.copy_disk)
+        begun, before = self._app.clock.passed(), children_seconds()
         try:
             await self._make(report, copy)
         finally:
             await copy.remove()
             await self._copy_removed(builder.id, version.number)
+        used = children_seconds() - before + copy.cpu_seconds
+        await self._app.clock.sleep(rest_seconds(used, self._app.clock.passed() - begun, os.cpu_count() or 1))
         return True
 
     def _take(self, uow: UnitOfWork) -> tuple[QaReport, Builder, Version] | None:
@@ -117,9 +125,9 @@ class Reporting:
         return None
 
     def _in_turn(self, uow: UnitOfWork) -> Sequence[QaReport]:
-        """Return the open reports that are not made elsewhere, of each tenant at most ``MOST_OF_TENANT``.
+        """Return the open reports that are not made elsewhere, of each tenant and of all so many as may wait.
 
-        The tenant that was served longest ago comes first, the oldest report of a tenant first. The rest is dropped.
+        The tenant that was served longest ago comes first, the newest report of a tenant first. The rest is dropped.
         """
         waiting: defaultdict[TenantId, list[QaReport]] = defaultdict(list)
         for report in uow.qa_reports.unfinished():
@@ -129,11 +137,11 @@ class Reporting:
             builder = uow.builders.get(report.builder_id)
             assert builder is not None, "a report is of a builder that is stored"
             waiting[builder.tenant_id].append(report)
-        for report in itertools.chain.from_iterable(one[MOST_OF_TENANT:] for one in waiting.values()):
+        for report in _drop_oldest(waiting):
             uow.builders.get(report.builder_id, lock=True)
             uow.qa_reports.save(_dropped(report, TOO_MANY, self._app.clock.now()))
         tenants = sorted(waiting, key=lambda tenant: self._served.get(tenant, 0))
-        return [report for tenant in tenants for report in waiting[tenant][:MOST_OF_TENANT]]
+        return [report for tenant in tenants for report in reversed(waiting[tenant])]
 
     def _decide(self, builder: Builder, report: QaReport) -> QaReport | None:
         """Return a pending report as it is to be stored: dropped, or running here; None: leave it pending."""
@@ -209,6 +217,24 @@ class Reporting:
 
         await self._app.store.write(record)
         self._app.signals.change(builder_id)
+
+
+def rest_seconds(used: float, seconds: float, cpus: int) -> float:
+    """Return how long to rest after a report that took ``used`` seconds of CPU time in ``seconds``."""
+    return max(0.0, used / (SHARE * cpus) - seconds)
+
+
+def _drop_oldest(waiting: dict[TenantId, list[QaReport]]) -> list[QaReport]:
+    """Remove and return the reports that are too many; ``waiting`` has those of each tenant, the oldest first."""
+    dropped = []
+    total = sum(map(len, waiting.values()))
+    while waiting:
+        longest = max(waiting.values(), key=len)
+        if len(longest) <= MOST_OF_TENANT and total <= MOST_OF_ALL:
+            break
+        dropped.append(longest.pop(0))
+        total -= 1
+    return dropped
 
 
 def _is_worth(builder: Builder, version: int) -> bool:

@@ -14,7 +14,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NoCapacity
-from builderd.domain.ids import DiskId, new_id
+from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.reconciler.jobs import reporting
@@ -256,5 +256,43 @@ async def test_tenants_take_turns_and_too_many_of_one_are_dropped(
         await world.application.store.write(lambda uow, one=waiting: uow.qa_reports.save(one))  # type: ignore[misc]
     async with world.reconciling():
         notes = [(await finished(world, builder)).note for builder in (*greedy, modest)]
-    assert made == ["greedy0", "modest", "greedy1", "greedy2"]
-    assert notes == ["seen"] * 3 + [reporting.TOO_MANY] * 2 + ["seen"]
+    assert made == ["greedy4", "modest", "greedy3", "greedy2"], "the newest of a tenant comes first"
+    assert notes == [reporting.TOO_MANY] * 2 + ["seen"] * 4
+
+
+def test_backlog_of_all_tenants_is_bounded_at_the_expense_of_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "MOST_OF_ALL", 4)
+    reports = [QaReport(BuilderId(new_id()), number, ReportStatus.WAITING) for number in range(6)]
+    waiting = {TenantId("greedy"): reports[:4], TenantId("modest"): reports[4:]}
+    assert reporting._drop_oldest(waiting) == reports[:2]
+    assert list(waiting.values()) == [reports[2:4], reports[4:]]
+
+
+def test_reports_take_a_third_of_the_machine_at_most() -> None:
+    for used, seconds in ((3.8, 2.0), (12.0, 6.0), (60.0, 20.0)):
+        rest = reporting.rest_seconds(used, seconds, 2)
+        assert rest > 0
+        assert used / (2 * (seconds + rest)) == pytest.approx(1 / 3)
+    assert reporting.rest_seconds(3.8, 6.0, 2) == 0
+
+
+async def test_worker_rests_after_a_costly_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rested: list[tuple[float, float]] = []
+    cpu = iter([100.0, 142.0])
+
+    def rest(used: float, seconds: float, cpus: int) -> float:
+        rested.append((used, seconds))
+        return 0.0
+
+    monkeypatch.setattr(reporting, "children_seconds", lambda: next(cpu))
+    monkeypatch.setattr(reporting, "rest_seconds", rest)
+    async with world.reconciling():
+        await finished(world, await world.create())
+        await world.until(lambda: _is_true(rested))
+    ((used, seconds),) = rested
+    assert used >= 42
+    assert seconds >= 0
+
+
+async def _is_true(found: object) -> bool:
+    return bool(found)

@@ -21,7 +21,7 @@ from builderd.linux.cpu_time import IdleCpus
 log = logging.getLogger(__name__)
 
 #: After a claim or a start, the app has the CPU for so many seconds first.
-PAUSE = 0.1
+PAUSE = 0.05
 #: So many CPUs must have been idle since the last look; otherwise the pool waits, then looks again.
 IDLE_CPUS, BUSY_SECONDS = 0.5, 0.5
 #: After a failure, such as a full store.

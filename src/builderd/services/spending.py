@@ -52,22 +52,26 @@ def report(
     return Spending(application.prices.currency, cents(spent.money), rows, total)
 
 
-def dearest(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime, span: Span) -> Spending:
-    """Return the costs of the builders that cost most inside the span, whose two ends are given."""
-    assert span.since is not None
-    assert span.until is not None
-    ids, total = uow.ledger.dearest(tenant_id, now, span.since, span.until, span.per_page)
+def dearest(
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime, month: datetime, limit: int
+) -> Spending:
+    """Return the costs of the builders that cost most in a month. It reads sums of months, not all segments."""
+    ids, total = uow.ledger.dearest(tenant_id, now, month, limit)
     stored = uow.builders.get_all(ids)
-    builders = [stored[builder] for builder in ids]
-    spent = uow.ledger.total_of_tenant(tenant_id, now, span.since, span.until)
-    rows = _rows(uow, application, builders, now, span)
+    spent = uow.ledger.month_of_tenant(tenant_id, now, month)
+    rows = _shown(uow, application, [stored[one] for one in ids], uow.ledger.month_of_builders(ids, now, month))
     return Spending(application.prices.currency, cents(spent.money), rows, total)
 
 
 def _rows(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime, span: Span
 ) -> tuple[tuple[Builder, Cost], ...]:
-    sums = _sums(uow, [builder.id for builder in builders], now, span.since, span.until)
+    return _shown(uow, application, builders, _sums(uow, [one.id for one in builders], now, span.since, span.until))
+
+
+def _shown(
+    uow: UnitOfWork, application: Application, builders: Sequence[Builder], sums: Mapping[BuilderId, Sum]
+) -> tuple[tuple[Builder, Cost], ...]:
     versions = uow.versions.get_all([(one.id, one.version) for one in builders])
     return tuple((one, shown(application, versions[one.id], sums.get(one.id, Sum()))) for one in builders)
 

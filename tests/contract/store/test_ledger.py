@@ -167,7 +167,7 @@ async def test_spending_of_another_tenant_is_excluded(store: Store) -> None:
     assert await store.read(lambda uow: uow.ledger.month_of_tenant(TENANT.id, MAY + HOUR)) == Sum()
     assert await store.read(lambda uow: uow.ledger.total_of_tenant(TENANT.id, MAY + HOUR)) == Sum()
     assert await store.read(lambda uow: uow.ledger.rates_of_tenant(TENANT.id)) == {}
-    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, JUNE, MAY, JUNE, 9)) == ([], 0)
+    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, JUNE, MAY, 9)) == ([], 0)
 
 
 async def test_sums_of_a_tenant_are_those_of_its_segments(store: Store) -> None:
@@ -189,7 +189,24 @@ async def test_sums_of_a_tenant_are_those_of_its_segments(store: Store) -> None:
     rates = await store.read(lambda uow: uow.ledger.rates_of_tenant(TENANT.id))
     plain = segments[1].hourly_rate
     assert rates == {Billing.STOPPED: (1, plain), Billing.RUNNING: (2, odd + plain)}
-    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, now, APRIL, MAY, 1)) == ([one.id], 2)
+    # Of ``two`` there is a part of May alone, and ``gone`` is older than May.
+    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, now, APRIL, 1)) == ([one.id], 2)
+    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, now, MAY, 9)) == ([one.id, two.id], 2)
+    for month in (APRIL, MAY):
+        expected = total(segments, now, month, next_month(month))
+        assert await store.read(partial(_month, now=now, month=month)) == expected
+        sums = await store.read(partial(_month_of_builders, builders=[one.id, two.id, gone.id], now=now, month=month))
+        assert sum(sums.values(), Sum()) == expected
+
+
+def _month(uow: UnitOfWork, now: datetime, month: datetime) -> Sum:
+    return uow.ledger.month_of_tenant(TENANT.id, now, month)
+
+
+def _month_of_builders(
+    uow: UnitOfWork, builders: list[BuilderId], now: datetime, month: datetime
+) -> Mapping[BuilderId, Sum]:
+    return uow.ledger.month_of_builders(builders, now, month)
 
 
 def _total(uow: UnitOfWork, now: datetime, since: datetime | None, until: datetime | None) -> Sum:

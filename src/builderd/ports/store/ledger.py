@@ -37,16 +37,21 @@ class Ledger(Protocol):
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         """Return the sums of all time up to now; builders without a segment are left out. O(months) for each."""
 
-    def month_of_builders(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
-        """Return the sums of the current month up to now, for those of these builders that are billed in it."""
+    def month_of_builders(
+        self, builders: Sequence[BuilderId], now: datetime, month: datetime | None = None
+    ) -> Mapping[BuilderId, Sum]:
+        """Return the sums of a month up to now, for those of these builders that are billed in it.
+
+        Without ``month``, its start, it is the current one.
+        """
 
     def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
         """Return the hourly rates of the open segments of these builders."""
 
     # Of all builders of a tenant together, deleted ones too: summed by the database.
 
-    def month_of_tenant(self, tenant: TenantId, now: datetime) -> Sum:
-        """Return the sum of the current month up to now."""
+    def month_of_tenant(self, tenant: TenantId, now: datetime, month: datetime | None = None) -> Sum:
+        """Return the sum of a month up to now: of the current one without ``month``, its start."""
 
     def total_of_tenant(
         self, tenant: TenantId, now: datetime, since: datetime | None = None, until: datetime | None = None
@@ -56,7 +61,5 @@ class Ledger(Protocol):
     def rates_of_tenant(self, tenant: TenantId) -> Mapping[Billing, tuple[int, Decimal]]:
         """Return the number of open segments and the sum of their hourly rates, by billing state."""
 
-    def dearest(
-        self, tenant: TenantId, now: datetime, since: datetime, until: datetime, limit: int
-    ) -> tuple[Sequence[BuilderId], int]:
-        """Return the builders that cost most inside [since, until), and how many of them cost anything."""
+    def dearest(self, tenant: TenantId, now: datetime, month: datetime, limit: int) -> tuple[Sequence[BuilderId], int]:
+        """Return the builders that cost most in a month up to now, and how many of them cost anything."""

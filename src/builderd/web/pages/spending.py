@@ -70,8 +70,7 @@ async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 2
 
 def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> Month:
     tenant, application = visit.token.tenant_id, visit.application
-    span = spending.Span(month, next_month(month), per_page=SHOWN)
-    report = spending.dearest(uow, application, tenant, visit.now, span)
+    report = spending.dearest(uow, application, tenant, visit.now, month, SHOWN)
     spent = [one for one in report.deployments if one[1].cost]
     most = spent[0][1].cost if spent else Decimal(1)
     rows = [Row(builder, cost, share(float(cost.cost), float(most))) for builder, cost in spent]

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Double,
@@ -22,13 +23,14 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    union_all,
     update,
 )
 
 from builderd.adapters.stores.sql.exact_sums import EpochSeconds, Microseconds
 from builderd.adapters.stores.sql.tables import OPEN, ledger, ledger_months, tenant_months
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.months import month_of, months_between
+from builderd.domain.months import month_of, months_between, next_month
 from builderd.domain.prices import Billing, Segment, Sum, total
 
 _at = bindparam("at", type_=ledger.c.ended_at.type)
@@ -87,15 +89,24 @@ _OPEN_RATES_OF_TENANT = (
     .where(_of_tenant, text(OPEN))
     .group_by(ledger.c.billing, ledger.c.hourly_rate)
 )
-_spent = func.sum(
-    case((_is_inside, EpochSeconds(_end) - EpochSeconds(_begin) + 1), else_=0) * cast(ledger.c.hourly_rate, Double)
+# The order of a month's costs, in floating point numbers: closed months are sums already, open segments few.
+_closed_costs = select(ledger_months.c.builder_id, cast(ledger_months.c.paid, Double).label("paid")).where(
+    ledger_months.c.tenant_id == bindparam("tenant"), ledger_months.c.month == bindparam("since", type_=_at.type)
 )
+# Not as a condition, with which SQLite would read the index of all segments by their start.
+_open_seconds = case(
+    (ledger.c.started_at < _now, bindparam("end", type_=BigInteger) - EpochSeconds(_began) + 1), else_=0
+)
+_open_costs = select(ledger.c.builder_id, (_open_seconds * cast(ledger.c.hourly_rate, Double)).label("paid")).where(
+    _of_tenant, text(OPEN)
+)
+_costs = union_all(_closed_costs, _open_costs).subquery()
+_cost = func.sum(_costs.c.paid)
 _DEAREST = (
-    select(ledger.c.builder_id, func.count().over().label("number"))
-    .where(_of_tenant, _begins_before, _ends_after)
-    .group_by(ledger.c.builder_id)
-    .having(_spent > 0)
-    .order_by(_spent.desc(), ledger.c.builder_id)
+    select(_costs.c.builder_id, func.count().over().label("number"))
+    .group_by(_costs.c.builder_id)
+    .having(_cost > 0)
+    .order_by(_cost.desc(), _costs.c.builder_id)
     .limit(bindparam("limit"))
 )
 SECOND = timedelta(seconds=1)
@@ -239,12 +250,15 @@ class Ledger:
             _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), now)
         return found
 
-    def month_of_builders(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
+    def month_of_builders(
+        self, builders: Sequence[BuilderId], now: datetime, month: datetime | None = None
+    ) -> Mapping[BuilderId, Sum]:
+        month = month or month_of(now)
         found: dict[BuilderId, Sum] = {}
         for start in range(0, len(builders), BATCH):
             batch = {"builders": builders[start : start + BATCH]}
-            self._sum_up(found, _MONTH_OF_BUILDERS, {**batch, "month": month_of(now)})
-            _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), now, month_of(now))
+            self._sum_up(found, _MONTH_OF_BUILDERS, {**batch, "month": month})
+            _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), min(now, next_month(month)), month)
         return found
 
     def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
@@ -254,10 +268,10 @@ class Ledger:
                 found[one.builder_id] = one.hourly_rate
         return found
 
-    def month_of_tenant(self, tenant: TenantId, now: datetime) -> Sum:
-        values = {"tenant": tenant, "month": month_of(now)}
-        closed = self._connection.execute(_CLOSED_OF_TENANT_IN_MONTH, values).mappings()
-        return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, month_of(now))
+    def month_of_tenant(self, tenant: TenantId, now: datetime, month: datetime | None = None) -> Sum:
+        month = month or month_of(now)
+        closed = self._connection.execute(_CLOSED_OF_TENANT_IN_MONTH, {"tenant": tenant, "month": month}).mappings()
+        return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, min(now, next_month(month)), month)
 
     def total_of_tenant(
         self, tenant: TenantId, now: datetime, since: datetime | None = None, until: datetime | None = None
@@ -283,25 +297,11 @@ class Ledger:
             found[row.billing] = (number + row.number, rate + row.hourly_rate * row.number)
         return found
 
-    def dearest(
-        self, tenant: TenantId, now: datetime, since: datetime, until: datetime, limit: int
-    ) -> tuple[Sequence[BuilderId], int]:
-        values = {"tenant": tenant, "now": now, "since": since, "until": until, "limit": limit}
+    def dearest(self, tenant: TenantId, now: datetime, month: datetime, limit: int) -> tuple[Sequence[BuilderId], int]:
+        end = min(now, next_month(month))
+        values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "limit": limit}
         rows = self._connection.execute(_DEAREST, values).all()
         return [row.builder_id for row in rows], rows[0].number if rows else 0
-
-    def _times(
-        self,
-        statement: Select[Any],
-        tenant: TenantId,
-        now: datetime,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> Sum:
-        values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
-        rows = self._connection.execute(statement, values)
-        times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
-        return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
 
     def _sum_up(self, found: dict[BuilderId, Sum], months: Select[Any], values: Mapping[str, Any]) -> None:
         for row in self._connection.execute(months, values).mappings():

@@ -68,6 +68,8 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
         lambda uow: uow.ledger.month_of_tenant(ACME, NOW),
         ("sqlite_autoindex_tenant_months_1", "COVERING INDEX ix_ledger_open"),
     ),
+    "dearest": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_months_tenant_id_month",)),
+    "dearest of those that go on": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_open",)),
     "rates": (lambda uow: uow.ledger.rates_of_tenant(ACME), ("COVERING INDEX ix_ledger_open",)),
 }
 

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from builderd.api.server.answers import STATUS, failure
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
 from builderd.api.server.request_log import RequestLog
-from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed
+from builderd.domain.errors import BuilderdError
 from builderd.operations.operations import Operations
 from builderd.web.assets import PATH, Assets
+from builderd.web.failures import UnexpectedErrors, coded, routing
 from builderd.web.live import Feeds, open_stream
 from builderd.web.pages import (
     activity,
@@ -72,15 +71,6 @@ PAGES = (
     tokens,
     machine,
 )
-#: Headings of errors, by their code.
-TITLES = {
-    "not_found": "Not found",
-    "forbidden": "Not allowed",
-    "unauthenticated": "Signed out",
-    "rate_limited": "Too many requests",
-    "validation_error": "This cannot be taken",
-    "too_large": "Too large",
-}
 
 
 def create_web(operations: Operations, *, meter: Meter) -> Starlette:
@@ -90,8 +80,13 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
     app = Starlette(
         routes=routes(assets),
         # In this order: the log sees the answer as it leaves, and the policy is on errors as well.
-        middleware=[Middleware(RequestLog, meter=meter), Middleware(Policy), Middleware(Heads)],
-        exception_handlers={BuilderdError: _coded, HTTPException: _routing},
+        middleware=[
+            Middleware(RequestLog, meter=meter),
+            Middleware(Policy),
+            Middleware(Heads),
+            Middleware(UnexpectedErrors),
+        ],
+        exception_handlers={BuilderdError: coded, HTTPException: routing},
     )
     app.state.application = application
     app.state.operations = operations
@@ -114,45 +109,6 @@ def routes(assets: Assets) -> Sequence[BaseRoute]:
 async def _state(visit: Visit) -> Response:
     """Say that the session is valid: a stream that ended cannot tell its page why."""
     return Response(status_code=204)
-
-
-async def _coded(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BuilderdError)
-    status = STATUS[error.code]
-    errors = error.errors if isinstance(error, ValidationFailed) else {}
-    return await _shown(request, error, status, list(errors.items()))
-
-
-async def _routing(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return await _shown(request, NotFound("There is no such page."), error.status_code, [])
-
-
-async def _shown(
-    request: Request, error: BuilderdError, status: int, fields: list[tuple[str, Sequence[str]]]
-) -> Response:
-    if "application/json" in request.headers.get("accept", ""):
-        # The page's own script asks.
-        return failure(error).response()
-    renderer: Renderer = request.app.state.renderer
-    machine = status >= 500
-    response = await renderer.plain(
-        request,
-        "error.html",
-        {
-            "title": TITLES.get(error.code, "The machine could not do it" if machine else "This cannot be done now"),
-            "kind": "bad" if machine else "warn",
-            "icon": "octagon-x" if machine else "triangle-alert",
-            "error": error.message,
-            "fields": fields,
-            "request_id": request.state.request_id if machine else "",
-            "signed_out": isinstance(error, Unauthenticated),
-        },
-        status,
-    )
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
 
 
 class Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from tests.unit.web.conftest import Pages
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.web.app import PAGES, Site
+from builderd.web.pages import spending
 from builderd.web.policy import HEADERS
 
 TENANT = (
@@ -156,6 +158,32 @@ async def test_unknown_path_is_a_page_or_an_answer_of_the_api(pages: Pages, path
     answer = await pages.browser.get(path)
     assert answer.status_code == 404
     assert ("text/html" in answer.headers["content-type"]) == path.startswith("/builders")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "title"),
+    [
+        (RuntimeError("secret detail"), 500, "Something went wrong"),
+        (OSError(errno.ENOSPC, "No space left on device"), 503, "The machine could not do it"),
+    ],
+)
+async def test_an_unexpected_error_is_a_page_with_its_request_id(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, title: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(spending, "_month", fail)
+    answer = await pages.browser.get("/spending")
+    assert answer.status_code == status
+    assert answer.headers["content-type"].startswith("text/html")
+    assert f"<h1>{title}</h1>" in answer.text
+    assert answer.headers["x-request-id"] in answer.text
+    assert "secret detail" not in answer.text
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    script = await pages.browser.get("/spending", headers={"Accept": "application/json"})
+    assert script.status_code == status
+    assert script.json()["message"]
 
 
 async def test_files_of_apps_are_never_shown_by_the_browser(pages: Pages) -> None:

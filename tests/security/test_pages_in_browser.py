@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Route as Route_
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -194,3 +195,30 @@ async def test_an_app_on_a_sibling_host_reaches_nothing_with_the_session() -> No
         builder = await found.service.store.read(lambda uow: uow.builders.get(uow.builders.ids()[0]))
         assert builder is not None
         assert builder.desired == "running"
+
+
+@pytest.mark.root
+@pytest.mark.slow
+async def test_a_region_that_is_refused_for_now_is_asked_for_again() -> None:
+    """Of 300 open pages some are answered 429 when all refresh at once; none may stay as it was."""
+    async with site() as opened:
+        asked: list[int] = []
+
+        async def refuse_once(route: Route_) -> None:
+            asked.append(len(asked))
+            if len(asked) == 1:
+                await route.fulfill(status=429, headers={"Retry-After": "1"}, body="too many")
+            else:
+                await route.continue_()
+
+        await opened.page.route("**/builders?part=*", refuse_once)
+        await opened.page.goto(opened.url("/builders"))
+        client = opened.service.client(opened.service.write)
+        made = await client.post("/api/v1/builders", json={**MINIMAL, "name": "later"})
+        assert made.status_code == 201
+
+        async def is_shown() -> bool:
+            return "later" in await opened.page.inner_text("main")
+
+        await eventually(is_shown)
+        assert len(asked) >= 2

@@ -19,6 +19,7 @@
   }
 
   // Live regions: the stream says that something happened, and the regions that show it are asked for anew.
+  // Of many open pages each asks at a moment of its own, and one that the service refuses asks again.
   const shown = $("#live"), due = new Map();
   let timer = 0, asked = 0;
   function isDue(region, change) {
@@ -29,7 +30,12 @@
   }
   function happened(change) {
     for (const region of $$("[data-live]")) if (isDue(region, change)) due.set(region.id, true);
-    if (due.size && !timer) timer = setTimeout(refresh, Math.max(150, asked + 1000 - Date.now()));
+    if (due.size && !timer) timer = setTimeout(refresh, Math.max(150 + 200 * Math.random(), asked + 1000 - Date.now()));
+  }
+  function later(name, answer) {
+    const seconds = Math.min(Number(answer.headers.get("Retry-After")) || 2, 30);
+    due.set(name, true);
+    timer ||= setTimeout(refresh, seconds * 1000 * (1 + Math.random()));
   }
   async function refresh() {
     timer = 0; asked = Date.now();
@@ -50,6 +56,7 @@
     try {
       const answer = await fetch(url, { headers: { "HX-Request": "true" }, redirect: "error" });
       if (answer.status === 401) return signedOut();
+      if (answer.status === 429 || answer.status === 503) return later(name, answer);
       if (!answer.ok) return;
       const was = element.dataset.state;
       await htmx.swap({ target: element, swap: "outerMorph", text: await answer.text(), sourceElement: element });

@@ -200,7 +200,7 @@ async def test_an_app_on_a_sibling_host_reaches_nothing_with_the_session() -> No
 @pytest.mark.root
 @pytest.mark.slow
 async def test_a_region_that_is_refused_for_now_is_asked_for_again() -> None:
-    """Of 300 open pages some are answered 429 when all refresh at once; none may stay as it was."""
+    """Expect no page to stay as it was when some of 300 open ones are answered 429."""
     async with site() as opened:
         asked: list[int] = []
 

@@ -6,19 +6,22 @@ import shlex
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from builderd.cli.apps.project import FILE, NAME, SCHEMA, Pending, Project, State, fingerprint
+from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Pending, Project, State, fingerprint
+from builderd.cli.apps.sending import Job, Sending, size
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command
 from builderd.client.detection import Start, detect, roots_with_a_start
-from builderd.client.errors import ApiError, BuilderdError, NoAnswer, NotFound, Unavailable
+from builderd.client.errors import ApiError, NoAnswer, NotFound, Unavailable
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine, Stage
 from builderd.client.retries import new_key
+
+if TYPE_CHECKING:
+    from builderd.client._sync.builder import Builder
 
 #: Files and folders left out that are listed, unless all are asked for.
 SHOWN = 5
@@ -135,18 +138,16 @@ def _below(folder: Folder, root: Any) -> Folder:
     return below
 
 
-class _Deployment:
+class _Deployment(Sending):
     """One deployment from a folder, with the key that is kept beside it."""
 
     def __init__(
         self, session: Session, project: Project, folder: Folder, name: str, options: dict[str, Any], fresh: bool
     ) -> None:
-        self._session = session
-        self._folder = folder
+        super().__init__(session, folder, State(project.root))
         self._name = name
         self._options = options
         self._fresh = fresh
-        self._state = State(project.root)
         self._began = False
 
     def run(self) -> None:
@@ -162,46 +163,20 @@ class _Deployment:
             self._session.know(error.builder, self._name)
             # An answer, though a bad one: with the same key, it would be the answer again. A 503 is not final.
             if not isinstance(error, Unavailable):
-                self._answered(pending)
+                self.answered(pending)
             raise
         except NoAnswer:
             self._session.say("The answer was lost. Run the same command again: it resumes this deployment.")
             raise
-        self._answered(pending)
+        self.answered(pending)
         self._session.result(builder, builder.url if builder.data.job_type == "always_on" else builder.name)
-
-    def _answered(self, pending: Pending) -> None:
-        """Drop what resumes the deployment, its upload too: a tenant has only a few at a time."""
-        self._state.forget()
-        if pending.upload_id is not None:
-            with suppress(BuilderdError):
-                self._session.client.uploads.delete(pending.upload_id)
 
     def _pending(self) -> Pending:
         url, _, _ = self._session.service()
         mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.fingerprint)
-        pending = self._state.pending(mark)
-        if pending is None:
-            pending = Pending(new_key(), mark, self._existing())
-        elif self._folder.fits_json or pending.upload_id:
-            self._session.say("Resuming the deployment whose answer did not arrive.")
-        else:
-            self._session.say("Resuming the upload that was interrupted.")
-        if not self._folder.fits_json and pending.upload_id is None:
-            self._upload(pending)
-        self._state.keep(pending)
+        pending = self.resumed(mark, "deployment") or Pending(new_key(), mark, self._existing())
+        self.send_code(pending)
         return pending
-
-    def _upload(self, pending: Pending) -> None:
-        """Upload the code. Its URL is kept first: after a kill, the same command goes on with the upload."""
-
-        def begun(upload_url: str) -> None:
-            pending.upload_url = upload_url
-            self._state.keep(pending)
-
-        pending.upload_id = self._session.client.uploads.send_folder(
-            self._folder, self._progress, upload_url=pending.upload_url, on_begin=begun
-        )
 
     def _existing(self) -> str | None:
         try:
@@ -211,7 +186,7 @@ class _Deployment:
 
     def _send(self, pending: Pending) -> Any:
         builders = self._session.client.builders
-        code: dict[str, Any] = {"upload_id": pending.upload_id} if pending.upload_id else {"path": self._folder}
+        code = self.code(pending)
         common: dict[str, Any] = {"idempotency_key": pending.key, "on_stage": self._stage, "on_begin": self._begin}
         if pending.builder is None:
             return builders.create(self._name, **code, **common, **self._options)
@@ -224,12 +199,6 @@ class _Deployment:
     def _stage(self, stage: Stage) -> None:
         mark = click.style("ok", fg="green") if stage.ok else click.style("failed", fg="red")
         self._session.say(f"  {stage.stage:<8} {mark}  {stage.seconds:.1f} s")
-
-    def _progress(self, sent: int, total: int) -> None:
-        if sys.stderr.isatty() and not self._session.as_json:
-            click.echo(
-                f"\r  upload   {size(sent)} of {size(total)}" + ("\n" if sent == total else ""), nl=False, err=True
-            )
 
 
 def _given_start(entrypoint: str | None) -> Start | None:
@@ -271,15 +240,6 @@ def _remember(session: Session, project: Project, name: str, start: Start) -> bo
     return True
 
 
-def size(count: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def _tell_sent(session: Session, folder: Folder) -> None:
     count = len(folder.files)
     session.say(f"Sending {count} file{'' if count == 1 else 's'}, {size(folder.size)}.")
@@ -315,7 +275,8 @@ class RunOptions(TypedDict):
 def run(session: Session, directory: Path, args: Sequence[str], name: str | None, **flags: Unpack[RunOptions]) -> None:
     """Run a folder's code as a job: show its log, fetch its output, and exit with its code.
 
-    ARGS are the command; left out, that of builder.toml or what is found.
+    ARGS are the command; left out, that of builder.toml or what is found. The same command again, after Ctrl-C, a kill
+    or a lost connection, goes on with the job that it has begun.
     """
     project = Project.load(directory)
     folder = _folder(project, project.options)
@@ -325,27 +286,34 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()
     options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
-    chosen = name or f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
     _tell_sent(session, folder)
-    builder = session.client.builders.create(chosen, folder, **options)
-    try:
-        builder.wait(finished=True, on_line=lambda line: _print_line(session, line), interval=0.5)
-        for path in flags["outputs"]:
-            count = builder.files.download(path, Path(path).name)
-            session.say(f"Fetched {path} ({count} file{'' if count == 1 else 's'}).")
-    except KeyboardInterrupt:
-        session.say(f"\nThe job goes on. Follow it: builderd logs -f {chosen}")
-        raise
+    made_up = f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
+    with Job(session, folder, State(project.root, JOB), options, name) as job:
+        builder = job.begin(made_up)
+        _follow(session, builder, flags["outputs"])
+        if not flags["keep"]:
+            builder.delete(purge=True)
     ended = builder.exit_code
     if builder.status == "failed" and ended is None:
         session.say(f"The job failed: {builder.data.status_reason}")
-    if not flags["keep"]:
-        builder.delete(purge=True)
     if session.as_json:
-        session.row({"exit_code": ended, "status": builder.status, "name": chosen}, "")
+        session.row({"exit_code": ended, "status": builder.status, "name": builder.name}, "")
     code = Exit.FAILED if ended is None else ended
     if code:
         raise SystemExit(code)
+
+
+def _follow(session: Session, builder: Builder, outputs: Sequence[str]) -> None:
+    """Show a job's log until its end, and fetch what it has made."""
+    try:
+        builder.wait(finished=True, on_line=lambda line: _print_line(session, line), interval=0.5)
+        for path in outputs:
+            count = builder.files.download(path, Path(path).name)
+            session.say(f"Fetched {path} ({count} file{'' if count == 1 else 's'}).")
+    except KeyboardInterrupt:
+        session.say(f"\nThe job goes on. Follow it: builderd logs -f {builder.name}")
+        session.say("Run the same command again to wait for it.")
+        raise
 
 
 def _print_line(session: Session, line: LogLine) -> None:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -18,6 +18,8 @@ from builderd.client import folders
 
 FILE = "builder.toml"
 STATE = Path(folders.STATE) / "state.json"
+#: A job that ``builderd run`` has begun. It is apart from the state of deployments, which may go on beside it.
+JOB = Path(folders.STATE) / "job.json"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -149,12 +151,13 @@ def _toml(name: str, value: Any) -> str:
 class Pending:
     """A deployment whose answer has not arrived: sent again with its key, it is not made twice.
 
-    ``upload_url`` is set once an upload has begun, ``upload_id`` once it is complete.
+    ``upload_url`` is set once an upload has begun, ``upload_id`` once it is complete. ``name`` is that of a job.
     """
 
     key: str
     fingerprint: str
     builder: str | None = None
+    name: str | None = None
     upload_id: str | None = None
     upload_url: str | None = None
 
@@ -162,8 +165,27 @@ class Pending:
 class State:
     """State of a folder that is kept on this machine alone."""
 
-    def __init__(self, root: Path) -> None:
-        self._file = root / STATE
+    def __init__(self, root: Path, file: Path = STATE) -> None:
+        self._file = root / file
+
+    def claim(self) -> IO[bytes] | None:
+        """Return a lock that this process holds until it closes it or ends; None while another one has it."""
+        try:
+            import fcntl  # noqa: PLC0415 (not on Windows)
+        except ImportError:
+            return None
+        self._make_folder()
+        lock = self._file.with_suffix(".lock").open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return None
+        return lock
+
+    def _make_folder(self) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        (self._file.parent / ".gitignore").write_text("*\n")
 
     def pending(self, fingerprint: str) -> Pending | None:
         """Return the unanswered deployment of the same code and settings to the same service."""
@@ -175,8 +197,7 @@ class State:
 
     def keep(self, pending: Pending) -> None:
         """Write a deployment down before it is sent."""
-        self._file.parent.mkdir(exist_ok=True)
-        (self._file.parent / ".gitignore").write_text("*\n")
+        self._make_folder()
         new = self._file.with_suffix(".new")
         fields = {name: getattr(pending, name) for name in Pending.__slots__}
         # The URL of an upload lets its holder send it.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from builderd.cli.apps.deploying import size
 from builderd.cli.apps.inside import Moment
+from builderd.cli.apps.sending import size
 from builderd.cli.apps.session import Session, command, named
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
 from builderd import Builderd, NotFound
-from builderd.cli.apps.project import STATE
+from builderd.adapters.fakes.sandboxes import Behaviour
+from builderd.cli.apps.project import JOB, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
 from builderd.client._sync import uploads
@@ -112,6 +113,69 @@ def test_an_upload_goes_on_after_the_command_was_killed(
         # What was deployed does not count against the tenant's limit of uploads any more.
         with Builderd(running.url, running.admin) as client, pytest.raises(NotFound):
             client.uploads.state(url)
+
+
+def jobs(running: Running) -> int:
+    """Return how many jobs were ever made."""
+    with Builderd(running.url, running.admin) as client:
+        return sum(1 for one in client.events() if one.type == "builder.created")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_job_goes_on_after_the_command_was_killed(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(folders, "JSON_BYTES", 10)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    ends = Behaviour(listens_at=None, exits_at=1, exit_code=4, lines=("from the job",))
+    running.service.engine.behave("python3 main.py", ends)
+    before = jobs(running)
+    with monkeypatch.context() as patched:
+        patched.setattr("builderd.client._sync.builder.Builder.wait", killed)
+        with pytest.raises(Killed):
+            run("run", ".", "--", "python3", "main.py")
+    resumed = run("run", ".", "--", "python3", "main.py")
+    assert "Resuming the job" in resumed.stderr
+    assert (resumed.exit_code, resumed.stdout) == (4, "from the job\n")
+    assert jobs(running) == before + 1
+    assert not (home / JOB).exists()
+    # It was answered: the same command is another job.
+    assert run("run", ".", "--", "python3", "main.py").exit_code == 4
+    assert jobs(running) == before + 2
+
+
+def test_a_job_that_was_deleted_meanwhile_is_begun_anew(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    running.service.engine.behave("true", Behaviour(listens_at=None, exits_at=1))
+    with monkeypatch.context() as patched:
+        patched.setattr("builderd.client._sync.builder.Builder.wait", killed)
+        with pytest.raises(Killed):
+            run("run", "--name", "job", ".", "--", "true")
+    with Builderd(running.url, running.admin) as client:
+        client.builders.get("job").delete(purge=True)
+    again = run("run", "--name", "job", ".", "--", "true")
+    assert "Resuming the job" in again.stderr
+    assert again.exit_code == 0, again.output
+    assert not (home / JOB).exists()
+
+
+def test_two_jobs_of_a_folder_at_once_are_two(running: Running, home: Path) -> None:
+    first, second = State(home, JOB), State(home, JOB)
+    lock = first.claim()
+    assert lock is not None
+    assert second.claim() is None
+    lock.close()
+    again = second.claim()
+    assert again is not None
+    again.close()
 
 
 def test_other_code_is_no_resumption(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

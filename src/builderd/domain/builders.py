@@ -125,7 +125,8 @@ class Builder:
     ``spending_cap`` is per calendar month, ``cap_warned_at`` the time of the last warning that most of it is
     spent. ``asleep_since`` is when its sandbox was to be frozen, None while it is to run; the builder's status is
     ``running`` in both. ``stop_kind`` is set with a stop and kept until it is up again. ``member`` is the instance
-    (``Instance.member``) that keeps its disk and runs its sandboxes.
+    (``Instance.member``) that keeps its disk and runs its sandboxes. ``disk_released_at`` is when a failed builder's
+    disk was given back; its next start makes a new one.
     """
 
     id: BuilderId
@@ -159,6 +160,7 @@ class Builder:
     asleep_since: datetime | None = None
     stop_kind: StopKind | None = None
     member: str = ""
+    disk_released_at: datetime | None = None
 
     @property
     def to_run(self) -> tuple[int, DiskId]:

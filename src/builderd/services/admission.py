@@ -45,7 +45,7 @@ def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: 
     if builder.desired is Desired.RUNNING:
         caps.check(uow, application, builder.tenant_id, builder, now)
         return
-    admit_change(uow, application, builder, replace(builder, desired=Desired.RUNNING), now)
+    admit_change(uow, application, builder, replace(builder, desired=Desired.RUNNING, disk_released_at=None), now)
 
 
 def admit_change(
@@ -71,7 +71,8 @@ def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> 
     def of(number: int, *, running: bool) -> Allocation:
         version = new if new is not None and new.number == number else uow.versions.get(builder.id, number)
         assert version is not None, "a builder's versions are always stored"
-        return allocation_of(version.settings.resources, running=running)
+        allocation = allocation_of(version.settings.resources, running=running)
+        return allocation if builder.disk_released_at is None else replace(allocation, disk=0)
 
     serving = of(builder.version, running=builder.desired is Desired.RUNNING)
     return serving if builder.candidate is None else larger_of(serving, of(builder.candidate.version, running=True))

@@ -78,11 +78,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """Retention times of unused layers, events, and webhook deliveries."""
+    """Retention times of unused layers, events, webhook deliveries, and disks of builders that never came up."""
 
     layers: timedelta = timedelta(days=30)
     events: timedelta = timedelta(days=90)
     deliveries: timedelta = timedelta(days=30)
+    failed_disks: timedelta = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     uow.events.add(_event(builder, "builder.created", now, {"name": new.name}))
     gates.note_skipped(uow, builder, version, now)
     uow.builders.make_due(builder.id, now)
+    # Last: what fails before leaves nothing held. The store counts what the sum of all disks does not, such as layers.
+    application.engine.hold_disk(builder.disk, new.settings.resources.disk_bytes)
     return builder
 
 
@@ -301,7 +303,13 @@ def want_run(
     application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(
-        builder, generation=builder.generation + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind
+        builder,
+        generation=builder.generation + 1,
+        exit_code=None,
+        failure_code=None,
+        asleep_since=None,
+        stop_kind=kind,
+        disk_released_at=None,
     )
     wished = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):

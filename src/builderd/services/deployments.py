@@ -318,7 +318,7 @@ def _launch(
     if opens:
         builder = replace(builder, visibility=before)
     if at_once:
-        wanted = replace(builder, version=version.number, desired=Desired.RUNNING)
+        wanted = replace(builder, version=version.number, desired=Desired.RUNNING, disk_released_at=None)
     else:
         wanted = replace(builder, candidate=Candidate(version.number, disk, opens))
     admission.admit_change(uow, application, builder, wanted, now, version=version)

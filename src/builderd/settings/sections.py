@@ -381,10 +381,11 @@ class RetentionSettings(Section):
     """Retention in days; ``versions`` is a number of versions.
 
     ``layers``: unused ones, since they were last requested. ``events``: also run records, build logs and SSH grants.
-    ``deliveries``: of webhooks.
+    ``deliveries``: of webhooks. ``failed_disks``: of builders that failed and never were up.
     """
 
     layers: float = Field(default=30, ge=0.05)
     events: float = Field(default=90, ge=7)
     deliveries: float = Field(default=30, ge=1)
+    failed_disks: float = Field(default=1, ge=0.001)
     versions: int = Field(default=10, ge=1)

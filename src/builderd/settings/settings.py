@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -220,8 +221,8 @@ class Settings(BaseSettings):
         )
 
     def to_retention_policy(self) -> RetentionPolicy:
-        days = {name: timedelta(days=getattr(self.retention, name)) for name in ("layers", "events", "deliveries")}
-        return RetentionPolicy(**days)
+        names = (one.name for one in fields(RetentionPolicy))
+        return RetentionPolicy(**{name: timedelta(days=getattr(self.retention, name)) for name in names})
 
     def to_upload_rules(self) -> UploadRules:
         limits = self.limits

@@ -9,7 +9,15 @@ import pytest
 from tests.application import MAIN, World
 
 from builderd.domain.builders import Desired, JobType, Status, Visibility
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NameTaken, NotFound, ValidationFailed
+from builderd.domain.errors import (
+    BuilderdError,
+    EngineUnavailable,
+    InvalidState,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    ValidationFailed,
+)
 from builderd.domain.ids import new_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.resources import Resources
@@ -228,3 +236,11 @@ async def test_a_builder_without_a_ledger_has_cost_nothing(world: World) -> None
     (view,) = await world.read(lambda uow: builders.views(uow, world.application, [builder], world.clock.now()))
     assert view.cost.runtime_hours == view.cost.cost == 0
     assert await world.read(lambda uow: builders.views(uow, world.application, [], world.clock.now())) == []
+
+
+async def test_create_is_refused_before_anything_is_stored_when_the_store_has_no_room(world: World) -> None:
+    world.engine.fail_next("hold_disk", NoCapacity("The store has no room.", retry_after=60))
+    with pytest.raises(NoCapacity):
+        await world.ask(MAIN, name="my-api")
+    assert await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, "my-api")) is None
+    assert not world.bundles.stored

@@ -145,6 +145,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     def is_tight(self) -> bool:
         return self.tight
 
+    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+        self._called("hold_disk", disk)
+
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         self._called("create_disk", disk)
         self.disks.setdefault(disk, FakeDisk(size_bytes)).size_bytes = size_bytes

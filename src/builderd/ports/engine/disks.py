@@ -24,6 +24,9 @@ class DiskReport:
 
 
 class Disks(DiskFiles, Protocol):
+    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+        """Reserve the space of a disk that is to be created within the hour, without waiting. Raises ``NoCapacity``."""
+
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         """Create an empty disk with a hard limit; an existing one gets the limit. Idempotent. Raises ``NoCapacity``."""
 

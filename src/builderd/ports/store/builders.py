@@ -95,6 +95,9 @@ class Builders(Protocol):
     def idle_candidates(self) -> Sequence[Builder]:
         """Return all tenants' builders that run, should run, and have an auto-stop interval."""
 
+    def failed(self, before: datetime, limit: int) -> Sequence[BuilderId]:
+        """Return builders that failed before this time, never were up, and have a disk; the longest failed first."""
+
     def save(self, builder: Builder) -> None:
         """Replace the row, except its claim. Raises ``RuntimeError`` unless this unit of work added or locked it."""
 

@@ -12,11 +12,13 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 from builderd.domain.errors import BuilderdError
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs.storage_events import StorageEvents
+from builderd.services import failed_disks
 from builderd.services.application import Application
 
 #: Between two rounds, and between two looks whether space runs out, in seconds.
@@ -49,6 +51,7 @@ class RetentionJob:
 
     async def _run_once(self) -> None:
         await self._storage.check()
+        await self.release_failed_disks()
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + INTERVAL
             await self.clean_up()
@@ -64,6 +67,15 @@ class RetentionJob:
         except BuilderdError as error:
             log.warning("layer collection failed, retrying in the next round error=%s", error.message)
         await self._expire_records(self._app.clock.deletable())
+
+    async def release_failed_disks(self) -> None:
+        """Give back the disks of builders that failed long ago and never were up, a batch in each round."""
+        before = self._app.clock.deletable() - self._app.retention.failed_disks
+        for builder in await self._app.store.read(lambda uow: uow.builders.failed(before, BATCH)):
+            now = self._app.clock.now()
+            if await self._app.store.write(partial(failed_disks.release, builder_id=builder, now=now)):
+                log.info("disk of a failed builder released builder=%s", builder)
+                self._app.signals.desired_changed(builder)
 
     async def free_space(self) -> None:
         """Remove at once everything that is kept only for a possible reuse."""

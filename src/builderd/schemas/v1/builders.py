@@ -293,7 +293,8 @@ class Builder(View):
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``env_file_values`` are the variables of the file ``env_file``; ``env`` wins over them.
     ``needs_restart``: it runs with credentials that were changed since it started.
-    ``last_backup_error`` is null unless the last backup failed.
+    ``last_backup_error`` is null unless the last backup failed. ``disk_released_at`` is when a builder that never came
+    up gave its disk back; its next start makes a new one.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
@@ -333,6 +334,7 @@ class Builder(View):
     last_active_at: Time | None
     last_backup_at: Time | None
     last_backup_error: str | None
+    disk_released_at: Time | None
 
 
 class BuilderAnswer(Success[Builder]):

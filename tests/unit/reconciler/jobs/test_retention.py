@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World, fake_world
 from tests.contract.store.samples import make_event, make_record
 
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import EngineUnavailable, NoCapacity, StartFailed
 from builderd.domain.ids import BuilderId
+from builderd.domain.resources import Resources
 from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs import retention
 from builderd.reconciler.jobs.retention import RetentionJob
@@ -151,3 +154,54 @@ async def test_a_clock_set_forward_deletes_no_records_for_a_day(world: World) ->
     world.clock.move(DAY)
     await keeping.clean_up()
     assert await numbers() == []
+
+
+async def failed(world: World, name: str = "broken") -> Builder:
+    world.engine.behave("broken", Behaviour(listens_at=None, exits_at=0, exit_code=1))
+    with pytest.raises(StartFailed):
+        await world.create(name=name, entrypoint="broken", resources=Resources(disk=7))
+    builder = await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, name))
+    assert builder is not None
+    return builder
+
+
+async def test_failed_builder_gives_its_disk_back_after_a_day_and_starts_again_on_a_new_one(world: World) -> None:
+    keeping = RetentionJob(world.application)
+    async with world.reconciling():
+        good, broken = await deployed(world), await failed(world)
+        await world.reached(builders.stop, good)
+        world.clock.move(DAY - 60)
+        await keeping.release_failed_disks()
+        assert (await world.builder(broken)).disk_released_at is None
+        world.clock.move(120)
+        await keeping.release_failed_disks()
+        await world.until(lambda: list(world.engine.disks) == [good.disk])
+    released = await world.builder(broken)
+    assert released.disk_released_at == world.clock.now()
+    assert (await world.read(lambda uow: uow.builders.allocated())).disk == 3
+    assert await world.read(lambda uow: uow.ledger.current(broken.id)) is None
+    events = [one for one in await world.events(broken) if one.type == "disk.released"]
+    assert [(one.details["gb"], "7 GB" in one.reason) for one in events] == [(7, True)]
+    await keeping.release_failed_disks()
+    assert await world.builder(broken) == released
+
+    world.engine.behave("broken", Behaviour())
+    async with world.reconciling():
+        up = await world.reached(builders.start, broken)
+    assert (up.status, up.disk_released_at, up.disk in world.engine.disks) == (Status.RUNNING, None, True)
+    assert (await world.read(lambda uow: uow.builders.allocated())).disk == 10
+    world.clock.move(DAY * 3)
+    await keeping.release_failed_disks()
+    assert (await world.builder(broken)).disk_released_at is None
+
+
+async def test_released_disk_counts_again_when_it_is_to_start(world: World) -> None:
+    async with world.reconciling():
+        broken = await failed(world)
+    world.clock.move(DAY * 2)
+    await RetentionJob(world.application).release_failed_disks()
+    world.engine.has = replace(world.engine.has, disk=6.0)
+    with pytest.raises(NoCapacity, match="0 of 6 GB of disk are allocated, and 7 more are requested"):
+        await world.want(builders.start, broken)
+    world.engine.has = replace(world.engine.has, disk=7.0)
+    await world.want(builders.start, broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -17,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    exists,
     func,
     insert,
     literal,
@@ -42,6 +44,7 @@ from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.quotas import Allocation
+from builderd.domain.versions import VersionStatus
 from builderd.ports.store.builders import BuilderQuery
 
 _kept = builders.c.status != Status.DELETED
@@ -110,6 +113,18 @@ _at_rest = and_(
 _RESTLESS = union(
     select(builders.c.id).where(_kept, not_(_at_rest)),
     select(sandboxes.c.builder_id).where(text("end_cause IS NULL")),
+)
+_was_up = exists().where(
+    versions.c.builder_id == builders.c.id,
+    versions.c.status.in_((VersionStatus.DEPLOYED, VersionStatus.DROPPED)),
+)
+_FAILED = (
+    select(builders.c.id)
+    .where(builders.c.status == Status.FAILED, builders.c.desired == Desired.STOPPED)
+    .where(builders.c.disk_released_at.is_(None), builders.c.updated_at < bindparam("before"))
+    .where(builders.c.candidate.is_(None), not_(_was_up))
+    .order_by(builders.c.updated_at)
+    .limit(bindparam("limit"))
 )
 _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
 #: Key of the advisory lock held by a transaction that admits new demand.
@@ -262,12 +277,16 @@ class Builders(Claims):
     def idle_candidates(self) -> Sequence[Builder]:
         return [read_builder(row) for row in self._connection.execute(_MAY_IDLE)]
 
+    def failed(self, before: datetime, limit: int) -> Sequence[BuilderId]:
+        return self._connection.execute(_FAILED, {"before": before, "limit": limit}).scalars().all()
+
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
             raise RuntimeError(f"builder {builder.id} is saved unlocked: a concurrent change could be lost")
         key = {
             "builder": builder.id,
-            "of_version": builder.version,
+            # No version has the number 0: a builder whose disk was given back has none reserved.
+            "of_version": builder.version if builder.disk_released_at is None else 0,
             "of_interval": builder.backup_interval_hours,
         }
         self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})

@@ -162,6 +162,9 @@ class OciEngine:
 
     # Disks
 
+    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+        self._here.disks.hold(disk, size_bytes)
+
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         await run_to_completion(self._here.disks.create, disk, size_bytes)
 

@@ -47,6 +47,8 @@ SWEEP_EVERY = 50
 #: Limit of an app's writes outside of /app and /tmp, in bytes.
 SCRATCH_BYTES = 256 << 20
 APP_OWNER = DISK_UID + APP_UID
+#: A store, and a disk, with less space than this takes no files any more.
+NEARLY_FULL = 16 << 20
 INCOMING, TRASH = "incoming", "trash"
 #: Place of the home among the files of a backup, which has the one folder ``app``.
 HOME_IN_BACKUP = ".builderd-home"
@@ -93,6 +95,10 @@ class Disks:
         quota = self._store.quota
         group = quota.group(path)
         self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+
+    def hold(self, disk: DiskId, size_bytes: int) -> None:
+        """Reserve the space of a disk that will be created. Raises ``NoCapacity``. Needs no lock."""
+        self._store.reservations.hold(disk, size_bytes + SCRATCH_BYTES)
 
     def create(self, disk: DiskId, size_bytes: int) -> None:
         """Create an empty disk with a hard limit; an existing one gets the new limit. Raises ``NoCapacity``."""
@@ -209,7 +215,14 @@ class Disks:
     def _full(self, path: Path) -> BuilderdError:
         if failure_reason := self._store.failure_reason():
             return EngineUnavailable(failure_reason, retry_after=60)
-        size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
+        quota, group = self._store.quota, self._store.quota.group(path)
+        size = quota.limit_of(group) / GB
+        if self._store.reservations.writable() < NEARLY_FULL <= quota.limit_of(group) - quota.used(group):
+            return NoCapacity(
+                "The machine's store for apps is full, not the builder's disk: its operator must free space (builderd "
+                "doctor). Try again then.",
+                retry_after=60,
+            )
         return NoCapacity(
             f"The builder's disk of {size:.3g} GB is full: delete files in /app or ~/.cache, or ask for a larger disk."
         )

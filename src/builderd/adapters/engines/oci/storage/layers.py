@@ -290,7 +290,8 @@ class Layers:
         if self._store.reservations.writable() < FULL:
             raise NoCapacity(
                 "The machine's store for apps and layers is full: its operator must free space (builderd doctor). "
-                "Deploy again then."
+                "Deploy again then.",
+                retry_after=60,
             )
         if build.shared is not None and self._is_full(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
@@ -304,7 +305,8 @@ class Layers:
         if build.size < self._most() and self._is_full(build.layer):
             raise NoCapacity(
                 f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
-                f"may have {self._most() / GB:.1f} GB): its operator must free space (builderd doctor)."
+                f"may have {self._most() / GB:.1f} GB): its operator must free space (builderd doctor).",
+                retry_after=60,
             )
 
     def _is_full(self, subvolume: Path) -> bool:

@@ -7,6 +7,7 @@ is not used yet must fit into the free space above a floor. Used space is not fr
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 
 from builderd.adapters.engines.oci.storage.quotas import Quota
@@ -16,14 +17,20 @@ from builderd.domain.resources import GB
 
 #: A claim of flexible size takes at most this share of the free space, so that others can be made beside it.
 MAX_SHARE = 0.25
+#: How long space is held for a disk whose code is still reviewed, installed and built, in seconds.
+HOLD_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim of ``size`` bytes; the quota group ``group`` counts what is used of it, None before it is known."""
+    """Claim of ``size`` bytes; the quota group ``group`` counts what is used of it, None before it is known.
+
+    ``ends_at`` (of ``time.monotonic``): it ends by itself then.
+    """
 
     size: int
     group: int | None = None
+    ends_at: float | None = None
 
 
 class SpaceReservations:
@@ -43,9 +50,17 @@ class SpaceReservations:
     def claim(self, name: str, size_bytes: int) -> None:
         """Reserve space under a name, or change its size. Raises ``NoCapacity`` with the amounts in bytes."""
         with self._lock:
+            self._drop_ended()
             known = self._claims.get(name, Claim(0))
             self._check(size_bytes - known.size)
             self._claims[name] = Claim(size_bytes, known.group)
+
+    def hold(self, name: str, size_bytes: int) -> None:
+        """Reserve space for what will be claimed under this name within ``HOLD_SECONDS``. Raises ``NoCapacity``."""
+        with self._lock:
+            if name not in self._claims:
+                self._check(size_bytes)
+                self._claims[name] = Claim(size_bytes, ends_at=time.monotonic() + HOLD_SECONDS)
 
     def claim_some(self, name: str, least: int, most: int) -> int:
         """Reserve a share of the free space, ``least`` to ``most`` bytes; return its size. Raises ``NoCapacity``."""
@@ -69,7 +84,14 @@ class SpaceReservations:
         """Return the bytes that can be written now, reserved or not."""
         return self._device.writable()
 
+    def _drop_ended(self) -> None:
+        now = time.monotonic()
+        ended = [name for name, claim in self._claims.items() if claim.ends_at is not None and claim.ends_at < now]
+        for name in ended:
+            del self._claims[name]
+
     def _check(self, more: int) -> None:
+        self._drop_ended()
         available = self._device.free() * self._overcommit
         # The usual case needs no quota lookups: all claims would fit even if nothing of them were used yet.
         if more <= 0 or sum(claim.size for claim in self._claims.values()) + more <= available:
@@ -93,7 +115,9 @@ class SpaceReservations:
         free = max(self._device.free(), 0)
         return NoCapacity(
             f"The store has no room for {more / GB:.3g} GB more: {free / GB:.1f} GB are free, of which "
-            f"{promised / GB:.1f} GB are promised. Ask for a smaller disk, delete a builder, or enlarge the store "
-            "(a larger store.size, or its block device; then a restart).",
+            f"{promised / GB:.1f} GB are promised. Ask for a smaller disk (resources.disk), or delete a builder "
+            "that is not needed: stopping one frees no disk. The operator can enlarge the store (store.size, or its "
+            "block device; then a restart).",
             data={"wanted": more, "free": free, "promised": promised},
+            retry_after=60,
         )

@@ -76,13 +76,14 @@ builders = Table(
     Column("stop_kind", enum_column(StopKind)),
     Column("opens_with", Integer),
     Column("member", Text, nullable=False, server_default=text("''")),
-    # A copy of the current version's disk size: the sum over all builders reads one index and joins nothing. Not a
-    # field of ``Builder``: written with each row of a builder and of its first version.
+    # A copy of the current version's disk size, 0 once that disk was given back: the sum over all builders reads one
+    # index and joins nothing. Not a field of ``Builder``: written with each row of a builder and of its first version.
     Column("reserved_disk", Double, nullable=False, server_default=text("0")),
     # When the backup schedule looks at the builder again, and since when its backups are untried by a drill. Not fields
     # of ``Builder``: written only by ``backup_checks``, and cleared by what changes the answer.
     Column("backup_check_at", UtcDateTime),
     Column("drill_base_at", UtcDateTime),
+    Column("disk_released_at", UtcDateTime),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),

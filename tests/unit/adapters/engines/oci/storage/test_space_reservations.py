@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
+from builderd.adapters.engines.oci.storage.space_reservations import HOLD_SECONDS, SpaceReservations
 from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import GB
 
@@ -25,6 +26,24 @@ def test_each_byte_is_reserved_only_once() -> None:
         reservations.claim("two", 5 * GB)
     reservations.release("one")
     reservations.claim("two", 5 * GB)
+
+
+def test_held_space_is_the_disk_s_own_and_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    reservations = reservations_of(10 * GB)
+    reservations.hold("one", 6 * GB)
+    reservations.hold("one", 6 * GB)
+    with pytest.raises(NoCapacity, match="stopping one frees no disk") as refused:
+        reservations.hold("two", 5 * GB)
+    assert refused.value.retry_after == 60
+    reservations.claim("one", 6 * GB)
+    now = time.monotonic()
+    reservations.hold("three", 4 * GB)
+    monkeypatch.setattr(time, "monotonic", lambda: now + HOLD_SECONDS + 60)
+    reservations.hold("four", 4 * GB)
+    with pytest.raises(NoCapacity):
+        reservations.claim("three", 4 * GB)
+    reservations.release("four")
+    reservations.claim("three", 4 * GB)
 
 
 def test_claims_of_flexible_size_leave_space_for_others() -> None:

@@ -119,7 +119,8 @@ class Steps:
             await self._installs.begin(item)
         tenant_id = item.builder.tenant_id
         report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
-        now, installed = self._now(), self._installs.nothing_to_install(item)
+        now = self._now()
+        installed = await self._installs.nothing_to_install(item)
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:

@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed
@@ -36,6 +37,8 @@ class _Early:
 
     version: int
     passed: asyncio.Event
+    #: True if there is something to install; known after milliseconds.
+    planned: asyncio.Future[bool]
     task: asyncio.Task[Installed]
 
 
@@ -54,9 +57,10 @@ class LayerInstalls:
         """Build as much of the layer as runs no foreign code, until ``install`` asks for all of it."""
         await self.leave(item.builder.id)
         passed = asyncio.Event()
-        task = asyncio.create_task(self._make(item, passed))
+        planned: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._make(item, passed, planned))
         task.add_done_callback(_mark_retrieved)
-        self._early[item.builder.id] = _Early(item.version.number, passed, task)
+        self._early[item.builder.id] = _Early(item.version.number, passed, planned, task)
 
     async def leave(self, builder_id: BuilderId) -> None:
         """Cancel a build that was begun, and wait for its end."""
@@ -65,15 +69,17 @@ class LayerInstalls:
             early.task.cancel()
             await asyncio.wait({early.task})
 
-    def nothing_to_install(self, item: WorkItem) -> Installed | None:
-        """Return the outcome of the early install if the version needs no layer; None while it is open or has one."""
+    async def nothing_to_install(self, item: WorkItem) -> Installed | None:
+        """Return the outcome of the early install if the version needs no layer, else None as soon as that is known."""
         early = self._early.get(item.builder.id)
-        if early is None or early.version != item.version.number or not early.task.done():
+        if early is None or early.version != item.version.number:
             return None
-        if early.task.cancelled() or early.task.exception() is not None:
-            return None
-        installed = early.task.result()
-        return installed if installed.layer_key == NO_LAYER else None
+        known: set[asyncio.Future[Any]] = {early.planned, early.task}
+        await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
+        if not early.planned.done() or early.planned.result():
+            return None  # also where planning failed: the install stage tells why
+        await asyncio.wait({early.task})
+        return None if early.task.cancelled() or early.task.exception() else early.task.result()
 
     async def install(self, item: WorkItem) -> Installed:
         """Make the layer, or find it made: the review has passed. Raises ``InstallFailed`` with the installer's words.
@@ -108,8 +114,12 @@ class LayerInstalls:
             raise BuildFailed(explain_build(item, outcome, self._app.limits.build_timeout))
         return Built(plan.key, outcome.seconds, outcome.reused)
 
-    async def _make(self, item: WorkItem, passed: asyncio.Event) -> Installed:
+    async def _make(
+        self, item: WorkItem, passed: asyncio.Event, planned: asyncio.Future[bool] | None = None
+    ) -> Installed:
         plan, tenant = await _plan(self._app, item), item.builder.tenant_id
+        if planned is not None:
+            planned.set_result(plan is not None)
         await self._name_unread(item)
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)

@@ -20,8 +20,8 @@ from builderd.linux.cpu_time import IdleCpus
 
 log = logging.getLogger(__name__)
 
-#: After a claim or a start, the app has the CPU for so many seconds first.
-PAUSE = 0.05
+#: After a claim, the app has the CPU first, for so many seconds; the emptier the pool, the sooner it is filled.
+PAUSE, LEAST_PAUSE = 0.25, 0.03
 #: So many CPUs must have been idle since the last look; otherwise the pool waits, then looks again.
 IDLE_CPUS, BUSY_SECONDS = 0.5, 0.5
 #: After a failure, such as a full store.
@@ -98,7 +98,7 @@ class Pool:
             await self._drop_expired()
             while len(self._ready) < self._size:
                 self._idle.since_last()
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(max(LEAST_PAUSE, PAUSE * len(self._ready) / self._size))
                 if self._idle.since_last() < IDLE_CPUS:
                     await asyncio.sleep(BUSY_SECONDS)
                 else:

@@ -40,7 +40,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    for name in ("PAUSE", "BUSY_SECONDS", "RETRY_SECONDS"):
+    for name in ("PAUSE", "LEAST_PAUSE", "BUSY_SECONDS", "RETRY_SECONDS"):
         monkeypatch.setattr(pool, name, 0.0)
     return Machine()
 

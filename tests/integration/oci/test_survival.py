@@ -216,7 +216,7 @@ CRASHING_SERVICE = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("method", ["_create", "launch_shim", "_start"])
+@pytest.mark.parametrize("method", ["create", "launch_shim", "release"])
 async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: EngineOptions, method: str) -> None:
     sandbox = SandboxId("c0ffee0000000001")
     died = subprocess.run(

@@ -78,7 +78,10 @@ class Ending:
     async def _forget(self, runtime: Runtime, name: str) -> None:
         """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
         if (runtime.root / name).exists():
-            await self._commands.ask(runtime, command.delete(runtime, name))
+            # Of crun's, this folder is all that is left once the control groups are gone: its own command would start a
+            # process to search them again.
+            if runtime.name != "crun":
+                await self._commands.ask(runtime, command.delete(runtime, name))
             shutil.rmtree(runtime.root / name, ignore_errors=True)
         if runtime.is_gvisor:
             for file in runtime.root.glob(f"*{name}*"):

@@ -55,6 +55,47 @@ SVELTE = {
     "src/app.html": "<!doctype html><html><head>%sveltekit.head%</head><body>%sveltekit.body%</body></html>\n",
     "src/routes/+page.svelte": "<h1>made by svelte</h1>\n",
 }
+ASTRO = {
+    "package.json": json.dumps(
+        {"type": "module", "scripts": {"build": "astro build"}, "dependencies": {"astro": "^5.0.0"}}
+    ),
+    "src/pages/index.astro": '---\nconst name = "astro";\n---\n'
+    '<html lang="en"><body><h1>made by {name}</h1></body></html>\n',
+}
+NUXT = {
+    "package.json": json.dumps(
+        {
+            "type": "module",
+            "scripts": {"build": "nuxt build"},
+            "dependencies": {"nuxt": "~4.1.3", "vue": "^3.5.0", "vue-router": "^4.5.0"},
+        }
+    ),
+    "nuxt.config.js": 'export default defineNuxtConfig({ compatibilityDate: "2025-07-15", telemetry: false });\n',
+    "app/app.vue": "<template>\n  <h1>made by nuxt</h1>\n</template>\n",
+}
+REACT_ROUTER = {
+    "package.json": json.dumps(
+        {
+            "type": "module",
+            "scripts": {"build": "react-router build", "start": "react-router-serve ./build/server/index.js"},
+            "dependencies": {
+                "@react-router/node": "7.9.6",
+                "@react-router/serve": "7.9.6",
+                "isbot": "^5.0.0",
+                "react": "^19.0.0",
+                "react-dom": "^19.0.0",
+                "react-router": "7.9.6",
+            },
+            "devDependencies": {"@react-router/dev": "7.9.6", "vite": "^7.0.0"},
+        }
+    ),
+    "vite.config.js": 'import { reactRouter } from "@react-router/dev/vite";\n'
+    "export default { plugins: [reactRouter()] };\n",
+    "app/root.jsx": 'import { Outlet, Scripts } from "react-router";\nexport default function Root() {\n'
+    '  return <html lang="en"><body><Outlet /><Scripts /></body></html>;\n}\n',
+    "app/routes.js": 'import { index } from "@react-router/dev/routes";\nexport default [index("home.jsx")];\n',
+    "app/home.jsx": "export default function Home() {\n  return <h1>made by react router</h1>;\n}\n",
+}
 
 
 def stages(service: LiveService, uuid: str) -> dict[str, float]:
@@ -77,6 +118,9 @@ def settled(service: LiveService, uuid: str) -> dict[str, Any]:
         ("vite", VITE, "npm run preview -- --host 0.0.0.0 --port $PORT", "", "assets/index-"),
         ("next", NEXT, "npm start", "", "made by next"),
         ("svelte", SVELTE, "node build", "", "made by svelte"),
+        ("astro", ASTRO, "npx astro preview --host 0.0.0.0 --port $PORT", "", "made by astro"),
+        ("nuxt", NUXT, "node .output/server/index.mjs", "", "made by nuxt"),
+        ("react-router", REACT_ROUTER, "npm start", "", "made by react router"),
     ],
 )
 def test_project_is_built_and_served(

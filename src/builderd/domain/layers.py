@@ -40,7 +40,7 @@ class Cache(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BuildStep:
-    """One command of a plan. ``title`` is shown in the build log."""
+    """One command of a plan. ``title`` is shown in the build log; ``secrets`` are variables that no file may hold."""
 
     title: str
     argv: tuple[str, ...]
@@ -48,6 +48,7 @@ class BuildStep:
     cache: Cache
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: int = 900
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Protocol
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
+from builderd.domain.package_sources import PackageSources
 
 
 class Installer(Protocol):
@@ -21,6 +22,9 @@ class Installer(Protocol):
 
         Raises ``InstallFailed`` when the request itself is refused (and says which line, and why).
         """
+
+    def from_sources(self, plan: LayerPlan, sources: PackageSources, tenant: TenantId) -> LayerPlan:
+        """Return the plan with these private indexes: a layer of the tenant alone, and no write to the shared cache."""
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
         """Return a plan that may still succeed after this one failed with this output, or None.

@@ -8,8 +8,10 @@ from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.credentials import MAX_CREDENTIALS, Credential, associated_data_of, name_error, pack, unpack
-from builderd.domain.errors import Conflict, NotFound, QuotaExceeded
+from builderd.domain.errors import Conflict, InstallFailed, NotFound, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.masking import Masker
+from builderd.domain.package_sources import PackageSources, read_sources
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
@@ -90,6 +92,23 @@ def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence
         for name in names
         for view in [get(uow, tenant_id, name)]
     }
+
+
+def package_sources(
+    uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence[str]
+) -> tuple[PackageSources | None, Masker]:
+    """Return the private indexes that these credentials name, and a masker of their values.
+
+    Raises ``NotFound`` for a deleted one, ``InstallFailed`` for a value that names none, and the vault's errors.
+    """
+    opened = open_all(uow, vault, tenant_id, names)
+    versions = [f"{name} {get(uow, tenant_id, name).credential.updated_at.isoformat()}" for name in names]
+    try:
+        sources = read_sources(as_env(opened), versions)
+    except ValueError as error:
+        raise InstallFailed(f"The credentials {', '.join(names)}: {error}.") from error
+    secrets = {value for values in opened.values() for value in values.values()}
+    return sources, Masker({*secrets, *(sources.secrets.values() if sources else ())})
 
 
 def all_values(uow: UnitOfWork, vault: Vault, tenant_id: TenantId) -> set[str]:

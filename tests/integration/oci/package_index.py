@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import tarfile
 import threading
@@ -77,8 +78,9 @@ def source(name: str, attack: str) -> Distribution:
 
 
 @contextmanager
-def serve(host: str, port: int, *distributions: Distribution) -> Iterator[str]:
-    """The index at this address; yields its URL."""
+def serve(host: str, port: int, *distributions: Distribution, login: str = "") -> Iterator[str]:
+    """The index at this address; yields its URL. ``login`` is the ``user:password`` that it asks for."""
+    wanted = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
     pages = {f"/files/{d.file}": d.content for d in distributions}
     for name in {d.name for d in distributions}:
         links = "".join(f'<a href="/files/{d.file}">{d.file}</a>' for d in distributions if d.name == name)
@@ -87,6 +89,11 @@ def serve(host: str, port: int, *distributions: Distribution) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             content = pages.get(self.path)
+            if wanted and self.headers.get("Authorization") != wanted:
+                self.send_response(401)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response(200 if content is not None else 404)
             self.send_header("Content-Type", "text/html" if self.path.startswith("/simple/") else "application/zip")
             self.send_header("Content-Length", str(len(content or b"")))
@@ -94,7 +101,8 @@ def serve(host: str, port: int, *distributions: Distribution) -> Iterator[str]:
 
         def do_GET(self) -> None:
             self.do_HEAD()
-            self.wfile.write(pages.get(self.path, b""))
+            if wanted is None or self.headers.get("Authorization") == wanted:
+                self.wfile.write(pages.get(self.path, b""))
 
         def log_message(self, *arguments: object) -> None:
             return

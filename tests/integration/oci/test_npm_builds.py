@@ -75,9 +75,9 @@ def tarball() -> bytes:
 
 
 @contextmanager
-def registry(host: str) -> Iterator[str]:
-    """A registry with one package, at its address."""
-    url, archive = f"http://{host}:{PORT}", tarball()
+def registry(host: str, token: str = "", port: int = PORT) -> Iterator[str]:
+    """A registry with one package, at its address; it asks for the ``token``, if there is one."""
+    url, archive = f"http://{host}:{port}", tarball()
     integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
     dist = {"tarball": f"{url}/evil/-/evil-1.0.0.tgz", "integrity": integrity}
     document = {
@@ -90,7 +90,9 @@ def registry(host: str) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             content = pages.get(self.path, b"{}")
-            self.send_response(200 if self.path in pages else 404)
+            known = not token or self.headers.get("Authorization") == f"Bearer {token}"
+            content = content if known else b"{}"
+            self.send_response(401 if not known else 200 if self.path in pages else 404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -99,7 +101,7 @@ def registry(host: str) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             return
 
-    with ThreadingHTTPServer((host, PORT), Handler) as server:
+    with ThreadingHTTPServer((host, port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

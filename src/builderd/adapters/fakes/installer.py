@@ -10,6 +10,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import BuildStep, Cache, LayerPlan
+from builderd.domain.package_sources import PackageSources
 
 REQUEST = "requirements.txt"
 FETCH = BuildStep("Installing", ("install",), network=True, cache=Cache.SHARED)
@@ -42,6 +43,10 @@ class FakeInstaller:
         if self.needs_build or install_scripts:
             return _plan(request.content, BUILD, base_id, tenant)
         return replace(_plan(request.content, FETCH, base_id), may_run_code=self.may_run_code)
+
+    def from_sources(self, plan: LayerPlan, sources: PackageSources, tenant: TenantId) -> LayerPlan:
+        key = hashlib.sha256(f"{plan.key}{sources.fingerprint}{tenant}".encode()).hexdigest()
+        return replace(plan, key=key, steps=tuple(replace(step, secrets=sources.secrets) for step in plan.steps))
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
         return self.from_source(plan, tenant) if self.has_fallback else None

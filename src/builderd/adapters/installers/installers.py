@@ -7,11 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from builderd.adapters.installers import npm, uv
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
+from builderd.domain.package_sources import PackageSources
 
 NPM_LINE = re.compile(r"npm (?:ERR!|error)")
 
@@ -29,6 +31,15 @@ class Installers:
         python = self.uv.plan(bundle, base_id, tenant)
         node = self.npm.plan(bundle, base_id, tenant, install_scripts=install_scripts, dev=dev)
         return _both(python, node) if python and node else python or node
+
+    def from_sources(self, plan: LayerPlan, sources: PackageSources, tenant: TenantId) -> LayerPlan:
+        parts = (plan.key, "sources", sources.fingerprint, tenant)
+        steps = tuple(
+            npm.with_sources(step, sources) if npm.is_step(step) else uv.with_sources(step, sources)
+            for step in plan.steps
+        )
+        inputs = {**plan.inputs, **npm.settings_file(sources)}
+        return replace(plan, key=hashlib.sha256("\n".join(parts).encode()).hexdigest(), steps=steps, inputs=inputs)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
         return self.from_source(plan, tenant) if self.uv.lacks_wheels(output) else None

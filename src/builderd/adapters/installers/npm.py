@@ -13,13 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
-from builderd.adapters.installers.package_json import NodePackages, read_packages
+from builderd.adapters.installers.package_json import PUBLIC_REGISTRY, NodePackages, read_packages
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.domain.package_sources import NPM_TOKEN, PackageSources
 
 #: Part of every key: increment it when the steps change the content of a layer.
 RECIPE = 1
@@ -86,3 +88,32 @@ class NpmInstaller:
         lock = hashlib.sha256(packages.lock).hexdigest() if packages.lock is not None else None
         decisive = [RECIPE, "npm", base_id, self.registry, kind, install_scripts, packages.manifest.decode(), lock]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+#: npm's settings for a private registry, among the inputs. npm itself puts the token in place of its name.
+SETTINGS = "npmrc"
+
+
+def is_step(step: BuildStep) -> bool:
+    """Return True for a step that runs npm."""
+    return "npm_config_cache" in step.env
+
+
+def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
+    """Return the step with a private registry, whose token is in its environment alone."""
+    env = {**step.env}
+    if sources.registry:
+        env["npm_config_registry"] = sources.registry
+    if not sources.has_npm_token:
+        return replace(step, env=env)
+    env["npm_config_userconfig"] = f"{INPUT}/{SETTINGS}"
+    return replace(step, env=env, secrets={NPM_TOKEN: sources.secrets[NPM_TOKEN]})
+
+
+def settings_file(sources: PackageSources) -> Mapping[str, bytes]:
+    """Return the settings that name the variable of the token; nothing without one."""
+    if not sources.has_npm_token:
+        return {}
+    parts = urlsplit(sources.registry or PUBLIC_REGISTRY)
+    line = f"//{parts.netloc}{parts.path.rstrip('/')}/:_authToken=${{{NPM_TOKEN}}}\n"
+    return {SETTINGS: line.encode()}

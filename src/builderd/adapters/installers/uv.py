@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builderd.adapters.installers.locks import read_locks
 from builderd.adapters.installers.project import read_project
@@ -18,6 +18,7 @@ from builderd.adapters.installers.requirements import Requirements, read_require
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.domain.package_sources import DEFAULT_NAME, NPM_TOKEN, PackageSources
 
 PYTHON = "/usr/bin/python3"
 #: Part of every key: increment it when the steps change the content of a layer.
@@ -40,6 +41,8 @@ ENVIRONMENT = {
 
 VENV = f"uv venv -q --relocatable --python {PYTHON} {LAYER}/venv"
 INSTALL = f"uv pip install --no-compile-bytecode --python {LAYER}/venv/bin/python --cache-dir {CACHE}"
+#: Files of the cache cannot be cloned (reflink) across the overlay that protects it.
+CLONED, COPIED = "--link-mode clone", "--link-mode copy"
 
 COMPILE_STEP = BuildStep(
     title="Byte-compiling",
@@ -92,13 +95,12 @@ class UvInstaller:
 
     def wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
         """Return the plan that installs only wheels, from the inputs of a plan."""
-        install = f"{INSTALL} --no-build --link-mode clone"
+        install = f"{INSTALL} --no-build {CLONED}"
         step = self._step("Installing wheels", install, inputs, Cache.SHARED)
         return LayerPlan(key, inputs, (step,), runs_foreign_code=False, compile_step=COMPILE_STEP)
 
     def _foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
-        # Files cannot be cloned (reflink) across the overlay that protects the shared cache.
-        install = f"{INSTALL} --link-mode copy"
+        install = f"{INSTALL} {COPIED}"
         step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
         return LayerPlan(key, inputs, (step,), runs_foreign_code=True, compile_step=COMPILE_STEP)
 
@@ -123,3 +125,15 @@ def _inputs(requirements: Requirements) -> Mapping[str, bytes]:
 
 def _file(lines: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
+    """Return the step with private indexes. What they serve is not written to the cache that all tenants share."""
+    env = {**step.env}
+    if sources.index:
+        env["UV_DEFAULT_INDEX"] = f"{DEFAULT_NAME}={sources.index}"
+    if sources.extras:
+        env["UV_INDEX"] = " ".join(f"{name}={address}" for name, address in sources.extras.items())
+    argv = tuple(word.replace(CLONED, COPIED) for word in step.argv)
+    secrets = {name: value for name, value in sources.secrets.items() if name != NPM_TOKEN}
+    return replace(step, argv=argv, env=env, cache=Cache.SCRATCH, secrets=secrets)

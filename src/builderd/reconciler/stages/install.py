@@ -10,17 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from builderd.domain.env_files import ignored_names
-from builderd.domain.errors import BuildFailed, InstallFailed
+from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.masking import Masker
+from builderd.domain.package_sources import PackageSources
 from builderd.domain.unread_files import unread_notes
 from builderd.domain.version_pins import pin_notes
 from builderd.domain.versions import NO_LAYER
+from builderd.ports.installer import Installer
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.app_build import explain_build, plan_build
-from builderd.services import bundles, layer_quota
+from builderd.services import bundles, credentials, layer_quota
 from builderd.services.application import Application
 
 #: How often the lines of a build are written down while it continues, in seconds.
@@ -40,6 +43,24 @@ class _Early:
     #: True if there is something to install; known after milliseconds.
     planned: asyncio.Future[bool]
     task: asyncio.Task[Installed]
+
+
+@dataclass(frozen=True, slots=True)
+class _Final:
+    """Completion of an installer's plan for one version: its private indexes, and layers of its own."""
+
+    installer: Installer
+    item: WorkItem
+    sources: PackageSources | None
+    masker: Masker
+
+    @property
+    def tenant(self) -> TenantId:
+        return self.item.builder.tenant_id
+
+    def of(self, plan: LayerPlan) -> LayerPlan:
+        private = plan if self.sources is None else self.installer.from_sources(plan, self.sources, self.tenant)
+        return _own(private, self.item)
 
 
 class LayerInstalls:
@@ -123,15 +144,29 @@ class LayerInstalls:
         await self._name_unread(item)
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
+        final = await self._final(item)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
-            if known is not None and await self._app.engine.has_layer(key := _own(known, item).key):
+            if known is not None and await self._app.engine.has_layer(key := final.of(known).key):
                 await layer_quota.check_reuse(self._app, tenant, key)
                 return Installed(key, 0.0, reused=True)
         if plan.needs_review_first:
             await passed.wait()
-        async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
+        async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, final.masker) as log:
             plan = replace(plan, tenant=tenant, limit_bytes=await layer_quota.room_for_build(self._app, tenant))
-            return await self._build(plan, item, log, passed)
+            return await self._build(plan, final, log, passed)
+
+    async def _final(self, item: WorkItem) -> _Final:
+        """Return the completion of this version's plans. Raises ``InstallFailed`` for a credential that is gone."""
+        tenant, names = item.builder.tenant_id, item.version.settings.credentials
+        if not names:
+            return _Final(self._app.installer, item, None, Masker(()))
+        try:
+            sources, masker = await self._app.store.read(
+                lambda uow: credentials.package_sources(uow, self._app.vault, tenant, names)
+            )
+        except NotFound as lack:
+            raise InstallFailed(lack.message) from lack
+        return _Final(self._app.installer, item, sources, masker)
 
     async def _name_unread(self, item: WorkItem) -> None:
         """Name in the log the files that people expect to be read, and versions that do not run here."""
@@ -145,20 +180,20 @@ class LayerInstalls:
                 for note in notes:
                     log.line(note)
 
-    async def _build(self, plan: LayerPlan, item: WorkItem, log: BuildLog, passed: asyncio.Event) -> Installed:
+    async def _build(self, plan: LayerPlan, final: _Final, log: BuildLog, passed: asyncio.Event) -> Installed:
         engine, installer = self._app.engine, self._app.installer
-        made = _own(plan, item)
+        made = final.of(plan)
         outcome = await engine.build_layer(made, log.line)
         seconds = outcome.seconds
-        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, item.builder.tenant_id)
+        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, final.tenant)
         if fallback is not None:
             await passed.wait()
             log.line("No wheels for everything: building from source in a sandbox of its own.")
-            made = _own(replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes), item)
+            made = final.of(replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes))
             outcome = await engine.build_layer(made, log.line)
             seconds += outcome.seconds
         if not outcome.ok:
-            raise InstallFailed(_explain(self._app, outcome))
+            raise InstallFailed(final.masker.text(_explain(self._app, outcome)))
         return Installed(made.key, seconds, outcome.reused)
 
 
@@ -204,9 +239,10 @@ def _explain(application: Application, outcome: BuildOutcome) -> str:
 class BuildLog:
     """Collects lines and writes them to the store from time to time, so that a follower sees progress."""
 
-    def __init__(self, application: Application, item: WorkItem) -> None:
+    def __init__(self, application: Application, item: WorkItem, masker: Masker | None = None) -> None:
         self._application = application
         self._subject = item
+        self._masker = masker or Masker(())
         self._lines: list[LogLine] = []
         self._taken = 0
 
@@ -226,6 +262,7 @@ class BuildLog:
             return
         if self._taken == MAX_LINES:
             text = "… what else it wrote is left out."
+        text = self._masker.text(text)
         shown = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
         self._lines.append(LogLine(self._application.clock.now(), LogStream.BUILD, shown))
 

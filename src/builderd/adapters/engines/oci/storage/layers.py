@@ -320,7 +320,7 @@ class Layers:
         return BuildRun(
             id=secrets.token_hex(8),
             argv=step.argv,
-            env={**ENVIRONMENT, **step.env},
+            env={**ENVIRONMENT, **step.env, **step.secrets},
             cwd=build.app.folder if build.app else INPUT,
             binds=tuple(binds),
             layer=build.below,

@@ -16,6 +16,7 @@ import dns.name
 import dns.tsig
 import httpx
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, body, free_port
 from tests.domains.parts import DnsServer, Pebble
@@ -23,16 +24,28 @@ from tests.previews.visitor import Answer, Visitor, parse, read_all
 
 from builderd.adapters.previews.haproxy import guard
 from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.cli.group import builderd
 
 pytestmark = [pytest.mark.root, pytest.mark.haproxy, pytest.mark.slow]
 HOST = "shop.example.test"
 
 
 @pytest.fixture
-def parts(data_dir: Path, name_server: DnsServer) -> Iterator[tuple[LiveService, int]]:
+def service(data_dir: Path) -> LiveService:
+    return LiveService(data_dir)
+
+
+@pytest.fixture
+def pebble(service: LiveService, name_server: DnsServer) -> Iterator[Pebble]:
+    made = Pebble(name_server.address, service.preview_port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def parts(service: LiveService, pebble: Pebble, name_server: DnsServer) -> Iterator[tuple[LiveService, int]]:
     """A service with TLS, and its TLS port."""
-    service, tls_port = LiveService(data_dir), free_port()
-    pebble = Pebble(name_server.address, service.preview_port)
+    tls_port = free_port()
     service.settings = {
         "BUILDERD_PREVIEW__TLS_PORT": str(tls_port),
         "BUILDERD_ACME__DIRECTORY": pebble.directory,
@@ -45,7 +58,6 @@ def parts(data_dir: Path, name_server: DnsServer) -> Iterator[tuple[LiveService,
         yield service, tls_port
     finally:
         service.down()
-        pebble.close()
 
 
 def until(holds: Callable[[], Any]) -> Any:
@@ -146,9 +158,10 @@ def test_the_api_is_served_at_public_url_with_a_certificate(
     service.kill()
     service.settings = {**service.settings, "BUILDERD_PUBLIC_URL": f"https://{host}:{tls_port}", "BUILDERD_HSTS": "60"}
     service.start()
-    pending = httpx.get(f"{service.url}/readyz", timeout=20).json()
-    assert not pending["data"]["public_url"]["ready"]
-    assert "public_url: there is no certificate" in pending["message"]
+    until(lambda: "no record: builderd.example.test" in httpx.get(f"{service.url}/readyz", timeout=20).text)
+    pending = httpx.get(f"{service.url}/readyz", timeout=20)
+    assert pending.status_code == 200
+    assert not pending.json()["data"]["public_url"]["ready"]
     name_server.point(host, "127.0.0.1")
     # The records' failure is looked at again a minute later; a new database has no failure.
     service.down()
@@ -162,6 +175,55 @@ def test_the_api_is_served_at_public_url_with_a_certificate(
     answer = _asked(tls_port, host, f"{request}Connection: close\r\n\r\n")
     assert (answer.status, answer.header("strict-transport-security")) == (200, "max-age=60")
     assert Visitor(service.preview_port).get(host, "/docs").status == 308
+
+
+def test_certificates_are_served_from_a_backup_on_another_machine(
+    parts: tuple[LiveService, int], pebble: Pebble, name_server: DnsServer, tmp_path: Path
+) -> None:
+    """Restored while the authority is gone: whatever is served comes from the backup."""
+    service, tls_port = parts
+    api, secret, state = "builderd.example.test", tmp_path / "passphrase", tmp_path / "state"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o600)
+    for host in (api, HOST):
+        name_server.point(host, "127.0.0.1")
+    service.kill()
+    service.settings = {**service.settings, "BUILDERD_PUBLIC_URL": f"https://{api}:{tls_port}"}
+    service.start()
+    builder = service.create("shop")
+    assert service.call("POST", f"/builders/{builder['uuid']}/domains", json={"host": HOST}).status_code == 201
+    until(lambda: _answer(tls_port) == "hello")
+    until(lambda: _names(tls_port, api) == {api})
+    served = [_certificate(tls_port, host) for host in (HOST, api)]
+    _command(service, "backup", str(state), "--passphrase-file", str(secret))
+    service.down()
+    pebble.stop()
+
+    moved = LiveService(service.data_dir.parent / "moved", service.settings, preview_port=service.preview_port)
+    try:
+        _command(moved, "restore", str(state), "--passphrase-file", str(secret))
+        moved.token = service.token
+        moved.start()
+        until(lambda: _names(tls_port, HOST) == {HOST} and _names(tls_port, api) == {api})
+        assert [_certificate(tls_port, host) for host in (HOST, api)] == served
+        found = moved.call("GET", f"/builders/{builder['uuid']}/domains").json()["data"][0]
+        assert (found["status"], found["reason"]) == ("active", "")
+        assert httpx.get(f"{moved.url}/readyz", timeout=20).json()["data"]["public_url"]["ready"]
+    finally:
+        moved.down()
+
+
+def _command(service: LiveService, *words: str) -> None:
+    argv = [*words, "--data-dir", str(service.data_dir)]
+    done = CliRunner().invoke(builderd, argv, env=service.environment(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
+def _certificate(port: int, host: str) -> bytes | None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname=host) as connection:
+        return connection.getpeercert(binary_form=True)
 
 
 def _asked(port: int, host: str, request: str) -> Answer:

@@ -168,9 +168,13 @@ class Pebble:
                 time.sleep(0.05)
         return False
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """End the authority: nothing answers any more. Idempotent."""
         self._process.kill()
         self._process.wait(PATIENCE)
+
+    def close(self) -> None:
+        self.stop()
         shutil.rmtree(self._place)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import socket
 import ssl
 import statistics
@@ -55,6 +56,33 @@ def handshakes(proxy: Proxy, aliases: list[DomainAlias]) -> float:
     return statistics.median(times)
 
 
+def first_bytes(proxy: Proxy, host: str, rounds: int = 40) -> tuple[float, float]:
+    """Return the median of a first byte in ms: on a new connection with its handshake, and on an open one."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    fresh: list[float] = []
+    kept: list[float] = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        raw = socket.create_connection(("127.0.0.1", proxy.options.tls_port or 0), 20)
+        with context.wrap_socket(raw, server_hostname=host) as connection:
+            for times in (fresh, kept):
+                connection.sendall(f"GET /head HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                received = connection.recv(65_536)
+                times.append(1000 * (time.perf_counter() - begun))
+                assert received.startswith(b"HTTP/1.1 200"), received[:100]
+                begun = time.perf_counter()
+    return statistics.median(fresh), statistics.median(kept)
+
+
+def cpu_of(proxy: Proxy) -> float:
+    """Return the CPU seconds of the workers so far."""
+    master = guard.find_process(ProxyFiles(proxy.directory).pid, ProxyFiles(proxy.directory))
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def test_two_thousand_domains_cost_memory_and_no_time(tls: Proxy, app: App) -> None:
     preview = tls.open(app)
     aliases, installs = [], []
@@ -79,6 +107,27 @@ def test_two_thousand_domains_cost_memory_and_no_time(tls: Proxy, app: App) -> N
     tls.run(service.start())
     log.info("adopted in %.2f s", time.perf_counter() - begun)
     assert len(tls.run(service.domains())) == DOMAINS
+
+
+def test_first_bytes_do_not_wait_longer_among_two_thousand_domains(tls: Proxy, app: App) -> None:
+    """Compare with a second proxy that has one domain, in turns: both see the machine's other load."""
+    host = "shop-7.example.com"
+    small = Proxy(tls_port=free_port())
+    try:
+        small.start()
+        for proxy in (tls, small):
+            proxy.run(proxy.previews.put_domain(DomainAlias(host, proxy.open(app), make_pem(host))))
+        rounds, before = [(first_bytes(small, host), first_bytes(tls, host)) for _ in range(10)], cpu_of(small)
+        for _ in range(10):
+            first_bytes(small, host)
+        cost = (cpu_of(small) - before) / 400
+    finally:
+        small.close()
+    ours, theirs = ([statistics.median(one[which][kind] for one in rounds) for kind in (0, 1)] for which in (1, 0))
+    load = os.getloadavg()[0]
+    log.info("first byte with its handshake, and after it, ms: one domain %.1f %.1f, many %.1f %.1f", *theirs, *ours)
+    log.info("CPU of the proxy for a connection with two requests: %.2f ms; load average %.1f", 1000 * cost, load)
+    assert ours[1] < 3 * theirs[1] + 5
 
 
 def test_no_visit_fails_while_certificates_are_renewed(tls: Proxy, app: App) -> None:

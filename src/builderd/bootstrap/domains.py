@@ -25,7 +25,7 @@ _FAR = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 def make_domain_rules(settings: Settings) -> DomainRules:
     preview, acme = settings.preview, settings.acme
     given = tuple(str(address) for address in acme.addresses)
-    api_host = urlsplit(settings.api_url).hostname
+    api_host = (urlsplit(settings.api_url).hostname or "").rstrip(".")
     return DomainRules(
         addresses=given or tuple(dict.fromkeys(_own_addresses(settings.host))),
         http_port=preview.public_port or settings.preview_port,

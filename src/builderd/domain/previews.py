@@ -25,6 +25,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 API = "api"
 
 
+def is_host(text: str) -> bool:
+    """Return True for a host that may go into the proxy's files as it is."""
+    return _HOST.fullmatch(text) is not None
+
+
 class RouteState(StrEnum):
     #: Requests go to the destination.
     OPEN = "open"

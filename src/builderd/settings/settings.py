@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator, mode
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from builderd.domain.archives import ArchiveLimits
-from builderd.domain.previews import PreviewDomain
+from builderd.domain.previews import PreviewDomain, is_host
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.tenants import NAME
@@ -178,11 +178,12 @@ class Settings(BaseSettings):
         It does where visitors' HTTPS port is its own, and behind trusted proxies, which have the certificates.
         """
         url = urlsplit(self.public_url or "")
-        if url.scheme != "https" or not url.hostname or url.hostname == "localhost":
+        host = (url.hostname or "").rstrip(".")
+        if url.scheme != "https" or host == "localhost" or not is_host(host):
             return None
         if (port := self._https_port) is None:
-            return url.hostname if self.preview.trusted_proxies else None
-        return url.hostname if (url.port or STANDARD_PORTS["https"]) == port else None
+            return host if self.preview.trusted_proxies else None
+        return host if (url.port or STANDARD_PORTS["https"]) == port else None
 
     @property
     def _https_port(self) -> int | None:

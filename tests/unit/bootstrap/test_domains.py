@@ -108,6 +108,9 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, name: str) -> None:
         ('public_url = "http://api.example.com"\n[preview]\ntls_port = 443', None, False),
         ('public_url = "https://api.example.com"', None, False),
         ('public_url = "https://localhost"\n[preview]\ntls_port = 443', None, False),
+        ('public_url = "https://[2001:db8::5]"\n[preview]\ntls_port = 443', None, False),
+        ('public_url = "https://a..example"\n[preview]\ntls_port = 443', None, False),
+        ('public_url = "https://a.example."\n[preview]\ntls_port = 443', "a.example", True),
         ("[preview]\ntls_port = 443", None, False),
     ],
 )

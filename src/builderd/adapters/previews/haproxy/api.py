@@ -28,7 +28,7 @@ def choice(reads_pages: str) -> str:
 
 
 def backend(options: ProxyOptions, files: ProxyFiles, form: Form, part: int, *, chrooted: bool) -> str:
-    """Return the backend. Each visitor has connections of its own to the API, which begin with the visitor's address.
+    """Return the backend. Each request has a connection of its own to the API, which begins with the visitor's address.
 
     Nothing goes over plain HTTP: requests carry tokens. Before there is a certificate, the answer says so.
     """
@@ -43,6 +43,8 @@ def backend(options: ProxyOptions, files: ProxyFiles, form: Form, part: int, *, 
         {plain if options.has_both_schemes else ""}
         {f"{hsts} if {secure}" if options.hsts else ""}
         {answers.api_errors(files, form)}
+        # A kept connection might be closed by the API just as a request is sent on it; a new one costs little here.
+        option http-server-close
         http-reuse never
         timeout queue 5s
         server service {quoted(f"unix@{socket}")} send-proxy-v2 maxconn {min(part, MOST)}

@@ -1,0 +1,136 @@
+"""The certificate of ``public_url`` on fakes: failing authorities, wrong records, renewals, a second service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.application import World, fake_world
+
+from builderd.domain.domains import (
+    LAST_CHECK_PAUSE,
+    LAST_ORDER_PAUSE,
+    WildcardCertificate,
+    describe_public,
+    public_name,
+)
+from builderd.domain.previews import API
+from builderd.ports.domains import OrderFailed
+from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
+from builderd.services.domains import certificate_ends
+
+HOST, OURS = "builderd.example.com", "203.0.113.5"
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with fake_world() as made:
+        rules = replace(made.application.domain_rules, public_host=HOST, orders_public=True)
+        made.application = replace(made.application, domain_rules=rules)
+        yield made
+
+
+async def stored(world: World) -> WildcardCertificate:
+    found = await world.read(lambda uow: uow.wildcard_certificates.get(public_name(HOST)))
+    assert found is not None
+    return found
+
+
+def wait(world: World, one: WildcardCertificate) -> timedelta:
+    return one.next_try_at - world.clock.calendar()
+
+
+async def test_wrong_records_are_looked_at_again_and_cost_the_authority_nothing(world: World) -> None:
+    job = PublicCertificateJob(world.application)
+    pauses = []
+    for _ in range(9):
+        await job.run_once()
+        pauses.append(wait(world, await stored(world)))
+        world.clock.move(pauses[-1].total_seconds())
+    assert pauses[:3] == [MINUTE, 2 * MINUTE, 4 * MINUTE]
+    assert max(pauses) == LAST_CHECK_PAUSE
+    assert world.authority.accounts == set()
+    failed = await stored(world)
+    assert failed.reason.startswith("no record: builderd.example.com has no A or AAAA record; create")
+    ready, text = describe_public(HOST, failed, world.clock.calendar())
+    assert not ready
+    assert failed.reason in text
+    # Its host is in the proxy, which answers 503 with the reason's place.
+    assert await world.previews.domains() == {HOST: (API, None)}
+    world.names.point(HOST, OURS)
+    await job.run_once()
+    assert world.authority.issued == [HOST]
+    assert (await world.previews.domains())[HOST][1] == (await stored(world)).fingerprint
+    assert describe_public(HOST, await stored(world), world.clock.calendar())[0]
+    assert world.previews.challenges == {}
+
+
+async def test_an_authority_that_fails_for_a_day_keeps_the_present_certificate(world: World) -> None:
+    world.names.point(HOST, OURS)
+    world.authority.now = world.clock.calendar
+    job = PublicCertificateJob(world.application)
+    await job.run_once()
+    first = await stored(world)
+    world.clock.move(61 * 86_400)
+    world.authority.failures = [OrderFailed("the authority does not answer")] * 11
+    while world.authority.failures:
+        await job.run_once()
+        failed = await stored(world)
+        assert failed.certificate == first.certificate
+        assert wait(world, failed) <= LAST_ORDER_PAUSE
+        world.clock.move(wait(world, failed).total_seconds())
+    ready, text = describe_public(HOST, failed, world.clock.calendar())
+    assert ready
+    assert "could not be renewed: the authority does not answer" in text
+    assert (await world.previews.domains())[HOST] == (API, first.fingerprint)
+    await job.run_once()
+    assert world.authority.issued == [HOST, HOST]
+    assert (await stored(world)).failures == 0
+    assert (await world.previews.domains())[HOST][1] == (await stored(world)).fingerprint
+
+
+async def test_the_authoritys_own_wait_is_kept(world: World) -> None:
+    world.names.point(HOST, OURS)
+    world.authority.failures = [OrderFailed("rateLimited", 3 * DAY)]
+    await PublicCertificateJob(world.application).run_once()
+    assert wait(world, await stored(world)) == 3 * DAY
+
+
+async def test_the_next_service_installs_what_is_stored(world: World) -> None:
+    world.names.point(HOST, OURS)
+    await PublicCertificateJob(world.application).run_once()
+    await world.previews.down()
+    await world.previews.start()
+    world.names.records_of.clear()
+    await PublicCertificateJob(world.application).run_once()
+    assert (await world.previews.domains())[HOST] == (API, (await stored(world)).fingerprint)
+    assert world.authority.issued == [HOST]
+    ends = await world.read(lambda uow: certificate_ends(uow, world.application))
+    assert [host for host, _ in ends] == [HOST]
+    # Another public_url leaves a row behind, which is no certificate in use.
+    rules = replace(world.application.domain_rules, public_host="other.example.com")
+    other = replace(world.application, domain_rules=rules)
+    assert await world.read(lambda uow: certificate_ends(uow, other)) == []
+
+
+async def test_a_certificate_of_the_operator_is_enough(world: World) -> None:
+    rules = replace(world.application.domain_rules, orders_public=False)
+    await PublicCertificateJob(replace(world.application, domain_rules=rules)).run_once()
+    assert await world.previews.domains() == {HOST: (API, None)}
+    assert world.authority.issued == []
+
+
+async def test_a_short_life_is_renewed_after_two_thirds_of_it(world: World) -> None:
+    world.names.point(HOST, OURS)
+    job, clock = PublicCertificateJob(world.application), world.clock
+    await job.run_once()
+    short = replace(await stored(world), ordered_at=clock.calendar(), expires_at=clock.calendar() + 6 * DAY)
+    await world.application.store.write(lambda uow: uow.wildcard_certificates.put(short))
+    for hours, issued in ((95, 1), (2, 2)):
+        clock.move(hours * 3_600)
+        for _ in range(2):
+            await job.run_once()
+        assert len(world.authority.issued) == issued, hours

@@ -6,15 +6,23 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from shutil import which
 
 import httpx
 import pytest
+from playwright.async_api import async_playwright
+from tests.service import listening, running_service
 
 from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
+from builderd.api.server.meter import Meter
 from builderd.domain.errors import Unauthenticated
 from builderd.domain.identities import Attempt
 from builderd.domain.tokens import Scope
+from builderd.web.app import Site, create_web
+from builderd.web.cookies import PLAIN_NAME
 
 PACKAGE = "oidc-provider@9.13.3"
 BACK = "http://127.0.0.1:9/sign-in/openid/back"
@@ -40,17 +48,24 @@ PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
-def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the provider."""
     if which("npm") is None:
         pytest.skip("npm is not installed")
     folder = tmp_path_factory.mktemp("oidc")
     (folder / "provider.mjs").write_text(SCRIPT)
     words = ["npm", "install", PACKAGE, "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=PATIENCE)
+    return folder
+
+
+@contextmanager
+def started(folder: Path, back: str) -> Iterator[str]:
+    """Start the provider for one redirect URI, and yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["node", "provider.mjs", str(port), BACK, SECRET]
+    command = ["node", "provider.mjs", str(port), back, SECRET]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
@@ -58,6 +73,12 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+
+
+@pytest.fixture
+def issuer(installed: Path) -> Iterator[str]:
+    with started(installed, BACK) as url:
+        yield url
 
 
 async def code_of(url: str) -> httpx.QueryParams:
@@ -91,3 +112,36 @@ async def test_a_person_signs_in_once_with_each_code(issuer: str) -> None:
     for code in (sent["code"], "wrong"):
         with pytest.raises(Unauthenticated):
             await provider.identity(code, attempt)
+
+
+@pytest.mark.slow
+@pytest.mark.root
+async def test_a_person_signs_in_through_a_browser(installed: Path) -> None:
+    """Go from the pages to the provider at another site, and back with cookies as Chromium keeps them."""
+    async with running_service() as service, async_playwright() as playwright:
+        web = create_web(service.app.state.operations, meter=Meter())
+        async with listening(Site(service.app, web)) as address:  # type: ignore[arg-type]
+            root = address.replace("127.0.0.1", "localhost")
+            browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            try:
+                with started(installed, f"{root}/sign-in/openid/back") as issuer:
+                    provider = OpenIdProvider(OpenIdOptions(issuer, "builderd", SECRET))
+                    web.state.application = replace(service.application, identity_provider=provider)
+                    context = await browser.new_context()
+                    page = await context.new_page()
+                    page.set_default_timeout(PATIENCE * 1_000)
+                    await page.goto(f"{root}/tokens")
+                    await page.click("a[href^='/sign-in/openid']")
+                    await page.fill("[name=login]", "ada")
+                    await page.fill("[name=password]", "x")
+                    await page.click("button[type=submit]")
+                    await page.click("button[type=submit]")  # consent
+                    await page.wait_for_url(f"{root}/tokens")
+                    assert "sso ada" in await page.inner_text("body")
+                    cookies = {one["name"]: one for one in await context.cookies(root)}
+                    assert list(cookies) == [PLAIN_NAME]
+                    assert (cookies[PLAIN_NAME]["sameSite"], cookies[PLAIN_NAME]["httpOnly"]) == ("Strict", True)
+            finally:
+                # Before the listener ends: it waits for the streams of open pages.
+                await browser.close()
+                web.state.body_parser.close()

@@ -102,7 +102,7 @@ CASES = {
     "a missing command of Python": Case(
         lambda: ended("sh: 1: gunicorn: not found", 127), "gunicorn is missing", "add gunicorn to requirements.txt"
     ),
-    "a tool that sandboxes lack": Case(lambda: ended("sh: 1: git: not found", 127), "have no git", "do without it"),
+    "a tool that sandboxes lack": Case(lambda: ended("sh: 1: wget: not found", 127), "have no wget", "do without it"),
     "a compiler": Case(lambda: ended("sh: 1: gcc: not found", 127), "have no gcc", "do without it"),
     "an unknown command": Case(
         lambda: ended("sh: 1: strat: not found", 127), "strat was not found", "check the entrypoint"

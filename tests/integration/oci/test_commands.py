@@ -94,6 +94,14 @@ async def test_home_is_beside_the_code_and_outlives_the_sandbox(engine: OciEngin
     assert (await run(engine, again.id, "cat ~/.cache/pip/file")).output == "kept\n"
 
 
+async def test_uv_and_python_are_programs_of_every_sandbox(engine: OciEngine, sandbox: SandboxId) -> None:
+    command = "uv --version && python -c 'print(1 + 1)' && uv venv -q ~/made && ls ~/made/bin/python"
+    said = await run(engine, sandbox, command)
+    assert said.exit_code == 0, said.output
+    assert said.output.split()[0] == "uv"
+    assert said.output.split()[-2:] == ["2", "/home/app/made/bin/python"]
+
+
 async def test_bytecode_of_a_layer_that_has_none_is_kept_for_the_next_command(engine: OciEngine) -> None:
     key = secrets.token_hex(32)
     script = f"mkdir -p {LAYER}/venv/lib && echo 'ONE = 1' >{LAYER}/venv/lib/one.py"

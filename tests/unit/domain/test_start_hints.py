@@ -29,7 +29,7 @@ def hint(line: str, **files: str) -> str:
         ("sh: 1: vite: not found", {"package": PACKAGE}, "move it to dependencies"),
         ("sh: 1: tsc: not found", {"package": PACKAGE}, '"typescript", which package.json has in devDependencies'),
         ("sh: 1: next: not found", {"package": PACKAGE}, 'add "next" to the dependencies of package.json'),
-        ("/bin/sh: 1: git: not found", {}, "Sandboxes have no git"),
+        ("/bin/sh: 1: wget: not found", {}, "Sandboxes have no wget"),
         ("/bin/sh: 1: frobnicate: not found", {}, "The command frobnicate was not found"),
         ("env: \u2018yarn\u2019: No such file or directory", {}, "Sandboxes have no yarn"),
         ("ModuleNotFoundError: No module named 'flask'", {}, "add flask to requirements.txt"),
@@ -72,5 +72,5 @@ def test_hostile_lines_are_not_repeated(line: str) -> None:
 
 
 def test_last_matching_log_line_decides_the_hint() -> None:
-    lines = ["sh: 1: git: not found", "ModuleNotFoundError: No module named 'flask'", "exit"]
+    lines = ["sh: 1: wget: not found", "ModuleNotFoundError: No module named 'flask'", "exit"]
     assert "flask" in start_hint(lines, None)

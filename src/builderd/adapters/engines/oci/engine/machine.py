@@ -138,7 +138,7 @@ class Machine:
         self.store.open(progress)
         self.disks.open()
         self._base = ensure_base(progress)
-        write_host_files(self._host_files, self._base.root)
+        write_host_files(self._host_files, self._base.root, [Path(find_uv_bin())])
         raise_host_limits()
         if self.cgroups.counts_sockets:
             raise_socket_pools(total_memory())

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.network import resolv_conf
@@ -29,8 +30,11 @@ BYTECODE = "/pycache"
 _LINKED = ".base"
 
 
-def write_host_files(folder: Path, base: Path) -> None:
-    """Create or update the folder. Unchanged files are not written: a full store would refuse that."""
+def write_host_files(folder: Path, base: Path, programs: Sequence[Path] = ()) -> None:
+    """Create or update the folder. Unchanged files are not written: a full store would refuse that.
+
+    ``programs`` of the host, which need nothing beside them, are in ``/usr/local/bin`` of every sandbox.
+    """
     etc = folder / "etc"
     (etc / "ssl/certs").mkdir(parents=True, exist_ok=True)
     (folder / HOME.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -40,10 +44,18 @@ def write_host_files(folder: Path, base: Path) -> None:
     _replace(etc / "hosts", make_hosts("127.0.0.1", "build").encode())
     if CA_BUNDLE.exists():
         _replace(folder / str(CA_BUNDLE).lstrip("/"), CA_BUNDLE.read_bytes())
+    binaries = folder / "usr/local/bin"
+    binaries.mkdir(parents=True, exist_ok=True)
+    for program in programs:
+        _copy_program(program, binaries / program.name)
+    python = folder / "usr/bin/python"
+    python.parent.mkdir(exist_ok=True)
+    if not python.is_symlink():
+        python.symlink_to("python3")
     for path in (folder, *folder.rglob("*")):
         # A link among them leads to a file of the base, which would be one of this machine here.
         if not path.is_symlink():
-            set_mode(path, 0o755 if path.is_dir() else 0o644)
+            set_mode(path, 0o755 if path.is_dir() or path.parent == binaries else 0o644)
     try:
         _link_bytecode(folder / BYTECODE.lstrip("/"), base)
     except OSError as error:
@@ -68,6 +80,21 @@ def _link_bytecode(folder: Path, base: Path) -> None:
             (place / file.name).symlink_to(f"/{file.relative_to(base)}")
     if folder.exists():
         mark.write_text(str(base))
+
+
+def _copy_program(program: Path, target: Path) -> None:
+    """Copy a program unless it is there already. On failure sandboxes do without it."""
+    status = program.stat()
+    known = target.stat() if target.exists() else None
+    if known is not None and (known.st_size, known.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+        return
+    new = target.with_name(f".{target.name}.new")
+    try:
+        shutil.copy2(program, new)
+        new.replace(target)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        log.warning("program not copied for sandboxes program=%s error=%s", program, error)
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from builderd.adapters.engines.oci.storage import space_reservations
 from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, read_built, write_version
@@ -44,8 +45,7 @@ from builderd.ports.engine import DiskReport
 DISK_UID = 0x10000000
 #: Quota groups of deleted disks are removed after so many deletions: their space takes a moment to come back.
 SWEEP_EVERY = 50
-#: Limit of an app's writes outside of /app and /tmp, in bytes.
-SCRATCH_BYTES = 256 << 20
+SCRATCH_BYTES = space_reservations.SCRATCH_BYTES
 APP_OWNER = DISK_UID + APP_UID
 #: A store, and a disk, with less space than this takes no files any more.
 NEARLY_FULL = 16 << 20

@@ -17,6 +17,8 @@ from builderd.domain.resources import GB
 
 #: A claim of flexible size takes at most this share of the free space, so that others can be made beside it.
 MAX_SHARE = 0.25
+#: Limit of an app's writes outside of its disk, in bytes: each disk claims it beside its own size.
+SCRATCH_BYTES = 256 << 20
 #: How long space is held for a disk whose code is still reviewed, installed and built, in seconds.
 HOLD_SECONDS = 3600.0
 
@@ -113,11 +115,13 @@ class SpaceReservations:
 
     def _full(self, more: int, promised: int) -> NoCapacity:
         free = max(self._device.free(), 0)
+        fits = (free * self._overcommit - promised - SCRATCH_BYTES) / GB
+        smaller = f"Ask for a disk of at most {int(fits * 10) / 10:g} GB (resources.disk), or delete"
         return NoCapacity(
             f"The store has no room for {more / GB:.3g} GB more: {free / GB:.1f} GB are free, of which "
-            f"{promised / GB:.1f} GB are promised. Ask for a smaller disk (resources.disk), or delete a builder "
-            "that is not needed: stopping one frees no disk. The operator can enlarge the store (store.size, or its "
-            "block device; then a restart).",
+            f"{promised / GB:.1f} GB are promised to disks, layers and caches (each disk needs {SCRATCH_BYTES / GB:g} "
+            f"GB beside its size). {smaller if fits >= 1 else 'Delete'} a builder that is not needed: stopping one "
+            "frees no disk. The operator can enlarge the store (store.size, or its block device; then a restart).",
             data={"wanted": more, "free": free, "promised": promised},
             retry_after=60,
         )

@@ -76,6 +76,21 @@ def test_bytecode_of_the_base_is_linked_and_the_links_are_not_followed(tmp_path:
     assert has_bytecode_links(tmp_path)
 
 
+def test_programs_are_there_for_all_to_run(tmp_path: Path, base: Path) -> None:
+    program = base / "uv"
+    program.write_text("#!/bin/sh\necho one\n")
+    for text in ("#!/bin/sh\necho one\n", "#!/bin/sh\necho two, longer\n"):
+        program.write_text(text)
+        write_host_files(tmp_path, base, [program])
+        copy = tmp_path / "usr/local/bin/uv"
+        assert (copy.read_text(), copy.stat().st_mode & 0o777) == (text, 0o755)
+        before = copy.stat().st_ino
+        write_host_files(tmp_path, base, [program])
+        assert copy.stat().st_ino == before
+    assert str((tmp_path / "usr/bin/python").readlink()) == "python3"
+    assert sorted(path.name for path in (tmp_path / "usr/local/bin").iterdir()) == ["uv"]
+
+
 def test_base_without_bytecode_has_no_links(tmp_path: Path, base: Path) -> None:
     write_host_files(tmp_path, base)
     assert not has_bytecode_links(tmp_path)

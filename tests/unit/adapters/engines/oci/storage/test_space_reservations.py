@@ -35,6 +35,9 @@ def test_held_space_is_the_disk_s_own_and_ends_by_itself(monkeypatch: pytest.Mon
     with pytest.raises(NoCapacity, match="stopping one frees no disk") as refused:
         reservations.hold("two", 5 * GB)
     assert refused.value.retry_after == 60
+    assert "Ask for a disk of at most 3.7 GB" in refused.value.message
+    with pytest.raises(NoCapacity, match=r"beside its size\)\. Delete a builder"):
+        reservations_of(1 * GB).hold("one", 2 * GB)
     reservations.claim("one", 6 * GB)
     now = time.monotonic()
     reservations.hold("three", 4 * GB)

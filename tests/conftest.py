@@ -24,6 +24,8 @@ pytest_plugins = ["tests.garbage", "tests.postgres", "tests.previews.proxy", "te
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse a marked test that script/test would not find."""
     for item in items:
+        if item.get_closest_marker("slow"):
+            continue
         if any(item.get_closest_marker(need) for need in NEEDS) and not may_need(item.path):
             raise pytest.UsageError(f"{item.nodeid} has a marker that neither its file nor its conftest.py names")
 

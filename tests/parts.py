@@ -1,9 +1,9 @@
 """List the files of one part of the suite: python tests/parts.py real|heavy|fast
 
 ``real``: files that may hold tests with a marker of NEEDS, each of their own file or one of a fixture that a
-conftest.py beside or above it makes. ``heavy``: those of heavy.txt. ``fast``: all others that may hold a test without
-such a marker. Collecting only these files saves each process of pytest importing the others. tests/conftest.py checks
-that none is missed.
+conftest.py beside or above it makes; a line that also says ``slow`` is about tests of script/soak. ``heavy``: those of
+heavy.txt. ``fast``: all others that may hold a test without such a marker. Collecting only these files saves each
+process of pytest importing the others. tests/conftest.py checks that none is missed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 NEEDS_ROOT = ("root", "postgres")
 NEEDS = (*NEEDS_ROOT, "haproxy")
-_MARKS = rf"mark\.(?:{'|'.join(NEEDS)})\b"
+_MARKS = rf"\bmark\.(?:{'|'.join(NEEDS)})\b"
 
 
 @cache
 def may_need(path: Path) -> bool:
-    """Return True if the file may hold tests with a marker of NEEDS."""
+    """Return True if the file may hold tests with a marker of NEEDS that script/test runs."""
     folders = [folder for folder in path.parents if folder.is_relative_to(ROOT) and folder != ROOT]
-    return any(_has(file, rf"\b{_MARKS}") for file in (path, *(folder / "conftest.py" for folder in folders)))
+    files = (path, *(folder / "conftest.py" for folder in folders))
+    return any(_has(file, rf"^(?!.*\bmark\.slow\b).*{_MARKS}") for file in files)
 
 
 @cache
@@ -46,7 +47,7 @@ def files(part: str) -> list[Path]:
         case "heavy":
             return [file for file in files if file in heavy()]
         case "fast":
-            return [file for file in files if file not in heavy() and not _has(file, rf"^pytestmark = .*\b{_MARKS}")]
+            return [file for file in files if file not in heavy() and not _has(file, rf"^pytestmark = .*{_MARKS}")]
         case _:
             raise SystemExit(f"unknown part {part!r}: real, heavy or fast")
 

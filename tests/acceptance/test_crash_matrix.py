@@ -33,7 +33,7 @@ STEPS = {
 }
 MOMENTS = ("begun", "done", "recorded")
 #: Tried in every run: what leaves most on the host when it is cut off. script/soak tries the others; on fakes every
-#: moment is tried in every run.
+#: step is tried in every run.
 OFTEN = {
     "create-CreateDisk.done",
     "create-PutBundle.done",

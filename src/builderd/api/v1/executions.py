@@ -71,16 +71,18 @@ async def run_command(
 
 
 async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
-    """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
+    """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long. A short one is a single piece."""
     message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
-    yield f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
+    text = f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
     for is_error in (False, True):
         for piece in ended.output.pieces(PIECE, errors=is_error):
             async with scheduler.acquire(tenant_id):
-                encoded = json.dumps(piece, ensure_ascii=False)[1:-1]
-            yield encoded
-        yield '"' if is_error else '","stderr":"'
-    yield f',"truncated":{json.dumps(ended.output.truncated)}}}}}'
+                text += json.dumps(piece, ensure_ascii=False)[1:-1]
+            if len(text) >= PIECE:
+                yield text
+                text = ""
+        text += '"' if is_error else '","stderr":"'
+    yield f'{text},"truncated":{json.dumps(ended.output.truncated)}}}}}'
 
 
 async def _events(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -11,8 +12,11 @@ from httpx_sse import aconnect_sse
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.fakes.processes import Answer
+from builderd.api.server.fair_scheduler import FairScheduler
+from builderd.api.v1 import executions as executions_api
+from builderd.domain.ids import TenantId
 from builderd.domain.sandboxes import SandboxReport, SandboxSpec
-from builderd.services import outcomes
+from builderd.services import executions, outcomes
 
 BUILDERS = "/api/v1/builders"
 
@@ -33,6 +37,17 @@ async def test_exec_answers_exit_code_and_output(client: httpx.AsyncClient, serv
         "stderr": "",
         "truncated": False,
     }
+
+
+async def test_a_short_output_is_answered_in_one_piece_and_a_long_one_in_small_pieces() -> None:
+    for length, number in ((0, 1), (1000, 1), (3 * executions_api.PIECE, 4)):
+        output = executions.Output(limit=1 << 20)
+        output._kept[False] += b"\x01" * length
+        ended, scheduler = executions.Ended(0, output), FairScheduler()
+        pieces = [piece async for piece in executions_api._answer(ended, scheduler, TenantId("acme"))]
+        assert json.loads("".join(pieces))["data"]["output"] == "\x01" * length
+        assert len(pieces) == number
+        assert max(map(len, pieces)) <= 7 * executions_api.PIECE
 
 
 async def test_its_streams_are_kept_apart_where_that_is_asked_for(

@@ -13,6 +13,9 @@ from typing import Any
 
 from tests.contract.engine.apps import PORT, App
 
+from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.fakes.engine import FakeEngine
@@ -119,6 +122,10 @@ async def kill_monitor(engine: Engine, sandbox: SandboxId) -> None:
     """Kill what keeps the sandbox's log and writes down its end, as the host's out-of-memory killer would."""
     if isinstance(engine, FakeEngine):
         engine.kill_monitor(sandbox)
+        return
+    if isinstance(engine, IncusEngine):
+        here = engine._here
+        await run_to_end(here.client, name_of(sandbox), ("pkill", "-KILL", "-f", "/opt/builderd/entry"))
         return
     assert isinstance(engine, OciEngine)
     record = engine._here.runs.find(sandbox)

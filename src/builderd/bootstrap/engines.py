@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.incus.provider import IncusProvider
 from builderd.adapters.engines.oci.provider import OciProvider
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
-from builderd.ports.engine import Engine, EngineOptions, EngineProvider, StoreOptions
+from builderd.ports.engine import ConfigurableProvider, Engine, EngineOptions, EngineProvider, StoreOptions
 from builderd.settings import Settings
 
 #: A further engine is a folder in ``adapters/engines`` and a line here.
 ENGINES: Mapping[str, EngineProvider] = {
+    "incus": IncusProvider(),
     "oci": OciProvider(),
 }
 
@@ -23,7 +25,8 @@ def engine_provider(settings: Settings) -> EngineProvider:
     if found is None:
         known = ", ".join(sorted(ENGINES))
         raise ValidationFailed({"engine": [f"there is no engine {settings.engine!r}: set it to one of: {known}"]})
-    return found
+    section = getattr(settings, settings.engine, None)
+    return found.configured(dict(section)) if isinstance(found, ConfigurableProvider) and section else found
 
 
 def make_engine(settings: Settings, clock: SystemClock) -> Engine:

@@ -250,6 +250,40 @@ class StoreSettings(Section):
     overcommit: float = Field(default=1, ge=1)
 
 
+#: A name that Incus takes for projects, pools and networks; a network's is that of a link too.
+IncusName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=63)]
+
+
+class IncusSettings(Section):
+    """Incus, for ``engine = "incus"``: its unix ``socket``, or the ``url`` of any member of the cluster.
+
+    ``certificate`` and ``key``: of the client, for ``url``; ``server_certificate``: the one that the cluster shows.
+    ``project`` and ``network`` are made if missing, the storage ``pool`` must exist. ``subnet``: of all apps'
+    addresses, the same on every member.
+    """
+
+    socket: Path = Path("/var/lib/incus/unix.socket")
+    url: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9.:\[\]-]+:[0-9]+$")] | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_certificate: Path | None = None
+    project: IncusName = "builderd"
+    pool: IncusName = "default"
+    network: Annotated[IncusName, Field(max_length=15)] = "builderd"
+    subnet: IPv4Network = IPv4Network("10.99.0.0/16")
+
+    @model_validator(mode="after")
+    def _whole_client(self) -> Self:
+        parts = (self.certificate, self.key, self.server_certificate)
+        if self.url and None in parts:
+            raise ValueError("url needs certificate, key and server_certificate: set all of them, or use socket")
+        if not self.url and any(parts):
+            raise ValueError("certificate, key and server_certificate go with url: set it too, or leave them out")
+        if self.subnet.prefixlen > 24:
+            raise ValueError(f"subnet {self.subnet} is too small for apps: give a /24 or larger")
+        return self
+
+
 class SshSettings(Section):
     """The SSH gateway: ``port`` to listen on (0: off); the API shows ``public_host`` and ``public_port`` instead."""
 

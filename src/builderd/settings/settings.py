@@ -26,6 +26,7 @@ from builderd.settings.sections import (
     CapacitySettings,
     EgressSettings,
     IdleSettings,
+    IncusSettings,
     LimitSettings,
     OpenIdSettings,
     PackageSource,
@@ -89,6 +90,8 @@ class Settings(BaseSettings):
     openid: OpenIdSettings = OpenIdSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
+    #: For the engine ``incus``.
+    incus: IncusSettings = IncusSettings()
     #: Limits of every tenant, and of single tenants by name.
     tenant: TenantSettings = TenantSettings()
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)

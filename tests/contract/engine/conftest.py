@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from tests.contract.engine.apps import APPS, COMMANDS
 from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
+from tests.incus import IncusCluster, prepared_incus, running_cluster
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.fakes.engine import FakeEngine
@@ -20,12 +22,40 @@ REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 #: tests/acceptance/test_isolation.
 SELDOM = [pytest.mark.root, pytest.mark.slow]
 MARKS = {"crun": [pytest.mark.root], "runc": SELDOM, "gvisor": SELDOM}
+#: Members of the clusters on which the contract runs; a part of it (``ON_INCUS``) on one member in every run.
+INCUS = {"incus": 1, "incus3": 3}
+#: Each concerns another part of the engine: instances, orders, ends, logs, processes, freezing, disks and files.
+ON_INCUS = {
+    "test_started_app_is_reachable",
+    "test_exit_code_is_reported",
+    "test_exits_yields_ended_sandboxes",
+    "test_stopped_sandbox_is_reported_as_stopped",
+    "test_command_returns_both_streams_and_its_exit_code",
+    "test_process_reads_stdin_until_it_is_closed",
+    "test_frozen_sandbox_pauses_and_continues_after_thaw",
+    "test_bundle_is_written_to_a_disk_and_cloned_with_it",
+}
 
 
-@pytest.fixture(params=["fake", *(pytest.param(name, marks=marks) for name, marks in MARKS.items())])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests on every engine."""
+    if "engine" not in metafunc.fixturenames:
+        return
+    incus = [pytest.mark.root] if metafunc.function.__name__ in ON_INCUS else SELDOM
+    marks = {**MARKS, "incus": incus, "incus3": SELDOM}
+    kinds = [pytest.param(name, marks=of) for name, of in marks.items()]
+    metafunc.parametrize("engine", ["fake", *kinds], indirect=True)
+
+
+@pytest.fixture
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     if request.param == "fake":
         yield await make_fake()
+        return
+    if request.param in INCUS:
+        cluster = request.getfixturevalue(f"{request.param}_cluster")
+        async with prepared_incus(cluster, request.getfixturevalue("incus_data")) as incus:
+            yield incus
         return
     async with prepared(request.getfixturevalue("oci_settings"), REAL[request.param]) as oci:
         yield oci
@@ -47,3 +77,20 @@ def oci_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOpt
     settings = settings_in(tmp_path_factory.mktemp("engine"))
     yield settings
     asyncio.run(OciEngine(settings).down())
+
+
+@pytest.fixture(scope="session")
+def incus_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("incus")
+
+
+@pytest.fixture(scope="session")
+def incus_cluster() -> Iterator[IncusCluster]:
+    with running_cluster(INCUS["incus"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def incus3_cluster() -> Iterator[IncusCluster]:
+    with running_cluster(INCUS["incus3"]) as cluster:
+        yield cluster

@@ -12,7 +12,7 @@ from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.bootstrap import engines
-from builderd.bootstrap.engines import make_engine
+from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.machine import build_base, run_preflight_checks
 from builderd.bootstrap.service import serve
 from builderd.domain.errors import ValidationFailed
@@ -20,6 +20,7 @@ from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
 from builderd.ports.engine import EngineOptions, EngineProvider, Progress
 from builderd.settings import Settings
+from builderd.settings.sections import IncusSettings
 
 ENOUGH_MEMORY = PreflightCheck("memory", True, "enough", "sandboxes are slow", False)
 
@@ -73,9 +74,28 @@ def test_a_registered_engine_answers_for_its_machine(fake: FakeProvider, tmp_pat
     assert build_base(settings, print) == "fake-base"
 
 
+def test_an_engine_with_settings_of_its_own_gets_its_section(tmp_path: Path) -> None:
+    incus = IncusSettings(socket=tmp_path / "socket", project="mine", subnet=IPv4Network("10.7.0.0/20"))
+    provider = engine_provider(Settings(data_dir=tmp_path, engine="incus", incus=incus))
+    assert list(provider.networks()) == [IPv4Network("10.7.0.0/20")]
+
+
+def test_incus_that_does_not_answer_is_named_with_what_to_do(tmp_path: Path) -> None:
+    incus = IncusSettings(socket=tmp_path / "none")
+    (check,) = [
+        check
+        for check in run_preflight_checks(Settings(data_dir=tmp_path, engine="incus", incus=incus))
+        if check.name == "Incus"
+    ]
+    assert not check.found
+    assert check.vital
+    assert str(tmp_path / "none") in check.detail
+    assert "incus.socket" in check.cost
+
+
 def test_an_unknown_engine_is_refused_with_the_known_ones_before_anything_is_made(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "none", engine="xen")
     with pytest.raises(ValidationFailed) as refused:
         serve(settings)
-    assert refused.value.errors == {"engine": ["there is no engine 'xen': set it to one of: oci"]}
+    assert refused.value.errors == {"engine": ["there is no engine 'xen': set it to one of: incus, oci"]}
     assert not (tmp_path / "none").exists()

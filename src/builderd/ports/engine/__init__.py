@@ -12,13 +12,14 @@ from builderd.ports.engine.engine import Collected, Engine, Readiness
 from builderd.ports.engine.layers import Layers
 from builderd.ports.engine.logs import Logs
 from builderd.ports.engine.progress import Progress
-from builderd.ports.engine.provider import EngineOptions, EngineProvider, StoreOptions
+from builderd.ports.engine.provider import ConfigurableProvider, EngineOptions, EngineProvider, StoreOptions
 from builderd.ports.engine.sandboxes import Sandboxes
 from builderd.ports.engine.tools import TOOL_FOLDERS, Tool, ToolExit, Tools
 
 __all__ = [
     "TOOL_FOLDERS",
     "Collected",
+    "ConfigurableProvider",
     "DiskReport",
     "Disks",
     "Engine",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
@@ -62,3 +62,11 @@ class EngineProvider(Protocol):
 
     def networks(self) -> Sequence[IPv4Network]:
         """Return the networks of the sandboxes of all services of this machine; webhooks are not sent there."""
+
+
+@runtime_checkable
+class ConfigurableProvider(Protocol):
+    """A kind of engine with settings of its own: the section of its name, as field → value."""
+
+    def configured(self, section: dict[str, Any]) -> EngineProvider:
+        """Return the provider with these settings. Connects to nothing."""

@@ -1,0 +1,132 @@
+"""Runs of a build's steps and of tools: an instance for each, one program in it, its output line by line."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import secrets
+import tarfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
+from builderd.adapters.engines.incus.guest import READY, root_argv
+from builderd.adapters.engines.incus.instance import Instance, document
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.domain.errors import BuilderdError, EngineUnavailable
+from builderd.ports.engine import Progress
+
+PREFIX = "build-"
+#: Prints how many processes the kernel killed for memory.
+_KILLED = (
+    "/bin/sh",
+    "-c",
+    "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null |"
+    " awk '$1 == \"oom_kill\" {print $2}'",
+)
+_MAX_LINE = 1 << 16
+_KILL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuildExit:
+    """Exit of a build. ``exit_code`` is not 0 when it ran out of memory or time."""
+
+    exit_code: int
+    out_of_memory: bool = False
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program and what it finds: ``files`` maps paths in the instance to their content, ``kept`` are capabilities."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    timeout_seconds: float
+    user: int = 0
+    kept: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Runner:
+    """Runner of programs in instances of their own. When ``run`` returns, raises or is cancelled, none is left."""
+
+    def __init__(self, client: IncusClient, instances: Instances) -> None:
+        self._client = client
+        self._instances = instances
+
+    async def run(
+        self, instance: Instance, program: Program, member: str, output: Progress, *, network: bool
+    ) -> BuildExit:
+        name = f"{PREFIX}{secrets.token_hex(8)}"
+        named = replace(instance, name=name, hostname=instance.hostname or "build")
+        try:
+            if network:
+                await self._instances.create(named, member, egress=True)
+            else:
+                await self._client.call("POST", "/instances", document(named), target=member)
+            await self._send(name, program.files)
+            return await self._follow(name, program, output)
+        finally:
+            await asyncio.shield(self._instances.delete(name))
+
+    async def _send(self, name: str, files: Mapping[str, bytes]) -> None:
+        if not files:
+            return
+        code, output = await run_to_end(self._client, name, ("tar", "-xf", "-", "-C", "/"), packed(files))
+        if code:
+            raise EngineUnavailable(f"The build's files could not be sent: {output.decode(errors='replace')}")
+
+    async def _follow(self, name: str, program: Program, output: Progress) -> BuildExit:
+        argv = root_argv(program.argv, program.env, program.cwd, user=program.user, kept=program.kept)
+        session = await ExecSession.open(self._client, name, argv)
+        try:
+            await session.close_input()
+            try:
+                async with asyncio.timeout(program.timeout_seconds):
+                    await _pass_lines(session, output)
+                    code = await session.wait()
+            except TimeoutError:
+                return BuildExit(137, timed_out=True)
+            return BuildExit(code, out_of_memory=code != 0 and await self._was_killed(name))
+        finally:
+            await session.close()
+
+    async def _was_killed(self, name: str) -> bool:
+        with suppress(BuilderdError):
+            _, told = await run_to_end(self._client, name, _KILLED)
+            return any(count != "0" for count in told.decode().split())
+        return False
+
+
+async def _pass_lines(session: ExecSession, output: Progress) -> None:
+    """Pass on each line after the wrapper's report."""
+    buffer, started = b"", False
+    while piece := await session.read():
+        buffer += piece
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            if not started and READY in line:
+                started = True
+                continue
+            output(line.decode(errors="replace").rstrip("\r"))
+        if len(buffer) > _MAX_LINE:
+            output(buffer.decode(errors="replace"))
+            buffer = b""
+    if buffer:
+        output(buffer.decode(errors="replace"))
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Return a tar archive of files by their absolute paths, owned by root."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for path, data in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(data), 0o644
+            tar.addfile(entry, io.BytesIO(data))
+    return content.getvalue()

@@ -1,0 +1,172 @@
+"""Client of the REST API of Incus: calls, operations awaited to their end, and websockets.
+
+The API: https://linuxcontainers.org/incus/docs/main/rest-api/. A member is reached at its unix socket, or at its
+address with a client certificate; any member answers for all.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+import websockets
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+
+from builderd.adapters.engines.incus.errors import error_of, unreachable
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.errors import EngineUnavailable
+
+#: Seconds without a byte after which a call is given up; a cluster without a quorum answers after some 20.
+CALL_SECONDS = 60.0
+#: Seconds in which an operation may end, such as the copy of a large volume to another member.
+OPERATION_SECONDS = 1800
+_CONNECT_SECONDS = 5.0
+
+Json = dict[str, Any]
+
+
+class IncusClient:
+    """Connections to one server. Belongs to one event loop; ``close`` ends them."""
+
+    def __init__(self, options: IncusOptions) -> None:
+        self._options = options
+        self._tls = _tls(options)
+        self.project = options.project
+        transport = httpx.AsyncHTTPTransport(
+            uds=None if options.url else str(options.socket),
+            verify=self._tls or False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=30),
+        )
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            base_url=options.url or "http://incus",
+            timeout=httpx.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS),
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def get(self, path: str, **query: str) -> Any:
+        """Return the metadata of the answer to a GET below ``/1.0``."""
+        return await self._answer("GET", path, None, query)
+
+    async def call(self, method: str, path: str, body: object = None, **query: str) -> Any:
+        """Return the metadata of the answer; of an asynchronous one the operation, once it has ended well."""
+        begun = await self._answer(method, path, body, query)
+        return await self.wait(begun, f"{method} {path}") if _is_operation(begun) else begun
+
+    async def begin(self, method: str, path: str, body: object = None, **query: str) -> Json:
+        """Begin an operation and return it."""
+        begun: Json = await self._answer(method, path, body, query)
+        return begun
+
+    async def wait(self, operation: Json, action: str) -> Json:
+        """Wait for the end of an operation. Raises its error."""
+        done: Json = await self._answer(
+            "GET", f"/operations/{operation['id']}/wait", None, {"timeout": str(OPERATION_SECONDS)}, OPERATION_SECONDS
+        )
+        if done["status_code"] != httpx.codes.OK:
+            raise error_of(done["status_code"], done.get("err") or done["status"], action)
+        return done
+
+    async def upload(self, path: str, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> Json:
+        """POST a body that is too large for memory, and wait for the operation."""
+        response = await self._send("POST", path, {}, content=content, headers=headers, seconds=OPERATION_SECONDS)
+        return await self.wait(_metadata(response, f"POST {path}"), f"POST {path}")
+
+    async def file(self, instance: str, path: str) -> bytes | list[str]:
+        """Return the content of a file of an instance, also of a stopped one; of a folder, the names in it."""
+        action = f"/instances/{instance}/files"
+        response = await self._send("GET", action, {"path": path})
+        if response.headers.get("x-incus-type") == "directory":
+            return list(_metadata(response, f"GET {action} {path}"))
+        if response.status_code != httpx.codes.OK:
+            _metadata(response, f"GET {action} {path}")
+        return response.content
+
+    async def _answer(
+        self, method: str, path: str, body: object, query: Mapping[str, str], seconds: float = CALL_SECONDS
+    ) -> Any:
+        content = None if body is None else json.dumps(body).encode()
+        response = await self._send(method, path, query, content=content, seconds=seconds)
+        return _metadata(response, f"{method} {path}")
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str], *, seconds: float = CALL_SECONDS, **parts: Any
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
+        try:
+            return await self._http.request(method, self._path(path, query), timeout=timeout, **parts)
+        except (httpx.TransportError, OSError) as error:
+            raise unreachable(self._options.place, _words(error)) from error
+
+    def _path(self, path: str, query: Mapping[str, str]) -> str:
+        named = {"project": self.project, **{name: value for name, value in query.items() if value}}
+        return f"/1.0{quote(path)}?{urlencode(named)}"
+
+    @asynccontextmanager
+    async def websocket(self, path: str, **query: str) -> AsyncIterator[ClientConnection]:
+        """Hold a websocket while the context lasts."""
+        connection = await self.open_websocket(path, **query)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def open_websocket(self, path: str, **query: str) -> ClientConnection:
+        """Open a websocket, which the caller closes. Raises ``EngineUnavailable``."""
+        common: dict[str, Any] = {
+            "max_size": None,
+            "compression": None,
+            "ping_interval": None,
+            "open_timeout": CALL_SECONDS,
+            "close_timeout": 1,
+        }
+        target = self._path(path, query)
+        try:
+            if self._options.url:
+                url = self._options.url.replace("https://", "wss://", 1)
+                return await connect(f"{url}{target}", ssl=self._tls, proxy=None, **common)
+            return await unix_connect(str(self._options.socket), f"ws://incus{target}", **common)
+        except (OSError, TimeoutError, websockets.WebSocketException) as error:
+            raise unreachable(self._options.place, _words(error)) from error
+
+
+def _tls(options: IncusOptions) -> ssl.SSLContext | None:
+    """Return the TLS context of a remote server: it must show exactly the configured certificate."""
+    if options.url is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(options.server_certificate))
+        # A certificate of Incus is self-signed and names no address: it is pinned instead.
+        context.check_hostname = False
+        context.load_cert_chain(str(options.certificate), str(options.key))
+    except OSError as error:
+        raise EngineUnavailable(
+            f"The certificates for Incus at {options.url} cannot be read: {error}. See incus.certificate, incus.key "
+            "and incus.server_certificate."
+        ) from error
+    return context
+
+
+def _is_operation(answer: object) -> bool:
+    return isinstance(answer, dict) and "may_cancel" in answer and "status_code" in answer
+
+
+def _metadata(response: httpx.Response, action: str) -> Any:
+    try:
+        answer = response.json()
+    except ValueError:
+        raise error_of(response.status_code, response.text[:200], action) from None
+    if answer.get("error"):
+        raise error_of(answer.get("error_code", response.status_code), answer["error"], action)
+    return answer["metadata"]
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

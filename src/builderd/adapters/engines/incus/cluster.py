@@ -1,0 +1,211 @@
+"""Parts of Incus that the service needs: project, network with its access list, image; and the members' state."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Any
+
+from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.image import Image, metadata
+from builderd.adapters.engines.incus.network import access_list, network_config
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.quotas import Capacity
+from builderd.domain.resources import GB
+from builderd.ports.engine import Progress
+
+log = logging.getLogger(__name__)
+
+_BOUNDARY = "builderd-image-part"
+_PIECE_BYTES = 1 << 20
+#: The project shares networks with others: Incus has bridges in its default project only.
+_FEATURES = {
+    "features.images": "true",
+    "features.profiles": "true",
+    "features.storage.volumes": "true",
+    "features.storage.buckets": "false",
+    "features.networks": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Member of the cluster; a server without one is the only member, named ""."""
+
+    name: str
+    address: str
+    online: bool
+
+
+class Cluster:
+    def __init__(self, client: IncusClient, options: IncusOptions) -> None:
+        self._client = client
+        self._options = options
+        self.clustered = False
+        #: The member that answers at the socket.
+        self.own = ""
+        self.architecture = ""
+
+    async def look(self) -> None:
+        """Ask what this server is. Raises ``EngineUnavailable``, also when it does not trust the service."""
+        server: Json = await self._client.get("")
+        if server.get("auth") != "trusted":
+            raise EngineUnavailable(
+                f"Incus at {self._options.place} does not trust this service: add its certificate by "
+                "incus config trust add-certificate FILE."
+            )
+        environment = server["environment"]
+        self.clustered = bool(environment.get("server_clustered"))
+        self.own = str(environment.get("server_name", "")) if self.clustered else ""
+        self.architecture = environment["architectures"][0]
+
+    async def members(self) -> Sequence[Member]:
+        if not self.clustered:
+            return [Member("", "", online=True)]
+        found = await self._client.get("/cluster/members", recursion="1")
+        return [
+            Member(member["server_name"], _host(member["url"]), online=member["status"] == "Online") for member in found
+        ]
+
+    async def ensure_pool(self) -> None:
+        """Raise ``EngineUnavailable`` unless the pool exists and can limit volumes."""
+        try:
+            pool = await self._client.get(f"/storage-pools/{self._options.pool}", project="default")
+        except IncusNotFound:
+            raise EngineUnavailable(
+                f"Incus has no storage pool {self._options.pool!r}: make one by incus storage create "
+                f"{self._options.pool} btrfs, or set incus.pool."
+            ) from None
+        if pool["driver"] not in ("btrfs", "zfs"):
+            raise EngineUnavailable(
+                f"The storage pool {self._options.pool!r} of Incus is of the kind {pool['driver']}, on which a copy of "
+                "a disk takes long and a limit may not hold: use btrfs or zfs."
+            )
+
+    async def ensure_project(self) -> None:
+        if self._options.project == "default":
+            return
+        body = {"name": self._options.project, "description": "apps of builderd", "config": _FEATURES}
+        with suppress(IncusConflict):
+            await self._client.call("POST", "/projects", body, project="default")
+
+    async def ensure_network(
+        self, inside_port: int, allow: Sequence[IPv4Network], deny: Sequence[IPv4Network], resolvers: Sequence[str]
+    ) -> None:
+        """Create or update the access list and the network."""
+        members = await self.members()
+        name, addresses = self._options.network, [member.address for member in members if member.address]
+        rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses)
+        with suppress(IncusConflict):
+            await self._client.call("POST", "/network-acls", {"name": name})
+        # PUT: Incus empties what a PATCH leaves out.
+        await self._client.call("PUT", f"/network-acls/{name}", rules)
+        config = network_config(self._options)
+        try:
+            found = await self._client.get(f"/networks/{name}")
+        except IncusNotFound:
+            await self._create_network(name, config, members)
+            return
+        if not config.items() <= found["config"].items():
+            await self._client.call(
+                "PUT", f"/networks/{name}", {"description": "apps of builderd", "config": found["config"] | config}
+            )
+
+    async def _create_network(self, name: str, config: Json, members: Sequence[Member]) -> None:
+        body: dict[str, Any] = {"name": name, "type": "bridge", "config": {}}
+        if self.clustered:
+            for member in members:
+                with suppress(IncusConflict):
+                    await self._client.call("POST", "/networks", body, target=member.name)
+        try:
+            await self._client.call("POST", "/networks", {**body, "config": config})
+        except IncusConflict:
+            return
+        except IncusError as error:
+            raise EngineUnavailable(
+                f"The network {name!r} of Incus could not be made: {error.message} Set incus.network and incus.subnet."
+            ) from error
+
+    async def ensure_image(self, image: Image, progress: Progress) -> None:
+        """Send the image unless Incus has it. Each member unpacks it before its first instance."""
+        with suppress(IncusNotFound):
+            await self._client.get(f"/images/aliases/{image.name}")
+            return
+        progress("image: sending it to Incus (once)")
+        head = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+        try:
+            done = await self._client.upload("/images", _image_parts(image, self.architecture), head)
+            fingerprint = done["metadata"]["fingerprint"]
+        except IncusConflict as error:
+            # Sent by a service that was killed before it could name it.
+            fingerprint = error.message.rpartition("fingerprint ")[2].strip('". ') or ""
+            found = await self._client.get("/images", recursion="1")
+            described = f"builderd base {image.base_id}"
+            same = [one for one in found if one["properties"].get("description") == described and not one["aliases"]]
+            if not same:
+                raise
+            fingerprint = same[0]["fingerprint"]
+        with suppress(IncusConflict):
+            await self._client.call("POST", "/images/aliases", {"name": image.name, "target": fingerprint})
+
+    async def capacity(self, overcommit: float) -> Capacity:
+        """Return what all members that are online have."""
+        cpu, memory, disk = 0.0, 0.0, 0.0
+        for member in await self.members():
+            if not member.online:
+                continue
+            have, pool = await asyncio.gather(
+                self._client.get("/resources", target=member.name),
+                self._client.get(
+                    f"/storage-pools/{self._options.pool}/resources", target=member.name, project="default"
+                ),
+            )
+            cpu += have["cpu"]["total"]
+            memory += have["memory"]["total"]
+            disk += pool["space"]["total"]
+        return Capacity(cpu, memory / GB, disk / GB * overcommit)
+
+    async def free_share(self) -> float:
+        """Return the free part of the pool on the own member."""
+        space = (await self._client.get(f"/storage-pools/{self._options.pool}/resources", target=self.own))["space"]
+        return 1 - space["used"] / space["total"] if space["total"] else 0.0
+
+    async def place(self, disks: Sequence[str]) -> str:
+        """Return the online member with the fewest of these disks (their members). Raises ``NoCapacity``."""
+        online = [member.name for member in await self.members() if member.online]
+        if not online:
+            raise NoCapacity("No member of the cluster is online: see incus cluster list.")
+        return min(online, key=lambda name: (disks.count(name), name != self.own, name))
+
+
+async def _image_parts(image: Image, architecture: str) -> AsyncIterator[bytes]:
+    """Yield the body of a split image's upload (multipart/form-data)."""
+    yield _part("metadata") + metadata(image, architecture) + b"\r\n" + _part("rootfs")
+    with image.rootfs.open("rb") as rootfs:
+        while piece := await asyncio.to_thread(rootfs.read, _PIECE_BYTES):
+            yield piece
+    yield f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+
+def _part(name: str) -> bytes:
+    return (
+        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+
+
+def _host(url: str) -> str:
+    """Return the address in ``https://address:8443``; "" where it is a name."""
+    host = url.partition("://")[2].rpartition(":")[0].strip("[]")
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return ""
+    return host

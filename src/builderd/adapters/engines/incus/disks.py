@@ -1,0 +1,183 @@
+"""Disks: volumes whose folder ``app`` is an app's ``/app``. What lies beside it is the service's.
+
+The bundle that was last written completely is a key of the volume, emptied before the files change and set after them:
+``bundle``; ``replaced`` is the one before it while it is not. ``build`` is the layer whose files were written too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound
+from builderd.adapters.engines.incus.helper import Helper, Task
+from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
+from builderd.domain.bundles import Bundle, BundleFile, changes
+from builderd.domain.errors import NoCapacity, NotFound, TooLarge
+from builderd.domain.ids import DiskId
+from builderd.domain.resources import GB
+from builderd.ports.engine import DiskReport
+
+#: errno of a full disk or quota: ENOSPC, EFBIG, EDQUOT.
+FULL = (28, 27, 122)
+#: Bytes of a disk that its files cannot use: the file system's own, and what is being written.
+_RESERVE = 1 << 20
+
+HelperOf = Callable[[str], Helper]
+
+
+def volume_of(disk: DiskId) -> str:
+    return f"disk-{disk}"
+
+
+class Disks:
+    """``place`` chooses the member of a new disk; ``helper`` returns the helper of a member."""
+
+    def __init__(self, volumes: Volumes, helper: HelperOf, place: Callable[[], Awaitable[str]]) -> None:
+        self._volumes = volumes
+        self._helper = helper
+        self._place = place
+
+    async def create(self, disk: DiskId, size_bytes: int) -> None:
+        found = await self._volumes.find(volume_of(disk))
+        if found is None:
+            with suppress(IncusConflict):
+                await self._volumes.create(
+                    volume_of(disk), size_bytes + _RESERVE, _sized(size_bytes), await self._place()
+                )
+                return
+        member = "" if found is None else found["location"]
+        await self._volumes.change(volume_of(disk), member, _sized(size_bytes), size_bytes + _RESERVE)
+
+    async def report(self, disk: DiskId) -> DiskReport | None:
+        found = await self._volumes.find(volume_of(disk))
+        if found is None:
+            return None
+        own = own_of(found)
+        return DiskReport(disk, own.get("bundle") or None, int(own["size"]), own.get("build", ""))
+
+    async def member(self, disk: DiskId) -> str:
+        """Return the member that the disk lies on; "" without a cluster. Raises ``NotFound``."""
+        return str((await self._existing(disk)).get("location") or "")
+
+    async def users(self, disk: DiskId) -> list[str]:
+        """Return the instances that have the disk, running or not. Raises ``NotFound``."""
+        return list(users_of(await self._existing(disk)))
+
+    async def limit(self, disk: DiskId) -> int:
+        return int(own_of(await self._existing(disk))["size"])
+
+    async def used(self, disk: DiskId) -> int:
+        """Return its used bytes, 0 when it is gone."""
+        return await self._volumes.used_bytes(volume_of(disk))
+
+    async def _existing(self, disk: DiskId) -> Json:
+        found = await self._volumes.find(volume_of(disk))
+        if found is None:
+            raise NotFound(f"There is no disk {disk}.")
+        return found
+
+    async def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None, build_key: str, build_volume: str
+    ) -> None:
+        """Write the version, with the files of the build in ``build_volume`` ("" without one)."""
+        found = await self._existing(disk)
+        own, member, volume = own_of(found), str(found.get("location") or ""), volume_of(disk)
+        recorded = {own.get("bundle"), own.get("replaced")} - {None, ""}
+        before = replaced if replaced and replaced.hash in recorded else Bundle("", ())
+        written, removed = changes(before, bundle)
+        # Files that an earlier build had changed are the version's again: all must be at hand then.
+        sent = bundle.files if own.get("build") or own.get("building") else written
+        await self._volumes.change(
+            volume, member, {"bundle": "", "replaced": before.hash, "building": build_key or own.get("build", "")}
+        )
+        request = {
+            "volume": volume,
+            "files": described(sent),
+            "written": [file.path for file in written],
+            "removed": list(removed),
+            "build": build_volume,
+            "build_key": build_key,
+        }
+        try:
+            async with self._helper(member).task(
+                "put_bundle", request, [volume, *filter(None, [build_volume])]
+            ) as task:
+                await send_files(task, sent)
+                await task.answer()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise _full(int(own["size"])) from error
+        await self._volumes.change(
+            volume, member, {"bundle": bundle.hash, "replaced": "", "build": build_key, "building": ""}
+        )
+
+    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        found = await self._existing(disk)
+        volume, member = volume_of(disk), str(found.get("location") or "")
+        await self._helper(member).run("take_home_out", {"volume": volume}, [volume])
+        await self._volumes.change(volume, member, {"bundle": bundle_hash})
+
+    async def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        """Make a copy on the same member; one that exists stays."""
+        found = await self._existing(source)
+        own = {**own_of(found), **_sized(size_bytes)}
+        with suppress(IncusConflict):
+            try:
+                await self._volumes.copy(
+                    volume_of(source),
+                    volume_of(target),
+                    size_bytes + _RESERVE,
+                    own,
+                    str(found.get("location") or ""),
+                )
+            except IncusNotFound:
+                raise NotFound(f"There is no disk {source}.") from None
+
+    async def put_home_in(self, disk: DiskId) -> None:
+        """Move the user's home of a copy among its files, for a backup."""
+        volume = volume_of(disk)
+        await self._helper(await self.member(disk)).run("put_home_in", {"volume": volume}, [volume])
+
+    async def delete(self, disk: DiskId) -> None:
+        """Delete a disk that no sandbox has. Idempotent."""
+        found = await self._volumes.find(volume_of(disk))
+        if found is None:
+            return
+        member = str(found.get("location") or "")
+        await self._helper(member).detach(volume_of(disk))
+        await self._volumes.delete(volume_of(disk), member)
+
+    async def too_full(self, disk: DiskId) -> TooLarge:
+        """Return the error for a file that does not fit."""
+        return TooLarge(
+            f"The file does not fit on the builder's disk of {await self.limit(disk) / GB:.3g} GB: delete files in "
+            "/app, or ask for a larger disk."
+        )
+
+
+def described(files: tuple[BundleFile, ...]) -> list[tuple[str, int, bool]]:
+    """Return path, size and executable bit of each file, for the helper's program."""
+    return [(file.path, file.size, file.executable) for file in files]
+
+
+async def send_files(task: Task, files: tuple[BundleFile, ...]) -> None:
+    """Send the contents of the files, one after the other."""
+    for file in files:
+        for chunk in file.chunks():
+            if chunk:
+                await task.send(chunk)
+    await task.send_end()
+
+
+def _sized(size_bytes: int) -> dict[str, str]:
+    return {"size": str(size_bytes)}
+
+
+def _full(size_bytes: int) -> NoCapacity:
+    return NoCapacity(
+        f"The builder's disk of {size_bytes / GB:.3g} GB is full: delete files in /app or ~/.cache, or ask for a "
+        "larger disk."
+    )

@@ -1,0 +1,296 @@
+"""The engine on Incus. Implements ``ports.engine.Engine``.
+
+What it cannot do: ``strong`` isolation (a VM), memory given back by a frozen app (docs/cluster.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import datetime
+from weakref import WeakValueDictionary
+
+from builderd.adapters.engines.incus.machine import Machine, open_machine
+from builderd.adapters.engines.incus.network import gateway
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.reports import name_of
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NoCapacity
+from builderd.domain.files import Condition, FileEntry, FilePage
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
+from builderd.domain.logs import LogPage
+from builderd.domain.processes import ProcessSpec
+from builderd.domain.quotas import Capacity
+from builderd.domain.resources import GB
+from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.versions import Isolation
+from builderd.ports.disk_files import OpenFile
+from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
+from builderd.ports.processes import Process
+
+log = logging.getLogger(__name__)
+
+_DOWN_GRACE_SECONDS = 5.0
+#: Space is tight when less than this part of the pool is free.
+TIGHT = 0.2
+_NO_VM = (
+    "Strong isolation needs virtual machines, which the engine incus does not start yet: leave isolation out, or use "
+    "the engine oci with gVisor."
+)
+
+
+class IncusEngine:
+    def __init__(self, options: EngineOptions, incus: IncusOptions) -> None:
+        self._options = options
+        self._incus = incus
+        self._machine: Machine | None = None
+        self._readiness = Readiness(False, "waiting to be prepared")
+        self._preparing = asyncio.Lock()
+        #: One lock a disk, kept while it is held.
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tight = False
+
+    async def prepare(self, progress: Progress) -> None:
+        async with self._preparing:
+            if self._readiness.ready:
+                return
+
+            def on_progress(line: str) -> None:
+                self._readiness = Readiness(False, line)
+                progress(line)
+
+            try:
+                self._machine = await open_machine(self._options, self._incus, on_progress)
+            except BuilderdError as error:
+                self._readiness = Readiness(False, error.message)
+                raise
+            except OSError as error:
+                self._readiness = Readiness(False, f"The engine could not be opened: {error}.")
+                raise EngineUnavailable(self._readiness.message) from error
+            self._readiness = Readiness(True, "ready")
+
+    def readiness(self) -> Readiness:
+        return self._readiness
+
+    def supports(self, isolation: Isolation) -> str | None:
+        return None if isolation is Isolation.STANDARD else _NO_VM
+
+    def prewarm(self) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def capacity(self) -> Capacity:
+        return self._here.capacity
+
+    @property
+    def base_id(self) -> str:
+        return self._here.image.base_id
+
+    @property
+    def gateway(self) -> str:
+        return gateway(self._incus.subnet)
+
+    @property
+    def _here(self) -> Machine:
+        if self._machine is None:
+            raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
+        return self._machine
+
+    # Layers
+
+    async def has_layer(self, key: str) -> bool:
+        return await self._here.layers.has(key)
+
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        return await self._here.layers.build(plan, progress)
+
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
+        return await self._here.layers.stored(self._here.disk_bytes, keys)
+
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
+        return await self._here.layers.collect((), unused_seconds, only=keys)
+
+    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        return await self._here.layers.compile(key, step)
+
+    async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        layers = await self._here.layers.collect(frozenset(keep), unused_seconds)
+        self._tight = await self._here.cluster.free_share() < TIGHT
+        await self._here.measure()
+        return Collected(layers, [], 0)
+
+    def is_tight(self) -> bool:
+        return self._tight
+
+    # Disks
+
+    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+        """Refuse a disk that no pool has room for; a volume of Incus takes its space as it is written."""
+        here = self._here
+        if size_bytes > here.disk_bytes:
+            raise NoCapacity(
+                f"The storage pool of Incus has {here.disk_bytes / GB:.1f} GB in all, and a disk of "
+                f"{size_bytes / GB:.1f} GB is asked for: ask for a smaller one, or enlarge the pool."
+            )
+
+    async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
+        await self._here.disks.create(disk, size_bytes)
+
+    async def disk(self, disk: DiskId) -> DiskReport | None:
+        return await self._here.disks.report(disk)
+
+    async def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
+    ) -> None:
+        here = self._here
+        await here.sandboxes.refuse_while_used(disk)
+        volume = ""
+        if build_key:
+            volume, _ = await here.layers.volume(build_key, await here.disks.member(disk))
+        await here.disks.put_bundle(disk, bundle, replaced, build_key, volume)
+
+    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        await self._here.disks.mark_bundle(disk, bundle_hash)
+
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
+        here = self._here
+        async with here.sandboxes.frozen_meanwhile(source):
+            await here.disks.clone(source, target, size_bytes)
+        if for_backup:
+            await here.disks.put_home_in(target)
+
+    async def delete_disk(self, disk: DiskId) -> None:
+        here = self._here
+        if await here.disks.report(disk) is None:
+            return
+        await here.sandboxes.refuse_while_used(disk)
+        await here.sandboxes.release(disk)
+        await here.disks.delete(disk)
+
+    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
+        if tool.disk is not None and tool.writable:
+            await self._here.sandboxes.refuse_while_used(tool.disk)
+        return await self._here.tools.run(tool, output)
+
+    # Files
+
+    async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+        return await self._here.files.list(disk, path, skip, count)
+
+    def open_file(self, disk: DiskId, path: str) -> AbstractAsyncContextManager[OpenFile]:
+        return self._here.files.open(disk, path)
+
+    async def write_file(
+        self,
+        disk: DiskId,
+        path: str,
+        content: AsyncIterator[bytes],
+        *,
+        condition: Condition,
+        size: int | None = None,
+        executable: bool | None = None,
+    ) -> tuple[FileEntry, bool]:
+        return await self._here.files.write(disk, path, content, condition, size, executable)
+
+    async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
+        await self._here.files.delete(disk, path, condition, recursive)
+
+    def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
+        return self._here.files.archive(disk)
+
+    # Sandboxes
+
+    def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
+        """Return None: no sandbox is prepared in advance."""
+        return None
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        if refusal := self.supports(spec.isolation):
+            raise EngineUnavailable(refusal)
+        async with self._starting.setdefault(spec.disk, asyncio.Lock()):
+            return await self._here.sandboxes.start(spec)
+
+    async def report(self, sandbox: SandboxId) -> SandboxReport:
+        return await self._here.sandboxes.report(sandbox)
+
+    async def list_sandboxes(self) -> Sequence[SandboxReport]:
+        return await self._here.sandboxes.all()
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        return await self._here.sandboxes.listening(sandbox)
+
+    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
+        return await self._here.sandboxes.freeze(sandbox)
+
+    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        return await self._here.sandboxes.thaw(sandbox)
+
+    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        return await self._here.sandboxes.stop(sandbox, grace_seconds)
+
+    async def remove(self, sandbox: SandboxId) -> None:
+        await self._here.sandboxes.remove(sandbox)
+
+    async def exits(self) -> AsyncIterator[SandboxId]:
+        here = self._here
+        queue = here.events.subscribe()
+        try:
+            while True:
+                sandbox = await queue.get()
+                with suppress(EngineUnavailable):
+                    # Its end is written down, also when nobody asks for it.
+                    await here.sandboxes.report(sandbox)
+                yield sandbox
+        finally:
+            here.events.unsubscribe(queue)
+
+    @asynccontextmanager
+    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
+        here = self._here
+        found = await here.sandboxes.running(sandbox)
+        if found is None:
+            raise InvalidState("The sandbox does not run.")
+        if found["status"] == "Frozen":
+            await here.sandboxes.thaw(sandbox)
+        async with here.processes.open(found["name"], spec) as process:
+            yield process
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        return await self._here.sandboxes.usage(sandbox)
+
+    async def read_log(
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        if not sandbox.isalnum():
+            return LogPage([], cursor, more=False)
+        return await self._here.logs.read(name_of(sandbox), cursor, tail, since, limit)
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        await self._here.sandboxes.delete_logs(builder)
+
+    # The end
+
+    async def close(self) -> None:
+        machine, self._machine = self._machine, None
+        self._readiness = Readiness(False, "closed")
+        if machine:
+            await machine.close()
+
+    async def down(self) -> None:
+        """Stop every sandbox and the helpers. Disks, logs and layers stay in Incus."""
+        if self._machine is None:
+            self._machine = await open_machine(self._options, self._incus, lambda line: None, prepare=False)
+        machine = self._machine
+        self._readiness = Readiness(False, "going down")
+        alive = [report.id for report in await machine.sandboxes.all() if report.alive]
+        await asyncio.gather(*(machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS) for sandbox in alive))
+        await machine.remove_own_instances()
+        self._readiness = Readiness(False, "down")

@@ -1,0 +1,261 @@
+"""Helper instances: one on each member, without network, to which volumes are attached to work on their files.
+
+Incus has no files API for volumes. The program in it is this package's own modules, sent when the instance is made; its
+name has their hash, so that another release makes another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import builderd
+from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
+from builderd.adapters.engines.incus.helper_program import VOLUMES
+from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.domain import errors
+from builderd.domain.errors import EngineUnavailable, NotFound, ValidationFailed
+from builderd.domain.resources import GB
+
+log = logging.getLogger(__name__)
+
+#: Modules that the program needs: folders whole, files by name.
+_MODULES = (
+    "__init__.py",
+    "domain/*.py",
+    "linux/*.py",
+    "adapters/__init__.py",
+    "adapters/engines/__init__.py",
+    "adapters/engines/incus/__init__.py",
+    "adapters/engines/incus/helper_program.py",
+    "adapters/engines/oci/__init__.py",
+    "adapters/engines/oci/storage/__init__.py",
+    *(f"adapters/engines/oci/storage/{name}.py" for name in ("tree", "built_files", "app_builds", "layer_content")),
+    *(f"adapters/engines/oci/storage/{name}.py" for name in ("placement", "subvolumes")),
+)
+_FOLDER = "/opt/builderd/program"
+_PROGRAM = "builderd.adapters.engines.incus.helper_program"
+#: Capabilities of the program: over files that an app made unreadable, and their owners.
+_KEPT = "-all,+dac_override,+dac_read_search,+chown,+fowner,+fsetid"
+_UNPACK = (
+    f"mkdir -p {_FOLDER} && cat >/tmp/program.zip && python3 -m zipfile -e /tmp/program.zip {_FOLDER} "
+    f"&& rm /tmp/program.zip && python3 -m compileall -q {_FOLDER} && touch {_FOLDER}/ready"
+)
+#: Volumes that stay attached after use, until they are deleted or others push them out.
+_MOST_ATTACHED = 48
+PREFIX = "helper-"
+
+
+@cache
+def packed_program() -> bytes:
+    """Return the program's modules as a zip archive."""
+    root = Path(builderd.__file__).parent
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for pattern in _MODULES:
+            for path in sorted(root.glob(pattern)):
+                entry = zipfile.ZipInfo(f"builderd/{path.relative_to(root)}")
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+class Helper:
+    """The helper instance of one member; "" is the only one of a server without a cluster."""
+
+    def __init__(self, client: IncusClient, instances: Instances, member: str) -> None:
+        self._client = client
+        self._instances = instances
+        self._member = member
+        digest = hashlib.sha256(packed_program() + instances.image.encode()).hexdigest()[:12]
+        self.name = f"{PREFIX}{member.replace('.', '-')}{'-' if member else ''}{digest}"
+        self._ready = False
+        #: Held while the instance's devices change.
+        self._changing = asyncio.Lock()
+        #: Attached volumes, the last used at the end, and how many tasks use each.
+        self._attached: OrderedDict[str, int] = OrderedDict()
+
+    async def open(self) -> None:
+        """Make the instance, or find it. Idempotent."""
+        async with self._changing:
+            if not self._ready:
+                await self._open()
+                self._ready = True
+
+    async def _open(self) -> None:
+        found = await self._instances.find(self.name)
+        if found is None:
+            wanted = Instance(
+                self.name, self._instances.image, self._instances.pool, 2, GB, 512, self._instances.root()
+            )
+            body = document(wanted)
+            # Volumes are attached while it runs, by a mount that Incus shares with it.
+            raw: str = body["config"]["raw.lxc"]
+            body["config"]["raw.lxc"] = raw.replace("lxc.mount.auto =\n", "")
+            with suppress(IncusConflict):
+                await self._client.call("POST", "/instances", body, target=self._member)
+        elif found["status"] != "Running":
+            await self._detach_all(found)
+            await self._client.call("PUT", f"/instances/{self.name}/state", {"action": "start", "timeout": 30})
+        else:
+            self._attached = OrderedDict.fromkeys(
+                (device["source"] for name, device in found["devices"].items() if name.startswith("v-")), 0
+            )
+        code, output = await run_to_end(self._client, self.name, ("test", "-e", f"{_FOLDER}/ready"))
+        if code:
+            code, output = await run_to_end(self._client, self.name, ("/bin/sh", "-ec", _UNPACK), packed_program())
+        if code:
+            raise EngineUnavailable(f"The helper instance could not be set up: {output.decode(errors='replace')}")
+
+    async def _detach_all(self, found: Json) -> None:
+        """Leave no volume attached to a stopped helper: one that is gone would keep it from starting."""
+        await self._put_devices(found, {name: d for name, d in found["devices"].items() if not name.startswith("v-")})
+
+    async def _put_devices(self, found: Json, devices: Json) -> None:
+        kept = ("architecture", "config", "profiles", "ephemeral", "description")
+        body = {name: found[name] for name in kept} | {"devices": devices}
+        await self._client.call("PUT", f"/instances/{self.name}", body)
+
+    @asynccontextmanager
+    async def _using(self, volumes: Sequence[str]) -> AsyncIterator[None]:
+        """Hold these volumes attached while the context lasts."""
+        await self.open()
+        async with self._changing:
+            missing = [volume for volume in volumes if volume not in self._attached]
+            if missing:
+                await self._attach(missing)
+            for volume in volumes:
+                self._attached[volume] = self._attached.get(volume, 0) + 1
+                self._attached.move_to_end(volume)
+        try:
+            yield
+        finally:
+            for volume in volumes:
+                self._attached[volume] -= 1
+
+    async def _attach(self, volumes: Sequence[str]) -> None:
+        idle = [volume for volume, users in self._attached.items() if not users]
+        if surplus := idle[: max(len(self._attached) + len(volumes) - _MOST_ATTACHED, 0)]:
+            await self._detach(surplus)
+        pool = self._instances.pool
+        devices = {_device(name): volume_device(pool, Volume(name, str(VOLUMES / name))) for name in volumes}
+        try:
+            await self._client.call("PATCH", f"/instances/{self.name}", {"devices": devices})
+        except IncusNotFound:
+            raise NotFound(f"There is no volume {' or '.join(volumes)}.") from None
+        except IncusError as error:
+            if "not found" in error.message.lower():
+                raise NotFound(f"There is no volume {' or '.join(volumes)}.") from None
+            raise
+
+    async def detach(self, volume: str) -> None:
+        """Let go of a volume that is to be deleted. Idempotent."""
+        async with self._changing:
+            if volume in self._attached:
+                await self._detach([volume])
+
+    async def _detach(self, volumes: Sequence[str]) -> None:
+        gone = {_device(volume) for volume in volumes}
+        if found := await self._instances.find(self.name):
+            await self._put_devices(found, {n: device for n, device in found["devices"].items() if n not in gone})
+        for volume in volumes:
+            self._attached.pop(volume, None)
+
+    @asynccontextmanager
+    async def task(self, name: str, request: Json, volumes: Sequence[str]) -> AsyncIterator[Task]:
+        """Run a task of the program while the context lasts, on volumes that are attached for it."""
+        async with self._using(volumes):
+            confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
+            argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM, name)
+            session = await ExecSession.open(self._client, self.name, argv)
+            task = Task(session)
+            try:
+                await session.write(json.dumps(request).encode() + b"\n")
+                yield task
+            finally:
+                await session.close()
+
+    async def run(self, name: str, request: Json, volumes: Sequence[str]) -> Json:
+        """Run a task without content, and return its answer."""
+        async with self.task(name, request, volumes) as task:
+            await task.close_input()
+            return await task.answer()
+
+
+def _device(volume: str) -> str:
+    return f"v-{hashlib.sha256(volume.encode()).hexdigest()[:24]}"
+
+
+class Task:
+    """A running task: its answers, and content in both directions."""
+
+    def __init__(self, session: ExecSession) -> None:
+        self._session = session
+        self._buffer = bytearray()
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of content, not empty."""
+        await self._session.write(f"{len(data):08x}".encode() + data)
+
+    async def send_end(self) -> None:
+        """Say that the content is whole."""
+        await self._session.write(b"00000000")
+
+    async def send_line(self, line: str) -> None:
+        await self._session.write(line.encode() + b"\n")
+
+    async def close_input(self) -> None:
+        await self._session.close_input()
+
+    async def answer(self) -> Json:
+        """Return the next answer. Raises the task's error."""
+        while b"\n" not in self._buffer:
+            await self._fill()
+        line, _, rest = self._buffer.partition(b"\n")
+        self._buffer = bytearray(rest)
+        answer: Json = json.loads(line)
+        if "error" in answer:
+            raise _error_of(answer)
+        return answer
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Yield content up to its end. Raises ``EngineUnavailable`` when it breaks off."""
+        while length := int(await self._take(8), 16):
+            yield await self._take(length)
+
+    async def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            await self._fill()
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+    async def _fill(self) -> None:
+        piece = await self._session.read()
+        if not piece:
+            told = (await self._session.read_errors()).decode(errors="replace")[-500:]
+            raise EngineUnavailable(f"The helper instance broke off its work. {told}".strip(), retry_after=5)
+        self._buffer += piece
+
+
+def _error_of(answer: Json) -> Exception:
+    match answer["error"]:
+        case "ValidationFailed":
+            return ValidationFailed(answer["errors"])
+        case "OSError":
+            return OSError(answer["errno"], answer["message"])
+        case "Exception":
+            return EngineUnavailable(f"The helper instance failed: {answer['message']}")
+    kind: type[errors.BuilderdError] = getattr(errors, answer["error"])
+    return kind(answer["message"])

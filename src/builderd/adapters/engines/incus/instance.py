@@ -1,0 +1,233 @@
+"""Instance of one run, as the document that Incus is given. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from builderd.adapters.engines.incus.guest import INIT
+from builderd.adapters.engines.incus.network import mac
+from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.layers import APP, NODE_MODULES, app_folder
+
+#: Prefix of the service's own keys, which Incus keeps and does not read.
+OWN = "user.builderd."
+#: Ids of an instance's own user namespace.
+IDS = 65536
+
+#: System calls that no app needs: namespaces and mounts, other processes' memory, keys, kernel parts with a history of
+#: holes. Lines of a denying seccomp policy of LXC, version 2: name, action, and arguments that it concerns.
+_EPERM = (
+    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "open_tree_attr"),
+    *("fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "statmount", "listmount"),
+    *("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp"),
+    *("keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "fanotify_init", "fanotify_mark"),
+    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot", "syslog", "acct"),
+    *("swapon", "swapoff", "quotactl", "name_to_handle_at", "open_by_handle_at", "modify_ldt", "iopl", "ioperm"),
+)
+_ENOSYS = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
+#: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of sched.h.
+_NAMESPACES = (0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000)
+#: Families of sockets that are open: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (socket.h).
+_OPEN_FAMILIES = (1, 2, 10, 16)
+_FAMILIES = 46
+_SOCK_RAW, _TYPE_BITS = 3, 0xF
+_NETLINK_ROUTE, _NETLINK_PROTOCOLS = 0, 23
+#: The type byte of btrfs' own ioctls, by which a disk could leave its quota, and that of every ioctl.
+_BTRFS, _TYPE_BYTE = 0x9400, 0xFF00
+_FICLONE = (0x4004_9409, 0x4020_940D, 0xC018_9436)
+#: SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF; PR_SET_SECCOMP.
+_ATTACHING, _PR_SET_SECCOMP = (26, 50, 51, 52), 22
+
+
+def denied_calls() -> str:
+    """Return the value of ``security.syscalls.deny`` for apps."""
+    lines = [f"{name} errno 1" for name in _EPERM] + [f"{name} errno 38" for name in _ENOSYS]
+    lines += [f"clone errno 1 [0,{flag:#x},SCMP_CMP_MASKED_EQ,{flag:#x}]" for flag in _NAMESPACES]
+    lines += [
+        f"socket errno 97 [0,{family},SCMP_CMP_EQ]" for family in range(_FAMILIES) if family not in _OPEN_FAMILIES
+    ]
+    lines += [f"socket errno 1 [1,{_SOCK_RAW},SCMP_CMP_MASKED_EQ,{_TYPE_BITS:#x}] [0,{n},SCMP_CMP_EQ]" for n in (2, 10)]
+    lines += [
+        f"socket errno 93 [0,16,SCMP_CMP_EQ] [2,{protocol},SCMP_CMP_EQ]"
+        for protocol in range(_NETLINK_PROTOCOLS)
+        if protocol != _NETLINK_ROUTE
+    ]
+    lines.append(f"ioctl errno 1 [1,{_BTRFS:#x},SCMP_CMP_MASKED_EQ,{_TYPE_BYTE:#x}]")
+    lines += [f"setsockopt errno 1 [1,1,SCMP_CMP_EQ] [2,{option},SCMP_CMP_EQ]" for option in _ATTACHING]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Custom volume of an instance, and where it is mounted."""
+
+    name: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Parameters of an instance. ``address`` None: no network; ``routed`` False: no way out of the subnet.
+
+    ``binds`` are pairs: a folder of the instance (of a volume, say), and where it is seen too; a missing one is left
+    out. ``hidden`` are folders that nobody sees. ``own`` are the service's own keys. ``root_bytes`` limits what is
+    written outside of volumes. ``folders`` are folders of this machine, by their paths inside.
+    """
+
+    name: str
+    image: str
+    pool: str
+    cpu: float
+    memory_bytes: int
+    processes: int
+    root_bytes: int
+    volumes: tuple[Volume, ...] = ()
+    binds: tuple[tuple[str, str], ...] = ()
+    hidden: tuple[str, ...] = ()
+    network: str = ""
+    address: str | None = None
+    gateway: str = ""
+    prefix: int = 16
+    routed: bool = True
+    hostname: str = ""
+    own: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
+    denied: str = ""
+
+
+def document(instance: Instance, *, start: bool = True) -> dict[str, Any]:
+    """Return the body of ``POST /1.0/instances``."""
+    return {
+        "name": instance.name,
+        "type": "container",
+        "source": {"type": "image", "alias": instance.image},
+        "start": start,
+        "profiles": [],
+        "ephemeral": False,
+        "config": {
+            # A member that comes back starts nothing: the service decides.
+            "boot.autostart": "false",
+            "cluster.evacuate": "stop",
+            "limits.cpu.allowance": f"{max(int(instance.cpu * 100), 1)}ms/100ms",
+            "limits.memory": str(instance.memory_bytes),
+            "limits.memory.swap": "false",
+            "limits.processes": str(instance.processes),
+            "security.idmap.isolated": "true",
+            "security.idmap.size": str(IDS),
+            "security.nesting": "false",
+            "security.privileged": "false",
+            "security.guestapi": "false",
+            "security.syscalls.deny_default": "true",
+            "security.syscalls.deny_compat": "true",
+            "security.syscalls.deny": instance.denied or denied_calls(),
+            "raw.lxc": _joined(_raw(instance)),
+            **{f"{OWN}{name}": value for name, value in instance.own.items()},
+        },
+        "devices": devices(instance),
+    }
+
+
+def devices(instance: Instance) -> dict[str, dict[str, str]]:
+    """Return the devices: root, volumes, folders, and the one network interface."""
+    found: dict[str, dict[str, str]] = {
+        "root": {"type": "disk", "path": "/", "pool": instance.pool, "size": str(instance.root_bytes)}
+    }
+    for number, volume in enumerate(instance.volumes):
+        found[f"volume{number}"] = volume_device(instance.pool, volume)
+    for number, (path, folder) in enumerate(instance.folders.items()):
+        found[f"folder{number}"] = {"type": "disk", "source": folder, "path": path, "shift": "true"}
+    if instance.address:
+        found["eth0"] = {
+            "type": "nic",
+            "network": instance.network,
+            "name": "eth0",
+            "hwaddr": mac(instance.address),
+            "ipv4.address": instance.address,
+            "security.mac_filtering": "true",
+            "security.ipv4_filtering": "true",
+            "security.port_isolation": "true",
+        }
+    return found
+
+
+def volume_device(pool: str, volume: Volume) -> dict[str, str]:
+    """Return the device of a volume."""
+    device = {"type": "disk", "pool": pool, "source": volume.name, "path": volume.path}
+    return device | ({"readonly": "true"} if volume.read_only else {})
+
+
+def _raw(instance: Instance) -> list[str]:
+    lines = [
+        f"lxc.init.cmd = {INIT}",
+        "lxc.signal.halt = SIGTERM",
+        "lxc.signal.stop = SIGKILL",
+        "lxc.mount.auto =",
+        "lxc.mount.auto = proc:mixed sys:ro cgroup:ro:force",
+        "lxc.mount.entry = tmpfs run tmpfs rw,nosuid,nodev,mode=755,size=16m 0 0",
+        "lxc.mount.entry = tmpfs dev/shm tmpfs "
+        f"rw,nosuid,nodev,mode=1777,size={instance.memory_bytes // 2},create=dir 0 0",
+        f"lxc.hook.mount = {_hook(instance)}",
+    ]
+    if instance.hostname:
+        lines.append(f"lxc.uts.name = {instance.hostname}")
+    if instance.address:
+        lines.append(f"lxc.net.0.ipv4.address = {instance.address}/{instance.prefix}")
+        if instance.routed:
+            lines.append(f"lxc.net.0.ipv4.gateway = {instance.gateway}")
+    return lines
+
+
+def _joined(lines: list[str]) -> str:
+    """Return the lines as one text. A line end in a value would be another key of LXC: it is refused."""
+    if any(character in line for line in lines for character in "\n\r\0"):
+        raise ValidationFailed({"root": ["must not contain a line end"]})
+    return "\n".join(lines)
+
+
+def _hook(instance: Instance) -> str:
+    """Return the command that makes the binds, before the instance's first program runs and outside of its root.
+
+    No program of an app runs on the disk then, so that a link cannot come up between a test and a mount.
+    """
+    steps = ['cd "$LXC_ROOTFS_MOUNT"', *(f"umount -l {path} 2>/dev/null || true" for path in _UNWANTED)]
+    steps += [_bind(source.lstrip("/"), target.lstrip("/")) for source, target in instance.binds]
+    steps += [f"mount -t tmpfs -o ro,mode=0,size=4k tmpfs {path.lstrip('/')}" for path in instance.hidden]
+    return f"/bin/sh -ec {shlex.quote('; '.join(steps))}"
+
+
+def _bind(source: str, target: str) -> str:
+    shown = shlex.quote(target)
+    mount = f"mount --bind {source} {shown}"
+    if source in (f"{DISK}/app"[1:], f"{DISK}/home"[1:]):
+        return f"[ -d {source} ] || {{ mkdir {source}; chown {APP_UID}:{APP_UID} {source}; }}; {mount}"
+    if target.startswith(f"{APP}/"[1:]):
+        return _bind_in_app(source, target, mount)
+    return f"if [ -d {source} ]; then {mount}; fi"
+
+
+def _bind_in_app(source: str, target: str, mount: str) -> str:
+    """Bind over an empty folder of the app, through no link; an app may have packages of its own there."""
+    parents = [target[:end] for end, character in enumerate(target) if character == "/"]
+    real = " && ".join(f"[ -d {shlex.quote(path)} ] && [ ! -L {shlex.quote(path)} ]" for path in parents)
+    shown = shlex.quote(target)
+    make = f"[ -e {shown} ] || [ -L {shown} ] || {{ mkdir {shown}; chown {APP_UID}:{APP_UID} {shown}; }}"
+    empty = f'[ -d {shown} ] && [ ! -L {shown} ] && [ -z "$(ls -A {shown})" ]'
+    return f"if [ -d {source} ] && {real}; then {make}; if {empty}; then {mount}; fi; fi"
+
+
+#: Mounts that Incus makes in every container.
+_UNWANTED = ("dev/fuse", "dev/net/tun", "sys/fs/fuse/connections", "sys/kernel/debug", "sys/kernel/tracing")
+
+#: Where an app's volumes are mounted; what is seen of them is bound elsewhere.
+DISK, LAYER_PATH = "/disk", "/layer"
+LAYER_BINDS = ((f"{LAYER_PATH}/venv", "/venv"), (f"{LAYER_PATH}/{NODE_MODULES}", f"/{NODE_MODULES}"))
+
+
+def mirror(root: str) -> tuple[str, str]:
+    """Return the bind of the layer's Node packages into the folder of an app, where frameworks look for them."""
+    return f"{LAYER_PATH}/{NODE_MODULES}", f"{app_folder(root)}/{NODE_MODULES}"

@@ -1,0 +1,138 @@
+"""Instances of the service's project: found, made at a free address, stopped, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.instance import OWN, Instance, document
+from builderd.adapters.engines.incus.network import addresses, gateway
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.errors import NoCapacity
+
+#: Attempts to find an address that no instance of another service on the same network has.
+_ATTEMPTS = 8
+#: Seconds within which Incus ends a killed instance.
+_KILL_SECONDS = 30
+#: Attempts while Incus still works on an instance's end.
+_BUSY_TRIES, _BUSY_SECONDS = 100, 0.1
+_BUSY = ("busy", "already running a", "instance is running", "in use", "currently")
+
+
+class Instances:
+    """``image``: alias of the image of all instances; ``image_bytes``: its size once it is unpacked."""
+
+    def __init__(self, client: IncusClient, options: IncusOptions, image: str, image_bytes: int) -> None:
+        self.client = self._client = client
+        self._options = options
+        self.image = image
+        self._image_bytes = image_bytes
+        self.pool = options.pool
+        #: Held while an address is chosen and its instance is made.
+        self._choosing = asyncio.Lock()
+        self._taken: set[str] = set()
+
+    def root(self, own_bytes: int = 256 << 20) -> int:
+        """Return the limit of a root: the image counts against it too."""
+        return self._image_bytes + own_bytes
+
+    async def find(self, name: str) -> Json | None:
+        try:
+            found: Json = await self._client.get(f"/instances/{name}")
+        except IncusNotFound:
+            return None
+        return found
+
+    async def all(self) -> Sequence[Json]:
+        found: Sequence[Json] = await self._client.get("/instances", recursion="1")
+        return found
+
+    async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
+        """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
+        for _ in range(_ATTEMPTS):
+            address = await self._choose(egress=egress)
+            placed = replace(
+                instance,
+                network=self._options.network,
+                address=address,
+                gateway=gateway(self._options.subnet),
+                prefix=self._options.subnet.prefixlen,
+                routed=egress,
+                own={**instance.own, "ip": address},
+            )
+            try:
+                await self._client.call("POST", "/instances", document(placed), target=member)
+            except IncusError as error:
+                if "IP address" not in error.message:
+                    raise
+                # Of another service on this network: it stays taken.
+                continue
+            self._taken.discard(address)
+            return address
+        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
+
+    async def _choose(self, *, egress: bool) -> str:
+        async with self._choosing:
+            used = {found["config"].get(f"{OWN}ip") for found in await self.all()} | self._taken
+            network = addresses(self._options.subnet, egress=egress)
+            first, count = int(network[0]), network.num_addresses
+            for _ in range(1000):
+                number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
+                address = str(IPv4Address(first + number))
+                if address not in used:
+                    self._taken.add(address)
+                    return address
+        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
+
+    async def mark(self, name: str, own: Mapping[str, str]) -> None:
+        """Set keys of the service's own on an instance."""
+        await self._patient("PATCH", f"/instances/{name}", {"config": {f"{OWN}{k}": v for k, v in own.items()}})
+
+    async def kill(self, name: str) -> None:
+        """End all processes of an instance. Idempotent."""
+        body = {"action": "stop", "force": True, "timeout": _KILL_SECONDS}
+        with suppress(IncusNotFound):
+            try:
+                await self._patient("PUT", f"/instances/{name}/state", body)
+            except IncusError as error:
+                if "already stopped" not in error.message and "not running" not in error.message:
+                    raise
+
+    async def delete(self, name: str) -> None:
+        """Delete an instance, killed first if it runs. Idempotent."""
+        await self.kill(name)
+        with suppress(IncusNotFound):
+            await self._patient("DELETE", f"/instances/{name}")
+
+    async def strip(self, found: Json, own: Mapping[str, str]) -> None:
+        """Take all volumes from a stopped instance, and set keys of the service's own."""
+        config = found["config"] | {f"{OWN}{name}": value for name, value in own.items()}
+        kept = ("architecture", "profiles", "ephemeral", "description")
+        body = {name: found[name] for name in kept} | {
+            "config": config,
+            "devices": {name: device for name, device in found["devices"].items() if name == "root"},
+        }
+        await self._patient("PUT", f"/instances/{found['name']}", body)
+
+    async def _patient(self, method: str, path: str, body: object = None) -> Any:
+        """Call again while Incus still works on the instance, such as on its end."""
+        for _ in range(_BUSY_TRIES):
+            try:
+                return await self._client.call(method, path, body)
+            except IncusConflict as error:
+                if "already stopped" in error.message or "already exists" in error.message:
+                    raise
+            except IncusNotFound:
+                raise
+            except IncusError as error:
+                if not any(words in error.message.lower() for words in _BUSY):
+                    raise
+            await asyncio.sleep(_BUSY_SECONDS)
+        return await self._client.call(method, path, body)

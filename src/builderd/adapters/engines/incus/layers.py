@@ -1,0 +1,339 @@
+"""Layers: volumes of installed dependencies or of a build's files, attached read-only to many instances.
+
+A layer is made as ``new-…`` and renamed when it is whole: ``layer-<key>``, and ``layer-<key>-2`` once it is compiled.
+It lies on the member that made it, and is copied to another where an app first needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import nullcontext, suppress
+from weakref import WeakValueDictionary
+
+from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
+from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, send_files
+from builderd.adapters.engines.incus.errors import IncusConflict
+from builderd.adapters.engines.incus.helper import PREFIX as HELPER
+from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
+from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.storage.transcript import Transcript
+from builderd.domain.errors import InstallFailed, NotFound
+from builderd.domain.ids import TenantId
+from builderd.domain.layers import (
+    APP,
+    CACHE,
+    INPUT,
+    LAYER,
+    NODE_MODULES,
+    BuildOutcome,
+    BuildStep,
+    Cache,
+    LayerPlan,
+    StoredLayer,
+    StoredLayers,
+)
+from builderd.domain.resources import GB
+from builderd.ports.engine import Progress
+
+MAX_LAYER, MAX_CACHE = 10 * GB, 10 * GB
+#: Limits of one build: vCPU, bytes of memory, processes.
+_CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 512
+_ROOT_BYTES = 2 * GB
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE)}
+NEW, _CACHE = "new-", "cache"
+#: Where a version's build has its volume, hidden but for what is bound to ``/app``.
+_BUILD = "/mnt/build"
+#: Use of a layer is written down at most so often.
+_USED_SECONDS = 3600.0
+_NAME_LENGTH = 40
+
+
+class Layers:
+    """``files`` returns the host's files for instances with a network; ``place`` chooses the member of a build."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        instances: Instances,
+        runner: Runner,
+        helper: HelperOf,
+        place: Callable[[], Awaitable[str]],
+        files: Callable[[], dict[str, bytes]],
+    ) -> None:
+        self._volumes = volumes
+        self._instances = instances
+        self._runner = runner
+        self._helper = helper
+        self._place = place
+        self._files = files
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: Last use by key, in seconds since 1970.
+        self._used: dict[str, float] = {}
+        #: Held while the shared cache is written, and while a collection decides.
+        self._cache_lock = asyncio.Lock()
+        self._collecting = asyncio.Lock()
+
+    async def has(self, key: str) -> bool:
+        return await self._find(key) is not None
+
+    async def _find(self, key: str) -> Json | None:
+        """Return the newest volume of the layer on any member, and record its use."""
+        async with self._collecting:
+            for name in (f"{_name(key)}-2", _name(key)):
+                if found := await self._volumes.find(name):
+                    await self._record_use(key, found)
+                    return found
+        return None
+
+    async def _record_use(self, key: str, found: Json) -> None:
+        now = time.time()
+        self._used[key] = now
+        if now - float(own_of(found).get("used", 0)) > _USED_SECONDS:
+            await self._volumes.change(found["name"], found.get("location") or "", {"used": f"{now:.0f}"})
+
+    async def volume(self, key: str, member: str) -> tuple[str, bool]:
+        """Return the layer's volume on this member, copied there if need be; and True if it has Node packages."""
+        found = await self._find(key)
+        if found is None:
+            raise NotFound(f"There is no layer {key}.")
+        name, own = found["name"], own_of(found)
+        if member and found.get("location") != member and await self._volumes.find(name, member) is None:
+            with suppress(IncusConflict):
+                await self._volumes.copy(name, name, MAX_LAYER, own, member, found["location"])
+        return name, own.get("node") == "1"
+
+    async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        """Make the layer, or wait for a running build of it."""
+        async with self._lock(plan.key):
+            if await self.has(plan.key):
+                return BuildOutcome(0, (), 0.0, reused=True)
+            new = f"{NEW}{secrets.token_hex(8)}"
+            member = await self._place()
+            size = min(MAX_LAYER, plan.limit_bytes or MAX_LAYER)
+            own = {"layer": plan.key, "tenant": plan.tenant or ""}
+            await self._volumes.create(new, size, own, member, mode="0755")
+            try:
+                return await self._build(plan, new, member, progress)
+            finally:
+                await asyncio.shield(self._discard(new, member))
+
+    async def _discard(self, volume: str, member: str) -> None:
+        await self._helper(member).detach(volume)
+        await self._volumes.delete(volume, member)
+
+    async def _build(self, plan: LayerPlan, new: str, member: str, progress: Progress) -> BuildOutcome:
+        begun, transcript = time.monotonic(), Transcript(progress)
+        dependencies = ""
+        if plan.app:
+            if plan.app.dependencies:
+                dependencies, _ = await self.volume(plan.app.dependencies, member)
+            await self._fill(plan, new, member, dependencies)
+        for step in plan.steps:
+            progress(step.title)
+            end = await self._run_step(plan, step, new, member, dependencies, transcript)
+            if end.exit_code:
+                await self._refuse_full(plan, new, member)
+                return _outcome(end, transcript, begun)
+        return await self._finish(plan, new, member, transcript, begun)
+
+    async def _fill(self, plan: LayerPlan, new: str, member: str, dependencies: str) -> None:
+        assert plan.app
+        files = plan.app.bundle.files
+        request = {"volume": new, "files": described(files), "dependencies": dependencies, "root": plan.app.root}
+        try:
+            async with self._helper(member).task("fill_build", request, [new, *filter(None, [dependencies])]) as task:
+                await send_files(task, files)
+                await task.answer()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise _over_limit(plan) from error
+
+    async def _run_step(
+        self, plan: LayerPlan, step: BuildStep, new: str, member: str, dependencies: str, transcript: Transcript
+    ) -> BuildExit:
+        cache = await self._cache(step.cache, member)
+        own_cache = cache if step.cache is Cache.SCRATCH else ""
+        try:
+            async with self._cache_lock if step.cache is Cache.SHARED else nullcontext():
+                instance = self._instance(plan, new, cache, dependencies)
+                files = {f"{INPUT}/{path}": content for path, content in plan.inputs.items()}
+                program = Program(
+                    step.argv,
+                    {**ENVIRONMENT, **step.env},
+                    plan.app.folder if plan.app else INPUT,
+                    step.timeout_seconds,
+                    files={**files, **self._files()},
+                )
+                return await self._runner.run(instance, program, member, transcript.add, network=step.network)
+        finally:
+            if own_cache:
+                await asyncio.shield(self._volumes.delete(own_cache, member))
+
+    def _instance(self, plan: LayerPlan, new: str, cache: str, dependencies: str) -> Instance:
+        if plan.app:
+            volumes = [Volume(new, _BUILD)]
+            binds = [(f"{_BUILD}/app", APP), (f"{_BUILD}/packages", f"{plan.app.folder}/{NODE_MODULES}")]
+            if dependencies:
+                volumes.append(Volume(dependencies, LAYER_PATH, read_only=True))
+                binds += LAYER_BINDS
+        else:
+            volumes, binds = [Volume(new, LAYER)], []
+            if cache:
+                volumes.append(Volume(cache, CACHE))
+        return Instance(
+            name="",
+            image=self._instances.image,
+            pool=self._instances.pool,
+            cpu=_CPU,
+            memory_bytes=_MEMORY,
+            processes=_PROCESSES,
+            root_bytes=self._instances.root(_ROOT_BYTES),
+            volumes=tuple(volumes),
+            binds=tuple(binds),
+            hidden=("/mnt", LAYER_PATH) if plan.app else (),
+        )
+
+    async def _cache(self, kind: Cache, member: str) -> str:
+        """Return the volume of downloads that a step sees; of its own where what it writes is thrown away."""
+        if kind is Cache.NONE:
+            return ""
+        if await self._volumes.find(_CACHE, member) is None:
+            with suppress(IncusConflict):
+                await self._volumes.create(_CACHE, MAX_CACHE, {}, member, mode="0755")
+        if kind is Cache.SHARED:
+            return _CACHE
+        copied = f"{NEW}{secrets.token_hex(8)}"
+        await self._volumes.copy(_CACHE, copied, MAX_CACHE, {}, member)
+        return copied
+
+    async def _finish(
+        self, plan: LayerPlan, new: str, member: str, transcript: Transcript, begun: float
+    ) -> BuildOutcome:
+        files = plan.app.bundle.files if plan.app else ()
+        request = {"volume": new, "app": plan.app is not None, "files": described(files)}
+        async with self._helper(member).task("finish_build", request, [new]) as task:
+            await send_files(task, files)
+            answer = await task.answer()
+        if answer["error_line"]:
+            transcript.add(answer["error_line"])
+            return _outcome(BuildExit(1), transcript, begun)
+        if plan.limit_bytes is not None and answer["bytes"] > plan.limit_bytes:
+            raise _over_limit(plan)
+        own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": f"{time.time():.0f}"}
+        await self._helper(member).detach(new)
+        await self._volumes.change(new, member, own)
+        await self._volumes.rename(new, _name(plan.key), member)
+        self._used[plan.key] = time.time()
+        return _outcome(BuildExit(0), transcript, begun)
+
+    async def _refuse_full(self, plan: LayerPlan, new: str, member: str) -> None:
+        """Raise ``InstallFailed`` where the tenant's limit ended the build: the installer cannot say so."""
+        if plan.limit_bytes and await self._volumes.used_bytes(new, member) > plan.limit_bytes * 0.95:
+            raise _over_limit(plan)
+
+    async def compile(self, key: str, step: BuildStep) -> BuildOutcome:
+        """Run the step on a copy of the layer, which replaces it for sandboxes started later. Runs once a layer."""
+        async with self._lock(key):
+            found = await self._find(key)
+            if found is None:
+                raise NotFound(f"There is no layer {key}.")
+            if found["name"].endswith("-2"):
+                return BuildOutcome(0, (), 0.0, reused=True)
+            begun, transcript, member = time.monotonic(), Transcript(_ignore_line), found.get("location") or ""
+            new = f"{NEW}{secrets.token_hex(8)}"
+            await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
+            try:
+                plan = LayerPlan(key, {}, (step,), runs_foreign_code=False)
+                end = await self._run_step(plan, step, new, member, "", transcript)
+                if end.exit_code == 0:
+                    await self._volumes.rename(new, f"{_name(key)}-2", member)
+                return _outcome(end, transcript, begun)
+            finally:
+                await asyncio.shield(self._discard(new, member))
+
+    async def stored(self, total_bytes: int, keys: Collection[str] | None) -> StoredLayers:
+        """Return all layers, or those of these keys, which are asked for one by one."""
+        if keys is None:
+            found = [volume for volume in await self._volumes.all() if _is_layer(volume)]
+        else:
+            names = (name for key in keys for name in (_name(key), f"{_name(key)}-2"))
+            asked = await asyncio.gather(*(self._volumes.find(name) for name in names))
+            found = [volume for volume in asked if volume]
+        layers = {own["layer"]: _stored(own) for own in map(own_of, found)}
+        return StoredLayers(layers, total_bytes)
+
+    async def collect(
+        self, keep: Collection[str], unused_seconds: float, only: Collection[str] | None = None
+    ) -> list[str]:
+        """Remove layers that are not in ``keep``, that no instance has, and that were not used for so long."""
+        async with self._collecting:
+            volumes: dict[str, list[Json]] = {}
+            for volume in await self._volumes.all():
+                if _is_layer(volume):
+                    volumes.setdefault(own_of(volume)["layer"], []).append(volume)
+            gone = []
+            for key, found in volumes.items():
+                if (
+                    key in keep
+                    or (only is not None and key not in only)
+                    or not self._is_unused(key, found, unused_seconds)
+                ):
+                    continue
+                for volume in found:
+                    member = volume.get("location") or ""
+                    await self._helper(member).detach(volume["name"])
+                    await self._volumes.delete(volume["name"], member)
+                gone.append(key)
+            return gone
+
+    def _is_unused(self, key: str, found: Sequence[Json], unused_seconds: float) -> bool:
+        used = max(self._used.get(key, 0), *(float(own_of(volume).get("used", 0)) for volume in found))
+        if time.time() - used < unused_seconds:
+            return False
+        return not any(not user.startswith(HELPER) for volume in found for user in users_of(volume))
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+
+def _name(key: str) -> str:
+    return f"layer-{key[:_NAME_LENGTH]}"
+
+
+def _is_layer(volume: Json) -> bool:
+    return str(volume["name"]).startswith("layer-")
+
+
+def _stored(own: dict[str, str]) -> StoredLayer:
+    return StoredLayer(int(own["bytes"]), TenantId(own["tenant"]) if own.get("tenant") else None)
+
+
+def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutcome:
+    return BuildOutcome(
+        exit_code=end.exit_code,
+        output=tuple(transcript.last),
+        seconds=time.monotonic() - begun,
+        out_of_memory=end.out_of_memory,
+        timed_out=end.timed_out,
+    )
+
+
+def _over_limit(plan: LayerPlan) -> InstallFailed:
+    subject, cure = (
+        ("These dependencies need", "ask for fewer packages") if plan.app is None else ("This build makes", "make less")
+    )
+    return InstallFailed(
+        f"{subject} more than the {(plan.limit_bytes or MAX_LAYER) / GB:.2f} GB left of your limit for layers: delete "
+        f"builders that you no longer need, or {cure}; the operator sets the limit (tenant.layers)."
+    )
+
+
+def _ignore_line(line: str) -> None:
+    """Discard progress of background work."""

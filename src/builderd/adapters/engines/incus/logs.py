@@ -1,0 +1,166 @@
+"""Logs of sandboxes: files of s6-log on the root of each instance, read through the files API.
+
+Each stream has a folder. A line is ``<day> <time>  <text>``, its time with nanoseconds; many lines may have one time.
+``current`` is replaced at its limit, earlier files are ``@<TAI64N label>.s`` and so in the order of their names. A
+cursor has a position in each stream: a time and how many lines of it were read, which holds while files are rotated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from heapq import merge
+from typing import NamedTuple
+
+from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
+from builderd.adapters.engines.incus.guest import LOG
+from builderd.domain.logs import LogLine, LogPage, LogStream
+
+#: A page ends with the line with which it has so many characters.
+PAGE_SIZE = 1 << 18
+#: Folder of each stream.
+STREAMS = {"out": LogStream.STDOUT, "err": LogStream.STDERR}
+_CURRENT = "current"
+#: Length of ``2026-11-28 02:15:36.940812413``.
+_TIME_LENGTH = 29
+
+
+class Stamped(NamedTuple):
+    """A line of one stream; ``time`` as text, in the order of time."""
+
+    time: str
+    stream: str
+    text: str
+
+
+class Position(NamedTuple):
+    """After ``read`` lines of this time; "" is the beginning."""
+
+    time: str = ""
+    read: int = 0
+
+
+class Logs:
+    def __init__(self, client: IncusClient) -> None:
+        self._client = client
+
+    async def read(
+        self,
+        instance: str,
+        cursor: str,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        """Return complete lines after the cursor, as ``Logs.read_log`` of the port."""
+        positions = parse_cursor(cursor)
+        streams = await asyncio.gather(
+            *(self._stream(instance, name, positions[name].time, tail, since) for name in STREAMS)
+        )
+        return page_of(dict(zip(STREAMS, streams, strict=True)), cursor, tail, since, limit)
+
+    async def _stream(
+        self, instance: str, name: str, after: str, tail: int | None, since: datetime | None
+    ) -> Sequence[Stamped]:
+        """Return the lines of all files of a stream that the page may need, oldest first."""
+        try:
+            names = await self._client.file(instance, f"{LOG}/{name}")
+        except IncusNotFound:
+            return []
+        if isinstance(names, bytes):
+            return []
+        files = [file for file in sorted(names) if file.startswith("@")] + [_CURRENT] * (_CURRENT in names)
+        first = max(after, _stamp(since) if since else "")
+        found: deque[Sequence[Stamped]] = deque()
+        count = 0
+        async for lines in self._newest_first(instance, name, files):
+            found.appendleft(lines)
+            count += len(lines)
+            if (tail is not None and not first and count > tail) or (first and lines and lines[0].time < first):
+                break
+        return [line for lines in found for line in lines]
+
+    async def _newest_first(self, instance: str, name: str, files: Sequence[str]) -> AsyncIterator[Sequence[Stamped]]:
+        for file in reversed(files):
+            # Rotated or removed since it was listed.
+            with suppress(IncusNotFound, IncusError):
+                content = await self._client.file(instance, f"{LOG}/{name}/{file}")
+                yield parse(name, content) if isinstance(content, bytes) else []
+
+
+def parse(stream: str, content: bytes) -> Sequence[Stamped]:
+    """Return each complete line."""
+    decoded = (line.decode(errors="replace") for line in content.split(b"\n")[:-1])
+    return [
+        Stamped(line[:_TIME_LENGTH].replace(" ", "T"), stream, line[_TIME_LENGTH + 2 :])
+        for line in decoded
+        if len(line) >= _TIME_LENGTH
+    ]
+
+
+def parse_cursor(cursor: str) -> Mapping[str, Position]:
+    """Return the position in each stream."""
+    positions = dict.fromkeys(STREAMS, Position())
+    for name, text in zip(STREAMS, cursor.split(","), strict=False):
+        time, _, read = text.partition("/")
+        if time:
+            positions[name] = Position(time, int(read))
+    return positions
+
+
+def page_of(
+    streams: Mapping[str, Sequence[Stamped]],
+    cursor: str,
+    tail: int | None,
+    since: datetime | None,
+    limit: int | None,
+) -> LogPage:
+    """Return the page of these lines, which may begin before the cursor, in the order of their times."""
+    positions = parse_cursor(cursor)
+    rest = [lines[_start(lines, positions[name]) :] for name, lines in streams.items()]
+    ordered = list(merge(*rest, key=lambda line: line.time))
+    start = 0 if tail is None else max(len(ordered) - tail, 0)
+    if since is not None:
+        first = _stamp(since)
+        start = max(start, next((number for number, line in enumerate(ordered) if line.time >= first), len(ordered)))
+    end, size = start, 0
+    while end < len(ordered) and (limit is None or (end - start < limit and size < PAGE_SIZE)):
+        size += len(ordered[end].text)
+        end += 1
+    shown = [LogLine(_time(line.time), STREAMS[line.stream], line.text) for line in ordered[start:end]]
+    return LogPage(shown, _cursor(positions, ordered[:end], cursor), end < len(ordered))
+
+
+def _start(lines: Sequence[Stamped], position: Position) -> int:
+    """Return the index of the first line after the position."""
+    if not position.time:
+        return 0
+    first = next((number for number, line in enumerate(lines) if line.time >= position.time), len(lines))
+    return first + sum(1 for line in lines[first : first + position.read] if line.time == position.time)
+
+
+def _cursor(positions: Mapping[str, Position], passed: Sequence[Stamped], before: str) -> str:
+    """Return the position after the lines that were passed."""
+    if not passed:
+        return before
+    after = dict(positions)
+    for line in passed:
+        known = after[line.stream]
+        after[line.stream] = Position(line.time, known.read + 1 if known.time == line.time else 1)
+    return ",".join(f"{position.time}/{position.read}" if position.time else "" for position in after.values())
+
+
+def _time(stamp: str) -> datetime:
+    try:
+        return datetime.fromisoformat(stamp[:26]).replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+
+
+def _stamp(at: datetime) -> str:
+    """Return a time as the log writes it, in microseconds."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")

@@ -1,0 +1,179 @@
+"""Parts of the engine, put together once the server has been asked what it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from builderd.adapters.engines.incus.builds import PREFIX as BUILD
+from builderd.adapters.engines.incus.builds import Runner
+from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.cluster import Cluster
+from builderd.adapters.engines.incus.disks import Disks
+from builderd.adapters.engines.incus.events import Events
+from builderd.adapters.engines.incus.files import Files
+from builderd.adapters.engines.incus.helper import PREFIX as HELPER
+from builderd.adapters.engines.incus.helper import Helper
+from builderd.adapters.engines.incus.image import Image, ensure_image
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.layers import NEW, Layers
+from builderd.adapters.engines.incus.logs import Logs
+from builderd.adapters.engines.incus.network import gateway
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.process import Processes
+from builderd.adapters.engines.incus.routes import Routes
+from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
+from builderd.adapters.engines.incus.tools import Tools
+from builderd.adapters.engines.incus.volumes import Volumes
+from builderd.adapters.engines.oci.network.host_files import make_hosts
+from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
+from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
+from builderd.domain.quotas import Capacity
+from builderd.domain.resources import GB
+from builderd.linux.threads import run_to_completion
+from builderd.ports.engine import EngineOptions, Progress
+
+
+@dataclass(slots=True)
+class Machine:
+    """Parts of one service's engine. ``capacity`` is as last measured."""
+
+    options: EngineOptions
+    client: IncusClient
+    cluster: Cluster
+    image: Image
+    instances: Instances
+    volumes: Volumes
+    disks: Disks
+    files: Files
+    layers: Layers
+    sandboxes: Sandboxes
+    processes: Processes
+    logs: Logs
+    tools: Tools
+    events: Events
+    helper: Callable[[str], Helper]
+    routes: Routes
+    capacity: Capacity = field(default_factory=lambda: Capacity(0, 0, 0))
+
+    @property
+    def disk_bytes(self) -> int:
+        return int(self.capacity.disk * GB / self.options.store.overcommit)
+
+    async def measure(self) -> None:
+        self.capacity = await self.cluster.capacity(self.options.store.overcommit)
+
+    async def remove_left_overs(self) -> None:
+        """Remove half-made layers, and the instances of builds that an earlier service left."""
+        for found in await self.instances.all():
+            if found["name"].startswith(BUILD):
+                await self.instances.delete(found["name"])
+        for volume in await self.volumes.all():
+            if volume["name"].startswith(NEW):
+                member = volume.get("location") or ""
+                await self.helper(member).detach(volume["name"])
+                await self.volumes.delete(volume["name"], member)
+
+    async def remove_own_instances(self) -> None:
+        """Remove helpers and builds: what is not an app's."""
+        for found in await self.instances.all():
+            if found["name"].startswith((BUILD, HELPER)):
+                await self.instances.delete(found["name"])
+
+    async def close(self) -> None:
+        await self.events.close()
+        await self.client.close()
+
+
+async def open_machine(
+    options: EngineOptions, incus: IncusOptions, progress: Progress, *, prepare: bool = True
+) -> Machine:
+    """Connect to Incus and, with ``prepare``, make what the engine needs there."""
+    client = IncusClient(incus)
+    try:
+        cluster = Cluster(client, incus)
+        await cluster.look()
+        image = await run_to_completion(ensure_image, progress)
+        machine = make_machine(options, incus, client, cluster, image)
+        if prepare:
+            await _prepare(machine, incus, progress)
+    except BaseException:
+        await client.close()
+        raise
+    return machine
+
+
+async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) -> None:
+    cluster, options = machine.cluster, machine.options
+    await cluster.ensure_project()
+    await cluster.ensure_pool()
+    await cluster.ensure_network(options.inside_port, options.allow, options.deny, host_resolvers())
+    await cluster.ensure_image(machine.image, progress)
+    progress("helper: starting the instance that works on files")
+    await machine.helper(cluster.own).open()
+    await machine.remove_left_overs()
+    machine.routes.members = {member.name: member.address for member in await cluster.members()}
+    await machine.sandboxes.adopt()
+    await machine.measure()
+    await machine.events.open()
+
+
+def make_machine(
+    options: EngineOptions, incus: IncusOptions, client: IncusClient, cluster: Cluster, image: Image
+) -> Machine:
+    """Put the parts together; nothing is asked of Incus."""
+    instances = Instances(client, incus, image.name, image.unpacked_bytes)
+    volumes = Volumes(client, incus.pool)
+    helpers: dict[str, Helper] = {}
+
+    def helper(member: str) -> Helper:
+        # A server without a cluster calls itself "none".
+        name = member if cluster.clustered else ""
+        return helpers.setdefault(name, Helper(client, instances, name))
+
+    placing = asyncio.Lock()
+
+    async def place() -> str:
+        async with placing:
+            if not cluster.clustered:
+                return ""
+            found = await volumes.all()
+            return await cluster.place([one["location"] for one in found if one["name"].startswith("disk-")])
+
+    runner = Runner(client, instances)
+    disks = Disks(volumes, helper, place)
+    layers = Layers(volumes, instances, runner, helper, place, host_files)
+    url = f"http://{gateway(incus.subnet)}:{options.inside_port}"
+    routes = Routes(cluster.own)
+    files = AppFiles(url, own_resolv_conf(), options.log_limit)
+    sandboxes = Sandboxes(instances, disks, layers, files, routes)
+    return Machine(
+        options=options,
+        client=client,
+        cluster=cluster,
+        image=image,
+        instances=instances,
+        volumes=volumes,
+        disks=disks,
+        files=Files(disks, helper),
+        layers=layers,
+        sandboxes=sandboxes,
+        processes=Processes(client),
+        logs=Logs(client),
+        tools=Tools(runner, instances, disks, cluster.own, host_files()),
+        events=Events(client, sandboxes.unreported_ends),
+        helper=helper,
+        routes=routes,
+    )
+
+
+def own_resolv_conf() -> str:
+    """Return the text of ``/etc/resolv.conf`` of instances: the name servers of this host that they can reach."""
+    text = resolv_conf()
+    return make_resolv_conf(parse_nameservers(text), text)
+
+
+def host_files() -> dict[str, bytes]:
+    """Return the files of builds and tools that come from this host."""
+    return {"/etc/resolv.conf": own_resolv_conf().encode(), "/etc/hosts": make_hosts("127.0.0.1", "build").encode()}

@@ -1,0 +1,117 @@
+"""Report of a sandbox, from its instance and the service's own keys on it. Pure.
+
+Keys: ``builder``, ``disk``, ``layer``, ``ip``, ``started``; ``stopping``, ``frozen``, ``thawed``; ``end``, written when
+the end was first seen; ``removed``. Times are in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.volumes import own_of
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
+
+PREFIX = "s-"
+#: Clocks of members may differ by so many seconds.
+_CLOCKS = 1.0
+#: Codes of an app that was ended by a machine's shutdown: TERM, then KILL.
+SHUTDOWN_CODES = (143, 137)
+_ALIVE = {
+    "Running": SandboxState.RUNNING,
+    "Ready": SandboxState.RUNNING,
+    "Thawed": SandboxState.RUNNING,
+    "Stopping": SandboxState.RUNNING,
+    "Frozen": SandboxState.FROZEN,
+    "Freezing": SandboxState.FROZEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Record that the instance's first program wrote at its end."""
+
+    code: int
+    oom: bool
+    at: float
+
+    @classmethod
+    def parse(cls, text: str) -> Exit:
+        code, killed, at = text.split()
+        return cls(int(code), killed != "0", float(at))
+
+
+def name_of(sandbox: SandboxId) -> str:
+    return f"{PREFIX}{sandbox}"
+
+
+def sandbox_of(name: str) -> SandboxId:
+    return SandboxId(name.removeprefix(PREFIX))
+
+
+def is_sandbox(found: Json) -> bool:
+    """Return True for an instance of a sandbox that was not removed."""
+    return str(found["name"]).startswith(PREFIX) and "removed" not in own_of(found)
+
+
+def missing_report(sandbox: SandboxId) -> SandboxReport:
+    return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
+
+
+def state_of(found: Json) -> SandboxState:
+    """Return the state of an instance that got its order. Raises ``EngineUnavailable``."""
+    if found["status"] == "Error":
+        raise EngineUnavailable(
+            f"The member {found.get('location')} of the cluster does not answer: see incus cluster list.",
+            retry_after=10,
+        )
+    return SandboxState.EXITED if "end" in own_of(found) else _ALIVE.get(found["status"], SandboxState.EXITED)
+
+
+def partial_report(found: Json) -> SandboxReport:
+    """Return the report of an instance that never got its order."""
+    return SandboxReport(sandbox_of(found["name"]), BuilderId(own_of(found)["builder"]), SandboxState.PARTIAL)
+
+
+def make_report(found: Json) -> SandboxReport:
+    """Return the report; of an ended one, its ``end`` was written before."""
+    own, sandbox, state = own_of(found), sandbox_of(found["name"]), state_of(found)
+    builder = BuilderId(own["builder"])
+    started, frozen, thawed = (_moment(own.get(key)) for key in ("started", "frozen", "thawed"))
+    if state is not SandboxState.EXITED:
+        return SandboxReport(sandbox, builder, state, own["ip"], started, None, frozen, thawed)
+    end = json.loads(own["end"])
+    read = SandboxEnd(EndCause(end["cause"]), end["code"], _moment(end["at"]))
+    oom = bool(end.get("oom"))
+    return SandboxReport(sandbox, builder, state, None, started, read, frozen, thawed, oom)
+
+
+def make_end(own: Mapping[str, str], exit_: Exit | None, *, host_restarted: bool, now: float) -> str:
+    """Return the value of the key ``end``. A forced end leaves no exit record."""
+    started = float(own["started"])
+    if exit_ is None:
+        cause = EndCause.STOPPED if "stopping" in own else EndCause.MONITOR_LOST
+        cause = EndCause.HOST_RESTARTED if host_restarted and "stopping" not in own else cause
+        return _end(cause, None, max(now, started))
+    at = max(exit_.at, started)
+    if "stopping" in own and exit_.at >= float(own["stopping"]) - _CLOCKS:
+        return _end(EndCause.STOPPED, exit_.code, at)
+    if host_restarted and exit_.code in SHUTDOWN_CODES:
+        return _end(EndCause.HOST_RESTARTED, None, at)
+    # An app may survive the death of one of its processes and exit normally later.
+    if exit_.oom and exit_.code:
+        return _end(EndCause.OUT_OF_MEMORY, exit_.code, at, oom=True)
+    return _end(EndCause.EXITED, exit_.code, at, oom=exit_.oom)
+
+
+def _end(cause: EndCause, code: int | None, at: float, *, oom: bool = False) -> str:
+    return json.dumps({"cause": cause.value, "code": code, "at": f"{at:.6f}", "oom": oom})
+
+
+def _moment(seconds: str | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(float(seconds), UTC)

@@ -1,0 +1,66 @@
+"""Routes from this machine to instances on other members, one for each address.
+
+The bridge has the same subnet on every member, so that an address alone does not say where its instance is. Members
+must be neighbours: each reaches the other's address without a router between them that does not know the subnet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from builderd.domain.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+#: Marks the service's own routes (rtnetlink(7), rtm_protocol; free for use by programs of one's own).
+PROTOCOL = "152"
+
+
+class Routes:
+    """``members`` maps names to addresses; ``own`` is the member of this machine."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self.members: Mapping[str, str] = {}
+        self._known: set[str] = set()
+
+    async def sync(self, wanted: Mapping[str, str]) -> None:
+        """Have routes to exactly these addresses (address → member) but for those on this machine."""
+        if not self._own:
+            return
+        shown = await _ip("route", "show", "proto", PROTOCOL)
+        self._known = {line.split()[0] for line in shown.splitlines()}
+        remote = {address: member for address, member in wanted.items() if member != self._own}
+        for address in self._known - remote.keys():
+            await self.remove(address)
+        for address, member in remote.items():
+            await self.add(address, member)
+
+    async def add(self, address: str, member: str) -> None:
+        """Route an address to its member; to this machine's own bridge, where it lies here."""
+        if not self._own or member == self._own:
+            await self.remove(address)
+            return
+        via = self.members.get(member)
+        if not via:
+            raise EngineUnavailable(f"The member {member} of the cluster has no IPv4 address: see incus cluster list.")
+        await _ip("route", "replace", f"{address}/32", "via", via, "proto", PROTOCOL)
+        self._known.add(address)
+
+    async def remove(self, address: str) -> None:
+        """Remove the route to an address. Idempotent."""
+        if address in self._known:
+            self._known.discard(address)
+            await _ip("route", "del", f"{address}/32", "proto", PROTOCOL)
+
+
+async def _ip(*words: str) -> str:
+    program = await asyncio.create_subprocess_exec(
+        "ip", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    shown, complaint = await program.communicate()
+    if program.returncode:
+        log.warning("route not changed command=%s error=%s", " ".join(words), complaint.decode().strip())
+    return shown.decode()

@@ -1,0 +1,397 @@
+"""Sandboxes: an instance for each run of an app, started by an order that only this service gives."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from builderd.adapters.engines.incus import guest
+from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.disks import Disks, volume_of
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.layers import Layers
+from builderd.adapters.engines.incus.reports import (
+    PREFIX,
+    SHUTDOWN_CODES,
+    Exit,
+    is_sandbox,
+    make_end,
+    make_report,
+    missing_report,
+    name_of,
+    partial_report,
+    sandbox_of,
+    state_of,
+)
+from builderd.adapters.engines.incus.routes import Routes
+from builderd.adapters.engines.incus.volumes import own_of
+from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
+from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brings_packages
+from builderd.adapters.engines.oci.runtime.listening import parse_listening
+from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.layers import APP, app_folder
+from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
+
+#: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
+KEPT_LOGS = 3
+#: Seconds within which Incus notes that a stopped instance was stopped and not cut off with its machine.
+_NOTE_SECONDS = 3.0
+_STATE_SECONDS = 30
+#: Attempts to read a file of an instance whose root is being unmounted.
+_BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class AppFiles:
+    """Values that every app's instance gets: the service's address, name servers, and the limit of its log in bytes."""
+
+    url: str
+    resolv_conf: str
+    log_bytes: int
+
+
+class Sandboxes:
+    def __init__(self, instances: Instances, disks: Disks, layers: Layers, files: AppFiles, routes: Routes) -> None:
+        self._client = instances.client
+        self._routes = routes
+        self._instances = instances
+        self._disks = disks
+        self._layers = layers
+        self._files = files
+        #: Names of instances known to have got their order.
+        self._ordered: set[str] = set()
+
+    # Start
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        """Start the sandbox, or find it. Only one call at a time for each disk."""
+        if found := await self._find(spec.id):
+            if await self._has_order(found):
+                return await self._report(found)
+            await self._instances.delete(found["name"])
+        await self.refuse_while_used(spec.disk)
+        await self._prune(spec.builder_id)
+        member = await self._disks.member(spec.disk)
+        instance = await self._instance(spec, member)
+        name = instance.name
+        try:
+            address = await self._instances.create(instance, member, egress=spec.egress)
+            own = {**instance.own, "ip": address}
+            await self._routes.add(address, member)
+        except IncusConflict as error:
+            raise InvalidState(f"The sandbox {spec.id} is being started already.") from error
+        except IncusError as error:
+            await self._instances.delete(name)
+            if "not found" in error.message.lower():
+                raise NotFound(f"The disk or the layer of the sandbox {spec.id} is gone.") from error
+            raise
+        code, told = await run_to_end(self._client, name, guest.DELIVER, self._order(spec, address))
+        if code:
+            raise EngineUnavailable(f"The app could not be started: {told.decode(errors='replace')}", retry_after=5)
+        self._ordered.add(name)
+        # An app that has ended by now is reported by its next observation.
+        made = {"name": name, "status": "Running", "config": {f"{OWN}{key}": value for key, value in own.items()}}
+        return make_report(made)
+
+    async def _instance(self, spec: SandboxSpec, member: str) -> Instance:
+        volumes = [Volume(volume_of(spec.disk), DISK)]
+        binds: tuple[tuple[str, str], ...] = ((f"{DISK}/app", APP), (f"{DISK}/home", HOME))
+        if spec.layer_key:
+            layer, has_packages = await self._layers.volume(spec.layer_key, member)
+            volumes.append(Volume(layer, LAYER_PATH, read_only=True))
+            binds += LAYER_BINDS
+            if has_packages and not brings_packages(spec.entrypoint):
+                binds += (mirror(spec.root),)
+        return Instance(
+            name=name_of(spec.id),
+            image=self._instances.image,
+            pool=self._instances.pool,
+            cpu=spec.resources.cpu,
+            memory_bytes=spec.resources.memory_bytes,
+            processes=PIDS,
+            root_bytes=self._instances.root(),
+            volumes=tuple(volumes),
+            binds=binds,
+            hidden=(DISK, LAYER_PATH) if spec.layer_key else (DISK,),
+            hostname=spec.hostname,
+            own={
+                "builder": spec.builder_id,
+                "disk": spec.disk,
+                "layer": spec.layer_key or "",
+                "started": f"{time.time():.6f}",
+            },
+        )
+
+    def _order(self, spec: SandboxSpec, address: str) -> bytes:
+        files = {
+            "/etc/hosts": make_hosts(address, spec.hostname),
+            "/etc/hostname": f"{spec.hostname}\n",
+            "/etc/resolv.conf": self._files.resolv_conf,
+        }
+        argv = ("/bin/sh", "-c", WAIT + spec.entrypoint)
+        return guest.order(
+            argv, app_env(spec, self._files.url), files, spec.secret_files, self._files.log_bytes, app_folder(spec.root)
+        )
+
+    async def _prune(self, builder: BuilderId) -> None:
+        """Remove the oldest instances that are kept for their logs."""
+        kept = [
+            found for found in await self._instances.all() if own_of(found).get("removed") and _is_of(found, builder)
+        ]
+        for one in sorted(kept, key=lambda one: str(one["created_at"]))[:-KEPT_LOGS]:
+            await self._instances.delete(one["name"])
+
+    async def refuse_while_used(self, disk: DiskId) -> None:
+        """Raise ``InvalidState`` while a sandbox runs on the disk, ``NotFound`` without the disk."""
+        if await self.user(disk):
+            raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    async def user(self, disk: DiskId) -> Json | None:
+        """Return the instance of the running sandbox of this disk, or None."""
+        for name in await self._disks.users(disk):
+            found = await self._instances.find(name) if name.startswith(PREFIX) else None
+            if found and _runs(found) and await self._has_order(found):
+                return found
+        return None
+
+    # Reports
+
+    async def _find(self, sandbox: SandboxId) -> Json | None:
+        if not sandbox.isalnum():
+            return None
+        found = await self._instances.find(name_of(sandbox))
+        return found if found and is_sandbox(found) else None
+
+    async def running(self, sandbox: SandboxId) -> Json | None:
+        """Return the instance of a sandbox that runs or is frozen."""
+        found = await self._find(sandbox)
+        return found if found and _runs(found) and await self._has_order(found) else None
+
+    async def _has_order(self, found: Json) -> bool:
+        """Return True if the instance got its order; one without was left by an interrupted start."""
+        name = found["name"]
+        if name in self._ordered or "end" in own_of(found):
+            return True
+        if found["status"] != "Error" and await self._read(name, guest.ORDERED) is None:
+            return False
+        self._ordered.add(name)
+        return True
+
+    async def report(self, sandbox: SandboxId) -> SandboxReport:
+        found = await self._find(sandbox)
+        return await self._report(found) if found else missing_report(sandbox)
+
+    async def _report(self, found: Json) -> SandboxReport:
+        if not await self._has_order(found):
+            return partial_report(found)
+        if state_of(found) is SandboxState.EXITED and "end" not in own_of(found):
+            found = await self._write_end(found)
+        return make_report(found)
+
+    async def all(self) -> Sequence[SandboxReport]:
+        found = [one for one in await self._instances.all() if is_sandbox(one)]
+        return await asyncio.gather(*(self._report(one) for one in found))
+
+    async def unreported_ends(self) -> list[SandboxId]:
+        """Return sandboxes whose end nobody has seen yet."""
+        return [
+            sandbox_of(found["name"])
+            for found in await self._instances.all()
+            if is_sandbox(found) and found["status"] == "Stopped" and "end" not in own_of(found)
+        ]
+
+    async def _write_end(self, found: Json) -> Json:
+        """Find out how an instance ended, and write it on it, so that every later report says the same."""
+        own, name = own_of(found), found["name"]
+        recorded = await self._read(name, guest.EXIT_RECORD)
+        exit_ = Exit.parse(recorded) if recorded else None
+        restarted = exit_ is None and await self._read(name, guest.RESTARTED) is not None
+        if not restarted and (exit_ is None or exit_.code in SHUTDOWN_CODES):
+            restarted = await self._was_cut_off(name)
+        end = make_end(own, exit_, host_restarted=restarted, now=time.time())
+        await self._instances.mark(name, {"end": end})
+        return await self._client.get(f"/instances/{name}")  # type: ignore[no-any-return]
+
+    async def _read(self, name: str, path: str) -> str | None:
+        """Return the text of a file of an instance, None when there is none."""
+        for attempt in range(_BUSY_TRIES):
+            try:
+                content = await self._client.file(name, path)
+            except IncusNotFound:
+                return None
+            except IncusError:
+                # Its root is being unmounted after its end.
+                if attempt == _BUSY_TRIES - 1:
+                    raise
+                await asyncio.sleep(_BUSY_SECONDS)
+            else:
+                return content.decode() if isinstance(content, bytes) else None
+        return None
+
+    async def _was_cut_off(self, name: str) -> bool:
+        """Return True if Incus takes the instance for running: its machine restarted, or was shut down, under it."""
+        deadline = time.monotonic() + _NOTE_SECONDS
+        while True:
+            found = await self._instances.find(name)
+            if found is None or found["config"].get("volatile.last_state.power") != "RUNNING":
+                return False
+            if time.monotonic() > deadline:
+                return True
+            await asyncio.sleep(0.1)
+
+    # Changes
+
+    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
+        if (found := await self.running(sandbox)) and found["status"] != "Frozen":
+            # Written first: an instance frozen without it was frozen for a copy of its disk.
+            await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
+            await self._set_state(found["name"], "freeze")
+        return await self.report(sandbox)
+
+    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        if (found := await self.running(sandbox)) and found["status"] == "Frozen":
+            await self._set_state(found["name"], "unfreeze")
+            await self._instances.mark(found["name"], {"thawed": f"{time.time():.6f}"})
+        return await self.report(sandbox)
+
+    async def _set_state(self, name: str, action: str) -> None:
+        # It may have ended meanwhile.
+        with suppress(IncusNotFound, IncusConflict):
+            await self._client.call("PUT", f"/instances/{name}/state", {"action": action, "timeout": _STATE_SECONDS})
+
+    @asynccontextmanager
+    async def frozen_meanwhile(self, disk: DiskId) -> AsyncIterator[None]:
+        """Freeze the disk's sandbox, if one runs, while the context lasts."""
+        user = await self.user(disk)
+        name = user["name"] if user and user["status"] == "Running" else None
+        if name:
+            await self._set_state(name, "freeze")
+        try:
+            yield
+        finally:
+            if name:
+                await asyncio.shield(self._set_state(name, "unfreeze"))
+
+    async def adopt(self) -> None:
+        """Route to what runs, and thaw instances that an earlier service froze for a copy of their disks."""
+        alive = [found for found in await self._instances.all() if is_sandbox(found) and own_of(found).get("ip")]
+        await self._routes.sync({own_of(found)["ip"]: found["location"] for found in alive})
+        for found in alive:
+            own = own_of(found)
+            if found["status"] == "Frozen":
+                frozen, thawed = float(own.get("frozen", 0)), float(own.get("thawed", 0))
+                if frozen <= thawed:
+                    await self._set_state(found["name"], "unfreeze")
+
+    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        found = await self._find(sandbox)
+        if found is None:
+            return missing_report(sandbox)
+        name = found["name"]
+        if not await self._has_order(found):
+            await self._instances.delete(name)
+            return missing_report(sandbox)
+        if state_of(found) is SandboxState.EXITED:
+            return await self._report(found)
+        await self._instances.mark(name, {"stopping": f"{time.time():.6f}"})
+        if found["status"] == "Frozen":
+            await self._set_state(name, "unfreeze")
+        if grace_seconds > 0:
+            body = {"action": "stop", "timeout": max(math.ceil(grace_seconds), 1), "force": False}
+            with suppress(IncusError):
+                await self._client.call("PUT", f"/instances/{name}/state", body)
+        await self._instances.kill(name)
+        return await self.report(sandbox)
+
+    async def remove(self, sandbox: SandboxId) -> None:
+        """Take the disk and the layer from an ended sandbox; its instance stays for its log."""
+        found = await self._find(sandbox)
+        if found is None:
+            return
+        if not await self._has_order(found):
+            await self._instances.delete(found["name"])
+            return
+        if _runs(found):
+            raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
+        await self._routes.remove(own_of(found).get("ip", ""))
+        await self._instances.strip(found, {"removed": f"{time.time():.0f}", "ip": ""})
+
+    async def release(self, disk: DiskId) -> None:
+        """Take a disk that is to be deleted from ended sandboxes."""
+        for name in await self._disks.users(disk):
+            if name.startswith(PREFIX) and (found := await self._instances.find(name)):
+                if not await self._has_order(found):
+                    await self._instances.delete(name)
+                    continue
+                await self._report(found)
+                if found := await self._instances.find(name):
+                    await self._instances.strip(found, {})
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        for found in await self._instances.all():
+            if own_of(found).get("removed") and _is_of(found, builder):
+                await self._instances.delete(found["name"])
+
+    # Usage
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        found = await self.running(sandbox)
+        if found is None or found["status"] != "Running":
+            return Listening(frozenset())
+        try:
+            _, told = await run_to_end(self._client, found["name"], ("cat", "/proc/net/tcp", "/proc/net/tcp6"))
+        except InvalidState:
+            return Listening(frozenset())
+        sockets = parse_listening(told.decode())
+        alone = {port for ip, port in sockets if ip == "::"} - {port for ip, port in sockets if ip == "0.0.0.0"}  # noqa: S104
+        for port in alone:
+            if not await _answers(own_of(found)["ip"], port):
+                sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
+        return Listening(sockets)
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        found = await self.running(sandbox)
+        if found is None:
+            return None
+        disk = DiskId(own_of(found)["disk"])
+        state, used = await asyncio.gather(
+            self._client.get(f"/instances/{found['name']}/state"), self._disks.used(disk)
+        )
+        counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
+        return SandboxUsage(
+            cpu_seconds=state["cpu"]["usage"] / 1e9,
+            memory_bytes=max(state["memory"]["usage"], 0),
+            disk_bytes=used,
+            network_in_bytes=counters.get("bytes_received", 0),
+            network_out_bytes=counters.get("bytes_sent", 0),
+            processes=max(state["processes"], 0),
+        )
+
+
+def _runs(found: Json) -> bool:
+    return state_of(found) in (SandboxState.RUNNING, SandboxState.FROZEN)
+
+
+async def _answers(ip: str, port: int) -> bool:
+    """Return True unless the port refuses connections by IPv4: the kernel's tables do not tell sockets for both."""
+    try:
+        async with asyncio.timeout(1):
+            _, writer = await asyncio.open_connection(ip, port)
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    writer.close()
+    return True
+
+
+def _is_of(found: Json, builder: BuilderId) -> bool:
+    return own_of(found).get("builder") == builder

@@ -1,0 +1,78 @@
+"""Tools: trusted programs such as restic, in an instance of their own on the member with the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from builderd.adapters.engines.incus.builds import Program, Runner
+from builderd.adapters.engines.incus.disks import Disks, volume_of
+from builderd.adapters.engines.incus.instance import Instance, Volume
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.resources import GB
+from builderd.ports.engine import Progress, Tool, ToolExit
+
+_CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 256
+_ROOT_BYTES = 2 * GB
+_HELD = "/mnt/disk"
+
+
+class Tools:
+    """``own_member`` is the member that this service runs on: folders of its machine can be seen there only."""
+
+    def __init__(
+        self, runner: Runner, instances: Instances, disks: Disks, own_member: str, files: dict[str, bytes]
+    ) -> None:
+        self._runner = runner
+        self._instances = instances
+        self._disks = disks
+        self._own_member = own_member
+        self._files = files
+
+    async def run(self, tool: Tool, output: Progress) -> ToolExit:
+        """Run the tool. Raises ``NotFound`` without the disk."""
+        member = await self._disks.member(tool.disk) if tool.disk else self._own_member
+        if tool.folders and member != self._own_member:
+            raise EngineUnavailable(
+                f"The disk {tool.disk} lies on the member {member}, which does not see the folders of this machine "
+                f"({self._own_member}): use a repository that every member reaches, such as s3: or rest:."
+            )
+        for folder in tool.folders.values():
+            _make_folder(folder)
+        volumes = (Volume(volume_of(tool.disk), _HELD, read_only=not tool.writable),) if tool.disk else ()
+        instance = Instance(
+            name="",
+            image=self._instances.image,
+            pool=self._instances.pool,
+            cpu=_CPU,
+            memory_bytes=_MEMORY,
+            processes=_PROCESSES,
+            root_bytes=self._instances.root(_ROOT_BYTES),
+            volumes=volumes,
+            binds=((f"{_HELD}/app", "/disk"),) if tool.disk else (),
+            hidden=("/mnt",),
+            hostname=tool.hostname,
+            folders={f"/{name}": str(folder) for name, folder in tool.folders.items()},
+        )
+        env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
+        program = Program(
+            tool.argv,
+            {**env, "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},
+            "/",
+            tool.timeout_seconds,
+            user=APP_UID,
+            kept="+dac_read_search" if tool.reads_all else "",
+            files=self._files,
+        )
+        ended = await self._runner.run(instance, program, member, output, network=tool.network)
+        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder that tools own; its parent keeps other users out."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid != APP_UID:
+        os.chown(folder, APP_UID, APP_UID)

@@ -1,0 +1,105 @@
+"""Custom volumes of the pool: made, copied, limited, deleted. Disks and layers are such volumes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.instance import OWN
+
+log = logging.getLogger(__name__)
+
+_BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
+
+
+class Volumes:
+    """Volumes by name. Names are unique in the cluster, but for layers, which lie on each member that uses them."""
+
+    def __init__(self, client: IncusClient, pool: str) -> None:
+        self._client = client
+        self._pool = pool
+        self._path = f"/storage-pools/{pool}/volumes/custom"
+
+    async def find(self, name: str, member: str = "") -> Json | None:
+        try:
+            found: Json = await self._client.get(f"{self._path}/{name}", target=member)
+        except IncusNotFound:
+            return None
+        return found
+
+    async def all(self) -> Sequence[Json]:
+        found: Sequence[Json] = await self._client.get(self._path, recursion="1")
+        return [volume for volume in found if "/" not in volume["name"]]
+
+    async def create(self, name: str, size: int, own: Mapping[str, str], member: str, mode: str = "0711") -> None:
+        """Make an empty volume with a hard limit. Raises ``IncusConflict``."""
+        await self._client.call(
+            "POST", self._path, {"name": name, "config": _config(size, own) | {"initial.mode": mode}}, target=member
+        )
+
+    async def copy(
+        self, source: str, target: str, size: int, own: Mapping[str, str], member: str, from_member: str = ""
+    ) -> None:
+        """Copy a volume, on one member in no time. Raises ``IncusNotFound``, ``IncusConflict``."""
+        origin: Json = {"type": "copy", "pool": self._pool, "name": source, "volume_only": True}
+        if from_member and from_member != member:
+            origin["location"] = from_member
+        body = {"name": target, "config": _config(size, own), "source": origin}
+        await self._client.call("POST", self._path, body, target=member)
+
+    async def rename(self, name: str, new: str, member: str) -> None:
+        await self._client.call("POST", f"{self._path}/{name}", {"name": new}, target=member)
+
+    async def change(self, name: str, member: str, own: Mapping[str, str], size: int | None = None) -> None:
+        """Set keys of the service's own, and the limit where one is given."""
+        config = {f"{OWN}{key}": value for key, value in own.items()}
+        if size is not None:
+            config["size"] = str(size)
+        await self._client.call("PATCH", f"{self._path}/{name}", {"config": config}, target=member)
+
+    async def used_bytes(self, name: str, member: str = "") -> int:
+        """Return the bytes that no clone shares; 0 when the volume is gone."""
+        with suppress(IncusNotFound):
+            state: Json = await self._client.get(f"{self._path}/{name}/state", target=member)
+            return int((state.get("usage") or {}).get("used", 0))
+        return 0
+
+    async def delete(self, name: str, member: str = "") -> None:
+        """Delete a volume. Idempotent. Raises ``IncusConflict`` when an instance uses it."""
+        for attempt in range(_BUSY_TRIES):
+            try:
+                await self._client.call("DELETE", f"{self._path}/{name}", target=member)
+            except IncusNotFound:
+                return
+            except IncusConflict:
+                raise
+            except IncusError:
+                if attempt == _BUSY_TRIES - 1:
+                    raise
+                await asyncio.sleep(_BUSY_SECONDS)
+            else:
+                return
+
+
+def own_of(found: Json) -> dict[str, str]:
+    """Return the service's own keys of a volume or an instance."""
+    return {name.removeprefix(OWN): value for name, value in found["config"].items() if name.startswith(OWN)}
+
+
+def users_of(volume: Json) -> Sequence[str]:
+    """Return the names of the instances that have this volume, running or not."""
+    paths = (path.partition("?")[0].rpartition("/") for path in volume.get("used_by") or ())
+    return [name for parent, _, name in paths if parent.endswith("/instances")]
+
+
+def _config(size: int, own: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "size": str(size),
+        # Each instance has ids of its own: a volume is mounted as if it were its instance's.
+        "security.shifted": "true",
+        **{f"{OWN}{key}": value for key, value in own.items()},
+    }

@@ -1,0 +1,33 @@
+"""Words of Incus as errors of the service."""
+
+from __future__ import annotations
+
+import pytest
+
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, error_of
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (404, "Instance not found", IncusNotFound),
+        (409, "The network ACL already exists", IncusConflict),
+        (500, "UNIQUE constraint failed: projects.name", IncusConflict),
+        (500, "write: no space left on device", NoCapacity),
+        (500, "unable to create: Disk quota exceeded", NoCapacity),
+        (503, "no available cowsql leader server found", EngineUnavailable),
+        (500, "Failed to begin transaction: context deadline exceeded", EngineUnavailable),
+        (400, "Invalid config", IncusError),
+    ],
+)
+def test_kind_of_each_answer(status: int, text: str, kind: type[BuilderdError]) -> None:
+    error = error_of(status, text, "POST /instances")
+    assert type(error) is kind
+    assert text in error.message
+
+
+def test_cluster_without_a_quorum_says_when_to_try_again() -> None:
+    error = error_of(503, "no available cowsql leader server found", "GET /instances")
+    assert error.retry_after
+    assert "incus cluster list" in error.message

@@ -1,0 +1,82 @@
+"""The document of an instance: what keeps apps in, and who may start them."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from builderd.adapters.engines.incus.instance import Instance, Volume, denied_calls, document, mirror
+from builderd.domain.errors import ValidationFailed
+
+
+def make(**changes: object) -> dict[str, dict[str, str]]:
+    values: dict[str, object] = {
+        "name": "s-1",
+        "image": "base",
+        "pool": "default",
+        "cpu": 0.5,
+        "memory_bytes": 1 << 28,
+        "processes": 512,
+        "root_bytes": 1 << 30,
+    }
+    return document(Instance(**{**values, **changes}))  # type: ignore[arg-type]
+
+
+def test_only_the_service_starts_an_instance() -> None:
+    config = make()["config"]
+    assert (config["boot.autostart"], config["cluster.evacuate"]) == ("false", "stop")
+    assert "lxc.init.cmd = /usr/bin/tini -s -- /opt/builderd/entry" in config["raw.lxc"]
+
+
+def test_instance_has_its_own_ids_and_limits_and_no_privileges() -> None:
+    config = make()["config"]
+    assert config["security.idmap.isolated"] == "true"
+    assert config["security.privileged"] == config["security.nesting"] == config["security.guestapi"] == "false"
+    assert (config["limits.cpu.allowance"], config["limits.memory"]) == ("50ms/100ms", str(1 << 28))
+    assert (config["limits.processes"], config["limits.memory.swap"]) == ("512", "false")
+
+
+def test_dangerous_calls_are_denied() -> None:
+    lines = denied_calls().splitlines()
+    for name in ("mount", "unshare", "setns", "ptrace", "bpf", "keyctl", "io_uring_setup", "userfaultfd"):
+        assert any(line.split()[0] == name for line in lines)
+    assert "clone errno 1 [0,0x10000000,SCMP_CMP_MASKED_EQ,0x10000000]" in lines
+    families = [line for line in lines if line.startswith("socket errno 97")]
+    assert "socket errno 97 [0,40,SCMP_CMP_EQ]" in families, "vsock"
+    assert not [line for line in families if "[0,2," in line or "[0,1," in line]
+
+
+def test_network_interface_keeps_its_address_and_reaches_no_neighbour() -> None:
+    body = make(network="apps", address="10.99.1.2", gateway="10.99.0.1")
+    nic = body["devices"]["eth0"]
+    assert nic["ipv4.address"] == "10.99.1.2"  # type: ignore[index]
+    for option in ("security.mac_filtering", "security.ipv4_filtering", "security.port_isolation"):
+        assert nic[option] == "true"  # type: ignore[index]
+    assert "lxc.net.0.ipv4.gateway = 10.99.0.1" in body["config"]["raw.lxc"]
+
+
+def test_instance_without_egress_has_no_way_out() -> None:
+    raw = make(address="10.99.192.2", gateway="10.99.0.1", routed=False)["config"]["raw.lxc"]
+    assert "lxc.net.0.ipv4.address = 10.99.192.2/16" in raw
+    assert "gateway" not in raw
+
+
+def test_volumes_are_hidden_but_for_what_is_bound() -> None:
+    volumes = (Volume("disk-1", "/disk"), Volume("layer-1", "/layer", read_only=True))
+    body = make(volumes=volumes, binds=(("/disk/app", "/app"), mirror("web/it's")), hidden=("/disk", "/layer"))
+    assert body["devices"]["volume1"]["readonly"] == "true"  # type: ignore[index]
+    (hook,) = [line for line in body["config"]["raw.lxc"].splitlines() if line.startswith("lxc.hook.mount")]
+    assert hook.index("mount --bind disk/app app") < hook.index("tmpfs disk")
+    script = shlex.split(hook.partition("= ")[2])[2]
+    assert "[ ! -L app/web ]" in script
+    target = shlex.quote("app/web/it's/node_modules")
+    assert f"mount --bind layer/node_modules {target}" in script
+
+
+@pytest.mark.parametrize("value", ["a\nlxc.hook.start-host = /bin/sh", "a\r", "a\0"])
+def test_value_with_a_line_end_adds_no_key_of_lxc(value: str) -> None:
+    with pytest.raises(ValidationFailed):
+        make(binds=(mirror(value),))
+    with pytest.raises(ValidationFailed):
+        make(hostname=value)

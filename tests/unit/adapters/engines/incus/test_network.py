@@ -1,0 +1,70 @@
+"""Rules of the access list, which can only allow, and the networks that instances reach by them."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+
+from builderd.adapters.engines.incus.network import access_list, addresses, mac, outside, without_egress
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.addresses import NOT_FOR_SANDBOXES
+
+OPTIONS = IncusOptions()
+
+
+def reached(address: str, **changes: object) -> bool:
+    values: dict[str, object] = {"allow": (), "deny": (), "resolvers": (), "members": ()}
+    rules = access_list(OPTIONS, 8082, **{**values, **changes})["egress"]  # type: ignore[arg-type]
+    networks = [IPv4Network(part) for rule in rules for part in rule["destination"].split(",")]
+    return any(IPv4Address(address) in network for network in networks)
+
+
+def test_the_internet_and_the_service_are_reached() -> None:
+    assert reached("1.1.1.1")
+    assert reached("10.99.0.1")
+
+
+def test_private_networks_and_neighbours_are_not_reached() -> None:
+    for address in (
+        "10.98.0.11",
+        "10.99.3.4",
+        "192.168.1.1",
+        "172.16.0.1",
+        "169.254.169.254",
+        "127.0.0.1",
+        "224.0.0.1",
+    ):
+        assert not reached(address)
+
+
+def test_allowed_and_denied_networks_of_the_operator_hold() -> None:
+    allow = (IPv4Network("10.5.0.0/16"),)
+    assert reached("10.5.1.1", allow=allow)
+    assert not reached("10.5.1.1", allow=allow, deny=(IPv4Network("10.5.1.0/24"),))
+    assert not reached("1.1.1.1", deny=(IPv4Network("1.1.1.0/24"),))
+
+
+def test_only_proxies_of_members_and_the_gateway_come_in() -> None:
+    (rule,) = access_list(OPTIONS, 8082, (), (), (), ["10.98.0.11", "10.98.0.12"])["ingress"]
+    assert rule["source"] == "10.99.0.1/32,10.98.0.11/32,10.98.0.12/32"
+
+
+def test_instances_without_egress_have_addresses_that_no_rule_allows() -> None:
+    sources = {
+        IPv4Network(part)
+        for rule in access_list(OPTIONS, 8082, (), (), ("9.9.9.9",), [])["egress"]
+        for part in rule["source"].split(",")
+    }
+    assert not any(source.overlaps(without_egress(OPTIONS.subnet)) for source in sources)
+    assert addresses(OPTIONS.subnet, egress=False) == without_egress(OPTIONS.subnet)
+    assert addresses(OPTIONS.subnet, egress=True).subnet_of(OPTIONS.subnet)
+
+
+def test_complement_of_networks_is_exact() -> None:
+    left = outside(NOT_FOR_SANDBOXES)
+    excluded = list(collapse_addresses(NOT_FOR_SANDBOXES))
+    assert list(collapse_addresses([*left, *excluded])) == [IPv4Network("0.0.0.0/0")]
+    assert not any(one.overlaps(other) for one in left for other in excluded)
+
+
+def test_mac_follows_the_address() -> None:
+    assert mac("10.99.1.2") == "02:bd:0a:63:01:02"

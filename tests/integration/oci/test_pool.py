@@ -6,6 +6,9 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from tests.integration.oci.test_leaks import traces
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime import pool
-from builderd.domain.ids import SandboxId
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
@@ -254,3 +257,46 @@ async def _killed(pool_: pool.Pool) -> None:
     if pool_._filling:
         pool_._filling.cancel()
         await asyncio.wait({pool_._filling})
+
+
+KILLED_SERVICE = textwrap.dedent("""
+    import asyncio, os, signal, sys
+    from pathlib import Path
+    from builderd.adapters.engines.oci.engine.engine import OciEngine
+    from builderd.adapters.engines.oci.runtime import pool
+    from builderd.adapters.engines.oci.runtime.runs import Runs
+    from tests.contract.engine import apps
+    from tests.engines import make_spec, settings_in
+    from tests.integration.oci.test_pool import reserved
+
+    async def die(self, *arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def main():
+        pool.IDLE_CPUS = -1
+        engine = OciEngine(settings_in(Path(sys.argv[1]), sandbox_pool=1))
+        await engine.prepare(lambda line: None)
+        spec = await make_spec(engine, apps.SILENT, id=await reserved(engine))
+        print(spec.id, spec.disk, flush=True)
+        setattr(Runs, sys.argv[2], die)
+        await engine.start(spec)
+
+    asyncio.run(main())
+""")
+
+
+@pytest.mark.parametrize("method", ["share_ports", "release"])
+async def test_a_claim_that_was_cut_off_is_mended_by_starting_again(pooled: EngineOptions, method: str) -> None:
+    """Killed before the record says whose it is, and after that but before it runs."""
+    words = [sys.executable, "-c", KILLED_SERVICE, str(pooled.data_dir), method]
+    died = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ENGINE_TIMEOUT)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    sandbox, disk = died.stdout.split()
+    async with prepared(replace(pooled, sandbox_pool=0)) as engine:
+        spec = await make_spec(
+            engine, apps.SILENT, id=SandboxId(sandbox), disk=DiskId(disk), builder_id=BuilderId(disk)
+        )
+        assert not (await engine.report(spec.id)).alive
+        assert (await engine.start(spec)).state is SandboxState.RUNNING
+        assert (await execute(engine, spec.id, "hostname", ENGINE_TIMEOUT, 100)).output == "contract\n"
+        assert not [path.name for path in (engine._here.store.root / "scratch").glob(".*")]

@@ -77,6 +77,15 @@ def connect(tls: Proxy, name: str | None, source: str = OURS, alpn: str = "http/
     return context.wrap_socket(raw, server_hostname=name)
 
 
+def read_until(connection: socket.socket, mark: bytes) -> bytes:
+    received = b""
+    while mark not in received:
+        piece = connection.recv(4096)
+        assert piece, f"closed after {received!r}"
+        received += piece
+    return received
+
+
 def ask(tls: Proxy, request: str, name: str | None = HOST, source: str = OURS) -> Answer:
     with connect(tls, name, source) as connection:
         connection.sendall(request.encode())

@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from tests.application import World, fake_world
 from tests.domains.parts import PEBBLE, DnsServer, Pebble
-from tests.domains.public_url import HOST, OURS, ask, connect, get, while_served
+from tests.domains.public_url import HOST, OURS, ask, connect, get, read_until, while_served
 from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import Visitor, parse, read_all
 
@@ -144,9 +144,7 @@ def test_streams_uploads_and_terminals_pass(tls: Proxy) -> None:
     def visit() -> tuple[bytes, int, bytes]:
         with connect(tls, HOST) as stream:
             stream.sendall(get("/events").encode())
-            received = b""
-            while b"data: one" not in received:
-                received += stream.recv(4096)
+            received = read_until(stream, b"data: one")
         size = 3_000_000
         post = f"POST /size HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
         with connect(tls, HOST) as upload:
@@ -156,9 +154,7 @@ def test_streams_uploads_and_terminals_pass(tls: Proxy) -> None:
         request = get("/api/v1/builders/x/terminal", HOST, *upgrade).replace("Connection: close", "Connection: Upgrade")
         with connect(tls, HOST, "127.0.0.5") as terminal:
             terminal.sendall(request.encode())
-            said = b""
-            while b"wss" not in said:
-                said += terminal.recv(4096)
+            said = read_until(terminal, b"wss")
         return received, counted, said
 
     received, counted, said = while_served(tls, visit)

@@ -122,7 +122,7 @@ async def create(world: World, _: Builder | None) -> Builder:
 
 
 async def create_job(world: World, _: Builder | None) -> Builder:
-    return await world.ask_job()
+    return await world.ask_job(MAIN, REQUIREMENTS)
 
 
 async def app_exits(world: World, builder: Builder | None) -> Builder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -189,8 +189,7 @@ def views(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
 ) -> Sequence[BuilderView]:
     """Return the views of several builders, in their order, with costs up to ``now``."""
-    tried = uow.backups.newest_of([builder.id for builder in builders])
-    done = uow.backups.newest_of([builder.id for builder in builders], BackupStatus.DONE) if tried else {}
+    tried, done = _last_backups(uow, [builder.id for builder in builders])
     sums = uow.ledger.totals([builder.id for builder in builders], now)
     versions = uow.versions.get_all([(builder.id, builder.version) for builder in builders])
     shown = []
@@ -207,9 +206,18 @@ def view_of(uow: UnitOfWork, application: Application, read: BuilderRead, now: d
     found = _view(uow, application, read.builder, read.version, read.spent, now)
     if not read.has_backups:
         return found
-    ids = [read.builder.id]
-    tried, done = uow.backups.newest_of(ids), uow.backups.newest_of(ids, BackupStatus.DONE)
-    return replace(found, last_backup=tried.get(ids[0]), last_good_backup=done.get(ids[0]))
+    tried, done = _last_backups(uow, [read.builder.id])
+    return replace(found, last_backup=tried.get(read.builder.id), last_good_backup=done.get(read.builder.id))
+
+
+def _last_backups(
+    uow: UnitOfWork, builders: Sequence[BuilderId]
+) -> tuple[Mapping[BuilderId, Backup], Mapping[BuilderId, Backup]]:
+    """Return the newest backup of each builder, and its newest that is done."""
+    tried = uow.backups.newest_of(builders)
+    done = {one: backup for one, backup in tried.items() if backup.status is BackupStatus.DONE}
+    others = [one for one in tried if one not in done]
+    return tried, {**done, **uow.backups.newest_of(others, BackupStatus.DONE)} if others else done
 
 
 def _view(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -247,6 +249,26 @@ async def test_changes_of_backups_and_restores_make_their_builder_due(store: Sto
         assert await _due(store) == set()
         await store.write(change)
         assert await _due(store) == {builder.id}
+
+
+async def test_a_change_during_a_look_makes_its_builder_due_again(store: Store) -> None:
+    """The look stores a time for what it has read; the change that it did not see must not be lost."""
+    builder = await _builder(store, backup_interval_hours=6)
+    looked, goes_on = threading.Event(), threading.Event()
+
+    def look(uow: UnitOfWork) -> None:
+        assert uow.backup_checks.due(NOW, NOW, 10) == [builder.id]
+        assert uow.backups.of_builder(builder.id) == []
+        looked.set()
+        assert goes_on.wait(20)
+        uow.backup_checks.record({builder.id: BackupCheck(None, None)})
+
+    looking = asyncio.create_task(store.write(look))
+    assert await asyncio.to_thread(looked.wait, 20)
+    change = asyncio.create_task(_add(store, _backup(builder)))
+    goes_on.set()
+    await asyncio.gather(looking, change)
+    assert await _due(store) == {builder.id}
 
 
 @pytest.mark.parametrize(("changes", "is_due"), [({"backup_interval_hours": 3}, True), ({"exit_code": 1}, False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -41,23 +42,22 @@ from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
 
 _newest_first = (backups.c.created_at.desc(), backups.c.id)
 
+# In the order of the fields: a row becomes its value without a look at names, as of builders.
+_SELECT = select(*(backups.c[field.name] for field in fields(Backup)))
 _INSERT = insert(backups)
-_BY_ID = select(backups).where(backups.c.id == bindparam("id"))
+_BY_ID = _SELECT.where(backups.c.id == bindparam("id"))
 _UPDATE = update(backups).where(backups.c.id == bindparam("of_id"))
 _DELETE = delete(backups).where(backups.c.id == bindparam("id"))
 _DELETE_RESTORES = delete(restores).where(restores.c.backup_id == bindparam("id"))
-_OF_BUILDER = select(backups).where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
-_OF_TENANT = select(backups).where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
+_OF_BUILDER = _SELECT.where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
+_OF_TENANT = _SELECT.where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
 _OPEN_OF = (
-    select(backups)
-    .where(backups.c.owner == bindparam("owner"))
+    _SELECT.where(backups.c.owner == bindparam("owner"))
     .where(text(f"({UNFINISHED})"))
     .order_by(backups.c.created_at, backups.c.id)
 )
-_EXPIRED = select(backups).where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
-_OF_BUILDERS = (
-    select(backups).where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).order_by(*_newest_first)
-)
+_EXPIRED = _SELECT.where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
+_OF_BUILDERS = _SELECT.where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).order_by(*_newest_first)
 _BUILDERS = (
     select(backups.c.builder_id)
     .where(backups.c.builder_id > bindparam("after"))
@@ -87,7 +87,7 @@ def _newest(*conditions: ColumnElement[bool]) -> Select[Any]:
         .subquery()
     )
     same = (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
-    return select(backups).join(newest, wanted & same)
+    return _SELECT.join(newest, wanted & same)
 
 
 _wanting = (text(f"builders.{BACKED_UP}"), text(f"builders.{LIVE}"))
@@ -125,8 +125,8 @@ class Backups:
         self._connection.execute(_INSERT, row_of(backup))
 
     def get(self, backup: BackupId) -> Backup | None:
-        row = self._connection.execute(_BY_ID, {"id": backup}).mappings().first()
-        return Backup(**row) if row else None
+        row = self._connection.execute(_BY_ID, {"id": backup}).first()
+        return Backup(*row) if row else None
 
     def save(self, backup: Backup) -> None:
         clear(self._connection, backup.builder_id)
@@ -139,21 +139,21 @@ class Backups:
         self._connection.execute(_DELETE, {"id": backup})
 
     def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
-        return [Backup(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+        return [Backup(*row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder})]
 
     def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
         found: dict[BuilderId, list[Backup]] = {one: [] for one in builders}
         for start in range(0, len(builders), BATCH):
             values = {"builders": builders[start : start + BATCH]}
-            for row in self._connection.execute(_OF_BUILDERS, values).mappings():
-                found[row["builder_id"]].append(Backup(**row))
+            for backup in (Backup(*row) for row in self._connection.execute(_OF_BUILDERS, values)):
+                found[backup.builder_id].append(backup)
         return found
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
-        return [Backup(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+        return [Backup(*row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant})]
 
     def open(self, owner: str) -> Sequence[Backup]:
-        return [Backup(**row) for row in self._connection.execute(_OPEN_OF, {"owner": owner}).mappings()]
+        return [Backup(*row) for row in self._connection.execute(_OPEN_OF, {"owner": owner})]
 
     def newest_of(
         self, builders: Sequence[BuilderId], status: BackupStatus | None = None
@@ -162,12 +162,12 @@ class Backups:
         found: dict[BuilderId, Backup] = {}
         for start in range(0, len(builders), BATCH):
             values = {"builders": builders[start : start + BATCH], "status": status}
-            rows = self._connection.execute(statement, values).mappings()
-            found.update((row["builder_id"], Backup(**row)) for row in rows)
+            newest = (Backup(*row) for row in self._connection.execute(statement, values))
+            found.update((backup.builder_id, backup) for backup in newest)
         return found
 
     def expired(self, now: datetime) -> Sequence[Backup]:
-        return [Backup(**row) for row in self._connection.execute(_EXPIRED, {"now": now}).mappings()]
+        return [Backup(*row) for row in self._connection.execute(_EXPIRED, {"now": now})]
 
     def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
         return self._connection.execute(_BUILDERS, {"after": after, "limit": limit}).scalars().all()

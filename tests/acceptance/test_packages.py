@@ -39,16 +39,29 @@ def test_client_from_the_source_distribution_runs(tmp_path: Path) -> None:
     with threaded_service() as running:
         signed_in = {**clean, "BUILDERD_URL": running.url, "BUILDERD_TOKEN": running.admin}
 
-        def run(*words: str) -> str:
+        def run(*words: str, text: str = "") -> str:
             done = subprocess.run(
-                [*words], env=signed_in, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
+                [*words],
+                env=signed_in,
+                cwd=tmp_path,
+                input=text,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=300,
             )
             return done.stdout
 
         assert "builderd, version" in run(str(venv / "bin/builderd"), "--version")
         assert json.loads(run(str(venv / "bin/builderd"), "whoami", "--json"))
         assert "versions [2, 1]" in run(str(venv / "bin/python"), str(ROOT / "examples/story.py"))
-        assert "fastapi" not in run(str(venv / "bin/pip"), "list")
+        installed = run(str(venv / "bin/pip"), "list")
+        assert not {"fastapi", "mcp"} & {line.partition(" ")[0] for line in installed.splitlines()}
+        # The bridge for agents needs no more; this service is one without /mcp.
+        answer = run(
+            str(venv / "bin/builderd"), "mcp", text='{"jsonrpc": "2.0", "id": 1, "method": "server/discover"}\n'
+        )
+        assert "without /mcp" in json.loads(answer)["error"]["message"]
 
 
 def test_command_that_shows_100_000_lines_needs_no_more_memory_than_for_1_000() -> None:

@@ -21,7 +21,7 @@ class Billing(StrEnum):
     FROZEN = "frozen"
     #: No sandbox runs, the disk is kept: disk only.
     STOPPED = "stopped"
-    #: A version is tried beside the one that serves: its vCPU and memory are paid on top. Its copy of the disk is free.
+    #: A version is tried beside the one that serves, or built: its vCPU and memory are paid on top, but no disk.
     TRIAL = "trial"
 
 

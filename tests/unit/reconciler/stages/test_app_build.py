@@ -10,7 +10,7 @@ from tests.application import MAIN, World
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BuildFailed, ReviewFailed
+from builderd.domain.errors import BuildFailed, InvalidState, QuotaExceeded, ReviewFailed
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
@@ -133,6 +133,62 @@ async def test_another_version_cancels_a_build(world: World, monkeypatch: pytest
         builder = await world.deploy(builder, MAIN, build="make")
         assert len(ended) == 1
         assert files_on_disk(world, builder)["built.txt"] == b"make"
+
+
+async def test_stop_cancels_the_build_of_a_candidate_which_is_charged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, begun = asyncio.Event(), asyncio.Event()
+
+    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            world.clock.move(1800)
+            ended.set()
+        return BuildOutcome(0, (), 0.0)
+
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+        monkeypatch.setattr(world.engine, "build_layer", build)
+        number = await world.put(builder, MAIN, build="endless")
+        await begun.wait()
+        builder = await world.reached(builders.stop, builder)
+        async with asyncio.timeout(20):
+            await ended.wait()
+        assert (builder.version, builder.candidate) == (1, None)
+        with pytest.raises(InvalidState):
+            await world.deployed(builder, number)
+
+        async def charged() -> bool:
+            return any(one.seconds(world.clock.now()) >= 1800 for one in await world.trials(builder))
+
+        await world.until(charged)
+
+
+async def test_builds_are_charged_and_count_for_the_cap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_layer = world.engine.build_layer
+
+    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        if plan.app is not None:
+            world.clock.move(3600)
+            world.engine.build_outcomes.append(BuildOutcome(2, (), 3600))
+        return await build_layer(plan, progress)
+
+    monkeypatch.setattr(world.engine, "build_layer", build)
+    prices = world.application.prices
+    rate = 2 * (prices.cpu + prices.memory)
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+        capped = await world.change(builder, spending_cap=rate)
+        with pytest.raises((BuildFailed, InvalidState)):  # the cap may stop the builder before the failure is recorded
+            await world.deploy(capped, MAIN, build=COMMAND)
+        await world.until_reason(builder, "spending cap")
+        trials = [one for one in await world.trials(builder) if one.seconds(world.clock.now()) >= 3600]
+        assert {one.hourly_rate for one in trials} == {rate}
+        with pytest.raises(QuotaExceeded):
+            await world.deploy(capped, MAIN, build=COMMAND)
 
 
 async def test_build_stops_with_its_builder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

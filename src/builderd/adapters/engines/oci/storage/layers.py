@@ -38,6 +38,7 @@ from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotF
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
     APP,
+    BUILD_RESOURCES,
     CACHE,
     INPUT,
     LAYER,
@@ -72,8 +73,8 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 class BuildLimits:
     """Limits of one build sandbox: vCPU, bytes of memory, processes."""
 
-    cpu: float = 2
-    memory: int = 2 * GB
+    cpu: float = BUILD_RESOURCES.cpu
+    memory: int = BUILD_RESOURCES.memory_bytes
     processes: int = 512
 
 

@@ -222,6 +222,24 @@ async def test_the_empty_list_and_its_region_are_in_the_same_state(pages: Pages)
         await pages.create(f"app-{state}")
 
 
+async def test_links_are_made_shown_once_listed_and_revoked(pages: Pages) -> None:
+    await pages.create()
+    browser = pages.browser
+    url = "/builders/my-api/settings"
+    form = {"group": "links", "do": "make", "expires_minutes": "30", "link_port": "3000"}
+    made = await browser.post(url, data=form)
+    assert (made.status_code, "service_token=bdpl_" in made.text) == (200, True), made.text
+    listed = (await browser.get(url)).text
+    assert "Port 3000" in listed
+    assert "bdpl_" not in listed
+    found = re.search(r'name="link" value="([^"]+)"', listed)
+    assert found is not None
+    assert (await browser.post(url, data={"group": "links", "do": "revoke", "link": found[1]})).status_code == 303
+    assert "Port 3000" not in (await browser.get(url)).text
+    refused = await browser.post(url, data={**form, "expires_minutes": "never"})
+    assert refused.status_code == 422
+
+
 async def test_the_form_of_a_new_builder_chooses_its_kind_and_settings(pages: Pages) -> None:
     await pages.browser.post("/credentials", data={"name": "smtp", "values": "USER=me"})
     form = {

@@ -13,12 +13,14 @@ from builderd.domain.credentials import Credential
 from builderd.domain.domains import Domain
 from builderd.domain.errors import BadRequest, ValidationFailed
 from builderd.domain.host_names import a_labels, shown
+from builderd.domain.preview_links import Link
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.caps import NewSpendingCap
 from builderd.schemas.v1.domains import NewDomain
-from builderd.services import builders, caps, domains
+from builderd.schemas.v1.preview_links import NewPreviewLink
+from builderd.services import builders, caps, domains, preview_links
 from builderd.services.caps import CapView
 from builderd.web import commands
 from builderd.web.builder_form import number
@@ -31,13 +33,15 @@ async def show_settings(visit: Visit) -> Response:
     return await _shown(visit, {})
 
 
-async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int = 200) -> Response:
-    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Credential], CapView, Sequence[Domain]]:
+async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int = 200, made_link: str = "") -> Response:
+    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Credential], CapView, Sequence[Domain], Sequence[Link]]:
         frame = frame_of(uow, visit)
         cap = caps.view_of_builder(uow, visit.application, frame.builder, visit.now)
-        return frame, uow.credentials.list(visit.token.tenant_id), cap, uow.domains.of_builder(frame.builder.id)
+        links = preview_links.valid_of(uow, visit.caller, frame.builder.id, visit.now)
+        own = uow.domains.of_builder(frame.builder.id)
+        return frame, uow.credentials.list(visit.token.tenant_id), cap, own, links
 
-    frame, credentials, cap, own = await visit.read(look)
+    frame, credentials, cap, own, links = await visit.read(look)
     resources, prices = frame.version.settings.resources, visit.application.prices
     rates = {billing.value: prices.hourly_rate(resources, billing) for billing in Billing}
     return await builder_page(
@@ -49,6 +53,8 @@ async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int 
         settings=frame.version.settings,
         credentials=credentials,
         cap=cap,
+        links=links,
+        made_link=made_link,
         domains=[(one, shown(one.host), visit.application.domain_rules.url(one)) for one in own],
         errors=errors,
         maximum=visit.application.limits.maximum,
@@ -69,6 +75,8 @@ async def change(visit: Visit) -> Response:
         if group == "domains":
             await _change_domain(visit, builder, form.text("do", "add"), form.text("host").strip())
             return see_other(f"{back}/settings", {"done": "saved"})
+        if group == "links":
+            return await _change_links(visit, builder, form)
         deployed = await commands.configure(visit, builder, _values(form, group))
     except ValidationFailed as error:
         return await _shown(visit, {name.removeprefix("resources."): why for name, why in error.errors.items()}, 422)
@@ -97,6 +105,20 @@ def _values(form: Form, group: str) -> Mapping[str, Any]:
         case "credentials":
             return {"credentials": form.all("credential")}
     raise BadRequest(f"There is no group of settings named {group!r}.")
+
+
+async def _change_links(visit: Visit, builder: Builder, form: Form) -> Response:
+    """Make or revoke a link; the page of a new one shows its URL, once. Raises ``ValidationFailed``."""
+    if form.text("do", "make") == "revoke":
+        await preview_links.revoke(visit.application, visit.caller, builder.id, form.text("link"))
+        return see_other(f"/builders/{builder.name}/settings", {"done": "saved"})
+    asked = {"expires_minutes": number(form.text("expires_minutes", "60"))}
+    if form.text("link_port").strip():
+        asked["port"] = number(form.text("link_port"))
+    new = commands.shape_of(visit.application, NewPreviewLink, asked)
+    wanted = preview_links.NewLink(new.expires_minutes, new.port)
+    made = await preview_links.create(visit.application, visit.caller, builder.id, wanted)
+    return await _shown(visit, {}, made_link=made.url)
 
 
 async def _set_cap(visit: Visit, builder: Builder, text: str) -> None:

@@ -308,6 +308,8 @@ def want_run(
 ) -> Builder:
     """Save the builder with a new run desired; ``verb`` names the caller's action."""
     admission.admit_run(uow, application, builder, now)
+    if builder.disk_released_at is not None:
+        _hold_again(uow, application, builder)
     application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(
@@ -323,6 +325,13 @@ def want_run(
     if builder.status in (Status.FAILED, Status.COMPLETED):
         wished = statuses.change(uow, wished, Status.STOPPED, wished.cause.reason, now)
     return _want(uow, wished, now)
+
+
+def _hold_again(uow: UnitOfWork, application: Application, builder: Builder) -> None:
+    """Hold the space of a disk that was given back. Raises ``NoCapacity``."""
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's versions are always stored"
+    application.engine.hold_disk(builder.disk, version.settings.resources.disk_bytes)
 
 
 def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:

@@ -24,7 +24,8 @@ class StartTime:
         self._engine, self._sandbox, self._timeout = engine, sandbox, timeout
         self._cpu = 0.0
         self._looked_at: float | None = None
-        self._is_busy = False
+        #: None until two looks were made: on a loaded machine the first one may come late.
+        self._is_busy: bool | None = None
 
     async def is_over(self, seconds: float) -> bool:
         """Return True if an app that started ``seconds`` ago has had its time."""
@@ -34,7 +35,7 @@ class StartTime:
             return True
         if self._looked_at is None or seconds - self._looked_at >= INTERVAL:
             await self._look(seconds)
-        return seconds >= self._timeout and not self._is_busy
+        return seconds >= self._timeout and self._is_busy is False
 
     async def _look(self, seconds: float) -> None:
         usage = await self._engine.usage(self._sandbox)

@@ -46,7 +46,8 @@ async def test_the_time_counts_from_the_start_also_for_a_later_service(world: Wo
     async with world.another().reconciling():
         with pytest.raises(StartFailed, match="did not listen"):
             await world.outcome(builder)
-    assert world.called("listening") <= looked + 2
+    # Not another minute, but two looks at its CPU time, 2 s apart.
+    assert world.called("listening") <= looked + 30
 
 
 async def test_a_version_may_take_the_time_that_it_asks_for(world: World) -> None:

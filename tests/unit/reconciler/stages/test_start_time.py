@@ -52,6 +52,18 @@ async def test_a_busy_app_has_its_timeout_in_cpu_time(share: float, busy_until: 
     assert machine.looks <= (over - TIMEOUT) / INTERVAL + 3, "the usage of a disk is not asked for at each look"
 
 
+@pytest.mark.parametrize(("share", "over"), [(0.5, False), (0.0, True)])
+async def test_first_look_that_comes_late_decides_nothing(share: float, over: bool) -> None:
+    machine = Machine(share)
+    start_time = StartTime(machine, SandboxId("a" * 16), TIMEOUT)
+    machine.seconds = TIMEOUT + 1
+    assert not await start_time.is_over(machine.seconds)
+    machine.seconds += INTERVAL / 2
+    assert not await start_time.is_over(machine.seconds)
+    machine.seconds += INTERVAL
+    assert await start_time.is_over(machine.seconds) == over
+
+
 async def test_an_app_that_waits_is_failed_after_its_timeout(world: World) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
     async with world.reconciling():

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 from tests.acceptance import scenarios
+from tests.acceptance.incus_service import service_on
 from tests.acceptance.live_service import TINY_APP, LiveService, body
-from tests.incus import IncusCluster, running_cluster
+from tests.incus import running_cluster
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[IncusCluster]:
-    with running_cluster(1) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    """A service in the network of the first member, where the tests are too."""
-    settings = {"BUILDERD_ENGINE": "incus", "BUILDERD_INCUS__SOCKET": str(cluster.socket())}
-    service = LiveService(tmp_path_factory.mktemp("incus") / "data", settings, cold=True)
-    with cluster.network_of():
-        try:
-            service.start()
-            yield service
-        finally:
-            if service.is_up:
-                service.terminate()
-            subprocess.run(service.command("down"), env=service.environment(), check=True)
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with running_cluster(1) as cluster, service_on(cluster, tmp_path_factory.mktemp("incus") / "data") as service:
+        yield service
 
 
 def test_builder_lives_its_whole_life(service: LiveService) -> None:

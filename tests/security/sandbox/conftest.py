@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from tests.acceptance.incus_service import service_on
 from tests.acceptance.live_service import LiveService, body, live_service
+from tests.incus import running_cluster
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,14 @@ class Attacker:
         return self.run(f"python3 -c '{code}'", timeout)
 
 
-@pytest.fixture(scope="session")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    with live_service(tmp_path_factory.mktemp("arena") / "data") as service:
+@pytest.fixture(scope="session", params=["oci", pytest.param("incus", marks=pytest.mark.slow)])
+def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    data_dir = tmp_path_factory.mktemp("arena") / "data"
+    if request.param == "oci":
+        with live_service(data_dir) as service:
+            yield service
+        return
+    with running_cluster(1) as cluster, service_on(cluster, data_dir) as service:
         yield service
 
 

@@ -21,8 +21,6 @@ from builderd.ports.engine import DiskReport
 
 #: errno of a full disk or quota: ENOSPC, EFBIG, EDQUOT.
 FULL = (28, 27, 122)
-#: Bytes of a disk that its files cannot use: the file system's own, and what is being written.
-_RESERVE = 1 << 20
 
 HelperOf = Callable[[str], Helper]
 
@@ -43,12 +41,10 @@ class Disks:
         found = await self._volumes.find(volume_of(disk))
         if found is None:
             with suppress(IncusConflict):
-                await self._volumes.create(
-                    volume_of(disk), size_bytes + _RESERVE, _sized(size_bytes), await self._place()
-                )
+                await self._volumes.create(volume_of(disk), size_bytes, _sized(size_bytes), await self._place())
                 return
         member = "" if found is None else found["location"]
-        await self._volumes.change(volume_of(disk), member, _sized(size_bytes), size_bytes + _RESERVE)
+        await self._volumes.change(volume_of(disk), member, _sized(size_bytes), size_bytes)
 
     async def report(self, disk: DiskId) -> DiskReport | None:
         found = await self._volumes.find(volume_of(disk))
@@ -129,7 +125,7 @@ class Disks:
                 await self._volumes.copy(
                     volume_of(source),
                     volume_of(target),
-                    size_bytes + _RESERVE,
+                    size_bytes,
                     own,
                     str(found.get("location") or ""),
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from builderd.domain.ids import SandboxId
 from builderd.ports.engine import Sandboxes
 
-#: Seconds between two looks at the CPU time.
+#: Seconds between two looks at the CPU time; a quarter of a short timeout.
 INTERVAL = 2.0
 #: CPU seconds per second, from which on the app counts as busy: what waits for something else uses less.
 BUSY = 0.02
@@ -22,6 +22,7 @@ class StartTime:
 
     def __init__(self, engine: Sandboxes, sandbox: SandboxId, timeout: float) -> None:
         self._engine, self._sandbox, self._timeout = engine, sandbox, timeout
+        self._interval = min(INTERVAL, timeout / 4)
         self._cpu = 0.0
         self._looked_at: float | None = None
         #: None until two looks were made: on a loaded machine the first one may come late.
@@ -29,11 +30,11 @@ class StartTime:
 
     async def is_over(self, seconds: float) -> bool:
         """Return True if an app that started ``seconds`` ago has had its time."""
-        if seconds < self._timeout - INTERVAL:
+        if seconds < self._timeout - self._interval:
             return False
         if seconds >= MOST * self._timeout:
             return True
-        if self._looked_at is None or seconds - self._looked_at >= INTERVAL:
+        if self._looked_at is None or seconds - self._looked_at >= self._interval:
             await self._look(seconds)
         return seconds >= self._timeout and self._is_busy is False
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from mcp_types import CallToolResult
 from pydantic import Field
 
+from builderd.domain.qa import pluralize
 from builderd.mcp.app_data import last_part, mark
 from builderd.mcp.calls import Call
 from builderd.mcp.results import CommandResult, Logs, SshAccess, result
@@ -35,7 +36,8 @@ async def get_logs(
         left_out_characters=part.left_out,
         rest=REST_OF_LOG if part.left_out else "",
     )
-    return result(f"{len(lines)} lines of {builder.name}.{_cut(part.left_out, shown.rest)}", shown, quoted=shown.lines)
+    text = f"{pluralize(len(lines), 'line')} of {builder.name}.{_cut(part.left_out, shown.rest)}"
+    return result(text, shown, quoted=shown.lines)
 
 
 async def exec_command(

@@ -16,7 +16,8 @@ import pytest
 from cryptography import x509
 from tests.application import World, fake_world
 from tests.domains.parts import PEBBLE, DnsServer, Pebble
-from tests.integration.previews.test_domains import connect, get, served
+from tests.integration.previews.test_domains import add as previews_add
+from tests.integration.previews.test_domains import connect, der, get, served
 from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import parse, read_all
 
@@ -34,7 +35,7 @@ from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.ports.domains import DnsRecords, OrderFailed
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.wildcard import WildcardJob
-from builderd.services import domains
+from builderd.services import builders, domains
 
 pytestmark = [
     pytest.mark.haproxy,
@@ -80,7 +81,7 @@ def world(tls: Proxy, name_server: DnsServer, pebble: Pebble) -> Iterator[World]
 
 def add(tls: Proxy, world: World, app: App, host: str) -> tuple[Builder, Domain]:
     """A builder that runs, and its claim of the host."""
-    builder = tls.run(world.ask(name=host.partition(".")[0]))
+    builder = tls.run(world.ask(name=host.partition(".")[0].replace("*", "wild")))
     tls.put(Route(builder.host, RouteState.OPEN, app.address))
     now = world.clock.now()
     domain, _ = tls.run(
@@ -224,17 +225,20 @@ def test_a_wildcard_for_the_previews_is_proven_by_dns_updates(
     name_server.records[zone, "SOA"] = ["ns.previews.test. host.previews.test. 1 60 60 60 60"]
     wrong = Rfc2136Updates(name_server.address, TsigKey.parse("acme:AAAA"))
     domain = f"apps.{zone}"
+    # A clock of its own: tests before this one move the shared one by years.
+    clock = FakeClock(datetime.now(UTC))
     application = replace(
         world.application,
         preview_domain=PreviewDomain("https", domain, tls.options.tls_port),
         dns_updates=wrong,
+        clock=clock,
     )
     tls.run(WildcardJob(application).run_once())
     failed = tls.run(world.read(lambda uow: uow.wildcard_certificates.get(domain)))
     assert failed is not None
     assert failed.certificate is None
     assert "refused the update" in failed.reason or "gives no answer" in failed.reason
-    world.clock.move(61)
+    clock.move(61)
     updates = Rfc2136Updates(name_server.address, TsigKey.parse(f"hmac-sha256:acme:{secret}"))
     application = replace(application, dns_updates=updates)
     tls.run(WildcardJob(application).run_once())
@@ -247,7 +251,8 @@ def test_a_wildcard_for_the_previews_is_proven_by_dns_updates(
     assert name_server.records[f"_acme-challenge.{domain}", "TXT"] == []
     tls.run(WildcardJob(application).run_once())
     assert served(tls, f"any.{domain}") == certificate
-    assert served(tls, "xn--bcher-kva.example.test") != certificate
+    alias = previews_add(tls, tls.open(app))
+    assert served(tls, alias.host) == der(alias)
 
 
 def test_a_wildcard_is_proven_by_a_hook(
@@ -282,6 +287,44 @@ dns.query.udp(update, host, 10, int(port))
     assert (stored.failures, stored.reason) == (0, "")
     assert set(names_of(served(tls, f"any.{domain}"))) == {domain, f"*.{domain}"}
     assert name_server.records[f"_acme-challenge.{domain}", "TXT"] == []
+
+
+def test_a_tenants_wildcard_is_proven_by_dns_served_renewed_and_put_back(
+    tls: Proxy, world: World, name_server: DnsServer, app: App
+) -> None:
+    zone, secret = "wild.test", "c2VjcmV0"
+    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", secret, "hmac-sha256")}
+    name_server.zone = zone
+    name_server.records[zone, "SOA"] = [f"ns.{zone}. host.{zone}. 1 60 60 60 60"]
+    updates = Rfc2136Updates(name_server.address, TsigKey.parse(f"hmac-sha256:acme:{secret}"))
+    clock = FakeClock(datetime.now(UTC))
+    made = replace(world, application=replace(world.application, dns_updates=updates, clock=clock), clock=clock)
+    made.caller = tls.run(world.tenant("wild"))
+    name_server.point(f"*.{zone}", OURS)
+    builder, domain = add(tls, made, app, f"*.{zone}")
+    first = work(tls, made, domain)
+    assert f"create the TXT record _builderd.{zone}" in first.reason
+    name_server.records[domain.txt_name, "TXT"] = [f'"{domain.txt_value}"']
+    clock.move(61)
+    first = work(tls, made, domain)
+    assert (first.status, first.reason) == (DomainStatus.ACTIVE, "")
+    host = f"any.{zone}"
+    certificate = served(tls, host)
+    assert names_of(certificate) == [f"*.{zone}"]
+    assert get(tls, host, host).seen["host"] == [host]
+    assert name_server.records[f"_acme-challenge.{zone}", "TXT"] == []
+    assert first.expires_at is not None
+    clock.move((first.expires_at - clock.now() - timedelta(days=1)).total_seconds())
+    assert work(tls, made, domain).fingerprint != first.fingerprint
+    renewed = served(tls, host)
+    assert renewed != certificate
+    # After a restore elsewhere the database alone has it.
+    tls.run(tls.previews.remove_domain(domain.host))
+    work(tls, made, domain)
+    assert served(tls, host) == renewed
+    tls.run(made.want(builders.delete, builder))
+    work(tls, made, domain)
+    assert served(tls, host) != renewed
 
 
 @pytest.mark.slow

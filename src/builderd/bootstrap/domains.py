@@ -34,6 +34,7 @@ def make_domain_rules(settings: Settings) -> DomainRules:
         preview_domain=preview.domain,
         directory=acme.directory,
         per_builder=acme.domains,
+        orders_previews=settings.has_wildcard,
         public_host=settings.public_host,
         orders_public=_orders_public(settings),
     )
@@ -77,9 +78,9 @@ def make_authority(settings: Settings) -> AcmeAuthority | None:
 
 
 def make_dns_updates(settings: Settings) -> DnsUpdates | None:
-    """Return the updates that prove the previews' domain, or None without a wildcard certificate."""
+    """Return the updates that prove names by DNS, or None where there are none, or no TLS to prove them for."""
     dns, hook = settings.acme.dns, settings.acme.hook
-    if not settings.has_wildcard:
+    if settings.preview.tls_port is None:
         return None
     if hook is not None:
         return HookUpdates(hook, settings.acme.hook_timeout)

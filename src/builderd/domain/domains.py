@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from builderd.domain.host_names import zone_of
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 
 #: An unproven claim is dropped after this time.
@@ -46,7 +47,7 @@ class DomainStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Claim of a host for a builder. ``host`` is in A-labels (``xn--…``), lower case.
+    """Claim of a host for a builder. ``host`` is in A-labels (``xn--…``), lower case; ``*.shop.example`` is a wildcard.
 
     ``proven_at``: when its check first passed. ``released_at``: when a proven one was removed or lost; such a row is in
     no list and remembers for ``HELD_LIFE`` who held the host. ``not_before``: the authority wants no order until then.
@@ -76,7 +77,7 @@ class Domain:
     @property
     def txt_name(self) -> str:
         """Name of the TXT record that proves the claim over any other tenant's."""
-        return f"{TXT_LABEL}.{self.host}"
+        return f"{TXT_LABEL}.{zone_of(self.host)}"
 
     @property
     def txt_value(self) -> str:
@@ -183,6 +184,8 @@ class DomainRules:
     preview_domain: str = "localhost"
     directory: str = ""
     per_builder: int = 20
+    #: Whether the service orders a wildcard certificate for the previews.
+    orders_previews: bool = False
     #: Host of ``public_url`` where the proxy of the previews serves the API, and whether its certificate is ordered:
     #: the operator's own may have that host.
     public_host: str | None = None
@@ -300,9 +303,20 @@ def rival(domain: Domain, claims: Iterable[Domain], now: datetime) -> Domain | N
     return holder or next(recent, None)
 
 
-def wants_txt(domain: Domain) -> str:
-    """Return the reason for a host that another tenant holds or held."""
+def wants_txt(domain: Domain, held: str) -> str:
+    """Return the reason for a host that another tenant holds or held: itself, or by the wildcard ``held``."""
     return (
-        f"another tenant holds {domain.host}, or held it within the last {HELD_LIFE.days} days: to show that it is "
+        f"another tenant holds {held}, or held it within the last {HELD_LIFE.days} days: to show that it is "
         f'yours now, create the TXT record {domain.txt_name} with the value "{domain.txt_value}"'
+    )
+
+
+def wants_zone_txt(domain: Domain) -> str:
+    """Return the reason for a wildcard without its TXT record.
+
+    The certificate is proven by the operator's power over DNS: only the record says that the tenant has the zone.
+    """
+    return (
+        f"a wildcard needs proof that {zone_of(domain.host)} is yours: create the TXT record {domain.txt_name} with "
+        f'the value "{domain.txt_value}", and keep it for renewals'
     )

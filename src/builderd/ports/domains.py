@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -85,8 +85,8 @@ class CertificateAuthority(Protocol):
     async def issue(self, account_key: bytes, host: str, publish: Publish) -> Certificate:
         """Order a certificate for the host, proven by ``publish``. Raises ``OrderFailed``."""
 
-    async def issue_wildcard(self, account_key: bytes, domain: str, publish: Publish) -> Certificate:
-        """Order a certificate for the domain and all hosts in it. Raises ``OrderFailed``.
+    async def issue_by_dns(self, account_key: bytes, names: Sequence[str], publish: Publish) -> Certificate:
+        """Order one certificate for hosts and wildcards (``*.example.com``). Raises ``OrderFailed``.
 
         ``publish`` gets the names and the values of TXT records, and returns once they can be seen.
         """

@@ -11,13 +11,13 @@ from builderd.domain.builders import Desired
 from builderd.domain.domains import CLAIM_LIFE, HELD_LIFE, AcmeAccount, Domain, DomainStatus
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM
-from builderd.domain.host_names import a_labels, refusal
+from builderd.domain.host_names import a_labels, is_wildcard, refusal, wildcard_over
 from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
 from builderd.domain.previews import fingerprint
 from builderd.ports.domains import Certificate, OrderFailed
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
-from builderd.services import builders
+from builderd.services import builders, dns_challenges
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.domain_claims import note, release
@@ -26,6 +26,10 @@ from builderd.services.domain_claims import note, release
 MAX_ORDERS, ORDER_SPAN = 30, timedelta(hours=1)
 #: Rows that are removed in one transaction.
 BATCH = 200
+_NO_WILDCARDS = (
+    "is a wildcard, whose certificate needs a proof by DNS, and this service has none: add each name by itself, or ask "
+    "the operator to set preview.tls_port with acme.dns or acme.hook"
+)
 
 
 def add(
@@ -40,6 +44,8 @@ def add(
     rules = application.domain_rules
     if (why := refusal(host, rules.reserved, rules.preview_domain)) is not None:
         raise ValidationFailed({"host": [why]})
+    if is_wildcard(host) and application.dns_updates is None:
+        raise ValidationFailed({"host": [_NO_WILDCARDS]})
     known = uow.domains.by_host(caller.tenant_id, host)
     if known is not None:
         if known.builder_id == builder.id:
@@ -145,8 +151,8 @@ def checked(
     if found is None:
         return None
     other = domains.rival(found, uow.domains.claims_of(found.host), now)
-    if reason is None and other is not None and not owns_text and not found.is_held:
-        reason = domains.wants_txt(found)
+    if reason is None and not owns_text:
+        reason = _missing_proof(uow, found, other, now)
     if reason is not None:
         _fail(uow, found, domains.check_failed(found, reason, now), now)
         return None
@@ -163,6 +169,17 @@ def checked(
     if not tls and found.status is not DomainStatus.ACTIVE:
         note(uow, ready, "domain.active", SYSTEM, "it leads to the builder", now)
     return ready if tls else None
+
+
+def _missing_proof(uow: UnitOfWork, domain: Domain, other: Domain | None, now: datetime) -> str | None:
+    """Return which TXT record the claim needs, None if it needs none. ``other``: the rival claim of the same host."""
+    if is_wildcard(domain.host):
+        # For each order: a tenant that lost the zone must not have its certificate renewed by the operator's DNS.
+        return domains.wants_zone_txt(domain)
+    if domain.is_held:
+        return None
+    other = other or domains.rival(domain, uow.domains.claims_of(wildcard_over(domain.host)), now)
+    return domains.wants_txt(domain, other.host) if other is not None else None
 
 
 def _order_wait(uow: UnitOfWork, domain: Domain, now: datetime) -> datetime | None:
@@ -254,9 +271,11 @@ def account_key(uow: UnitOfWork, application: Application) -> bytes:
 
 
 async def issue(application: Application, host: str) -> Certificate:
-    """Order a certificate for one host, whose challenge the proxy answers. Raises ``OrderFailed``."""
+    """Order a certificate: the proxy answers a host's challenge, DNS that of a wildcard. Raises ``OrderFailed``."""
     assert application.authority is not None
     account = await application.store.write(lambda uow: account_key(uow, application))
+    if is_wildcard(host):
+        return await dns_challenges.issue(application, account, (host,))
     published: list[str] = []
 
     async def publish(token: str, answer: str) -> None:
@@ -273,7 +292,7 @@ async def issue(application: Application, host: str) -> Certificate:
 def certificate_ends(uow: UnitOfWork, application: Application) -> Sequence[tuple[str, datetime]]:
     """Return host and end of all certificates in use, the service's own too, sorted by end."""
     rules, used = application.domain_rules, set[str]()
-    if application.dns_updates is not None:
+    if rules.orders_previews:
         used.add(application.preview_domain.domain)
     if rules.public_host is not None and rules.orders_public:
         used.add(domains.public_name(rules.public_host))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -99,8 +99,8 @@ class AcmeAuthority:
     async def issue(self, account_key: bytes, host: str, publish: Publish) -> Certificate:
         return await self._issue(account_key, (host,), challenges.HTTP01, publish)
 
-    async def issue_wildcard(self, account_key: bytes, domain: str, publish: Publish) -> Certificate:
-        return await self._issue(account_key, (domain, f"*.{domain}"), challenges.DNS01, publish)
+    async def issue_by_dns(self, account_key: bytes, names: Sequence[str], publish: Publish) -> Certificate:
+        return await self._issue(account_key, tuple(names), challenges.DNS01, publish)
 
     async def _issue(
         self,

@@ -23,13 +23,13 @@ Host = Annotated[str, checked_by(_host_error), Field(json_schema_extra={"maxLeng
 
 
 class NewDomain(Shape):
-    """Host name of your own, such as `shop.example.com` or `bücher.example`."""
+    """Host name of your own, such as `shop.example.com` or `bücher.example`, or a wildcard, `*.shop.example.com`."""
 
     host: Host
 
 
 class TxtRecord(View):
-    """TXT record by which you take over a name that another tenant holds, or held within 90 days."""
+    """TXT record by which you take over a name that another tenant holds, or held within 90 days; for all wildcards."""
 
     name: str
     value: str

@@ -31,10 +31,10 @@ async def test_a_wildcard_is_ordered_once_retried_after_failures_and_renewed() -
         clock.move(3601)
         for _ in range(2):
             await job.run_once()
-        assert world.authority.issued == ["*.localhost"]
-        assert world.previews.wildcard.startswith("certificate 1 of *.localhost")
+        assert world.authority.issued == ["localhost and *.localhost"]
+        assert world.previews.wildcard.startswith("certificate 1 of localhost and *.localhost")
         assert world.names.texts == {"_acme-challenge.localhost": ()}
         world.authority.now = clock.now
         clock.move(5 * 365 * 86_400)
         await job.run_once()
-        assert world.previews.wildcard.startswith("certificate 2 of *.localhost")
+        assert world.previews.wildcard.startswith("certificate 2 of localhost and *.localhost")

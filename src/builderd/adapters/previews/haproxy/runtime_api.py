@@ -157,7 +157,11 @@ async def add_certificate(socket: Path, table: Path, file: Path, host: str, pem:
     answer = await ask(socket, f"new ssl cert {escape_path(file)}")
     if "New empty certificate" not in answer and "already exists" not in answer:
         raise CommandRefused(answer)
+    is_listed = "already exists" in answer and "Status: Used" in await ask(socket, f"show ssl cert {escape_path(file)}")
     await replace_certificate(socket, file, pem)
+    if is_listed:
+        # The proxy takes a line twice, and then removes neither by the file's name.
+        return
     answer = await ask(socket, f"add ssl crt-list {escape_path(table)} <<\n{file} {host}\n")
     if "Success!" not in answer and "already exists" not in answer:
         raise CommandRefused(answer)

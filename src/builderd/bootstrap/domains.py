@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -14,8 +15,10 @@ from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.bootstrap.database import existing_store
 from builderd.domain.domains import DomainRules
+from builderd.domain.errors import InvalidState
 from builderd.domain.host_names import is_address
 from builderd.ports.domains import DnsUpdates
+from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
 #: Addresses for documentation (RFC 5737, RFC 3849): the kernel picks the source for them, and no packet is sent.
@@ -94,6 +97,36 @@ async def rotate_account(settings: Settings) -> bool:
     """
     async with existing_store(settings) as opened:
         return await opened.write(lambda uow: uow.acme_accounts.delete(settings.acme.directory))
+
+
+async def look_again(settings: Settings) -> Sequence[str]:
+    """Have the running service look at its own certificates now; return a line on each.
+
+    Raises ``InvalidState`` when there is no database, or no certificate that the service orders for itself.
+    """
+    names, now = make_domain_rules(settings).own_certificates, datetime.now(UTC)
+    if not names:
+        raise InvalidState(
+            "The service orders no certificate of its own: set preview.tls_port with public_url under https, "
+            "acme.dns or acme.hook."
+        )
+
+    def work(uow: UnitOfWork) -> Sequence[str]:
+        return [_look_again(uow, name, now) for name in sorted(names)]
+
+    async with existing_store(settings) as opened:
+        return await opened.write(work)
+
+
+def _look_again(uow: UnitOfWork, name: str, now: datetime) -> str:
+    stored = uow.wildcard_certificates.get(name)
+    if stored is None:
+        return f"{name}: the first order is due already."
+    if not stored.may_be_asked_again(now):
+        return f"{name}: the authority wants no order before {stored.next_try_at:%Y-%m-%d %H:%M} UTC: {stored.reason}"
+    uow.wildcard_certificates.look_again(name, now)
+    told = f" The last reason: {stored.reason}" if stored.reason else ""
+    return f"{stored.label}: checked within 30 s by the running service.{told}"
 
 
 def _own_addresses(host: str) -> Iterator[str]:

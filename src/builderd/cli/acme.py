@@ -1,4 +1,4 @@
-"""``builderd acme``: the account at the certificate authority, on the service's own machine."""
+"""``builderd acme``: certificates of the service's own, and the account at the authority, on its machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from builderd.bootstrap.configuration import load
-from builderd.bootstrap.domains import rotate_account
+from builderd.bootstrap.domains import look_again, rotate_account
 from builderd.cli import options
 
 
 @click.group()
 def acme() -> None:
-    """Manage the account at the certificate authority."""
+    """Manage the service's own certificates and its account at the certificate authority."""
 
 
 @acme.command()
@@ -31,3 +31,16 @@ def rotate(data_dir: Path | None, config: Path | None) -> None:
         click.echo(f"The account at {settings.acme.directory} is forgotten; the next order registers a new one.")
     else:
         click.echo(f"There is no account at {settings.acme.directory}: the first order registers one.")
+
+
+@acme.command()
+@options.data_dir
+@options.config
+def check(data_dir: Path | None, config: Path | None) -> None:
+    """Check the certificates of public_url and of the previews now, after records or the firewall were changed.
+
+    The running service does it within 30 seconds: what is missing or could not be renewed is ordered. A time before
+    which the authority wants no order is kept. The result is in builderd doctor, GET /readyz and the log.
+    """
+    for line in asyncio.run(look_again(load(config, data_dir=data_dir))):
+        click.echo(line)

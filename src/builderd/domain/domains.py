@@ -30,6 +30,8 @@ RENEWAL_PART = 2 / 3
 ARI_INTERVAL = timedelta(days=1)
 TXT_LABEL = "_builderd"
 _ORIGIN = "https://"
+#: Error of an authority that wants no order for a time (RFC 8555, 6.7).
+RATE_LIMITED = "rateLimited"
 
 
 class DomainStatus(StrEnum):
@@ -145,6 +147,17 @@ class WildcardCertificate:
         pause = max(min(FIRST_PAUSE * (1 << min(self.failures, 20)), most), wait or timedelta(0))
         return replace(self, failures=self.failures + 1, reason=reason, next_try_at=now + pause)
 
+    def may_be_asked_again(self, now: datetime) -> bool:
+        """Return False if it is not due and was refused by the authority's limits: its wait is kept."""
+        return self.next_try_at <= now or RATE_LIMITED not in self.reason
+
+    def warning(self, now: datetime) -> int | None:
+        """Return the entry of ``WARNING_DAYS`` that is reached by a certificate that could not be renewed, or None."""
+        if self.expires_at is None or not self.failures:
+            return None
+        left = self.expires_at - now
+        return min((days for days in WARNING_DAYS if left <= timedelta(days=days)), default=None)
+
     @property
     def label(self) -> str:
         """Return the host in metrics: ``*.<domain>``, or that of ``public_url``."""
@@ -160,7 +173,11 @@ def describe_public(host: str, stored: WildcardCertificate | None, now: datetime
     """Return whether the certificate of ``public_url`` is in use, and what it waits for or when it ends."""
     if stored is None:
         return False, f"the certificate of {host} is not ordered yet"
-    failure = f": {stored.reason}; next try {stored.next_try_at:%Y-%m-%d %H:%M} UTC" if stored.reason else ""
+    failure = (
+        f": {stored.reason}; next try {stored.next_try_at:%Y-%m-%d %H:%M} UTC, or now: builderd acme check"
+        if stored.reason
+        else ""
+    )
     if stored.certificate is None or stored.expires_at is None:
         return False, f"there is no certificate of {host}{failure}"
     if stored.expires_at <= now:
@@ -190,6 +207,14 @@ class DomainRules:
     #: the operator's own may have that host.
     public_host: str | None = None
     orders_public: bool = False
+
+    @property
+    def own_certificates(self) -> frozenset[str]:
+        """Return the names under which certificates that the service orders for itself are stored."""
+        names = {self.preview_domain} if self.orders_previews else set[str]()
+        if self.public_host is not None and self.orders_public:
+            names.add(public_name(self.public_host))
+        return frozenset(names)
 
     def url(self, domain: Domain) -> str:
         """Return the address that visitors use."""

@@ -8,7 +8,15 @@ from datetime import datetime, timedelta
 
 from builderd.domain import domains
 from builderd.domain.builders import Desired
-from builderd.domain.domains import CLAIM_LIFE, HELD_LIFE, AcmeAccount, Domain, DomainStatus
+from builderd.domain.domains import (
+    CLAIM_LIFE,
+    HELD_LIFE,
+    AcmeAccount,
+    Domain,
+    DomainRules,
+    DomainStatus,
+    WildcardCertificate,
+)
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.host_names import a_labels, is_wildcard, refusal, wildcard_over
@@ -291,14 +299,15 @@ async def issue(application: Application, host: str) -> Certificate:
 
 def certificate_ends(uow: UnitOfWork, application: Application) -> Sequence[tuple[str, datetime]]:
     """Return host and end of all certificates in use, the service's own too, sorted by end."""
-    rules, used = application.domain_rules, set[str]()
-    if rules.orders_previews:
-        used.add(application.preview_domain.domain)
-    if rules.public_host is not None and rules.orders_public:
-        used.add(domains.public_name(rules.public_host))
-    stored = uow.wildcard_certificates.all() if used else ()
-    own = [(one.label, one.expires_at) for one in stored if one.domain in used and one.expires_at is not None]
+    stored = own_certificates(uow, application.domain_rules)
+    own = [(one.label, one.expires_at) for one in stored if one.expires_at is not None]
     return sorted((*own, *uow.domains.expiries()), key=lambda one: one[1])
+
+
+def own_certificates(uow: UnitOfWork, rules: DomainRules) -> Sequence[WildcardCertificate]:
+    """Return the certificates that the service orders for itself: those of earlier settings are left out."""
+    used = rules.own_certificates
+    return [one for one in uow.wildcard_certificates.all() if one.domain in used] if used else []
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:

@@ -146,6 +146,10 @@ async def test_a_wildcard_certificate_of_a_domain_replaces_the_one_before(store:
     )
     await store.write(lambda uow: uow.wildcard_certificates.put(whole))
     assert await store.read(lambda uow: uow.wildcard_certificates.all()) == [whole]
+    await store.write(lambda uow: uow.wildcard_certificates.look_again("apps.test", NOW + SECOND))
+    await store.write(lambda uow: uow.wildcard_certificates.look_again("other.test", NOW))
+    asked = replace(whole, next_try_at=NOW + SECOND)
+    assert await store.read(lambda uow: uow.wildcard_certificates.all()) == [asked]
     assert await store.read(lambda uow: uow.wildcard_certificates.get("other.test")) is None
 
 

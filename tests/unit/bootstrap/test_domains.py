@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from tests.previews.certificates import make_pem
 
 from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.bootstrap.configuration import load
+from builderd.bootstrap.database import open_store
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
+from builderd.cli.group import builderd
+from builderd.domain.domains import WildcardCertificate, public_name
 from builderd.domain.errors import ValidationFailed
 from builderd.settings import Settings
 
@@ -150,3 +156,50 @@ def test_with_a_certificate_of_the_operator_wildcards_of_tenants_are_proven_by_d
     settings = settings_of(tmp_path, text)
     assert isinstance(make_dns_updates(settings), HookUpdates)
     assert not make_domain_rules(settings).orders_previews
+
+
+OWN = 'public_url = "https://api.example.com"\n[preview]\ntls_port = 443\n'
+
+
+def run_check(tmp_path: Path) -> Result:
+    words = ["acme", "check", "--data-dir", str(tmp_path / "data"), "--config", str(tmp_path / "builderd.toml")]
+    return CliRunner().invoke(builderd, words)
+
+
+def test_the_operators_command_has_the_own_certificates_looked_at_now(tmp_path: Path) -> None:
+    settings, name = settings_of(tmp_path, OWN), public_name("api.example.com")
+    later = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+
+    async def put(reason: str) -> None:
+        async with open_store(settings) as opened:
+            row = WildcardCertificate(name, later, failures=7, reason=reason)
+            await opened.write(lambda uow: uow.wildcard_certificates.put(row))
+
+    async def next_try() -> datetime:
+        async with open_store(settings) as opened:
+            found = await opened.read(lambda uow: uow.wildcard_certificates.get(name))
+        assert found is not None
+        return found.next_try_at
+
+    settings.data_dir.mkdir()
+    asyncio.run(put("no record: api.example.com has none"))
+    done = run_check(tmp_path)
+    assert done.exit_code == 0, done.output
+    assert done.output == (
+        "api.example.com: checked within 30 s by the running service. "
+        "The last reason: no record: api.example.com has none\n"
+    )
+    assert asyncio.run(next_try()) < later
+    asyncio.run(put("the authority refused the order: rateLimited: too many"))
+    assert "the authority wants no order before" in run_check(tmp_path).output
+    assert asyncio.run(next_try()) == later
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "orders no certificate of its own"), (OWN, "There is no builderd in")]
+)
+def test_the_operators_command_says_what_is_missing(tmp_path: Path, text: str, words: str) -> None:
+    settings_of(tmp_path, text)
+    done = run_check(tmp_path)
+    assert done.exit_code == 1
+    assert words in done.output

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 
+from builderd.domain.domains import RATE_LIMITED
 from builderd.ports.domains import Certificate, OrderFailed, Publish
 
 T = TypeVar("T")
@@ -237,7 +238,7 @@ def _finish(opened: client.ClientV2, order: messages.OrderResource, answers: lis
 
 def _wait(network: _Network, error: Exception) -> timedelta | None:
     """Return the pause that the authority asked for: by ``Retry-After``, or by ``rateLimited`` alone."""
-    if not (isinstance(error, messages.Error) and error.code == "rateLimited"):
+    if not (isinstance(error, messages.Error) and error.code == RATE_LIMITED):
         return None
     return _pause(network.retry_after) or RATE_PAUSE
 

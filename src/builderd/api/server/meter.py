@@ -17,7 +17,7 @@ from builderd.domain.metrics import UsageSample
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
-from builderd.services.domains import certificate_ends
+from builderd.services.domains import certificate_ends, own_certificates
 
 #: Histogram buckets in seconds: from a look-up to the cold installation of large dependencies.
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -65,10 +65,15 @@ async def _look(application: Application) -> _Snapshot:
     now = application.clock.now()
     backups = await application.store.read(lambda uow: health(uow, now))
     ready = application.engine.readiness().ready
-    ends = await application.store.read(lambda uow: certificate_ends(uow, application))
+    ends, own = await application.store.read(
+        lambda uow: (certificate_ends(uow, application), own_certificates(uow, application.domain_rules))
+    )
+    failures = {one.label: one.failures for one in own}
     today = application.clock.calendar()
     days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
-    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, previews_ready, backups, days)
+    return _Snapshot(
+        builders, _busiest(activity), readings[:MAX_SERIES], ready, previews_ready, backups, days, failures
+    )
 
 
 def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
@@ -87,6 +92,8 @@ class _Snapshot(Collector):
     backups: BackupHealth
     #: Days left of certificates by host, those that end first.
     certificates: Mapping[str, float]
+    #: Failed tries in a row of certificates of the service's own, by host.
+    failures: Mapping[str, int]
 
     def collect(self) -> Iterator[Metric]:
         builders = GaugeMetricFamily("builderd_builders", "Builders that are not deleted.", labels=["status"])
@@ -108,6 +115,14 @@ class _Snapshot(Collector):
         for host, days in self.certificates.items():
             certificates.add_metric([host], days)
         yield certificates
+        failures = GaugeMetricFamily(
+            "builderd_own_certificate_failures",
+            "Failed tries in a row to get a certificate: of previews, of public_url.",
+            labels=["host"],
+        )
+        for host, count in self.failures.items():
+            failures.add_metric([host], count)
+        yield failures
         yield from self._kept()
         yield from self._previews()
         yield from self._used()

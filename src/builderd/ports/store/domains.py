@@ -86,4 +86,7 @@ class WildcardCertificates(Protocol):
     def put(self, certificate: WildcardCertificate) -> None:
         """Store the certificate of its domain in place of any other."""
 
+    def look_again(self, domain: str, at: datetime) -> None:
+        """Have it looked at then; nothing else of it changes. Idempotent."""
+
     def all(self) -> Sequence[WildcardCertificate]: ...

@@ -33,6 +33,8 @@ class OwnCertificate:
         self._app = application
         self._name = name
         self._issue = issue
+        #: Entry of ``WARNING_DAYS`` that the log has last; a new service logs it again.
+        self._warned: int | None = None
 
     async def current(self) -> str | None:
         """Order the certificate if it is due. Return the PEM of the stored one, None before there is any."""
@@ -42,9 +44,18 @@ class OwnCertificate:
         if current.next_try_at <= now:
             current = await self._renewed(current)
             await self._app.store.write(lambda uow: uow.wildcard_certificates.put(current))
+        self._warn(current, now)
         if current.certificate is None:
             return None
         return self._app.vault.open(current.certificate, current.associated_data).decode()
+
+    def _warn(self, current: WildcardCertificate, now: datetime) -> None:
+        """Log a certificate that could not be renewed 20, 10 and 5 days before its end: it has no tenant for events."""
+        reached = current.warning(now)
+        if reached is not None and reached != self._warned and current.expires_at is not None:
+            left = (current.expires_at - now).total_seconds() / 86_400
+            log.warning("own certificate ends name=%s days_left=%.1f error=%s", self._name, left, current.reason)
+        self._warned = reached
 
     async def _renewed(self, current: WildcardCertificate) -> WildcardCertificate:
         now = self._app.clock.calendar()

@@ -134,3 +134,42 @@ async def test_a_short_life_is_renewed_after_two_thirds_of_it(world: World) -> N
         for _ in range(2):
             await job.run_once()
         assert len(world.authority.issued) == issued, hours
+
+
+async def test_a_certificate_that_cannot_be_renewed_is_logged_20_10_and_5_days_before_its_end(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.names.point(HOST, OURS)
+    job = PublicCertificateJob(world.application)
+    await job.run_once()
+    world.names.records_of.clear()
+    world.clock.move(61 * 86_400)
+    left = []
+    for _ in range(28):
+        caplog.clear()
+        for _ in range(2):
+            await job.run_once()
+        ends = [one.getMessage() for one in caplog.records if "own certificate ends" in one.getMessage()]
+        assert all(f"name=https://{HOST} days_left=" in one and "no record" in one for one in ends)
+        left += [float(one.partition("days_left=")[2].partition(" ")[0]) for one in ends]
+        world.clock.move(86_400)
+    assert [round(days) for days in left] == [20, 10, 5]
+
+
+async def test_the_operator_has_it_checked_now_but_not_before_the_authoritys_own_time(world: World) -> None:
+    job = PublicCertificateJob(world.application)
+    for _ in range(3):
+        await job.run_once()
+        world.clock.move(wait(world, await stored(world)).total_seconds())
+    await job.run_once()
+    failed, now = await stored(world), world.clock.calendar()
+    assert failed.next_try_at > now
+    assert failed.may_be_asked_again(now)
+    assert "builderd acme check" in describe_public(HOST, failed, now)[1]
+    world.names.point(HOST, OURS)
+    await world.application.store.write(lambda uow: uow.wildcard_certificates.look_again(failed.domain, now))
+    await job.run_once()
+    assert world.authority.issued == [HOST]
+    limited = replace(failed, reason="the authority refused the order: rateLimited: too many certificates")
+    assert not limited.may_be_asked_again(now)
+    assert limited.may_be_asked_again(limited.next_try_at)

@@ -85,6 +85,7 @@ _DELETE = delete(domains).where(_c.id == bindparam("domain"))
 _ACCOUNT = select(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
 _DELETE_ACCOUNT = delete(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
 
+_LOOK_AGAIN = update(wildcard_certificates).where(wildcard_certificates.c.domain == bindparam("of"))
 _DELETE_WILDCARD = delete(wildcard_certificates).where(wildcard_certificates.c.domain == bindparam("of"))
 
 
@@ -193,6 +194,9 @@ class WildcardCertificates:
     def put(self, certificate: WildcardCertificate) -> None:
         self._connection.execute(_DELETE_WILDCARD, {"of": certificate.domain})
         self._connection.execute(insert(wildcard_certificates), row_of(certificate))
+
+    def look_again(self, domain: str, at: datetime) -> None:
+        self._connection.execute(_LOOK_AGAIN, {"of": domain, "next_try_at": at})
 
     def all(self) -> Sequence[WildcardCertificate]:
         rows = self._connection.execute(select(wildcard_certificates)).mappings()

@@ -193,7 +193,7 @@ async def test_a_wildcard_without_a_proof_by_dns_is_refused_with_what_to_do(worl
 
 
 async def test_a_wildcard_over_hosts_of_the_service_leads_nowhere(world: World) -> None:
-    await active(world, WILDCARD)
+    _, domain = await active(world, WILDCARD)
     rules = replace(world.application.domain_rules, reserved=frozenset({NAME}))
     world.application = replace(world.application, domain_rules=rules)
     with pytest.raises(ValidationFailed):
@@ -201,6 +201,10 @@ async def test_a_wildcard_over_hosts_of_the_service_leads_nowhere(world: World) 
     # One from before the operator gave the API that host.
     await work(world)
     assert await world.previews.domains() == {}
+    world.clock.move(61 * 86_400)
+    await work(world)
+    assert world.authority.issued == [WILDCARD]
+    assert f"covers {NAME}" in (await found(world, domain)).reason
 
 
 async def test_caa_records_for_wildcards_count_and_reasons_are_the_same_at_each_check(world: World) -> None:

@@ -159,6 +159,7 @@ def checked(
     if found is None:
         return None
     other = domains.rival(found, uow.domains.claims_of(found.host), now)
+    reason = reason or _covers_own(application, found)
     if reason is None and not owns_text:
         reason = _missing_proof(uow, found, other, now)
     if reason is not None:
@@ -177,6 +178,13 @@ def checked(
     if not tls and found.status is not DomainStatus.ACTIVE:
         note(uow, ready, "domain.active", SYSTEM, "it leads to the builder", now)
     return ready if tls else None
+
+
+def _covers_own(application: Application, domain: Domain) -> str | None:
+    """Return why a wildcard is not ordered since a change of settings: it covers hosts of the service by now."""
+    rules = application.domain_rules
+    why = refusal(domain.host, rules.reserved, rules.preview_domain) if is_wildcard(domain.host) else None
+    return None if why is None else f"{domain.host} {why}"
 
 
 def _missing_proof(uow: UnitOfWork, domain: Domain, other: Domain | None, now: datetime) -> str | None:

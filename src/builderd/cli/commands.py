@@ -83,7 +83,7 @@ MACHINE: dict[str, Entry] = {
     ),
     "serve": ("service", "Run the service in the foreground."),
     "token": ("tokens", "Create, list and revoke API tokens."),
-    "acme": ("acme", "Manage the account at the certificate authority."),
+    "acme": ("acme", "Manage the service's own certificates and its account at the certificate authority."),
     "vault": ("vault", "Manage the key of stored secrets."),
     "backup": (
         "state",

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 from tests.application import World, fake_world
+from tests.domains.claims import HOST, add, found, work
 
 from builderd.adapters.fakes.domains import FakeNameServers
 from builderd.domain.builders import Builder
-from builderd.domain.domains import Domain, DomainStatus
+from builderd.domain.domains import DomainStatus
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.host_names import a_labels
 from builderd.domain.previews import API, DomainAlias
 from builderd.ports.domains import CaaRecord, DnsRecords, ProbeReply
-from builderd.reconciler.jobs.domains import DomainJob
 from builderd.services import builders, domains
 
-HOST, OURS = "shop.example.com", "203.0.113.5"
+OURS = "203.0.113.5"
 PLANTED = "<script>alert(1)</script>"
 
 
@@ -28,30 +28,9 @@ async def world() -> AsyncIterator[World]:
         yield made
 
 
-async def add(world: World, builder: Builder, host: str = HOST) -> Domain:
-    now = world.clock.calendar()
-    made, _ = await world.application.store.write(
-        lambda uow: domains.add(uow, world.application, world.caller, builder.id, host, now)
-    )
-    return made
-
-
-async def work(world: World) -> None:
-    job = DomainJob(world.application)
-    for _ in range(3):
-        await job.poll()
-        await job.rest()
-
-
 async def check_now(world: World, builder: Builder) -> None:
     now = world.clock.calendar()
     await world.application.store.write(lambda uow: domains.ask_again(uow, world.caller, builder.id, HOST, now))
-
-
-async def found(world: World, domain: Domain) -> Domain:
-    seen = await world.read(lambda uow: uow.domains.get(domain.id))
-    assert seen is not None
-    return seen
 
 
 INTERNAL = (

@@ -8,13 +8,13 @@ from datetime import timedelta
 
 import pytest
 from tests.application import World, fake_world
+from tests.domains.claims import add, found, work
 
 from builderd.adapters.fakes.domains import FakeDnsUpdates, FakeNameServers
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
 from builderd.domain.errors import ValidationFailed
 from builderd.ports.domains import CaaRecord, DnsRecords
-from builderd.reconciler.jobs.domains import DomainJob
 from builderd.services import domains
 
 ZONE, OURS = "shop.example.org", "203.0.113.5"
@@ -50,30 +50,9 @@ async def world() -> AsyncIterator[World]:
         yield made
 
 
-async def add(world: World, builder: Builder, host: str) -> Domain:
-    now = world.clock.calendar()
-    made, _ = await world.application.store.write(
-        lambda uow: domains.add(uow, world.application, world.caller, builder.id, host, now)
-    )
-    return made
-
-
-async def work(world: World) -> None:
-    job = DomainJob(world.application)
-    for _ in range(3):
-        await job.poll()
-        await job.rest()
-
-
 async def later(world: World) -> None:
     world.clock.move(3_601)
     await work(world)
-
-
-async def found(world: World, domain: Domain) -> Domain:
-    seen = await world.read(lambda uow: uow.domains.get(domain.id))
-    assert seen is not None
-    return seen
 
 
 def show_text(world: World, domain: Domain) -> None:

@@ -71,7 +71,7 @@ async def _begin_http2(target: Target, begun: float) -> Visit:
     seconds = time.monotonic() - begun
     if len(head) == FRAME_HEAD and head[3] == SETTINGS and head[5:] == bytes(4):
         return Visit(HTTPStatus.OK, seconds)
-    said = f"it said {head!r}" if head else "it closed the connection"
+    said = f'its answer begins with "{repr(head)[2:-1]}"' if head else "it closed the connection"
     return Visit(None, seconds, f"it does not speak HTTP/2 without TLS ({said}), which protocol h2c asks for")
 
 

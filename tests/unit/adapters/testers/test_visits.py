@@ -40,7 +40,8 @@ async def test_unsendable_request_is_a_machine_fault(monkeypatch: pytest.MonkeyP
     ("answer", "fault"),
     [
         (bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)) + bytes(6), ""),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak HTTP/2 without TLS (it said b'HTTP/1.1 ')"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 'does not speak HTTP/2 without TLS (its answer begins with "HTTP/1.1 ")'),
+        (b"\x1b[31m\r\nbad!!", r'begins with "\x1b[31m\r\nba"'),
         (b"", "it closed the connection"),
     ],
 )

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import pytest
 from tests.application import World, fake_world
+from tests.domains.claims import HOST, add, found, work
 
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
@@ -18,10 +19,9 @@ from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import CaaRecord, DnsRecords, OrderFailed, ProbeReply
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.services import builders, domains, vault
-from builderd.services.builders import Caller
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
-HOST, OURS = "shop.example.com", "203.0.113.5"
+OURS = "203.0.113.5"
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 
 
@@ -29,28 +29,6 @@ DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 async def world() -> AsyncIterator[World]:
     async with fake_world() as made:
         yield made
-
-
-async def add(world: World, builder: Builder, host: str = HOST, caller: Caller | None = None) -> Domain:
-    now = world.clock.now()
-    made, _ = await world.application.store.write(
-        lambda uow: domains.add(uow, world.application, caller or world.caller, builder.id, host, now)
-    )
-    return made
-
-
-async def work(world: World, job: DomainJob | None = None) -> None:
-    """All that is due now."""
-    job = job or DomainJob(world.application)
-    for _ in range(3):
-        await job.poll()
-        await job.rest()
-
-
-async def found(world: World, domain: Domain) -> Domain:
-    seen = await world.read(lambda uow: uow.domains.get(domain.id))
-    assert seen is not None
-    return seen
 
 
 async def active(world: World, host: str = HOST) -> tuple[Builder, Domain]:

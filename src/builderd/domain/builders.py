@@ -126,7 +126,8 @@ class Builder:
     spent. ``asleep_since`` is when its sandbox was to be frozen, None while it is to run; the builder's status is
     ``running`` in both. ``stop_kind`` is set with a stop and kept until it is up again. ``member`` is the instance
     (``Instance.member``) that keeps its disk and runs its sandboxes. ``disk_released_at`` is when a failed builder's
-    disk was given back; its next start makes a new one.
+    disk was given back; its next start makes a new one. ``disk_has_data``: the disk of a builder that never was up
+    holds more than the code, a restored backup or files from a caller, so that it is kept.
     """
 
     id: BuilderId
@@ -161,6 +162,7 @@ class Builder:
     stop_kind: StopKind | None = None
     member: str = ""
     disk_released_at: datetime | None = None
+    disk_has_data: bool = False
 
     @property
     def to_run(self) -> tuple[int, DiskId]:

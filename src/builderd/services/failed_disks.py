@@ -34,9 +34,13 @@ def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     return True
 
 
+def holds_data(uow: UnitOfWork, builder: Builder) -> bool:
+    """Return True if its disk may hold more than the code: it was up, was restored, or got files from a caller."""
+    return builder.disk_has_data or any(one.status in WAS_UP for one in uow.versions.list(builder.id))
+
+
 def _is_over(uow: UnitOfWork, builder: Builder) -> bool:
-    """Return True if it failed, nothing is wanted of it, and no version of it ever was up."""
+    """Return True if it failed, nothing is wanted of it, and its disk holds nothing but the code."""
     if builder.status is not Status.FAILED or builder.desired is not Desired.STOPPED or builder.candidate is not None:
         return False
-    was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
-    return not was_up and builder.disk_released_at is None
+    return builder.disk_released_at is None and not holds_data(uow, builder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import zstandard
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import path_error
 from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
@@ -120,6 +120,20 @@ async def _read(application: Application, tenant_id: TenantId, builder_id: str) 
     return builder, disk
 
 
+async def _keep_disk(application: Application, tenant_id: TenantId, builder_id: str) -> None:
+    """Record for a failed builder, whose disk would be given back, that it holds what a caller has put there."""
+    seen = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
+    if seen.status is not Status.FAILED or seen.disk_has_data:
+        return
+
+    def record(uow: UnitOfWork) -> None:
+        builder = uow.builders.get(seen.id, lock=True)
+        if builder is not None:
+            uow.builders.save(replace(builder, disk_has_data=True))
+
+    await application.store.write(record)
+
+
 @asynccontextmanager
 async def _open_disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
     """Return the disk for a change that must not get lost. Raises ``InvalidState`` if it could.
@@ -138,6 +152,7 @@ async def _open_disk(application: Application, tenant_id: TenantId, builder_id: 
         return await application.store.read(load)
 
     disk = await outcomes.after_take_over(application, BuilderId(builder_id), free)
+    await _keep_disk(application, tenant_id, builder_id)
     async with _disk(application, tenant_id, builder_id):
         yield disk
     if await outcomes.after_take_over(application, BuilderId(builder_id), free) != disk:

@@ -17,7 +17,7 @@ from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition, add_event, as_stored
-from builderd.services import credentials, deployments, ledger
+from builderd.services import credentials, failed_disks, ledger
 
 
 def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, is_new: bool) -> None:
@@ -25,8 +25,7 @@ def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *,
 
     ``is_new``: the builder had none; if it was up before, the content of its previous disk is lost.
     """
-    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(item.builder.id))
-    if is_new and was_up:
+    if is_new and failed_disks.holds_data(uow, item.builder):
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
         add_event(uow, item.builder, "disk.lost", now, reason=reason, details={"disk": item.builder.disk})
     if is_new and item.version.released:
@@ -84,8 +83,7 @@ def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
     """
     uow, now = transition.uow, transition.now
     builder = uow.builders.get(transition.builder.id)
-    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(transition.builder.id))
-    if builder is None or was_up or sandbox.disk != builder.disk:
+    if builder is None or sandbox.disk != builder.disk or failed_disks.holds_data(uow, builder):
         return
     uow.ledger.close(builder.id, now)
     uow.builders.save(replace(builder, disk=DiskId(new_id()), spare_disks=(*builder.spare_disks, builder.disk)))

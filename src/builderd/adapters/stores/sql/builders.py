@@ -122,7 +122,7 @@ _FAILED = (
     select(builders.c.id)
     .where(builders.c.status == Status.FAILED, builders.c.desired == Desired.STOPPED)
     .where(builders.c.disk_released_at.is_(None), builders.c.updated_at < bindparam("before"))
-    .where(builders.c.candidate.is_(None), not_(_was_up))
+    .where(builders.c.candidate.is_(None), not_(builders.c.disk_has_data), not_(_was_up))
     .order_by(builders.c.updated_at)
     .limit(bindparam("limit"))
 )

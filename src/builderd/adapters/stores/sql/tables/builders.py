@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -12,6 +13,7 @@ from sqlalchemy import (
     Integer,
     Table,
     Text,
+    false,
     func,
     text,
 )
@@ -84,6 +86,7 @@ builders = Table(
     Column("backup_check_at", UtcDateTime),
     Column("drill_base_at", UtcDateTime),
     Column("disk_released_at", UtcDateTime),
+    Column("disk_has_data", Boolean, nullable=False, server_default=false()),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from builderd.domain.bundles import Bundle, path_error
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.versions import MAX_ENV_BYTES, PLATFORM_ENV, env_error
+from builderd.domain.versions import ENV_NAME, MAX_ENV_BYTES, PLATFORM_ENV, env_error
 
 #: Faulty lines that one error names.
 MAX_NAMED = 10
 
+BAD_NAME = ", with only letters, digits and _ in the name, and no digit first"
 _NAME = re.compile(r"[ \t]*(?:export[ \t]+)?(?P<name>[^\s=#'\"]+)[ \t]*=[ \t]*")
 _QUOTED = re.compile(r"'(?P<plain>[^']*)'|\"(?P<escaped>(?:[^\"\\]|\\.)*)\"", re.DOTALL)
 _END = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
@@ -85,9 +86,10 @@ def _take(text: str, start: int, line: int, found: EnvFile) -> int:
         return blank.end()
     next_line = _next_line(text, start)
     match = _NAME.match(text, start, next_line)
-    if match is None:
+    if match is None or not ENV_NAME.fullmatch(match["name"]):
+        why = "must be NAME=VALUE" + (BAD_NAME if match is not None else "")
         # The line itself is not shown: it may hold a secret.
-        found.errors.append(f"line {line}: must be NAME=VALUE")
+        found.errors.append(f"line {line}: {why}")
         return next_line
     name, value, end = match["name"], text[match.end() : next_line].rstrip("\n"), next_line
     if value[:1] in ("'", '"'):

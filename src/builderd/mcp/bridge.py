@@ -57,7 +57,8 @@ class Bridge:
     def _can_repeat(self, request: Message) -> bool:
         """Return whether a request may be sent again once the service may have begun with it."""
         if request["method"] == "tools/call":
-            return messages.params_of(request).get("name") in self._repeatable
+            name = messages.params_of(request).get("name")
+            return isinstance(name, str) and name in self._repeatable
         return bool(request["method"] != "subscriptions/listen")
 
     async def _repeat(self, exchange: _Exchange) -> None:

@@ -34,7 +34,10 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class NewBuilder:
-    """A request whose fields have passed the domain's rules. The bundle is in the store already."""
+    """A request whose fields have passed the domain's rules. The bundle is in the store already.
+
+    ``disk`` is one that a restore has filled; None: an empty one.
+    """
 
     name: str
     bundle_hash: str
@@ -43,6 +46,7 @@ class NewBuilder:
     visibility: Visibility = Visibility.PUBLIC
     auto_stop_interval: int = 0
     backup_interval_hours: int = 0
+    disk: DiskId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     check_stdin(new.job_type, new.settings)
     check_protocol(new.job_type, new.settings)
     check_settings(uow, application, caller.tenant_id, new.settings)
-    _replace_failed(uow, application, caller, new.name, now)
+    has_replaced = _replace_failed(uow, application, caller, new.name, now)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
@@ -91,20 +95,27 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     gates.note_skipped(uow, builder, version, now)
     uow.builders.make_due(builder.id, now)
     # Last: what fails before leaves nothing held. The store counts what the sum of all disks does not, such as layers.
-    application.engine.hold_disk(builder.disk, new.settings.resources.disk_bytes)
+    # The space of a disk that a restore has filled is its own already, that of a replaced builder comes back soon.
+    if new.disk is None and not has_replaced:
+        application.engine.hold_disk(builder.disk, new.settings.resources.disk_bytes)
     return builder
 
 
-def _replace_failed(uow: UnitOfWork, application: Application, caller: Caller, name: str, now: datetime) -> None:
-    """Delete a builder of that name that the caller created and that never came up, so that a retry needs no delete."""
+def _replace_failed(uow: UnitOfWork, application: Application, caller: Caller, name: str, now: datetime) -> bool:
+    """Delete a builder of that name that the caller created and that never came up, so that a retry needs no delete.
+
+    Return True if there was one. One whose disk has data of others than its code stays.
+    """
     named = uow.builders.by_name(caller.tenant_id, name)
     other = uow.builders.get(named.id, lock=True) if named is not None else None
-    if other is None or other.status is not Status.FAILED or other.desired is Desired.DELETED:
-        return
+    if other is None or other.status is not Status.FAILED or other.desired is Desired.DELETED or other.disk_has_data:
+        return False
     versions = uow.versions.list(other.id)
     is_own = versions[-1].created_by == caller.actor
-    if is_own and all(version.status is VersionStatus.FAILED for version in versions):
-        delete(uow, application, caller, other.id, now)
+    if not is_own or any(version.status is not VersionStatus.FAILED for version in versions):
+        return False
+    delete(uow, application, caller, other.id, now)
+    return True
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = False) -> Builder:
@@ -293,7 +304,8 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
         service_token=new_secret("bds"),
         host=preview_host(new.name, builder_id, application.preview_domain.domain),
         version=1,
-        disk=DiskId(new_id()),
+        disk=new.disk or DiskId(new_id()),
+        disk_has_data=new.disk is not None,
         created_at=now,
         updated_at=now,
         auto_stop_interval=new.auto_stop_interval,

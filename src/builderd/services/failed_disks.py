@@ -23,6 +23,9 @@ def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     size = version.settings.resources.disk
+    if version.released:
+        # Its release has prepared the disk that goes.
+        uow.versions.save(replace(version, released=False))
     uow.ledger.close(builder.id, now)
     uow.tenants.make_spending_due(builder.tenant_id, now)
     spare = (*builder.spare_disks, builder.disk)

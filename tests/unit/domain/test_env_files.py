@@ -53,10 +53,10 @@ def test_values_are_read_as_libraries_read_them(text: str) -> None:
 
 
 def test_errors_name_the_lines_and_not_what_stands_on_them() -> None:
-    text = "A=1\nsecret words\nB='\n\n1'\n1C=2\nD=\"open\nE='1' more\n"
+    text = "A=1\nsecret words\nB='\n\n1'\nMIIEsecret/+==\nD=\"open\nE='1' more\n"
     assert error(text) == [
         ".env, line 2: must be NAME=VALUE",
-        ".env, line 6: 1C: a name has letters, digits and _ only, and does not start with a digit",
+        ".env, line 6: must be NAME=VALUE, with only letters, digits and _ in the name, and no digit first",
         '.env, line 7: the value of D has no closing ", or text after it',
         ".env, line 8: the value of E has no closing ', or text after it",
     ]

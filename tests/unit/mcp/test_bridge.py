@@ -172,6 +172,12 @@ async def test_a_command_is_never_run_twice(broken: Exception) -> None:
     assert len(service.requests) == 2
 
 
+@pytest.mark.parametrize("name", [[], {}, None, 7])
+async def test_a_tool_whose_name_is_no_text_is_answered(name: object) -> None:
+    (answer,) = await passed_on(Service(answered), request("tools/call", name=name))
+    assert answer["id"] == 1
+
+
 async def test_a_stream_without_an_answer_is_a_broken_connection() -> None:
     _, answer = await passed_on(Service(*(events(progress(1)) for _ in range(3))), request("tools/list"))
     assert answer["error"]["code"] == messages.NO_ANSWER

@@ -43,7 +43,8 @@ class ProxiedProtocol(LimitedProtocol):
         self._cancel_timer()
         passed: Any = ProxiedTransport(raw, header.client)
         super().connection_made(passed)
-        if rest := bytes(self._received[header.size :]):
+        # A connection that was refused has had its answer: what came with the header must not run.
+        if (rest := bytes(self._received[header.size :])) and not raw.is_closing():
             super().data_received(rest)
         self._received.clear()
 

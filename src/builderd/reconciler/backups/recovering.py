@@ -35,6 +35,10 @@ async def attach_restored_disk(context: BackupContext, restore: Restore, backup:
             updated_at=now,
         )
         uow.builders.save(saved)
+        version = uow.versions.get(builder.id, builder.to_run[0])
+        if version is not None and version.released and version.number != backup.version:
+            # The release has prepared the disk that is gone; this one is an older version's.
+            uow.versions.save(replace(version, released=False))
         uow.builders.make_due(builder.id, now)
         uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
         details = {"backup": backup.id, "version": backup.version}

@@ -168,12 +168,12 @@ async def _make_builder(context: BackupContext, restore: Restore, stored: Stored
         visibility=old.visibility,
         auto_stop_interval=old.auto_stop_interval,
         backup_interval_hours=old.backup_interval_hours,
+        disk=restore.disk,
     )
 
     def record(uow: UnitOfWork) -> Builder:
         _refuse_given_up(uow, restore)
         made = builders.create(uow, app, Caller(restore.tenant_id, restore.actor), new, now)
-        uow.builders.save(replace(made, disk=restore.disk, disk_has_data=True))
         _done(uow, replace(restore, made=made.id), stored, app.clock.now())
         return made
 

@@ -61,7 +61,9 @@ class Releases:
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transition = Transition(uow, builder, self._app.prices, now)
             sandbox_transitions.sandbox_ended(transition, sandbox, end=end, report=report)
-            wanted = transitions.still_wanted(builder, item.builder, item.version)
+            # A stop may have given the version of this release up: then its end says nothing of the one to run now.
+            is_its_own = sandbox.version == item.version.number
+            wanted = is_its_own and transitions.still_wanted(builder, item.builder, item.version)
             if wanted and failure is None:
                 uow.versions.save(replace(transitions.as_stored(uow, item.version), released=True))
                 transitions.stage_finished(transition, "release", seconds=seconds, ok=True)

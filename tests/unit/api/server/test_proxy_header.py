@@ -8,7 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from builderd.api.server.proxied import ProxiedTransport
+from builderd.api.server.listener import LimitedProtocol
+from builderd.api.server.proxied import ProxiedProtocol, ProxiedTransport
 from builderd.api.server.proxy_header import MAX_BYTES, SIGNATURE, parse
 
 
@@ -57,4 +58,23 @@ async def test_the_transport_tells_uvicorn_the_client_and_passes_the_rest_on() -
     passed.write(b"said")
     assert other.recv(10) == b"said"
     transport.close()
+    other.close()
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_what_came_with_the_header_of_a_refused_connection_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    request, passed = b"POST / HTTP/1.1\r\n\r\n", []
+    monkeypatch.setattr(LimitedProtocol, "connection_made", lambda _, transport: is_refused and transport.close())
+    monkeypatch.setattr(LimitedProtocol, "data_received", lambda _, data: passed.append(data))
+    one, other = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    raw, _ = await loop.create_connection(asyncio.Protocol, sock=one)
+    protocol = ProxiedProtocol.__new__(ProxiedProtocol)
+    protocol.loop = loop
+    protocol.connection_made(raw)
+    protocol.data_received(header("203.0.113.7") + request)
+    assert passed == ([] if is_refused else [request])
+    raw.close()
     other.close()

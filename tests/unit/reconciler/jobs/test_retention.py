@@ -14,13 +14,16 @@ from tests.contract.store.samples import make_event, make_record
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import EngineUnavailable, NoCapacity, StartFailed
+from builderd.domain.errors import EngineUnavailable, NameTaken, NoCapacity, StartFailed
+from builderd.domain.files import Condition
 from builderd.domain.ids import BuilderId
 from builderd.domain.resources import Resources
+from builderd.ports.store import UnitOfWork
 from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs import retention
 from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.services import builders
+from builderd.services import builders, files
+from builderd.services.files import NewContent
 
 DAY = 86_400.0
 MONTH = 31 * DAY
@@ -193,6 +196,30 @@ async def test_failed_builder_gives_its_disk_back_after_a_day_and_starts_again_o
     world.clock.move(DAY * 3)
     await keeping.release_failed_disks()
     assert (await world.builder(broken)).disk_released_at is None
+
+
+def mark_restored(uow: UnitOfWork, builder: Builder) -> None:
+    found = uow.builders.get(builder.id, lock=True)
+    assert found is not None
+    uow.builders.save(replace(found, disk_has_data=True))
+
+
+async def pieces(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+async def test_disk_with_restored_data_or_a_callers_files_is_kept(world: World) -> None:
+    async with world.reconciling():
+        restored, filled, broken = [await failed(world, name) for name in ("restored", "filled", "broken")]
+        await world.application.store.write(lambda uow: mark_restored(uow, restored))
+        content = NewContent(pieces(b"precious"))
+        await files.write(world.application, world.caller.tenant_id, filled.id, "notes.txt", content, Condition())
+        world.clock.move(DAY * 2)
+        await RetentionJob(world.application).release_failed_disks()
+        await world.until(lambda: broken.disk not in world.engine.disks)
+    assert {restored.disk, filled.disk} <= set(world.engine.disks)
+    with pytest.raises(NameTaken):
+        await world.create(name="filled")
 
 
 async def test_released_disk_counts_again_when_it_is_to_start(world: World) -> None:

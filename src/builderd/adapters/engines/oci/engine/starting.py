@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -102,7 +103,11 @@ class Starting:
         except BaseException:
             await run_to_completion(here.disks.drop_scratch, name)
             raise
-        await self._claims.keep_maps(record)
+        try:
+            await self._claims.keep_maps(record)
+        except BaseException:
+            await asyncio.shield(self._drop(record))
+            raise
         return record
 
     async def _drop(self, prepared: Record) -> None:

@@ -26,6 +26,7 @@ PAUSE, LEAST_PAUSE = 0.25, 0.03
 IDLE_CPUS, BUSY_SECONDS = 0.5, 0.5
 #: After a failure, such as a full store.
 RETRY_SECONDS = 30.0
+EXPECTED = (BuilderdError, OSError)
 #: A reservation that no start has claimed by then is dropped.
 RESERVED_SECONDS = 60.0
 
@@ -107,8 +108,8 @@ class Pool:
     async def _add(self) -> None:
         try:
             self._ready.append(await self._make())
-        except (BuilderdError, OSError) as error:
-            log.warning("sandbox not prepared, retrying: error=%s", error)
+        except Exception as error:
+            log.warning("sandbox not prepared, retrying: error=%s", error, exc_info=not isinstance(error, EXPECTED))
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _drop_expired(self) -> None:
@@ -121,5 +122,5 @@ class Pool:
         """Remove a sandbox; the next service removes one that cannot be removed now."""
         try:
             await self._drop(record)
-        except (BuilderdError, OSError) as error:
+        except Exception as error:
             log.warning("prepared sandbox not removed sandbox=%s error=%s", record.id, error)

@@ -91,7 +91,11 @@ async def test_nothing_is_made_on_a_busy_machine_and_nothing_waits_for_it(machin
 
 
 async def test_a_failure_is_retried(machine: Machine, pool_of_two: Pool, caplog: pytest.LogCaptureFixture) -> None:
-    machine.faults = [OSError("No space left on device"), EngineUnavailable("the launcher was killed")]
+    machine.faults = [
+        ValueError("an empty pid file"),
+        OSError("No space left on device"),
+        EngineUnavailable("the launcher was killed"),
+    ]
     await pass_time()
     assert machine.made == ["0", "1"]
     assert "sandbox not prepared, retrying: error=the launcher was killed" in caplog.text

@@ -25,6 +25,8 @@ from builderd.domain.errors import EngineUnavailable
 CALL_SECONDS = 60.0
 #: Seconds in which an operation may end, such as the copy of a large volume to another member.
 OPERATION_SECONDS = 1800
+#: Of one wait for an operation, which is made again while the operation has this status code.
+SLICE_SECONDS, RUNNING = 600, 103
 _CONNECT_SECONDS = 5.0
 
 Json = dict[str, Any]
@@ -67,9 +69,12 @@ class IncusClient:
 
     async def wait(self, operation: Json, action: str) -> Json:
         """Wait for the end of an operation. Raises its error."""
-        done: Json = await self._answer(
-            "GET", f"/operations/{operation['id']}/wait", None, {"timeout": str(OPERATION_SECONDS)}, OPERATION_SECONDS
-        )
+        path, slices = f"/operations/{operation['id']}/wait", {"timeout": str(SLICE_SECONDS)}
+        while True:
+            done: Json = await self._answer("GET", path, None, slices, SLICE_SECONDS + CALL_SECONDS)
+            # A command may run for hours: the wait for it is made anew.
+            if done["status_code"] != RUNNING:
+                break
         if done["status_code"] != httpx.codes.OK:
             raise error_of(done["status_code"], done.get("err") or done["status"], action)
         return done

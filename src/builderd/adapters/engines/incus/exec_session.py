@@ -20,6 +20,8 @@ from builderd.domain.errors import InvalidState
 from builderd.domain.processes import KILLED_EXIT_CODE, Window
 
 _PIECE_BYTES = 1 << 16
+#: Most that is kept of the output of a program of the service's own.
+MAX_OUTPUT = 4 << 20
 _CONTROL, _INPUT, _OUTPUT, _ERRORS = "control", "0", "1", "2"
 #: Words of Incus for an instance that does not run.
 _NOT_RUNNING = ("is not running", "not running", "is frozen", "instance is stopped", "isn't running")
@@ -161,7 +163,8 @@ async def run_to_end(client: IncusClient, instance: str, argv: Sequence[str], st
     async def read() -> bytes:
         output = bytearray()
         while piece := await session.read():
-            output += piece
+            # What comes beyond is read and dropped, so that the program ends.
+            output += piece[: MAX_OUTPUT - len(output)]
         return bytes(output)
 
     try:

@@ -68,7 +68,8 @@ def access_list(
     ``members``: addresses of the cluster's members, whose proxies connect to instances on each other.
     """
     near = [network for network in NOT_FOR_SANDBOXES if network.version == 4]
-    public = ",".join(map(str, outside([*near, options.subnet, *deny])))
+    hosts = [IPv4Network(f"{member}/32") for member in members]
+    public = ",".join(map(str, outside([*near, options.subnet, *hosts, *deny])))
     here = f"{gateway(options.subnet)}/32"
     inside = ",".join(map(str, options.subnet.address_exclude(without_egress(options.subnet))))
     rules = [

@@ -18,6 +18,13 @@ def reached(address: str, **changes: object) -> bool:
     return any(IPv4Address(address) in network for network in networks)
 
 
+def test_members_are_no_part_of_the_internet_also_with_public_addresses() -> None:
+    rules = access_list(OPTIONS, 8082, (), (), (), ["8.8.4.4"])["egress"]
+    reached = [IPv4Network(one) for rule in rules for one in rule["destination"].split(",")]
+    assert not any(IPv4Address("8.8.4.4") in network for network in reached)
+    assert any(IPv4Address("8.8.4.5") in network for network in reached)
+
+
 def test_the_internet_and_the_service_are_reached() -> None:
     assert reached("1.1.1.1")
     assert reached("10.99.0.1")

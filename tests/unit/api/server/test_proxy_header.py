@@ -62,7 +62,7 @@ async def test_the_transport_tells_uvicorn_the_client_and_passes_the_rest_on() -
 
 
 @pytest.mark.parametrize("is_refused", [True, False])
-async def test_what_came_with_the_header_of_a_refused_connection_does_not_run(
+async def test_request_behind_the_header_of_a_refused_connection_is_dropped(
     monkeypatch: pytest.MonkeyPatch, is_refused: bool
 ) -> None:
     request, passed = b"POST / HTTP/1.1\r\n\r\n", []

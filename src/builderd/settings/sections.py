@@ -5,66 +5,36 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    IPvAnyAddress,
     SecretStr,
     model_validator,
 )
-from pydantic_settings import NoDecode
 
 from builderd.domain.backups import BackupRules, Retention
 from builderd.domain.quotas import Limit
 from builderd.domain.versions import Isolation
 from builderd.services.tenant_limits import TenantLimit
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Price = Annotated[Decimal, Field(ge=0)]
-Share = Annotated[Decimal, Field(ge=0, le=1)]
-#: Leaves room for the label of a builder in the 253 characters of a host name (RFC 1035).
-Domain = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=189)]
-
-
-def not_empty(value: Any) -> Any:
-    """Reject an empty path, which would mean the working directory."""
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("is empty: name a folder, or unset it")
-    return value
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-#: An HTTP URL without user and password.
-SOURCE = re.compile(r"https?://[^\s/?#\\@]+(?:[/?#]\S*)?")
-
-
-def _no_secret(url: str) -> str:
-    if not SOURCE.fullmatch(url):
-        raise ValueError(
-            "must be http://host/… or https://host/… without a user and a password, since code of tenants can read "
-            "it: let a proxy on this host add the credentials, and set the proxy's URL here"
-        )
-    return url
-
-
-#: The URL of a package index, visible to all builds.
-PackageSource = Annotated[str, AfterValidator(_no_secret)]
-
-#: A list in TOML; separated by commas in a variable.
-Networks = Annotated[tuple[IPv4Network, ...], NoDecode, BeforeValidator(_split)]
-
-
-AnyNetworks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+from builderd.settings.types import (
+    Addresses,
+    AnyNetworks,
+    Domain,
+    IncusName,
+    Networks,
+    Port,
+    Price,
+    Resolver,
+    Resolvers,
+    Secrets,
+    Share,
+)
 
 
 class Section(BaseModel):
@@ -135,19 +105,6 @@ class PreviewSettings(Section):
     address_connections: int = Field(default=1_000, ge=0)
 
 
-def _resolver(text: str) -> str:
-    address, _, port = text.rpartition(":")
-    ip_address(address.strip("[]"))
-    if not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text}: must be an address and a port, such as 192.0.2.53:53 or [2001:db8::53]:53")
-    return text
-
-
-#: ``address:port`` of name servers.
-Resolvers = Annotated[tuple[Annotated[str, AfterValidator(_resolver)], ...], NoDecode, BeforeValidator(_split)]
-Addresses = Annotated[tuple[IPvAnyAddress, ...], NoDecode, BeforeValidator(_split)]
-
-
 def _tsig_key(key: SecretStr) -> SecretStr:
     if not re.fullmatch(r"(?:hmac-[a-z0-9-]+:)?[^:\s]+:[A-Za-z0-9+/]+=*", key.get_secret_value()):
         raise ValueError("must be [algorithm:]name:secret, with the secret in base64, as for nsupdate -y")
@@ -166,7 +123,7 @@ class DnsUpdateSettings(Section):
     ``key``: ``[algorithm:]name:secret``, as for ``nsupdate -y``; the algorithm is hmac-sha256 unless given.
     """
 
-    server: Annotated[str, AfterValidator(_resolver)]
+    server: Resolver
     key: Annotated[SecretStr, AfterValidator(_tsig_key)]
 
 
@@ -250,10 +207,6 @@ class StoreSettings(Section):
     overcommit: float = Field(default=1, ge=1)
 
 
-#: A name that Incus takes for projects, pools and networks; a network's is that of a link too.
-IncusName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=63)]
-
-
 class IncusSettings(Section):
     """Incus, for ``engine = "incus"``: its unix ``socket``, or the ``url`` of any member of the cluster.
 
@@ -301,7 +254,7 @@ class VaultSettings(Section):
     """
 
     key: SecretStr | None = None
-    previous_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
+    previous_keys: Secrets = ()
     key_file: Path | None = None
 
     @model_validator(mode="after")

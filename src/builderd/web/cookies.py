@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from http.cookies import SimpleCookie
+from http.cookies import Morsel, SimpleCookie
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -47,43 +47,38 @@ def _one(connection: HTTPConnection, name: str) -> str | None:
 
 def set_session(application: Application, connection: HTTPConnection, response: Response, secret: str) -> None:
     """Set the cookie. It lives until the browser ends; the session itself may end before."""
-    _set(application, connection, response, _name(application, connection), secret)
+    _set(response, _cookie(_name(application, connection), secret), secure=is_secure(application, connection))
 
 
 def clear_session(application: Application, connection: HTTPConnection, response: Response) -> None:
-    _set(application, connection, response, _name(application, connection), "", max_age=0)
+    cookie = _cookie(_name(application, connection), "", max_age=0)
+    _set(response, cookie, secure=is_secure(application, connection))
 
 
 def set_attempt(application: Application, connection: HTTPConnection, response: Response, value: str) -> None:
-    name = _attempt_name(application, connection)
-    _set(application, connection, response, name, value, max_age=ATTEMPT_SECONDS, same_site="Lax")
+    cookie = _cookie(_attempt_name(application, connection), value, max_age=ATTEMPT_SECONDS, same_site="Lax")
+    _set(response, cookie, secure=is_secure(application, connection))
 
 
 def clear_attempt(application: Application, connection: HTTPConnection, response: Response) -> None:
-    name = _attempt_name(application, connection)
-    _set(application, connection, response, name, "", max_age=0, same_site="Lax")
+    cookie = _cookie(_attempt_name(application, connection), "", max_age=0, same_site="Lax")
+    _set(response, cookie, secure=is_secure(application, connection))
 
 
-def _set(
-    application: Application,
-    connection: HTTPConnection,
-    response: Response,
-    name: str,
-    value: str,
-    *,
-    max_age: int | None = None,
-    same_site: str = "Strict",
-) -> None:
-    secure = is_secure(application, connection)
+def _cookie(name: str, value: str, *, max_age: int | None = None, same_site: str = "Strict") -> Morsel[str]:
     cookie: SimpleCookie = SimpleCookie({name: value})
     cookie[name]["path"] = "/"
     cookie[name]["httponly"] = True
     cookie[name]["samesite"] = same_site
     if max_age is not None:
         cookie[name]["max-age"] = max_age
+    return cookie[name]
+
+
+def _set(response: Response, cookie: Morsel[str], *, secure: bool) -> None:
     if secure:
-        cookie[name]["secure"] = True
-    response.headers.append("set-cookie", cookie[name].OutputString())
+        cookie["secure"] = True
+    response.headers.append("set-cookie", cookie.OutputString())
 
 
 def _name(application: Application, connection: HTTPConnection) -> str:

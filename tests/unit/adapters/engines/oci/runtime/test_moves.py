@@ -61,7 +61,9 @@ def test_quick_moves_continue_while_moves_are_made(groups: Groups) -> None:
     assert groups.moved() == ended
 
 
-def test_expected_moves_are_watched_and_given_up_later(groups: Groups) -> None:
+def test_expected_moves_are_watched_and_given_up_later(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Long enough for two moves of a thread that a busy machine seldom runs.
+    monkeypatch.setattr(moves, "_SOON_SECONDS", 1.0)
     groups.moves.prewarm()
     until(lambda: groups.moved() > 1)
     until(lambda: not keeping())

@@ -28,6 +28,8 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
     match end.cause:
         case EndCause.OUT_OF_MEMORY:
             return f"killed: out of memory, limit {resources.memory:g} GB"
+        case EndCause.HOST_OUT_OF_MEMORY:
+            return "killed: the machine was out of memory, the app within its limit"
         case EndCause.HOST_RESTARTED:
             return "host restarted"
         case EndCause.STOPPED:
@@ -89,6 +91,8 @@ def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) 
         return describe_end(end, resources)
     if end.cause is EndCause.MONITOR_LOST:
         return "its log monitor (conmon) was killed; restarted"
+    if end.cause is EndCause.HOST_OUT_OF_MEMORY:
+        return f"{describe_end(end, resources)}; restarted"
     what = describe_end(end, resources)
     if end.cause is EndCause.OUT_OF_MEMORY:
         what = f"out of memory (limit {resources.memory:g} GB)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from builderd.domain.sandboxes import EndCause, Sandbox
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox
 
 #: An always_on app with this many crashes within the window is given up.
 MAX_EXITS = 5
@@ -22,13 +22,12 @@ def next_attempt(sandboxes: Sequence[Sandbox]) -> int:
 def delay_before_restart(ends: Sequence[Sandbox], now: datetime) -> timedelta:
     """Return the delay between the last end and the next start.
 
-    The first lost monitor is the machine's fault and delays nothing; repeated ones delay like crashes, but are never
-    given up.
+    The first end by a fault of the machine delays nothing; repeated ones delay like crashes, but are never given up.
     """
     if is_crash(ends[-1]):
         return restart_delay(len(recent_crashes(ends, now)))
-    if _lost_its_monitor(ends[-1]):
-        return restart_delay(len([end for end in ends if _lost_its_monitor(end) and _is_recent(end, now)]) - 1)
+    if _by_the_machine(ends[-1]):
+        return restart_delay(len([end for end in ends if _by_the_machine(end) and _is_recent(end, now)]) - 1)
     return timedelta(0)
 
 
@@ -46,8 +45,8 @@ def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sand
     return [one for one in sandboxes if is_crash(one) and _is_recent(one, now)]
 
 
-def _lost_its_monitor(sandbox: Sandbox) -> bool:
-    return sandbox.end is not None and sandbox.end.cause is EndCause.MONITOR_LOST
+def _by_the_machine(sandbox: Sandbox) -> bool:
+    return sandbox.end is not None and sandbox.end.cause in MACHINE_CAUSES
 
 
 def _is_recent(sandbox: Sandbox, now: datetime) -> bool:

@@ -29,6 +29,8 @@ class EndCause(StrEnum):
     EXITED = "exited"
     #: The kernel killed it for going over its memory limit.
     OUT_OF_MEMORY = "out_of_memory"
+    #: The kernel killed it because the machine had no memory left; it was within its own limit.
+    HOST_OUT_OF_MEMORY = "host_out_of_memory"
     #: Stopped by the service on request.
     STOPPED = "stopped"
     #: The machine restarted under it.
@@ -38,6 +40,9 @@ class EndCause(StrEnum):
     #: The engine has no record of it.
     UNKNOWN = "unknown"
 
+
+#: Causes that the app is not responsible for and that come again while the machine's trouble lasts.
+MACHINE_CAUSES = frozenset({EndCause.MONITOR_LOST, EndCause.HOST_OUT_OF_MEMORY})
 
 #: Folder of the secret files in a sandbox.
 SECRETS_FOLDER = "/run/credentials"
@@ -87,7 +92,7 @@ class SandboxReport:
     ``frozen_at`` and ``thawed_at`` are when it was last frozen and thawed, also by a service that was killed before it
     could write that down; None when it never was.
 
-    ``out_of_memory``: the kernel killed one of its processes for memory, which the app itself may have outlived.
+    ``out_of_memory``: the kernel killed one of its processes at its memory limit, which the app may have outlived.
     """
 
     id: SandboxId

@@ -26,6 +26,10 @@ EXITED = SandboxEnd(EndCause.EXITED, 1, None)
         (SandboxEnd(EndCause.EXITED, 0, None), "exited with code 0"),
         (SandboxEnd(EndCause.EXITED, None, None), "exited"),
         (SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None), "killed: out of memory, limit 0.5 GB"),
+        (
+            SandboxEnd(EndCause.HOST_OUT_OF_MEMORY, 137, None),
+            "killed: the machine was out of memory, the app within its limit",
+        ),
         (SandboxEnd(EndCause.HOST_RESTARTED, None, None), "host restarted"),
         (SandboxEnd(EndCause.STOPPED, 143, None), "stopped"),
         (SandboxEnd(EndCause.UNKNOWN, None, None), "ended, exit code unknown: the engine has no record of it"),
@@ -78,6 +82,8 @@ def test_a_restart_is_noted() -> None:
     oom = SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None)
     assert restart_note(oom, SMALL, 3, 5) == "out of memory (limit 0.5 GB), restart 3 of 5"
     assert restart_note(SandboxEnd(EndCause.HOST_RESTARTED, None, None), SMALL, 0, 5) == "host restarted"
+    by_host = restart_note(SandboxEnd(EndCause.HOST_OUT_OF_MEMORY, 137, None), SMALL, 0, 5)
+    assert by_host == "killed: the machine was out of memory, the app within its limit; restarted"
     lost = SandboxEnd(EndCause.MONITOR_LOST, None, None)
     assert restart_note(lost, SMALL, 0, 5) == "its log monitor (conmon) was killed; restarted"
 

@@ -342,6 +342,16 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         PlanSandbox(10),
     ),
     "a killed monitor delays nothing": (UP, seen(ends=(ended(EndCause.MONITOR_LOST, exit_code=None),)), PlanSandbox(2)),
+    "nor does a kill for the memory of the machine": (
+        UP,
+        seen(ends=(*(ended(EndCause.EXITED, ago) for ago in (400, 300, 200, 100)), ended(EndCause.HOST_OUT_OF_MEMORY))),
+        PlanSandbox(6),
+    ),
+    "faults of the machine delay the restart together": (
+        UP,
+        seen(ends=(*(ended(EndCause.MONITOR_LOST, ago) for ago in (30, 20)), ended(EndCause.HOST_OUT_OF_MEMORY))),
+        Wait(NOW + 2 * SECOND),
+    ),
     "nor before the app listened": (
         ALWAYS_ON,
         seen(ends=(ended(EndCause.MONITOR_LOST, listened=False, exit_code=None),)),

@@ -21,7 +21,7 @@ from builderd.domain.ids import SandboxId
 from builderd.domain.next_step import next_step
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.restarts import EXIT_WINDOW, MAX_EXITS, recent_crashes
-from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import (
     AwaitListening,
     CreateDisk,
@@ -295,7 +295,7 @@ class Life(RuleBasedStateMachine):
         self.world.wish(wish)
 
     @precondition(lambda self: self.world.running)
-    @rule(cause=st.sampled_from([EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.MONITOR_LOST]))
+    @rule(cause=st.sampled_from([EndCause.EXITED, EndCause.OUT_OF_MEMORY, *sorted(MACHINE_CAUSES)]))
     def app_ends(self, cause: EndCause) -> None:
         for sandbox in list(self.world.boxes):
             self.world.end(sandbox, cause)

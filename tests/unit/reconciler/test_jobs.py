@@ -40,6 +40,12 @@ async def test_input_of_a_job_is_its_standard_input_and_no_other_kind_has_one(wo
         (EndCause.EXITED, 3, Status.FAILED, "exited with code 3"),
         (EndCause.OUT_OF_MEMORY, 137, Status.FAILED, "killed: out of memory, limit 1 GB"),
         (
+            EndCause.HOST_OUT_OF_MEMORY,
+            137,
+            Status.FAILED,
+            "killed: the machine was out of memory, the app within its limit",
+        ),
+        (
             EndCause.MONITOR_LOST,
             None,
             Status.FAILED,

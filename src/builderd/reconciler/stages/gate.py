@@ -10,7 +10,7 @@ from builderd.domain.builders import Builder, Desired
 from builderd.domain.events import SYSTEM
 from builderd.domain.qa import Check, CheckName, gate_passed
 from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
-from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
@@ -38,7 +38,7 @@ class Gate:
         is_quick = item.builder.job_type.must_listen and not item.version.settings.require_qa
         alive_after = QUICK_ALIVE_SECONDS if is_quick else ALIVE_SECONDS
         gate = await qa.judge(self._app, item.builder, item.version, sandbox, alive_after=alive_after)
-        if not gate_passed(gate) and await self._lost_its_monitor(sandbox):
+        if not gate_passed(gate) and await self._ended_by_machine(sandbox):
             return Result()  # the machine's fault: the next look restarts the app, and it is judged then
         now = self._app.clock.now()
 
@@ -58,9 +58,9 @@ class Gate:
             return Result(record, partial(self._start_watch, item, sandbox, gate))
         return Result(record)
 
-    async def _lost_its_monitor(self, sandbox: Sandbox) -> bool:
+    async def _ended_by_machine(self, sandbox: Sandbox) -> bool:
         end = (await self._app.engine.report(sandbox.id)).end
-        return end is not None and end.cause is EndCause.MONITOR_LOST
+        return end is not None and end.cause in MACHINE_CAUSES
 
     async def _start_watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
         watch = asyncio.create_task(self._watch(item, sandbox, gate))

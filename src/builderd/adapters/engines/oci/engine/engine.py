@@ -16,6 +16,7 @@ from builderd.adapters.engines.oci.engine.starting import Starting
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.execute import Executions
+from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record, is_name
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
@@ -274,7 +275,7 @@ class OciEngine:
             running=runs.is_running(record),
             frozen=runs.is_frozen(record),
             exit_=runs.records.exit(record.id),
-            oom=runs.records.saw_oom(record.id) or runs.cgroups.oom_kills(record.id) > 0,
+            oom=oom_cause(runs.records, runs.cgroups, record.id),
             boot=boot_id(),
         )
 

@@ -25,6 +25,8 @@ INNER = "exec-"
 SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
 #: The limit of socket buffers, beside the memory: this part of it, and at least 16 MiB.
 _SOCKET_SHARE, _SOCKET_LEAST = 4, 16 << 20
+#: The kernel charges up to a huge page and a batch of 64 pages at once: so much may be left when the limit is met.
+_CHARGED_AT_ONCE = 4 << 20
 _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
@@ -167,6 +169,22 @@ class Cgroups:
             return _counter(self._directory("memory", name) / file, "oom_kill")
         except FileNotFoundError:
             return 0
+
+    def host_oom_kills(self, name: str) -> bool:
+        """Return True when the kernel killed one of its processes for the memory of the host, not of the group.
+
+        Version 2 counts what met the group's own limit apart (cgroup-v2.rst: ``oom`` of memory.events). Version 1 does
+        not, and Linux 6.18 leaves its ``failcnt`` at 0: there, only a group that never used all of its limit is known
+        to be within it.
+        """
+        memory = self._directory("memory", name)
+        try:
+            if self.version == 2:
+                return self.oom_kills(name) > _counter(memory / "memory.events", "oom")
+            most, limit = (int(_read(memory / f"memory.{file}_in_bytes")) for file in ("max_usage", "limit"))
+            return self.oom_kills(name) > 0 and most + _CHARGED_AT_ONCE < limit
+        except FileNotFoundError:
+            return False
 
     def freeze(self, name: str) -> None:
         """Freeze every process in the group; return when all are frozen.

@@ -64,7 +64,8 @@ class Ending:
         continue creating it, so its group is removed first, and then what it had made.
         """
         if self._context.cgroups.oom_kills(record.id):
-            self._context.records.note_oom(record.id)
+            by_host = self._context.cgroups.host_oom_kills(record.id)
+            self._context.records.note_oom(record.id, by_host=by_host)
         await asyncio.to_thread(self._context.cgroups.kill, record.id)
         if record.process and record.boot == boot_id():
             record.process.kill()

@@ -137,14 +137,21 @@ class Records:
         except (FileNotFoundError, ValueError):
             return None
 
-    def note_oom(self, name: str) -> None:
-        """Record that the kernel killed one of its processes for memory, as seen by the service."""
+    def note_oom(self, name: str, *, by_host: bool = False) -> None:
+        """Record that the kernel killed one of its processes for memory, as seen by the service.
+
+        ``by_host``: for the memory of the host, of which the shim knows nothing.
+        """
         if self.folder(name).exists():
-            (self.folder(name) / "oom").touch()
+            (self.folder(name) / ("host-oom" if by_host else "oom")).touch()
 
     def saw_oom(self, name: str) -> bool:
         """Return True when the shim or the service saw the kernel kill one of its processes for memory."""
         return (self.folder(name) / "oom").exists()
+
+    def saw_host_oom(self, name: str) -> bool:
+        """Return True when the service saw the kernel kill one of its processes for the memory of the host."""
+        return (self.folder(name) / "host-oom").exists()
 
     def _load(self, folder: Path) -> Record | None:
         try:

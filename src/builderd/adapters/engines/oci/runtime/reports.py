@@ -23,26 +23,26 @@ def missing_report(sandbox: SandboxId) -> SandboxReport:
 
 
 def make_report(
-    record: Record, *, running: bool, exit_: Exit | None, oom: bool, boot: str, frozen: bool = False
+    record: Record, *, running: bool, exit_: Exit | None, oom: EndCause | None, boot: str, frozen: bool = False
 ) -> SandboxReport:
-    """Return the report. ``exit_`` is the shim's exit file, ``oom``: the kernel killed a process for memory."""
+    """Return the report. ``exit_`` is the shim's exit file, ``oom``: why the kernel killed a process for memory."""
     sandbox, builder = SandboxId(record.id), BuilderId(record.owner)
     if record.started_at is None:
         return SandboxReport(sandbox, builder, SandboxState.PARTIAL)
-    started = moment(record.started_at)
+    started, for_limit = moment(record.started_at), oom is EndCause.OUT_OF_MEMORY
     frozen_at, thawed_at = _moment(record.frozen_at), _moment(record.thawed_at)
     if running:
         state = SandboxState.FROZEN if frozen else SandboxState.RUNNING
-        return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at, oom)
+        return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at, for_limit)
     end = make_end(record, exit_, oom, boot)
-    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end, frozen_at, thawed_at, oom)
+    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end, frozen_at, thawed_at, for_limit)
 
 
 def _moment(seconds: float | None) -> datetime | None:
     return None if seconds is None else moment(seconds)
 
 
-def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> SandboxEnd:
+def make_end(record: Record, exit_: Exit | None, oom: EndCause | None, boot: str) -> SandboxEnd:
     """Return the exit reason. A code of 137 may be any SIGKILL; no exit file means that the shim was killed."""
     if exit_ is None:
         cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.MONITOR_LOST
@@ -54,7 +54,7 @@ def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> Sandbo
         return SandboxEnd(EndCause.HOST_RESTARTED, None, at)
     # An app may survive the death of one of its processes and exit normally later.
     if oom and exit_.code:
-        return SandboxEnd(EndCause.OUT_OF_MEMORY, exit_.code, at)
+        return SandboxEnd(oom, exit_.code, at)
     return SandboxEnd(EndCause.EXITED, exit_.code, at)
 
 

@@ -12,12 +12,14 @@ from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.runtime.apps import INIT
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.logs import Lines
+from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.domain.errors import EngineUnavailable
+from builderd.domain.sandboxes import EndCause
 
 _LOG_LIMIT = 10_000_000
 _TMP_BYTES = 1 << 30
@@ -97,8 +99,15 @@ class Runner:
             raise EngineUnavailable(
                 "The command was cut off: its log monitor (conmon) was killed. Try again.", retry_after=1
             )
-        oom = self._runs.cgroups.oom_kills(record.id) > 0 or self._runs.records.saw_oom(record.id)
-        return BuildExit(ended.code if ended else 1, out_of_memory=oom and in_time, timed_out=not in_time)
+        oom = oom_cause(self._runs.records, self._runs.cgroups, record.id)
+        code = ended.code if ended else 1
+        if oom is EndCause.HOST_OUT_OF_MEMORY and in_time and code:
+            raise EngineUnavailable(
+                "The command was killed: the machine was out of memory, the command within its limit. The operator can "
+                "end other programs, or give the machine more memory (free -m, dmesg).",
+                retry_after=30,
+            )
+        return BuildExit(code, out_of_memory=oom is EndCause.OUT_OF_MEMORY and in_time, timed_out=not in_time)
 
 
 class Tail:

@@ -130,6 +130,24 @@ def test_kills_for_memory_are_counted(v1: Path, tmp_path: Path) -> None:
     assert groups.usage("gone") is None
 
 
+def test_version_2_tells_kills_for_the_host_from_those_at_the_limit(v2: Path) -> None:
+    for own, kills, by_host in ((0, 0, False), (0, 1, True), (1, 1, False), (3, 1, False), (1, 2, True)):
+        events = f"low 0\nhigh 0\nmax {own * 7}\noom {own}\noom_kill {kills}\noom_group_kill 0\n"
+        (v2 / "builderd-x/ab/memory.events").write_text(events)
+        assert Cgroups("x", v2).host_oom_kills("ab") is by_host
+    assert not Cgroups("x", v2).host_oom_kills("gone")
+
+
+def test_version_1_takes_a_kill_for_the_own_once_all_of_the_limit_was_used(v1: Path) -> None:
+    memory = v1 / "memory/builderd-x/ab"
+    (memory / "memory.limit_in_bytes").write_text(f"{128 << 20}\n")
+    for most, kills, by_host in ((100, 0, False), (100, 1, True), (128, 1, False), (126, 1, False)):
+        (memory / "memory.oom_control").write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n")
+        (memory / "memory.max_usage_in_bytes").write_text(f"{most << 20}\n")
+        assert Cgroups("x", v1).host_oom_kills("ab") is by_host
+    assert not Cgroups("x", v1).host_oom_kills("gone")
+
+
 def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
     (v1 / "pids/builderd-x/ab/exec-1").mkdir()
     Cgroups("x", v1).remove("ab")

@@ -13,7 +13,7 @@ from builderd.domain.errors import QaFailed
 from builderd.domain.previews import RouteState
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.qa_gate import QUICK_ALIVE_SECONDS, WATCH_SECONDS, Visit
-from builderd.domain.sandboxes import EndCause
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause
 from builderd.domain.versions import Version, VersionStatus
 from builderd.services import builders
 
@@ -95,7 +95,8 @@ async def test_with_require_qa_it_is_the_failure_of_the_call(world: World) -> No
     assert (await report_of(world, kept)).status is ReportStatus.NONE
 
 
-async def test_app_whose_conmon_is_killed_is_judged_again(world: World) -> None:
+@pytest.mark.parametrize("cause", sorted(MACHINE_CAUSES))
+async def test_app_ended_by_a_fault_of_the_machine_is_judged_again(world: World, cause: EndCause) -> None:
     visit, killed = world.testers.visit, list[str]()
 
     async def kill_once(*arguments: object, **named: object) -> Visit:
@@ -103,7 +104,7 @@ async def test_app_whose_conmon_is_killed_is_judged_again(world: World) -> None:
             return await visit(*arguments, **named)  # type: ignore[arg-type]
         (sandbox,) = world.engine.sandboxes
         killed.append(sandbox)
-        world.engine.kill_monitor(sandbox)
+        world.engine.end(sandbox, cause, None)
         return BROKEN
 
     world.testers.visit = kill_once  # type: ignore[method-assign]

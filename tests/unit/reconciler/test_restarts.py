@@ -106,20 +106,32 @@ async def test_after_a_restart_of_the_machine_apps_come_up_again(world: World) -
     await check_ledger(world, builder)
 
 
-async def test_killed_conmon_restarts_the_app_without_counting_a_crash(world: World) -> None:
+@pytest.mark.parametrize(
+    ("cause", "code", "note"),
+    [
+        (EndCause.MONITOR_LOST, None, "its log monitor (conmon) was killed; restarted"),
+        (
+            EndCause.HOST_OUT_OF_MEMORY,
+            137,
+            "killed: the machine was out of memory, the app within its limit; restarted",
+        ),
+    ],
+)
+async def test_fault_of_the_machine_restarts_the_app_without_counting_a_crash(
+    world: World, cause: EndCause, code: int | None, note: str
+) -> None:
     async with world.reconciling():
         builder = await world.create()
         for _ in range(4):
             await end_and_come_back(world, builder, EndCause.EXITED, 1)
         (sandbox,) = world.running
-        world.engine.kill_monitor(sandbox.spec.id)
-        await world.until_reason(builder, "conmon")
+        world.engine.end(sandbox.spec.id, cause, code)
+        await world.until_reason(builder, note)
         await world.until_route(builder, RouteState.OPEN)
     assert (await world.builder(builder)).status is Status.RUNNING
-    note = "its log monitor (conmon) was killed; restarted"
     assert note in [one.reason for one in await world.events(builder) if one.type == "builder.restarting"]
     ended = [one for one in await world.events(builder) if one.type == "sandbox.ended"][-1]
-    assert (ended.details["cause"], ended.details["exit_code"]) == ("monitor_lost", None)
+    assert (ended.details["cause"], ended.details["exit_code"]) == (cause.value, code)
     await check_ledger(world, builder)
 
 

@@ -66,8 +66,10 @@ def _version(program: str) -> str:
     """Return the first line of the version text that holds a digit, else the program's path."""
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "it does not run"
+    except subprocess.TimeoutExpired:
+        return f"{program} (no version within 10 s)"
+    except OSError:
+        return f"{program} does not run"
     lines = (done.stdout + done.stderr).splitlines()
     return next((line.strip() for line in lines if re.search(r"\d", line)), program)
 

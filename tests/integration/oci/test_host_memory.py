@@ -54,7 +54,7 @@ async def test_kill_for_the_memory_of_the_host_is_not_taken_for_the_own_limit(
     assert await engine.report(spec.id) == report
 
 
-async def test_kill_at_the_own_limit_is_reported_as_such(engine: OciEngine) -> None:
+async def test_kill_at_the_own_limit_ends_the_sandbox_as_out_of_memory(engine: OciEngine) -> None:
     spec = await make_spec(engine, App(HUNGRY, apps.SILENT.behaviour))
     await engine.start(spec)
     report = await until_state(engine, spec.id, SandboxState.EXITED)

@@ -145,5 +145,5 @@ def test_end_is_not_before_the_start() -> None:
     ],
 )
 def test_machine_shutdown_is_not_a_crash(code: int, at: float, cause: EndCause) -> None:
-    end = make_end(replace(RECORD, seen_at=1500.5), Exit(code, at), False, "later")
+    end = make_end(replace(RECORD, seen_at=1500.5), Exit(code, at), None, "later")
     assert (end.cause, end.at) == (cause, moment(at))

@@ -25,6 +25,8 @@ from builderd.settings import Settings
 #: Exists when systemd is the init process (sd_booted(3)).
 SYSTEMD_RUNS = Path("/run/systemd/system")
 SYSTEM_UNITS = Path("/etc/systemd/system")
+#: A start that takes longer is reported: the first one, a slow machine, or a large database to bring up to date.
+NOTE_SECONDS = 20.0
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 TEMPLATE = """\
@@ -180,8 +182,17 @@ def _refuse_another(unit: ServiceUnit) -> None:
 
 
 def _start(unit: ServiceUnit) -> None:
-    """Restart the unit, so that a running service gets the new options. Returns once it listens."""
-    if _run("systemctl", "restart", unit.file_name).returncode != 0:
+    """Restart the unit, so that a running service gets the new options. Returns once it listens.
+
+    That takes as long as it takes (``TimeoutStartSec``): systemd goes on with it even where this command is ended.
+    """
+    command = ("systemctl", "restart", unit.file_name)
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as restart:
+        try:
+            restart.wait(NOTE_SECONDS)
+        except subprocess.TimeoutExpired:
+            click.echo(f"{unit.name} is still starting, and says here what it does: journalctl -fu {unit.name}")
+    if restart.returncode != 0:
         words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
         raise click.ClickException(f"{unit.name} does not start, and systemd retries each second:\n{words}")
     click.echo(f"it runs; its log: journalctl -u {unit.name}")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.logs import LogLine, LogPage, LogStream
+from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
@@ -25,14 +25,16 @@ from builderd.services.paged_reads import PagedReads
 FOLLOW_INTERVAL = 0.2
 #: Lines of a log that are read at once.
 PAGE = 500
-#: Extra lines that are read to allow for filters, and the factor by which they grow if that is not enough.
-LOOK_BACK, LOOK_FURTHER = 500, 8
+#: Extra lines that are looked at to allow for filters, the factor by which pieces grow, and the lines of the largest.
+LOOK_BACK, LOOK_FURTHER, MAX_PIECE = 500, 8, 10_000
+#: Lines found while looking back that one reader keeps, and their characters; beyond them they are read again.
+KEPT_LINES, KEPT_SIZE = 2_000, 1 << 18
 #: Seconds after a sandbox's end in which its last lines may still be written.
 LATE = timedelta(seconds=5)
 
 T = TypeVar("T")
-#: Reads a page of a sandbox's log, as ``Engine.read_log``, with the stream of a release's lines.
-ReadLog = Callable[..., Awaitable[LogPage]]
+#: Returns a piece of a sandbox's log before a cursor, as ``Engine.search_log``: (sandbox, match, before, count).
+SearchLog = Callable[[Sandbox, LogMatch, str, int], Awaitable[LogPiece]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,41 +118,45 @@ class LogFilter:
         end = sandbox.end.at if sandbox.end else None
         return self.since is not None and end is not None and end + LATE < self.since
 
-    def passes(self, line: LogLine) -> bool:
-        if self.search and self.search.casefold() not in line.text.casefold():
-            return False
-        return (self.since is None or line.time >= self.since) and self.stream in (None, line.stream)
+    @property
+    def match(self) -> LogMatch:
+        return LogMatch(self.since, self.stream, self.search)
 
 
-class _End(NamedTuple):
-    """The end of a log: its number of lines, and how many of them are wanted."""
+class _LookBack:
+    """Search from the ends of logs for the last wanted lines, each line once.
 
-    start: LogPage
-    lines: int
-    wanted: int
+    The lines found are kept for the reader, up to a limit over all its logs.
+    """
 
+    def __init__(self, search: SearchLog, wanted: LogFilter) -> None:
+        self._search = search
+        self._wanted = wanted
+        self._lines, self._size = KEPT_LINES, KEPT_SIZE
 
-async def _look_back(read: ReadLog, sandbox: Sandbox, wanted: LogFilter) -> _End:
-    """Return an end of this log with all wanted lines, of which it has at most ``tail``."""
-    assert wanted.tail is not None, "all would be wanted"
-    count = wanted.tail + wanted.spare
-    while True:
-        start = await read(sandbox, tail=count, since=wanted.since, limit=0)
-        seen = found = 0
-        async for lines in _pages(read, sandbox, start, count):
-            seen += len(lines)
-            found += sum(map(wanted.passes, lines))
-        if found >= wanted.tail or seen < count:
-            return _End(start, seen, found)
-        count *= LOOK_FURTHER
+    async def find(self, sandbox: Sandbox, missing: int) -> tuple[_Log, int]:
+        """Return a log with at least ``missing`` wanted lines ahead, if it has them, and their number."""
+        kept: deque[Sequence[LogLine]] | None = deque()
+        end, before, found, count = None, "", 0, missing + self._wanted.spare
+        while True:
+            piece = await self._search(sandbox, self._wanted.match, before, min(count, MAX_PIECE))
+            end, before, found = piece.end if end is None else end, piece.begin, found + len(piece.lines)
+            if kept is not None:
+                kept.appendleft(piece.lines)
+                kept = kept if self._keeps(piece.lines) else None
+            if found >= missing or not piece.more:
+                break
+            count *= LOOK_FURTHER
+        if kept is None:
+            return _Log(before), found
+        log = _Log(end)
+        log.hold([VersionedLine(sandbox.version, line) for lines in kept for line in lines])
+        return log, found
 
-
-async def _pages(read: ReadLog, sandbox: Sandbox, page: LogPage, count: int) -> AsyncIterator[Sequence[LogLine]]:
-    """Yield the next pages after this one, a bounded number, since an app may write faster than its log is read."""
-    while page.more and count > 0:
-        page = await read(sandbox, page.cursor, limit=min(PAGE, count))
-        yield page.lines
-        count -= len(page.lines)
+    def _keeps(self, lines: Sequence[LogLine]) -> bool:
+        self._lines -= len(lines)
+        self._size -= sum(len(line.text) for line in lines)
+        return self._lines >= 0 and self._size >= 0
 
 
 async def follow(
@@ -201,8 +207,9 @@ class Follower:
         self._place = pages.place(tenant_id)
         self._builds = _Log()
         self._built = 0
+        self._match = wanted.match
         #: Sandboxes: where to begin, those being read, and those that are complete.
-        self._starts: dict[SandboxId, str] = {}
+        self._starts: dict[SandboxId, _Log] = {}
         self._runs: dict[SandboxId, _Log] = {}
         self._over: set[SandboxId] = set()
         self._one_waits = False
@@ -217,15 +224,13 @@ class Follower:
     async def begin(self) -> int:
         """Find the cursors at which the last lines begin; return the number of lines after them if ``tail`` is set."""
         sandboxes, found = await self._read(self._start_positions)
-        missing = self._wanted.tail
+        missing, look_back = self._wanted.tail, _LookBack(self._piece, self._wanted)
         for sandbox in reversed(sandboxes):
             if self._wanted.is_older(sandbox) or (missing == 0 and sandbox.end is not None):
                 self._over.add(sandbox.id)
             elif missing is not None:
-                end = await _look_back(self._page, sandbox, replace(self._wanted, tail=missing))
-                self._starts[sandbox.id] = end.start.cursor
-                found += end.wanted
-                missing = max(missing - end.wanted, 0)
+                self._starts[sandbox.id], passed = await look_back.find(sandbox, missing)
+                found, missing = found + passed, max(missing - passed, 0)
         return found
 
     def _start_positions(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], int]:
@@ -244,7 +249,7 @@ class Follower:
         found, after = 0, self._built
         while news := uow.build_logs.following(builder.id, after, PAGE):
             after = news[-1][0]
-            found += sum(self._wanted.passes(line) for _, _, line in news)
+            found += sum(self._match.passes(line) for _, _, line in news)
         return found
 
     async def poll(self) -> None:
@@ -261,7 +266,7 @@ class Follower:
             if sandbox.id not in self._runs and last is not None and sandbox.created_at >= last:
                 self._one_waits = True
                 continue
-            log = self._runs.setdefault(sandbox.id, _Log(self._starts.pop(sandbox.id, "")))
+            log = self._runs.setdefault(sandbox.id, self._starts.pop(sandbox.id, _Log()))
             await self._read_on(sandbox, log)
             last = min((time for time in (last, log.last) if time), default=None)
 
@@ -278,21 +283,16 @@ class Follower:
         async with self._place:
             return await self._application.store.read(work)
 
-    async def _page(
-        self,
-        sandbox: Sandbox,
-        cursor: str = "",
-        *,
-        tail: int | None = None,
-        since: datetime | None = None,
-        limit: int | None = None,
-    ) -> LogPage:
+    async def _page(self, sandbox: Sandbox, cursor: str, since: datetime | None) -> LogPage:
         async with self._place:
-            read_log = self._application.engine.read_log
-            page = await read_log(sandbox.id, cursor, tail=tail, since=since, limit=limit)
-        if not sandbox.release:
-            return page
-        return page._replace(lines=[replace(line, stream=LogStream.RELEASE) for line in page.lines])
+            page = await self._application.engine.read_log(sandbox.id, cursor, since=since, limit=PAGE)
+        return page._replace(lines=_with_stream(sandbox, page.lines))
+
+    async def _piece(self, sandbox: Sandbox, match: LogMatch, before: str, count: int) -> LogPiece:
+        match = replace(match, stream=None) if sandbox.release else match
+        async with self._place:
+            piece = await self._application.engine.search_log(sandbox.id, match, before, count=count)
+        return piece._replace(lines=_with_stream(sandbox, piece.lines))
 
     def _find(self, uow: UnitOfWork) -> Builder | None:
         builder = uow.builders.get(self._builder_id)
@@ -309,7 +309,7 @@ class Follower:
         while log.more and not log.held:
             # The start is found by time once; then the cursor has it.
             since = None if log.cursor else self._wanted.since
-            page = await self._page(sandbox, log.cursor, since=since, limit=PAGE)
+            page = await self._page(sandbox, log.cursor, since)
             log.cursor = page.cursor
             self._hold(log, [VersionedLine(sandbox.version, line) for line in page.lines], page.more)
         if sandbox.end is not None and not log.held:
@@ -317,7 +317,7 @@ class Follower:
             del self._runs[sandbox.id]
 
     def _hold(self, log: _Log, lines: Iterable[VersionedLine], more: bool) -> None:
-        log.held.extend(sorted((one for one in lines if self._wanted.passes(one.line)), key=_time))
+        log.hold(one for one in lines if self._match.passes(one.line))
         log.more = more
 
     def due(self) -> Iterator[VersionedLine]:
@@ -341,10 +341,18 @@ class _Log:
         self.held: deque[VersionedLine] = deque()
         self.more = False
 
+    def hold(self, lines: Iterable[VersionedLine]) -> None:
+        self.held.extend(sorted(lines, key=_time))
+
     @property
     def last(self) -> datetime | None:
         """The time of the last unconsumed line."""
         return self.held[-1].line.time if self.held else None
+
+
+def _with_stream(sandbox: Sandbox, lines: Sequence[LogLine]) -> Sequence[LogLine]:
+    """Return the lines with the stream that callers see: those of a release have one of their own."""
+    return [replace(line, stream=LogStream.RELEASE) for line in lines] if sandbox.release else lines
 
 
 def _time(line: VersionedLine) -> datetime:

@@ -26,7 +26,7 @@ from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import DiskId, TenantId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.logs import LogLine, LogPage
+from builderd.domain.logs import LogLine, LogMatch, LogPage
 from builderd.domain.processes import ProcessSpec, Window, shell
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import IPV6_ONLY, EndCause, SandboxState
@@ -254,6 +254,24 @@ async def test_log_is_read_in_pages_from_a_time(engine: Engine) -> None:
     lately = (await engine.read_log(spec.id, since=since)).lines
     assert [line for line in lately if line.time >= since] == [line for line in whole if line.time >= since]
     assert await engine.read_log(spec.id, end, since=since, limit=5) == ([], end, False)
+
+
+async def test_log_is_searched_from_its_end(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.COUNTING)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    whole, end, _ = await engine.read_log(spec.id)
+    piece = await engine.search_log(spec.id, LogMatch(search="7"), count=30)
+    assert (piece.end, piece.more) == (end, True)
+    assert await engine.read_log(spec.id, piece.end) == ([], end, False)
+    found = list(piece.lines)
+    while piece.more:
+        piece = await engine.search_log(spec.id, LogMatch(search="7"), piece.begin, count=30)
+        found = [*piece.lines, *found]
+    assert found == [line for line in whole if "7" in line.text]
+    newest = await engine.search_log(spec.id, LogMatch(since=whole[-3].time), count=50)
+    assert list(newest.lines) == [line for line in whole if line.time >= whole[-3].time]
+    assert (await engine.search_log(new_sandbox_id(), LogMatch(), count=5)).lines == []
 
 
 async def test_command_returns_both_streams_and_its_exit_code(engine: Engine) -> None:

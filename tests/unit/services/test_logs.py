@@ -14,7 +14,7 @@ from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.logs import LogLine, LogMatch, LogPiece, LogStream
 from builderd.services import builders, logs
 from builderd.services.logs import FollowedLine, LogFilter
 
@@ -68,7 +68,7 @@ async def test_runs_that_are_too_old_for_the_tail_are_not_read(world: World) -> 
         (first, _) = await world.records(builder)
         world.engine.calls.clear()
         assert await read(world, builder, tail=2) == ALL[-2:]
-        assert ("read_log", first.id) not in world.engine.calls
+        assert not {("read_log", first.id), ("search_log", first.id)} & set(world.engine.calls)
 
 
 async def test_one_stream_is_shown_alone(world: World) -> None:
@@ -176,7 +176,7 @@ async def test_an_ended_run_is_not_read_again_and_again(world: World) -> None:
         await world.until(lambda: [one for one in world.engine.calls if one[0] == "read_log"][-2:] == [read, read])
         world.engine.calls.clear()
         await world.until(lambda: world.called("read_log") > 3)
-        assert ("read_log", first.id) not in world.engine.calls
+        assert not {("read_log", first.id), ("search_log", first.id)} & set(world.engine.calls)
         reader.task.cancel()
 
 
@@ -204,6 +204,27 @@ async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
         assert await read(world, builder, since=times[60], stream=LogStream.STDERR) == ["70", "83", "96"]
 
 
+async def test_search_looks_at_each_line_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.print(newest(world), *(f"{number} {'Hit' * (number % 5_000 == 7)}" for number in range(20_000)))
+        taken, looked = Taken(world, monkeypatch), looked_at(world, monkeypatch)
+        assert await read(world, builder, search="hit") == [f"{number} Hit" for number in (7, 5_007, 10_007, 15_007)]
+        assert sum(looked) == 20_000
+        assert max(looked) <= logs.MAX_PIECE
+        assert sum(taken.pages) == 0
+
+
+async def test_lines_beyond_what_a_reader_keeps_are_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "KEPT_LINES", 10)
+    async with world.reconciling():
+        builder = await two_runs(world)
+        world.engine.print(newest(world), *(str(number) for number in range(50)))
+        taken = Taken(world, monkeypatch)
+        assert await read(world, builder, tail=52) == [*ALL[-2:], *(str(number) for number in range(50))]
+        assert sum(taken.pages) >= 50
+
+
 class Taken:
     """Record of the lines taken from the engine at a time, and of their generations."""
 
@@ -218,13 +239,27 @@ class Taken:
         return page
 
 
+def looked_at(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of lines of each piece that is searched."""
+    looked: list[int] = []
+    real = world.engine.search_log
+
+    async def search_log(sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        piece = await real(sandbox, match, before, count=count)
+        looked.append(int(before or piece.end or 0) - int(piece.begin or 0))
+        return piece
+
+    monkeypatch.setattr(world.engine, "search_log", search_log)
+    return looked
+
+
 async def test_recent_lines_are_read_from_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.engine.print(newest(world), *(str(number) for number in range(20_000)))
-        taken = Taken(world, monkeypatch)
+        taken, looked = Taken(world, monkeypatch), looked_at(world, monkeypatch)
         assert len(await read(world, builder, stream=LogStream.STDOUT)) == 200
-        assert sum(taken.pages) <= 2 * (200 + logs.LOOK_BACK)
+        assert sum(looked) + sum(taken.pages) <= 200 + logs.LOOK_BACK
 
 
 async def test_a_follower_reads_each_line_of_an_installer_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +312,7 @@ async def test_a_follower_of_the_last_lines_reads_no_run_before_them(world: Worl
         reader = Reader(follow(world, builder, tail=1))
         await world.until(lambda: reader.told == ALL[-1:])
         await world.until(lambda: world.called("read_log") > 5)
-        assert ("read_log", first.id) not in world.engine.calls
+        assert not {("read_log", first.id), ("search_log", first.id)} & set(world.engine.calls)
         reader.task.cancel()
 
 

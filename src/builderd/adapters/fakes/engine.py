@@ -16,13 +16,13 @@ from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.layers import FakeLayers
-from builderd.adapters.fakes.logs import page_of
+from builderd.adapters.fakes.logs import page_of, piece_of
 from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.logs import LogLine, LogPage, LogStream
+from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
@@ -351,6 +351,10 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
         self._called("read_log", sandbox)
         lines = self.logs[sandbox][1] if sandbox in self.logs else []
         return page_of(lines, cursor, tail, since, limit)
+
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        self._called("search_log", sandbox)
+        return piece_of(self.logs[sandbox][1] if sandbox in self.logs else [], match, before, count)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         self._called("delete_logs", builder)

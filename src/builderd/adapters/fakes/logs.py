@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from builderd.domain.logs import LogLine, LogPage
+from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece
 
 
 def page_of(
@@ -20,3 +20,11 @@ def page_of(
     if limit is not None:
         end = min(start + limit, end)
     return LogPage(lines[start:end], str(end) if lines else cursor, end < len(lines))
+
+
+def piece_of(lines: Sequence[LogLine], match: LogMatch, before: str, count: int) -> LogPiece:
+    """Return the lines that ``Engine.search_log`` would return of these."""
+    end = int(before) if before else len(lines)
+    begin = max(end - count, 0)
+    found = [line for line in lines[begin:end] if match.passes(line)]
+    return LogPiece(found, str(begin) if begin else "", str(end) if lines else "", begin > 0)

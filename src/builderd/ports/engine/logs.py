@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogPage
+from builderd.domain.logs import LogMatch, LogPage, LogPiece
 
 
 class Logs(Protocol):
@@ -23,6 +23,12 @@ class Logs(Protocol):
 
         ``tail``: only so many of the last lines, at a cost that grows with them only. ``since``: without earlier lines,
         except for a few. ``limit``: a page, at most so many of the first of these lines, fewer when they are long.
+        """
+
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        """Return the matching lines of the piece of about ``count`` complete lines before the cursor ("" is the end).
+
+        Each line is in one piece only. No piece is longer than some MB.
         """
 
     async def delete_logs(self, builder: BuilderId) -> None:

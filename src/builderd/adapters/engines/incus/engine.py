@@ -21,7 +21,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
-from builderd.domain.logs import LogPage
+from builderd.domain.logs import LogMatch, LogPage, LogPiece
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.resources import GB
@@ -272,6 +272,11 @@ class IncusEngine:
         if not sandbox.isalnum():
             return LogPage([], cursor, more=False)
         return await self._here.logs.read(name_of(sandbox), cursor, tail, since, limit)
+
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        if not sandbox.isalnum():
+            return LogPiece([], "", before, more=False)
+        return await self._here.logs.search(name_of(sandbox), match, before, count)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await self._here.sandboxes.delete_logs(builder)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
 from builderd.adapters.engines.incus.guest import LOG
-from builderd.domain.logs import LogLine, LogPage, LogStream
+from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
 
 #: A page ends with the line with which it has so many characters.
 PAGE_SIZE = 1 << 18
@@ -62,6 +62,15 @@ class Logs:
             *(self._stream(instance, name, positions[name].time, tail, since) for name in STREAMS)
         )
         return page_of(dict(zip(STREAMS, streams, strict=True)), cursor, tail, since, limit)
+
+    async def search(self, instance: str, match: LogMatch, before: str, count: int) -> LogPiece:
+        """Return the matching lines of a piece before the cursor, as ``Logs.search_log`` of the port.
+
+        The first piece is of the newest files that have so many lines, a second one of all files before it.
+        """
+        tail = None if before else count
+        streams = await asyncio.gather(*(self._stream(instance, name, "", tail, match.since) for name in STREAMS))
+        return await asyncio.to_thread(piece_of, dict(zip(STREAMS, streams, strict=True)), match, before, tail)
 
     async def _stream(
         self, instance: str, name: str, after: str, tail: int | None, since: datetime | None
@@ -133,6 +142,18 @@ def page_of(
         end += 1
     shown = [LogLine(_time(line.time), STREAMS[line.stream], line.text) for line in ordered[start:end]]
     return LogPage(shown, _cursor(positions, ordered[:end], cursor), end < len(ordered))
+
+
+def piece_of(streams: Mapping[str, Sequence[Stamped]], match: LogMatch, before: str, tail: int | None) -> LogPiece:
+    """Return the matching lines among the last ``tail`` before the cursor, in the order of their times."""
+    positions = parse_cursor(before)
+    earlier = [lines[: _start(lines, positions[name])] if before else lines for name, lines in streams.items()]
+    ordered = list(merge(*earlier, key=lambda line: line.time))
+    start = 0 if tail is None else max(len(ordered) - tail, 0)
+    lines = [LogLine(_time(line.time), STREAMS[line.stream], line.text) for line in ordered[start:]]
+    begin = _cursor(dict.fromkeys(STREAMS, Position()), ordered[:start], "")
+    end = before or _cursor(dict.fromkeys(STREAMS, Position()), ordered, "")
+    return LogPiece([line for line in lines if match.passes(line)], begin, end, start > 0)
 
 
 def _start(lines: Sequence[Stamped], position: Position) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from builderd.adapters.engines.incus.logs import page_of, parse
-from builderd.domain.logs import LogStream
+from builderd.adapters.engines.incus.logs import page_of, parse, piece_of
+from builderd.domain.logs import LogMatch, LogStream
 
 OUT = parse("out", b"2026-11-28 02:00:00.000000001  one\n2026-11-28 02:00:00.000000001  two\n2026-11-28 02:00:02.5  x")
 ERR = parse("err", b"2026-11-28 02:00:01.000000000  error\n")
@@ -53,3 +53,12 @@ def test_cursor_holds_when_earlier_files_are_gone() -> None:
 def test_tail_is_of_both_streams() -> None:
     assert texts(tail=2)[0] == ["error", "three"]
     assert texts(tail=0) == ([], texts()[1], False)
+
+
+def test_search_returns_pieces_from_the_end() -> None:
+    streams = {"out": [*OUT, *THREE], "err": ERR}
+    last = piece_of(streams, LogMatch(), "", 1)
+    assert ([line.text for line in last.lines], last.end, last.more) == (["three"], texts()[1], True)
+    rest = piece_of(streams, LogMatch(search="E"), last.begin, None)
+    assert ([line.text for line in rest.lines], rest.begin, rest.more) == (["one", "error"], "", False)
+    assert texts(cursor=last.begin)[0] == ["three"]

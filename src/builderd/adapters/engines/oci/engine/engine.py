@@ -26,7 +26,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
-from builderd.domain.logs import LogPage
+from builderd.domain.logs import LogMatch, LogPage, LogPiece
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
@@ -362,6 +362,12 @@ class OciEngine:
             return LogPage([], cursor, more=False)
         ended = self._running(sandbox) is None
         return await run_to_completion(self._here.logs.read, sandbox, cursor, ended, tail, since, limit)
+
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        if not is_name(sandbox):
+            return LogPiece([], "", before, more=False)
+        ended = self._running(sandbox) is None
+        return await run_to_completion(self._here.logs.search, sandbox, match, before, ended, count)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await run_to_completion(self._here.logs.delete, builder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.runtime.apps import INIT
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.logs import Lines
+from builderd.adapters.engines.oci.runtime.log_records import Lines
 from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root

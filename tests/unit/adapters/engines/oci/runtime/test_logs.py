@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import logs as module
-from builderd.adapters.engines.oci.runtime.logs import KEPT_LOGS, MAX_LINE, Cursor, Logs, parse_log, read_generations
+from builderd.adapters.engines.oci.runtime import log_records as module
+from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, Cursor, parse_log, read_generations
+from builderd.adapters.engines.oci.runtime.logs import KEPT_LOGS, Logs
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogStream
 
@@ -166,14 +167,14 @@ def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mon
     with log.open("ab") as file:
         file.write(record("new"))
     looked: list[int] = []
-    real = module._records
+    real = module.records
 
     def counting(content: module.Content, offset: int) -> object:
         for one in real(content, offset):
             looked.append(one[4])
             yield one
 
-    monkeypatch.setattr(module, "_records", counting)
+    monkeypatch.setattr(module, "records", counting)
     lines, _, _ = logs.read(SandboxId("s"), cursor, ended=False)
     assert [line.text for line in lines] == ["new"]
     assert len(looked) == 1
@@ -266,7 +267,7 @@ def test_reading_begins_at_a_time_with_whole_lines(second: int) -> None:
     lately = read_generations(contents, Cursor(), True, since=since)[0]
     whole = read_generations(contents, Cursor(), True)[0]
     assert [line for line in lately if line.time >= since] == [line for line in whole if line.time >= since]
-    assert len([line for line in lately if line.time < since]) <= module._MARGIN
+    assert len([line for line in lately if line.time < since]) <= module.MARGIN
 
 
 def test_to_begin_at_a_time_little_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

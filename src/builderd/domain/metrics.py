@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
 BUCKET = timedelta(minutes=5)
@@ -25,7 +25,8 @@ class Usage:
     """Usage within some time; sums of several are exact. ``seconds`` is how long it was sampled.
 
     ``memory_byte_seconds`` divided by ``seconds`` is the average; ``answers_2xx`` and so on count HTTP responses,
-    ``within_5_ms`` and so on the app's by the time until their head (``previews.RESPONSE_TIMES``).
+    ``within_5_ms`` and so on the app's by the time until their head (``previews.RESPONSE_TIMES``), ``class_times``
+    those of each of ``previews.TIMED_CLASSES``.
     """
 
     seconds: float = 0
@@ -51,6 +52,7 @@ class Usage:
     within_2500_ms: int = 0
     within_10000_ms: int = 0
     slower: int = 0
+    class_times: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> float | None:
@@ -62,12 +64,25 @@ class Usage:
         return int(self.memory_byte_seconds / self.seconds) if self.seconds else None
 
 
-def response_seconds(usage: Usage, share: float) -> float | None:
+def response_counts(usage: Usage | PreviewActivity, cls: str | None = None) -> Sequence[int]:
+    """Return the number of the app's responses by ``RESPONSE_TIMES``: all of them, or those of a class of statuses."""
+    whole = [int(getattr(usage, name)) for name in RESPONSE_TIMES]
+    if cls is None:
+        return whole
+    number, known = len(RESPONSE_TIMES), usage.class_times
+    classes = [known[start : start + number] for start in range(0, len(known), number)]
+    if cls in TIMED_CLASSES:
+        return classes[TIMED_CLASSES.index(cls)] if classes else [0] * number
+    # The counters of a host are not read in one moment.
+    return [max(count - sum(others), 0) for count, *others in zip(whole, *classes, strict=True)]
+
+
+def response_seconds(usage: Usage, share: float, cls: str | None = None) -> float | None:
     """Return the time within which this share of the app's responses came, None without any.
 
     Interpolated within its class, as Prometheus does; at most the last bound, beyond which times are not known.
     """
-    counts: list[int] = [getattr(usage, name) for name in RESPONSE_TIMES]
+    counts = response_counts(usage, cls)
     wanted, below = share * sum(counts), 0
     if not sum(counts):
         return None
@@ -80,6 +95,7 @@ def response_seconds(usage: Usage, share: float) -> float | None:
 
 #: Fields that are merged by their maximum; all others are added.
 MAXIMA = ("memory_most_bytes", "disk_most_bytes")
+_NUMBERS = tuple(field.name for field in fields(Usage) if field.name != "class_times")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +143,14 @@ def start_of(time: datetime, step: timedelta = BUCKET) -> datetime:
 def add(one: Usage, other: Usage) -> Usage:
     """Merge two usages."""
     return Usage(
-        **{
-            name: (max if name in MAXIMA else sum)((getattr(one, name), getattr(other, name)))
-            for name in (field.name for field in fields(Usage))
-        }
+        **{name: (max if name in MAXIMA else sum)((getattr(one, name), getattr(other, name))) for name in _NUMBERS},
+        class_times=added_times(one.class_times, other.class_times),
     )
+
+
+def added_times(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sum of two ``class_times``."""
+    return tuple(map(sum, zip(one, other, strict=True))) if one and other else one or other
 
 
 def usage_between(
@@ -157,7 +176,13 @@ def usage_between(
         network_in_bytes=_more(used.network_in_bytes, since.network_in_bytes),
         network_out_bytes=_more(used.network_out_bytes, since.network_out_bytes),
         **visits,
+        class_times=_more_times(visited.class_times if visited else (), seen.class_times if seen else ()),
     )
+
+
+def _more_times(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    more = tuple(map(_more, now, before or (0,) * len(now)))
+    return more if any(more) else ()
 
 
 def _more(now: int, before: int) -> int:

@@ -169,13 +169,19 @@ RESPONSE_BOUNDS = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000)
 #: Counters of responses by their time, of ``PreviewActivity`` and ``domain.metrics.Usage``, in order of the bounds.
 RESPONSE_TIMES = (*(f"within_{bound}_ms" for bound in RESPONSE_BOUNDS), "slower")
 
+#: Classes of statuses of responses.
+STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
+#: Classes of statuses whose response times are counted on their own; those of the rest, 2xx, follow from all.
+TIMED_CLASSES = ("3xx", "4xx", "5xx")
+
 
 @dataclass(frozen=True, slots=True)
 class PreviewActivity:
     """Counters of one host since the preview process started serving it; ``idle_seconds`` since its last request.
 
     ``answers_2xx`` and so on count responses by the class of the status. ``within_25_ms`` counts the app's responses
-    that took at least the bound before (10 ms) and less than this one, until their head.
+    that took at least the bound before (10 ms) and less than this one, until their head. ``class_times`` has these
+    counts for each of ``TIMED_CLASSES``, one class after the other, or is empty.
     """
 
     requests: int
@@ -200,6 +206,7 @@ class PreviewActivity:
     within_2500_ms: int = 0
     within_10000_ms: int = 0
     slower: int = 0
+    class_times: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,22 @@ async def test_samples_are_summed_in_their_step(store: Store) -> None:
     ]
 
 
+async def test_times_by_class_of_status_are_summed(store: Store) -> None:
+    builder, times = BuilderId("b"), (0,) * 11 + tuple(range(11)) + (0,) * 11
+    steps = [
+        UsageBucket(builder, START, Usage(requests=1, class_times=times)),
+        UsageBucket(builder, START + BUCKET, USAGE),
+    ]
+    for _ in range(2):
+        await store.write(lambda uow: uow.metrics.add(steps))
+    first, second = await of_builder(store, builder)
+    assert first.usage == Usage(requests=2, class_times=tuple(2 * one for one in times))
+    assert second.usage.class_times == ()
+    assert await store.write(lambda uow: uow.metrics.expire(START + BUCKET)) == 1
+    await store.write(lambda uow: uow.metrics.add([UsageBucket(builder, START, USAGE)]))
+    assert (await of_builder(store, builder))[0].usage == USAGE
+
+
 async def test_adding_no_samples_is_no_error(store: Store) -> None:
     await store.write(lambda uow: uow.metrics.add([]))
 

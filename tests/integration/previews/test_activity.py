@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, eventually
 
-from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, RouteState
+from builderd.domain.metrics import response_counts
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, STATUS_CLASSES, RouteState
 
 pytestmark = pytest.mark.haproxy
 
@@ -112,3 +113,14 @@ def test_the_apps_answers_are_counted_by_their_time(proxy: Proxy, app: App) -> N
     # The answer that the proxy gave in place of the app's is none of them.
     assert sum(times) == 2
     assert sum(times[RESPONSE_BOUNDS.index(500) :]) >= 1
+    assert counted.class_times == ()
+
+
+def test_times_are_counted_by_class_of_status(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    answers = (b"HTTP/1.1 %d Some\r\nContent-Length: 0\r\n\r\n" % status for status in (302, 404, 404, 503))
+    for path in ("/", *(f"/raw?{urlsafe_b64encode(answer).decode()}" for answer in answers), "/drop"):
+        proxy.visitor.get(host, path)
+    counted = proxy.activity()[host]
+    assert [sum(response_counts(counted, cls)) for cls in STATUS_CLASSES] == [1, 1, 2, 1]
+    assert sum(response_counts(counted)) == 5

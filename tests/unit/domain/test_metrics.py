@@ -5,8 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import Usage, UsageBucket, add, merged, resample, response_seconds, start_of, usage_between
+from builderd.domain.metrics import (
+    Usage,
+    UsageBucket,
+    add,
+    merged,
+    resample,
+    response_counts,
+    response_seconds,
+    start_of,
+    usage_between,
+)
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
@@ -86,6 +98,31 @@ def test_percentiles_are_interpolated_in_their_class() -> None:
 
 
 def test_each_counter_of_times_is_a_field_of_both() -> None:
-    seen = replace(SEEN, **dict.fromkeys(RESPONSE_TIMES, 2))
+    seen = replace(SEEN, **dict.fromkeys(RESPONSE_TIMES, 2))  # type: ignore[arg-type]
     usage = usage_between(USED, None, seen, SEEN, 10)
     assert [getattr(usage, name) for name in RESPONSE_TIMES] == [2] * (len(RESPONSE_BOUNDS) + 1)
+
+
+def test_times_of_each_class_of_statuses_are_kept_apart() -> None:
+    count = len(RESPONSE_TIMES)
+    failed = (0,) * count + (0,) * count + (0,) * (count - 1) + (4,)
+    usage = Usage(within_5_ms=6, slower=4, class_times=failed)
+    assert response_seconds(usage, 0.99, "2xx") == pytest.approx(0.00495)
+    assert response_seconds(usage, 0.5, "5xx") == 10
+    assert response_seconds(usage, 0.5, "4xx") is None
+    assert response_seconds(Usage(within_5_ms=6), 0.5, "3xx") is None
+    assert add(usage, Usage(within_5_ms=1)).class_times == failed
+    assert add(usage, usage).class_times[-1] == 8
+
+
+def test_times_of_classes_are_counted_between_samples() -> None:
+    times = tuple(range(33))
+    seen = replace(SEEN, class_times=times)
+    assert usage_between(USED, None, seen, SEEN, 10).class_times == times
+    assert usage_between(USED, None, seen, seen, 10).class_times == ()
+    later = replace(SEEN, class_times=tuple(one + 2 for one in times))
+    assert usage_between(USED, None, later, seen, 10).class_times == (2,) * 33
+
+
+def test_counters_that_were_not_read_at_once_give_no_negative_count() -> None:
+    assert response_counts(Usage(class_times=(1,) * 33), "2xx") == [0] * len(RESPONSE_TIMES)

@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
-from builderd.domain.metrics import UsageSample
-from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
+from builderd.domain.metrics import UsageSample, response_counts
+from builderd.domain.previews import RESPONSE_BOUNDS, STATUS_CLASSES, PreviewActivity
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
 from builderd.services.domains import certificate_ends, own_certificates
@@ -23,7 +23,6 @@ from builderd.services.domains import certificate_ends, own_certificates
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 #: Most hosts, and most builders, that have series of their own: each series costs storage in Prometheus.
 MAX_SERIES = 2_000
-ANSWER_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 #: Methods with a label of their own; all others are counted together, since clients can invent any.
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
@@ -154,15 +153,17 @@ class _Snapshot(Collector):
             "builderd_preview_answers", "By the class of the status.", labels=["host", "class"]
         )
         times = HistogramMetricFamily(
-            "builderd_preview_response_seconds", "Time until the head of an app's answer.", labels=["host"]
+            "builderd_preview_response_seconds", "Time until the head of an app's answer.", labels=["host", "class"]
         )
         for host, seen in self.activity.items():
-            for cls in ANSWER_CLASSES:
+            for cls in STATUS_CLASSES:
                 answers.add_metric([host, cls], getattr(seen, f"answers_{cls}"))
             connections.add_metric([host], seen.open_connections)
             for name, family in counters.items():
                 family.add_metric([host], getattr(seen, name))
-            times.add_metric([host], _cumulative(seen), None)
+            for cls in STATUS_CLASSES:
+                if any(counts := response_counts(seen, cls)):
+                    times.add_metric([host, cls], _cumulative(counts), None)
         yield from (*counters.values(), answers, times)
         yield connections
 
@@ -187,8 +188,7 @@ class _Snapshot(Collector):
         yield from (cpu, memory, disk, received, sent, processes)
 
 
-def _cumulative(seen: PreviewActivity) -> list[tuple[str, float]]:
+def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
     """Return the response times as Prometheus' buckets, each with all below it."""
     bounds = [*(str(bound / 1000) for bound in RESPONSE_BOUNDS), "+Inf"]
-    counts = accumulate(getattr(seen, name) for name in RESPONSE_TIMES)
-    return list(zip(bounds, counts, strict=True))
+    return list(zip(bounds, accumulate(counts), strict=True))

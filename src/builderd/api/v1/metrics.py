@@ -14,6 +14,7 @@ from builderd.api.server.auth import Reader, TheApplication, operations_of
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.domain.metrics import Usage, UsageSample, response_seconds
+from builderd.domain.previews import STATUS_CLASSES
 from builderd.domain.resources import Resources
 from builderd.schemas.v1 import metrics as wire
 from builderd.schemas.v1.shape import Parameters
@@ -76,6 +77,7 @@ def _present(reading: UsageSample, limits: Resources) -> wire.Present:
         open_connections=reading.visited.open_connections if reading.visited else 0,
         answers=_answers(since_previous, since_previous.seconds) if since_previous.seconds else None,
         response_seconds=_response_times(since_previous),
+        response_seconds_by_class=_class_times(since_previous),
     )
 
 
@@ -94,12 +96,18 @@ def _step(time: datetime, usage: Usage) -> wire.Step:
         requests_per_second=_rate(usage.requests, usage),
         answers=_answers(usage, 1),
         response_seconds=_response_times(usage),
+        response_seconds_by_class=_class_times(usage),
     )
 
 
-def _response_times(usage: Usage) -> wire.ResponseTimes | None:
+def _class_times(usage: Usage) -> wire.ClassTimes | None:
+    found = {cls: _response_times(usage, cls) for cls in STATUS_CLASSES}
+    return wire.ClassTimes(**found) if any(found.values()) else None
+
+
+def _response_times(usage: Usage, cls: str | None = None) -> wire.ResponseTimes | None:
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-    found = {name: response_seconds(usage, share) for name, share in shares.items()}
+    found = {name: response_seconds(usage, share, cls) for name, share in shares.items()}
     known = {name: round(seconds, 4) for name, seconds in found.items() if seconds is not None}
     return wire.ResponseTimes(**known) if known else None
 
@@ -107,7 +115,7 @@ def _response_times(usage: Usage) -> wire.ResponseTimes | None:
 def _answers(usage: Usage, seconds: float) -> wire.Answers:
     counts = (usage.answers_2xx, usage.answers_3xx, usage.answers_4xx, usage.answers_5xx)
     shares = (round(count / seconds, 4) for count in counts)
-    return wire.Answers(**dict(zip(("2xx", "3xx", "4xx", "5xx"), shares, strict=True)))
+    return wire.Answers(**dict(zip(STATUS_CLASSES, shares, strict=True)))
 
 
 def _rate(count: float, usage: Usage) -> float | None:

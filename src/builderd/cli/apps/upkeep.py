@@ -15,6 +15,7 @@ from builderd.cli.apps.session import Session, command, named
 if TYPE_CHECKING:
     from builderd.client.models import Metrics
 
+CLASSES = {"ok": "2xx", "redirected": "3xx", "refused": "4xx", "failed": "5xx"}
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -180,6 +181,10 @@ def _metrics(found: Metrics) -> list[str]:
         "requests": [float(one.requests) for one in found.steps],
         "p95 in s": [one.response_seconds.p95 if one.response_seconds else 0 for one in found.steps],
     }
+    for cls in ("ok", "redirected", "refused", "failed"):
+        times = [getattr(one.response_seconds_by_class, cls, None) for one in found.steps]
+        if any(times):
+            rows[f"p95 {CLASSES[cls]}"] = [one.p95 if one else 0 for one in times]
     for label, values in rows.items():
         if values:
             most = size(max(values)) if label == "memory" else f"{max(values):g}"

@@ -60,6 +60,15 @@ class ResponseTimes(Model):
     p99: float
 
 
+class ClassTimes(Model):
+    """Response times by the class of the status; null for a class without responses of the app."""
+
+    ok: ResponseTimes | None = Field(alias="2xx", default=None)
+    redirected: ResponseTimes | None = Field(alias="3xx", default=None)
+    refused: ResponseTimes | None = Field(alias="4xx", default=None)
+    failed: ResponseTimes | None = Field(alias="5xx", default=None)
+
+
 class Present(Model):
     """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
 
@@ -78,6 +87,7 @@ class Present(Model):
     open_connections: int
     answers: Answers | None = None
     response_seconds: ResponseTimes | None = None
+    response_seconds_by_class: ClassTimes | None = None
 
 
 class Step(Model):
@@ -98,6 +108,7 @@ class Step(Model):
     requests_per_second: float | None = None
     answers: Answers
     response_seconds: ResponseTimes | None = None
+    response_seconds_by_class: ClassTimes | None = None
 
 
 class Metrics(Model):

@@ -27,6 +27,17 @@ class ResponseTimes(View):
     p99: float
 
 
+class ClassTimes(View):
+    """Response times by the class of the status; null for a class without responses of the app."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    ok: ResponseTimes | None = Field(alias="2xx")
+    redirected: ResponseTimes | None = Field(alias="3xx")
+    refused: ResponseTimes | None = Field(alias="4xx")
+    failed: ResponseTimes | None = Field(alias="5xx")
+
+
 class Present(View):
     """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
 
@@ -45,6 +56,7 @@ class Present(View):
     open_connections: int
     answers: Answers | None
     response_seconds: ResponseTimes | None
+    response_seconds_by_class: ClassTimes | None
 
 
 class Step(View):
@@ -65,6 +77,7 @@ class Step(View):
     requests_per_second: float | None
     answers: Answers
     response_seconds: ResponseTimes | None
+    response_seconds_by_class: ClassTimes | None
 
 
 class Metrics(View):

@@ -10,6 +10,7 @@ from functools import reduce
 from starlette.responses import JSONResponse, Response
 
 from builderd.domain.metrics import Usage, add, response_seconds
+from builderd.domain.previews import STATUS_CLASSES
 from builderd.ports.store import UnitOfWork
 from builderd.services import metrics
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
@@ -26,6 +27,8 @@ class Answers:
     name: str
     count: int
     share: float
+    #: p50, p95 and p99 of the app's response times in ms; None without any.
+    times: Sequence[float | None]
 
 
 async def show_metrics(visit: Visit) -> Response:
@@ -59,12 +62,17 @@ def _report(uow: UnitOfWork, visit: Visit, builder_id: str, hours: str) -> metri
 
 
 def _answers(report: metrics.Report) -> Sequence[Answers]:
-    sums = [
-        (name, sum(getattr(usage, f"answers_{name}") for _, usage in report.steps))
-        for name in ("2xx", "3xx", "4xx", "5xx")
-    ]
+    sums = [(name, sum(getattr(usage, f"answers_{name}") for _, usage in report.steps)) for name in STATUS_CLASSES]
     whole = sum(count for _, count in sums)
-    return [Answers(name, count, 100 * count / whole if whole else 0.0) for name, count in sums]
+    usage = reduce(add, (usage for _, usage in report.steps), Usage())
+    return [
+        Answers(name, count, 100 * count / whole if whole else 0.0, _percentiles(usage, name)) for name, count in sums
+    ]
+
+
+def _percentiles(usage: Usage, cls: str) -> Sequence[float | None]:
+    found = [response_seconds(usage, share, cls) for share in (0.5, 0.95, 0.99)]
+    return [None if seconds is None else 1000 * seconds for seconds in found]
 
 
 def _times(report: metrics.Report) -> Sequence[tuple[str, float]]:

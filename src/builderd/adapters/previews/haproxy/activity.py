@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from builderd.adapters.previews.haproxy.config import ANSWER_CLASSES, COUNTER_TTL, TABLES
-from builderd.domain.previews import RESPONSE_TIMES, PreviewActivity
+from builderd.domain.metrics import added_times
+from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
 
 COMMANDS = tuple(f"show table {table}" for table in TABLES)
 
 #: The general purpose counters in their order.
 _COUNTERS = (*(f"answers_{cls}xx" for cls in ANSWER_CLASSES), *RESPONSE_TIMES)
+_CLASS_COUNTERS = range(len(_COUNTERS), len(_COUNTERS) + len(RESPONSE_TIMES) * len(TIMED_CLASSES))
 #: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
 _FIELD = re.compile(r"([a-z_]+\d*)(?:\(\d+\))?=(\S+)")
 
@@ -39,7 +41,16 @@ def _activity(row: dict[str, str]) -> PreviewActivity:
         idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, COUNTER_TTL - int(row["exp"]) / 1000),
         # A replaced worker of an earlier version counts no answers.
         **{name: int(row.get(f"gpc{counter}", 0)) for counter, name in enumerate(_COUNTERS)},
+        class_times=_class_times(row),
     )
+
+
+def _class_times(row: dict[str, str]) -> tuple[int, ...]:
+    counts = tuple(int(row.get(f"gpc{counter}", 0)) for counter in _CLASS_COUNTERS)
+    return counts if any(counts) else ()
+
+
+_ADDED = tuple(one.name for one in fields(PreviewActivity) if one.name not in ("idle_seconds", "class_times"))
 
 
 def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewActivity]:
@@ -53,5 +64,6 @@ def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewAct
 
 def _sum(one: PreviewActivity, other: PreviewActivity) -> PreviewActivity:
     """Add all counters; the idle time is the shorter one."""
-    added = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(PreviewActivity)}
-    return PreviewActivity(**{**added, "idle_seconds": min(one.idle_seconds, other.idle_seconds)})
+    added = {name: getattr(one, name) + getattr(other, name) for name in _ADDED}
+    idle = min(one.idle_seconds, other.idle_seconds)
+    return PreviewActivity(**added, idle_seconds=idle, class_times=added_times(one.class_times, other.class_times))

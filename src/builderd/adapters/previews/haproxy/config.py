@@ -6,6 +6,7 @@ path, each for clients that read HTML pages and for those that read JSON.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
@@ -14,7 +15,7 @@ from builderd.adapters.previews.haproxy import answers, api, domains, http3, pag
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
-from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, TIMED_CLASSES
 
 #: Seconds that a host's counters are kept after its last request.
 COUNTER_TTL = 7 * 86_400
@@ -334,6 +335,7 @@ def _forward_rules(options: ProxyOptions) -> str:
         http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
         {_count_answers()}
         {_count_times()}
+        {_count_class_times()}
         retries 1
         retry-on empty-response
         """
@@ -352,17 +354,36 @@ def _count_times() -> str:
 
     An answer that the proxy gives in its place has no such time, and none of them applies.
     """
-    lows = (0, *RESPONSE_BOUNDS)
-    spans = (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
     return "\n".join(
         f"http-after-response sc-inc-gpc({counter},0) if {{ res.timer.hdr {span} }}"
-        for counter, span in enumerate(spans, len(ANSWER_CLASSES))
+        for counter, span in enumerate(_spans(), len(ANSWER_CLASSES))
     )
+
+
+def _count_class_times() -> str:
+    """Return the rules that count the times of the rarer classes of statuses: of 2xx, one rule is evaluated."""
+    first = len(ANSWER_CLASSES) + len(RESPONSE_TIMES)
+    rules = [(f"{cls[0]}00:{cls[0]}99", span) for cls in TIMED_CLASSES for span in _spans()]
+    return "\n".join(
+        [
+            "http-after-response allow if { status 200:299 }",
+            *(
+                f"http-after-response sc-inc-gpc({counter},0) if {{ status {codes} }} {{ res.timer.hdr {span} }}"
+                for counter, (codes, span) in enumerate(rules, first)
+            ),
+        ]
+    )
+
+
+def _spans() -> Sequence[str]:
+    """Return the spans of ``RESPONSE_TIMES``, in ms."""
+    lows = (0, *RESPONSE_BOUNDS)
+    return (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
 
 
 def _counters(table: str) -> str:
     requests = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
-    counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES)})"
+    counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES) * (1 + len(TIMED_CLASSES))})"
     return section(
         f"backend {table} from base",
         f"stick-table type string len 254 size 100k expire {COUNTER_TTL}s store {counters}",

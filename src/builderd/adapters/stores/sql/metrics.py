@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, case, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from builderd.adapters.stores.sql.rows import row_of
-from builderd.adapters.stores.sql.tables import builders, metrics, sandboxes, tenants
+from builderd.adapters.stores.sql.rows import omit, row_of
+from builderd.adapters.stores.sql.tables import builders, class_times, metrics, sandboxes, tenants
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import MAXIMA, SampleTarget, Usage, UsageBucket
+from builderd.domain.metrics import MAXIMA, SampleTarget, Usage, UsageBucket, response_counts
+from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES
 
 _KEY = ("builder_id", "start")
 _WATCHED = (
@@ -31,14 +32,17 @@ _WATCHED = (
     .where(sandboxes.c.end_cause.is_(None), sandboxes.c.started_at.is_not(None), sandboxes.c.trial.is_(False))
     .order_by(builders.c.id)
 )
+_SINCE, _BEFORE = (bindparam(name, type_=metrics.c.start.type) for name in ("since", "before"))
 _OF_BUILDER = (
     select(metrics)
-    .where(
-        metrics.c.builder_id == bindparam("builder"), metrics.c.start >= bindparam("since", type_=metrics.c.start.type)
-    )
+    .where(metrics.c.builder_id == bindparam("builder"), metrics.c.start >= _SINCE)
     .order_by(metrics.c.start)
 )
-_EXPIRE = delete(metrics).where(metrics.c.start < bindparam("before", type_=metrics.c.start.type))
+_CLASS_TIMES = select(class_times).where(
+    class_times.c.builder_id == bindparam("builder"),
+    class_times.c.start >= _SINCE,
+)
+_EXPIRE, _EXPIRE_TIMES = (delete(table).where(table.c.start < _BEFORE) for table in (metrics, class_times))
 
 
 class Metrics:
@@ -49,16 +53,24 @@ class Metrics:
         return [SampleTarget(**row) for row in self._connection.execute(_WATCHED).mappings()]
 
     def add(self, steps: Sequence[UsageBucket]) -> None:
-        if steps:
-            upsert = _UPSERTS[self._connection.dialect.name]
-            # Sorted by builder, so that concurrent transactions cannot deadlock.
-            self._connection.execute(upsert, sorted((_row(step) for step in steps), key=lambda row: row["builder_id"]))
+        if not steps:
+            return
+        # Sorted by builder, so that concurrent transactions cannot deadlock.
+        ordered, dialect = sorted(steps, key=lambda step: step.builder_id), self._connection.dialect.name
+        self._connection.execute(_UPSERTS[dialect], [_row(step) for step in ordered])
+        if times := [row for step in ordered for row in _time_rows(step)]:
+            self._connection.execute(_TIME_UPSERTS[dialect], times)
 
     def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
-        rows = self._connection.execute(_OF_BUILDER, {"builder": builder, "since": since}).mappings()
-        return [_step(row) for row in rows]
+        values = {"builder": builder, "since": since}
+        rows = self._connection.execute(_OF_BUILDER, values).mappings().all()
+        times: dict[datetime, dict[str, RowMapping]] = {}
+        for row in self._connection.execute(_CLASS_TIMES, values).mappings():
+            times.setdefault(row["start"], {})[row["class"]] = row
+        return [_step(row, times.get(row["start"])) for row in rows]
 
     def expire(self, before: datetime) -> int:
+        self._connection.execute(_EXPIRE_TIMES, {"before": before})
         return self._connection.execute(_EXPIRE, {"before": before}).rowcount
 
 
@@ -70,14 +82,33 @@ def _upsert(insert: Any) -> Any:
     return statement.on_conflict_do_update(index_elements=_KEY, set_={**added, **most})
 
 
+def _time_upsert(insert: Any) -> Any:
+    statement = insert(class_times)
+    added = {name: class_times.c[name] + statement.excluded[name] for name in RESPONSE_TIMES}
+    return statement.on_conflict_do_update(index_elements=(*_KEY, "class"), set_=added)
+
+
 _UPSERTS = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+_TIME_UPSERTS = {"sqlite": _time_upsert(sqlite.insert), "postgresql": _time_upsert(postgresql.insert)}
 
 
 def _row(step: UsageBucket) -> dict[str, Any]:
-    return {"builder_id": step.builder_id, "start": step.start, **row_of(step.usage)}
+    return {"builder_id": step.builder_id, "start": step.start, **omit(row_of(step.usage), "class_times")}
 
 
-def _step(row: RowMapping) -> UsageBucket:
+def _time_rows(step: UsageBucket) -> Iterator[dict[str, Any]]:
+    """Yield a row for each class of statuses with responses in this step."""
+    for cls in TIMED_CLASSES:
+        counts = response_counts(step.usage, cls)
+        if any(counts):
+            key = {"builder_id": step.builder_id, "start": step.start, "class": cls}
+            yield {**key, **dict(zip(RESPONSE_TIMES, counts, strict=True))}
+
+
+def _step(row: RowMapping, times: Mapping[str, RowMapping] | None) -> UsageBucket:
     values = dict(row)
     builder_id, start = (values.pop(name) for name in _KEY)
-    return UsageBucket(builder_id, start, Usage(**values))
+    counts = (
+        [times[cls][name] if cls in times else 0 for cls in TIMED_CLASSES for name in RESPONSE_TIMES] if times else ()
+    )
+    return UsageBucket(builder_id, start, Usage(**values, class_times=tuple(counts)))

@@ -1,6 +1,6 @@
-"""Records of a sandbox's log, as conmon writes them: ``<time> <stream> <F|P> <text>``, P for a part of a line (CRI format).
+"""Records of a sandbox's log, as conmon writes them: ``<time> <stream> <F|P> <text>`` (CRI format).
 
-A log has one file or two, its generations, each known by the time of its first line.
+P stands for a part of a line. A log has one file or two, its generations, each known by the time of its first line.
 """
 
 from __future__ import annotations

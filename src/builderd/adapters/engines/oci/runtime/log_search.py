@@ -65,7 +65,7 @@ def _has_none(piece: bytes, search: str) -> bool:
 
 
 def _seam_before(content: Content, end: int, count: int) -> int:
-    """Return an offset about ``count`` records before the end at which no line is open, as far as can be told nearby."""
+    """Return an offset about ``count`` records before the end at which no line is open, as records nearby tell."""
     size = PIECE_SIZE
     while True:
         first = max(back(content, end, count, end - size), 0)

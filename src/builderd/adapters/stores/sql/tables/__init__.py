@@ -25,7 +25,7 @@ from builderd.adapters.stores.sql.tables.events import deliveries, events, webho
 from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
 from builderd.adapters.stores.sql.tables.ledger import OPEN, ledger, ledger_months, tenant_months
 from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
-from builderd.adapters.stores.sql.tables.sandboxes import build_logs, metrics, sandboxes
+from builderd.adapters.stores.sql.tables.sandboxes import build_logs, class_times, metrics, sandboxes
 from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
 from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, tokens
 from builderd.adapters.stores.sql.tables.versions import versions
@@ -44,6 +44,7 @@ __all__ = [
     "backups",
     "build_logs",
     "builders",
+    "class_times",
     "credentials",
     "database_lease",
     "deliveries",

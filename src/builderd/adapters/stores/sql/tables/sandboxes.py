@@ -73,6 +73,17 @@ metrics = Table(
     Index("ix_metrics_start", "start"),
 )
 
+class_times = Table(
+    "class_times",
+    metadata,
+    # A row only for a class that had responses.
+    Column("builder_id", Text, primary_key=True),
+    Column("start", UtcDateTime, primary_key=True),
+    Column("class", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in RESPONSE_TIMES),
+    Index("ix_class_times_start", "start"),
+)
+
 
 build_logs = Table(
     "build_logs",

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from builderd.adapters.engines.oci.runtime import log_records
 from builderd.adapters.engines.oci.runtime import log_search as module
 from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, Content, Cursor, read_generations
 from builderd.adapters.engines.oci.runtime.log_search import search_generations
@@ -111,7 +112,7 @@ def test_letters_that_fold_to_ascii_are_found(text: str) -> None:
 
 
 def test_pieces_without_the_text_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed, real = [], module.parse_log
+    parsed, real = [], log_records.parse_log
 
     def counting(content: Content, offset: int, skip: int, whole: bool) -> object:
         parsed.append(len(content))

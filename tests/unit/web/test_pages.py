@@ -9,6 +9,9 @@ from dataclasses import replace
 import pytest
 from tests.unit.web.conftest import Pages
 
+from builderd.domain.ids import BuilderId
+from builderd.domain.metrics import Usage, UsageBucket, start_of
+from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.web.app import PAGES, Site
@@ -55,6 +58,22 @@ async def test_every_page_is_whole_under_the_policy(pages: Pages) -> None:
         assert answer.headers["cache-control"] == "no-store"
         # The policy allows neither: a page that had one would not work.
         assert not re.search(r"<style|style=|<script>|\son[a-z]+=|javascript:", answer.text), path
+
+
+async def test_charts_of_metrics_are_a_table_too(pages: Pages) -> None:
+    uuid = await pages.create()
+    application, count = pages.service.application, len(RESPONSE_TIMES)
+    failed = (0,) * (2 * count) + (1,) + (0,) * (count - 1)
+    usage = Usage(300, 75, 300 * 2**20, 2**20, 2**30, 600, 0, 1234, answers_5xx=1, within_5_ms=2, class_times=failed)
+    start = start_of(application.clock.now())
+    await application.store.write(lambda uow: uow.metrics.add([UsageBucket(BuilderId(uuid), start, usage)]))
+    text = (await pages.browser.get("/builders/my-api/metrics?hours=1")).text
+    table = text[text.index('aria-label="Figures of the charts"') :]
+    for figure in ("0.25", "1.0 MB", "1.0 GB", "1,234", "not running"):
+        assert f">{figure}</td>" in table, figure
+    answers = text[text.index('id="answers"') : text.index("</table>", text.index('id="answers"'))]
+    # One of 5xx within 5 ms, one of 2xx, and none of the others.
+    assert (answers.count(" ms</td>"), answers.count("none")) == (6, 6)
 
 
 async def test_every_live_region_can_be_asked_for_alone(pages: Pages) -> None:

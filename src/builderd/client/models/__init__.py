@@ -42,6 +42,7 @@ from builderd.client.models.builders import (
 from builderd.client.models.gates import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
 from builderd.client.models.watching import (
     Answers,
+    ClassTimes,
     Domain,
     Event,
     Execution,
@@ -68,6 +69,7 @@ __all__ = [
     "Attempt",
     "Backup",
     "BuilderState",
+    "ClassTimes",
     "Cost",
     "Credential",
     "CredentialUse",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 
 from starlette.responses import JSONResponse, Response
@@ -14,6 +14,7 @@ from builderd.domain.previews import STATUS_CLASSES
 from builderd.ports.store import UnitOfWork
 from builderd.services import metrics
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
+from builderd.web.shown import size
 from builderd.web.visits import Visit, page
 
 #: Spans that can be chosen, in hours, and the step of each.
@@ -29,6 +30,14 @@ class Answers:
     share: float
     #: p50, p95 and p99 of the app's response times in ms; None without any.
     times: Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the charts show of one step, as text; nothing where the builder did not run."""
+
+    time: datetime
+    figures: Sequence[str]
 
 
 async def show_metrics(visit: Visit) -> Response:
@@ -52,6 +61,7 @@ async def show_metrics(visit: Visit) -> Response:
         report=report,
         times=_times(report),
         requests=sum(usage.requests for _, usage in report.steps),
+        figures=[_figures(time, usage) for time, usage in reversed(report.steps)],
         measured=any(usage.seconds for _, usage in report.steps),
     )
 
@@ -73,6 +83,25 @@ def _answers(report: metrics.Report) -> Sequence[Answers]:
 def _percentiles(usage: Usage, cls: str) -> Sequence[float | None]:
     found = [response_seconds(usage, share, cls) for share in (0.5, 0.95, 0.99)]
     return [None if seconds is None else 1000 * seconds for seconds in found]
+
+
+def _figures(time: datetime, usage: Usage) -> Figures:
+    if not usage.seconds:
+        return Figures(time, ())
+    times = [response_seconds(usage, part) for part in (0.5, 0.95)]
+    return Figures(
+        time,
+        (
+            f"{usage.cpu or 0:.2f}",
+            size(usage.memory_bytes or 0),
+            size(usage.disk_most_bytes),
+            size(usage.network_in_bytes / usage.seconds),
+            size(usage.network_out_bytes / usage.seconds),
+            f"{usage.requests:,}",
+            f"{usage.answers_5xx:,}",
+            *("" if seconds is None else f"{1000 * seconds:.0f} ms" for seconds in times),
+        ),
+    )
 
 
 def _times(report: metrics.Report) -> Sequence[tuple[str, float]]:

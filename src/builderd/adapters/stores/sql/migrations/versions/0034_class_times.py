@@ -24,9 +24,10 @@ COUNTS = (
 def upgrade() -> None:
     op.create_table(
         "class_times",
-        sa.Column("builder_id", sa.Text(), primary_key=True),
-        sa.Column("start", sa.DateTime(timezone=True), primary_key=True),
-        sa.Column("class", sa.Text(), primary_key=True),
+        sa.Column("builder_id", sa.Text(), nullable=False),
+        sa.Column("start", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("class", sa.Text(), nullable=False),
         *(sa.Column(name, sa.BigInteger(), nullable=False) for name in COUNTS),
+        sa.PrimaryKeyConstraint("builder_id", "start", "class", name="pk_class_times"),
     )
     op.create_index("ix_class_times_start", "class_times", ["start"])

@@ -14,6 +14,9 @@ MAX_BYTES, MAX_LINES = 400_000, 4_000
 #: Lines and characters of all diffs together, and files with one; the others are named alone.
 MAX_SHOWN_LINES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_FILES = 5_000, 1_000_000, 200
 
+#: Mark of a last line without a line end; it becomes a line of its own, as in all unified diffs.
+NO_NEWLINE = "\n\\ No newline at end of file"
+
 
 class ChangeKind(StrEnum):
     ADDED = "added"
@@ -73,7 +76,7 @@ def _difference(path: str, one: BundleFile | None, other: BundleFile | None, lef
     before, after = (_lines(one), _lines(other)) if left.files and left.lines else (None, None)
     if before is None or after is None:
         return FileDiff(path, kind, compared=False)
-    lines = tuple(unified(before, after, left.work))
+    lines = tuple(part for line in unified(before, after, left.work) for part in line.split("\n"))
     added = sum(line.startswith("+") for line in lines)
     removed = sum(line.startswith("-") for line in lines)
     is_shown = left.take(lines)
@@ -90,4 +93,8 @@ def _lines(file: BundleFile | None) -> list[str] | None:
     if b"\0" in content:
         return None
     lines = content.decode("utf-8", "replace").split("\n")
+    if not lines[-1]:
+        lines.pop()
+    else:
+        lines[-1] += NO_NEWLINE
     return lines if len(lines) <= MAX_LINES else None

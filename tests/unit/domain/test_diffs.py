@@ -26,7 +26,7 @@ def test_added_removed_and_changed_files_are_named_with_their_lines() -> None:
         "new.py": ChangeKind.ADDED,
     }
     assert (found["main.py"].added, found["main.py"].removed) == (1, 1)
-    assert found["main.py"].lines[1:] == (" one", "-two", "+2", " three", " ")
+    assert found["main.py"].lines[1:] == (" one", "-two", "+2", " three")
 
 
 def test_binary_and_large_files_are_named_alone() -> None:

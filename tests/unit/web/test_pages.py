@@ -76,6 +76,34 @@ async def test_charts_of_metrics_are_a_table_too(pages: Pages) -> None:
     assert (answers.count(" ms</td>"), answers.count("none")) == (6, 6)
 
 
+async def test_difference_of_versions_is_a_patch_to_download(pages: Pages) -> None:
+    uuid = await pages.create(files={"main.py": "print(1)\n"})
+    client = pages.service.client(pages.service.write)
+    body = {"files": {"main.py": PLANTED}, "entrypoint": "python3 main.py"}
+    assert (await client.put(f"/api/v1/builders/{uuid}", json=body)).status_code == 200
+    shown = (await pages.browser.get("/builders/my-api/versions")).text
+    assert "/builders/my-api/versions/2/patch?from=1" in shown
+    answer = await pages.browser.get("/builders/my-api/versions/2/patch?from=1")
+    assert answer.headers["content-type"].partition(";")[0] == "text/plain"
+    assert answer.headers["content-disposition"] == 'attachment; filename="my-api-1-2.patch"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert f"-print(1)\n+{PLANTED}\n" in answer.text
+    for path in ("2/patch?from=9", "2/patch", "9/patch?from=1"):
+        assert (await pages.browser.get(f"/builders/my-api/versions/{path}")).status_code == 404
+
+
+async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:
+    uuid = await pages.create()
+    pages.service.application.clock.move(3_600)  # type: ignore[attr-defined]
+    answer = await pages.browser.get("/spending/csv")
+    assert answer.headers["content-type"].partition(";")[0] == "text/csv"
+    assert answer.headers["content-disposition"].startswith('attachment; filename="spending-20')
+    head, row = answer.text.splitlines()
+    assert head.startswith("uuid,name,deleted,hours,per_hour,cost_")
+    assert row.startswith(f"{uuid},my-api,False,")
+    assert (await pages.browser.get("/spending/csv?month=2020-01")).text.splitlines() == [head]
+
+
 async def test_every_live_region_can_be_asked_for_alone(pages: Pages) -> None:
     await pages.create()
     for path in ("/builders", "/activity", *(f"/builders/my-api{end}" for end in BUILDER)):

@@ -202,6 +202,27 @@ async def diff_versions(
     return success(wire.VersionDiffAnswer(message=message, data=_difference(found))).response()
 
 
+@router.get(
+    "/builders/{uuid}/versions/{old}/patch/{new}",
+    response_model=None,
+    responses={
+        200: {
+            "description": "A patch that `git apply` takes.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **openapi.failures(401, 403, 404, 422),
+    },
+)
+async def patch_versions(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, old: Number, new: Number
+) -> Response:
+    """Return the difference between the files of two versions as a unified patch; binary and long files are named."""
+    async with operations_of(request).lists.one(identity.token.tenant_id):
+        text = await diffs.patch(application, identity.caller, uuid.lower(), old, new)
+    headers = {"Content-Disposition": f'attachment; filename="{old}-{new}.patch"', "X-Content-Type-Options": "nosniff"}
+    return Response(text, 200, headers, "text/plain")
+
+
 def _difference(found: diffs.VersionDiff) -> wire.VersionDiff:
     shown = (shown_settings(one.settings, wire.Version) for one in (found.old, found.new))
     before, after = shown

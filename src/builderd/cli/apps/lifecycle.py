@@ -140,9 +140,14 @@ def versions(session: Session, name: str | None) -> None:
 @named
 @click.option("--from", "old", type=int, metavar="VERSION", help="[default: the one before]")
 @click.option("--to", "new", type=int, metavar="VERSION", help="[default: the current one]")
-def diff(session: Session, name: str | None, old: int | None, new: int | None) -> None:
+@click.option("--patch", "as_patch", is_flag=True, help="Print the files' difference as a patch for git apply.")
+def diff(session: Session, name: str | None, old: int | None, new: int | None, as_patch: bool) -> None:
     """Show how two versions differ: their files, as a unified diff, and their settings."""
     try:
+        if as_patch:
+            text = session.builder(name).patch(old, new)
+            session.result({"patch": text}, text.rstrip("\n"))
+            return
         found = session.builder(name).diff(old, new)
     except ValueError as error:
         raise click.ClickException(str(error)) from error

@@ -12,6 +12,7 @@ import click
 
 from builderd.cli.apps.inside import Moment
 from builderd.cli.apps.session import Session, command
+from builderd.domain.spreadsheets import csv_text
 
 SPAN = re.compile(r"(\d+)([mhdw])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -91,9 +92,14 @@ def credentials_rm(session: Session, name: str, force: bool) -> None:
 @command()
 @click.option("--since", type=Moment(), help="From this on: 30d, or a time.  [default: from the beginning]")
 @click.option("--until", type=Moment(), help="Before this.")
-def spending(session: Session, since: datetime | None, until: datetime | None) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print a table for spreadsheets.")
+def spending(session: Session, since: datetime | None, until: datetime | None, as_csv: bool) -> None:
     """Show what your builders have cost, deleted ones included."""
     found = session.client.spending.get(since=since, until=until)
+    if as_csv and not session.as_json:
+        rows = [(one.uuid, one.name, one.runtime_hours, one.hourly_rate, one.cost) for one in found.deployments]
+        click.echo(csv_text([("uuid", "name", "hours", "per_hour", f"cost_{found.currency}"), *rows]), nl=False)
+        return
     if session.as_json:
         session.result(found)
         return

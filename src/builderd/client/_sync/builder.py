@@ -191,6 +191,13 @@ class Builder:
         old = self._version_before() if old is None else old
         return self._transport.read(VersionDiff, "GET", f"/builders/{self.uuid}/versions/{old}/diff/{new}")
 
+    def patch(self, old: int | None = None, new: int | None = None) -> str:
+        """Return the difference between the files of two versions as a patch (``git apply``), by default as ``diff``."""
+        new = self.data.version if new is None else new
+        old = self._version_before() if old is None else old
+        response = self._transport.request("GET", f"/builders/{self.uuid}/versions/{old}/patch/{new}")
+        return response.text
+
     def rollback(
         self,
         version: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from decimal import Decimal
 
 from starlette.responses import Response
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import Billing, Cost
+from builderd.domain.spreadsheets import csv_text
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.services import caps, spending
@@ -25,6 +27,8 @@ from builderd.web.visits import Visit, page, see_other
 MONTH = re.compile(r"(20\d\d)-(0[1-9]|1[0-2])", re.ASCII)
 #: Builders that are listed, the dearest first.
 SHOWN = 200
+#: Rows of the table for spreadsheets.
+MOST_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +49,19 @@ class Month:
     more: int
 
 
+def _chosen(visit: Visit) -> datetime:
+    match = MONTH.fullmatch(visit.request.query_params.get("month", ""))
+    month = datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) if match else month_of(visit.now)
+    return min(month, month_of(visit.now))
+
+
 async def show_spending(visit: Visit) -> Response:
     """Show what each builder cost in a month."""
     return await _shown(visit, {})
 
 
 async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 200) -> Response:
-    match = MONTH.fullmatch(visit.request.query_params.get("month", ""))
-    month = datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) if match else month_of(visit.now)
-    month = min(month, month_of(visit.now))
+    month = _chosen(visit)
     found = await visit.read(lambda uow: _month(uow, visit, month))
     return await visit.page(
         "spending.html",
@@ -66,6 +74,31 @@ async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 2
         errors=errors,
         is_admin=visit.allows(Scope.ADMIN),
     )
+
+
+async def download(visit: Visit) -> Response:
+    """Return a month's costs of the dearest builders as a table for spreadsheets."""
+    month = _chosen(visit)
+    tenant, application = visit.token.tenant_id, visit.application
+    report = await visit.read(lambda uow: spending.dearest(uow, application, tenant, visit.now, month, MOST_ROWS))
+    text = await asyncio.to_thread(_table, report)
+    headers = {"Content-Disposition": f'attachment; filename="spending-{month:%Y-%m}.csv"'}
+    return Response(text, 200, headers, "text/csv")
+
+
+def _table(report: spending.Spending) -> str:
+    rows = (
+        (
+            one.id,
+            one.name,
+            one.desired is Desired.DELETED,
+            cost.runtime_hours,
+            cost.hourly_rate,
+            cost.cost,
+        )
+        for one, cost in report.deployments
+    )
+    return csv_text([("uuid", "name", "deleted", "hours", "per_hour", f"cost_{report.currency}"), *rows])
 
 
 def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> Month:
@@ -92,4 +125,8 @@ async def set_cap(visit: Visit) -> Response:
     return see_other("/spending", {"done": "saved"})
 
 
-ROUTES = [page("/spending", show_spending), page("/spending", set_cap, post=True, scope=Scope.ADMIN)]
+ROUTES = [
+    page("/spending", show_spending),
+    page("/spending/csv", download),
+    page("/spending", set_cap, post=True, scope=Scope.ADMIN),
+]

@@ -46,6 +46,7 @@ async def show_versions(visit: Visit) -> Response:
         frame,
         versions=versions,
         numbers=numbers,
+        before={number: max((one for one in numbers if one < number), default=0) for number in numbers},
         old=old,
         new=new,
         diff=diff,
@@ -64,6 +65,16 @@ async def _diff(visit: Visit, frame: BuilderFrame, old: int, new: int) -> tuple[
         return await diffs.compare(visit.application, visit.caller, frame.builder.id, old, new), ""
     except BuilderdError as error:
         return None, error.message
+
+
+async def download_patch(visit: Visit) -> Response:
+    """Return the difference of a version from an earlier one as a patch."""
+    builder, new = await visit.find(), _number(visit.request.path_params["number"], 0)
+    old = _number(visit.request.query_params.get("from"), 0)
+    async with visit.operations.lists.one(visit.token.tenant_id):
+        text = await diffs.patch(visit.application, visit.caller, builder.id, old, new)
+    headers = {"Content-Disposition": f'attachment; filename="{builder.name}-{old}-{new}.patch"'}
+    return Response(text, 200, headers, "text/plain")
 
 
 async def roll_back(visit: Visit) -> Response:
@@ -148,5 +159,6 @@ def _for_agent(version: Version, lines: Sequence[logs.VersionedLine]) -> str:
 ROUTES = [
     page("/builders/{name}/versions", show_versions),
     page("/builders/{name}/versions/{number}", show_version),
+    page("/builders/{name}/versions/{number}/patch", download_patch),
     page("/builders/{name}/rollback", roll_back, post=True, scope=Scope.WRITE),
 ]

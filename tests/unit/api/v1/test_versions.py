@@ -472,6 +472,25 @@ async def test_two_versions_are_compared_by_their_files_and_settings(client: htt
     assert (await client.get(f"{url}/versions/2/diff/2")).json()["data"]["files"] == []
 
 
+async def test_two_versions_differ_by_a_patch(client: httpx.AsyncClient, url: str) -> None:
+    files = {"main.py": "print(3)\n", "a\u2028b.py": "x\n"}
+    assert (await client.put(url, json={"files": files, "entrypoint": "python3 main.py"})).status_code == 200
+    answer = await client.get(f"{url}/versions/1/patch/2")
+    assert answer.headers["content-type"].partition(";")[0] == "text/plain"
+    assert (answer.headers["content-disposition"], answer.headers["x-content-type-options"]) == (
+        'attachment; filename="1-2.patch"',
+        "nosniff",
+    )
+    assert "+print(3)\n" in answer.text
+    assert 'diff --git "a/a\\342\\200\\250b.py" "b/a\\342\\200\\250b.py"\n' in answer.text
+
+
+async def test_a_patch_is_of_ones_own_kept_versions(client: httpx.AsyncClient, service: Service, url: str) -> None:
+    assert (await client.get(f"{url}/versions/1/patch/9")).status_code == 404
+    assert (await client.get(f"{url}/versions/0/patch/1")).status_code == 422
+    assert (await service.client(service.other).get(f"{url}/versions/1/patch/1")).status_code == 404
+
+
 async def test_a_diff_is_of_ones_own_kept_versions(client: httpx.AsyncClient, service: Service, url: str) -> None:
     assert (await client.get(f"{url}/versions/1/diff/9")).status_code == 404
     assert (await client.get(f"{url}/versions/0/diff/1")).status_code == 422

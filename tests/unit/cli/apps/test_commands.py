@@ -120,6 +120,7 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
 
     assert {one["name"] for one in box.json("diff", "--from", "1")["settings"]} >= {"env", "resources"}
     assert "env: {} -> {'B': 'x=y'}" in box.run("diff", "my-app", "--from", "1").stdout
+    assert box.run("diff", "my-app", "--from", "1", "--patch").stdout.startswith("From version 1 to version ")
 
     # Files
     (box.folder / "local").write_text("text")
@@ -181,6 +182,8 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.json("webhooks", "deliveries", hook["id"]) == []
     box.json("webhooks", "rm", hook["id"])
     assert box.json("spending")["vm_count"] == 2
+    head, *rows = box.run("spending", "--csv").stdout.splitlines()
+    assert (head.split(",")[:4], len(rows)) == (["uuid", "name", "hours", "per_hour"], 2)
     assert box.json("cap", "--set", "20")["monthly"] == 20
     assert box.json("cap")["applies"] == 20
     assert box.json("cap", "my-app", "--set", "5")["monthly"] == 5

@@ -12,6 +12,8 @@ from builderd.domain.ids import TenantId, TokenId
 MAX_NAME = 100
 #: A tenant's valid tokens, beyond which the API makes none.
 MAX_VALID_TOKENS = 100
+#: Hours of which a token's calls are kept.
+HOURS = 24
 
 
 class Scope(StrEnum):
@@ -37,6 +39,31 @@ IMPLIED: dict[Scope, frozenset[Scope]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class CallHours:
+    """Calls by hour: ``counts`` of up to ``HOURS`` hours, the last one ``hour``, counted since 1970."""
+
+    hour: int = 0
+    counts: tuple[int, ...] = ()
+
+    def add(self, calls: int, now: datetime) -> CallHours:
+        """Count calls in the present hour. A clock that was set back counts in the newest one."""
+        hour = max(_hour(now), self.hour)
+        gap = min(hour - self.hour, HOURS) if self.counts else 0
+        counts = [*self.counts, *([0] * gap)] or [0]
+        counts[-1] += calls
+        return CallHours(hour, tuple(counts[-HOURS:]))
+
+    def of_day(self, now: datetime) -> int:
+        """Return the number of calls in this hour and the 23 before it."""
+        past = max(_hour(now) - self.hour, 0)
+        return sum(self.counts[-(HOURS - past) :]) if past < HOURS else 0
+
+
+def _hour(now: datetime) -> int:
+    return int(now.timestamp()) // 3_600
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """``secret_hash`` is the sha256 of the secret; the secret itself is never stored."""
 
@@ -49,6 +76,7 @@ class Token:
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    calls: CallHours = CallHours()
 
     def allows(self, scope: Scope) -> bool:
         """Return True if one of the token's scopes is, or includes, this one."""

@@ -14,6 +14,7 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.operations.idempotency import Answer, Begun, Retries, Retry
 from builderd.operations.rates import Rates
+from builderd.operations.token_calls import TokenCalls
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, outcomes
 from builderd.services.application import Application
@@ -54,6 +55,7 @@ class Operations:
         self.pages = TenantQueue(2, "pages")
         self.file_writes = TenantQueue(4, "files")
         self.paged_reads = PagedReads()
+        self.token_calls = TokenCalls()
         #: Memory that the calls of each tenant hold.
         self.held_bytes = HeldBytes()
         self._following: set[asyncio.Task[Any]] = set()

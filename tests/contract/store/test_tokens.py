@@ -44,6 +44,17 @@ async def test_use_is_recorded_only_on_its_token(store: Store) -> None:
     assert used == {one.id: NOW, other.id: None}
 
 
+async def test_calls_are_added_by_hour(store: Store) -> None:
+    one, other = make_token(secret_hash="1" * 64), make_token(secret_hash="2" * 64)
+    await add(store, one, other)
+    for at, calls in ((NOW, 3), (NOW, 0), (NOW + 3_600 * SECOND, 2)):
+        await store.write(lambda uow: uow.tokens.touch(one.id, at, calls))  # noqa: B023
+    found = {token.id: token for token in await store.read(lambda uow: uow.tokens.list(TENANT.id))}
+    assert found[one.id].calls.counts == (3, 2)
+    assert found[one.id].calls.of_day(NOW + 3_600 * SECOND) == 5
+    assert found[other.id].calls.counts == ()
+
+
 async def test_a_revoked_token_keeps_the_time_of_its_first_revocation(store: Store) -> None:
     token = make_token()
     await add(store, token)

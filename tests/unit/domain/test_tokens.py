@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.unit.domain.samples import NOW, SECOND, TENANT
 
 from builderd.domain.ids import TokenId
-from builderd.domain.tokens import Scope, Token
+from builderd.domain.tokens import HOURS, CallHours, Scope, Token
 
 TOKEN = Token(TokenId("t"), TENANT, "ci", "0" * 64, frozenset({Scope.WRITE}), NOW)
 
@@ -35,3 +36,26 @@ def test_a_token_is_valid_until_it_expires_or_is_revoked() -> None:
     assert brief.is_valid(NOW)
     assert not brief.is_valid(NOW + SECOND)
     assert not replace(TOKEN, revoked_at=NOW).is_valid(NOW)
+
+
+NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def test_calls_are_those_of_the_last_hours() -> None:
+    calls = CallHours().add(5, NOON).add(1, NOON + timedelta(minutes=59)).add(3, NOON + 2 * HOUR)
+    assert calls.counts == (6, 0, 3)
+    assert [calls.of_day(NOON + hours * HOUR) for hours in (2, 23, 24, 25, 26, 100)] == [9, 9, 3, 3, 0, 0]
+
+
+def test_hours_of_calls_are_limited() -> None:
+    calls = CallHours()
+    for hours in (*range(50), 500, 501):
+        calls = calls.add(1, NOON + hours * HOUR)
+        assert len(calls.counts) <= HOURS
+    assert calls.of_day(NOON + 501 * HOUR) == 2
+
+
+def test_clock_that_was_set_back_loses_no_calls() -> None:
+    calls = CallHours().add(5, NOON).add(2, NOON - 3 * HOUR)
+    assert calls.of_day(NOON) == calls.of_day(NOON - 3 * HOUR) == 7

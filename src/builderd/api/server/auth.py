@@ -117,8 +117,11 @@ async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identi
     """Return the caller with this valid token, whose last use is recorded. Raises ``RateLimited``."""
     application: Application = request.app.state.application
     recognise(request, token.tenant_id)
+    token_calls = operations_of(request).token_calls
+    token_calls.count(token.id)
     if tokens.needs_touch(token, now):
-        await application.store.write(lambda uow: uow.tokens.touch(token.id, now))
+        calls = token_calls.take(token.id)
+        await application.store.write(lambda uow: uow.tokens.touch(token.id, now, calls))
     request.state.tenant_id = token.tenant_id
     client = request.headers.get(CLIENT, "")
     return Identity(token, client if CLIENT_NAME.fullmatch(client) else "")

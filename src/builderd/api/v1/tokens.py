@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.api import openapi
 from builderd.api.server.answers import success
-from builderd.api.server.auth import Administrator, Reader, TheApplication
+from builderd.api.server.auth import Administrator, Reader, TheApplication, operations_of
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import ThePage
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Token
+from builderd.operations.operations import Operations
 from builderd.schemas.v1 import tokens as wire
 from builderd.services import tokens
 
@@ -37,7 +38,7 @@ EXAMPLE = {"name": "ci", "scopes": ["write"], "expires_at": "2099-01-31T12:00:00
     },
     openapi_extra=openapi.body_of(wire.NewToken, EXAMPLE),
 )
-async def create_token(application: TheApplication, identity: Administrator, body: Body) -> Response:
+async def create_token(request: Request, application: TheApplication, identity: Administrator, body: Body) -> Response:
     """Create an API token of your tenant, with no more scopes and no later expiry than your own.
 
     The secret is shown this once. Needs the scope `admin`.
@@ -46,7 +47,7 @@ async def create_token(application: TheApplication, identity: Administrator, bod
     token, secret = await application.store.write(
         lambda uow: tokens.derive(uow, identity.token, new.name, now, scopes=new.scopes, expires_at=new.expires_at)
     )
-    data = wire.TokenWithSecret(**_shown(token, identity.token).model_dump(), secret=secret)
+    data = wire.TokenWithSecret(**_shown(operations_of(request), token, identity.token).model_dump(), secret=secret)
     message = "The token is made; keep its secret, which is not shown again."
     return success(wire.NewTokenAnswer(message=message, data=data), 201).response()
 
@@ -56,14 +57,16 @@ async def create_token(application: TheApplication, identity: Administrator, bod
     response_model=None,
     responses={**openapi.answer(200, wire.TokenPage, "A page of them."), **openapi.failures(401, 403, 422)},
 )
-async def list_tokens(application: TheApplication, identity: Administrator, query: ThePage) -> Response:
+async def list_tokens(
+    request: Request, application: TheApplication, identity: Administrator, query: ThePage
+) -> Response:
     """List your tenant's API tokens without their secrets, revoked ones too, the newest first.
 
     Needs the scope `admin`.
     """
     found = await application.store.read(lambda uow: uow.tokens.list(identity.token.tenant_id))
     newest = sorted(found, key=lambda token: (token.created_at, token.id), reverse=True)
-    data = [_shown(token, identity.token) for token in query.cut(newest)]
+    data = [_shown(operations_of(request), token, identity.token) for token in query.cut(newest)]
     return success(wire.TokenPage(message=f"{len(found)} tokens.", data=data, meta=query.of(len(found)))).response()
 
 
@@ -72,9 +75,9 @@ async def list_tokens(application: TheApplication, identity: Administrator, quer
     response_model=None,
     responses={**openapi.answer(200, wire.TokenAnswer, "Yours."), **openapi.failures(401, 403)},
 )
-async def read_current_token(identity: Reader) -> Response:
+async def read_current_token(request: Request, identity: Reader) -> Response:
     """Return the API token that this call is made with: its name, its scopes and its expiry."""
-    data = _shown(identity.token, identity.token)
+    data = _shown(operations_of(request), identity.token, identity.token)
     return success(wire.TokenAnswer(message=f"The token {data.name}.", data=data)).response()
 
 
@@ -84,7 +87,10 @@ async def read_current_token(identity: Reader) -> Response:
     responses={**openapi.answer(200, wire.TokenAnswer, "It has ended."), **openapi.failures(401, 403, 404)},
 )
 async def revoke_token(
-    application: TheApplication, identity: Administrator, token_id: Annotated[TokenUuid, Path(alias="id")]
+    request: Request,
+    application: TheApplication,
+    identity: Administrator,
+    token_id: Annotated[TokenUuid, Path(alias="id")],
 ) -> Response:
     """Revoke an API token of your tenant at once, also your own. What it streams ends within 15 seconds.
 
@@ -93,11 +99,12 @@ async def revoke_token(
     now = application.clock.calendar()
     tenant_id = identity.token.tenant_id
     token = await application.store.write(lambda uow: tokens.revoke_own(uow, tenant_id, TokenId(token_id.lower()), now))
-    data = _shown(token, identity.token)
+    data = _shown(operations_of(request), token, identity.token)
     return success(wire.TokenAnswer(message=f"The token {token.name} is revoked.", data=data)).response()
 
 
-def _shown(token: Token, current: Token) -> wire.Token:
+def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
+    calls = token.calls.of_day(operations.application.clock.calendar()) + operations.token_calls.pending(token.id)
     return wire.Token(
         id=token.id,
         name=token.name,
@@ -106,5 +113,6 @@ def _shown(token: Token, current: Token) -> wire.Token:
         expires_at=token.expires_at,
         revoked_at=token.revoked_at,
         last_used_at=token.last_used_at,
+        calls_in_24_h=calls,
         current=token.id == current.id,
     )

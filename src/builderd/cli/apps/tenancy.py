@@ -194,6 +194,7 @@ def tokens_list(session: Session) -> None:
         "EXPIRES": lambda one: one.expires_at or "never",
         "STATE": lambda one: "revoked" if one.revoked_at else "valid",
         "LAST USED": lambda one: one.last_used_at,
+        "CALLS, 24 H": lambda one: one.calls_in_24_h,
     }
     session.table(session.client.tokens.list(), columns, "There are no tokens.")
 

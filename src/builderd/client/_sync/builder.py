@@ -192,7 +192,7 @@ class Builder:
         return self._transport.read(VersionDiff, "GET", f"/builders/{self.uuid}/versions/{old}/diff/{new}")
 
     def patch(self, old: int | None = None, new: int | None = None) -> str:
-        """Return the difference between the files of two versions as a patch (``git apply``), by default as ``diff``."""
+        """Return the difference between the files of two versions as a patch, by default as ``diff``."""
         new = self.data.version if new is None else new
         old = self._version_before() if old is None else old
         response = self._transport.request("GET", f"/builders/{self.uuid}/versions/{old}/patch/{new}")

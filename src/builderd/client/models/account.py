@@ -8,7 +8,10 @@ from builderd.client.models.base import Model
 
 
 class Token(Model):
-    """API token without its secret. ``scopes`` are ``read``, ``write``, ``skip-gates``, ``admin``."""
+    """API token without its secret. ``scopes`` are ``read``, ``write``, ``skip-gates``, ``admin``.
+
+    ``calls_in_24_h`` counts calls in this hour and the 23 before, without web pages.
+    """
 
     id: str
     name: str
@@ -17,6 +20,7 @@ class Token(Model):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    calls_in_24_h: int = 0
     current: bool = False
 
 

@@ -28,7 +28,10 @@ class NewToken(Shape):
 
 
 class Token(View):
-    """API token without its secret. ``current``: the one that this call was made with."""
+    """API token without its secret. ``current``: the one that this call was made with.
+
+    ``calls_in_24_h`` counts calls in this hour and the 23 before, without web pages.
+    """
 
     id: str
     name: str
@@ -37,6 +40,7 @@ class Token(View):
     expires_at: Time | None
     revoked_at: Time | None
     last_used_at: Time | None
+    calls_in_24_h: int
     current: bool
 
 

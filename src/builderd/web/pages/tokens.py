@@ -34,8 +34,11 @@ async def show_tokens(visit: Visit) -> Response:
 
 async def _shown(visit: Visit, status: int = 200, **values: Any) -> Response:
     found = await visit.read(lambda uow: tokens.list_of(uow, visit.tenant))
+    valid = sorted((one for one in found if one.is_valid(visit.now)), key=lambda one: one.created_at)[::-1]
+    pending = visit.operations.token_calls.pending
     context = {
-        "tokens": sorted((one for one in found if one.is_valid(visit.now)), key=lambda one: one.created_at)[::-1],
+        "tokens": valid,
+        "calls": {one.id: one.calls.of_day(visit.now) + pending(one.id) for one in valid},
         "is_admin": visit.allows(Scope.ADMIN),
         "scopes": SCOPES,
         "lifetimes": LIFETIMES,

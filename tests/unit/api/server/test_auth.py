@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -97,6 +98,29 @@ async def test_a_tokens_last_use_is_written_down(service: Service) -> None:
     used = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
     assert used is not None
     assert used.last_used_at is not None
+
+
+async def test_calls_of_a_token_are_counted_without_a_write_for_each(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, store = service.client(service.read), service.application.store
+    written, real = [], store.write
+
+    async def write(work: Any) -> Any:
+        written.append(work)
+        return await real(work)
+
+    monkeypatch.setattr(store, "write", write)
+    for _ in range(5):
+        assert (await client.get(BUILDERS)).status_code == 200
+    assert (await client.get("/api/v1/tokens/current")).json()["data"]["calls_in_24_h"] == 6
+    # The first call recorded the token's use, with itself; the others wait for the next record.
+    assert len(written) == 1
+    token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
+    assert token is not None
+    assert token.calls.of_day(service.application.clock.calendar()) == 1
+    assert (await service.client("bd_" + "x" * 43).get(BUILDERS)).status_code == 401
+    assert service.app.state.operations.token_calls.pending(token.id) == 5
 
 
 async def test_a_token_without_the_scope_to_read_reads_nothing(service: Service) -> None:

@@ -11,12 +11,13 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import tokens
 from builderd.domain.ids import TenantId, TokenId
-from builderd.domain.tokens import Scope, Token
+from builderd.domain.tokens import CallHours, Scope, Token
 
 _INSERT = insert(tokens)
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
 _BY_ID = select(tokens).where(tokens.c.id == bindparam("token"))
 _OF_TENANT = select(tokens).where(tokens.c.tenant_id == bindparam("tenant")).order_by(tokens.c.created_at, tokens.c.id)
+_CALLS = select(tokens.c.calls).where(tokens.c.id == bindparam("token")).with_for_update()
 _UPDATE = update(tokens).where(tokens.c.id == bindparam("token"))
 _REVOKE = _UPDATE.where(tokens.c.revoked_at.is_(None))
 
@@ -28,6 +29,7 @@ class Tokens:
     def add(self, token: Token) -> None:
         row = row_of(token)
         row["scopes"] = sorted(scope.value for scope in token.scopes)
+        row["calls"] = _document(token.calls)
         self._connection.execute(_INSERT, row)
 
     def get(self, token: TokenId) -> Token | None:
@@ -42,8 +44,12 @@ class Tokens:
         rows = self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()
         return [read_token(row) for row in rows]
 
-    def touch(self, token: TokenId, at: datetime) -> None:
-        self._connection.execute(_UPDATE, {"token": token, "last_used_at": at})
+    def touch(self, token: TokenId, at: datetime, calls: int = 0) -> None:
+        values: dict[str, Any] = {"token": token, "last_used_at": at}
+        if calls:
+            stored = self._connection.execute(_CALLS, {"token": token}).scalar()
+            values["calls"] = _document(_calls(stored).add(calls, at))
+        self._connection.execute(_UPDATE, values)
 
     def revoke(self, token: TokenId, at: datetime) -> None:
         """Mark a token as revoked. One that is revoked already keeps its time."""
@@ -52,4 +58,13 @@ class Tokens:
 
 def read_token(row: RowMapping | Mapping[str, Any]) -> Token:
     """Return the token of these columns by name."""
-    return Token(**{**row, "scopes": frozenset(Scope(scope) for scope in row["scopes"])})
+    scopes = frozenset(Scope(scope) for scope in row["scopes"])
+    return Token(**{**row, "scopes": scopes, "calls": _calls(row["calls"])})
+
+
+def _calls(stored: Any) -> CallHours:
+    return CallHours(stored[0], tuple(stored[1])) if stored else CallHours()
+
+
+def _document(calls: CallHours) -> Any:
+    return [calls.hour, list(calls.counts)] if calls.counts else None

@@ -32,6 +32,8 @@ tokens = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
+    # [the newest hour since 1970, [calls of each hour]]; none before the first that was counted.
+    Column("calls", document()),
 )
 
 

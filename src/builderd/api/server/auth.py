@@ -117,7 +117,8 @@ async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identi
     """Return the caller with this valid token, whose last use is recorded. Raises ``RateLimited``."""
     application: Application = request.app.state.application
     recognise(request, token.tenant_id)
-    token_calls = operations_of(request).token_calls
+    operations: Operations = request.app.state.operations
+    token_calls = operations.token_calls
     token_calls.count(token.id)
     if tokens.needs_touch(token, now):
         calls = token_calls.take(token.id)

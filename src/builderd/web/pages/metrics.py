@@ -34,7 +34,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the charts show of one step, as text; nothing where the builder did not run."""
+    """Figures of one step of the charts, as text; none where the builder did not run."""
 
     time: datetime
     figures: Sequence[str]

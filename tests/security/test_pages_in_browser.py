@@ -19,6 +19,8 @@ from starlette.routing import Route
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.api.server.meter import Meter
+from builderd.domain.ids import BuilderId
+from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.tokens import Scope
 from builderd.web.app import Site, create_web
 
@@ -68,6 +70,7 @@ BUILDER = (
     "/review",
     "/qa",
     "/files",
+    "/terminal",
     "/backups",
     "/settings",
     "/code",
@@ -126,6 +129,10 @@ async def plant(service: Service) -> None:
     answer = await client.put(f"/api/v1/builders/{uuid}", json={"files": files})
     assert answer.status_code == 200, answer.text
     await client.put("/api/v1/credentials/smtp", json={"values": {"PASSWORD": MARKUP}})
+    # Figures of an hour, so that the charts and their table are there too.
+    usage = Usage(300, 75, 300 * 2**20, 2**20, 2**30, 600, 0, 1234, 900, 5, 4, 1, within_5_ms=2)
+    bucket = UsageBucket(BuilderId(uuid), start_of(service.application.clock.now()), usage)
+    await service.application.store.write(lambda uow: uow.metrics.add([bucket]))
 
 
 @asynccontextmanager
@@ -157,6 +164,7 @@ async def test_pages_show_planted_markup_as_text_and_stay_usable() -> None:
         for path in (*TENANT, *(f"/builders/planted{end}" for end in BUILDER)):
             await found.page.goto(found.url(path))
             await found.page.wait_for_selector("time[data-clock], time[data-moment], main", state="attached")
+            await found.page.evaluate("document.querySelectorAll('main details').forEach((one) => (one.open = true))")
             assert await found.page.evaluate("[window.planted, window.broken]") == [None, []], path
             await found.page.evaluate(axe)
             result = await found.page.evaluate("axe.run({resultTypes: ['violations']})")
@@ -167,6 +175,17 @@ async def test_pages_show_planted_markup_as_text_and_stay_usable() -> None:
             ]
             assert not grave, (path, grave)
         assert not faults
+
+
+@pytest.mark.root
+async def test_downloads_of_hostile_text_open_no_page() -> None:
+    async with site() as found:
+        await plant(found.service)
+        for path in ("/builders/planted/versions/2/patch?from=1", "/spending/csv", "/builders/planted/logs/download"):
+            async with found.page.expect_download() as started:
+                await found.page.evaluate("(to) => { location.href = to; }", found.url(path))
+            assert (await (await started.value).failure()) is None, path
+            assert await found.page.evaluate("[window.planted, window.broken]") == [None, []], path
 
 
 @pytest.mark.root

@@ -107,7 +107,12 @@ def routes(assets: Assets) -> Sequence[BaseRoute]:
 
 
 async def _state(visit: Visit) -> Response:
-    """Say that the session is valid: a stream that ended cannot tell its page why."""
+    """Say that the session is valid, and a stream is free: one that ended cannot tell its page why.
+
+    Raises ``RateLimited``.
+    """
+    feeds: Feeds = visit.request.app.state.feeds
+    feeds.listeners.admit(visit.token.tenant_id)
     return Response(status_code=204)
 
 

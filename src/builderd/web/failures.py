@@ -83,6 +83,15 @@ async def routing(request: Request, error: Exception) -> Response:
     return await _shown(request, NotFound("There is no such page."), error.status_code, [])
 
 
+def _same_page(request: Request) -> str:
+    """Return the path of a page that may be asked for again, "" for a form's: what it sent is gone."""
+    if request.method != "GET":
+        return ""
+    # Two slashes would begin the name of another host.
+    path = "/" + request.url.path.lstrip("/")
+    return path + (f"?{request.url.query}" if request.url.query else "")
+
+
 async def _shown(
     request: Request, error: BuilderdError, status: int, fields: list[tuple[str, Sequence[str]]]
 ) -> Response:
@@ -101,6 +110,7 @@ async def _shown(
             "error": error.message,
             "fields": fields,
             "request_id": request.state.request_id if machine else "",
+            "again": _same_page(request) if error.retry_after is not None else "",
             "signed_out": isinstance(error, Unauthenticated),
         },
         status,

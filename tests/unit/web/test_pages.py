@@ -14,6 +14,7 @@ from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
+from builderd.services import tenant_queue
 from builderd.web.app import PAGES, Site
 from builderd.web.pages import spending
 from builderd.web.policy import HEADERS
@@ -102,6 +103,22 @@ async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:
     assert head.startswith("uuid,name,deleted,hours,per_hour,cost_")
     assert row.startswith(f"{uuid},my-api,False,")
     assert (await pages.browser.get("/spending/csv?month=2020-01")).text.splitlines() == [head]
+
+
+async def test_page_of_too_many_says_so_and_offers_to_try_again(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenant_queue, "MAX_WAITING", -2)
+    answer = await pages.browser.get("/builders?q=a%22b")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    assert "Too many requests" in answer.text
+    assert 'href="/builders?q=a%22b">Try again</a>' in answer.text
+
+
+async def test_page_beyond_the_live_ones_is_told_why(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await pages.browser.get("/live/state")).status_code == 204
+    monkeypatch.setattr(pages.web.state.feeds.listeners, "maximum", 0)
+    assert (await pages.browser.get("/live/state")).status_code == 429
+    assert (await pages.browser.get("/live")).status_code == 429
+    assert (await pages.browser.get("/builders")).status_code == 200
 
 
 async def test_every_live_region_can_be_asked_for_alone(pages: Pages) -> None:

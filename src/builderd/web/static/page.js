@@ -72,7 +72,7 @@
   let source = null, lost = 0, release = null;
   function take(message) {
     if (message.kind === "open") { mark("live", "live"); if (message.again) happened(null); }
-    else if (message.kind === "lost") mark("late", `not live since ${clock.format(message.since)}, tries again`);
+    else if (message.kind === "lost") mark("late", message.full ? "not live: too many of your pages are open" : `not live since ${clock.format(message.since)}, tries again`);
     else if (message.kind === "ended") signedOut();
     else if (message.kind === "reset") happened(null);
     else happened(message.change);
@@ -91,7 +91,11 @@
       if (source.readyState !== EventSource.CLOSED) return tell({ kind: "lost", since: lost });
       source.close(); source = null;
       fetch("/live/state", { headers: { "HX-Request": "true" } }).then(
-        (answer) => { if (answer.status === 401) tell({ kind: "ended" }); else { tell({ kind: "lost", since: lost }); setTimeout(open, 4000); } },
+        (answer) => {
+          if (answer.status === 401) return tell({ kind: "ended" });
+          tell({ kind: "lost", since: lost, full: answer.status === 429 });
+          setTimeout(open, answer.status === 429 ? 10000 * (1 + Math.random()) : 4000);
+        },
         () => { tell({ kind: "lost", since: lost }); setTimeout(open, 4000); });
     };
   }

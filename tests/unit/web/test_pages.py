@@ -95,7 +95,6 @@ async def test_difference_of_versions_is_a_patch_to_download(pages: Pages) -> No
 
 async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:
     uuid = await pages.create()
-    pages.service.application.clock.move(3_600)  # type: ignore[attr-defined]
     answer = await pages.browser.get("/spending/csv")
     assert answer.headers["content-type"].partition(";")[0] == "text/csv"
     assert answer.headers["content-disposition"].startswith('attachment; filename="spending-20')

@@ -104,7 +104,7 @@ async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:
     assert (await pages.browser.get("/spending/csv?month=2020-01")).text.splitlines() == [head]
 
 
-async def test_page_of_too_many_says_so_and_offers_to_try_again(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_page_says_so_and_offers_to_try_again(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenant_queue, "MAX_WAITING", -2)
     answer = await pages.browser.get("/builders?q=a%22b")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
@@ -112,7 +112,7 @@ async def test_page_of_too_many_says_so_and_offers_to_try_again(pages: Pages, mo
     assert 'href="/builders?q=a%22b">Try again</a>' in answer.text
 
 
-async def test_page_beyond_the_live_ones_is_told_why(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_live_pages_are_limited_and_the_next_is_refused(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await pages.browser.get("/live/state")).status_code == 204
     monkeypatch.setattr(pages.web.state.feeds.listeners, "maximum", 0)
     assert (await pages.browser.get("/live/state")).status_code == 429

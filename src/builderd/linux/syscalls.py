@@ -14,6 +14,9 @@ import struct
 #: The process's C library; errors are in ``ctypes.get_errno()``. The only one of the package.
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+#: Holds the interpreter's lock during a call: a child that began inside one would have to take it.
+_holding = ctypes.PyDLL(None, use_errno=True)
+_holding.syscall.restype = ctypes.c_long
 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -22,6 +25,7 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_CLONE3 = 435
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
@@ -30,6 +34,8 @@ _RESOLVE = 1 | 2 | 4 | 8
 #: The kernel gives up when something was renamed meanwhile.
 _RESOLVE_TRIES = 100
 
+_CLONE_PARENT = 0x8000
+CLONE_NEWTIME = 0x80
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
@@ -37,6 +43,16 @@ CLONE_NEWIPC = 0x0800_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
+ALL_NAMESPACES = (
+    CLONE_NEWTIME
+    | CLONE_NEWNS
+    | CLONE_NEWCGROUP
+    | CLONE_NEWUTS
+    | CLONE_NEWIPC
+    | CLONE_NEWUSER
+    | CLONE_NEWPID
+    | CLONE_NEWNET
+)
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -56,7 +72,12 @@ MOUNT_ATTR_NOEXEC = 8
 _MOUNT_ATTR_IDMAP = 0x10_0000
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAP_VERSION_3 = 0x2008_0522
 
 
 def check(result: int, action: str) -> int:
@@ -73,7 +94,7 @@ def unshare(flags: int, action: str = "unshare") -> None:
 
 
 def setns(namespace: int, flags: int) -> None:
-    """Enter the namespace behind this descriptor."""
+    """Enter the namespace behind this descriptor, or those of these flags of the process behind a pidfd."""
     check(libc.setns(namespace, flags), "setns")
 
 
@@ -159,6 +180,36 @@ def die_with_parent(signal: int) -> None:
 def forbid_new_privileges() -> None:
     """Let no program that this process starts gain privileges, such as by a setuid bit (PR_SET_NO_NEW_PRIVS)."""
     check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def forbid_tracing() -> None:
+    """Let no process without a capability of the host's read this one's memory, files or program (PR_SET_DUMPABLE)."""
+    check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "forbid tracing")
+
+
+def limit_capabilities() -> None:
+    """Empty the bounding set: no program that this process starts has a capability (PR_CAPBSET_DROP)."""
+    for capability in range(64):
+        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            if capability and ctypes.get_errno() == errno.EINVAL:
+                return  # the kernel knows no more
+            check(-1, "limit capabilities")
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities of this process, for good once it is no more root (capset(2), PR_CAP_AMBIENT)."""
+    header, none = struct.pack("Ii", _CAP_VERSION_3, 0), bytes(24)
+    check(libc.capset(header, none), "give up capabilities")
+    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "give up ambient capabilities")
+
+
+def clone_beside() -> int:
+    """Fork a child of this process's parent (clone3(2), CLONE_PARENT); return 0 in it, and its pid here.
+
+    Only for a process with one thread whose child executes a program soon.
+    """
+    arguments = struct.pack("QQQQQQQQ", _CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0)
+    return check(_holding.syscall(_SYS_CLONE3, arguments, ctypes.c_size_t(len(arguments))), "clone")
 
 
 def open_beneath(folder: int, path: str, flags: int) -> int:

@@ -140,7 +140,6 @@ async def session(
 async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
     """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``."""
     builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
-    application.engine.prewarm()
     user = User(caller.actor, f"woken for a command by {caller.actor}")
     return (await wake.awake(application, builder.id, user)).id
 

@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.engine.starting import Starting
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.execute import Executions
+from builderd.adapters.engines.oci.runtime.executions import Executions
 from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record, is_name
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,8 @@ _KILL_SECONDS = 2.0
 _RUNSC_FAILED, _GONE_SECONDS = 128, 1.0
 log = logging.getLogger(__name__)
 
-#: Time to kill a command that an earlier service left; the next service tries again.
-_LEFT_OVER_SECONDS = 30.0
 #: Grace time of a process after its streams were closed.
-_HANG_UP_SECONDS = 1.0
-#: Open commands of one sandbox: each is also a host process, which no limit of the sandbox counts.
-MAX_OPEN = 64
+HANG_UP_SECONDS = 1.0
 
 
 class Execution:
@@ -97,19 +92,25 @@ class Execution:
 
     # Its life
 
+    #: True if another process moves this one between control groups.
+    _moves = True
+
     async def begin(self) -> None:
         """Start the program; on failure nothing of it is left. Raises what ``Engine.open_process`` does."""
+        try:
+            with self._runs.cgroups.moves.expected() if self._moves else contextlib.nullcontext():
+                await self._begin()
+        except BaseException:
+            await asyncio.shield(self.end(0))
+            raise
+
+    async def _begin(self) -> None:
         try:
             write_json(self._document, self._process(self._spec.argv))
         except FileNotFoundError:
             raise InvalidState("The sandbox does not run.") from None
-        try:
-            with self._runs.cgroups.moves.expected():
-                await self._launch()
-                await self._pass_the_gate()
-        except BaseException:
-            await asyncio.shield(self.end(0))
-            raise
+        await self._launch()
+        await self._pass_the_gate()
 
     async def _launch(self) -> None:
         window = self._spec.window
@@ -138,6 +139,9 @@ class Execution:
 
     def _use(self, ends: Ends) -> None:
         self._run(ends.given)
+        self._open(ends)
+
+    def _open(self, ends: Ends) -> None:
         self._input, self._output = Inlet(ends.write, self._ended), Outlet(ends.read, self._ended)
         self._errors = None if ends.errors is None else Outlet(ends.errors, self._ended)
 
@@ -152,29 +156,42 @@ class Execution:
 
     def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
         """Return the process document: the app's environment and user, and another program."""
-        app = json.loads((self._folder / "config.json").read_text())["process"]
-        env = dict(entry.split("=", 1) for entry in app["env"])
-        if self._spec.window:
-            env["TERM"] = TERM
-        env |= self._spec.env
+        user, env = self._identity()
         if self._runtime.is_gvisor:
             env[MARK] = self._name
         gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
         terminal = self._spec.window is not None
-        return make_process(ProcessConfig(gate, env, app["user"]["uid"], open_files(), terminal=terminal))
+        return make_process(ProcessConfig(gate, env, user, open_files(), terminal=terminal))
+
+    def _identity(self) -> tuple[int, dict[str, str]]:
+        """Return the app's user, and its environment with what the command has of its own."""
+        app = json.loads((self._folder / "config.json").read_bytes())["process"]
+        env = dict(entry.split("=", 1) for entry in app["env"])
+        if self._spec.window:
+            env["TERM"] = TERM
+        return app["user"]["uid"], env | dict(self._spec.env)
 
     async def _pass_the_gate(self) -> None:
+        async with self._in_time():
+            await self._read_until_ready()
+            if not await self._enter_group():
+                raise InvalidState("The sandbox has ended.")
+            await self.write(b"\n")
+            await self._read_until_ready()
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._read_until_ready()
-                if not await self._enter_group():
-                    raise InvalidState("The sandbox has ended.")
-                await self.write(b"\n")
-                await self._read_until_ready()
+                yield
         except TimeoutError as error:
             raise EngineUnavailable(
                 "The command could not be started in time: the machine is overloaded.", retry_after=10
             ) from error
+
+    @property
+    def _no_folder(self) -> ValidationFailed:
+        return ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
 
     async def _read_until_ready(self) -> None:
         """Wait for the gate's byte. Raises ``InvalidState`` with the runtime's message when none comes."""
@@ -183,7 +200,7 @@ class Execution:
             if len(received) > _MAX_READY_BYTES:
                 raise InvalidState("The command could not be started: something in the sandbox floods its output.")
             if received.endswith(_NO_FOLDER):
-                raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
+                raise self._no_folder
             piece = await self._output.read() if self._output else b""
             if not piece:
                 complaint = received + (await self._errors.read() if self._errors else b"")
@@ -211,7 +228,7 @@ class Execution:
         except (FileNotFoundError, ValueError):
             return None
 
-    async def end(self, timeout: float = _HANG_UP_SECONDS) -> None:
+    async def end(self, timeout: float = HANG_UP_SECONDS) -> None:
         """Close the streams, then kill the process if it does not end.
 
         Under gVisor only the runtime's own command notices a closed stream, so the process is killed at once.
@@ -320,61 +337,3 @@ class Execution:
             self._runs.cgroups.discard_inner(self._record.id)
         self._document.unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
-
-
-@contextlib.asynccontextmanager
-async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
-    """Hold one of the sandbox's command places while the context lasts."""
-    begun = Execution(runs, record, spec)
-    await begun.begin()
-    try:
-        yield begun
-    finally:
-        await asyncio.shield(begun.end())
-
-
-async def end_left_over(runs: Runs, record: Record) -> None:
-    """Kill commands that were open when an earlier service was killed: nobody reads them, and their timeouts are gone.
-
-    The document of a command is removed at its end, so what an ended command left in the background goes on.
-    """
-    if not runs.is_running(record) or runs.is_frozen(record):
-        return
-    for document in runs.config.bundle(record.id).glob(f"{INNER}*.json"):
-        if document.stem.endswith(".kill"):
-            document.unlink(missing_ok=True)
-            continue
-        try:
-            async with asyncio.timeout(_LEFT_OVER_SECONDS):
-                await Execution(runs, record, ProcessSpec(("true",)), document.stem).end_left_over()
-        except (TimeoutError, EngineUnavailable) as error:
-            log.warning("command of an earlier service not killed sandbox=%s error=%s", record.id, error)
-        else:
-            log.info("command of an earlier service killed sandbox=%s command=%s", record.id, document.stem)
-
-
-async def read_all(begun: Execution, limit_bytes: int) -> bytes:
-    """Read its output, up to a limit in bytes."""
-    output = b""
-    while len(output) < limit_bytes and (piece := await begun.read()):
-        output += piece
-    return output
-
-
-class Executions:
-    """Open commands, at most ``MAX_OPEN`` for each sandbox."""
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    @contextlib.asynccontextmanager
-    async def open(self, runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
-        if self._open[record.id] >= MAX_OPEN:
-            raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
-        self._open[record.id] += 1
-        try:
-            async with execution(runs, record, spec) as begun:
-                yield begun
-        finally:
-            self._open[record.id] -= 1
-            self._open += Counter()

@@ -10,6 +10,7 @@ and answers one JSON request per packet:
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
+``join``    start a program in a running sandbox (``join.py``). Answers when it has ended, with its exit status.
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import selectors
@@ -27,10 +29,13 @@ import signal
 import socket
 import sys
 import termios
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
 from builderd.adapters.engines.oci.runtime.claim import claim
+from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, join, reap_strays
 from builderd.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -38,6 +43,7 @@ from builderd.linux.syscalls import (
     MS_REC,
     MS_SLAVE,
     bind,
+    forbid_tracing,
     mount,
     setns,
     unmount,
@@ -51,8 +57,8 @@ IDS = 65536
 #: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
 INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
 UNIFIED = "/sys/fs/cgroup/unified"
-#: Exit status of a child that failed before it could execute its program; the answer says why.
-FAILED = 127
+#: Pause between looks for children that a killed child left.
+STRAYS_SECONDS = 1.0
 
 Message = dict[str, Any]
 
@@ -64,21 +70,30 @@ class Server:
         self._maps: dict[int, dict[int, int]] = {}
         #: Those that have a name, for as long as they run.
         self._named: dict[str, int] = {}
+        self._children: set[int] = set()
+        #: True once a joining child was killed before it could tell what it had started.
+        self._strays = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> None:
         """Answer requests until the service closes its end."""
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(STRAYS_SECONDS if self._strays else None):
                 if key.fileobj is not self._control:
-                    self._reap(key.fd, key.data)
+                    self._selector.unregister(key.fd)
+                    os.close(key.fd)
+                    self._ended(*key.data)
                 elif not self._receive():
                     return
+            if self._strays:
+                reap_strays(self._children)
 
     def _receive(self) -> bool:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_DESCRIPTORS)
+            packet, descriptors, _, _ = socket.recv_fds(
+                self._control, MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:  # the service was killed before it had read all answers
             return False
         if not packet:
@@ -106,6 +121,8 @@ class Server:
                 self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
+            case "join":
+                self._join(request, descriptors)
             case "kill":
                 self._kill(request["name"])
                 self._answer(request["id"])
@@ -152,7 +169,36 @@ class Server:
         self._drop_maps(request["uid"])
         if request["name"]:
             self._named[request["name"]] = pid
-        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request, pid, words))
+        self._watch(pid, partial(self._answer_end, request, words))
+
+    def _watch(self, pid: int, then: Callable[[int], None]) -> None:
+        """Call ``then`` with the child's exit code once it has ended."""
+        self._children.add(pid)
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, then))
+
+    def _ended(self, pid: int, then: Callable[[int], None]) -> None:
+        self._children.discard(pid)
+        _, status = os.waitpid(pid, 0)
+        then(os.waitstatus_to_exitcode(status))
+
+    def _join(self, request: Message, descriptors: list[int]) -> None:
+        told, tell = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            join(descriptors, tell)
+        os.close(tell)
+        self._named[request["name"]] = pid
+        self._watch(pid, partial(self._joined, request, told))
+
+    def _joined(self, request: Message, told: int, status: int) -> None:
+        """Follow the program that a joining child has started beside itself."""
+        if program := int(_read_words(told) or 0):
+            self._named[request["name"]] = program
+            self._watch(program, partial(self._answer_end, request, None))
+            return
+        self._named.pop(request["name"])
+        self._strays = self._strays or status < 0
+        self._answer(request["id"], status=FAILED)
 
     def _kill(self, name: str) -> None:
         """Kill a program and its group. An unreaped child keeps its pid; a just forked one leads no group yet."""
@@ -161,22 +207,17 @@ class Server:
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
 
-    def _reap(self, pidfd: int, child: tuple[Message, int, int]) -> None:
-        request, pid, words = child
+    def _answer_end(self, request: Message, words: int | None, status: int) -> None:
         self._named.pop(request["name"], None)
-        self._selector.unregister(pidfd)
-        os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
-        os.set_blocking(words, False)
-        error = _read_words(words)
-        self._answer(request["id"], status=os.waitstatus_to_exitcode(status), error=error)
+        self._answer(request["id"], status=status, error="" if words is None else _read_words(words))
 
     def _answer(self, request: int, **answer: Any) -> None:
         self._control.send(json.dumps({"id": request, **answer}).encode())
 
 
 def _read_words(descriptor: int) -> str:
-    """Return the error that a child wrote before it failed; empty when it executed its program."""
+    """Return what a child wrote: the error before it failed, empty when it executed its program."""
+    os.set_blocking(descriptor, False)
     try:
         return os.read(descriptor, 4096).decode(errors="replace")
     except BlockingIOError:
@@ -344,12 +385,18 @@ def describe(error: BaseException) -> str:
 
 def main() -> None:
     """Serve on the descriptor named by the first argument."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *IGNORED}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_SLAVE)
     if os.path.ismount(UNIFIED):
         unmount(UNIFIED)
+    # Its children enter sandboxes, and must not be open to them before they execute their program.
+    forbid_tracing()
+    gc.freeze()
     Server(control).serve()
 
 

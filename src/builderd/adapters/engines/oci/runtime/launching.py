@@ -97,6 +97,15 @@ class Launcher:
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])
 
+    async def join(self, name: str, descriptors: Sequence[int]) -> int:
+        """Run a program in a running sandbox to its end; return its exit status, negative for a signal.
+
+        ``descriptors``, which this call closes in any case: its three streams, the end of a pipe to which its report is
+        written, and its document, as ``join.join`` reads them. ``name`` is for ``kill``.
+        """
+        answer = await self._ask({"op": "join", "name": name}, descriptors)
+        return int(answer["status"])
+
     async def kill(self, name: str) -> None:
         """Kill the program that runs under this name, and what it started in its session. Idempotent."""
         await self._ask({"op": "kill", "name": name})

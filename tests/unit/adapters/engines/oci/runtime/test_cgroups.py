@@ -43,7 +43,7 @@ def test_the_shim_is_held_back(v1: Path) -> None:
     groups = Cgroups("x", v1)
     tasks = Path(groups.open_shim("ab"))
     groups.limit_shim("ab")
-    assert tasks == v1 / "cpu/builderd-x/ab.shim/cgroup.procs"
+    assert tasks == v1 / "cpu/builderd-x/ab.shim/tasks"
     assert (tasks.parent / "cpu.cfs_quota_us").read_text() == "20000"
 
 
@@ -53,6 +53,21 @@ def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
     groups.limit_shim("ab")
     assert tasks == v2 / "builderd-x/ab.shim/cgroup.procs"
     assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
+
+
+def test_a_command_enters_its_sandbox_s_groups_and_one_of_its_own(v1: Path) -> None:
+    (v1 / "blkio").mkdir()  # where the sandbox has no group
+    (v1 / "cpu,cpuacct").symlink_to("cpu")
+    files = Cgroups("x", v1).open_inner("ab", "exec-1")
+    others = [v1 / f"{name}/builderd-x/ab/tasks" for name in ("cpu", "cpuacct", "memory", "freezer")]
+    assert sorted(files) == sorted(map(str, [*others, v1 / "pids/builderd-x/ab/exec-1/tasks"]))
+    assert (v1 / "pids/builderd-x/ab/exec-1").is_dir()
+
+
+def test_a_command_enters_its_own_group_on_version_2(v2: Path) -> None:
+    assert Cgroups("x", v2).open_inner("ab", "exec-1") == [str(v2 / "builderd-x/ab/exec-1/cgroup.procs")]
+    with pytest.raises(FileNotFoundError):
+        Cgroups("x", v2).open_inner("gone", "exec-1")
 
 
 def test_a_prepared_sandbox_gets_its_limits(v1: Path) -> None:
@@ -161,7 +176,7 @@ def test_on_version_1_what_is_in_one_hierarchy_only_is_killed_as_well(
     v1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = Cgroups("x", v1)
-    tasks = Path(groups.open_shim("ab"))
+    tasks = Path(groups.open_shim("ab")).with_name("cgroup.procs")
     tasks.write_text("17\n")
     killed: list[int] = []
 
@@ -255,3 +270,15 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     groups.kill("ab")
     with pytest.raises(FileNotFoundError):
         groups.enter_inner("ab", "c", 12345678)
+
+
+def test_a_group_that_a_command_is_about_to_enter_is_not_discarded(v1: Path) -> None:
+    groups, pids = Cgroups("x", v1), v1 / "pids/builderd-x/ab"
+    groups.open_inner("ab", "exec-1")
+    (pids / "exec-0").mkdir()
+    (pids / "other").mkdir()
+    groups.discard_inner("ab")
+    assert sorted(path.name for path in pids.iterdir()) == ["exec-1", "other"]
+    groups.close_inner("exec-1")
+    groups.discard_inner("ab")
+    assert [path.name for path in pids.iterdir()] == ["other"]

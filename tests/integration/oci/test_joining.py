@@ -22,6 +22,7 @@ from tests.integration.oci.test_pool import reserved
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime import executions, pool
 from builderd.adapters.engines.oci.runtime.join import SYS_SECCOMP
+from builderd.adapters.engines.oci.runtime.joined import can_join
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.processes import ProcessSpec, shell
 from builderd.domain.sandboxes import SandboxSpec
@@ -109,7 +110,7 @@ async def test_a_command_is_confined_line_by_line_as_by_crun(
     spec = await make_spec(engine, apps.SILENT, **changes)
     await engine.start(spec)
     command = Command(PROBE, ENGINE_TIMEOUT, stdin=b"", cwd="/tmp", env={"MARK": "own"})
-    assert executions.can_join(engine._here.runs, record_of(engine, spec), command.spec)
+    assert can_join(engine._here.runs, record_of(engine, spec), command.spec)
     ours = await seen(engine, spec, command)
     monkeypatch.setattr(executions, "can_join", lambda *_: False)
     theirs = await seen(engine, spec, command)
@@ -189,7 +190,7 @@ async def test_without_a_whole_filter_nothing_begins(engine: OciEngine, spec: Sa
         with pytest.raises(InvalidState, match="holds no filter"):
             await execute(engine, spec.id, "touch /app/begun", ENGINE_TIMEOUT, 100)
         file.unlink()
-        assert not executions.can_join(runs, record_of(engine, spec), ProcessSpec(("true",)))
+        assert not can_join(runs, record_of(engine, spec), ProcessSpec(("true",)))
     finally:
         kept.rename(file)
     assert (await execute(engine, spec.id, "ls -A /app", ENGINE_TIMEOUT, 100)).output == ""

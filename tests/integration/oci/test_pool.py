@@ -39,6 +39,7 @@ find /run/credentials -type f -exec cat {} +
 ls -A /dev/shm /tmp /app
 grep -E '^(Cap|NoNewPrivs|Seccomp|Uid|Gid)' /proc/self/status
 cat /proc/self/oom_score_adj
+grep MemTotal /proc/meminfo; grep -c ^processor /proc/cpuinfo; grep -c ^cpu /proc/stat; nproc
 ulimit -a; df --output=size /dev/shm; pwd; tr '\0' '\n' < /proc/1/cmdline | head -3; readlink /proc/self/cwd
 """
 

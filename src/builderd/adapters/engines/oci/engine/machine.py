@@ -24,6 +24,7 @@ from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits,
 from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
+from builderd.adapters.engines.oci.runtime.proc_files import ProcFiles
 from builderd.adapters.engines.oci.runtime.records import Records
 from builderd.adapters.engines.oci.runtime.run import RunContext, RunsConfig
 from builderd.adapters.engines.oci.runtime.runner import Runner
@@ -75,6 +76,7 @@ class Machine:
         )
         self.runs = Runs(self.context)
         self.listening_ports = ListeningPorts(self.runs)
+        self.proc_files = ProcFiles(self.cgroups, config.bundle, self.runs.all)
         self._base: Base | None = None
         self._layers: Layers | None = None
         self._tools: Tools | None = None
@@ -122,6 +124,7 @@ class Machine:
         """
         await run_to_completion(self._make, progress)
         await self.runs.open()
+        self.proc_files.start()
         await asyncio.gather(*(end_left_over(self.runs, record) for record in self.runs.all()))
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
         self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
@@ -148,6 +151,7 @@ class Machine:
 
     def close(self) -> None:
         """Release everything for another service; sandboxes continue running. Idempotent."""
+        self.proc_files.close()
         self.runs.close()
         self.launcher.close()
         self.files.close()

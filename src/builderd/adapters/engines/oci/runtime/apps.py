@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -133,7 +134,16 @@ def app_env(spec: SandboxSpec, builderd_url: str, *, caches_bytecode: bool = Fal
         # Programs with a certificate bundle of their own use the host's too.
         "SSL_CERT_FILE": str(CA_BUNDLE),
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
+        **cpu_env(spec.resources.cpu),
         **({"PYTHONPYCACHEPREFIX": BYTECODE} if caches_bytecode else {}),
         **spec.env,
         "BUILDERD_URL": builderd_url,
     }
+
+
+def cpu_env(cpu: float) -> Mapping[str, str]:
+    """Return the variables by which programs learn the number of processors: the kernel tells them the host's.
+
+    nproc and libraries with OpenMP or BLAS read the first, Python 3.13 the second, Go the third.
+    """
+    return dict.fromkeys(("OMP_NUM_THREADS", "PYTHON_CPU_COUNT", "GOMAXPROCS"), str(max(1, math.ceil(cpu))))

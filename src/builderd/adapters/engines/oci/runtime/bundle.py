@@ -33,7 +33,7 @@ _MOUNTS = (
     },
 )
 #: Files that describe the host: its boot parameters, devices, disks, memory map, symbols, and other tenants' locks.
-#: Not masked are those that free, top, nproc, node and the JVM read: cpuinfo, loadavg, meminfo, stat, uptime, vmstat.
+#: Not masked are those that free, top, nproc, node and the JVM read: ``OWN_PROC``, loadavg, uptime, vmstat.
 MASKED = tuple(
     f"/proc/{name}"
     for name in (
@@ -43,6 +43,8 @@ MASKED = tuple(
         *("slabinfo", "softirqs", "swaps", "timer_list", "timer_stats", "tty", "vmallocinfo", "zoneinfo"),
     )
 )
+#: Files of ``/proc`` that a sandbox has of its own (``proc_files``), and their folder in the bundle.
+OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -55,6 +57,7 @@ class Container:
     own hard limit. ``tmpfs`` maps a path inside to the size in bytes of the mount there.
     ``shared`` are folders of the root that the host changes while the sandbox runs: gVisor caches the root itself.
     ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
+    ``proc`` is the host's folder with its own files of ``/proc``.
     """
 
     root: str
@@ -75,6 +78,7 @@ class Container:
     shared: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
+    proc: str | None = None
 
 
 def make_config(container: Container) -> dict[str, Any]:
@@ -91,6 +95,7 @@ def make_config(container: Container) -> dict[str, Any]:
             *_MOUNTS,
             *(_tmpfs(path, size) for path, size in container.tmpfs.items()),
             *(_shared(container.root, path) for path in container.shared),
+            *(_own_proc(container.proc, name) for name in OWN_PROC if container.proc),
         ],
         "linux": _linux(container),
     }
@@ -136,6 +141,11 @@ def _tmpfs(path: str, size: int) -> dict[str, Any]:
 def _shared(root: str, path: str) -> dict[str, Any]:
     """Return a separate mount for a folder of the root: gVisor revalidates its files at each access."""
     return {"destination": path, "type": "bind", "source": root + path, "options": ["rbind", "rw", "nosuid", "nodev"]}
+
+
+def _own_proc(folder: str, name: str) -> dict[str, Any]:
+    options = ["bind", "ro", "nosuid", "nodev", "noexec"]
+    return {"destination": f"/proc/{name}", "type": "bind", "source": f"{folder}/{name}", "options": options}
 
 
 def _linux(container: Container) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import signal
 import time
@@ -30,6 +31,8 @@ _CHARGED_AT_ONCE = 4 << 20
 _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
+#: Ticks per second of version 1's CPU time.
+_USER_HZ = 100
 _KILL_SECONDS = 5.0
 _REMOVE_SECONDS = 1.0
 #: A process that waits for a device freezes only when the device has answered.
@@ -41,6 +44,31 @@ class CgroupUsage:
     cpu_seconds: float
     memory_bytes: int
     processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimits:
+    """``cpu`` is in vCPU."""
+
+    cpu: float
+    memory_bytes: int
+
+    @property
+    def cpus(self) -> int:
+        """Return the number of processors that a program should reckon with."""
+        return max(1, math.ceil(self.cpu))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCounters:
+    """Counters of a group: bytes of memory (all, shared, of files by their use), and seconds of CPU time."""
+
+    memory: int = 0
+    shared: int = 0
+    active_file: int = 0
+    inactive_file: int = 0
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
 
 
 class Cgroups:
@@ -191,6 +219,29 @@ class Cgroups:
         used = int(_read(directory / "memory.current"))
         idle = _counter(directory / "memory.stat", "inactive_file")
         return CgroupUsage(cpu, max(used - idle, 0), int(_read(directory / "pids.current")))
+
+    def limits(self, name: str) -> CgroupLimits:
+        """Return the limits. Raises ``FileNotFoundError`` when there is no such group."""
+        cpu, memory = self._directory("cpu", name), self._directory("memory", name)
+        if self.version == 2:
+            quota, period = _read(cpu / "cpu.max").split()
+            return CgroupLimits(int(quota) / int(period), int(_read(memory / "memory.max")))
+        quota = _read(cpu / "cpu.cfs_quota_us")
+        return CgroupLimits(int(quota) / _PERIOD, int(_read(memory / "memory.limit_in_bytes")))
+
+    def counters(self, name: str) -> GroupCounters:
+        """Return the counters. Raises ``FileNotFoundError`` when there is no such group."""
+        memory, prefix = self._directory("memory", name), "" if self.version == 2 else "total_"
+        used = int(_read(memory / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")))
+        stat = _counters(memory / "memory.stat")
+        shared, active, inactive = (stat.get(prefix + kind, 0) for kind in ("shmem", "active_file", "inactive_file"))
+        if self.version == 2:
+            cpu = _counters(self._directory("cpu", name) / "cpu.stat")
+            user, system = (cpu.get(f"{kind}_usec", 0) / 1e6 for kind in ("user", "system"))
+        else:
+            cpu = _counters(self._directory("cpuacct", name) / "cpuacct.stat")
+            user, system = (cpu.get(kind, 0) / _USER_HZ for kind in ("user", "system"))
+        return GroupCounters(used, shared, active, inactive, user, system)
 
     def oom_kills(self, name: str) -> int:
         """Return the number of processes that the kernel killed for memory; 0 when there is no such group."""
@@ -379,8 +430,10 @@ def _remove_tree(directory: Path) -> None:
 
 def _counter(file: Path, name: str) -> int:
     """Return the number after a name in a flat keyed file."""
-    for line in _read(file).splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
+    return _counters(file).get(name, 0)
+
+
+def _counters(file: Path) -> dict[str, int]:
+    """Return the numbers of a flat keyed file by their names."""
+    pairs = (line.split(" ", 1) for line in _read(file).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

@@ -12,6 +12,7 @@ from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.runtime import secret_files
 from builderd.adapters.engines.oci.runtime.apps import START_SCRIPT, start_script
 from builderd.adapters.engines.oci.runtime.creation import Creation
+from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import make_bind
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
@@ -77,6 +78,7 @@ class Claims:
             file.write_text(text)
         if run.secret_files:
             secret_files.write(bundle, run.secret_files, uid + run.user)
+        write_first(bundle, run.cpu, run.memory_bytes)
         self._context.cgroups.raise_limits(run.id, run.cpu, run.memory_bytes)
         self._context.cgroups.limit_sockets(run.id, run.memory_bytes)
 

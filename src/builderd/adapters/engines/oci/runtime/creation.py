@@ -10,8 +10,9 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import write_own_files
 from builderd.adapters.engines.oci.runtime import command, secret_files
-from builderd.adapters.engines.oci.runtime.bundle import Container, make_config
+from builderd.adapters.engines.oci.runtime.bundle import PROC_FOLDER, Container, make_config
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
+from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
@@ -50,6 +51,8 @@ class Creation:
                 secret_files.write(bundle, run.secret_files, uid + run.user)
                 secret_files.make_target(run.root.scratch / "upper", uid)
         self.write_config(run, bundle, uid)
+        if run.has_own_proc:
+            write_first(bundle, run.cpu, run.memory_bytes)
         return bundle
 
     def write_config(self, run: Run, bundle: Path, uid: int) -> None:
@@ -76,6 +79,7 @@ class Creation:
             shared=tuple(b.target for b in run.root.binds if not b.read_only) if run.runtime.is_gvisor else (),
             capabilities=run.capabilities,
             host_network=run.host_network,
+            proc=str(bundle / PROC_FOLDER) if run.has_own_proc else None,
         )
 
     async def launch_shim(self, run: Run, record: Record, bundle: Path) -> int:

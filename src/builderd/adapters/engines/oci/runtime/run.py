@@ -55,6 +55,14 @@ class Run:
         """True if code of a tenant runs in it under its own rules: an app, or what will be one."""
         return bool(self.owner) or self.prepared
 
+    @property
+    def has_own_proc(self) -> bool:
+        """True if files of the host's ``/proc`` are replaced. gVisor has a ``/proc`` of its own.
+
+        Builds see the host's: Node.js would limit its heap to half of a build's memory.
+        """
+        return self.is_app and not self.runtime.is_gvisor
+
 
 @dataclass(frozen=True, slots=True)
 class RunsConfig:

@@ -55,6 +55,13 @@ def test_the_app_s_own_words_win_but_for_the_platform_s_address() -> None:
     assert env["BUILDERD_URL"] == "http://gw:1"
 
 
+@pytest.mark.parametrize(("cpu", "shown"), [(0.25, "1"), (1, "1"), (1.5, "2"), (4, "4")])
+def test_programs_learn_the_number_of_processors(cpu: float, shown: str) -> None:
+    env = app_env(replace(SPEC, resources=replace(SPEC.resources, cpu=cpu)), "")
+    assert [env[name] for name in ("OMP_NUM_THREADS", "PYTHON_CPU_COUNT", "GOMAXPROCS")] == [shown] * 3
+    assert app_env(replace(SPEC, env={"OMP_NUM_THREADS": "8"}), "")["OMP_NUM_THREADS"] == "8"
+
+
 def test_python_keeps_its_bytecode_where_the_layer_has_none() -> None:
     folders = (Path("/scratch"), Path("/disk/app"), Path("/disk/home"))
     root = app_root((Path("/base"),), *folders, lacks_bytecode=True)

@@ -77,3 +77,11 @@ def test_read_only_root_is_in_the_config() -> None:
 
 def test_the_environment_keeps_its_values_whole() -> None:
     assert make_process(ProcessConfig(["true"], CONTAINER.env, 0, 10))["env"] == ["HOME=/app", "GREETING=a=b"]
+
+
+def test_own_files_of_proc_are_mounted_read_only() -> None:
+    mounts = make_config(replace(CONTAINER, proc="/bundle/proc"))["mounts"][-3:]
+    assert [(mount["source"], mount["destination"]) for mount in mounts] == [
+        (f"/bundle/proc/{name}", f"/proc/{name}") for name in ("cpuinfo", "meminfo", "stat")
+    ]
+    assert all({"bind", "ro", "nosuid", "nodev", "noexec"} == set(mount["options"]) for mount in mounts)

@@ -67,6 +67,7 @@ class _Review:
     sources: Sequence[Source]
     paths: Sequence[str]
     deadline: float
+    checker: subprocess.Popen[bytes] | None = None
     texts: dict[str, str] = field(default_factory=dict)
     lines: dict[str, list[str]] = field(default_factory=dict)
     secrets: dict[str, list[Secret]] = field(default_factory=lambda: defaultdict(list))
@@ -106,9 +107,22 @@ class Analyser:
         self._signatures = Signatures()
         sys.setrecursionlimit(python_code.MAX_DEPTH)
 
-    def analyse(self, sources: Sequence[Source], paths: Sequence[str], wall_seconds: float) -> dict[str, Any]:
-        """``{"hits", "references", "hooks", "failures", "skipped"}``, of JSON alone."""
-        review = _Review(sources, paths, time.monotonic() + wall_seconds)
+    def start_checker(self) -> subprocess.Popen[bytes] | None:
+        """Start Node.js for the scripts of one review to come; None without Node.js. Raises ``OSError``."""
+        return javascript.start(self._tools.node) if self._tools.node else None
+
+    def analyse(
+        self,
+        sources: Sequence[Source],
+        paths: Sequence[str],
+        wall_seconds: float,
+        checker: subprocess.Popen[bytes] | None = None,
+    ) -> dict[str, Any]:
+        """``{"hits", "references", "hooks", "failures", "skipped"}``, of JSON alone.
+
+        ``checker`` was started for this review in advance.
+        """
+        review = _Review(sources, paths, time.monotonic() + wall_seconds, checker)
         for source in sources:
             review.texts[source.path] = source.content.decode("utf-8", errors="replace")
             review.lines[source.path] = review.texts[source.path].split("\n")
@@ -202,7 +216,10 @@ class Analyser:
 
     def _check_javascript(self, review: _Review) -> None:
         sources = review.of(Kind.JAVASCRIPT)
-        if self._tools.node is None:
+        checker = review.checker
+        if checker is None or checker.poll() is not None:
+            checker = self.start_checker()
+        if checker is None:
             review.skipped.append("node")
             return
         folder = FOLDER / "scripts"
@@ -210,7 +227,7 @@ class Analyser:
         files = [(source.path, number) for number, source in enumerate(sources)]
         contents = {str(number): source.content for number, source in enumerate(sources)}
         followed = [int(number) for number in python_code.followed_files(contents, MAX_SCRIPTS)]
-        read = javascript.read_scripts(self._tools.node, folder, files, followed, review.left())
+        read = javascript.read_scripts(checker, folder, files, followed, review.left())
         for problem in read.problems:
             rule = "SAN-syntax" if problem.syntax else "SAN-unparsable"
             words = CATALOGUE[rule]

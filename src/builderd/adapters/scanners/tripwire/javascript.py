@@ -18,7 +18,7 @@ const vm = require('vm'), fs = require('fs');
 const names = ['exports', 'require', 'module', '__filename', '__dirname'];
 const attempt = (make) => { try { make(); return null; } catch (error) { return error; } };
 const fault = (number, path) => {
-  const source = fs.readFileSync(process.argv[1] + '/' + number, 'utf8').replace(/^#!.*/, '');
+  const source = fs.readFileSync(folder + '/' + number, 'utf8').replace(/^#!.*/, '');
   const script = () => vm.compileFunction(source, names, { filename: 'file' });
   const module = () => new vm.SourceTextModule(source, { identifier: 'file' });
   const kinds = path.endsWith('.mjs') ? [module] : path.endsWith('.cjs') ? [script] : [script, module];
@@ -44,7 +44,7 @@ const short = (node, depth = 0) => {
 let acorn = null;
 try { acorn = require('internal/deps/acorn/acorn/dist/acorn'); } catch { }
 const tree = (number) => {
-  const source = fs.readFileSync(process.argv[1] + '/' + number, 'utf8');
+  const source = fs.readFileSync(folder + '/' + number, 'utf8');
   for (const sourceType of ['module', 'script'])
     try {
       const parsed = acorn.parse(source, { ecmaVersion: 'latest', sourceType, locations: true, allowHashBang: true,
@@ -53,11 +53,20 @@ const tree = (number) => {
     } catch (error) { if (!(error instanceof SyntaxError)) return null; }
   return null;
 };
-const { files, followed } = JSON.parse(fs.readFileSync(0, 'utf8'));
+// What is loaded at the first use is loaded before the files are known: this process may wait for them.
+let folder = null;
+vm.compileFunction('', names);
+try { short(acorn.parse('const a = 1;', { ecmaVersion: 'latest', sourceType: 'module', locations: true })); } catch { }
+const request = JSON.parse(fs.readFileSync(0, 'utf8'));
+const { files, followed } = request;
+folder = request.folder;
 const problems = files.map(([path, number]) => fault(number, path));
 const broken = new Set(files.filter((_, at) => problems[at]).map(([_, number]) => number));
 const trees = acorn ? followed.filter((one) => !broken.has(one)).map((number) => [number, tree(number)]) : null;
-process.stdout.write(JSON.stringify({ problems: problems.filter(Boolean), trees }));
+const answer = Buffer.from(JSON.stringify({ problems: problems.filter(Boolean), trees }));
+for (let at = 0; at < answer.length;) at += fs.writeSync(1, answer, at);
+// Nothing is left to be tidied up.
+process.reallyExit(0);
 """
 OPTIONS = (
     *("--experimental-vm-modules", "--no-warnings", "--max-old-space-size=512", "--no-addons", "--jitless"),
@@ -83,22 +92,38 @@ class Scripts(NamedTuple):
     trees: Mapping[int, Any] | None
 
 
+def start(node: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start Node.js with the checker, which waits for the names of the files of one review. Raises ``OSError``."""
+    return subprocess.Popen(
+        [*node, *OPTIONS, "-e", CHECKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"OPENSSL_CONF": "/dev/null"},
+    )
+
+
 def read_scripts(
-    node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], followed: Sequence[int], seconds: float
+    checker: subprocess.Popen[bytes],
+    folder: Path,
+    files: Sequence[tuple[str, int]],
+    followed: Sequence[int],
+    seconds: float,
 ) -> Scripts:
-    """Return the files that do not parse, and the trees of those that are ``followed``.
+    """Return the files that do not parse, and the trees of those that are ``followed``. Ends the checker.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if Node.js fails.
     """
-    done = subprocess.run(
-        [*node, *OPTIONS, "-e", CHECKER, str(folder)],
-        input=json.dumps({"files": files, "followed": followed}).encode(),
-        capture_output=True,
-        env={"OPENSSL_CONF": "/dev/null"},
-        check=True,
-        timeout=seconds,
-    )
-    answer = json.loads(done.stdout)
+    request = json.dumps({"folder": str(folder), "files": files, "followed": followed}).encode()
+    with checker:
+        try:
+            output, _ = checker.communicate(request, timeout=seconds)
+        except BaseException:
+            checker.kill()
+            raise
+    if checker.returncode:
+        raise subprocess.CalledProcessError(checker.returncode, checker.args)
+    answer = json.loads(output)
     trees = None if answer["trees"] is None else {number: tree for number, tree in answer["trees"] if tree}
     return Scripts([SyntaxProblem(*problem) for problem in answer["problems"]], trees)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox
@@ -112,7 +112,7 @@ class TripwireScanner:
             answer.hits, answer.references, answer.hooks, {**self._toolbox.versions, **left_out}, answer.failure
         )
 
-    def _ask_with_retry(self, packed: bytes, limits: ReviewLimits) -> bytes:
+    def _ask_with_retry(self, packed: Packed, limits: ReviewLimits) -> bytes:
         """The worker's answer, of another worker where one was killed. Raises as ``_ask``."""
         for _ in range(RETRIES):
             try:
@@ -121,14 +121,15 @@ class TripwireScanner:
                 log.warning("review scanner died, retrying error=%s", error)
         return self._ask(packed, limits)
 
-    def _ask(self, packed: bytes, limits: ReviewLimits) -> bytes:
+    def _ask(self, packed: Packed, limits: ReviewLimits) -> bytes:
         """The worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
-        files = _memory(packed)
+        files = _memory(packed.content)
         report, child_report = os.pipe2(os.O_CLOEXEC)
         ended, child_ended = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                control = self._send(json.dumps(asdict(limits)).encode(), [files, child_report, child_ended])
+                packet = json.dumps({**asdict(limits), "scripts": packed.scripts}).encode()
+                control = self._send(packet, [files, child_report, child_ended])
             finally:
                 for descriptor in (files, child_report, child_ended):
                     os.close(descriptor)
@@ -204,7 +205,14 @@ class TripwireScanner:
                 worker.wait()
 
 
-def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> bytes:
+class Packed(NamedTuple):
+    """Files of a review; ``scripts``: some of them are JavaScript."""
+
+    content: bytes
+    scripts: bool
+
+
+def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Packed:
     """Pack files for a worker: an 8-byte length, a JSON header with paths and sizes, then the contents.
 
     Data files and files over a limit are left out: the service judges those itself.
@@ -212,7 +220,8 @@ def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) 
     read = select_files(bundle.files, limits, run).read
     files = [(file.path, kind.value, file.size) for file, kind in read]
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
-    return b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
+    content = b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
+    return Packed(content, any(kind is Kind.JAVASCRIPT for _, kind in read))
 
 
 def _memory(content: bytes) -> int:

@@ -112,11 +112,11 @@ CASES = {
     ),
     "a command that ends": Case(lambda: ended("done", 0), "exited with code 0", '"job_type": "one_time"'),
     "memory": Case(killed, "out of memory, limit 1 GB", "resources.memory"),
-    "a newer Python": Case(lambda: scanned(TEMPLATE), "Python 3.14 reads this", "apps run on Python 3.1"),
+    "a newer Python": Case(lambda: scanned(TEMPLATE), "Python 3.14 reads this", "here: write it for that"),
     "a lock that is no JSON": Case(
         lambda: refused(package_json='{"dependencies": {"a": "1"}}', **{"package-lock_json": "{"}),
         "package-lock.json is not JSON",
-        "",
+        "make it anew (npm install --package-lock-only)",
     ),
     "workspaces": Case(
         lambda: refused(package_json='{"workspaces": ["a"], "dependencies": {"b": "1"}}'),
@@ -124,15 +124,17 @@ CASES = {
         "deploy the folder",
     ),
     "a private index": Case(
-        lambda: refused(requirements_txt="--index-url https://pypi.example.com/simple\nflask\n"), "index", ""
+        lambda: refused(requirements_txt="--index-url https://pypi.example.com/simple\nflask\n"),
+        "line 1: --index-url is refused",
+        "by a credential with PIP_INDEX_URL",
     ),
     "a manifest in a subfolder": Case(
         lambda: unread_notes(["app.py", "backend/requirements.txt"])[0], "not read", "at the top of the files"
     ),
     "a lock of another tool": Case(lambda: unread_notes(["yarn.lock"])[0], "yarn.lock", "npm install"),
     "values in .env": Case(lambda: unread_notes([".env"])[0], ".env is not read", '"env"'),
-    "a crash on the first request": Case(lambda: answered(500), "GET / was answered 500", "below 500 passes"),
-    "no answer": Case(lambda: answered(None, "it closed the connection"), "got no answer", "closed the connection"),
+    "a crash on the first request": Case(lambda: answered(500), "GET / was answered 500", "below 500 passes: mend"),
+    "no answer": Case(lambda: answered(None, "it closed the connection"), "closed the connection", "must answer HTTP"),
 }
 
 
@@ -141,6 +143,7 @@ def test_message_names_the_cause_and_the_change(name: str) -> None:
     case = CASES[name]
     message = case.message()
     assert case.cause in message
+    assert case.change, "each names a change"
     assert case.change in message
 
 

@@ -63,13 +63,16 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
     """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
     asked = f"GET {path}"
     if visit.status is None:
-        message = f"{asked} got no answer: {visit.fault} (after {visit.seconds:.2f} s)." + quoted(lines)
+        message = (
+            f"{asked} got no answer: {visit.fault} (after {visit.seconds:.2f} s). It must answer HTTP requests on "
+        )
+        message += "its port; any status below 500 passes." + quoted(lines)
         return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
     said = f"{asked} was answered {_status(visit.status)} in {visit.seconds:.3f} s"
     if visit.status < 500:
         return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
-    message = f"{said}; anything below 500 passes.{body}" + quoted(lines)
+    message = f"{said}; anything below 500 passes: mend what it failed at.{body}" + quoted(lines)
     return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
 
 

@@ -99,7 +99,7 @@ def _json(bundle: Bundle) -> dict[str, Any]:
     try:
         document = json.loads(file.content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InstallFailed(f"{PIPFILE_LOCK} is not JSON: {error}.") from None
+        raise InstallFailed(f"{PIPFILE_LOCK} is not JSON: {error}: make it anew (pipenv lock).") from None
     if not isinstance(document, dict):
         raise InstallFailed(f"{PIPFILE_LOCK} must hold a JSON object.")
     return document

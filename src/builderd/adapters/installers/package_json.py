@@ -168,7 +168,8 @@ def _document(bundle: Bundle, path: str) -> dict[str, Any] | None:
     try:
         document = json.loads(file.content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InstallFailed(f"{path} is not JSON: {error}.") from None
+        cure = "make it anew (npm install --package-lock-only)" if "lock" in path or "shrinkwrap" in path else "mend it"
+        raise InstallFailed(f"{path} is not JSON: {error}: {cure}.") from None
     if not isinstance(document, dict):
         raise InstallFailed(f"{path} must hold a JSON object.")
     return document

@@ -29,10 +29,14 @@ LOCAL = re.compile(r"(?:\.{1,2}(?:/|$)|[\w.-]+/)")
 REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
 
 #: Reasons why pip options are refused, for the error message.
+_INDEX = (
+    "the package index is set by the operator of this service; take the line out, and name a private index by a "
+    "credential with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL (PUT /api/v1/credentials/{name})"
+)
 REFUSED = {
-    "-i": "the package index is set by the operator of this service",
-    "--index-url": "the package index is set by the operator of this service",
-    "--extra-index-url": "the package index is set by the operator of this service",
+    "-i": _INDEX,
+    "--index-url": _INDEX,
+    "--extra-index-url": _INDEX,
     "--no-index": "the package index is set by the operator of this service",
     "-f": "packages come from the package index only",
     "--find-links": "packages come from the package index only",

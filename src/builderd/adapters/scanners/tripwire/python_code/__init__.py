@@ -99,7 +99,8 @@ def _newer(source: bytes, line: int) -> str:
     mine = sys.version_info[:2]
     for version, pattern in NEWER.items():
         if mine < version and pattern.search(text):
-            return f". Python {version[0]}.{version[1]} reads this; apps run on Python {mine[0]}.{mine[1]} here"
+            note = f". Python {version[0]}.{version[1]} reads this; apps run on Python {mine[0]}.{mine[1]} here"
+            return f"{note}: write it for that"
     return ""
 
 

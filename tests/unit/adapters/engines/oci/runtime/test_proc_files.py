@@ -83,8 +83,9 @@ def test_cpu_time_is_the_sandboxes_own() -> None:
 
 
 def test_texts_keep_their_length() -> None:
-    for make in (lambda used: make_meminfo(512 * MB, used), lambda used: make_stat(2, used, Uptime(1, 1e6))):
-        assert len(make(GroupCounters())) == len(make(replace(USED, user_seconds=123_456.0)))
+    unused, used = GroupCounters(), replace(USED, user_seconds=123_456.0)
+    assert len(make_meminfo(512 * MB, unused)) == len(make_meminfo(512 * MB, used))
+    assert len(make_stat(2, unused, Uptime(1, 1e6))) == len(make_stat(2, used, Uptime(1, 1e6)))
 
 
 @pytest.mark.parametrize("version", [1, 2])

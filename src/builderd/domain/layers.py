@@ -81,8 +81,9 @@ class LayerPlan:
     ``runs_foreign_code``. Such a plan runs a package's or a user's code and starts after the review.
     One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
     ``compile_step`` byte-compiles later, in the background, on a clone that then replaces the layer.
-    ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``. ``app`` is set where the
-    layer is not of dependencies, but of the files that a version's build command makes.
+    ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``, what is left of the tenant's
+    ``quota_bytes`` for all layers. ``app`` is set where the layer is not of dependencies, but of the files that a
+    version's build command makes.
     """
 
     key: str
@@ -93,6 +94,7 @@ class LayerPlan:
     may_run_code: bool = False
     tenant: TenantId | None = None
     limit_bytes: int | None = None
+    quota_bytes: int | None = None
     app: AppBuild | None = None
 
     @property

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
-from builderd.domain.layers import StoredLayers
+from builderd.domain.layers import LayerPlan, StoredLayers
 from builderd.domain.resources import GB
 from builderd.domain.tenants import Tenant
 from builderd.ports.store import UnitOfWork
@@ -44,8 +44,8 @@ async def check_reuse(application: Application, tenant_id: TenantId, key: str) -
             raise _refusal(quota, f"and these dependencies take {_gb(quota.more)} more")
 
 
-async def room_for_build(application: Application, tenant_id: TenantId) -> int:
-    """Return the bytes that a new layer of the tenant may have. Raises ``InstallFailed`` when there is no room.
+async def limit_plan(application: Application, tenant_id: TenantId, plan: LayerPlan) -> LayerPlan:
+    """Return the plan with the bytes that the tenant has left for it. Raises ``InstallFailed`` when there is no room.
 
     Layers that no builder of the tenant may run any more make room first.
     """
@@ -54,7 +54,7 @@ async def room_for_build(application: Application, tenant_id: TenantId) -> int:
         quota = await _without_unused(application, tenant_id, None, quota)
     if quota.room < LEAST_ROOM:
         raise _refusal(quota, "so that there is no room for other ones")
-    return quota.room
+    return replace(plan, limit_bytes=quota.room, quota_bytes=quota.limit)
 
 
 async def _without_unused(

@@ -319,8 +319,10 @@ async def test_a_layer_ends_at_what_its_tenant_has_left(workshop: Workshop) -> N
     """The quota counts what is cloned from the cache for the cache alone."""
     big = wheel("big", {f"big/{number}.bin": secrets.token_hex(500_000) for number in range(30)})
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, big) as index:
-        plan = replace(workshop.plan("big", index), tenant=MALLORY, limit_bytes=12 << 20)
-        with pytest.raises(InstallFailed, match=r"0\.0\d GB left of your limit .*tenant\.layers"):
+        plan = replace(workshop.plan("big", index), tenant=MALLORY, limit_bytes=12 << 20, quota_bytes=1 << 29)
+        with pytest.raises(
+            InstallFailed, match=r"take 0\.03 GB, and 0\.01 GB is left of your limit .*of 0\.50 GB.*tenant\.layers"
+        ):
             await workshop.layers.build(plan, quiet)
         assert not workshop.layers.has(plan.key)
         assert (await workshop.layers.build(replace(plan, limit_bytes=1 << 30), quiet)).ok

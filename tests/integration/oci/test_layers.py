@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.domain.machine_faults import machine_fault
 
 pytestmark = pytest.mark.root
 
@@ -217,7 +219,7 @@ async def test_a_step_that_has_no_room_for_want_of_the_machines_is_a_fault_of_th
     monkeypatch.setattr(store.reservations, "claim_some", lambda name, *_: claim_some(name, 20 * MB, 20 * MB))
     store.quota.limit(layers._cache.path, 20 * MB)
     runner.action = fill
-    with pytest.raises((NoCapacity, MachineFault), match=r"only 0\.0 GB left|cache of downloads is full"):
+    with pytest.raises((NoCapacity, MachineFault), match=r"only 0\.02 GB for these|cache of downloads is full"):
         await layers.build(plan(), print)
     assert is_tidy(store)
 
@@ -424,6 +426,56 @@ async def test_a_build_takes_no_more_room_than_its_claim(
         await layers.build(plan(KEY, step(Cache.SCRATCH)), print)
     assert failures == [errno.EDQUOT, errno.EDQUOT]
     assert is_tidy(store)
+
+
+async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_written(
+    layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIN_LAYER", 20 * MB)
+    monkeypatch.setattr(module, "MAX_LAYER", 20 * MB)
+
+    def fail(seen: dict[str, Path]) -> int:
+        written = 0
+        with suppress(OSError), (seen[LAYER] / "file").open("wb", buffering=0) as file:
+            while written < 40:
+                written += file.write(os.urandom(MB)) // MB
+                os.fsync(file.fileno())
+        assert written < 40
+        (seen[LAYER] / "file").unlink()
+        return 1
+
+    runner.action, runner.lines = fail, ["error: failed to write: Disk quota exceeded (os error 122)"]
+    with pytest.raises(InstallFailed, match=r"more than 0\.02 GB, the most that a layer may have here"):
+        await layers.build(plan(), print)
+    left = replace(plan(), limit_bytes=10 * MB, quota_bytes=2048 * MB)
+    with pytest.raises(InstallFailed, match=r"more than 0\.01 GB, and 0\.01 GB is left of your limit .* of 2\.00 GB"):
+        await layers.build(left, print)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_store_that_refuses_a_write_of_ours_is_no_capacity(
+    layers: Layers, store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(number, "refused", str(path))
+
+    monkeypatch.setattr(module, "create_subvolume", refuse)
+    with pytest.raises(NoCapacity, match=r"store for apps and layers is full\. Delete a builder") as refused:
+        await layers.build(plan(), print)
+    assert refused.value.retry_after == 60
+    assert is_tidy(store)
+
+
+async def test_another_full_file_system_stays_a_fault_of_the_machine(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "refused", "/var/lib/elsewhere/record.json")
+
+    monkeypatch.setattr(module, "create_subvolume", refuse)
+    with pytest.raises(OSError, match="refused") as failed:
+        await layers.build(plan(), print)
+    assert isinstance(machine_fault(failed.value), MachineFault)
 
 
 async def test_while_layers_are_made_there_is_room_for_a_disk(layers: Layers, runner: StandIn, store: Store) -> None:

@@ -128,8 +128,7 @@ class LayerInstalls:
                 await layer_quota.check_reuse(self._app, tenant, plan.key)
                 return Built(plan.key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
-                room = await layer_quota.room_for_build(self._app, tenant)
-                building = self._app.engine.build_layer(replace(plan, limit_bytes=room), log.line)
+                building = self._app.engine.build_layer(await layer_quota.limit_plan(self._app, tenant, plan), log.line)
                 outcome = await self._charged(item, building)
         except InstallFailed as refusal:  # the limit of all layers
             raise BuildFailed(refusal.message) from refusal
@@ -174,7 +173,7 @@ class LayerInstalls:
         if plan.needs_review_first:
             await passed.wait()
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, final.masker) as log:
-            plan = replace(plan, tenant=tenant, limit_bytes=await layer_quota.room_for_build(self._app, tenant))
+            plan = await layer_quota.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
             return await self._build(plan, final, log, passed)
 
     async def _final(self, item: WorkItem) -> _Final:
@@ -211,7 +210,9 @@ class LayerInstalls:
         if fallback is not None:
             await passed.wait()
             log.line("No wheels for everything: building from source in a sandbox of its own.")
-            made = final.of(replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes))
+            made = final.of(
+                replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes, quota_bytes=plan.quota_bytes)
+            )
             outcome = await engine.build_layer(made, log.line)
             seconds += outcome.seconds
         if not outcome.ok:

@@ -22,6 +22,7 @@ from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, In
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.storage.too_large import over_layer_limit, over_tenant_limit
 from builderd.adapters.engines.oci.storage.transcript import Transcript
 from builderd.domain.errors import InstallFailed, NotFound
 from builderd.domain.ids import TenantId
@@ -225,7 +226,7 @@ class Layers:
             transcript.add(answer["error_line"])
             return _outcome(BuildExit(1), transcript, begun)
         if plan.limit_bytes is not None and answer["bytes"] > plan.limit_bytes:
-            raise _over_limit(plan)
+            raise _over_limit(plan, answer["bytes"])
         own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": f"{time.time():.0f}"}
         await self._helper(member).detach(new)
         await self._volumes.change(new, member, own)
@@ -325,14 +326,10 @@ def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutco
     )
 
 
-def _over_limit(plan: LayerPlan) -> InstallFailed:
-    subject, cure = (
-        ("These dependencies need", "ask for fewer packages") if plan.app is None else ("This build makes", "make less")
-    )
-    return InstallFailed(
-        f"{subject} more than the {(plan.limit_bytes or MAX_LAYER) / GB:.2f} GB left of your limit for layers: delete "
-        f"builders that you no longer need, or {cure}; the operator sets the limit (tenant.layers)."
-    )
+def _over_limit(plan: LayerPlan, size: int | None = None) -> InstallFailed:
+    if plan.limit_bytes is None:
+        return over_layer_limit(MAX_LAYER, is_app=plan.app is not None)
+    return over_tenant_limit(plan.limit_bytes, plan.quota_bytes, is_app=plan.app is not None, size=size)
 
 
 def _ignore_line(line: str) -> None:

@@ -21,6 +21,7 @@ from builderd.adapters.engines.oci.runtime.records import Record, is_name
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
+from builderd.adapters.engines.oci.storage.too_large import full_store_named
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
@@ -167,7 +168,8 @@ class OciEngine:
         self._here.disks.hold(disk, size_bytes)
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
-        await run_to_completion(self._here.disks.create, disk, size_bytes)
+        with full_store_named(self._here.store):
+            await run_to_completion(self._here.disks.create, disk, size_bytes)
 
     async def disk(self, disk: DiskId) -> DiskReport | None:
         return self._here.disks.report(disk)
@@ -185,12 +187,12 @@ class OciEngine:
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         here, user = self._here, self._user(source)
         clone = partial(here.disks.clone, source, target, size_bytes, for_backup=for_backup)
-        if user is None:
-            await run_to_completion(clone)
-            return
-        # Written out before the freeze, so that the freeze is shorter.
-        await run_to_completion(here.disks.write_out, source)
-        await here.runs.while_frozen(user, clone)
+        with full_store_named(here.store):
+            if user is None:
+                await run_to_completion(clone)
+            else:  # written out before the freeze, so that the freeze is shorter
+                await run_to_completion(here.disks.write_out, source)
+                await here.runs.while_frozen(user, clone)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._refuse_while_used(disk)
@@ -243,11 +245,9 @@ class OciEngine:
             report = await self.report(spec.id)
             if report.alive or report.state is SandboxState.EXITED:
                 return report
-            return self._report(await self._start(spec))
-
-    async def _start(self, spec: SandboxSpec) -> Record:
-        self._refuse_while_used(spec.disk)
-        return await self._starter.start(spec, self._runtime(spec.isolation))
+            self._refuse_while_used(spec.disk)
+            with full_store_named(self._here.store):
+                return self._report(await self._starter.start(spec, self._runtime(spec.isolation)))
 
     def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
         return self._starter.reserve(isolation, layer_key)
@@ -300,8 +300,7 @@ class OciEngine:
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         await self._starter.discard(sandbox)
-        record = self._find(sandbox)
-        if record is None:
+        if (record := self._find(sandbox)) is None:
             return missing_report(sandbox)
         report = self._report(record)
         match report.state:

@@ -32,6 +32,7 @@ from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
+from builderd.adapters.engines.oci.storage.too_large import store_full
 from builderd.adapters.engines.oci.storage.tree import clear, make_empty_folder
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
@@ -218,11 +219,7 @@ class Disks:
         quota, group = self._store.quota, self._store.quota.group(path)
         size = quota.limit_of(group) / GB
         if self._store.reservations.writable() < NEARLY_FULL <= quota.limit_of(group) - quota.used(group):
-            return NoCapacity(
-                "The machine's store for apps is full, not the builder's disk: its operator must free space (builderd "
-                "doctor). Try again then.",
-                retry_after=60,
-            )
+            return store_full()
         return NoCapacity(
             f"The builder's disk of {size:.3g} GB is full: delete files in /app or ~/.cache, or ask for a larger disk."
         )

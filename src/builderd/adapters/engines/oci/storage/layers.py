@@ -33,8 +33,17 @@ from builderd.adapters.engines.oci.storage.layer_content import layer_error, mea
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
+from builderd.adapters.engines.oci.storage.too_large import (
+    FULL,
+    full_store_named,
+    little_room,
+    names_quota,
+    over_layer_limit,
+    over_tenant_limit,
+    store_full,
+)
 from builderd.adapters.engines.oci.storage.transcript import Transcript
-from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
+from builderd.domain.errors import MachineFault, NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
     APP,
@@ -64,8 +73,6 @@ SHARE = 0.25
 
 #: Exit status of a program that was ended by SIGKILL, as tini has it.
 KILLED = 137
-#: A store or subvolume with less free space than this is full.
-FULL = 32 << 20
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -83,8 +90,8 @@ class Build:
     """Folder of a build, and the limit of each of its subvolumes in bytes.
 
     ``shared``: the shared cache, for builds with a step that writes to it. ``tenant``: who builds it, if it is known;
-    ``tenant_limit``: the bytes that the tenant has left for it. ``app``: the version that is built, and ``below`` the
-    layer with its dependencies.
+    ``tenant_limit``: the bytes that the tenant has left for it, of ``tenant_quota`` for all layers. ``app``: the
+    version that is built, and ``below`` the layer with its dependencies.
     """
 
     folder: Path
@@ -92,6 +99,7 @@ class Build:
     shared: Path | None = None
     tenant: TenantId | None = None
     tenant_limit: int | None = None
+    tenant_quota: int | None = None
     app: AppBuild | None = None
     below: Path | None = None
 
@@ -147,20 +155,24 @@ class Layers:
     async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for a running build of it. Raises ``NoCapacity`` when the store is too full."""
         async with self._lock(plan.key):
-            if self.has(plan.key):
-                return BuildOutcome(0, (), 0.0, reused=True)
-            if plan.app is not None:
-                return await self._build_app(plan, plan.app, progress)
-            async with AsyncExitStack() as entered:
-                cache = await entered.enter_async_context(self._cache.in_use())
-                return await self._build(plan, cache, entered, progress)
+            with full_store_named(self._store):
+                return await self._build_once(plan, progress)
+
+    async def _build_once(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        if self.has(plan.key):
+            return BuildOutcome(0, (), 0.0, reused=True)
+        if plan.app is not None:
+            return await self._build_app(plan, plan.app, progress)
+        async with AsyncExitStack() as entered:
+            cache = await entered.enter_async_context(self._cache.in_use())
+            return await self._build(plan, cache, entered, progress)
 
     async def _build(self, plan: LayerPlan, cache: Path, entered: AsyncExitStack, progress: Progress) -> BuildOutcome:
         """Leave the cache as soon as only a copy is needed: a package's code would hold it as long as it likes."""
         caches = {step.cache for step in plan.steps}
         scratch, shared = Cache.SCRATCH in caches, cache if Cache.SHARED in caches else None
         copies = 2 if scratch else 1
-        async with self._new_layer(plan.key, copies, shared, plan.tenant, plan.limit_bytes) as build:
+        async with self._new_layer(plan.key, copies, shared, plan) as build:
             await run_to_completion(self._fill, build, plan, cache if scratch else None)
             if shared is None:
                 await entered.aclose()
@@ -169,7 +181,7 @@ class Layers:
     async def _build_app(self, plan: LayerPlan, app: AppBuild, progress: Progress) -> BuildOutcome:
         """Run the build command on a copy of the version's files; what it made is the layer."""
         below = None if app.dependencies is None else self.lower(app.dependencies)
-        async with self._new_layer(plan.key, 2, None, plan.tenant, plan.limit_bytes) as new:
+        async with self._new_layer(plan.key, 2, None, plan) as new:
             build = replace(new, app=app, below=below)
             await run_to_completion(self._fill_app, build, app)
             return await self._make(build, plan.key, plan.steps, progress)
@@ -182,8 +194,8 @@ class Layers:
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
-            self._refuse_fault_of_machine(build, BuildExit(1))
-            raise _over_limit(build) from error
+            self._refuse_fault_of_machine(build, BuildExit(1), stopped=True)
+            raise
         if build.below is not None:
             # The command may write in there; nothing of that is kept.
             snapshot(build.below, build.cache)
@@ -211,9 +223,10 @@ class Layers:
                 raise NotFound(f"There is no layer {key}.")
             if generation > 1:
                 return BuildOutcome(0, (), 0.0, reused=True)
-            async with self._new_layer(key, copies=1) as build:
-                await run_to_completion(self._copy, build, self._finished.path(key, generation))
-                return await self._make(build, key, (step,), _ignore_line)
+            with full_store_named(self._store):
+                async with self._new_layer(key, copies=1) as build:
+                    await run_to_completion(self._copy, build, self._finished.path(key, generation))
+                    return await self._make(build, key, (step,), _ignore_line)
 
     def _lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
@@ -224,16 +237,18 @@ class Layers:
         key: str,
         copies: int,
         shared: Path | None = None,
-        tenant: TenantId | None = None,
-        tenant_limit: int | None = None,
+        plan: LayerPlan | None = None,
     ) -> AsyncIterator[Build]:
         """Hold a build's folder and its claim on space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
-        if tenant_limit is not None:
-            size = min(size, tenant_limit)
-        build = Build(self._store.builds / name, size, shared, tenant, tenant_limit)
+        build = Build(self._store.builds / name, size, shared)
+        if plan is not None:
+            left = size if plan.limit_bytes is None else min(size, plan.limit_bytes)
+            build = replace(
+                build, size=left, tenant=plan.tenant, tenant_limit=plan.limit_bytes, tenant_quota=plan.quota_bytes
+            )
         try:
             await run_to_completion(build.folder.mkdir, mode=0o711)
             yield build
@@ -268,47 +283,39 @@ class Layers:
             progress(step.title)
             end = await self._runner.run_build(self._run(build, step), transcript.add)
             if end.exit_code:
-                await asyncio.to_thread(self._refuse_fault_of_machine, build, end)
+                await asyncio.to_thread(self._refuse_fault_of_machine, build, end, names_quota(transcript.last))
                 return _outcome(end, transcript, begun)
         if error := await asyncio.to_thread(_result_error, build):
             transcript.add(error)
             return _outcome(BuildExit(1), transcript, begun)
         size = await run_to_completion(measure, build.layer)
         if build.tenant_limit is not None and size > build.tenant_limit:
-            raise _over_limit(build)
+            raise over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=build.app is not None, size=size)
         await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
         return _outcome(BuildExit(0), transcript, begun)
 
-    def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
+    def _refuse_fault_of_machine(self, build: Build, end: BuildExit, stopped: bool) -> None:
         """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause.
 
-        Raise ``InstallFailed`` where the tenant's limit ended the build: the installer cannot say so.
+        Raise ``InstallFailed`` where a limit ended the build: the installer cannot say which. ``stopped``: a quota
+        ended it, even if its folder has room again since.
         """
         if end.out_of_memory or end.timed_out:
             return
         if end.exit_code == KILLED and build.app is None:
             raise helper_died("the installer", "was killed")
         if self._store.reservations.writable() < FULL:
-            raise NoCapacity(
-                "The machine's store for apps and layers is full: its operator must free space (builderd doctor). "
-                "Deploy again then.",
-                retry_after=60,
-            )
+            raise store_full()
         if build.shared is not None and self._is_full(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
-        if build.size == build.tenant_limit and self._is_full(build.layer):
-            raise _over_limit(build)
-        if build.size >= self._most() and self._is_full(build.layer):
-            raise InstallFailed(
-                f"{_subject(build)} more than {build.size / GB:.2f} GB, the most that a layer may have here: "
-                "leave out what the app does not need (of torch, the wheels for the CPU alone)."
-            )
-        if build.size < self._most() and self._is_full(build.layer):
-            raise NoCapacity(
-                f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
-                f"may have {self._most() / GB:.1f} GB): its operator must free space (builderd doctor).",
-                retry_after=60,
-            )
+        if not (stopped or self._is_full(build.layer)):
+            return
+        most, is_app = self._most(), build.app is not None
+        if build.tenant_limit is not None and build.size == build.tenant_limit:
+            raise over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=is_app)
+        if build.size >= most:
+            raise over_layer_limit(build.size, is_app=is_app)
+        raise little_room(build.size, most, is_app=is_app)
 
     def _is_full(self, subvolume: Path) -> bool:
         quota = self._store.quota
@@ -354,18 +361,6 @@ def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutco
         seconds=time.monotonic() - begun,
         out_of_memory=end.out_of_memory,
         timed_out=end.timed_out,
-    )
-
-
-def _subject(build: Build) -> str:
-    return "These dependencies need" if build.app is None else "This build makes"
-
-
-def _over_limit(build: Build) -> InstallFailed:
-    cure = "ask for fewer packages" if build.app is None else "have it make less"
-    return InstallFailed(
-        f"{_subject(build)} more than the {build.size / GB:.2f} GB left of your limit for layers: delete builders "
-        f"that you no longer need, or {cure}; the operator sets the limit (tenant.layers)."
     )
 
 

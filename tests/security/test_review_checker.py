@@ -81,7 +81,7 @@ async def until_gone(pid: int) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_it_waits_for_scripts_and_is_used_once() -> None:
+async def test_checker_waits_for_scripts_and_is_used_once() -> None:
     async with warm_scanner() as scanner:
         first = await waiting(scanner)
         assert rules(await scanner.scan(PYTHON, LIMITS)) == set()
@@ -96,7 +96,7 @@ async def test_it_waits_for_scripts_and_is_used_once() -> None:
     await until_gone(third)
 
 
-async def test_it_is_confined_before_it_has_read_anything() -> None:
+async def test_checker_is_confined_before_it_has_read_anything() -> None:
     async with warm_scanner() as scanner:
         status = Path(f"/proc/{await waiting(scanner)}/status").read_text()
         limits = Path(f"/proc/{await waiting(scanner)}/limits").read_text()
@@ -107,7 +107,7 @@ async def test_it_is_confined_before_it_has_read_anything() -> None:
 
 
 @pytest.mark.parametrize("victim", ["checker", "review"])
-async def test_one_that_was_killed_while_it_waited_is_replaced(victim: str) -> None:
+async def test_checker_that_was_killed_while_it_waited_is_replaced(victim: str) -> None:
     async with warm_scanner() as scanner:
         pid = await waiting(scanner)
         if victim == "review":
@@ -118,8 +118,8 @@ async def test_one_that_was_killed_while_it_waited_is_replaced(victim: str) -> N
         assert rules(await scanner.scan(SOUND, LIMITS)) == set()
 
 
-async def test_one_that_is_killed_at_work_is_retried_then_a_machine_fault(tmp_path: Path) -> None:
-    """With a Node.js that hangs once a file is there."""
+async def test_review_whose_checker_is_killed_at_work_is_retried_then_fails(tmp_path: Path) -> None:
+    """Use a Node.js that hangs once a file is there."""
     tmp_path.chmod(0o755)
     name, hangs, node = f"{os.getpid()}.375", tmp_path / "hangs", tmp_path / "node"
     node.write_text(

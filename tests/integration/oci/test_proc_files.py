@@ -1,4 +1,4 @@
-"""What ``free``, ``nproc``, ``top``, Node.js and Python show inside: the sandbox's own limits, with and without us."""
+"""Limits shown by ``free``, ``nproc``, Node.js and Python inside: the sandbox's own, with and without the service."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ UNCONFINED, TOOL_KILLED, TOOL_LATE = 90, 91, 92
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a child is made for: a review with its two descriptors, or to wait for one at the socket ``waiting``."""
+    """Work of a child: a review with its two descriptors, or to wait for one at the socket ``waiting``."""
 
     limits: dict[str, Any]
     files: int = -1

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from builderd.linux.syscalls import CLONE_NEWNET, setns
 SCRIPT = Path(__file__).parents[1] / "script/incus-cluster"
 #: Of making a cluster, against hanging only.
 UP_SECONDS = 120
+#: Folder of all clusters. Beside the folder of each lies a file that names the process that made it.
+ROOT, OWNER = Path("/var/tmp"), ".owner"
+_MADE = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,42 @@ class IncusCluster:
             os.close(other)
 
 
+def start_time(pid: int) -> str:
+    """Return when a process was started, in ticks since the machine was (proc_pid_stat(5)); "" of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def sweep_clusters(root: Path = ROOT) -> list[str]:
+    """Remove clusters whose test process was killed, and return their names."""
+    gone = []
+    for owner in root.glob(f"bd*{OWNER}"):
+        # Another process may be sweeping, too.
+        with suppress(FileNotFoundError):
+            pid, started = owner.read_text().split()
+            if start_time(int(pid)) != started:
+                cluster = cluster_named(owner.name.removesuffix(OWNER), root)
+                cluster.run("down")
+                owner.unlink()
+                gone.append(cluster.name)
+    return gone
+
+
+def cluster_named(name: str, root: Path = ROOT) -> IncusCluster:
+    folder = root / name
+    env = {**os.environ, "BUILDERD_INCUS_NAME": name, "BUILDERD_INCUS_DIR": str(folder)}
+    return IncusCluster(name, folder, env)
+
+
 @contextmanager
 def running_cluster(members: int) -> Iterator[IncusCluster]:
     """A cluster of its own, removed at the end. Where Incus cannot run, the test fails and says why."""
-    name = f"bd{os.getpid() % 100_000}{members}"
-    folder = Path("/var/tmp") / name
-    env = {**os.environ, "BUILDERD_INCUS_NAME": name, "BUILDERD_INCUS_DIR": str(folder)}
-    cluster = IncusCluster(name, folder, env)
+    sweep_clusters()
+    cluster = cluster_named(f"bd{os.getpid() % 100_000}{chr(97 + next(_MADE))}")
+    owner = cluster.folder.with_name(f"{cluster.name}{OWNER}")
+    owner.write_text(f"{os.getpid()} {start_time(os.getpid())}")
     try:
         made = cluster.run("up", str(members), check=False)
         if made.returncode:
@@ -73,6 +106,7 @@ def running_cluster(members: int) -> Iterator[IncusCluster]:
         yield cluster
     finally:
         cluster.run("down")
+        owner.unlink()
 
 
 @asynccontextmanager

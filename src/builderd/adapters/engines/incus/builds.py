@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
-from builderd.adapters.engines.incus.guest import READY, root_argv
+from builderd.adapters.engines.incus.guest import READY, root_argv, specified
 from builderd.adapters.engines.incus.instance import Instance, document
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.domain.errors import BuilderdError, EngineUnavailable
@@ -26,6 +26,7 @@ _KILLED = (
     "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null |"
     " awk '$1 == \"oom_kill\" {print $2}'",
 )
+_PATH = {"PATH": "/usr/bin:/bin"}
 _MAX_LINE = 1 << 16
 #: For a look at what was killed, after a build.
 _LOOK_SECONDS = 5.0
@@ -84,9 +85,9 @@ class Runner:
             raise EngineUnavailable(f"The build's files could not be sent: {output.decode(errors='replace')}")
 
     async def _follow(self, name: str, program: Program, output: Progress) -> BuildExit:
-        argv = root_argv(program.argv, program.env, program.cwd, user=program.user, kept=program.kept)
-        session = await ExecSession.open(self._client, name, argv)
+        session = await ExecSession.open(self._client, name, root_argv(user=program.user, kept=program.kept))
         try:
+            await session.write(specified(program.argv, program.env, program.cwd))
             await session.close_input()
             try:
                 async with asyncio.timeout(program.timeout_seconds):
@@ -102,7 +103,7 @@ class Runner:
         with suppress(BuilderdError, TimeoutError):
             # The build may have put other programs in the place of these: they get its own confinement, and a time.
             async with asyncio.timeout(_LOOK_SECONDS):
-                _, told = await run_to_end(self._client, name, root_argv(_KILLED, {}, "/"))
+                _, told = await run_to_end(self._client, name, root_argv(), specified(_KILLED, _PATH, "/"))
             # After the wrapper's report.
             return any(count != b"0" for count in told.partition(b"\n")[2].split())
         return False

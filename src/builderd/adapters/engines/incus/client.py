@@ -28,6 +28,8 @@ OPERATION_SECONDS = 1800
 #: Of one wait for an operation, which is made again while the operation has this status code.
 SLICE_SECONDS, RUNNING = 600, 103
 _CONNECT_SECONDS = 5.0
+#: Of the stream of events, which is silent for long: where a server vanishes, the connection alone would not tell.
+PROBE_SECONDS = 10.0
 
 Json = dict[str, Any]
 
@@ -116,19 +118,23 @@ class IncusClient:
 
     @asynccontextmanager
     async def websocket(self, path: str, **query: str) -> AsyncIterator[ClientConnection]:
-        """Hold a websocket while the context lasts."""
-        connection = await self.open_websocket(path, **query)
+        """Hold a websocket while the context lasts. It is closed when a ping gets no answer."""
+        connection = await self.open_websocket(path, PROBE_SECONDS, **query)
         try:
             yield connection
         finally:
             await connection.close()
 
-    async def open_websocket(self, path: str, **query: str) -> ClientConnection:
-        """Open a websocket, which the caller closes. Raises ``EngineUnavailable``."""
+    async def open_websocket(self, path: str, probe_seconds: float | None = None, **query: str) -> ClientConnection:
+        """Open a websocket, which the caller closes. Raises ``EngineUnavailable``.
+
+        With ``probe_seconds`` it sends a ping so often, and ends unless an answer comes within as long.
+        """
         common: dict[str, Any] = {
             "max_size": None,
             "compression": None,
-            "ping_interval": None,
+            "ping_interval": probe_seconds,
+            "ping_timeout": probe_seconds,
             "open_timeout": CALL_SECONDS,
             "close_timeout": 1,
         }

@@ -219,7 +219,7 @@ class IncusEngine:
         return await self._here.sandboxes.all()
 
     async def listening(self, sandbox: SandboxId) -> Listening:
-        return await self._here.sandboxes.listening(sandbox)
+        return await self._here.usage.listening(sandbox)
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         return await self._here.sandboxes.freeze(sandbox)
@@ -258,7 +258,7 @@ class IncusEngine:
             yield process
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        return await self._here.sandboxes.usage(sandbox)
+        return await self._here.usage.usage(sandbox)
 
     async def read_log(
         self,

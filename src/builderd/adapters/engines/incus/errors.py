@@ -18,6 +18,8 @@ _AWAY = (
     "is currently offline",
     "is offline",
     "i/o timeout",
+    "missing event connection with target cluster member",
+    "isn't ready yet",
 )
 _FULL = ("no space left on device", "disk quota exceeded", "not enough space")
 

@@ -1,6 +1,7 @@
 """Programs of the service inside an instance, as the text that goes into its image. Pure.
 
 Process 1 is tini, its child ``entry``. ``run`` wraps each program that is executed beside the app; ``end`` ends one.
+``begin`` gives a program its variables: never as arguments, which users of the member and Incus's operations see.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ EXIT_RECORD = f"{LOG}/exit"
 ORDERED, RESTARTED = f"{LOG}/ordered", f"{LOG}/restarted"
 #: Bytes by which ``run`` reports that the program begins (and the id of its process), or that its folder is missing.
 READY, NO_FOLDER = b"\x06", b"\x15"
+#: Byte by which ``begin`` asks for the specification of the program.
+ASKING = b"\x05"
 #: Process 1. As a subreaper it takes over what an ended command leaves in the background.
 INIT = f"/usr/bin/tini -s -- {FOLDER}/entry"
 
@@ -45,7 +48,8 @@ run() {{
   log out & out=$!
   log err & err=$!
   cd "$APP_FOLDER"
-  setsid {_AS_APP} -- env -i "$@" >/run/builderd/out 2>/run/builderd/err </dev/null & app=$!
+  setsid {_AS_APP} -- {FOLDER}/begin app "$@" \
+    >/run/builderd/out 2>/run/builderd/err </dev/null 3</run/builderd/environment & app=$!
   # setsid made it the leader of a group: all that it started gets the signal.
   trap 'kill -TERM -$app' TERM INT PWR
   exec >/dev/null 2>&1
@@ -60,16 +64,50 @@ run() {{
 . /run/builderd/order
 """
 
-#: ``run USER CWD JOINED CAPABILITIES PROGRAM…``: as root without capabilities but those, or as the app (USER 1000).
-#: tini is a subreaper here too: whatever the program starts stays below its process, and ``end`` finds it.
-RUN = r"""#!/bin/sh
-user=$1 folder=$2 joined=$3 kept=$4; shift 4
+#: ``run USER JOINED CAPABILITIES``: as root without capabilities but those, or as the app (USER 1000), which gets the
+#: app's variables. tini is a subreaper here too: whatever the program starts stays below its process, and ``end`` finds
+#: it. A terminal echoes nothing while ``begin`` reads.
+RUN = rf"""#!/bin/sh
+user=$1 joined=$2 kept=$3 modes=
 [ "$joined" = 0 ] || exec 2>&1
-cd -- "$folder" 2>/dev/null || { printf '\025'; exit 1; }
-printf '\006%s\n' $$
-set -- setpriv --bounding-set="$kept" --inh-caps="$kept" --ambient-caps="$kept" --no-new-privs --pdeathsig KILL \
-  --reuid="$user" --regid="$user" --clear-groups -- env -i "$@"
-exec /usr/bin/tini -s -- "$@"
+if [ -t 0 ]; then modes=$(stty -g); stty raw -echo; fi
+if [ "$user" = {APP_UID} ] && [ -e /run/builderd/environment ]; then
+  exec 3</run/builderd/environment
+else
+  exec 3</dev/null
+fi
+exec /usr/bin/tini -s -- setpriv --bounding-set="$kept" --inh-caps="$kept" --ambient-caps="$kept" --no-new-privs \
+  --pdeathsig KILL --reuid="$user" --regid="$user" --clear-groups -- {FOLDER}/begin command "$modes"
+"""
+
+#: ``begin app PROGRAM…`` or ``begin command MODES``, confined already: becomes the program with the variables of
+#: descriptor 3. A command's specification (``specified``) comes by its input, once it has asked for it.
+BEGIN = r"""#!/usr/bin/perl
+use strict;
+my ($kind, @words) = @ARGV;
+open(my $kept, '<&=', 3) or die;
+my @pairs = do { local $/; split /\0/, (<$kept> // '') };
+close $kept;
+sub take {
+  my ($wanted, $taken) = (shift, '');
+  while (length $taken < $wanted) {
+    sysread(STDIN, $taken, $wanted - length $taken, length $taken) or exit 1;
+  }
+  return $taken;
+}
+if ($kind eq 'command') {
+  syswrite STDOUT, "\005";
+  my ($folder, $count, @rest) = split /\0/, take(hex take(8)), -1;
+  system 'stty', $words[0] if $words[0] ne '';
+  push @pairs, splice(@rest, 0, $count);
+  @words = @rest;
+  unless (chdir $folder) { syswrite STDOUT, "\025"; exit 1 }
+  syswrite STDOUT, "\006" . getppid() . "\n";
+}
+%ENV = map { my ($name, $value) = split /=/, $_, 2; ($name, $value) } @pairs;
+exec { $words[0] } @words;
+print STDERR "$words[0]: $!\n";
+exit 127;
 """
 
 #: ``end PROCESS``: kill a ``run`` with all below it. Each is stopped first, so that none can start another meanwhile.
@@ -89,7 +127,7 @@ kill -KILL "$1" 2>/dev/null
 exit 0
 """
 
-PROGRAMS = {"entry": ENTRY, "run": RUN, "end": END}
+PROGRAMS = {"entry": ENTRY, "run": RUN, "begin": BEGIN, "end": END}
 
 #: Waits for the FIFO and passes on what it reads.
 DELIVER = ("/bin/sh", "-c", "while [ ! -p /run/builderd/order ]; do sleep 0.005; done; cat >/run/builderd/order")
@@ -117,29 +155,31 @@ def order(
             f"(umask 077; printf %s {shlex.quote(text)} >{shlex.quote(path)}); chmod 400 {shlex.quote(path)}",
             f"chown {APP_UID}:{APP_UID} {shlex.quote(path)} {above}; chmod 500 {above}",
         ]
-    pairs = [shlex.quote(f"{name}={value}") for name, value in env.items()]
-    kept = " ".join(pairs)
+    pairs = "".join(f" {shlex.quote(f'{name}={value}')}" for name, value in env.items())
+    # printf is a part of the shell: no process has the variables among its arguments.
+    kept = f"printf '%s\\0'{pairs}" if pairs else ":"
     lines += [
-        f"printf %s {shlex.quote(kept)} >/run/builderd/environment; chmod 600 /run/builderd/environment",
-        f"run {kept} {shlex.join(argv)}",
+        f"(umask 077; {kept} >/run/builderd/environment)",
+        f"run {shlex.join(argv)}",
     ]
     return "\n".join(lines).encode() + b"\n"
 
 
-def exec_argv(argv: Sequence[str], env: Mapping[str, str], folder: str, *, joined: bool) -> list[str]:
-    """Return the argv that runs a program as the app does: its user, its environment and ``env``, no capability."""
-    own = [f"{name}={value}" for name, value in env.items()]
-    text = (
-        'eval "set -- $(cat /run/builderd/environment) \\"\\$@\\""; '
-        f'exec {FOLDER}/run {APP_UID} "$0" {int(joined)} -all "$@"'
-    )
-    return ["/bin/sh", "-c", text, folder, *own, *argv]
+def exec_argv(*, joined: bool) -> list[str]:
+    """Return the argv that runs a program as the app does: its user and its variables, no capability."""
+    return [f"{FOLDER}/run", str(APP_UID), str(int(joined)), "-all"]
 
 
-def root_argv(argv: Sequence[str], env: Mapping[str, str], folder: str, *, user: int = 0, kept: str = "") -> list[str]:
+def root_argv(*, user: int = 0, kept: str = "") -> list[str]:
     """Return the argv that runs a program of a build or a tool, with both streams joined.
 
     ``kept`` are the capabilities that it keeps, as setpriv names them (``+dac_read_search``).
     """
-    own = [f"{name}={value}" for name, value in env.items()]
-    return [f"{FOLDER}/run", str(user), folder, "1", f"-all{',' + kept if kept else ''}", *own, *argv]
+    return [f"{FOLDER}/run", str(user), "1", f"-all{',' + kept if kept else ''}"]
+
+
+def specified(argv: Sequence[str], env: Mapping[str, str], folder: str) -> bytes:
+    """Return the specification of a program for ``begin``: its length in hex (8 digits), then parts between NULs."""
+    pairs = [f"{name}={value}" for name, value in env.items()]
+    packed = "\0".join([folder, str(len(pairs)), *pairs, *argv]).encode()
+    return f"{len(packed):08x}".encode() + packed

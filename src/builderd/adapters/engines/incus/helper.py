@@ -14,7 +14,7 @@ import logging
 import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from builderd.adapters.engines.incus.helper_program import VOLUMES
 from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.domain import errors
-from builderd.domain.errors import EngineUnavailable, NotFound, ValidationFailed
+from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.resources import GB
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ _UNPACK = (
     f"mkdir -p {_FOLDER} && cat >/tmp/program.zip && python3 -m zipfile -e /tmp/program.zip {_FOLDER} "
     f"&& rm /tmp/program.zip && python3 -m compileall -q {_FOLDER} && touch {_FOLDER}/ready"
 )
+#: Attempts to start a task.
+_TRIES = 3
 #: Volumes that stay attached after use, until they are deleted or others push them out.
 _MOST_ATTACHED = 48
 PREFIX = "helper-"
@@ -69,6 +71,10 @@ def packed_program() -> bytes:
                 entry = zipfile.ZipInfo(f"builderd/{path.relative_to(root)}")
                 archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
     return packed.getvalue()
+
+
+class HelperEndedError(Exception):
+    """The helper instance does not run any more."""
 
 
 class Helper:
@@ -105,22 +111,25 @@ class Helper:
             body["config"]["raw.lxc"] = raw.replace("lxc.mount.auto =\n", "")
             with suppress(IncusConflict):
                 await self._client.call("POST", "/instances", body, target=self._member)
+            self._attached = OrderedDict()
         elif found["status"] != "Running":
-            await self._detach_all(found)
+            await self.let_go(found)
             await self._client.call("PUT", f"/instances/{self.name}/state", {"action": "start", "timeout": 30})
         else:
-            self._attached = OrderedDict.fromkeys(
-                (device["source"] for name, device in found["devices"].items() if name.startswith("v-")), 0
-            )
+            attached = (device["source"] for name, device in found["devices"].items() if name.startswith("v-"))
+            self._attached = OrderedDict((volume, self._attached.get(volume, 0)) for volume in attached)
         code, output = await run_to_end(self._client, self.name, ("test", "-e", f"{_FOLDER}/ready"))
         if code:
             code, output = await run_to_end(self._client, self.name, ("/bin/sh", "-ec", _UNPACK), packed_program())
         if code:
             raise EngineUnavailable(f"The helper instance could not be set up: {output.decode(errors='replace')}")
 
-    async def _detach_all(self, found: Json) -> None:
-        """Leave no volume attached to a stopped helper: one that is gone would keep it from starting."""
-        await self._put_devices(found, {name: d for name, d in found["devices"].items() if not name.startswith("v-")})
+    async def let_go(self, found: Json) -> None:
+        """Detach all volumes: another service's would not be deleted, and one that is gone would prevent a start."""
+        left = {name: device for name, device in found["devices"].items() if not name.startswith("v-")}
+        if left != found["devices"]:
+            await self._put_devices(found, left)
+        self._attached = OrderedDict()
 
     async def _put_devices(self, found: Json, devices: Json) -> None:
         kept = ("architecture", "config", "profiles", "ephemeral", "description")
@@ -135,14 +144,17 @@ class Helper:
             missing = [volume for volume in volumes if volume not in self._attached]
             if missing:
                 await self._attach(missing)
+            attached = self._attached
             for volume in volumes:
-                self._attached[volume] = self._attached.get(volume, 0) + 1
-                self._attached.move_to_end(volume)
+                attached[volume] = attached.get(volume, 0) + 1
+                attached.move_to_end(volume)
         try:
             yield
         finally:
             for volume in volumes:
-                self._attached[volume] -= 1
+                # Deleted meanwhile, or of an instance that has ended.
+                if volume in attached:
+                    attached[volume] -= 1
 
     async def _attach(self, volumes: Sequence[str]) -> None:
         idle = [volume for volume, users in self._attached.items() if not users]
@@ -153,6 +165,8 @@ class Helper:
         try:
             await self._client.call("PATCH", f"/instances/{self.name}", {"devices": devices})
         except IncusNotFound:
+            if await self._instances.find(self.name) is None:
+                raise HelperEndedError from None
             raise NotFound(f"There is no volume {' or '.join(volumes)}.") from None
         except IncusError as error:
             if "not found" in error.message.lower():
@@ -175,16 +189,28 @@ class Helper:
     @asynccontextmanager
     async def task(self, name: str, request: Json, volumes: Sequence[str]) -> AsyncIterator[Task]:
         """Run a task of the program while the context lasts, on volumes that are attached for it."""
-        async with self._using(volumes):
-            confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
-            argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM, name)
-            session = await ExecSession.open(self._client, self.name, argv)
-            task = Task(session)
-            try:
-                await session.write(json.dumps(request).encode() + b"\n")
-                yield task
-            finally:
-                await session.close()
+        async with AsyncExitStack() as held:
+            session = await self._begin(name, volumes, held)
+            held.push_async_callback(session.close)
+            await session.write(json.dumps(request).encode() + b"\n")
+            yield Task(session)
+
+    async def _begin(self, name: str, volumes: Sequence[str], held: AsyncExitStack) -> ExecSession:
+        """Start the program, with the volumes attached while ``held`` lasts; a helper that has ended is made again."""
+        confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
+        argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM, name)
+        for _ in range(_TRIES):
+            async with AsyncExitStack() as using:
+                try:
+                    await using.enter_async_context(self._using(volumes))
+                    session = await ExecSession.open(self._client, self.name, argv)
+                except (HelperEndedError, InvalidState):
+                    log.warning("helper instance ended, making it again helper=%s", self.name)
+                    self._ready = False
+                    continue
+                held.push_async_exit(using.pop_all())
+                return session
+        raise EngineUnavailable(f"The helper instance {self.name} ends as soon as it is started.", retry_after=10)
 
     async def run(self, name: str, request: Json, volumes: Sequence[str]) -> Json:
         """Run a task without content, and return its answer."""

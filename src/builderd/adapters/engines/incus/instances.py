@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -56,8 +56,9 @@ class Instances:
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
         """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
+        refused: set[str] = set()
         for _ in range(_ATTEMPTS):
-            address = await self._choose(egress=egress)
+            address = await self._choose(refused, egress=egress)
             placed = replace(
                 instance,
                 network=self._options.network,
@@ -72,15 +73,18 @@ class Instances:
             except IncusError as error:
                 if "IP address" not in error.message:
                     raise
-                # Of another service on this network: it stays taken.
+                # Of another service on this network.
+                refused.add(address)
                 continue
-            self._taken.discard(address)
+            finally:
+                # An instance that was made has it as its key ``ip``.
+                self._taken.discard(address)
             return address
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
 
-    async def _choose(self, *, egress: bool) -> str:
+    async def _choose(self, refused: Collection[str], *, egress: bool) -> str:
         async with self._choosing:
-            used = {found["config"].get(f"{OWN}ip") for found in await self.all()} | self._taken
+            used = {found["config"].get(f"{OWN}ip") for found in await self.all()} | self._taken | set(refused)
             network = addresses(self._options.subnet, egress=egress)
             first, count = int(network[0]), network.num_addresses
             for _ in range(1000):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner
 from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.cluster import Cluster
+from builderd.adapters.engines.incus.cluster import Cluster, Member
 from builderd.adapters.engines.incus.disks import Disks
 from builderd.adapters.engines.incus.events import Events
 from builderd.adapters.engines.incus.files import Files
@@ -19,12 +19,14 @@ from builderd.adapters.engines.incus.image import Image, ensure_image
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
+from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.process import Processes
 from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
 from builderd.adapters.engines.incus.tools import Tools
+from builderd.adapters.engines.incus.usage import Usage
 from builderd.adapters.engines.incus.volumes import Volumes
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
@@ -49,12 +51,13 @@ class Machine:
     files: Files
     layers: Layers
     sandboxes: Sandboxes
+    usage: Usage
     processes: Processes
     logs: Logs
     tools: Tools
     events: Events
     helper: Callable[[str], Helper]
-    routes: Routes
+    members: Members
     capacity: Capacity = field(default_factory=lambda: Capacity(0, 0, 0))
 
     @property
@@ -64,16 +67,34 @@ class Machine:
     async def measure(self) -> None:
         self.capacity = await self.cluster.capacity(self.options.store.overcommit)
 
-    async def remove_left_overs(self) -> None:
-        """Remove half-made layers, and the instances of builds that an earlier service left."""
+    async def remove_left_overs(self, members: Collection[str]) -> None:
+        """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases."""
         for found in await self.instances.all():
-            if found["name"].startswith(BUILD):
-                await self.instances.delete(found["name"])
+            name, member = found["name"], found.get("location") or ""
+            if not self._is_on(member, members):
+                continue
+            helper = self.helper(member)
+            if name == helper.name:
+                await helper.let_go(found)
+            elif name.startswith((BUILD, HELPER)):
+                await self.instances.delete(name)
         for volume in await self.volumes.all():
-            if volume["name"].startswith(NEW):
-                member = volume.get("location") or ""
-                await self.helper(member).detach(volume["name"])
-                await self.volumes.delete(volume["name"], member)
+            if volume["name"].startswith(NEW) and self._is_on(volume.get("location") or "", members):
+                await self.volumes.delete(volume["name"], volume.get("location") or "")
+
+    def _is_on(self, member: str, members: Collection[str]) -> bool:
+        return not self.cluster.clustered or member in members
+
+    async def prepare_network(self) -> None:
+        """Make the network and its access list, which names all members."""
+        options = self.options
+        await self.cluster.ensure_network(options.inside_port, options.allow, options.deny, host_resolvers())
+
+    async def on_arrival(self, arrived: Sequence[Member]) -> None:
+        """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
+        await self.prepare_network()
+        await self.remove_left_overs({member.name for member in arrived})
+        await self.measure()
 
     async def remove_own_instances(self) -> None:
         """Remove helpers and builds: what is not an app's."""
@@ -82,6 +103,7 @@ class Machine:
                 await self.instances.delete(found["name"])
 
     async def close(self) -> None:
+        await self.members.close()
         await self.events.close()
         await self.client.close()
 
@@ -105,18 +127,20 @@ async def open_machine(
 
 
 async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) -> None:
-    cluster, options = machine.cluster, machine.options
+    cluster = machine.cluster
     await cluster.ensure_project()
     await cluster.ensure_pool()
-    await cluster.ensure_network(options.inside_port, options.allow, options.deny, host_resolvers())
+    await machine.prepare_network()
     await cluster.ensure_image(machine.image, progress)
+    await machine.members.look()
+    await machine.remove_left_overs({member.name for member in machine.members.all() if member.online})
     progress("helper: starting the instance that works on files")
     await machine.helper(cluster.own).open()
-    await machine.remove_left_overs()
-    machine.routes.members = {member.name: member.address for member in await cluster.members()}
+    machine.members.prepared()
     await machine.sandboxes.adopt()
     await machine.measure()
     await machine.events.open()
+    machine.members.watch(machine.on_arrival)
 
 
 def make_machine(
@@ -145,7 +169,8 @@ def make_machine(
     disks = Disks(volumes, helper, place)
     layers = Layers(volumes, instances, runner, helper, place, host_files)
     url = f"http://{gateway(incus.subnet)}:{options.inside_port}"
-    routes = Routes(cluster.own)
+    members = Members(cluster)
+    routes = Routes(cluster.own, members.address)
     files = AppFiles(url, own_resolv_conf(), options.log_limit)
     sandboxes = Sandboxes(instances, disks, layers, files, routes)
     return Machine(
@@ -159,12 +184,13 @@ def make_machine(
         files=Files(disks, helper),
         layers=layers,
         sandboxes=sandboxes,
+        usage=Usage(client, sandboxes, disks),
         processes=Processes(client),
         logs=Logs(client),
         tools=Tools(runner, instances, disks, cluster.own, host_files()),
         events=Events(client, sandboxes.unreported_ends),
         helper=helper,
-        routes=routes,
+        members=members,
     )
 
 

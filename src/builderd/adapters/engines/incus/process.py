@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
-from builderd.adapters.engines.incus.guest import FOLDER, NO_FOLDER, READY, exec_argv
+from builderd.adapters.engines.incus.guest import ASKING, FOLDER, NO_FOLDER, READY, exec_argv, specified
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
 from builderd.domain.processes import KILLED_EXIT_CODE, TERM, ProcessSpec, Window
 
@@ -41,11 +41,14 @@ class IncusProcess:
     async def begin(self) -> None:
         """Start it. Raises what ``Sandboxes.open_process`` does; then nothing of it is left."""
         spec, terminal = self._spec, {"TERM": TERM} if self._spec.window else {}
-        argv = exec_argv(spec.argv, {**terminal, **spec.env}, spec.folder, joined=spec.joined)
+        argv, wanted = exec_argv(joined=spec.joined), specified(spec.argv, {**terminal, **spec.env}, spec.folder)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 self._session = await ExecSession.open(self._client, self._instance, argv, spec.window)
-                await self._read_report()
+                # A terminal shows what is sent before: ``begin`` asks once it does not any more.
+                received = await self._received(b"", lambda text: ASKING in text)
+                await self._session.write(wanted)
+                await self._read_report(received.partition(ASKING)[2])
         except TimeoutError as error:
             await self.end(0)
             raise EngineUnavailable(
@@ -55,9 +58,14 @@ class IncusProcess:
             await asyncio.shield(self.end(0))
             raise
 
-    async def _read_report(self) -> None:
-        received = b""
-        while b"\n" not in received.partition(READY)[2]:
+    async def _read_report(self, received: bytes) -> None:
+        received = await self._received(received, lambda text: b"\n" in text.partition(READY)[2])
+        line, _, self._first = received.partition(READY)[2].partition(b"\n")
+        self._pid = line.decode().strip()
+
+    async def _received(self, received: bytes, is_whole: Callable[[bytes], bool]) -> bytes:
+        """Return the wrapper's output up to what is awaited. Raises ``InvalidState`` when it does not come."""
+        while not is_whole(received):
             piece = await self._running.read()
             received += piece
             if received.endswith(NO_FOLDER):
@@ -66,8 +74,7 @@ class IncusProcess:
                 raise InvalidState(
                     f"The command could not be started: {received.decode(errors='replace').strip() or 'it has ended'}"
                 )
-        line, _, self._first = received.partition(READY)[2].partition(b"\n")
-        self._pid = line.decode().strip()
+        return received
 
     @property
     def _running(self) -> ExecSession:

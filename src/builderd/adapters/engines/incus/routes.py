@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
 
@@ -19,11 +19,11 @@ PROTOCOL = "152"
 
 
 class Routes:
-    """``members`` maps names to addresses; ``own`` is the member of this machine."""
+    """``address_of`` returns the address of a member; ``own`` is the member of this machine."""
 
-    def __init__(self, own: str) -> None:
+    def __init__(self, own: str, address_of: Callable[[str], Awaitable[str]]) -> None:
         self._own = own
-        self.members: Mapping[str, str] = {}
+        self._address_of = address_of
         self._known: set[str] = set()
 
     async def sync(self, wanted: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ class Routes:
         if not self._own or member == self._own:
             await self.remove(address)
             return
-        via = self.members.get(member)
+        via = await self._address_of(member)
         if not via:
             raise EngineUnavailable(f"The member {member} of the cluster has no IPv4 address: see incus cluster list.")
         await _ip("route", "replace", f"{address}/32", "via", via, "proto", PROTOCOL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -34,11 +35,12 @@ from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brings_packages
-from builderd.adapters.engines.oci.runtime.listening import parse_listening
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
-from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
+from builderd.domain.sandboxes import SandboxReport, SandboxSpec, SandboxState
+
+log = logging.getLogger(__name__)
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
@@ -76,23 +78,14 @@ class Sandboxes:
         if found := await self._find(spec.id):
             if await self._has_order(found):
                 return await self._report(found)
-            await self._instances.delete(found["name"])
+            await self._abandon(found)
         await self.refuse_while_used(spec.disk)
         await self._prune(spec.builder_id)
         member = await self._disks.member(spec.disk)
         instance = await self._instance(spec, member)
         name = instance.name
-        try:
-            address = await self._instances.create(instance, member, egress=spec.egress)
-            own = {**instance.own, "ip": address}
-            await self._routes.add(address, member)
-        except IncusConflict as error:
-            raise InvalidState(f"The sandbox {spec.id} is being started already.") from error
-        except IncusError as error:
-            await self._instances.delete(name)
-            if "not found" in error.message.lower():
-                raise NotFound(f"The disk or the layer of the sandbox {spec.id} is gone.") from error
-            raise
+        address = await self._make(spec, instance, member)
+        own = {**instance.own, "ip": address}
         code, told = await run_to_end(self._client, name, guest.DELIVER, self._order(spec, address))
         if code:
             raise EngineUnavailable(f"The app could not be started: {told.decode(errors='replace')}", retry_after=5)
@@ -100,6 +93,27 @@ class Sandboxes:
         # An app that has ended by now is reported by its next observation.
         made = {"name": name, "status": "Running", "config": {f"{OWN}{key}": value for key, value in own.items()}}
         return make_report(made)
+
+    async def _make(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
+        """Make the instance and the way to it, and return its address; nothing of it is left where that fails."""
+        try:
+            address = await self._instances.create(instance, member, egress=spec.egress)
+            await self._routes.add(address, member)
+        except IncusConflict as error:
+            raise InvalidState(f"The sandbox {spec.id} is being started already.") from error
+        except BaseException as error:
+            # Where the member is away it is removed at the next start.
+            with suppress(EngineUnavailable):
+                await asyncio.shield(self._instances.delete(instance.name))
+            if isinstance(error, IncusError) and "not found" in error.message.lower():
+                raise NotFound(f"The disk or the layer of the sandbox {spec.id} is gone.") from error
+            raise
+        return address
+
+    async def _abandon(self, found: Json) -> None:
+        """Remove an instance that never got its order, and the way to it."""
+        await self._routes.remove(own_of(found).get("ip", ""))
+        await self._instances.delete(found["name"])
 
     async def _instance(self, spec: SandboxSpec, member: str) -> Instance:
         volumes = [Volume(volume_of(spec.disk), DISK)]
@@ -180,7 +194,10 @@ class Sandboxes:
         name = found["name"]
         if name in self._ordered or "end" in own_of(found):
             return True
-        if found["status"] != "Error" and await self._read(name, guest.ORDERED) is None:
+        if found["status"] == "Error":
+            # Of a member that is away: not to be known now.
+            return True
+        if await self._read(name, guest.ORDERED) is None:
             return False
         self._ordered.add(name)
         return True
@@ -197,7 +214,8 @@ class Sandboxes:
         return make_report(found)
 
     async def all(self) -> Sequence[SandboxReport]:
-        found = [one for one in await self._instances.all() if is_sandbox(one)]
+        """Return the reports of all sandboxes but those on members that are away."""
+        found = [one for one in await self._instances.all() if is_sandbox(one) and one["status"] != "Error"]
         return await asyncio.gather(*(self._report(one) for one in found))
 
     async def unreported_ends(self) -> list[SandboxId]:
@@ -263,8 +281,8 @@ class Sandboxes:
         return await self.report(sandbox)
 
     async def _set_state(self, name: str, action: str) -> None:
-        # It may have ended meanwhile.
-        with suppress(IncusNotFound, IncusConflict):
+        # It may have ended meanwhile, or be at work on another change.
+        with suppress(IncusError):
             await self._client.call("PUT", f"/instances/{name}/state", {"action": action, "timeout": _STATE_SECONDS})
 
     @asynccontextmanager
@@ -272,13 +290,24 @@ class Sandboxes:
         """Freeze the disk's sandbox, if one runs, while the context lasts."""
         user = await self.user(disk)
         name = user["name"] if user and user["status"] == "Running" else None
-        if name:
-            await self._set_state(name, "freeze")
         try:
+            # Also a freeze that is cancelled before Incus has answered is undone.
+            if name:
+                await self._set_state(name, "freeze")
             yield
         finally:
             if name:
-                await asyncio.shield(self._set_state(name, "unfreeze"))
+                await asyncio.shield(self._unfreeze(name))
+
+    async def _unfreeze(self, name: str) -> None:
+        """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done."""
+        for _ in range(_BUSY_TRIES):
+            await self._set_state(name, "unfreeze")
+            found = await self._instances.find(name)
+            if found is None or found["status"] not in ("Frozen", "Freezing"):
+                return
+            await asyncio.sleep(_BUSY_SECONDS)
+        log.error("app stays frozen after a copy of its disk instance=%s", name)
 
     async def adopt(self) -> None:
         """Route to what runs, and thaw instances that an earlier service froze for a copy of their disks."""
@@ -297,7 +326,7 @@ class Sandboxes:
             return missing_report(sandbox)
         name = found["name"]
         if not await self._has_order(found):
-            await self._instances.delete(name)
+            await self._abandon(found)
             return missing_report(sandbox)
         if state_of(found) is SandboxState.EXITED:
             return await self._report(found)
@@ -317,7 +346,7 @@ class Sandboxes:
         if found is None:
             return
         if not await self._has_order(found):
-            await self._instances.delete(found["name"])
+            await self._abandon(found)
             return
         if _runs(found):
             raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
@@ -329,7 +358,7 @@ class Sandboxes:
         for name in await self._disks.users(disk):
             if name.startswith(PREFIX) and (found := await self._instances.find(name)):
                 if not await self._has_order(found):
-                    await self._instances.delete(name)
+                    await self._abandon(found)
                     continue
                 await self._report(found)
                 if found := await self._instances.find(name):
@@ -340,57 +369,9 @@ class Sandboxes:
             if own_of(found).get("removed") and _is_of(found, builder):
                 await self._instances.delete(found["name"])
 
-    # Usage
-
-    async def listening(self, sandbox: SandboxId) -> Listening:
-        found = await self.running(sandbox)
-        if found is None or found["status"] != "Running":
-            return Listening(frozenset())
-        try:
-            _, told = await run_to_end(self._client, found["name"], ("cat", "/proc/net/tcp", "/proc/net/tcp6"))
-        except InvalidState:
-            return Listening(frozenset())
-        sockets = parse_listening(told.decode())
-        alone = {port for ip, port in sockets if ip == "::"} - {port for ip, port in sockets if ip == "0.0.0.0"}  # noqa: S104
-        for port in alone:
-            if not await _answers(own_of(found)["ip"], port):
-                sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
-        return Listening(sockets)
-
-    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        found = await self.running(sandbox)
-        if found is None:
-            return None
-        disk = DiskId(own_of(found)["disk"])
-        state, used = await asyncio.gather(
-            self._client.get(f"/instances/{found['name']}/state"), self._disks.used(disk)
-        )
-        counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
-        return SandboxUsage(
-            cpu_seconds=state["cpu"]["usage"] / 1e9,
-            memory_bytes=max(state["memory"]["usage"], 0),
-            disk_bytes=used,
-            network_in_bytes=counters.get("bytes_received", 0),
-            network_out_bytes=counters.get("bytes_sent", 0),
-            processes=max(state["processes"], 0),
-        )
-
 
 def _runs(found: Json) -> bool:
     return state_of(found) in (SandboxState.RUNNING, SandboxState.FROZEN)
-
-
-async def _answers(ip: str, port: int) -> bool:
-    """Return True unless the port refuses connections by IPv4: the kernel's tables do not tell sockets for both."""
-    try:
-        async with asyncio.timeout(1):
-            _, writer = await asyncio.open_connection(ip, port)
-    except ConnectionRefusedError:
-        return False
-    except OSError:
-        return True
-    writer.close()
-    return True
 
 
 def _is_of(found: Json, builder: BuilderId) -> bool:

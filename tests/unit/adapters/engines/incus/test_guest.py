@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
-from builderd.adapters.engines.incus.guest import END, ENTRY, RUN, exec_argv, order, root_argv
+import pytest
+
+from builderd.adapters.engines.incus.guest import BEGIN, END, ENTRY, RUN, exec_argv, order, root_argv, specified
 
 QUOTED = 'it\'s "quoted" $HOME `id`\nsecond line'
 
@@ -17,14 +20,61 @@ def test_programs_are_valid_shell(tmp_path: Path) -> None:
         subprocess.run(["/bin/sh", "-n", script], check=True)
 
 
+def begin(tmp_path: Path, *words: str, kept: bytes = b"", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run ``begin`` with the variables ``kept`` at descriptor 3."""
+    script, variables = tmp_path / "begin", tmp_path / "variables"
+    script.write_text(BEGIN)
+    variables.write_bytes(kept)
+    command: list[str | Path] = ["/bin/sh", "-c", 'exec "$@" 3<"$0"', variables, "perl", script, *words]
+    env = {"PATH": os.environ["PATH"], "LEFT_OVER": "x"}
+    return subprocess.run(command, input=stdin, capture_output=True, env=env, check=False)
+
+
 def test_order_passes_values_as_they_are(tmp_path: Path) -> None:
-    text = order(("/bin/echo", QUOTED), {"SECRET": QUOTED}, {str(tmp_path / "hosts"): QUOTED}, {}, 1_000_000)
+    env = {"SECRET": QUOTED, "EMPTY": "", "OPTIND": "no number"}
+    text = order(("/bin/echo", QUOTED), env, {str(tmp_path / "hosts"): QUOTED}, {}, 1_000_000)
     shown = text.decode().replace("/run/builderd", str(tmp_path)).replace(": >/log/ordered\n", "")
-    run = 'run() { env -i "$@"; env -i "$1" printenv SECRET >' + str(tmp_path / "secret") + "; }\n"
-    done = subprocess.run(["/bin/sh", "-c", run + shown], capture_output=True, text=True, check=True)
+    done = subprocess.run(["/bin/sh", "-c", 'run() { "$@"; }\n' + shown], capture_output=True, text=True, check=True)
     assert done.stdout == f"{QUOTED}\n"
     assert (tmp_path / "hosts").read_text() == QUOTED
-    assert (tmp_path / "secret").read_text() == f"{QUOTED}\n"
+    kept = tmp_path / "environment"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    app = begin(tmp_path, "app", "/usr/bin/env", "-0", kept=kept.read_bytes())
+    assert sorted(app.stdout.decode().split("\0")[:-1]) == sorted(f"{name}={value}" for name, value in env.items())
+
+
+def test_order_without_variables_begins_with_none(tmp_path: Path) -> None:
+    text = order(("true",), {}, {}, {}, 1_000_000).decode().replace("/run/builderd", str(tmp_path))
+    subprocess.run(["/bin/sh", "-c", "run() { :; }\n" + text.replace(": >/log/ordered\n", "")], check=True)
+    assert begin(tmp_path, "app", "/usr/bin/env", kept=(tmp_path / "environment").read_bytes()).stdout == b""
+
+
+def test_command_gets_the_apps_variables_and_its_own(tmp_path: Path) -> None:
+    wanted = specified(("/bin/sh", "-c", 'printf "%s|" "$A" "$B" "$PWD"; cat'), {"B": QUOTED}, "/usr")
+    done = begin(tmp_path, "command", "", kept=b"A=app\0B=app\0", stdin=wanted + b"input")
+    asked, _, rest = done.stdout.partition(b"\x06")
+    assert asked == b"\x05"
+    assert rest.partition(b"\n")[2].decode() == f"app|{QUOTED}|/usr|input"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "output", "code"),
+    [
+        (specified(("true",), {}, "/no such folder"), b"\x05\x15", 1),
+        (specified(("true",), {}, "/")[:-1], b"\x05", 1),
+        (b"", b"\x05", 1),
+    ],
+)
+def test_command_without_folder_or_specification_does_not_begin(
+    tmp_path: Path, wanted: bytes, output: bytes, code: int
+) -> None:
+    done = begin(tmp_path, "command", "", stdin=wanted)
+    assert (done.stdout, done.returncode) == (output, code)
+
+
+def test_missing_program_ends_with_127(tmp_path: Path) -> None:
+    done = begin(tmp_path, "command", "", stdin=specified(("no-such-program",), {}, "/"))
+    assert (done.returncode, b"no-such-program: No such file" in done.stderr) == (127, True)
 
 
 def test_secret_files_are_the_apps_alone() -> None:
@@ -40,8 +90,8 @@ def test_entry_runs_an_order_once() -> None:
 
 
 def test_commands_run_as_the_app_and_builds_without_capabilities() -> None:
-    argv = exec_argv(("ls",), {"A": "b"}, "/app", joined=True)
-    assert "/opt/builderd/run 1000" in argv[2]
-    assert argv[3:] == ["/app", "A=b", "ls"]
-    assert root_argv(("make",), {}, "/app")[:5] == ["/opt/builderd/run", "0", "/app", "1", "-all"]
-    assert root_argv(("restic",), {}, "/", user=1000, kept="+dac_read_search")[4] == "-all,+dac_read_search"
+    assert exec_argv(joined=True) == ["/opt/builderd/run", "1000", "1", "-all"]
+    assert root_argv() == ["/opt/builderd/run", "0", "1", "-all"]
+    assert root_argv(user=1000, kept="+dac_read_search")[3] == "-all,+dac_read_search"
+    assert '--bounding-set="$kept"' in RUN
+    assert "--no-new-privs" in RUN

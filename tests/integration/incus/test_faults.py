@@ -1,0 +1,126 @@
+"""Faults of Incus's parts while the service runs, and what an earlier service left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.contract.engine import apps
+from tests.engines import make_spec, settings_in, until_listening, until_state
+from tests.incus import IncusCluster, running_cluster
+
+from builderd.adapters.engines.incus.disks import volume_of
+from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.adapters.engines.incus.instance import Instance, document
+from builderd.domain.files import Condition
+from builderd.domain.ids import DiskId, new_id
+from builderd.domain.resources import GB
+from builderd.domain.sandboxes import SandboxState
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+async def written_disk(engine: IncusEngine) -> DiskId:
+    """A disk with a file, for which a helper has it attached."""
+    disk = DiskId(new_id())
+    await engine.create_disk(disk, GB)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"kept"
+
+    await engine.write_file(disk, "note", content(), condition=Condition())
+    return disk
+
+
+async def names(engine: IncusEngine, disk: DiskId) -> list[str]:
+    return [entry.name for entry in (await engine.list_files(disk, "", 0, 10)).entries]
+
+
+async def test_helper_that_ended_is_started_or_made_again(engine: IncusEngine) -> None:
+    disk, here = await written_disk(engine), engine._here
+    helper = here.helper(here.cluster.own)
+    await here.instances.kill(helper.name)
+    assert await names(engine, disk) == ["note"]
+    await here.instances.delete(helper.name)
+    assert await asyncio.gather(*(names(engine, disk) for _ in range(4))) == [["note"]] * 4
+    await engine.delete_disk(disk)
+
+
+async def test_volumes_that_another_service_left_attached_are_detached_at_start(
+    engine: IncusEngine, cluster: IncusCluster, data_dir: Path
+) -> None:
+    disk, here = await written_disk(engine), engine._here
+    old = Instance(
+        "helper-of-an-earlier-release", here.image.name, here.instances.pool, 1, GB, 100, here.instances.root()
+    )
+    body = document(old) | {"start": False}
+    body["devices"]["v-1"] = {"type": "disk", "pool": old.pool, "source": volume_of(disk), "path": "/mnt/x"}
+    await here.client.call("POST", "/instances", body)
+    other = IncusEngine(settings_in(data_dir), cluster.options())
+    await other.prepare(lambda line: None)
+    try:
+        await other.delete_disk(disk)
+        assert await other.disk(disk) is None
+    finally:
+        await other.close()
+
+
+async def test_copy_of_a_disk_that_is_cancelled_leaves_the_app_running(
+    engine: IncusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+
+    async def endless(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(type(engine._here.disks), "clone", endless)
+    copying = asyncio.create_task(engine.clone_disk(spec.disk, DiskId(new_id()), GB))
+    await until_state(engine, spec.id, SandboxState.FROZEN)
+    copying.cancel()
+    await asyncio.wait({copying})
+    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_start_that_fails_leaves_neither_instance_nor_address(
+    engine: IncusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    monkeypatch.setattr(engine._here.instances, "image", "no-such-image")
+    with pytest.raises(Exception, match="Image not provided"):
+        await engine.start(spec)
+    assert engine._here.instances._taken == set()
+    assert (await engine.report(spec.id)).state is SandboxState.ABSENT
+
+
+async def test_member_that_joins_later_runs_apps(tmp_path: Path) -> None:
+    with running_cluster(1) as cluster, cluster.network_of():
+        engine = IncusEngine(settings_in(tmp_path), cluster.options())
+        await engine.prepare(lambda line: None)
+        try:
+            await engine.create_disk(DiskId(new_id()), GB)
+            await asyncio.to_thread(cluster.run, "up", "2")
+            # Placed where fewer disks are.
+            spec = await make_spec(engine, apps.SERVER)
+            assert await engine._here.disks.member(spec.disk) == "node2"
+            report = await engine.start(spec)
+            await until_listening(engine, spec.id)
+            async with asyncio.timeout(30):
+                while not await answers(report.ip or ""):
+                    await asyncio.sleep(0.1)
+            await engine.down()
+        finally:
+            await engine.close()
+
+
+async def answers(ip: str) -> bool:
+    """Return True once a connection from the service's machine is accepted."""
+    try:
+        async with asyncio.timeout(1):
+            _, writer = await asyncio.open_connection(ip, apps.PORT)
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -30,7 +30,7 @@ class RestServer:
 
 
 @contextmanager
-def rest_server(folder: Path) -> Iterator[RestServer]:
+def rest_server(folder: Path, host: str = "127.0.0.1") -> Iterator[RestServer]:
     """Debian's restic-rest-server, with a password."""
     program = shutil.which("restic-rest-server")
     if program is None:
@@ -39,11 +39,11 @@ def rest_server(folder: Path) -> Iterator[RestServer]:
     digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()
     (folder / ".htpasswd").write_text(f"{USER}:{{SHA}}{digest}\n")
     port = _free_port()
-    words = [program, "--path", str(folder), "--listen", f"127.0.0.1:{port}"]
+    words = [program, "--path", str(folder), "--listen", f"{host}:{port}"]
     with (folder / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as server:
         try:
-            _await(port)
-            yield RestServer(f"rest:http://{USER}:{PASSWORD}@127.0.0.1:{port}/", folder)
+            _await(host, port)
+            yield RestServer(f"rest:http://{USER}:{PASSWORD}@{host}:{port}/", folder)
         finally:
             server.terminate()
 
@@ -101,10 +101,10 @@ def _free_port() -> int:
         return port
 
 
-def _await(port: int) -> None:
+def _await(host: str, port: int) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.05)
     raise TimeoutError(f"nothing listens on port {port}")

@@ -12,12 +12,13 @@ from tests.incus import IncusCluster
 
 
 @contextmanager
-def service_on(cluster: IncusCluster, data_dir: Path) -> Iterator[LiveService]:
+def service_on(cluster: IncusCluster, data_dir: Path, **more: str) -> Iterator[LiveService]:
     settings = {
         "BUILDERD_ENGINE": "incus",
         "BUILDERD_INCUS__SOCKET": str(cluster.socket()),
         # More disks than a member's small pool has room for at once.
         "BUILDERD_STORE__OVERCOMMIT": "20",
+        **more,
     }
     # Started cold: a process that forks services would stay in the network that it was started in.
     service = LiveService(data_dir, settings, cold=True)

@@ -127,7 +127,8 @@ class Builder:
     ``running`` in both. ``stop_kind`` is set with a stop and kept until it is up again. ``member`` is the instance
     (``Instance.member``) that keeps its disk and runs its sandboxes. ``disk_released_at`` is when a failed builder's
     disk was given back; its next start makes a new one. ``disk_has_data``: the disk of a builder that never was up
-    holds more than the code, a restored backup or files from a caller, so that it is kept.
+    holds more than the code, a restored backup or files from a caller, so that it is kept. ``location`` is the member
+    of the cluster on which it was last started, empty on a single machine.
     """
 
     id: BuilderId
@@ -163,6 +164,7 @@ class Builder:
     member: str = ""
     disk_released_at: datetime | None = None
     disk_has_data: bool = False
+    location: str = ""
 
     @property
     def to_run(self) -> tuple[int, DiskId]:

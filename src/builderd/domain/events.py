@@ -31,7 +31,8 @@ class Event:
     ``sandbox.ended`` (details: exit_code, cause), ``domain.added``, ``domain.active``, ``domain.failed``,
     ``domain.renewed``, ``domain.expiring``, ``domain.lost``, ``domain.lapsed`` and ``domain.removed`` (details: host,
     name), ``preview_link.created`` and ``preview_link.revoked`` (details: link, port, expires_at),
-    ``disk.released`` (details: disk, gb), ``storage.unavailable`` and ``storage.available``.
+    ``disk.released`` (details: disk, gb), ``storage.unavailable`` and ``storage.available``,
+    ``member.lost`` and ``member.returned`` (details: member).
     ``builder_id`` is None for an event of the whole tenant.
     """
 

@@ -93,6 +93,7 @@ class SandboxReport:
     could write that down; None when it never was.
 
     ``out_of_memory``: the kernel killed one of its processes at its memory limit, which the app may have outlived.
+    ``member`` is the member of the cluster that it is on, empty on a single machine.
     """
 
     id: SandboxId
@@ -104,6 +105,7 @@ class SandboxReport:
     frozen_at: datetime | None = None
     thawed_at: datetime | None = None
     out_of_memory: bool = False
+    member: str = ""
 
     @property
     def alive(self) -> bool:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -212,7 +212,8 @@ class IncusSettings(Section):
 
     ``certificate`` and ``key``: of the client, for ``url``; ``server_certificate``: the one that the cluster shows.
     ``project`` and ``network`` are made if missing, the storage ``pool`` must exist. ``subnet``: of all apps'
-    addresses, the same on every member.
+    addresses, the same on every member. ``recover``: ``wait`` for a lost member to return, or bring the newest
+    ``backup`` of its builders back on another once it is away for ``recover_after`` seconds.
     """
 
     socket: Path = Path("/var/lib/incus/unix.socket")
@@ -224,6 +225,8 @@ class IncusSettings(Section):
     pool: IncusName = "default"
     network: Annotated[IncusName, Field(max_length=15)] = "builderd"
     subnet: IPv4Network = IPv4Network("10.99.0.0/16")
+    recover: Literal["wait", "backup"] = "wait"
+    recover_after: float = Field(default=60, ge=0)
 
     @model_validator(mode="after")
     def _whole_client(self) -> Self:

@@ -33,6 +33,10 @@ class Attacker:
         return self.run(f"python3 -c '{code}'", timeout)
 
 
+def on_incus(arena: LiveService) -> bool:
+    return arena.settings.get("BUILDERD_ENGINE") == "incus"
+
+
 @pytest.fixture(scope="session", params=["oci", pytest.param("incus", marks=pytest.mark.slow)])
 def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     data_dir = tmp_path_factory.mktemp("arena") / "data"

@@ -23,6 +23,7 @@ from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
+from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
@@ -54,6 +55,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
         #: Reason by isolation that is not supported.
         self.unsupported: dict[Isolation, str] = {}
         self.prewarmed = 0
+        #: Members of the cluster that it plays, if any, and the one on which sandboxes start.
+        self.cluster: list[MemberReport] = []
+        self.member = ""
         self._behaviours: dict[str, deque[Behaviour]] = {}
         self._answers: dict[str, Answer] = {}
         self._watchers: set[asyncio.Queue[SandboxId]] = set()
@@ -128,6 +132,16 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     @property
     def gateway(self) -> str:
         return "10.0.0.1"
+
+    async def members(self) -> Sequence[MemberReport]:
+        return list(self.cluster)
+
+    def write_off(self, disk: DiskId) -> None:
+        """Let the disk be gone, and its sandbox end with its machine."""
+        self.disks.pop(disk, None)
+        for sandbox, found in self.sandboxes.items():
+            if found.spec.disk == disk:
+                self.end(sandbox, EndCause.HOST_RESTARTED, None)
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
         return (await self.collect(set(self.layers) - set(keys), unused_seconds)).layers
@@ -220,7 +234,8 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
             raise NotFound(f"There is no layer {spec.layer_key}.")
         if refusal := self.supports(spec.isolation):
             raise EngineUnavailable(refusal)
-        sandbox = FakeSandbox(spec, self._next_behaviour(spec.entrypoint), self._next_address(), self._now())
+        behaviour = self._next_behaviour(spec.entrypoint)
+        sandbox = FakeSandbox(spec, behaviour, self._next_address(), self._now(), member=self.member)
         self.sandboxes[spec.id] = sandbox
         self.logs[spec.id] = (spec.builder_id, [])
         self.print(spec.id, *sandbox.behaviour.lines)

@@ -39,6 +39,7 @@ class FakeSandbox:
     frozen: bool = False
     frozen_at: datetime | None = None
     thawed_at: datetime | None = None
+    member: str = ""
 
     def report(self) -> SandboxReport:
         """Return the engine's report on it."""
@@ -53,6 +54,7 @@ class FakeSandbox:
             frozen_at=self.frozen_at,
             thawed_at=self.thawed_at,
             out_of_memory=self.behaviour.out_of_memory and self.end is not None,
+            member=self.member,
         )
         if self.half_made and not self.end:
             return replace(report, state=SandboxState.PARTIAL, ip=None, started_at=None)

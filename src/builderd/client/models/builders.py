@@ -41,7 +41,8 @@ class BuilderState(Model):
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``needs_restart``: it runs with credentials that were changed since it started.
     ``last_backup_error`` is null unless the last backup failed. ``disk_released_at`` is when a builder that never came
-    up gave its disk back; its next start makes a new one.
+    up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which it was last
+    started, empty on a single machine.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
@@ -82,6 +83,7 @@ class BuilderState(Model):
     last_backup_at: datetime | None = None
     last_backup_error: str | None = None
     disk_released_at: datetime | None = None
+    member: str = ""
 
 
 class Version(Model):

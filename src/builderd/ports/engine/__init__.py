@@ -1,7 +1,7 @@
 """Engine port: runs sandboxes, keeps their disks and makes layers, on one machine or a cluster.
 
-Five protocols: ``Sandboxes``, ``Disks``, ``Layers``, ``Logs``, ``Tools``; an ``Engine`` is all of them. Code that needs
-one takes that one. Nothing here presumes that a disk, a layer or a log is a path on this host.
+Six protocols: ``Sandboxes``, ``Disks``, ``Layers``, ``Logs``, ``Tools``, ``Members``; an ``Engine`` is all of them.
+Code that needs one takes that one. Nothing here presumes that a disk, a layer or a log is a path on this host.
 All methods raise ``EngineUnavailable`` when the engine does not answer, and ``NoCapacity`` when it is full.
 """
 
@@ -11,6 +11,7 @@ from builderd.ports.engine.disks import DiskReport, Disks
 from builderd.ports.engine.engine import Collected, Engine, Readiness
 from builderd.ports.engine.layers import Layers
 from builderd.ports.engine.logs import Logs
+from builderd.ports.engine.members import Members
 from builderd.ports.engine.progress import Progress
 from builderd.ports.engine.provider import ConfigurableProvider, EngineOptions, EngineProvider, StoreOptions
 from builderd.ports.engine.sandboxes import Sandboxes
@@ -27,6 +28,7 @@ __all__ = [
     "EngineProvider",
     "Layers",
     "Logs",
+    "Members",
     "Progress",
     "Readiness",
     "Sandboxes",

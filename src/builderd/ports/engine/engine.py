@@ -1,4 +1,4 @@
-"""The engine as one value: its five parts, and what concerns all of them."""
+"""The engine as one value: its six parts, and what concerns all of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from builderd.domain.quotas import Capacity
 from builderd.ports.engine.disks import Disks
 from builderd.ports.engine.layers import Layers
 from builderd.ports.engine.logs import Logs
+from builderd.ports.engine.members import Members
 from builderd.ports.engine.progress import Progress
 from builderd.ports.engine.sandboxes import Sandboxes
 from builderd.ports.engine.tools import Tools
@@ -32,7 +33,7 @@ class Collected:
     scratch: int
 
 
-class Engine(Sandboxes, Disks, Layers, Logs, Tools, Protocol):
+class Engine(Sandboxes, Disks, Layers, Logs, Tools, Members, Protocol):
     async def prepare(self, progress: Progress) -> None:
         """Create what the engine needs (base, store, network). Idempotent; may take a minute."""
 

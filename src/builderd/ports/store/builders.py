@@ -77,6 +77,9 @@ class Builders(Protocol):
     def tenants(self) -> Sequence[TenantId]:
         """Return the tenants with a builder that is not deleted."""
 
+    def located(self, location: str) -> Sequence[BuilderId]:
+        """Return the builders that are not deleted and live on this member of the cluster."""
+
     def restless(self) -> Sequence[BuilderId]:
         """Return the builders that are not at rest, of all tenants.
 

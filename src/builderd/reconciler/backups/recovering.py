@@ -30,6 +30,9 @@ async def attach_restored_disk(context: BackupContext, restore: Restore, backup:
         saved = replace(
             builder,
             disk=restore.disk,
+            # On a member that is away it still is, and is deleted when that returns.
+            spare_disks=(*builder.spare_disks, known.disk),
+            location="",
             cause=replace(builder.cause, reason=reason),
             status_reason=reason,
             updated_at=now,

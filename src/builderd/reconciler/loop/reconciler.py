@@ -17,6 +17,7 @@ from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.jobs.compilation import BytecodeCompilation
+from builderd.reconciler.jobs.lost_members import LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
@@ -32,6 +33,8 @@ BATCH = 100
 SWEEP_INTERVAL = 300.0
 #: How often the proxy's preview links are compared with the store's, in seconds.
 LINKS_INTERVAL = 60.0
+#: How often members of the cluster that were lost, or have returned, are looked for, in seconds.
+MEMBERS_INTERVAL = 5.0
 #: After the exits could not be watched: how long until the next try, in seconds.
 RETRY_INTERVAL = 1.0
 
@@ -48,6 +51,7 @@ class Reconciler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._compilation = BytecodeCompilation(application)
         self._reporting = Reporting(application, fault)
+        self._members = LostMembers(application)
 
     async def run(self) -> None:
         """Sweep once, then work on builders that changed or are due, and sweep again periodically."""
@@ -62,6 +66,7 @@ class Reconciler:
                 self._reporting.run(),
                 every(LINKS_INTERVAL, self._sync_links, event="preview links"),
                 every(POLL_INTERVAL, self._check_spending, event="spending check"),
+                every(MEMBERS_INTERVAL, self._members.check, event="check of members"),
             )
         ]
         try:

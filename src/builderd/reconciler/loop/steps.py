@@ -241,6 +241,9 @@ class Steps:
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transition = Transition(uow, item.builder, self._app.prices, now)
             started = sandbox_transitions.sandbox_started(transition, version, sandbox, report)
+            if report.member != builder.location:
+                builder = replace(builder, location=report.member)
+                uow.builders.save(builder)
             if is_up and not sandbox.release:  # it has no program of its own that could fail
                 _note_up(replace(transition, builder=builder), item, replace(started, listening_at=now))
 

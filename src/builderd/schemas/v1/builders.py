@@ -294,7 +294,8 @@ class Builder(View):
     ``env_file_values`` are the variables of the file ``env_file``; ``env`` wins over them.
     ``needs_restart``: it runs with credentials that were changed since it started.
     ``last_backup_error`` is null unless the last backup failed. ``disk_released_at`` is when a builder that never came
-    up gave its disk back; its next start makes a new one.
+    up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which it was last
+    started, empty on a single machine.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
@@ -335,6 +336,7 @@ class Builder(View):
     last_backup_at: Time | None
     last_backup_error: str | None
     disk_released_at: Time | None
+    member: str
 
 
 class BuilderAnswer(Success[Builder]):

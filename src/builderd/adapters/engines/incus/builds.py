@@ -23,7 +23,7 @@ PREFIX = "build-"
 _KILLED = (
     "/bin/sh",
     "-c",
-    "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null |"
+    "cat /run/cgroup/memory.events /run/cgroup/memory/memory.oom_control 2>/dev/null |"
     " awk '$1 == \"oom_kill\" {print $2}'",
 )
 _PATH = {"PATH": "/usr/bin:/bin"}

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound, MemberAwayError
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
@@ -36,6 +36,8 @@ class Disks:
         self._volumes = volumes
         self._helper = helper
         self._place = place
+        #: Disks that are reported as gone while their member is away.
+        self.written_off: set[DiskId] = set()
 
     async def create(self, disk: DiskId, size_bytes: int) -> None:
         found = await self._volumes.find(volume_of(disk))
@@ -47,7 +49,12 @@ class Disks:
         await self._volumes.change(volume_of(disk), member, _sized(size_bytes), size_bytes)
 
     async def report(self, disk: DiskId) -> DiskReport | None:
-        found = await self._volumes.find(volume_of(disk))
+        try:
+            found = await self._volumes.find(volume_of(disk))
+        except MemberAwayError:
+            if disk in self.written_off:
+                return None
+            raise
         if found is None:
             return None
         own = own_of(found)

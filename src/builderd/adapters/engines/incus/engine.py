@@ -22,6 +22,7 @@ from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
 from builderd.domain.logs import LogMatch, LogPage, LogPiece
+from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.resources import GB
@@ -163,7 +164,7 @@ class IncusEngine:
 
     async def delete_disk(self, disk: DiskId) -> None:
         here = self._here
-        if await here.disks.report(disk) is None:
+        if await here.lost_disks.delete_later(disk) or await here.disks.report(disk) is None:
             return
         await here.sandboxes.refuse_while_used(disk)
         await here.sandboxes.release(disk)
@@ -280,6 +281,15 @@ class IncusEngine:
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await self._here.sandboxes.delete_logs(builder)
+
+    # Members
+
+    async def members(self) -> Sequence[MemberReport]:
+        here = self._here
+        return here.members.reports(self._incus) if here.cluster.clustered else []
+
+    def write_off(self, disk: DiskId) -> None:
+        self._here.disks.written_off.add(disk)
 
     # The end
 

@@ -40,6 +40,16 @@ class IncusConflict(IncusError):
     """An object of this name or address exists, or is in use."""
 
 
+class MemberAwayError(EngineUnavailable):
+    """The only member that has it does not answer."""
+
+    def __init__(self, member: str) -> None:
+        super().__init__(
+            f"The member {member} of the cluster does not answer: see incus cluster list.",
+            retry_after=RETRY_SECONDS * 2,
+        )
+
+
 def unreachable(place: str, why: object) -> EngineUnavailable:
     """Return the error for a server that does not answer."""
     return EngineUnavailable(

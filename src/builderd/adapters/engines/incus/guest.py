@@ -41,7 +41,7 @@ log() {{
   LD_LIBRARY_PATH={FOLDER}/lib exec {FOLDER}/s6-log -b -l 1048576 n3 s"$LOG_BYTES" T {LOG}/"$1" </run/builderd/"$1"
 }}
 killed() {{
-  cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null |
+  cat /run/cgroup/memory.events /run/cgroup/memory/memory.oom_control 2>/dev/null |
     while read -r name count; do [ "$name" != oom_kill ] || echo "$count"; done
 }}
 run() {{

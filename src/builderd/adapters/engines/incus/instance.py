@@ -9,6 +9,8 @@ from typing import Any
 
 from builderd.adapters.engines.incus.guest import INIT
 from builderd.adapters.engines.incus.network import mac
+from builderd.adapters.engines.incus.system_calls import denied_calls
+from builderd.adapters.engines.oci.runtime.bundle import MASKED
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.layers import APP, NODE_MODULES, app_folder
@@ -17,47 +19,6 @@ from builderd.domain.layers import APP, NODE_MODULES, app_folder
 OWN = "user.builderd."
 #: Ids of an instance's own user namespace.
 IDS = 65536
-
-#: System calls that no app needs: namespaces and mounts, other processes' memory, keys, kernel parts with a history of
-#: holes. Lines of a denying seccomp policy of LXC, version 2: name, action, and arguments that it concerns.
-_EPERM = (
-    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "open_tree_attr"),
-    *("fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "statmount", "listmount"),
-    *("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp"),
-    *("keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "fanotify_init", "fanotify_mark"),
-    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot", "syslog", "acct"),
-    *("swapon", "swapoff", "quotactl", "name_to_handle_at", "open_by_handle_at", "modify_ldt", "iopl", "ioperm"),
-)
-#: Programs fall back from these. copy_file_range shares blocks, which btrfs notes in metadata that counts for no disk.
-_ENOSYS = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3", "copy_file_range")
-#: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of sched.h.
-_NAMESPACES = (0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000)
-#: Families of sockets that are open: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (socket.h).
-_OPEN_FAMILIES = (1, 2, 10, 16)
-_FAMILIES = 46
-_SOCK_RAW, _TYPE_BITS = 3, 0xF
-_NETLINK_ROUTE, _NETLINK_PROTOCOLS = 0, 23
-#: The type byte of btrfs' own ioctls, by which a disk could leave its quota, and that of every ioctl.
-_BTRFS, _TYPE_BYTE = 0x9400, 0xFF00
-_FICLONE = (0x4004_9409, 0x4020_940D, 0xC018_9436)
-#: SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF; PR_SET_SECCOMP.
-_ATTACHING, _PR_SET_SECCOMP = (26, 50, 51, 52), 22
-
-
-def denied_calls() -> str:
-    """Return the value of ``security.syscalls.deny`` for apps."""
-    lines = [f"{name} errno 1" for name in _EPERM] + [f"{name} errno 38" for name in _ENOSYS]
-    lines += [f"clone errno 1 [0,{flag:#x},SCMP_CMP_MASKED_EQ,{flag:#x}]" for flag in _NAMESPACES]
-    lines += [f"socket errno 1 [0,{family},SCMP_CMP_EQ]" for family in range(_FAMILIES) if family not in _OPEN_FAMILIES]
-    lines += [f"socket errno 1 [1,{_SOCK_RAW},SCMP_CMP_MASKED_EQ,{_TYPE_BITS:#x}] [0,{n},SCMP_CMP_EQ]" for n in (2, 10)]
-    lines += [
-        f"socket errno 93 [0,16,SCMP_CMP_EQ] [2,{protocol},SCMP_CMP_EQ]"
-        for protocol in range(_NETLINK_PROTOCOLS)
-        if protocol != _NETLINK_ROUTE
-    ]
-    lines.append(f"ioctl errno 1 [1,{_BTRFS:#x},SCMP_CMP_MASKED_EQ,{_TYPE_BYTE:#x}]")
-    lines += [f"setsockopt errno 1 [1,1,SCMP_CMP_EQ] [2,{option},SCMP_CMP_EQ]" for option in _ATTACHING]
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +132,9 @@ def _raw(instance: Instance) -> list[str]:
         "lxc.mount.entry = tmpfs dev/shm tmpfs "
         f"rw,nosuid,nodev,mode=1777,size={instance.memory_bytes // 2},create=dir 0 0",
         f"lxc.hook.mount = {_hook(instance)}",
+        *(f"lxc.mount.entry = {_mask(path)},optional 0 0" for path in MASKED),
+        # Version 1 counts no buffers of sockets as memory; version 2 does, and LXC leaves this out.
+        f"lxc.cgroup.memory.kmem.tcp.limit_in_bytes = {max(instance.memory_bytes // 4, 16 << 20)}",
     ]
     if instance.hostname:
         lines.append(f"lxc.uts.name = {instance.hostname}")
@@ -179,6 +143,12 @@ def _raw(instance: Instance) -> list[str]:
         if instance.routed:
             lines.append(f"lxc.net.0.ipv4.gateway = {instance.gateway}")
     return lines
+
+
+def _mask(path: str) -> str:
+    """Return the mount that covers a file or folder of ``/proc``, which describes the host."""
+    target = path.lstrip("/")
+    return f"tmpfs {target} tmpfs ro,size=4k" if path in _MASKED_FOLDERS else f"/dev/null {target} none bind"
 
 
 def _joined(lines: list[str]) -> str:
@@ -199,6 +169,8 @@ def _hook(instance: Instance) -> str:
         "rm -rf dev/fuse dev/net",
     ]
     steps += [_bind(source.lstrip("/"), target.lstrip("/")) for source, target in instance.binds]
+    # The control groups stay within reach of ``entry``, which counts kills for memory.
+    steps += ["mkdir -m 700 run/cgroup", "mount --rbind sys/fs/cgroup run/cgroup", _COVER_SYS]
     steps += [f"mount -t tmpfs -o ro,mode=0,size=4k tmpfs {path.lstrip('/')}" for path in instance.hidden]
     return f"/bin/sh -ec {shlex.quote('; '.join(steps))}"
 
@@ -222,6 +194,10 @@ def _bind_in_app(source: str, target: str, mount: str) -> str:
     empty = f'[ -d {shown} ] && [ ! -L {shown} ] && [ -z "$(ls -A {shown})" ]'
     return f"if [ -d {source} ] && {real}; then {make}; if {empty}; then {mount}; fi; fi"
 
+
+#: Folders among those of ``/proc`` that are masked; the others are files.
+_MASKED_FOLDERS = {f"/proc/{name}" for name in ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "tty")}
+_COVER_SYS = "mount -t tmpfs -o ro,mode=555,size=4k tmpfs sys"
 
 #: Mounts that Incus makes in every container.
 _UNWANTED = ("dev/fuse", "dev/net/tun", "sys/fs/fuse/connections", "sys/kernel/debug", "sys/kernel/tracing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -15,6 +15,7 @@ from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, In
 from builderd.adapters.engines.incus.instance import OWN, Instance, document
 from builderd.adapters.engines.incus.network import addresses, gateway
 from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.volumes import own_of
 from builderd.domain.errors import NoCapacity
 
 #: Attempts to find an address that no instance of another service on the same network has.
@@ -23,17 +24,25 @@ _ATTEMPTS = 8
 _KILL_SECONDS = 30
 #: Attempts while Incus still works on an instance's end.
 _BUSY_TRIES, _BUSY_SECONDS = 100, 0.1
+#: Room that a full root is given for Incus's own file, and the most of it.
+_ROOM_BYTES, _MOST_ROOM_BYTES = 4 << 20, 64 << 20
 _BUSY = ("busy", "already running a", "instance is running", "in use", "currently")
 
 
 class Instances:
-    """``image``: alias of the image of all instances; ``image_bytes``: its size once it is unpacked."""
+    """``image``: alias of the image of all instances, and its unpacked size; ``away`` returns members that are away."""
 
-    def __init__(self, client: IncusClient, options: IncusOptions, image: str, image_bytes: int) -> None:
+    def __init__(
+        self,
+        client: IncusClient,
+        options: IncusOptions,
+        image: tuple[str, int],
+        away: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
         self.client = self._client = client
         self._options = options
-        self.image = image
-        self._image_bytes = image_bytes
+        self.image, self._image_bytes = image
+        self._away = away
         self.pool = options.pool
         #: Held while an address is chosen and its instance is made.
         self._choosing = asyncio.Lock()
@@ -44,6 +53,10 @@ class Instances:
         return self._image_bytes + own_bytes
 
     async def find(self, name: str) -> Json | None:
+        if self._away():
+            # Incus would wait for a member that is away; in its list such an instance has the status Error.
+            listed = await self._client.get("/instances", recursion="1", filter=f"name eq {name}")
+            return next((one for one in listed if one["name"] == name), None)
         try:
             found: Json = await self._client.get(f"/instances/{name}")
         except IncusNotFound:
@@ -125,11 +138,25 @@ class Instances:
         }
         await self._patient("PUT", f"/instances/{found['name']}", body)
 
+    async def _enlarge(self, path: str) -> None:
+        """Give a full instance's root some more room, a limited number of times. Raises ``NoCapacity``."""
+        found: Json = await self._client.get(path)
+        root = found["devices"]["root"]
+        size = int(root["size"]) + _ROOM_BYTES
+        if size > int(own_of(found).get("root", root["size"])) + _MOST_ROOM_BYTES:
+            raise NoCapacity(f"The root of the instance {found['name']} is full, and so Incus cannot change it.")
+        config = {f"{OWN}root": own_of(found).get("root", root["size"])}
+        devices = {"root": {**root, "size": str(size)}}
+        await self._client.call("PATCH", path, {"config": config, "devices": devices})
+
     async def _patient(self, method: str, path: str, body: object = None) -> Any:
-        """Call again while Incus still works on the instance, such as on its end."""
+        """Call again while Incus still works on the instance, such as on its end; make room in one that is full."""
         for _ in range(_BUSY_TRIES):
             try:
                 return await self._client.call(method, path, body)
+            except NoCapacity:
+                # Incus keeps a file of its own on the instance's root, which the app may have filled.
+                await self._enlarge(path)
             except IncusConflict as error:
                 if "already stopped" in error.message or "already exists" in error.message:
                     raise

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, send_files
-from builderd.adapters.engines.incus.errors import IncusConflict
+from builderd.adapters.engines.incus.errors import IncusConflict, MemberAwayError
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
@@ -87,9 +87,11 @@ class Layers:
         """Return the newest volume of the layer on any member, and record its use."""
         async with self._collecting:
             for name in (f"{_name(key)}-2", _name(key)):
-                if found := await self._volumes.find(name):
-                    await self._record_use(key, found)
-                    return found
+                # One that only members have that are away is made again.
+                with suppress(MemberAwayError):
+                    if found := await self._volumes.find(name):
+                        await self._record_use(key, found)
+                        return found
         return None
 
     async def _record_use(self, key: str, found: Json) -> None:
@@ -277,7 +279,7 @@ class Layers:
         async with self._collecting:
             volumes: dict[str, list[Json]] = {}
             for volume in await self._volumes.all():
-                if _is_layer(volume):
+                if _is_layer(volume) and self._volumes.is_at_hand(volume):
                     volumes.setdefault(own_of(volume)["layer"], []).append(volume)
             gone = []
             for key, found in volumes.items():

@@ -19,6 +19,7 @@ from builderd.adapters.engines.incus.image import Image, ensure_image
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
+from builderd.adapters.engines.incus.lost_disks import LostDisks
 from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
@@ -58,6 +59,7 @@ class Machine:
     events: Events
     helper: Callable[[str], Helper]
     members: Members
+    lost_disks: LostDisks
     capacity: Capacity = field(default_factory=lambda: Capacity(0, 0, 0))
 
     @property
@@ -94,6 +96,9 @@ class Machine:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
         await self.prepare_network()
         await self.remove_left_overs({member.name for member in arrived})
+        await self.lost_disks.delete_on({member.name for member in arrived})
+        if not self.members.away_names():
+            self.disks.written_off.clear()
         await self.measure()
 
     async def remove_own_instances(self) -> None:
@@ -136,6 +141,7 @@ async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) ->
     await machine.remove_left_overs({member.name for member in machine.members.all() if member.online})
     progress("helper: starting the instance that works on files")
     await machine.helper(cluster.own).open()
+    await machine.lost_disks.delete_on({member.name for member in machine.members.all() if member.online})
     machine.members.prepared()
     await machine.sandboxes.adopt()
     await machine.measure()
@@ -147,8 +153,9 @@ def make_machine(
     options: EngineOptions, incus: IncusOptions, client: IncusClient, cluster: Cluster, image: Image
 ) -> Machine:
     """Put the parts together; nothing is asked of Incus."""
-    instances = Instances(client, incus, image.name, image.unpacked_bytes)
-    volumes = Volumes(client, incus.pool)
+    members = Members(cluster)
+    instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names)
+    volumes = Volumes(client, incus.pool, members.away_names)
     helpers: dict[str, Helper] = {}
 
     def helper(member: str) -> Helper:
@@ -169,7 +176,6 @@ def make_machine(
     disks = Disks(volumes, helper, place)
     layers = Layers(volumes, instances, runner, helper, place, host_files)
     url = f"http://{gateway(incus.subnet)}:{options.inside_port}"
-    members = Members(cluster)
     routes = Routes(cluster.own, members.address)
     files = AppFiles(url, own_resolv_conf(), options.log_limit)
     sandboxes = Sandboxes(instances, disks, layers, files, routes)
@@ -191,6 +197,7 @@ def make_machine(
         events=Events(client, sandboxes.unreported_ends),
         helper=helper,
         members=members,
+        lost_disks=LostDisks(client, members, volumes, instances, routes),
     )
 
 

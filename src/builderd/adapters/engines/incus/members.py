@@ -7,9 +7,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.engines.incus.cluster import Cluster, Member
+from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import BuilderdError
+from builderd.domain.members import MemberReport
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,22 @@ class Members:
 
     def all(self) -> Sequence[Member]:
         return list(self._seen.values())
+
+    def reports(self, options: IncusOptions) -> Sequence[MemberReport]:
+        """Return all members for the service."""
+        now = datetime.now(UTC)
+        return [
+            MemberReport(
+                member.name,
+                member.address,
+                None if (away := self.away(member.name)) is None else now - timedelta(seconds=away),
+                given_up=away is not None and options.recover == "backup" and away >= options.recover_after,
+            )
+            for member in self._seen.values()
+        ]
+
+    def away_names(self) -> frozenset[str]:
+        return frozenset(self._away)
 
     def away(self, name: str) -> float | None:
         """Return for how many seconds a member has been away; None of one that is online."""

@@ -59,8 +59,23 @@ def is_sandbox(found: Json) -> bool:
     return str(found["name"]).startswith(PREFIX) and "removed" not in own_of(found)
 
 
+def member_of(found: Json) -> str:
+    """Return the member of an instance or a volume; a server without a cluster calls itself "none"."""
+    location = str(found.get("location") or "")
+    return "" if location == "none" else location
+
+
 def missing_report(sandbox: SandboxId) -> SandboxReport:
     return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
+
+
+def lost_report(found: Json) -> SandboxReport:
+    """Return the report of a sandbox whose member is given up: it ended with its machine."""
+    end = SandboxEnd(EndCause.HOST_RESTARTED, None, None)
+    own = own_of(found)
+    return SandboxReport(
+        sandbox_of(found["name"]), BuilderId(own["builder"]), SandboxState.EXITED, None, _moment(own["started"]), end
+    )
 
 
 def state_of(found: Json) -> SandboxState:
@@ -84,11 +99,11 @@ def make_report(found: Json) -> SandboxReport:
     builder = BuilderId(own["builder"])
     started, frozen, thawed = (_moment(own.get(key)) for key in ("started", "frozen", "thawed"))
     if state is not SandboxState.EXITED:
-        return SandboxReport(sandbox, builder, state, own["ip"], started, None, frozen, thawed)
+        return SandboxReport(sandbox, builder, state, own["ip"], started, None, frozen, thawed, member=member_of(found))
     end = json.loads(own["end"])
     read = SandboxEnd(EndCause(end["cause"]), end["code"], _moment(end["at"]))
     oom = bool(end.get("oom"))
-    return SandboxReport(sandbox, builder, state, None, started, read, frozen, thawed, oom)
+    return SandboxReport(sandbox, builder, state, None, started, read, frozen, thawed, oom, member_of(found))
 
 
 def make_end(own: Mapping[str, str], exit_: Exit | None, *, host_restarted: bool, now: float) -> str:

@@ -23,6 +23,7 @@ from builderd.adapters.engines.incus.reports import (
     SHUTDOWN_CODES,
     Exit,
     is_sandbox,
+    lost_report,
     make_end,
     make_report,
     missing_report,
@@ -87,11 +88,17 @@ class Sandboxes:
         address = await self._make(spec, instance, member)
         own = {**instance.own, "ip": address}
         code, told = await run_to_end(self._client, name, guest.DELIVER, self._order(spec, address))
-        if code:
+        # An app that ends at once ends its instance, and with it the program that delivered its order.
+        if code and not await self._got_order(name):
             raise EngineUnavailable(f"The app could not be started: {told.decode(errors='replace')}", retry_after=5)
         self._ordered.add(name)
         # An app that has ended by now is reported by its next observation.
-        made = {"name": name, "status": "Running", "config": {f"{OWN}{key}": value for key, value in own.items()}}
+        made = {
+            "name": name,
+            "location": member,
+            "status": "Running",
+            "config": {f"{OWN}{key}": value for key, value in own.items()},
+        }
         return make_report(made)
 
     async def _make(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
@@ -182,12 +189,16 @@ class Sandboxes:
         if not sandbox.isalnum():
             return None
         found = await self._instances.find(name_of(sandbox))
-        return found if found and is_sandbox(found) else None
+        return found if found and is_sandbox(found) and not self._is_written_off(found) else None
 
     async def running(self, sandbox: SandboxId) -> Json | None:
         """Return the instance of a sandbox that runs or is frozen."""
         found = await self._find(sandbox)
         return found if found and _runs(found) and await self._has_order(found) else None
+
+    async def _got_order(self, name: str) -> bool:
+        found = await self._instances.find(name)
+        return found is not None and await self._has_order(found)
 
     async def _has_order(self, found: Json) -> bool:
         """Return True if the instance got its order; one without was left by an interrupted start."""
@@ -203,8 +214,13 @@ class Sandboxes:
         return True
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
-        found = await self._find(sandbox)
-        return await self._report(found) if found else missing_report(sandbox)
+        found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
+        if found and is_sandbox(found) and self._is_written_off(found):
+            return lost_report(found)
+        return await self._report(found) if found and is_sandbox(found) else missing_report(sandbox)
+
+    def _is_written_off(self, found: Json) -> bool:
+        return found["status"] == "Error" and DiskId(own_of(found)["disk"]) in self._disks.written_off
 
     async def _report(self, found: Json) -> SandboxReport:
         if not await self._has_order(found):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, MemberAwayError
 from builderd.adapters.engines.incus.instance import OWN
 
 log = logging.getLogger(__name__)
@@ -17,23 +17,45 @@ _BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
 
 
 class Volumes:
-    """Volumes by name. Names are unique in the cluster, but for layers, which lie on each member that uses them."""
+    """Volumes by name. Names are unique in the cluster, but for layers, which lie on each member that uses them.
 
-    def __init__(self, client: IncusClient, pool: str) -> None:
+    ``away`` returns the members that are away.
+    """
+
+    def __init__(self, client: IncusClient, pool: str, away: Callable[[], Collection[str]]) -> None:
         self._client = client
+        self._away = away
         self._pool = pool
         self._path = f"/storage-pools/{pool}/volumes/custom"
 
     async def find(self, name: str, member: str = "") -> Json | None:
+        """Return a volume, of any member unless one is given. Raises ``MemberAwayError``."""
+        if away := self._away():
+            # Incus would wait for a member that is away; its list comes from the cluster's database.
+            places = [member] if member else await self.places(name)
+            if not places:
+                return None
+            member = next((place for place in places if place not in away), "")
+            if not member:
+                raise MemberAwayError(places[0])
         try:
             found: Json = await self._client.get(f"{self._path}/{name}", target=member)
         except IncusNotFound:
             return None
         return found
 
+    async def places(self, name: str) -> Sequence[str]:
+        """Return the members that have a volume of this name, also those that are away."""
+        found = await self._client.get(self._path, recursion="1", filter=f"name eq {name}")
+        return [volume["location"] for volume in found if volume["name"] == name]
+
     async def all(self) -> Sequence[Json]:
         found: Sequence[Json] = await self._client.get(self._path, recursion="1")
         return [volume for volume in found if "/" not in volume["name"]]
+
+    def is_at_hand(self, volume: Json) -> bool:
+        """Return True unless its member is away."""
+        return volume.get("location") not in self._away()
 
     async def create(self, name: str, size: int, own: Mapping[str, str], member: str, mode: str = "0711") -> None:
         """Make an empty volume with a hard limit. Raises ``IncusConflict``."""

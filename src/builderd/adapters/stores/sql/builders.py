@@ -110,6 +110,9 @@ _at_rest = and_(
     builders.c.handover.is_(None),
     _no_spare_disks,
 )
+_LOCATED = (
+    select(builders.c.id).where(text(LIVE), text("location <> ''"), builders.c.location == bindparam("at"))
+).order_by(builders.c.id)
 _RESTLESS = union(
     select(builders.c.id).where(_kept, not_(_at_rest)),
     select(sandboxes.c.builder_id).where(text("end_cause IS NULL")),
@@ -249,6 +252,9 @@ class Builders(Claims):
 
     def tenants(self) -> Sequence[TenantId]:
         return self._connection.execute(_TENANTS).scalars().all()
+
+    def located(self, location: str) -> Sequence[BuilderId]:
+        return self._connection.execute(_LOCATED, {"at": location}).scalars().all()
 
     def restless(self) -> Sequence[BuilderId]:
         return self._connection.execute(_RESTLESS).scalars().all()

@@ -28,6 +28,7 @@ from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
 from builderd.domain.logs import LogMatch, LogPage, LogPiece
+from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
@@ -370,6 +371,14 @@ class OciEngine:
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await run_to_completion(self._here.logs.delete, builder)
+
+    # Members
+
+    async def members(self) -> Sequence[MemberReport]:
+        return []
+
+    def write_off(self, disk: DiskId) -> None:
+        """Do nothing: there is this machine only."""
 
     # The end
 

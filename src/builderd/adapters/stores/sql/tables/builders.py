@@ -87,6 +87,7 @@ builders = Table(
     Column("drill_base_at", UtcDateTime),
     Column("disk_released_at", UtcDateTime),
     Column("disk_has_data", Boolean, nullable=False, server_default=false()),
+    Column("location", Text, nullable=False, server_default=text("''")),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
@@ -106,6 +107,7 @@ builders = Table(
     index_where("ix_builders_drill_base_at", f"{BACKED_UP} AND {LIVE}", "drill_base_at"),
     index_where("ix_builders_capped", CAPPED, "tenant_id"),
     Index("ix_builders_status", "status"),
+    index_where("ix_builders_location", f"{LIVE} AND location <> ''", "location"),
     Index("ix_builders_tenant_id_updated_at", "tenant_id", "updated_at"),
 )
 

@@ -1,0 +1,24 @@
+"""Members of a cluster that an engine works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from builderd.domain.quotas import Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReport:
+    """A member as last seen. ``away_since`` is when it was first seen away, None while it answers.
+
+    ``given_up``: it is away for so long that builders there get a backup elsewhere, as the operator has chosen.
+    ``capacity`` is what it has, None while it is away. ``disks`` are on it.
+    """
+
+    name: str
+    address: str
+    away_since: datetime | None = None
+    given_up: bool = False
+    capacity: Capacity | None = None
+    disks: int = 0

@@ -1,0 +1,21 @@
+"""Members of the cluster that the engine works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from builderd.domain.ids import DiskId
+from builderd.domain.members import MemberReport
+
+
+class Members(Protocol):
+    async def members(self) -> Sequence[MemberReport]:
+        """Return the members as last seen; none where the engine works on this machine alone."""
+
+    def write_off(self, disk: DiskId) -> None:
+        """Report a disk on a member that is away as gone, and its sandbox as ended with its machine.
+
+        This holds until the member returns, or the service ends. ``delete_disk`` is carried out when it returns, also
+        after a restart of the service. Nothing happens to a disk on a member that answers.
+        """

@@ -9,7 +9,9 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from builderd.adapters.engines.incus import carry
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.guest import READY, root_argv, specified
@@ -44,7 +46,11 @@ class BuildExit:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program and what it finds: ``files`` maps paths in the instance to their content, ``kept`` are capabilities."""
+    """A program and what it finds: ``files`` maps paths in the instance to their content, ``kept`` are capabilities.
+
+    ``carried`` are folders of this machine by their paths inside: sent before, and brought back after the program.
+    ``made`` are folders that are empty before and dropped after it.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -53,6 +59,8 @@ class Program:
     user: int = 0
     kept: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
+    carried: Mapping[str, Path] = field(default_factory=dict)
+    made: Sequence[str] = ()
 
 
 class Runner:
@@ -73,7 +81,14 @@ class Runner:
             else:
                 await self._client.call("POST", "/instances", document(named), target=member)
             await self._send(name, program.files)
-            return await self._follow(name, program, output)
+            for path in program.made:
+                await carry.make(self._client, name, path, program.user)
+            for path, folder in program.carried.items():
+                await carry.send(self._client, name, path, folder, program.user)
+            ended = await self._follow(name, program, output)
+            for path, folder in program.carried.items():
+                await carry.bring_back(self._client, name, path, folder)
+            return ended
         finally:
             await asyncio.shield(self._instances.delete(name))
 

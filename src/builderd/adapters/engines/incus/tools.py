@@ -18,10 +18,12 @@ from builderd.ports.engine import Progress, Tool, ToolExit
 _CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 256
 _ROOT_BYTES = 2 * GB
 _HELD = "/mnt/disk"
+#: Folder whose content makes a tool faster and may be missing: it goes to no other member.
+_CACHE = "cache"
 
 
 class Tools:
-    """``own_member`` is the member that this service runs on: folders of its machine can be seen there only."""
+    """``own_member`` is the member that this service runs on. Elsewhere tools get copies of folders of its machine."""
 
     def __init__(
         self, runner: Runner, instances: Instances, disks: Disks, own_member: str, files: dict[str, bytes]
@@ -35,7 +37,8 @@ class Tools:
     async def run(self, tool: Tool, output: Progress) -> ToolExit:
         """Run the tool. Raises ``NotFound`` without the disk."""
         member = await self._disks.member(tool.disk) if tool.disk else self._own_member
-        if tool.folders and member != self._own_member:
+        is_here = member == self._own_member
+        if "repository" in tool.folders and not is_here:
             raise EngineUnavailable(
                 f"The disk {tool.disk} lies on the member {member}, which does not see the folders of this machine "
                 f"({self._own_member}): use a repository that every member reaches, such as s3: or rest:."
@@ -55,7 +58,7 @@ class Tools:
             binds=((f"{_HELD}/app", "/disk"),) if tool.disk else (),
             hidden=("/mnt",),
             hostname=tool.hostname,
-            folders={f"/{name}": str(folder) for name, folder in tool.folders.items()},
+            folders={f"/{name}": str(folder) for name, folder in tool.folders.items()} if is_here else {},
         )
         env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
         program = Program(
@@ -66,6 +69,8 @@ class Tools:
             user=APP_UID,
             kept="+dac_read_search" if tool.reads_all else "",
             files=self._files,
+            carried={} if is_here else {f"/{name}": folder for name, folder in tool.folders.items() if name != _CACHE},
+            made=[f"/{_CACHE}"] if _CACHE in tool.folders and not is_here else [],
         )
         ended = await self._runner.run(instance, program, member, output, network=tool.network)
         return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _BOUNDARY = "builderd-image-part"
 _PIECE_BYTES = 1 << 20
 #: The project shares networks with others: Incus has bridges in its default project only.
-_FEATURES = {
+FEATURES = {
     "features.images": "true",
     "features.profiles": "true",
     "features.storage.volumes": "true",
@@ -92,7 +92,7 @@ class Cluster:
     async def ensure_project(self) -> None:
         if self._options.project == "default":
             return
-        body = {"name": self._options.project, "description": "apps of builderd", "config": _FEATURES}
+        body = {"name": self._options.project, "description": "apps of builderd", "config": FEATURES}
         with suppress(IncusConflict):
             await self._client.call("POST", "/projects", body, project="default")
 

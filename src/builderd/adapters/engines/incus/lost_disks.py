@@ -6,10 +6,12 @@ database of the cluster keeps it over restarts of this service.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.cluster import FEATURES
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.instances import Instances
@@ -32,6 +34,8 @@ class LostDisks:
         self._volumes = volumes
         self._instances = instances
         self._routes = routes
+        #: Held while the project's configuration is read and written.
+        self._noting = asyncio.Lock()
         self._path = f"/projects/{client.project}"
 
     async def delete_later(self, disk: DiskId) -> bool:
@@ -41,9 +45,16 @@ class LostDisks:
         if not places or not away.issuperset(places):
             return False
         log.warning("disk is deleted when its member returns disk=%s member=%s", disk, places[0])
-        config = {f"{_DELETE}{disk}": places[0]}
-        await self._client.call("PATCH", self._path, {"config": config}, project="default")
+        await self._note({f"{_DELETE}{disk}": places[0]}, ())
         return True
+
+    async def _note(self, added: Mapping[str, str], removed: Collection[str]) -> None:
+        async with self._noting:
+            project = await self._client.get(self._path, project="default")
+            left = {key: value for key, value in project["config"].items() if key not in removed}
+            # PUT: with a PATCH, Incus takes features that it leaves out as wanted.
+            body = {"description": project["description"], "config": {**FEATURES, **left, **added}}
+            await self._client.call("PUT", self._path, body, project="default")
 
     async def delete_on(self, members: Collection[str]) -> None:
         """Delete what was to be deleted on these members, which answer again, with the instances that have it."""
@@ -54,9 +65,7 @@ class LostDisks:
         for key, member in due.items():
             await self._delete(DiskId(key.removeprefix(_DELETE)), member)
         if due:
-            config = {key: value for key, value in project["config"].items() if key not in due}
-            body = {"description": project["description"], "config": config}
-            await self._client.call("PUT", self._path, body, project="default")
+            await self._note({}, due)
 
     async def _delete(self, disk: DiskId, member: str) -> None:
         found = await self._volumes.find(volume_of(disk), member)

@@ -60,6 +60,13 @@ class Disks:
         own = own_of(found)
         return DiskReport(disk, own.get("bundle") or None, int(own["size"]), own.get("build", ""))
 
+    async def has_written_off(self, instance: str) -> bool:
+        """Return True if the instance has a disk that is written off."""
+        if not self.written_off:
+            return False
+        gone = {volume_of(disk) for disk in self.written_off}
+        return any(volume["name"] in gone and instance in users_of(volume) for volume in await self._volumes.all())
+
     async def member(self, disk: DiskId) -> str:
         """Return the member that the disk lies on; "" without a cluster. Raises ``NotFound``."""
         return str((await self._existing(disk)).get("location") or "")

@@ -97,7 +97,7 @@ class Instances:
 
     async def _choose(self, refused: Collection[str], *, egress: bool) -> str:
         async with self._choosing:
-            used = {found["config"].get(f"{OWN}ip") for found in await self.all()} | self._taken | set(refused)
+            used = {own_of(found).get("ip") for found in await self.all()} | self._taken | set(refused)
             network = addresses(self._options.subnet, egress=egress)
             first, count = int(network[0]), network.num_addresses
             for _ in range(1000):

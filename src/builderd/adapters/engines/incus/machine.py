@@ -99,6 +99,7 @@ class Machine:
         await self.lost_disks.delete_on({member.name for member in arrived})
         if not self.members.away_names():
             self.disks.written_off.clear()
+        await self.sandboxes.adopt()
         await self.measure()
 
     async def remove_own_instances(self) -> None:

@@ -72,10 +72,7 @@ def missing_report(sandbox: SandboxId) -> SandboxReport:
 def lost_report(found: Json) -> SandboxReport:
     """Return the report of a sandbox whose member is given up: it ended with its machine."""
     end = SandboxEnd(EndCause.HOST_RESTARTED, None, None)
-    own = own_of(found)
-    return SandboxReport(
-        sandbox_of(found["name"]), BuilderId(own["builder"]), SandboxState.EXITED, None, _moment(own["started"]), end
-    )
+    return SandboxReport(sandbox_of(found["name"]), None, SandboxState.EXITED, end=end)
 
 
 def state_of(found: Json) -> SandboxState:

@@ -189,7 +189,9 @@ class Sandboxes:
         if not sandbox.isalnum():
             return None
         found = await self._instances.find(name_of(sandbox))
-        return found if found and is_sandbox(found) and not self._is_written_off(found) else None
+        if found is None or not is_sandbox(found) or await self._is_written_off(found):
+            return None
+        return found
 
     async def running(self, sandbox: SandboxId) -> Json | None:
         """Return the instance of a sandbox that runs or is frozen."""
@@ -215,12 +217,13 @@ class Sandboxes:
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
-        if found and is_sandbox(found) and self._is_written_off(found):
+        if found and is_sandbox(found) and await self._is_written_off(found):
             return lost_report(found)
         return await self._report(found) if found and is_sandbox(found) else missing_report(sandbox)
 
-    def _is_written_off(self, found: Json) -> bool:
-        return found["status"] == "Error" and DiskId(own_of(found)["disk"]) in self._disks.written_off
+    async def _is_written_off(self, found: Json) -> bool:
+        """Return True if its disk is; of an instance whose member is away, Incus shows the name alone."""
+        return found["status"] == "Error" and await self._disks.has_written_off(found["name"])
 
     async def _report(self, found: Json) -> SandboxReport:
         if not await self._has_order(found):

@@ -108,8 +108,9 @@ class Volumes:
 
 
 def own_of(found: Json) -> dict[str, str]:
-    """Return the service's own keys of a volume or an instance."""
-    return {name.removeprefix(OWN): value for name, value in found["config"].items() if name.startswith(OWN)}
+    """Return the service's own keys of a volume or an instance; none of an instance whose member is away."""
+    config = found["config"] or {}
+    return {name.removeprefix(OWN): value for name, value in config.items() if name.startswith(OWN)}
 
 
 def users_of(volume: Json) -> Sequence[str]:

@@ -79,7 +79,7 @@ async def trusted(engine: IncusEngine, cluster: IncusCluster, folder: Path, port
     )
 
 
-async def test_end_during_a_silent_loss_of_the_connection_is_told(
+async def test_end_during_a_silent_loss_of_the_connection_is_reported(
     engine: IncusEngine, cluster: IncusCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "PROBE_SECONDS", 1.0)

@@ -29,7 +29,7 @@ LOST, RETURNED = "member.lost", "member.returned"
 
 
 class LostMembers:
-    """Remembers what was told; after a restart of the service, members that are away still are told of again."""
+    """Remembers the members that it reported; after a restart of the service those that are away are reported again."""
 
     def __init__(self, application: Application) -> None:
         self._app = application

@@ -29,7 +29,7 @@ async def told(scene: Scene, builder: Builder) -> list[str]:
     return [one.type for one in await scene.world.events(builder) if one.type.startswith("member.")]
 
 
-async def test_loss_and_return_are_told_once_to_the_builders_of_the_member(scene: Scene) -> None:
+async def test_loss_and_return_are_one_event_each_for_the_builders_of_the_member(scene: Scene) -> None:
     builder, members = await on_node2(scene), LostMembers(scene.world.application)
     scene.world.engine.member = "node1"
     other = await scene.world.create(name="other")

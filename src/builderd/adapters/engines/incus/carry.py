@@ -13,7 +13,7 @@ from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.domain.errors import EngineUnavailable
 
-#: Most of what is brought back.
+#: Limit of a folder that is brought back.
 MAX_BYTES = 1 << 30
 
 

@@ -41,7 +41,7 @@ class Members:
         for name, member in found.items():
             before = self._seen.get(name)
             if member.online != (before is None or before.online):
-                log.warning("member of Incus %s member=%s", "returned" if member.online else "lost", name)
+                log.warning("member of Incus changed member=%s online=%s", name, member.online)
         self._away = {name: self._away.get(name, now) for name, member in found.items() if not member.online}
         self._prepared -= self._away.keys() | (self._prepared - found.keys())
         self._seen = found

@@ -1,4 +1,4 @@
-"""Volumes while a member is away: those that only it has are told apart from those that are gone."""
+"""Volumes while a member is away: one that only it has is not reported as gone."""
 
 from __future__ import annotations
 

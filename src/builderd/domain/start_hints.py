@@ -187,7 +187,7 @@ def _add_python(package: str, bundle: Bundle | None) -> str:
     """Return where to add a Python package: the manifest that is read, or the one that lies where it is not read."""
     if bundle is not None and bundle.file("requirements.txt") is None and bundle.file("pyproject.toml") is not None:
         return f"add {package} to project.dependencies of pyproject.toml."
-    ignored = _first(bundle, ("Pipfile", "environment.yml", "setup.py", "setup.cfg"))
+    ignored = _first(bundle, ("Pipfile", "environment.yml"))
     deeper = next((path for path in _paths(bundle) if path.endswith("/requirements.txt")), None)
     unread = ignored or (deeper if bundle is not None and bundle.file("requirements.txt") is None else None)
     if unread is not None:

@@ -9,8 +9,6 @@ UNREAD = {
     "Pipfile": "Pipfile.lock (pipenv lock)",
     "pdm.lock": "requirements.txt (pdm export > requirements.txt)",
     "environment.yml": "requirements.txt",
-    "setup.py": "requirements.txt or pyproject.toml",
-    "setup.cfg": "requirements.txt or pyproject.toml",
     "yarn.lock": "package-lock.json (npm install --package-lock-only)",
     "pnpm-lock.yaml": "package-lock.json (npm install --package-lock-only)",
     "bun.lockb": "package-lock.json (npm install --package-lock-only)",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from builderd.adapters.installers.locks import read_locks
 from builderd.adapters.installers.project import read_project
 from builderd.adapters.installers.requirements import Requirements, read_requirements
+from builderd.adapters.installers.setup_files import read_setup
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
@@ -66,7 +67,7 @@ class UvInstaller:
     index: str | None = None
 
     def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
-        requirements = read_requirements(bundle) or read_project(bundle) or read_locks(bundle)
+        requirements = _read(bundle)
         if requirements is None:
             return None
         kind = f"tenant {tenant}" if requirements.foreign else "shared"
@@ -114,6 +115,11 @@ class UvInstaller:
     def _key(self, requirements: Requirements, base_id: str, kind: str) -> str:
         decisive = [RECIPE, "uv", self.version, base_id, self.index, kind, requirements.lines, requirements.constraints]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _read(bundle: Bundle) -> Requirements | None:
+    """Return the dependencies of the first file that names any."""
+    return read_requirements(bundle) or read_project(bundle) or read_locks(bundle) or read_setup(bundle)
 
 
 def _inputs(requirements: Requirements) -> Mapping[str, bytes]:

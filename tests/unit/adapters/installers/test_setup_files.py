@@ -1,0 +1,132 @@
+"""Dependencies of a ``setup.py`` or ``setup.cfg`` are read without running it."""
+
+from __future__ import annotations
+
+import pytest
+
+from builderd.adapters.installers.setup_files import MAX_BYTES, read_setup
+from builderd.adapters.installers.uv import UvInstaller
+from builderd.domain.bundles import Bundle, BundleFile, make_bundle
+from builderd.domain.errors import InstallFailed
+from builderd.domain.ids import TenantId
+
+
+def bundle(setup_py: str = "", setup_cfg: str = "", **more: str) -> Bundle:
+    files = {"setup.py": setup_py, "setup.cfg": setup_cfg, **{f"{name}.txt": text for name, text in more.items()}}
+    return make_bundle([BundleFile(name, text.encode()) for name, text in files.items() if text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from setuptools import setup\nsetup(name='x', install_requires=['flask>=3', 'idna'])\n",
+        "setup(\n    install_requires=[\n        'flask>='  # split\n        '3',\n        'idna',\n    ],\n    x=1)\n",
+        "REQUIRES = ('flask>=3', r'idna',)\n\nsetup(name='x', install_requires=REQUIRES, zip_safe=False)\n",
+        "install_requires = ['idna', 'flask>=3']\nsetup(install_requires=install_requires)\n",
+        "# install_requires are few\nsetup(install_requires=['idna', 'flask>=3'])",
+    ],
+)
+def test_plain_list_of_setup_py_is_read(text: str) -> None:
+    found = read_setup(bundle(text))
+    assert found is not None
+    assert (found.lines, found.constraints, found.foreign) == (("flask>=3", "idna"), (), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("setup(install_requires=open('r.txt').read().split())", "begins with 'open'"),
+        ("setup(install_requires=read())", "begins with 'read'"),
+        ("setup(install_requires=['a'] + MORE)", "not a plain list"),
+        ("setup(install_requires=['a', B])", "'B' stands among"),
+        ("setup(install_requires=[f'a{x}'])", "not a plain list"),
+        ("setup(install_requires=[b'a'])", "is no text"),
+        ("setup(install_requires=['a'.upper()])", "not a plain list"),
+        ("def f():\n    deps = ['a']\nsetup(install_requires=deps)", "deps is assigned 0 times"),
+        ("deps = ['a']\ndeps = []\nsetup(install_requires=deps)", "deps is assigned 2 times"),
+        ("setup(install_requires=['a'])\nsetup(install_requires=['b'])", "given 2 times"),
+        ("setup(**{'install_requires': ['a']})", "given 0 times"),
+        ("setup(install_requires=", "is not Python"),
+        ("setup(install_requires=['a'", "is not Python"),
+        ("install_requires=", "begins with ''"),
+    ],
+)
+def test_computed_list_is_refused_with_the_cure(text: str, why: str) -> None:
+    with pytest.raises(InstallFailed, match=r"setup\.py.*") as refused:
+        read_setup(bundle(text))
+    assert why in str(refused.value)
+    assert "is not Python" in why or "list them in requirements.txt" in str(refused.value)
+
+
+def test_setup_without_dependencies_needs_none() -> None:
+    assert read_setup(bundle("setup(name='x')  # no install_requires\n", "[metadata]\nname = x\n")) is None
+    assert read_setup(bundle()) is None
+
+
+def test_list_of_setup_cfg_is_read() -> None:
+    listed = "    flask>=3  # the server\n    # nothing\n    idna; python_version > '3'\n"
+    cfg = f"[metadata]\nname = x\n[options]\ninstall_requires =\n{listed}"
+    found = read_setup(bundle("from setuptools import setup\nsetup()\n", cfg))
+    assert found is not None
+    assert found.lines == ("flask>=3", 'idna; python_version > "3"')
+    with pytest.raises(InstallFailed, match="list them in requirements"):
+        read_setup(bundle("", "[options]\ninstall_requires = file: needs.in\n"))
+    with pytest.raises(InstallFailed, match=r"setup\.cfg is not readable"):
+        read_setup(bundle("", "no section\n"))
+
+
+def test_code_from_elsewhere_is_foreign_and_a_path_is_refused() -> None:
+    found = read_setup(bundle("setup(install_requires=['x @ git+https://example.com/x'])"))
+    assert found is not None
+    assert found.foreign
+    for text in ("../x", "file:///etc", "x @ file:///etc", "--index-url=https://example.com", "x\\n--pre"):
+        with pytest.raises(InstallFailed, match=r"setup\.py: install_requires"):
+            read_setup(bundle(f"setup(install_requires=['{text}'])"))
+
+
+def test_texts_without_commas_are_joined_in_time_of_their_length() -> None:
+    found = read_setup(bundle("setup(install_requires=[" + "'a' " * 20_000 + "])"))
+    assert found is not None
+    assert found.lines == ("a" * 20_000,)
+
+
+def test_requirements_go_before_setup_py() -> None:
+    installer, tenant = UvInstaller("1"), TenantId("acme")
+    setup = "setup(install_requires=['idna'])"
+    alone = installer.plan(bundle(setup), "base", tenant)
+    assert alone is not None
+    assert alone.inputs == {"requirements.txt": b"idna\n"}
+    assert not alone.runs_foreign_code
+    both = installer.plan(bundle(setup, requirements="flask\n"), "base", tenant)
+    assert both is not None
+    assert both.inputs == {"requirements.txt": b"flask\n"}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "[" * 30_000,
+        "(" * 30_000 + ")" * 30_000,
+        "-" * 60_000 + "1",
+        "x" + ".x" * 30_000,
+        "['a'" + ", 'a'" * 15_000 + "]",
+        "lambda:" * 12_000 + "0",
+        "f'{" * 20_000,
+        "'\\N{x}'",
+        "['\\N{x}']",
+        "['\\ud800']",
+        "[\0'a'\0]",
+        "\x0c" * 5_000 + "[]",
+    ],
+)
+def test_hostile_setup_py_ends_in_a_message(attack: str) -> None:
+    with pytest.raises(InstallFailed, match=r"^setup\.py") as refused:
+        read_setup(bundle(f"setup(install_requires={attack})"))
+    assert len(str(refused.value)) < 500
+
+
+def test_large_files_are_refused() -> None:
+    with pytest.raises(InstallFailed, match="at most 100000 are read"):
+        read_setup(bundle("#" * (MAX_BYTES + 1)))
+    with pytest.raises(InstallFailed, match="at most 2000 dependencies"):
+        read_setup(bundle("setup(install_requires=[" + "'a'," * 3_000 + "])"))

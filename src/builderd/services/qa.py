@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,6 +37,10 @@ from builderd.ports.testers import Target
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.services.start_time import StartTime
+
+#: Seconds between two looks at whether an app that has not answered yet has had its time.
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +94,12 @@ async def judge(
 
 
 async def _visit(application: Application, target: Target, sandbox: Sandbox, start_seconds: float) -> Visit:
-    """Ask the app, for as long as its start may take: a server may listen before its workers have been loaded."""
+    """Ask the app; one that refuses, or that answers 503, is asked again for ``RETRY_SECONDS``."""
     clock = application.clock
     begun = clock.passed()
-    started = sandbox.started_at or sandbox.created_at
-    left = start_seconds - (clock.now() - started).total_seconds()
-    timeout = max(GATE_TIMEOUT, left)
+    start_time = StartTime(application.engine, sandbox.id, start_seconds)
     while True:
-        visit = await application.testers.visit(target, GATE_PATH, timeout - (clock.passed() - begun))
+        visit = await _ask(application, target, sandbox, start_time)
         is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
         if (
             is_ready
@@ -105,6 +108,23 @@ async def _visit(application: Application, target: Target, sandbox: Sandbox, sta
         ):
             return visit
         await clock.sleep(RETRY_PAUSE)
+
+
+async def _ask(application: Application, target: Target, sandbox: Sandbox, start_time: StartTime) -> Visit:
+    """Send one request, and wait as long as the start may take: a server may listen before its workers have loaded."""
+    clock = application.clock
+    begun = clock.passed()
+    before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
+    timeout = max(GATE_TIMEOUT, start_time.most - before)
+    asking = asyncio.ensure_future(application.testers.visit(target, GATE_PATH, timeout))
+    try:
+        while not (await asyncio.wait({asking}, timeout=LOOK_SECONDS))[0]:
+            seconds = clock.passed() - begun
+            if seconds >= GATE_TIMEOUT and await start_time.is_over(before + seconds):
+                return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds")
+        return asking.result()
+    finally:
+        asking.cancel()
 
 
 async def _judge_worker(application: Application, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:

@@ -10,7 +10,7 @@ from tests.application import World
 
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.prices import Billing, Segment
-from builderd.reconciler.stages.start_time import MOST
+from builderd.services.start_time import MOST
 
 
 async def check_ledger(world: World, builder: Builder) -> None:

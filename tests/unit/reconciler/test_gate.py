@@ -10,12 +10,14 @@ from tests.application import World
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import QaFailed
-from builderd.domain.previews import RouteState
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.previews import Address, RouteState
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.qa_gate import QUICK_ALIVE_SECONDS, WATCH_SECONDS, Visit
-from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxUsage
 from builderd.domain.versions import Version, VersionStatus
-from builderd.services import builders
+from builderd.ports.testers import Target
+from builderd.services import builders, qa
 
 BROKEN = Visit(500, 0.02, excerpt="Internal Server Error")
 
@@ -49,6 +51,32 @@ async def test_a_healthy_app_passes_and_is_asked_once(world: World) -> None:
         CheckName.MEMORY,
     ]
     assert [call for call, _ in world.testers.calls if call == "visit"] == ["visit"]
+
+
+@pytest.mark.parametrize(("share", "seconds", "status"), [(0.4, 120, 200), (0.0, 120, None), (1.0, 120, None)])
+async def test_answer_is_waited_for_while_the_app_is_busy_on_a_loaded_machine(
+    world: World, monkeypatch: pytest.MonkeyPatch, share: float, seconds: float, status: int | None
+) -> None:
+    """Dash under gunicorn at load 34 listened at once, and its worker had not imported within the start's 60 s."""
+    clock = world.clock
+    started, begun = clock.now(), clock.passed()
+
+    async def usage(sandbox: SandboxId) -> SandboxUsage:
+        return SandboxUsage(share * (clock.passed() - begun), 1, 1, 1, 1, 1)
+
+    async def answer_late(target: Target, path: str, timeout_seconds: float) -> Visit:
+        while clock.passed() < begun + seconds:
+            clock.move(0.5)
+            await asyncio.sleep(0.002)
+        return Visit(200, seconds)
+
+    monkeypatch.setattr(qa, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(world.engine, "usage", usage)
+    monkeypatch.setattr(world.testers, "visit", answer_late)
+    sandbox = Sandbox(SandboxId("a" * 16), BuilderId("b"), 1, 1, 1, started, DiskId("c"), started_at=started)
+    visit = await qa._visit(world.application, Target(Address("10.0.0.2", 80), ""), sandbox, 60)
+    assert visit.status == status
+    assert status or 60 <= visit.seconds < 80
 
 
 async def test_the_route_is_open_before_the_gate_has_judged(world: World) -> None:

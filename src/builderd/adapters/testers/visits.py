@@ -40,7 +40,7 @@ class Visitor:
                     return await _begin_http2(target, begun)
                 return await self._get(target, path, timeout_seconds, begun)
         except (TimeoutError, httpx.TimeoutException):
-            return Visit(None, time.monotonic() - begun, f"nothing came within {timeout_seconds:g} seconds")
+            return Visit(None, time.monotonic() - begun, f"nothing came within {timeout_seconds:.0f} seconds")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             # Out of descriptors, say, which is no answer of the app's.
             if (fault := machine_fault(error)) is not None:

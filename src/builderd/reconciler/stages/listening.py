@@ -8,8 +8,8 @@ from builderd.domain.failures import listens_elsewhere
 from builderd.domain.qa_gate import WORKER_ALIVE_SECONDS
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.start_time import StartTime
 from builderd.services.application import Application
+from builderd.services.start_time import StartTime
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well.
 ELSEWHERE_GRACE = 5.0

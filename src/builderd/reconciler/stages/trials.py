@@ -19,9 +19,9 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.listening import Wait, wait_until_up
-from builderd.reconciler.stages.start_time import MOST
 from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, put_bundle
 from builderd.services.application import Application
+from builderd.services.start_time import MOST
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)

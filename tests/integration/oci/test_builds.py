@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,17 +90,25 @@ class Workshop:
         return list(self.machine.store.builds.iterdir()) == [] and self.machine.runs.all() == []
 
 
-@pytest.fixture
-async def workshop(tmp_path: Path) -> AsyncIterator[Workshop]:
-    machine = Machine(EngineOptions(tmp_path / "data", INDEX_PORT, store=OPTIONS))
+@asynccontextmanager
+async def opened_workshop(options: EngineOptions) -> AsyncIterator[Workshop]:
+    machine = Machine(options)
     await machine.open(quiet)
     workshop = Workshop(machine)
-    yield workshop
-    tidy = workshop.is_tidy()
-    machine.runs.close()
-    machine.launcher.close()
-    machine.give_back()
+    try:
+        yield workshop
+        tidy = workshop.is_tidy()
+    finally:
+        machine.runs.close()
+        machine.launcher.close()
+        machine.give_back()
     assert tidy
+
+
+@pytest.fixture
+async def workshop(tmp_path: Path) -> AsyncIterator[Workshop]:
+    async with opened_workshop(EngineOptions(tmp_path / "data", INDEX_PORT, store=OPTIONS)) as opened:
+        yield opened
 
 
 HELLO = wheel("hello", {"hello.py": "GREETING = 'hello'\n", "hello_old.py": "print 'python 2'\n"})

@@ -14,6 +14,7 @@ import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
 from tests.engines import ENGINE_TIMEOUT, execute, log_text, make_spec, prepared, until_listening
+from tests.outside import outside
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.network.nft import FLOWS
@@ -79,29 +80,16 @@ def serve(prefix: list[str], *addresses: tuple[str, int]) -> subprocess.Popen[st
 @pytest.fixture
 def world() -> Iterator[None]:
     """A namespace behind a link of the host that has all these addresses and serves port 80."""
-    sh("ip", "netns", "add", "bd-world")
     servers: list[subprocess.Popen[str]] = []
-    try:
-        sh("ip", "link", "add", "bd-world", "type", "veth", "peer", "name", "eth0", "netns", "bd-world")
-        sh("ip", "address", "add", "192.0.3.1/30", "dev", "bd-world")
-        sh("ip", "link", "set", "bd-world", "up")
-        sh("ip", "-n", "bd-world", "address", "add", "192.0.3.2/30", "dev", "eth0")
-        for link in ("eth0", "lo"):
-            sh("ip", "-n", "bd-world", "link", "set", link, "up")
-        sh("ip", "-n", "bd-world", "route", "add", "default", "via", "192.0.3.1")
-        for address in (INTERNET, ALLOWED, DENIED, *NEAR):
-            sh("ip", "-n", "bd-world", "address", "add", f"{address}/32", "dev", "lo")
-            sh("ip", "route", "add", f"{address}/32", "via", "192.0.3.2")
-        servers.append(serve(["ip", "netns", "exec", "bd-world"], ("0.0.0.0", 80)))
-        servers.append(serve([], ("0.0.0.0", HOST_PORT)))
-        yield
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
-        # With its namespace alone it would go a moment later, perhaps in the middle of the next test.
-        subprocess.run(["ip", "link", "delete", "bd-world"], check=False)
-        sh("ip", "netns", "delete", "bd-world")
+    with outside(INTERNET, ALLOWED, DENIED, *NEAR, name="bd-world", link="192.0.3.0") as there:
+        try:
+            servers.append(serve(["ip", "netns", "exec", there.namespace], ("0.0.0.0", 80)))
+            servers.append(serve([], ("0.0.0.0", HOST_PORT)))
+            yield
+        finally:
+            for server in servers:
+                server.kill()
+                server.wait()
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""Deploy the zoo on a service of its own and print its table: ``python -m tests.acceptance.zoo [--busy N] [NAME …]``.
+
+Needs root, as every real sandbox does. ``--busy N`` keeps the machine busy with N endless loops meanwhile, and deploys
+each app once, its layers as they are; without it each is deployed cold, cached, and with a new version.
+``BUILDERD_ZOO_ROWS`` names a file to which each row is appended, ``BUILDERD_SCREENSHOTS`` a folder for pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.zoo.animals import ANIMALS
+from tests.acceptance.zoo.app import ZooApp
+from tests.acceptance.zoo.keeper import Row, busy, measure, under_load
+from tests.acceptance.zoo.table import markdown
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    options = _options()
+    chosen = [app for app in ANIMALS if not options.names or app.name in options.names]
+    with (
+        tempfile.TemporaryDirectory(prefix="bd.") as folder,
+        live_service(Path(folder, "d")) as service,
+    ):
+        if options.busy:
+            for app in chosen:
+                _row(service, app, warm=True, busy_loops=0)
+        loops = busy(options.busy) if options.busy else nullcontext()
+        with loops:
+            rows = [_row(service, app, warm=bool(options.busy), busy_loops=options.busy) for app in chosen]
+    sys.stdout.write(markdown(rows))
+    return 0 if all(row.verdict == "up" for row in rows) else 1
+
+
+def _row(service: LiveService, app: ZooApp, *, warm: bool, busy_loops: int) -> Row:
+    begun = time.monotonic()
+    try:
+        row = under_load(service, app) if warm else measure(service, app)
+    except Exception as error:
+        row = Row(app.name, app.kind, verdict=f"{type(error).__name__}: {error}".replace("\n", " ")[:2000])
+    seconds = time.monotonic() - begun
+    sys.stderr.write(f"{row} in {seconds:.0f} s, {busy_loops} loops\n")
+    return row
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.acceptance.zoo")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="apps; all without one")
+    parser.add_argument("--busy", type=int, default=0, help="endless loops beside the deployments")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import threading
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from ssl import SSLContext
+
+#: Python has setns(2) since 3.12.
+LIBC, CLONE_NEWNET = ctypes.CDLL(None, use_errno=True), 0x40000000
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Outside:
         """Listen inside the namespace. The thread stays in there, so it must be one that ends."""
         file = os.open(Path("/run/netns", self.namespace), os.O_RDONLY)
         try:
-            os.setns(file, os.CLONE_NEWNET)
+            if LIBC.setns(file, CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
         finally:
             os.close(file)
         return ThreadingHTTPServer(("0.0.0.0", port), handler)

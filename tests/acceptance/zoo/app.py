@@ -38,7 +38,9 @@ class Visit:
     def socket(self, path: str, **options: Any) -> ClientConnection:
         """Open a WebSocket of the app through the preview."""
         host = self.data["preview_url"].split("/")[2]
-        return connect(f"ws://{host}/{path}", sock=self.service.dial_preview(), open_timeout=60, **options)
+        dialled = self.service.dial_preview()
+        opened: ClientConnection = connect(f"ws://{host}/{path}", sock=dialled, open_timeout=60, **options)
+        return opened
 
     def run(self, command: str, seconds: int = 120) -> str:
         """Return the output of a command beside the app, which must end with code 0."""
@@ -73,6 +75,7 @@ class ZooApp:
 
     ``fields`` are further fields of the create request: most apps need none; ``around`` gives more of them, while the
     app is looked at. ``archive``: its files are sent by the upload API.
+    ``accept``: the reason for which a person lets pass what holds it in the review.
     """
 
     name: str
@@ -85,6 +88,7 @@ class ZooApp:
     fields: Mapping[str, Any] = field(default_factory=dict)
     around: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
     archive: bool = False
+    accept: str = ""
 
     @property
     def kind(self) -> str:

@@ -66,7 +66,27 @@ def deploy(service: LiveService, app: ZooApp, body: dict[str, Any]) -> tuple[Vis
     accepted = service.call("POST", "/builders", json=_sent(service, app, body), headers=ASYNC)
     if accepted.status_code != 202:
         raise NotUp(accepted.text)
-    return _outcome(service, app, accepted.json()["data"]["uuid"], begun)
+    uuid = accepted.json()["data"]["uuid"]
+    if app.accept:
+        _accept(service, uuid, app.accept)
+    return _outcome(service, app, uuid, begun)
+
+
+def _accept(service: LiveService, uuid: str, reason: str) -> None:
+    """Accept each finding that holds the version, as the message says, and start the builder again."""
+    failed = service.wait_status(uuid, "failed", "running")
+    review = service.call("GET", f"/builders/{uuid}/review").json()["data"]
+    held = [finding for finding in review["findings"] if finding["severity"] == "hold"]
+    if failed["status"] == "running" or not held:
+        return
+    for finding in held:
+        acceptance = {"fingerprint": finding["fingerprint"], "reason": reason}
+        answer = service.call("POST", f"/builders/{uuid}/review/accept", json=acceptance)
+        if answer.status_code >= 400:
+            raise NotUp(answer.text)
+    started = service.call("POST", f"/builders/{uuid}/start", headers=ASYNC)
+    if started.status_code >= 400:
+        raise NotUp(started.text)
 
 
 def _sent(service: LiveService, app: ZooApp, body: dict[str, Any]) -> dict[str, Any]:
@@ -199,8 +219,8 @@ def look(visit: Visit, app: ZooApp) -> None:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 760})
         try:
-            page.goto(url, timeout=120_000)
-            page.get_by_text(app.page).first.wait_for(timeout=120_000)
+            page.goto(url, timeout=300_000)
+            page.get_by_text(app.page).first.wait_for(timeout=300_000)
         finally:
             if SCREENS:
                 Path(SCREENS).mkdir(parents=True, exist_ok=True)

@@ -287,6 +287,7 @@ RUST = ZooApp(
     Kept(answers("", GUEST, "POST", content=GUEST), answers("", GUEST)),
     GUEST,
     archive=True,
+    accept="compiled from the source in the zoo",
 )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 from tests.acceptance.live_service import PLAIN, LiveService
 from tests.acceptance.zoo.app import Visit, ZooApp, eventually
@@ -218,9 +219,15 @@ def look(visit: Visit, app: ZooApp) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 760})
+        faults: list[str] = []
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
         try:
             page.goto(url, timeout=300_000)
-            page.get_by_text(app.page).first.wait_for(timeout=300_000)
+            # A page may hold the text in hidden places too.
+            page.locator(f"text={app.page} >> visible=true").first.wait_for(timeout=300_000)
+        except PlaywrightError as error:
+            raise AssertionError(f"{url} does not show {app.page!r}: {error.message} Its console: {faults}") from error
         finally:
             if SCREENS:
                 Path(SCREENS).mkdir(parents=True, exist_ok=True)

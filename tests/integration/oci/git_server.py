@@ -1,4 +1,4 @@
-"""Git's own server over HTTP: a repository of one package, for whoever trusts the certificate."""
+"""Git's own server over HTTP: repositories of a test, by TLS with a certificate of its own."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import json
 from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_CHARACTERS, SHOWN_LINES
 from builderd.domain.layers import APP, NODE_MODULES, AppBuild, BuildOutcome, BuildStep, Cache, LayerPlan
+from builderd.domain.version_pins import node_hint
 from builderd.reconciler.core.observe import WorkItem
 
 #: Part of every key: increment it when a build of the same files makes something else.
@@ -61,7 +62,8 @@ def explain_build(item: WorkItem, outcome: BuildOutcome, timeout_seconds: float)
             "Does it start a server? That is the entrypoint's work."
         )
     else:
-        why = f"The build ({command}) failed with exit code {outcome.exit_code}."
+        hint = node_hint(outcome.output)
+        why = f"The build ({command}) failed with exit code {outcome.exit_code}.{hint and f' {hint}'}"
     lines = "\n".join(line[:SHOWN_CHARACTERS] for line in outcome.output[-SHOWN_LINES:])
     more = f'All of its lines: builderd logs {item.builder.name} --stream build. To deploy without it: build = "".'
     return f"{why} Its last lines:\n{lines}\n{more}" if lines else f"{why} It wrote nothing. {more}"

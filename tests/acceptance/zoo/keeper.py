@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 from tests.acceptance.live_service import PLAIN, LiveService
 from tests.acceptance.zoo.app import Visit, ZooApp, eventually
 
@@ -223,17 +223,29 @@ def look(visit: Visit, app: ZooApp) -> None:
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         try:
-            page.goto(url, timeout=300_000)
-            # A page may hold the text in hidden places too.
-            page.locator(f"text={app.page} >> visible=true").first.wait_for(timeout=300_000)
+            _until_shown(page, url, app.page)
         except PlaywrightError as error:
-            raise AssertionError(f"{url} does not show {app.page!r}: {error.message} Its console: {faults}") from error
+            raise AssertionError(f"{url} shows no {app.page!r}: {error.message} Its console: {faults[-5:]}") from error
         finally:
             if SCREENS:
                 Path(SCREENS).mkdir(parents=True, exist_ok=True)
                 page.wait_for_timeout(1000)  # until pictures and fonts are drawn
                 page.screenshot(path=f"{SCREENS}/{app.name}.png")
             browser.close()
+
+
+def _until_shown(page: Page, url: str, text: str) -> None:
+    """Load the page until it shows the text: Chromium drops what it loads when links of the host come and go."""
+    for is_last in (False, False, False, True):
+        try:
+            page.goto(url, timeout=90_000)
+            # A page may hold the text in hidden places too.
+            page.locator(f"text={text} >> visible=true").first.wait_for(timeout=90_000)
+        except PlaywrightError:
+            if is_last:
+                raise
+        else:
+            return
 
 
 def store_of(service: LiveService) -> Path:

@@ -52,7 +52,7 @@ def next_files(_: object) -> Files:
     return {**made, "app/guests/route.js": GUESTS_ROUTE}
 
 
-NEXT = ZooApp("nextjs", next_files, "npm start", answers("", "Hello world!"), OVER_HTTP, "Hello world!")
+NEXT = ZooApp("nextjs", next_files, "npm start", answers("", "Hello World!"), OVER_HTTP, "Hello World!")
 
 
 def svelte_files(_: object) -> Files:

@@ -85,7 +85,7 @@ def _accept(service: LiveService, uuid: str, reason: str) -> None:
         answer = service.call("POST", f"/builders/{uuid}/review/accept", json=acceptance)
         if answer.status_code >= 400:
             raise NotUp(answer.text)
-    started = service.call("POST", f"/builders/{uuid}/start", headers=ASYNC)
+    started = service.call("POST", f"/builders/{uuid}/start")
     if started.status_code >= 400:
         raise NotUp(started.text)
 

@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,10 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
-from builderd.domain.previews import Route
-from builderd.domain.routes import closed_route
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
@@ -47,6 +43,7 @@ from builderd.reconciler.jobs.sampling import sample
 from builderd.reconciler.jobs.webhooks import WebhookJob
 from builderd.reconciler.jobs.wildcard import WildcardJob
 from builderd.reconciler.loop.reconciler import Reconciler
+from builderd.services import lost_routes
 from builderd.services.application import Application
 from builderd.settings import Settings
 from builderd.ssh.gateway import Gateway as SshGateway
@@ -55,8 +52,6 @@ from builderd.web.app import Site, create_web
 log = logging.getLogger(__name__)
 #: Seconds until the next try when the engine cannot be prepared or the backups cannot be listed.
 PREPARE_RETRY = 15.0
-#: Builders whose routes are read by one transaction at the start.
-PAGE = 2_000
 #: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
 #: request, would slow all callers while one lists a large folder or reads a long log.
 SWITCH_SECONDS = 0.001
@@ -153,27 +148,13 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            await app.previews.start(await _expected_routes(app.store))
+            await app.previews.start(partial(lost_routes.read, app.store))
             if settings.public_host:
                 socket, user = api_socket(settings)
                 await servers.add_behind_proxy(site, socket, user, counted)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
             await _run_workers(app, settings, servers)
-
-
-async def _expected_routes(store: Store) -> Sequence[Route]:
-    """Return a closed route for every builder, for a proxy that was taken down and has no routes."""
-    routes: list[Route] = []
-    after = ""
-    while page := await store.read(partial(_page_of_live, after=after)):
-        after = page[-1].id
-        routes += map(closed_route, page)
-    return routes
-
-
-def _page_of_live(uow: UnitOfWork, after: str) -> Sequence[Builder]:
-    return uow.builders.live(after, PAGE)
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

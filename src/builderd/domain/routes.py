@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
-from builderd.domain.ids import secret_hash
+from typing import Protocol
+
+from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
+from builderd.domain.ids import BuilderId, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 
 #: States of the route of a builder that is stopped or has ended: a route in another one is opened or closed soon.
@@ -19,12 +21,35 @@ RESTING_STATES = frozenset(
 )
 
 
-def closed_route(builder: Builder) -> Route:
+class Routed(Protocol):
+    """Fields of a builder that its route follows from."""
+
+    @property
+    def id(self) -> BuilderId: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def service_token(self) -> str: ...
+    @property
+    def job_type(self) -> JobType: ...
+    @property
+    def visibility(self) -> Visibility: ...
+    @property
+    def desired(self) -> Desired: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def stop_kind(self) -> StopKind | None: ...
+    @property
+    def handover(self) -> Handover | None: ...
+
+
+def closed_route(builder: Routed) -> Route:
     """Return the route of a builder without a reachable app."""
     return make_route(builder, _closed_state(builder))
 
 
-def _closed_state(builder: Builder) -> RouteState:
+def _closed_state(builder: Routed) -> RouteState:
     if builder.job_type is JobType.ONE_TIME:
         return RouteState.JOB
     if builder.job_type is JobType.WORKER:
@@ -42,12 +67,12 @@ def _closed_state(builder: Builder) -> RouteState:
     return RouteState.STOPPED
 
 
-def _is_handing_over(builder: Builder) -> bool:
+def _is_handing_over(builder: Routed) -> bool:
     """Return True while a version that serves is being replaced."""
     return builder.handover is not None and builder.status is Status.RUNNING
 
 
-def make_route(builder: Builder, state: RouteState, destination: Address | None = None, *, h2c: bool = False) -> Route:
+def make_route(builder: Routed, state: RouteState, destination: Address | None = None, *, h2c: bool = False) -> Route:
     token = secret_hash(builder.service_token)
     private = builder.visibility is Visibility.PRIVATE
     return Route(

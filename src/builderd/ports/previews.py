@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route
 
+#: Returns routes of hosts that are not among those with a route.
+LostRoutes = Callable[[Collection[str]], Awaitable[Sequence[Route]]]
+
 
 class Previews(Protocol):
-    async def start(self, expected: Iterable[Route] = ()) -> None:
+    async def start(self, lost: LostRoutes | None = None) -> None:
         """Adopt the running proxy or start one, with the routes it had. Idempotent.
 
-        Hosts of ``expected`` without a route get theirs before the proxy accepts requests.
+        The routes that ``lost`` returns are put before the proxy accepts requests.
 
         Raises ``EngineUnavailable`` with the reason (port taken, program missing).
         """

@@ -183,21 +183,35 @@ def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: d
     tenant = _tenant(uow, tenant_id)
     limit = application.tenant_limits.of(tenant)
     of_tenant = account_of_tenant(uow, application, tenant, now)
-    # Stopped builders cost something too; those without any cap are not read.
-    capped = uow.builders.capped(tenant_id)
-    if limit.builder_monthly is not None:
-        capped = uow.builders.of_tenant(tenant_id, deleted=False)
+    capped = _capped(uow, limit, tenant_id, now)
     own = accounts_of_builders(uow, limit, capped, now)
     over = [one for one in capped if own[one.id].is_reached]
     if of_tenant and of_tenant.is_reached:
         over = list(uow.builders.running(tenant_id))
     checks = [one.next_check(now) for one in (*([of_tenant] if of_tenant else []), *own.values())]
+    if limit.builder_monthly is not None:
+        checks.append(next_month(now))
     return CapDecision(
         stop=[one.id for one in over if one.desired is Desired.RUNNING],
         warn_tenant=of_tenant if of_tenant and of_tenant.warning_due else None,
         warn_builders=[one.id for one in capped if own[one.id].warning_due],
         next_check=min(checks, default=None),
     )
+
+
+def _capped(uow: UnitOfWork, limit: TenantLimit, tenant_id: TenantId, now: datetime) -> Sequence[Builder]:
+    """Return the live builders whose cap may warn or stop them this month; stopped builders cost something, too.
+
+    Of the operator's cap the database names those that reach the warning by the month's end at their present rate, so
+    that the others are not read: a change of a rate makes the tenant due again.
+    """
+    capped = uow.builders.capped(tenant_id)
+    cap = limit.cap_of_builder(None)
+    if cap is None:
+        return capped
+    near = uow.builders.get_all(uow.ledger.reaching(tenant_id, now, cap.warning))
+    live = {one.id: one for one in (*capped, *near.values()) if one.desired is not Desired.DELETED}
+    return sorted(live.values(), key=lambda one: (one.created_at, one.id))
 
 
 def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -141,6 +141,21 @@ def is_stale(uow: UnitOfWork, builder: Builder, version: Version) -> bool:
         return False
     credentials = (uow.credentials.get(builder.tenant_id, name) for name in names)
     return any(one is None or one.updated_at > sandbox.created_at for one in credentials)
+
+
+def stale_among(
+    uow: UnitOfWork, tenant_id: TenantId, names: Mapping[BuilderId, Sequence[str]]
+) -> Collection[BuilderId]:
+    """Return those of these running builders of which ``is_stale`` holds; ``names`` has the credentials of each."""
+    if not names:
+        return ()
+    changed = {one.name: one.updated_at for one in uow.credentials.list(tenant_id)}
+    made = {one.builder_id: one.created_at for one in uow.sandboxes.open_of_all(list(names))}
+    return {
+        builder
+        for builder, created_at in made.items()
+        if any(name not in changed or changed[name] > created_at for name in names[builder])
+    }
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:

@@ -6,17 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import cache, partial
+from typing import Generic, TypeVar
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
+from builderd.domain.resources import Resources
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builder_lists import ListedCost
 from builderd.services.application import Application
+
+T = TypeVar("T", Builder, ListedCost)
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
+class CostReport(Generic[T]):
     """One page of a tenant's costs: ``total_cost`` and ``total`` (the number of builders) are of all pages.
 
     ``total_cost`` is the exact sum rounded once, so it can differ from the sum of the rounded costs.
@@ -24,8 +30,12 @@ class Spending:
 
     currency: str
     total_cost: Decimal
-    deployments: tuple[tuple[Builder, Cost], ...]
+    deployments: tuple[tuple[T, Cost], ...]
     total: int
+
+
+#: Costs of whole builders.
+Spending = CostReport[Builder]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +54,14 @@ def report(
     tenant_id: TenantId,
     now: datetime,
     span: Span,
-) -> Spending:
+) -> CostReport[ListedCost]:
     """Return the costs inside the span, oldest builder first."""
-    builders, total = uow.builders.page_of_tenant(tenant_id, span.page, span.per_page)
+    listed = uow.builder_lists.costs(tenant_id, span.page, span.per_page, now)
     spent = uow.ledger.total_of_tenant(tenant_id, now, span.since, span.until)
-    rows = _rows(uow, application, builders, now, span)
-    return Spending(application.prices.currency, cents(spent.money), rows, total)
+    sums = _sums(uow, listed, now, span)
+    rate = cache(partial(running_rate, application))
+    rows = tuple((one, cost_of(application, rate(one.resources), sums.get(one.id, Sum()))) for one in listed)
+    return CostReport(application.prices.currency, cents(spent.money), rows, uow.builder_lists.count_all(tenant_id))
 
 
 def dearest(
@@ -63,12 +75,6 @@ def dearest(
     return Spending(application.prices.currency, cents(spent.money), rows, total)
 
 
-def _rows(
-    uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime, span: Span
-) -> tuple[tuple[Builder, Cost], ...]:
-    return _shown(uow, application, builders, _sums(uow, [one.id for one in builders], now, span.since, span.until))
-
-
 def _shown(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], sums: Mapping[BuilderId, Sum]
 ) -> tuple[tuple[Builder, Cost], ...]:
@@ -76,16 +82,24 @@ def _shown(
     return tuple((one, shown(application, versions[one.id], sums.get(one.id, Sum()))) for one in builders)
 
 
-def _sums(
-    uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime, since: datetime | None, until: datetime | None
-) -> Mapping[BuilderId, Sum]:
+def _sums(uow: UnitOfWork, listed: Sequence[ListedCost], now: datetime, span: Span) -> Mapping[BuilderId, Sum]:
+    since, until = span.since, span.until
     if since is None and until is None:
-        return uow.ledger.totals(builders, now)
-    ledger = uow.ledger.of_builders(builders, since, until)
+        return {one.id: one.spent for one in listed}
+    ledger = uow.ledger.of_builders([one.id for one in listed], since, until)
     return {builder: total(segments, now, since, until) for builder, segments in ledger.items()}
 
 
 def shown(application: Application, version: Version, spent: Sum) -> Cost:
     """Return a builder's cost as shown to users, with the hourly rate of this version's resources."""
-    rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
-    return Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
+    return cost_of(application, running_rate(application, version.settings.resources), spent)
+
+
+def running_rate(application: Application, resources: Resources) -> Decimal:
+    """Return the hourly rate of running with these resources, as shown to users."""
+    return rate_digits(application.prices.hourly_rate(resources, Billing.RUNNING))
+
+
+def cost_of(application: Application, rate: Decimal, spent: Sum) -> Cost:
+    """Return the cost as shown to users, with a rate that is rounded already."""
+    return Cost(application.prices.currency, rate, rate_digits(spent.hours), cents(spent.money))

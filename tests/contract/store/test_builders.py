@@ -23,6 +23,7 @@ from tests.contract.store.samples import (
 from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, new_id
+from builderd.domain.routes import closed_route
 from builderd.domain.sandboxes import EndCause, SandboxEnd
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
@@ -243,21 +244,11 @@ async def test_builders_are_found_together(store: Store) -> None:
     one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
     asked = [one.id, gone.id, BuilderId(new_id())]
     assert await store.read(lambda uow: uow.builders.get_all(asked)) == {one.id: one, gone.id: gone}
-    assert await store.read(lambda uow: uow.builders.live("", 10)) == [one]
-    assert await store.read(lambda uow: uow.builders.live(one.id, 10)) == []
+    assert await store.read(lambda uow: uow.builders.live_hosts()) == [one.host]
+    routed = await store.read(lambda uow: uow.builders.routed([one.host, gone.host, "unknown.localhost"]))
+    assert list(map(closed_route, routed)) == [closed_route(one)]
     assert await store.read(lambda uow: uow.builders.hosts()) == {one.host: one.id}
     assert await store.read(lambda uow: uow.builders.tenants()) == [one.tenant_id]
-
-
-async def test_page_of_a_tenant_includes_deleted_builders(store: Store) -> None:
-    made = [await add_builder(store, created_at=NOW + number * SECOND) for number in range(3)]
-    gone = await add_builder(store, created_at=NOW, desired=Desired.DELETED, status=Status.DELETED)
-    await add(store, OTHER_TENANT)
-    await add_builder(store, tenant_id=OTHER_TENANT.id)
-    first, total = await store.read(lambda uow: uow.builders.page_of_tenant(TENANT.id, 1, 3))
-    assert {one.id for one in first} == {gone.id, made[0].id, made[1].id}
-    assert await store.read(lambda uow: uow.builders.page_of_tenant(TENANT.id, 2, 3)) == ([made[2]], total)
-    assert total == 4
 
 
 async def test_running_and_capped_builders_are_those_of_the_tenant(store: Store) -> None:

@@ -10,8 +10,9 @@ from tests.application import World
 
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Billing, Segment, Sum, cents, rate_digits, total
+from builderd.ports.store.builder_lists import ListedCost
 from builderd.services import builders, spending
-from builderd.services.spending import Span, Spending
+from builderd.services.spending import CostReport, Span
 
 HOUR = timedelta(hours=1)
 RUNNING, STOPPED = Decimal("0.1965"), Decimal("0.0165")
@@ -26,7 +27,9 @@ async def pay(world: World, builder: Builder, billing: Billing, hours: float | N
     world.clock.move((hours or 0) * 3600)
 
 
-async def report(world: World, since: datetime | None = None, until: datetime | None = None, page: int = 1) -> Spending:
+async def report(
+    world: World, since: datetime | None = None, until: datetime | None = None, page: int = 1
+) -> CostReport[ListedCost]:
     span = Span(since, until, page, per_page=3)
     return await world.read(
         lambda uow: spending.report(uow, world.application, world.caller.tenant_id, world.clock.now(), span)
@@ -34,7 +37,8 @@ async def report(world: World, since: datetime | None = None, until: datetime | 
 
 
 async def test_a_tenant_without_builders_spends_nothing(world: World) -> None:
-    assert await report(world) == Spending("EUR", Decimal("0.00"), (), 0)
+    nothing: CostReport[ListedCost] = CostReport("EUR", Decimal("0.00"), (), 0)
+    assert await report(world) == nothing
 
 
 async def test_costs_add_up_over_running_and_rest_deleted_builders_included(world: World) -> None:

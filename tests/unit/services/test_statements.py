@@ -13,19 +13,21 @@ from tests.application import World
 from tests.contract.store.samples import make_builder, make_sandbox, make_version
 from tests.statements import statements
 
-from builderd.bootstrap.service import _page_of_live
 from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
+from builderd.domain.months import next_month
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.prices import Billing, Segment
+from builderd.domain.routes import closed_route
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
-from builderd.services import builders, caps, inventory, spending
+from builderd.services import builder_lists, builders, caps, inventory, lost_routes, spending
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
-FEW, MANY = 3, 40
+FEW, MANY = 5, 500
 
 
 async def stop_many(world: World, number: int) -> list[Builder]:
@@ -52,6 +54,11 @@ def stopped(uow: UnitOfWork, world: World) -> Builder:
 Call = Callable[[UnitOfWork, World], object]
 
 
+def listed(uow: UnitOfWork, world: World) -> object:
+    query = BuilderQuery(per_page=100)
+    return builder_lists.page(uow, world.application, world.caller.tenant_id, query, world.clock.now())
+
+
 def list_page(uow: UnitOfWork, world: World) -> object:
     found, _ = builders.list_page(uow, world.caller.tenant_id, BuilderQuery(per_page=100))
     return builders.views(uow, world.application, found, world.clock.now())
@@ -70,30 +77,70 @@ def check(uow: UnitOfWork, world: World) -> None:
 
 
 CALLS: dict[str, Call] = {
-    "list": list_page,
+    "list": listed,
+    "list of pages": list_page,
     "spending": report,
     "judge of caps": judge,
     "check of caps": check,
     "view of a cap": lambda uow, world: caps.view_of_tenant(
         uow, world.application, world.caller.tenant_id, world.clock.now()
     ),
-    "routes at the start": lambda uow, _: _page_of_live(uow, ""),
     "bundles in use": lambda uow, _: inventory.used_bundles(uow, [f"{number:064x}" for number in range(50)]),
 }
 
 
 @pytest.mark.parametrize("capped", [False, True])
-@pytest.mark.parametrize("name", CALLS)
-async def test_number_of_statements_does_not_grow(world: World, name: str, capped: bool) -> None:
+async def test_number_of_statements_does_not_grow(world: World, capped: bool) -> None:
     if capped:
         await world.application.store.write(lambda uow: uow.tenants.cap(world.caller.tenant_id, Decimal(1000)))
-    counts = []
-    for number in (FEW, MANY):
+    counts: list[dict[str, int]] = []
+    for number in (FEW, MANY - FEW):
         await stop_many(world, number)
-        with statements(world.application.store) as seen:
-            await world.read(lambda uow: CALLS[name](uow, world))
-        counts.append(len(seen))
+        counts.append({name: await _number_of_statements(world, call) for name, call in CALLS.items()})
     assert counts[0] == counts[1]
+    assert counts[0]["list"] == 2
+
+
+async def _number_of_statements(world: World, call: Call) -> int:
+    with statements(world.application.store) as seen:
+        await world.read(lambda uow: call(uow, world))
+    return len(seen)
+
+
+async def test_operators_cap_reads_no_builder_that_stays_below_it(world: World) -> None:
+    """A month of 0.1 an hour is 72 to 75: only the one that costs 2 an hour comes near a cap of 100."""
+    near, *_ = await stop_many(world, FEW)
+    segment = Segment(near.tenant_id, near.id, Billing.RUNNING, world.clock.now(), None, Decimal(2))
+    await world.application.store.write(lambda uow: _reopen(uow, segment))
+    limits = TenantLimits(TenantLimit(builder_monthly=Decimal(100)))
+    limited = replace(world, application=replace(world.application, tenant_limits=limits))
+    for _ in range(2):
+        with statements(world.application.store) as seen:
+            decision = await world.read(lambda uow: judge(uow, limited))
+        assert isinstance(decision, caps.CapDecision)
+        assert decision.next_check is not None
+        assert decision.next_check < next_month(world.clock.now())
+        assert len([one for one in seen if "FROM builders" in one]) == 2
+        read = await world.read(lambda uow: uow.ledger.reaching(near.tenant_id, world.clock.now(), Decimal(80)))
+        assert read == [near.id]
+        await stop_many(world, 50)
+
+
+def _reopen(uow: UnitOfWork, segment: Segment) -> None:
+    uow.ledger.close(segment.builder_id, segment.start)
+    uow.ledger.open(segment)
+
+
+async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> None:
+    lost, *kept = await stop_many(world, FEW)
+    store = world.application.store
+    held = {one.host for one in kept}
+    with statements(store) as seen:
+        assert await lost_routes.read(store, held) == [closed_route(lost)]
+        assert await lost_routes.read(store, {*held, lost.host}) == []
+    assert [one.split(" \n")[0].count(",") > 0 for one in seen] == [False, True, False]
+    await stop_many(world, MANY)
+    assert len(await lost_routes.read(store, held)) == MANY + 1
 
 
 @pytest.mark.parametrize("call", [check, judge])
@@ -106,7 +153,7 @@ async def test_without_a_cap_nothing_is_summed(world: World, call: Call) -> None
 
 async def test_reconciler_starts_and_sweeps_by_as_many_statements(world: World) -> None:
     counts = []
-    for number in (FEW, MANY):
+    for number in (FEW, MANY - FEW):
         await stop_many(world, number)
         with statements(world.application.store) as seen:
             await Reconciler(world.application)._let_go()
@@ -170,7 +217,7 @@ async def test_sweep_makes_a_stopped_builder_with_an_open_sandbox_due(world: Wor
 
 
 async def test_claims_of_a_process_before_are_released_at_once(world: World) -> None:
-    made = await stop_many(world, FEW)
+    made = await stop_many(world, 3)
     now, owner = world.clock.now(), world.application.instance
     until = now + timedelta(seconds=30)
     for builder, who in zip(made, (owner, "another", owner), strict=True):

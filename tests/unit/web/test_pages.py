@@ -147,8 +147,8 @@ async def test_markup_in_names_files_and_settings_is_shown_as_text(pages: Pages)
 
 def _plant_reason(uow: UnitOfWork) -> None:
     """Give all domains a reason that a hostile name server might cause."""
-    for builder in uow.builders.live("", 1000):
-        for domain in uow.domains.of_builder(builder.id):
+    for builder in uow.builders.ids():
+        for domain in uow.domains.of_builder(builder):
             uow.domains.save(replace(domain, reason=PLANTED))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
+from builderd.ports.previews import LostRoutes
 
 
 class FakePreviews:
@@ -30,11 +31,11 @@ class FakePreviews:
         #: Hosts whose paused requests were rejected.
         self.rejected_hosts: list[str] = []
 
-    async def start(self, expected: Iterable[Route] = ()) -> None:
+    async def start(self, lost: LostRoutes | None = None) -> None:
         self._running = True
         self._died.clear()
-        for route in expected:
-            self._routes.setdefault(route.host, route)
+        for route in await lost(self._routes.keys()) if lost is not None else ():
+            self._routes[route.host] = route
 
     async def supervise(self) -> None:
         while True:

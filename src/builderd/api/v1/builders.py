@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from builderd.api.server.hot_reads import HotAnswer, HotRead
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
+from builderd.api.v1.listed_builders import encode_listed
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, encoded, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
@@ -30,7 +31,7 @@ from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage
 from builderd.schemas.v1.builders import Builder as Shown
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.shape import Parameters
-from builderd.services import backups, builders, tokens
+from builderd.services import backups, builder_lists, builders, tokens
 from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -63,15 +64,14 @@ async def list_builders(
     now = application.clock.now()
     asked = BuilderQuery(**query.model_dump())
 
-    def load(uow: UnitOfWork) -> tuple[list[Any], int]:
-        page, total = builders.list_page(uow, identity.token.tenant_id, asked)
-        return list(builders.views(uow, application, page, now)), total
+    def load(uow: UnitOfWork) -> tuple[Sequence[str], int]:
+        page, total = builder_lists.page(uow, application, identity.token.tenant_id, asked, now)
+        return [encode_listed(entry, with_token=identity.may_write) for entry in page], total
 
     async def listing() -> Listing:
-        views, total = await application.store.read(load)
+        entries, total = await application.store.read(load)
         meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
-        entries = (present_builder(view, with_token=identity.may_write) for view in views)
-        return page_of(f"{len(views)} of {total} builders.", meta, entries)
+        return page_of(f"{len(entries)} of {total} builders.", meta, entries)
 
     return await listed(request, identity.token.tenant_id, listing)
 

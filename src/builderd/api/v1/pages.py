@@ -49,14 +49,17 @@ ThePage = Annotated[PageQuery, Query()]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A successful answer to be encoded in pieces: JSON text before the entries, the entries, and text after them."""
+    """A successful answer to be encoded in pieces: JSON text before the entries, the entries, and text after them.
+
+    An entry that is text is JSON already.
+    """
 
     head: str
-    entries: Iterable[BaseModel]
+    entries: Iterable[BaseModel | str]
     tail: str
 
 
-def page_of(message: str, meta: PageMeta, entries: Iterable[BaseModel]) -> Listing:
+def page_of(message: str, meta: PageMeta, entries: Iterable[BaseModel | str]) -> Listing:
     """Return a ``Page``. The entries may be made while they are encoded."""
     head = f'{{"success":true,"message":{json.dumps(message)},"meta":{meta.model_dump_json()},"data":['
     return Listing(head, entries, "]}")
@@ -69,7 +72,7 @@ def single(message: str, data: BaseModel) -> Listing:
 
 def encoded(listing: Listing) -> bytes:
     """Return a small answer at once."""
-    entries = ",".join(entry.model_dump_json() for entry in listing.entries)
+    entries = ",".join(map(_encoded_entry, listing.entries))
     return f"{listing.head}{entries}{listing.tail}".encode()
 
 
@@ -95,7 +98,7 @@ async def _encoded(listing: Listing) -> deque[bytes]:
     pieces: deque[bytes] = deque()
     collected, size, between = [listing.head], 0, ""
     for entry in listing.entries:
-        encoded = entry.model_dump_json()
+        encoded = _encoded_entry(entry)
         collected.append(between + encoded)
         size, between = size + len(encoded), ","
         if size >= PIECE:
@@ -104,6 +107,10 @@ async def _encoded(listing: Listing) -> deque[bytes]:
             await asyncio.sleep(0)
     pieces.append("".join([*collected, listing.tail]).encode())
     return pieces
+
+
+def _encoded_entry(entry: BaseModel | str) -> str:
+    return entry if isinstance(entry, str) else entry.model_dump_json()
 
 
 async def _sent(pieces: deque[bytes], holding: Holding) -> AsyncGenerator[bytes]:

@@ -22,7 +22,7 @@ def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Bui
         name=builder.name,
         status=builder.status,
         preview_url=view.preview_url,
-        service_token=builder.service_token if with_token else f"…{builder.service_token[-SHOWN_END:]}",
+        service_token=shown_token(builder.service_token, in_full=with_token),
         **shown_settings(view.version.settings, wire.Builder),
         job_type=builder.job_type,
         visibility=builder.visibility,
@@ -43,6 +43,11 @@ def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Bui
         disk_released_at=builder.disk_released_at,
         member=builder.location,
     )
+
+
+def shown_token(service_token: str, *, in_full: bool) -> str:
+    """Return the service token, or its end alone."""
+    return service_token if in_full else f"…{service_token[-SHOWN_END:]}"
 
 
 def _error(backup: Backup | None) -> str | None:

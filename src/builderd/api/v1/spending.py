@@ -12,6 +12,7 @@ from builderd.api.server.auth import Reader, TheApplication
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, PageQuery, listed
 from builderd.domain.errors import ValidationFailed
+from builderd.ports.store.builder_lists import ListedCost
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.spending import Deployment, Spending, SpendingAnswer
 from builderd.schemas.v1.times import UtcTime
@@ -54,7 +55,7 @@ async def read_spending(
     return await listed(request, tenant_id, listing)
 
 
-def _present(report: spending.Spending, meta: PageMeta) -> Listing:
+def _present(report: spending.CostReport[ListedCost], meta: PageMeta) -> Listing:
     """Return a ``SpendingAnswer`` whose deployments are encoded in pieces."""
     count = report.total
     message = f"{count} builders have cost {report.total_cost} {report.currency}."

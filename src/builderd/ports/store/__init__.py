@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from builderd.ports.store.backups import BackupChecks, BackupKeys, Backups, Restores
 from builderd.ports.store.build_logs import BuildLogs
+from builderd.ports.store.builder_lists import BuilderLists
 from builderd.ports.store.builder_reads import BuilderReads
 from builderd.ports.store.builders import Builders
 from builderd.ports.store.credentials import Credentials
@@ -41,6 +42,7 @@ __all__ = [
     "BackupKeys",
     "Backups",
     "BuildLogs",
+    "BuilderLists",
     "BuilderReads",
     "Builders",
     "Credentials",
@@ -82,6 +84,8 @@ class UnitOfWork(Protocol):
     def tokens(self) -> Tokens: ...
     @property
     def builders(self) -> Builders: ...
+    @property
+    def builder_lists(self) -> BuilderLists: ...
     @property
     def builder_reads(self) -> BuilderReads: ...
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.quotas import Allocation
 
@@ -26,6 +26,20 @@ class BuilderQuery:
     sort: str = "-created_at"
     page: int = 1
     per_page: int = 25
+
+
+class RoutedBuilder(NamedTuple):
+    """Fields of a builder that its route follows from, as ``domain.routes.Routed`` names them."""
+
+    id: BuilderId
+    host: str
+    service_token: str
+    job_type: JobType
+    visibility: Visibility
+    desired: Desired
+    status: Status
+    stop_kind: StopKind | None
+    handover: Handover | None
 
 
 class Builders(Protocol):
@@ -56,9 +70,6 @@ class Builders(Protocol):
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         """Return a tenant's builders, oldest first, with or without the deleted ones."""
 
-    def page_of_tenant(self, tenant: TenantId, page: int, per_page: int) -> tuple[Sequence[Builder], int]:
-        """Return one page of a tenant's builders, oldest first, deleted ones included, and the total number."""
-
     def running(self, tenant: TenantId) -> Sequence[Builder]:
         """Return a tenant's builders that should run, oldest first."""
 
@@ -68,8 +79,11 @@ class Builders(Protocol):
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
 
-    def live(self, after: str, limit: int) -> Sequence[Builder]:
-        """Return live builders of all tenants in the order of their ids, so many after this id ("": the first)."""
+    def live_hosts(self) -> Sequence[str]:
+        """Return the host names of the previews of all tenants' live builders."""
+
+    def routed(self, hosts: Sequence[str]) -> Sequence[RoutedBuilder]:
+        """Return those live builders whose previews have these host names, as far as routes follow from them."""
 
     def hosts(self) -> Mapping[str, BuilderId]:
         """Return the ids of all tenants' builders that are not deleted, by the host name of their preview."""

@@ -61,5 +61,11 @@ class Ledger(Protocol):
     def rates_of_tenant(self, tenant: TenantId) -> Mapping[Billing, tuple[int, Decimal]]:
         """Return the number of open segments and the sum of their hourly rates, by billing state."""
 
+    def reaching(self, tenant: TenantId, now: datetime, money: Decimal) -> Sequence[BuilderId]:
+        """Return a tenant's builders that cost so much this month if their open segments last to its end.
+
+        Includes deleted ones, and perhaps some that stay just below: sums are made in floating point numbers.
+        """
+
     def dearest(self, tenant: TenantId, now: datetime, month: datetime, limit: int) -> tuple[Sequence[BuilderId], int]:
         """Return the builders that cost most in a month up to now, and how many of them cost anything."""

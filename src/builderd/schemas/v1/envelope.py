@@ -12,13 +12,14 @@ from builderd.schemas.v1.shape import View
 T = TypeVar("T")
 
 
-def _rfc3339(time: datetime) -> str:
+def rfc3339(time: datetime) -> str:
+    """Return the time in UTC, to the second: ``2026-01-31T12:00:00Z``."""
     # strftime writes years before 1000 with fewer digits.
     return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 #: RFC 3339 in UTC, to the second: ``2026-01-31T12:00:00Z``.
-Time = Annotated[datetime, PlainSerializer(_rfc3339, when_used="json")]
+Time = Annotated[datetime, PlainSerializer(rfc3339, when_used="json")]
 
 
 class Success(View, Generic[T]):

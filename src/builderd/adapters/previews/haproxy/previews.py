@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import activity, config, guard, pages, pause, process
@@ -21,6 +21,7 @@ from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
 from builderd.linux import atomic_files
+from builderd.ports.previews import LostRoutes
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ class HaproxyPreviews:
         self._paused = PausedRequests(self._files.wake_socket)
         self._certificate_watch: asyncio.Task[None] | None = None
 
-    async def start(self, expected: Iterable[Route] = ()) -> None:
+    async def start(self, lost: LostRoutes | None = None) -> None:
         async with self._lock:
-            await self._start(expected)
+            await self._start(lost)
 
     async def supervise(self) -> None:
         delay = FIRST_RETRY_SECONDS
@@ -220,16 +221,15 @@ class HaproxyPreviews:
             )
         return self._open_map
 
-    async def _start(self, expected: Iterable[Route] = ()) -> None:
+    async def _start(self, lost: LostRoutes | None = None) -> None:
         files = self._files
         process.check_paths(files)
         files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)
         routes = self._open_map or RouteMap(files.routes)
-        for number, route in enumerate(expected):
-            if route.host not in routes.routes:
-                routes.put(route)
+        for number, route in enumerate(await lost(routes.routes.keys()) if lost is not None else ()):
+            routes.put(route)
             if number % ROUTES_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._domains.load()

@@ -45,7 +45,7 @@ from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.quotas import Allocation
 from builderd.domain.versions import VersionStatus
-from builderd.ports.store.builders import BuilderQuery
+from builderd.ports.store.builders import BuilderQuery, RoutedBuilder
 
 _kept = builders.c.status != Status.DELETED
 _oldest_first = (builders.c.created_at, builders.c.id)
@@ -75,15 +75,16 @@ _not_deleted = func.coalesce(builders.c.desired, "") != Desired.DELETED.value
 _tenant_of_few = func.coalesce(builders.c.tenant_id, "")
 _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
 _BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
-_PAGE_OF_LIVE = _LIVE.where(builders.c.id > bindparam("after")).order_by(builders.c.id).limit(bindparam("limit"))
+_LIVE_HOSTS = select(builders.c.host).where(text(LIVE))
+_ROUTED = select(*(builders.c[name] for name in RoutedBuilder._fields)).where(
+    text(LIVE), builders.c.host.in_(bindparam("hosts", expanding=True))
+)
 _BY_NAME = _LIVE.where(builders.c.tenant_id == bindparam("tenant"), builders.c.name == bindparam("name"))
 _BY_HOST = _LIVE.where(builders.c.host == bindparam("host"))
 _BY_HOSTS = _LIVE.where(builders.c.host.in_(bindparam("hosts", expanding=True)))
 _BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_token"))
 _OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
 _LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
-_PAGE_OF_TENANT = _OF_TENANT.limit(bindparam("limit")).offset(bindparam("offset"))
-_COUNT_OF_TENANT = select(func.count()).select_from(builders).where(builders.c.tenant_id == bindparam("tenant"))
 _active = text(f"({ACTIVE})")
 _RUNNING_OF_TENANT = _SELECT.where(
     _active, _tenant_of_few == bindparam("tenant"), builders.c.desired == Desired.RUNNING
@@ -230,11 +231,6 @@ class Builders(Claims):
         statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
         return [read_builder(row) for row in self._connection.execute(statement, {"tenant": tenant})]
 
-    def page_of_tenant(self, tenant: TenantId, page: int, per_page: int) -> tuple[Sequence[Builder], int]:
-        values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
-        total = self._connection.execute(_COUNT_OF_TENANT, {"tenant": tenant}).scalar_one()
-        return [read_builder(row) for row in self._connection.execute(_PAGE_OF_TENANT, values)], total
-
     def running(self, tenant: TenantId) -> Sequence[Builder]:
         return [read_builder(row) for row in self._connection.execute(_RUNNING_OF_TENANT, {"tenant": tenant})]
 
@@ -244,8 +240,15 @@ class Builders(Claims):
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
 
-    def live(self, after: str, limit: int) -> Sequence[Builder]:
-        return [read_builder(row) for row in self._connection.execute(_PAGE_OF_LIVE, {"after": after, "limit": limit})]
+    def live_hosts(self) -> Sequence[str]:
+        return self._connection.execute(_LIVE_HOSTS).scalars().all()
+
+    def routed(self, hosts: Sequence[str]) -> Sequence[RoutedBuilder]:
+        found: list[RoutedBuilder] = []
+        for start in range(0, len(hosts), BATCH):
+            rows = self._connection.execute(_ROUTED, {"hosts": hosts[start : start + BATCH]})
+            found += (RoutedBuilder._make(row) for row in rows)
+        return found
 
     def hosts(self) -> Mapping[str, BuilderId]:
         return {row.host: row.id for row in self._connection.execute(_HOSTS)}

@@ -33,7 +33,7 @@ def _seconds(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> st
 
 @compiles(EpochSeconds, "sqlite")
 def _seconds_on_sqlite(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> str:
-    return f"CAST(strftime('%s', {compiler.process(element.clauses, **options)}) AS INTEGER)"
+    return f"unixepoch({compiler.process(element.clauses, **options)})"
 
 
 @compiles(Microseconds)

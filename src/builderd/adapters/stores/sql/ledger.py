@@ -31,7 +31,7 @@ from builderd.adapters.stores.sql.exact_sums import EpochSeconds, Microseconds
 from builderd.adapters.stores.sql.tables import OPEN, ledger, ledger_months, tenant_months
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of, months_between, next_month
-from builderd.domain.prices import Billing, Segment, Sum, total
+from builderd.domain.prices import SECONDS_PER_HOUR, Billing, Segment, Sum, total
 
 _at = bindparam("at", type_=ledger.c.ended_at.type)
 
@@ -73,17 +73,23 @@ _TIMES_OF_TENANT_IN = (
 )
 # Only what the index of open segments has: when each began, not before the one time nor after the other.
 _began = _within(_within(ledger.c.started_at, _since, later=True), _now, later=False)
-_OPEN_TIMES_OF_TENANT = (
-    select(
-        ledger.c.billing,
-        ledger.c.hourly_rate,
-        func.count().label("number"),
-        func.sum(EpochSeconds(_began)).label("seconds"),
-        func.sum(Microseconds(_began)).label("microseconds"),
+
+
+def _open_times(began: ColumnElement[datetime]) -> Select[Any]:
+    """Return the statement for number and sums of the beginnings of a tenant's open segments."""
+    sums = (func.sum(EpochSeconds(began)).label("seconds"), func.sum(Microseconds(began)).label("microseconds"))
+    return (
+        select(ledger.c.billing, ledger.c.hourly_rate, func.count().label("number"), *sums)
+        .where(_of_tenant, text(OPEN))
+        .group_by(ledger.c.billing, ledger.c.hourly_rate)
     )
-    .where(_of_tenant, text(OPEN))
-    .group_by(ledger.c.billing, ledger.c.hourly_rate)
-)
+
+
+_OPEN_TIMES_OF_TENANT = _open_times(_began)
+# Comparisons take most of the time of a sum: where no segment begins too early, those that begin too late, which only
+# a clock that was set back leaves, are read by themselves.
+_ALL_OPEN_TIMES_OF_TENANT = _open_times(ledger.c.started_at)
+_BEGUN_LATER = select(ledger).where(_of_tenant, ledger.c.started_at > _now, ledger.c.ended_at.is_(None))
 _OPEN_RATES_OF_TENANT = (
     select(ledger.c.billing, ledger.c.hourly_rate, func.count().label("number"))
     .where(_of_tenant, text(OPEN))
@@ -109,6 +115,9 @@ _DEAREST = (
     .order_by(_cost.desc(), _costs.c.builder_id)
     .limit(bindparam("limit"))
 )
+_REACHING = select(_costs.c.builder_id).group_by(_costs.c.builder_id).having(_cost >= bindparam("paid", type_=Double))
+#: Far more than the error of a month's sum in floating point numbers, of which the exact sums are made afterwards.
+ROUNDING = 1e-9
 SECOND = timedelta(seconds=1)
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Before and after all segments.
@@ -278,15 +287,26 @@ class Ledger:
     ) -> Sum:
         if since is None and until is None:
             closed = self._connection.execute(_CLOSED_OF_TENANT, {"tenant": tenant}).mappings()
-            return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, EVER)
+            return sum(map(_sum, closed), Sum()) + self._all_open_of_tenant(tenant, now)
         values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
         rows = self._connection.execute(_TIMES_OF_TENANT_IN, values)
         times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
         return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
 
     def _open_of_tenant(self, tenant: TenantId, now: datetime, since: datetime) -> Sum:
-        rows = self._connection.execute(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
+        return self._up_to(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
+
+    def _all_open_of_tenant(self, tenant: TenantId, now: datetime) -> Sum:
+        later = self._segments(_BEGUN_LATER, {"tenant": tenant, "now": now})
+        times = ((one, _exact((one.start - now) // SECOND, ((one.start - now) % SECOND).microseconds)) for one in later)
+        not_begun = sum((_sum_of_time(one.billing, one.hourly_rate, time) for one, time in times), Sum())
+        return self._up_to(_ALL_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now}) + not_begun
+
+    def _up_to(self, open_times: Select[Any], values: Mapping[str, Any]) -> Sum:
+        """Return the sum from the beginnings of open segments to ``now``."""
+        now: datetime = values["now"]
         until = _exact((now - UNIX_EPOCH) // SECOND, now.microsecond)
+        rows = self._connection.execute(open_times, values)
         times = ((row, row.number * until - _exact(row.seconds, row.microseconds)) for row in rows)
         return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
 
@@ -302,6 +322,12 @@ class Ledger:
         values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "limit": limit}
         rows = self._connection.execute(_DEAREST, values).all()
         return [row.builder_id for row in rows], rows[0].number if rows else 0
+
+    def reaching(self, tenant: TenantId, now: datetime, money: Decimal) -> Sequence[BuilderId]:
+        month, end = month_of(now), next_month(now)
+        paid = float(money * SECONDS_PER_HOUR) * (1 - ROUNDING)
+        values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "paid": paid}
+        return self._connection.execute(_REACHING, values).scalars().all()
 
     def _sum_up(self, found: dict[BuilderId, Sum], months: Select[Any], values: Mapping[str, Any]) -> None:
         for row in self._connection.execute(months, values).mappings():

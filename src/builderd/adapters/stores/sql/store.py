@@ -17,6 +17,7 @@ from builderd.adapters.stores.sql import schema
 from builderd.adapters.stores.sql.backup_checks import BackupChecks
 from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
 from builderd.adapters.stores.sql.build_logs import BuildLogs
+from builderd.adapters.stores.sql.builder_lists import BuilderLists
 from builderd.adapters.stores.sql.builder_reads import BuilderReads
 from builderd.adapters.stores.sql.builders import Builders
 from builderd.adapters.stores.sql.credentials import Credentials
@@ -72,6 +73,7 @@ class UnitOfWork:
         self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
         self.tenants: port.Tenants = Tenants(connection)
         self.tokens: port.Tokens = Tokens(connection)
+        self.builder_lists: port.BuilderLists = BuilderLists(connection)
         self.builder_reads: port.BuilderReads = BuilderReads(connection)
         self.builders: port.Builders = Builders(connection, locks=writes)
         self.versions: port.Versions = Versions(connection)

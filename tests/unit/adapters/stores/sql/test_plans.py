@@ -44,13 +44,23 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     ),
     "counted": (lambda uow: uow.builders.count_by_status(), ("COVERING INDEX ix_builders_status",)),
     "counted of a tenant": (lambda uow: uow.builders.count_by_status(ACME), ("COVERING INDEX ix_builders_live",)),
+    "hosts at the start": (lambda uow: uow.builders.live_hosts(), ("ix_builders_live",)),
+    "lost routes": (lambda uow: uow.builders.routed(["a"]), ("uq_builders_live_host (host=?)",)),
     "list": (
-        lambda uow: uow.builders.list(ACME, BuilderQuery()),
-        ("COVERING INDEX ix_builders_live", "ix_builders_tenant_id_created_at"),
+        lambda uow: uow.builder_lists.page(ACME, BuilderQuery(), NOW),
+        ("ix_builders_tenant_id_created_at (tenant_id=?)",),
+    ),
+    "number of a list": (
+        lambda uow: uow.builder_lists.count(ACME, BuilderQuery()),
+        ("COVERING INDEX ix_builders_live",),
+    ),
+    "page of costs": (
+        lambda uow: uow.builder_lists.costs(ACME, 1, 100, NOW),
+        ("ix_builders_tenant_id_created_at (tenant_id=?)",),
     ),
     "list by change": (
-        lambda uow: uow.builders.list(ACME, BuilderQuery(sort="-updated_at")),
-        ("COVERING INDEX ix_builders_live", "ix_builders_tenant_id_updated_at"),
+        lambda uow: uow.builder_lists.page(ACME, BuilderQuery(sort="-updated_at"), NOW),
+        ("ix_builders_tenant_id_updated_at",),
     ),
     "events": (
         lambda uow: uow.events.page(ACME, EventQuery(), page=1, per_page=8),
@@ -70,6 +80,14 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     ),
     "dearest": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_months_tenant_id_month",)),
     "dearest of those that go on": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_open",)),
+    "all costs": (
+        lambda uow: uow.ledger.total_of_tenant(ACME, NOW),
+        (
+            "sqlite_autoindex_tenant_months_1",
+            "ix_ledger_tenant_id_started_at (tenant_id=? AND started_at>?)",
+            "COVERING INDEX ix_ledger_open",
+        ),
+    ),
     "rates": (lambda uow: uow.ledger.rates_of_tenant(ACME), ("COVERING INDEX ix_ledger_open",)),
 }
 

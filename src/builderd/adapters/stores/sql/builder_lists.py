@@ -1,0 +1,228 @@
+"""Pages of builders, each by one statement that reads nothing but what a list shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    Subquery,
+    Text,
+    TextClause,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+    text,
+    type_coerce,
+)
+
+from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, versions
+from builderd.domain.backups import BackupStatus
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.prices import Billing, Segment, Sum, total
+from builderd.domain.resources import Resources
+from builderd.ports.store.builder_lists import (
+    ListedBuilder,
+    ListedCost,
+    ListedDocuments,
+    ListedReview,
+    ListedSettings,
+    ListedState,
+    ListedTimes,
+)
+from builderd.ports.store.builders import BuilderQuery
+
+#: Columns of a page of builders: names of the shapes that they are read for.
+_OF_PAGE = (
+    *("id", "desired", "service_token", "host", *ListedState._fields),
+    *("created_at", "updated_at", "last_active_at", "disk_released_at"),
+)
+_COST = ("billing", "started_at", "hourly_rate")
+
+
+def _order(sort: str, table: FromClause) -> tuple[ColumnElement[Any], ...]:
+    column = table.c[sort.removeprefix("-")]
+    if sort == "name":
+        return (column.asc(),)
+    return (column.desc(), table.c.id.desc()) if sort.startswith("-") else (column.asc(), table.c.id.asc())
+
+
+class _Filters(NamedTuple):
+    """The filters that a query has, and its order: the statement is made once for each."""
+
+    columns: tuple[str, ...]
+    search: bool
+    sort: str
+
+
+def _conditions(filters: _Filters) -> Iterator[ColumnElement[bool] | TextClause]:
+    yield builders.c.tenant_id == bindparam("tenant")
+    yield text(LIVE)
+    for name in filters.columns:
+        yield builders.c[name] == bindparam(f"of_{name}", type_=builders.c[name].type)
+    if filters.search:
+        yield builders.c.name.like(bindparam("search"), escape="/")
+
+
+@cache
+def _count(filters: _Filters) -> Select[Any]:
+    return select(func.count()).select_from(builders).where(*_conditions(filters))
+
+
+@cache
+def _page(filters: _Filters) -> Select[Any]:
+    """Return the statement: the page is cut first, so that nothing is read for builders on other pages."""
+    page = (
+        select(*(builders.c[name] for name in _OF_PAGE))
+        .where(*_conditions(filters))
+        .order_by(*_order(filters.sort, builders))
+        .limit(bindparam("limit"))
+        .offset(bindparam("offset"))
+        .subquery("page")
+    )
+    return _with_version(page, _columns(page)).order_by(*_order(filters.sort, page))
+
+
+def _columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
+    """Yield the columns in the order of ``_listed``."""
+    yield from (_plain(page.c[name]) for name in _OF_PAGE)
+    yield _last_good(page)
+    yield from (_plain(versions.c[name]) for name in ListedSettings._fields)
+    yield from (func.coalesce(cast(versions.c[name], Text), "{}") for name in ListedDocuments._fields)
+    yield from (versions.c.review_passed, versions.c.review_until)
+    yield from (versions.c.cpu, versions.c.memory, versions.c.disk)
+    yield _last_error(page)
+    yield _months(page)
+    yield from (ledger.c[name] for name in _COST)
+
+
+def _plain(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Read an enumeration as the text that is stored: nothing but its text is shown."""
+    return type_coerce(column, Text()) if hasattr(column.type, "enum_class") else column
+
+
+def _last_good(page: Subquery) -> ColumnElement[Any]:
+    last = select(backups.c.created_at).where(backups.c.builder_id == page.c.id)
+    done = last.where(backups.c.status == BackupStatus.DONE)
+    return done.order_by(backups.c.created_at.desc()).limit(1).scalar_subquery()
+
+
+def _last_error(page: Subquery) -> ColumnElement[Any]:
+    error = case((backups.c.status == BackupStatus.FAILED, backups.c.error))
+    last = select(error).where(backups.c.builder_id == page.c.id)
+    return last.order_by(backups.c.created_at.desc()).limit(1).scalar_subquery()
+
+
+def _months(page: Subquery) -> ColumnElement[Any]:
+    """Return both amounts of each month as one text: their sum is exact in Python alone, SQLite has no decimals."""
+    amounts = cast(ledger_months.c.running, Text) + " " + cast(ledger_months.c.paid, Text)
+    return select(func.aggregate_strings(amounts, ",")).where(ledger_months.c.builder_id == page.c.id).scalar_subquery()
+
+
+def _with_version(page: Subquery, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
+    """Return the statement for these columns of a page's builders, their current versions and open segments."""
+    return (
+        select(*columns)
+        .select_from(page)
+        .join(versions, and_(versions.c.builder_id == page.c.id, versions.c.number == page.c.version))
+        .outerjoin(ledger, and_(ledger.c.builder_id == page.c.id, ledger.c.ended_at.is_(None)))
+    )
+
+
+_of_tenant = builders.c.tenant_id == bindparam("tenant")
+_page_of_all = (
+    select(builders.c.id, builders.c.name, builders.c.version, builders.c.created_at)
+    .where(_of_tenant)
+    .order_by(*_order("created_at", builders))
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+    .subquery("page")
+)
+
+
+def _cost_columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
+    yield from (page.c.id, page.c.name, versions.c.cpu, versions.c.memory, versions.c.disk, _months(page))
+    yield from (ledger.c[name] for name in _COST)
+
+
+_COSTS = _with_version(_page_of_all, _cost_columns(_page_of_all)).order_by(*_order("created_at", _page_of_all))
+_COUNT_ALL = select(func.count()).select_from(builders).where(_of_tenant)
+
+
+class BuilderLists:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
+        cut = {"limit": query.per_page, "offset": (query.page - 1) * query.per_page}
+        rows = self._connection.execute(_page(_filters(query)), {**_values(tenant, query), **cut})
+        return [_listed(row, tenant, now) for row in rows]
+
+    def count(self, tenant: TenantId, query: BuilderQuery) -> int:
+        number: int = self._connection.execute(_count(_filters(query)), _values(tenant, query)).scalar_one()
+        return number
+
+    def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
+        values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
+        return [
+            ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[0], row[5:], tenant, now))
+            for row in self._connection.execute(_COSTS, values)
+        ]
+
+    def count_all(self, tenant: TenantId) -> int:
+        number: int = self._connection.execute(_COUNT_ALL, {"tenant": tenant}).scalar_one()
+        return number
+
+
+_FILTERS = ("name", "status", "job_type")
+
+
+def _filters(query: BuilderQuery) -> _Filters:
+    columns = tuple(name for name in _FILTERS if getattr(query, name) is not None)
+    return _Filters(columns, bool(query.search), query.sort)
+
+
+def _values(tenant: TenantId, query: BuilderQuery) -> dict[str, Any]:
+    values: dict[str, Any] = {f"of_{name}": getattr(query, name) for name in _FILTERS}
+    if query.search:
+        escaped = query.search.replace("/", "//").replace("%", "/%").replace("_", "/_")
+        values["search"] = f"%{escaped}%"
+    return {"tenant": tenant, **values}
+
+
+def _listed(row: Sequence[Any], tenant: TenantId, now: datetime) -> ListedBuilder:
+    at = 4 + len(ListedState._fields)
+    state = ListedState._make(row[4:at])
+    times = ListedTimes._make(row[at : at + 5])
+    at += 5
+    settings = ListedSettings._make(row[at : at + len(ListedSettings._fields)])
+    at += len(ListedSettings._fields)
+    documents = ListedDocuments._make(row[at : at + 3])
+    review = ListedReview._make(row[at + 3 : at + 5])
+    resources = Resources(*row[at + 5 : at + 8])
+    spent = _spent(row[0], row[at + 9 :], tenant, now)
+    error: str | None = row[at + 8]
+    builder, desired, service_token, host = row[:4]
+    return ListedBuilder(
+        builder, desired, service_token, host, state, settings, times, documents, review, resources, spent, error
+    )
+
+
+def _spent(builder: BuilderId, amounts_and_segment: Sequence[Any], tenant: TenantId, now: datetime) -> Sum:
+    """Return the sum of the months' amounts, as ``_months`` reads them, and of the open segment after them."""
+    months, billing, started_at, rate = amounts_and_segment
+    amounts = (month.split(" ") for month in (months or "").split(",") if month)
+    spent = sum((Sum(Decimal(running), Decimal(paid)) for running, paid in amounts), Sum())
+    if billing is None:
+        return spent
+    return spent + total([Segment(tenant, builder, Billing(billing), started_at, None, rate)], now)

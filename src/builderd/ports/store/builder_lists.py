@@ -1,0 +1,116 @@
+"""A page of builders as lists show it, read without the values that only single builders need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from builderd.domain.builders import Desired
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.prices import Sum
+from builderd.domain.resources import Resources
+from builderd.ports.store.builders import BuilderQuery
+
+
+class ListedSettings(NamedTuple):
+    """Settings of a builder's current version that a list shows as they are stored."""
+
+    entrypoint: str
+    port: int
+    isolation: str
+    require_qa: bool
+    install_scripts: bool
+    build: str
+    release: str
+    start_timeout: int
+    protocol: str
+    root: str
+    env_file: str
+    qa_passed: bool | None
+
+
+class ListedState(NamedTuple):
+    """Fields of a builder that a list shows as they are stored."""
+
+    name: str
+    status: str
+    job_type: str
+    visibility: str
+    auto_stop_interval: int
+    backup_interval_hours: int
+    status_reason: str
+    version: int
+    exit_code: int | None
+
+
+class ListedTimes(NamedTuple):
+    """Times that a list shows. ``last_backup_at`` is that of the last good backup."""
+
+    created_at: datetime
+    updated_at: datetime
+    last_active_at: datetime | None
+    disk_released_at: datetime | None
+    last_backup_at: datetime | None
+
+
+class ListedDocuments(NamedTuple):
+    """JSON texts as they are stored: they are neither parsed nor written again for a list."""
+
+    env: str
+    env_file_values: str
+    credentials: str
+
+
+class ListedReview(NamedTuple):
+    """Verdict of the version's review, and when a finding that was accepted for it is not accepted any more."""
+
+    passed: bool | None
+    until: datetime | None
+
+    def reviewed(self, now: datetime) -> bool | None:
+        """Return the verdict at ``now``, as ``Version.reviewed`` does."""
+        return False if self.passed and self.until is not None and self.until <= now else self.passed
+
+
+class ListedBuilder(NamedTuple):
+    """A live builder with what a list shows of it.
+
+    ``spent`` is its total cost; ``backup_error`` is None unless the last backup failed.
+    """
+
+    id: BuilderId
+    desired: Desired
+    service_token: str
+    host: str
+    state: ListedState
+    settings: ListedSettings
+    times: ListedTimes
+    documents: ListedDocuments
+    review: ListedReview
+    resources: Resources
+    spent: Sum
+    backup_error: str | None
+
+
+class ListedCost(NamedTuple):
+    """A builder, deleted or not, with its total cost and the resources of its current version."""
+
+    id: BuilderId
+    name: str
+    resources: Resources
+    spent: Sum
+
+
+class BuilderLists(Protocol):
+    def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
+        """Return one page of a tenant's live builders, with costs up to ``now``."""
+
+    def count(self, tenant: TenantId, query: BuilderQuery) -> int:
+        """Return the number of builders on all pages."""
+
+    def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
+        """Return one page of a tenant's builders, oldest first, deleted ones included, with costs up to ``now``."""
+
+    def count_all(self, tenant: TenantId) -> int:
+        """Return the number of a tenant's builders, deleted ones included."""

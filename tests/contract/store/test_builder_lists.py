@@ -1,0 +1,109 @@
+"""Pages of builders as every store reads them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from tests.contract.store.samples import (
+    NOW,
+    OTHER_TENANT,
+    SECOND,
+    TENANT,
+    add,
+    add_builder,
+    make_segment,
+    make_version,
+)
+
+from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.prices import Billing, Sum, total
+from builderd.domain.resources import Resources
+from builderd.domain.versions import VersionSettings
+from builderd.ports.store import Store
+from builderd.ports.store.builders import BuilderQuery
+
+DAY = timedelta(days=1)
+GONE = {"desired": Desired.DELETED, "status": Status.DELETED}
+
+
+async def add_with_version(store: Store, **changes: object) -> Builder:
+    builder = await add_builder(store, **changes)
+    version = make_version(builder.id, settings=VersionSettings("x", resources=Resources(0.5, 2, 3)))
+    await store.write(lambda uow: uow.versions.save(version))
+    return builder
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        BuilderQuery(),
+        BuilderQuery(sort="created_at"),
+        BuilderQuery(sort="-updated_at"),
+        BuilderQuery(sort="name"),
+        BuilderQuery(name="ab"),
+        BuilderQuery(search="%"),
+        BuilderQuery(search="a-"),
+        BuilderQuery(search="/"),
+        BuilderQuery(status=Status.RUNNING, job_type=JobType.ALWAYS_ON),
+        BuilderQuery(page=2, per_page=3),
+        BuilderQuery(page=9, per_page=3),
+    ],
+    ids=str,
+)
+async def test_page_has_the_builders_and_the_number_of_a_list_of_whole_builders(
+    store: Store, query: BuilderQuery
+) -> None:
+    await add(store, OTHER_TENANT)
+    await add_with_version(store, name="a-early", status=Status.RUNNING)
+    await add_with_version(store, name="ab", created_at=NOW + timedelta(microseconds=1), updated_at=NOW + 9 * SECOND)
+    await add_with_version(store, name="a-b", created_at=NOW + SECOND, status_reason="ä\u2028\"'")
+    await add_with_version(store, name="late", created_at=NOW + SECOND, job_type=JobType.ONE_TIME)
+    await add_with_version(store, name="gone", **GONE)
+    await add_with_version(store, name="theirs", tenant_id=OTHER_TENANT.id)
+    whole, number = await store.read(lambda uow: uow.builders.list(TENANT.id, query))
+    listed = await store.read(lambda uow: uow.builder_lists.page(TENANT.id, query, NOW))
+    assert [one.id for one in listed] == [one.id for one in whole]
+    assert await store.read(lambda uow: uow.builder_lists.count(TENANT.id, query)) == number
+    for shown, builder in zip(listed, whole, strict=True):
+        assert shown.state._asdict() == {name: getattr(builder, name) for name in shown.state._fields}
+        assert (shown.times.created_at, shown.times.updated_at) == (builder.created_at, builder.updated_at)
+
+
+async def test_costs_are_the_exact_sums_and_include_deleted_builders(store: Store) -> None:
+    made = [await add_with_version(store, created_at=NOW + number * SECOND) for number in range(3)]
+    gone = await add_with_version(store, created_at=NOW, **GONE)
+    await add(store, OTHER_TENANT)
+    await add_with_version(store, tenant_id=OTHER_TENANT.id)
+    odd = Decimal("0.123456789123456789")
+    segments = [
+        make_segment(made[0].id, start=NOW - 90 * DAY, end=NOW - 20 * DAY, hourly_rate=odd),
+        make_segment(made[0].id, start=NOW - 20 * DAY, end=NOW - DAY / 7, billing=Billing.STOPPED),
+        make_segment(made[0].id, start=NOW - DAY / 7, hourly_rate=odd),
+    ]
+    await add(store, *segments)
+    first = await store.read(lambda uow: uow.builder_lists.costs(TENANT.id, 1, 3, NOW))
+    assert {one.id for one in first} == {gone.id, made[0].id, made[1].id}
+    assert {one.id: one.spent for one in first if one.spent.paid} == {made[0].id: total(segments, NOW)}
+    last = await store.read(lambda uow: uow.builder_lists.costs(TENANT.id, 2, 3, NOW))
+    assert last == [(made[2].id, made[2].name, Resources(0.5, 2, 3), Sum())]
+    assert await store.read(lambda uow: uow.builder_lists.count_all(TENANT.id)) == 4
+    page = await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(), NOW))
+    assert {one.id: one.spent for one in page if one.spent.paid} == {made[0].id: total(segments, NOW)}
+
+
+async def test_builders_near_an_amount_are_found_by_the_month_to_its_end(store: Store) -> None:
+    """5 an hour from the month's beginning on reach 3,600 in May; what is closed counts too."""
+    may = NOW.replace(month=5, day=1, hour=0, minute=0, second=0, microsecond=0)
+    open_one, closed, cheap, older = [await add_builder(store) for _ in range(4)]
+    await add(
+        store,
+        make_segment(open_one.id, start=may - DAY, hourly_rate=Decimal(5)),
+        make_segment(closed.id, start=may, end=may + DAY, hourly_rate=Decimal(150)),
+        make_segment(cheap.id, start=may, hourly_rate=Decimal("4.8")),
+        make_segment(older.id, start=may - 30 * DAY, end=may, hourly_rate=Decimal(150)),
+    )
+    found = await store.read(lambda uow: uow.ledger.reaching(TENANT.id, may + 2 * DAY, Decimal(3600)))
+    assert set(found) == {open_one.id, closed.id}
+    assert await store.read(lambda uow: uow.ledger.reaching(OTHER_TENANT.id, may + 2 * DAY, Decimal(1))) == []

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from benchmarks.cpu import between, spent
 from benchmarks.podman import podman
 from tests.acceptance.live_service import cold_service
 
@@ -36,7 +37,11 @@ def measure(rounds: int) -> dict[str, Any]:
         ):
             url = f"{service.url}/api/v1/builders/{service.create('bench-exec')['uuid']}/exec"
             container = other.start("--network", "none", command=("/bin/sleep", "3600")) if other else ""
+            assert service.process
+            before: dict[str, float] = {}
             for number in range(rounds + 3):
+                if number == 3:
+                    before = spent(service.process.pid)
                 begun = time.perf_counter()
                 response = client.post(url, json={"command": COMMAND})
                 took = (time.perf_counter() - begun) * 1000
@@ -46,7 +51,9 @@ def measure(rounds: int) -> dict[str, Any]:
                     figures["builderd: exec"].append(took)
                     if theirs is not None:
                         figures["podman: exec"].append(theirs)
-    return {"rounds": rounds, "load": os.getloadavg()[0], "ms": {name: both(of) for name, of in figures.items() if of}}
+            cpu = between(before, spent(service.process.pid), rounds)
+    ms = {name: both(of) for name, of in figures.items() if of}
+    return {"rounds": rounds, "load": os.getloadavg()[0], "cpu_ms": cpu, "ms": ms}
 
 
 def both(samples: list[float]) -> dict[str, float]:
@@ -66,6 +73,8 @@ def main() -> None:
     print(f"| {COMMAND}, {result['rounds']} times, load {result['load']:.1f} | p50 ms | p99 ms |\n|---|---|---|")
     for name, figure in result["ms"].items():
         print(f"| {name} | {figure['p50']} | {figure['p99']} |")
+    parts = ", ".join(f"{name} {took}" for name, took in result["cpu_ms"].items())
+    print(f"\nCPU ms of one command: {parts}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

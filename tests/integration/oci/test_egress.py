@@ -286,7 +286,7 @@ async def test_flows_left_by_a_killed_service_are_deleted_at_start(world: None, 
         ips = [(await engine.start(spec)).ip or "" for spec in (stays, goes)]
         for spec in (stays, goes):
             assert (await execute(engine, spec.id, hello, ENGINE_TIMEOUT, 1000)).exit_code == 0
-        engine._here.network.forget = lambda ip: None  # type: ignore[method-assign]
+        engine._here.network.forget = lambda ip, *, abort: None  # type: ignore[method-assign]
         await engine.stop(goes.id, 0)
         await engine.remove(goes.id)
         await engine.close()
@@ -314,7 +314,7 @@ async def until_next(engine: OciEngine, ip: str | None) -> None:
 async def test_address_is_freed_even_if_its_flows_cannot_be_deleted(
     engine: OciEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def forget(ip: str) -> None:
+    def forget(ip: str, *, abort: bool) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     runs = engine._here.runs

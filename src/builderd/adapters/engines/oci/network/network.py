@@ -14,11 +14,11 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci.network import conntrack
+from builderd.adapters.engines.oci.network import conntrack, set_elements
 from builderd.adapters.engines.oci.network.allocations import PREFIX, bridge_name
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack
 from builderd.adapters.engines.oci.network.netlink import Netlink
-from builderd.adapters.engines.oci.network.nft import Policy, add_to_shares, make_rules, table_name
+from builderd.adapters.engines.oci.network.nft import Policy, add_to_shares, make_rules, share_chain, table_name
 from builderd.adapters.engines.oci.network.resolvers import parse_nameservers
 from builderd.adapters.engines.oci.network.shares import PortShares
 from builderd.adapters.engines.oci.network.slots import MAX_SLOTS, Addresses
@@ -135,28 +135,43 @@ class Network:
         if not tenants:
             return
         with self._shares_lock:
-            text = add_to_shares(self._instance, self._shares.assign(tenants))
+            shares = self._shares.assign(tenants)
             try:
-                self._apply(text)
+                self._send_to_shares(shares)
             except EngineUnavailable as error:
                 log.warning("port share not assigned: addresses=%s error=%s", ",".join(tenants), error)
+
+    def _send_to_shares(self, shares: Mapping[str, int]) -> None:
+        try:
+            chains = {ip: share_chain(share) for ip, share in shares.items()}
+            set_elements.send_to_chains(table_name(self._instance), "shares", chains)
+        except OSError:
+            # A process of 5 ms, whose error says more.
+            self._apply(add_to_shares(self._instance, shares))
 
     def _release_ports(self, ip: str) -> None:
         with self._shares_lock:
             if self._shares.release(ip):
-                element = ["nft", "delete", "element", "inet", table_name(self._instance), "shares", f"{{ {ip} }}"]
-                subprocess.run(element, capture_output=True, check=False)
+                self._delete_element("shares", ip)
 
-    def forget(self, ip: str) -> None:
+    def _delete_element(self, name: str, ip: str) -> None:
+        table = table_name(self._instance)
+        try:
+            set_elements.delete(table, name, ip)
+        except OSError:
+            subprocess.run(["nft", "delete", "element", "inet", table, name, f"{{ {ip} }}"], check=False)
+
+    def forget(self, ip: str, *, abort: bool) -> None:
         """Delete the tracked flows of an ended sandbox, else they count for and reach the next one with its address.
 
-        The kernel tracks an unclosed connection for up to five days, and as long as its peer sends. Blocks.
+        The kernel tracks an unclosed connection for up to five days, and as long as its peer sends. ``abort``: end the
+        host's connections to it, which the kernel closed by itself if they were its own. Blocks.
         """
-        element = ["nft", "delete", "element", "inet", table_name(self._instance), "flows", f"{{ {ip} }}"]
-        subprocess.run(element, capture_output=True, check=False)
+        self._delete_element("flows", ip)
         self._release_ports(ip)
         self._forget(lambda: conntrack.forget(ip))
-        _abort_connections(ip)
+        if abort:
+            _abort_connections(ip)
         try:
             bridge = socket.if_nametoindex(self.bridge)
         except OSError:

@@ -124,8 +124,13 @@ table inet {name} {{
 
 def add_to_shares(instance: str, shares: Mapping[str, int]) -> str:
     """Let each address take its source ports from this share, counted from 0; input for ``nft -f -``."""
-    elements = ", ".join(f"{ip} : goto share_{share}" for ip, share in shares.items())
+    elements = ", ".join(f"{ip} : goto {share_chain(share)}" for ip, share in shares.items())
     return f"add element inet {table_name(instance)} shares {{ {elements} }}\n"
+
+
+def share_chain(share: int) -> str:
+    """Return the name of the chain that gives source ports of a share."""
+    return f"share_{share}"
 
 
 def share_ports(share: int) -> range:
@@ -136,7 +141,7 @@ def share_ports(share: int) -> range:
 
 def _share_chains() -> str:
     return "\n  ".join(
-        f"chain share_{share} {{\n"
+        f"chain {share_chain(share)} {{\n"
         f"    meta l4proto {{ tcp, udp }} masquerade to :{share_ports(share)[0]}-{share_ports(share)[-1]}\n"
         "    masquerade\n  }"
         for share in range(SHARES)

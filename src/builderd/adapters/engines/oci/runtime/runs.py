@@ -387,7 +387,8 @@ class Runs:
         """Free its slot once the tracked flows of its address are deleted, which takes milliseconds."""
         try:
             if record.boot == boot_id():
-                await asyncio.to_thread(self.network.forget, record.ip)
+                # gVisor's own network stack dies without a word to its peers.
+                await asyncio.to_thread(self.network.forget, record.ip, abort=record.runtime == "runsc")
         except OSError:
             log.warning("flows of ended sandbox not deleted sandbox=%s ip=%s", record.id, record.ip, exc_info=True)
         self._slots.give_back(record.slot, record.id)

@@ -50,5 +50,5 @@ def test_a_kernel_that_cannot_delete_flows_is_logged_once(
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     one = network(monkeypatch, "nothing", [])
     for _ in range(2):
-        one.forget("10.64.8.2")
+        one.forget("10.64.8.2", abort=True)
     assert caplog.text.count("not deleted, the kernel cannot error=Invalid argument") == 1

@@ -73,7 +73,7 @@ class Host:
         self.network = SimpleNamespace(
             addresses=Addresses(IPv4Network("10.64.8.0/21")),
             is_connected=lambda _: True,
-            forget=lambda _: None,
+            forget=lambda _, **__: None,
             share_ports=lambda _: None,
         )
         self.launcher = SimpleNamespace()

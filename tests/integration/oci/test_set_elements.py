@@ -64,12 +64,12 @@ def test_as_many_as_a_service_has_are_sent_at_once(table: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "ip"), [("shares", "10.9.9.9"), ("gone", "10.1.2.3")])
-def test_nothing_to_delete_is_told(table: str, name: str, ip: str) -> None:
+def test_deletion_of_a_missing_element_returns_false(table: str, name: str, ip: str) -> None:
     assert not set_elements.delete(table, name, ip)
     assert not set_elements.delete("no_such_table", name, ip)
 
 
-def test_what_the_kernel_refuses_raises_and_changes_nothing(table: str) -> None:
+def test_refused_elements_raise_and_change_nothing(table: str) -> None:
     set_elements.send_to_chains(table, "shares", {"10.1.2.3": "share_0"})
     with pytest.raises(FileExistsError):
         set_elements.send_to_chains(table, "shares", {"10.1.2.4": "share_1", "10.1.2.3": "share_1"})

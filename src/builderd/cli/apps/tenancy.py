@@ -12,7 +12,6 @@ import click
 
 from builderd.cli.apps.inside import Moment
 from builderd.cli.apps.session import Session, command
-from builderd.domain.spreadsheets import csv_text
 
 SPAN = re.compile(r"(\d+)([mhdw])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -97,6 +96,9 @@ def spending(session: Session, since: datetime | None, until: datetime | None, a
     """Show what your builders have cost, deleted ones included."""
     found = session.client.spending.get(since=since, until=until)
     if as_csv and not session.as_json:
+        # The commands start without the domain.
+        from builderd.domain.spreadsheets import csv_text  # noqa: PLC0415
+
         rows = [(one.uuid, one.name, one.runtime_hours, one.hourly_rate, one.cost) for one in found.deployments]
         click.echo(csv_text([("uuid", "name", "hours", "per_hour", f"cost_{found.currency}"), *rows]), nl=False)
         return

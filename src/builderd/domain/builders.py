@@ -128,7 +128,8 @@ class Builder:
     (``Instance.member``) that keeps its disk and runs its sandboxes. ``disk_released_at`` is when a failed builder's
     disk was given back; its next start makes a new one. ``disk_has_data``: the disk of a builder that never was up
     holds more than the code, a restored backup or files from a caller, so that it is kept. ``location`` is the member
-    of the cluster on which it was last started, empty on a single machine.
+    of the cluster on which it was last started, empty on a single machine. ``disk_is_made``: its disk was made, so that
+    a missing one is lost; False before the first, and once a loss is recorded.
     """
 
     id: BuilderId
@@ -165,6 +166,7 @@ class Builder:
     disk_released_at: datetime | None = None
     disk_has_data: bool = False
     location: str = ""
+    disk_is_made: bool = False
 
     @property
     def to_run(self) -> tuple[int, DiskId]:

@@ -26,6 +26,7 @@ from builderd.domain.steps import (
     PlanSandbox,
     PutBundle,
     RecordEnd,
+    RecordLoss,
     RecoverDisk,
     RemoveRoute,
     Review,
@@ -154,17 +155,26 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
         return closing
     if (preparing := prepare(seen.version)) is not None:
         return preparing
-    if seen.recovering:
-        return Wait()
-    if seen.lost:
-        return RecoverDisk()
-    if not seen.disk_ready:
-        return CreateDisk()
+    if (making := _disk(seen)) is not None:
+        return making
     if seen.disk_bundle != seen.version.bundle_hash or seen.disk_build != seen.version.build_key:
         return PutBundle()
     if seen.sandbox is None:
         return PlanSandbox(attempt=next_attempt(seen.ends), release=seen.version.release_due)
+    if seen.version.release_due and not seen.sandbox.release:
+        return StopSandbox()  # planned before the disk that its release had prepared was lost
     return StartSandbox()
+
+
+def _disk(seen: Observation) -> Step | None:
+    """Return the step that brings the disk back or makes it; None once there is one and it is recorded."""
+    if seen.recovering:
+        return Wait()
+    if seen.lost:
+        return RecoverDisk()
+    if seen.loss_due:
+        return RecordLoss()
+    return None if seen.disk_ready else CreateDisk()
 
 
 def prepare(version: VersionState) -> Step | None:

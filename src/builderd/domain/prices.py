@@ -56,6 +56,17 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenBuild:
+    """A build that runs and is charged once it ends. ``seen_at`` is when it was last seen to run."""
+
+    id: str
+    tenant_id: TenantId
+    builder_id: BuilderId
+    started_at: datetime
+    seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A span of a builder's time in one billing state at one rate; ``end`` None while it continues."""
 

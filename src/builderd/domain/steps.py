@@ -42,7 +42,8 @@ class Observation:
     ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
     size, and the ledger counts it. ``disk_bundle`` is the hash of the last bundle on it, None without a disk or
     before the first; ``disk_build`` is the key of the build's result on it, empty without one. ``lost``: the disk is
-    missing and has a backup; ``recovering``: it is being restored. ``sandbox`` is the builder's record that has not
+    missing and has a backup; ``recovering``: it is being restored; ``loss_due``: it was made, is missing, and nothing
+    says so yet. ``sandbox`` is the builder's record that has not
     ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run, newest last.
     ``paid_frozen``: the ledger counts it as frozen. Sandboxes of a release count as ``sandbox`` while they run, and
     are not among ``ends``.
@@ -61,6 +62,7 @@ class Observation:
     paid_frozen: bool = False
     lost: bool = False
     recovering: bool = False
+    loss_due: bool = False
     disk_build: str = ""
 
 
@@ -91,6 +93,11 @@ class BuildApp:
 @dataclass(frozen=True, slots=True)
 class CreateDisk:
     """Create the disk and bill it from now on; a candidate's disk is a copy of the builder's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLoss:
+    """Record that the disk is gone for good, so that another one may be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +231,7 @@ Step = (
     | Install
     | BuildApp
     | CreateDisk
+    | RecordLoss
     | RecoverDisk
     | PutBundle
     | PlanSandbox

@@ -306,6 +306,7 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
         version=1,
         disk=new.disk or DiskId(new_id()),
         disk_has_data=new.disk is not None,
+        disk_is_made=new.disk is not None,
         created_at=now,
         updated_at=now,
         auto_stop_interval=new.auto_stop_interval,

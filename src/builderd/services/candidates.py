@@ -16,7 +16,13 @@ from builderd.services import ledger
 
 
 class TakesOver(InvalidState):
-    """Raised while a version takes over; wait with ``outcomes.after_take_over`` and try again."""
+    """Raised while a version takes over or releases; wait with ``outcomes.after_take_over`` and try again."""
+
+
+def releases(uow: UnitOfWork, builder: Builder) -> bool:
+    """Return True while a release command of the builder runs or is about to."""
+    sandbox = uow.sandboxes.open_of(builder.id)
+    return sandbox is not None and sandbox.release
 
 
 def remove_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> Builder:

@@ -170,8 +170,13 @@ def switch(
 def renew_service_token(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime
 ) -> Builder:
-    """Replace the service token at once. A running app restarts with the new one while its preview holds requests."""
+    """Replace the service token at once. A running app restarts with the new one while its preview holds requests.
+
+    Raises ``TakesOver`` while a release runs: it would be cut off, and run again.
+    """
     builder = changeable(uow, application, caller, builder_id)
+    if candidates.releases(uow, builder):
+        raise candidates.TakesOver("A release command runs at this moment: try again.", retry_after=RETRY_AFTER)
     renewed = replace(builder, service_token=new_secret("bds"), updated_at=now)
     uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
     if builder.desired is Desired.RUNNING and builder.job_type.stays_up:

@@ -29,7 +29,9 @@ def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     uow.ledger.close(builder.id, now)
     uow.tenants.make_spending_due(builder.tenant_id, now)
     spare = (*builder.spare_disks, builder.disk)
-    uow.builders.save(replace(builder, disk=DiskId(new_id()), spare_disks=spare, disk_released_at=now))
+    uow.builders.save(
+        replace(builder, disk=DiskId(new_id()), disk_is_made=False, spare_disks=spare, disk_released_at=now)
+    )
     uow.builders.make_due(builder.id, now)
     reason = f"its disk of {size:g} GB was given back: it failed and never was up; its next start makes a new one"
     details = {"disk": builder.disk, "gb": size}
@@ -43,7 +45,9 @@ def holds_data(uow: UnitOfWork, builder: Builder) -> bool:
 
 
 def _is_over(uow: UnitOfWork, builder: Builder) -> bool:
-    """Return True if it failed, nothing is wanted of it, and its disk holds nothing but the code."""
+    """Return True if it failed, nothing is wanted of it or runs of it, and its disk holds nothing but the code."""
     if builder.status is not Status.FAILED or builder.desired is not Desired.STOPPED or builder.candidate is not None:
         return False
+    if uow.sandboxes.open_of(builder.id) is not None:
+        return False  # it uses the disk, and its end is recorded in the ledger
     return builder.disk_released_at is None and not holds_data(uow, builder)

@@ -34,7 +34,7 @@ from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.signals import outcome_of
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
-from builderd.services.candidates import TakesOver
+from builderd.services.candidates import TakesOver, releases
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
 
 
 async def after_take_over(application: Application, builder_id: BuilderId, change: Callable[[], Awaitable[T]]) -> T:
-    """Make the change; while a version takes over, wait for that first. Raises what ``change`` raises."""
+    """Make the change; while a version takes over or releases, wait first. Raises what ``change`` raises."""
     deadline = asyncio.get_running_loop().time() + MAX_WAIT_SECONDS
     while True:
         seen = application.signals.count(builder_id)
@@ -158,7 +158,7 @@ async def after_take_over(application: Application, builder_id: BuilderId, chang
 
 def _is_taking_over(uow: UnitOfWork, builder_id: BuilderId) -> bool:
     builder = uow.builders.get(builder_id)
-    return builder is not None and builder.handover is not None
+    return builder is not None and (builder.handover is not None or releases(uow, builder))
 
 
 async def wait_until_reachable(application: Application, builder: Builder) -> None:

@@ -105,6 +105,13 @@ async def stopped(world: World) -> Builder:
     return await world.reached(builders.stop, await up(world))
 
 
+async def stopped_without_its_disk(world: World) -> Builder:
+    world.engine.behave(RELEASE, MIGRATES, MIGRATES)
+    builder = await world.reached(builders.stop, await world.create(MAIN, REQUIREMENTS, release=RELEASE))
+    del world.engine.disks[builder.disk]
+    return builder
+
+
 async def job_that_runs(world: World) -> Builder:
     return await world.outcome(await world.ask_job())
 
@@ -354,6 +361,40 @@ async def test_a_disk_that_was_made_before_the_kill_is_paid_from_the_next_servic
     async with living(world) as life:
         await comes_to(life.world, builder, Status.RUNNING)
     assert [segment.billing for segment in await world.segments(builder)] == [Billing.STOPPED, Billing.RUNNING]
+
+
+@pytest.mark.parametrize("point", ["RecordLoss.done", "RecordLoss.recorded", "CreateDisk.done", "CreateDisk.recorded"])
+async def test_lost_disk_is_recorded_once_and_its_release_runs_again_whenever_the_service_is_killed(
+    world: World, point: str
+) -> None:
+    async with living(world) as life:
+        builder = await stopped_without_its_disk(life.world)
+    async with living(world, point) as life:
+        await life.world.want(builders.start, builder)
+        await world.until(lambda: life.is_over)
+    world.clock.move(LEASE.total_seconds())
+    async with living(world) as life:
+        await comes_to(life.world, builder, Status.RUNNING)
+    assert [one.type for one in await world.events(builder)].count("disk.lost") == 1
+    assert [one.generation for one in await world.records(builder) if one.release] == [1, 2]
+    await check_ledger(world, builder)
+
+
+async def test_app_planned_before_its_disk_was_lost_starts_after_its_release(world: World) -> None:
+    async with living(world) as life:
+        builder = await stopped_without_its_disk(life.world)
+        builder = await life.world.reached(builders.stop, await life.world.reached(builders.start, builder))
+        world.engine.behave(RELEASE, MIGRATES)
+    async with living(world, "PlanSandbox.recorded") as life:
+        await life.world.want(builders.start, builder)
+        await world.until(lambda: life.is_over)
+    del world.engine.disks[builder.disk]
+    world.clock.move(LEASE.total_seconds())
+    async with living(world) as life:
+        await comes_to(life.world, builder, Status.RUNNING)
+    planned, release, app = (await world.records(builder))[-3:]
+    assert (planned.started_at, release.release, app.release) == (None, True, False)
+    assert release.end is not None
 
 
 @pytest.mark.parametrize("command", [builders.stop, builders.delete])

@@ -23,6 +23,7 @@ from builderd.ports.store.idempotency import Idempotency
 from builderd.ports.store.leases import Leases
 from builderd.ports.store.ledger import Ledger
 from builderd.ports.store.metrics import Metrics
+from builderd.ports.store.open_builds import OpenBuilds
 from builderd.ports.store.preview_links import PreviewLinks
 from builderd.ports.store.qa_reports import QaReports
 from builderd.ports.store.reviews import Acceptances, Reviews
@@ -54,6 +55,7 @@ __all__ = [
     "Leases",
     "Ledger",
     "Metrics",
+    "OpenBuilds",
     "PreviewLinks",
     "QaReports",
     "Restores",
@@ -94,6 +96,8 @@ class UnitOfWork(Protocol):
     def sandboxes(self) -> Sandboxes: ...
     @property
     def ledger(self) -> Ledger: ...
+    @property
+    def open_builds(self) -> OpenBuilds: ...
     @property
     def events(self) -> Events: ...
     @property

@@ -30,6 +30,7 @@ async def attach_restored_disk(context: BackupContext, restore: Restore, backup:
         saved = replace(
             builder,
             disk=restore.disk,
+            disk_is_made=True,
             # On a member that is away it still is, and is deleted when that returns.
             spare_disks=(*builder.spare_disks, known.disk),
             location="",

@@ -111,7 +111,8 @@ class BackupSchedule:
         due = _backup_due_at(builder, found)
         if due > now:
             return due
-        if builder.status is Status.CREATING:
+        if builder.status is Status.CREATING or not builder.disk_is_made:
+            # One that failed before its first disk, or whose disk was given back, has nothing to back up.
             return now + timedelta(seconds=PLAN_INTERVAL)
         backups.plan(uow, self._app, builder, BackupKind.SCHEDULED, SYSTEM, now)
         return None

@@ -84,13 +84,14 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     version = await _version(application, item.builder, item.version, disk)
     # Of no interest before: a disk is made after the version's preparation.
     needs_disk = disk is None and prepare(version) is None
-    loss = await _loss(application, item) if needs_disk else backups.Loss()
+    own_is_gone = needs_disk and await _own_is_gone(application, item)
+    loss = await _loss(application, item) if own_is_gone else backups.Loss()
     return Observation(
         now=application.clock.now(),
         version=version,
         candidate=await _version(application, item.builder, item.candidate) if item.candidate else None,
         trial=stored.trial,
-        disk_ready=disk is not None and stored.billing is not None and disk.size_bytes == wanted.disk_bytes,
+        disk_ready=disk is not None and _is_recorded(stored) and disk.size_bytes == wanted.disk_bytes,
         disk_bundle=disk.bundle_hash if disk else None,
         disk_build=disk.build_key if disk else "",
         sandbox=sandbox,
@@ -100,16 +101,24 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         paid_frozen=stored.billing is Billing.FROZEN,
         lost=loss.backup is not None,
         recovering=loss.recovering,
+        loss_due=needs_disk and (item.version.released or (own_is_gone and item.builder.disk_is_made)),
     )
 
 
+def _is_recorded(stored: StoredState) -> bool:
+    """Return True if the disk was recorded after it was made, so that it is paid and its loss will be noticed."""
+    return stored.billing is not None and stored.item.builder.disk_is_made
+
+
+async def _own_is_gone(application: Application, item: WorkItem) -> bool:
+    """Return True unless only a candidate's disk is missing, which is still to be copied from the builder's own."""
+    return item.disk == item.builder.disk or await application.engine.disk(item.builder.disk) is None
+
+
 async def _loss(application: Application, item: WorkItem) -> backups.Loss:
-    """Return what a backup can bring back; a candidate's disk that is still to be copied is no loss."""
-    builder = item.builder
-    if item.disk != builder.disk and await application.engine.disk(builder.disk) is not None:
-        return backups.Loss()
+    """Return what a backup can bring back."""
     now = application.clock.now()
-    return await application.store.read(lambda uow: backups.loss(uow, builder.id, now))
+    return await application.store.read(lambda uow: backups.loss(uow, item.builder.id, now))
 
 
 async def _version(

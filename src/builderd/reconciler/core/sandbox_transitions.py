@@ -20,17 +20,27 @@ from builderd.reconciler.core.transitions import Transition, add_event, as_store
 from builderd.services import credentials, failed_disks, ledger
 
 
-def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, is_new: bool) -> None:
-    """Record the builder's disk, which is billed from now on.
+def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
+    """Record that the disk to run on is gone, before another one is made: a crash in between loses nothing.
 
-    ``is_new``: the builder had none; if it was up before, the content of its previous disk is lost.
+    ``is_own``: the builder's own is gone, not only a candidate's copy of it.
     """
-    if is_new and failed_disks.holds_data(uow, item.builder):
+    uow, builder, now = transition.uow, transition.builder, transition.now
+    if is_own and builder.disk_is_made and failed_disks.holds_data(uow, builder):
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
-        add_event(uow, item.builder, "disk.lost", now, reason=reason, details={"disk": item.builder.disk})
-    if is_new and item.version.released:
+        add_event(uow, builder, "disk.lost", now, reason=reason, details={"disk": builder.disk})
+    version = as_stored(uow, item.version)
+    if version.released:
         # The release prepared the disk that is gone.
-        uow.versions.save(replace(as_stored(uow, item.version), released=False))
+        uow.versions.save(replace(version, released=False))
+    if is_own:
+        uow.builders.save(replace(builder, disk_is_made=False))
+
+
+def disk_made(uow: UnitOfWork, builder: Builder, item: WorkItem, prices: Prices, now: datetime) -> None:
+    """Record the builder's disk, which is billed from now on."""
+    if not builder.disk_is_made:
+        uow.builders.save(replace(builder, disk_is_made=True))
     if uow.ledger.current(item.builder.id) is None:
         ledger.bill(uow, prices, item.builder, item.version.settings.resources, Billing.STOPPED, now)
 
@@ -86,7 +96,8 @@ def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
     if builder is None or sandbox.disk != builder.disk or failed_disks.holds_data(uow, builder):
         return
     uow.ledger.close(builder.id, now)
-    uow.builders.save(replace(builder, disk=DiskId(new_id()), spare_disks=(*builder.spare_disks, builder.disk)))
+    spare = (*builder.spare_disks, builder.disk)
+    uow.builders.save(replace(builder, disk=DiskId(new_id()), disk_is_made=False, spare_disks=spare))
 
 
 def caught_up(

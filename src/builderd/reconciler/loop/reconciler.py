@@ -22,6 +22,7 @@ from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
 from builderd.reconciler.loop.worker import Worker, WorkerContext
+from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import preview_links
 from builderd.services.application import Application
 
@@ -56,6 +57,7 @@ class Reconciler:
     async def run(self) -> None:
         """Sweep once, then work on builders that changed or are due, and sweep again periodically."""
         await self._let_go()
+        await close_cut_builds(self._app)
         await self._first_sweep()
         helpers = [
             asyncio.create_task(work)

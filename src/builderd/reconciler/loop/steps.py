@@ -60,6 +60,8 @@ class Steps:
                 return await self._build(item.for_version(number))
             case domain.CreateDisk():
                 return await self._create_disk(item)
+            case domain.RecordLoss():
+                return await self._record_loss(item)
             case domain.RecoverDisk():
                 return self._recover_disk(item)
             case domain.PutBundle():
@@ -161,12 +163,19 @@ class Steps:
         return Result(record)
 
     async def _create_disk(self, item: WorkItem) -> Result:
-        is_new = await self._app.engine.disk(item.builder.disk) is None
         await self._make_disk(item)
         now, prices = self._now(), self._app.prices
-        return Result(
-            lambda uow, builder: sandbox_transitions.disk_made(uow, item, prices, now, is_new=is_new), quiet=True
-        )
+        return Result(lambda uow, builder: sandbox_transitions.disk_made(uow, builder, item, prices, now), quiet=True)
+
+    async def _record_loss(self, item: WorkItem) -> Result:
+        """The disk of a candidate is a copy: its release runs again on the next one, and nothing else is lost."""
+        is_own = await self._app.engine.disk(item.builder.disk) is None
+        now, prices = self._now(), self._app.prices
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            sandbox_transitions.disk_lost(Transition(uow, builder, prices, now), item, is_own=is_own)
+
+        return Result(record, quiet=True)
 
     def _recover_disk(self, item: WorkItem) -> Result:
         """The backups' schedule does it, and says so: this only has it done."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from builderd.domain.env_files import ignored_names
-from builderd.domain.errors import BuildFailed, EngineUnavailable, InstallFailed, MachineFault, NoCapacity, NotFound
+from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome, Built, Installed, LayerPlan
+from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.masking import Masker
 from builderd.domain.package_sources import PackageSources
@@ -24,7 +23,8 @@ from builderd.ports.installer import Installer
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.app_build import explain_build, plan_build
-from builderd.services import bundles, credentials, layer_quota, ledger
+from builderd.reconciler.stages.build_charges import charged
+from builderd.services import bundles, credentials, layer_quota
 from builderd.services.application import Application
 
 #: How often the lines of a build are written down while it continues, in seconds.
@@ -128,33 +128,15 @@ class LayerInstalls:
                 await layer_quota.check_reuse(self._app, tenant, plan.key)
                 return Built(plan.key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
-                building = self._app.engine.build_layer(await layer_quota.limit_plan(self._app, tenant, plan), log.line)
-                outcome = await self._charged(item, building)
+                bounded = await layer_quota.limit_plan(self._app, tenant, plan)
+                outcome = await charged(
+                    self._app, item.builder, lambda: self._app.engine.build_layer(bounded, log.line)
+                )
         except InstallFailed as refusal:  # the limit of all layers
             raise BuildFailed(refusal.message) from refusal
         if not outcome.ok:
             raise BuildFailed(explain_build(item, outcome, self._app.limits.build_timeout))
         return Built(plan.key, outcome.seconds, outcome.reused)
-
-    async def _charged(self, item: WorkItem, building: Awaitable[BuildOutcome]) -> BuildOutcome:
-        """Wait for the build and charge its time, also if it fails or is cancelled, but not if the machine fails."""
-        begun = self._app.clock.now()
-        try:
-            outcome = await building
-        except (MachineFault, NoCapacity, EngineUnavailable):
-            raise
-        except BaseException:
-            await asyncio.shield(self._charge(item, begun))
-            raise
-        if not outcome.reused:
-            await self._charge(item, begun)
-        return outcome
-
-    async def _charge(self, item: WorkItem, begun: datetime) -> None:
-        now, prices, builder = self._app.clock.now(), self._app.prices, item.builder
-        await self._app.store.write(
-            lambda uow: ledger.bill_trial(uow, prices, builder, BUILD_RESOURCES, begun, max(now, begun))
-        )
 
     async def _make(
         self, item: WorkItem, passed: asyncio.Event, planned: asyncio.Future[bool] | None = None

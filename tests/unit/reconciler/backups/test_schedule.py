@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.backups import BackupStatus, RestoreStatus
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import ReviewFailed, StartFailed
+from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.services import backups, builders, outcomes
 
 
@@ -74,3 +78,27 @@ async def test_a_restore_that_was_done_meanwhile_keeps_its_disk(scene: Scene, mo
     assert done.status is RestoreStatus.DONE
     assert await scene.restore(wanted) == done
     assert scene.files(serving.disk)["note"] == b"written since"
+
+
+async def test_failed_builder_without_a_disk_has_no_backups_that_fail(scene: Scene) -> None:
+    world = scene.world
+    world.scanner.dislikes = {"open_shell": "MAL-reverse-shell"}
+    with pytest.raises(ReviewFailed):
+        await world.create(BundleFile("main.py", b"open_shell()\n"), name="refused", backup_interval_hours=1)
+    world.engine.behave("broken", Behaviour(listens_at=None, exits_at=0, exit_code=1))
+    with pytest.raises(StartFailed):
+        await world.create(name="released", entrypoint="broken", backup_interval_hours=1)
+    world.clock.move(2 * 24 * 3600)
+    await scene.settle()
+    await RetentionJob(world.application).release_failed_disks()
+    await world.until(lambda: not world.engine.disks)
+    made = [await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, "released"))]
+    made.append(await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, "refused")))
+    before = [await scene.of(builder) for builder in made if builder]
+    for _ in range(3):
+        world.clock.move(24 * 3600)
+        await scene.schedule.plan()
+        await scene.settle()
+    after = [await scene.of(builder) for builder in made if builder]
+    assert after == before
+    assert BackupStatus.FAILED not in [one.status for found in after for one in found]

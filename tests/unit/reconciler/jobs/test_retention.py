@@ -16,13 +16,14 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import EngineUnavailable, NameTaken, NoCapacity, StartFailed
 from builderd.domain.files import Condition
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import SandboxReport
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs import retention
 from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.services import builders, files
+from builderd.services import builders, failed_disks, files
 from builderd.services.files import NewContent
 
 DAY = 86_400.0
@@ -236,3 +237,34 @@ async def test_released_disk_counts_again_when_it_is_to_start(world: World) -> N
         await world.want(builders.start, broken)
     assert (await world.builder(broken)).disk_released_at is not None
     await world.want(builders.start, broken)
+
+
+async def test_disk_of_a_failed_builder_is_kept_while_a_sandbox_of_it_is_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = world.engine.stop
+
+    async def away(sandbox: SandboxId, grace: float) -> SandboxReport:
+        raise EngineUnavailable("The engine does not answer.", retry_after=1)
+
+    keeping = RetentionJob(world.application)
+    async with world.reconciling():
+        world.engine.behave("deaf", Behaviour(listens_at=None))
+        monkeypatch.setattr(world.engine, "stop", away)
+        with pytest.raises(StartFailed):
+            await world.create(name="deaf", entrypoint="deaf", start_timeout=1)
+        [builder] = await world.read(lambda uow: uow.builders.of_tenant(world.caller.tenant_id, deleted=False))
+        assert await world.read(lambda uow: uow.sandboxes.open_of(builder.id)) is not None
+        world.clock.move(DAY * 2)
+        await keeping.release_failed_disks()
+        now = world.clock.now()
+        assert not await world.application.store.write(lambda uow: failed_disks.release(uow, builder.id, now))
+        assert (await world.builder(builder)).disk_released_at is None
+        monkeypatch.setattr(world.engine, "stop", stop)
+        world.clock.move(60)
+        await world.until_nothing_runs()
+        await world.until(lambda: world.read(lambda uow: uow.sandboxes.open_of(builder.id) is None))
+        world.clock.move(DAY * 2)
+        await keeping.release_failed_disks()
+        await world.until(lambda: not world.engine.disks)
+    assert await world.read(lambda uow: uow.ledger.current(builder.id)) is None

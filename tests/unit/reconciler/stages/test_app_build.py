@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from tests.application import MAIN, World
+from tests.unit.reconciler.mortal import Killed, living
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BuildFailed, InvalidState, QuotaExceeded, ReviewFailed
+from builderd.domain.errors import BuildFailed, InvalidState, NoCapacity, QuotaExceeded, ReviewFailed
 from builderd.domain.layers import BuildOutcome, LayerPlan
+from builderd.domain.prices import OpenBuild
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
+from builderd.reconciler.stages import build_charges
 from builderd.services import build_cache, builders
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
@@ -189,6 +193,61 @@ async def test_builds_are_charged_and_count_for_the_cap(world: World, monkeypatc
         assert {one.hourly_rate for one in trials} == {rate}
         with pytest.raises(QuotaExceeded):
             await world.deploy(capped, MAIN, build=COMMAND)
+
+
+async def test_build_cut_by_a_kill_of_the_service_is_charged_as_far_as_it_was_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_charges, "SEEN_INTERVAL", 0.01)
+    seen: list[datetime] = []
+
+    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        world.clock.move(90)
+        while not await world.read(lambda uow: [one for one in uow.open_builds.all() if one.seen_at > one.started_at]):
+            await asyncio.sleep(0.01)
+        seen.extend(one.seen_at for one in await world.read(lambda uow: uow.open_builds.all()))
+        life._store.dead.set()
+        raise Killed
+
+    build_layer = world.engine.build_layer
+    monkeypatch.setattr(world.engine, "build_layer", build)
+    async with living(world, "never") as life:
+        builder = await life.world.ask(MAIN, build=COMMAND)
+        await world.until(lambda: life.is_over)
+    monkeypatch.setattr(world.engine, "build_layer", build_layer)
+    assert await world.trials(builder) == []
+    world.clock.move(24 * 3600)
+    async with living(world) as life:
+        await life.world.until_status(builder, Status.RUNNING)
+    first, *_ = await world.trials(builder)
+    assert first.end == seen[0]
+    assert first.seconds(world.clock.now()) == 90
+    assert first.hourly_rate == 2 * (world.application.prices.cpu + world.application.prices.memory)
+    assert await world.read(lambda uow: uow.open_builds.all()) == []
+    async with living(world):
+        pass
+    assert [one.start for one in await world.trials(builder)].count(first.start) == 1
+
+
+async def test_charge_for_a_cut_build_is_bounded_by_the_time_that_builds_have(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+    now = world.clock.now()
+    cut = OpenBuild("a", builder.tenant_id, builder.id, now, now + timedelta(days=365))
+    await world.application.store.write(lambda uow: uow.open_builds.add(cut))
+    await build_charges.close_cut_builds(world.application)
+    [trial] = await world.trials(builder)
+    assert trial.seconds(now) == round(world.application.limits.build_timeout)
+
+
+async def test_fault_of_the_machine_during_a_build_costs_nothing(world: World) -> None:
+    world.engine.fail_next("build_layer", NoCapacity("The store is full."))
+    async with world.reconciling():
+        with pytest.raises(NoCapacity):
+            await world.create(MAIN, build=COMMAND)
+    [builder] = await world.read(lambda uow: uow.builders.of_tenant(world.caller.tenant_id, deleted=False))
+    assert await world.trials(builder) == []
+    assert await world.read(lambda uow: uow.open_builds.all()) == []
 
 
 async def test_build_stops_with_its_builder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,9 +15,9 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import InvalidState, MachineFault, ReleaseFailed
 from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import Sandbox
+from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.domain.versions import VersionStatus
-from builderd.services import builders, logs, wake
+from builderd.services import builders, deployments, logs, outcomes, wake
 from builderd.services.logs import LogFilter
 
 COMMAND = "flask db upgrade"
@@ -187,6 +188,34 @@ async def test_release_runs_again_for_a_disk_that_was_lost(world: World) -> None
         del world.engine.disks[builder.disk]
         builder = await world.reached(builders.start, builder)
         assert len(await releases(world, builder)) == 2
+
+
+async def test_new_service_token_waits_for_a_release(world: World) -> None:
+    world.engine.behave(COMMAND, WORKS)
+    world.engine.behave("slow", HANGS)
+    async with world.reconciling():
+        builder = await world.create(MAIN, release=COMMAND)
+        builder = await world.reached(builders.stop, builder)
+        await world.configure(builder, release="slow")
+        await world.want(builders.start, builder)
+        await world.until(lambda: len(world.running) == 1)
+        app, now = world.application, world.clock.now()
+        renewing = asyncio.create_task(
+            outcomes.after_take_over(
+                app,
+                builder.id,
+                lambda: app.commit(
+                    lambda uow: deployments.renew_service_token(uow, app, world.caller, builder.id, now)
+                ),
+            )
+        )
+        done, _ = await asyncio.wait({renewing}, timeout=0.1)
+        assert not done
+        world.engine.end(world.running[0].spec.id, EndCause.EXITED, 0)
+        renewed = await world.outcome(await renewing)
+        assert renewed.status is Status.RUNNING
+        assert len(await releases(world, builder)) == 2
+        assert world.running[-1].spec.env["SERVICE_TOKEN"] == renewed.service_token != builder.service_token
 
 
 async def test_version_whose_release_failed_is_failed_by_it(world: World) -> None:

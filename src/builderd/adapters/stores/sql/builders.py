@@ -122,11 +122,14 @@ _was_up = exists().where(
     versions.c.builder_id == builders.c.id,
     versions.c.status.in_((VersionStatus.DEPLOYED, VersionStatus.DROPPED)),
 )
+_is_open = exists().where(
+    sandboxes.c.builder_id == builders.c.id, sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False)
+)
 _FAILED = (
     select(builders.c.id)
     .where(builders.c.status == Status.FAILED, builders.c.desired == Desired.STOPPED)
     .where(builders.c.disk_released_at.is_(None), builders.c.updated_at < bindparam("before"))
-    .where(builders.c.candidate.is_(None), not_(builders.c.disk_has_data), not_(_was_up))
+    .where(builders.c.candidate.is_(None), not_(builders.c.disk_has_data), not_(_was_up), not_(_is_open))
     .order_by(builders.c.updated_at)
     .limit(bindparam("limit"))
 )

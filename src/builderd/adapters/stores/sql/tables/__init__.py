@@ -23,7 +23,7 @@ from builderd.adapters.stores.sql.tables.database_lease import database_lease
 from builderd.adapters.stores.sql.tables.domains import acme_accounts, domains, wildcard_certificates
 from builderd.adapters.stores.sql.tables.events import deliveries, events, webhooks
 from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
-from builderd.adapters.stores.sql.tables.ledger import OPEN, ledger, ledger_months, tenant_months
+from builderd.adapters.stores.sql.tables.ledger import OPEN, ledger, ledger_months, open_builds, tenant_months
 from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
 from builderd.adapters.stores.sql.tables.sandboxes import build_logs, class_times, metrics, sandboxes
 from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
@@ -57,6 +57,7 @@ __all__ = [
     "ledger_months",
     "metadata",
     "metrics",
+    "open_builds",
     "preview_links",
     "qa_reports",
     "qa_screenshots",

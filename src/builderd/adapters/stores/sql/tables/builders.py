@@ -88,6 +88,7 @@ builders = Table(
     Column("disk_released_at", UtcDateTime),
     Column("disk_has_data", Boolean, nullable=False, server_default=false()),
     Column("location", Text, nullable=False, server_default=text("''")),
+    Column("disk_is_made", Boolean, nullable=False, server_default=false()),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),

@@ -30,6 +30,17 @@ ledger = Table(
 )
 
 
+# Builds that run, which the next service charges if this one is killed. Few at a time.
+open_builds = Table(
+    "open_builds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *builder_columns(),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+
 # Sums of closed segments by calendar month, so that a total reads no more than one row a month.
 ledger_months = Table(
     "ledger_months",

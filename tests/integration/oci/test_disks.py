@@ -20,10 +20,10 @@ from builderd.adapters.engines.oci.storage import tree
 from builderd.adapters.engines.oci.storage.disks import (
     APP_OWNER,
     DISK_UID,
-    HOME_IN_BACKUP,
     SCRATCH_BYTES,
     Disks,
 )
+from builderd.adapters.engines.oci.storage.home_in_backup import HOME
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -261,10 +261,10 @@ def test_home_is_kept_beside_the_files_and_goes_into_a_backup(disks: Disks) -> N
     assert ((disks.home(TWO) / ".cache/model").read_text(), list(disks.app(TWO).iterdir())) == ("m", [])
     disks.delete(TWO)
     disks.clone(ONE, TWO, 15 * MB, for_backup=True)
-    assert (disks.app(TWO) / HOME_IN_BACKUP / ".cache/model").read_text() == "m"
+    assert (disks.app(TWO) / HOME / ".cache/model").read_text() == "m"
     # As after a restore, which fills a new disk's files.
     shutil.rmtree(disks.home(ONE) / ".cache")
-    shutil.copytree(disks.app(TWO) / HOME_IN_BACKUP, disks.app(ONE) / HOME_IN_BACKUP)
+    shutil.copytree(disks.app(TWO) / HOME, disks.app(ONE) / HOME)
     disks.mark_bundle(ONE, BUNDLE.hash)
     assert ((disks.home(ONE) / ".cache/model").read_text(), list(disks.app(ONE).iterdir())) == ("m", [])
     assert fill(disks.home(ONE) / "data", 30 * MB) < 20 * MB
@@ -282,7 +282,7 @@ def test_disk_without_a_home_has_it_among_its_files(disks: Disks) -> None:
 @pytest.mark.parametrize("kind", ["link", "file", "folder"])
 def test_a_home_planted_among_the_files_reaches_nothing(disks: Disks, tmp_path: Path, kind: str) -> None:
     disks.create(ONE, 20 * MB)
-    planted = disks.app(ONE) / HOME_IN_BACKUP
+    planted = disks.app(ONE) / HOME
     if kind == "link":
         planted.symlink_to(tmp_path)
     elif kind == "file":
@@ -293,6 +293,7 @@ def test_a_home_planted_among_the_files_reaches_nothing(disks: Disks, tmp_path: 
     disks.clone(ONE, TWO, 20 * MB, for_backup=True)
     disks.mark_bundle(TWO, BUNDLE.hash)
     home = disks.home(TWO)
+    assert os.path.lexists(disks.app(TWO) / HOME)
     assert not home.is_symlink()
     assert home.is_dir()
     assert home.resolve().is_relative_to(disks.app(TWO).parent.resolve())

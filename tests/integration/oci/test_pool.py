@@ -21,10 +21,12 @@ from tests.integration.oci.test_leaks import traces
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime import pool
+from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
+from builderd.linux.processes import is_alive
 from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
@@ -206,6 +208,30 @@ async def test_a_reservation_that_nobody_starts_is_removed(engine: OciEngine, mo
     async with asyncio.timeout(ENGINE_TIMEOUT):
         while engine._here.runs.find(forgotten):
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "error", [NotFound("There is no disk."), OSError("No space left on device")], ids=["gone", "full"]
+)
+async def test_start_that_fails_before_the_claim_leaves_no_prepared_sandbox(
+    engine: OciEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    spec = await make_spec(engine, apps.SILENT, id=await reserved(engine))
+    process = record_of(engine, spec.id).process
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._here.disks, "adopt_scratch", fail)
+        if isinstance(error, NotFound):
+            with pytest.raises(NotFound):
+                await engine.start(spec)
+            assert engine._here.runs.find(spec.id) is None
+        else:
+            assert (await engine.start(spec)).state is SandboxState.RUNNING
+            assert record_of(engine, spec.id).process != process
+    assert not is_alive(process)
+    assert not (engine._here.store.root / "scratch" / f".prepared-{spec.id}").exists()
 
 
 async def test_its_log_is_its_builders_also_after_it_was_full(engine: OciEngine) -> None:

@@ -261,9 +261,12 @@ async def test_disk_of_a_failed_builder_is_kept_while_a_sandbox_of_it_is_open(
         assert not await world.application.store.write(lambda uow: failed_disks.release(uow, builder.id, now))
         assert (await world.builder(builder)).disk_released_at is None
         monkeypatch.setattr(world.engine, "stop", stop)
-        world.clock.move(60)
-        await world.until_nothing_runs()
-        await world.until(lambda: world.read(lambda uow: uow.sandboxes.open_of(builder.id) is None))
+
+        async def is_over() -> bool:
+            world.clock.move(60)  # for the delay of the next try
+            return await world.read(lambda uow: uow.sandboxes.open_of(builder.id)) is None
+
+        await world.until(is_over)
         world.clock.move(DAY * 2)
         await keeping.release_failed_disks()
         await world.until(lambda: not world.engine.disks)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from builderd.adapters.engines.oci.storage import app_builds, tree
+from builderd.adapters.engines.oci.storage import app_builds, home_in_backup, tree
 from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, write_version
 from builderd.adapters.engines.oci.storage.layer_content import layer_error, measure
 from builderd.adapters.engines.oci.storage.subvolumes import folder
@@ -33,9 +33,7 @@ from builderd.domain.layers import NODE_MODULES, AppBuild
 #: Where volumes are attached.
 VOLUMES = Path("/mnt")
 OWNER = 1000
-_APP, _HOME, _INCOMING, _TRASH = "app", "home", "incoming", "trash"
-#: Place of the home among the files of a backup.
-HOME_IN_BACKUP = ".builderd-home"
+_APP, _INCOMING, _TRASH = "app", "incoming", "trash"
 _PIECE_BYTES = 1 << 17
 _HEX = 8
 #: Seconds for which a deleted folder is emptied at once; what is left goes with the next deletion.
@@ -266,24 +264,15 @@ def finish_build(request: Json) -> None:
 
 def put_home_in(request: Json) -> None:
     """Move the user's home of a copy among the files, where a backup finds it. Idempotent."""
-    home, place = _volume(request) / _HOME, app_of(request) / HOME_IN_BACKUP
-    # An app may have something of that name: then its home is left out.
-    if _is_folder(home) and not os.path.lexists(place):
-        home.rename(place)
+    home_in_backup.put_in(_volume(request))
     say({})
 
 
 def take_home_out(request: Json) -> None:
     """Move the home of a restored disk out of the files. Idempotent."""
-    home, place = _volume(request) / _HOME, app_of(request) / HOME_IN_BACKUP
-    if _is_folder(place) and (not home.exists() or not any(home.iterdir())):
-        place.rename(home)
+    home_in_backup.take_out(_volume(request))
     os.sync()
     say({})
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
 
 
 TASKS: Mapping[str, Callable[[Json], None]] = {

@@ -52,11 +52,9 @@ class Starting:
     async def start(self, spec: SandboxSpec, runtime: Runtime) -> Record:
         """Start it. Raises ``EngineUnavailable`` on failure and leaves nothing."""
         prepared = self._pool.take(spec.id)
-        if prepared is not None and _suits(prepared, spec, runtime):
-            try:
-                return await self._claim(spec, runtime, prepared)
-            except (EngineUnavailable, OSError) as error:
-                log.warning("prepared sandbox not used, starting a new one sandbox=%s error=%s", spec.id, error)
+        if prepared is not None and (claimed := await self._claimed(spec, runtime, prepared)) is not None:
+            return claimed
+        await self._pool.forget(spec.id)
         if left := self._machine.runs.find(spec.id):
             await self._machine.runs.remove(left)
         root = await run_to_completion(self._make_root, spec)
@@ -82,6 +80,19 @@ class Starting:
         return app_root(
             here.lowers(layer), scratch, app, home, packages=place if mirrored else None, lacks_bytecode=lacks
         )
+
+    async def _claimed(self, spec: SandboxSpec, runtime: Runtime, prepared: Record) -> Record | None:
+        """Start it in the prepared sandbox; None if that cannot be. Whatever fails, no unclaimed sandbox is left."""
+        try:
+            if _suits(prepared, spec, runtime):
+                return await self._claim(spec, runtime, prepared)
+        except (EngineUnavailable, OSError) as error:
+            log.warning("prepared sandbox not used, starting a new one sandbox=%s error=%s", spec.id, error)
+        except BaseException:
+            await asyncio.shield(self._pool.remove(prepared))
+            raise
+        await self._pool.remove(prepared)
+        return None
 
     async def _claim(self, spec: SandboxSpec, runtime: Runtime, prepared: Record) -> Record:
         root = await run_to_completion(self._adopt_root, spec)
@@ -111,7 +122,7 @@ class Starting:
         return record
 
     async def _drop(self, prepared: Record) -> None:
-        await self._machine.runs.remove(prepared)
+        await self._machine.runs.remove(self._machine.runs.find(prepared.id) or prepared)
         await run_to_completion(self._machine.disks.drop_scratch, prepared.id)
 
     def _log_of(self, name: str) -> Path:

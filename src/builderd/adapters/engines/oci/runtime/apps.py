@@ -88,10 +88,16 @@ def make_prepared(name: str, runtime: Runtime, root: Root, log: Path, log_limit:
 
 
 def start_script(run: Run) -> str:
-    """Return the script by which a prepared sandbox becomes that of the run: the same program and environment."""
-    program = run.argv[len(INIT) :]
-    words = ["exec", "/usr/bin/env", "-i", *(f"{name}={value}" for name, value in run.env.items()), *program]
-    return f"/bin/rm -f {START_SCRIPT}\ncd {shlex.quote(run.cwd)} || exit\n{shlex.join(words)}\n"
+    """Return the script by which a prepared sandbox becomes that of the run: the same program and environment.
+
+    The shell itself exports the variables: in the arguments of a program such as ``env``, everybody on the host would
+    see secrets of the app, for a moment.
+    """
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run.env.items())
+    program = shlex.join(("exec", *run.argv[len(INIT) :]))
+    # By `cd`, the shell exports these two.
+    begin = f"/bin/rm -f {START_SCRIPT}\ncd {shlex.quote(run.cwd)} || exit\nunset PWD OLDPWD\n"
+    return f"{begin}{exports}{program}\n"
 
 
 def app_root(

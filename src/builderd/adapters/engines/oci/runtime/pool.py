@@ -31,7 +31,9 @@ EXPECTED = (BuilderdError, OSError)
 RESERVED_SECONDS = 60.0
 
 
-class _Reserved(NamedTuple):
+class _Held(NamedTuple):
+    """A sandbox that is left alone until this monotonic time."""
+
     record: Record
     until: float
 
@@ -51,7 +53,10 @@ class Pool:
         self._drop = drop
         self._idle = idle or IdleCpus()
         self._ready: list[Record] = []
-        self._reserved: dict[str, _Reserved] = {}
+        self._reserved: dict[str, _Held] = {}
+        #: Removals that continue, and sandboxes that could not be removed, by id.
+        self._removals: dict[str, asyncio.Task[None]] = {}
+        self._left: dict[str, _Held] = {}
         self._wanted = asyncio.Event()
         self._filling: asyncio.Task[None] | None = None
 
@@ -67,17 +72,18 @@ class Pool:
             self._filling.cancel()
             await asyncio.wait({self._filling})
             self._filling = None
-        left = [*self._ready, *(one.record for one in self._reserved.values())]
+        left = [*self._ready, *(one.record for one in (*self._reserved.values(), *self._left.values()))]
         self._ready.clear()
         self._reserved.clear()
-        await asyncio.gather(*(self._remove(record) for record in left))
+        self._left.clear()
+        await asyncio.gather(*self._removals.values(), *(self.remove(record) for record in left))
 
     def reserve(self) -> SandboxId | None:
         """Return the id of a sandbox for a start that follows at once, None when none is ready."""
         if not self._ready:
             return None
         record = self._ready.pop(0)
-        self._reserved[record.id] = _Reserved(record, time.monotonic() + RESERVED_SECONDS)
+        self._reserved[record.id] = _Held(record, time.monotonic() + RESERVED_SECONDS)
         self._wanted.set()
         return SandboxId(record.id)
 
@@ -89,14 +95,31 @@ class Pool:
     async def discard(self, sandbox: SandboxId) -> None:
         """Remove a reserved sandbox whose start is not wanted any more. Idempotent."""
         if record := self.take(sandbox):
-            await self._remove(record)
+            await self.remove(record)
+
+    async def forget(self, sandbox: SandboxId) -> None:
+        """Leave what bears this id to the caller: wait for its removal, and do not try that again.
+
+        A start that comes after its reservation expired makes a sandbox of the same id.
+        """
+        if removal := self._removals.get(sandbox):
+            await asyncio.shield(removal)
+        self._left.pop(sandbox, None)
+
+    async def remove(self, record: Record) -> None:
+        """Remove a sandbox that was prepared; one that cannot be removed now is tried again later."""
+        removal = self._removals.get(record.id)
+        if removal is None:
+            removal = self._removals[record.id] = asyncio.get_running_loop().create_task(self._remove(record))
+            removal.add_done_callback(lambda _: self._removals.pop(record.id, None))
+        await asyncio.shield(removal)
 
     async def _fill(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), RESERVED_SECONDS)
             self._wanted.clear()
-            await self._drop_expired()
+            await self._drop_unused()
             while len(self._ready) < self._size:
                 self._idle.since_last()
                 await asyncio.sleep(max(LEAST_PAUSE, PAUSE * len(self._ready) / self._size))
@@ -104,6 +127,8 @@ class Pool:
                     await asyncio.sleep(BUSY_SECONDS)
                 else:
                     await self._add()
+                # Here too: a busy machine, or one whose store is full, may not leave this loop for hours.
+                await self._drop_unused()
 
     async def _add(self) -> None:
         try:
@@ -112,15 +137,20 @@ class Pool:
             log.warning("sandbox not prepared, retrying: error=%s", error, exc_info=not isinstance(error, EXPECTED))
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _drop_expired(self) -> None:
+    async def _drop_unused(self) -> None:
+        """Remove what no start has claimed in time, and what could not be removed before."""
         now = time.monotonic()
         for name in [name for name, one in self._reserved.items() if one.until < now]:
             log.warning("reserved sandbox was not started, removing it sandbox=%s", name)
             await self.discard(SandboxId(name))
+        for name in [name for name, one in self._left.items() if one.until < now]:
+            if left := self._left.pop(name, None):
+                await self.remove(left.record)
 
     async def _remove(self, record: Record) -> None:
-        """Remove a sandbox; the next service removes one that cannot be removed now."""
+        self._left.pop(record.id, None)
         try:
             await self._drop(record)
         except Exception as error:
-            log.warning("prepared sandbox not removed sandbox=%s error=%s", record.id, error)
+            log.warning("prepared sandbox not removed, retrying sandbox=%s error=%s", record.id, error)
+            self._left[record.id] = _Held(record, time.monotonic() + RETRY_SECONDS)

@@ -17,18 +17,18 @@ import errno
 import logging
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from builderd.adapters.engines.oci.storage import space_reservations
+from builderd.adapters.engines.oci.storage import home_in_backup, space_reservations
 from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, read_built, write_version
 from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
+from builderd.adapters.engines.oci.storage.home_in_backup import is_folder
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
@@ -51,8 +51,6 @@ APP_OWNER = DISK_UID + APP_UID
 #: A store, and a disk, with less space than this takes no files any more.
 NEARLY_FULL = 16 << 20
 INCOMING, TRASH = "incoming", "trash"
-#: Place of the home among the files of a backup, which has the one folder ``app``.
-HOME_IN_BACKUP = ".builderd-home"
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _UNFINISHED = "."
@@ -115,7 +113,7 @@ class Disks:
     def clone(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         """Clone a disk, with a limit of its own that counts only later writes. Raises ``NoCapacity``.
 
-        ``for_backup``: its home lies in ``app`` under the name ``HOME_IN_BACKUP``; ``mark_bundle`` takes it out again.
+        ``for_backup``: its home lies in ``app``, as ``home_in_backup`` says; ``mark_bundle`` takes it out again.
         """
         origin = self._existing(source)
         with self._lock, self._new_disk(target, size_bytes) as unfinished:
@@ -128,7 +126,7 @@ class Disks:
             (unfinished / MARK).unlink(missing_ok=True)
             _remove_leftovers(unfinished)
             if for_backup:
-                _put_home_in(unfinished)
+                home_in_backup.put_in(unfinished)
             self._limit(target, unfinished, size_bytes)
         # Deleted content may be large: it goes in the background.
         self._empty_trash(self._path(target))
@@ -209,7 +207,7 @@ class Disks:
 
     def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         """Record the bundle after a sync: the app's changes could not be restored from the bundle."""
-        _take_home_out(self._existing(disk))
+        home_in_backup.take_out(self._existing(disk))
         self.write_out(disk)
         atomic_files.replace(self._existing(disk) / "bundle", f"{bundle_hash}\n".encode(), mode=0o644)
 
@@ -254,7 +252,7 @@ class Disks:
     def home(self, disk: DiskId) -> Path:
         """Return the folder of the user's home: ``app`` itself on a disk from before homes had a folder."""
         home = self._existing(disk) / "home"
-        return home if _is_folder(home) else self.app(disk)
+        return home if is_folder(home) else self.app(disk)
 
     def make_mount_point(self, disk: DiskId, path: str) -> bool:
         """Make an empty folder in ``app`` where there is none; return False where something else has that name.
@@ -337,34 +335,6 @@ class Disks:
         if not _NAME.fullmatch(disk):
             raise NotFound(f"{disk!r} is no name of a disk.")
         return self._store.disks / disk
-
-
-def _put_home_in(disk: Path) -> None:
-    home = disk / "home"
-    if not _is_folder(home):
-        return
-    try:
-        home.rename(disk / "app" / HOME_IN_BACKUP)
-    except OSError as error:
-        # The app has something of that name.
-        log.warning("home left out of a backup disk=%s error=%s", disk.name, error)
-
-
-def _take_home_out(disk: Path) -> None:
-    """Make the home of a restored disk: a backup without one is of a disk from before homes had a folder."""
-    home, restored = disk / "home", disk / "app" / HOME_IN_BACKUP
-    if _is_folder(restored):
-        restored.rename(home)  # replaces the empty one
-    elif _is_folder(home):
-        home.rmdir()
-
-
-def _is_folder(path: Path) -> bool:
-    """Return True for a folder, and never for a link: a mount would follow it."""
-    try:
-        return stat.S_ISDIR(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _recorded(path: Path, *records: Path) -> set[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run
+from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run, start_script
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
@@ -77,3 +78,33 @@ def test_only_app_and_home_persist() -> None:
         (Path("/disk/home"), "/home/app", DISK_UID, False),
     ]
     assert ROOT.scratch == Path("/scratch")
+
+
+STRANGE = {
+    "QUOTED": 'it\'s "a"\n$HOME `x` \\',
+    "OPTIND": "3",
+    "IFS": "x",
+    "OLDPWD": "/nowhere",
+    "PS4": "+",
+    "EMPTY": "",
+}
+
+
+def test_script_of_a_prepared_sandbox_gives_what_the_runtime_gives_others(tmp_path: Path) -> None:
+    entrypoint = "/usr/bin/env -0"
+    run = make_run(replace(SPEC, entrypoint=entrypoint, env=STRANGE), CRUN, ROOT, Path("/log"), 10, "http://gw:1")
+    run = replace(run, cwd=str(tmp_path))
+    script = tmp_path / "start"
+    script.write_text(start_script(run))
+    claimed = subprocess.run(["/bin/sh", script], env={}, stdout=subprocess.PIPE, check=True)
+    given = subprocess.run(run.argv[3:], env=run.env, cwd=run.cwd, stdout=subprocess.PIPE, check=True)
+    assert sorted(claimed.stdout.split(b"\0")) == sorted(given.stdout.split(b"\0"))
+    assert b"it's" in given.stdout
+
+
+def test_no_program_has_the_environment_of_an_app_among_its_arguments() -> None:
+    run = make_run(replace(SPEC, env={"KEY": "s3cret"}), CRUN, ROOT, Path("/log"), 10, "http://gw:1")
+    programs = [line for line in start_script(run).splitlines() if not line.startswith(("export ", "unset ", "cd "))]
+    assert [line.split()[0] for line in programs[:2]] == ["/bin/rm", "exec"]
+    assert not [line for line in programs if "s3cret" in line or "/usr/bin/env" in line]
+    assert "s3cret" not in " ".join(run.argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -24,6 +25,9 @@ class Machine:
         self.made: list[str] = []
         self.dropped: list[str] = []
         self.faults: list[Exception] = []
+        self.lasting: list[Exception] = []
+        self.removals = asyncio.Event()
+        self.removals.set()
 
     def since_last(self) -> float:
         return self.idle
@@ -35,6 +39,9 @@ class Machine:
         return Record(self.made[-1], "", "", "crun", len(self.made), "192.0.2.1", 0, "boot")
 
     async def drop(self, record: Record) -> None:
+        await self.removals.wait()
+        if self.lasting:
+            raise self.lasting.pop()
         self.dropped.append(record.id)
 
 
@@ -133,3 +140,56 @@ async def test_a_pool_of_none_makes_nothing(machine: Machine) -> None:
     assert pool_.reserve() is None
     assert not machine.made
     await pool_.close()
+
+
+async def test_expired_reservations_are_removed_on_a_machine_that_is_never_idle(
+    machine: Machine, pool_of_two: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pass_time()
+    first, second = pool_of_two.reserve(), pool_of_two.reserve()
+    machine.idle = 0.1
+    await pass_time()
+    assert not machine.dropped
+    later = time.monotonic() + pool.RESERVED_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    await pass_time()
+    assert machine.dropped == [first, second]
+
+
+async def test_start_waits_for_the_removal_of_what_bears_its_id(
+    machine: Machine, pool_of_two: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pass_time()
+    machine.removals.clear()
+    monkeypatch.setattr(pool, "RESERVED_SECONDS", -1.0)
+    late = pool_of_two.reserve()
+    assert late
+    await pass_time()
+    assert pool_of_two.take(late) is None
+    forgetting = asyncio.create_task(pool_of_two.forget(late))
+    await pass_time()
+    assert not forgetting.done()
+    machine.removals.set()
+    await forgetting
+    assert machine.dropped == [late]
+
+
+async def test_removal_that_failed_is_tried_again_unless_its_id_was_given_away(
+    machine: Machine, pool_of_two: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pass_time()
+    kept, given_away = pool_of_two.reserve(), pool_of_two.reserve()
+    assert kept
+    assert given_away
+    monkeypatch.setattr(pool, "RETRY_SECONDS", 1000.0)
+    machine.lasting = [OSError("busy"), OSError("busy")]
+    await asyncio.gather(pool_of_two.discard(kept), pool_of_two.discard(given_away))
+    await pool_of_two.forget(given_away)
+    await pass_time()
+    assert machine.dropped == []
+    later = time.monotonic() + 2000
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    await pool_of_two._drop_unused()
+    assert machine.dropped == [kept]
+    await pool_of_two.close()
+    assert given_away not in machine.dropped

@@ -94,3 +94,15 @@ def test_functions_named_in_docs_exist(page: Path) -> None:
     for path, name in re.findall(r"`([\w/]+\.py):(\w+)`", page.read_text()):
         source = (ROOT / "src/builderd" / path).read_text()
         assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b", source, re.MULTILINE), f"{path} has no {name}"
+
+
+def test_each_test_in_the_table_of_attacks_exists() -> None:
+    text = (ROOT / "docs/sandbox.md").read_text()
+    section = text.partition("## What was attacked\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ") and "`test_" in line]
+    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row[2])}
+    defined = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        defined |= set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert len(rows) >= 25
+    assert not named - defined, "a test was renamed or removed: change docs/sandbox.md too"

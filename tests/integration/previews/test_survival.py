@@ -17,7 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from tests.integration.previews.test_streams import dial
 from tests.previews.proxy import App, Proxy, eventually
+from tests.previews.visitor import PATIENCE
 
 from builderd.adapters.previews.haproxy import guard
 from builderd.domain.errors import EngineUnavailable
@@ -61,6 +63,22 @@ def test_a_killed_service_fails_no_request(make_proxy: Callable[..., Proxy], app
         service.wait()
         more(counted, 200)
     assert counted.keys() == {200}, counted
+
+
+def test_websocket_outlives_kills_of_the_service(make_proxy: Callable[..., Proxy], app: App) -> None:
+    proxy, host = make_proxy(), "steady.localhost"
+    service = start_service(proxy, app, host)
+    with dial(proxy, host) as connection:
+        for turn in range(3):
+            connection.send(f"up {turn}")
+            assert connection.recv(timeout=PATIENCE) == f"up {turn}"
+            service.kill()
+            service.wait()
+            connection.send(f"down {turn}")
+            assert connection.recv(timeout=PATIENCE) == f"down {turn}"
+            service = start_service(proxy, app, host)
+    service.kill()
+    service.wait()
 
 
 def test_a_reload_fails_no_request(make_proxy: Callable[..., Proxy], app: App) -> None:

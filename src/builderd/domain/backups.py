@@ -190,7 +190,9 @@ def failure_of(failed: Backup | Restore) -> BuilderdError:
 
 @dataclass(frozen=True, slots=True)
 class BackupCheck:
-    """Time at which the schedule looks at a builder again. None: not before its backups, restores or interval change.
+    """Time at which the schedule looks at a builder again.
+
+    None: not before its backups, restores or interval change, or it has a disk.
 
     ``drill_base_at`` is since when its backups are untried: a drill is due ``drill_every`` later.
     """

@@ -40,7 +40,7 @@ async def add(world: World, number: int) -> None:
 def _add(uow: UnitOfWork, world: World, now: datetime) -> str:
     tenant = world.caller.tenant_id
     changes = {"status": Status.RUNNING, "observed_generation": 1, "auto_stop_interval": 15, "last_active_at": now}
-    builder = make_builder(tenant_id=tenant, created_at=now, backup_interval_hours=6, **changes)
+    builder = make_builder(tenant_id=tenant, created_at=now, backup_interval_hours=6, disk_is_made=True, **changes)
     uow.builders.add(builder)
     uow.versions.add(make_version(builder.id))
     uow.sandboxes.add(make_sandbox(builder.id))

@@ -105,14 +105,16 @@ class BackupSchedule:
     def _plan_backup(
         self, uow: UnitOfWork, builder: Builder, found: Sequence[Backup], now: datetime
     ) -> datetime | None:
-        """Plan the builder's backup if it is due; return when it will be, None after a change of its backups."""
+        """Plan the builder's backup if it is due; return when it will be, None if a change has it looked at again."""
         if any(one.is_open for one in found):
             return None
         due = _backup_due_at(builder, found)
         if due > now:
             return due
-        if builder.status is Status.CREATING or not builder.disk_is_made:
-            # One that failed before its first disk, or whose disk was given back, has nothing to back up.
+        if not builder.disk_is_made:
+            # One that failed before its first disk, or whose disk was given back: a new disk has it looked at again.
+            return None
+        if builder.status is Status.CREATING:
             return now + timedelta(seconds=PLAN_INTERVAL)
         backups.plan(uow, self._app, builder, BackupKind.SCHEDULED, SYSTEM, now)
         return None

@@ -102,3 +102,13 @@ async def test_failed_builder_without_a_disk_has_no_backups_that_fail(scene: Sce
     after = [await scene.of(builder) for builder in made if builder]
     assert after == before
     assert BackupStatus.FAILED not in [one.status for found in after for one in found]
+
+    world.engine.behave("broken", Behaviour())
+    [released, _] = made
+    assert released
+    await world.reached(builders.start, released)
+    world.clock.move(3600)
+    await scene.schedule.plan()
+    await scene.settle()
+    newest, *_ = await scene.of(released)
+    assert newest.status is BackupStatus.DONE

@@ -43,9 +43,11 @@ _CLEAR_OF_BACKUP = (
     .where(_row.id == select(backups.c.builder_id).where(backups.c.id == bindparam("backup")).scalar_subquery())
     .values(backup_check_at=_at_once)
 )
-#: Value of the column in the ``UPDATE`` of a builder's row: another interval changes when its next backup is due.
+#: Value of the column in the ``UPDATE`` of a builder's row: another interval, and a first disk, change when its next
+#: backup is due.
 CHECK_AT_AFTER_SAVE = case(
     (_row.backup_interval_hours != bindparam("of_interval", type_=_row.backup_interval_hours.type), _at_once),
+    (_row.disk_is_made != bindparam("of_made", type_=_row.disk_is_made.type), _at_once),
     else_=_row.backup_check_at,
 )
 

@@ -300,6 +300,7 @@ class Builders(Claims):
             # No version has the number 0: a builder whose disk was given back has none reserved.
             "of_version": builder.version if builder.disk_released_at is None else 0,
             "of_interval": builder.backup_interval_hours,
+            "of_made": builder.disk_is_made,
         }
         self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})
 

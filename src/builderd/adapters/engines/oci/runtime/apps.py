@@ -90,8 +90,8 @@ def make_prepared(name: str, runtime: Runtime, root: Root, log: Path, log_limit:
 def start_script(run: Run) -> str:
     """Return the script by which a prepared sandbox becomes that of the run: the same program and environment.
 
-    The shell itself exports the variables: in the arguments of a program such as ``env``, everybody on the host would
-    see secrets of the app, for a moment.
+    The shell itself exports the variables: in the arguments of a program such as ``env``, any user of the host could
+    read the app's secrets.
     """
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run.env.items())
     program = shlex.join(("exec", *run.argv[len(INIT) :]))

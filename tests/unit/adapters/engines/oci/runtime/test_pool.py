@@ -156,7 +156,7 @@ async def test_expired_reservations_are_removed_on_a_machine_that_is_never_idle(
     assert machine.dropped == [first, second]
 
 
-async def test_start_waits_for_the_removal_of_what_bears_its_id(
+async def test_start_waits_for_the_removal_of_a_sandbox_of_its_id(
     machine: Machine, pool_of_two: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await pass_time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import shutil
@@ -204,7 +205,9 @@ with grpc.insecure_channel(target, [("grpc.default_authority", host)]) as channe
 @cache
 def grpc_python() -> Path:
     """Return a Python with grpcio, for the client."""
-    venv = Path(mkdtemp(prefix="bd."), "venv")
+    folder = mkdtemp(prefix="bd.")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    venv = Path(folder, "venv")
     subprocess.run((sys.executable, "-m", "venv", venv), check=True)
     subprocess.run((venv / "bin/pip", "install", "-q", GRPCIO), check=True)
     return venv / "bin/python"

@@ -193,6 +193,8 @@ async def test_release_runs_again_for_a_disk_that_was_lost(world: World) -> None
 async def test_new_service_token_waits_for_a_release(world: World) -> None:
     world.engine.behave(COMMAND, WORKS)
     world.engine.behave("slow", HANGS)
+    # The fake clock moves as fast as its sleepers ask.
+    world.application = replace(world.application, limits=replace(world.application.limits, release_timeout=1e9))
     async with world.reconciling():
         builder = await world.create(MAIN, release=COMMAND)
         builder = await world.reached(builders.stop, builder)

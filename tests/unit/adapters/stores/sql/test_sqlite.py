@@ -181,7 +181,7 @@ def test_a_migration_that_breaks_foreign_keys_is_taken_back(path: Path) -> None:
         upgrade(connection)
 
     with pytest.raises(RuntimeError, match="foreign keys"), database.begin_migration() as connection:
-        connection.execute(insert(tokens), row_of(make_token(scopes=["write"])))
+        connection.execute(insert(tokens), row_of(make_token(scopes=["write"])) | {"calls": None})
     with database.writing.begin() as connection:
         assert connection.execute(select(tokens)).all() == []
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1

@@ -56,7 +56,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing_to_be_made_after_it(
     part = SlowPart()
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     nothing_runs = SimpleNamespace(all=list)
-    engine._machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs))
+    engine._machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs, store=part))
     calling = asyncio.ensure_future(call(engine))
     await asyncio.sleep(0.01)
     calling.cancel()

@@ -196,8 +196,8 @@ async def test_one_page_of_the_logs_of_a_tenant_is_read_at_a_time(
 ) -> None:
     attacker, neighbour = await _two_builders(service)
     sandbox = next(iter(service.engine.sandboxes))
-    gate = Gate(service.engine.read_log, lambda name: name == sandbox)
-    monkeypatch.setattr(service.engine, "read_log", gate)
+    gate = Gate(service.engine.search_log, lambda name: name == sandbox)
+    monkeypatch.setattr(service.engine, "search_log", gate)
     client, other = service.client(service.write), service.client(service.other)
     path = f"{BUILDERS}/{attacker['uuid']}/logs?tail=100000"
     flood = [asyncio.create_task(client.get(path)) for _ in range(24)]

@@ -32,7 +32,7 @@ LEFT_OUT = {
     r"POST .*/review/accept": "a person accepts a finding",
     r"GET .*/(metrics|events|terminal|archive|logs/density)": "streams and series, which no model reads",
     r".*/domains.*": "a person changes DNS records for a host name of their own",
-    r"GET .*/diff/\{new\}": "an agent has the files that it sent",
+    r"GET .*/(diff|patch)/\{new\}": "an agent has the files that it sent",
     r"DELETE .*/build-cache": "frees space of the user's quota, at the cost of slow rollbacks",
     r"GET /events": "streams and series, which no model reads",
     r"(DELETE .*/files/\{path\})": "exec_command removes files",

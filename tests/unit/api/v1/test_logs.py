@@ -17,7 +17,7 @@ from builderd.api.server import streams
 from builderd.api.v1 import logs as door
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
-from builderd.domain.logs import LogLine, LogPage, LogStream
+from builderd.domain.logs import LogLine, LogPiece, LogStream
 from builderd.schemas.v1 import logs as wire
 from builderd.services import logs
 
@@ -83,14 +83,10 @@ async def test_a_large_answer_is_made_while_it_is_taken(
 async def test_error_before_the_first_line_has_its_status(
     client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = service.engine.read_log
-
-    async def read_log(sandbox: SandboxId, cursor: str = "", **options: Any) -> LogPage:
-        if options["limit"] == 0:
-            return await real(sandbox, cursor, **options)
+    async def search_log(*_: Any, **__: Any) -> LogPiece:
         raise EngineUnavailable("The disk is gone.")
 
-    monkeypatch.setattr(service.engine, "read_log", read_log)
+    monkeypatch.setattr(service.engine, "search_log", search_log)
     response = await client.get(path)
     assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
 

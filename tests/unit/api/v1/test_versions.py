@@ -464,7 +464,7 @@ async def test_two_versions_are_compared_by_their_files_and_settings(client: htt
     assert answer.status_code == 200, answer.text
     data = answer.json()["data"]
     files = {one["path"]: one for one in data["files"]}
-    assert (files["more.py"]["kind"], files["more.py"]["lines"]) == ("added", ["@@ -0,0 +1,2 @@", "+x = 1", "+"])
+    assert (files["more.py"]["kind"], files["more.py"]["lines"]) == ("added", ["@@ -0,0 +1 @@", "+x = 1"])
     assert "+print('new')" in files["main.py"]["lines"]
     (setting,) = data["settings"]
     assert setting["name"] == "resources"

@@ -27,6 +27,11 @@ FAILS = Behaviour(listens_at=None, exits_at=1, exit_code=3, lines=("no such tabl
 HANGS = Behaviour(listens_at=None)
 
 
+def never_time_out(world: World) -> None:
+    """Let releases hang: the fake clock moves as fast as its sleepers ask, and would end them before they are seen."""
+    world.application = replace(world.application, limits=replace(world.application.limits, release_timeout=1e9))
+
+
 async def releases(world: World, builder: Builder) -> Sequence[Sandbox]:
     return [one for one in await world.records(builder) if one.release]
 
@@ -118,6 +123,7 @@ async def test_release_is_stopped_when_its_time_is_over(world: World) -> None:
 
 async def test_release_that_the_machine_cut_off_is_not_run_again(world: World) -> None:
     world.engine.behave(COMMAND, WORKS, HANGS)
+    never_time_out(world)
     async with world.reconciling():
         builder = await world.create(MAIN, release=COMMAND)
         number = await world.put(builder, MAIN, OTHER)
@@ -131,6 +137,7 @@ async def test_release_that_the_machine_cut_off_is_not_run_again(world: World) -
 
 async def test_stop_gives_the_release_of_a_candidate_up(world: World) -> None:
     world.engine.behave(COMMAND, WORKS, HANGS)
+    never_time_out(world)
     async with world.reconciling():
         builder = await world.create(MAIN, release=COMMAND)
         number = await world.put(builder, MAIN, OTHER)
@@ -144,6 +151,7 @@ async def test_stop_gives_the_release_of_a_candidate_up(world: World) -> None:
 
 async def test_stopped_first_release_runs_again_on_another_disk(world: World) -> None:
     world.engine.behave(COMMAND, HANGS, WORKS)
+    never_time_out(world)
     async with world.reconciling():
         builder = await world.ask(MAIN, release=COMMAND)
         await world.until(lambda: len(world.running) == 1)
@@ -157,6 +165,7 @@ async def test_stopped_first_release_runs_again_on_another_disk(world: World) ->
 
 async def test_no_command_gets_into_the_sandbox_of_a_release(world: World) -> None:
     world.engine.behave(COMMAND, HANGS)
+    never_time_out(world)
     async with world.reconciling():
         builder = await world.ask(MAIN, release=COMMAND)
         await world.until(lambda: len(world.running) == 1)
@@ -193,8 +202,7 @@ async def test_release_runs_again_for_a_disk_that_was_lost(world: World) -> None
 async def test_new_service_token_waits_for_a_release(world: World) -> None:
     world.engine.behave(COMMAND, WORKS)
     world.engine.behave("slow", HANGS)
-    # The fake clock moves as fast as its sleepers ask.
-    world.application = replace(world.application, limits=replace(world.application.limits, release_timeout=1e9))
+    never_time_out(world)
     async with world.reconciling():
         builder = await world.create(MAIN, release=COMMAND)
         builder = await world.reached(builders.stop, builder)

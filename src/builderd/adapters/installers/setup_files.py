@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import configparser
 import io
+import re
 import tokenize
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,8 +27,18 @@ SETUP_PY, SETUP_CFG = "setup.py", "setup.cfg"
 MAX_BYTES = 100_000
 KEY = "install_requires"
 CURE = "list them in requirements.txt"
+#: configparser takes time in the square of the number of lines that it cannot read: 0.05 s for these.
+MAX_CFG_LINES = 5_000
+#: Characters of a foreign text in a message.
+MAX_QUOTED = 300
+#: Two blanks or more behind a text of the same line; configparser takes time in the square of their number.
+_RUN = re.compile(r"(?<=\S)([^\S\n])[^\S\n]+")
 _BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+#: What stands behind a name that is changed, and before one that is given another value.
+_CHANGED_BY = {".", "[", ":=", "+=", "-=", "*=", "/=", "//=", "%=", "@=", "&=", "|=", "^=", ">>=", "<<=", "**="}
+_GIVEN_BY = {"as", "class", "def", "for", "import"}
 _CLOSES = {"[": "]", "(": ")"}
+_OPENS, _ENDS = {"[", "(", "{"}, {"]", ")", "}"}
 
 
 def read_setup(bundle: Bundle) -> Requirements | None:
@@ -50,7 +61,7 @@ def _requirements(path: str, listed: Sequence[str]) -> Requirements:
         try:
             written, foreign = parse_requirement(text)
         except ValueError as error:
-            raise InstallFailed(f"{path}: {KEY}: {error}.") from None
+            raise InstallFailed(f"{path}: {KEY}: {str(error)[:MAX_QUOTED]}.") from None
         lines.add(written)
         is_foreign = is_foreign or foreign
     return Requirements(tuple(sorted(lines)), (), is_foreign)
@@ -69,14 +80,17 @@ def _text(bundle: Bundle, path: str) -> str:
 
 
 def _of_setup_cfg(text: str) -> list[str]:
+    if (lines := text.count("\n")) > MAX_CFG_LINES:
+        raise InstallFailed(f"{SETUP_CFG} has {lines} lines: at most {MAX_CFG_LINES} are read; {CURE}.")
     parser = configparser.RawConfigParser(strict=False)
     try:
-        parser.read_string(text)
+        parser.read_string(_RUN.sub(r"\1", text))
     except configparser.Error as error:
-        raise InstallFailed(f"{SETUP_CFG} is not readable: {' '.join(str(error).split())}.") from None
+        reason = " ".join(str(error)[:MAX_QUOTED].split())
+        raise InstallFailed(f"{SETUP_CFG} is not readable: {reason}.") from None
     value = parser.get("options", KEY, fallback="").strip()
     if value.startswith(("file:", "attr:")):
-        raise _computed(SETUP_CFG, value.split("\n")[0])
+        raise _computed(SETUP_CFG, value.split("\n")[0][:MAX_QUOTED])
     parts = (part.strip() for line in value.splitlines() for part in line.split(" #")[0].split(";;"))
     return [part for part in parts if part and not part.startswith("#")]
 
@@ -92,6 +106,7 @@ def _of_setup_py(text: str) -> list[str]:
         return []  # a comment or a text about it
     if len(arguments) != 1:
         raise _computed(SETUP_PY, f"it is given {len(arguments)} times")
+    _refuse_changes(tokens, KEY)
     first = arguments[0] + 2
     if tokens[first].type == tokenize.NAME and _ends(tokens[first + 1]):
         return _literal(tokens, _assigned(tokens, tokens[first].string))
@@ -121,7 +136,21 @@ def _assigned(tokens: Sequence[TokenInfo], name: str) -> int:
     ]
     if len(places) != 1:
         raise _computed(SETUP_PY, f"{name} is assigned {len(places)} times")
+    _refuse_changes(tokens, name)
     return places[0] + 2
+
+
+def _refuse_changes(tokens: Sequence[TokenInfo], name: str) -> None:
+    """Raise ``InstallFailed`` where the name's value may be another one than that at the beginning of a line."""
+    depth, before = 0, ""
+    for token, following in pairwise(tokens):
+        # In brackets, ``name=`` is an argument.
+        is_assigned = following.string == "=" and depth == 0 and token.start[1] > 0
+        if token.string == name and (following.string in _CHANGED_BY or is_assigned or before in _GIVEN_BY):
+            raise _computed(SETUP_PY, f"{name} is changed in line {token.start[0]}")
+        if token.type == tokenize.OP:
+            depth += (token.string in _OPENS) - (token.string in _ENDS)
+        before = token.string
 
 
 def _literal(tokens: Sequence[TokenInfo], index: int) -> list[str]:
@@ -144,7 +173,7 @@ def _literal(tokens: Sequence[TokenInfo], index: int) -> list[str]:
             is_separated = True
         else:
             break
-    raise _computed(SETUP_PY, f"{token.string[:40]!r} stands among its texts or behind them")
+    raise _computed(SETUP_PY, f"{token.string[:40]!r} in line {token.start[0]} is not one of its texts")
 
 
 def _ends(token: TokenInfo) -> bool:
@@ -159,11 +188,11 @@ def _value(token: TokenInfo) -> str:
     except (ValueError, SyntaxError):
         value = None
     if not isinstance(value, str):
-        raise _computed(SETUP_PY, f"{token.string[:40]} is no text")
+        raise _computed(SETUP_PY, f"{token.string[:40]} is not a text")
     return value
 
 
 def _computed(path: str, why: str) -> InstallFailed:
     return InstallFailed(
-        f"{path}: {KEY} is not a plain list of texts ({why}), and {path} is not run to find out: {CURE}."
+        f"{path}: {KEY} is not a plain list of texts ({why}), and builderd does not run {path}: {CURE}."
     )

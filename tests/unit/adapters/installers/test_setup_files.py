@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from builderd.adapters.installers.setup_files import MAX_BYTES, read_setup
+from builderd.adapters.installers.setup_files import MAX_BYTES, MAX_CFG_LINES, read_setup
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
@@ -23,6 +25,8 @@ def bundle(setup_py: str = "", setup_cfg: str = "", **more: str) -> Bundle:
         "setup(\n    install_requires=[\n        'flask>='  # split\n        '3',\n        'idna',\n    ],\n    x=1)\n",
         "REQUIRES = ('flask>=3', r'idna',)\n\nsetup(name='x', install_requires=REQUIRES, zip_safe=False)\n",
         "install_requires = ['idna', 'flask>=3']\nsetup(install_requires=install_requires)\n",
+        "deps = ['idna', 'flask>=3']\nsetup(install_requires=deps, tests_require=deps + ['x'])\nprint(deps)\n",
+        "deps = ['idna', 'flask>=3']\nmake(deps=deps)\nsetup(install_requires=deps)\n",
         "# install_requires are few\nsetup(install_requires=['idna', 'flask>=3'])",
     ],
 )
@@ -38,12 +42,26 @@ def test_plain_list_of_setup_py_is_read(text: str) -> None:
         ("setup(install_requires=open('r.txt').read().split())", "begins with 'open'"),
         ("setup(install_requires=read())", "begins with 'read'"),
         ("setup(install_requires=['a'] + MORE)", "not a plain list"),
-        ("setup(install_requires=['a', B])", "'B' stands among"),
+        ("setup(install_requires=['a', B])", "'B' in line 1 is not one of its texts"),
         ("setup(install_requires=[f'a{x}'])", "not a plain list"),
-        ("setup(install_requires=[b'a'])", "is no text"),
+        ("setup(install_requires=[b'a'])", "is not a text"),
         ("setup(install_requires=['a'.upper()])", "not a plain list"),
         ("def f():\n    deps = ['a']\nsetup(install_requires=deps)", "deps is assigned 0 times"),
         ("deps = ['a']\ndeps = []\nsetup(install_requires=deps)", "deps is assigned 2 times"),
+        ("deps = ['a']\ndeps.append('b')\nsetup(install_requires=deps)", "deps is changed in line 2"),
+        ("deps = ['a']\n\ndeps.extend(read())\nsetup(install_requires=deps)", "deps is changed in line 3"),
+        ("deps = ['a']\nif X:\n    deps += ['b']\nsetup(install_requires=deps)", "deps is changed in line 3"),
+        ("deps = ['a']\ndeps *= 2\nsetup(install_requires=deps)", "deps is changed in line 2"),
+        ("deps = ['a']\ndeps[0] = 'b'\nsetup(install_requires=deps)", "deps is changed in line 2"),
+        ("deps = ['a']\nif X:\n    deps = ['b']\nsetup(install_requires=deps)", "deps is changed in line 3"),
+        ("deps = ['a']\nx = deps = ['b']\nsetup(install_requires=deps)", "deps is changed in line 2"),
+        ("deps = ['a']\nif (deps := ['b']):\n    setup(install_requires=deps)", "deps is changed in line 2"),
+        ("deps = ['a']\nwith open('x') as deps:\n    setup(install_requires=deps)", "deps is changed in line 2"),
+        ("install_requires = ['a']\ninstall_requires += ['b']\nsetup(**locals())", "changed in line 2"),
+        (
+            "install_requires = ['a']\ninstall_requires.append('b')\nsetup(install_requires=install_requires)",
+            "install_requires is changed in line 2",
+        ),
         ("setup(install_requires=['a'])\nsetup(install_requires=['b'])", "given 2 times"),
         ("setup(**{'install_requires': ['a']})", "given 0 times"),
         ("setup(install_requires=", "is not Python"),
@@ -123,6 +141,39 @@ def test_hostile_setup_py_ends_in_a_message(attack: str) -> None:
     with pytest.raises(InstallFailed, match=r"^setup\.py") as refused:
         read_setup(bundle(f"setup(install_requires={attack})"))
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        *(
+            f"[options]\na{blank * (99_000 // len(blank.encode()))}b\n"
+            for blank in (" ", "\t", "\r", "\x0b", "\x1c \x85", "\u2003")
+        ),
+        "[options]\n" + "y\n" * MAX_CFG_LINES,
+        "[options]\n" + "y\n" * 49_000,
+        "[options]\n" + "=" * 99_000,
+        "[options]\n" + "[" * 99_000,
+        "[" * 99_000,
+        " " * 99_000 + "x",
+        "[options]\ninstall_requires = file:" + "x" * 90_000,
+        "[options]\ninstall_requires = " + "-" * 90_000,
+    ],
+)
+def test_hostile_setup_cfg_ends_in_a_message_in_time_of_its_length(attack: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(InstallFailed, match=r"^setup\.cfg") as refused:
+        read_setup(bundle("", attack))
+    assert len(str(refused.value)) < 500
+    # The runs of blanks took a minute.
+    assert time.process_time() - begun < 5
+
+
+def test_blanks_at_the_beginning_of_lines_keep_their_meaning() -> None:
+    cfg = "[options]\ninstall_requires   =  \n        idna   >=  3\n\n    flask\nname    =   x\n"
+    found = read_setup(bundle("", cfg))
+    assert found is not None
+    assert found.lines == ("flask", "idna>=3")
 
 
 def test_large_files_are_refused() -> None:

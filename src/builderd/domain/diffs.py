@@ -37,6 +37,8 @@ class FileDiff:
     added: int = 0
     removed: int = 0
     lines: tuple[str, ...] = ()
+    #: Executable bits, the old and the new; False where there is no file.
+    modes: tuple[bool, bool] = (False, False)
 
 
 def compare(old: Bundle, new: Bundle) -> Sequence[FileDiff]:
@@ -73,14 +75,15 @@ class _Left:
 
 def _difference(path: str, one: BundleFile | None, other: BundleFile | None, left: _Left) -> FileDiff:
     kind = ChangeKind.ADDED if one is None else ChangeKind.REMOVED if other is None else ChangeKind.CHANGED
+    modes = (one is not None and one.executable, other is not None and other.executable)
     before, after = (_lines(one), _lines(other)) if left.files and left.lines else (None, None)
     if before is None or after is None:
-        return FileDiff(path, kind, compared=False)
+        return FileDiff(path, kind, compared=False, modes=modes)
     lines = tuple(part for line in unified(before, after, left.work) for part in line.split("\n"))
     added = sum(line.startswith("+") for line in lines)
     removed = sum(line.startswith("-") for line in lines)
     is_shown = left.take(lines)
-    return FileDiff(path, kind, is_shown, added, removed, lines if is_shown else ())
+    return FileDiff(path, kind, is_shown, added, removed, lines if is_shown else (), modes)
 
 
 def _lines(file: BundleFile | None) -> list[str] | None:

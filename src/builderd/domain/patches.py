@@ -14,21 +14,37 @@ def patch(files: Sequence[FileDiff], old: int, new: int) -> str:
 
 def _lines(files: Sequence[FileDiff], old: int, new: int) -> Iterator[str]:
     yield f"From version {old} to version {new}."
-    shown = [one for one in files if one.compared and (one.lines or one.kind is not ChangeKind.CHANGED)]
+    shown = [one for one in files if _is_shown(one)]
     left_out = [one for one in files if one not in shown]
-    yield from (f"Left out, binary, too long or without other lines: {_quoted('', one.path)}" for one in left_out)
+    yield from (
+        f"Left out, binary, not UTF-8, too long or without other lines: {_quoted('', one.path)}" for one in left_out
+    )
     yield ""
     for one in shown:
         before, after = _quoted("a/", one.path), _quoted("b/", one.path)
         yield f"diff --git {before} {after}"
-        if one.kind is ChangeKind.ADDED:
-            yield "new file mode 100644"
-        elif one.kind is ChangeKind.REMOVED:
-            yield "deleted file mode 100644"
+        yield from _modes(one)
         if one.lines:
             yield f"--- {'/dev/null' if one.kind is ChangeKind.ADDED else _ended(before)}"
             yield f"+++ {'/dev/null' if one.kind is ChangeKind.REMOVED else _ended(after)}"
             yield from one.lines
+
+
+def _is_shown(one: FileDiff) -> bool:
+    """Return True if the patch can say the file's change. Lines that were not UTF-8 have a U+FFFD now."""
+    is_changed = one.lines or one.kind is not ChangeKind.CHANGED or one.modes[0] != one.modes[1]
+    return one.compared and bool(is_changed) and not any("\ufffd" in line for line in one.lines)
+
+
+def _modes(one: FileDiff) -> Iterator[str]:
+    before, after = ("100755" if is_executable else "100644" for is_executable in one.modes)
+    if one.kind is ChangeKind.ADDED:
+        yield f"new file mode {after}"
+    elif one.kind is ChangeKind.REMOVED:
+        yield f"deleted file mode {before}"
+    elif before != after:
+        yield f"old mode {before}"
+        yield f"new mode {after}"
 
 
 def _quoted(prefix: str, path: str) -> str:

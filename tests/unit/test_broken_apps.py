@@ -112,7 +112,7 @@ CASES = {
     ),
     "a command that ends": Case(lambda: ended("done", 0), "exited with code 0", '"job_type": "one_time"'),
     "memory": Case(killed, "out of memory, limit 1 GB", "resources.memory"),
-    "a newer Python": Case(lambda: scanned(TEMPLATE), "Python 3.14 reads this", "here: write it for that"),
+    "a newer Python": Case(lambda: scanned(TEMPLATE), "Python 3.14 reads this", "here: write it for Python 3.13"),
     "a lock that is no JSON": Case(
         lambda: refused(package_json='{"dependencies": {"a": "1"}}', **{"package-lock_json": "{"}),
         "package-lock.json is not JSON",

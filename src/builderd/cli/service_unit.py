@@ -191,7 +191,9 @@ def _start(unit: ServiceUnit) -> None:
         try:
             restart.wait(NOTE_SECONDS)
         except subprocess.TimeoutExpired:
-            click.echo(f"{unit.name} is still starting, and says here what it does: journalctl -fu {unit.name}")
+            click.echo(
+                f"{unit.name} is still starting after {NOTE_SECONDS:.0f} s; follow its log: journalctl -fu {unit.name}"
+            )
     if restart.returncode != 0:
         words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
         raise click.ClickException(f"{unit.name} does not start, and systemd retries each second:\n{words}")

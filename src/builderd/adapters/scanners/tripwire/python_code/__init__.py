@@ -100,7 +100,7 @@ def _newer(source: bytes, line: int) -> str:
     for version, pattern in NEWER.items():
         if mine < version and pattern.search(text):
             note = f". Python {version[0]}.{version[1]} reads this; apps run on Python {mine[0]}.{mine[1]} here"
-            return f"{note}: write it for that"
+            return f"{note}: write it for Python {mine[0]}.{mine[1]}"
     return ""
 
 

@@ -256,14 +256,14 @@ class Cgroups:
 
         Version 2 counts what met the group's own limit apart (cgroup-v2.rst: ``oom`` of memory.events). Version 1 does
         not, and Linux 6.18 leaves its ``failcnt`` at 0: there, only a group that never used all of its limit is known
-        to be within it.
+        to be within it. The limit is one of memory, and of memory and swap together where the kernel counts swap.
         """
         memory = self._directory("memory", name)
         try:
             if self.version == 2:
                 return self.oom_kills(name) > _counter(memory / "memory.events", "oom")
-            most, limit = (int(_read(memory / f"memory.{file}_in_bytes")) for file in ("max_usage", "limit"))
-            return self.oom_kills(name) > 0 and most + _CHARGED_AT_ONCE < limit
+            kinds = ("memory.memsw", "memory") if (memory / "memory.memsw.max_usage_in_bytes").exists() else ("memory",)
+            return self.oom_kills(name) > 0 and not any(_has_met_limit(memory, kind) for kind in kinds)
         except FileNotFoundError:
             return False
 
@@ -411,6 +411,12 @@ def _set(file: Path, value: str) -> None:
             os.write(descriptor, value.encode())
         finally:
             os.close(descriptor)
+
+
+def _has_met_limit(memory: Path, kind: str) -> bool:
+    """Return True if a group of version 1 has ever used all of its limit of this kind."""
+    most, limit = (int(_read(memory / f"{kind}.{file}_in_bytes")) for file in ("max_usage", "limit"))
+    return most + _CHARGED_AT_ONCE >= limit
 
 
 def _processes(directory: Path) -> list[int]:

@@ -163,6 +163,19 @@ def test_version_1_takes_a_kill_for_the_own_once_all_of_the_limit_was_used(v1: P
     assert not Cgroups("x", v1).host_oom_kills("gone")
 
 
+@pytest.mark.parametrize(("both", "by_host"), [(100, True), (126, False), (128, False)])
+def test_version_1_takes_a_kill_for_the_own_once_memory_and_swap_together_met_the_limit(
+    v1: Path, both: int, by_host: bool
+) -> None:
+    """Memory in swap counts, and leaves the memory itself far from its limit."""
+    memory = v1 / "memory/builderd-x/ab"
+    (memory / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    for kind, most in (("memory", 60), ("memory.memsw", both)):
+        (memory / f"{kind}.limit_in_bytes").write_text(f"{128 << 20}\n")
+        (memory / f"{kind}.max_usage_in_bytes").write_text(f"{most << 20}\n")
+    assert Cgroups("x", v1).host_oom_kills("ab") is by_host
+
+
 def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
     (v1 / "pids/builderd-x/ab/exec-1").mkdir()
     Cgroups("x", v1).remove("ab")

@@ -60,7 +60,10 @@ class JoinedExecution(Execution):
         document = self._make_document(user, env, groups)
         self._join(json.dumps(document).encode())
         async with self._in_time():
-            self._check(await self._read_report())
+            report = await self._read_report()
+            if report != READY:
+                await asyncio.wait({self._ended})  # which says whether anything on the host was killed
+            self._check(report)
         self._runs.cgroups.close_inner(self._name)
 
     async def end(self, timeout: float = HANG_UP_SECONDS) -> None:
@@ -118,8 +121,7 @@ class JoinedExecution(Execution):
                 raise self._no_folder
             case "failed":
                 raise InvalidState(f"The command could not be started: {text}")
-        if self._ended.done():
-            self._ended.result()  # the launcher was killed, or could not fork
+        self._ended.result()  # the launcher or the joining process was killed, or the launcher could not fork
         raise InvalidState("The sandbox has ended.")
 
     @property

@@ -71,7 +71,9 @@ class Server:
         #: Those that have a name, for as long as they run.
         self._named: dict[str, int] = {}
         self._children: set[int] = set()
-        #: True once a joining child was killed before it could tell what it had started.
+        #: Joining children: what they have started may end before it is known here, and is then no stray.
+        self._joining = 0
+        #: True once there may be children that nobody watches, such as what a killed joining child had started.
         self._strays = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
@@ -86,7 +88,7 @@ class Server:
                     self._ended(*key.data)
                 elif not self._receive():
                     return
-            if self._strays:
+            if self._strays and not self._joining:
                 reap_strays(self._children)
 
     def _receive(self) -> bool:
@@ -143,7 +145,7 @@ class Server:
         owners = [bound["owner"] for bound in request["binds"] if bound["owner"] is not None]
         maps = self._keep_maps(request["uid"], owners)
         words, child_words = os.pipe2(os.O_CLOEXEC)
-        if (pid := os.fork()) == 0:
+        if (pid := fork_or_close(words, child_words)) == 0:
             try:
                 claim(request, maps)
                 os._exit(0)
@@ -162,19 +164,24 @@ class Server:
         owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
         maps = self._keep_maps(request["uid"], owners) if owners else {}
         words, child_words = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
+        pid = fork_or_close(words, child_words)
         if pid == 0:
             run_child(request, maps, descriptors, child_words)
         os.close(child_words)
         self._drop_maps(request["uid"])
+        self._watch(pid, partial(self._answer_end, request, words))
         if request["name"]:
             self._named[request["name"]] = pid
-        self._watch(pid, partial(self._answer_end, request, words))
 
     def _watch(self, pid: int, then: Callable[[int], None]) -> None:
         """Call ``then`` with the child's exit code once it has ended."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            self._strays = True
+            raise
         self._children.add(pid)
-        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, then))
+        self._selector.register(descriptor, selectors.EVENT_READ, (pid, then))
 
     def _ended(self, pid: int, then: Callable[[int], None]) -> None:
         self._children.discard(pid)
@@ -183,22 +190,31 @@ class Server:
 
     def _join(self, request: Message, descriptors: list[int]) -> None:
         told, tell = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
+        pid = fork_or_close(told, tell)
         if pid == 0:
             join(descriptors, tell)
         os.close(tell)
-        self._named[request["name"]] = pid
         self._watch(pid, partial(self._joined, request, told))
+        self._named[request["name"]] = pid
+        self._joining += 1
 
     def _joined(self, request: Message, told: int, status: int) -> None:
         """Follow the program that a joining child has started beside itself."""
+        self._joining -= 1
         if program := int(_read_words(told) or 0):
             self._named[request["name"]] = program
-            self._watch(program, partial(self._answer_end, request, None))
+            try:
+                self._watch(program, partial(self._answer_end, request, None))
+            except OSError as error:
+                self._named.pop(request["name"])
+                self._answer(request["id"], error=describe(error))
             return
         self._named.pop(request["name"])
-        self._strays = self._strays or status < 0
-        self._answer(request["id"], status=FAILED)
+        if status < 0:
+            self._strays = True
+            self._answer(request["id"], error="the joining process was killed")
+        else:
+            self._answer(request["id"], status=FAILED)
 
     def _kill(self, name: str) -> None:
         """Kill a program and its group. An unreaped child keeps its pid; a just forked one leads no group yet."""
@@ -213,6 +229,16 @@ class Server:
 
     def _answer(self, request: int, **answer: Any) -> None:
         self._control.send(json.dumps({"id": request, **answer}).encode())
+
+
+def fork_or_close(*descriptors: int) -> int:
+    """Fork; close these if the kernel refuses to, as when a limit of processes is met."""
+    try:
+        return os.fork()
+    except OSError:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
 
 
 def _read_words(descriptor: int) -> str:
@@ -283,7 +309,7 @@ def user_namespace(inside: int, outside: int) -> int:
     """Return the descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``."""
     ready, child_ready = os.pipe2(os.O_CLOEXEC)
     child_done, done = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    pid = fork_or_close(ready, child_ready, child_done, done)
     if pid == 0:
         try:
             unshare(CLONE_NEWUSER)
@@ -319,27 +345,35 @@ class Link(NamedTuple):
 
 def attach(pid: int, network: Link) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
-    bridge_index = socket.if_nametoindex(network.bridge)
-    home, inside = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid))
-    limits = limit(pid)
+    # The first may be gone.
+    inside, home = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in (pid, "self"))
     try:
-        with Netlink() as outside:
-            outside.delete_link(network.link)
-            outside.create_veth(network.link, bridge_index, "eth0", bytes.fromhex(network.mac), inside, network.mtu)
-            port = socket.if_nametoindex(network.link)
-            outside.isolate_port(port)
-            outside.set_up(port)
-        setns(inside, CLONE_NEWNET)
+        limits = limit(pid)
         try:
-            configure_inside(network.ip, network.gateway)
+            connect(network, home, inside)
         finally:
-            setns(home, CLONE_NEWNET)
+            _, status = os.waitpid(limits, 0)
     finally:
         os.close(home)
         os.close(inside)
-        _, status = os.waitpid(limits, 0)
     if status:
         raise OSError(0, "the user namespace cannot be limited (see /proc/sys/user)")
+
+
+def connect(network: Link, home: int, inside: int) -> None:
+    """Make the link between two network namespaces, this process's own and that of a sandbox."""
+    bridge_index = socket.if_nametoindex(network.bridge)
+    with Netlink() as outside:
+        outside.delete_link(network.link)
+        outside.create_veth(network.link, bridge_index, "eth0", bytes.fromhex(network.mac), inside, network.mtu)
+        port = socket.if_nametoindex(network.link)
+        outside.isolate_port(port)
+        outside.set_up(port)
+    setns(inside, CLONE_NEWNET)
+    try:
+        configure_inside(network.ip, network.gateway)
+    finally:
+        setns(home, CLONE_NEWNET)
 
 
 def limit(pid: int) -> int:

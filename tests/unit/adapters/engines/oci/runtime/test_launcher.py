@@ -1,0 +1,171 @@
+"""Launcher's server without root: what becomes of its children, and of its descriptors when it cannot fork."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builderd.adapters.engines.oci.runtime.launcher import Link, Server, attach, user_namespace
+
+#: A server in a process of its own, whose joining child does as ``join`` says. Descriptors of a request: to the test,
+#: and from it.
+SERVED = textwrap.dedent("""
+    import json, os, signal, socket, time
+    from builderd.adapters.engines.oci.runtime import launcher
+    from builderd.linux.syscalls import clone_beside
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(30)
+    heard, hear = os.pipe()
+    said, say = os.pipe()
+
+    def start(end):
+        if (pid := clone_beside()) == 0:
+            end()
+            os._exit(7)
+        return pid
+
+    def state(pid):
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+
+    def wait_until(condition):
+        while not condition():
+            time.sleep(0.001)
+
+    def ask(request, descriptors=()):
+        socket.send_fds(ours, [json.dumps(request).encode()], descriptors)
+
+    def answer():
+        return json.loads(ours.recv(4096))
+""")
+SERVE = textwrap.dedent("""
+    launcher.join = join
+    if (server_pid := os.fork()) == 0:
+        ours.close()
+        server = launcher.Server(theirs)
+        server._strays = strays
+        server.serve()
+        os._exit(0)
+    theirs.close()
+    ask({"id": 1, "op": "join", "name": "one"}, [hear, said])
+""")
+
+#: The program ends before the joining child tells of it, while other requests and lost children keep the server busy.
+LATE = """
+strays = True
+
+def join(descriptors, tell):
+    hear, said = descriptors
+    pid = start(lambda: None)
+    wait_until(lambda: state(pid) == "Z")
+    os.write(hear, b"z")
+    os.read(said, 1)
+    os.write(tell, str(pid).encode())
+    os._exit(0)
+"""
+LATE_TEST = """
+os.read(heard, 1)
+for number in (2, 3):
+    ask({"id": number, "op": "kill", "name": "none"})
+    assert answer()["id"] == number
+os.write(say, b"g")
+print(json.dumps(answer()))
+ask({"id": 4, "op": "kill", "name": "none"})
+print(json.dumps(answer()))
+"""
+
+#: The joining child is killed before it could tell what it has started.
+KILLED = """
+strays = False
+
+def join(descriptors, tell):
+    hear, said = descriptors
+    pid = start(lambda: os.read(said, 1))
+    os.write(hear, str(pid).encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED_TEST = """
+pid = int(os.read(heard, 100))
+print(json.dumps(answer()))
+os.write(say, b"g")
+wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+ask({"id": 4, "op": "kill", "name": "one"})
+print(json.dumps(answer()))
+"""
+
+
+def serve(join: str, test: str) -> list[dict[str, Any]]:
+    script = SERVED + join + SERVE + test
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_program_that_ends_before_it_is_known_is_no_stray() -> None:
+    assert serve(LATE, LATE_TEST) == [{"id": 1, "status": 7, "error": ""}, {"id": 4}]
+
+
+def test_the_end_of_a_killed_joining_child_is_an_error_and_what_it_started_is_reaped() -> None:
+    assert serve(KILLED, KILLED_TEST) == [{"id": 1, "error": "the joining process was killed"}, {"id": 4}]
+
+
+def test_a_program_that_cannot_be_watched_fails_alone() -> None:
+    """Another has reaped it; the server goes on."""
+    server, ours = _server()
+    told, tell = os.pipe()
+    os.write(tell, str(1 << 22).encode())  # above every pid
+    os.close(tell)
+    server._joining, server._named["one"] = 1, 17
+    server._joined({"id": 1, "name": "one"}, told, 0)
+    assert "error" in json.loads(ours.recv(4096))
+    assert (server._named, server._joining, server._strays) == ({}, 0, True)
+
+
+def _server() -> tuple[Server, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Server(theirs), ours
+
+
+REQUESTS: list[dict[str, Any]] = [
+    {"op": "run", "name": "one", "uid": 1, "mounts": []},
+    {"op": "claim", "uid": 1, "binds": []},
+    {"op": "join", "name": "one"},
+    {"op": "maps", "uid": 1, "owners": [5]},
+]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        *(lambda server, request=request: server._handle({"id": 1, **request}, []) for request in REQUESTS),
+        lambda _: user_namespace(0, 0),
+        lambda _: attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500)),
+    ],
+    ids=[*(request["op"] for request in REQUESTS), "user namespace", "attach"],
+)
+def test_without_a_fork_no_descriptor_stays_open(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[Server], object]
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    server, _ours = _server()
+    monkeypatch.setattr(os, "fork", refuse)
+    before = open_descriptors()
+    with pytest.raises(BlockingIOError):
+        work(server)
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -47,11 +47,23 @@ class CallHours:
 
     def add(self, calls: int, now: datetime) -> CallHours:
         """Count calls in the present hour. A clock that was set back counts in the newest one."""
-        hour = max(_hour(now), self.hour)
-        gap = min(hour - self.hour, HOURS) if self.counts else 0
-        counts = [*self.counts, *([0] * gap)] or [0]
-        counts[-1] += calls
-        return CallHours(hour, tuple(counts[-HOURS:]))
+        return self._add(calls, max(_hour(now), self.hour))
+
+    def add_all(self, other: CallHours) -> CallHours:
+        """Count the calls of ``other`` in their own hours; those before the kept hours in the oldest of these."""
+        found = self
+        for hour, calls in enumerate(other.counts, other.hour - len(other.counts) + 1):
+            found = found._add(calls, hour) if calls else found
+        return found
+
+    def _add(self, calls: int, hour: int) -> CallHours:
+        newest = max(hour, self.hour)
+        gap = min(newest - self.hour, HOURS) if self.counts else 0
+        counts = ([*self.counts, *([0] * gap)] or [0])[-HOURS:]
+        before = min(newest - hour, HOURS - 1) + 1 - len(counts)
+        counts = [0] * before + counts
+        counts[max(hour - newest - 1, -HOURS)] += calls
+        return CallHours(newest, tuple(counts))
 
     def of_day(self, now: datetime) -> int:
         """Return the number of calls in this hour and the 23 before it."""
@@ -61,6 +73,10 @@ class CallHours:
 
 def _hour(now: datetime) -> int:
     return int(now.timestamp()) // 3_600
+
+
+#: Calls of no hour.
+NO_CALLS = CallHours()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,7 @@ class Token:
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
-    calls: CallHours = CallHours()
+    calls: CallHours = NO_CALLS
 
     def allows(self, scope: Scope) -> bool:
         """Return True if one of the token's scopes is, or includes, this one."""

@@ -6,7 +6,7 @@ import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_token
 
 from builderd.domain.ids import TokenId, new_id
-from builderd.domain.tokens import Scope
+from builderd.domain.tokens import NO_CALLS, CallHours, Scope
 from builderd.ports.store import Store
 
 EVERYTHING = make_token(
@@ -47,12 +47,15 @@ async def test_use_is_recorded_only_on_its_token(store: Store) -> None:
 async def test_calls_are_added_by_hour(store: Store) -> None:
     one, other = make_token(secret_hash="1" * 64), make_token(secret_hash="2" * 64)
     await add(store, one, other)
-    for at, calls in ((NOW, 3), (NOW, 0), (NOW + 3_600 * SECOND, 2)):
+    later = NOW + 3_600 * SECOND
+    # The second use is recorded with calls that were made in the hour before.
+    uses = ((NOW, NO_CALLS.add(1, NOW)), (NOW, NO_CALLS), (later, NO_CALLS.add(2, NOW).add(2, later)))
+    for at, calls in uses:
         await store.write(lambda uow: uow.tokens.touch(one.id, at, calls))  # noqa: B023
     found = {token.id: token for token in await store.read(lambda uow: uow.tokens.list(TENANT.id))}
     assert found[one.id].calls.counts == (3, 2)
-    assert found[one.id].calls.of_day(NOW + 3_600 * SECOND) == 5
-    assert found[other.id].calls.counts == ()
+    assert found[one.id].calls.of_day(later) == 5
+    assert found[other.id].calls == CallHours()
 
 
 async def test_a_revoked_token_keeps_the_time_of_its_first_revocation(store: Store) -> None:

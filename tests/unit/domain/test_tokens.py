@@ -56,6 +56,19 @@ def test_hours_of_calls_are_limited() -> None:
     assert calls.of_day(NOON + 501 * HOUR) == 2
 
 
+def test_calls_of_another_count_are_added_in_their_own_hours() -> None:
+    used = CallHours().add(1, NOON)
+    pending = CallHours().add(50, NOON).add(2, NOON + 3 * HOUR)
+    both = used.add_all(pending)
+    assert (both.counts, both.of_day(NOON + 3 * HOUR), both.of_day(NOON + 24 * HOUR)) == ((51, 0, 0, 2), 53, 2)
+    assert pending.add_all(used) == both
+    assert CallHours().add_all(pending) == pending.add_all(CallHours()) == pending
+    # One that comes a day later finds the old calls gone; one that is older than all kept is counted in the oldest.
+    later = CallHours().add(7, NOON + 30 * HOUR)
+    assert both.add_all(later).of_day(NOON + 30 * HOUR) == 7
+    assert later.add_all(used).counts == (1, *([0] * (HOURS - 2)), 7)
+
+
 def test_clock_that_was_set_back_loses_no_calls() -> None:
     calls = CallHours().add(5, NOON).add(2, NOON - 3 * HOUR)
     assert calls.of_day(NOON) == calls.of_day(NOON - 3 * HOUR) == 7

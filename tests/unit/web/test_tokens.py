@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
+import pytest
 from tests.unit.web.conftest import Pages
 
 from builderd.domain.tokens import Scope
 
+CALLS = re.compile(r'data-l="Calls, 24 h" class="n">([^<]*)<')
 SECRET = re.compile(r"bd_[A-Za-z0-9_-]{20,}")
 
 
@@ -23,6 +26,18 @@ async def test_a_new_token_is_shown_once_and_works(pages: Pages) -> None:
 
     await pages.browser.post("/tokens/revoke", data={"token": current["id"]})
     assert (await pages.service.client(secret).get("/api/v1/tokens/current")).status_code == 401
+
+
+async def test_calls_are_shown_of_the_last_24_hours_alone(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pages.service.client(pages.service.read)
+    for _ in range(7):
+        assert (await client.get("/api/v1/tokens/current")).status_code == 200
+    assert CALLS.findall((await pages.browser.get("/tokens")).text).count("7") == 1
+    later = pages.service.application.clock.calendar() + timedelta(hours=25)
+    monkeypatch.setattr(pages.service.application.clock, "calendar", lambda: later)
+    monkeypatch.setattr(pages.service.application.clock, "now", lambda: later)
+    await pages.sign_in(pages.browser, await pages.service.token("acme", Scope.READ))
+    assert set(CALLS.findall((await pages.browser.get("/tokens")).text)) == {"0"}
 
 
 async def test_a_wrong_form_makes_no_token_and_is_shown_again(pages: Pages) -> None:

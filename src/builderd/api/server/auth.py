@@ -119,7 +119,7 @@ async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identi
     recognise(request, token.tenant_id)
     operations: Operations = request.app.state.operations
     token_calls = operations.token_calls
-    token_calls.count(token.id)
+    token_calls.count(token.id, now)
     if tokens.needs_touch(token, now):
         calls = token_calls.take(token.id)
         await application.store.write(lambda uow: uow.tokens.touch(token.id, now, calls))

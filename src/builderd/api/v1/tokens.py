@@ -104,7 +104,7 @@ async def revoke_token(
 
 
 def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
-    calls = token.calls.of_day(operations.application.clock.calendar()) + operations.token_calls.pending(token.id)
+    calls = token.calls.add_all(operations.token_calls.pending(token.id))
     return wire.Token(
         id=token.id,
         name=token.name,
@@ -113,6 +113,6 @@ def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
         expires_at=token.expires_at,
         revoked_at=token.revoked_at,
         last_used_at=token.last_used_at,
-        calls_in_24_h=calls,
+        calls_in_24_h=calls.of_day(operations.application.clock.calendar()),
         current=token.id == current.id,
     )

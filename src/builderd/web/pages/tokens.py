@@ -38,7 +38,7 @@ async def _shown(visit: Visit, status: int = 200, **values: Any) -> Response:
     pending = visit.operations.token_calls.pending
     context = {
         "tokens": valid,
-        "calls": {one.id: one.calls.of_day(visit.now) + pending(one.id) for one in valid},
+        "calls": {one.id: one.calls.add_all(pending(one.id)).of_day(visit.now) for one in valid},
         "is_admin": visit.allows(Scope.ADMIN),
         "scopes": SCOPES,
         "lifetimes": LIFETIMES,

@@ -122,7 +122,46 @@ async def test_calls_of_a_token_are_counted_without_a_write_for_each(
     assert token is not None
     assert token.calls.of_day(service.application.clock.calendar()) == 1
     assert (await service.client("bd_" + "x" * 43).get(BUILDERS)).status_code == 401
-    assert service.app.state.operations.token_calls.pending(token.id) == 5
+    assert service.app.state.operations.token_calls.pending(token.id).counts == (5,)
+
+
+async def test_calls_are_counted_in_the_hour_in_which_they_were_made(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a token that is not used again, or by the sessions of its page alone."""
+    secret, admin = await service.token("acme", Scope.READ), await service.token("acme", Scope.ADMIN)
+    token = await service.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(secret)))
+    assert token is not None
+
+    async def shown() -> int:
+        listed = (await service.client(admin).get("/api/v1/tokens")).json()["data"]
+        calls: int = next(one["calls_in_24_h"] for one in listed if one["id"] == token.id)
+        return calls
+
+    client = service.client(secret)
+    for _ in range(5):
+        assert (await client.get(BUILDERS)).status_code == 200
+    assert await shown() == 5
+    _move_clock(service, monkeypatch, hours=20)
+    assert (await client.get(BUILDERS)).status_code == 200
+    assert await shown() == 6
+    _move_clock(service, monkeypatch, hours=25)
+    clock = service.application.clock
+    await service.store.write(lambda uow: uow.tokens.touch(token.id, clock.calendar()))
+    assert await shown() == 1
+    _move_clock(service, monkeypatch, hours=46)
+    assert await shown() == 0
+
+
+def _move_clock(service: Service, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """Let so many hours have passed since the test began."""
+    step = hours * 3_600 * 10**9
+
+    def read() -> ClockReading:
+        reading = read_clocks()
+        return reading._replace(wall=reading.wall + step, since_boot=reading.since_boot + step)
+
+    monkeypatch.setattr(service.application.clock, "_read", read)
 
 
 async def test_a_token_without_the_scope_to_read_reads_nothing(service: Service) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import tokens
 from builderd.domain.ids import TenantId, TokenId
-from builderd.domain.tokens import CallHours, Scope, Token
+from builderd.domain.tokens import NO_CALLS, CallHours, Scope, Token
 
 _INSERT = insert(tokens)
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
@@ -44,11 +44,11 @@ class Tokens:
         rows = self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()
         return [read_token(row) for row in rows]
 
-    def touch(self, token: TokenId, at: datetime, calls: int = 0) -> None:
+    def touch(self, token: TokenId, at: datetime, calls: CallHours = NO_CALLS) -> None:
         values: dict[str, Any] = {"token": token, "last_used_at": at}
-        if calls:
+        if calls.counts:
             stored = self._connection.execute(_CALLS, {"token": token}).scalar()
-            values["calls"] = _document(_calls(stored).add(calls, at))
+            values["calls"] = _document(_calls(stored).add_all(calls))
         self._connection.execute(_UPDATE, values)
 
     def revoke(self, token: TokenId, at: datetime) -> None:

@@ -34,6 +34,7 @@ def encode_listed(entry: ListEntry, *, with_token: bool) -> str:
         },
         **{name: _time(at) for name, at in builder.times._asdict().items()},
         "last_backup_error": builder.backup_error,
+        "member": builder.location,
     }
     documents = ",".join(f'"{name}":{text}' for name, text in builder.documents._asdict().items())
     return f"{_JSON.encode(shown)[:-1]},{documents}}}"

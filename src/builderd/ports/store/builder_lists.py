@@ -83,6 +83,7 @@ class ListedBuilder(NamedTuple):
     desired: Desired
     service_token: str
     host: str
+    location: str
     state: ListedState
     settings: ListedSettings
     times: ListedTimes

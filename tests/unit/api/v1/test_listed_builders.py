@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from builderd.domain.ids import BackupId, BuilderId, new_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1 import builders as wire
 
 BUILDERS = "/api/v1/builders"
 ODD = 'h"ä\\\u2028</script>\U0001f600'
@@ -62,6 +64,10 @@ def accept_a_finding(until: timedelta) -> Callable[[UnitOfWork, Builder], None]:
     return accept
 
 
+def move_to_another_member(uow: UnitOfWork, builder: Builder) -> None:
+    uow.builders.save(replace(builder, location="node2"))
+
+
 @pytest.mark.parametrize("scope", [Scope.READ, Scope.WRITE])
 @pytest.mark.parametrize("settings", [PLAIN, ALL], ids=["defaults", "all settings"])
 @pytest.mark.parametrize(
@@ -74,8 +80,12 @@ def accept_a_finding(until: timedelta) -> Callable[[UnitOfWork, Builder], None]:
         add_costs,
         accept_a_finding(timedelta(days=-1)),
         accept_a_finding(timedelta(days=1)),
+        move_to_another_member,
     ],
-    ids=["new", "failed backup", "good backup", "planned backup", "costs", "finding not accepted any more", "accepted"],
+    ids=[
+        *("new", "failed backup", "good backup", "planned backup", "costs", "finding not accepted any more"),
+        *("accepted", "on another member"),
+    ],
 )
 async def test_entry_is_the_builder(
     service: Service, change: Callable[[UnitOfWork, Builder], None] | None, settings: dict[str, Any], scope: Scope
@@ -88,6 +98,29 @@ async def test_entry_is_the_builder(
     assert listed.status_code == 200
     assert [_without_growth(one) for one in listed.json()["data"]] == [_without_growth(alone.json()["data"])]
     assert listed.json()["meta"] == {"page": 1, "per_page": 25, "total": 1}
+
+
+async def test_entries_of_several_builders_have_the_keys_and_values_of_each(service: Service) -> None:
+    client = service.client(service.write)
+    await _put_credential(client, "one")
+    stopped = await created(service, name="stopped", credentials=["zoho"])
+    await client.post(f"{BUILDERS}/{stopped}/stop")
+    made = [
+        *(stopped, await created(service, name="plain"), await created(service, name="held", credentials=["zoho"])),
+        await created(service, name="job", job_type="one_time"),
+    ]
+    await service.store.write(lambda uow: move_to_another_member(uow, _builder(uow, made[1])))
+    listed = await _listed(client)
+    async with asyncio.timeout(30):
+        while True:
+            alone = {uuid: (await client.get(f"{BUILDERS}/{uuid}")).json()["data"] for uuid in made}
+            before, listed = listed, await _listed(client)
+            # Nothing was changed by the reconciler between the two lists.
+            if before == listed and listed[stopped]["status"] == "stopped" and listed[made[1]]["status"] == "running":
+                break
+    assert listed == {uuid: _without_growth(one) for uuid, one in alone.items()}
+    assert listed[made[1]]["member"] == "node2"
+    assert all(set(one) == set(wire.Builder.model_fields) for one in listed.values())
 
 
 async def test_entry_needs_a_restart_once_its_credential_changed(service: Service) -> None:
@@ -128,6 +161,10 @@ async def created(service: Service, **more: Any) -> str:
     assert response.status_code == 201, response.text
     uuid: str = response.json()["data"]["uuid"]
     return uuid
+
+
+async def _listed(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
+    return {one["uuid"]: _without_growth(one) for one in (await client.get(BUILDERS)).json()["data"]}
 
 
 async def _put_credential(client: httpx.AsyncClient, value: str) -> None:

@@ -44,7 +44,7 @@ from builderd.ports.store.builders import BuilderQuery
 
 #: Columns of a page of builders: names of the shapes that they are read for.
 _OF_PAGE = (
-    *("id", "desired", "service_token", "host", *ListedState._fields),
+    *("id", "desired", "service_token", "host", "location", *ListedState._fields),
     *("created_at", "updated_at", "last_active_at", "disk_released_at"),
 )
 _COST = ("billing", "started_at", "hourly_rate")
@@ -201,8 +201,8 @@ def _values(tenant: TenantId, query: BuilderQuery) -> dict[str, Any]:
 
 
 def _listed(row: Sequence[Any], tenant: TenantId, now: datetime) -> ListedBuilder:
-    at = 4 + len(ListedState._fields)
-    state = ListedState._make(row[4:at])
+    at = 5 + len(ListedState._fields)
+    state = ListedState._make(row[5:at])
     times = ListedTimes._make(row[at : at + 5])
     at += 5
     settings = ListedSettings._make(row[at : at + len(ListedSettings._fields)])
@@ -212,10 +212,7 @@ def _listed(row: Sequence[Any], tenant: TenantId, now: datetime) -> ListedBuilde
     resources = Resources(*row[at + 5 : at + 8])
     spent = _spent(row[0], row[at + 9 :], tenant, now)
     error: str | None = row[at + 8]
-    builder, desired, service_token, host = row[:4]
-    return ListedBuilder(
-        builder, desired, service_token, host, state, settings, times, documents, review, resources, spent, error
-    )
+    return ListedBuilder._make((*row[:5], state, settings, times, documents, review, resources, spent, error))
 
 
 def _spent(builder: BuilderId, amounts_and_segment: Sequence[Any], tenant: TenantId, now: datetime) -> Sum:

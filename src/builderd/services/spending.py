@@ -9,16 +9,15 @@ from decimal import Decimal
 from functools import cache, partial
 from typing import Generic, TypeVar
 
-from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_lists import ListedCost
+from builderd.ports.store.builder_lists import CostedBuilder, ListedCost
 from builderd.services.application import Application
 
-T = TypeVar("T", Builder, ListedCost)
+T = TypeVar("T", CostedBuilder, ListedCost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ class CostReport(Generic[T]):
     total: int
 
 
-#: Costs of whole builders.
-Spending = CostReport[Builder]
+#: Costs of the builders that cost most.
+Spending = CostReport[CostedBuilder]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +68,15 @@ def dearest(
 ) -> Spending:
     """Return the costs of the builders that cost most in a month. It reads sums of months, not all segments."""
     ids, total = uow.ledger.dearest(tenant_id, now, month, limit)
-    stored = uow.builders.get_all(ids)
+    costed = uow.builder_lists.costed(ids)
     spent = uow.ledger.month_of_tenant(tenant_id, now, month)
-    rows = _shown(uow, application, [stored[one] for one in ids], uow.ledger.month_of_builders(ids, now, month))
+    sums = uow.ledger.month_of_builders(ids, now, month)
+    rate = cache(partial(running_rate, application))
+    rows = tuple(
+        (one, cost_of(application, rate(one.resources), sums.get(one.id, Sum())))
+        for one in map(costed.__getitem__, ids)
+    )
     return Spending(application.prices.currency, cents(spent.money), rows, total)
-
-
-def _shown(
-    uow: UnitOfWork, application: Application, builders: Sequence[Builder], sums: Mapping[BuilderId, Sum]
-) -> tuple[tuple[Builder, Cost], ...]:
-    versions = uow.versions.get_all([(one.id, one.version) for one in builders])
-    return tuple((one, shown(application, versions[one.id], sums.get(one.id, Sum()))) for one in builders)
 
 
 def _sums(uow: UnitOfWork, listed: Sequence[ListedCost], now: datetime, span: Span) -> Mapping[BuilderId, Sum]:

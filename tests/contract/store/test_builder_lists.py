@@ -17,7 +17,9 @@ from tests.contract.store.samples import (
     make_version,
 )
 
+from builderd.adapters.stores.sql import builder_lists
 from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Sum, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import VersionSettings
@@ -91,6 +93,24 @@ async def test_costs_are_the_exact_sums_and_include_deleted_builders(store: Stor
     assert await store.read(lambda uow: uow.builder_lists.count_all(TENANT.id)) == 4
     page = await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(), NOW))
     assert {one.id: one.spent for one in page if one.spent.paid} == {made[0].id: total(segments, NOW)}
+
+
+async def test_builders_are_read_with_the_resources_that_they_cost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder_lists, "BATCH", 2)
+    one, gone = await add_with_version(store, name="one"), await add_with_version(store, name="gone", **GONE)
+    changed = await add_with_version(store, name="changed", version=2)
+    larger = VersionSettings("x", resources=Resources(4, 5, 6))
+    await add(store, make_version(changed.id, number=2, settings=larger))
+    ids = [gone.id, changed.id, BuilderId(new_id()), one.id]
+    found = await store.read(lambda uow: uow.builder_lists.costed(ids))
+    assert found == {
+        one.id: (one.id, "one", Desired.RUNNING, Resources(0.5, 2, 3)),
+        gone.id: (gone.id, "gone", Desired.DELETED, Resources(0.5, 2, 3)),
+        changed.id: (changed.id, "changed", Desired.RUNNING, Resources(4, 5, 6)),
+    }
+    assert await store.read(lambda uow: uow.builder_lists.costed([])) == {}
 
 
 async def test_builders_near_an_amount_are_found_by_the_month_to_its_end(store: Store) -> None:

@@ -7,8 +7,10 @@ from decimal import Decimal
 from itertools import combinations
 
 from tests.application import World
+from tests.statements import statements
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.months import month_of
 from builderd.domain.prices import Billing, Segment, Sum, cents, rate_digits, total
 from builderd.ports.store.builder_lists import ListedCost
 from builderd.services import builders, spending
@@ -87,6 +89,30 @@ async def test_over_any_span_it_is_what_the_whole_ledger_says(world: World) -> N
             one: (rate_digits(spent.hours), cents(spent.money)) for one, spent in sums.items()
         }
         assert shown.total_cost == cents(sum(sums.values(), Sum()).money)
+
+
+async def test_dearest_come_first_deleted_ones_included_and_their_environment_is_not_read(world: World) -> None:
+    first, second, third = [await world.ask(name=name, env={"LARGE": "x" * 100_000}) for name in ("a", "b", "c")]
+    month = month_of(world.clock.now())
+    await pay(world, first, Billing.RUNNING, 1, RUNNING)
+    await pay(world, second, Billing.RUNNING, 3, RUNNING)
+    await pay(world, third, Billing.STOPPED, 0, STOPPED)
+    await world.want(builders.delete, second)
+    now, tenant = world.clock.now(), world.caller.tenant_id
+    with statements(world.application.store) as seen:
+        found = await world.read(lambda uow: spending.dearest(uow, world.application, tenant, now, month, 9))
+    assert [(one.name, one.desired, cost.hourly_rate, cost.cost) for one, cost in found.deployments] == [
+        ("b", Desired.DELETED, RUNNING, Decimal("0.59")),
+        ("a", Desired.RUNNING, RUNNING, Decimal("0.20")),
+    ]
+    of_builders = [one for one in seen if "FROM builders" in one]
+    assert len(of_builders) == 1
+    columns = of_builders[0].partition("FROM")[0].removeprefix("SELECT").split(",")
+    assert [one.strip() for one in columns] == [
+        *("builders.id", "builders.name", "builders.desired"),
+        *("versions.cpu", "versions.memory", "versions.disk"),
+    ]
+    assert not any("versions.env" in one for one in seen)
 
 
 async def test_a_tenant_does_not_see_what_others_spend(world: World) -> None:

@@ -15,7 +15,7 @@ from tests.statements import statements
 
 from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
-from builderd.domain.months import next_month
+from builderd.domain.months import month_of, next_month
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.routes import closed_route
@@ -68,6 +68,11 @@ def report(uow: UnitOfWork, world: World) -> object:
     return spending.report(uow, world.application, world.caller.tenant_id, world.clock.now(), spending.Span())
 
 
+def dearest(uow: UnitOfWork, world: World) -> object:
+    now, tenant = world.clock.now(), world.caller.tenant_id
+    return spending.dearest(uow, world.application, tenant, now, month_of(now), limit=1_000)
+
+
 def judge(uow: UnitOfWork, world: World) -> object:
     return caps.judge(uow, world.application, world.caller.tenant_id, world.clock.now())
 
@@ -78,6 +83,7 @@ def check(uow: UnitOfWork, world: World) -> None:
 
 CALLS: dict[str, Call] = {
     "list": listed,
+    "dearest": dearest,
     "list of pages": list_page,
     "spending": report,
     "judge of caps": judge,

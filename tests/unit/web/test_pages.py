@@ -104,6 +104,18 @@ async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:
     assert (await pages.browser.get("/spending/csv?month=2020-01")).text.splitlines() == [head]
 
 
+async def test_table_of_spending_takes_the_tenants_turn_of_large_reads(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenant_queue, "MAX_WAITING", 0)
+    tenant = await pages.service.store.read(lambda uow: uow.tenants.by_name("acme"))
+    assert tenant is not None
+    async with pages.service.app.state.operations.lists.one(tenant.id):
+        answers = [await pages.browser.get(path) for path in ("/spending/csv", "/spending")]
+    assert [one.status_code for one in answers] == [429, 200]
+    assert (await pages.browser.get("/spending/csv")).status_code == 200
+
+
 async def test_refused_page_says_so_and_offers_to_try_again(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenant_queue, "MAX_WAITING", -2)
     answer = await pages.browser.get("/builders?q=a%22b")

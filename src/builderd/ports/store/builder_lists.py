@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -103,6 +103,15 @@ class ListedCost(NamedTuple):
     spent: Sum
 
 
+class CostedBuilder(NamedTuple):
+    """A builder, deleted or not, with the resources of its current version, to which its costs are added."""
+
+    id: BuilderId
+    name: str
+    desired: Desired
+    resources: Resources
+
+
 class BuilderLists(Protocol):
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
         """Return one page of a tenant's live builders, with costs up to ``now``."""
@@ -112,6 +121,9 @@ class BuilderLists(Protocol):
 
     def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
         """Return one page of a tenant's builders, oldest first, deleted ones included, with costs up to ``now``."""
+
+    def costed(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, CostedBuilder]:
+        """Return those of these builders that exist, deleted ones included."""
 
     def count_all(self, tenant: TenantId) -> int:
         """Return the number of a tenant's builders, deleted ones included."""

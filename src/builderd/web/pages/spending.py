@@ -11,13 +11,14 @@ from decimal import Decimal
 
 from starlette.responses import Response
 
-from builderd.domain.builders import Builder, Desired
+from builderd.domain.builders import Desired
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import Billing, Cost
 from builderd.domain.spreadsheets import csv_text
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builder_lists import CostedBuilder
 from builderd.services import caps, spending
 from builderd.services.caps import CapView
 from builderd.web.charts import share
@@ -33,7 +34,7 @@ MOST_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    builder: Builder
+    builder: CostedBuilder
     cost: Cost
     share: float
 
@@ -80,8 +81,9 @@ async def download(visit: Visit) -> Response:
     """Return a month's costs of the dearest builders as a table for spreadsheets."""
     month = _chosen(visit)
     tenant, application = visit.token.tenant_id, visit.application
-    report = await visit.read(lambda uow: spending.dearest(uow, application, tenant, visit.now, month, MOST_ROWS))
-    text = await asyncio.to_thread(_table, report)
+    async with visit.operations.lists.one(tenant):
+        report = await visit.read(lambda uow: spending.dearest(uow, application, tenant, visit.now, month, MOST_ROWS))
+        text = await asyncio.to_thread(_table, report)
     headers = {"Content-Disposition": f'attachment; filename="spending-{month:%Y-%m}.csv"'}
     return Response(text, 200, headers, "text/csv")
 

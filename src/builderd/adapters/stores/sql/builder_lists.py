@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -26,12 +26,14 @@ from sqlalchemy import (
     type_coerce,
 )
 
+from builderd.adapters.stores.sql.claims import BATCH
 from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Segment, Sum, total
 from builderd.domain.resources import Resources
 from builderd.ports.store.builder_lists import (
+    CostedBuilder,
     ListedBuilder,
     ListedCost,
     ListedDocuments,
@@ -156,6 +158,11 @@ def _cost_columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
 
 
 _COSTS = _with_version(_page_of_all, _cost_columns(_page_of_all)).order_by(*_order("created_at", _page_of_all))
+_COSTED = (
+    select(builders.c.id, builders.c.name, builders.c.desired, versions.c.cpu, versions.c.memory, versions.c.disk)
+    .join(versions, and_(versions.c.builder_id == builders.c.id, versions.c.number == builders.c.version))
+    .where(builders.c.id.in_(bindparam("builders", expanding=True)))
+)
 _COUNT_ALL = select(func.count()).select_from(builders).where(_of_tenant)
 
 
@@ -178,6 +185,13 @@ class BuilderLists:
             ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[0], row[5:], tenant, now))
             for row in self._connection.execute(_COSTS, values)
         ]
+
+    def costed(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, CostedBuilder]:
+        found: dict[BuilderId, CostedBuilder] = {}
+        for start in range(0, len(builders), BATCH):
+            rows = self._connection.execute(_COSTED, {"builders": builders[start : start + BATCH]})
+            found.update((row[0], CostedBuilder(*row[:3], Resources(*row[3:]))) for row in rows)
+        return found
 
     def count_all(self, tenant: TenantId) -> int:
         number: int = self._connection.execute(_COUNT_ALL, {"tenant": tenant}).scalar_one()

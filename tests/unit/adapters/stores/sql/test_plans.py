@@ -58,6 +58,10 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
         lambda uow: uow.builder_lists.costs(ACME, 1, 100, NOW),
         ("ix_builders_tenant_id_created_at (tenant_id=?)",),
     ),
+    "builders of costs": (
+        lambda uow: uow.builder_lists.costed([BuilderId("a"), BuilderId("b")]),
+        ("sqlite_autoindex_builders_1 (id=?)",),
+    ),
     "list by change": (
         lambda uow: uow.builder_lists.page(ACME, BuilderQuery(sort="-updated_at"), NOW),
         ("ix_builders_tenant_id_updated_at",),

@@ -69,12 +69,15 @@ class Runner:
     def __init__(self, client: IncusClient, instances: Instances) -> None:
         self._client = client
         self._instances = instances
+        #: Names of instances that this service runs now.
+        self.own: set[str] = set()
 
     async def run(
         self, instance: Instance, program: Program, member: str, output: Progress, *, network: bool
     ) -> BuildExit:
         name = f"{PREFIX}{secrets.token_hex(8)}"
         named = replace(instance, name=name, hostname=instance.hostname or "build")
+        self.own.add(name)
         try:
             if network:
                 await self._instances.create(named, member, egress=True)
@@ -90,7 +93,10 @@ class Runner:
                 await carry.bring_back(self._client, name, path, folder)
             return ended
         finally:
-            await asyncio.shield(self._instances.delete(name))
+            try:
+                await asyncio.shield(self._instances.delete(name))
+            finally:
+                self.own.discard(name)
 
     async def _send(self, name: str, files: Mapping[str, bytes]) -> None:
         if not files:

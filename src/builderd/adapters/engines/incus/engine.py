@@ -157,7 +157,7 @@ class IncusEngine:
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         here = self._here
-        async with here.sandboxes.frozen_meanwhile(source):
+        async with await here.sandboxes.frozen_meanwhile(source):
             await here.disks.clone(source, target, size_bytes)
         if for_backup:
             await here.disks.put_home_in(target)

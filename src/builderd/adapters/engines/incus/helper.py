@@ -113,19 +113,40 @@ class Helper:
                 await self._client.call("POST", "/instances", body, target=self._member)
             self._attached = OrderedDict()
         elif found["status"] != "Running":
-            await self.let_go(found)
+            await self._let_go(found)
             await self._client.call("PUT", f"/instances/{self.name}/state", {"action": "start", "timeout": 30})
         else:
-            attached = (device["source"] for name, device in found["devices"].items() if name.startswith("v-"))
-            self._attached = OrderedDict((volume, self._attached.get(volume, 0)) for volume in attached)
+            attached = [device["source"] for name, device in found["devices"].items() if name.startswith("v-")]
+            # In place: tasks that still run take themselves off this dict.
+            for volume in self._attached.keys() - attached:
+                del self._attached[volume]
+            for volume in attached:
+                self._attached.setdefault(volume, 0)
         code, output = await run_to_end(self._client, self.name, ("test", "-e", f"{_FOLDER}/ready"))
         if code:
             code, output = await run_to_end(self._client, self.name, ("/bin/sh", "-ec", _UNPACK), packed_program())
         if code:
             raise EngineUnavailable(f"The helper instance could not be set up: {output.decode(errors='replace')}")
 
-    async def let_go(self, found: Json) -> None:
-        """Detach all volumes: another service's would not be deleted, and one that is gone would prevent a start."""
+    async def let_go_idle(self) -> None:
+        """Detach volumes that no task uses: one that an earlier service attached would not be deleted."""
+        async with self._changing:
+            found = await self._instances.find(self.name)
+            if found is None or found["status"] == "Error":
+                return
+            used = {device_of(volume) for volume, users in self._attached.items() if users}
+            idle = [volume for volume, users in self._attached.items() if not users]
+            left = {
+                name: device for name, device in found["devices"].items() if not name.startswith("v-") or name in used
+            }
+            if left != found["devices"]:
+                await self._put_devices(found, left)
+            # In place, and no others: a task that has ended meanwhile leaves its volume attached.
+            for volume in idle:
+                del self._attached[volume]
+
+    async def _let_go(self, found: Json) -> None:
+        """Detach all volumes of a helper that has ended: one that is gone would prevent its start."""
         left = {name: device for name, device in found["devices"].items() if not name.startswith("v-")}
         if left != found["devices"]:
             await self._put_devices(found, left)
@@ -161,7 +182,7 @@ class Helper:
         if surplus := idle[: max(len(self._attached) + len(volumes) - _MOST_ATTACHED, 0)]:
             await self._detach(surplus)
         pool = self._instances.pool
-        devices = {_device(name): volume_device(pool, Volume(name, str(VOLUMES / name))) for name in volumes}
+        devices = {device_of(name): volume_device(pool, Volume(name, str(VOLUMES / name))) for name in volumes}
         try:
             await self._client.call("PATCH", f"/instances/{self.name}", {"devices": devices})
         except IncusNotFound:
@@ -180,7 +201,7 @@ class Helper:
                 await self._detach([volume])
 
     async def _detach(self, volumes: Sequence[str]) -> None:
-        gone = {_device(volume) for volume in volumes}
+        gone = {device_of(volume) for volume in volumes}
         if found := await self._instances.find(self.name):
             await self._put_devices(found, {n: device for n, device in found["devices"].items() if n not in gone})
         for volume in volumes:
@@ -219,7 +240,7 @@ class Helper:
             return await task.answer()
 
 
-def _device(volume: str) -> str:
+def device_of(volume: str) -> str:
     return f"v-{hashlib.sha256(volume.encode()).hexdigest()[:24]}"
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
@@ -79,6 +79,8 @@ class Layers:
         #: Held while the shared cache is written, and while a collection decides.
         self._cache_lock = asyncio.Lock()
         self._collecting = asyncio.Lock()
+        #: Names of volumes that this service makes now.
+        self.own: set[str] = set()
 
     async def has(self, key: str) -> bool:
         return await self._find(key) is not None
@@ -116,15 +118,25 @@ class Layers:
         async with self._lock(plan.key):
             if await self.has(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
-            new = f"{NEW}{secrets.token_hex(8)}"
             member = await self._place()
             size = min(MAX_LAYER, plan.limit_bytes or MAX_LAYER)
             own = {"layer": plan.key, "tenant": plan.tenant or ""}
-            await self._volumes.create(new, size, own, member, mode="0755")
-            try:
-                return await self._build(plan, new, member, progress)
-            finally:
-                await asyncio.shield(self._discard(new, member))
+            with self._new_name() as new:
+                await self._volumes.create(new, size, own, member, mode="0755")
+                try:
+                    return await self._build(plan, new, member, progress)
+                finally:
+                    await asyncio.shield(self._discard(new, member))
+
+    @contextmanager
+    def _new_name(self) -> Iterator[str]:
+        """Hold the name of a new volume in ``own`` while the context lasts."""
+        name = f"{NEW}{secrets.token_hex(8)}"
+        self.own.add(name)
+        try:
+            yield name
+        finally:
+            self.own.discard(name)
 
     async def _discard(self, volume: str, member: str) -> None:
         await self._helper(member).detach(volume)
@@ -161,23 +173,17 @@ class Layers:
     async def _run_step(
         self, plan: LayerPlan, step: BuildStep, new: str, member: str, dependencies: str, transcript: Transcript
     ) -> BuildExit:
-        cache = await self._cache(step.cache, member)
-        own_cache = cache if step.cache is Cache.SCRATCH else ""
-        try:
-            async with self._cache_lock if step.cache is Cache.SHARED else nullcontext():
-                instance = self._instance(plan, new, cache, dependencies)
-                files = {f"{INPUT}/{path}": content for path, content in plan.inputs.items()}
-                program = Program(
-                    step.argv,
-                    {**ENVIRONMENT, **step.env},
-                    plan.app.folder if plan.app else INPUT,
-                    step.timeout_seconds,
-                    files={**files, **self._files()},
-                )
-                return await self._runner.run(instance, program, member, transcript.add, network=step.network)
-        finally:
-            if own_cache:
-                await asyncio.shield(self._volumes.delete(own_cache, member))
+        async with self._cache(step.cache, member) as cache:
+            instance = self._instance(plan, new, cache, dependencies)
+            files = {f"{INPUT}/{path}": content for path, content in plan.inputs.items()}
+            program = Program(
+                step.argv,
+                {**ENVIRONMENT, **step.env},
+                plan.app.folder if plan.app else INPUT,
+                step.timeout_seconds,
+                files={**files, **self._files()},
+            )
+            return await self._runner.run(instance, program, member, transcript.add, network=step.network)
 
     def _instance(self, plan: LayerPlan, new: str, cache: str, dependencies: str) -> Instance:
         if plan.app:
@@ -203,18 +209,25 @@ class Layers:
             hidden=("/mnt", LAYER_PATH) if plan.app else (),
         )
 
-    async def _cache(self, kind: Cache, member: str) -> str:
-        """Return the volume of downloads that a step sees; of its own where what it writes is thrown away."""
+    @asynccontextmanager
+    async def _cache(self, kind: Cache, member: str) -> AsyncIterator[str]:
+        """Yield the volume of downloads that a step sees; of its own where what it writes is thrown away."""
         if kind is Cache.NONE:
-            return ""
+            yield ""
+            return
         if await self._volumes.find(_CACHE, member) is None:
             with suppress(IncusConflict):
                 await self._volumes.create(_CACHE, MAX_CACHE, {}, member, mode="0755")
         if kind is Cache.SHARED:
-            return _CACHE
-        copied = f"{NEW}{secrets.token_hex(8)}"
-        await self._volumes.copy(_CACHE, copied, MAX_CACHE, {}, member)
-        return copied
+            async with self._cache_lock:
+                yield _CACHE
+            return
+        with self._new_name() as copied:
+            await self._volumes.copy(_CACHE, copied, MAX_CACHE, {}, member)
+            try:
+                yield copied
+            finally:
+                await asyncio.shield(self._volumes.delete(copied, member))
 
     async def _finish(
         self, plan: LayerPlan, new: str, member: str, transcript: Transcript, begun: float
@@ -250,16 +263,16 @@ class Layers:
             if found["name"].endswith("-2"):
                 return BuildOutcome(0, (), 0.0, reused=True)
             begun, transcript, member = time.monotonic(), Transcript(_ignore_line), found.get("location") or ""
-            new = f"{NEW}{secrets.token_hex(8)}"
-            await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
-            try:
-                plan = LayerPlan(key, {}, (step,), runs_foreign_code=False)
-                end = await self._run_step(plan, step, new, member, "", transcript)
-                if end.exit_code == 0:
-                    await self._volumes.rename(new, f"{_name(key)}-2", member)
-                return _outcome(end, transcript, begun)
-            finally:
-                await asyncio.shield(self._discard(new, member))
+            with self._new_name() as new:
+                await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
+                try:
+                    plan = LayerPlan(key, {}, (step,), runs_foreign_code=False)
+                    end = await self._run_step(plan, step, new, member, "", transcript)
+                    if end.exit_code == 0:
+                        await self._volumes.rename(new, f"{_name(key)}-2", member)
+                    return _outcome(end, transcript, begun)
+                finally:
+                    await asyncio.shield(self._discard(new, member))
 
     async def stored(self, total_bytes: int, keys: Collection[str] | None) -> StoredLayers:
         """Return all layers, or those of these keys, which are asked for one by one."""

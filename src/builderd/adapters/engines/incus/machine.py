@@ -50,6 +50,7 @@ class Machine:
     volumes: Volumes
     disks: Disks
     files: Files
+    runner: Runner
     layers: Layers
     sandboxes: Sandboxes
     usage: Usage
@@ -70,19 +71,23 @@ class Machine:
         self.capacity = await self.cluster.capacity(self.options.store.overcommit)
 
     async def remove_left_overs(self, members: Collection[str]) -> None:
-        """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases."""
+        """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases.
+
+        Builds and layers that this service makes meanwhile stay.
+        """
         for found in await self.instances.all():
             name, member = found["name"], found.get("location") or ""
             if not self._is_on(member, members):
                 continue
             helper = self.helper(member)
             if name == helper.name:
-                await helper.let_go(found)
-            elif name.startswith((BUILD, HELPER)):
+                await helper.let_go_idle()
+            elif name.startswith((BUILD, HELPER)) and name not in self.runner.own:
                 await self.instances.delete(name)
         for volume in await self.volumes.all():
-            if volume["name"].startswith(NEW) and self._is_on(volume.get("location") or "", members):
-                await self.volumes.delete(volume["name"], volume.get("location") or "")
+            name, member = volume["name"], volume.get("location") or ""
+            if name.startswith(NEW) and name not in self.layers.own and self._is_on(member, members):
+                await self.volumes.delete(name, member)
 
     def _is_on(self, member: str, members: Collection[str]) -> bool:
         return not self.cluster.clustered or member in members
@@ -99,7 +104,7 @@ class Machine:
         await self.lost_disks.delete_on({member.name for member in arrived})
         if not self.members.away_names():
             self.disks.written_off.clear()
-        await self.sandboxes.adopt()
+        await self.sandboxes.adopt_on({member.name for member in arrived})
         await self.measure()
 
     async def remove_own_instances(self) -> None:
@@ -189,6 +194,7 @@ def make_machine(
         volumes=volumes,
         disks=disks,
         files=Files(disks, helper),
+        runner=runner,
         layers=layers,
         sandboxes=sandboxes,
         usage=Usage(client, sandboxes, disks),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 from builderd.adapters.engines.incus import guest
@@ -15,6 +14,7 @@ from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
 from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import Layers
@@ -41,13 +41,10 @@ from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
 from builderd.domain.sandboxes import SandboxReport, SandboxSpec, SandboxState
 
-log = logging.getLogger(__name__)
-
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
 #: Seconds within which Incus notes that a stopped instance was stopped and not cut off with its machine.
 _NOTE_SECONDS = 3.0
-_STATE_SECONDS = 30
 #: Attempts to read a file of an instance whose root is being unmounted.
 _BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
 
@@ -69,6 +66,7 @@ class Sandboxes:
         self._disks = disks
         self._layers = layers
         self._files = files
+        self._freezer = Freezer(instances)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
 
@@ -290,54 +288,39 @@ class Sandboxes:
         if (found := await self.running(sandbox)) and found["status"] != "Frozen":
             # Written first: an instance frozen without it was frozen for a copy of its disk.
             await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
-            await self._set_state(found["name"], "freeze")
+            await self._freezer.freeze(found["name"])
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
         if (found := await self.running(sandbox)) and found["status"] == "Frozen":
-            await self._set_state(found["name"], "unfreeze")
+            await self._freezer.unfreeze(found["name"])
             await self._instances.mark(found["name"], {"thawed": f"{time.time():.6f}"})
         return await self.report(sandbox)
 
-    async def _set_state(self, name: str, action: str) -> None:
-        # It may have ended meanwhile, or be at work on another change.
-        with suppress(IncusError):
-            await self._client.call("PUT", f"/instances/{name}/state", {"action": action, "timeout": _STATE_SECONDS})
-
-    @asynccontextmanager
-    async def frozen_meanwhile(self, disk: DiskId) -> AsyncIterator[None]:
-        """Freeze the disk's sandbox, if one runs, while the context lasts."""
+    async def frozen_meanwhile(self, disk: DiskId) -> AbstractAsyncContextManager[None]:
+        """Return a context in which the disk's sandbox is frozen, if one runs."""
         user = await self.user(disk)
-        name = user["name"] if user and user["status"] == "Running" else None
-        try:
-            # Also a freeze that is cancelled before Incus has answered is undone.
-            if name:
-                await self._set_state(name, "freeze")
-            yield
-        finally:
-            if name:
-                await asyncio.shield(self._unfreeze(name))
-
-    async def _unfreeze(self, name: str) -> None:
-        """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done."""
-        for _ in range(_BUSY_TRIES):
-            await self._set_state(name, "unfreeze")
-            found = await self._instances.find(name)
-            if found is None or found["status"] not in ("Frozen", "Freezing"):
-                return
-            await asyncio.sleep(_BUSY_SECONDS)
-        log.error("app stays frozen after a copy of its disk instance=%s", name)
+        return self._freezer.frozen_meanwhile(user["name"]) if user and user["status"] == "Running" else nullcontext()
 
     async def adopt(self) -> None:
         """Route to what runs, and thaw instances that an earlier service froze for a copy of their disks."""
-        alive = [found for found in await self._instances.all() if is_sandbox(found) and own_of(found).get("ip")]
+        alive = await self._routed()
         await self._routes.sync({own_of(found)["ip"]: found["location"] for found in alive})
         for found in alive:
-            own = own_of(found)
-            if found["status"] == "Frozen":
-                frozen, thawed = float(own.get("frozen", 0)), float(own.get("thawed", 0))
-                if frozen <= thawed:
-                    await self._set_state(found["name"], "unfreeze")
+            await self._freezer.thaw_left(found)
+
+    async def adopt_on(self, members: Collection[str]) -> None:
+        """Route to what runs on members that returned, and thaw what a copy left frozen, while apps start and end."""
+        alive = await self._routed()
+        for found in alive:
+            if found["location"] in members:
+                # No route is removed: the list may be older than an app that has started.
+                await self._routes.add(own_of(found)["ip"], found["location"])
+        for found in alive:
+            await self._freezer.thaw_left(found)
+
+    async def _routed(self) -> Sequence[Json]:
+        return [found for found in await self._instances.all() if is_sandbox(found) and own_of(found).get("ip")]
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         found = await self._find(sandbox)
@@ -351,7 +334,8 @@ class Sandboxes:
             return await self._report(found)
         await self._instances.mark(name, {"stopping": f"{time.time():.6f}"})
         if found["status"] == "Frozen":
-            await self._set_state(name, "unfreeze")
+            with suppress(IncusError):
+                await self._freezer.unfreeze(name)
         if grace_seconds > 0:
             body = {"action": "stop", "timeout": max(math.ceil(grace_seconds), 1), "force": False}
             with suppress(IncusError):

@@ -1,0 +1,140 @@
+"""A scripted Incus: instances and volumes of a cluster in memory, for tests of the parts that change them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from builderd.adapters.engines.incus.cluster import Member
+from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
+from builderd.adapters.engines.incus.helper import device_of
+from builderd.adapters.engines.incus.image import Image
+from builderd.adapters.engines.incus.instance import OWN
+from builderd.adapters.engines.incus.machine import Machine, make_machine
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.quotas import Capacity
+
+_STATES = {"freeze": "Frozen", "unfreeze": "Running", "stop": "Stopped", "start": "Running"}
+#: Called with method and path.
+OnChange = Callable[[str, str], Awaitable[None]]
+
+
+class ScriptedIncus:
+    """Stands for ``IncusClient``. ``before`` and ``after`` are awaited around each change; each may raise its error.
+
+    No program can be started in its instances.
+    """
+
+    project = "builderd"
+
+    def __init__(self) -> None:
+        self.instances: dict[str, dict[str, Any]] = {}
+        self.volumes: dict[str, dict[str, Any]] = {}
+        self.changes: list[tuple[str, str]] = []
+        self.before: OnChange = _nothing
+        self.after: OnChange = _nothing
+
+    def has_instance(
+        self, name: str, member: str = "node2", status: str = "Running", volumes: Sequence[str] = (), **own: str
+    ) -> None:
+        self.instances[name] = {
+            "name": name,
+            "location": member,
+            "status": status,
+            "architecture": "x86_64",
+            "profiles": [],
+            "ephemeral": False,
+            "description": "",
+            "config": {f"{OWN}{key}": value for key, value in own.items()},
+            "devices": {"root": {}} | {device_of(volume): {"source": volume} for volume in volumes},
+        }
+
+    def has_volume(self, name: str, member: str = "node2", **own: str) -> None:
+        config = {f"{OWN}{key}": value for key, value in own.items()}
+        self.volumes[name] = {"name": name, "location": member, "config": config, "used_by": []}
+
+    def attached(self, instance: str) -> set[str]:
+        return {one["source"] for name, one in self.instances[instance]["devices"].items() if name.startswith("v-")}
+
+    async def get(self, path: str, **query: str) -> Any:
+        await asyncio.sleep(0)
+        kind, name = _place(path)
+        if kind == "projects":
+            return {"config": {}}
+        stored = self.instances if kind == "instances" else self.volumes
+        if not name:
+            return deepcopy(list(stored.values()))
+        if name not in stored:
+            raise IncusNotFound(404, f"{path} not found")
+        return deepcopy(stored[name])
+
+    async def call(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        await self.before(method, path)
+        self._change(method, path, body, query.get("target") or "node1")
+        self.changes.append((method, path))
+        await self.after(method, path)
+
+    async def begin(self, method: str, path: str, body: Any = None) -> Any:
+        raise IncusError(500, f"Nothing is started by {method} {path}")
+
+    def _change(self, method: str, path: str, body: Any, member: str) -> None:
+        kind, name = _place(path)
+        stored = self.instances if kind == "instances" else self.volumes
+        if method == "POST" and (not name or "source" in body):
+            add = self.has_instance if kind == "instances" else self.has_volume
+            add(body["name"], member)
+        elif name not in stored:
+            raise IncusNotFound(404, f"{path} not found")
+        elif method == "POST":
+            stored[body["name"]] = {**stored.pop(name), "name": body["name"]}
+        elif method == "DELETE":
+            del stored[name]
+        elif path.endswith("/state"):
+            stored[name]["status"] = _STATES[body["action"]]
+        elif method == "PUT":
+            stored[name].update(body)
+        else:
+            for part, values in body.items():
+                stored[name][part].update(values)
+
+
+async def _nothing(method: str, path: str) -> None:
+    await asyncio.sleep(0)
+
+
+def _place(path: str) -> tuple[str, str]:
+    words = path.strip("/").split("/")
+    if words[0] == "storage-pools":
+        return "volumes", words[4] if len(words) > 4 else ""
+    return words[0], words[1] if len(words) > 1 else ""
+
+
+class ScriptedCluster:
+    """Cluster of three members; the service runs on node1."""
+
+    clustered, own = True, "node1"
+
+    async def members(self) -> Sequence[Member]:
+        return [Member(f"node{number}", f"10.0.0.{number}", online=True) for number in (1, 2, 3)]
+
+    async def ensure_network(self, *_: object) -> None:
+        pass
+
+    async def capacity(self, _: float) -> Capacity:
+        return Capacity(0, 0, 0)
+
+    async def place(self, _: Sequence[str]) -> str:
+        return "node2"
+
+
+def machine_on(incus: ScriptedIncus) -> Machine:
+    """Return the parts of a service on this cluster."""
+    options: Any = SimpleNamespace(inside_port=1, allow=(), deny=(), log_limit=1, store=SimpleNamespace(overcommit=1.0))
+    image = Image("base", Path("/none"), "base", 0)
+    client: Any = incus
+    cluster: Any = ScriptedCluster()
+    return make_machine(options, IncusOptions(), client, cluster, image)

@@ -1,0 +1,108 @@
+"""Freezing for a copy of a disk: a failure is reported, and nobody else thaws the app meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus import freezer as module
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
+from builderd.adapters.engines.incus.freezer import Freezer
+
+NAME = "s-1"
+
+
+def freezer_on(incus: ScriptedIncus) -> Freezer:
+    return Freezer(machine_on(incus).instances)
+
+
+def refuse(incus: ScriptedIncus, refused: IncusError, ends: bool = False) -> None:
+    async def before(method: str, path: str) -> None:
+        if path.endswith("/state"):
+            if ends:
+                incus.instances[NAME]["status"] = "Stopped"
+            raise refused
+
+    incus.before = before
+
+
+async def status_while_left_frozen_are_thawed(freezer: Freezer, incus: ScriptedIncus) -> Any:
+    await freezer.thaw_left(await incus.get(f"/instances/{NAME}"))
+    return incus.instances[NAME]["status"]
+
+
+async def test_app_stays_frozen_while_its_disk_is_copied() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+    freezer = freezer_on(incus)
+    async with freezer.frozen_meanwhile(NAME):
+        assert await status_while_left_frozen_are_thawed(freezer, incus) == "Frozen"
+    assert incus.instances[NAME]["status"] == "Running"
+
+
+async def test_app_that_a_copy_left_frozen_is_thawed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+    freezer = freezer_on(incus)
+    works = incus.before
+    async with freezer.frozen_meanwhile(NAME):
+        refuse(incus, IncusError(500, "not now"))
+    incus.before = works
+    assert incus.instances[NAME]["status"] == "Frozen"
+    assert await status_while_left_frozen_are_thawed(freezer, incus) == "Running"
+
+
+async def test_app_that_sleeps_is_not_thawed() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, status="Frozen", frozen="20", thawed="10")
+    freezer = freezer_on(incus)
+    assert await status_while_left_frozen_are_thawed(freezer, incus) == "Frozen"
+
+
+async def test_app_that_went_to_sleep_after_it_was_listed_is_not_thawed() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, status="Frozen")
+    listed = await incus.get(f"/instances/{NAME}")
+    incus.has_instance(NAME, status="Frozen", frozen="20")
+    await freezer_on(incus).thaw_left(listed)
+    assert incus.instances[NAME]["status"] == "Frozen"
+
+
+async def test_app_that_cannot_be_thawed_does_not_prevent_a_start() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, status="Frozen")
+    refuse(incus, IncusError(500, "not now"))
+    assert await status_while_left_frozen_are_thawed(freezer_on(incus), incus) == "Frozen"
+
+
+@pytest.mark.parametrize("refused", [IncusError(500, "cgroup"), IncusConflict(409, "already running an operation")])
+async def test_disk_is_not_copied_where_the_freeze_fails(refused: IncusError) -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+    freezer = freezer_on(incus)
+    refuse(incus, refused)
+    copied = False
+    with pytest.raises(IncusError, match=refused.message):
+        async with freezer.frozen_meanwhile(NAME):
+            copied = True
+    assert not copied
+
+
+async def test_disk_of_an_app_that_ends_before_the_freeze_is_copied() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+    refuse(incus, IncusError(400, "The instance isn't running"), ends=True)
+    copied = False
+    async with freezer_on(incus).frozen_meanwhile(NAME):
+        copied = True
+    assert copied
+
+
+async def test_disk_of_an_app_that_is_gone_before_the_freeze_is_copied() -> None:
+    copied = False
+    async with freezer_on(ScriptedIncus()).frozen_meanwhile(NAME):
+        copied = True
+    assert copied

@@ -1,0 +1,136 @@
+"""A member that returns while the service works: what an earlier service left there goes, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus import routes
+from builderd.adapters.engines.incus.builds import BuildExit, Program
+from builderd.adapters.engines.incus.cluster import Member
+from builderd.adapters.engines.incus.errors import IncusError
+from builderd.adapters.engines.incus.instance import Instance
+from builderd.adapters.engines.incus.machine import Machine
+from builderd.domain.layers import BuildStep, Cache, LayerPlan
+
+NODE2 = Member("node2", "10.0.0.2", online=True)
+KEY = "a" * 64
+ROUTED = {"ip": "10.99.0.20", "builder": "b"}
+
+
+@pytest.fixture
+def ip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Commands of ip(8) that were given."""
+    commands: list[str] = []
+
+    async def record(*words: str) -> str:
+        commands.append(" ".join(words))
+        return "10.99.0.99 via 10.0.0.2 proto 152\n" if words[1] == "show" else ""
+
+    monkeypatch.setattr(routes, "_ip", record)
+    return commands
+
+
+async def test_only_what_an_earlier_service_left_on_the_member_is_removed(ip: list[str]) -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    incus.has_instance("build-left")
+    incus.has_instance("build-elsewhere", "node1")
+    incus.has_instance("helper-node2-old")
+    incus.has_instance("s-1", **ROUTED)
+    incus.has_volume("new-left")
+    incus.has_volume("new-elsewhere", "node1")
+    incus.has_volume("disk-1")
+    await machine.on_arrival([NODE2])
+    assert set(incus.instances) == {"build-elsewhere", "s-1"}
+    assert set(incus.volumes) == {"new-elsewhere", "disk-1"}
+
+
+def has_member_return(incus: ScriptedIncus, machine: Machine) -> list[list[str]]:
+    """Have node2 return each time that something was made. Returns the instances that are there after each return."""
+    left: list[list[str]] = []
+
+    async def after(method: str, path: str) -> None:
+        if method == "POST":
+            await machine.on_arrival([NODE2])
+            left.append(list(incus.instances))
+
+    incus.after = after
+    return left
+
+
+async def test_instance_of_a_running_build_stays(ip: list[str]) -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    left = has_member_return(incus, machine)
+    program, instance = Program(("true",), {}, "/", 10), Instance("", "base", "default", 1, 1, 1, 1)
+    with pytest.raises(IncusError, match="Nothing is started"):
+        await machine.runner.run(instance, program, "node2", lambda _: None, network=False)
+    assert [len(names) for names in left] == [1]
+    assert not incus.instances
+    assert not machine.runner.own
+
+
+class LookingRunner:
+    """Notes which volumes are there when a step runs."""
+
+    def __init__(self, incus: ScriptedIncus) -> None:
+        self.incus = incus
+        self.seen: list[str] = []
+
+    async def run(self, *_: object, **__: object) -> BuildExit:
+        self.seen = [name for name in self.incus.volumes if name.startswith("new-")]
+        return BuildExit(1)
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["build", "compile"])
+async def test_volumes_of_a_layer_that_is_made_stay(ip: list[str], compiles: bool) -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    incus.has_volume("new-left")
+    has_member_return(incus, machine)
+    runner = LookingRunner(incus)
+    machine.layers._runner = runner  # type: ignore[assignment]
+    step = BuildStep("install", ("true",), network=False, cache=Cache.SCRATCH)
+    if compiles:
+        incus.has_volume(f"layer-{KEY[:40]}", layer=KEY)
+        await machine.layers.compile(KEY, step)
+    else:
+        await machine.layers.build(LayerPlan(KEY, {}, (step,), runs_foreign_code=False), lambda _: None)
+    # That of the layer, and its copy of the cache.
+    assert len(runner.seen) == 2
+    assert "new-left" not in runner.seen
+    assert not [name for name in incus.volumes if name.startswith("new-")]
+    assert not machine.layers.own
+
+
+async def test_volumes_of_a_running_task_stay_attached(ip: list[str]) -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    helper = machine.helper("node2")
+    incus.has_instance(helper.name, volumes=["disk-left"])
+    helper._ready = True
+    async with helper._using(["disk-1"]):
+        await machine.on_arrival([NODE2])
+        assert incus.attached(helper.name) == {"disk-1"}
+
+
+async def test_route_of_an_app_that_starts_meanwhile_stays(ip: list[str]) -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    incus.has_instance("s-1", **ROUTED)
+    incus.has_instance("s-2", "node3", ip="10.99.0.21")
+    # Of an app that the list of instances does not have yet.
+    await machine.sandboxes._routes.add("10.99.0.30", "node2")
+    ip.clear()
+    await machine.on_arrival([NODE2])
+    assert ip == ["route replace 10.99.0.20/32 via 10.0.0.2 proto 152"]
+
+
+async def test_start_of_the_service_removes_routes_of_apps_that_are_gone(ip: list[str]) -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    incus.has_instance("s-1", **ROUTED)
+    await machine.sandboxes.adopt()
+    assert "route del 10.99.0.99/32 proto 152" in ip
+    assert ip[-1] == "route replace 10.99.0.20/32 via 10.0.0.2 proto 152"

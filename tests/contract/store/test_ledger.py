@@ -199,6 +199,22 @@ async def test_sums_of_a_tenant_are_those_of_its_segments(store: Store) -> None:
         assert sum(sums.values(), Sum()) == expected
 
 
+async def test_sums_of_a_tenant_are_exact_where_times_end_just_before_a_second(store: Store) -> None:
+    """SQLite rounds times to milliseconds: there .9996 is the next second."""
+    builder, other = await add_builder(store), await add_builder(store)
+    late = MAY + timedelta(microseconds=-400)
+    segments = [
+        make_segment(builder.id, start=late, end=late + HOUR + timedelta(microseconds=500)),
+        make_segment(builder.id, start=late + 2 * HOUR, billing=Billing.STOPPED),
+        make_segment(other.id, start=MAY, end=late + HOUR, billing=Billing.TRIAL),
+    ]
+    await add(store, *segments)
+    for now in (MAY + 5 * HOUR, late + 5 * HOUR):
+        for since, until in [(None, None), (late, None), (MAY, late + 3 * HOUR)]:
+            found = await store.read(partial(_total, now=now, since=since, until=until))
+            assert found == total(segments, now, since, until)
+
+
 def _month(uow: UnitOfWork, now: datetime, month: datetime) -> Sum:
     return uow.ledger.month_of_tenant(TENANT.id, now, month)
 

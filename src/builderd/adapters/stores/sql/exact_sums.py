@@ -33,7 +33,8 @@ def _seconds(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> st
 
 @compiles(EpochSeconds, "sqlite")
 def _seconds_on_sqlite(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> str:
-    return f"unixepoch({compiler.process(element.clauses, **options)})"
+    """Leave the fraction out: SQLite rounds it to milliseconds, and .9996 would be the next second."""
+    return f"unixepoch(substr({compiler.process(element.clauses, **options)}, 1, 19))"
 
 
 @compiles(Microseconds)

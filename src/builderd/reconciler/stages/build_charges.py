@@ -20,32 +20,65 @@ from builderd.services.application import Application
 
 #: Seconds between two records that a build still runs: what a kill of the service leaves uncharged at most.
 SEEN_INTERVAL = 5.0
+#: Seconds between two tries to write the end of a build.
+RETRY_INTERVAL = 5.0
 
 log = logging.getLogger(__name__)
 
 
-async def charged(app: Application, builder: Builder, building: Callable[[], Awaitable[BuildOutcome]]) -> BuildOutcome:
-    """Wait for the build and charge its time, also if it fails or is cancelled, but not if the machine fails."""
-    now = app.clock.now()
-    build = OpenBuild(new_id(), builder.tenant_id, builder.id, now, now)
-    seeing: asyncio.Task[None] | None = None
-    try:
-        await app.store.write(lambda uow: uow.open_builds.add(build))
-        seeing = asyncio.create_task(
-            every(SEEN_INTERVAL, lambda: _see(app, build), event="record of a build", wait_first=True)
-        )
-        outcome = await building()
-    except (MachineFault, NoCapacity, EngineUnavailable):
-        await asyncio.shield(_end(app, build, is_paid=False))
-        raise
-    except BaseException:
-        await asyncio.shield(_end(app, build, is_paid=True))
-        raise
-    finally:
-        if seeing is not None:
-            seeing.cancel()
-    await _end(app, build, is_paid=not outcome.reused)
-    return outcome
+class BuildCharges:
+    """Charges builds at their ends; what the store does not take then is written in the background, once it does."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._unwritten: set[asyncio.Task[None]] = set()
+
+    async def charged(self, builder: Builder, building: Callable[[], Awaitable[BuildOutcome]]) -> BuildOutcome:
+        """Wait for the build and charge its time, also if it fails or is cancelled, but not if the machine fails."""
+        app, now = self._app, self._app.clock.now()
+        build = OpenBuild(new_id(), builder.tenant_id, builder.id, now, now)
+        seeing: asyncio.Task[None] | None = None
+        try:
+            await app.store.write(lambda uow: uow.open_builds.add(build))
+            seeing = asyncio.create_task(
+                every(SEEN_INTERVAL, lambda: _see(app, build), event="record of a build", wait_first=True)
+            )
+            outcome = await building()
+        except (MachineFault, NoCapacity, EngineUnavailable):
+            await asyncio.shield(self._end(build, is_paid=False))
+            raise
+        except BaseException:
+            await asyncio.shield(self._end(build, is_paid=True))
+            raise
+        finally:
+            if seeing is not None:
+                seeing.cancel()
+        await self._end(build, is_paid=not outcome.reused)
+        return outcome
+
+    async def _end(self, build: OpenBuild, *, is_paid: bool) -> None:
+        """Record the end. A failure of the store never hides how the build ended."""
+        ended = replace(build, seen_at=max(self._app.clock.now(), build.started_at))
+        try:
+            await self._write(ended, is_paid=is_paid)
+        except Exception:
+            log.warning("end of a build not recorded, retrying in %g s", RETRY_INTERVAL, exc_info=True)
+            retry = asyncio.create_task(self._retry(ended, is_paid=is_paid))
+            self._unwritten.add(retry)
+            retry.add_done_callback(self._unwritten.discard)
+
+    async def _retry(self, build: OpenBuild, *, is_paid: bool) -> None:
+        while True:
+            await asyncio.sleep(RETRY_INTERVAL)
+            try:
+                await self._write(build, is_paid=is_paid)
+            except Exception:
+                log.warning("end of a build not recorded, retrying in %g s", RETRY_INTERVAL, exc_info=True)
+            else:
+                return
+
+    async def _write(self, build: OpenBuild, *, is_paid: bool) -> None:
+        await self._app.store.write(lambda uow: _remove(uow, self._app, build, is_paid=is_paid))
 
 
 async def close_cut_builds(app: Application) -> None:
@@ -67,11 +100,6 @@ async def close_cut_builds(app: Application) -> None:
 async def _see(app: Application, build: OpenBuild) -> None:
     now = app.clock.now()
     await app.store.write(lambda uow: uow.open_builds.seen(build.id, now))
-
-
-async def _end(app: Application, build: OpenBuild, *, is_paid: bool) -> None:
-    ended = replace(build, seen_at=max(app.clock.now(), build.started_at))
-    await app.store.write(lambda uow: _remove(uow, app, ended, is_paid=is_paid))
 
 
 def _remove(uow: UnitOfWork, app: Application, build: OpenBuild, *, is_paid: bool) -> None:

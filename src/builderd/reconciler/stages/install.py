@@ -23,7 +23,7 @@ from builderd.ports.installer import Installer
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.app_build import explain_build, plan_build
-from builderd.reconciler.stages.build_charges import charged
+from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import bundles, credentials, layer_quota
 from builderd.services.application import Application
 
@@ -69,6 +69,7 @@ class LayerInstalls:
 
     def __init__(self, application: Application) -> None:
         self._app = application
+        self._charges = BuildCharges(application)
         self._early: dict[BuilderId, _Early] = {}
         self._concurrency = asyncio.Semaphore(MAX_BUILDS)
         self._tenant_concurrency: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(
@@ -129,8 +130,8 @@ class LayerInstalls:
                 return Built(plan.key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
                 bounded = await layer_quota.limit_plan(self._app, tenant, plan)
-                outcome = await charged(
-                    self._app, item.builder, lambda: self._app.engine.build_layer(bounded, log.line)
+                outcome = await self._charges.charged(
+                    item.builder, lambda: self._app.engine.build_layer(bounded, log.line)
                 )
         except InstallFailed as refusal:  # the limit of all layers
             raise BuildFailed(refusal.message) from refusal

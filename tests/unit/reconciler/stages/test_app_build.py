@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from tests.application import MAIN, World
@@ -12,11 +14,12 @@ from tests.unit.reconciler.mortal import Killed, living
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BuildFailed, InvalidState, NoCapacity, QuotaExceeded, ReviewFailed
+from builderd.domain.errors import BuildFailed, InvalidState, NoCapacity, QuotaExceeded, ReviewFailed, StoreUnavailable
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.prices import OpenBuild
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
+from builderd.ports.store import UnitOfWork
 from builderd.reconciler.stages import build_charges
 from builderd.services import build_cache, builders
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
@@ -248,6 +251,46 @@ async def test_fault_of_the_machine_during_a_build_costs_nothing(world: World) -
     [builder] = await world.read(lambda uow: uow.builders.of_tenant(world.caller.tenant_id, deleted=False))
     assert await world.trials(builder) == []
     assert await world.read(lambda uow: uow.open_builds.all()) == []
+
+
+async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_hides_no_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_charges, "RETRY_INTERVAL", 0.01)
+    builder, write, tried = await world.ask(MAIN), world.application.store.write, 0
+
+    async def full(work: Callable[[UnitOfWork], Any]) -> Any:
+        nonlocal tried
+        tried += 1
+        raise StoreUnavailable("The disk is full.")
+
+    async def build(outcome: BuildOutcome | Exception) -> BuildOutcome:
+        world.clock.move(60)
+        monkeypatch.setattr(world.application.store, "write", full)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    charges = build_charges.BuildCharges(world.application)
+    with pytest.raises(NoCapacity, match="The store is full"):
+        await charges.charged(builder, lambda: build(NoCapacity("The store is full.")))
+    await world.until(lambda: tried > 2)
+    monkeypatch.setattr(world.application.store, "write", write)
+    await _nothing_open(world)
+    assert await world.trials(builder) == []
+    built = BuildOutcome(0, (), 60.0)
+    assert await charges.charged(builder, lambda: build(built)) == built
+    world.clock.move(600)
+    monkeypatch.setattr(world.application.store, "write", write)
+    await _nothing_open(world)
+    assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == [60]
+
+
+async def _nothing_open(world: World) -> None:
+    async def is_closed() -> bool:
+        return await world.read(lambda uow: uow.open_builds.all()) == []
+
+    await world.until(is_closed)
 
 
 async def test_build_stops_with_its_builder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

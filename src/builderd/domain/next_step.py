@@ -161,8 +161,8 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
         return PutBundle()
     if seen.sandbox is None:
         return PlanSandbox(attempt=next_attempt(seen.ends), release=seen.version.release_due)
-    if seen.version.release_due and not seen.sandbox.release:
-        return StopSandbox()  # planned before the disk that its release had prepared was lost
+    if seen.sandbox.disk != builder.to_run[1] or (seen.version.release_due and not seen.sandbox.release):
+        return StopSandbox()  # planned before its disk, or the one that its release had prepared, was lost
     return StartSandbox()
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_sandbox
 
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
-from builderd.domain.ids import secret_hash
+from builderd.domain.ids import DiskId, secret_hash
 from builderd.domain.next_step import next_step
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.restarts import restart_delay
@@ -152,6 +152,11 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "a half-made one is started again": (ALWAYS_ON, seen(sandbox=PLANNED, report=PARTIAL), StartSandbox()),
     "one that runs without a record of it, too": (ALWAYS_ON, seen(sandbox=PLANNED, report=REPORT), StartSandbox()),
     "even when it ended meanwhile": (ALWAYS_ON, seen(sandbox=PLANNED, report=EXITED), StartSandbox()),
+    "a sandbox that was planned on a disk that a restored one replaced is given up": (
+        replace(ALWAYS_ON, disk=DiskId("restored")),
+        seen(sandbox=PLANNED, report=ABSENT),
+        StopSandbox(),
+    ),
     "a layer that got lost is made before the start": (
         ALWAYS_ON,
         seen(sandbox=PLANNED, report=ABSENT, version=NO_LAYER),

@@ -127,3 +127,10 @@ async def test_builders_near_an_amount_are_found_by_the_month_to_its_end(store: 
     found = await store.read(lambda uow: uow.ledger.reaching(TENANT.id, may + 2 * DAY, Decimal(3600)))
     assert set(found) == {open_one.id, closed.id}
     assert await store.read(lambda uow: uow.ledger.reaching(OTHER_TENANT.id, may + 2 * DAY, Decimal(1))) == []
+
+
+async def test_builders_without_a_recorded_member_are_found_by_their_disks(store: Store) -> None:
+    unknown = await add_builder(store)
+    await add_builder(store, location="node2")
+    await add_builder(store, **GONE)
+    assert await store.read(lambda uow: uow.builders.unlocated()) == {unknown.disk: unknown.id}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -135,6 +135,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
 
     async def members(self) -> Sequence[MemberReport]:
         return list(self.cluster)
+
+    async def disk_members(self) -> Mapping[DiskId, str]:
+        return dict.fromkeys(self.disks, self.member) if self.cluster else {}
 
     def write_off(self, disk: DiskId) -> None:
         """Let the disk be gone, and its sandbox end with its machine."""

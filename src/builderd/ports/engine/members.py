@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from builderd.domain.ids import DiskId
@@ -12,6 +12,9 @@ from builderd.domain.members import MemberReport
 class Members(Protocol):
     async def members(self) -> Sequence[MemberReport]:
         """Return the members as last seen; none where the engine works on this machine alone."""
+
+    async def disk_members(self) -> Mapping[DiskId, str]:
+        """Return the member of each disk, also of those on members that are away; none without a cluster."""
 
     def write_off(self, disk: DiskId) -> None:
         """Report a disk on a member that is away as gone, and its sandbox as ended with its machine.

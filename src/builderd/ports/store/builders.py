@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, StopKind, Visibility
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.quotas import Allocation
 
 
@@ -93,6 +93,9 @@ class Builders(Protocol):
 
     def located(self, location: str) -> Sequence[BuilderId]:
         """Return the builders that are not deleted and live on this member of the cluster."""
+
+    def unlocated(self) -> Mapping[DiskId, BuilderId]:
+        """Return the builders that are not deleted and whose member is not recorded, by their disk."""
 
     def restless(self) -> Sequence[BuilderId]:
         """Return the builders that are not at rest, of all tenants.

@@ -7,14 +7,14 @@ backup back. One without a backup waits for the member, and never gets an empty 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.events import SYSTEM, Event
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberReport
 from builderd.ports.store import UnitOfWork
 from builderd.services import backups
@@ -22,10 +22,14 @@ from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
 
-#: Changes a builder because of its member; returns True when those who wait for the builder are to look again.
-Action = Callable[[UnitOfWork, Builder, MemberReport, datetime], bool]
+#: Changes a builder because of its member.
+Action = Callable[[UnitOfWork, Builder, MemberReport, datetime], None]
+#: Chooses among the builders of a member: nothing is written for the others.
+Choice = Callable[[UnitOfWork, Builder], bool]
 
 LOST, RETURNED = "member.lost", "member.returned"
+#: Builders of one unit of work that records members.
+BATCH = 100
 
 
 class LostMembers:
@@ -34,12 +38,17 @@ class LostMembers:
     def __init__(self, application: Application) -> None:
         self._app = application
         self._told: set[str] = set()
+        self._begun = False
 
     async def check(self) -> None:
         """Tell builders of members that were lost or have returned; give up disks of those away for too long."""
         if not self._app.engine.readiness().ready:
             return
-        for member in await self._app.engine.members():
+        members = await self._app.engine.members()
+        if not self._begun:
+            await self._begin(members)
+            self._begun = True
+        for member in members:
             if member.away_since is None:
                 if member.name in self._told:
                     await self._each(member, _returned)
@@ -50,47 +59,112 @@ class LostMembers:
                 await self._each(member, _lost)
                 self._told.add(member.name)
             if member.given_up:
-                await self._each(member, self._recover)
+                await self._recover(member)
 
-    async def _each(self, member: MemberReport, action: Action) -> None:
-        """Carry out the action for each builder of the member, and wake those for which it returned True."""
-        found = await self._app.store.read(lambda uow: uow.builders.located(member.name))
-        for builder_id in found:
-            act = partial(_on_builder, builder_id=builder_id, member=member, action=action, now=self._app.clock.now())
+    async def _begin(self, members: Sequence[MemberReport]) -> None:
+        """Record the members of builders that an older release started; tell those whose member returned in between.
+
+        The latter still have the reason that an earlier process of the service wrote.
+        """
+        if members:
+            await self._locate(await self._app.engine.disk_members())
+        for member in members:
+            if member.away_since is None:
+                await self._each(member, _returned, partial(_waits, reason=_lost_reason(member)))
+
+    async def _locate(self, members: Mapping[DiskId, str]) -> None:
+        unknown = await self._app.store.read(lambda uow: uow.builders.unlocated())
+        found = [builder_id for disk, builder_id in unknown.items() if members.get(disk)]
+        for start in range(0, len(found), BATCH):
+            await self._app.store.write(partial(_locate, some=found[start : start + BATCH], members=members))
+
+    async def _each(self, member: MemberReport, action: Action, choice: Choice = lambda *_: True) -> None:
+        """Carry out the action for each chosen builder of the member, and wake those that wait for it."""
+        for builder in await self._chosen(member, choice):
+            act = partial(_act, builder_id=builder.id, member=member, action=action, now=self._app.clock.now())
             if await self._app.store.write(act):
-                self._app.signals.change(builder_id)
+                self._app.signals.change(builder.id)
 
-    def _recover(self, uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> bool:
-        lost = backups.loss(uow, builder.id, now)
-        if builder.desired is not Desired.RUNNING or lost.backup is None or lost.recovering:
-            return False
-        self._app.engine.write_off(builder.disk)
-        uow.builders.make_due(builder.id, now)
-        return True
+    async def _chosen(self, member: MemberReport, choice: Choice) -> Sequence[Builder]:
+        def choose(uow: UnitOfWork) -> Sequence[Builder]:
+            found = uow.builders.get_all(uow.builders.located(member.name)).values()
+            return [builder for builder in found if choice(uow, builder)]
+
+        return await self._app.store.read(choose)
+
+    async def _recover(self, member: MemberReport) -> None:
+        """Give up the disks that backups replace, and have that begun.
+
+        The engine keeps in memory what is written off: that is repeated until the recovery is over.
+        """
+        now = self._app.clock.now()
+        for builder in await self._chosen(member, partial(_is_recovering, now=now)):
+            await self._write_off(member, builder.disk)
+        for builder in await self._chosen(member, partial(_is_recoverable, now=now)):
+            begin = partial(_make_due, builder_id=builder.id, member=member, now=now)
+            if disk := await self._app.store.write(begin):
+                await self._write_off(member, disk)
+                self._app.signals.change(builder.id)
+
+    async def _write_off(self, member: MemberReport, disk: DiskId) -> None:
+        """Write the disk off unless its member has returned meanwhile."""
+        if any(one.name == member.name and one.given_up for one in await self._app.engine.members()):
+            self._app.engine.write_off(disk)
 
 
-def _on_builder(
-    uow: UnitOfWork,
-    builder_id: BuilderId,
-    member: MemberReport,
-    action: Action,
-    now: datetime,
-) -> bool:
+def _is_recovering(uow: UnitOfWork, builder: Builder, now: datetime) -> bool:
+    return backups.loss(uow, builder.id, now).recovering
+
+
+def _is_recoverable(uow: UnitOfWork, builder: Builder, now: datetime) -> bool:
+    """Return True if its backup is to take the place of its disk, and nothing has begun that yet."""
+    if builder.desired is not Desired.RUNNING:
+        return False
+    lost = backups.loss(uow, builder.id, now)
+    return lost.backup is not None and not lost.recovering
+
+
+def _make_due(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, now: datetime) -> DiskId | None:
+    """Have the recovery begun; return the disk to write off, None where that changed meanwhile."""
     builder = uow.builders.get(builder_id, lock=True)
-    # It may have been started elsewhere meanwhile.
-    return builder is not None and builder.location == member.name and action(uow, builder, member, now)
+    if builder is None or builder.location != member.name or not _is_recoverable(uow, builder, now):
+        return None
+    uow.builders.make_due(builder.id, now)
+    return builder.disk
 
 
-def _lost(uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> bool:
-    reason = f"the member {member.name} of the cluster, which has its disk, does not answer: it waits for its return"
-    _tell(uow, builder, LOST, reason, member, now)
+def _locate(uow: UnitOfWork, some: Sequence[BuilderId], members: Mapping[DiskId, str]) -> None:
+    """Record the members of these builders, unless they were started meanwhile."""
+    for builder_id in some:
+        builder = uow.builders.get(builder_id, lock=True)
+        if builder is not None and not builder.location and (member := members.get(builder.disk)):
+            uow.builders.save(replace(builder, location=member))
+
+
+def _act(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, action: Action, now: datetime) -> bool:
+    """Carry out the action; return False for a builder that was started elsewhere meanwhile."""
+    builder = uow.builders.get(builder_id, lock=True)
+    if builder is None or builder.location != member.name:
+        return False
+    action(uow, builder, member, now)
     return True
 
 
-def _returned(uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> bool:
+def _lost(uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> None:
+    _tell(uow, builder, LOST, _lost_reason(member), member, now)
+
+
+def _waits(uow: UnitOfWork, builder: Builder, reason: str) -> bool:
+    return builder.status_reason == reason
+
+
+def _lost_reason(member: MemberReport) -> str:
+    return f"the member {member.name} of the cluster, which has its disk, does not answer: it waits for its return"
+
+
+def _returned(uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> None:
     _tell(uow, builder, RETURNED, f"the member {member.name} of the cluster answers again", member, now)
     uow.builders.make_due(builder.id, now)
-    return True
 
 
 def _tell(uow: UnitOfWork, builder: Builder, kind: str, reason: str, member: MemberReport, now: datetime) -> None:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
 from builderd.domain.builders import Builder, Status
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import DiskId
 from builderd.domain.members import MemberReport
+from builderd.ports.store import Store, UnitOfWork
+from builderd.reconciler.jobs import lost_members as module
 from builderd.reconciler.jobs.lost_members import LostMembers
+from builderd.reconciler.loop import reconciler
 from builderd.services import builders
+
+
+@pytest.fixture(autouse=True)
+def only_checks_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "MEMBERS_INTERVAL", 3600.0)
 
 
 def lose(scene: Scene, *, given_up: bool = False) -> None:
@@ -69,6 +84,142 @@ async def test_builder_with_a_backup_is_restored_on_another_member(scene: Scene)
     assert scene.files(back.disk)["note"] == b"kept"
     await scene.world.until(lambda: _has_no_spare_disk(scene, builder))
     assert scene.world.engine.calls.count(("delete_disk", builder.disk)) >= 1
+
+
+async def test_recovery_under_way_goes_on_after_a_restart_of_the_service(scene: Scene) -> None:
+    """What was written off was known to the earlier process alone."""
+    builder, engine = await on_node2(scene), scene.world.engine
+    await scene.take(builder)
+    disk = engine.disks[builder.disk]
+    lose(scene, given_up=True)
+    await LostMembers(scene.world.application).check()
+    await scene.world.until(lambda: _recovers(scene, builder))
+    engine.disks[builder.disk] = disk
+    await LostMembers(scene.world.application).check()
+    assert builder.disk not in engine.disks
+    await scene.settle()
+    back = await scene.world.until_status(builder, Status.RUNNING)
+    await scene.world.until(lambda: _is_on(scene, builder, "node1"))
+    assert back.disk != builder.disk
+
+
+async def _recovers(scene: Scene, builder: Builder) -> bool:
+    return bool(await scene.world.read(lambda uow: uow.restores.open_of(builder.id)))
+
+
+async def _is_on(scene: Scene, builder: Builder, member: str) -> bool:
+    return (await scene.world.builder(builder)).location == member
+
+
+async def test_disk_is_not_written_off_once_its_member_is_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, engine = await on_node2(scene), scene.world.engine
+    await scene.take(builder)
+    lose(scene, given_up=True)
+    away = list(engine.cluster)
+    looks = 0
+
+    async def members() -> Sequence[MemberReport]:
+        nonlocal looks
+        looks += 1
+        return away if looks == 1 else [MemberReport("node2", "10.0.0.2")]
+
+    monkeypatch.setattr(engine, "members", members)
+    await LostMembers(scene.world.application).check()
+    assert looks >= 2
+    assert builder.disk in engine.disks
+
+
+async def test_sandbox_planned_before_its_disk_was_replaced_never_starts(scene: Scene) -> None:
+    builder, engine = await on_node2(scene), scene.world.engine
+    members = LostMembers(scene.world.application)
+    await scene.write(builder, "note", b"kept")
+    await scene.take(builder)
+    await scene.world.reached(builders.stop, builder)
+    # It is planned, and its member lost before it starts: the start fails from then on.
+    engine.fail_next("start", *[EngineUnavailable("The member node2 does not answer.")] * 1000)
+    await scene.world.want(builders.start, builder)
+    await scene.world.until(lambda: _was_tried(scene))
+    old = engine.disks[builder.disk]
+    lose(scene, given_up=True)
+    await members.check()
+
+    async def is_replaced() -> bool:
+        await scene.settle()
+        return (await scene.world.builder(builder)).disk != builder.disk
+
+    await scene.world.until(is_replaced)
+    engine.disks[builder.disk] = old  # the member is back
+    engine._failures["start"].clear()
+    back = await scene.world.until_status(builder, Status.RUNNING)
+    (running,) = scene.world.running
+    assert running.spec.disk == back.disk
+    assert scene.files(back.disk)["note"] == b"kept"
+
+
+async def _was_tried(scene: Scene) -> bool:
+    return len(scene.world.engine._failures["start"]) < 1000
+
+
+async def test_builders_that_an_older_release_started_are_found_by_their_disks(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 1)
+    builder, application = await on_node2(scene), scene.world.application
+    second = await scene.world.create(name="second")
+
+    def forget(uow: UnitOfWork) -> None:
+        for one in (builder.id, second.id):
+            found = uow.builders.get(one, lock=True)
+            assert found is not None
+            uow.builders.save(replace(found, location=""))
+
+    await application.store.write(forget)
+    disks = {builder.disk: "node2", second.disk: "node1"}
+
+    async def disk_members() -> Mapping[DiskId, str]:
+        return disks
+
+    monkeypatch.setattr(scene.world.engine, "disk_members", disk_members)
+    lose(scene)
+    await LostMembers(application).check()
+    assert [(await scene.world.builder(one)).location for one in (builder, second)] == ["node2", "node1"]
+    assert await told(scene, builder) == ["member.lost"]
+    assert await told(scene, second) == []
+
+
+async def test_return_during_a_restart_of_the_service_is_told_too(scene: Scene) -> None:
+    builder, application = await on_node2(scene), scene.world.application
+    lose(scene)
+    await LostMembers(application).check()
+    scene.world.engine.cluster = [MemberReport("node2", "10.0.0.2")]
+    after = LostMembers(application)
+    await after.check()
+    await after.check()
+    await LostMembers(application).check()
+    assert await told(scene, builder) == ["member.lost", "member.returned"]
+    assert "answers again" in (await scene.world.builder(builder)).status_reason
+
+
+async def test_absence_of_a_member_writes_nothing_for_builders_that_wait(scene: Scene) -> None:
+    builder, store = await on_node2(scene), CountedStore(scene.world.application.store)
+    members = LostMembers(replace(scene.world.application, store=store))  # type: ignore[arg-type]
+    lose(scene, given_up=True)
+    await members.check()
+    before, store.writes = await scene.world.builder(builder), 0
+    await members.check()
+    assert store.writes == 0
+    assert await scene.world.builder(builder) == before
+
+
+class CountedStore:
+    def __init__(self, store: Store) -> None:
+        self._write = store.write
+        self.read = store.read
+        self.writes = 0
+
+    async def write(self, work: Callable[[UnitOfWork], Any]) -> Any:
+        self.writes += 1
+        return await self._write(work)
 
 
 async def _has_no_spare_disk(scene: Scene, builder: Builder) -> bool:

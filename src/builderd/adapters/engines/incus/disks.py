@@ -6,7 +6,7 @@ The bundle that was last written completely is a key of the volume, emptied befo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
 from builderd.adapters.engines.incus.client import Json
@@ -22,11 +22,13 @@ from builderd.ports.engine import DiskReport
 #: errno of a full disk or quota: ENOSPC, EFBIG, EDQUOT.
 FULL = (28, 27, 122)
 
+_PREFIX = "disk-"
+
 HelperOf = Callable[[str], Helper]
 
 
 def volume_of(disk: DiskId) -> str:
-    return f"disk-{disk}"
+    return f"{_PREFIX}{disk}"
 
 
 class Disks:
@@ -55,10 +57,22 @@ class Disks:
             if disk in self.written_off:
                 return None
             raise
+        # It is at hand again: should its member be away once more, that is a new loss.
+        self.written_off.discard(disk)
         if found is None:
             return None
         own = own_of(found)
         return DiskReport(disk, own.get("bundle") or None, int(own["size"]), own.get("build", ""))
+
+    async def take_back(self, away: Collection[str]) -> None:
+        """Forget that disks are written off, but for those that only members that are ``away`` have."""
+        if not self.written_off:
+            return
+        places: dict[str, set[str]] = {}
+        for volume in await self._volumes.all():
+            places.setdefault(volume["name"], set()).add(volume["location"])
+        lost = {name for name, members in places.items() if members <= set(away)}
+        self.written_off = {disk for disk in self.written_off if volume_of(disk) in lost}
 
     async def has_written_off(self, instance: str) -> bool:
         """Return True if the instance has a disk that is written off."""
@@ -66,6 +80,15 @@ class Disks:
             return False
         gone = {volume_of(disk) for disk in self.written_off}
         return any(volume["name"] in gone and instance in users_of(volume) for volume in await self._volumes.all())
+
+    async def members(self) -> Mapping[DiskId, str]:
+        """Return the member of each disk of a cluster."""
+        found = await self._volumes.all()
+        return {
+            DiskId(one["name"].removeprefix(_PREFIX)): one["location"]
+            for one in found
+            if one["name"].startswith(_PREFIX)
+        }
 
     async def member(self, disk: DiskId) -> str:
         """Return the member that the disk lies on; "" without a cluster. Raises ``NotFound``."""

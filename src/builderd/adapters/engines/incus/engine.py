@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from weakref import WeakValueDictionary
@@ -287,6 +287,10 @@ class IncusEngine:
     async def members(self) -> Sequence[MemberReport]:
         here = self._here
         return here.members.reports(self._incus) if here.cluster.clustered else []
+
+    async def disk_members(self) -> Mapping[DiskId, str]:
+        here = self._here
+        return await here.disks.members() if here.cluster.clustered else {}
 
     def write_off(self, disk: DiskId) -> None:
         self._here.disks.written_off.add(disk)

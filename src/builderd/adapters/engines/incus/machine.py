@@ -99,11 +99,10 @@ class Machine:
 
     async def on_arrival(self, arrived: Sequence[Member]) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
+        await self.disks.take_back(self.members.away_names())
         await self.prepare_network()
         await self.remove_left_overs({member.name for member in arrived})
         await self.lost_disks.delete_on({member.name for member in arrived})
-        if not self.members.away_names():
-            self.disks.written_off.clear()
         await self.sandboxes.adopt_on({member.name for member in arrived})
         await self.measure()
 

@@ -42,7 +42,7 @@ from builderd.adapters.stores.sql.tables import (
 )
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status
 from builderd.domain.errors import NameTaken
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.quotas import Allocation
 from builderd.domain.versions import VersionStatus
 from builderd.ports.store.builders import BuilderQuery, RoutedBuilder
@@ -114,6 +114,7 @@ _at_rest = and_(
 _LOCATED = (
     select(builders.c.id).where(text(LIVE), text("location <> ''"), builders.c.location == bindparam("at"))
 ).order_by(builders.c.id)
+_UNLOCATED = select(builders.c.disk, builders.c.id).where(text(LIVE), builders.c.location == "")
 _RESTLESS = union(
     select(builders.c.id).where(_kept, not_(_at_rest)),
     select(sandboxes.c.builder_id).where(text("end_cause IS NULL")),
@@ -261,6 +262,9 @@ class Builders(Claims):
 
     def located(self, location: str) -> Sequence[BuilderId]:
         return self._connection.execute(_LOCATED, {"at": location}).scalars().all()
+
+    def unlocated(self) -> Mapping[DiskId, BuilderId]:
+        return {row.disk: row.id for row in self._connection.execute(_UNLOCATED)}
 
     def restless(self) -> Sequence[BuilderId]:
         return self._connection.execute(_RESTLESS).scalars().all()

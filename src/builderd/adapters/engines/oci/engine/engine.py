@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -376,6 +376,9 @@ class OciEngine:
 
     async def members(self) -> Sequence[MemberReport]:
         return []
+
+    async def disk_members(self) -> Mapping[DiskId, str]:
+        return {}
 
     def write_off(self, disk: DiskId) -> None:
         """Do nothing: there is this machine only."""

@@ -62,7 +62,9 @@ class BuildCharges:
         try:
             await self._write(ended, is_paid=is_paid)
         except Exception:
-            log.warning("end of a build not recorded, retrying in %g s", RETRY_INTERVAL, exc_info=True)
+            log.warning(
+                "record of a build's end failed retry_seconds=%g build=%s", RETRY_INTERVAL, build.id, exc_info=True
+            )
             retry = asyncio.create_task(self._retry(ended, is_paid=is_paid))
             self._unwritten.add(retry)
             retry.add_done_callback(self._unwritten.discard)
@@ -73,7 +75,9 @@ class BuildCharges:
             try:
                 await self._write(build, is_paid=is_paid)
             except Exception:
-                log.warning("end of a build not recorded, retrying in %g s", RETRY_INTERVAL, exc_info=True)
+                log.warning(
+                    "record of a build's end failed retry_seconds=%g build=%s", RETRY_INTERVAL, build.id, exc_info=True
+                )
             else:
                 return
 

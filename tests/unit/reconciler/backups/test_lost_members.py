@@ -87,7 +87,7 @@ async def test_builder_with_a_backup_is_restored_on_another_member(scene: Scene)
 
 
 async def test_recovery_under_way_goes_on_after_a_restart_of_the_service(scene: Scene) -> None:
-    """What was written off was known to the earlier process alone."""
+    """Write-offs are in the memory of the earlier process alone."""
     builder, engine = await on_node2(scene), scene.world.engine
     await scene.take(builder)
     disk = engine.disks[builder.disk]
@@ -187,7 +187,7 @@ async def test_builders_that_an_older_release_started_are_found_by_their_disks(
     assert await told(scene, second) == []
 
 
-async def test_return_during_a_restart_of_the_service_is_told_too(scene: Scene) -> None:
+async def test_builder_is_told_of_a_return_during_a_restart_of_the_service(scene: Scene) -> None:
     builder, application = await on_node2(scene), scene.world.application
     lose(scene)
     await LostMembers(application).check()

@@ -76,7 +76,7 @@ async def test_members_of_disks_are_known_also_while_they_are_away() -> None:
 
 
 async def test_disks_are_taken_back_first_when_a_member_arrives() -> None:
-    """What follows asks the member, and may fail: it is away again by the next try."""
+    """Later steps of an arrival ask the member, which may be away again by the next try."""
     volumes = ScriptedVolumes(one="node1")
     disks = disks_of(volumes)
     disks.written_off.add(ONE)

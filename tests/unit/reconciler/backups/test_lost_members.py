@@ -187,7 +187,7 @@ async def test_builders_that_an_older_release_started_are_found_by_their_disks(
     assert await told(scene, second) == []
 
 
-async def test_builder_is_told_of_a_return_during_a_restart_of_the_service(scene: Scene) -> None:
+async def test_member_that_returns_during_a_restart_of_the_service_is_noticed(scene: Scene) -> None:
     builder, application = await on_node2(scene), scene.world.application
     lose(scene)
     await LostMembers(application).check()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService
 from tests.acceptance.test_killed_monitors import events_of, monitors
+from tests.small_memory import limited_memory
 
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime.cgroups import ROOT, Cgroups
@@ -81,18 +82,16 @@ def small_machine(service: LiveService) -> Iterator[Path]:
     assert instance
     cgroups = Cgroups(instance.id)
     group = ROOT / ("memory" if cgroups.version == 1 else "") / cgroups.parent.lstrip("/")
-    name = {1: "memory.limit_in_bytes", 2: "memory.max"}[cgroups.version]
     used = {1: "memory.usage_in_bytes", 2: "memory.current"}[cgroups.version]
     # Version 2 has processes in leaves alone: there the service stays outside.
     inside = processes(service) if cgroups.version == 1 else {}
     for pid in inside:
         with contextlib.suppress(ProcessLookupError):
             (group / "cgroup.procs").write_text(str(pid))
-    (group / name).write_text(str(int((group / used).read_text()) + LEFT))
     try:
-        yield group
+        with limited_memory(group, cgroups.version, int((group / used).read_text()) + LEFT):
+            yield group
     finally:
-        (group / name).write_text("-1" if cgroups.version == 1 else "max")
         for pid in processes(service) if cgroups.version == 1 else ():
             with contextlib.suppress(ProcessLookupError):
                 (ROOT / "memory/cgroup.procs").write_text(str(pid))

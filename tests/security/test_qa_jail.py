@@ -146,7 +146,9 @@ def _of_jail() -> set[str]:
 
 async def test_app_that_rejects_connections_is_no_jail_failure(workers: Path) -> None:
     (workers / "attack.py").write_text(LOOK % 1)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    # Bound, so that nothing else gets the port, and not listening.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    seen = await jail.run(Job("attack.py", {}, SECONDS, 500 * MB), Address("127.0.0.1", port))
+        seen = await jail.run(Job("attack.py", {}, SECONDS, 500 * MB), Address("127.0.0.1", port))
     assert seen["app"] == ""

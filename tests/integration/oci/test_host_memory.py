@@ -13,6 +13,7 @@ import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
 from tests.engines import make_spec, until_state
+from tests.small_memory import limited_memory
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.storage.builds import BuildRun
@@ -32,13 +33,10 @@ HUNGRY = "python3 -c \"import time; a = bytearray(300 << 20); a[::4096] = b'x' *
 def short_of_memory(engine: OciEngine) -> Iterator[None]:
     """Let all sandboxes of the service together have less memory than one of them may."""
     groups = engine._here.cgroups
-    file = "memory.max" if groups.version == 2 else "memory.limit_in_bytes"
-    limit = Path("/sys/fs/cgroup", "" if groups.version == 2 else "memory", groups.parent.strip("/"), file)
-    limit.parent.mkdir(exist_ok=True)
-    before = limit.read_text()
-    limit.write_text(str(SHORT))
-    yield
-    limit.write_text(before if groups.version == 2 else "-1")
+    group = Path("/sys/fs/cgroup", "" if groups.version == 2 else "memory", groups.parent.strip("/"))
+    group.mkdir(exist_ok=True)
+    with limited_memory(group, groups.version, SHORT):
+        yield
 
 
 @pytest.mark.parametrize("isolation", list(Isolation))

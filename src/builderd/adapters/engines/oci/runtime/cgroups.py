@@ -7,15 +7,14 @@ shim copies what the app logs and would take as much of the machine as it is giv
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from builderd.adapters.engines.oci.runtime import group_files
 from builderd.adapters.engines.oci.runtime.moves import QuickMoves
 from builderd.linux.processes import read_proc
 
@@ -133,16 +132,16 @@ class Cgroups:
         quota, shares = int(cpu * _PERIOD), int(cpu * 1024)
         cpu_group, memory = self._directory("cpu", name), self._directory("memory", name)
         if self.version == 2:
-            _set(cpu_group / "cpu.max", f"{quota} {_PERIOD}")
-            _set(cpu_group / "cpu.weight", str(1 + (shares - 2) * 9999 // 262142))
-            _set(memory / "memory.max", str(memory_bytes))
+            group_files.write(cpu_group / "cpu.max", f"{quota} {_PERIOD}")
+            group_files.write(cpu_group / "cpu.weight", str(1 + (shares - 2) * 9999 // 262142))
+            group_files.write(memory / "memory.max", str(memory_bytes))
             return
-        _set(cpu_group / "cpu.shares", str(shares))
-        _set(cpu_group / "cpu.cfs_quota_us", str(quota))
+        group_files.write(cpu_group / "cpu.shares", str(shares))
+        group_files.write(cpu_group / "cpu.cfs_quota_us", str(quota))
         # In this order: the sum of memory and swap is never less than the memory.
         with contextlib.suppress(FileNotFoundError):  # a kernel that does not count swap
-            _set(memory / "memory.memsw.limit_in_bytes", str(memory_bytes))
-        _set(memory / "memory.limit_in_bytes", str(memory_bytes))
+            group_files.write(memory / "memory.memsw.limit_in_bytes", str(memory_bytes))
+        group_files.write(memory / "memory.limit_in_bytes", str(memory_bytes))
 
     def limit_sockets(self, name: str, memory_bytes: int) -> None:
         """Limit the TCP and UDP buffers of a sandbox that was created and has not run yet.
@@ -151,7 +150,9 @@ class Cgroups:
         ignores ``kernelTCP`` there, and says so in the log of the app.
         """
         if self.limits_sockets:
-            _set(self._directory("memory", name) / SOCKET_LIMIT, str(max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST)))
+            group_files.write(
+                self._directory("memory", name) / SOCKET_LIMIT, str(max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST))
+            )
 
     def enter_inner(self, name: str, inner: str, pid: int) -> None:
         """Move a process into a subgroup of its sandbox's, so that it can be killed with all that it starts.
@@ -161,7 +162,7 @@ class Cgroups:
         if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
             raise ProcessLookupError(pid)
         directory = self._directory("pids", f"{name}/{inner}")
-        with _ignore_missing():
+        with group_files.removed_as_missing():
             directory.mkdir(exist_ok=True)
             (directory / "cgroup.procs").write_text(str(pid))
 
@@ -172,7 +173,7 @@ class Cgroups:
         """
         self._awaited.add(inner)
         path = self.path(name).strip("/")
-        with _ignore_missing():
+        with group_files.removed_as_missing():
             os.mkdir(f"{self._directory('pids', name)}/{inner}")  # noqa: PTH102
         if self.version == 2:
             return [f"{self._root}/{path}/{inner}/{self.entry}"]
@@ -206,40 +207,40 @@ class Cgroups:
             return None
 
     def _usage_v1(self, name: str) -> CgroupUsage:
-        cpu = int(_read(self._directory("cpuacct", name) / "cpuacct.usage")) / 1e9
+        cpu = int(group_files.read(self._directory("cpuacct", name) / "cpuacct.usage")) / 1e9
         memory = self._directory("memory", name)
-        used = int(_read(memory / "memory.usage_in_bytes"))
-        idle = _counter(memory / "memory.stat", "total_inactive_file")
-        processes = int(_read(self._directory("pids", name) / "pids.current"))
+        used = int(group_files.read(memory / "memory.usage_in_bytes"))
+        idle = group_files.counter(memory / "memory.stat", "total_inactive_file")
+        processes = int(group_files.read(self._directory("pids", name) / "pids.current"))
         return CgroupUsage(cpu, max(used - idle, 0), processes)
 
     def _usage_v2(self, name: str) -> CgroupUsage:
         directory = self._directory("cpu", name)
-        cpu = _counter(directory / "cpu.stat", "usage_usec") / 1e6
-        used = int(_read(directory / "memory.current"))
-        idle = _counter(directory / "memory.stat", "inactive_file")
-        return CgroupUsage(cpu, max(used - idle, 0), int(_read(directory / "pids.current")))
+        cpu = group_files.counter(directory / "cpu.stat", "usage_usec") / 1e6
+        used = int(group_files.read(directory / "memory.current"))
+        idle = group_files.counter(directory / "memory.stat", "inactive_file")
+        return CgroupUsage(cpu, max(used - idle, 0), int(group_files.read(directory / "pids.current")))
 
     def limits(self, name: str) -> CgroupLimits:
         """Return the limits. Raises ``FileNotFoundError`` when there is no such group."""
         cpu, memory = self._directory("cpu", name), self._directory("memory", name)
         if self.version == 2:
-            quota, period = _read(cpu / "cpu.max").split()
-            return CgroupLimits(int(quota) / int(period), int(_read(memory / "memory.max")))
-        quota = _read(cpu / "cpu.cfs_quota_us")
-        return CgroupLimits(int(quota) / _PERIOD, int(_read(memory / "memory.limit_in_bytes")))
+            quota, period = group_files.read(cpu / "cpu.max").split()
+            return CgroupLimits(int(quota) / int(period), int(group_files.read(memory / "memory.max")))
+        quota = group_files.read(cpu / "cpu.cfs_quota_us")
+        return CgroupLimits(int(quota) / _PERIOD, int(group_files.read(memory / "memory.limit_in_bytes")))
 
     def counters(self, name: str) -> GroupCounters:
         """Return the counters. Raises ``FileNotFoundError`` when there is no such group."""
         memory, prefix = self._directory("memory", name), "" if self.version == 2 else "total_"
-        used = int(_read(memory / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")))
-        stat = _counters(memory / "memory.stat")
+        used = int(group_files.read(memory / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")))
+        stat = group_files.counters(memory / "memory.stat")
         shared, active, inactive = (stat.get(prefix + kind, 0) for kind in ("shmem", "active_file", "inactive_file"))
         if self.version == 2:
-            cpu = _counters(self._directory("cpu", name) / "cpu.stat")
+            cpu = group_files.counters(self._directory("cpu", name) / "cpu.stat")
             user, system = (cpu.get(f"{kind}_usec", 0) / 1e6 for kind in ("user", "system"))
         else:
-            cpu = _counters(self._directory("cpuacct", name) / "cpuacct.stat")
+            cpu = group_files.counters(self._directory("cpuacct", name) / "cpuacct.stat")
             user, system = (cpu.get(kind, 0) / _USER_HZ for kind in ("user", "system"))
         return GroupCounters(used, shared, active, inactive, user, system)
 
@@ -247,7 +248,7 @@ class Cgroups:
         """Return the number of processes that the kernel killed for memory; 0 when there is no such group."""
         file = "memory.events" if self.version == 2 else "memory.oom_control"
         try:
-            return _counter(self._directory("memory", name) / file, "oom_kill")
+            return group_files.counter(self._directory("memory", name) / file, "oom_kill")
         except FileNotFoundError:
             return 0
 
@@ -261,7 +262,7 @@ class Cgroups:
         memory = self._directory("memory", name)
         try:
             if self.version == 2:
-                return self.oom_kills(name) > _counter(memory / "memory.events", "oom")
+                return self.oom_kills(name) > group_files.counter(memory / "memory.events", "oom")
             kinds = ("memory.memsw", "memory") if (memory / "memory.memsw.max_usage_in_bytes").exists() else ("memory",)
             return self.oom_kills(name) > 0 and not any(_has_met_limit(memory, kind) for kind in kinds)
         except FileNotFoundError:
@@ -291,17 +292,17 @@ class Cgroups:
         directory = self._directory("freezer", name)
         try:
             if self.version == 2:
-                return _counter(directory / "cgroup.events", "frozen") == 1
-            return _read(directory / "freezer.state").strip() == "FROZEN"
+                return group_files.counter(directory / "cgroup.events", "frozen") == 1
+            return group_files.read(directory / "freezer.state").strip() == "FROZEN"
         except FileNotFoundError:
             return False
 
     def _set_freezer(self, name: str, *, frozen: bool) -> None:
         directory = self._directory("freezer", name)
         if self.version == 2:
-            _set(directory / "cgroup.freeze", "1" if frozen else "0")
+            group_files.write(directory / "cgroup.freeze", "1" if frozen else "0")
         else:
-            _set(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
+            group_files.write(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
 
     def reclaim(self, name: str) -> None:
         """Move the group's memory to swap as far as the kernel can. Blocks for a while."""
@@ -311,19 +312,19 @@ class Cgroups:
                 # A running sandbox may not swap: its limit is one of memory and swap together. What was moved out in an
                 # earlier sleep and not used since is there still.
                 limit, used, moved = (
-                    int(_read(directory / f"memory.{what}")) for what in ("max", "current", "swap.current")
+                    int(group_files.read(directory / f"memory.{what}")) for what in ("max", "current", "swap.current")
                 )
-                _set(directory / "memory.swap.max", str(limit))
+                group_files.write(directory / "memory.swap.max", str(limit))
                 if (amount := min(used, limit - moved)) > 0:
-                    _set(directory / "memory.reclaim", str(amount))
+                    group_files.write(directory / "memory.reclaim", str(amount))
             else:
-                _set(directory / "memory.force_empty", "0")
+                group_files.write(directory / "memory.force_empty", "0")
 
     def end_reclaim(self, name: str) -> None:
         """Stop moving memory out; swapped memory comes back as it is used."""
         if self.version == 2:
             with contextlib.suppress(OSError):
-                _set(self._directory("memory", name) / "memory.swap.max", "0")
+                group_files.write(self._directory("memory", name) / "memory.swap.max", "0")
 
     def kill(self, name: str) -> None:
         """Kill every process in the group and below it, also those forked meanwhile; return when none is left.
@@ -335,9 +336,11 @@ class Cgroups:
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """
         deadline = time.monotonic() + _KILL_SECONDS
-        while processes := {pid for directory in self._directories(name) for pid in _processes(directory)}:
+        while processes := {
+            pid for directory in self._directories(name) for pid in group_files.processes_below(directory)
+        }:
             if self.version == 2:
-                with contextlib.suppress(FileNotFoundError), _ignore_missing():
+                with contextlib.suppress(FileNotFoundError), group_files.removed_as_missing():
                     (self._directory("pids", name) / "cgroup.kill").write_text("1")
             # Parents first: a shell would report the death of its child.
             for process in sorted(processes):
@@ -346,7 +349,7 @@ class Cgroups:
             if self.version == 1:
                 # Only after the first round of kills: a shell that cannot fork would end with an exit code of its own.
                 with contextlib.suppress(FileNotFoundError):
-                    _set(self._directory("pids", name) / "pids.max", "0")
+                    group_files.write(self._directory("pids", name) / "pids.max", "0")
             self._thaw_below(name)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {processes} do not die")
@@ -367,7 +370,7 @@ class Cgroups:
             self.kill(name)
             directories = self._directories(name)
             for directory in directories:
-                _remove_tree(directory)
+                group_files.remove_tree(directory)
             if not any(directory.exists() for directory in directories) or time.monotonic() > deadline:
                 return
             time.sleep(0.002)
@@ -384,62 +387,7 @@ class Cgroups:
         return base / self.path(name).strip("/")
 
 
-@contextlib.contextmanager
-def _ignore_missing() -> Iterator[None]:
-    """Raise ``FileNotFoundError`` for ENODEV: the kernel's error for a group that is just being removed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
-
-
-def _read(file: Path) -> str:
-    with _ignore_missing():
-        return file.read_text()
-
-
-def _set(file: Path, value: str) -> None:
-    """Write a group's file without creating it: when the group is gone, there is nothing to set.
-
-    Nor looks whether it can be sought in, as Python's own files do: in a group that is just being removed it cannot.
-    """
-    with _ignore_missing():
-        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, value.encode())
-        finally:
-            os.close(descriptor)
-
-
 def _has_met_limit(memory: Path, kind: str) -> bool:
     """Return True if a group of version 1 has ever used all of its limit of this kind."""
-    most, limit = (int(_read(memory / f"{kind}.{file}_in_bytes")) for file in ("max_usage", "limit"))
+    most, limit = (int(group_files.read(memory / f"{kind}.{file}_in_bytes")) for file in ("max_usage", "limit"))
     return most + _CHARGED_AT_ONCE >= limit
-
-
-def _processes(directory: Path) -> list[int]:
-    found: list[int] = []
-    for folder, _, _ in os.walk(directory):
-        with contextlib.suppress(OSError):
-            found.extend(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
-    return found
-
-
-def _remove_tree(directory: Path) -> None:
-    """Remove a group's folders, the innermost first; their files cannot be unlinked."""
-    for folder, _, _ in os.walk(directory, topdown=False):
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()
-
-
-def _counter(file: Path, name: str) -> int:
-    """Return the number after a name in a flat keyed file."""
-    return _counters(file).get(name, 0)
-
-
-def _counters(file: Path) -> dict[str, int]:
-    """Return the numbers of a flat keyed file by their names."""
-    pairs = (line.split(" ", 1) for line in _read(file).splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

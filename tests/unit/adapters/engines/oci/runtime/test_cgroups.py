@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import cgroups
+from builderd.adapters.engines.oci.runtime import cgroups, group_files
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 
 
@@ -273,7 +273,7 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
         (v2 / "cgroup.controllers").unlink()
     groups = Cgroups("x", v1 if version == 1 else v2)
     found = iter([{12345678}, set()])
-    monkeypatch.setattr(cgroups, "_processes", lambda _: next(found, set()))
+    monkeypatch.setattr(group_files, "processes_below", lambda _: next(found, set()))
     monkeypatch.setattr(cgroups, "read_proc", lambda _: "0::/builderd-x/ab\n")
     monkeypatch.setattr(Path, "open", going)
     monkeypatch.setattr(os, "open", going)

@@ -19,6 +19,8 @@ from builderd.domain.ids import TenantId
 
 #: Key of a request's connection in its scope's state.
 STATE = "connection"
+#: Refused connections that may stay open at the same time until their clients have read why.
+MAX_LINGERING = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Connections:
         self._owners: dict[Connection, _Owner] = {}
         self._owned: dict[_Owner, OrderedDict[Connection, None]] = {}
         self._strangers = 0
+        self._refused: set[Connection] = set()
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -99,8 +102,15 @@ class Connections:
         if connection in self._owners:
             self._owned[self._owners[connection]].move_to_end(connection)
 
+    def may_linger(self, connection: Connection) -> bool:
+        """Return whether a refused connection may stay open until its client has read why, for a second at most."""
+        if len(self._refused) < MAX_LINGERING:
+            self._refused.add(connection)
+        return connection in self._refused
+
     def forget(self, connection: Connection) -> None:
         """Stop counting a connection that is closed. Idempotent."""
+        self._refused.discard(connection)
         owner = self._owners.pop(connection, None)
         if owner is None:
             return

@@ -43,6 +43,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 #: Seconds and bytes for which a client that was answered early may continue sending, so that it reads the answer.
 LINGER_SECONDS = 30.0
 MAX_LINGER_BYTES = 64_000_000
+#: Seconds for which a client that was refused may still send before it is disconnected.
+REFUSED_SECONDS = 1.0
 #: Seconds after which a client that reads nothing of its answer is disconnected.
 UNREAD_SECONDS = 120
 #: How long calls that wait for an outcome may continue after SIGTERM, before they are cut off.
@@ -90,6 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._left = MAX_LINGER_BYTES
         self._timer: asyncio.TimerHandle | None = None
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -115,6 +118,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self._in_head:
             self._head_bytes += len(data)
             self._arm(HEAD_SECONDS)
@@ -185,12 +190,24 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: BuilderdError) -> None:
-        """Send the error and close the connection; only close it where an answer is under way already."""
-        if self.transport.is_closing():
+        """Send the error and close the connection; only close it where an answer is under way already.
+
+        What the client has sent meanwhile is read and dropped: to close before would reset the connection, and the
+        client, or the proxy in front, would often not see the error.
+        """
+        if self.transport.is_closing() or self._is_refused:
             return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_whole(error))
-        self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()
+            return
+        self._is_refused = True
+        self.transport.write(_whole(error))
+        if not self._counted.may_linger(self):
+            self.transport.close()
+            return
+        self._disarm()
+        self._timer = self.loop.call_later(REFUSED_SECONDS, self.transport.close)
+        self.transport.write_eof()
 
 
 class Socket(WebSocketsSansIOProtocol):

@@ -43,7 +43,7 @@ class ProxiedProtocol(LimitedProtocol):
         self._cancel_timer()
         passed: Any = ProxiedTransport(raw, header.client)
         super().connection_made(passed)
-        # A connection that was refused has had its answer: what came with the header must not run.
+        # Of a connection that was refused, ``data_received`` drops what came with the header.
         if (rest := bytes(self._received[header.size :])) and not raw.is_closing():
             super().data_received(rest)
         self._received.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from builderd.api.server import connections as connections_module
 from builderd.api.server.connections import ConnectionLimits, Connections
 from builderd.domain.errors import NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
@@ -99,4 +100,13 @@ def test_closed_connection_is_not_counted() -> None:
     connections.forget(one)
     connections.touch(one)
     connections.recognise(one, ACME)
+    assert len(connections) == 0
+
+
+def test_only_so_many_refused_connections_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections_module, "MAX_LINGERING", 2)
+    connections, refused = Connections(), [Fake() for _ in range(3)]
+    assert [connections.may_linger(one) for one in refused] == [True, True, False]
+    connections.forget(refused[0])
+    assert connections.may_linger(refused[2])
     assert len(connections) == 0

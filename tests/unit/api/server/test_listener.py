@@ -209,6 +209,38 @@ async def test_there_are_only_so_many_connections(service: Service, monkeypatch:
         await door.close()
 
 
+async def test_a_refused_client_that_still_sends_reads_why(service: Service) -> None:
+    """The proxy sends so: the request comes after the header of the connection."""
+    async with listening(service.app, ConnectionLimits(address=0)) as url:
+        door = Door(url)
+        refused = await door.connect()
+        await asyncio.sleep(0.05)
+        await refused.send(OK)
+        status, headers, body = await refused.answer()
+        assert (status, body["code"], headers["connection"]) == (429, "rate_limited", "close")
+        assert await refused.ended()
+        await refused.send(OK)
+        await door.close()
+
+
+async def test_a_refused_client_that_goes_on_sending_is_hung_up_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "REFUSED_SECONDS", 0.05)
+    async with listening(service.app, ConnectionLimits(address=0)) as url:
+        door = Door(url)
+        refused = await door.connect()
+
+        async def send_for_ever() -> None:
+            while True:
+                await refused.send(OK * 100)
+                await asyncio.sleep(0.001)
+
+        with pytest.raises(ConnectionError):
+            await send_for_ever()
+        await door.close()
+
+
 async def test_waiting_calls_are_answered_when_the_service_stops(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

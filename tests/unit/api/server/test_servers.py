@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import uvicorn
 from uvicorn.importer import ImportFromStringError
 
 from builderd.api.server import servers
+from builderd.api.server.connections import ConnectionLimits, Connections
+from builderd.api.server.proxy_header import SIGNATURE
 from builderd.api.server.servers import Servers, bind
 from builderd.domain.errors import EngineUnavailable
 
@@ -42,3 +46,18 @@ async def test_port_in_use_is_reported() -> None:
         async with Servers() as some:
             with pytest.raises(EngineUnavailable, match=f"127.0.0.1:{port}: .* another with metrics_port"):
                 await some.add(_app, "127.0.0.1", port, "metrics_port")
+
+
+async def test_a_proxy_that_sends_its_request_after_the_refusal_reads_the_refusal(tmp_path: Path) -> None:
+    """Otherwise it tells the client of a bad gateway: it writes to a closed connection."""
+    async with Servers() as some:
+        await some.add_behind_proxy(_app, tmp_path / "api", None, Connections(ConnectionLimits(address=0)))
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "api"))
+        address = socket.inet_aton("192.0.2.1") + socket.inet_aton("127.0.0.1") + bytes(4)
+        writer.write(SIGNATURE + b"\x21\x11" + len(address).to_bytes(2) + address)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        writer.write(b"GET / HTTP/1.1\r\nHost: builderd\r\n\r\n")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()

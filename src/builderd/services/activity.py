@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 #: How often a use that continues is written down, in seconds; more often where things are frozen sooner.
 INTERVAL = 15.0
-#: Uses of a builder's files within this time of each other are recorded once.
+#: Uses of a builder's files, and commands in it, within this time of each other are recorded once.
 NOTICED = timedelta(seconds=1)
+#: A use that continues is recorded so many times in the shortest time after which its builder may be frozen.
+NOTES_PER_FREEZE = 3
 
 #: Records a continuing use; returns the id of the builder that it woke, if any.
 Note = Callable[[UnitOfWork], BuilderId | None]
@@ -53,11 +55,17 @@ def touched(builder: Builder, at: datetime) -> Builder:
     return replace(builder, last_active_at=at)
 
 
+def is_recorded(application: Application, builder: Builder, now: datetime) -> bool:
+    """Return True if a use was recorded so lately that another one now need not be."""
+    within = min(NOTICED, timedelta(seconds=_interval(application)))
+    return builder.last_active_at is not None and now - builder.last_active_at < within
+
+
 @asynccontextmanager
 async def track_use(application: Application, builder: Builder) -> AsyncIterator[None]:
     """Record a use of the builder's files while the block lasts. A sleeping builder stays asleep."""
     now = application.clock.now()
-    if builder.last_active_at is None or now - builder.last_active_at >= NOTICED:
+    if not is_recorded(application, builder, now):
         await application.store.write(lambda uow: touch(uow, builder.id, now))
 
     def note(uow: UnitOfWork) -> None:
@@ -70,19 +78,30 @@ async def track_use(application: Application, builder: Builder) -> AsyncIterator
 @asynccontextmanager
 async def record_use_repeatedly(application: Application, note: Note) -> AsyncIterator[None]:
     """Record the use by ``note``, again and again, while the block lasts."""
-    task = asyncio.create_task(_record_repeatedly(application, note))
+    tasks: list[asyncio.Task[None]] = []
+
+    def begin() -> None:
+        tasks.append(asyncio.create_task(_record_repeatedly(application, note)))
+
+    # Most blocks are over before that.
+    timer = asyncio.get_running_loop().call_later(_interval(application), begin)
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        timer.cancel()
+        for task in tasks:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _interval(application: Application) -> float:
+    """Return how often a use that continues is recorded, in seconds."""
+    freeze_after = application.limits.freeze_after
+    return min(INTERVAL, freeze_after / NOTES_PER_FREEZE) if freeze_after else INTERVAL
 
 
 async def _record_repeatedly(application: Application, note: Note) -> None:
-    freeze_after = application.limits.freeze_after
-    interval = min(INTERVAL, freeze_after / 3) if freeze_after else INTERVAL
     while True:
-        await asyncio.sleep(interval)
         try:
             woken = await application.store.write(note)
             if woken is not None:
@@ -91,3 +110,4 @@ async def _record_repeatedly(application: Application, note: Note) -> None:
         except Exception:
             # The use continues, and so does its record once the database answers again.
             log.exception("use not recorded, retrying in a few seconds")
+        await asyncio.sleep(_interval(application))

@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from builderd.domain.builders import Builder
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
-from builderd.domain.sandboxes import ExecResult
+from builderd.domain.sandboxes import ExecResult, Sandbox
 from builderd.ports.engine import Sandboxes
 from builderd.ports.processes import Process
-from builderd.services import builders, wake
+from builderd.ports.store import UnitOfWork
+from builderd.services import activity, builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.held_bytes import HeldBytes, Holding
@@ -139,7 +141,17 @@ async def session(
 
 async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
     """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``."""
-    builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
+
+    def find(uow: UnitOfWork) -> tuple[Builder, Sandbox | None]:
+        builder = builders.get(uow, caller.tenant_id, builder_id)
+        return builder, uow.sandboxes.open_of(builder.id)
+
+    now = application.clock.now()
+    builder, sandbox = await application.store.read(find)
+    # One command after the other writes nothing: a use was recorded, which keeps the builder awake.
+    is_used = builder.asleep_since is None and activity.is_recorded(application, builder, now)
+    if is_used and sandbox is not None and await wake.is_up(application, builder, sandbox):
+        return sandbox.id
     user = User(caller.actor, f"woken for a command by {caller.actor}")
     return (await wake.awake(application, builder.id, user)).id
 
@@ -153,20 +165,31 @@ async def capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, li
 
 async def _capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, output: Output) -> int:
     """Run the command and return its exit code."""
-    async with sandboxes.open_process(sandbox, command.spec) as process:
-        feeding = asyncio.ensure_future(_feed(process, command.stdin))
+    async with sandboxes.open_process(sandbox, command.spec) as process, _fed(process, command.stdin):
         try:
             async with asyncio.timeout(command.timeout_seconds):
-                await output.take(process)
+                await output.take(process, errors=command.separate)
                 code = await process.wait()
         except TimeoutError:
             await process.kill()
-            await output.take(process, wait=False)
+            await output.take(process, errors=command.separate, wait=False)
             code = TIMEOUT_EXIT_CODE
-        finally:
-            feeding.cancel()
-            await asyncio.gather(feeding, return_exceptions=True)
     return code
+
+
+@asynccontextmanager
+async def _fed(process: Process, data: bytes) -> AsyncIterator[None]:
+    """Write its input while the block lasts, and close it."""
+    if not data:
+        process.close_input()
+        yield
+        return
+    feeding = asyncio.ensure_future(_feed(process, data))
+    try:
+        yield
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
 
 
 async def _feed(process: Process, data: bytes) -> None:
@@ -184,16 +207,21 @@ class Output:
         self._on_output = on_output or self._keep
         self._holding = holding
 
-    async def take(self, process: Process, *, wait: bool = True) -> None:
-        """Read all output. When the tenant's budget is used up, wait for room, or (``wait`` False) cut it there."""
-        # Empty at once where both are one stream.
-        errors = asyncio.ensure_future(self._take(process.read_errors, wait, is_error=True))
+    async def take(self, process: Process, *, errors: bool, wait: bool = True) -> None:
+        """Read all output, with ``errors`` that of the standard error too, if it is a stream of its own.
+
+        When the tenant's budget is used up, wait for room, or (``wait`` False) cut it there.
+        """
+        if not errors:
+            await self._take(process.read, wait, is_error=False)
+            return
+        task = asyncio.ensure_future(self._take(process.read_errors, wait, is_error=True))
         try:
             await self._take(process.read, wait, is_error=False)
-            await errors
+            await task
         finally:
-            errors.cancel()
-            await asyncio.gather(errors, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _take(self, read: Callable[[], Awaitable[bytes]], wait: bool, *, is_error: bool) -> None:
         while piece := await read():
@@ -234,6 +262,11 @@ class Output:
         for start in range(0, len(kept), size):
             yield decoder.decode(kept[start : start + size])
         yield decoder.decode(b"", final=not self.truncated)
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that are kept of both streams."""
+        return sum(map(len, self._kept.values()))
 
     @property
     def text(self) -> str:

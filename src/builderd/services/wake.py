@@ -115,15 +115,17 @@ async def awake(application: Application, builder_id: BuilderId, user: User | No
     """
     now = application.clock.now()
 
-    def work(uow: UnitOfWork) -> tuple[Builder, bool]:
+    def work(uow: UnitOfWork) -> tuple[Builder, bool, Sandbox | None]:
         builder = _get(uow, builder_id)
         wanted = request_wake(uow, application, builder, user or User(), now)
-        return wanted, _differs(wanted, builder)
+        return wanted, _differs(wanted, builder), uow.sandboxes.open_of(builder_id)
 
-    builder, woken = await application.store.write(work)
+    builder, woken, sandbox = await application.store.write(work)
     if woken:
         _signal(application, builder_id)
         await outcomes.wait(application, builder_id, builder.generation)
+    elif sandbox is not None and await is_up(application, builder, sandbox):
+        return sandbox
     return await _up(application, builder_id)
 
 
@@ -158,7 +160,7 @@ async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
         if builder.desired is not Desired.RUNNING:
             why = f" ({builder.status_reason})" if builder.status_reason else ""
             raise InvalidState(f"The builder is {builder.status}{why}: start it first.")
-        if sandbox is not None and await _is_up(application, builder, sandbox):
+        if sandbox is not None and await is_up(application, builder, sandbox):
             return sandbox
         if builder.status is Status.CREATING:
             raise InvalidState("The builder is still being created: wait until it runs.")
@@ -167,11 +169,13 @@ async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
         await application.signals.wait(builder_id, seen, outcomes.LOOK_INTERVAL)
 
 
-async def _is_up(application: Application, builder: Builder, sandbox: Sandbox) -> bool:
+async def is_up(application: Application, builder: Builder, sandbox: Sandbox) -> bool:
     """Return whether the sandbox belongs to the present run and is running; one of an earlier run is being stopped.
 
     The sandbox of a release command takes no commands: it ends by itself, with all that runs in it.
     """
+    if builder.desired is not Desired.RUNNING:
+        return False
     if sandbox.generation != builder.generation or sandbox.started_at is None or sandbox.release:
         return False
     return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING

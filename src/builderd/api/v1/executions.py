@@ -29,6 +29,8 @@ router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 MAX_BODY_BYTES = 8_000_000
 #: So much of an output is made JSON at once.
 PIECE = 1 << 14
+#: An output up to here is answered whole, and not counted among the bytes that its tenant holds while it is sent.
+SHORT = 1 << 12
 
 Body = Annotated[Received[NewExecution], Depends(json_body(NewExecution, MAX_BODY_BYTES))]
 
@@ -67,13 +69,33 @@ async def run_command(
         return stream(_events(pieces, scheduler, caller.tenant_id, separate=new.separate))
     async with AsyncExitStack() as stack:
         ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, held_bytes))
+        if ended.output.size <= SHORT:
+            return Response(_short_answer(ended), 200, media_type="application/json")
         return ResourceStream(stack.pop_all(), _answer(ended, scheduler, caller.tenant_id), 200, {}, "application/json")
 
 
-async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
-    """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long. A short one is a single piece."""
+def _head(ended: executions.Ended) -> str:
+    """Return the beginning of an ``ExecutionAnswer``, up to the text of its output."""
     message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
-    text = f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
+    return f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
+
+
+def _tail(ended: executions.Ended) -> str:
+    return f',"truncated":{json.dumps(ended.output.truncated)}}}}}'
+
+
+def _short_answer(ended: executions.Ended) -> str:
+    """Return the whole ``ExecutionAnswer``."""
+    output, errors = (
+        json.dumps("".join(ended.output.pieces(SHORT, errors=is_error)), ensure_ascii=False)
+        for is_error in (False, True)
+    )
+    return f'{_head(ended)}{output[1:]},"stderr":{errors}{_tail(ended)}'
+
+
+async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
+    """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
+    text = _head(ended)
     for is_error in (False, True):
         for piece in ended.output.pieces(PIECE, errors=is_error):
             async with scheduler.acquire(tenant_id):
@@ -82,7 +104,7 @@ async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: 
                 yield text
                 text = ""
         text += '"' if is_error else '","stderr":"'
-    yield f'{text},"truncated":{json.dumps(ended.output.truncated)}}}}}'
+    yield text + _tail(ended)
 
 
 async def _events(

@@ -5,6 +5,7 @@ Format: github.com/opencontainers/runtime-spec, version 1.0.2. One writer for cr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,8 @@ MASKED = tuple(
 )
 #: Files of ``/proc`` that a sandbox has of its own (``proc_files``), and their folder in the bundle.
 OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
+#: How a ``config.json`` begins.
+_PROCESS_FIRST = '{"process": '
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -84,11 +87,12 @@ class Container:
 def make_config(container: Container) -> dict[str, Any]:
     """Return the ``config.json``."""
     return {
-        "ociVersion": "1.0.2",
+        # First: process_of reads nothing behind it.
         "process": make_process(
             ProcessConfig(container.argv, container.env, container.user, container.open_files, container.cwd),
             capabilities=container.capabilities,
         ),
+        "ociVersion": "1.0.2",
         "root": {"path": container.root, "readonly": container.read_only},
         "hostname": container.hostname,
         "mounts": [
@@ -99,6 +103,15 @@ def make_config(container: Container) -> dict[str, Any]:
         ],
         "linux": _linux(container),
     }
+
+
+def process_of(config: str) -> dict[str, Any]:
+    """Return the ``process`` document of a ``config.json``, of which it is a small part."""
+    if config.startswith(_PROCESS_FIRST):
+        process: dict[str, Any] = json.JSONDecoder().raw_decode(config, len(_PROCESS_FIRST))[0]
+    else:  # made by an earlier version
+        process = json.loads(config)["process"]
+    return process
 
 
 @dataclass(frozen=True, slots=True)

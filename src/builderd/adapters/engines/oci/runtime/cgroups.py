@@ -174,7 +174,7 @@ class Cgroups:
         self._awaited.add(inner)
         path = self.path(name).strip("/")
         with group_files.removed_as_missing():
-            os.mkdir(f"{self._directory('pids', name)}/{inner}")  # noqa: PTH102
+            os.mkdir(f"{self._folder('pids', name)}/{inner}")  # noqa: PTH102
         if self.version == 2:
             return [f"{self._root}/{path}/{inner}/{self.entry}"]
         groups = [f"{base}/{path}" + (f"/{inner}" if base.name == "pids" else "") for base in self._hierarchies()]
@@ -191,7 +191,7 @@ class Cgroups:
     def discard_inner(self, name: str) -> None:
         """Remove such groups as far as nothing is in them any more. A background process keeps its own for as long as
         it continues; one that was left of an earlier one goes now, so that there are no more than processes."""
-        folder = str(self._directory("pids", name))
+        folder = self._folder("pids", name)
         with contextlib.suppress(FileNotFoundError):
             for group in os.listdir(folder):  # noqa: PTH208
                 if not group.startswith(INNER) or group in self._awaited:
@@ -248,7 +248,7 @@ class Cgroups:
         """Return the number of processes that the kernel killed for memory; 0 when there is no such group."""
         file = "memory.events" if self.version == 2 else "memory.oom_control"
         try:
-            return group_files.counter(self._directory("memory", name) / file, "oom_kill")
+            return group_files.counter(f"{self._folder('memory', name)}/{file}", "oom_kill")
         except FileNotFoundError:
             return 0
 
@@ -381,6 +381,10 @@ class Cgroups:
         if self.version == 2:
             return [self._root / path]
         return [base / path for base in self._hierarchies()]
+
+    def _folder(self, controller: str, name: str) -> str:
+        """Return the group's folder as text, which takes a fraction of the time."""
+        return f"{self._root}{self.path(name)}" if self.version == 2 else f"{self._root}/{controller}{self.path(name)}"
 
     def _directory(self, controller: str, name: str) -> Path:
         base = self._root if self.version == 2 else self._root / controller

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime import command
-from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process
+from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process, process_of
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.kill_marked import COMMAND_ENV, MARK, kill_marked
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
@@ -165,7 +164,7 @@ class Execution:
 
     def _identity(self) -> tuple[int, dict[str, str]]:
         """Return the app's user, and its environment with what the command has of its own."""
-        app = json.loads((self._folder / "config.json").read_bytes())["process"]
+        app = process_of((self._folder / "config.json").read_text())
         env = dict(entry.split("=", 1) for entry in app["env"])
         if self._spec.window:
             env["TERM"] = TERM
@@ -239,11 +238,13 @@ class Execution:
                     await kill_marked(self._runs, self._record, self._name)
         finally:
             self._close_streams()
-        await asyncio.wait({self._ended}, timeout=timeout)
+        if not self._ended.done():
+            await asyncio.wait({self._ended}, timeout=timeout)
         with contextlib.suppress(EngineUnavailable):
             await self.kill()
-        self._document.unlink(missing_ok=True)
-        self._pid_file.unlink(missing_ok=True)
+        for file in (self._document, self._pid_file):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)  # noqa: PTH108
         if not self._runtime.is_gvisor:
             self._runs.cgroups.discard_inner(self._record.id)
 
@@ -283,7 +284,8 @@ class Execution:
 
     async def wait(self) -> int:
         """Return the exit code. Raises ``EngineUnavailable`` when the runtime's command was killed on the host."""
-        await asyncio.wait({self._ended})
+        if not self._ended.done():
+            await asyncio.wait({self._ended})
         if self._is_cut_off:
             raise EngineUnavailable(
                 "The command was cut off: the process that ran it on the host was killed. Try again."

@@ -24,10 +24,15 @@ def removed_as_missing() -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
 
 
-def read(file: Path) -> str:
+def read(file: Path | str) -> str:
     """Return the text of a group's file. Raises ``FileNotFoundError`` when the group is gone."""
+    # Called often: pathlib takes four times as long.
     with removed_as_missing():
-        return file.read_text()
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode()
+        finally:
+            os.close(descriptor)
 
 
 def write(file: Path, value: str) -> None:
@@ -59,12 +64,12 @@ def remove_tree(directory: Path) -> None:
             Path(folder).rmdir()
 
 
-def counter(file: Path, name: str) -> int:
+def counter(file: Path | str, name: str) -> int:
     """Return the number after a name in a flat keyed file."""
     return counters(file).get(name, 0)
 
 
-def counters(file: Path) -> dict[str, int]:
+def counters(file: Path | str) -> dict[str, int]:
     """Return the numbers of a flat keyed file by their names."""
     pairs = (line.split(" ", 1) for line in read(file).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

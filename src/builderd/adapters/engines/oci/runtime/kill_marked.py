@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from builderd.adapters.engines.oci.runtime import command
-from builderd.adapters.engines.oci.runtime.bundle import ProcessConfig, make_process
+from builderd.adapters.engines.oci.runtime.bundle import ProcessConfig, make_process, process_of
 from builderd.adapters.engines.oci.runtime.launching import Program
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
@@ -39,7 +38,7 @@ async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
     document = folder / f"{name}.kill.json"
     argv = ["/bin/sh", "-c", _KILL_MARKED, f"{MARK}={name}"]
     try:
-        user = json.loads((folder / "config.json").read_text())["process"]["user"]["uid"]
+        user = process_of((folder / "config.json").read_text())["user"]["uid"]
         write_json(document, make_process(ProcessConfig(argv, COMMAND_ENV, user, open_files())))
     except FileNotFoundError:
         return True

@@ -12,8 +12,10 @@ def oom_cause(records: Records, cgroups: Cgroups, name: str) -> EndCause | None:
 
     The shim sees kills of both kinds and notes them alike, so the control group decides.
     """
-    if records.saw_host_oom(name) or cgroups.host_oom_kills(name):
+    # Asked first: usually there are none, and a command asks it before it begins.
+    kills = cgroups.oom_kills(name)
+    if records.saw_host_oom(name) or (kills and cgroups.host_oom_kills(name)):
         return EndCause.HOST_OUT_OF_MEMORY
-    if records.saw_oom(name) or cgroups.oom_kills(name):
+    if kills or records.saw_oom(name):
         return EndCause.OUT_OF_MEMORY
     return None

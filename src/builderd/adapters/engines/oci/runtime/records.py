@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -129,11 +130,11 @@ class Records:
 
     def exit(self, name: str) -> Exit | None:
         """Return the exit that the shim wrote, or None."""
-        file = self.exits / name
+        file = f"{self.exits}/{name}"
         try:
-            # Checked first: cheapest when there is none, which is the usual case.
-            ended_at = file.stat().st_mtime
-            return Exit(int(file.read_text()), self._at(ended_at))
+            # Checked first: cheapest when there is none, which is the usual case. Asked often: pathlib takes longer.
+            ended_at = os.stat(file).st_mtime  # noqa: PTH116
+            return Exit(int(Path(file).read_text()), self._at(ended_at))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -147,11 +148,11 @@ class Records:
 
     def saw_oom(self, name: str) -> bool:
         """Return True when the shim or the service saw the kernel kill one of its processes for memory."""
-        return (self.folder(name) / "oom").exists()
+        return os.path.exists(f"{self._root}/{name}/oom")  # noqa: PTH110
 
     def saw_host_oom(self, name: str) -> bool:
         """Return True when the service saw the kernel kill one of its processes for the memory of the host."""
-        return (self.folder(name) / "host-oom").exists()
+        return os.path.exists(f"{self._root}/{name}/host-oom")  # noqa: PTH110
 
     def _load(self, folder: Path) -> Record | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from tests.application import World
@@ -11,6 +12,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult
+from builderd.ports.store import UnitOfWork
 from builderd.services import builders, executions, outcomes
 from builderd.services.held_bytes import HeldBytes
 
@@ -74,6 +76,37 @@ async def test_running_one_is_activity(world: World) -> None:
         world.clock.move(100)
         await run(world, builder)
         assert (await world.builder(builder)).last_active_at == world.clock.now()
+
+
+@pytest.mark.parametrize(("freeze_after", "pause", "recorded"), [(60, 0.9, False), (60, 1.1, True), (0.9, 0.4, True)])
+async def test_commands_one_after_the_other_record_their_use_no_later_than_keeps_the_builder_awake(
+    world: World, freeze_after: float, pause: float, recorded: bool
+) -> None:
+    world.application = replace(world.application, limits=replace(world.application.limits, freeze_after=freeze_after))
+    async with world.reconciling():
+        builder = await world.create()
+        world.clock.move(100)
+        await run(world, builder)
+        first = world.clock.now()
+        world.clock.move(pause)
+        await run(world, builder)
+        assert (await world.builder(builder)).last_active_at == (world.clock.now() if recorded else first)
+
+
+async def test_command_wakes_a_builder_that_fell_asleep_just_after_a_use(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await run(world, builder)
+        (sandbox,) = world.engine.sandboxes.values()
+        now = world.clock.now()
+
+        def sleep(uow: UnitOfWork) -> None:
+            uow.builders.save(replace(uow.builders.get(builder.id, lock=True) or builder, asleep_since=now))
+
+        await world.application.store.write(sleep)
+        await world.engine.freeze(sandbox.spec.id)
+        assert (await run(world, builder)).exit_code == 0
+        assert (await world.builder(builder)).asleep_since is None
 
 
 async def test_nothing_runs_in_a_builder_that_is_stopped_or_being_created(world: World) -> None:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 MAX_PER_PAGE = 100
 #: Characters of an answer that are collected before they are sent.
 PIECE = 1 << 16
+#: An answer up to here is sent at once, and counts no more from then on: a hundred usual builders take 110 kB.
+WHOLE = 1 << 17
 
 
 class PageQuery(Parameters):
@@ -89,8 +91,8 @@ async def listed(request: Request, tenant_id: TenantId, load: Callable[[], Await
             size = sum(map(len, pieces))
             await holding.take(size)
         headers = {"Content-Length": str(size)}
-        if len(pieces) == 1:
-            return Response(pieces[0], 200, headers, "application/json")
+        if size <= WHOLE:
+            return Response(b"".join(pieces), 200, headers, "application/json")
         return ResourceStream(stack.pop_all(), _sent(pieces, holding), 200, headers, "application/json")
 
 

@@ -47,6 +47,7 @@ async def test_a_short_output_is_answered_in_one_piece_and_a_long_one_in_small_p
         pieces = [piece async for piece in executions_api._answer(ended, scheduler, TenantId("acme"))]
         assert json.loads("".join(pieces))["data"]["output"] == "\x01" * length
         assert len(pieces) == number
+        assert length > executions_api.SHORT or "".join(pieces) == executions_api._short_answer(ended)
         assert max(map(len, pieces)) <= 7 * executions_api.PIECE
 
 

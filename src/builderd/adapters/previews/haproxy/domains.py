@@ -33,6 +33,14 @@ def challenge() -> str:
     )
 
 
+def end_lookup(options: ProxyOptions) -> str:
+    """Return the rule that ends the frontend's rules for a host with a route: those behind it look for one.
+
+    With a port for TLS, they also refuse and redirect requests for hosts that have one.
+    """
+    return "" if options.tls_port is not None else "http-request allow if { var(txn.route) -m found }"
+
+
 def rules(options: ProxyOptions, files: ProxyFiles) -> str:
     """Return the rules that find a domain's preview. The map's values are ``http|host`` and ``https|host``."""
     return f"""

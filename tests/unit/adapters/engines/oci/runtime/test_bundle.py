@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
-from builderd.adapters.engines.oci.runtime.bundle import Container, ProcessConfig, make_config, make_process
+from builderd.adapters.engines.oci.runtime.bundle import (
+    Container,
+    ProcessConfig,
+    make_config,
+    make_process,
+    process_of,
+)
 
 CONTAINER = Container(
     root="/bundle/root",
@@ -85,3 +92,17 @@ def test_own_files_of_proc_are_mounted_read_only() -> None:
         (f"/bundle/proc/{name}", f"/proc/{name}") for name in ("cpuinfo", "meminfo", "stat")
     ]
     assert all({"bind", "ro", "nosuid", "nodev", "noexec"} == set(mount["options"]) for mount in mounts)
+
+
+def test_the_process_is_read_from_a_config_without_what_follows() -> None:
+    text = json.dumps(CONFIG)
+    assert process_of(text) == CONFIG["process"]
+    assert process_of(text[: text.index('"ociVersion"')] + "no JSON") == CONFIG["process"]
+
+
+def test_the_process_is_read_from_a_config_of_an_earlier_version() -> None:
+    """Its first key is another, and a value may look like the beginning of a process."""
+    env = {"A": '{"process": {"args": ["planted"]}}'}
+    config = make_config(replace(CONTAINER, env=env))
+    process = config.pop("process")
+    assert process_of(json.dumps({"ociVersion": "1.0.2", "process": process, **config})) == process

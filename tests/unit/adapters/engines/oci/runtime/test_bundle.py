@@ -101,7 +101,7 @@ def test_the_process_is_read_from_a_config_without_what_follows() -> None:
 
 
 def test_the_process_is_read_from_a_config_of_an_earlier_version() -> None:
-    """Its first key is another, and a value may look like the beginning of a process."""
+    """Another key comes first there, and a value may look like the beginning of a process."""
     env = {"A": '{"process": {"args": ["planted"]}}'}
     config = make_config(replace(CONTAINER, env=env))
     process = config.pop("process")

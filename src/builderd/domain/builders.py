@@ -201,14 +201,18 @@ class Builder:
     @property
     def settled(self) -> bool:
         """True once the desired state has an outcome, good or bad."""
-        match self.desired:
-            case Desired.DELETED:
-                return self.status is Status.DELETED
-            case Desired.STOPPED:
-                at_rest = self.status in (Status.STOPPED, Status.FAILED, Status.COMPLETED)
-                return at_rest and self.observed_generation == self.generation
-            case Desired.RUNNING:
-                return self.observed_generation == self.generation
+        return is_settled(self.desired, self.status, observed=self.observed_generation == self.generation)
+
+
+def is_settled(desired: Desired, status: Status, *, observed: bool) -> bool:
+    """Return True once the desired state has an outcome; ``observed``: the latest generation was observed."""
+    match desired:
+        case Desired.DELETED:
+            return status is Status.DELETED
+        case Desired.STOPPED:
+            return observed and status in (Status.STOPPED, Status.FAILED, Status.COMPLETED)
+        case Desired.RUNNING:
+            return observed
 
 
 def name_error(name: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
@@ -62,6 +63,13 @@ class Usage:
     @property
     def memory_bytes(self) -> int | None:
         return int(self.memory_byte_seconds / self.seconds) if self.seconds else None
+
+
+class Load(NamedTuple):
+    """Averages of some time: vCPU in use, and bytes of memory."""
+
+    cpu: float
+    memory_bytes: float
 
 
 def response_counts(usage: Usage | PreviewActivity, cls: str | None = None) -> Sequence[int]:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from functools import cache, partial
 from typing import Generic, TypeVar
 
+from builderd.domain.days import days_between, span_of_days
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
 from builderd.domain.resources import Resources
@@ -35,6 +36,24 @@ class CostReport(Generic[T]):
 
 #: Costs of the builders that cost most.
 Spending = CostReport[CostedBuilder]
+
+
+@dataclass(frozen=True, slots=True)
+class DayReport:
+    """Costs of all builders together by day. ``total_cost`` is the exact sum rounded once."""
+
+    currency: str
+    total_cost: Decimal
+    days: tuple[Day, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """Running hours and cost of a day (UTC), of which the present one is not over."""
+
+    start: datetime
+    hours: Decimal
+    cost: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +96,20 @@ def dearest(
         for one in map(costed.__getitem__, ids)
     )
     return Spending(application.prices.currency, cents(spent.money), rows, total)
+
+
+def by_day(
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime, span: tuple[datetime, datetime]
+) -> DayReport:
+    """Return the costs of each day of the span that has begun: [since, until), both midnights in UTC.
+
+    Raises ``ValidationFailed``: at most ``MOST_DAYS``. The cost grows with the months of the span and with what runs.
+    """
+    since, until = span_of_days(*span, now)
+    sums = uow.ledger.days_of_tenant(tenant_id, now, since, until)
+    spent = ((start, sums.get(start, Sum())) for start, _, _ in days_between(since, until))
+    days = tuple(Day(start, rate_digits(one.hours), cents(one.money)) for start, one in spent)
+    return DayReport(application.prices.currency, cents(sum(sums.values(), Sum()).money), days)
 
 
 def _sums(uow: UnitOfWork, listed: Sequence[ListedCost], now: datetime, span: Span) -> Mapping[BuilderId, Sum]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
 
 #: Size of a sparkline, in pixels of its own.
 WIDTH, HEIGHT = 104.0, 24.0
+#: Width of a bar with its gap, the gap, the height of a chart of bars, and of its lowest bar.
+SLOT, GAP, TALL, LEAST = 20.0, 1.6, 150.0, 1.0
 
 
 def spark_line(values: Sequence[float | None], most: float | None = None) -> str:
@@ -37,6 +41,42 @@ def _points(values: Sequence[float | None], most: float | None) -> list[list[tup
             continue
         runs[-1].append((index * step, HEIGHT - 1 - value / top * (HEIGHT - 2)))
     return [run for run in runs if len(run) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars of a chart, each with its left edge, top and height; ``ticks``: figures of its lines, from the top."""
+
+    width: float
+    bar: float
+    bars: tuple[tuple[float, float, float], ...]
+    ticks: tuple[float, ...]
+
+
+def bars(values: Sequence[float], places: int) -> Bars:
+    """Return a chart of these values at the first of ``places``, below a round figure."""
+    most = max(values, default=0)
+    tick = _tick(most / 2)
+    top = tick * max(1, ceil(most / tick - 1e-9))
+    found = ((index * SLOT + GAP / 2, _high(value, top)) for index, value in enumerate(values))
+    lines = round(top / tick)
+    return Bars(
+        width=places * SLOT,
+        bar=SLOT - GAP,
+        bars=tuple((left, round(TALL - high, 1), round(high, 1)) for left, high in found),
+        ticks=tuple((lines - line) * tick for line in range(lines + 1)),
+    )
+
+
+def _high(value: float, top: float) -> float:
+    # What cost anything is seen.
+    return max(LEAST, TALL * value / top) if value else 0.0
+
+
+def _tick(least: float) -> float:
+    """Return the lowest of 1, 2, 5, 10 … (and their tenths and hundredths) that is not below."""
+    power = 10.0 ** floor(log10(least)) if least > 0.01 else 0.01
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= least * (1 - 1e-9))
 
 
 def share(part: float, whole: float) -> float:

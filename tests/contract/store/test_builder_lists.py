@@ -18,7 +18,7 @@ from tests.contract.store.samples import (
 )
 
 from builderd.adapters.stores.sql import builder_lists
-from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Sum, total
 from builderd.domain.resources import Resources
@@ -71,6 +71,57 @@ async def test_page_has_the_builders_and_the_number_of_a_list_of_whole_builders(
     for shown, builder in zip(listed, whole, strict=True):
         assert shown.state._asdict() == {name: getattr(builder, name) for name in shown.state._fields}
         assert (shown.times.created_at, shown.times.updated_at) == (builder.created_at, builder.updated_at)
+
+
+async def test_page_for_people_has_states_gates_and_costs_of_the_month(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    asleep = await add_with_version(
+        store,
+        name="asleep",
+        desired=Desired.STOPPED,
+        cause=Cause("token ci", "stopped by token ci"),
+        status=Status.STOPPED,
+        stop_kind=StopKind.IDLE,
+        generation=3,
+        observed_generation=2,
+        last_active_at=NOW - SECOND,
+    )
+    busy = await add_with_version(
+        store,
+        name="busy",
+        created_at=NOW + SECOND,
+        candidate=Candidate(2),
+        asleep_since=NOW,
+        visibility=Visibility.PRIVATE,
+    )
+    await add_with_version(store, name="theirs", tenant_id=OTHER_TENANT.id)
+    version = make_version(
+        busy.id, settings=VersionSettings("x", skip_review=True), review_passed=True, review_until=NOW, qa_passed=False
+    )
+    await store.write(lambda uow: uow.versions.save(version))
+    month = NOW.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    segments = [
+        make_segment(busy.id, start=month - DAY, end=month + DAY),
+        make_segment(busy.id, start=month + DAY, billing=Billing.STOPPED),
+        make_segment(asleep.id, start=month - DAY),
+    ]
+    await add(store, *segments)
+    query = BuilderQuery(sort="name")
+    found = await store.read(lambda uow: uow.builder_lists.shown(TENANT.id, query, NOW))
+    assert [one.life for one in found] == await store.read(lambda uow: uow.builder_lists.lives(TENANT.id, query))
+    whole, _ = await store.read(lambda uow: uow.builders.list(TENANT.id, query))
+    for shown, builder in zip(found, whole, strict=True):
+        same = set(shown.life._fields) - {"cause_reason", "candidate"}
+        assert {name: getattr(shown.life, name) for name in same} == {name: getattr(builder, name) for name in same}
+        assert shown.life.cause_reason == builder.cause.reason
+        assert shown.life.candidate == (builder.candidate.version if builder.candidate else None)
+        assert (shown.id, shown.host, shown.visibility) == (builder.id, builder.host, builder.visibility)
+        assert (shown.job_type, shown.last_active_at) == (builder.job_type, builder.last_active_at)
+        assert shown.spent == total([one for one in segments if one.builder_id == builder.id], NOW, month)
+    first, second = found
+    assert (first.skip_review, first.skip_qa, first.qa_passed, first.review.reviewed(NOW)) == (False, False, None, None)
+    assert (second.skip_review, second.qa_passed, second.review.reviewed(NOW)) == (True, False, False)
+    assert first.resources == Resources(0.5, 2, 3)
 
 
 async def test_costs_are_the_exact_sums_and_include_deleted_builders(store: Store) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
 
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_sandbox
 
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.metrics import BUCKET, SampleTarget, Usage, UsageBucket, start_of
+from builderd.domain.metrics import BUCKET, SampleTarget, Usage, UsageBucket, resample, start_of
 from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.ports.store import Store
+from builderd.ports.store import Store, UnitOfWork
 
 START = start_of(NOW)
 USAGE = Usage(60, 1.5, 6e10, 2_000_000_000, 10**12, 3, 4, 5, 6, 7, 8, 9)
@@ -85,3 +89,30 @@ async def test_running_builders_are_watched(store: Store) -> None:
     assert await store.read(lambda uow: uow.metrics.watched()) == [
         SampleTarget(TENANT.id, "acme", builder.id, builder.name, builder.host, running.id, NOW)
     ]
+
+
+async def test_loads_of_several_builders_are_the_averages_of_their_steps(store: Store) -> None:
+    step, begin = 3 * BUCKET, START - 6 * BUCKET
+    steps = [
+        UsageBucket(BuilderId(name), START - back * BUCKET, replace(USAGE, cpu_seconds=0.5 * back, seconds=seconds))
+        for name, seconds in (("a", 60), ("b", 300), ("c", 60))
+        for back in (0, 1, 4, 5, 7)
+    ]
+    idle = UsageBucket(BuilderId("b"), START - 3 * BUCKET, Usage(requests=5))
+    await store.write(lambda uow: uow.metrics.add([*steps, idle]))
+    asked = [BuilderId(name) for name in ("a", "b", "none")]
+    found = await store.read(lambda uow: uow.metrics.loads(asked, begin, step))
+    assert set(found) == {"a", "b"}
+    for builder in asked[:2]:
+        buckets = await store.read(partial(_of, builder=builder, since=begin))
+        expected = {
+            number: (usage.cpu, usage.memory_bytes)
+            for number, (_, usage) in enumerate(resample(buckets, begin, step, 3))
+            if usage.seconds
+        }
+        assert {number: (load.cpu, int(load.memory_bytes)) for number, load in found[builder].items()} == expected
+    assert await store.read(lambda uow: uow.metrics.loads([], begin, step)) == {}
+
+
+def _of(uow: UnitOfWork, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
+    return uow.metrics.of_builder(builder, since)

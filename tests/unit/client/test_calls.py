@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -312,6 +312,16 @@ def test_spending_comes_whole_or_in_pages(running: Running) -> None:
         assert len(whole.deployments) == whole.vm_count
         pages = [client.spending.page(number, 1) for number in range(1, whole.vm_count + 1)]
         assert [page.deployments[0].uuid for page in pages] == [one.uuid for one in whole.deployments]
+
+
+def test_spending_of_days_is_that_of_the_days_asked_for(running: Running) -> None:
+    with Builderd(running.url, running.service.write) as client:
+        today = datetime.now(UTC).date()
+        found = client.spending.days(since=today - timedelta(days=2))
+        assert [one.day for one in found.days] == [today - timedelta(days=back) for back in (2, 1, 0)]
+        assert client.spending.days().days[0].day == today.replace(day=1)
+        with pytest.raises(builderd.ValidationFailed):
+            client.spending.days(since=today, until=today)
 
 
 def test_both_forms_have_the_same_methods() -> None:

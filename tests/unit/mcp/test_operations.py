@@ -34,6 +34,7 @@ LEFT_OUT = {
     r".*/domains.*": "a person changes DNS records for a host name of their own",
     r"GET .*/(diff|patch)/\{new\}": "an agent has the files that it sent",
     r"DELETE .*/build-cache": "frees space of the user's quota, at the cost of slow rollbacks",
+    r"GET /spending/days": "streams and series, which no model reads",
     r"GET /events": "streams and series, which no model reads",
     r"(DELETE .*/files/\{path\})": "exec_command removes files",
     r"(GET|DELETE) .*/ssh|POST .*/ssh/recreate": "a grant ends by itself",

@@ -54,6 +54,12 @@ def stopped(uow: UnitOfWork, world: World) -> Builder:
 Call = Callable[[UnitOfWork, World], object]
 
 
+def shown(uow: UnitOfWork, world: World) -> object:
+    now = world.clock.now()
+    found = uow.builder_lists.shown(world.caller.tenant_id, BuilderQuery(per_page=100), now)
+    return uow.metrics.loads([one.id for one in found], now - timedelta(days=1), timedelta(minutes=30))
+
+
 def listed(uow: UnitOfWork, world: World) -> object:
     query = BuilderQuery(per_page=100)
     return builder_lists.page(uow, world.application, world.caller.tenant_id, query, world.clock.now())
@@ -83,6 +89,7 @@ def check(uow: UnitOfWork, world: World) -> None:
 
 CALLS: dict[str, Call] = {
     "list": listed,
+    "page of the list": shown,
     "dearest": dearest,
     "list of pages": list_page,
     "spending": report,

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from builderd.api import openapi
+from builderd.api.server.answers import success
 from builderd.api.server.auth import Reader, TheApplication
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, PageQuery, listed
+from builderd.domain.days import DAY, MOST_DAYS, day_of
 from builderd.domain.errors import ValidationFailed
+from builderd.domain.months import month_of
 from builderd.ports.store.builder_lists import ListedCost
 from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.spending import Deployment, Spending, SpendingAnswer
-from builderd.schemas.v1.times import UtcTime
+from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.spending import (
+    DaySpending,
+    DaysSpending,
+    DaysSpendingAnswer,
+    Deployment,
+    Spending,
+    SpendingAnswer,
+)
+from builderd.schemas.v1.times import Day, UtcTime
 from builderd.services import spending
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.SPENDING])
@@ -53,6 +65,44 @@ async def read_spending(
         return _present(report, query.of(report.total))
 
     return await listed(request, tenant_id, listing)
+
+
+class DaysQuery(Parameters):
+    """Days in UTC: from the first on, up to before the last; without them, this month up to today."""
+
+    since: Day | None = Field(default=None, alias="from", description="The first day.  Default: this month's first.")
+    until: Day | None = Field(
+        default=None, alias="to", description=f"The day after the last, at most {MOST_DAYS} after the first."
+    )
+
+
+@router.get(
+    "/spending/days",
+    response_model=None,
+    responses={**openapi.answer(200, DaysSpendingAnswer, "What each day cost."), **openapi.failures(401, 403, 422)},
+)
+async def read_spending_days(
+    application: TheApplication, identity: Reader, query: Annotated[DaysQuery, Query()]
+) -> Response:
+    """Return the cost of all your builders together, deleted ones included, of each day that has begun."""
+    now, tenant_id = application.clock.now(), identity.token.tenant_id
+    since = month_of(now) if query.since is None else _midnight(query.since)
+    until = day_of(now) + DAY if query.until is None else _midnight(query.until)
+    report = await application.store.read(lambda uow: spending.by_day(uow, application, tenant_id, now, (since, until)))
+    return success(_present_days(report)).response()
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _present_days(report: spending.DayReport) -> DaysSpendingAnswer:
+    days = [
+        DaySpending(day=one.start.date(), runtime_hours=float(one.hours), cost=float(one.cost)) for one in report.days
+    ]
+    data = DaysSpending(currency=report.currency, total_cost=float(report.total_cost), days=days)
+    message = f"{len(days)} days have cost {report.total_cost} {report.currency}."
+    return DaysSpendingAnswer(message=message, data=data)
 
 
 def _present(report: spending.CostReport[ListedCost], meta: PageMeta) -> Listing:

@@ -91,16 +91,17 @@ def credentials_rm(session: Session, name: str, force: bool) -> None:
 @command()
 @click.option("--since", type=Moment(), help="From this on: 30d, or a time.  [default: from the beginning]")
 @click.option("--until", type=Moment(), help="Before this.")
+@click.option("--by-day", is_flag=True, help="Show days (UTC), at most 366, instead of builders.  [this month's]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a table for spreadsheets.")
-def spending(session: Session, since: datetime | None, until: datetime | None, as_csv: bool) -> None:
+def spending(session: Session, since: datetime | None, until: datetime | None, by_day: bool, as_csv: bool) -> None:
     """Show what your builders have cost, deleted ones included."""
+    if by_day:
+        _show_days(session, since, until, as_csv)
+        return
     found = session.client.spending.get(since=since, until=until)
     if as_csv and not session.as_json:
-        # The commands start without the domain.
-        from builderd.domain.spreadsheets import csv_text  # noqa: PLC0415
-
         rows = [(one.uuid, one.name, one.runtime_hours, one.hourly_rate, one.cost) for one in found.deployments]
-        click.echo(csv_text([("uuid", "name", "hours", "per_hour", f"cost_{found.currency}"), *rows]), nl=False)
+        _print_csv([("uuid", "name", "hours", "per_hour", f"cost_{found.currency}"), *rows])
         return
     if session.as_json:
         session.result(found)
@@ -113,6 +114,34 @@ def spending(session: Session, since: datetime | None, until: datetime | None, a
     }
     session.table(found.deployments, columns, "No builder has cost anything.")
     click.echo(f"total {found.total_cost:.2f} {found.currency}")
+
+
+def _show_days(session: Session, since: datetime | None, until: datetime | None, as_csv: bool) -> None:
+    """Show the cost of each day, the first and the last one whole."""
+    first = since.astimezone(UTC).date() if since else None
+    after = (until.astimezone(UTC) - timedelta.resolution).date() + timedelta(days=1) if until else None
+    found = session.client.spending.days(since=first, until=after)
+    if as_csv and not session.as_json:
+        rows = [(one.day, one.runtime_hours, one.cost) for one in found.days]
+        _print_csv([("day", "hours", f"cost_{found.currency}"), *rows])
+        return
+    if session.as_json:
+        session.result(found)
+        return
+    columns: dict[str, Callable[[Any], Any]] = {
+        "DAY": lambda one: one.day,
+        "HOURS": lambda one: f"{one.runtime_hours:.2f}",
+        "COST": lambda one: f"{one.cost:.2f}",
+    }
+    session.table(found.days, columns, "None of these days has begun.")
+    click.echo(f"total {found.total_cost:.2f} {found.currency}")
+
+
+def _print_csv(rows: Sequence[Sequence[object]]) -> None:
+    # The commands start without the domain.
+    from builderd.domain.spreadsheets import csv_text  # noqa: PLC0415
+
+    click.echo(csv_text(rows), nl=False)
 
 
 @command()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from builderd.client._async.pages import PER_PAGE, AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.models import (
     Credential,
+    DaysSpending,
     Delivery,
     NewToken,
     Spending,
@@ -97,6 +98,14 @@ class AsyncSpendings:
         """Return the cost of all builders together, and of each on one page, oldest first."""
         params = {"from": since, "to": until, "page": number, "per_page": per_page}
         return await self._transport.read(Spending, "GET", "/builders/spending", params=params)
+
+    async def days(self, *, since: date | None = None, until: date | None = None) -> DaysSpending:
+        """Return the cost of all builders together by day (UTC), from ``since`` on, up to before ``until``.
+
+        At most 366 days; without them, this month up to today.
+        """
+        params = {"from": since, "to": until}
+        return await self._transport.read(DaysSpending, "GET", "/spending/days", params=params)
 
     async def cap(self) -> SpendingCap:
         """Return the monthly cap of all builders together, and what they have cost this month."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from builderd.client._sync.pages import PER_PAGE, Pages, reader
 from builderd.client._sync.transport import Transport
 from builderd.client.models import (
     Credential,
+    DaysSpending,
     Delivery,
     NewToken,
     Spending,
@@ -97,6 +98,14 @@ class Spendings:
         """Return the cost of all builders together, and of each on one page, oldest first."""
         params = {"from": since, "to": until, "page": number, "per_page": per_page}
         return self._transport.read(Spending, "GET", "/builders/spending", params=params)
+
+    def days(self, *, since: date | None = None, until: date | None = None) -> DaysSpending:
+        """Return the cost of all builders together by day (UTC), from ``since`` on, up to before ``until``.
+
+        At most 366 days; without them, this month up to today.
+        """
+        params = {"from": since, "to": until}
+        return self._transport.read(DaysSpending, "GET", "/spending/days", params=params)
 
     def cap(self) -> SpendingCap:
         """Return the monthly cap of all builders together, and what they have cost this month."""

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date
 from typing import Any, TypeVar
 
 import httpx2
@@ -198,9 +198,9 @@ def parsed(shape: type[M], value: Any) -> M:
 
 
 def given(params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a query without parameters that are None, and with times in RFC 3339."""
+    """Return a query without parameters that are None, with times in RFC 3339, and with days."""
     found = {name: value for name, value in (params or {}).items() if value is not None}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in found.items()}
+    return {name: value.isoformat() if isinstance(value, date) else value for name, value in found.items()}
 
 
 def _path(path: str) -> str:

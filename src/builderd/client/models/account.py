@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 from builderd.client.models.base import Model
 
@@ -93,6 +93,25 @@ class Spending(Model):
     total_cost: float
     vm_count: int
     deployments: list[Deployment]
+
+
+class DaySpending(Model):
+    """Costs of all builders in one day (UTC). ``cost`` of the present day is what it has cost up to now."""
+
+    day: date
+    runtime_hours: float
+    cost: float
+
+
+class DaysSpending(Model):
+    """Costs of all builders by day, oldest first; days without costs are among them, days to come are not.
+
+    ``total_cost`` is rounded once, so it can differ by cents from the sum of the rounded days.
+    """
+
+    currency: str
+    total_cost: float
+    days: list[DaySpending]
 
 
 class Webhook(Model):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from builderd.domain.builders import Desired
+from builderd.domain.builders import Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Sum
 from builderd.domain.resources import Resources
@@ -112,7 +112,47 @@ class CostedBuilder(NamedTuple):
     resources: Resources
 
 
+class BuilderLife(NamedTuple):
+    """Fields that a builder's state in words follows from. ``candidate`` is the version that is being deployed."""
+
+    name: str
+    desired: Desired
+    status: Status
+    status_reason: str
+    cause_reason: str
+    version: int
+    candidate: int | None
+    asleep_since: datetime | None
+    stop_kind: StopKind | None
+    auto_stop_interval: int
+    generation: int
+    observed_generation: int
+
+
+class ShownBuilder(NamedTuple):
+    """A live builder with what a page for people shows of it. ``spent`` is its cost in the present month."""
+
+    id: BuilderId
+    host: str
+    job_type: JobType
+    visibility: Visibility
+    last_active_at: datetime | None
+    life: BuilderLife
+    skip_review: bool
+    skip_qa: bool
+    qa_passed: bool | None
+    review: ListedReview
+    resources: Resources
+    spent: Sum
+
+
 class BuilderLists(Protocol):
+    def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
+        """Return one page of a tenant's live builders as people see it, with costs of the month up to ``now``."""
+
+    def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
+        """Return one page of a tenant's live builders with no more than their states."""
+
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
         """Return one page of a tenant's live builders, with costs up to ``now``."""
 

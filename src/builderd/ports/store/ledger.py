@@ -58,6 +58,14 @@ class Ledger(Protocol):
     ) -> Sum:
         """Return the sum inside [since, until), of all time without either, up to now."""
 
+    def days_of_tenant(
+        self, tenant: TenantId, now: datetime, since: datetime, until: datetime
+    ) -> Mapping[datetime, Sum]:
+        """Return the sums up to now of days in [since, until), both midnights in UTC, by their starts.
+
+        A day without any is left out. The cost grows with the months, and with open segments.
+        """
+
     def rates_of_tenant(self, tenant: TenantId) -> Mapping[Billing, tuple[int, Decimal]]:
         """Return the number of open segments and the sum of their hourly rates, by billing state."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import SampleTarget, UsageBucket
+from builderd.domain.metrics import Load, SampleTarget, UsageBucket
 
 
 class Metrics(Protocol):
@@ -19,6 +19,11 @@ class Metrics(Protocol):
 
     def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
         """Return those that begin at or after this time, oldest first."""
+
+    def loads(
+        self, builders: Sequence[BuilderId], since: datetime, step: timedelta
+    ) -> Mapping[BuilderId, Mapping[int, Load]]:
+        """Return the averages of these builders in each step from ``since`` on that has samples, by its number."""
 
     def expire(self, before: datetime) -> int:
         """Delete those that began before this time; return the number."""

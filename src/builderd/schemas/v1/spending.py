@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 from builderd.schemas.v1.envelope import PageMeta, Success
 from builderd.schemas.v1.shape import View
 
@@ -28,6 +30,29 @@ class Spending(View):
     total_cost: float
     vm_count: int
     deployments: list[Deployment]
+
+
+class DaySpending(View):
+    """Costs of all builders in one day (UTC). ``cost`` of the present day is what it has cost up to now."""
+
+    day: date
+    runtime_hours: float
+    cost: float
+
+
+class DaysSpending(View):
+    """Costs of all builders by day, oldest first; days without costs are among them, days to come are not.
+
+    ``total_cost`` is rounded once, so it can differ by cents from the sum of the rounded days.
+    """
+
+    currency: str
+    total_cost: float
+    days: list[DaySpending]
+
+
+class DaysSpendingAnswer(Success[DaysSpending]):
+    """Response with the spending of each day."""
 
 
 class SpendingAnswer(Success[Spending]):

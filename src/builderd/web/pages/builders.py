@@ -9,16 +9,15 @@ from decimal import Decimal
 
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.metrics import resample, start_of
-from builderd.domain.prices import Sum
-from builderd.domain.versions import Version
+from builderd.domain.builders import JobType, Status
+from builderd.domain.metrics import Load, start_of
+from builderd.domain.prices import cents
 from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builder_lists import ShownBuilder
 from builderd.ports.store.builders import BuilderQuery
-from builderd.services import builders
 from builderd.web.charts import spark_area, spark_line
 from builderd.web.shown import plural
-from builderd.web.states import State, state_of
+from builderd.web.states import State, state_in_words
 from builderd.web.visits import Visit, page
 
 PER_PAGE = 25
@@ -40,10 +39,10 @@ PALETTE = 500
 class Row:
     """A builder in the list."""
 
-    builder: Builder
-    version: Version
+    builder: ShownBuilder
     url: str
     state: State
+    reviewed: bool | None
     cost: Decimal
     open: int
     cpu_line: str
@@ -67,7 +66,7 @@ async def show_builders(visit: Visit) -> Response:
         page=max(1, min(number, 10**6)),
         per_page=PER_PAGE,
     )
-    counts, (rows, total) = await visit.read(lambda uow: (_counts(uow, visit), _rows(uow, visit, asked)))
+    counts, rows, total = await visit.read(lambda uow: _found(uow, visit, show, asked))
     base = f"?show={show}&sort={sort}&search={search}&"
     return await visit.page(
         "builders.html",
@@ -87,9 +86,18 @@ async def show_builders(visit: Visit) -> Response:
     )
 
 
+def _found(
+    uow: UnitOfWork, visit: Visit, show: str, query: BuilderQuery
+) -> tuple[Mapping[str, int], Sequence[Row], int]:
+    """Return the numbers of builders by filter, a page of them, and the number on all pages."""
+    counts = _counts(uow, visit)
+    total = uow.builder_lists.count(visit.token.tenant_id, query) if query.search else counts[show]
+    return counts, _rows(uow, visit, query), total
+
+
 def _counts(uow: UnitOfWork, visit: Visit) -> Mapping[str, int]:
     by_status = uow.builders.count_by_status(visit.token.tenant_id)
-    _, jobs = uow.builders.list(visit.token.tenant_id, BuilderQuery(job_type=JobType.ONE_TIME, per_page=1))
+    jobs = uow.builder_lists.count(visit.token.tenant_id, BuilderQuery(job_type=JobType.ONE_TIME))
     counts = {key: by_status.get(status, 0) for key, (_, status, _) in KINDS.items() if status is not None}
     deploying = by_status.get(Status.CREATING, 0)
     return {"all": sum(by_status.values()), **counts, "jobs": jobs, "creating": deploying}
@@ -106,28 +114,26 @@ def _summary(counts: Mapping[str, int]) -> str:
     return f"{plural(counts['all'], 'builder')}{': ' + told if told else ''}."
 
 
-def _rows(uow: UnitOfWork, visit: Visit, query: BuilderQuery) -> tuple[Sequence[Row], int]:
-    found, total = builders.list_page(uow, visit.token.tenant_id, query)
-    views = builders.views(uow, visit.application, found, visit.now)
-    month = uow.ledger.totals([one.id for one in found], visit.now)
-    return [_row(uow, visit, view, month.get(view.builder.id, Sum())) for view in views], total
-
-
-def _row(uow: UnitOfWork, visit: Visit, view: builders.BuilderView, spent: Sum) -> Row:
-    application, builder = visit.application, view.builder
+def _rows(uow: UnitOfWork, visit: Visit, query: BuilderQuery) -> Sequence[Row]:
+    found = uow.builder_lists.shown(visit.token.tenant_id, query, visit.now)
     begin = start_of(visit.now, SPARK_STEP) - (SPARK_STEPS - 1) * SPARK_STEP
-    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, SPARK_STEP, SPARK_STEPS)
-    cpu = [usage.cpu for _, usage in steps]
-    memory = [float(usage.memory_bytes) if usage.memory_bytes is not None else None for _, usage in steps]
-    limits = view.version.settings.resources
-    reading = application.usage.of_builder(builder.id)
+    loads = uow.metrics.loads([one.id for one in found], begin, SPARK_STEP)
+    return [_row(visit, one, loads.get(one.id, {})) for one in found]
+
+
+def _row(visit: Visit, one: ShownBuilder, loads: Mapping[int, Load]) -> Row:
+    application, limits = visit.application, one.resources
+    steps = [loads.get(number) for number in range(SPARK_STEPS)]
+    cpu = [load and load.cpu for load in steps]
+    memory = [load and load.memory_bytes for load in steps]
+    reading = application.usage.of_builder(one.id)
     visited = reading.visited if reading else None
     return Row(
-        builder=builder,
-        version=view.version,
-        url=view.preview_url,
-        state=state_of(builder, application.limits),
-        cost=view.cost.cost,
+        builder=one,
+        url=application.preview_domain.url(one.host),
+        state=state_in_words(one.life, application.limits),
+        reviewed=one.review.reviewed(visit.now),
+        cost=cents(one.spent.money),
         open=visited.open_connections if visited else 0,
         cpu_line=spark_line(cpu, limits.cpu / 4),
         cpu_area=spark_area(cpu, limits.cpu / 4),
@@ -138,8 +144,8 @@ def _row(uow: UnitOfWork, visit: Visit, view: builders.BuilderView, spent: Sum) 
 async def palette(visit: Visit) -> Response:
     """Return the names and states of the last changed builders, for the palette."""
     query = BuilderQuery(sort="-updated_at", per_page=PALETTE)
-    found, _ = await visit.read(lambda uow: uow.builders.list(visit.token.tenant_id, query))
-    return JSONResponse([[one.name, state_of(one, visit.application.limits).word] for one in found])
+    found = await visit.read(lambda uow: uow.builder_lists.lives(visit.token.tenant_id, query))
+    return JSONResponse([[one.name, state_in_words(one, visit.application.limits).word] for one in found])
 
 
 async def home(visit: Visit) -> Response:

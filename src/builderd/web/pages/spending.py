@@ -12,16 +12,17 @@ from decimal import Decimal
 from starlette.responses import Response
 
 from builderd.domain.builders import Desired
+from builderd.domain.caps import WARNING_SHARE
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import Billing, Cost
+from builderd.domain.prices import SECONDS_PER_HOUR, Billing, Cost, cents
 from builderd.domain.spreadsheets import csv_text
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builder_lists import CostedBuilder
 from builderd.services import caps, spending
 from builderd.services.caps import CapView
-from builderd.web.charts import share
+from builderd.web.charts import bars, share
 from builderd.web.pages.settings import amount
 from builderd.web.visits import Visit, page, see_other
 
@@ -48,6 +49,8 @@ class Month:
     cap: CapView
     now: Sequence[tuple[str, int, Decimal]]
     more: int
+    days: Sequence[spending.Day]
+    expected: Decimal
 
 
 def _chosen(visit: Visit) -> datetime:
@@ -68,6 +71,9 @@ async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 2
         "spending.html",
         status,
         month=found,
+        chart=bars([float(one.cost) for one in found.days], (next_month(month) - month).days),
+        dearest_day=max(found.days, key=lambda one: one.cost, default=None),
+        warning=WARNING_SHARE,
         begin=month,
         before=month_of(month - timedelta(days=1)),
         after=next_month(month) if month < month_of(visit.now) else None,
@@ -112,7 +118,16 @@ def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> Month:
     rates = uow.ledger.rates_of_tenant(tenant)
     now = [(billing.value, *rates[billing]) for billing in Billing if billing in rates]
     cap = caps.view_of_tenant(uow, application, tenant, visit.now)
-    return Month(rows, report.total_cost, cap, now, max(0, report.total - SHOWN))
+    days = spending.by_day(uow, application, tenant, visit.now, (month, next_month(month)))
+    hourly = sum((rate for _, rate in rates.values()), Decimal(0))
+    expected = cents(cap.spent + hourly * hours_between(visit.now, cap.resets_at))
+    more = max(0, report.total - SHOWN)
+    return Month(rows, report.total_cost, cap, now, more, days.days, expected)
+
+
+def hours_between(start: datetime, end: datetime) -> Decimal:
+    """Return the hours from one time to a later one, to the second."""
+    return (end - start) // timedelta(seconds=1) / SECONDS_PER_HOUR
 
 
 async def set_cap(visit: Visit) -> Response:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
 import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
+from builderd.domain.prices import Billing, Segment
+
 SPENDING = "/api/v1/builders/spending"
+DAYS = "/api/v1/spending/days"
 
 
 async def test_deleted_builders_still_count(client: httpx.AsyncClient) -> None:
@@ -61,4 +67,76 @@ async def test_a_span_may_be_asked_for(client: httpx.AsyncClient) -> None:
 )
 async def test_a_hostile_span_is_refused(client: httpx.AsyncClient, query: str, field: str) -> None:
     response = await client.get(f"{SPENDING}?{query}")
+    assert (response.status_code, list(response.json()["errors"])) == (422, [field])
+
+
+async def test_days_are_those_of_this_month_up_to_today(client: httpx.AsyncClient, service: Service) -> None:
+    await client.post("/api/v1/builders", json=MINIMAL)
+    now = service.application.clock.now()
+    answer = (await client.get(DAYS)).json()
+    days = [one["day"] for one in answer["data"]["days"]]
+    assert days == [f"{now:%Y-%m}-{day:02d}" for day in range(1, now.day + 1)]
+    assert (answer["data"]["currency"], answer["data"]["total_cost"]) == ("EUR", 0.0)
+    assert set(answer["data"]["days"][-1]) == {"day", "runtime_hours", "cost"}
+
+
+async def test_days_cost_what_their_segments_cost(client: httpx.AsyncClient, service: Service) -> None:
+    uuid = (await client.post("/api/v1/builders", json=MINIMAL)).json()["data"]["uuid"]
+    builder = await service.store.read(lambda uow: uow.builders.get(uuid))
+    assert builder is not None
+    start = datetime(2026, 1, 9, 22, tzinfo=UTC)
+    past = Segment(builder.tenant_id, uuid, Billing.TRIAL, start, start + timedelta(hours=5), Decimal("0.5"))
+    await service.store.write(lambda uow: uow.ledger.open(past))
+    found = (await client.get(f"{DAYS}?from=2026-01-08&to=2026-01-11")).json()["data"]
+    assert [(one["day"][-2:], one["cost"], one["runtime_hours"]) for one in found["days"]] == [
+        ("08", 0.0, 0.0),
+        ("09", 1.0, 0.0),
+        ("10", 1.5, 0.0),
+    ]
+    assert found["total_cost"] == 2.5
+
+
+async def test_days_of_another_tenant_are_hidden(client: httpx.AsyncClient, service: Service) -> None:
+    await client.post("/api/v1/builders", json=MINIMAL)
+    found = (await service.client(service.other).get(DAYS)).json()["data"]
+    assert {one["cost"] for one in found["days"]} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "days"),
+    [
+        ("from=2020-02-28&to=2020-03-02", 200, ["2020-02-28", "2020-02-29", "2020-03-01"]),
+        ("from=0001-01-01&to=0001-01-02", 200, ["0001-01-01"]),
+        ("from=9999-12-30&to=9999-12-31", 200, []),
+    ],
+)
+async def test_days_may_be_any_of_the_calendar(
+    client: httpx.AsyncClient, query: str, status: int, days: list[str]
+) -> None:
+    answer = await client.get(f"{DAYS}?{query}")
+    assert answer.status_code == status
+    assert [one["day"] for one in answer.json()["data"]["days"]] == days
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("from=x", "from"),
+        ("from=2026-02-30&to=2026-03-02", "from"),
+        ("from=0000-01-01&to=0001-01-01", "from"),
+        ("from=2026-01-01T00:00:00Z&to=2026-01-02", "from"),
+        ("from=1767225600&to=2026-01-02", "from"),
+        ("from=\u0662\u0660\u0662\u0666-\u0660\u0661-\u0660\u0661&to=2026-01-02", "from"),
+        ("from=2026-01-01&to=2026-01-01", "to"),
+        ("from=2026-01-02&to=2026-01-01", "to"),
+        ("from=0001-01-01&to=9999-12-31", "to"),
+        ("from=2025-01-01&to=2026-01-03", "to"),
+        ("to=9999-12-31", "to"),
+        ("to=0001-01-01", "to"),
+        ("since=2026-01-01", "since"),
+        ("page=2", "page"),
+    ],
+)
+async def test_hostile_days_are_refused(client: httpx.AsyncClient, query: str, field: str) -> None:
+    response = await client.get(f"{DAYS}?{query}")
     assert (response.status_code, list(response.json()["errors"])) == (422, [field])

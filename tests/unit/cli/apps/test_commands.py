@@ -184,6 +184,11 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.json("spending")["vm_count"] == 2
     head, *rows = box.run("spending", "--csv").stdout.splitlines()
     assert (head.split(",")[:4], len(rows)) == (["uuid", "name", "hours", "per_hour"], 2)
+    days = box.json("spending", "--by-day", "--since", "2026-01-30", "--until", "2026-02-01T00:00:01Z")["days"]
+    assert [one["day"] for one in days] == ["2026-01-30", "2026-01-31", "2026-02-01"]
+    table = box.run("spending", "--by-day", "--csv", "--since", "1d").stdout.splitlines()
+    assert (table[0], len(table)) == ("day,hours,cost_EUR", 3)
+    assert box.run("spending", "--by-day").stdout.splitlines()[-1].startswith("total 0.0")
     assert box.json("cap", "--set", "20")["monthly"] == 20
     assert box.json("cap")["applies"] == 20
     assert box.json("cap", "my-app", "--set", "5")["monthly"] == 5

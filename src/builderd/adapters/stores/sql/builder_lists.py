@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -30,9 +30,11 @@ from builderd.adapters.stores.sql.claims import BATCH
 from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.months import month_of
 from builderd.domain.prices import Billing, Segment, Sum, total
 from builderd.domain.resources import Resources
 from builderd.ports.store.builder_lists import (
+    BuilderLife,
     CostedBuilder,
     ListedBuilder,
     ListedCost,
@@ -41,6 +43,7 @@ from builderd.ports.store.builder_lists import (
     ListedSettings,
     ListedState,
     ListedTimes,
+    ShownBuilder,
 )
 from builderd.ports.store.builders import BuilderQuery
 
@@ -50,6 +53,10 @@ _OF_PAGE = (
     *("created_at", "updated_at", "last_active_at", "disk_released_at"),
 )
 _COST = ("billing", "started_at", "hourly_rate")
+#: Columns of a page for people, besides those of the builder's state, and those of its version's gates.
+_SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
+_GATES = ("skip_review", "skip_qa", "qa_passed", "review_passed", "review_until")
+_LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in BuilderLife._fields)
 
 
 def _order(sort: str, table: FromClause) -> tuple[ColumnElement[Any], ...]:
@@ -84,15 +91,39 @@ def _count(filters: _Filters) -> Select[Any]:
 @cache
 def _page(filters: _Filters) -> Select[Any]:
     """Return the statement: the page is cut first, so that nothing is read for builders on other pages."""
-    page = (
-        select(*(builders.c[name] for name in _OF_PAGE))
+    page = _cut(filters, (builders.c[name] for name in _OF_PAGE)).subquery("page")
+    return _with_version(page, _columns(page)).order_by(*_order(filters.sort, page))
+
+
+def _cut(filters: _Filters, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
+    return (
+        select(*columns)
         .where(*_conditions(filters))
         .order_by(*_order(filters.sort, builders))
         .limit(bindparam("limit"))
         .offset(bindparam("offset"))
-        .subquery("page")
     )
-    return _with_version(page, _columns(page)).order_by(*_order(filters.sort, page))
+
+
+@cache
+def _lives(filters: _Filters) -> Select[Any]:
+    return _cut(filters, (builders.c[name] for name in _LIFE))
+
+
+@cache
+def _shown(filters: _Filters) -> Select[Any]:
+    names = dict.fromkeys((*_SHOWN, *_LIFE, "created_at", "updated_at"))
+    page = _cut(filters, (builders.c[name] for name in names)).subquery("page")
+    return _with_version(page, _shown_columns(page)).order_by(*_order(filters.sort, page))
+
+
+def _shown_columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
+    """Yield the columns in the order of ``_shown_builder``."""
+    yield from (page.c[name] for name in (*_SHOWN, *_LIFE))
+    yield from (versions.c[name] for name in _GATES)
+    yield from (versions.c.cpu, versions.c.memory, versions.c.disk)
+    yield _months(page, ledger_months.c.month == bindparam("month", type_=ledger_months.c.month.type))
+    yield from (ledger.c[name] for name in _COST)
 
 
 def _columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
@@ -125,10 +156,11 @@ def _last_error(page: Subquery) -> ColumnElement[Any]:
     return last.order_by(backups.c.created_at.desc()).limit(1).scalar_subquery()
 
 
-def _months(page: Subquery) -> ColumnElement[Any]:
+def _months(page: Subquery, *which: ColumnElement[bool]) -> ColumnElement[Any]:
     """Return both amounts of each month as one text: their sum is exact in Python alone, SQLite has no decimals."""
     amounts = cast(ledger_months.c.running, Text) + " " + cast(ledger_months.c.paid, Text)
-    return select(func.aggregate_strings(amounts, ",")).where(ledger_months.c.builder_id == page.c.id).scalar_subquery()
+    of_builder = select(func.aggregate_strings(amounts, ",")).where(ledger_months.c.builder_id == page.c.id, *which)
+    return of_builder.scalar_subquery()
 
 
 def _with_version(page: Subquery, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
@@ -171,9 +203,18 @@ class BuilderLists:
         self._connection = connection
 
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
-        cut = {"limit": query.per_page, "offset": (query.page - 1) * query.per_page}
-        rows = self._connection.execute(_page(_filters(query)), {**_values(tenant, query), **cut})
+        rows = self._connection.execute(_page(_filters(query)), {**_values(tenant, query), **_bounds(query)})
         return [_listed(row, tenant, now) for row in rows]
+
+    def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
+        month = month_of(now)
+        values = {**_values(tenant, query), **_bounds(query), "month": month}
+        rows = self._connection.execute(_shown(_filters(query)), values)
+        return [_shown_builder(row, tenant, now, month) for row in rows]
+
+    def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
+        rows = self._connection.execute(_lives(_filters(query)), {**_values(tenant, query), **_bounds(query)})
+        return [BuilderLife._make(row) for row in rows]
 
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         number: int = self._connection.execute(_count(_filters(query)), _values(tenant, query)).scalar_one()
@@ -214,6 +255,19 @@ def _values(tenant: TenantId, query: BuilderQuery) -> dict[str, Any]:
     return {"tenant": tenant, **values}
 
 
+def _bounds(query: BuilderQuery) -> dict[str, Any]:
+    return {"limit": query.per_page, "offset": (query.page - 1) * query.per_page}
+
+
+def _shown_builder(row: Sequence[Any], tenant: TenantId, now: datetime, month: datetime) -> ShownBuilder:
+    at = len(_SHOWN) + len(_LIFE)
+    life = BuilderLife._make(row[len(_SHOWN) : at])
+    gates = at + len(_GATES)
+    review = ListedReview._make(row[gates - 2 : gates])
+    resources, spent = Resources(*row[gates : gates + 3]), _spent(row[0], row[gates + 3 :], tenant, now, month)
+    return ShownBuilder._make((*row[: len(_SHOWN)], life, *row[at : gates - 2], review, resources, spent))
+
+
 def _listed(row: Sequence[Any], tenant: TenantId, now: datetime) -> ListedBuilder:
     at = 5 + len(ListedState._fields)
     state = ListedState._make(row[5:at])
@@ -229,11 +283,17 @@ def _listed(row: Sequence[Any], tenant: TenantId, now: datetime) -> ListedBuilde
     return ListedBuilder._make((*row[:5], state, settings, times, documents, review, resources, spent, error))
 
 
-def _spent(builder: BuilderId, amounts_and_segment: Sequence[Any], tenant: TenantId, now: datetime) -> Sum:
+def _spent(
+    builder: BuilderId,
+    amounts_and_segment: Sequence[Any],
+    tenant: TenantId,
+    now: datetime,
+    since: datetime | None = None,
+) -> Sum:
     """Return the sum of the months' amounts, as ``_months`` reads them, and of the open segment after them."""
     months, billing, started_at, rate = amounts_and_segment
     amounts = (month.split(" ") for month in (months or "").split(",") if month)
     spent = sum((Sum(Decimal(running), Decimal(paid)) for running, paid in amounts), Sum())
     if billing is None:
         return spent
-    return spent + total([Segment(tenant, builder, Billing(billing), started_at, None, rate)], now)
+    return spent + total([Segment(tenant, builder, Billing(billing), started_at, None, rate)], now, since)

@@ -28,7 +28,9 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.exact_sums import EpochSeconds, Microseconds
+from builderd.adapters.stores.sql.ledger_days import Days, days_of, open_days, stored_days
 from builderd.adapters.stores.sql.tables import OPEN, ledger, ledger_months, tenant_months
+from builderd.domain.days import days_between
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of, months_between, next_month
 from builderd.domain.prices import SECONDS_PER_HOUR, Billing, Segment, Sum, total
@@ -50,6 +52,9 @@ _of_month = ledger_months.c.month == bindparam("month")
 _MONTH_OF_BUILDERS = _MONTHS_OF_BUILDERS.where(_of_month)
 _CLOSED_OF_TENANT = select(tenant_months).where(tenant_months.c.tenant_id == bindparam("tenant"))
 _CLOSED_OF_TENANT_IN_MONTH = _CLOSED_OF_TENANT.where(tenant_months.c.month == bindparam("month"))
+_CLOSED_OF_TENANT_BETWEEN = _CLOSED_OF_TENANT.where(
+    tenant_months.c.month >= bindparam("first"), tenant_months.c.month < bindparam("until")
+)
 _begins_before = ledger.c.started_at < bindparam("until", type_=_at.type)
 _ends_after = or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type))
 _since, _until, _now = (bindparam(name, type_=_at.type) for name in ("since", "until", "now"))
@@ -203,15 +208,16 @@ class Ledger:
     def _count(self, segment: Segment, end: datetime) -> None:
         """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
         for month, since, until in months_between(segment.start, end):
-            self._add(segment, month, total([segment], end, since, until))
+            self._add(segment, month, total([segment], end, since, until), _days(segment, since, until))
 
     def _discount(self, segment: Segment, since: datetime, until: datetime) -> None:
         """Subtract the part from ``since`` to ``until`` from the months it was added to: exact, reads no others."""
         for month, start, end in months_between(since, until):
-            self._add(segment, month, -total([segment], until, start, end))
+            days = {day: -spent for day, spent in _days(segment, start, end).items()}
+            self._add(segment, month, -total([segment], until, start, end), days)
 
-    def _add(self, segment: Segment, month: datetime, more: Sum) -> None:
-        self._add_to_tenant(segment.tenant_id, month, more)
+    def _add(self, segment: Segment, month: datetime, more: Sum, days: Days) -> None:
+        self._add_to_tenant(segment.tenant_id, month, more, days)
         key = {"builder": segment.builder_id, "month": month}
         row = self._connection.execute(_MONTH, key).mappings().first()
         if row is None:
@@ -222,16 +228,16 @@ class Ledger:
         values = {"builder": segment.builder_id, "of_month": month, "running": found.running, "paid": found.paid}
         self._connection.execute(_SET_MONTH, values)
 
-    def _add_to_tenant(self, tenant: TenantId, month: datetime, more: Sum) -> None:
+    def _add_to_tenant(self, tenant: TenantId, month: datetime, more: Sum, days: Days) -> None:
         """Add to the tenant's month, whose row other transactions of the tenant wait for until this one ends."""
         row = self._connection.execute(_LOCKED_MONTH_OF_TENANT, {"tenant": tenant, "month": month}).mappings().first()
         if row is None:
             values = {"tenant_id": tenant, "month": month, "running": more.running, "paid": more.paid}
-            self._connection.execute(_ADD_TENANT_MONTH, values)
+            self._connection.execute(_ADD_TENANT_MONTH, {**values, "days": stored_days(days)})
             return
-        found = _sum(row) + more
-        key = {"tenant": tenant, "of_month": month}
-        self._connection.execute(_SET_TENANT_MONTH, {**key, "running": found.running, "paid": found.paid})
+        found, key = _sum(row) + more, {"tenant": tenant, "of_month": month}
+        values = {"running": found.running, "paid": found.paid, "days": stored_days(days, row["days"])}
+        self._connection.execute(_SET_TENANT_MONTH, {**key, **values})
 
     def current(self, builder: BuilderId) -> Segment | None:
         row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
@@ -293,6 +299,17 @@ class Ledger:
         times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
         return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
 
+    def days_of_tenant(
+        self, tenant: TenantId, now: datetime, since: datetime, until: datetime
+    ) -> Mapping[datetime, Sum]:
+        months = {"tenant": tenant, "first": month_of(since), "until": until}
+        found: dict[datetime, Sum] = {}
+        for row in self._connection.execute(_CLOSED_OF_TENANT_BETWEEN, months).mappings():
+            found.update(days_of(row["days"], row["month"]))
+        for day, spent in open_days(self._connection, tenant, since, min(now, until)).items():
+            found[day] = found.get(day, Sum()) + spent
+        return {day: found[day] for day in sorted(found) if since <= day < until}
+
     def _open_of_tenant(self, tenant: TenantId, now: datetime, since: datetime) -> Sum:
         return self._up_to(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
 
@@ -342,6 +359,11 @@ def _add_open(
 ) -> None:
     for segment in segments:
         found[segment.builder_id] = found.get(segment.builder_id, Sum()) + total([segment], now, since)
+
+
+def _days(segment: Segment, since: datetime, until: datetime) -> Days:
+    """Return the sums of a segment's part within one month by day of the month."""
+    return {day.day: total([segment], until, start, end) for day, start, end in days_between(since, until)}
 
 
 def _sum(row: RowMapping) -> Sum:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, case, delete, select
+from sqlalchemy import BigInteger, Connection, RowMapping, bindparam, case, delete, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
+from builderd.adapters.stores.sql.exact_sums import EpochSeconds
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import builders, class_times, metrics, sandboxes, tenants
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import MAXIMA, SampleTarget, Usage, UsageBucket, response_counts
+from builderd.domain.metrics import MAXIMA, Load, SampleTarget, Usage, UsageBucket, response_counts
 from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES
 
 _KEY = ("builder_id", "start")
@@ -42,6 +43,20 @@ _CLASS_TIMES = select(class_times).where(
     class_times.c.builder_id == bindparam("builder"),
     class_times.c.start >= _SINCE,
 )
+# Summed by the database: of a day's rows, a page of builders has thousands.
+_number = (EpochSeconds(metrics.c.start) - bindparam("from", type_=BigInteger)) // bindparam("step", type_=BigInteger)
+_LOADS = (
+    select(
+        metrics.c.builder_id,
+        _number.label("number"),
+        func.sum(metrics.c.seconds).label("seconds"),
+        func.sum(metrics.c.cpu_seconds).label("cpu"),
+        func.sum(metrics.c.memory_byte_seconds).label("memory"),
+    )
+    .where(metrics.c.builder_id.in_(bindparam("builders", expanding=True)), metrics.c.start >= _SINCE)
+    .group_by(metrics.c.builder_id, text("number"))
+    .having(func.sum(metrics.c.seconds) > 0)
+)
 _EXPIRE, _EXPIRE_TIMES = (delete(table).where(table.c.start < _BEFORE) for table in (metrics, class_times))
 
 
@@ -68,6 +83,16 @@ class Metrics:
         for row in self._connection.execute(_CLASS_TIMES, values).mappings():
             times.setdefault(row["start"], {})[row["class"]] = row
         return [_step(row, times.get(row["start"])) for row in rows]
+
+    def loads(
+        self, builders: Sequence[BuilderId], since: datetime, step: timedelta
+    ) -> Mapping[BuilderId, Mapping[int, Load]]:
+        begin, length = int(since.timestamp()), int(step.total_seconds())
+        values = {"builders": list(builders), "since": since, "from": begin, "step": length}
+        found: dict[BuilderId, dict[int, Load]] = {}
+        for builder, number, seconds, cpu, memory in self._connection.execute(_LOADS, values):
+            found.setdefault(builder, {})[int(number)] = Load(cpu / seconds, memory / seconds)
+        return found
 
     def expire(self, before: datetime) -> int:
         self._connection.execute(_EXPIRE_TIMES, {"before": before})

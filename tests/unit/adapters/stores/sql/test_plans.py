@@ -11,6 +11,7 @@ from sqlalchemy import event
 from tests.stores import memory_store
 
 from builderd.adapters.stores.sql.store import UnitOfWork
+from builderd.domain.days import DAY
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.store.builders import BuilderQuery
 from builderd.ports.store.events import EventQuery
@@ -81,6 +82,10 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     "month": (
         lambda uow: uow.ledger.month_of_tenant(ACME, NOW),
         ("sqlite_autoindex_tenant_months_1", "COVERING INDEX ix_ledger_open"),
+    ),
+    "days": (
+        lambda uow: uow.ledger.days_of_tenant(ACME, NOW, NOW - DAY, NOW),
+        ("sqlite_autoindex_tenant_months_1 (tenant_id=? AND month>? AND month<?)", "COVERING INDEX ix_ledger_open"),
     ),
     "dearest": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_months_tenant_id_month",)),
     "dearest of those that go on": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_open",)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, Text
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, Text, text
 
 from builderd.adapters.stores.sql.tables.base import COUNTER, builder_columns, index_where, metadata, unique_where
 from builderd.adapters.stores.sql.types import ExactDecimal, UtcDateTime, enum_column
@@ -62,4 +62,7 @@ tenant_months = Table(
     Column("month", UtcDateTime, primary_key=True),
     Column("running", ExactDecimal, nullable=False),
     Column("paid", ExactDecimal, nullable=False),
+    # JSON: {"1": [running, paid], …} by day of the month, the numbers as text. A month's row is read and written with
+    # each segment that closes; rows of days would be a read and a write more.
+    Column("days", Text, nullable=False, server_default=text("'{}'")),
 )

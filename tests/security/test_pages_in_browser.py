@@ -10,12 +10,13 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright
 from playwright.async_api import Route as Route_
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
+from tests.browser import Network, own_network
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.api.server.meter import Meter
@@ -89,6 +90,7 @@ class Opened:
     browser: Browser
     context: BrowserContext
     page: Page
+    network: Network
 
     def url(self, path: str = "") -> str:
         return f"http://localhost:{self.port}{path}"
@@ -96,25 +98,34 @@ class Opened:
 
 @asynccontextmanager
 async def site() -> AsyncIterator[Opened]:
-    async with running_service() as service, async_playwright() as playwright:
-        web = create_web(service.app.state.operations, meter=Meter())
-        async with listening(Site(service.app, web)) as url:  # type: ignore[arg-type]
-            browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-            try:
-                context = await browser.new_context()
-                await context.add_init_script(WATCH)
-                page = await context.new_page()
-                found = Opened(service, int(url.rpartition(":")[2]), browser, context, page)
-                secret = await service.token("acme", Scope.ADMIN, Scope.OPERATOR)
-                await page.goto(found.url("/sign-in"))
-                await page.fill("#token", secret)
-                await page.click("button.go")
-                await page.wait_for_url("**/builders")
+    with own_network() as network:
+        async with running_service() as service, async_playwright() as playwright:
+            async with opened(service, playwright, network) as found:
                 yield found
-            finally:
-                # Before the listener ends: it waits for the streams of open pages.
-                await browser.close()
-                web.state.body_parser.close()
+
+
+@asynccontextmanager
+async def opened(service: Service, playwright: Playwright, network: Network) -> AsyncIterator[Opened]:
+    web = create_web(service.app.state.operations, meter=Meter())
+    async with listening(Site(service.app, web)) as url:  # type: ignore[arg-type]
+        port = int(url.rpartition(":")[2])
+        network.reach(port)
+        browser = await playwright.chromium.launch(executable_path=network.chromium, args=["--no-sandbox"])
+        try:
+            context = await browser.new_context()
+            await context.add_init_script(WATCH)
+            page = await context.new_page()
+            found = Opened(service, port, browser, context, page, network)
+            secret = await service.token("acme", Scope.ADMIN, Scope.OPERATOR)
+            await page.goto(found.url("/sign-in"))
+            await page.fill("#token", secret)
+            await page.click("button.go")
+            await page.wait_for_url("**/builders")
+            yield found
+        finally:
+            # Before the listener ends: it waits for the streams of open pages.
+            await browser.close()
+            web.state.body_parser.close()
 
 
 async def plant(service: Service) -> None:
@@ -199,6 +210,7 @@ async def test_an_app_on_a_sibling_host_reaches_nothing_with_the_session() -> No
         cookie: Any = (await found.context.cookies())[0]
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
         async with sibling(attack) as url:
+            found.network.reach(int(url.strip("/").rpartition(":")[2]))
             page = await found.context.new_page()
             await page.goto(url)
 

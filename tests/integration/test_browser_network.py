@@ -18,7 +18,7 @@ CHANGES = (
     f"ip link add {LINK} type veth peer name bdbrowser1 && ip addr add 198.18.255.1/30 dev {LINK} && "
     f"ip link set {LINK} up && ip link set bdbrowser1 up; ip link del {LINK}"
 )
-LOADS = 15
+LOADS = 5
 
 
 class Images(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Charts of bars: round figures at their lines, bars to scale, and something to see of what cost anything."""
+"""Charts of bars have round figures at their lines, bars to scale, and show every cost."""
 
 from __future__ import annotations
 

@@ -28,12 +28,14 @@ from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.layers import Layers
+from builderd.adapters.engines.oci.storage.quota_watch import QuotaWatch
 from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder
 from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.machine_faults import machine_fault
+from builderd.linux.syscalls import sync_file_system
 
 pytestmark = pytest.mark.root
 
@@ -429,10 +431,11 @@ async def test_a_build_takes_no_more_room_than_its_claim(
 
 
 async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_written(
-    layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MIN_LAYER", 20 * MB)
     monkeypatch.setattr(module, "MAX_LAYER", 20 * MB)
+    watches = watched(monkeypatch)
 
     def fail(seen: dict[str, Path]) -> int:
         written = 0
@@ -441,7 +444,12 @@ async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_
                 written += file.write(os.urandom(MB)) // MB
                 os.fsync(file.fileno())
         assert written < 40
+        while len(watches[-1]._reached) == 0:
+            time.sleep(0.01)
         (seen[LAYER] / "file").unlink()
+        sync_store(store)
+        group = store.quota.group(seen[LAYER])
+        assert store.quota.used(group) < MB, "at the end it has room again"
         return 1
 
     runner.action, runner.lines = fail, ["error: failed to write: Disk quota exceeded (os error 122)"]
@@ -450,6 +458,65 @@ async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_
     left = replace(plan(), limit_bytes=10 * MB, quota_bytes=2048 * MB)
     with pytest.raises(InstallFailed, match=r"more than 0\.01 GB, and 0\.01 GB is left of your limit .* of 2\.00 GB"):
         await layers.build(left, print)
+
+
+@pytest.mark.parametrize("written", [0, 12], ids=["nothing written", "half of the limit written"])
+async def test_words_of_a_quota_alone_are_no_limit(
+    layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """As of a package whose test prints them."""
+    monkeypatch.setattr(module, "MIN_LAYER", 20 * MB)
+    monkeypatch.setattr(module, "MAX_LAYER", 20 * MB)
+
+    def fail(seen: dict[str, Path]) -> int:
+        with (seen[LAYER] / "file").open("wb") as file:
+            file.write(os.urandom(written * MB))
+            os.fsync(file.fileno())
+        return 1
+
+    runner.action, runner.lines = fail, ["OSError: [Errno 122] Disk quota exceeded", "EDQUOT"]
+    outcome = await layers.build(replace(plan(), limit_bytes=20 * MB, quota_bytes=2048 * MB), print)
+    assert not outcome.ok
+    assert outcome.output[-2:] == ("OSError: [Errno 122] Disk quota exceeded", "EDQUOT")
+
+
+async def test_a_store_that_was_full_meanwhile_is_told_as_such(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit above all limits stopped the installer, which removed what it had written."""
+    watches = watched(monkeypatch)
+
+    def fail(_: dict[str, Path]) -> int:
+        while None not in watches[-1]._reached:  # the store's own watch lifts it again, each second
+            store.quota.limit_total(store.quota.used_total() + 1)
+            time.sleep(0.01)
+        store.quota.limit_total(None)
+        return 1
+
+    runner.action, runner.lines = fail, ["error: Disk quota exceeded"]
+    if store.quota.simple:
+        with pytest.raises(NoCapacity, match="store for apps and layers is full"):
+            await layers.build(plan(), print)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[QuotaWatch]:
+    """Return the list to which each watch is added when its build begins."""
+    watches: list[QuotaWatch] = []
+
+    class Noted(QuotaWatch):
+        def __enter__(self) -> QuotaWatch:  # type: ignore[override]
+            watches.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(module, "QuotaWatch", Noted)
+    return watches
+
+
+def sync_store(store: Store) -> None:
+    """Have the quotas count what was removed."""
+    with folder(store.root) as root:
+        sync_file_system(root)
+    subprocess.run(["btrfs", "subvolume", "sync", store.root], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.slots import MAX_SLOTS
-from builderd.adapters.engines.oci.runtime.launcher import INOTIFY
+from builderd.adapters.engines.oci.runtime.attach import INOTIFY
 
 #: Least values by the file below ``/proc/sys``. Of inotify there is some for shims and for the host beside what
 #: sandboxes may take. A sandbox costs two neighbours, its own and the bridge's; the limit that cannot be exceeded comes

@@ -2,7 +2,7 @@
 
 The service has threads, so it must not fork and continue in Python; a fresh interpreter per step would cost 20 ms.
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
-and answers one JSON request per packet:
+and answers one JSON request per packet (``requests.py``); of a damaged one it does nothing and answers with an error:
 
 ``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
@@ -20,6 +20,7 @@ hybrid host (crun refuses to work beside it). It ends with the service; nothing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -31,36 +32,35 @@ import sys
 import termios
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
+from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
 from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, join, reap_strays
+from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, open_pipes, user_namespace, write
+from builderd.adapters.engines.oci.runtime.requests import (
+    MAX_DESCRIPTORS,
+    MAX_PACKET,
+    Message,
+    parse,
+    request_number,
+)
 from builderd.linux.syscalls import (
-    CLONE_NEWNET,
     CLONE_NEWNS,
-    CLONE_NEWUSER,
     MS_REC,
     MS_SLAVE,
     bind,
     forbid_tracing,
     mount,
-    setns,
     unmount,
     unshare,
 )
 
-#: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
-MAX_PACKET = 128 * 1024
-MAX_DESCRIPTORS = 8
-IDS = 65536
-#: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
-INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
 UNIFIED = "/sys/fs/cgroup/unified"
 #: Pause between looks for children that a killed child left.
 STRAYS_SECONDS = 1.0
-
-Message = dict[str, Any]
+#: Longest error of an answer: it may hold a path of the request.
+MAX_ERROR = 4096
 
 
 class Server:
@@ -93,18 +93,17 @@ class Server:
 
     def _receive(self) -> bool:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(
+            packet, descriptors, flags, _ = socket.recv_fds(
                 self._control, MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:  # the service was killed before it had read all answers
             return False
         if not packet:
             return False
-        request = json.loads(packet)
         try:
-            self._handle(request, descriptors)
-        except OSError as error:
-            self._answer(request["id"], error=describe(error))
+            self._handle(parse(packet, flags, len(descriptors)), descriptors)
+        except Exception as error:  # of this request; what others have started depends on this process
+            self._answer(request_number(packet), error=describe(error))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -144,13 +143,13 @@ class Server:
     def _claim(self, request: Message) -> None:
         owners = [bound["owner"] for bound in request["binds"] if bound["owner"] is not None]
         maps = self._keep_maps(request["uid"], owners)
-        words, child_words = os.pipe2(os.O_CLOEXEC)
+        words, child_words = open_pipes(1)
         if (pid := fork_or_close(words, child_words)) == 0:
             try:
                 claim(request, maps)
                 os._exit(0)
             except BaseException as error:
-                os.write(child_words, describe(error).encode()[:4096])
+                os.write(child_words, describe(error).encode(errors="replace")[:MAX_ERROR])
             finally:
                 os._exit(FAILED)
         os.close(child_words)
@@ -163,25 +162,40 @@ class Server:
     def _run(self, request: Message, descriptors: list[int]) -> None:
         owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
         maps = self._keep_maps(request["uid"], owners) if owners else {}
-        words, child_words = os.pipe2(os.O_CLOEXEC)
+        words, child_words = open_pipes(1)
         pid = fork_or_close(words, child_words)
         if pid == 0:
             run_child(request, maps, descriptors, child_words)
         os.close(child_words)
         self._drop_maps(request["uid"])
-        self._watch(pid, partial(self._answer_end, request, words))
+        self._watch(pid, partial(self._answer_end, request, pid, words), words)
         if request["name"]:
             self._named[request["name"]] = pid
 
-    def _watch(self, pid: int, then: Callable[[int], None]) -> None:
-        """Call ``then`` with the child's exit code once it has ended."""
-        try:
-            descriptor = os.pidfd_open(pid)
-        except OSError:
-            self._strays = True
-            raise
+    def _watch(self, pid: int, then: Callable[[int], None], *answers: int) -> None:
+        """Call ``then`` with the child's exit code once it has ended.
+
+        When the kernel refuses, nobody is going to tell of the child: kill it, and close the ``answers`` it writes to.
+        """
+        with contextlib.ExitStack() as opened:
+            for answer in answers:
+                opened.callback(os.close, answer)
+            try:
+                descriptor = os.pidfd_open(pid)
+                opened.callback(os.close, descriptor)
+                self._selector.register(descriptor, selectors.EVENT_READ, (pid, then))
+            except OSError as error:
+                self._give_up(pid, error)
+                raise
+            opened.pop_all()
         self._children.add(pid)
-        self._selector.register(descriptor, selectors.EVENT_READ, (pid, then))
+
+    def _give_up(self, pid: int, error: OSError) -> None:
+        """Kill a child that cannot be watched, unless there is no such process; a later look reaps it."""
+        self._strays = True
+        if error.errno != errno.ESRCH:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _ended(self, pid: int, then: Callable[[int], None]) -> None:
         self._children.discard(pid)
@@ -189,28 +203,27 @@ class Server:
         then(os.waitstatus_to_exitcode(status))
 
     def _join(self, request: Message, descriptors: list[int]) -> None:
-        told, tell = os.pipe2(os.O_CLOEXEC)
+        told, tell = open_pipes(1)
         pid = fork_or_close(told, tell)
         if pid == 0:
             join(descriptors, tell)
         os.close(tell)
-        self._watch(pid, partial(self._joined, request, told))
+        self._watch(pid, partial(self._joined, request, pid, told), told)
         self._named[request["name"]] = pid
         self._joining += 1
 
-    def _joined(self, request: Message, told: int, status: int) -> None:
+    def _joined(self, request: Message, pid: int, told: int, status: int) -> None:
         """Follow the program that a joining child has started beside itself."""
         self._joining -= 1
+        self._forget(request["name"], pid)
         if program := int(_read_words(told) or 0):
-            self._named[request["name"]] = program
             try:
-                self._watch(program, partial(self._answer_end, request, None))
+                self._watch(program, partial(self._answer_end, request, program, None))
             except OSError as error:
-                self._named.pop(request["name"])
                 self._answer(request["id"], error=describe(error))
-            return
-        self._named.pop(request["name"])
-        if status < 0:
+            else:
+                self._named[request["name"]] = program
+        elif status < 0:
             self._strays = True
             self._answer(request["id"], error="the joining process was killed")
         else:
@@ -223,29 +236,27 @@ class Server:
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
 
-    def _answer_end(self, request: Message, words: int | None, status: int) -> None:
-        self._named.pop(request["name"], None)
+    def _forget(self, name: str, pid: int) -> None:
+        """Let go of a name, unless a later program has it by now."""
+        if self._named.get(name) == pid:
+            self._named.pop(name)
+
+    def _answer_end(self, request: Message, pid: int, words: int | None, status: int) -> None:
+        self._forget(request["name"], pid)
         self._answer(request["id"], status=status, error="" if words is None else _read_words(words))
 
     def _answer(self, request: int, **answer: Any) -> None:
-        self._control.send(json.dumps({"id": request, **answer}).encode())
-
-
-def fork_or_close(*descriptors: int) -> int:
-    """Fork; close these if the kernel refuses to, as when a limit of processes is met."""
-    try:
-        return os.fork()
-    except OSError:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # the service is gone: the next receipt says so
+            self._control.send(json.dumps({"id": request, **answer}).encode())
 
 
 def _read_words(descriptor: int) -> str:
     """Return what a child wrote: the error before it failed, empty when it executed its program."""
     os.set_blocking(descriptor, False)
     try:
-        return os.read(descriptor, 4096).decode(errors="replace")
+        return os.read(descriptor, MAX_ERROR).decode(errors="replace")
     except BlockingIOError:
         return ""
     finally:
@@ -268,7 +279,7 @@ def run_child(request: Message, maps: dict[int, int], descriptors: list[int], wo
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606
     except BaseException as error:
-        os.write(words, describe(error).encode()[:4096])
+        os.write(words, describe(error).encode(errors="replace")[:MAX_ERROR])
     finally:
         os._exit(FAILED)
 
@@ -305,116 +316,10 @@ def place_descriptors(numbers: list[int], descriptors: list[int]) -> None:
         os.dup2(descriptor, number)
 
 
-def user_namespace(inside: int, outside: int) -> int:
-    """Return the descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``."""
-    ready, child_ready = os.pipe2(os.O_CLOEXEC)
-    child_done, done = os.pipe2(os.O_CLOEXEC)
-    pid = fork_or_close(ready, child_ready, child_done, done)
-    if pid == 0:
-        try:
-            unshare(CLONE_NEWUSER)
-            os.write(child_ready, b"r")
-            os.close(done)
-            os.read(child_done, 1)
-        finally:
-            os._exit(0)
-    try:
-        os.close(child_ready)
-        os.close(child_done)
-        if not os.read(ready, 1):
-            raise OSError(0, "the kernel gives no user namespace (see user.max_user_namespaces)")
-        for kind in ("uid_map", "gid_map"):
-            write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(ready)
-        os.close(done)
-        os.waitpid(pid, 0)
-
-
-class Link(NamedTuple):
-    """Link of a sandbox as ``Network.link`` describes it; ``mac`` in hexadecimal."""
-
-    link: str
-    bridge: str
-    mac: str
-    ip: str
-    gateway: str
-    mtu: int
-
-
-def attach(pid: int, network: Link) -> None:
-    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
-    # The first may be gone.
-    inside, home = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in (pid, "self"))
-    try:
-        limits = limit(pid)
-        try:
-            connect(network, home, inside)
-        finally:
-            _, status = os.waitpid(limits, 0)
-    finally:
-        os.close(home)
-        os.close(inside)
-    if status:
-        raise OSError(0, "the user namespace cannot be limited (see /proc/sys/user)")
-
-
-def connect(network: Link, home: int, inside: int) -> None:
-    """Make the link between two network namespaces, this process's own and that of a sandbox."""
-    bridge_index = socket.if_nametoindex(network.bridge)
-    with Netlink() as outside:
-        outside.delete_link(network.link)
-        outside.create_veth(network.link, bridge_index, "eth0", bytes.fromhex(network.mac), inside, network.mtu)
-        port = socket.if_nametoindex(network.link)
-        outside.isolate_port(port)
-        outside.set_up(port)
-    setns(inside, CLONE_NEWNET)
-    try:
-        configure_inside(network.ip, network.gateway)
-    finally:
-        setns(home, CLONE_NEWNET)
-
-
-def limit(pid: int) -> int:
-    """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
-    if (child := os.fork()) == 0:
-        try:
-            setns(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY), CLONE_NEWUSER)
-            for name, most in INOTIFY.items():
-                write(f"/proc/sys/user/{name}", str(most))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
-
-
-def configure_inside(ip: str, gateway: str) -> None:
-    """Set up the network namespace that this process is in, with the gateway as its only neighbour: docs/adr/0049."""
-    write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
-    for link in ("all", "eth0"):
-        write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")
-    if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
-        write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
-    with Netlink() as netlink:
-        index = socket.if_nametoindex("eth0")
-        netlink.set_up(LOOPBACK_INDEX)
-        netlink.add_address(index, ip, 32)
-        netlink.set_up(index)
-        netlink.add_link_route(gateway, index)
-        netlink.add_default_route(gateway, index)
-        netlink.add_fallback_route(index)
-
-
-def write(path: str, text: str) -> None:
-    with open(path, "w") as file:  # noqa: PTH123
-        file.write(text)
-
-
 def describe(error: BaseException) -> str:
     if isinstance(error, OSError):
-        return f"{error.filename or error.strerror}: {error.strerror}"
-    return f"{type(error).__name__}: {error}"
+        return f"{error.filename or error.strerror}: {error.strerror}"[-MAX_ERROR:]
+    return f"{type(error).__name__}: {error}"[:MAX_ERROR]
 
 
 def main() -> None:

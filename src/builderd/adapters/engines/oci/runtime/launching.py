@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builderd.adapters.engines.oci.runtime.requests import MAX_PACKET
 from builderd.domain.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
 
 _MODULE = "builderd.adapters.engines.oci.runtime.launcher"
 _SOURCE = str(Path(__file__).parents[5])
@@ -131,7 +135,7 @@ class Launcher:
         self._waiting[number] = future
         try:
             try:
-                packet = json.dumps({"id": number, **request}).encode()
+                packet = make_packet(number, request)
                 await _send(self._control or self._start(), packet, descriptors)
             finally:
                 for descriptor in set(descriptors):
@@ -170,9 +174,16 @@ class Launcher:
         if not packet:
             self._lost(control)
             return
-        answer = json.loads(packet)
-        future = self._waiting.get(answer["id"])
-        if future and not future.done():
+        try:
+            answer = json.loads(packet)
+            future = self._waiting.get(answer["id"])
+        except (ValueError, KeyError, TypeError):
+            log.exception("launcher restarted: its answer is damaged bytes=%d", len(packet))
+            self._lost(control)
+            return
+        if future is None:  # given up meanwhile, or the answer to a request that cannot be read
+            log.debug("launcher answered late answer=%s", answer)
+        elif not future.done():
             future.set_result(answer)
 
     def _lost(self, control: socket.socket) -> None:
@@ -186,6 +197,14 @@ class Launcher:
                 future.set_exception(
                     EngineUnavailable("The launcher was killed during the request: try again.", retry_after=1)
                 )
+
+
+def make_packet(number: int, request: Mapping[str, Any]) -> bytes:
+    """Return a request as the launcher reads it. Raises ``ValueError`` when it is too long."""
+    packet = json.dumps({"id": number, **request}).encode()
+    if len(packet) > MAX_PACKET:
+        raise ValueError(f"a launcher request of {len(packet)} bytes, at most {MAX_PACKET} op={request['op']}")
+    return packet
 
 
 async def _send(control: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:

@@ -6,13 +6,13 @@ each socket, and nothing limits the number of sockets.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builderd.linux.processes import Process
+from builderd.linux.repeated import RepeatedCall
 
 #: Bytes in the receive buffers of one sandbox. Programs read an answer at once; one is some 20 KB.
 MOST = 16 << 20
@@ -27,25 +27,15 @@ class NetlinkWatch:
     """``processes`` lists the ids of sandboxes with a process of each; ``kill`` ends one of them and blocks."""
 
     def __init__(self, processes: Callable[[], Sequence[tuple[str, Process]]], kill: Callable[[str], None]) -> None:
-        self._processes = processes
         self._kill = kill
-        self._task: asyncio.Task[None] | None = None
+        self._calls = RepeatedCall("netlink check failed", INTERVAL, processes, self.check)
 
     def start(self) -> None:
         """Check every second until ``close``. Needs a running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._calls.start()
 
     def close(self) -> None:
-        if self._task:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self.check, self._processes())
-            except Exception:
-                log.warning("netlink check failed, retrying seconds=%s", INTERVAL, exc_info=True)
-            await asyncio.sleep(INTERVAL)
+        self._calls.close()
 
     def check(self, processes: Sequence[tuple[str, Process]]) -> None:
         """Kill each sandbox whose netlink sockets hold more than ``MOST``. Blocks."""

@@ -6,9 +6,7 @@ seconds, in place, from the sandbox's control group. While no service runs they 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +18,12 @@ from builderd.adapters.engines.oci.runtime.bundle import OWN_PROC, PROC_FOLDER
 from builderd.adapters.engines.oci.runtime.cgroups import CgroupLimits, Cgroups, GroupCounters
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.linux.processes import boot_id
+from builderd.linux.repeated import RepeatedCall
 
 #: Between two updates, in seconds.
 INTERVAL = 2.0
 #: Ticks per second in ``/proc/stat`` (USER_HZ), on every architecture that Debian runs on here.
 _TICKS = 100
-
-log = logging.getLogger(__name__)
 
 
 class ProcFiles:
@@ -37,24 +34,14 @@ class ProcFiles:
     ) -> None:
         self._cgroups = cgroups
         self._bundle = bundle
-        self._records = records
-        self._task: asyncio.Task[None] | None = None
+        self._calls = RepeatedCall("proc files not updated", INTERVAL, records, self.update)
 
     def start(self) -> None:
         """Update every two seconds until ``close``. Needs a running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._calls.start()
 
     def close(self) -> None:
-        if self._task:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self.update, self._records())
-            except Exception:
-                log.warning("proc files not updated, retrying seconds=%s", INTERVAL, exc_info=True)
-            await asyncio.sleep(INTERVAL)
+        self._calls.close()
 
     def update(self, records: Sequence[Record]) -> None:
         """Write the changing files of the sandboxes that run and are not frozen. Blocks."""

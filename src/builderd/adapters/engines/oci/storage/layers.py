@@ -31,6 +31,7 @@ from builderd.adapters.engines.oci.storage.built_files import FinishedBuild
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
 from builderd.adapters.engines.oci.storage.layer_content import layer_error, measure
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
+from builderd.adapters.engines.oci.storage.quota_watch import QuotaWatch, is_at_limit
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
 from builderd.adapters.engines.oci.storage.too_large import (
@@ -43,7 +44,7 @@ from builderd.adapters.engines.oci.storage.too_large import (
     store_full,
 )
 from builderd.adapters.engines.oci.storage.transcript import Transcript
-from builderd.domain.errors import MachineFault, NotFound
+from builderd.domain.errors import BuilderdError, MachineFault, NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
     APP,
@@ -194,8 +195,7 @@ class Layers:
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
-            self._refuse_fault_of_machine(build, BuildExit(1), stopped=True)
-            raise
+            raise self._over_limit(build) from error
         if build.below is not None:
             # The command may write in there; nothing of that is kept.
             snapshot(build.below, build.cache)
@@ -281,9 +281,10 @@ class Layers:
         transcript = Transcript(progress)
         for step in steps:
             progress(step.title)
-            end = await self._runner.run_build(self._run(build, step), transcript.add)
+            with await run_to_completion(self._watch, build) as watch:
+                end = await self._runner.run_build(self._run(build, step), transcript.add)
             if end.exit_code:
-                await asyncio.to_thread(self._refuse_fault_of_machine, build, end, names_quota(transcript.last))
+                await asyncio.to_thread(self._refuse_fault_of_machine, build, end, transcript, watch)
                 return _outcome(end, transcript, begun)
         if error := await asyncio.to_thread(_result_error, build):
             transcript.add(error)
@@ -294,34 +295,39 @@ class Layers:
         await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
         return _outcome(BuildExit(0), transcript, begun)
 
-    def _refuse_fault_of_machine(self, build: Build, end: BuildExit, stopped: bool) -> None:
+    def _watch(self, build: Build) -> QuotaWatch:
+        own = (path for path in (build.layer, build.cache) if path.exists())
+        return QuotaWatch(self._store.quota, (*own, build.shared) if build.shared else own)
+
+    def _refuse_fault_of_machine(self, build: Build, end: BuildExit, transcript: Transcript, watch: QuotaWatch) -> None:
         """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause.
 
-        Raise ``InstallFailed`` where a limit ended the build: the installer cannot say which. ``stopped``: a quota
-        ended it, even if its folder has room again since.
+        Raise ``InstallFailed`` where a limit ended the build: the installer cannot say which. A limit that was reached
+        and is no more ended it only if the output says so.
         """
         if end.out_of_memory or end.timed_out:
             return
         if end.exit_code == KILLED and build.app is None:
             raise helper_died("the installer", "was killed")
-        if self._store.reservations.writable() < FULL:
+        stopped = names_quota(transcript.last)
+        if self._store.reservations.writable() < FULL or (stopped and watch.reached(None)):
             raise store_full()
-        if build.shared is not None and self._is_full(build.shared):
+        if build.shared and (self._is_full(build.shared) or (stopped and watch.reached(build.shared))):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
-        if not (stopped or self._is_full(build.layer)):
-            return
+        if self._is_full(build.layer) or (stopped and watch.reached(build.layer, build.cache)):
+            raise self._over_limit(build)
+
+    def _over_limit(self, build: Build) -> BuilderdError:
+        """Return the error of a build that its limit ended: that of its tenant, of any layer, or the store's rest."""
         most, is_app = self._most(), build.app is not None
         if build.tenant_limit is not None and build.size == build.tenant_limit:
-            raise over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=is_app)
+            return over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=is_app)
         if build.size >= most:
-            raise over_layer_limit(build.size, is_app=is_app)
-        raise little_room(build.size, most, is_app=is_app)
+            return over_layer_limit(build.size, is_app=is_app)
+        return little_room(build.size, most, is_app=is_app)
 
     def _is_full(self, subvolume: Path) -> bool:
-        quota = self._store.quota
-        group = quota.group(subvolume)
-        limit = quota.limit_of(group)
-        return limit > 0 and limit - quota.used(group) < min(FULL, limit // 4)
+        return is_at_limit(self._store.quota, self._store.quota.group(subvolume))
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:
         binds = self._app_binds(build, build.app) if build.app else (*self._binds(build, step.cache), *self._tools)

@@ -39,6 +39,8 @@ _QGROUP_LIMIT = 0x8030942B
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1 << 0
 _NO_LIMIT = (1 << 64) - 1
+#: Attributes of a group: data and metadata of running writes (fs/btrfs/qgroup.h, ``btrfs_qgroup_rsv_type``).
+_RESERVED = ("rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc")
 _LEVEL = 1 << 48
 #: Level of the service's groups; an operator's own groups are usually lower.
 _OURS = 100 * _LEVEL
@@ -56,7 +58,8 @@ class Quota:
         self._root = root
         self._groups = _groups_folder(root)
         self.simple = _mode(self._groups) == "squota"
-        self._total = _TOTALS | service
+        #: Group above all limits of the service.
+        self.total = _TOTALS | service
 
     def group(self, subvolume: Path) -> int:
         """Return the group that limits this subvolume and all inside of it."""
@@ -109,13 +112,13 @@ class Quota:
         with folder(self._root) as root:
             if self.simple:
                 with suppress(FileNotFoundError):
-                    fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self._total))
+                    fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self.total))
             _set_limit(root, group, _NO_LIMIT)
 
     def _adopt(self, root: int, group: int) -> None:
         with suppress(FileExistsError):
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
-        for member, above in ((group % _LEVEL, group), (group, self._total)):
+        for member, above in ((group % _LEVEL, group), (group, self.total)):
             with suppress(FileExistsError):
                 fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, member, above))
 
@@ -129,7 +132,7 @@ class Quota:
         with folder(self._root) as root:
             try:
                 with suppress(FileExistsError):
-                    fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, self._total))
+                    fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, self.total))
                 for subvolume in subvolumes:
                     group = self.group(subvolume)
                     if self.limit_of(group):
@@ -139,21 +142,25 @@ class Quota:
 
     def limit_total(self, size_bytes: int | None) -> None:
         """Limit the bytes of all sandboxes of the service together; None removes the limit."""
-        if self.simple and self.limit_of(self._total) != (size_bytes or 0):
+        if self.simple and self.limit_of(self.total) != (size_bytes or 0):
             with folder(self._root) as root:
-                _set_limit(root, self._total, _NO_LIMIT if size_bytes is None else size_bytes)
+                _set_limit(root, self.total, _NO_LIMIT if size_bytes is None else size_bytes)
 
     def total_limit(self) -> int:
         """Return the limit of all sandboxes together in bytes, 0 for none."""
-        return self.limit_of(self._total)
+        return self.limit_of(self.total)
 
     def used_total(self) -> int:
         """Return the bytes that all sandboxes of the service hold together."""
-        return self.used(self._total)
+        return self.used(self.total)
 
     def used(self, group: int) -> int:
         """Return the bytes that count against the limit now."""
         return int(self._attribute(group, "referenced") or 0)
+
+    def reserved(self, group: int) -> int:
+        """Return the bytes of writes that are still in memory, which count against the limit too."""
+        return sum(int(self._attribute(group, name) or 0) for name in _RESERVED)
 
     def limit_of(self, group: int) -> int:
         """Return the limit in bytes, 0 for none."""

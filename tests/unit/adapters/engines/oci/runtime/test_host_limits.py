@@ -9,6 +9,7 @@ import pytest
 
 from builderd.adapters.engines.oci.network.slots import MAX_SLOTS
 from builderd.adapters.engines.oci.runtime import exits
+from builderd.adapters.engines.oci.runtime.attach import INOTIFY
 from builderd.adapters.engines.oci.runtime.exits import Exits
 from builderd.adapters.engines.oci.runtime.host_limits import (
     LEAST,
@@ -17,7 +18,6 @@ from builderd.adapters.engines.oci.runtime.host_limits import (
     raise_socket_pools,
     socket_pool,
 )
-from builderd.adapters.engines.oci.runtime.launcher import INOTIFY
 from builderd.domain.errors import EngineUnavailable
 
 

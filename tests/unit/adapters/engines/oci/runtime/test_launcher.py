@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,12 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.launcher import Link, Server, attach, user_namespace
+from builderd.adapters.engines.oci.runtime import launcher
+from builderd.adapters.engines.oci.runtime.attach import Link, attach
+from builderd.adapters.engines.oci.runtime.join import STREAMS
+from builderd.adapters.engines.oci.runtime.launcher import Server
+from builderd.adapters.engines.oci.runtime.namespaces import user_namespace
+from builderd.adapters.engines.oci.runtime.requests import JOIN_DESCRIPTORS
 
 #: A server in a process of its own, whose joining child does as ``join`` says. Descriptors of a request: to the test,
 #: and from it.
@@ -58,7 +64,7 @@ SERVE = textwrap.dedent("""
         server.serve()
         os._exit(0)
     theirs.close()
-    ask({"id": 1, "op": "join", "name": "one"}, [hear, said])
+    ask({"id": 1, "op": "join", "name": "one"}, [hear, said, said, said, said])
 """)
 
 #: The program ends before the joining child tells of it, while other requests and lost children keep the server busy.
@@ -66,7 +72,7 @@ LATE = """
 strays = True
 
 def join(descriptors, tell):
-    hear, said = descriptors
+    hear, said, *_ = descriptors
     pid = start(lambda: None)
     wait_until(lambda: state(pid) == "Z")
     os.write(hear, b"z")
@@ -90,7 +96,7 @@ KILLED = """
 strays = False
 
 def join(descriptors, tell):
-    hear, said = descriptors
+    hear, said, *_ = descriptors
     pid = start(lambda: os.read(said, 1))
     os.write(hear, str(pid).encode())
     os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +132,7 @@ def test_a_program_that_cannot_be_watched_fails_alone() -> None:
     os.write(tell, str(1 << 22).encode())  # above every pid
     os.close(tell)
     server._joining, server._named["one"] = 1, 17
-    server._joined({"id": 1, "name": "one"}, told, 0)
+    server._joined({"id": 1, "name": "one"}, 17, told, 0)
     assert "error" in json.loads(ours.recv(4096))
     assert (server._named, server._joining, server._strays) == ({}, 0, True)
 
@@ -165,6 +171,45 @@ def test_without_a_fork_no_descriptor_stays_open(
     with pytest.raises(BlockingIOError):
         work(server)
     assert open_descriptors() == before
+
+
+def test_a_join_has_the_descriptors_that_the_joining_child_reads() -> None:
+    assert JOIN_DESCRIPTORS == STREAMS + 2
+
+
+@pytest.mark.parametrize("request_", [REQUESTS[0], REQUESTS[2]], ids=["run", "join"])
+@pytest.mark.parametrize("refused", ["pidfd_open", "epoll_ctl"])
+def test_a_child_that_cannot_be_watched_is_killed_and_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any], refused: str
+) -> None:
+    server, _ours = _server()
+    children = []
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def fork(*_: int) -> int:
+        children.append(subprocess.Popen(["/bin/sleep", "1000"]))
+        return children[0].pid
+
+    monkeypatch.setattr(launcher, "fork_or_close", fork)
+    if refused == "pidfd_open":
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    else:
+        monkeypatch.setattr(server._selector, "register", refuse)
+    before = open_descriptors()
+    with pytest.raises(OSError, match="Too many open files"):
+        server._handle({"id": 1, **request_}, [])
+    assert open_descriptors() == before
+    assert children[0].wait(30) == -signal.SIGKILL
+    assert (server._named, server._children, server._joining, server._strays) == ({}, set(), 0, True)
+
+
+def test_a_program_that_ends_leaves_its_name_to_the_one_that_took_it() -> None:
+    server, _ours = _server()
+    server._named["one"] = 18
+    server._answer_end({"id": 1, "name": "one"}, 17, None, 0)
+    assert server._named == {"one": 18}
 
 
 def open_descriptors() -> int:

@@ -1,0 +1,91 @@
+"""Attaching a sandbox's network namespace to the bridge: run by the launcher itself. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import NamedTuple
+
+from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
+from builderd.adapters.engines.oci.runtime.namespaces import write
+from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
+
+#: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
+INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
+
+
+class Link(NamedTuple):
+    """Link of a sandbox as ``Network.link`` describes it; ``mac`` in hexadecimal."""
+
+    link: str
+    bridge: str
+    mac: str
+    ip: str
+    gateway: str
+    mtu: int
+
+
+def attach(pid: int, network: Link) -> None:
+    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
+    with contextlib.ExitStack() as opened:
+        inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
+        limits = limit(pid)
+        try:
+            connect(network, home, inside)
+        finally:
+            _, status = os.waitpid(limits, 0)
+    if status:
+        raise OSError(0, "the user namespace cannot be limited (see /proc/sys/user)")
+
+
+def _open_network(process: int | str, opened: contextlib.ExitStack) -> int:
+    descriptor = os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def connect(network: Link, home: int, inside: int) -> None:
+    """Make the link between two network namespaces, this process's own and that of a sandbox."""
+    bridge_index = socket.if_nametoindex(network.bridge)
+    with Netlink() as outside:
+        outside.delete_link(network.link)
+        outside.create_veth(network.link, bridge_index, "eth0", bytes.fromhex(network.mac), inside, network.mtu)
+        port = socket.if_nametoindex(network.link)
+        outside.isolate_port(port)
+        outside.set_up(port)
+    setns(inside, CLONE_NEWNET)
+    try:
+        configure_inside(network.ip, network.gateway)
+    finally:
+        setns(home, CLONE_NEWNET)
+
+
+def limit(pid: int) -> int:
+    """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
+    if (child := os.fork()) == 0:
+        try:
+            setns(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY), CLONE_NEWUSER)
+            for name, most in INOTIFY.items():
+                write(f"/proc/sys/user/{name}", str(most))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def configure_inside(ip: str, gateway: str) -> None:
+    """Set up the network namespace that this process is in, with the gateway as its only neighbour: docs/adr/0049."""
+    write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+    for link in ("all", "eth0"):
+        write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")
+    if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
+        write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
+    with Netlink() as netlink:
+        index = socket.if_nametoindex("eth0")
+        netlink.set_up(LOOPBACK_INDEX)
+        netlink.add_address(index, ip, 32)
+        netlink.set_up(index)
+        netlink.add_link_route(gateway, index)
+        netlink.add_default_route(gateway, index)
+        netlink.add_fallback_route(index)

@@ -1,0 +1,174 @@
+"""Requests to the launcher: their shapes, checked before it does anything. Standard library only.
+
+A request is one packet, a JSON object that begins with its number: ``{"id": 7, "op": "kill", "name": "exec-0a"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
+MAX_PACKET = 128 * 1024
+MAX_DESCRIPTORS = 8
+#: Descriptors of a ``join``: three streams, a report, a document.
+JOIN_DESCRIPTORS = 5
+#: Most owners on disk of one sandbox's mounts, and the largest number of a program's descriptor.
+MAX_OWNERS, MAX_NUMBER = 16, 63
+#: Answer to a request that is too damaged to tell its number.
+NO_REQUEST = 0
+
+Message = dict[str, Any]
+Check = Callable[[Any], bool]
+
+_NUMBER = re.compile(rb'\{"id": (\d{1,18})[,}]')
+
+
+class Malformed(ValueError):
+    """A request that is not one of ``SHAPES``. Nothing of it was done."""
+
+
+def request_number(packet: bytes) -> int:
+    """Return the number at the beginning of a packet, also of one whose rest is damaged; ``NO_REQUEST`` without one."""
+    match = _NUMBER.match(packet)
+    return int(match[1]) if match else NO_REQUEST
+
+
+def parse(packet: bytes, flags: int, descriptors: int) -> Message:
+    """Return the request of a packet. ``flags`` and the number of ``descriptors`` are those of its receipt.
+
+    Raises ``Malformed``.
+    """
+    if flags & socket.MSG_TRUNC:
+        raise Malformed(f"a request may have {MAX_PACKET} bytes")
+    if flags & socket.MSG_CTRUNC:
+        raise Malformed(f"descriptors were lost: a request may have {MAX_DESCRIPTORS}, and the launcher has a limit")
+    try:
+        request = json.loads(packet)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}") from error
+    if not isinstance(request, dict) or not is_number(request.get("id")):
+        raise Malformed("not an object with a number")
+    shape = SHAPES.get(request["op"]) if isinstance(request.get("op"), str) else None
+    if shape is None:
+        raise Malformed("an unknown operation")
+    _check_fields(request, shape)
+    wanted = _descriptors_of(request)
+    if descriptors != wanted:
+        raise Malformed(f"{descriptors} descriptors instead of {wanted}")
+    return request
+
+
+def _check_fields(request: Message, shape: Mapping[str, Check]) -> None:
+    if unequal := sorted(request.keys() ^ {"id", "op", *shape}):
+        raise Malformed(f"unknown or missing fields: {', '.join(unequal)[:200]}")
+    for name, check in shape.items():
+        if not check(request[name]):
+            raise Malformed(f"a value of the wrong type: {name}")
+
+
+def _descriptors_of(request: Message) -> int:
+    match request["op"]:
+        case "run":
+            return len(request["fds"])
+        case "join":
+            return JOIN_DESCRIPTORS
+        case _:
+            return 0
+
+
+def is_number(value: Any) -> bool:
+    return type(value) is int and -(1 << 31) <= value < 1 << 63
+
+
+def _is_id(value: Any) -> bool:
+    """Check a uid, which the kernel would cut to 32 bits."""
+    return is_number(value) and 0 <= value < (1 << 32) - 1
+
+
+def _is_owner(value: Any) -> bool:
+    return value is None or _is_id(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and value != ""
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number_of_program(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= MAX_NUMBER
+
+
+def _list_of(check: Check, least: int = 0, most: int = MAX_PACKET) -> Check:
+    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(check, value))
+
+
+def _texts(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(_is_text, value)) and all(map(check, value.values()))
+
+
+def _object(**fields: Check) -> Check:
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == fields.keys()
+        and all(check(value[name]) for name, check in fields.items())
+    )
+
+
+def _is_mount(value: Any) -> bool:
+    """Check the part of a mount that the launcher itself reads; a child that fails at the rest says so."""
+    if not isinstance(value, dict) or not _is_name(value.get("kind")):
+        return False
+    return _is_owner(value.get("owner"))
+
+
+def _are_distinct(numbers: list[int]) -> bool:
+    return len(set(numbers)) == len(numbers)
+
+
+_OWNERS = _list_of(_is_id, most=MAX_OWNERS)
+_NUMBERS = _list_of(_is_number_of_program, most=MAX_DESCRIPTORS)
+_TEXTS = _list_of(_is_text)
+_MOUNTS = _list_of(_is_mount)
+_BIND = _object(kind=_is_name, source=_is_name, target=_is_name, attributes=is_number, owner=_is_owner)
+_FILE = _object(source=_is_name, target=_is_name, owner=_is_id, mode=is_number)
+_LINK = _object(link=_is_name, bridge=_is_name, mac=_is_name, ip=_is_name, gateway=_is_name, mtu=is_number)
+
+#: Fields of each operation beside its number.
+SHAPES: Mapping[str, Mapping[str, Check]] = {
+    "maps": {"uid": _is_id, "owners": _OWNERS},
+    "attach": {"pid": is_number, "network": _LINK},
+    "claim": {
+        "pid": is_number,
+        "uid": _is_id,
+        "hostname": _is_name,
+        "tmpfs": _texts(is_number),
+        "folders": _TEXTS,
+        "files": _list_of(_FILE),
+        "binds": _list_of(_BIND),
+    },
+    "run": {
+        "argv": _list_of(_is_text, least=1),
+        "env": _texts(_is_text),
+        "cwd": _is_name,
+        "fds": lambda value: _NUMBERS(value) and _are_distinct(value),
+        "mounts": _MOUNTS,
+        "cgroups": _TEXTS,
+        "uid": lambda value: value == -1 or _is_id(value),
+        "terminal": _is_flag,
+        "oom_score": is_number,
+        "name": _is_text,
+    },
+    "join": {"name": _is_name},
+    "kill": {"name": _is_name},
+}

@@ -1,0 +1,260 @@
+"""Damaged, oversized and countless requests to the launcher: each is answered, and none harms what others started."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builderd.adapters.engines.oci.runtime.requests import MAX_DESCRIPTORS, MAX_PACKET, NO_REQUEST
+
+SERVER = """
+import socket, sys
+from builderd.adapters.engines.oci.runtime.launcher import Server
+Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+"""
+RUN: dict[str, Any] = {
+    "op": "run",
+    "argv": ["/bin/true"],
+    "env": {},
+    "cwd": "/",
+    "fds": [],
+    "mounts": [],
+    "cgroups": [],
+    "uid": -1,
+    "terminal": False,
+    "oom_score": 0,
+    "name": "",
+}
+LINK = {"link": "l", "bridge": "b", "mac": "02", "ip": "10.0.0.2", "gateway": "10.0.0.1", "mtu": 1500}
+BIND = {"kind": "bind", "source": "/a", "target": "/b", "attributes": 0, "owner": None}
+CLAIM: dict[str, Any] = {
+    "op": "claim",
+    "pid": 1 << 22,
+    "uid": 0,
+    "hostname": "h",
+    "tmpfs": {},
+    "folders": [],
+    "files": [],
+    "binds": [],
+}
+MANY = 2000
+
+
+class Attacked:
+    """A launcher's server in a process of its own, for all attacks."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.ours.settimeout(60)
+        with theirs:
+            command = [sys.executable, "-c", SERVER, str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self.send(request(1, {"op": "kill", "name": "none"}))
+        assert self.answer() == {"id": 1}
+        self.descriptors = self.count()
+
+    def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
+        socket.send_fds(self.ours, [packet], descriptors)
+
+    def answer(self) -> dict[str, Any]:
+        answer = json.loads(self.ours.recv(1 << 20))
+        assert isinstance(answer, dict)
+        return answer
+
+    def count(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def assert_unharmed(self) -> None:
+        """It runs programs, and holds no more descriptors and children than before."""
+        self.send(request(99, RUN))
+        assert self.answer() == {"id": 99, "status": 0, "error": ""}
+        assert self.count() == self.descriptors
+        assert Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Attacked]:
+    attacked = Attacked()
+    with contextlib.closing(attacked.ours):
+        yield attacked
+    assert attacked.process.wait(60) == 0, "it ends with the service"
+
+
+def request(number: int, request: dict[str, Any]) -> bytes:
+    return json.dumps({"id": number, **request}).encode()
+
+
+DAMAGED = {
+    "cut": request(7, RUN)[:-20],
+    "too long": request(7, RUN | {"cwd": "/" + "x" * MAX_PACKET}),
+    "nested without end": b'{"id": 7, "op": ' + b"[" * 100_000,
+    "no text": b'{"id": 7, "op": "\xff"}',
+    "an endless number": b'{"id": 7, "op": "kill", "name": ' + b"9" * 5000 + b"}",
+    "no operation": request(7, {}),
+    "an unknown operation": request(7, {"op": "reboot"}),
+    "an operation that is none": request(7, {"op": ["run"]}),
+    "an unknown field": request(7, RUN | {"root": True}),
+    "a missing field": request(7, {name: value for name, value in RUN.items() if name != "name"}),
+    "no program": request(7, RUN | {"argv": []}),
+    "a word with a NUL": request(7, RUN | {"argv": ["/bin/true", "a\0b"]}),
+    "numbers as words": request(7, RUN | {"argv": [1]}),
+    "an environment that is a list": request(7, RUN | {"env": ["A=1"]}),
+    "a mount without a kind": request(7, RUN | {"mounts": [{"target": "/"}]}),
+    "a mount of an owner that is a word": request(7, RUN | {"mounts": [BIND | {"owner": "root"}]}),
+    "a uid that is a word": request(7, RUN | {"uid": "0"}),
+    "a flag as number": request(7, RUN | {"terminal": 1}),
+    "a number as flag": request(7, RUN | {"oom_score": True}),
+    "a score that is not a number": request(7, RUN | {"oom_score": float("nan")}),
+    "descriptors that did not come": request(7, RUN | {"fds": [0, 1, 2]}),
+    "a descriptor below none": request(7, RUN | {"fds": [-1]}),
+    "a join without descriptors": request(7, {"op": "join", "name": "one"}),
+    "a join without a name": request(7, {"op": "join", "name": ""}),
+    "a link with more": request(7, {"op": "attach", "pid": 1, "network": LINK | {"more": 1}}),
+    "a link that is none": request(7, {"op": "attach", "pid": 1, "network": 5}),
+    "a process that is none": request(7, {"op": "attach", "pid": 1 << 22, "network": LINK}),
+    "a process of no process": request(7, {"op": "attach", "pid": 1 << 40, "network": LINK}),
+    "a pid that is a path": request(7, {"op": "attach", "pid": "self/../1", "network": LINK}),
+    "a claim of no process": request(7, CLAIM),
+    "a claim with a bind of too little": request(7, CLAIM | {"binds": [{"owner": 5}]}),
+    "a claim with files that are none": request(7, CLAIM | {"files": {}}),
+    "owners without end": request(7, {"op": "maps", "uid": 1, "owners": list(range(5000))}),
+    "an owner beyond ids": request(7, {"op": "maps", "uid": 1, "owners": [1 << 60]}),
+    "an owner below none": request(7, {"op": "maps", "uid": 1, "owners": [-5]}),
+}
+UNREADABLE = {
+    "not JSON": b"\x00\x01\x02",
+    "an array": b"[]",
+    "a number": b"5",
+    "without a number": json.dumps(RUN).encode(),
+    "a number that is none": b'{"id": true, "op": "kill", "name": "one"}',
+    "a number that comes late": b'{"op": "kill", "name": "one", "id": 7, "x": 0}',
+}
+
+
+@pytest.mark.parametrize("packet", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_request_is_answered_with_an_error_and_does_nothing(attacked: Attacked, packet: bytes) -> None:
+    attacked.send(packet)
+    answer = attacked.answer()
+    assert answer["id"] == 7
+    assert answer["error"]
+    assert "status" not in answer
+    assert len(answer["error"]) <= 4096
+    attacked.assert_unharmed()
+
+
+@pytest.mark.parametrize("packet", UNREADABLE.values(), ids=UNREADABLE)
+def test_request_without_a_number_is_told_as_none(attacked: Attacked, packet: bytes) -> None:
+    attacked.send(packet)
+    answer = attacked.answer()
+    assert answer["id"] == NO_REQUEST
+    assert answer["error"]
+    attacked.assert_unharmed()
+
+
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"argv": ["/" + "x" * 100_000]},
+    {"cwd": "/" + "x" * 100_000},
+    {"env": {"a=": "\ud800"}},
+    {"mounts": [{"kind": "nofs", "target": "/"}]},
+    {"mounts": [BIND]},
+    {"cgroups": ["/nowhere/tasks"]},
+    {"oom_score": 1 << 40},
+]
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE, ids=lambda changes: next(iter(changes)))
+def test_program_that_cannot_be_executed_is_told_in_a_bounded_answer(
+    attacked: Attacked, changes: dict[str, Any]
+) -> None:
+    attacked.send(request(7, RUN | changes))
+    answer = attacked.answer()
+    assert (answer["id"], answer["status"]) == (7, 127)
+    assert 0 < len(answer["error"]) <= 4096
+    attacked.assert_unharmed()
+
+
+def test_descriptors_of_refused_requests_are_closed(attacked: Attacked) -> None:
+    """Too many, too few, and with requests that take none: the other end of each pipe ends."""
+    join, kill = ({"op": op, "name": "one"} for op in ("join", "kill"))
+    for count, fields in ((MAX_DESCRIPTORS + 20, RUN), (4, join), (3, kill)):
+        read, write = os.pipe()
+        attacked.send(request(7, fields), [write] * count)
+        os.close(write)
+        assert attacked.answer()["error"]
+        assert os.read(read, 1) == b"", "nobody holds the other end"
+        os.close(read)
+    attacked.assert_unharmed()
+
+
+def test_thousands_of_damaged_requests_at_once_harm_no_program_of_others(attacked: Attacked) -> None:
+    """A program runs meanwhile, under a name that half of the requests try to take."""
+    read, write = os.pipe()
+    attacked.send(request(2, RUN | {"argv": ["/bin/cat"], "fds": [0], "name": "kept"}), [read])
+    os.close(read)
+    packets = [*DAMAGED.values(), *UNREADABLE.values(), request(8, RUN), request(8, RUN | {"name": "kept"})]
+
+    def flood() -> None:
+        for number in range(MANY):
+            attacked.send(packets[number % len(packets)])
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    answers = [attacked.answer() for _ in range(MANY)]
+    sender.join()
+    assert {answer["id"] for answer in answers} == {NO_REQUEST, 7, 8}
+    assert all(answer["status"] == 0 for answer in answers if answer["id"] == 8)
+    os.close(write)
+    assert attacked.answer() == {"id": 2, "status": 0, "error": ""}
+    attacked.assert_unharmed()
+
+
+def test_answers_that_nobody_reads_wait_and_none_is_lost(attacked: Attacked) -> None:
+    attacked.ours.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < 100_000:
+            attacked.send(request(sent + 10, {"op": "kill", "name": "none"}))
+            sent += 1
+    assert 100 < sent < 100_000, "both queues are full"
+    attacked.ours.settimeout(60)
+    assert [attacked.answer()["id"] for _ in range(sent)] == list(range(10, sent + 10))
+    attacked.assert_unharmed()
+
+
+def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -> None:
+    """As when a machine's limit is met: neither a program nor a descriptor is left, and the next request succeeds."""
+    pid = attacked.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    null = os.open("/dev/null", os.O_RDWR)
+    # Between none at all and all that a program needs.
+    for free in range(8):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (attacked.descriptors + free, limits[1]))
+        for number, (fields, count) in enumerate(
+            [
+                (RUN | {"fds": [0, 1], "argv": ["/bin/cat"]}, 2),
+                ({"op": "join", "name": "one"}, 5),
+                ({"op": "maps", "uid": (1 << 32) - 2, "owners": [5]}, 0),
+                ({"op": "attach", "pid": pid, "network": LINK}, 0),
+                (CLAIM, 0),
+            ]
+        ):
+            attacked.send(request(10 + number, fields), [null] * count)
+            answer = attacked.answer()
+            assert answer["id"] == 10 + number
+            assert answer.get("error") or answer["status"] in (0, 127)
+    os.close(null)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    attacked.assert_unharmed()

@@ -179,6 +179,7 @@ def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
     """Hide the backup from all lists and remove it soon. Raises ``InvalidState`` while it is taken or restored."""
     if backup.is_open:
         raise InvalidState("The backup is being taken: wait until it is done.")
+    _lock_stored(uow, backup, now)
     if any(one.backup_id == backup.id for one in uow.restores.open_of(backup.builder_id)):
         raise InvalidState("The backup is being restored: wait until that is done.")
     uow.backups.save(replace(backup, expires_at=LONG_AGO))
@@ -190,11 +191,12 @@ def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
 def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, now: datetime) -> Restore:
     """Request a restore of the backup into its builder, whose present disk is backed up first.
 
-    Raises ``InvalidState``, and at once everything that would prevent the deployment of its version:
-    ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
+    Raises ``InvalidState``, ``NotFound`` if it was removed meanwhile, and at once everything that would prevent the
+    deployment of its version: ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
     """
     _refuse_unfinished(backup)
     builder = builders.get(uow, caller.tenant_id, backup.builder_id, lock=True)
+    _lock_stored(uow, backup, now)
     if any(one.kind is RestoreKind.SAME for one in uow.restores.open_of(builder.id)):
         raise InvalidState("A backup of this builder is being restored: wait until that is done.")
     version = version_of(uow, backup)
@@ -212,10 +214,11 @@ def restore_as(
 ) -> Restore:
     """Request a restore of the backup as a new builder.
 
-    Raises ``ValidationFailed`` or ``NameTaken`` for the name, and at once everything that would prevent the builder's
-    creation: ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
+    Raises ``ValidationFailed`` or ``NameTaken`` for the name, ``NotFound`` if the backup was removed meanwhile, and at
+    once everything that would prevent the builder's creation: ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
     """
     _refuse_unfinished(backup)
+    _lock_stored(uow, backup, now)
     if (error := name_error(name)) is not None:
         raise ValidationFailed({"as": [error]})
     if (other := uow.builders.by_name(caller.tenant_id, name)) is not None:
@@ -231,7 +234,8 @@ def restore_as(
 
 
 def drill(uow: UnitOfWork, application: Application, backup: Backup, actor: str, now: datetime) -> Restore:
-    """Request a drill: restore the backup privately, to prove that it can be restored."""
+    """Request a drill: restore the backup privately, to prove that it can be restored. Raises ``NotFound``."""
+    _lock_stored(uow, backup, now)
     wanted = _restore(application, backup, RestoreKind.DRILL, actor, now)
     uow.restores.add(wanted)
     return wanted
@@ -283,6 +287,14 @@ def version_of(uow: UnitOfWork, backup: Backup) -> Version:
     resources, disk = version.settings.resources, current.settings.resources.disk
     settings = replace(version.settings, resources=replace(resources, disk=max(resources.disk, disk)))
     return replace(version, settings=settings)
+
+
+def _lock_stored(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
+    """Read the backup again under its builder's lock, which upkeep takes too. Raises ``NotFound`` if it was removed."""
+    uow.builders.get(backup.builder_id, lock=True)
+    found = uow.backups.get(backup.id)
+    if found is None or not _is_there(found, now):
+        raise NotFound(_NONE)
 
 
 def _refuse_unfinished(backup: Backup) -> None:

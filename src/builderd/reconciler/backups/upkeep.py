@@ -98,7 +98,7 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
 
 
 async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
-    busy = await context.app.store.read(lambda uow: _being_restored(uow, expired))
+    busy = await context.app.store.write(lambda uow: _being_restored(uow, expired))
     # One that is being taken is let go of once it is done, with its snapshot.
     going = [one for one in expired if one.id not in busy and not one.is_open]
     for one in going:
@@ -131,7 +131,16 @@ async def _drop_lists(context: BackupContext, tenant_id: TenantId, names: Collec
 
 
 def _being_restored(uow: UnitOfWork, expired: Sequence[Backup]) -> set[BackupId]:
-    return {restore.backup_id for one in expired for restore in uow.restores.open_of(one.builder_id)}
+    """Return the backups with an open restore.
+
+    Restores are requested under the lock of the builder, of backups that have not expired. So after this, none of the
+    others is going to be restored, and its snapshot can go.
+    """
+    busy = set()
+    for builder_id in sorted({one.builder_id for one in expired}):
+        uow.builders.get(builder_id, lock=True)
+        busy |= {restore.backup_id for restore in uow.restores.open_of(builder_id)}
+    return busy
 
 
 def _is_prune_due(context: BackupContext, key: BackupKey, now: datetime) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
-from builderd.domain.backups import BackupStatus, RestoreStatus
+from builderd.domain.backups import BackupStatus, Restore, RestoreStatus
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BackupFailed
+from builderd.domain.errors import BackupFailed, InvalidState, NotFound
 from builderd.domain.ids import DiskId
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups import upkeep
 from builderd.services import backups, builders, outcomes
 
 SECOND = BundleFile("main.py", b"print('second')\n")
@@ -154,3 +158,59 @@ async def test_a_builder_that_is_deleted_meanwhile_leaves_no_disk(scene: Scene) 
 
 async def _recovers(scene: Scene, builder: Builder) -> bool:
     return bool(await scene.world.read(lambda uow: uow.restores.open_of(builder.id)))
+
+
+async def test_backup_cannot_be_removed_while_it_is_brought_back(scene: Scene) -> None:
+    """Neither by its owner nor by the retention; the builder gets its files."""
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"kept")
+    backup = await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    app, now = scene.world.application, scene.world.clock.now()
+
+    def begin(uow: UnitOfWork) -> None:
+        found = uow.builders.get(builder.id, lock=True)
+        assert found is not None
+        backups.recover(uow, app, found, found.disk, now)
+
+    await app.store.write(begin)
+    with pytest.raises(InvalidState, match="being restored"):
+        await app.store.write(lambda uow: backups.remove(uow, backup, now))
+    await app.store.write(lambda uow: uow.backups.save(replace(backup, expires_at=now)))
+    scene.world.clock.move(1)
+    await upkeep.clean_up(scene.schedule.context)
+    back = await _start(scene, builder)
+    assert back.status is Status.RUNNING
+    assert scene.files(back.disk)["note"] == b"kept"
+
+
+@pytest.mark.parametrize("kind", ["same", "new", "drill"])
+async def test_restore_of_a_backup_whose_snapshot_is_being_removed_is_refused(scene: Scene, kind: str) -> None:
+    """It was read before its removal, as in a transaction that began then."""
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    app, caller, now = scene.world.application, scene.world.caller, scene.world.clock.now()
+    await app.store.write(lambda uow: backups.remove(uow, backup, now))
+
+    def restore(uow: UnitOfWork) -> Restore:
+        match kind:
+            case "same":
+                return backups.restore(uow, app, caller, backup, now)
+            case "new":
+                return backups.restore_as(uow, app, caller, backup, "another", now)
+            case _:
+                return backups.drill(uow, app, backup, "me", now)
+
+    refused: list[object] = []
+
+    async def forget(*arguments: Any) -> None:
+        with pytest.raises(NotFound):
+            await app.store.write(restore)
+        refused.append(kind)
+
+    scene.backup_repository.forget = forget  # type: ignore[method-assign]
+    await upkeep.clean_up(scene.schedule.context)
+    assert refused == [kind]
+    assert await scene.world.read(lambda uow: uow.restores.open_of(builder.id)) == []
+    with pytest.raises(NotFound):
+        await app.store.write(lambda uow: backups.remove(uow, backup, now))

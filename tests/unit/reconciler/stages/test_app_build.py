@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +15,15 @@ from tests.unit.reconciler.mortal import Killed, living
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BuildFailed, InvalidState, NoCapacity, QuotaExceeded, ReviewFailed, StoreUnavailable
+from builderd.domain.errors import (
+    BuildFailed,
+    EngineUnavailable,
+    InvalidState,
+    NoCapacity,
+    QuotaExceeded,
+    ReviewFailed,
+    StoreUnavailable,
+)
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.prices import OpenBuild
 from builderd.domain.resources import GB
@@ -243,13 +252,27 @@ async def test_charge_for_a_cut_build_is_bounded_by_the_time_that_builds_have(wo
     assert trial.seconds(now) == round(world.application.limits.build_timeout)
 
 
-async def test_fault_of_the_machine_during_a_build_costs_nothing(world: World) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [NoCapacity("The store is full."), OSError(errno.ENOSPC, "No space left on device"), EngineUnavailable("killed")],
+    ids=["store", "host's disk", "monitor"],
+)
+async def test_fault_of_the_machine_during_a_build_costs_nothing(world: World, fault: Exception) -> None:
+    builder = await world.ask(MAIN)
+
+    async def build() -> BuildOutcome:
+        world.clock.move(60)
+        raise fault
+
+    with pytest.raises(type(fault)):
+        await build_charges.BuildCharges(world.application).charged(builder, build)
+    assert await world.trials(builder) == []
     world.engine.fail_next("build_layer", NoCapacity("The store is full."))
     async with world.reconciling():
         with pytest.raises(NoCapacity):
-            await world.create(MAIN, build=COMMAND)
-    [builder] = await world.read(lambda uow: uow.builders.of_tenant(world.caller.tenant_id, deleted=False))
-    assert await world.trials(builder) == []
+            await world.create(MAIN, build=COMMAND, name="second")
+    for builder in await world.read(lambda uow: uow.builders.of_tenant(world.caller.tenant_id, deleted=False)):
+        assert await world.trials(builder) == []
     assert await world.read(lambda uow: uow.open_builds.all()) == []
 
 

@@ -179,7 +179,7 @@ def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
     """Hide the backup from all lists and remove it soon. Raises ``InvalidState`` while it is taken or restored."""
     if backup.is_open:
         raise InvalidState("The backup is being taken: wait until it is done.")
-    _lock_stored(uow, backup, now)
+    uow.builders.get(backup.builder_id, lock=True)
     if any(one.backup_id == backup.id for one in uow.restores.open_of(backup.builder_id)):
         raise InvalidState("The backup is being restored: wait until that is done.")
     uow.backups.save(replace(backup, expires_at=LONG_AGO))
@@ -196,7 +196,7 @@ def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: B
     """
     _refuse_unfinished(backup)
     builder = builders.get(uow, caller.tenant_id, backup.builder_id, lock=True)
-    _lock_stored(uow, backup, now)
+    uow.builders.get(backup.builder_id, lock=True)
     if any(one.kind is RestoreKind.SAME for one in uow.restores.open_of(builder.id)):
         raise InvalidState("A backup of this builder is being restored: wait until that is done.")
     version = version_of(uow, backup)

@@ -212,5 +212,3 @@ async def test_restore_of_a_backup_whose_snapshot_is_being_removed_is_refused(sc
     await upkeep.clean_up(scene.schedule.context)
     assert refused == [kind]
     assert await scene.world.read(lambda uow: uow.restores.open_of(builder.id)) == []
-    with pytest.raises(NotFound):
-        await app.store.write(lambda uow: backups.remove(uow, backup, now))

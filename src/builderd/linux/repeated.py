@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class RepeatedCall(Generic[Subjects]):
     """Calls ``work`` in a thread every ``seconds`` with what ``subjects`` returns in the event loop.
 
-    ``event`` names a failure in the log; the next call is made all the same.
+    ``event`` names the call in the log; the next call is made all the same.
     """
 
     def __init__(
@@ -41,5 +41,7 @@ class RepeatedCall(Generic[Subjects]):
             try:
                 await asyncio.to_thread(self._work, self._subjects())
             except Exception:
-                log.warning("%s, retrying seconds=%s", self._event, self._seconds, exc_info=True)
+                log.warning(
+                    "repeated call failed, retrying seconds=%s event=%s", self._seconds, self._event, exc_info=True
+                )
             await asyncio.sleep(self._seconds)

@@ -464,7 +464,7 @@ async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_
 async def test_words_of_a_quota_alone_are_no_limit(
     layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    """As of a package whose test prints them."""
+    """Print them without a full folder, as the test of a package may."""
     monkeypatch.setattr(module, "MIN_LAYER", 20 * MB)
     monkeypatch.setattr(module, "MAX_LAYER", 20 * MB)
 
@@ -480,7 +480,7 @@ async def test_words_of_a_quota_alone_are_no_limit(
     assert outcome.output[-2:] == ("OSError: [Errno 122] Disk quota exceeded", "EDQUOT")
 
 
-async def test_a_store_that_was_full_meanwhile_is_told_as_such(
+async def test_a_store_that_was_full_while_a_build_ran_is_no_capacity(
     layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit above all limits stopped the installer, which removed what it had written."""

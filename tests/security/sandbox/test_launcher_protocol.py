@@ -78,7 +78,7 @@ class Attacked:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def assert_unharmed(self) -> None:
-        """It runs programs, and holds no more descriptors and children than before."""
+        """Assert that it runs programs, and holds no more descriptors and children than before."""
         self.send(request(99, RUN))
         assert self.answer() == {"id": 99, "status": 0, "error": ""}
         assert self.count() == self.descriptors
@@ -156,7 +156,7 @@ def test_damaged_request_is_answered_with_an_error_and_does_nothing(attacked: At
 
 
 @pytest.mark.parametrize("packet", UNREADABLE.values(), ids=UNREADABLE)
-def test_request_without_a_number_is_told_as_none(attacked: Attacked, packet: bytes) -> None:
+def test_request_without_a_number_is_answered_under_zero(attacked: Attacked, packet: bytes) -> None:
     attacked.send(packet)
     answer = attacked.answer()
     assert answer["id"] == NO_REQUEST
@@ -176,9 +176,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE, ids=lambda changes: next(iter(changes)))
-def test_program_that_cannot_be_executed_is_told_in_a_bounded_answer(
-    attacked: Attacked, changes: dict[str, Any]
-) -> None:
+def test_program_that_cannot_be_executed_gets_a_bounded_error(attacked: Attacked, changes: dict[str, Any]) -> None:
     attacked.send(request(7, RUN | changes))
     answer = attacked.answer()
     assert (answer["id"], answer["status"]) == (7, 127)
@@ -235,7 +233,7 @@ def test_answers_that_nobody_reads_wait_and_none_is_lost(attacked: Attacked) -> 
 
 
 def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -> None:
-    """As when a machine's limit is met: neither a program nor a descriptor is left, and the next request succeeds."""
+    """Meet the limit of descriptors: neither a program nor a descriptor is left, and the next request succeeds."""
     pid = attacked.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     null = os.open("/dev/null", os.O_RDWR)

@@ -29,7 +29,7 @@ async def test_calls_are_made_in_a_thread_with_the_subjects_of_the_event_loop() 
         if number == 3:
             loop.call_soon_threadsafe(enough.set)
 
-    calls = RepeatedCall("test failed", 0.001, subjects, work)
+    calls = RepeatedCall("test", 0.001, subjects, work)
     calls.start()
     await asyncio.wait_for(enough.wait(), 30)
     calls.close()
@@ -54,12 +54,14 @@ async def test_failed_call_is_logged_and_the_next_is_made(part: str, caplog: pyt
         pass
 
     subjects, work = (fail_at_first, do_nothing) if part == "subjects" else (do_nothing, fail_at_first)
-    calls = RepeatedCall("test failed", 0.001, subjects, work)
+    calls = RepeatedCall("test", 0.001, subjects, work)
     with caplog.at_level(logging.WARNING):
         calls.start()
         await asyncio.wait_for(enough.wait(), 30)
     calls.close()
-    assert [record.message for record in caplog.records] == ["test failed, retrying seconds=0.001"] * 2
+    assert [record.message for record in caplog.records] == [
+        "repeated call failed, retrying seconds=0.001 event=test"
+    ] * 2
 
 
 async def test_nothing_is_called_after_the_close() -> None:
@@ -69,7 +71,7 @@ async def test_nothing_is_called_after_the_close() -> None:
         nonlocal counted
         counted += 1
 
-    calls = RepeatedCall("test failed", 0.001, lambda: None, count)
+    calls = RepeatedCall("test", 0.001, lambda: None, count)
     calls.close()  # also before the start
     calls.start()
     calls.close()

@@ -186,7 +186,7 @@ async def test_backup_cannot_be_removed_while_it_is_brought_back(scene: Scene) -
 
 @pytest.mark.parametrize("kind", ["same", "new", "drill"])
 async def test_restore_of_a_backup_whose_snapshot_is_being_removed_is_refused(scene: Scene, kind: str) -> None:
-    """It was read before its removal, as in a transaction that began then."""
+    """Read before its removal, as in a transaction that began then."""
     builder = await scene.world.create()
     backup = await scene.take(builder)
     app, caller, now = scene.world.application, scene.world.caller, scene.world.clock.now()
@@ -208,7 +208,7 @@ async def test_restore_of_a_backup_whose_snapshot_is_being_removed_is_refused(sc
             await app.store.write(restore)
         refused.append(kind)
 
-    scene.backup_repository.forget = forget  # type: ignore[method-assign]
+    scene.backup_repository.forget = forget  # type: ignore[method-assign, assignment]
     await upkeep.clean_up(scene.schedule.context)
     assert refused == [kind]
     assert await scene.world.read(lambda uow: uow.restores.open_of(builder.id)) == []

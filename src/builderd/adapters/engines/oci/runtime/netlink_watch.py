@@ -28,7 +28,7 @@ class NetlinkWatch:
 
     def __init__(self, processes: Callable[[], Sequence[tuple[str, Process]]], kill: Callable[[str], None]) -> None:
         self._kill = kill
-        self._calls = RepeatedCall("netlink check failed", INTERVAL, processes, self.check)
+        self._calls = RepeatedCall("netlink check", INTERVAL, processes, self.check)
 
     def start(self) -> None:
         """Check every second until ``close``. Needs a running event loop."""

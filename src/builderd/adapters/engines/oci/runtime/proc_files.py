@@ -34,7 +34,7 @@ class ProcFiles:
     ) -> None:
         self._cgroups = cgroups
         self._bundle = bundle
-        self._calls = RepeatedCall("proc files not updated", INTERVAL, records, self.update)
+        self._calls = RepeatedCall("update of proc files", INTERVAL, records, self.update)
 
     def start(self) -> None:
         """Update every two seconds until ``close``. Needs a running event loop."""

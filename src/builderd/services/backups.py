@@ -196,7 +196,7 @@ def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: B
     """
     _refuse_unfinished(backup)
     builder = builders.get(uow, caller.tenant_id, backup.builder_id, lock=True)
-    uow.builders.get(backup.builder_id, lock=True)
+    _lock_stored(uow, backup, now)
     if any(one.kind is RestoreKind.SAME for one in uow.restores.open_of(builder.id)):
         raise InvalidState("A backup of this builder is being restored: wait until that is done.")
     version = version_of(uow, backup)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from tests.unit.web.conftest import Pages
@@ -12,6 +14,7 @@ from tests.unit.web.conftest import Pages
 from builderd.domain.ids import BuilderId
 from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.previews import RESPONSE_TIMES
+from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.services import tenant_queue
@@ -68,6 +71,8 @@ async def test_charts_of_metrics_are_a_table_too(pages: Pages) -> None:
     usage = Usage(300, 75, 300 * 2**20, 2**20, 2**30, 600, 0, 1234, answers_5xx=1, within_5_ms=2, class_times=failed)
     start = start_of(application.clock.now())
     await application.store.write(lambda uow: uow.metrics.add([UsageBucket(BuilderId(uuid), start, usage)]))
+    overview = (await pages.browser.get("/builders/my-api")).text
+    assert all(f" ms</b> {name}</span>" in overview for name in ("p50", "p99"))
     text = (await pages.browser.get("/builders/my-api/metrics?hours=1")).text
     table = text[text.index('aria-label="Figures of the charts"') :]
     for figure in ("0.25", "1.0 MB", "1.0 GB", "1,234", "not running"):
@@ -91,6 +96,24 @@ async def test_difference_of_versions_is_a_patch_to_download(pages: Pages) -> No
     assert f"-print(1)\n+{PLANTED}\n" in answer.text
     for path in ("2/patch?from=9", "2/patch", "9/patch?from=1"):
         assert (await pages.browser.get(f"/builders/my-api/versions/{path}")).status_code == 404
+
+
+async def test_spending_of_each_day_is_a_chart_and_a_table(pages: Pages) -> None:
+    uuid = BuilderId(await pages.create())
+    builder = await pages.service.store.read(lambda uow: uow.builders.get(uuid))
+    assert builder is not None
+    start = datetime(2026, 1, 9, 22, tzinfo=UTC)
+    past = Segment(builder.tenant_id, builder.id, Billing.TRIAL, start, start + timedelta(hours=5), Decimal("0.5"))
+    await pages.service.store.write(lambda uow: uow.ledger.open(past))
+    text = (await pages.browser.get("/spending?month=2026-01")).text
+    chart = text[text.index('aria-labelledby="dd"') : text.index('aria-labelledby="pb"')]
+    assert 'aria-label="Spent each day of January, at most €1.50 on 10 January"' in chart
+    bars = re.findall(r'class="bar"[^>]* height="([0-9.]+)"', chart)
+    assert (len(bars), bars[8], bars[9], float(bars[0])) == (31, "75.0", "112.5", 0)
+    assert '<td class="n">€1.00</td>' in chart
+    assert '<td class="n">€1.50</td>' in chart
+    empty = (await pages.browser.get("/spending?month=2020-01")).text
+    assert "Spent each day of January: nothing" in empty
 
 
 async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from starlette.responses import Response
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, NotFound
-from builderd.domain.metrics import Usage, resample, start_of
+from builderd.domain.metrics import Usage, add, resample, response_seconds, start_of
 from builderd.domain.prices import Billing
 from builderd.domain.qa import Outcome, QaReport
 from builderd.domain.reviews import Report, Severity, Verdict
@@ -105,6 +105,7 @@ class Requests:
     failed: int
     begin: datetime
     mark: float | None
+    times: Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ def _requests(uow: UnitOfWork, visit: Visit, version: Version, builder: Builder)
     steps = [usage for _, usage in resample(uow.metrics.of_builder(builder.id, begin), begin, STEP, STEPS)]
     most = max((usage.requests for usage in steps), default=0)
     width = CHART_WIDTH / STEPS
+    whole = reduce(add, steps)
+    times = [(name, response_seconds(whole, part)) for name, part in (("p50", 0.5), ("p99", 0.99))]
     since = (version.created_at - begin) / (STEP * STEPS)
     return Requests(
         [_bar(index * width, usage, most or 1) for index, usage in enumerate(steps)],
@@ -182,6 +185,7 @@ def _requests(uow: UnitOfWork, visit: Visit, version: Version, builder: Builder)
         sum(usage.answers_5xx for usage in steps),
         begin,
         round(since * CHART_WIDTH, 1) if since > 0 else None,
+        [(name, seconds) for name, seconds in times if seconds is not None],
     )
 
 

@@ -8,6 +8,8 @@
   const time = (s) => (s == null ? "–" : s >= 1 ? `${plain(s)} s` : `${plain(s * 1000)} ms`);
   const two = (n) => String(n).padStart(2, "0"), clock = (s) => { const d = new Date(s * 1000); return `${two(d.getHours())}:${two(d.getMinutes())}`; };
   const KINDS = { requests: [[6, "s1"], [7, "s4"]], times: [[9, "s1"], [8, "s2"]], cpu: [[1, "s1"]], memory: [[2, "s1"]], disk: [[3, "s1"]], network: [[5, "s1"], [4, "s2"]] };
+  // Sizes are told in powers of 1024: their lines are at round ones.
+  const POWERS = Array.from({ length: 46 }, (_, power) => 2 ** power);
   // A value between two gaps is no line: without points, a builder that just started would have empty charts.
   const isSparse = (values) => values.filter((value) => value != null).length < 3;
   function draw(key, columns, limits) {
@@ -21,7 +23,7 @@
     charts.set(key, new uPlot({
       width: box.clientWidth, height: 170, cursor: { y: false, points: { size: 6 } }, legend: { show: false },
       scales: { y: { range: (_, low, high) => [0, Math.max(limit && high > limit / 4 ? limit : 0, high || 0, key === "cpu" ? 0.1 : key === "times" ? 0.01 : 1) * 1.05] } },
-      axes: [{ ...axis, size: 28, values: (_, all) => all.map(clock) }, { ...axis, size: 62, values: (_, all) => all.map(show) }],
+      axes: [{ ...axis, size: 28, values: (_, all) => all.map(clock) }, { ...axis, size: 62, values: (_, all) => all.map(show), ...(isBytes ? { incrs: POWERS } : {}) }],
       series: [{}, ...KINDS[key].map(([, name], index) => ({ stroke: colour(`c-${name}`), width: 1.5, dash: index && ["network", "times"].includes(key) ? [3, 2] : undefined, fill: index ? undefined : colour(`c-${name}-wash`), points: { show: (plot, at) => isSparse(plot.data[at]), size: 5 }, spanGaps: false }))],
       hooks: { setCursor: [(plot) => { const at = plot.cursor.idx, value = at == null ? latest : plot.data[1][at]; document.getElementById(`v-${key}`).textContent = at == null ? show(latest) : `${show(value)} at ${clock(plot.data[0][at])}`; }] },
     }, data, box));

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder, Cause, Desired, JobType, Status, StopKind, Visibility
-from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
+from builderd.domain.errors import EngineUnavailable, InvalidState, NoCapacity, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.idleness import auto_stop_error
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
@@ -246,8 +246,10 @@ def _view(
 
 
 def check_engine(application: Application) -> None:
-    """Raise ``EngineUnavailable`` until sandboxes can be started."""
+    """Raise ``EngineUnavailable`` until sandboxes can be started, ``NoCapacity`` while the store is full."""
     readiness = application.engine.readiness()
+    if readiness.full:
+        raise NoCapacity(readiness.message, retry_after=60)
     if not readiness.ready:
         raise EngineUnavailable(
             f"The engine is not ready yet: {readiness.message.rstrip('.')}. Try again shortly.", retry_after=5

@@ -18,10 +18,14 @@ from builderd.ports.engine.tools import Tools
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Readiness of the engine. ``ready``: sandboxes can start; ``message``: what is being made or what is wrong."""
+    """Readiness of the engine. ``ready``: sandboxes can start; ``message``: what is being made or what is wrong.
+
+    ``full``: it is not ready only for want of space.
+    """
 
     ready: bool
     message: str
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,15 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolExit:
-    """Exit of a tool. ``exit_code`` is not 0 when it ran out of memory or time."""
+    """Exit of a tool. ``exit_code`` is not 0 when it ran out of memory or time.
+
+    ``store_full``: it failed on a disk while the store of all disks, not this one's limit, had no room.
+    """
 
     exit_code: int
     out_of_memory: bool = False
     timed_out: bool = False
+    store_full: bool = False
 
 
 class Tools(Protocol):

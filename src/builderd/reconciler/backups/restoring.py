@@ -16,7 +16,14 @@ from builderd.domain.backups import (
     failure_of,
 )
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed, InvalidState, StoreUnavailable
+from builderd.domain.errors import (
+    BackupFailed,
+    EngineUnavailable,
+    InvalidState,
+    MachineFault,
+    NoCapacity,
+    StoreUnavailable,
+)
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.ports.store import UnitOfWork
@@ -76,7 +83,11 @@ async def _refuse_unsafe(context: BackupContext, stored: StoredState) -> None:
         return
     # Without a disk there is nothing that the restore could overwrite.
     if await context.app.engine.disk(stored.builder.disk) is not None:
-        raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {stored.safety.error}")
+        failure = failure_of(stored.safety)
+        message = f"What the builder has now could not be backed up, so it stays: {failure.message}"
+        # Of the machine's faults the caller hears that they pass; another code would have the restore wait.
+        kind = type(failure) if isinstance(failure, NoCapacity | MachineFault | EngineUnavailable) else BackupFailed
+        raise kind(message, data=failure.data, retry_after=failure.retry_after)
 
 
 def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:

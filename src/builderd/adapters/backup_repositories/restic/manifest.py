@@ -17,6 +17,7 @@ manifests are compared as streams. Sockets are left out: no process listens on t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -235,6 +236,10 @@ def main(arguments: list[str]) -> int:
     except TooLong as error:
         answer = {"too_long": str(error)}
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Only the manifest is written.
+            print(json.dumps({"full": error.strerror}))  # noqa: T201
+            return 0
         name = os.fsdecode(error.filename or b"")
         answer = {"unreadable": f"{name!r}: {error.strerror}"}
     print(json.dumps(answer))  # noqa: T201

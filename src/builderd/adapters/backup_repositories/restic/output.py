@@ -10,6 +10,8 @@ from typing import Any
 #: A user and password in a URL, which no message may show.
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SHOWN = 3
+#: ENOSPC and EDQUOT as Go prints them, at the end of an error.
+_FULL = (": no space left on device", ": disk quota exceeded")
 _LINE_LENGTH = 300
 #: Shorter values are no secrets, and would mask ordinary words in messages.
 _SECRET_LENGTH = 6
@@ -22,6 +24,19 @@ def parse(line: str) -> Mapping[str, Any]:
     except ValueError:
         return {"text": line}
     return found if isinstance(found, dict) else {"text": line}
+
+
+def is_full(messages: Iterable[Mapping[str, Any]], *, during: str = "") -> bool:
+    """Return True if an error says that there was no room: for a file that was restored, or in the repository.
+
+    ``during`` is "restore" for the files, whose errors name restic's work; empty for the repository, whose error ends
+    restic. An error's last words are the kernel's; names of files, which may say anything, stand before them.
+    """
+    kind = "error" if during else "exit_error"
+    return any(
+        one.get("message_type") == kind and one.get("during", "") == during and _error_text(one).lower().endswith(_FULL)
+        for one in messages
+    )
 
 
 def find(messages: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:

@@ -22,11 +22,13 @@ from builderd.adapters.backup_repositories.restic.runs import (
     KEPT_LINES,
     LONG,
     QUICK,
+    RETRY_FULL,
     DiskAccess,
     NoRepository,
     ResticContext,
     ResticFailed,
     Run,
+    TargetFull,
 )
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
@@ -106,6 +108,8 @@ class ResticRepository:
         try:
             await run(*command.restore_manifest(snapshot), timeout=QUICK)
             await run(*command.restore(snapshot), timeout=LONG)
+        except TargetFull as error:
+            raise _no_room(error) from error
         except ResticFailed as error:
             # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
             await self.snapshots(repository)
@@ -158,6 +162,8 @@ class ResticRepository:
                 "The list of files is too long: there are too many files, or their paths are too long, at "
                 f"{str(answer['too_long'])[:200]!r}: remove what is not needed, or pack small files together."
             )
+        if "full" in answer:
+            raise _data_directory_full()
         if "unreadable" in answer:
             raise BackupFailed(f"A file cannot be read: {answer['unreadable']}.")
         if ended.exit_code or "digest" not in answer:
@@ -175,7 +181,9 @@ class ResticRepository:
         if free - needed < self._floor:
             raise NoCapacity(
                 f"The backups' file system has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
-                "too little for this backup. Make room, or keep fewer backups."
+                "too little for this backup. Its operator frees space there; removing backups of yours helps too "
+                "(DELETE /api/v1/backups/{id}).",
+                retry_after=RETRY_FULL,
             )
         own = _size_of(self._context.location.folder(tenant))
         share = self._tenant_share * (own + free - self._floor)
@@ -183,11 +191,37 @@ class ResticRepository:
             raise NoCapacity(
                 f"Your backups take {own / 1e9:.1f} GB, this one may need {needed / 1e9:.1f} GB more, and a tenant may "
                 f"have {share / 1e9:.1f} GB here: remove backups (DELETE /api/v1/backups/{{id}}) or files. The "
-                "operator sets the share (backup.tenant_share)."
+                "operator sets the share (backup.tenant_share).",
+                retry_after=RETRY_FULL,
             )
 
     def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
         return self._work_root / tenant / builder
+
+
+def _no_room(error: TargetFull) -> NoCapacity:
+    """Return the error of a restore that had no room for the backup's files."""
+    if error.store_full:
+        return NoCapacity(
+            "The machine's store for apps and layers is full: the backup was not restored, and nothing was replaced. "
+            "Delete a builder that is not needed (stopping one frees nothing), or its operator frees space (builderd "
+            "doctor) or enlarges the store (store.size). Then restore again.",
+            retry_after=RETRY_FULL,
+        )
+    return NoCapacity(
+        "The backup's files do not fit on a disk of the builder's size, so nothing was replaced: deploy a version with "
+        f"a larger disk (resources.disk), then restore again. {error.message}.",
+        retry_after=RETRY_FULL,
+    )
+
+
+def _data_directory_full() -> NoCapacity:
+    """Return the error of a list of files that had no room in the service's data directory."""
+    return NoCapacity(
+        "The file system of the service's data directory is full: the list of the files could not be written. Its "
+        "operator must free space there (df -h, builderd doctor). Then try again.",
+        retry_after=RETRY_FULL,
+    )
 
 
 def _size_of(repository: Path) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 
 from builderd.adapters.backup_repositories.restic import command, output
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
-from builderd.domain.errors import BackupFailed
+from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import DiskId
 from builderd.domain.machine_faults import helper_died
 from builderd.ports.backup_repository import OnProgress, TenantRepository
-from builderd.ports.engine import Tool, Tools
+from builderd.ports.engine import Tool, ToolExit, Tools
 
 #: Seconds that a backup or a restore may take.
 LONG = 12 * 3600.0
@@ -23,6 +23,8 @@ QUICK = 600.0
 KILLED = 137
 #: The last lines of output, which explain how the command ended.
 KEPT_LINES = 200
+#: When a caller may try again after a full file system, in seconds.
+RETRY_FULL = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ class NoRepository(BackupFailed):
 
 class ResticFailed(BackupFailed):
     """restic failed for a reason that has no exit code of its own, such as damage or a lost connection."""
+
+
+class TargetFull(ResticFailed):
+    """There was no room for a file that restic restored. ``store_full``: in the machine's store, not on its disk."""
+
+    def __init__(self, message: str, *, store_full: bool) -> None:
+        super().__init__(message)
+        self.store_full = store_full
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +88,16 @@ class Run:
         self, *argv: str, timeout: float, creates_repository: bool = False
     ) -> Sequence[Mapping[str, Any]]:
         """Run a command and return its JSON messages. Raises ``BackupFailed`` for any failure."""
-        code, messages = await self._run(argv, timeout)
-        if code == command.NO_REPOSITORY and creates_repository:
-            self._raise_for_exit_code(*await self._run(command.init(), QUICK))
-            code, messages = await self._run(argv, timeout)
-        if code == command.LOCKED and await self._clear_own_locks():
-            code, messages = await self._run(argv, timeout)
-        self._raise_for_exit_code(code, messages)
+        ended, messages = await self._run(argv, timeout)
+        if ended.exit_code == command.NO_REPOSITORY and creates_repository:
+            self._raise_for_end(*await self._run(command.init(), QUICK))
+            ended, messages = await self._run(argv, timeout)
+        if ended.exit_code == command.LOCKED and await self._clear_own_locks():
+            ended, messages = await self._run(argv, timeout)
+        self._raise_for_end(ended, messages)
         return messages
 
-    async def _run(self, argv: tuple[str, ...], timeout: float) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    async def _run(self, argv: tuple[str, ...], timeout: float) -> tuple[ToolExit, Sequence[Mapping[str, Any]]]:
         messages: deque[Mapping[str, Any]] = deque(maxlen=KEPT_LINES)
 
         def read_line(line: str) -> None:
@@ -114,24 +124,30 @@ class Run:
             raise BackupFailed(f"restic ran out of {'time' if ended.timed_out else 'memory'}.")
         if ended.exit_code == KILLED:
             raise helper_died("restic", "was killed")
-        return ended.exit_code, messages
+        return ended, messages
 
     async def _clear_own_locks(self) -> bool:
         """Remove the locks if runs of this service, which have all ended, left them. Return True if removed."""
-        code, listed = await self._run(command.list_locks(), QUICK)
-        if code:
+        ended, listed = await self._run(command.list_locks(), QUICK)
+        if ended.exit_code:
             return False
         names = [str(one["text"]).strip() for one in listed if "text" in one]
         for name in names:
-            failed, shown = await self._run(command.show_lock(name), QUICK)
+            ended, shown = await self._run(command.show_lock(name), QUICK)
             lock = output.parse("".join(str(one.get("text", "")) for one in shown)) if _is_text(shown) else shown[-1]
-            if failed or lock.get("hostname") != self._context.name:
+            if ended.exit_code or lock.get("hostname") != self._context.name:
                 return False
-        code, _ = await self._run(command.remove_locks(), QUICK)
-        return code == 0
+        ended, _ = await self._run(command.remove_locks(), QUICK)
+        return ended.exit_code == 0
 
-    def _raise_for_exit_code(self, code: int, messages: Sequence[Mapping[str, Any]]) -> None:
-        _raise_for_exit_code(code, self.explain(messages))
+    def _raise_for_end(self, ended: ToolExit, messages: Sequence[Mapping[str, Any]]) -> None:
+        if not ended.exit_code:
+            return
+        if output.is_full(messages, during="restore"):
+            raise TargetFull(self.explain(messages), store_full=ended.store_full)
+        if output.is_full(messages):
+            raise repository_full()
+        _raise_for_exit_code(ended.exit_code, self.explain(messages))
 
     def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Quote what restic printed, without the secrets of this run."""
@@ -144,10 +160,17 @@ def _is_text(messages: Sequence[Mapping[str, Any]]) -> bool:
     return bool(messages) and all("text" in one for one in messages)
 
 
+def repository_full() -> NoCapacity:
+    """Return the error of a run that had no room in the repository, which needs some even for a restore: its lock."""
+    return NoCapacity(
+        "The file system of the backups' repositories is full: its operator must free space there (df -h, builderd "
+        "doctor) or move them (backup.repository). Nothing was changed or lost; then try again.",
+        retry_after=RETRY_FULL,
+    )
+
+
 def _raise_for_exit_code(code: int, why: str) -> None:
-    """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status but 0."""
-    if code == 0:
-        return
+    """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status; it is not 0."""
     match code:
         case command.NO_REPOSITORY:
             raise NoRepository(

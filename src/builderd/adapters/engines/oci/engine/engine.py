@@ -96,8 +96,8 @@ class OciEngine:
         return machine
 
     def readiness(self) -> Readiness:
-        failure_reason = self._machine.store.failure_reason() if self._machine and self._readiness.ready else None
-        return Readiness(False, failure_reason) if failure_reason else self._readiness
+        failure = self._machine.store.failure() if self._machine and self._readiness.ready else None
+        return failure or self._readiness
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
@@ -183,7 +183,8 @@ class OciEngine:
         await run_to_completion(self._here.disks.put_bundle, disk, bundle, replaced, build)
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        await run_to_completion(self._here.disks.mark_bundle, disk, bundle_hash)
+        with full_store_named(self._here.store):
+            await run_to_completion(self._here.disks.mark_bundle, disk, bundle_hash)
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         here, user = self._here, self._user(source)

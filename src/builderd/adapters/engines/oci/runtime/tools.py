@@ -60,7 +60,8 @@ class Tools:
             make_folder(folder)
         run = self._make_run(secrets.token_hex(8), tool)
         ended = await self._runner.run(run, tool.timeout_seconds, output)
-        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out)
+        store_full = bool(ended.exit_code) and tool.disk is not None and self._disks.is_stopped_by_store(tool.disk)
+        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full)
 
     def _make_run(self, name: str, tool: Tool) -> Run:
         return Run(

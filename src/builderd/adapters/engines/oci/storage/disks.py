@@ -35,7 +35,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, f
 from builderd.adapters.engines.oci.storage.too_large import store_full
 from builderd.adapters.engines.oci.storage.tree import clear, make_empty_folder
 from builderd.domain.bundles import Bundle, changes
-from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
+from builderd.domain.errors import BuilderdError, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 from builderd.linux import atomic_files
@@ -48,7 +48,7 @@ DISK_UID = 0x10000000
 SWEEP_EVERY = 50
 SCRATCH_BYTES = space_reservations.SCRATCH_BYTES
 APP_OWNER = DISK_UID + APP_UID
-#: A store, and a disk, with less space than this takes no files any more.
+#: A disk with less space than this takes no files any more.
 NEARLY_FULL = 16 << 20
 INCOMING, TRASH = "incoming", "trash"
 
@@ -212,25 +212,36 @@ class Disks:
         atomic_files.replace(self._existing(disk) / "bundle", f"{bundle_hash}\n".encode(), mode=0o644)
 
     def _full(self, path: Path) -> BuilderdError:
-        if failure_reason := self._store.failure_reason():
-            return EngineUnavailable(failure_reason, retry_after=60)
-        quota, group = self._store.quota, self._store.quota.group(path)
-        size = quota.limit_of(group) / GB
-        if self._store.reservations.writable() < NEARLY_FULL <= quota.limit_of(group) - quota.used(group):
-            return store_full()
+        if self._has_room(path) and self._store.is_full():
+            return store_full(self._store)
+        size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
         return NoCapacity(
             f"The builder's disk of {size:.3g} GB is full: delete files in /app or ~/.cache, or ask for a larger disk."
         )
 
-    def too_full(self, disk: DiskId) -> TooLarge:
-        """Return the error for a file that does not fit."""
+    def is_stopped_by_store(self, disk: DiskId) -> bool:
+        """Return True if the store, not the disk's own limit, has no room for a write to it."""
+        return self._store.is_full() and self._has_room(self._existing(disk))
+
+    def _has_room(self, path: Path) -> bool:
+        quota, group = self._store.quota, self._store.quota.group(path)
+        return quota.limit_of(group) - quota.used(group) >= NEARLY_FULL
+
+    def too_full(self, disk: DiskId) -> BuilderdError:
+        """Return the error for a file that does not fit: on the disk, or in the store."""
+        return store_full(self._store) if self.is_stopped_by_store(disk) else self.too_large(disk)
+
+    def too_large(self, disk: DiskId) -> TooLarge:
+        """Return the error for a file that does not fit on the disk."""
         return TooLarge(
             f"The file does not fit on the builder's disk of {self.limit(disk) / GB:.3g} GB: delete files in /app, or "
             "ask for a larger disk."
         )
 
-    def delete_needs_space(self, disk: DiskId) -> TooLarge:
+    def delete_needs_space(self, disk: DiskId) -> BuilderdError:
         """Return the error for a folder that cannot be moved aside."""
+        if self.is_stopped_by_store(disk):
+            return store_full(self._store)
         return TooLarge(
             f"The builder's disk of {self.limit(disk) / GB:.3g} GB is full, and deleting this needs a little room: "
             "delete single files first, or ask for a larger disk."

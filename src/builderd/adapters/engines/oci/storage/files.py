@@ -111,11 +111,13 @@ class Files:
         executable: bool | None,
     ) -> tuple[FileEntry, bool]:
         await self._run(self._check, disk, path, condition)
-        with self._full_disk_as(self._disks.too_full, disk), folder(self._disks.incoming(disk)) as staging:
-            if size is not None and size > self._disks.limit(disk):
-                raise OSError(errno.EDQUOT, "larger than the disk")
+        if size is not None and size > self._disks.limit(disk):
+            raise self._disks.too_large(disk)
+        full = partial(self._full_disk_as, self._disks.too_full, disk)
+        with full(), folder(self._disks.incoming(disk)) as staging:
             flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
-            with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged:
+            # Judged while the file is open: closing it gives back the space that it took.
+            with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged, full():
                 async for piece in chunked(content, WRITE_BYTES):
                     await self._run(_write_all, staged, piece)
                 return await self._run(self._put, disk, path, condition, staged, staging, executable)

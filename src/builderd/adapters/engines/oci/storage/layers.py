@@ -310,8 +310,8 @@ class Layers:
         if end.exit_code == KILLED and build.app is None:
             raise helper_died("the installer", "was killed")
         stopped = names_quota(transcript.last)
-        if self._store.reservations.writable() < FULL or (stopped and watch.reached(None)):
-            raise store_full()
+        if self._store.is_full() or (stopped and watch.reached(None)):
+            raise store_full(self._store)
         if build.shared and (self._is_full(build.shared) or (stopped and watch.reached(build.shared))):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
         if self._is_full(build.layer) or (stopped and watch.reached(build.layer, build.cache)):

@@ -23,12 +23,14 @@ from builderd.adapters.engines.oci.storage.store_record import claim_for, refuse
 from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
 from builderd.domain.errors import EngineUnavailable
-from builderd.ports.engine import StoreOptions
+from builderd.ports.engine import Readiness, StoreOptions
 
 Progress = Callable[[str], None]
 
 FOLDERS = ("disks", "scratch", "layers", "builds")
 BUSY_SECONDS = 2.0
+#: A store with less free space than this is full: the watch sets its limit in steps of half of it.
+FULL = 32 << 20
 
 
 class Store:
@@ -103,6 +105,18 @@ class Store:
     def failure_reason(self) -> str | None:
         """Return why apps cannot write and what to do; None when they can."""
         return self._watch.failure_reason() if self._watch else None
+
+    def failure(self) -> Readiness | None:
+        """Return why sandboxes cannot start on this store; None when they can."""
+        reason = self.failure_reason()
+        return Readiness(False, reason, full=self.is_full()) if reason else None
+
+    def is_full(self) -> bool:
+        """Return True when sandboxes and builds get no more space, however little of their own limits they use."""
+        if self._watch and self._watch.is_full():
+            return True
+        room, limit = self.reservations.writable(), self.quota.total_limit()
+        return min(room, limit - self.quota.used_total() if limit else room) < FULL
 
     def is_short(self) -> bool:
         """Return True when the host's file system below the store may soon be full."""

@@ -65,6 +65,10 @@ class StoreWatch:
         """Return why apps cannot write and what to do; None when they can."""
         return self._failure_reason
 
+    def is_full(self) -> bool:
+        """Return True when apps cannot write for want of space, in the store or on its host, and for nothing else."""
+        return self._failure_reason is not None and not self._device.is_read_only()
+
     def _run(self) -> None:
         while not self._closed.wait(INTERVAL):
             self._try()

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from builderd.adapters.engines.oci.storage.store import Store
-from builderd.domain.errors import InstallFailed, NoCapacity
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InstallFailed, NoCapacity
 from builderd.domain.resources import GB
 
-#: A store or subvolume with less free space than this is full.
+#: A subvolume with less free space than this is full.
 FULL = 32 << 20
 #: Words by which programs name EDQUOT: the message of libc, and the code as Node.js and others have it.
 _QUOTA_WORDS = ("disk quota exceeded", "edquot")
@@ -58,22 +58,25 @@ _CURE = (
 )
 
 
-def store_full() -> NoCapacity:
-    """Return the error of a write that the store of all disks and layers has no room for."""
-    return NoCapacity(f"The machine's store for apps and layers is full. {_CURE}", retry_after=60)
+def store_full(store: Store) -> BuilderdError:
+    """Return the error of a write that the store of all disks and layers has no room for, or takes no more."""
+    reason = store.failure_reason()
+    if reason is None:
+        return NoCapacity(f"The machine's store for apps and layers is full. {_CURE}", retry_after=60)
+    return NoCapacity(reason, retry_after=60) if store.is_full() else EngineUnavailable(reason, retry_after=60)
 
 
 @contextmanager
 def full_store_named(store: Store) -> Iterator[None]:
     """Raise ``NoCapacity`` where the store itself had no room for a write of the service.
 
-    Errors of other file systems pass: a full host is a machine fault, also where the store lies on it.
+    Errors of other file systems pass: a full one beside the store is a machine fault.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not store.failure_reason() and _is_in(store, error):
-            raise store_full() from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and _is_in(store, error):
+            raise store_full(store) from error
         raise
 
 
@@ -82,7 +85,7 @@ def _is_in(store: Store, error: OSError) -> bool:
     if isinstance(error.filename, str | bytes):
         path = error.filename if isinstance(error.filename, str) else error.filename.decode(errors="replace")
         return path.startswith(f"{store.root}/")
-    return error.errno == errno.EDQUOT or store.reservations.writable() < FULL
+    return error.errno == errno.EDQUOT or store.is_full()
 
 
 def names_quota(lines: Iterable[str]) -> bool:

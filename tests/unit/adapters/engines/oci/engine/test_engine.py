@@ -105,9 +105,9 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
 
 
 def test_an_engine_whose_apps_cannot_write_is_not_ready_and_says_why(tmp_path: Path) -> None:
-    reasons = ["The store is full.", None]
+    reasons = [Readiness(False, "The store is full.", full=True), None]
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
-    engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(failure_reason=lambda: reasons.pop(0))))
+    engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(failure=lambda: reasons.pop(0))))
     engine._readiness = Readiness(True, "ready")
-    assert engine.readiness() == Readiness(False, "The store is full.")
+    assert engine.readiness() == Readiness(False, "The store is full.", full=True)
     assert engine.readiness().ready

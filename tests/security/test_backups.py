@@ -170,8 +170,9 @@ async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, 
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(20_000_000)))
     small = DiskId(new_id())
     await scene.engine.create_disk(small, 5_000_000)
-    with pytest.raises(BackupFailed):
+    with pytest.raises(NoCapacity, match="deploy a version with a larger disk") as told:
         await scene.backup_repository.restore(repository, saved.snapshot, small, lambda _: None)
+    assert told.value.retry_after
     await scene.engine.delete_disk(small)
 
 

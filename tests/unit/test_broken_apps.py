@@ -110,6 +110,15 @@ CASES = {
     "a script that may not be executed": Case(
         lambda: ended("sh: 1: ./run: Permission denied", 126), "may not execute", '"executable"'
     ),
+    "a full disk": Case(
+        lambda: ended("OSError: [Errno 122] Disk quota exceeded"), "Its disk is full", "more with resources.disk"
+    ),
+    "a port that is taken": Case(
+        lambda: ended("OSError: [Errno 98] Address already in use"), "on that port already", "start one server"
+    ),
+    "a variable that stands in .env": Case(
+        lambda: ended("KeyError: 'DB_URL'", _env="DB_URL=x"), "DB_URL", '"env_file": ".env"'
+    ),
     "a command that ends": Case(lambda: ended("done", 0), "exited with code 0", '"job_type": "one_time"'),
     "memory": Case(killed, "out of memory, limit 1 GB", "resources.memory"),
     "a newer Python": Case(lambda: scanned(TEMPLATE), "Python 3.14 reads this", "here: write it for Python 3.13"),

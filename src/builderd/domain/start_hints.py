@@ -23,6 +23,9 @@ _COMMAND = re.compile(
 )
 _PYTHON = re.compile(r"ModuleNotFoundError: No module named '(?P<name>[A-Za-z0-9_]{1,100})[.A-Za-z0-9_]*'")
 _NODE = re.compile(r"Cannot find (?:module|package) '(?P<name>[A-Za-z0-9_@./][A-Za-z0-9_.@/+-]{0,100})'")
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|\b(?:ENOSPC|EDQUOT)\b")
+_IN_USE = re.compile(r"Address already in use|\bEADDRINUSE\b|address already in use")
+_VARIABLE = re.compile(r"^KeyError: '(?P<name>[A-Z][A-Z0-9_]{1,100})'$")
 
 #: Package of a module or command whose name differs from the package's.
 PYTHON_PACKAGES = {
@@ -141,7 +144,20 @@ def start_hint(lines: Sequence[str], bundle: Bundle | None) -> str:
             return _for_module(match["name"], bundle)
         if match := _NODE.search(line):
             return _for_package(match["name"], bundle)
+        if (match := _VARIABLE.search(line)) and bundle is not None and bundle.file(".env") is not None:
+            return _for_variable(match["name"])
+        if _FULL.search(line):
+            return "Its disk is full: write less to /app and the home, or ask for more with resources.disk."
+        if _IN_USE.search(line):
+            return "The app listens on that port already: start one server in it, or give each a port of its own."
     return ""
+
+
+def _for_variable(name: str) -> str:
+    return (
+        f"If {name} is a variable of the environment, it is not set, since .env is not read by itself: deploy with "
+        '"env_file": ".env", or set it in "env".'
+    )
 
 
 def _for_command(name: str, bundle: Bundle | None) -> str:

@@ -1,7 +1,8 @@
-"""Deploy the zoo on a service of its own and print its table: ``python -m tests.acceptance.zoo [--busy N] [NAME …]``.
+"""Deploy the zoo on a service of its own and print its table: ``python -m tests.acceptance.zoo [--load N] [NAME …]``.
 
-Needs root, as every real sandbox does. ``--busy N`` keeps the machine busy with N endless loops meanwhile, and deploys
-each app once, its layers as they are; without it each is deployed cold, cached, and with a new version.
+Needs root, as every real sandbox does. ``--load N`` deploys each app twice, its layers as they are: first on the
+machine as it is, then beside N endless loops of its own, and prints a table of each. Without it each app is deployed
+cold, cached, and with a new version.
 ``BUILDERD_ZOO_ROWS`` names a file to which each row is appended, ``BUILDERD_SCREENSHOTS`` a folder for pictures.
 """
 
@@ -12,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.acceptance.live_service import LiveService, live_service
@@ -30,14 +31,19 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="bd.") as folder,
         live_service(Path(folder, "d")) as service,
     ):
-        if options.busy:
-            for app in chosen:
-                _row(service, app, warm=True, busy_loops=0)
-        loops = busy(options.busy) if options.busy else nullcontext()
-        with loops:
-            rows = [_row(service, app, warm=bool(options.busy), busy_loops=options.busy) for app in chosen]
-    sys.stdout.write(markdown(rows))
-    return 0 if all(row.verdict == "up" for row in rows) else 1
+        plain = [_row(service, app, warm=bool(options.load), busy_loops=0) for app in chosen]
+        _print("As it is" if options.load else "", plain)
+        loaded: list[Row] = []
+        if options.load:
+            with busy(options.load):
+                loaded = [_row(service, app, warm=True, busy_loops=options.load) for app in chosen]
+            _print(f"Beside {options.load} loops", loaded)
+    return 0 if all(row.verdict == "up" for row in (*plain, *loaded)) else 1
+
+
+def _print(title: str, rows: Collection[Row]) -> None:
+    sys.stdout.write(f"{title}\n\n{markdown(rows)}\n" if title else markdown(rows))
+    sys.stdout.flush()
 
 
 def _row(service: LiveService, app: ZooApp, *, warm: bool, busy_loops: int) -> Row:
@@ -54,7 +60,7 @@ def _row(service: LiveService, app: ZooApp, *, warm: bool, busy_loops: int) -> R
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.acceptance.zoo")
     parser.add_argument("names", nargs="*", metavar="NAME", help="apps; all without one")
-    parser.add_argument("--busy", type=int, default=0, help="endless loops beside the deployments")
+    parser.add_argument("--load", type=int, default=0, metavar="N", help="also beside N endless loops")
     return parser.parse_args()
 
 

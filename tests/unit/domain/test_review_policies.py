@@ -52,6 +52,18 @@ def test_the_last_pattern_counts() -> None:
     assert [policy.severity(rule) for rule in ("A-a", "A-b", "A-bc")] == [Severity.BLOCK, None, Severity.HOLD]
 
 
+def test_time_of_a_review_follows_from_the_size_that_is_allowed() -> None:
+    limits = make_policy(DEFAULT).limits
+    assert limits.for_size(999_999) == limits, "a scanner that is prepared for small bundles fits"
+    whole = limits.for_size(limits.total_bytes)
+    assert (whole.cpu_seconds, whole.wall_seconds) == (30, 180)
+    assert (whole.files, whole.total_bytes, whole.memory_bytes) == (
+        limits.files,
+        limits.total_bytes,
+        limits.memory_bytes,
+    )
+
+
 def test_no_pattern_lets_through_what_could_not_be_judged_or_has_a_model_do_more_than_hold() -> None:
     for word, model in (("off", None), ("warn", Severity.WARN), ("block", Severity.HOLD)):
         policy = make_policy({"rules": {"*": word}})

@@ -419,3 +419,14 @@ async def _drilled(scene: Scene, backup: Backup) -> Backup:
     await scene.settle()
     assert timedelta(0) <= scene.world.clock.now() - now
     return await scene.backup(backup)
+
+
+async def test_restore_whose_first_backup_finds_no_room_is_no_capacity(scene: Scene) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    scene.backup_repository.fail_next("save", NoCapacity("The store is full.", retry_after=60))
+    failed = await _restore(scene, backup)
+    with pytest.raises(NoCapacity, match="so it stays: The store is full") as told:
+        await backups.restored(scene.world.application, failed)
+    assert told.value.retry_after == 60
+    assert set(scene.world.engine.disks) == {builder.disk}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -12,28 +11,26 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from builderd.adapters.scanners.tripwire import javascript, lint, local_keys, patterns, python_code
 from builderd.adapters.scanners.tripwire.catalogue import CATALOGUE
 from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
-from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules, masked
+from builderd.adapters.scanners.tripwire.review import Review, Source, listed, reported
+from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
 from builderd.adapters.scanners.tripwire.signatures import Signatures
 from builderd.domain.reach import References
 from builderd.domain.sources import CODE, Kind
 
 FOLDER = Path("/work")
-MAX_TEXT = 200
 FOR_SECRETS = "Take it out, revoke it where it was issued, and hand it to the app as a credential"
 FOR_WARNINGS = "Look at it: it is harmless in many places"
 HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
 #: Bytes of scripts whose flow of data is followed: minified code takes more time for a byte than a person's.
 MAX_SCRIPTS = 150_000
 PRIVATE_KEY = "SEC-private-key"
-#: What a tool may take of the review's time.
-SHARE = 0.8
 
 
 class ToolKilled(Exception):
@@ -44,12 +41,6 @@ class ToolLate(Exception):
     """A scanning program ran out of time before its limit of CPU time: it hangs, or the machine is overloaded."""
 
 
-class Source(NamedTuple):
-    path: str
-    kind: str
-    content: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Tools:
     """Programs as they are seen within the root; ``python`` is the target's where its version is not this one's."""
@@ -58,44 +49,6 @@ class Tools:
     node: tuple[str, ...] | None = None
     python: tuple[str, ...] | None = None
     binds: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(slots=True)
-class _Review:
-    """State of one review."""
-
-    sources: Sequence[Source]
-    paths: Sequence[str]
-    deadline: float
-    checker: subprocess.Popen[bytes] | None = None
-    texts: dict[str, str] = field(default_factory=dict)
-    lines: dict[str, list[str]] = field(default_factory=dict)
-    secrets: dict[str, list[Secret]] = field(default_factory=lambda: defaultdict(list))
-    raw: list[tuple[str, str, int, str, str, bool]] = field(default_factory=list)
-    references: dict[str, References] = field(default_factory=dict)
-    hooks: set[str] = field(default_factory=set)
-    trees: dict[str, Any] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    warned: Sequence[lint.Warned] = ()
-
-    def add(self, rule: str, path: str, line: int, *words: str, hidden: bool = False) -> None:
-        """``hidden``: nothing in quotes on that line is shown."""
-        message, advice = words or CATALOGUE[rule]
-        self.raw.append((rule, path, line, message, advice, hidden))
-
-    def add_flow(self, rule: str, path: str, line: int, trace: Sequence[Sequence[Any]]) -> None:
-        """Add a hit whose message shows the way of the data: source, steps, sink."""
-        words = CATALOGUE[rule]
-        steps = " → ".join(dict.fromkeys(f"{where}:{number}" for where, number in trace))
-        message = f"{words.message}: {steps}" if "→" in steps else words.message
-        self.add(rule, path, line, message, words.advice)
-
-    def left(self) -> float:
-        return max(0.1, (self.deadline - time.monotonic()) * SHARE)
-
-    def of(self, *kinds: Kind) -> list[Source]:
-        return [source for source in self.sources if source.kind in kinds]
 
 
 class Analyser:
@@ -122,7 +75,7 @@ class Analyser:
 
         ``checker`` was started for this review in advance.
         """
-        review = _Review(sources, paths, time.monotonic() + wall_seconds, checker)
+        review = Review(sources, paths, time.monotonic() + wall_seconds, checker)
         for source in sources:
             review.texts[source.path] = source.content.decode("utf-8", errors="replace")
             review.lines[source.path] = review.texts[source.path].split("\n")
@@ -139,8 +92,8 @@ class Analyser:
             self._collect(review, linted, "ruff")
         self._warn(review)
         return {
-            "hits": list(_reported(review)),
-            "references": {path: _listed(refers) for path, refers in review.references.items()},
+            "hits": list(reported(review)),
+            "references": {path: listed(refers) for path, refers in review.references.items()},
             "hooks": sorted(review.hooks),
             "failures": review.failures,
             "skipped": review.skipped,
@@ -148,7 +101,7 @@ class Analyser:
 
     # Python
 
-    def _read_python(self, review: _Review) -> list[Source]:
+    def _read_python(self, review: Review) -> list[Source]:
         """Yield the Python sources that parse."""
         sources = review.of(Kind.PYTHON)
         parsed = []
@@ -171,7 +124,7 @@ class Analyser:
                 review.hooks.add(source.path)
         return parsed
 
-    def _python_seen(self, review: _Review, sources: Sequence[Source]) -> list[python_code.FileFacts]:
+    def _python_seen(self, review: Review, sources: Sequence[Source]) -> list[python_code.FileFacts]:
         if not sources or self._tools.python is None:
             facts = python_code.analyse_all({source.path: source.content for source in sources}, review.paths)
             return [facts[source.path] for source in sources]
@@ -196,7 +149,7 @@ class Analyser:
         seen = json.loads(done.stdout)
         return [seen[source.path] for source in sources]
 
-    def _lint(self, review: _Review, sources: Sequence[Source]) -> None:
+    def _lint(self, review: Review, sources: Sequence[Source]) -> None:
         if self._tools.ruff is None:
             review.skipped.append("ruff")
             return
@@ -205,7 +158,7 @@ class Analyser:
         names = {f"{number}.py": source.path for number, source in enumerate(sources)}
         review.warned = lint.warnings_of(Path(self._tools.ruff), folder, names, review.left())
 
-    def _warn(self, review: _Review) -> None:
+    def _warn(self, review: Review) -> None:
         """Add ruff's warnings, once all secrets are known: a password is reported only once."""
         for found in review.warned:
             is_reported = any(secret.line == found.line for secret in review.secrets[found.path])
@@ -214,7 +167,7 @@ class Analyser:
 
     # JavaScript
 
-    def _check_javascript(self, review: _Review) -> None:
+    def _check_javascript(self, review: Review) -> None:
         sources = review.of(Kind.JAVASCRIPT)
         checker = review.checker
         if checker is None or checker.poll() is not None:
@@ -236,7 +189,7 @@ class Analyser:
             review.skipped.append("acorn")
         review.trees = {sources[number].path: tree for number, tree in (read.trees or {}).items()}
 
-    def _follow_scripts(self, review: _Review) -> None:
+    def _follow_scripts(self, review: Review) -> None:
         """Follow the flow of data through the scripts, once their trees are there."""
         trees = {}
         for path, tree in review.trees.items():
@@ -251,7 +204,7 @@ class Analyser:
             rule = patterns.MINIFIED_RULE if len(text) > patterns.MINIFIED else hit.rule
             review.add_flow(rule, hit.path, hit.line, hit.trace)
 
-    def _read_scripts(self, review: _Review) -> None:
+    def _read_scripts(self, review: Review) -> None:
         basenames: dict[str, list[str]] = defaultdict(list)
         for path in review.paths:
             basenames[path.rpartition("/")[2]].append(path)
@@ -265,7 +218,7 @@ class Analyser:
 
     # Any file
 
-    def _search(self, review: _Review, source: Source) -> None:
+    def _search(self, review: Review, source: Source) -> None:
         text = review.texts[source.path]
         review.secrets[source.path] = found = list(_most_severe(self._secrets.find(source.path, text)))
         for secret in found:
@@ -279,13 +232,13 @@ class Analyser:
         for signature in self._signatures.find(source.path, source.content):
             review.add(signature.rule, source.path, signature.line, signature.description, FOR_WARNINGS)
 
-    def _read_packages(self, review: _Review) -> None:
+    def _read_packages(self, review: Review) -> None:
         for source in review.sources:
             folder, _, name = source.path.rpartition("/")
             if name == "package.json" and "node_modules" not in folder:
                 self._read_package(review, source, folder)
 
-    def _read_package(self, review: _Review, source: Source, folder: str) -> None:
+    def _read_package(self, review: Review, source: Source, folder: str) -> None:
         try:
             package = json.loads(source.content)
         except (ValueError, RecursionError):
@@ -300,7 +253,7 @@ class Analyser:
             if name in HOOKS:
                 self._judge_hook(review, source, folder, name, command)
 
-    def _judge_hook(self, review: _Review, source: Source, folder: str, name: str, command: str) -> None:
+    def _judge_hook(self, review: Review, source: Source, folder: str, name: str, command: str) -> None:
         line = next((n for n, text in enumerate(review.lines[source.path], 1) if f'"{name}"' in text), 0)
         fetches = patterns.HOOK.search(command) is not None
         for word in command.split():
@@ -313,7 +266,7 @@ class Analyser:
                         review.add("MAL-install-hook", script, 0)
         review.add("MAL-install-hook" if fetches else "HOOK-install", source.path, line)
 
-    def _collect(self, review: _Review, work: Future[None] | None, name: str) -> None:
+    def _collect(self, review: Review, work: Future[None] | None, name: str) -> None:
         try:
             if work is not None:
                 with _machine_faults(name):
@@ -368,44 +321,3 @@ def _most_severe(secrets: Iterator[Secret]) -> Iterator[Secret]:
 
 def _weight(secret: Secret) -> tuple[bool, bool]:
     return (secret.rule.startswith("GEN-"), secret.rule == "GEN-generic-api-key")
-
-
-def _reported(review: _Review) -> Iterator[dict[str, Any]]:
-    contents = {source.path: source.content for source in review.sources}
-    seen: set[tuple[str, str, int]] = set()
-    for rule, path, line, message, advice, hidden in review.raw:
-        if (rule, path, line) in seen:
-            continue
-        seen.add((rule, path, line))
-        lines = review.lines.get(path, [])
-        text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-        # What is said of a whole file holds for that content alone.
-        marked = text.encode(errors="surrogatepass") if line else contents.get(path, b"")
-        mark = hashlib.sha256(marked).hexdigest()[:32]
-        shown = masked(text, [secret.value for secret in review.secrets.get(path, ())])
-        if hidden:
-            shown = lint.QUOTED.sub("…", shown)
-        yield {
-            "rule": rule,
-            "path": path,
-            "line": line,
-            "text": visible(shown)[:MAX_TEXT],
-            "mark": mark,
-            "message": message,
-            "advice": advice,
-        }
-
-
-def visible(text: str) -> str:
-    """Replace unprintable and bidirectional control characters by their code point."""
-    return "".join(char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in text)
-
-
-def _listed(refers: References) -> dict[str, Any]:
-    return {
-        "modules": refers.modules,
-        "scripts": refers.scripts,
-        "paths": refers.paths,
-        "folders": refers.folders,
-        "anything": refers.anything,
-    }

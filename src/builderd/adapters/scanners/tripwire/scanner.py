@@ -101,7 +101,8 @@ class TripwireScanner:
 
     def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
         try:
-            answer, skipped = read_answer(self._ask_with_retry(pack_sources(bundle, limits, run), limits), bundle)
+            packed = pack_sources(bundle, limits, run)
+            answer, skipped = read_answer(self._ask_with_retry(packed, limits.for_size(packed.read_bytes)), bundle)
         except (Broken, Unbelievable) as error:
             return Scan((), {}, (), self._toolbox.versions, failure=str(error))
         except (Died, Late, OSError) as error:
@@ -206,10 +207,11 @@ class TripwireScanner:
 
 
 class Packed(NamedTuple):
-    """Files of a review; ``scripts``: some of them are JavaScript."""
+    """Files of a review, ``read_bytes`` in sum; ``scripts``: some of them are JavaScript."""
 
     content: bytes
     scripts: bool
+    read_bytes: int
 
 
 def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Packed:
@@ -221,7 +223,7 @@ def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) 
     files = [(file.path, kind.value, file.size) for file, kind in read]
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
     content = b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
-    return Packed(content, any(kind is Kind.JAVASCRIPT for _, kind in read))
+    return Packed(content, any(kind is Kind.JAVASCRIPT for _, kind in read), sum(file.size for file, _ in read))
 
 
 def _memory(content: bytes) -> int:

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import yara
 
 RULES = Path(__file__).with_name("rules") / "guarddog"
-#: Seconds for one file.
-TIMEOUT = 5
 #: Rules that match at bytes above 127 alone; of all rules they take the most time, and most files have no such byte.
 BEYOND_ASCII = frozenset({"threat-runtime-obfuscation-unicode"})
 #: Endings of files that are searched by the same rules.
@@ -34,7 +32,8 @@ class Signatures:
     """The rules, compiled once. A rule of low specificity is reported as ``YAL-…``, any other as ``YAR-…``.
 
     Each file of rules names the files that it is for. A text that none is for is not searched, and Python by the rules
-    for Python alone: a search costs as much for a rule that cannot be reported as for any other.
+    for Python alone: a search costs as much for a rule that cannot be reported as for any other. The review's limit of
+    CPU time bounds a search; YARA's own is of wall time, which a busy machine uses up for a sound file.
     """
 
     def __init__(self, folder: Path = RULES) -> None:
@@ -51,7 +50,7 @@ class Signatures:
         """Yield one match for each rule, at its first position."""
         if not _is_for(path, self._patterns):
             return
-        for match in self._compiled[_family(path), content.isascii()].match(data=content, timeout=TIMEOUT):
+        for match in self._compiled[_family(path), content.isascii()].match(data=content):
             if not _is_for(path, str(match.meta.get("path_include", "*")).split(",")):
                 continue
             places = [instance.offset for string in match.strings for instance in string.instances]

@@ -24,7 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, ToolKilled, ToolLate, Tools
+from builderd.adapters.scanners.tripwire.analysis import Analyser, ToolKilled, ToolLate, Tools
+from builderd.adapters.scanners.tripwire.review import Source
 from builderd.linux.syscalls import die_with_parent
 from builderd.sandboxing import confinement
 from builderd.sandboxing.confinement import Bind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -59,4 +60,17 @@ def test_files_that_claim_too_much_leave_no_list(
     disk, work = folders
     (disk / "big").write_bytes(b"x" * 1000)
     assert _record(999, capsys) == {"too_much": "big"}
+    assert list(work.iterdir()) == []
+
+
+def test_a_list_without_room_is_no_fault_of_the_files(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, work = folders
+
+    def full(*_: object) -> dict[str, object]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(manifest, "_write", full)
+    assert _record(1000, capsys) == {"full": "No space left on device"}
     assert list(work.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.backup_repositories.restic.output import explain, parse
+from builderd.adapters.backup_repositories.restic.output import explain, is_full, parse
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,39 @@ def test_secrets_are_left_out_also_where_a_line_is_cut() -> None:
 def test_error_output_is_bounded() -> None:
     messages: list[dict[str, Any]] = [json.loads(json.dumps({"text": f"{n} {'y' * 5_000}"})) for n in range(100)]
     assert len(explain(messages)) < 1_000
+
+
+def _error(text: str, **more: str) -> str:
+    return json.dumps({"message_type": "error", "error": {"message": text}, **more})
+
+
+FULL = "write /disk/big: no space left on device"
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "repository"),
+    [
+        (_error(FULL, during="restore", item="/big"), True, False),
+        (_error("mkdir /disk/a: disk quota exceeded", during="restore"), True, False),
+        (_error("write /disk/no space left on device: input/output error", during="restore"), False, False),
+        (
+            _error("symlink /repository/a: no space left on device /disk/b: permission denied", during="restore"),
+            False,
+            False,
+        ),
+        # A file that cannot be read, in a backup.
+        (_error(FULL, during="scan"), False, False),
+        (
+            '{"message_type":"exit_error","message":"unable to create lock: write /r/l: no space left on device"}',
+            False,
+            True,
+        ),
+        ('{"message_type":"exit_error","message":"Fatal: There were 8 errors"}', False, False),
+        # Plain text: a name with a line break could be all of it.
+        (FULL, False, False),
+    ],
+)
+def test_no_room_is_told_by_the_last_words_of_an_error(line: str, target: bool, repository: bool) -> None:
+    messages = [parse(line)]
+    assert is_full(messages, during="restore") is target
+    assert is_full(messages) is repository

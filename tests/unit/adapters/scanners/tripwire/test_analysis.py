@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.scanners.tripwire import analysis
-from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, Tools
+from builderd.adapters.scanners.tripwire.analysis import Analyser, Tools
+from builderd.adapters.scanners.tripwire.review import Source
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
 
 #: No stopword of the rule is in it.

@@ -56,7 +56,11 @@ def analyse_all(sources: Mapping[str, bytes], paths: Collection[str]) -> dict[st
     """
     sys.setrecursionlimit(MAX_DEPTH)
     trees: dict[str, ast.Module] = {}
-    facts = {path: _read(source, path, paths, trees) for path, source in sources.items()}
+    facts: dict[str, FileFacts] = {}
+    # Trees take 50 times the memory of their code. Of a large bundle only those that are followed are kept.
+    kept = frozenset(sources if _size(sources) <= LARGE else followed_files(sources))
+    for path, source in sources.items():
+        facts[path] = _read(source, path, paths, trees if path in kept else {})
     followed = followed_files({path: sources[path] for path in trees})
     try:
         flows = follow({path: trees[path] for path in followed})
@@ -107,7 +111,7 @@ def _newer(source: bytes, line: int) -> str:
 def followed_files(sources: Mapping[str, bytes], most: int = MAX_FOLLOWED) -> list[str]:
     """Return the files whose flow is followed. In a large bundle: those that name a source or a sink, smallest first,
     up to a sum of bytes, so that the time is bounded."""
-    limit = most if sum(map(len, sources.values())) <= LARGE else most // 3
+    limit = most if _size(sources) <= LARGE else most // 3
     total, followed = 0, []
     for path in sorted(sources, key=lambda path: (NAMED.search(sources[path]) is None, len(sources[path]), path)):
         total += len(sources[path])
@@ -115,6 +119,10 @@ def followed_files(sources: Mapping[str, bytes], most: int = MAX_FOLLOWED) -> li
             break
         followed.append(path)
     return followed
+
+
+def _size(sources: Mapping[str, bytes]) -> int:
+    return sum(map(len, sources.values()))
 
 
 def main() -> None:

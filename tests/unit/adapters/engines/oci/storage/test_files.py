@@ -36,6 +36,9 @@ class FullDisks:
     def limit(self, disk: DiskId) -> int:
         return 1 << 30
 
+    def is_stopped_by_store(self, disk: DiskId) -> bool:
+        return False
+
     delete_needs_space = Disks.delete_needs_space
 
 

@@ -35,7 +35,6 @@ from builderd.adapters.engines.oci.storage.quota_watch import QuotaWatch, is_at_
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
 from builderd.adapters.engines.oci.storage.too_large import (
-    FULL,
     full_store_named,
     little_room,
     names_quota,

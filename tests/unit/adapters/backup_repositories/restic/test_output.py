@@ -69,7 +69,9 @@ FULL = "write /disk/big: no space left on device"
         (FULL, False, False),
     ],
 )
-def test_last_words_of_an_error_say_that_a_disk_or_repository_is_full(line: str, target: bool, repository: bool) -> None:
+def test_last_words_of_an_error_say_that_a_disk_or_repository_is_full(
+    line: str, target: bool, repository: bool
+) -> None:
     messages = [parse(line)]
     assert is_full(messages, during="restore") is target
     assert is_full(messages) is repository

@@ -1,8 +1,9 @@
 """Removal of tracked connections by address: the firewall lets packets of a tracked flow in to its address.
 
 Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; the flags
-of a filter: net/netfilter/nf_internals.h. A kernel before 5.8 ignores the filter and lists all flows; foreign flows
-are skipped here.
+of a filter: net/netfilter/nf_internals.h. Since Linux 6.12 a deletion takes a filter, so that the kernel goes through
+its table without listing it. Before, flows are listed and deleted one by one; a kernel before 5.8 ignores the filter
+and lists all flows; foreign flows are skipped here.
 """
 
 from __future__ import annotations
@@ -46,14 +47,28 @@ class NoConntrack(Exception):
     """The kernel lacks nf_conntrack_netlink."""
 
 
-def forget(ip: str) -> int:
-    """Delete the flows from and to this address; return their number. Blocks.
+def forget(ip: str) -> None:
+    """Delete the flows from and to this address. Blocks.
 
     Raises ``NoConntrack``, ``OSError``.
     """
     address = socket.inet_aton(ip)
-    questions = [make_question(address, end) for end in _ENDS]
-    return _forget(questions, address, lambda one: one == address)
+    if not _forget_by_filter(address):
+        questions = [make_question(address, end) for end in _ENDS]
+        _forget(questions, address, lambda one: one == address)
+
+
+def _forget_by_filter(address: bytes) -> bool:
+    """Have the kernel delete the flows by itself; return False when it cannot, or does not say that it did.
+
+    A kernel before 6.12 takes the filter's addresses for the name of one flow, and refuses it as incomplete.
+    """
+    try:
+        with _connect() as kernel:
+            _delete(kernel, [make_flush(address, end) for end in _ENDS])
+    except OSError:
+        return False  # the list says why, if there is a reason that concerns it too
+    return True
 
 
 def forget_others(subnet: IPv4Network, known: Collection[str]) -> int:
@@ -108,10 +123,18 @@ def _delete(kernel: socket.socket, deletions: Sequence[bytes]) -> None:
 
 def make_question(address: bytes, end: int) -> bytes:
     """Build the query for flows with the address at one end of their first packet. Pure."""
+    return _message(_GET, _REQUEST_DUMP, _filter(address, end))
+
+
+def make_flush(address: bytes, end: int) -> bytes:
+    """Build the deletion of all flows with the address at one end of their first packet. Pure."""
+    return _message(_DELETE, _REQUEST_ACK, _filter(address, end))
+
+
+def _filter(address: bytes, end: int) -> bytes:
     addresses = attribute(_CTA_TUPLE_IP | _NESTED, attribute(end, address))
     flags = attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", _ENDS[end]))
-    body = attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
-    return _message(_GET, _REQUEST_DUMP, body)
+    return attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
 
 
 def make_deletion(report: bytes, is_meant: Callable[[bytes], bool]) -> bytes | None:

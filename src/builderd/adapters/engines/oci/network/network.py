@@ -190,7 +190,7 @@ class Network:
         except OSError:
             log.warning("flows of ended sandboxes not deleted", exc_info=True)
 
-    def _forget(self, call: Callable[[], int]) -> None:
+    def _forget(self, call: Callable[[], object]) -> None:
         try:
             call()
         except NoConntrack as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
@@ -12,8 +11,8 @@ from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.engine.capacity import capacity
 from builderd.adapters.engines.oci.engine.machine import Machine
+from builderd.adapters.engines.oci.engine.opened_machine import OpenedMachine
 from builderd.adapters.engines.oci.engine.starting import Starting
-from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.executions import Executions
 from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
@@ -23,7 +22,7 @@ from builderd.adapters.engines.oci.storage.backing import free_bytes, total_byte
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
@@ -39,7 +38,6 @@ from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
 
-_DOWN_GRACE_SECONDS = 5.0
 #: Space is tight when less than this part of the store is free.
 TIGHT = 0.2
 #: Age at which the scratch folder of no running sandbox is removed; longer than making one and starting on it takes.
@@ -52,59 +50,25 @@ _MISSING = {
 
 class OciEngine:
     def __init__(self, settings: EngineOptions) -> None:
-        self._settings = settings
-        self._machine: Machine | None = None
-        self._readiness = Readiness(False, "waiting to be prepared")
-        self._preparing = asyncio.Lock()
+        self._opened = OpenedMachine(settings)
         #: One lock a disk, kept while it is held.
         self._start_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._starting: Starting | None = None
         self._executions = Executions()
 
     # What the machine has
 
     async def prepare(self, progress: Progress) -> None:
-        async with self._preparing:
-            if self._readiness.ready:
-                return
-            try:
-                self._machine = await self._prepare(progress)
-            except BuilderdError as error:
-                self._readiness = Readiness(False, error.message)
-                raise
-            except OSError as error:
-                # A fault of the machine, such as a full disk: the service continues without the engine and retries.
-                cure = (
-                    f" Free space on the host: df -h {self._settings.data_dir}." if error.errno == errno.ENOSPC else ""
-                )
-                self._readiness = Readiness(False, f"The engine could not be opened: {error}.{cure}")
-                raise EngineUnavailable(self._readiness.message) from error
-            self._starting = Starting(self._machine, self._settings)
-            self._readiness = Readiness(True, "ready")
-
-    async def _prepare(self, progress: Progress) -> Machine:
-        def on_progress(line: str) -> None:
-            self._readiness = Readiness(False, line)
-            progress(line)
-
-        machine = await asyncio.to_thread(Machine, self._settings)
-        try:
-            await machine.open(on_progress)
-        except BaseException:
-            machine.close()  # or the next attempt would find the store in use
-            raise
-        return machine
+        await self._opened.prepare(progress)
 
     def readiness(self) -> Readiness:
-        failure = self._machine.store.failure() if self._machine and self._readiness.ready else None
-        return failure or self._readiness
+        return self._opened.readiness()
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
 
     def prewarm(self) -> None:
-        if self._machine:
-            self._machine.cgroups.moves.prewarm()
+        if machine := self._opened.machine:
+            machine.cgroups.moves.prewarm()
 
     def capacity(self) -> Capacity:
         return capacity(self._here.store.reservations.capacity())
@@ -119,15 +83,11 @@ class OciEngine:
 
     @property
     def _here(self) -> Machine:
-        if self._machine is None:
-            raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
-        return self._machine
+        return self._opened.here
 
     @property
     def _starter(self) -> Starting:
-        if self._starting is None:
-            raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
-        return self._starting
+        return self._opened.starter
 
     # Layers
 
@@ -387,34 +347,7 @@ class OciEngine:
     # The end
 
     async def close(self) -> None:
-        if self._starting:
-            await self._starting.close()
-        if machine := self._machine:
-            machine.close()
-        self._machine = None
-        self._readiness = Readiness(False, "closed")
+        await self._opened.close()
 
     async def down(self) -> None:
-        if self._starting:
-            await self._starting.close()
-        machine = self._machine
-        if machine is None:
-            if known_instance(self._settings.data_dir) is None:
-                return
-            machine = self._machine = await asyncio.to_thread(Machine, self._settings)
-            await machine.runs.open(connecting=False)
-        self._readiness = Readiness(False, "going down")
-        await asyncio.gather(*(_end(machine, record) for record in machine.runs.all()))
-        machine.runs.close()
-        machine.launcher.close()
-        machine.files.close()
-        machine.disks.close()
-        await asyncio.to_thread(machine.give_back)
-        self._readiness = Readiness(False, "down")
-
-
-async def _end(machine: Machine, record: Record) -> None:
-    """Stop one sandbox; the record of its end is kept."""
-    if machine.runs.is_running(record):
-        record = await machine.runs.stop(record, _DOWN_GRACE_SECONDS)
-    await machine.runs.clean(record)
+        await self._opened.down()

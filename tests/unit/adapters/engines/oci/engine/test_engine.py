@@ -56,7 +56,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing_to_be_made_after_it(
     part = SlowPart()
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     nothing_runs = SimpleNamespace(all=list)
-    engine._machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs, store=part))
+    engine._opened.machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs, store=part))
     calling = asyncio.ensure_future(call(engine))
     await asyncio.sleep(0.01)
     calling.cancel()
@@ -96,7 +96,7 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
     def full(settings: EngineOptions) -> Machine:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.engine.engine.Machine", full)
+    monkeypatch.setattr("builderd.adapters.engines.oci.engine.opened_machine.Machine", full)
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match="No space left on device"):
@@ -107,7 +107,7 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
 def test_an_engine_whose_apps_cannot_write_is_not_ready_and_says_why(tmp_path: Path) -> None:
     reasons = [Readiness(False, "The store is full.", full=True), None]
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
-    engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(failure=lambda: reasons.pop(0))))
-    engine._readiness = Readiness(True, "ready")
+    engine._opened.machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(failure=lambda: reasons.pop(0))))
+    engine._opened._readiness = Readiness(True, "ready")
     assert engine.readiness() == Readiness(False, "The store is full.", full=True)
     assert engine.readiness().ready

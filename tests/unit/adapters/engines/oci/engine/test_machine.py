@@ -30,7 +30,7 @@ def runtimes() -> dict[str, str]:
 
 def lack(isolation: Isolation) -> str | None:
     engine = OciEngine(EngineOptions(Path("/data"), inside_port=8080))
-    engine._machine = cast("Any", SimpleNamespace(runtimes=find_runtimes(Path("/state"))))
+    engine._opened.machine = cast("Any", SimpleNamespace(runtimes=find_runtimes(Path("/state"))))
     return engine.supports(isolation)
 
 

@@ -138,7 +138,7 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
     host.add(make_record())
     async with host.opened() as runs:
         engine, copies = OciEngine(EngineOptions(host.data, inside_port=8080)), Copies(host.cgroups)
-        engine._machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies, store=None))
+        engine._opened.machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies, store=None))
         yield engine, copies
         assert not runs._locks, "nothing is remembered of what is over"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -112,7 +113,8 @@ def drive(service: LiveService, driver: Driver) -> list[Sample]:
             time.sleep(max(0.0, due - time.monotonic()))
         cpu = (_cpu(service) - before) / (driver.turns - first)
         samples.append(_sample(service, driver.turns, cpu, took))
-        print(json.dumps(asdict(samples[-1])), flush=True)
+        sys.stdout.write(json.dumps(asdict(samples[-1])) + "\n")
+        sys.stdout.flush()
     return samples
 
 

@@ -70,20 +70,26 @@ class Ending:
         if record.process and record.boot == boot_id():
             record.process.kill()
         await self.wait_for_shim(record)
-        await asyncio.to_thread(self._context.cgroups.remove, f"{record.id}.shim")
-        if runtime := self._context.runtimes.get(record.runtime):
-            await self._forget(runtime, record.id)
-        await asyncio.to_thread(self._context.cgroups.remove, record.id)
-        shutil.rmtree(self._context.config.bundle(record.id), ignore_errors=True)
+        runtime = self._context.runtimes.get(record.runtime)
+        # Of crun's, its folder is all that is left once the control groups are gone: its own command would start a
+        # process to search them again.
+        if runtime and runtime.name != "crun" and (runtime.root / record.id).exists():
+            await asyncio.to_thread(self._context.cgroups.remove, f"{record.id}.shim")
+            await self._commands.ask(runtime, command.delete(runtime, record.id))
+        await asyncio.to_thread(self._remove_files, runtime, record.id)
 
-    async def _forget(self, runtime: Runtime, name: str) -> None:
-        """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
-        if (runtime.root / name).exists():
-            # Of crun's, this folder is all that is left once the control groups are gone: its own command would start a
-            # process to search them again.
-            if runtime.name != "crun":
-                await self._commands.ask(runtime, command.delete(runtime, name))
-            shutil.rmtree(runtime.root / name, ignore_errors=True)
-        if runtime.is_gvisor:
-            for file in runtime.root.glob(f"*{name}*"):
-                file.unlink()
+    def _remove_files(self, runtime: Runtime | None, name: str) -> None:
+        """Remove the groups, the runtime's state, and the bundle. Blocks."""
+        self._context.cgroups.remove(f"{name}.shim")
+        if runtime:
+            _forget(runtime, name)
+        self._context.cgroups.remove(name)
+        shutil.rmtree(self._context.config.bundle(name), ignore_errors=True)
+
+
+def _forget(runtime: Runtime, name: str) -> None:
+    """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
+    shutil.rmtree(runtime.root / name, ignore_errors=True)
+    if runtime.is_gvisor:
+        for file in runtime.root.glob(f"*{name}*"):
+            file.unlink()

@@ -15,6 +15,7 @@ from builderd.adapters.engines.oci.storage.app_builds import result_paths
 from builderd.adapters.engines.oci.storage.placement import copy_files, write_files
 from builderd.domain.bundles import Bundle, BundleFile
 from builderd.linux import atomic_files
+from builderd.linux.small_files import read_if_there
 
 RECORD = "built"
 
@@ -37,10 +38,10 @@ class Built:
 
 def read_built(disk: Path) -> Built:
     """Return the disk's record; an empty one where no build ever was put there."""
-    try:
-        record = json.loads((disk / RECORD).read_text())
-    except FileNotFoundError:
+    text = read_if_there(disk / RECORD)
+    if text is None:
         return Built()
+    record = json.loads(text)
     return Built(record["key"], tuple(record["paths"]))
 
 

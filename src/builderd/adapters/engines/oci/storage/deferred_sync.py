@@ -13,6 +13,7 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.linux.processes import boot_id
+from builderd.linux.small_files import read_if_there
 from builderd.linux.syscalls import sync_file_system
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,5 @@ class DeferredSync:
 
 def is_damaged(filled: Path) -> bool:
     """Return True when the machine went down after the folder was filled and before it was synced."""
-    try:
-        return (filled / MARK).read_text().strip() != boot_id()
-    except FileNotFoundError:
-        return False
+    mark = read_if_there(filled / MARK)
+    return mark is not None and mark.strip() != boot_id()

@@ -39,6 +39,7 @@ from builderd.domain.errors import BuilderdError, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 from builderd.linux import atomic_files
+from builderd.linux.small_files import read_if_there
 from builderd.linux.syscalls import sync_file_system
 from builderd.ports.engine import DiskReport
 
@@ -170,14 +171,15 @@ class Disks:
                 self._store.quota.drop_unused()
 
     def report(self, disk: DiskId) -> DiskReport | None:
-        path = self._path(disk)
-        if not path.exists():
+        path, quota = self._path(disk), self._store.quota
+        try:
+            size = quota.limit_of(quota.group(path))
+        except FileNotFoundError:
             return None
-        record = path / "bundle"
-        known = record.exists() and not is_damaged(path)
-        size = self._store.quota.limit_of(self._store.quota.group(path))
-        build_key = read_built(path).key if known else ""
-        return DiskReport(disk, record.read_text().strip() if known else None, size, build_key)
+        bundle = read_if_there(path / "bundle")
+        if bundle is None or is_damaged(path):
+            return DiskReport(disk, None, size)
+        return DiskReport(disk, bundle.strip(), size, read_built(path).key)
 
     def put_bundle(
         self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build: FinishedBuild | None = None

@@ -28,6 +28,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import (
     subvolume_number,
 )
 from builderd.adapters.engines.oci.storage.tree import clear
+from builderd.linux.small_files import read_small
 
 log = logging.getLogger(__name__)
 
@@ -229,4 +230,4 @@ def _mode(groups: Path) -> str:
 
 
 def _read(path: Path) -> str:
-    return path.read_text().strip()
+    return read_small(path).strip()

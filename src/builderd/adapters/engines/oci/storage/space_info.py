@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid
+from builderd.linux.small_files import read_if_there, read_small
 
+_SYS = "/sys/fs/btrfs"
 #: Bytes of device that one byte takes, by profile. Parity takes less and counts as a second copy.
 _COPIES = {"single": 1, "raid0": 1, "raid1c3": 3, "raid1c4": 4}
 _OTHER_COPIES = 2
@@ -55,19 +57,21 @@ class SpaceInfo:
 
 def read_space_info(root: Path) -> SpaceInfo:
     """Read the space of the file system that ``root`` lies on."""
-    folder = Path("/sys/fs/btrfs") / file_system_uuid(root) / "allocation"
+    folder = f"{_SYS}/{file_system_uuid(root)}/allocation"
     status = os.statvfs(root)
-    allocated = sum(_number(folder / kind / "disk_total") for kind in ("data", "metadata", "system"))
+    allocated = sum(_number(f"{folder}/{kind}/disk_total") for kind in ("data", "metadata", "system"))
     unallocated = max(0, status.f_blocks * status.f_frsize - allocated)
-    return SpaceInfo(_chunks(folder / "data"), _chunks(folder / "metadata"), unallocated)
+    return SpaceInfo(_chunks(f"{folder}/data"), _chunks(f"{folder}/metadata"), unallocated)
 
 
-def _chunks(folder: Path) -> Chunks:
-    profiles = frozenset(
-        path.parent.name for path in folder.glob("*/total_bytes") if path.parent.is_dir() and _number(path) > 0
-    )
-    return Chunks(_number(folder / "total_bytes"), _number(folder / "bytes_used"), profiles)
+def _chunks(folder: str) -> Chunks:
+    profiles = frozenset(entry.name for entry in os.scandir(folder) if entry.is_dir() and _has_any(entry.path))
+    return Chunks(_number(f"{folder}/total_bytes"), _number(f"{folder}/bytes_used"), profiles)
 
 
-def _number(path: Path) -> int:
-    return int(path.read_text())
+def _has_any(profile: str) -> bool:
+    return int(read_if_there(f"{profile}/total_bytes") or 0) > 0
+
+
+def _number(path: str) -> int:
+    return int(read_small(path))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
-from builderd.adapters.engines.oci.storage.space_info import SpaceInfo, read_space_info
+from builderd.adapters.engines.oci.storage.space_info import Chunks, SpaceInfo, read_space_info
 from builderd.domain.resources import GB
 
 #: Never reserved, the greater of both. btrfs cannot delete when it is almost full; and its extent records count against
@@ -34,12 +34,12 @@ class StorageDevice:
 
         Any byte may become metadata, so each is counted with the number of metadata copies.
         """
-        inside = free_bytes(self.root) - self.reserve()
+        inside, info = free_bytes(self.root) - self.reserve(), self.space_info()
         if self.image is None:
             left = inside - self.floor_bytes
         else:
-            left = min(inside, free_bytes(self.image.parent) - self.floor_bytes + self._allocated_unused())
-        return int(left / self.space_info().metadata_ratio)
+            left = min(inside, free_bytes(self.image.parent) - self.floor_bytes + self._allocated_unused(info.metadata))
+        return int(left / info.metadata_ratio)
 
     def reserve(self) -> int:
         """Return the bytes of the store that are never reserved."""
@@ -76,10 +76,9 @@ class StorageDevice:
         """Return the bytes that an empty store could hold above the floor."""
         return max(0, self.free() + self._used())
 
-    def _allocated_unused(self) -> int:
+    def _allocated_unused(self, metadata: Chunks) -> int:
         """Return bytes of the sparse file that are allocated on the host but unused, without free metadata space."""
         assert self.image is not None
-        metadata = self.space_info().metadata
         return max(0, self.image.stat().st_blocks * 512 - self._used() - metadata.free * metadata.copies)
 
     def _used(self) -> int:

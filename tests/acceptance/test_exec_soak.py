@@ -88,8 +88,7 @@ class Driver:
 @pytest.mark.root
 @pytest.mark.slow
 def test_a_driven_sandbox_leaves_the_service_as_it_was(data_dir: Path) -> None:
-    settings = {"BUILDERD_RATES__REQUESTS": "0", "BUILDERD_SANDBOX_POOL": "4"}
-    with cold_service(data_dir, **settings) as service:
+    with cold_service(data_dir, BUILDERD_RATES__REQUESTS="0") as service:
         headers = {"Authorization": f"Bearer {service.token}"}
         with httpx.Client(base_url=f"{service.url}/api/v1", headers=headers, timeout=120, **PLAIN) as client:
             created = client.post("/builders", json={"name": "driven", "job_type": "sandbox"})

@@ -150,7 +150,7 @@ async def test_nothing_of_one_tenant_is_left_for_the_next(engine: OciEngine) -> 
         )
         result = await execute(engine, spec.id, search, ENGINE_TIMEOUT, 10_000)
         assert result.output == "contract\n"
-        assert mark not in (engine._settings.data_dir / "sandboxes" / spec.id / "record.json").read_text()
+        assert mark not in (engine._opened._options.data_dir / "sandboxes" / spec.id / "record.json").read_text()
 
 
 async def until_written(engine: OciEngine, sandbox: SandboxId) -> None:

@@ -1,4 +1,4 @@
-"""Small files are read whole, and a missing one is told from an empty one."""
+"""Small files are read whole, and a missing one is not an empty one."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,10 @@ JSON_FILES, JSON_BYTES = 2_000, 8_000_000
 GZIP_LEVEL = 3
 #: The service leaves out a folder that holds all of an archive: without this one, it could be a folder of the code.
 WRAPPER = "code"
+
+
+#: Executable bit and sha256 of a file, in hex.
+Digest = tuple[bool, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +76,22 @@ class Folder:
         return len(self.files) <= JSON_FILES and self.size <= JSON_BYTES
 
     @cached_property
-    def fingerprint(self) -> str:
-        """The sha256 of all paths, modes and contents: equal for code that is equal."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.path}\0{file.executable}\0".encode())
-            with (self.root / file.path).open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    def digests(self) -> Mapping[str, Digest]:
+        """Executable bit and sha256 of each file, by path."""
+        return {file.path: (file.executable, _sha256(self.root / file.path)) for file in self.files}
+
+    @cached_property
+    def bundle(self) -> str:
+        """The sha256 of all paths, modes and contents, as ``Version.bundle`` of the service has it."""
+        digest = hashlib.sha256(b"builderd bundle 1\n")
+        for path, (executable, sha256) in sorted(self.digests.items()):
+            name = os.fsencode(path)
+            digest.update((b"x" if executable else b"-") + len(name).to_bytes(4, "big") + name + bytes.fromhex(sha256))
         return digest.hexdigest()
+
+    def changed_since(self, known: Mapping[str, Digest]) -> Folder:
+        """Return the files that are new or differ from those of earlier code."""
+        return replace(self, files=[one for one in self.files if known.get(one.path) != self.digests[one.path]])
 
     def contents(self) -> dict[str, Any]:
         """Return the files as the API takes them in JSON."""
@@ -95,6 +108,11 @@ class Folder:
                     info = tarfile.TarInfo(f"{WRAPPER}/{file.path}")
                     info.size, info.mode = file.size, 0o755 if file.executable else 0o644
                     archive.addfile(info, opened)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def encoded(content: str | bytes, executable: bool = False) -> Any:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 #: Content of a file: text, bytes, or the API's own object with ``content``, ``encoding`` and ``executable``.
 FileContent = str | bytes | Mapping[str, Any]
+
+
+class StoredCode(TypedDict):
+    """Code of a kept version: ``bundle`` as ``Version`` has it, without the files of ``remove``.
+
+    ``result`` is the ``bundle`` that has to come out; anything else is refused.
+    """
+
+    bundle: str
+    remove: NotRequired[Sequence[str]]
+    result: NotRequired[str]
 
 
 class ResourceOptions(TypedDict, total=False):

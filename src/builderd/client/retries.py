@@ -31,6 +31,11 @@ def repeats_error(error: BuilderdError) -> bool:
     return isinstance(error, RateLimited | Unavailable)
 
 
+def ended_by_machine(error: BuilderdError) -> bool:
+    """Return whether a deployment began and failed by a fault of the machine: its key has this outcome for good."""
+    return isinstance(error, Unavailable) and error.builder is not None
+
+
 def repeats_failure(error: httpx2.TransportError, *, repeatable: bool) -> bool:
     """Return whether a call is sent again after a broken connection."""
     return repeatable or isinstance(error, NOT_SENT)

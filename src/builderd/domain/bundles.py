@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
+
+from builderd.domain.errors import TooLarge, ValidationFailed
 
 MAX_PATH_BYTES = 1024
 #: The longest name that common Linux file systems take (NAME_MAX).
@@ -17,6 +20,7 @@ MAX_CONTENT_BYTES = 20_000_000
 
 
 _CHUNK_BYTES = 1 << 20
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Content(Protocol):
@@ -131,6 +135,11 @@ def bundle_hash(files: Sequence[BundleFile]) -> str:
     return hash_of_digests((file.path, file.executable, file.sha256) for file in files)
 
 
+def digest_error(text: str) -> str | None:
+    """Return the reason to reject a bundle's hash, or None."""
+    return None if _HASH.fullmatch(text) else "must be 64 lower-case hex characters"
+
+
 def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
     """Return the bundle hash from (path, executable, sha256) of each file."""
     digest = hashlib.sha256(b"builderd bundle 1\n")
@@ -139,6 +148,60 @@ def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
         mode = b"x" if executable else b"-"
         digest.update(mode + len(name).to_bytes(4, "big") + name + sha256)
     return digest.hexdigest()
+
+
+class SizeLimits(Protocol):
+    """Limits of the code of one version."""
+
+    @property
+    def max_files(self) -> int: ...
+
+    @property
+    def max_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alteration:
+    """Change of stored code: ``files`` replace those of the same path or are added, ``removed`` are taken out.
+
+    ``result`` is the expected hash of the outcome, None where the caller does not tell.
+    """
+
+    files: tuple[BundleFile, ...] = ()
+    removed: tuple[str, ...] = ()
+    result: str | None = None
+
+
+def altered(bundle: Bundle, alteration: Alteration) -> tuple[BundleFile, ...]:
+    """Return the files after the alteration, by path.
+
+    Raises ``ValidationFailed`` when a file to remove is missing, a path is used twice, or nothing is left.
+    """
+    files = {file.path: file for file in bundle.files}
+    missing = [path for path in alteration.removed if files.pop(path, None) is None]
+    if missing:
+        raise ValidationFailed({"stored.remove": [f"names {missing[0]!r}, which is no file of the stored code"]})
+    files |= {file.path: file for file in alteration.files}
+    errors = {f"files.{path}": [why] for path, why in tree_errors(files).items()}
+    if errors or not files:
+        raise ValidationFailed(errors or {"stored.remove": ["leaves no file: at least one is needed"]})
+    return tuple(sorted(files.values(), key=lambda file: file.path))
+
+
+def check_size(files: Sequence[BundleFile], limits: SizeLimits) -> None:
+    """Raise ``TooLarge`` for more files or bytes than stored code may have, however it came about."""
+    size = sum(file.size for file in files)
+    if len(files) > limits.max_files or size > limits.max_bytes:
+        raise TooLarge(
+            f"The code would have {len(files)} files of {size} bytes together: at most {limits.max_files} files of "
+            f"{limits.max_bytes} bytes are taken."
+        )
+
+
+def check_result(found: str, alteration: Alteration) -> None:
+    """Raise ``ValidationFailed`` when the outcome is not the expected one."""
+    if alteration.result not in (None, found):
+        raise ValidationFailed({"stored.result": [f"is not the outcome, which is {found}: send all files"]})
 
 
 def changes(before: Bundle, after: Bundle) -> tuple[tuple[BundleFile, ...], tuple[str, ...]]:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import BinaryIO, Protocol
 
 from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Alteration, Bundle
 
 
 class Bundles(Protocol):
@@ -22,6 +22,13 @@ class Bundles(Protocol):
 
         ``archive`` is a file with a descriptor of its own. Nothing in it is trusted. Raises ``ValidationFailed`` or
         ``TooLarge`` with the name of the entry at fault, and ``NoCapacity`` when there is no room for it.
+        """
+
+    async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
+        """Store what an alteration makes of a stored bundle, whole or not at all.
+
+        Raises ``KeyError`` when no bundle has this hash, ``ValidationFailed`` for an alteration that does not fit it
+        or has another ``result``, ``TooLarge`` for more files or bytes than the limits.
         """
 
     async def get(self, bundle_hash: str) -> Bundle:

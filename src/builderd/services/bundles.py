@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
-from builderd.domain.bundles import Bundle, folder_of
-from builderd.domain.errors import BundleLost
+from builderd.domain.bundles import Alteration, Bundle, folder_of
+from builderd.domain.errors import BundleLost, ValidationFailed
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
+from builderd.services import builders
 from builderd.services.application import Application, Change
+from builderd.services.builders import Caller
 
 
 async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Change]) -> Change:
@@ -37,6 +40,25 @@ async def fetch(application: Application, version: Version) -> Bundle:
 async def fetch_root(application: Application, version: Version) -> Bundle:
     """Return the files of this version's ``root``, where its manifests are. Raises ``BundleLost``."""
     return folder_of(await fetch(application, version), version.settings.root)
+
+
+async def alter(
+    application: Application, caller: Caller, builder_id: str, bundle_hash: str, alteration: Alteration
+) -> Bundle:
+    """Return what an alteration makes of the code of one of this builder's versions, stored.
+
+    Only a version of the same builder counts: a hash alone gives nobody the files of others. Raises ``NotFound``,
+    ``ValidationFailed`` and ``TooLarge``.
+    """
+
+    def has_it(uow: UnitOfWork) -> bool:
+        builder = builders.get(uow, caller.tenant_id, builder_id)
+        return any(version.bundle_hash == bundle_hash for version in uow.versions.list(builder.id))
+
+    if await application.store.read(has_it):
+        with suppress(KeyError):
+            return await application.bundles.alter(bundle_hash, alteration, application.archive_limits)
+    raise ValidationFailed({"stored.bundle": ["is no stored code of this builder: send all files"]})
 
 
 async def drop_unused(application: Application, bundle_hash: str) -> None:

@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
+from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import Alteration, Bundle, BundleFile, make_bundle
+from builderd.domain.errors import TooLarge, ValidationFailed
 from builderd.ports.bundles import Bundles
 
 BUNDLE = make_bundle(
@@ -85,3 +87,50 @@ async def test_same_contents_under_other_paths_have_another_hash(bundles: Bundle
     for twin in twins:
         await bundles.put(twin)
     assert [await bundles.get(twin.hash) for twin in twins] == twins
+
+
+LIMITS = ArchiveLimits()
+
+
+async def test_stored_bundle_is_altered(bundles: Bundles) -> None:
+    await bundles.put(BUNDLE)
+    first, *others = BUNDLE.files
+    changed = BundleFile(first.path, b"changed", executable=True)
+    wanted = make_bundle([changed, BundleFile("new/one", b"1"), *others[1:]])
+    alteration = Alteration((changed, BundleFile("new/one", b"1")), (others[0].path,), wanted.hash)
+    assert await bundles.alter(BUNDLE.hash, alteration, LIMITS) == wanted
+    assert await bundles.get(wanted.hash) == wanted
+    assert await bundles.get(BUNDLE.hash) == BUNDLE
+
+
+@pytest.mark.parametrize(
+    ("alteration", "field"),
+    [
+        (Alteration(removed=("none",)), "stored.remove"),
+        (Alteration(removed=tuple(file.path for file in BUNDLE.files)), "stored.remove"),
+        (Alteration(removed=(BUNDLE.files[0].path,) * 2), "stored.remove"),
+        (Alteration((BundleFile(f"{BUNDLE.files[0].path}/below", b""),)), f"files.{BUNDLE.files[0].path}"),
+        (Alteration((BundleFile("new", b""),), result="0" * 64), "stored.result"),
+    ],
+)
+async def test_alteration_that_does_not_fit_stores_nothing(
+    bundles: Bundles, alteration: Alteration, field: str
+) -> None:
+    await bundles.put(BUNDLE)
+    with pytest.raises(ValidationFailed) as refused:
+        await bundles.alter(BUNDLE.hash, alteration, LIMITS)
+    assert list(refused.value.errors) == [field]
+    assert set(await bundles.hashes()) == {BUNDLE.hash}
+
+
+@pytest.mark.parametrize("limits", [ArchiveLimits(max_files=len(BUNDLE.files)), ArchiveLimits(max_bytes=BUNDLE.size)])
+async def test_alterations_do_not_grow_code_beyond_its_limits(bundles: Bundles, limits: ArchiveLimits) -> None:
+    await bundles.put(BUNDLE)
+    with pytest.raises(TooLarge):
+        await bundles.alter(BUNDLE.hash, Alteration((BundleFile("one/more", b"x"),)), limits)
+    assert set(await bundles.hashes()) == {BUNDLE.hash}
+
+
+async def test_altering_a_missing_bundle_is_a_key_error(bundles: Bundles) -> None:
+    with pytest.raises(KeyError):
+        await bundles.alter("0" * 64, Alteration((BundleFile("a", b""),)), LIMITS)

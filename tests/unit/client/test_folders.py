@@ -100,7 +100,7 @@ def test_text_is_sent_as_text_and_the_rest_as_base64() -> None:
     assert encoded(b"\xff") == {"content": base64.b64encode(b"\xff").decode(), "encoding": "base64"}
 
 
-def test_the_same_code_has_the_same_archive_and_fingerprint(tmp_path: Path) -> None:
+def test_the_same_code_has_the_same_archive_and_bundle(tmp_path: Path) -> None:
     packed = []
     for name in ("one", "two"):
         make(tmp_path / name, ["a", "b/c"])
@@ -108,12 +108,12 @@ def test_the_same_code_has_the_same_archive_and_fingerprint(tmp_path: Path) -> N
         out = io.BytesIO()
         folder = read_folder(tmp_path / name)
         folder.pack(out)
-        packed.append((out.getvalue(), folder.fingerprint))
+        packed.append((out.getvalue(), folder.bundle))
     assert packed[0] == packed[1]
     with tarfile.open(fileobj=io.BytesIO(packed[0][0])) as archive:
         assert {member.name: member.mode for member in archive} == {"code/a": 0o755, "code/b/c": 0o644}
     (tmp_path / "two/a").chmod(0o644)
-    assert read_folder(tmp_path / "two").fingerprint != packed[1][1]
+    assert read_folder(tmp_path / "two").bundle != packed[1][1]
 
 
 def test_a_large_folder_is_uploaded(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

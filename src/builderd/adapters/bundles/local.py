@@ -8,19 +8,29 @@ memory, and its hash is checked once for each state of the file.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from builderd.adapters.bundles.unpacking import CONCURRENCY, unpack
 from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Bundle, BundleFile, bundle_hash
+from builderd.domain.bundles import (
+    Alteration,
+    Bundle,
+    BundleFile,
+    altered,
+    bundle_hash,
+    check_result,
+    check_size,
+    hash_of_digests,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +65,29 @@ class LocalBundles:
         files = _unpack_large(content)
         if files is None or bundle_hash(files) != name:
             raise RuntimeError("the unpacked archive does not have the reported hash")
+        self._publish(name, descriptor, folder)
+        return Bundle(name, files)
+
+    def _publish(self, name: str, descriptor: int, folder: int) -> None:
+        """Give an unnamed file, whose hash was checked, its name."""
         os.fsync(descriptor)
         _link(descriptor, self._path(name).name, folder)
         os.fsync(folder)
+        # Of this file only: another one that has the name already is checked when it is read.
+        self._whole[name] = _state(os.fstat(descriptor))
+
+    async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
+        async with self._unpacking:
+            return await asyncio.to_thread(self._alter, bundle_hash, alteration, limits)
+
+    def _alter(self, base: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
+        files = altered(self._get(base), alteration)
+        check_size(files, limits)
+        with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+            name = _pack(files, out)
+            check_result(name, alteration)
+            out.flush()
+            self._publish(name, out.fileno(), folder)
         return Bundle(name, files)
 
     async def get(self, bundle_hash: str) -> Bundle:
@@ -73,6 +103,7 @@ class LocalBundles:
     async def delete(self, bundle_hash: str) -> None:
         if _HASH.fullmatch(bundle_hash):
             await asyncio.to_thread(self._path(bundle_hash).unlink, missing_ok=True)
+            self._whole.pop(bundle_hash, None)
 
     def _hashes(self) -> Collection[str]:
         return frozenset(path.stem for path in self._folder.glob("*.tar") if _HASH.fullmatch(path.stem))
@@ -80,7 +111,7 @@ class LocalBundles:
     def _put(self, bundle: Bundle) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._has(bundle.hash):
-            _write_whole(self._path(bundle.hash), lambda out: _pack(bundle, out))
+            _write_whole(self._path(bundle.hash), lambda out: _pack(bundle.files, out))
 
     def _has(self, name: str) -> bool:
         """Return True if the bundle is stored and undamaged; a damaged file is removed."""
@@ -115,6 +146,11 @@ class LocalBundles:
         return self._folder / f"{name}.tar"
 
 
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what changes when a file is replaced or written to."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class _Tar:
     """An open tar file, closed with its last reference."""
 
@@ -122,8 +158,7 @@ class _Tar:
         self.descriptor = descriptor
         status = os.fstat(descriptor)
         self.size = status.st_size
-        #: Changes when the file is replaced or written to.
-        self.state = (status.st_ino, status.st_mtime_ns, status.st_size)
+        self.state = _state(status)
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -147,27 +182,35 @@ class _Stored:
         return read
 
 
-def _pack(bundle: Bundle, out: BinaryIO) -> None:
+def _pack(files: Iterable[BundleFile], out: BinaryIO) -> str:
+    """Write the files as a tar; return the bundle's hash of the bytes that were written."""
+    digests = []
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for file in bundle.files:
+        for file in files:
             member = tarfile.TarInfo(file.path)
             member.size = file.size
             member.mode = 0o755 if file.executable else 0o644
-            tar.addfile(member, _Reader(file))
+            content = _Reader(file)
+            tar.addfile(member, content)
+            digests.append((file.path, file.executable, content.digest.digest()))
+            tar.members.clear()  # type: ignore[attr-defined]
+    return hash_of_digests(digests)
 
 
 class _Reader(io.RawIOBase):
-    """File-like reader of a bundle file, for ``tarfile``."""
+    """File-like reader of a bundle file, for ``tarfile``; hashes what it reads."""
 
     def __init__(self, file: BundleFile) -> None:
         self._chunks = file.chunks()
         self._rest = b""
+        self.digest = hashlib.sha256()
 
     def read(self, size: int | None = -1) -> bytes:
         assert size is not None
         while len(self._rest) < size and (chunk := next(self._chunks, b"")):
             self._rest += chunk
         piece, self._rest = self._rest[:size], self._rest[size:]
+        self.digest.update(piece)
         return piece
 
 
@@ -201,7 +244,7 @@ def _files(tar: tarfile.TarFile, source: Callable[[int, int], bytes | _Stored]) 
         tar.members.clear()  # type: ignore[attr-defined]
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Fill an unnamed file (O_TMPFILE), then link it: a crash before that leaves nothing to clean up."""
     with _open_folder(path.parent) as folder, _nameless(path.parent) as file:
         write(file)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
+from builderd.domain.bundles import Alteration, Bundle, BundleFile, altered, check_result, check_size, make_bundle
 from builderd.domain.errors import ValidationFailed
 
 
@@ -39,6 +39,13 @@ class FakeBundles:
                 {"source": ["The archive is none: send a zip, a tar, a tar.gz or a tar.zst."]}
             ) from None
         bundle = make_bundle(_without_wrapper(files))
+        await self.put(bundle)
+        return bundle
+
+    async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
+        bundle = make_bundle(altered(self.stored[bundle_hash], alteration))
+        check_size(bundle.files, limits)
+        check_result(bundle.hash, alteration)
         await self.put(bundle)
         return bundle
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.domain.build_commands import find_build
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
-from builderd.domain.bundles import Bundle, folder_of, make_bundle
+from builderd.domain.bundles import Alteration, Bundle, folder_of, make_bundle
 from builderd.domain.env_files import read_env_file
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
@@ -109,7 +109,10 @@ async def new_version(
 ) -> tuple[Change, Bundle | None]:
     """Return the change that a request asks for, and its code if it has any. Raises ``ValidationFailed``."""
     bundle = None
-    if "files" in new.model_fields_set or new.source is not None:
+    if new.stored is not None:
+        alteration = Alteration(tuple(bundle_files(new.files)), tuple(new.stored.remove), new.stored.result)
+        bundle = await bundles.alter(application, caller, builder_id, new.stored.bundle, alteration)
+    elif "files" in new.model_fields_set or new.source is not None:
         bundle = await bundle_of(application, caller.tenant_id, new)
     given = given_fields(new)
     if bundle is not None:

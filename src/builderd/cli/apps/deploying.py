@@ -15,10 +15,17 @@ from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Pending, Project,
 from builderd.cli.apps.sending import Job, Sending, size
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command
 from builderd.client.detection import Start, detect, roots_with_a_start
-from builderd.client.errors import ApiError, NoAnswer, NotFound, Unavailable
+from builderd.client.errors import (
+    ApiError,
+    DeploymentFailed,
+    NoAnswer,
+    NotFound,
+    Unavailable,
+    ValidationFailed,
+)
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine, Stage
-from builderd.client.retries import new_key
+from builderd.client.retries import ended_by_machine, new_key
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -161,22 +168,25 @@ class _Deployment(Sending):
             raise
         except ApiError as error:
             self._session.know(error.builder, self._name)
-            # An answer, though a bad one: with the same key, it would be the answer again. A 503 is not final.
-            if not isinstance(error, Unavailable):
+            # An answer, though a bad one: with the same key, it would be the answer again. A 503 is not final, unless
+            # the deployment had begun.
+            has_failed = isinstance(error, DeploymentFailed) or ended_by_machine(error)
+            if has_failed or not isinstance(error, Unavailable):
                 self.answered(pending)
+            if has_failed:
+                self.know(pending.builder or error.builder)
             raise
         except NoAnswer:
             self._session.say("The answer was lost. Run the same command again: it resumes this deployment.")
             raise
         self.answered(pending)
+        self.know(builder.uuid)
         self._session.result(builder, builder.url if builder.data.job_type == "always_on" else builder.name)
 
     def _pending(self) -> Pending:
         url, _, _ = self._session.service()
-        mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.fingerprint)
-        pending = self.resumed(mark, "deployment") or Pending(new_key(), mark, self._existing())
-        self.send_code(pending)
-        return pending
+        mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.bundle)
+        return self.resumed(mark, "deployment") or Pending(new_key(), mark, self._existing())
 
     def _existing(self) -> str | None:
         try:
@@ -185,8 +195,21 @@ class _Deployment(Sending):
             return None
 
     def _send(self, pending: Pending) -> Any:
+        changes = self.changes(pending)
+        if changes is not None:
+            self._state.keep(pending)
+            try:
+                return self._deploy(pending, changes)
+            except ValidationFailed as error:
+                # The version is gone, a file was changed meanwhile, or the service is an older one.
+                if not any(field.partition(".")[0] == "stored" for field in error.errors):
+                    raise
+            pending.key, pending.stored = new_key(), None
+        self.send_code(pending)
+        return self._deploy(pending, self.code(pending))
+
+    def _deploy(self, pending: Pending, code: Mapping[str, Any]) -> Any:
         builders = self._session.client.builders
-        code = self.code(pending)
         common: dict[str, Any] = {"idempotency_key": pending.key, "on_stage": self._stage, "on_begin": self._begin}
         if pending.builder is None:
             return builders.create(self._name, **code, **common, **self._options)

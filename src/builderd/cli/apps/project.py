@@ -20,6 +20,8 @@ FILE = "builder.toml"
 STATE = Path(folders.STATE) / "state.json"
 #: A job that ``builderd run`` has begun. It is apart from the state of deployments, which may go on beside it.
 JOB = Path(folders.STATE) / "job.json"
+#: Paths and digests of the code that was sent last, so that the next deployment sends what has changed.
+SENT = Path(folders.STATE) / "sent.json"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -152,6 +154,7 @@ class Pending:
     """A deployment whose answer has not arrived: sent again with its key, it is not made twice.
 
     ``upload_url`` is set once an upload has begun, ``upload_id`` once it is complete. ``name`` is that of a job.
+    ``stored`` is the bundle that the call sends the changes to.
     """
 
     key: str
@@ -160,6 +163,17 @@ class Pending:
     name: str | None = None
     upload_id: str | None = None
     upload_url: str | None = None
+    stored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCode:
+    """Code that a builder of the service has, as it was sent from the folder last."""
+
+    service: str
+    builder: str
+    bundle: str
+    files: Mapping[str, folders.Digest]
 
 
 class State:
@@ -167,6 +181,7 @@ class State:
 
     def __init__(self, root: Path, file: Path = STATE) -> None:
         self._file = root / file
+        self._sent = root / SENT
 
     def claim(self) -> IO[bytes] | None:
         """Return a lock that this process holds until it closes it or ends; None while another one has it."""
@@ -208,6 +223,24 @@ class State:
     def forget(self) -> None:
         """Drop the deployment: its answer has arrived."""
         self._file.unlink(missing_ok=True)
+
+    def known_code(self, service: str, builder: str) -> KnownCode | None:
+        """Return the code that was sent to this builder last; None if it was another one, or is not known."""
+        try:
+            read = json.loads(self._sent.read_text())
+            files = {str(path): (bool(bit), str(sha256)) for path, (bit, sha256) in read["files"].items()}
+            known = KnownCode(str(read["service"]), str(read["builder"]), str(read["bundle"]), files)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return known if (known.service, known.builder) == (service, builder) else None
+
+    def keep_known(self, known: KnownCode) -> None:
+        """Write down what the service has now."""
+        self._make_folder()
+        new = self._sent.with_suffix(".new")
+        fields = {name: getattr(known, name) for name in KnownCode.__slots__}
+        new.write_text(json.dumps(fields))
+        new.replace(self._sent)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import click
 
-from builderd.cli.apps.project import Pending, State, fingerprint
+from builderd.cli.apps.project import KnownCode, Pending, State, fingerprint
 from builderd.cli.apps.session import Session
 from builderd.client.errors import ApiError, BuilderdError, NotFound, Unavailable
 from builderd.client.folders import Folder
@@ -32,7 +32,7 @@ class Sending:
         """Return the unanswered call of the same code and settings, and say that it is resumed."""
         pending = self._state.pending(mark)
         if pending is not None:
-            upload = not self._folder.fits_json and pending.upload_id is None
+            upload = not self._folder.fits_json and pending.upload_id is None and pending.stored is None
             self._session.say(
                 "Resuming the upload that was interrupted."
                 if upload
@@ -45,6 +45,33 @@ class Sending:
         if not self._folder.fits_json and pending.upload_id is None:
             self._upload(pending)
         self._state.keep(pending)
+
+    def changes(self, pending: Pending) -> dict[str, Any] | None:
+        """Return what has changed since the code that the builder has, as the client takes it.
+
+        None where all is sent: small code, code of which the service knows nothing, and large changes.
+        """
+        if self._folder.fits_json or pending.builder is None or pending.upload_url is not None:
+            return None
+        known = self._state.known_code(self._session.service()[0], pending.builder)
+        if known is None or pending.stored not in (None, known.bundle):
+            return None
+        changed = self._folder.changed_since(known.files)
+        if not changed.fits_json:
+            return None
+        if pending.stored is None:
+            count = len(changed.files)
+            self._session.say(f"  {count} changed: {size(changed.size)}. The service has the rest.")
+        pending.stored = known.bundle
+        removed = sorted(known.files.keys() - self._folder.digests.keys())
+        stored = {"bundle": known.bundle, "remove": removed, "result": self._folder.bundle}
+        return {"stored": stored, "files": changed.contents() or None}
+
+    def know(self, builder: str | None) -> None:
+        """Write down that the builder has this code. Small code is always sent as a whole."""
+        if builder is not None and not self._folder.fits_json:
+            service = self._session.service()[0]
+            self._state.keep_known(KnownCode(service, builder, self._folder.bundle, self._folder.digests))
 
     def code(self, pending: Pending) -> dict[str, Any]:
         """Return the code as the client takes it."""
@@ -108,7 +135,7 @@ class Job(Sending):
         if self._lock is None:
             return create(self._name or made_up, self._folder, **self._options)
         url, _, _ = self._session.service()
-        mark = fingerprint(url, self._name, self._options, self._folder.fingerprint)
+        mark = fingerprint(url, self._name, self._options, self._folder.bundle)
         pending = self.resumed(mark, "job")
         for attempt in (pending, None) if pending else (None,):
             self._pending = attempt or Pending(new_key(), mark, name=self._name or made_up)

@@ -25,7 +25,7 @@ from builderd.client.errors import (
 )
 from builderd.client.folders import Folder, encoded, read_folder
 from builderd.client.models import BuilderState, Qa, Stage
-from builderd.client.options import BuilderOptions, FileContent, VersionOptions
+from builderd.client.options import BuilderOptions, FileContent, StoredCode, VersionOptions
 from builderd.client.retries import is_going_on, new_key, repeats_error, wait_before
 from builderd.client.waiting import at_once, sleep
 
@@ -66,9 +66,13 @@ class CreateOptions(BuilderOptions, CodeOptions, total=False):
 
 
 class DeployOptions(VersionOptions, CodeOptions, total=False):
-    """Options of ``builder.deploy``. ``fresh`` installs the dependencies again."""
+    """Options of ``builder.deploy``. ``fresh`` installs the dependencies again.
+
+    ``stored`` names code of a kept version that ``files`` are laid over, in place of replacing all of it.
+    """
 
     fresh: bool
+    stored: StoredCode
 
 
 def no_stages(_: Stage) -> None:

@@ -15,7 +15,7 @@ from builderd.schemas.v1.shape import View
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 
 #: Fields of the shapes that hold the code.
-CODE = frozenset({"files", "source"})
+CODE = frozenset({"files", "source", "stored"})
 
 
 def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation) -> VersionSettings:

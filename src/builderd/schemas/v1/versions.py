@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 from builderd.domain.builders import Visibility
+from builderd.domain.bundles import digest_error, path_error
 from builderd.domain.diffs import ChangeKind
 from builderd.domain.versions import Isolation, Protocol, VersionStatus
 from builderd.schemas.v1.builders import (
@@ -21,8 +23,11 @@ from builderd.schemas.v1.builders import (
     ShownResources,
 )
 from builderd.schemas.v1.envelope import Page, Success, Time
-from builderd.schemas.v1.files import FileContent, Files
-from builderd.schemas.v1.shape import JsonInt, Shape, View
+from builderd.schemas.v1.files import PATH_SCHEMA, FileContent, Files
+from builderd.schemas.v1.shape import FieldError, JsonInt, Shape, View, checked_by, with_field_errors
+
+#: Of one request: as many as an archive of code may have files.
+MAX_REMOVED = 100_000
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
@@ -31,8 +36,35 @@ def _without_defaults(schema: dict[str, Any]) -> None:
         field.pop("default", None)
 
 
+Digest = Annotated[str, checked_by(digest_error), Field(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
+RemovedPath = Annotated[str, checked_by(path_error), Field(json_schema_extra=dict(PATH_SCHEMA))]
+
+
+class StoredCode(Shape):
+    """Code of a kept version of this builder, which the request changes."""
+
+    bundle: Digest = Field(description="`bundle` of a kept version: the sha256 of its files.")
+    remove: list[RemovedPath] = Field(
+        default_factory=list[str], max_length=MAX_REMOVED, description="Paths of its files that are taken out."
+    )
+    result: Digest | None = Field(
+        default=None, description="The `bundle` that is to come out, without which nothing is stored. Left out: any."
+    )
+
+
+def _stored(value: Any) -> Any:
+    return StoredCode.model_validate(value) if value is not None else None
+
+
+def _stored_errors(value: Any) -> Iterator[FieldError]:
+    if isinstance(value, dict) and value.get("stored") is not None and value.get("source") is not None:
+        yield ("source",), "is all of the code: leave it or stored out"
+
+
 class NewVersion(NewBuilder):
     """New version of a builder. Omitted fields keep their values; ``files`` or a ``source`` replace all files.
+
+    With ``stored``, ``files`` are laid over the files of a kept version instead.
 
     A ``build`` that is left out is found, as for a new builder, only where the builder never had another version; a
     ``release`` that came from the ``Procfile`` is read from the new one.
@@ -44,6 +76,16 @@ class NewVersion(NewBuilder):
 
     name: Name = Field(default="", validate_default=False, description="Cannot be changed.")
     files: Files = Field(default_factory=dict[str, FileContent], description="Left out: the files stay as they are.")
+
+    stored: Annotated[StoredCode | None, BeforeValidator(_stored)] = Field(
+        default=None, description="Files of a kept version that stay; `files` replace or add some."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_one_origin(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse an upload beside stored code."""
+        return with_field_errors(_stored_errors(value), lambda: handler(value))
 
     @model_validator(mode="wrap")
     @classmethod

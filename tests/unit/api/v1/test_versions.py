@@ -11,6 +11,7 @@ from tests.service import MINIMAL, Service
 from tests.unit.api.v1.test_creations import BUILDERS, KEYS, failing_once, sse
 
 from builderd.adapters.fakes.sandboxes import Behaviour
+from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
 from builderd.domain.tokens import Scope
 from builderd.services import outcomes
@@ -50,6 +51,72 @@ async def test_new_code_is_answered_when_it_serves_and_what_is_left_out_stays(
     assert data["resources"] == {**before["resources"], "cpu": 2}
     for kept in ("name", "entrypoint", "port", "env", "visibility", "service_token", "preview_url"):
         assert data[kept] == before[kept]
+
+
+async def test_changes_to_stored_code_leave_the_other_files(client: httpx.AsyncClient, url: str) -> None:
+    files = {"main.py": "print('new')", "data/a": "a", "data/b": "b"}
+    assert (await client.put(url, json={"files": files})).status_code == 200
+    stored = {"bundle": (await versions(client, url))[0]["bundle"], "remove": ["data/a"]}
+    changed = await client.put(url, json={"stored": stored, "files": {"data/b": "B", "c": "c"}})
+    assert changed.status_code == 200, changed.text
+    whole = make_bundle([BundleFile("main.py", b"print('new')"), BundleFile("data/b", b"B"), BundleFile("c", b"c")])
+    assert (await versions(client, url))[0]["bundle"] == whole.hash
+    # Alone, too: then the code is that of an earlier version.
+    expected = {"bundle": whole.hash, "remove": ["c"], "result": make_bundle(whole.files[1:]).hash}
+    assert (await client.put(url, json={"stored": expected})).status_code == 200
+    assert (await versions(client, url))[0]["bundle"] == expected["result"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"remove": ["gone.py"]}, "stored.remove"),
+        ({"remove": ["../main.py"]}, "stored.remove.0"),
+        ({"remove": ["main.py"]}, "stored.remove"),
+        ({"result": "0" * 64}, "stored.result"),
+        ({"result": "x"}, "stored.result"),
+        ({"bundle": "0" * 64}, "stored.bundle"),
+        ({"bundle": "../" * 20 + "abcd"}, "stored.bundle"),
+        ({"files": ["main.py"]}, "stored.files"),
+    ],
+)
+async def test_changes_that_do_not_fit_stored_code_are_refused(
+    client: httpx.AsyncClient, url: str, change: dict[str, Any], field: str
+) -> None:
+    stored = {"bundle": (await versions(client, url))[0]["bundle"], **change}
+    refused = await client.put(url, json={"stored": stored})
+    assert (refused.status_code, list(refused.json()["errors"])) == (422, [field])
+    assert len(await versions(client, url)) == 1
+
+
+async def test_a_hash_gives_nobody_the_code_of_others(client: httpx.AsyncClient, url: str, service: Service) -> None:
+    secret = {"files": {"main.py": "print('secret')"}}
+    async with service.client(service.other) as other:
+        theirs = await other.post(BUILDERS, json={**MINIMAL, **secret})
+        bundle = (await versions(other, theirs.headers["location"]))[0]["bundle"]
+        mine = (await versions(client, url))[0]["bundle"]
+        foreign = await other.put(url, json={"stored": {"bundle": mine}})
+        assert (foreign.status_code, foreign.json()["code"]) == (404, "not_found")
+    stolen = await client.put(url, json={"stored": {"bundle": bundle}})
+    assert (stolen.status_code, list(stolen.json()["errors"])) == (422, ["stored.bundle"])
+    # Nor is it told apart from a hash that nobody has.
+    unknown = await client.put(url, json={"stored": {"bundle": "0" * 64}})
+    assert stolen.json()["errors"] == unknown.json()["errors"]
+
+
+async def test_stored_code_that_was_lost_is_sent_again(client: httpx.AsyncClient, url: str, service: Service) -> None:
+    bundle = (await versions(client, url))[0]["bundle"]
+    await service.application.bundles.delete(bundle)
+    refused = await client.put(url, json={"stored": {"bundle": bundle}, "files": {"a": "b"}})
+    assert (refused.status_code, list(refused.json()["errors"])) == (422, ["stored.bundle"])
+
+
+async def test_stored_code_and_an_upload_are_not_combined(client: httpx.AsyncClient, url: str) -> None:
+    body = {"stored": {"bundle": "0" * 64}, "source": {"upload_id": "x"}}
+    refused = await client.put(url, json=body)
+    assert (refused.status_code, list(refused.json()["errors"])) == (422, ["source"])
+    created = await client.post(BUILDERS, json={**MINIMAL, "name": "other", "stored": {"bundle": "0" * 64}})
+    assert (created.status_code, list(created.json()["errors"])) == (422, ["stored"])
 
 
 async def test_async_deploy_is_answered_at_once(client: httpx.AsyncClient, url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.threaded_service import Running
 
 from builderd import Builderd, NotFound
 from builderd.adapters.fakes.sandboxes import Behaviour
-from builderd.cli.apps.project import JOB, STATE, State
+from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
 from builderd.client._sync import uploads
@@ -268,3 +269,111 @@ def test_app_of_a_monorepo_is_named_and_found_in_its_folder(running: Running, ho
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert (data["root"], data["entrypoint"]) == ("apps/web", "python3 main.py")
+
+
+@pytest.fixture
+def uploaded(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[int]:
+    """Folder that is too large for JSON; the sizes of what is uploaded of it."""
+    monkeypatch.setattr(folders, "JSON_BYTES", 1000)
+    (home / "data.bin").write_bytes(Random(1).randbytes(3000))
+    sizes: list[int] = []
+    send = uploads.Uploads.send_folder
+
+    def counted(self: uploads.Uploads, folder: folders.Folder, *args: Any, **options: Any) -> str:
+        sizes.append(folder.size)
+        return send(self, folder, *args, **options)
+
+    monkeypatch.setattr(uploads.Uploads, "send_folder", counted)
+    return sizes
+
+
+def served(running: Running, name: str = "my-app") -> dict[str, bytes]:
+    """Files of the code that serves."""
+    with Builderd(running.url, running.admin) as client:
+        app = client.builders.get(name)
+        current = next(one for one in app.versions() if one.current)
+    return {file.path: file.content for file in running.service.bundles.stored[current.bundle].files}
+
+
+def test_only_changed_files_are_sent_again(running: Running, home: Path, uploaded: list[int]) -> None:
+    (home / "old.txt").write_text("old")
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "old.txt").unlink()
+    (home / "main.py").write_text("print('changed')\n")
+    (home / "new").mkdir()
+    (home / "new/file").write_text("new")
+    again = run("deploy")
+    assert again.exit_code == 0, again.output
+    assert "2 changed: 20 B." in again.stderr
+    assert len(uploaded) == 1
+    files = served(running)
+    assert {path: files[path] for path in ("main.py", "new/file")} == {
+        "main.py": b"print('changed')\n",
+        "new/file": b"new",
+    }
+    assert set(files) == {"main.py", "new/file", "data.bin", "builder.toml"}
+    assert run("deploy").exit_code == 0
+    assert (len(uploaded), builders(running)) == (1, {"my-app": 3})
+
+
+def test_large_changes_are_sent_as_a_whole(running: Running, home: Path, uploaded: list[int]) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "data.bin").write_bytes(Random(2).randbytes(3000))
+    assert run("deploy").exit_code == 0
+    assert len(uploaded) == 2
+    assert served(running)["data.bin"] == (home / "data.bin").read_bytes()
+
+
+def forged(sent: dict[str, Any], home: Path) -> dict[str, Any]:
+    """State that claims the builder had a file which it does not have."""
+    digest = hashlib.sha256((home / "main.py").read_bytes()).hexdigest()
+    return {**sent, "files": {**sent["files"], "main.py": [False, digest]}}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        forged,
+        lambda sent, _: {**sent, "bundle": "0" * 64},
+        lambda sent, _: {**sent, "bundle": 7},
+        lambda sent, _: {**sent, "files": {**sent["files"], "../../etc/passwd": [False, "0" * 64]}},
+        lambda sent, _: {**sent, "files": [1]},
+        lambda sent, _: {**sent, "files": {"main.py": [1, 2, 3]}},
+        lambda sent, _: [sent],
+    ],
+)
+def test_wrong_state_of_the_folder_never_deploys_other_code(
+    running: Running, home: Path, uploaded: list[int], spoil: Any
+) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "main.py").write_text("print('changed')\n")
+    (home / SENT).write_text(json.dumps(spoil(json.loads((home / SENT).read_text()), home)))
+    again = run("deploy")
+    assert again.exit_code == 0, again.output
+    assert (len(uploaded), served(running)["main.py"]) == (2, b"print('changed')\n")
+
+
+def test_state_of_another_builder_is_not_used(running: Running, home: Path, uploaded: list[int]) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    assert run("deploy", "--name", "other").exit_code == 0
+    assert run("delete", "other", "--yes").exit_code == 0
+    assert run("deploy").exit_code == 0
+    assert len(uploaded) == 3
+
+
+def test_a_lost_answer_of_changes_is_resumed(
+    running: Running, home: Path, uploaded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "main.py").write_text("print('changed')\n")
+    with swallowing_proxy(running.url, 3, "PUT /api/v1/builders/") as proxy:
+        monkeypatch.setenv("BUILDERD_URL", proxy.url)
+        # What was sent is known of this address alone.
+        sent = json.loads((home / SENT).read_text())
+        (home / SENT).write_text(json.dumps({**sent, "service": proxy.url}))
+        lost = run("deploy")
+        assert (lost.exit_code, proxy.swallowed) == (5, 3)
+        resumed = run("deploy")
+        assert resumed.exit_code == 0, resumed.output
+    assert "Resuming the deployment whose answer did not arrive." in resumed.stderr
+    assert (len(uploaded), builders(running)) == (1, {"my-app": 2})

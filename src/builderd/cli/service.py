@@ -66,8 +66,10 @@ def doctor(data_dir: Path | None, config: Path | None) -> None:
         click.echo(f"{mark}  {check.name:<24} {check.detail}")
         if not check.found:
             click.echo(f"      {'':<24} {check.cost}")
-    if any("apt-get install" in check.cost for check in checks if not check.found):
-        click.echo("\nTo install all packages named above: builderd setup")
+    packages = [check.cost for check in checks if not check.found and "apt-get install" in check.cost]
+    if packages:
+        browser = " --with-browser" if any("chromium" in cost for cost in packages) else ""
+        click.echo(f"\nTo install all packages named above: builderd setup{browser}")
     _print_database(settings)
     _print_usage(settings)
     if any(check.vital and not check.found for check in checks):

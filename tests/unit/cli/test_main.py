@@ -260,7 +260,7 @@ def test_doctor_names_what_is_missing_and_what_that_costs(monkeypatch: pytest.Mo
     assert told.exit_code == 1
     for words in ("apt-get install crun", "apt-get install haproxy", "apt-get install runsc", '"strong" is refused'):
         assert words in told.output
-    assert "\nTo install all packages named above: builderd setup\n" in told.output
+    assert "\nTo install all packages named above: builderd setup --with-browser\n" in told.output
     for name in ("restic", "bubblewrap", "Chromium"):
         assert f"lack  {name}" in told.output
 

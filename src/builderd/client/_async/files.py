@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from builderd.client._async.pages import AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
-from builderd.client.errors import NotFound
+from builderd.client.errors import NotFound, ValidationFailed
 from builderd.client.folders import read_folder
 from builderd.client.models import FileEntry
 
@@ -75,8 +75,8 @@ class AsyncFiles:
         target = Path(local)
         try:
             entries = await self.list(path).all()
-        except NotFound:
-            entries = None
+        except (NotFound, ValidationFailed):
+            entries = None  # no folder: a file, or nothing
         if entries is None:
             await self._download_file(path, target)
             return 1

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from builderd.client._sync.pages import Pages, reader
 from builderd.client._sync.transport import Transport
-from builderd.client.errors import NotFound
+from builderd.client.errors import NotFound, ValidationFailed
 from builderd.client.folders import read_folder
 from builderd.client.models import FileEntry
 
@@ -75,8 +75,8 @@ class Files:
         target = Path(local)
         try:
             entries = self.list(path).all()
-        except NotFound:
-            entries = None
+        except (NotFound, ValidationFailed):
+            entries = None  # no folder: a file, or nothing
         if entries is None:
             self._download_file(path, target)
             return 1

@@ -129,6 +129,8 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.run("files", "cat", ".", "data/local").stdout == "text"
     assert box.json("cp", ".:/app/data", "fetched") == {"files": 1}
     assert (box.folder / "fetched/local").read_text() == "text"
+    assert box.json("cp", ".:data/local", "one") == {"files": 1}
+    assert (box.folder / "one").read_text() == "text"
     assert box.json("files", "archive", "my-app", "all.tar.zst")["bytes"] > 0
     box.json("files", "rm", "my-app", "data", "-r")
 

@@ -273,7 +273,7 @@ def test_app_of_a_monorepo_is_named_and_found_in_its_folder(running: Running, ho
 
 @pytest.fixture
 def uploaded(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[int]:
-    """Folder that is too large for JSON; the sizes of what is uploaded of it."""
+    """Make a folder that is too large for JSON; return the sizes of its uploads."""
     monkeypatch.setattr(folders, "JSON_BYTES", 1000)
     (home / "data.bin").write_bytes(Random(1).randbytes(3000))
     sizes: list[int] = []

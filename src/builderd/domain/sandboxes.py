@@ -142,11 +142,15 @@ class SandboxUsage:
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """Result of a command; ``exit_code`` 124: killed by the timeout. ``output`` has both streams interleaved."""
+    """Result of a command; ``exit_code`` 124: killed by the timeout. ``output`` has both streams interleaved.
+
+    ``hint`` names what its output shows to be missing, and where to add it; empty if the output does not tell.
+    """
 
     exit_code: int
     output: str
     truncated: bool
+    hint: str = ""
 
 
 #: One argument of a process has at most 128 KiB on Linux (MAX_ARG_STRLEN).

@@ -1,7 +1,7 @@
-"""Hints for apps that ended at their start: the command, module or package that was missing, and where to add it.
+"""Hints for apps and commands that failed: the command, module or package that was missing, and where to add it.
 
-Reads the last lines of the log and the version's files. The lines are hostile text: they are only searched, and a name
-is repeated only if it looks like one.
+Reads the last lines of the log or output and the version's files. The lines are hostile text: they are only searched,
+and a name is repeated only if it looks like one.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ NODE_COMMANDS = {
     "tsx": "tsx",
     "vite": "vite",
 }
+#: Installers that sandboxes lack, and the file that names packages instead.
+INSTALLERS = {"pip": "requirements.txt", "pip3": "requirements.txt", "pipx": "requirements.txt"}
 #: Tools that many expect and that sandboxes lack.
 ABSENT_TOOLS = frozenset(
     {
@@ -169,9 +171,14 @@ def _for_command(name: str, bundle: Bundle | None) -> str:
     if name in PYTHON_COMMANDS:
         package = PYTHON_PACKAGES.get(name, name).replace("waitress-serve", "waitress")
         return f"The command {name} is missing: {_add_python(package, bundle)}"
+    if name in INSTALLERS:
+        return (
+            f"Sandboxes have no {name}: add the package to {INSTALLERS[name]} and deploy again, which installs it for "
+            "every start."
+        )
     if name in ABSENT_TOOLS:
         return f"Sandboxes have no {name}: do without it, or bring a program of yours among the files."
-    return f"The command {name} was not found: check the entrypoint and the dependencies."
+    return f"The command {name} was not found: check its name and the dependencies."
 
 
 def _for_module(name: str, bundle: Bundle | None) -> str:

@@ -20,6 +20,7 @@ from builderd.services import activity, builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.held_bytes import HeldBytes, Holding
+from builderd.services.hints import TAIL, hint_of_command
 from builderd.services.wake import User
 
 #: Output past its limit is read and dropped, at a bounded rate, so that the command does not block.
@@ -79,15 +80,16 @@ async def run(
         output = Output(application.limits.exec_output, holding=holding)
         async with wake.keep_awake(application, sandbox):
             code = await _capture(application.engine, sandbox, command, output)
-        yield Ended(code, output)
+        yield Ended(code, output, await hint_of_command(application, sandbox, code, output.end))
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A command that has ended. ``exit_code`` 124 when the timeout killed it."""
+    """A command that has ended. ``exit_code`` 124 when the timeout killed it; ``hint`` as in ``ExecResult``."""
 
     exit_code: int
     output: Output
+    hint: str = ""
 
 
 async def follow(
@@ -99,7 +101,7 @@ async def follow(
     """
     pieces: asyncio.Queue[Piece] = asyncio.Queue(AHEAD)
     with held_bytes.holding(caller.tenant_id) as holding:
-        output = Output(application.limits.exec_output, pieces.put, holding)
+        output, end = Output(application.limits.exec_output, pieces.put, holding), ""
         task = asyncio.ensure_future(_capture(application.engine, sandbox, command, output))
         decoders = {is_error: codecs.getincrementaldecoder("utf-8")("replace") for is_error in (False, True)}
         try:
@@ -107,12 +109,14 @@ async def follow(
                 async for piece in _until_done(pieces, task):
                     holding.release(len(piece.content))
                     if text := decoders[piece.is_error].decode(piece.content):
+                        end = (end + text)[-TAIL:]
                         yield Text(text, piece.is_error)
                 code = await task
             for is_error, decoder in decoders.items():
                 if rest := decoder.decode(b"", final=not output.truncated):
                     yield Text(rest, is_error)
-            yield ExecResult(code, "", output.truncated)
+            hint = await hint_of_command(application, sandbox, code, end)
+            yield ExecResult(code, "", output.truncated, hint)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -272,6 +276,11 @@ class Output:
     def text(self) -> str:
         """Return the whole text, without a standard error that is kept apart."""
         return "".join(self.pieces(len(self._kept[False]) or 1))
+
+    @property
+    def end(self) -> str:
+        """Return the last bytes that are kept; those of the standard error if it is kept apart and not empty."""
+        return (self._kept[True] or self._kept[False])[-TAIL:].decode("utf-8", "replace")
 
     @property
     def errors(self) -> str:

@@ -31,6 +31,7 @@ def hint(line: str, **files: str) -> str:
         ("sh: 1: next: not found", {"package": PACKAGE}, 'add "next" to the dependencies of package.json'),
         ("/bin/sh: 1: wget: not found", {}, "Sandboxes have no wget"),
         ("/bin/sh: 1: frobnicate: not found", {}, "The command frobnicate was not found"),
+        ("/bin/sh: 1: pip: not found", {}, "Sandboxes have no pip: add the package to requirements.txt"),
         ("env: \u2018yarn\u2019: No such file or directory", {}, "Sandboxes have no yarn"),
         ("ModuleNotFoundError: No module named 'flask'", {}, "add flask to requirements.txt"),
         ("ModuleNotFoundError: No module named 'cv2'", {}, "add opencv-python-headless to requirements.txt"),

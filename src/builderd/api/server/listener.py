@@ -206,7 +206,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self._disarm()
-        self._timer = self.loop.call_later(REFUSED_SECONDS, self.transport.close)
+        self._timer = self.loop.call_later(REFUSED_SECONDS, self.transport.abort)
         self.transport.write_eof()
 
 

@@ -36,7 +36,7 @@ Body = Annotated[Received[NewExecution], Depends(json_body(NewExecution, MAX_BOD
 
 STREAM = (
     "With `stream`: an `output` event (`text`, with `separate` also `stream`: `stdout` or `stderr`) per piece of "
-    "output, then `exit` (`exit_code`, `truncated`), or `failed` when it could not begin."
+    "output, then `exit` (`exit_code`, `truncated`, `hint`), or `failed` when it could not begin."
 )
 
 
@@ -81,7 +81,7 @@ def _head(ended: executions.Ended) -> str:
 
 
 def _tail(ended: executions.Ended) -> str:
-    return f',"truncated":{json.dumps(ended.output.truncated)}}}}}'
+    return f',"truncated":{json.dumps(ended.output.truncated)},"hint":{json.dumps(ended.hint)}}}}}'
 
 
 def _short_answer(ended: executions.Ended) -> str:
@@ -118,7 +118,9 @@ async def _events(
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ExecResult):
-                    yield event("exit", {"exit_code": piece.exit_code, "truncated": piece.truncated})
+                    yield event(
+                        "exit", {"exit_code": piece.exit_code, "truncated": piece.truncated, "hint": piece.hint}
+                    )
                     return
                 name = {"stream": "stderr" if piece.is_error else "stdout"} if separate else {}
                 for start in range(0, len(piece.text), PIECE):

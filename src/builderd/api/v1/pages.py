@@ -81,7 +81,7 @@ def encoded(listing: Listing) -> bytes:
 async def listed(request: Request, tenant_id: TenantId, load: Callable[[], Awaitable[Listing]]) -> Response:
     """Load and encode a large answer: one of each tenant at a time, with turns of the event loop for others.
 
-    Until it is sent it counts in the tenant's memory budget. Raises ``RateLimited`` when too many wait already.
+    A long one counts in the tenant's memory budget until it is sent. Raises ``RateLimited`` when too many wait already.
     """
     operations = operations_of(request)
     async with AsyncExitStack() as stack:

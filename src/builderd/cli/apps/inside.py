@@ -135,6 +135,8 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
         session.result(done)
     elif done.truncated:
         session.say("\nThe output was longer: it was cut at the service's limit.")
+    if done.hint:
+        session.say(done.hint)
     if done.exit_code:
         raise SystemExit(done.exit_code)
 

@@ -57,7 +57,7 @@ async def exec_command(
     rest = REST_OF_OUTPUT if part.left_out or ended.truncated else ""
     shown = CommandResult(
         exit_code=ended.exit_code,
-        output=mark(part.text, "command"),
+        output=mark(f"{part.text}\n{ended.hint}" if ended.hint else part.text, "command"),
         left_out_characters=part.left_out,
         rest=rest,
     )

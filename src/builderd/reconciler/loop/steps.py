@@ -27,11 +27,12 @@ from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.releases import Releases
-from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle, reserve
+from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle, reserve
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, bundles, verdicts
 from builderd.services.application import Application
+from builderd.services.hints import hint_of
 
 log = logging.getLogger(__name__)
 

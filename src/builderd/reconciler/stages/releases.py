@@ -19,8 +19,9 @@ from builderd.reconciler.core import sandbox_transitions, transitions, version_t
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
-from builderd.reconciler.stages.starting import hint_of, last_lines
+from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
+from builderd.services.hints import hint_of
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1

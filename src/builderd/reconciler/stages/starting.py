@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from builderd.domain.bundles import Bundle, folder_of
+from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, SandboxId, new_sandbox_id
 from builderd.domain.layers import app_folder
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
-from builderd.domain.start_hints import start_hint
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
@@ -121,13 +118,3 @@ async def last_lines(application: Application, sandbox: Sandbox) -> list[str]:
     """Return the last lines of the sandbox's log, for a failure's message."""
     page = await application.engine.read_log(sandbox.id, tail=SHOWN_LINES)
     return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
-
-
-async def hint_of(application: Application, version: Version, lines: Sequence[str]) -> str:
-    """Return what the last lines of an app show to be missing, and where to add it; empty if they do not tell."""
-    try:
-        bundle = await application.bundles.get(version.bundle_hash)
-    except KeyError:
-        bundle = None
-    code = folder_of(bundle, version.settings.root) if bundle else None
-    return await asyncio.to_thread(start_hint, lines, code)

@@ -19,8 +19,9 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.listening import Wait, wait_until_up
-from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, put_bundle
+from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
 from builderd.services.application import Application
+from builderd.services.hints import hint_of
 from builderd.services.start_time import MOST
 
 #: Causes of an end that the app itself is responsible for.

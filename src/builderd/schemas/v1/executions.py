@@ -39,12 +39,14 @@ class Execution(View):
     """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``.
 
     With ``separate``, ``output`` has standard output alone, and ``stderr`` standard error; else ``stderr`` is empty.
+    ``hint`` names what a failed command's output shows to be missing, and where to add it; else it is empty.
     """
 
     exit_code: int
     output: str
     stderr: str
     truncated: bool
+    hint: str
 
 
 class ExecutionAnswer(Success[Execution]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -239,6 +240,26 @@ async def test_a_refused_client_that_goes_on_sending_is_hung_up_on(
         with pytest.raises(ConnectionError):
             await send_for_ever()
         await door.close()
+
+
+async def test_a_refused_client_that_reads_nothing_lingers_no_longer(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transport that is only closed waits until the client has read what was written before."""
+    monkeypatch.setattr(listener, "REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "_whole", lambda _: b"x" * 20_000_000)
+    async with listening(service.app, ConnectionLimits(address=0)) as url:
+        place = urlsplit(url)
+        with socket.create_connection((place.hostname or "", place.port or 0)) as refused:
+            with pytest.raises(ConnectionError):
+                await send_for_ever(refused)
+
+
+async def send_for_ever(connection: socket.socket) -> None:
+    """Send until the connection is gone, and read nothing."""
+    while True:
+        connection.sendall(OK)
+        await asyncio.sleep(0.01)
 
 
 async def test_waiting_calls_are_answered_when_the_service_stops(

@@ -36,7 +36,30 @@ async def test_exec_answers_exit_code_and_output(client: httpx.AsyncClient, serv
         "output": "ls: no such file\n",
         "stderr": "",
         "truncated": False,
+        "hint": "",
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+async def test_a_failed_command_tells_what_is_missing_and_where_to_add_it(
+    client: httpx.AsyncClient, service: Service, path: str, stream: bool, separate: bool
+) -> None:
+    service.engine.answer("vite build", Answer(127, "", errors="sh: 1: vite: not found\n"))
+    files = {"main.py": "", "package.json": '{"devDependencies": {"vite": "7"}}'}
+    deployed = await client.put(path.removesuffix("/exec"), json={"files": files})
+    assert deployed.status_code == 200, deployed.text
+    answer = await client.post(path, json={"command": "vite build", "stream": stream, "separate": separate})
+    hint = json.loads(answer.text.rpartition("data: ")[2]) if stream else answer.json()["data"]
+    assert "move it to dependencies" in hint["hint"]
+
+
+async def test_a_successful_command_that_prints_such_words_gets_no_hint(
+    client: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    service.engine.answer("cat log", Answer(0, "sh: 1: vite: not found\n"))
+    answer = await client.post(path, json={"command": "cat log"})
+    assert answer.json()["data"]["hint"] == ""
 
 
 async def test_a_short_output_is_answered_in_one_piece_and_a_long_one_in_small_pieces() -> None:
@@ -114,7 +137,7 @@ async def test_output_is_streamed_as_it_comes(client: httpx.AsyncClient, service
     service.engine.answer("make", Answer(2, "wörk\nno rule\n"))
     events = await streamed(client, path, {"command": "make", "stream": True})
     assert [data["text"] for name, data in events if name == "output"] == ["wörk\nno rule\n"]
-    assert events[-1] == ("exit", {"exit_code": 2, "truncated": False})
+    assert events[-1] == ("exit", {"exit_code": 2, "truncated": False, "hint": ""})
 
 
 async def test_a_stream_that_cannot_begin_fails_as_a_call(client: httpx.AsyncClient, path: str) -> None:

@@ -73,9 +73,10 @@ class Ending:
         runtime = self._context.runtimes.get(record.runtime)
         # Of crun's, its folder is all that is left once the control groups are gone: its own command would start a
         # process to search them again.
-        if runtime and runtime.name != "crun" and (runtime.root / record.id).exists():
+        if runtime and runtime.name != "crun":
             await asyncio.to_thread(self._context.cgroups.remove, f"{record.id}.shim")
-            await self._commands.ask(runtime, command.delete(runtime, record.id))
+            if (runtime.root / record.id).exists():
+                await self._commands.ask(runtime, command.delete(runtime, record.id))
         await asyncio.to_thread(self._remove_files, runtime, record.id)
 
     def _remove_files(self, runtime: Runtime | None, name: str) -> None:

@@ -38,6 +38,19 @@ def _filter_of(runs: Runs, record: Record) -> str:
     return f"{runs.commands.runtime(record).root}/{record.id}/seccomp.bpf"
 
 
+def _in_memory(document: bytes) -> int:
+    """Return a descriptor of memory that holds the whole document, at its beginning. Raises ``OSError``."""
+    memory = os.memfd_create("command", os.MFD_CLOEXEC)
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(document)
+        os.lseek(memory, 0, os.SEEK_SET)
+    except OSError:
+        os.close(memory)
+        raise
+    return memory
+
+
 class JoinedExecution(Execution):
     """Command whose process is the launcher's child, in all groups and namespaces of its sandbox from the start."""
 
@@ -92,11 +105,9 @@ class JoinedExecution(Execution):
 
         Whatever fails here leaves no descriptor open: from the call on, the launcher's side closes its own.
         """
+        memory = _in_memory(document)
         ends = open_pipes(joined=self._spec.joined)
         read, write = os.pipe2(os.O_CLOEXEC)
-        memory = os.memfd_create("command", os.MFD_CLOEXEC)
-        # All at once: the memory takes what the request's limits allow, or fails.
-        os.pwrite(memory, document, 0)
         self._ended = asyncio.ensure_future(self._run_joined([*(ends.given[at] for at in range(3)), write, memory]))
         self._open(ends)
         self._report = Outlet(read, self._ended)

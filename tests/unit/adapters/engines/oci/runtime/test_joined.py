@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.join import READY, STREAMS
-from builderd.adapters.engines.oci.runtime.joined import JoinedExecution
+from builderd.adapters.engines.oci.runtime.joined import JoinedExecution, _in_memory
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState
@@ -93,3 +94,17 @@ async def test_a_killed_joining_process_is_not_blamed_on_the_sandbox(
     assert str(raised.value) == str(error)
     assert host.killed == ([f"ab/{command._name}"] if error is KILLED else [])
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_document_that_does_not_fit_is_an_error_and_leaves_no_descriptor() -> None:
+    before, limits = len(list(Path("/proc/self/fd").iterdir())), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            _in_memory(b"x" * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    memory = _in_memory(b"x" * 20_000)
+    assert os.read(memory, 30_000) == b"x" * 20_000
+    os.close(memory)

@@ -1,0 +1,41 @@
+"""Hints: what the last lines of an app or command show to be missing, and where to add it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from builderd.domain.bundles import folder_of
+from builderd.domain.ids import SandboxId
+from builderd.domain.processes import TIMEOUT_EXIT_CODE
+from builderd.domain.start_hints import start_hint
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.services.application import Application
+
+#: Characters at the end of a command's output that are read.
+TAIL = 4_000
+
+
+async def hint_of(application: Application, version: Version, lines: Sequence[str]) -> str:
+    """Return what the last lines of an app show to be missing, and where to add it; empty if they do not tell."""
+    try:
+        bundle = await application.bundles.get(version.bundle_hash)
+    except KeyError:
+        bundle = None
+    code = folder_of(bundle, version.settings.root) if bundle else None
+    return await asyncio.to_thread(start_hint, lines, code)
+
+
+async def hint_of_command(application: Application, sandbox_id: SandboxId, exit_code: int, output: str) -> str:
+    """Return the same for a command beside the app. Nothing is read of a command that succeeded or tells nothing."""
+    lines = output[-TAIL:].splitlines()
+    if exit_code in (0, TIMEOUT_EXIT_CODE) or not start_hint(lines, None):
+        return ""
+
+    def find(uow: UnitOfWork) -> Version | None:
+        sandbox = uow.sandboxes.get(sandbox_id)
+        return sandbox and uow.versions.get(sandbox.builder_id, sandbox.version)
+
+    version = await application.store.read(find)
+    return await hint_of(application, version, lines) if version else ""

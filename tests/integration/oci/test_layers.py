@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.integration.oci.stores import open_store
@@ -379,8 +379,12 @@ async def test_only_a_few_names_of_a_large_layer_are_read_outside_of_the_loop(
         with real(folder) as entries:
             yield (lookers.append(threading.current_thread()) or entry for entry in entries)  # type: ignore[func-returns-value]
 
+    def scan(folder: Path | int | str) -> Any:
+        # The kernel's figures of the store are read elsewhere.
+        return real(folder) if str(folder).startswith("/sys/") else watched(cast("Path | int", folder))
+
     runner.action = leave_many
-    monkeypatch.setattr(os, "scandir", watched)
+    monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(module.Layers, "_discard", lambda *_: None)
     outcome = await layers.build(plan(), print)
     assert outcome.output[-1].count(",") == layer_content.NAMED - 1

@@ -17,7 +17,7 @@ NAMES = {
 }
 #: Envelopes, which the client takes apart, and shapes of requests, which are its keyword arguments.
 NOT_MODELS = ("Answer", "Page")
-REQUESTS = {"Failure", "PageMeta", "FileContent", "Source", "Resources", "RenewedLease"}
+REQUESTS = {"Failure", "PageMeta", "FileContent", "Source", "Resources", "RenewedLease", "StoredCode"}
 
 SHOWN = sorted(
     name

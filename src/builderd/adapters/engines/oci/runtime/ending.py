@@ -82,6 +82,7 @@ class Ending:
     def _remove_files(self, runtime: Runtime | None, name: str) -> None:
         """Remove the groups, the runtime's state, and the bundle. Blocks."""
         self._context.cgroups.remove(f"{name}.shim")
+        self._context.records.remove_unfinished_exit(name)
         if runtime:
             _forget(runtime, name)
         self._context.cgroups.remove(name)

@@ -128,6 +128,12 @@ class Records:
         (self.exits / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder(name), ignore_errors=True)
 
+    def remove_unfinished_exit(self, name: str) -> None:
+        """Remove the exit file of a shim that was killed while it wrote it. Idempotent."""
+        if not os.path.exists(f"{self.exits}/{name}"):  # noqa: PTH110
+            for unfinished in self.exits.glob(f"{name}.*"):
+                unfinished.unlink(missing_ok=True)
+
     def exit(self, name: str) -> Exit | None:
         """Return the exit that the shim wrote, or None."""
         file = f"{self.exits}/{name}"

@@ -52,3 +52,11 @@ def test_sweep_removes_leftovers_and_keeps_files_being_written(records: Records,
     found = {path for folder in ("sandboxes", "exits") for path in (tmp_path / folder).rglob("*")}
     assert found == {*kept, records.exits / "a1.FRESH1", records.exits / "b2"}
     assert list(records.all()) == [record("a1")]
+
+
+def test_the_unfinished_exit_file_of_a_killed_shim_goes(records: Records) -> None:
+    for name in ("a1.KILLED", "b2.BEING1", "c3.OTHER1", "c3"):
+        (records.exits / name).write_text("0")
+    for name in ("a1", "c3", "d4"):
+        records.remove_unfinished_exit(name)
+    assert {file.name for file in records.exits.iterdir()} == {"b2.BEING1", "c3.OTHER1", "c3"}

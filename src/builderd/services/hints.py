@@ -35,7 +35,7 @@ async def hint_of_command(application: Application, sandbox_id: SandboxId, exit_
 
     def find(uow: UnitOfWork) -> Version | None:
         sandbox = uow.sandboxes.get(sandbox_id)
-        return sandbox and uow.versions.get(sandbox.builder_id, sandbox.version)
+        return uow.versions.get(sandbox.builder_id, sandbox.version) if sandbox else None
 
     version = await application.store.read(find)
     return await hint_of(application, version, lines) if version else ""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 
-from builderd.adapters.previews.haproxy.config import ANSWER_CLASSES, COUNTER_TTL, TABLES
+from builderd.adapters.previews.haproxy.counting import ANSWER_CLASSES, COUNTER_TTL, TABLES
 from builderd.domain.metrics import added_times
 from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
 

@@ -23,18 +23,22 @@ class StartTime:
 
     After ``timeout`` seconds an app fails, unless it was busy in the last ``WINDOW`` and has had less than ``timeout``
     seconds of CPU time: then the machine is slow, not the app. ``MOST`` times the timeout is the end in any case.
+
+    ``longest`` is the version's own start timeout where ``timeout`` is a shorter one, as in a take-over: the window and
+    the end are those of ``longest``, since a loaded machine stalls an app for as long whatever its timeout is.
     """
 
-    def __init__(self, engine: Sandboxes, sandbox: SandboxId, timeout: float) -> None:
+    def __init__(self, engine: Sandboxes, sandbox: SandboxId, timeout: float, longest: float = 0.0) -> None:
         self._engine, self._sandbox, self._timeout = engine, sandbox, timeout
-        self._interval, self._window = min(INTERVAL, timeout / 4), min(WINDOW, timeout / 3)
+        self._longest = max(timeout, longest)
+        self._interval, self._window = min(INTERVAL, timeout / 4), min(WINDOW, self._longest / 3)
         #: (seconds, CPU seconds) of each look in the window, and of the last one before it.
         self._looks: deque[tuple[float, float]] = deque()
 
     @property
     def most(self) -> float:
         """Return the seconds after which a start is over in any case."""
-        return MOST * self._timeout
+        return MOST * self._longest
 
     async def is_over(self, seconds: float) -> bool:
         """Return True if an app that started ``seconds`` ago has had its time."""

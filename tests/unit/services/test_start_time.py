@@ -31,8 +31,8 @@ class Machine(FakeEngine):
         return SandboxUsage(self.share * (periods * self.working + min(rest, self.working)), 1, 1, 1, 1, 1)
 
 
-async def over_after(machine: Machine) -> float:
-    start_time = StartTime(machine, SandboxId("a" * 16), TIMEOUT)
+async def over_after(machine: Machine, timeout: float = TIMEOUT) -> float:
+    start_time = StartTime(machine, SandboxId("a" * 16), timeout, longest=TIMEOUT)
     while not await start_time.is_over(machine.seconds):
         machine.seconds += 0.5
     return machine.seconds
@@ -61,6 +61,17 @@ async def test_app_that_a_loaded_machine_stalls_for_seconds_has_its_time() -> No
     """Gradio at load 34 was failed after 69 s: it read its modules, and had no CPU for two seconds."""
     machine = Machine(0.2, period=9, working=2)
     assert await over_after(machine) == MOST * TIMEOUT
+
+
+@pytest.mark.parametrize("timeout", [5.0, 12.0])
+async def test_shorter_time_of_a_take_over_has_the_window_and_the_end_of_a_start(timeout: float) -> None:
+    """In a take-over Panel was failed after 5 s, for 1.7 s without CPU."""
+    waits, works = await over_after(Machine(0.0), timeout), await over_after(Machine(1.0), timeout)
+    assert max(timeout, WINDOW) <= waits <= max(timeout, WINDOW) + 2 * INTERVAL
+    assert timeout <= works <= timeout + 2 * INTERVAL
+    assert timeout / 0.2 <= await over_after(Machine(0.2), timeout) <= timeout / 0.2 + 2 * INTERVAL
+    assert await over_after(Machine(0.2, period=9, working=2), timeout) >= timeout / 0.2 * 4
+    assert await over_after(Machine(0.03), 12.0) == MOST * TIMEOUT
 
 
 @pytest.mark.parametrize(("share", "over"), [(0.5, False), (0.0, True)])

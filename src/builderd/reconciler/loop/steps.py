@@ -281,8 +281,6 @@ class Steps:
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return longest
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
-        if item.version.settings.release:
-            trial = old  # it has had no trial: its predecessor shows how long a start takes
         return handover.time_limit(trial, old, limits.handover_timeout, longest)
 
     async def _forget(self, item: WorkItem) -> Result:

@@ -58,13 +58,17 @@ def _last(sandboxes: Sequence[Sandbox]) -> Sandbox | None:
 
 
 def time_limit(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:
-    """Return how long a version that takes over may take to listen, in seconds.
+    """Return how long a version that takes over may take to listen: a ``StartTime``'s timeout, in seconds.
 
     The time covers the visitors' wait for it and, should it fail, for the old version's restart. A version that was
     too slow for that on trial gets ``longest``, the full start timeout, and visitors see a page that says it starts.
+    One whose trial did not listen, for lack of a network or on a busy machine, counts as slow as its predecessor.
     """
-    allowed = min(usual, max(LEFT - (_startup_seconds(old) or 0.0), MIN_HANDOVER_SECONDS), longest)
+    before = _startup_seconds(old)
+    allowed = min(usual, max(LEFT - (before or 0.0), MIN_HANDOVER_SECONDS), longest)
     startup = _startup_seconds(trial)
+    if startup is None:
+        startup = before
     return longest if startup is not None and startup > allowed / 2 else allowed
 
 

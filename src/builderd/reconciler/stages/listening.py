@@ -33,12 +33,15 @@ class Wait:
 async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> Wait:
     """Look until the app can be reached or the worker has lived long enough, the sandbox ends, or the time is over."""
     if item.builder.job_type.must_listen:
-        return await wait_until_listening(application, sandbox, item.version.settings.port, timeout)
+        longest = application.limits.start_seconds(item.version.settings)
+        return await wait_until_listening(application, sandbox, item.version.settings.port, timeout, longest)
     lifetime = WORKER_ALIVE_SECONDS if item.builder.job_type.is_judged else 0.0
     return await _wait_until_lived(application, sandbox, lifetime)
 
 
-async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
+async def wait_until_listening(
+    application: Application, sandbox: Sandbox, port: int, timeout: float, longest: float = 0.0
+) -> Wait:
     """Look until the port can be reached, the sandbox ends, or its ``StartTime`` is over.
 
     Counted from the start of the sandbox, so that a wait that was broken off continues where it was.
@@ -46,7 +49,7 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
     clock = application.clock
     before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
     begun = clock.passed() - before
-    start_time = StartTime(application.engine, sandbox.id, timeout)
+    start_time = StartTime(application.engine, sandbox.id, timeout, longest)
     elsewhere_since: float | None = None
     polls = 0
     while True:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.application import ENTRYPOINT, World
 
+from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox
 from builderd.adapters.previews.haproxy.pause import MAX_PAUSE
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import StartFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.sandboxes import Sandbox
-from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, grace, time_limit
+from builderd.domain.sandboxes import Listening, Sandbox, SandboxUsage
+from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, grace, time_limit
+from builderd.services.start_time import INTERVAL
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 USUAL, LONGEST = 12.0, 60.0
+NEW = BundleFile("main.py", b"print('new')\n")
+OTHER = "python3 -X dev main.py"
+#: On the loaded machine an app has ``SHARE`` of a CPU for the first ``WORKING`` seconds of each ``PERIOD``, else none.
+SHARE, PERIOD, WORKING = 0.2, 9.0, 2.0
 
 
 def started(seconds: float | None) -> Sandbox:
@@ -43,3 +53,73 @@ def test_time_limit_of_an_unknown_start_is_what_visitors_can_wait() -> None:
     assert time_limit(None, None, USUAL, LONGEST) == USUAL
     assert time_limit(started(None), started(0.1), USUAL, LONGEST) == USUAL
     assert time_limit(started(0.1), started(0.1), USUAL, 1) == 1
+
+
+def test_version_whose_trial_did_not_listen_counts_as_slow_as_its_predecessor() -> None:
+    """Panel's trial ran for 89 s and its old version had taken 102 s: the new one was refused after 5 s."""
+    assert time_limit(started(None), started(102), USUAL, LONGEST) == LONGEST
+    assert time_limit(None, started(7), USUAL, LONGEST) == LONGEST
+    assert time_limit(started(None), started(6), USUAL, LONGEST) == USUAL
+    assert time_limit(started(0.3), started(102), USUAL, LONGEST) == MIN_HANDOVER_SECONDS
+
+
+class LoadedMachine:
+    """Engine calls of apps that listen after so many seconds (None: never, they wait) on a loaded machine.
+
+    The new version's trial is no verdict, since it has no network.
+    """
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch, old: float, new: float | None) -> None:
+        self._world, self._old, self._new = world, old, new
+        offline = "socket.gaierror: [Errno -3] Temporary failure in name resolution"
+        world.engine.behave(OTHER, Behaviour(exits_at=0, exit_code=3, lines=(offline,)), Behaviour())
+        monkeypatch.setattr(world.engine, "listening", self.listening)
+        monkeypatch.setattr(world.engine, "usage", self.usage)
+
+    def _needs(self, found: FakeSandbox) -> float | None:
+        return self._old if found.spec.entrypoint == ENTRYPOINT else self._new
+
+    def _seconds(self, found: FakeSandbox) -> float:
+        return (self._world.clock.now() - found.started_at).total_seconds()
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        found = self._world.engine.sandboxes.get(sandbox)
+        needs = self._needs(found) if found is not None else None
+        if found is None or needs is None or self._seconds(found) < needs:
+            return Listening(frozenset())
+        return Listening(frozenset({("0.0.0.0", found.spec.port)}))
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        found = self._world.engine.sandboxes[sandbox]
+        periods, rest = divmod(self._seconds(found) if self._needs(found) is not None else 0.0, PERIOD)
+        return SandboxUsage(SHARE * (periods * WORKING + min(rest, WORKING)), 1, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(102.0, 100.0, id="as slow as its predecessor"),
+        pytest.param(3.0, 40.0, id="stalled for seconds, while its predecessor started on a quiet machine"),
+    ],
+)
+async def test_healthy_version_that_a_loaded_machine_slows_takes_over(
+    world: World, monkeypatch: pytest.MonkeyPatch, old: float, new: float
+) -> None:
+    LoadedMachine(world, monkeypatch, old, new)
+    async with world.reconciling():
+        builder = await world.create()
+        await world.deploy(builder, NEW, entrypoint=OTHER)
+    assert (await world.builder(builder)).version == 2
+
+
+async def test_version_that_waits_is_refused_while_visitors_can_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LoadedMachine(world, monkeypatch, 3.0, None)
+    async with world.reconciling():
+        builder = await world.create()
+        with pytest.raises(StartFailed, match="did not listen") as failed:
+            await world.deploy(builder, NEW, entrypoint=OTHER)
+    said = re.search(r"within (\d+) seconds", str(failed.value))
+    assert said is not None
+    assert USUAL <= int(said[1]) <= USUAL + 2 * INTERVAL, "as on a quiet machine"

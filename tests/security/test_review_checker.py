@@ -96,6 +96,18 @@ async def test_checker_waits_for_scripts_and_is_used_once() -> None:
     await until_gone(third)
 
 
+async def test_small_reviews_get_the_checker_after_a_large_one() -> None:
+    large = bundle_of({"app.js": "1;\n", **{f"{n}.md": "word " * 110_000 for n in range(2)}})
+    async with scanner_with(Path(str(NODE))) as scanner:
+        assert rules(await scanner.scan(large, LIMITS)) == set()
+        first = await waiting(scanner)
+        assert rules(await scanner.scan(large, LIMITS)) == set()
+        assert await waiting(scanner) == first, "it has too little time for a large one"
+        assert rules(await scanner.scan(SOUND, LIMITS)) == set()
+        await until_gone(first)
+        assert rules(await scanner.scan(SOUND, LIMITS)) == set()
+
+
 async def test_checker_is_confined_before_it_has_read_anything() -> None:
     async with warm_scanner() as scanner:
         status = Path(f"/proc/{await waiting(scanner)}/status").read_text()

@@ -102,7 +102,7 @@ class TripwireScanner:
     def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
         try:
             packed = pack_sources(bundle, limits, run)
-            answer, skipped = read_answer(self._ask_with_retry(packed, limits.for_size(packed.read_bytes)), bundle)
+            answer, skipped = read_answer(self._ask_with_retry(packed, limits), bundle)
         except (Broken, Unbelievable) as error:
             return Scan((), {}, (), self._toolbox.versions, failure=str(error))
         except (Died, Late, OSError) as error:
@@ -124,12 +124,13 @@ class TripwireScanner:
 
     def _ask(self, packed: Packed, limits: ReviewLimits) -> bytes:
         """The worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
+        small, limits = limits.for_size(0), limits.for_size(packed.read_bytes)
         files = _memory(packed.content)
         report, child_report = os.pipe2(os.O_CLOEXEC)
         ended, child_ended = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                packet = json.dumps({**asdict(limits), "scripts": packed.scripts}).encode()
+                packet = json.dumps({**asdict(limits), "scripts": packed.scripts, "small": asdict(small)}).encode()
                 control = self._send(packet, [files, child_report, child_ended])
             finally:
                 for descriptor in (files, child_report, child_ended):

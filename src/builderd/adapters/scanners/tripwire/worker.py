@@ -1,12 +1,12 @@
 """The worker: a confined process that is kept warm and forks again for each review.
 
 ``python -m …worker <descriptor of its socket> <tools as JSON>``. It reads the rules once, leaves the host behind, and
-sends ``ready``. Each packet is then one request: limits as JSON, with three descriptors: the files, a pipe for the
-child's answer, and a pipe for its exit status. A child that a tenant's file took over cannot affect other tenants: it
-ends with its review.
+sends ``ready``. Each packet is then one request: limits as JSON, its own and (``small``) those of a small bundle, with
+three descriptors: the files, a pipe for the child's answer, and a pipe for its exit status. A child that a tenant's
+file took over cannot affect other tenants: it ends with its review.
 
 Once a review had scripts, one child is kept in advance for the next such review (docs/adr/0281): confined, with the
-limits of the last one, and with a Node.js that has loaded its parser. It has read nothing of anybody.
+limits of a small bundle, and with a Node.js that has loaded its parser. It has read nothing of anybody.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Server:
         #: By pid: its deadline and where to tell its end.
         self._children: dict[int, tuple[float, int]] = {}
         self._spare: Spare | None = None
-        #: Limits of the last review with scripts, until a spare child was made for the next one.
+        #: Limits of a small bundle, since a review had scripts, until a spare child with them was made.
         self._wanted: dict[str, Any] | None = None
 
     def serve(self) -> None:
@@ -97,10 +97,10 @@ class Server:
             return False
         limits = json.loads(packet)
         files, report_pipe, ended = descriptors
-        has_scripts = limits.pop("scripts")
+        has_scripts, small = limits.pop("scripts"), limits.pop("small")
         spare = self._take_spare(limits, files, report_pipe) if has_scripts else None
         if has_scripts:
-            self._wanted = limits
+            self._wanted = small
         if spare is None:
             pid = os.fork()
             if pid == 0:

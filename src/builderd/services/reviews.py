@@ -41,7 +41,7 @@ from builderd.domain.sources import (
 )
 from builderd.ports.scanners import Scan, Scanner
 
-#: Concurrent reviews of one tenant, so that it does not delay those of others.
+#: Concurrent reviews of one tenant, so that it delays those of others less.
 MAX_OF_TENANT = 2
 
 

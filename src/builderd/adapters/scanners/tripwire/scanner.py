@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ from builderd.adapters.scanners.tripwire.worker import (
 )
 from builderd.domain.bundles import Bundle
 from builderd.domain.machine_faults import helper_died, machine_fault
-from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.review_policies import MB, ReviewLimits
 from builderd.domain.sources import Kind, select_files
 from builderd.ports.scanners import NOTHING_RUN, Scan
 
@@ -42,6 +44,8 @@ START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
 MAX_ANSWER = 16 << 20
 MAX_SCANS = 4
+#: Of these, scans of bundles with 1 MB of code or more, which take up to three times as long (ADR 273).
+MAX_LARGE_SCANS = 2
 _SIGXCPU, _SIGKILL = 24, 9
 #: A scan whose process is killed is begun again so many times.
 RETRIES = 1
@@ -70,6 +74,9 @@ class TripwireScanner:
         self._control: socket.socket | None = None
         self._starting = threading.Lock()
         self._limit = asyncio.Semaphore(MAX_SCANS)
+        self._large_limit = asyncio.Semaphore(MAX_LARGE_SCANS)
+        #: Its own: a scan may take minutes, and all other work shares the few threads of the event loop.
+        self._threads = ThreadPoolExecutor(MAX_SCANS, "reviews")
 
     @cached_property
     def _toolbox(self) -> Toolbox:
@@ -87,10 +94,13 @@ class TripwireScanner:
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
-        async with self._limit:
-            return await asyncio.to_thread(self._scan, bundle, limits, run)
+        is_large = await _reads_much(bundle, limits, run)
+        async with self._large_limit if is_large else nullcontext(), self._limit:
+            running = asyncio.get_running_loop().run_in_executor(self._threads, self._scan, bundle, limits, run)
+            return await running
 
     async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._end)
 
     def _warm(self) -> socket.socket:
@@ -205,6 +215,14 @@ class TripwireScanner:
             if worker is not None:
                 worker.kill()
                 worker.wait()
+
+
+async def _reads_much(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> bool:
+    """Return True if a review reads 1 MB or more of the bundle, which has more time for it."""
+    if sum(file.size for file in bundle.files) < MB:
+        return False
+    read = (await asyncio.to_thread(select_files, bundle.files, limits, run)).read
+    return sum(file.size for file, _ in read) >= MB
 
 
 class Packed(NamedTuple):

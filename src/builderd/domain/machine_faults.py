@@ -10,7 +10,7 @@ import errno
 import ssl
 from collections.abc import Iterator, Mapping
 
-from builderd.domain.errors import BuilderdError, MachineFault
+from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFault, NoCapacity
 
 #: By errno: what is wrong with the machine, and what its operator can do. See errno(3).
 _CURES: Mapping[int, tuple[str, str]] = {
@@ -46,6 +46,14 @@ def machine_fault(error: BaseException) -> MachineFault | None:
                 retry_after=RETRY_AFTER,
             )
     return None
+
+
+def is_by_machine(error: BaseException) -> bool:
+    """Return True for a failure through the machine: a fault, a full machine, an engine that does not answer.
+
+    It says nothing about what was worked on, and no tenant pays for it.
+    """
+    return isinstance(error, (NoCapacity, EngineUnavailable)) or machine_fault(error) is not None
 
 
 def helper_died(what: str, how: str) -> MachineFault:

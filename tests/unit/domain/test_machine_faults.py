@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from builderd.domain.errors import MachineFault, NoCapacity
-from builderd.domain.machine_faults import helper_died, machine_fault
+from builderd.domain.errors import BackupFailed, EngineUnavailable, MachineFault, NoCapacity
+from builderd.domain.machine_faults import helper_died, is_by_machine, machine_fault
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,18 @@ def test_memory_threads_and_helpers_are_of_the_machine() -> None:
     died = helper_died("the scanner", "was killed")
     assert machine_fault(died) is died
     assert isinstance(died, MachineFault)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (NoCapacity("full"), True),
+        (EngineUnavailable("away"), True),
+        (helper_died("restic", "was killed"), True),
+        (OSError(errno.ENOSPC, "full"), True),
+        (BackupFailed("damaged"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_full_machine_and_absent_engine_are_by_the_machine(error: Exception, expected: bool) -> None:
+    assert is_by_machine(error) is expected

@@ -14,7 +14,7 @@ from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
-from builderd.domain.machine_faults import machine_fault
+from builderd.domain.machine_faults import is_by_machine
 from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext, reason_of
@@ -202,7 +202,7 @@ async def check_one(context: BackupContext, key: BackupKey) -> str:
         raise
     except Exception as error:
         fault = reason_of(error)
-        if machine_fault(error) is not None:
+        if is_by_machine(error):
             # A fault of the machine is no finding: keep the last known state of the repository.
             log.warning(
                 "repository check failed, retrying later tenant=%s delay=%s error=%s", key.tenant_id, CHECK_RETRY, fault

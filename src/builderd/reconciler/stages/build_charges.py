@@ -9,10 +9,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from builderd.domain.builders import Builder
-from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.ids import new_id
 from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome
-from builderd.domain.machine_faults import machine_fault
+from builderd.domain.machine_faults import is_by_machine
 from builderd.domain.prices import OpenBuild
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
@@ -46,7 +45,7 @@ class BuildCharges:
             )
             outcome = await building()
         except BaseException as error:
-            await asyncio.shield(self._end(build, is_paid=not _is_the_machines(error)))
+            await asyncio.shield(self._end(build, is_paid=not is_by_machine(error)))
             raise
         finally:
             if seeing is not None:
@@ -81,11 +80,6 @@ class BuildCharges:
 
     async def _write(self, build: OpenBuild, *, is_paid: bool) -> None:
         await self._app.store.write(lambda uow: _remove(uow, self._app, build, is_paid=is_paid))
-
-
-def _is_the_machines(error: BaseException) -> bool:
-    """Return True for a failure that the tenant does not pay, among them a full disk of the host (``OSError``)."""
-    return isinstance(error, (NoCapacity, EngineUnavailable)) or machine_fault(error) is not None
 
 
 async def close_cut_builds(app: Application) -> None:

@@ -10,7 +10,14 @@ from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
 from builderd.domain.backups import BackupStatus, Retention, failure_of
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed, MachineFault, StoreUnavailable
+from builderd.domain.errors import (
+    BackupFailed,
+    BuilderdError,
+    EngineUnavailable,
+    MachineFault,
+    NoCapacity,
+    StoreUnavailable,
+)
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.domain.machine_faults import RETRY_AFTER, helper_died
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
@@ -117,12 +124,23 @@ async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scen
     assert key.fault == ""
 
 
-async def test_a_check_that_is_killed_says_nothing_of_a_repository_and_is_made_again(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        helper_died("restic", "was killed"),
+        NoCapacity("The file system of the backups' repositories is full.", retry_after=60),
+        EngineUnavailable("The sandbox's helper was killed."),
+    ],
+    ids=lambda error: error.code,
+)
+async def test_a_check_that_the_machine_ends_says_nothing_of_a_repository_and_is_made_again(
+    scene: Scene, error: BuilderdError
+) -> None:
     builder = await scene.world.create()
     await scene.take(builder)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
-    scene.backup_repository.fail_next("check", helper_died("restic", "was killed"))
+    scene.backup_repository.fail_next("check", error)
     assert await upkeep.check_one(scene.schedule.context, key) == ""
     assert "backups.damaged" not in await scene.kinds(builder)
     scene.backup_repository.calls.clear()

@@ -106,7 +106,7 @@ class ResticRepository:
 
     async def _fetch(self, run: Run, repository: TenantRepository, snapshot: str) -> None:
         try:
-            await run(*command.restore_manifest(snapshot), timeout=QUICK)
+            await self._fetch_manifest(run, snapshot)
             await run(*command.restore(snapshot), timeout=LONG)
         except TargetFull as error:
             raise _no_room(error) from error
@@ -114,6 +114,13 @@ class ResticRepository:
             # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
             await self.snapshots(repository)
             raise SnapshotDamaged(error.message) from error
+
+    async def _fetch_manifest(self, run: Run, snapshot: str) -> None:
+        try:
+            await run(*command.restore_manifest(snapshot), timeout=QUICK)
+        except TargetFull as error:
+            # It goes to the service's folder, not to the disk.
+            raise _data_directory_full() from error
 
     async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
         with _missing_only_if_new(repository):
@@ -191,8 +198,7 @@ class ResticRepository:
             raise NoCapacity(
                 f"Your backups take {own / 1e9:.1f} GB, this one may need {needed / 1e9:.1f} GB more, and a tenant may "
                 f"have {share / 1e9:.1f} GB here: remove backups (DELETE /api/v1/backups/{{id}}) or files. The "
-                "operator sets the share (backup.tenant_share).",
-                retry_after=RETRY_FULL,
+                "operator sets the share (backup.tenant_share)."
             )
 
     def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
@@ -200,7 +206,7 @@ class ResticRepository:
 
 
 def _no_room(error: TargetFull) -> NoCapacity:
-    """Return the error of a restore that had no room for the backup's files."""
+    """Return the error of a restore that had no room for the backup's files; waiting helps a full store alone."""
     if error.store_full:
         return NoCapacity(
             "The machine's store for apps and layers is full: the backup was not restored, and nothing was replaced. "
@@ -210,8 +216,7 @@ def _no_room(error: TargetFull) -> NoCapacity:
         )
     return NoCapacity(
         "The backup's files do not fit on a disk of the builder's size, so nothing was replaced: deploy a version with "
-        f"a larger disk (resources.disk), then restore again. {error.message}.",
-        retry_after=RETRY_FULL,
+        f"a larger disk (resources.disk), then restore again. {error.message}."
     )
 
 

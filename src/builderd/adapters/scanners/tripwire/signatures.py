@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -70,7 +69,8 @@ def _is_for(path: str, patterns: list[str] | tuple[str, ...]) -> bool:
 
 
 def _family(path: str) -> str:
-    return _FAMILIES.get(posixpath.splitext(path)[1], "")
+    # As ``fnmatch`` sees it: the whole name of a file may be an ending.
+    return next((family for ending, family in _FAMILIES.items() if path.endswith(ending)), "")
 
 
 def _chosen(

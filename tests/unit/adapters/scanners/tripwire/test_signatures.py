@@ -35,6 +35,8 @@ NAMES = (
     "README.md",
     "a.PY",
     "noending",
+    ".py",
+    "a/.js",
 )
 
 

@@ -112,9 +112,12 @@ class Store:
         return Readiness(False, reason, full=self.is_full()) if reason else None
 
     def is_full(self) -> bool:
-        """Return True when sandboxes and builds get no more space, however little of their own limits they use."""
-        if self._watch and self._watch.is_full():
-            return True
+        """Return True when sandboxes and builds get no more space, however little of their own limits they use.
+
+        A store that failed for another reason, a read-only one, is not full, whatever room it has.
+        """
+        if self._watch and self._watch.failure_reason() is not None:
+            return self._watch.is_full()
         room, limit = self.reservations.writable(), self.quota.total_limit()
         return min(room, limit - self.quota.used_total() if limit else room) < FULL
 

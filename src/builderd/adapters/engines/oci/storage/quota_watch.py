@@ -32,6 +32,8 @@ class QuotaWatch:
         self._groups[None] = quota.total
         self._reached: set[Path | None] = set()
         self._ended = threading.Event()
+        #: The last error, so that one that stays is logged once.
+        self._failure = ""
         self._thread = threading.Thread(target=self._run, name="quota-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -50,8 +52,11 @@ class QuotaWatch:
         while not self._ended.wait(INTERVAL):
             try:
                 self._look()
+                self._failure = ""
             except OSError as error:
-                log.warning("quota not read, retrying seconds=%s error=%s", INTERVAL, error)
+                if str(error) != self._failure:
+                    log.warning("quota not read, retrying seconds=%s error=%s", INTERVAL, error)
+                self._failure = str(error)
 
     def _look(self) -> None:
         for subvolume, group in self._groups.items():

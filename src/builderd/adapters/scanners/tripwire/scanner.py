@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -95,9 +95,15 @@ class TripwireScanner:
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         is_large = await _reads_much(bundle, limits, run)
-        async with self._large_limit if is_large else nullcontext(), self._limit:
+        with ExitStack() as places:
+            for limit in (self._large_limit, self._limit) if is_large else (self._limit,):
+                await limit.acquire()
+                places.callback(limit.release)
             running = asyncio.get_running_loop().run_in_executor(self._threads, self._scan, bundle, limits, run)
-            return await running
+            held = places.pop_all()
+            # Held until the thread is done, also when the caller is cancelled.
+            running.add_done_callback(lambda _: held.close())
+        return await asyncio.shield(running)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

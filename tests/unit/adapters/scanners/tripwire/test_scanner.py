@@ -41,18 +41,41 @@ class SlowScanner(TripwireScanner):
         return DONE
 
 
+async def _until_large_scans_run(scanner: SlowScanner) -> None:
+    while len(scanner.begun) < MAX_LARGE_SCANS:
+        # By a thread of other work.
+        await asyncio.to_thread(time.sleep, 0.01)
+
+
 async def test_large_scans_leave_places_for_small_ones_and_threads_for_other_work() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     scanner, limits = SlowScanner(), ReviewLimits()
     large = [asyncio.create_task(scanner.scan(LARGE, limits)) for _ in range(MAX_SCANS + 1)]
     try:
         async with asyncio.timeout(20):
-            # By the only thread of other work.
-            while len(scanner.begun) < MAX_LARGE_SCANS:
-                await asyncio.to_thread(time.sleep, 0.01)
+            await _until_large_scans_run(scanner)
             assert await scanner.scan(SMALL, limits) == DONE
         assert len(scanner.begun) == MAX_LARGE_SCANS
     finally:
         scanner.may_end.set()
         assert await asyncio.gather(*large) == [DONE] * len(large), "they wait for each other"
+        await scanner.close()
+
+
+async def test_cancelled_scan_holds_its_place_until_its_thread_is_done() -> None:
+    scanner, limits = SlowScanner(), ReviewLimits()
+    cancelled = [asyncio.create_task(scanner.scan(LARGE, limits)) for _ in range(MAX_LARGE_SCANS)]
+    await _until_large_scans_run(scanner)
+    for one in cancelled:
+        one.cancel()
+    await asyncio.wait(cancelled)
+    more = [asyncio.create_task(scanner.scan(LARGE, limits)) for _ in range(MAX_SCANS)]
+    try:
+        async with asyncio.timeout(20):
+            for _ in range(MAX_SCANS + 1):
+                assert await scanner.scan(SMALL, limits) == DONE
+        assert len(scanner.begun) == MAX_LARGE_SCANS
+    finally:
+        scanner.may_end.set()
+        assert await asyncio.gather(*more) == [DONE] * len(more)
         await scanner.close()

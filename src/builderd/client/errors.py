@@ -242,7 +242,9 @@ class Unavailable(ApiError):
 
 
 class NoCapacity(Unavailable):
-    """503 ``no_capacity``: the machine has no room."""
+    """503 ``no_capacity``: the machine has no room; the message says what is missing and what frees it."""
+
+    _next = "builderd ps"
 
 
 BY_CODE: dict[str, type[ApiError]] = {

@@ -25,6 +25,7 @@ from builderd.client.errors import (
     DeploymentFailed,
     MethodNotAllowed,
     NoAnswer,
+    NoCapacity,
     NotFound,
     TimedOut,
     Unauthenticated,
@@ -124,7 +125,8 @@ class Session:
     def next_of(self, error: BuilderdError) -> list[str]:
         """Return the commands that an error advises, with names in place of uuids."""
         uuid = error.builder or ""
-        return [error.next_step.replace(uuid, self._names.get(uuid, uuid))] if error.next_step else []
+        steps = [error.next_step.replace(uuid, self._names.get(uuid, uuid))] if error.next_step else []
+        return [*steps, *_making_room(error)] if isinstance(error, NoCapacity) else steps
 
     def name(self, name: str | None) -> str:
         """Return the name that a command is about."""
@@ -183,6 +185,14 @@ class Session:
     def _need_terminal(self, question: str, following: Sequence[str]) -> None:
         if self.as_json or not sys.stdin.isatty():
             raise ActionRequired(question, *following)
+
+
+def _making_room(error: NoCapacity) -> list[str]:
+    """Return the commands that free what is missing: a stopped builder keeps its disk."""
+    # Of the whole machine's limits by name, and of the store in bytes.
+    if error.data.keys() & {"disk", "free"}:
+        return ["builderd delete NAME"]
+    return ["builderd stop NAME"] if error.data.keys() & {"cpu", "memory"} else []
 
 
 def plain(value: Any) -> Any:

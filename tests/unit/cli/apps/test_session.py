@@ -13,7 +13,10 @@ from click.testing import CliRunner, Result
 from tests.threaded_service import Running
 
 from builderd import __version__
+from builderd.cli.apps.session import Session
 from builderd.cli.group import builderd
+from builderd.client.errors import NoCapacity, Unavailable
+from builderd.domain.quotas import Capacity
 
 
 def run(*words: str, stdin: str | None = None) -> Result:
@@ -168,6 +171,35 @@ def test_a_call_that_the_service_does_not_know_names_both_versions(
     assert told(refused)["next"] == ["builderd doctor --client"]
 
 
+@pytest.mark.parametrize(
+    ("has", "advice"),
+    [
+        (Capacity(cpu=0.001, memory=256, disk=1000), ["builderd ps", "builderd stop NAME"]),
+        (Capacity(cpu=64, memory=256, disk=0.1), ["builderd ps", "builderd delete NAME"]),
+        (Capacity(cpu=0.001, memory=0.001, disk=0.1), ["builderd ps", "builderd delete NAME"]),
+    ],
+)
+def test_a_full_machine_advises_what_frees_room(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, has: Capacity, advice: list[str]
+) -> None:
+    monkeypatch.setattr("builderd.client._sync.deployments.wait_before", lambda *_: 0)
+    running.service.engine.has = has
+    as_json = run("deploy", "--yes", "--json")
+    assert (as_json.exit_code, told(as_json)["code"]) == (1, "no_capacity")
+    assert told(as_json)["next"] == advice
+    plain = run("deploy", "--yes")
+    assert plain.stderr.endswith("".join(f"Next: {step}\n" for step in advice))
+    assert "doctor" not in plain.stderr
+
+
+def test_a_full_store_advises_deletion_and_another_fault_the_list_of_builders() -> None:
+    session = Session()
+    full = NoCapacity("no_capacity", "The store has no room.", data={"wanted": 2, "free": 1, "promised": 0})
+    assert session.next_of(full) == ["builderd ps", "builderd delete NAME"]
+    assert session.next_of(NoCapacity("no_capacity", "No free address.")) == ["builderd ps"]
+    assert session.next_of(Unavailable("machine_fault", "")) == ["builderd doctor --client"]
+
+
 def test_a_faulty_builder_toml_is_named(running: Running, home: Path) -> None:
     (home / "builder.toml").write_text('nmae = "x"\n')
     assert "'nmae', which is not known" in run("deploy").stderr
@@ -225,12 +257,6 @@ def test_the_manual_page_is_one(home: Path, tmp_path: Path) -> None:
     assert ".SS port\\-forward" in whole.stdout
     assert "builderd env set" in one.stdout.replace("\\", "")
     assert run("man", "nothing").exit_code == 2
-
-
-def test_an_unknown_command_names_this_version(home: Path) -> None:
-    refused = run("of-a-later-version")
-    assert refused.exit_code == 2
-    assert f"This is builderd {__version__}: a later version may have it." in refused.stderr
 
 
 def test_no_color_is_respected(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ BUILTIN = frozenset({"open", "exec"})
 
 log = logging.getLogger(__name__)
 
+NEEDS_LINUX = "acts on the machine that runs the service, which is one with Linux"
 NEEDS_SERVER = "needs the packages of the service ({missing} is not installed). Run: pip install 'builderd[server]'"
 
 
@@ -46,12 +48,10 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; the error for an unknown one names this version, since a later one may have it."""
-        try:
+        """Find the command; the error for an unknown one names commands like it, or a newer service's version."""
+        if args[0] in COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            text = f"{error.format_message()} This is builderd {__version__}: a later version may have it."
-            raise click.UsageError(text, ctx) from error
+        raise click.UsageError(import_module("builderd.cli.apps.unknown_commands").message(args), ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         # https://no-color.org. Commands inherit it.
@@ -80,8 +80,11 @@ def load(command: str, name: str) -> ModuleType:
     """Import a command's module without garbage collection, and exempt its objects from later collections.
 
     Collections take a quarter of the import, and each full one would stop a service for 80 ms.
-    Raises ``ClickException`` where a package of the extra ``server`` is missing.
+    Raises ``ClickException`` where a package of the extra ``server`` is missing, and for a command on the machine where
+    that has no Linux.
     """
+    if not name.startswith("apps.") and sys.platform != "linux":
+        raise click.ClickException(f"`builderd {command}` {NEEDS_LINUX}")
     gc.disable()
     try:
         return import_module(f"builderd.cli.{name}")

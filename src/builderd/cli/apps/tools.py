@@ -161,7 +161,7 @@ def _inner(group: click.Group, context: click.Context, name: str) -> click.Comma
     try:
         return group.get_command(context, name)
     except click.ClickException:
-        return None  # a command on the machine, without the packages of the service
+        return None  # a command on the machine, without Linux or the packages of the service
 
 
 def _section(found: click.Command, context: click.Context, head: str, heading: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from builderd.domain.build_commands import find_build
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
 from builderd.domain.bundles import Alteration, Bundle, folder_of, make_bundle
 from builderd.domain.env_files import read_env_file
-from builderd.domain.errors import ValidationFailed
+from builderd.domain.errors import BundleLost, ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.procfile import process_commands, release_command, web_command, worker_command
 from builderd.domain.versions import entrypoint_error, stage_command_error
@@ -156,7 +156,13 @@ async def _kept_commands(
     commands = process_commands(code)
     if not commands and not settings.release:
         return {}
-    old = await bundles.fetch_root(application, base)
+    try:
+        old = await bundles.fetch_root(application, base)
+    except BundleLost:
+        if bundle is None:
+            raise
+        # The new code mends the builder. Which commands came from the lost files is not known: all of them stay.
+        return {}
     before, kept = process_commands(old), {}
     process = next((name for name in commands if before.get(name) == settings.entrypoint), None)
     if process is not None:

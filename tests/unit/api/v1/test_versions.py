@@ -111,6 +111,21 @@ async def test_stored_code_that_was_lost_is_sent_again(client: httpx.AsyncClient
     assert (refused.status_code, list(refused.json()["errors"])) == (422, ["stored.bundle"])
 
 
+@pytest.mark.parametrize("release", ["", "\nrelease: migrate"])
+async def test_code_with_a_procfile_mends_a_builder_whose_code_was_lost(
+    client: httpx.AsyncClient, service: Service, release: str
+) -> None:
+    service.engine.behave("migrate", Behaviour(listens_at=None, exits_at=1))
+    files = {"main.py": "", "Procfile": f"web: {OTHER}{release}"}
+    url = (await client.post(BUILDERS, json={"name": "proc", "files": files})).headers["location"]
+    await service.application.bundles.delete((await versions(client, url))[0]["bundle"])
+    lost = await client.put(url, json={"root": "web"})
+    assert (lost.status_code, lost.json()["code"]) == (503, "bundle_lost")
+    mended = await client.put(url, json={"files": {**files, "new": ""}})
+    assert mended.status_code == 200, mended.text
+    assert mended.json()["data"]["entrypoint"] == OTHER
+
+
 async def test_stored_code_and_an_upload_are_not_combined(client: httpx.AsyncClient, url: str) -> None:
     body = {"stored": {"bundle": "0" * 64}, "source": {"upload_id": "x"}}
     refused = await client.put(url, json=body)

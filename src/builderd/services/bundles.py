@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from builderd.domain.bundles import Alteration, Bundle, folder_of
 from builderd.domain.errors import BundleLost, ValidationFailed
@@ -59,6 +59,17 @@ async def alter(
         with suppress(KeyError):
             return await application.bundles.alter(bundle_hash, alteration, application.archive_limits)
     raise ValidationFailed({"stored.bundle": ["is no stored code of this builder: send all files"]})
+
+
+@asynccontextmanager
+async def dropped_on_error(application: Application, bundle: Bundle | None) -> AsyncIterator[None]:
+    """Remove a bundle that was stored for a request if the block raises, unless a version of a live builder has it."""
+    try:
+        yield
+    except BaseException:
+        if bundle is not None:
+            await drop_unused(application, bundle.hash)
+        raise
 
 
 async def drop_unused(application: Application, bundle_hash: str) -> None:

@@ -35,8 +35,14 @@ async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuild
 async def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
     """Return the builder that a request asks for.
 
-    Raises ``ValidationFailed`` without a usable command, and for an ``env_file`` that is missing or faulty.
+    Raises ``ValidationFailed`` without a usable command, and for an ``env_file`` that is missing or faulty. A refusal
+    removes an upload's code again.
     """
+    async with bundles.dropped_on_error(application, bundle if new.source else None):
+        return await _new_builder(application, new, bundle)
+
+
+async def _new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
     code = _code_in(bundle, new.root)
     job_type = _job_type(new, code)
     entrypoint = new.entrypoint or _command(code, job_type)
@@ -107,20 +113,32 @@ def _command(bundle: Bundle, job_type: JobType) -> str:
 async def new_version(
     application: Application, caller: Caller, builder_id: str, new: NewVersion, *, fresh: bool = False
 ) -> tuple[Change, Bundle | None]:
-    """Return the change that a request asks for, and its code if it has any. Raises ``ValidationFailed``."""
+    """Return the change that a request asks for, and its code if it has any.
+
+    Raises ``ValidationFailed``. A refusal removes the code that was stored for the request.
+    """
     bundle = None
     if new.stored is not None:
         alteration = Alteration(tuple(bundle_files(new.files)), tuple(new.stored.remove), new.stored.result)
         bundle = await bundles.alter(application, caller, builder_id, new.stored.bundle, alteration)
     elif "files" in new.model_fields_set or new.source is not None:
         bundle = await bundle_of(application, caller.tenant_id, new)
+    async with bundles.dropped_on_error(application, bundle if new.stored or new.source else None):
+        given = await _given(application, caller, builder_id, new, bundle)
+        return Change.of({**given, "fresh": fresh}), bundle
+
+
+async def _given(
+    application: Application, caller: Caller, builder_id: str, new: NewVersion, bundle: Bundle | None
+) -> dict[str, Any]:
+    """Return the fields that change: those of the request, and those that its code brings."""
     given = given_fields(new)
     if bundle is not None:
         given["bundle_hash"] = bundle.hash
     given |= await _env_file(application, caller, builder_id, new, bundle)
     if bundle is not None or "root" in given:
         given = {**await _kept_commands(application, caller, builder_id, bundle, given.get("root")), **given}
-    return Change.of({**given, "fresh": fresh}), bundle
+    return given
 
 
 async def _env_file(

@@ -67,6 +67,26 @@ async def test_a_builder_is_made_of_an_upload(
     assert deployed.status_code == 200, deployed.text
 
 
+async def test_refused_calls_leave_no_code_of_an_upload_behind(
+    client: httpx.AsyncClient, sender: httpx.AsyncClient, place: dict[str, Any], service: Service
+) -> None:
+    await sender.put(place["upload_url"], content=CODE)
+    wrong = from_upload(place, root="nope")
+    assert (await client.post(BUILDERS, json=wrong)).json()["errors"].keys() == {"root"}
+    assert await service.application.bundles.hashes() == set()
+    url = (await client.post(BUILDERS, json={**MINIMAL, "files": {"main.py": "1"}})).headers["location"]
+    before = await service.application.bundles.hashes()
+    body = {"source": wrong["source"], "root": "nope"}
+    assert (await client.put(url, json=body)).json()["errors"].keys() == {"root"}
+    assert await service.application.bundles.hashes() == before
+    # A version has it: it stays.
+    assert (await client.put(url, json={"source": wrong["source"]})).status_code == 200
+    before = await service.application.bundles.hashes()
+    assert (await client.put(url, json=body)).status_code == 422
+    assert (await client.post(BUILDERS, json=wrong | {"name": "third"})).status_code == 422
+    assert await service.application.bundles.hashes() == before
+
+
 async def test_interrupted_upload_is_resumed(
     client: httpx.AsyncClient, sender: httpx.AsyncClient, place: dict[str, Any]
 ) -> None:

@@ -126,6 +126,18 @@ async def test_code_with_a_procfile_mends_a_builder_whose_code_was_lost(
     assert mended.json()["data"]["entrypoint"] == OTHER
 
 
+async def test_changes_that_are_refused_leave_no_code_behind(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    bundle = (await versions(client, url))[0]["bundle"]
+    # Without files nothing changes: the outcome is code that a version has.
+    for files in ({"x": "1"}, {"x": "2"}, {}):
+        body = {"stored": {"bundle": bundle}, "root": "nope"} | ({"files": files} if files else {})
+        refused = await client.put(url, json=body)
+        assert (refused.status_code, list(refused.json()["errors"])) == (422, ["root"])
+        assert await service.application.bundles.hashes() == {bundle}
+
+
 async def test_stored_code_and_an_upload_are_not_combined(client: httpx.AsyncClient, url: str) -> None:
     body = {"stored": {"bundle": "0" * 64}, "source": {"upload_id": "x"}}
     refused = await client.put(url, json=body)

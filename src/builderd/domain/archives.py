@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise, takewhile
 
-from builderd.domain.bundles import path_error
+from builderd.domain.bundles import Bundle, BundleFile, path_error
+from builderd.domain.errors import TooLarge, ValidationFailed
 
 MAX_DEPTH = 64
 #: Limit of all names together: they are held in memory while an archive is read.
@@ -87,7 +90,7 @@ class ArchiveIndex:
         reason = name_error(path)
         if reason:
             raise ArchiveRejected(entry, f"is refused: its name {reason}")
-        self._names += len(path)
+        self._names += len(path.encode())
         if self._names > MAX_NAMES_BYTES:
             raise ArchiveRejected(
                 entry, f"is one too many: all names have over {MAX_NAMES_BYTES} bytes", too_large=True
@@ -155,6 +158,43 @@ def name_error(path: str) -> str | None:
     if path.count("/") >= MAX_DEPTH:
         return f"must not lie over {MAX_DEPTH} folders deep"
     return path_error(path)
+
+
+def check_added(before: Bundle, files: Sequence[BundleFile]) -> None:
+    """Hold the rules of an archive's names for the paths of ``files`` that ``before`` does not have.
+
+    Code that came as JSON may have names which an archive may not: they stay. Raises ``ValidationFailed``, and
+    ``TooLarge`` when all names together are too long.
+    """
+    known = {file.path for file in before.files}
+    paths = [file.path for file in files]
+    added = {path for path in paths if path not in known}
+    if not added:
+        return
+    errors = {path: why for path in sorted(added) if (why := name_error(path))} or _twins(paths, added)
+    if errors:
+        raise ValidationFailed({f"files.{path}": [why] for path, why in errors.items()})
+    size = sum(len(path.encode()) for path in paths)
+    if size > MAX_NAMES_BYTES:
+        raise TooLarge(f"All names would have {size} bytes together: at most {MAX_NAMES_BYTES} are taken.")
+
+
+def _twins(paths: Iterable[str], added: Collection[str]) -> Mapping[str, str]:
+    """Return added path → reason for those of which a part differs from another path only in case or coding.
+
+    Sorted, all paths below one folder, however it is written, follow each other: neighbours alone are compared.
+    """
+    ordered = sorted((_folded(path).replace("/", "\0"), path) for path in paths)
+    errors = {}
+    for (one_folded, one), (other_folded, other) in pairwise(ordered):
+        path, neighbour = (other, one) if other in added else (one, other)
+        if path not in added:
+            continue
+        folded = zip(one_folded.split("\0"), other_folded.split("\0"), strict=False)
+        shared = sum(1 for _ in takewhile(lambda parts: parts[0] == parts[1], folded))
+        if path.split("/")[:shared] != neighbour.split("/")[:shared]:
+            errors[path] = f"differs from {quote_entry(neighbour)} only in the case or the coding of its letters"
+    return errors
 
 
 def _folded(path: str) -> str:

@@ -27,8 +27,9 @@ class Bundles(Protocol):
     async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         """Store what an alteration makes of a stored bundle, whole or not at all.
 
-        Raises ``KeyError`` when no bundle has this hash, ``ValidationFailed`` for an alteration that does not fit it
-        or has another ``result``, ``TooLarge`` for more files or bytes than the limits.
+        Added paths keep the rules of an archive's names. Raises ``KeyError`` when no bundle has this hash,
+        ``ValidationFailed`` for an alteration that does not fit it or has another ``result``, ``TooLarge`` for more
+        files, bytes, or bytes of names than the limits.
         """
 
     async def get(self, bundle_hash: str) -> Bundle:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from builderd.domain import archives
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Alteration, Bundle, BundleFile, make_bundle
 from builderd.domain.errors import TooLarge, ValidationFailed
@@ -129,6 +130,57 @@ async def test_alterations_do_not_grow_code_beyond_its_limits(bundles: Bundles, 
     with pytest.raises(TooLarge):
         await bundles.alter(BUNDLE.hash, Alteration((BundleFile("one/more", b"x"),)), limits)
     assert set(await bundles.hashes()) == {BUNDLE.hash}
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "/".join(["a"] * 66),
+        "Main.py",
+        "MAIN.PY/below",
+        "BIN/other",
+        "data/GRÜßE\n.bin",
+        "data/Gru\u0308ße\n.bin",
+        "a\\b",
+    ],
+)
+async def test_added_names_keep_the_rules_of_archives(bundles: Bundles, added: str) -> None:
+    await bundles.put(BUNDLE)
+    with pytest.raises(ValidationFailed) as refused:
+        await bundles.alter(BUNDLE.hash, Alteration((BundleFile(added, b"x"),)), LIMITS)
+    assert list(refused.value.errors) == [f"files.{added}"]
+    assert set(await bundles.hashes()) == {BUNDLE.hash}
+
+
+async def test_added_names_that_differ_by_case_alone_are_refused(bundles: Bundles) -> None:
+    await bundles.put(BUNDLE)
+    twins = (BundleFile("new/a", b"x"), BundleFile("NEW/b", b"x"))
+    with pytest.raises(ValidationFailed):
+        await bundles.alter(BUNDLE.hash, Alteration(twins), LIMITS)
+
+
+async def test_a_file_may_be_renamed_to_another_case(bundles: Bundles) -> None:
+    await bundles.put(BUNDLE)
+    renamed = await bundles.alter(BUNDLE.hash, Alteration((BundleFile("Main.py", b"x"),), ("main.py",)), LIMITS)
+    assert renamed.file("Main.py") is not None
+
+
+async def test_code_with_names_that_archives_refuse_can_still_be_altered(bundles: Bundles) -> None:
+    deep = "/".join(["a"] * 70)
+    code = make_bundle([BundleFile(path, b"") for path in ("README", "readme", deep, "main.py")])
+    await bundles.put(code)
+    changed = BundleFile("readme", b"changed")
+    altered = await bundles.alter(code.hash, Alteration((changed, BundleFile("new", b""))), LIMITS)
+    assert (altered.file("readme"), len(altered.files)) == (changed, 5)
+
+
+async def test_names_do_not_grow_beyond_their_limit(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    # "ü" has two bytes.
+    monkeypatch.setattr(archives, "MAX_NAMES_BYTES", sum(len(file.path.encode()) for file in BUNDLE.files) + 5)
+    await bundles.put(BUNDLE)
+    with pytest.raises(TooLarge):
+        await bundles.alter(BUNDLE.hash, Alteration((BundleFile("üü12", b""),)), LIMITS)
+    assert (await bundles.alter(BUNDLE.hash, Alteration((BundleFile("üü1", b""),)), LIMITS)).file("üü1")
 
 
 async def test_altering_a_missing_bundle_is_a_key_error(bundles: Bundles) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from builderd.adapters.bundles.unpacking import CONCURRENCY, unpack
-from builderd.domain.archives import ArchiveLimits
+from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import (
     Alteration,
     Bundle,
@@ -81,7 +81,9 @@ class LocalBundles:
             return await asyncio.to_thread(self._alter, bundle_hash, alteration, limits)
 
     def _alter(self, base: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
-        files = altered(self._get(base), alteration)
+        before = self._get(base)
+        files = altered(before, alteration)
+        check_added(before, files)
         check_size(files, limits)
         with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
             name = _pack(files, out)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import BinaryIO
 
-from builderd.domain.archives import ArchiveLimits
+from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import Alteration, Bundle, BundleFile, altered, check_result, check_size, make_bundle
 from builderd.domain.errors import ValidationFailed
 
@@ -43,7 +43,9 @@ class FakeBundles:
         return bundle
 
     async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
-        bundle = make_bundle(altered(self.stored[bundle_hash], alteration))
+        base = self.stored[bundle_hash]
+        bundle = make_bundle(altered(base, alteration))
+        check_added(base, bundle.files)
         check_size(bundle.files, limits)
         check_result(bundle.hash, alteration)
         await self.put(bundle)

@@ -6,6 +6,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -20,6 +21,7 @@ from builderd.client.errors import (
     DeploymentFailed,
     NoAnswer,
     NotFound,
+    TooLarge,
     Unavailable,
     ValidationFailed,
 )
@@ -198,12 +200,10 @@ class _Deployment(Sending):
         changes = self.changes(pending)
         if changes is not None:
             self._state.keep(pending)
-            try:
+            # Refused: the version is gone, what was known of it is wrong, or the service is an older one. A mistake of
+            # the settings is refused again.
+            with suppress(ValidationFailed, TooLarge):
                 return self._deploy(pending, changes)
-            except ValidationFailed as error:
-                # The version is gone, a file was changed meanwhile, or the service is an older one.
-                if not any(field.partition(".")[0] == "stored" for field in error.errors):
-                    raise
             pending.key, pending.stored = new_key(), None
         self.send_code(pending)
         return self._deploy(pending, self.code(pending))

@@ -228,8 +228,9 @@ class State:
         """Return the code that was sent to this builder last; None if it was another one, or is not known."""
         try:
             read = json.loads(self._sent.read_text())
-            files = {str(path): (bool(bit), str(sha256)) for path, (bit, sha256) in read["files"].items()}
+            files = {path: (bool(bit), str(sha256)) for path, (bit, sha256) in read["files"].items() if _is_text(path)}
             known = KnownCode(str(read["service"]), str(read["builder"]), str(read["bundle"]), files)
+            known.bundle.encode()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return known if (known.service, known.builder) == (service, builder) else None
@@ -241,6 +242,11 @@ class State:
         fields = {name: getattr(known, name) for name in KnownCode.__slots__}
         new.write_text(json.dumps(fields))
         new.replace(self._sent)
+
+
+def _is_text(path: str) -> bool:
+    """Return False for half of a surrogate pair, which JSON can name and a request cannot."""
+    return path.isascii() or path.encode(errors="replace").decode() == path
 
 
 def fingerprint(*parts: Any) -> str:

@@ -330,6 +330,35 @@ def forged(sent: dict[str, Any], home: Path) -> dict[str, Any]:
     return {**sent, "files": {**sent["files"], "main.py": [False, digest]}}
 
 
+def test_stale_state_of_a_file_that_became_a_folder_does_not_block(
+    running: Running, home: Path, uploaded: list[int]
+) -> None:
+    (home / "a").write_text("file")
+    assert run("deploy", "--yes").exit_code == 0
+    sent = json.loads((home / SENT).read_text())
+    del sent["files"]["a"]
+    (home / SENT).write_text(json.dumps(sent))
+    (home / "a").unlink()
+    (home / "a").mkdir()
+    (home / "a/b").write_text("below")
+    # The service answers that files.a is both a file and a folder: it has a file of that name.
+    again = run("deploy")
+    assert again.exit_code == 0, again.output
+    assert (len(uploaded), served(running)["a/b"]) == (2, b"below")
+
+
+def test_paths_and_hashes_that_are_no_text_are_not_sent(running: Running, home: Path, uploaded: list[int]) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    sent = json.loads((home / SENT).read_text())
+    files = {**sent["files"], "\udcff": [False, "0" * 64]}
+    (home / SENT).write_text(json.dumps({**sent, "files": files}))
+    assert run("deploy").exit_code == 0
+    assert len(uploaded) == 1
+    (home / SENT).write_text(json.dumps({**sent, "bundle": "\udcff" * 64}))
+    assert run("deploy").exit_code == 0
+    assert len(uploaded) == 2
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -15,7 +15,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,10 +71,10 @@ class LocalBundles:
     def _publish(self, name: str, descriptor: int, folder: int) -> None:
         """Give an unnamed file, whose hash was checked, its name."""
         os.fsync(descriptor)
-        _link(descriptor, self._path(name).name, folder)
-        os.fsync(folder)
-        # Of this file only: another one that has the name already is checked when it is read.
-        self._whole[name] = _state(os.fstat(descriptor))
+        # Another file that has the name already is checked when it is read, or was.
+        if _link(descriptor, self._path(name).name, folder):
+            os.fsync(folder)
+            self._whole[name] = _state(os.fstat(descriptor))
 
     async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         async with self._unpacking:
@@ -85,6 +85,9 @@ class LocalBundles:
         files = altered(before, alteration)
         check_added(before, files)
         check_size(files, limits)
+        if files == before.files:
+            check_result(base, alteration)
+            return before
         with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
             name = _pack(files, out)
             check_result(name, alteration)
@@ -269,8 +272,11 @@ def _nameless(folder: Path) -> BinaryIO:
     return os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
 
 
-def _link(nameless: int, name: str, folder: int) -> None:
-    # Another request may have stored the same bundle meanwhile.
-    with suppress(FileExistsError):
+def _link(nameless: int, name: str, folder: int) -> bool:
+    """Return False if the name is taken: another request may have stored the same bundle meanwhile."""
+    try:
         # Python calls linkat(2), which follows the link in /proc, only where a folder is given.
         os.link(f"/proc/self/fd/{nameless}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    except FileExistsError:
+        return False
+    return True

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from builderd.adapters.bundles import local
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import Alteration, Bundle, BundleFile, bundle_hash, make_bundle
+from builderd.domain.errors import ValidationFailed
 
 BUNDLE = make_bundle([BundleFile("main.py", b"print('hello')\n"), BundleFile("x.sh", b"true\n", executable=True)])
 
@@ -64,3 +67,62 @@ async def test_a_write_that_fails_half_way_leaves_nothing(folder: Path, monkeypa
 async def test_only_the_service_reads_it(folder: Path, file: Path) -> None:
     assert folder.stat().st_mode & 0o077 == 0
     assert file.stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Treat every bundle as a large one; return the hash of each bundle that is hashed from its files."""
+    monkeypatch.setattr(local, "LARGE_BYTES", 0)
+    hashes: list[str] = []
+
+    def counted(files: tuple[BundleFile, ...]) -> str:
+        hashes.append(bundle_hash(files))
+        return hashes[-1]
+
+    monkeypatch.setattr(local, "bundle_hash", counted)
+    return hashes
+
+
+CHANGED = Alteration((BundleFile("main.py", b"changed"),))
+
+
+async def changed(bundles: LocalBundles) -> Bundle:
+    return await bundles.alter(BUNDLE.hash, CHANGED, ArchiveLimits())
+
+
+async def test_large_code_that_is_stored_already_is_not_hashed_again(
+    folder: Path, file: Path, hashed: list[str]
+) -> None:
+    bundles = LocalBundles(folder)
+    made = await changed(bundles)
+    hashed.clear()
+    for _ in range(3):
+        assert await changed(bundles) == made
+        await bundles.get(made.hash)
+        await bundles.put(made)
+    assert hashed == []
+
+
+async def test_large_code_that_was_damaged_is_not_taken_for_checked(
+    folder: Path, file: Path, hashed: list[str]
+) -> None:
+    bundles = LocalBundles(folder)
+    made = await changed(bundles)
+    flip(folder / f"{made.hash}.tar", 512)
+    await changed(bundles)
+    with pytest.raises(KeyError):
+        await bundles.get(made.hash)
+
+
+@pytest.mark.parametrize("files", [(), (BUNDLE.files[0],)])
+async def test_code_in_which_nothing_changes_is_not_written_again(
+    folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[BundleFile, ...]
+) -> None:
+    def written(*_: object) -> str:
+        raise AssertionError("a tar was written")
+
+    monkeypatch.setattr(local, "_pack", written)
+    bundles = LocalBundles(folder)
+    assert await bundles.alter(BUNDLE.hash, Alteration(files, (), BUNDLE.hash), ArchiveLimits()) == BUNDLE
+    with pytest.raises(ValidationFailed):
+        await bundles.alter(BUNDLE.hash, Alteration(files, (), "0" * 64), ArchiveLimits())

@@ -32,8 +32,11 @@ def repeats_error(error: BuilderdError) -> bool:
 
 
 def ended_by_machine(error: BuilderdError) -> bool:
-    """Return whether a deployment began and failed by a fault of the machine: its key has this outcome for good."""
-    return isinstance(error, Unavailable) and error.builder is not None
+    """Return whether a deployment began and failed by a fault of the machine: its key has this outcome for good.
+
+    Such an answer names the version that failed. Others may be about a builder too, and are not the last one.
+    """
+    return isinstance(error, Unavailable) and error.builder is not None and "version" in error.data
 
 
 def repeats_failure(error: httpx2.TransportError, *, repeatable: bool) -> bool:

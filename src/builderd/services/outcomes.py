@@ -72,7 +72,7 @@ FAILED = tuple(FAILURES.values())
 async def wait(application: Application, builder_id: BuilderId, generation: int) -> Builder:
     """Wait until the generation, or a newer one that replaced it, has an outcome; return the builder.
 
-    Raises the error of the stage that failed, with ``data.uuid``.
+    Raises the error of the stage that failed, with ``data.uuid`` and ``data.version``.
     """
     builder = await wait_until_settled(application, builder_id, generation)
     failure = failure_of(builder)
@@ -96,7 +96,7 @@ def failure_of(builder: Builder) -> BuilderdError | None:
     """Return the stage error that put the builder into ``failed``; None if none did."""
     if builder.status is not Status.FAILED or builder.failure_code is None:
         return None
-    return _failure(builder.failure_code, builder.status_reason, {"uuid": builder.id})
+    return _failure(builder.failure_code, builder.status_reason, {"uuid": builder.id, "version": builder.version})
 
 
 def _failure(code: str, reason: str, data: Mapping[str, Any]) -> BuilderdError:
@@ -110,7 +110,6 @@ async def _with_findings(
     """Return the error of a failed review with its findings."""
     if isinstance(failure, ReviewFailed):
         now = application.clock.now()
-        failure.data["version"] = number
         failure.found = await application.store.read(lambda uow: _found(uow, builder, number, now))
     return failure
 

@@ -16,7 +16,8 @@ from tests.threaded_service import Running
 import builderd
 from builderd import AsyncBuilderd, Builderd
 from builderd.client._sync import streams
-from builderd.client.errors import BY_CODE, ApiError, Unprocessable, error_in
+from builderd.client.errors import BY_CODE, ApiError, Unprocessable, error_in, error_of
+from builderd.client.retries import ended_by_machine
 from builderd.domain import errors as domain
 
 CODE = {"main.py": "print('hello')"}
@@ -180,6 +181,25 @@ def test_a_deployment_ends_at_its_timeout() -> None:
     script = Script(*[failure(409, "conflict", **{"Retry-After": "1"})] * 100)
     with pytest.raises(builderd.TimedOut):
         mocked(script, timeout=0.2).builders.create("one", files=CODE)
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "ended"),
+    [
+        ("machine_fault", {"uuid": "u", "version": 1}, True),
+        ("bundle_lost", {"uuid": "u", "version": 2}, True),
+        ("start_failed", {"uuid": "u", "version": 2}, False),
+        # Nothing began: the files of the version before are lost.
+        ("bundle_lost", {"uuid": "u", "bundle": "0" * 64}, False),
+        # The version serves, and its route is not up to date.
+        ("engine_unavailable", {"uuid": "u"}, False),
+        ("no_capacity", None, False),
+    ],
+)
+def test_only_a_version_that_failed_was_ended_by_the_machine(
+    code: str, details: dict[str, Any] | None, ended: bool
+) -> None:
+    assert ended_by_machine(error_of({"code": code, "message": "m", "data": details})) is ended
 
 
 # Streams

@@ -38,7 +38,7 @@ async def test_a_failed_stage_is_raised_with_the_builders_uuid(world: World) -> 
         builder = await world.ask()
         with pytest.raises(StartFailed) as failed:
             await world.outcome(builder)
-        assert failed.value.data == {"uuid": builder.id}
+        assert failed.value.data == {"uuid": builder.id, "version": 1}
         assert failed.value.message == (await world.builder(builder)).status_reason
 
 

@@ -14,7 +14,7 @@ from builderd.cli.apps.project import KnownCode, Pending, State, fingerprint
 from builderd.cli.apps.session import Session
 from builderd.client.errors import ApiError, BuilderdError, NotFound, Unavailable
 from builderd.client.folders import Folder
-from builderd.client.retries import new_key
+from builderd.client.retries import ended_by_machine, new_key
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -146,7 +146,8 @@ class Job(Sending):
                 builder = create(name, **self.code(self._pending), idempotency_key=key, **self._options)
                 return self._session.client.builders.get(builder.uuid) if attempt else builder
             except ApiError as error:
-                if isinstance(error, Unavailable):
+                # With the same key, an outcome would be the answer again.
+                if isinstance(error, Unavailable) and not ended_by_machine(error):
                     raise
                 self.answered(self._pending)
                 # It was deleted meanwhile: the same command begins another one.

@@ -144,7 +144,7 @@ async def test_a_start_that_fails_is_422_and_a_stop_after_it_is_not(
     await client.post(f"{BUILDERS}/{uuid}/stop")
     started = await client.post(f"{BUILDERS}/{uuid}/start")
     assert (started.status_code, started.json()["code"]) == (422, "start_failed")
-    assert started.json()["data"] == {"uuid": uuid}
+    assert started.json()["data"] == {"uuid": uuid, "version": 1}
     stopped = await client.post(f"{BUILDERS}/{uuid}/stop")
     assert (stopped.status_code, stopped.json()["data"]["status"]) == (200, "failed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -166,6 +167,27 @@ def test_a_job_that_was_deleted_meanwhile_is_begun_anew(
     assert "Resuming the job" in again.stderr
     assert again.exit_code == 0, again.output
     assert not (home / JOB).exists()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_job_that_a_fault_of_the_machine_ended_is_not_resumed(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    running.service.engine.behave("true", Behaviour(listens_at=None, exits_at=1))
+    running.service.engine.fail_next("start", *[full] * 4)
+    if resumed:
+        with swallowing_proxy(running.url, 3) as proxy, monkeypatch.context() as patch:
+            patch.setenv("BUILDERD_URL", proxy.url)
+            assert run("run", ".", "--", "true").exit_code == 5
+            failed = run("run", ".", "--", "true")
+            assert "Resuming the job" in failed.stderr
+    else:
+        failed = run("run", ".", "--", "true")
+    assert "ENOSPC" in failed.stderr
+    assert not (home / JOB).exists()
+    again = run("run", ".", "--", "true")
+    assert (again.exit_code, "Resuming" in again.stderr) == (0, False), again.output
 
 
 def test_two_jobs_of_a_folder_at_once_are_two(running: Running, home: Path) -> None:

@@ -78,7 +78,7 @@ async def test_a_run_is_given_up_after_four_troubles_and_says_why(world: World) 
         world.engine.fail_next("start", *[DOWN] * 4)
         with pytest.raises(EngineUnavailable, match="does not answer") as failed:
             await pass_time(world, asyncio.create_task(world.outcome(builder)))
-        assert failed.value.data == {"uuid": builder.id}
+        assert failed.value.data == {"uuid": builder.id, "version": 1}
         await world.until_route(builder, RouteState.FAILED)
     assert world.called("start") == 4
     rests = await world.builder(builder)
@@ -91,7 +91,8 @@ async def test_a_run_that_a_full_disk_stops_is_given_up_as_a_fault_of_the_machin
         world.engine.fail_next("start", *[OSError(errno.ENOSPC, "No space left on device")] * 4)
         with pytest.raises(MachineFault, match=r"ENOSPC.*free space") as failed:
             await pass_time(world, asyncio.create_task(world.outcome(builder)))
-        assert (failed.value.data, failed.value.retry_after) == ({"uuid": builder.id}, RETRY_AFTER)
+        assert failed.value.data == {"uuid": builder.id, "version": 1}
+        assert failed.value.retry_after == RETRY_AFTER
     assert world.called("start") == 4
 
 

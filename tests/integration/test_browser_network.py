@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,11 +15,12 @@ import pytest
 from playwright.sync_api import Request, sync_playwright
 from tests.browser import own_network
 
-LINK = "bdbrowser0"
+#: Names of a pair of links of this process: at most 15 characters.
+LINK, PEER = f"bdb{os.getpid()}", f"bdb{os.getpid()}p"
 #: A link with an address comes, is up, and goes: each is a change of the network to Chromium.
 CHANGES = (
-    f"ip link add {LINK} type veth peer name bdbrowser1 && ip addr add 198.18.255.1/30 dev {LINK} && "
-    f"ip link set {LINK} up && ip link set bdbrowser1 up; ip link del {LINK}"
+    f"ip link add {LINK} type veth peer name {PEER} && ip addr add 198.18.255.1/30 dev {LINK} && "
+    f"ip link set {LINK} up && ip link set {PEER} up && ip link del {LINK}"
 )
 LOADS = 5
 
@@ -47,20 +51,24 @@ def served() -> Iterator[int]:
 
 
 @contextmanager
-def changing_links() -> Iterator[None]:
-    ended = threading.Event()
+def changing_links() -> Iterator[list[float]]:
+    """Change links until the block ends; yield the times of the changes. Raises the error of one that failed."""
+    ended, changes = threading.Event(), list[float]()
 
     def change() -> None:
         while not ended.is_set():
             subprocess.run(CHANGES, shell=True, check=True)
+            changes.append(time.monotonic())
 
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        try:
+            yield changes
+        finally:
+            ended.set()
+            wait([changing])
+            subprocess.run(["ip", "link", "del", LINK], check=False, stderr=subprocess.DEVNULL)
+        changing.result()
 
 
 @pytest.mark.root
@@ -74,8 +82,11 @@ def test_no_request_fails_while_links_come_and_go() -> None:
         browser = playwright.chromium.launch(executable_path=network.chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.on("requestfailed", note)
-        with changing_links():
+        began = time.monotonic()
+        with changing_links() as changes:
             for number in range(LOADS):
                 page.goto(f"http://app.localhost:{port}/{number}")
+            loaded = time.monotonic()
         browser.close()
     assert failed == []
+    assert any(began < one < loaded for one in changes)

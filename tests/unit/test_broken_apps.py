@@ -104,9 +104,7 @@ CASES = {
     ),
     "a tool that sandboxes lack": Case(lambda: ended("sh: 1: wget: not found", 127), "have no wget", "do without it"),
     "a compiler": Case(lambda: ended("sh: 1: gcc: not found", 127), "have no gcc", "do without it"),
-    "an unknown command": Case(
-        lambda: ended("sh: 1: strat: not found", 127), "strat was not found", "check the entrypoint"
-    ),
+    "an unknown command": Case(lambda: ended("sh: 1: strat: not found", 127), "strat was not found", "check its name"),
     "a script that may not be executed": Case(
         lambda: ended("sh: 1: ./run: Permission denied", 126), "may not execute", '"executable"'
     ),

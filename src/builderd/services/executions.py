@@ -80,7 +80,7 @@ async def run(
         output = Output(application.limits.exec_output, holding=holding)
         async with wake.keep_awake(application, sandbox):
             code = await _capture(application.engine, sandbox, command, output)
-        yield Ended(code, output, await hint_of_command(application, sandbox, code, output.end))
+        yield Ended(code, output, hint_of_command(code, output.end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,7 @@ async def follow(
             for is_error, decoder in decoders.items():
                 if rest := decoder.decode(b"", final=not output.truncated):
                     yield Text(rest, is_error)
-            hint = await hint_of_command(application, sandbox, code, end)
-            yield ExecResult(code, "", output.truncated, hint)
+            yield ExecResult(code, "", output.truncated, hint_of_command(code, end))
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

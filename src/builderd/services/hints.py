@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from builderd.domain.bundles import folder_of
-from builderd.domain.ids import SandboxId
 from builderd.domain.processes import TIMEOUT_EXIT_CODE
 from builderd.domain.start_hints import start_hint
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
 #: Characters at the end of a command's output that are read.
@@ -27,15 +25,11 @@ async def hint_of(application: Application, version: Version, lines: Sequence[st
     return await asyncio.to_thread(start_hint, lines, code)
 
 
-async def hint_of_command(application: Application, sandbox_id: SandboxId, exit_code: int, output: str) -> str:
-    """Return the same for a command beside the app. Nothing is read of a command that succeeded or tells nothing."""
-    lines = output[-TAIL:].splitlines()
-    if exit_code in (0, TIMEOUT_EXIT_CODE) or not start_hint(lines, None):
+def hint_of_command(exit_code: int, output: str) -> str:
+    """Return the same for a command beside the app, by its output alone.
+
+    Anybody may fail commands all day: to read the version's files for each would take seconds of a large one.
+    """
+    if exit_code in (0, TIMEOUT_EXIT_CODE):
         return ""
-
-    def find(uow: UnitOfWork) -> Version | None:
-        sandbox = uow.sandboxes.get(sandbox_id)
-        return uow.versions.get(sandbox.builder_id, sandbox.version) if sandbox else None
-
-    version = await application.store.read(find)
-    return await hint_of(application, version, lines) if version else ""
+    return start_hint(output[-TAIL:].splitlines(), None)

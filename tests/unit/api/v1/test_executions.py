@@ -46,12 +46,21 @@ async def test_a_failed_command_tells_what_is_missing_and_where_to_add_it(
     client: httpx.AsyncClient, service: Service, path: str, stream: bool, separate: bool
 ) -> None:
     service.engine.answer("vite build", Answer(127, "", errors="sh: 1: vite: not found\n"))
-    files = {"main.py": "", "package.json": '{"devDependencies": {"vite": "7"}}'}
-    deployed = await client.put(path.removesuffix("/exec"), json={"files": files})
-    assert deployed.status_code == 200, deployed.text
     answer = await client.post(path, json={"command": "vite build", "stream": stream, "separate": separate})
     hint = json.loads(answer.text.rpartition("data: ")[2]) if stream else answer.json()["data"]
-    assert "move it to dependencies" in hint["hint"]
+    assert hint["hint"] == 'The command vite is missing: add "vite" to the dependencies of package.json.'
+
+
+async def test_a_failed_command_costs_no_read_of_the_versions_files(
+    client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: str) -> None:
+        raise AssertionError("a large bundle takes seconds")
+
+    service.engine.answer("gcc", Answer(127, "sh: 1: gcc: not found\n"))
+    monkeypatch.setattr(service.bundles, "get", refuse)
+    answer = await client.post(path, json={"command": "gcc"})
+    assert "have no gcc" in answer.json()["data"]["hint"]
 
 
 async def test_a_successful_command_that_prints_such_words_gets_no_hint(

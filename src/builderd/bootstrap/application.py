@@ -11,7 +11,6 @@ from socket import gethostname
 
 import asyncssh
 
-from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
@@ -27,6 +26,7 @@ from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
+from builderd.bootstrap.bundles import open_bundles
 from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.domains import (
     certificate_covers_api,
@@ -59,7 +59,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             store=owned.store,
             engine=engine,
             previews=make_previews(settings),
-            bundles=LocalBundles(settings.data_dir / "bundles"),
+            bundles=await open_bundles(settings, owned.store),
             uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
             public_url=settings.public_url,
             upload_rules=settings.to_upload_rules(),

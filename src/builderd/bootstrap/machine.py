@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import preflight as testers_preflight
+from builderd.bootstrap.bundles import bundle_sizes
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
@@ -79,7 +79,7 @@ async def load_inventory(settings: Settings) -> Inventory | None:
     refuse_another_database(settings)
     opened = SqlStore(settings.database)
     try:
-        sizes = await LocalBundles(settings.data_dir / "bundles").sizes()
+        sizes = await bundle_sizes(settings, opened)
         users, used = await opened.read(lambda uow: (inventory.users(uow), inventory.used_bundles(uow, sizes)))
     finally:
         await opened.close()

@@ -5,6 +5,7 @@ The apps' disks are not in it: they come back from their own backups when they a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tomllib
@@ -21,6 +22,7 @@ from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap.backup_repository import make_location
+from builderd.bootstrap.bundles import download_bundles
 from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, lock, make
 from builderd.bootstrap.database import refuse_another_database
 from builderd.bootstrap.instance import this_instance
@@ -78,6 +80,7 @@ def _copy(settings: Settings, target: Path) -> str:
     """
     (target / BUNDLES).mkdir(mode=0o700)
     for _ in range(COPY_TRIES):
+        asyncio.run(download_bundles(settings))
         _copy_bundles(settings, target / BUNDLES)
         (target / DATABASE).unlink(missing_ok=True)
         revision = copies.save(settings.database, target / DATABASE)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.stores import memory_store
 
 from builderd.adapters.bundles.local import LocalBundles
+from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.ports.bundles import Bundles
 
 
-@pytest.fixture(params=["fake", "local"])
-def bundles(request: pytest.FixtureRequest, tmp_path: Path) -> Bundles:
-    return FakeBundles() if request.param == "fake" else LocalBundles(tmp_path / "bundles")
+@pytest.fixture(params=["fake", "local", "shared"])
+async def bundles(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bundles]:
+    if request.param == "fake":
+        yield FakeBundles()
+    elif request.param == "local":
+        yield LocalBundles(tmp_path / "bundles")
+    else:
+        async with memory_store() as store:
+            yield SharedBundles(store, LocalBundles(tmp_path / "bundles"))

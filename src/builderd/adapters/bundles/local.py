@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -97,6 +97,33 @@ class LocalBundles:
 
     async def get(self, bundle_hash: str) -> Bundle:
         return await asyncio.to_thread(self._get, bundle_hash)
+
+    def open_packed(self, bundle_hash: str) -> BinaryIO:
+        """Open the stored tar for reading. Raises ``KeyError`` when no bundle has this hash."""
+        try:
+            return self._path(bundle_hash).open("rb")
+        except FileNotFoundError:
+            raise KeyError(bundle_hash) from None
+
+    async def put_packed(self, bundle_hash: str, chunks: AsyncIterator[bytes]) -> Bundle:
+        """Store a tar that ``open_packed`` gave, in place of a damaged one.
+
+        Raises ``KeyError`` when its contents have another hash, and stores nothing then.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+            async for chunk in chunks:
+                await asyncio.to_thread(out.write, chunk)
+            out.flush()
+            return await asyncio.to_thread(self._replace, bundle_hash, out.fileno(), folder)
+
+    def _replace(self, name: str, descriptor: int, folder: int) -> Bundle:
+        files = _unpack_large(_Tar(os.dup(descriptor)))
+        if files is None or bundle_hash(files) != name:
+            raise KeyError(name)
+        self._path(name).unlink(missing_ok=True)
+        self._publish(name, descriptor, folder)
+        return Bundle(name, files)
 
     async def hashes(self) -> Collection[str]:
         return await asyncio.to_thread(self._hashes)

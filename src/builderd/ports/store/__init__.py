@@ -30,6 +30,7 @@ from builderd.ports.store.reviews import Acceptances, Reviews
 from builderd.ports.store.sandboxes import Sandboxes
 from builderd.ports.store.sessions import Sessions, SignInLinks
 from builderd.ports.store.ssh_grants import SshGrants
+from builderd.ports.store.stored_bundles import StoredBundles
 from builderd.ports.store.tenants import Tenants
 from builderd.ports.store.tokens import Tokens
 from builderd.ports.store.uploads import Uploads
@@ -65,6 +66,7 @@ __all__ = [
     "SignInLinks",
     "SshGrants",
     "Store",
+    "StoredBundles",
     "Tenants",
     "Tokens",
     "UnitOfWork",
@@ -126,6 +128,8 @@ class UnitOfWork(Protocol):
     def backup_keys(self) -> BackupKeys: ...
     @property
     def leases(self) -> Leases: ...
+    @property
+    def stored_bundles(self) -> StoredBundles: ...
     @property
     def uploads(self) -> Uploads: ...
     @property

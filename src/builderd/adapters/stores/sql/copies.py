@@ -18,7 +18,7 @@ from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.sqlite import open_sqlite
-from builderd.adapters.stores.sql.tables import database_lease, metadata
+from builderd.adapters.stores.sql.tables import bundle_chunks, database_lease, metadata, stored_bundles
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseOwned, Instance, describe_owner, needed_silence
@@ -44,6 +44,8 @@ _SEALED = {
     "acme_accounts": "key",
     "wildcard_certificates": "certificate",
 }
+#: A copy has no owner, and a backup keeps the bundles in files.
+_NOT_COPIED = (database_lease, stored_bundles, bundle_chunks)
 _BESIDE = ("-wal", "-shm", "-journal")
 
 
@@ -253,9 +255,9 @@ def _migrate(database: Database) -> None:
 
 
 def _copy_rows(source: Connection, target: Connection) -> None:
-    """Copy every row of every table except the lease, in foreign key order, ``BATCH`` rows at a time."""
+    """Copy every row of every table but ``_NOT_COPIED``, in foreign key order, ``BATCH`` rows at a time."""
     for table in metadata.sorted_tables:
-        if table is database_lease:
+        if table in _NOT_COPIED:
             continue
         rows = source.execution_options(yield_per=BATCH).execute(select(table)).mappings()
         for batch in rows.partitions(BATCH):

@@ -39,6 +39,7 @@ from builderd.adapters.stores.sql.sandboxes import Sandboxes
 from builderd.adapters.stores.sql.sessions import Sessions, SignInLinks
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
+from builderd.adapters.stores.sql.stored_bundles import StoredBundles
 from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.uploads import Uploads
@@ -95,6 +96,7 @@ class UnitOfWork:
         self.backup_checks: port.BackupChecks = BackupChecks(connection, locks=writes)
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
         self.leases: port.Leases = Leases(connection)
+        self.stored_bundles: port.StoredBundles = StoredBundles(connection)
         self.uploads: port.Uploads = Uploads(connection)
         self.sessions: port.Sessions = Sessions(connection)
         self.sign_in_links: port.SignInLinks = SignInLinks(connection)

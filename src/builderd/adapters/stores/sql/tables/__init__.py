@@ -27,6 +27,7 @@ from builderd.adapters.stores.sql.tables.ledger import OPEN, ledger, ledger_mont
 from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
 from builderd.adapters.stores.sql.tables.sandboxes import build_logs, class_times, metrics, sandboxes
 from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
+from builderd.adapters.stores.sql.tables.stored_bundles import bundle_chunks, stored_bundles
 from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, tokens
 from builderd.adapters.stores.sql.tables.versions import versions
 
@@ -44,6 +45,7 @@ __all__ = [
     "backups",
     "build_logs",
     "builders",
+    "bundle_chunks",
     "class_times",
     "credentials",
     "database_lease",
@@ -67,6 +69,7 @@ __all__ = [
     "sessions",
     "sign_in_links",
     "ssh_grants",
+    "stored_bundles",
     "tenant_months",
     "tenants",
     "tokens",

@@ -1,0 +1,49 @@
+"""Choose where bundles are stored: in the data directory, or in a database that several services share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import make_url
+
+from builderd.adapters.bundles.local import LocalBundles
+from builderd.adapters.bundles.shared import SharedBundles
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.ports.bundles import Bundles
+from builderd.ports.store import Store
+from builderd.settings import Settings
+
+
+def is_shared(settings: Settings) -> bool:
+    """Return True if services on other machines may continue this one's work: disks and database are not its own."""
+    return settings.engine == "incus" and make_url(settings.database).get_backend_name() != "sqlite"
+
+
+async def open_bundles(settings: Settings, store: Store) -> Bundles:
+    """Return the bundle store; one in the database gets what only the data directory has so far."""
+    if not is_shared(settings):
+        return _local(settings)
+    shared = SharedBundles(store, _local(settings))
+    await shared.upload_used()
+    return shared
+
+
+async def download_bundles(settings: Settings) -> None:
+    """Copy the bundles that are in use from the database into the data directory, where they are stored there."""
+    if is_shared(settings):
+        store = SqlStore(settings.database)
+        try:
+            await SharedBundles(store, _local(settings)).download_used()
+        finally:
+            await store.close()
+
+
+async def bundle_sizes(settings: Settings, store: Store) -> Mapping[str, int]:
+    """Return the stored bytes of each bundle, by hash."""
+    if is_shared(settings):
+        return await store.read(lambda uow: uow.stored_bundles.sizes())
+    return await _local(settings).sizes()
+
+
+def _local(settings: Settings) -> LocalBundles:
+    return LocalBundles(settings.data_dir / "bundles")

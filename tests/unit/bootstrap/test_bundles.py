@@ -1,4 +1,4 @@
-"""Where bundles are stored, and that a backup of the state has those that are in the database."""
+"""The store of bundles that the settings choose, and backups of the state from one in the database."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ async def use(services: Services, bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("bundle", [SMALL, LARGE, make_bundle([])])
-async def test_what_one_service_stored_the_other_reads_and_keeps(services: Services, bundle: Bundle) -> None:
+async def test_bundle_of_one_service_is_read_and_kept_by_the_other(services: Services, bundle: Bundle) -> None:
     await services.one.put(bundle)
     assert await services.two.get(bundle.hash) == bundle
     assert services.file("two", bundle).read_bytes() == services.file("one", bundle).read_bytes()

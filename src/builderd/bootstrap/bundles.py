@@ -9,14 +9,17 @@ from sqlalchemy import make_url
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.bootstrap.engines import engine_provider
 from builderd.ports.bundles import Bundles
+from builderd.ports.engine import ClusterProvider
 from builderd.ports.store import Store
 from builderd.settings import Settings
 
 
 def is_shared(settings: Settings) -> bool:
     """Return True if services on other machines may continue this one's work: disks and database are not its own."""
-    return settings.engine == "incus" and make_url(settings.database).get_backend_name() != "sqlite"
+    is_sqlite = make_url(settings.database).get_backend_name() == "sqlite"
+    return not is_sqlite and isinstance(engine_provider(settings), ClusterProvider)
 
 
 async def open_bundles(settings: Settings, store: Store) -> Bundles:

@@ -8,11 +8,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import refuse_half_restored
 from builderd.bootstrap.database import database_location
+from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.bootstrap.instance import is_copy, this_instance
+from builderd.bootstrap.membership import make_membership
+from builderd.bootstrap.standby import Standby
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
     RENEW_INTERVAL,
@@ -24,11 +29,15 @@ from builderd.domain.database_lease import (
     needed_silence,
 )
 from builderd.domain.errors import StoreUnavailable
+from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
 log = logging.getLogger(__name__)
 #: Seconds between tries, and between log lines, while the database is unavailable at the start.
 START_RETRY, START_LOG_INTERVAL = 2.0, 30.0
+#: What to do after a cluster's service has lost its work.
+START = "Start it again, and it stands by; systemd does so itself."
+T = TypeVar("T")
 #: Seconds between two reads of a lease that its owner may be about to renew.
 WATCH_INTERVAL = 1.0
 
@@ -40,12 +49,18 @@ class OwnedStore:
     store: SqlStore
     instance: Instance
     term: int
+    #: Of a service that others may continue; None where the lease passes to nobody by itself.
+    guarded: GuardedLease | None = None
+    #: Another service owned the database before: what is left of this one's earlier work is out of date.
+    taken_over: bool = False
 
     async def keep(self) -> None:
         """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` once another service has it.
 
         While the database is unavailable no other service can take the lease either: this one stays the owner.
         """
+        if self.guarded is not None:
+            await self.guarded.keep()
         while True:
             await asyncio.sleep(RENEW_INTERVAL)
             try:
@@ -56,21 +71,30 @@ class OwnedStore:
                 log.warning("database lease not renewed, retrying delay=%g error=%s", RENEW_INTERVAL, error)
 
     async def release(self) -> None:
-        """Record that this service ended in order: another may take over at once, with ``--take-over``."""
+        """Record that this service ended in order: another may take over at once."""
         try:
+            if self.guarded is not None:
+                await self.guarded.end()
             await self.store.write(lambda uow: uow.database_lease.release(self.term))
         except LeaseLost:
             return  # there is nothing to release
         except Exception as error:
             log.warning("database lease not released error=%s", error)
 
-    async def loss(self) -> LeaseLost:
-        """Return the error that ends this service; it names the instance that took the database over."""
+    async def loss(self) -> StoreUnavailable:
+        """Return the error that ends this service; it names the instance that took the database over.
+
+        It is no ``LeaseLost`` where the service, started again, stands by.
+        """
         try:
             lease = await self.store.read(lambda uow: uow.database_lease.get())
         except Exception:
             lease = None
         owner = describe_owner(lease) if lease else "another service"
+        if self.guarded is not None:
+            return StoreUnavailable(
+                f"This service does not work on its cluster any more: {owner} has the work. {START}"
+            )
         return LeaseLost(
             f"This service has lost its database to {owner}, and wrote nothing since. Its apps still run here: "
             f"stop them with 'builderd down --data-dir {self.instance.data_dir}'. To move back, stop the other service "
@@ -93,10 +117,15 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
     """
     refuse_half_restored(settings.data_dir)
     opened, instance = SqlStore(settings.database), this_instance(settings)
+    membership = make_membership(settings, instance)
+    standby = Standby(opened, membership, supervisor) if membership is not None else None
     try:
-        acquisition = Acquisition(opened, instance, database_location(settings), take_over=take_over)
-        term = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
-        owned = OwnedStore(opened, instance, term)
+        acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
+        lease, taken_over = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
+        guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
+        owned = OwnedStore(opened, instance, lease.term, guarded, taken_over)
+        if guarded is not None:
+            await guarded.begin()
         try:
             yield owned
         finally:
@@ -113,9 +142,14 @@ class Acquisition:
     instance: Instance
     database: str
     take_over: bool
+    #: Of a cluster's service: waits for another owner, instead of being refused.
+    standby: Standby | None = None
 
-    async def run(self) -> int:
-        """Take the lease and return its term. May be run again after ``StoreUnavailable``."""
+    async def run(self) -> tuple[DatabaseLease, bool]:
+        """Take the lease; return it, and True if another service had it.
+
+        May be run again after ``StoreUnavailable``.
+        """
         if not await self.store.read(lambda uow: uow.database_lease.has_table()):
             await self.store.migrate()
         seen = await self.store.read(lambda uow: uow.database_lease.get())
@@ -125,10 +159,11 @@ class Acquisition:
         self.store.fence(lease.term)
         # Only the owner of the lease may migrate.
         await self.store.migrate()
-        await self.store.write(lambda uow: uow.database_lease.adopt(self.instance))
-        if seen is not None and seen.instance.member != self.instance.member:
+        taken_over = seen is not None and seen.instance.member != self.instance.member
+        await self.store.write(partial(_adopt, instance=self.instance, previous=seen.instance if seen else None))
+        if seen is not None and taken_over:
             log.warning("database lease taken over from=%s term=%d", describe_owner(seen), lease.term)
-        return lease.term
+        return lease, taken_over
 
     async def _take(self, seen: DatabaseLease | None) -> DatabaseLease:
         try:
@@ -139,16 +174,22 @@ class Acquisition:
             # On a full disk, for one, the service must start to free space. No other service has taken the lease.
             log.warning("database lease not written, starting with the old term error=%s", _reason(error))
             return seen
-        if lease is None:
-            raise self._refusal(await self._now())
-        return lease
+        if lease is not None:
+            return lease
+        now = await self._now()
+        if self.standby is None or self.take_over:
+            raise self._refusal(now)
+        # Another standby was faster.
+        return await self._take(await self._watch(now))
 
     async def _watch(self, seen: DatabaseLease) -> DatabaseLease:
         """Wait until the lease may be taken. Raises ``DatabaseOwned`` when it may not be, or its owner is alive."""
         copied = is_copy(self.instance, seen.instance)
         silence = None if copied else needed_silence(seen, self.instance, take_over=self.take_over)
         if silence is None:
-            raise self._refusal(seen)
+            if self.standby is None or copied:
+                raise self._refusal(seen)
+            return await self.standby.wait()
         began = time.monotonic()
         lease = seen
         # Its age and our own clock both count: the database's clock may have been set.
@@ -158,7 +199,9 @@ class Acquisition:
             await asyncio.sleep(WATCH_INTERVAL)
             lease = await self._now()
             if lease.was_renewed(seen) and not lease.released:
-                raise self._refusal(lease)
+                if self.standby is None or lease.instance.member == self.instance.member:
+                    raise self._refusal(lease)
+                return await self.standby.wait()
         return lease
 
     async def _now(self) -> DatabaseLease:
@@ -179,12 +222,19 @@ class Acquisition:
         )
 
 
-async def _retry_until_available(run: Callable[[], Awaitable[int]], database: str, supervisor: Supervisor) -> int:
+def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> None:
+    """Adopt the work of the previous owner, which counts as a standby once it announces itself again."""
+    uow.database_lease.adopt(instance)
+    if previous is not None:
+        uow.services.remove(previous.member)
+
+
+async def _retry_until_available(run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor) -> T:
     """Retry ``run`` while the database is unavailable; log that, and show it in ``systemctl status``."""
     began, logged = time.monotonic(), 0.0
     while True:
         try:
-            term = await run()
+            result = await run()
         except LeaseLost:
             raise
         except StoreUnavailable as error:
@@ -202,7 +252,7 @@ async def _retry_until_available(run: Callable[[], Awaitable[int]], database: st
             if logged:
                 log.info("database available database=%s waited=%.0f", database, time.monotonic() - began)
                 supervisor.status("")
-            return term
+            return result
 
 
 def _reason(error: StoreUnavailable) -> str:

@@ -14,6 +14,7 @@ from builderd.bootstrap.bundles import bundle_sizes
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
+from builderd.domain.cluster_services import describe_standby
 from builderd.domain.database_lease import describe_owner
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
@@ -42,6 +43,7 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     opened = SqlStore(settings.database)
     try:
         lease = await opened.read(lambda uow: uow.database_lease.get())
+        services = await opened.read(lambda uow: uow.services.list() if uow.services.has_table() else [])
         differences = await opened.schema_differences()
         public = [] if differences else await _describe_public(settings, opened)
     finally:
@@ -49,6 +51,7 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
     return [
         f"database {database_location(settings)}: {owner}",
+        *(describe_standby(one, lease) for one in services if lease and one.service.id != lease.instance.member),
         *(f"database: {difference}" for difference in differences),
         *public,
     ]

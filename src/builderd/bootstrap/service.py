@@ -24,6 +24,7 @@ from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
+from builderd.bootstrap.membership import owner_elsewhere
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
@@ -86,7 +87,8 @@ def _allow_descriptors() -> None:
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
     """Stop all apps and previews of this data directory and remove their mounts, links, cgroups and rules.
 
-    Opens no database: apps must be stoppable while it is unavailable.
+    Works without the database: apps must be stoppable while it is unavailable. While another service works on the same
+    cluster, its apps go on.
     """
     if not is_ours(settings.data_dir):
         say(f"There is no builderd in {settings.data_dir}: nothing to stop.")
@@ -97,6 +99,9 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
         try:
             say("Stopping the previews …")
             await make_previews(settings).down()
+            if (owner := await owner_elsewhere(settings)) is not None:
+                say(f"The apps are those of {owner}, and go on.")
+                return
             say("Stopping the sandboxes …")
             await engine.down()
         finally:
@@ -148,6 +153,9 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
+            if owned.guarded is not None and owned.taken_over:
+                # Routes of an earlier term may lead to other tenants' apps now.
+                await app.previews.down()
             await app.previews.start(partial(lost_routes.read, app.store))
             if settings.public_host:
                 socket, user = api_socket(settings)

@@ -1,4 +1,4 @@
-"""The lease on the database: one service at a time works on it, until several machines are supported."""
+"""The lease on the database: one service at a time works on it."""
 
 from __future__ import annotations
 
@@ -79,10 +79,11 @@ def describe_owner(lease: DatabaseLease) -> str:
     """Name the owner and when it was last seen, for a message."""
     owner = lease.instance
     ended = "stopped" if lease.released else "last seen"
-    return f"the service on host {owner.host_name} (data directory {owner.data_dir}, {ended} {_ago(lease.age)})"
+    return f"the service on host {owner.host_name} (data directory {owner.data_dir}, {ended} {ago(lease.age)})"
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """Return an age in words, such as "5 seconds ago"."""
     if seconds < 0:
         return "just now; the database's clock was set back since"
     for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):

@@ -13,12 +13,19 @@ from builderd.ports.engine.layers import Layers
 from builderd.ports.engine.logs import Logs
 from builderd.ports.engine.members import Members
 from builderd.ports.engine.progress import Progress
-from builderd.ports.engine.provider import ConfigurableProvider, EngineOptions, EngineProvider, StoreOptions
+from builderd.ports.engine.provider import (
+    ClusterProvider,
+    ConfigurableProvider,
+    EngineOptions,
+    EngineProvider,
+    StoreOptions,
+)
 from builderd.ports.engine.sandboxes import Sandboxes
 from builderd.ports.engine.tools import TOOL_FOLDERS, Tool, ToolExit, Tools
 
 __all__ = [
     "TOOL_FOLDERS",
+    "ClusterProvider",
     "Collected",
     "ConfigurableProvider",
     "DiskReport",

@@ -65,6 +65,24 @@ class EngineProvider(Protocol):
 
 
 @runtime_checkable
+class ClusterProvider(Protocol):
+    """A kind of engine whose disks are a cluster's: services on several machines can work on them, one at a time.
+
+    The cluster also holds a claim, the id of the service that works or wants to: where the database cannot be reached,
+    it tells whether another one takes over. All methods raise ``EngineUnavailable``.
+    """
+
+    async def disks_id(self) -> str:
+        """Return what identifies the cluster and the place of the disks in it."""
+
+    async def claimant(self) -> str:
+        """Return the service that claimed the work last, "" before the first claim."""
+
+    async def claim(self, service: str) -> None:
+        """Claim the work for a service; returns once the cluster has stored it."""
+
+
+@runtime_checkable
 class ConfigurableProvider(Protocol):
     """A kind of engine with settings of its own: the section of its name, as field → value."""
 

@@ -28,6 +28,7 @@ from builderd.ports.store.preview_links import PreviewLinks
 from builderd.ports.store.qa_reports import QaReports
 from builderd.ports.store.reviews import Acceptances, Reviews
 from builderd.ports.store.sandboxes import Sandboxes
+from builderd.ports.store.services import Services
 from builderd.ports.store.sessions import Sessions, SignInLinks
 from builderd.ports.store.ssh_grants import SshGrants
 from builderd.ports.store.stored_bundles import StoredBundles
@@ -62,6 +63,7 @@ __all__ = [
     "Restores",
     "Reviews",
     "Sandboxes",
+    "Services",
     "Sessions",
     "SignInLinks",
     "SshGrants",
@@ -82,6 +84,8 @@ T = TypeVar("T")
 class UnitOfWork(Protocol):
     @property
     def database_lease(self) -> DatabaseLeases: ...
+    @property
+    def services(self) -> Services: ...
     @property
     def tenants(self) -> Tenants: ...
     @property

@@ -11,6 +11,7 @@ from builderd.adapters.engines.incus import preflight
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.image import ensure_image
 from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.witness import Witness
 from builderd.adapters.engines.oci.storage.base import find_host_base
 from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
@@ -43,3 +44,12 @@ class IncusProvider:
 
     def networks(self) -> Sequence[IPv4Network]:
         return [self._incus.subnet]
+
+    async def disks_id(self) -> str:
+        return await Witness(self._incus).disks_id()
+
+    async def claimant(self) -> str:
+        return await Witness(self._incus).claimant()
+
+    async def claim(self, service: str) -> None:
+        await Witness(self._incus).claim(service)

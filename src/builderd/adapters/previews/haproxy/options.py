@@ -140,6 +140,15 @@ class ProxyFiles:
         return self.directory / "guard.pid"
 
     @property
+    def fence_pid(self) -> Path:
+        return self.directory / "fence.pid"
+
+    @property
+    def deadline(self) -> Path:
+        """Seconds since the boot at which the fence ends the proxy; without the file it does not."""
+        return self.directory / "deadline"
+
+    @property
     def start_lock(self) -> Path:
         """The file that is locked while a proxy is started. Guards of earlier versions know it by this name."""
         return self.directory / "turn.lock"

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, guard, pages, pause, process
+from builderd.adapters.previews.haproxy import activity, config, fence, guard, pages, pause, process
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.domain_table import DomainTable
@@ -204,6 +204,7 @@ class HaproxyPreviews:
             if self._certificate_watch is not None:
                 self._certificate_watch.cancel()
                 self._certificate_watch = None
+            await fence.lift(self._files)
             await process.end(self._files)
             await self._paused.close()
             if self._open_map is not None:

@@ -7,7 +7,6 @@ owner's later ones see the new term. SQLite needs no row lock: it has one writer
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -21,13 +20,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
+from builderd.adapters.stores.sql.database_clock import database_now
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import backups, builders, database_lease, qa_reports, restores
-from builderd.adapters.stores.sql.types import UtcDateTime
 from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseLease, Instance
 
@@ -35,30 +31,12 @@ _row = database_lease.c
 _instance = ("host_id", "host_name", "data_dir", "identity", "boot_id")
 
 
-class _now(FunctionElement[datetime]):  # noqa: N801 -- reads as a function
-    """The database's clock when the statement runs, not when its transaction began."""
-
-    inherit_cache = True
-    type = UtcDateTime()
-
-
-@compiles(_now, "postgresql")
-def _now_postgresql(element: _now, compiler: SQLCompiler, **_: Any) -> str:
-    return "clock_timestamp()"
-
-
-@compiles(_now, "sqlite")
-def _now_sqlite(element: _now, compiler: SQLCompiler, **_: Any) -> str:
-    # The format in which SQLAlchemy stores times: six decimals of a second, of which SQLite provides three.
-    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
-
-
-_GET = select(database_lease, _now().label("now"))
+_GET = select(database_lease, database_now().label("now"))
 _LOCK = _GET.with_for_update()
-_INSERT = insert(database_lease).values(renewed_at=_now())
-_UPDATE = update(database_lease).values(renewed_at=_now())
+_INSERT = insert(database_lease).values(renewed_at=database_now())
+_UPDATE = update(database_lease).values(renewed_at=database_now())
 _of_term = _row.term == bindparam("held")
-_RENEW = update(database_lease).where(_of_term).values(renewed_at=_now())
+_RENEW = update(database_lease).where(_of_term).values(renewed_at=database_now())
 _RELEASE = update(database_lease).where(_of_term).values(released=True)
 _HOLDS = select(literal(1)).where(_of_term).with_for_update(read=True, key_share=True)
 

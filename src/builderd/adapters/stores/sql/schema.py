@@ -38,6 +38,12 @@ def differences(connection: Connection) -> list[str]:
     return every if more <= 0 else [*every[:MAX_DIFFERENCES], f"and {more} more"]
 
 
+def foreign_revision(connection: Connection) -> str:
+    """Return the revision of a schema that a newer program made, "" for one that this program knows."""
+    found = str(connection.execute(_VERSION).scalar_one())
+    return "" if found in _revisions() else found
+
+
 @cache
 def _revisions() -> tuple[str, ...]:
     return tuple(revisions())

@@ -36,6 +36,7 @@ from builderd.adapters.stores.sql.preview_links import PreviewLinks
 from builderd.adapters.stores.sql.qa_reports import QaReports
 from builderd.adapters.stores.sql.reviews import Acceptances, Reviews
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
+from builderd.adapters.stores.sql.services import Services
 from builderd.adapters.stores.sql.sessions import Sessions, SignInLinks
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
@@ -73,6 +74,7 @@ class UnitOfWork:
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
         self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
+        self.services: port.Services = Services(connection)
         self.tenants: port.Tenants = Tenants(connection)
         self.tokens: port.Tokens = Tokens(connection)
         self.builder_lists: port.BuilderLists = BuilderLists(connection)
@@ -169,6 +171,10 @@ class SqlStore:
         except TimeoutError:
             return ["it did not answer in time"]
 
+    async def foreign_revision(self) -> str:
+        """Return the revision of a schema that a newer program made, "" for one that this program knows."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._foreign_revision)
+
     async def migrate(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)
 
@@ -243,6 +249,14 @@ class SqlStore:
         if not found:
             self._schema_checked_until = time.monotonic() + SCHEMA_CHECK_INTERVAL
         return found
+
+    def _foreign_revision(self) -> str:
+        try:
+            with self._database.reading.begin() as connection:
+                return schema.foreign_revision(connection)
+        except Exception as error:
+            self._check(error)
+            raise
 
     def _migrate(self) -> None:
         try:

@@ -26,6 +26,7 @@ from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, q
 from builderd.adapters.stores.sql.tables.ledger import OPEN, ledger, ledger_months, open_builds, tenant_months
 from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
 from builderd.adapters.stores.sql.tables.sandboxes import build_logs, class_times, metrics, sandboxes
+from builderd.adapters.stores.sql.tables.services import services
 from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
 from builderd.adapters.stores.sql.tables.stored_bundles import bundle_chunks, stored_bundles
 from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, tokens
@@ -66,6 +67,7 @@ __all__ = [
     "restores",
     "reviews",
     "sandboxes",
+    "services",
     "sessions",
     "sign_in_links",
     "ssh_grants",

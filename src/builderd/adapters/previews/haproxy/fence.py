@@ -1,0 +1,74 @@
+"""The fence: a shell process that ends the proxy at a deadline, unless the service moves that in time.
+
+Where another service may take over, this machine's routes are wrong soon after: an address may be another tenant's app.
+A service that is killed or stopped cannot end its proxy, so the fence does. The deadline is in seconds since the boot,
+with time in suspend (as in /proc/uptime), so setting the clock does not move it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import subprocess
+
+from builderd.adapters.previews.haproxy import guard
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.linux import atomic_files
+
+#: It ends once the file is gone, or the deadline has passed and neither guard nor proxy run. The guard is the leader of
+#: its group, and ended first: it would start the proxy again. Workers end with their master.
+_SCRIPT = """\
+echo $$ >"$1"; deadline=$2; config=$3; guard=$4; proxy=$5
+while until=; read -r until <"$deadline"; do
+  read -r now rest </proc/uptime
+  if [ "${now%.*}" -ge "$until" ]; then
+    left=
+    pid=; read -r pid <"$guard"
+    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "-$pid"; left=1; fi
+    pid=; read -r pid <"$proxy"
+    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "$pid"; left=1; fi
+    [ -n "$left" ] || exit 0
+  fi
+  sleep 1
+done
+"""
+
+
+async def hold(files: ProxyFiles, until: float) -> None:
+    """Let the proxy run until this time since the boot, in seconds, and no longer unless this is called again."""
+    files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atomic_files.replace(files.deadline, f"{math.ceil(until)}\n".encode())
+    if guard.find_process(files.fence_pid, files) is not None:
+        return
+    await asyncio.to_thread(_spawn, files)
+    # Before its pid file is written, another call would start a second fence.
+    limit = asyncio.get_running_loop().time() + guard.PROCESS_TIMEOUT
+    while guard.find_process(files.fence_pid, files) is None and asyncio.get_running_loop().time() < limit:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+
+
+async def lift(files: ProxyFiles) -> None:
+    """Let the proxy run without a deadline. Idempotent."""
+    files.deadline.unlink(missing_ok=True)
+    pid = guard.find_process(files.fence_pid, files)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await guard.wait_until_gone(pid)
+    files.fence_pid.unlink(missing_ok=True)
+
+
+def _spawn(files: ProxyFiles) -> None:
+    paths = (files.fence_pid, files.deadline, files.config, files.guard_pid, files.pid)
+    subprocess.run(
+        ("setsid", "--fork", "sh", "-c", _SCRIPT, "fence", *map(str, paths)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.defpath},
+        cwd="/",
+        check=True,
+    )

@@ -1,0 +1,53 @@
+"""Services of a cluster in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, bindparam, delete, insert, inspect, select, update
+
+from builderd.adapters.stores.sql.database_clock import database_now
+from builderd.adapters.stores.sql.rows import omit, row_of
+from builderd.adapters.stores.sql.tables import services
+from builderd.domain.cluster_services import ClusterService, SeenService
+
+_row = services.c
+_FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in")]
+
+_LIST = select(*_FIELDS, _row.seen_at, _row.known_in, database_now().label("now")).order_by(_row.id)
+_INSERT = insert(services).values(seen_at=database_now())
+_UPDATE = update(services).where(_row.id == bindparam("service")).values(seen_at=database_now())
+_known = _row.id.in_(bindparam("ids", expanding=True))
+_SET_KNOWN = update(services).where(_known).values(known_in=bindparam("term"))
+_UNSET_KNOWN = update(services).where(~_known, _row.known_in.is_not(None)).values(known_in=None)
+_REMOVE = delete(services).where(_row.id == bindparam("service"))
+
+
+class Services:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def has_table(self) -> bool:
+        return inspect(self._connection).has_table(services.name)
+
+    def announce(self, service: ClusterService) -> None:
+        row = row_of(service)
+        if not self._connection.execute(_UPDATE, {**omit(row, "id"), "service": service.id}).rowcount:
+            self._connection.execute(_INSERT, row)
+
+    def list(self) -> Sequence[SeenService]:
+        return [
+            SeenService(
+                ClusterService(**{column.name: row[column.name] for column in _FIELDS}),
+                (row["now"] - row["seen_at"]).total_seconds(),
+                row["known_in"],
+            )
+            for row in self._connection.execute(_LIST).mappings()
+        ]
+
+    def set_known(self, ids: Sequence[str], term: int) -> None:
+        self._connection.execute(_UNSET_KNOWN, {"ids": list(ids)})
+        self._connection.execute(_SET_KNOWN, {"ids": list(ids), "term": term})
+
+    def remove(self, service: str) -> None:
+        self._connection.execute(_REMOVE, {"service": service})

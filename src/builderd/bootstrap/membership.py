@@ -1,0 +1,115 @@
+"""This service as a member of a cluster: its announcement, and the cluster that keeps its disks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from builderd import __version__
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.bootstrap.bundles import is_shared
+from builderd.bootstrap.engines import engine_provider
+from builderd.bootstrap.instance import this_instance
+from builderd.bootstrap.keys import make_keys
+from builderd.domain.cluster_services import WITNESS_SECONDS, ClusterService
+from builderd.domain.database_lease import Instance, describe_owner
+from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.ports.engine import ClusterProvider
+from builderd.settings import Settings
+from builderd.ssh import host_key
+
+
+@dataclass(slots=True)
+class Membership:
+    """One service in its cluster. ``provider`` is asked within ``WITNESS_SECONDS``, or counts as unavailable."""
+
+    settings: Settings
+    instance: Instance
+    provider: ClusterProvider
+    _disks: str = ""
+
+    @property
+    def proxy_files(self) -> ProxyFiles:
+        return ProxyFiles((self.settings.data_dir / "previews").absolute())
+
+    async def describe(self, *, make_keys_first: bool = False) -> ClusterService:
+        """Return this service's announcement. Raises ``EngineUnavailable`` until the cluster has said what it is."""
+        if not self._disks:
+            with _in_time():
+                async with asyncio.timeout(WITNESS_SECONDS):
+                    self._disks = await self.provider.disks_id()
+        vault_key, ssh_key = await asyncio.to_thread(self._fingerprints, make_keys_first=make_keys_first)
+        return ClusterService(
+            id=self.instance.member,
+            host_name=self.instance.host_name,
+            data_dir=self.instance.data_dir,
+            version=__version__,
+            disks=self._disks,
+            vault_key=vault_key,
+            vault_key_file="" if self.settings.vault.key else str(self.settings.vault_key_file),
+            ssh_key=ssh_key,
+            ssh_key_file=str(self._ssh_key_file),
+        )
+
+    async def claimant(self) -> str:
+        """Return the service that claimed the work last. Raises ``EngineUnavailable``."""
+        with _in_time():
+            async with asyncio.timeout(WITNESS_SECONDS):
+                return await self.provider.claimant()
+
+    async def claim(self, service: str) -> None:
+        """Claim the work for a service. Raises ``EngineUnavailable``."""
+        with _in_time():
+            async with asyncio.timeout(WITNESS_SECONDS):
+                await self.provider.claim(service)
+
+    @property
+    def _ssh_key_file(self) -> Path:
+        return self.settings.data_dir.absolute() / "ssh_host_key"
+
+    def _fingerprints(self, *, make_keys_first: bool) -> tuple[str, str]:
+        """Return those of the vault's first key and of the SSH host key, "" for one that does not exist."""
+        keys, file = make_keys(self.settings), self._ssh_key_file
+        found = keys.load() if make_keys_first else keys.existing()
+        if make_keys_first and self.settings.ssh.port:
+            host_key.load(file)
+        ssh_key = asyncssh.read_private_key(file).get_fingerprint() if file.exists() else ""
+        return (found[0].id.hex() if found else ""), ssh_key
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise EngineUnavailable(f"The cluster did not answer within {WITNESS_SECONDS:g} s.", retry_after=5) from None
+
+
+async def owner_elsewhere(settings: Settings) -> str | None:
+    """Return the service that works on this service's cluster, if it is another one, and the database tells."""
+    if not is_shared(settings):
+        return None
+    store = SqlStore(settings.database)
+    try:
+        lease = await store.read(lambda uow: uow.database_lease.get())
+    except StoreUnavailable:
+        return None
+    finally:
+        await store.close()
+    if lease is None or lease.instance.member == this_instance(settings).member:
+        return None
+    return describe_owner(lease)
+
+
+def make_membership(settings: Settings, instance: Instance) -> Membership | None:
+    """Return this service's membership; None where the disks or the database are this machine's alone."""
+    provider = engine_provider(settings)
+    if not is_shared(settings) or not isinstance(provider, ClusterProvider):
+        return None
+    return Membership(settings, instance, provider)

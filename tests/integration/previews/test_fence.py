@@ -1,0 +1,84 @@
+"""The proxy ends at its deadline, also while no service runs, and the guard does not start it again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from tests.integration.previews.test_life import master_of
+from tests.integration.previews.test_survival import processes_of
+from tests.previews.proxy import App, Proxy, eventually
+
+from builderd.adapters.previews.haproxy import fence, guard
+
+pytestmark = pytest.mark.haproxy
+
+
+def now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def fences(proxy: Proxy) -> list[int]:
+    pid = guard.find_process(proxy.previews._files.fence_pid, proxy.previews._files)
+    return [pid] if pid is not None else []
+
+
+def test_proxy_ends_at_its_deadline_and_stays_ended(make_proxy: Callable[..., Proxy], app: App) -> None:
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    deadline = now() + 2
+    proxy.run(fence.hold(proxy.previews._files, deadline))
+    assert proxy.visitor.get(host).status == 200
+    eventually(lambda: processes_of(proxy) == [])
+    assert deadline <= now() <= deadline + 5
+    with pytest.raises(OSError):
+        proxy.visitor.get(host)
+    assert fences(proxy) == []
+
+
+def test_deadline_is_moved_and_lifted(make_proxy: Callable[..., Proxy], app: App) -> None:
+    proxy = make_proxy().start()
+    host, files = proxy.open(app), proxy.previews._files
+    master = master_of(proxy)
+    first = now() + 3
+    for deadline in (first, first + 600):
+        proxy.run(fence.hold(files, deadline))
+    assert len(fences(proxy)) == 1
+    eventually(lambda: now() > first + 2)
+    assert proxy.visitor.get(host).status == 200
+    proxy.run(fence.lift(files))
+    assert fences(proxy) == []
+    assert master_of(proxy) == master
+    assert proxy.visitor.get(host).status == 200
+    proxy.run(fence.lift(files))
+
+
+def test_proxy_that_the_guard_restarts_ends_too(make_proxy: Callable[..., Proxy], app: App) -> None:
+    proxy = make_proxy().start()
+    proxy.open(app)
+    proxy.run(fence.hold(proxy.previews._files, now() + 1))
+    os.kill(master_of(proxy), signal.SIGKILL)
+    eventually(lambda: processes_of(proxy) == [])
+
+
+def test_deadline_in_the_past_ends_the_proxy_at_once_and_a_service_starts_it_again(
+    make_proxy: Callable[..., Proxy], app: App
+) -> None:
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    proxy.run(fence.hold(proxy.previews._files, now() - 100))
+    eventually(lambda: processes_of(proxy) == [])
+    proxy.run(fence.lift(proxy.previews._files))
+    proxy.start()
+    assert proxy.visitor.get(host).status == 200
+
+
+def test_taken_down_proxy_has_no_fence(make_proxy: Callable[..., Proxy]) -> None:
+    proxy = make_proxy().start()
+    proxy.run(fence.hold(proxy.previews._files, now() + 60))
+    assert fences(proxy)
+    proxy.run(proxy.previews.down())
+    assert fences(proxy) == []

@@ -1,0 +1,576 @@
+"""Services of a cluster stand by for the one that works, and continue its work once its previews have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.stores import write_database
+from tests.unit.bootstrap.test_database_lease import _execute
+
+from builderd.adapters.stores.sql.migrations import revisions
+from builderd.adapters.stores.sql.services import Services as StoredServices
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.bootstrap import database_lease as leasing
+from builderd.bootstrap import guarded_lease, standby
+from builderd.bootstrap.data_directory import LOCK_FILE
+from builderd.bootstrap.database_lease import OwnedStore, owned_store
+from builderd.bootstrap.guarded_lease import GuardedLease
+from builderd.bootstrap.machine import describe_database
+from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.supervisor import Supervisor
+from builderd.domain import cluster_services
+from builderd.domain.database_lease import DatabaseOwned, Instance, LeaseLost
+from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.ports.store import UnitOfWork
+from builderd.settings import Settings
+
+#: The real times, so much shorter.
+HURRY = 25
+
+
+@dataclass
+class FakeCluster:
+    """A cluster as ``ports.engine.ClusterProvider``."""
+
+    id: str = "cluster"
+    claimed: str = ""
+    away: bool = False
+    claims: list[str] = field(default_factory=list)
+
+    async def disks_id(self) -> str:
+        self._answer()
+        return self.id
+
+    async def claimant(self) -> str:
+        self._answer()
+        return self.claimed
+
+    async def claim(self, service: str) -> None:
+        self._answer()
+        self.claimed = service
+        self.claims.append(service)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise EngineUnavailable("The cluster does not answer.")
+
+
+class FakeProxy:
+    """Fence and proxy of one machine, as the modules ``previews.haproxy.fence`` and ``process``."""
+
+    def __init__(self) -> None:
+        #: Data directory → the deadline of its previews.
+        self.deadlines: dict[Path, float] = {}
+        self.ended: list[Path] = []
+
+    async def hold(self, files: object, until: float) -> None:
+        self.deadlines[_folder(files)] = until
+
+    async def lift(self, files: object) -> None:
+        self.deadlines.pop(_folder(files), None)
+
+    async def end(self, files: object) -> None:
+        self.ended.append(_folder(files))
+
+
+def _folder(files: object) -> Path:
+    directory: Path = files.directory  # type: ignore[attr-defined]
+    return directory.parent
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def proxy() -> FakeProxy:
+    return FakeProxy()
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakeProxy) -> None:
+    """Put the fakes in place, and divide all times by ``HURRY``."""
+    monkeypatch.setattr(leasing, "make_membership", lambda settings, instance: Membership(settings, instance, cluster))
+    for name in ("fence", "process"):
+        monkeypatch.setattr(guarded_lease, name, proxy)
+    for module in (cluster_services, guarded_lease, standby, leasing):
+        for name, seconds in vars(module).copy().items():
+            if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":
+                monkeypatch.setattr(module, name, seconds / HURRY)
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> str:
+    await write_database(tmp_path / "shared.db")
+    return f"sqlite:///{tmp_path}/shared.db"
+
+
+@pytest.fixture
+def make(tmp_path: Path, database: str, unused_tcp_port_factory: Callable[[], int]) -> Callable[[str], Settings]:
+    def make(name: str) -> Settings:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / LOCK_FILE).touch()
+        return Settings(data_dir=folder, database_url=database, port=unused_tcp_port_factory())
+
+    return make
+
+
+@pytest.fixture
+def one(make: Callable[[str], Settings]) -> Settings:
+    return make("one")
+
+
+@pytest.fixture
+async def two(make: Callable[[str], Settings], one: Settings) -> Settings:
+    """Another service on the same database, with the same keys."""
+    settings = make("two")
+    await share_keys(one, settings)
+    return settings
+
+
+async def share_keys(source: Settings, target: Settings) -> None:
+    described = Membership(source, instance(source), FakeCluster())
+    await described.describe(make_keys_first=True)
+    for name in ("vault.key", "ssh_host_key"):
+        (target.data_dir / name).write_bytes((source.data_dir / name).read_bytes())
+        (target.data_dir / name).chmod(0o600)
+
+
+def instance(settings: Settings) -> Instance:
+    return Instance("host", "host", str(settings.data_dir), settings.data_dir.name, "boot")
+
+
+class Service:
+    """A service that runs until it is stopped, killed or fails."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._entered = owned_store(settings, Supervisor(), take_over=False)
+        self._owned: OwnedStore | None = None
+        #: By the time since the boot.
+        self.owned_at = 0.0
+        self.task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        self._owned = await self._entered.__aenter__()
+        self.owned_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        await self._owned.keep()
+
+    @property
+    def works(self) -> bool:
+        return self._owned is not None
+
+    @property
+    def owned(self) -> OwnedStore:
+        assert self._owned is not None
+        return self._owned
+
+    async def kill(self) -> None:
+        """End it as by SIGKILL: nothing is released."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End it as by SIGTERM."""
+        await self.kill()
+        if self._owned is not None:
+            await self._entered.__aexit__(None, None, None)
+            self._owned = None
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until it is true, but not for a service that has failed."""
+        async with asyncio.timeout(30):
+            while not true():
+                if self.task.done():
+                    self.task.result()
+                await asyncio.sleep(0.005)
+
+
+class Services:
+    """Services on one database, and a look at it from outside."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self.store = store
+        self._started: list[Service] = []
+
+    def start(self, settings: Settings) -> Service:
+        self._started.append(Service(settings))
+        return self._started[-1]
+
+    async def start_working(self, settings: Settings) -> Service:
+        service = self.start(settings)
+        await service.until(lambda: service.works)
+        return service
+
+    async def known(self) -> list[str]:
+        """Return the data directories of the standbys that the owner knows."""
+
+        def look(uow: UnitOfWork) -> list[str]:
+            lease = uow.database_lease.get()
+            assert lease is not None
+            return [Path(one.service.data_dir).name for one in uow.services.list() if one.known_in == lease.term]
+
+        return sorted(await self.store.read(look))
+
+    async def until_known(self, *names: str) -> None:
+        async with asyncio.timeout(30):
+            while await self.known() != list(names):
+                for one in self._started:
+                    if one.task.done() and not one.task.cancelled():
+                        one.task.result()
+                await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        for one in self._started:
+            await one.stop()
+
+
+@pytest.fixture
+async def services(database: str) -> AsyncIterator[Services]:
+    store = SqlStore(database)
+    running = Services(store)
+    try:
+        yield running
+    finally:
+        await running.end()
+        await store.close()
+
+
+# Taking over
+
+
+async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    assert not second.works
+    assert proxy.deadlines.keys() == {one.data_dir}
+    await first.stop()
+    assert proxy.ended == [one.data_dir]
+    await second.until(lambda: second.works)
+    assert second.owned.taken_over
+    # What has ended is no standby.
+    await second.until(lambda: not proxy.deadlines)
+
+
+async def test_standby_continues_a_killed_service_after_its_previews_have_ended(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy, cluster: FakeCluster
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    await first.kill()
+    await second.until(lambda: second.works)
+    # The fence looks once a second, and rounds up to one.
+    assert second.owned_at >= proxy.deadlines[one.data_dir] + 2 / HURRY
+    assert cluster.claimed == second.owned.instance.member
+    with pytest.raises(LeaseLost):
+        await first.owned.store.write(lambda uow: uow.database_lease.renew(1))
+
+
+@pytest.mark.slow
+async def test_service_that_works_is_left_alone(
+    services: Services, one: Settings, two: Settings, cluster: FakeCluster
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    await asyncio.sleep(60 / HURRY)
+    assert not second.works
+    assert not first.task.done()
+    assert set(cluster.claims) == {first.owned.instance.member}
+
+
+async def test_standby_that_the_owner_does_not_know_never_takes_over(
+    services: Services, one: Settings, two: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The owner's previews have no deadline."""
+    first = await services.start_working(one)
+    await first.until(lambda: bool(first.owned_at))
+    async with asyncio.timeout(30):
+        while not await services.store.read(lambda uow: uow.services.list()):
+            await asyncio.sleep(0.01)
+    await first.kill()
+    second = services.start(two)
+    await asyncio.sleep(60 / HURRY)
+    assert not second.works
+    assert "does not know this service" in caplog.text
+
+
+@pytest.mark.slow
+async def test_one_of_two_standbys_takes_over_and_the_other_stands_by_for_it(
+    services: Services, one: Settings, two: Settings, make: Callable[[str], Settings]
+) -> None:
+    three = make("three")
+    await share_keys(one, three)
+    first = await services.start_working(one)
+    second, third = services.start(two), services.start(three)
+    await services.until_known("three", "two")
+    await first.kill()
+    await second.until(lambda: second.works or third.works)
+    await services.until_known("three" if second.works else "two")
+    assert second.works is not third.works
+
+
+@pytest.mark.slow
+async def test_service_that_comes_back_stands_by(services: Services, one: Settings, two: Settings) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    await first.stop()
+    await second.until(lambda: second.works)
+    back = services.start(one)
+    await services.until_known("one")
+    await second.stop()
+    await back.until(lambda: back.works)
+
+
+async def test_a_restarted_service_has_its_work_back_before_any_standby(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    await first.kill()
+    again = await services.start_working(one)
+    assert not second.works
+    assert not again.owned.taken_over
+    await services.until_known("two")
+    assert proxy.ended == []
+
+
+# The database is away
+
+
+def away(monkeypatch: pytest.MonkeyPatch, store: SqlStore) -> None:
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable("The database does not answer.")
+
+    monkeypatch.setattr(store, "write", fail)
+
+
+async def test_owner_without_database_works_on_while_nobody_claims_its_work(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart of PostgreSQL takes no preview away."""
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    with monkeypatch.context() as patch:
+        away(patch, first.owned.store)
+        await second.kill()
+        for _ in range(100):
+            await asyncio.sleep(60 / HURRY / 100)
+            assert proxy.deadlines[one.data_dir] > time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert not first.task.done()
+    assert proxy.ended == []
+
+
+async def test_owner_without_database_ends_once_another_claims_its_work(
+    services: Services,
+    one: Settings,
+    two: Settings,
+    proxy: FakeProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    away(monkeypatch, first.owned.store)
+    await second.until(lambda: second.works)
+    with pytest.raises(LeaseLost, match="takes the cluster over"):
+        await first.task
+    assert proxy.ended == [one.data_dir]
+    assert second.owned_at >= proxy.deadlines.get(one.data_dir, 0.0)
+
+
+async def test_owner_that_reaches_neither_database_nor_cluster_ends(
+    services: Services,
+    one: Settings,
+    two: Settings,
+    proxy: FakeProxy,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    away(monkeypatch, first.owned.store)
+    cluster.away = True
+    with pytest.raises(LeaseLost, match="Neither the database nor the cluster"):
+        await first.task
+    assert proxy.ended == [one.data_dir]
+    assert not second.works, "it has no quorum either"
+    cluster.away = False
+    await second.until(lambda: second.works)
+
+
+@pytest.mark.slow
+async def test_cluster_that_is_away_ends_no_owner_that_has_its_database(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy, cluster: FakeCluster
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    cluster.away = True
+    await asyncio.sleep(40 / HURRY)
+    assert not first.task.done()
+    assert not second.works
+    assert proxy.deadlines[one.data_dir] > time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@pytest.mark.slow
+async def test_silence_counts_from_when_the_database_answers_the_standby_again(
+    services: Services, one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL was away for both: the owner, which is alive, has the first word."""
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    write = SqlStore.write
+    with monkeypatch.context() as patch:
+
+        async def fail(*_: object) -> None:
+            raise StoreUnavailable("The database does not answer.")
+
+        patch.setattr(SqlStore, "write", fail)
+        await asyncio.sleep(40 / HURRY)
+    assert SqlStore.write is write
+    await asyncio.sleep(20 / HURRY)
+    assert not second.works
+    assert not first.task.done()
+
+
+@pytest.mark.slow
+async def test_claim_is_withdrawn_when_the_owner_is_seen_again(
+    services: Services, one: Settings, two: Settings, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    own = first.owned.instance.member
+    with monkeypatch.context() as patch:
+        # The owner hangs, as under SIGSTOP.
+        hang = asyncio.Event()
+        patch.setattr(GuardedLease, "_confirm", lambda *_: hang.wait())
+        await second.until(lambda: cluster.claimed != own)
+    hang.set()
+    await second.until(lambda: cluster.claimed == own)
+    assert not second.works
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_previews_have_no_deadline_once_the_standby_has_left(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    with monkeypatch.context() as patch:
+        if killed:
+            patch.setattr(StoredServices, "remove", lambda *_: None)
+        await second.kill()
+    await services.until_known()
+    await first.until(lambda: not proxy.deadlines)
+    await first.stop()
+    assert proxy.ended == [], "apps stay reachable while no service runs"
+
+
+# Who may not stand by
+
+
+async def test_service_with_other_keys_is_refused_with_the_commands_that_copy_them(
+    services: Services, one: Settings, make: Callable[[str], Settings]
+) -> None:
+    await services.start_working(one)
+    await asyncio.sleep(5 / HURRY)
+    stranger = services.start(make("stranger"))
+    with pytest.raises(DatabaseOwned) as refused:
+        await stranger.task
+    for name in ("vault.key", "ssh_host_key"):
+        assert f":{one.data_dir}/{name} {stranger.settings.data_dir}/{name}" in refused.value.message
+    assert not (stranger.settings.data_dir / "vault.key").exists()
+
+
+async def test_service_of_another_cluster_is_refused(
+    services: Services, one: Settings, two: Settings, cluster: FakeCluster
+) -> None:
+    first = await services.start_working(one)
+    await first.until(lambda: bool(cluster.id))
+    async with asyncio.timeout(30):
+        while not await services.store.read(lambda uow: uow.services.list()):
+            await asyncio.sleep(0.01)
+    cluster.id = "elsewhere"
+    with pytest.raises(DatabaseOwned, match="disks are in another place"):
+        await services.start(two).task
+
+
+@pytest.mark.slow
+async def test_owner_that_is_no_service_of_the_cluster_is_named(
+    services: Services, one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(leasing, "make_membership", lambda *_: None)
+        await services.start_working(one)
+    with pytest.raises(DatabaseOwned, match="no service of this cluster"):
+        await services.start(two).task
+
+
+@pytest.mark.slow
+async def test_older_version_does_not_take_a_newer_schema(
+    services: Services, one: Settings, two: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    _execute(one, "UPDATE alembic_version SET version_num = '9999'")
+    await first.stop()
+    await asyncio.sleep(40 / HURRY)
+    assert not second.works
+    assert "upgrade this service" in caplog.text
+    _execute(one, f"UPDATE alembic_version SET version_num = '{revisions()[-1]}'")
+    await second.until(lambda: second.works)
+
+
+# What it says meanwhile
+
+
+async def test_standby_is_alive_and_says_that_another_service_works(
+    services: Services, one: Settings, two: Settings
+) -> None:
+    await services.start_working(one)
+    services.start(two)
+    await services.until_known("two")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{two.port}") as client:
+        assert (await client.get("/healthz")).json()["data"]["version"]
+        for method, path in (("GET", "/readyz"), ("GET", "/"), ("POST", "/api/v1/builders"), ("DELETE", "/api/v1/x")):
+            answer = await client.request(method, path)
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) > 0
+            assert "stands by" in answer.json()["message"]
+            assert str(one.data_dir.parent) not in answer.text, "it asks for no token"
+            assert answer.json()["code"] == "engine_unavailable"
+
+
+@pytest.mark.slow
+async def test_doctor_names_the_standbys(services: Services, one: Settings, two: Settings) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    (_, standby_line) = await describe_database(one)
+    assert "takes over if the owner ends" in standby_line
+    await first.kill()
+    await services.store.write(lambda uow: uow.services.set_known([], 1))
+    (_, standby_line) = await describe_database(two)
+    assert "would not take over" in standby_line
+    assert not second.works

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.errors import IncusError
@@ -21,12 +23,24 @@ _BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
 _DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
 
 
+@dataclass(slots=True, weakref_slot=True)
+class _Turn:
+    """An instance's turn, held by all copies of its disk together, or by one freeze or thaw of another kind.
+
+    ``copies`` counts the former, which come and go one at a time (``changing``); ``froze``: they have frozen it.
+    """
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    copies: int = 0
+    froze: bool = False
+
+
 class Freezer:
     def __init__(self, instances: Instances) -> None:
         self._client = instances.client
         self._instances = instances
-        #: Names of instances that are frozen now for a copy of their disk.
-        self._copying: set[str] = set()
+        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
 
     async def freeze(self, name: str) -> None:
         await self._set_state(name, "freeze")
@@ -44,18 +58,62 @@ class Freezer:
                 raise
 
     @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """Hold the instance for a freeze or thaw of another kind: waits until no copy is made."""
+        turn = self._turn(name)
+        async with turn.lock:
+            yield
+
+    def _turn(self, name: str) -> _Turn:
+        return self._turns.setdefault(name, _Turn())
+
+    @asynccontextmanager
     async def frozen_meanwhile(self, name: str) -> AsyncIterator[None]:
-        """Freeze a running instance while the context lasts. Raises ``IncusError`` where that fails."""
-        self._copying.add(name)
+        """Keep an instance frozen while the context lasts; copies at the same time share one freeze.
+
+        Raises ``IncusError`` where the freeze fails.
+        """
+        turn = self._turn(name)
+        await self._join(turn, name)
         try:
-            # Also a freeze that is cancelled before Incus has answered is undone.
-            await self.freeze(name)
             yield
         finally:
+            await asyncio.shield(self._leave(turn, name))
+
+    async def _join(self, turn: _Turn, name: str) -> None:
+        async with turn.changing:
+            if not turn.copies:
+                await turn.lock.acquire()
+                try:
+                    turn.froze = await self._freeze_running(name)
+                except BaseException:
+                    turn.lock.release()
+                    raise
+            turn.copies += 1
+
+    async def _leave(self, turn: _Turn, name: str) -> None:
+        async with turn.changing:
+            turn.copies -= 1
+            if turn.copies:
+                return
             try:
-                await asyncio.shield(self._thaw(name))
+                if turn.froze:
+                    await self._thaw(name)
             finally:
-                self._copying.discard(name)
+                turn.lock.release()
+
+    async def _freeze_running(self, name: str) -> bool:
+        """Freeze an instance that runs; return False for one that sleeps or has ended."""
+        found = await self._instances.find(name)
+        if found is None or found["status"] in _DONE["freeze"]:
+            return False
+        try:
+            await self.freeze(name)
+        except BaseException:
+            # Also a freeze that is cancelled before Incus has answered is undone.
+            await asyncio.shield(self._thaw(name))
+            raise
+        return True
 
     async def _thaw(self, name: str) -> None:
         """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done."""
@@ -84,4 +142,4 @@ class Freezer:
     def _is_left(self, found: Json) -> bool:
         own = own_of(found)
         sleeps = float(own.get("frozen", 0)) > float(own.get("thawed", 0))
-        return found["status"] == "Frozen" and not sleeps and found["name"] not in self._copying
+        return found["status"] == "Frozen" and not sleeps and not self._turn(found["name"]).copies

@@ -285,22 +285,24 @@ class Sandboxes:
     # Changes
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
-        if (found := await self.running(sandbox)) and found["status"] != "Frozen":
-            # Written first: an instance frozen without it was frozen for a copy of its disk.
-            await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
-            await self._freezer.freeze(found["name"])
+        async with self._freezer.turn(name_of(sandbox)):
+            if (found := await self.running(sandbox)) and found["status"] != "Frozen":
+                # Written first: an instance frozen without it was frozen for a copy of its disk.
+                await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
+                await self._freezer.freeze(found["name"])
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
-        if (found := await self.running(sandbox)) and found["status"] == "Frozen":
-            await self._freezer.unfreeze(found["name"])
-            await self._instances.mark(found["name"], {"thawed": f"{time.time():.6f}"})
+        async with self._freezer.turn(name_of(sandbox)):
+            if (found := await self.running(sandbox)) and found["status"] == "Frozen":
+                await self._freezer.unfreeze(found["name"])
+                await self._instances.mark(found["name"], {"thawed": f"{time.time():.6f}"})
         return await self.report(sandbox)
 
     async def frozen_meanwhile(self, disk: DiskId) -> AbstractAsyncContextManager[None]:
         """Return a context in which the disk's sandbox is frozen, if one runs."""
         user = await self.user(disk)
-        return self._freezer.frozen_meanwhile(user["name"]) if user and user["status"] == "Running" else nullcontext()
+        return self._freezer.frozen_meanwhile(user["name"]) if user else nullcontext()
 
     async def adopt(self) -> None:
         """Route to what runs, and thaw instances that an earlier service froze for a copy of their disks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import freezer as module
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
 from builderd.adapters.engines.incus.freezer import Freezer
+from builderd.domain.ids import SandboxId
+from builderd.domain.sandboxes import SandboxState
 
 NAME = "s-1"
 
@@ -39,6 +42,65 @@ async def test_app_stays_frozen_while_its_disk_is_copied() -> None:
     freezer = freezer_on(incus)
     async with freezer.frozen_meanwhile(NAME):
         assert await status_while_left_frozen_are_thawed(freezer, incus) == "Frozen"
+    assert incus.instances[NAME]["status"] == "Running"
+
+
+async def test_two_copies_at_once_share_one_freeze_until_the_last_ends() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+    freezer = freezer_on(incus)
+    first, second = freezer.frozen_meanwhile(NAME), freezer.frozen_meanwhile(NAME)
+    await first.__aenter__()
+    await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    assert await status_while_left_frozen_are_thawed(freezer, incus) == "Frozen"
+    await second.__aexit__(None, None, None)
+    assert incus.instances[NAME]["status"] == "Running"
+    assert [path for _, path in incus.changes] == [f"/instances/{NAME}/state"] * 2
+
+
+async def test_app_that_sleeps_is_copied_and_sleeps_on() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, status="Frozen", frozen="20", thawed="10")
+    async with freezer_on(incus).frozen_meanwhile(NAME):
+        pass
+    assert incus.instances[NAME]["status"] == "Frozen"
+    assert incus.changes == []
+
+
+async def test_visitor_of_an_app_that_is_copied_waits_for_the_copy() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, builder="b", disk="d", ip="10.99.0.2", started="1")
+    machine = machine_on(incus)
+    machine.sandboxes._ordered.add(NAME)
+    async with machine.sandboxes._freezer.frozen_meanwhile(NAME):
+        waking = asyncio.create_task(machine.sandboxes.thaw(SandboxId("1")))
+        await asyncio.sleep(0.01)
+        assert incus.instances[NAME]["status"] == "Frozen"
+        assert not waking.done()
+    assert (await waking).state is SandboxState.RUNNING
+    assert "user.builderd.thawed" not in incus.instances[NAME]["config"]
+
+
+async def test_copy_that_is_cancelled_before_its_freeze_has_ended_leaves_the_app_running() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+    freezer = freezer_on(incus)
+    frozen = asyncio.Event()
+
+    async def hang_once(method: str, path: str) -> None:
+        if not frozen.is_set():
+            frozen.set()
+            await asyncio.Event().wait()
+
+    incus.after = hang_once
+    copying = asyncio.create_task(freezer.frozen_meanwhile(NAME).__aenter__())
+    await frozen.wait()
+    copying.cancel()
+    await asyncio.wait({copying})
+    assert incus.instances[NAME]["status"] == "Running"
+    async with freezer.frozen_meanwhile(NAME):
+        assert incus.instances[NAME]["status"] == "Frozen"
     assert incus.instances[NAME]["status"] == "Running"
 
 

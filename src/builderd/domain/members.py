@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.quotas import Capacity
+
+
+class MemberAway(EngineUnavailable):
+    """The only member that has it does not answer. What is to be ended there can be noted, and is ended later."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Desired
 from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.members import MemberAway
 from builderd.domain.next_step import prepare
 from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import Sandbox
+from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxState
 from builderd.domain.steps import Observation, VersionState
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Protocol, Version
 from builderd.ports.engine import DiskReport
@@ -80,10 +81,10 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
 async def observe(application: Application, stored: StoredState) -> Observation:
     """Add the state that the engine and the preview report now to the stored one."""
     item, sandbox = stored.item, stored.sandbox
-    disk, wanted = await application.engine.disk(item.disk), item.version.settings.resources
+    disk, wanted = await _disk(application, item), item.version.settings.resources
     version = await _version(application, item.builder, item.version, disk)
     # Of no interest before: a disk is made after the version's preparation.
-    needs_disk = disk is None and prepare(version) is None
+    needs_disk = disk is None and item.builder.desired is Desired.RUNNING and prepare(version) is None
     own_is_gone = needs_disk and await _own_is_gone(application, item)
     loss = await _loss(application, item) if own_is_gone else backups.Loss()
     return Observation(
@@ -95,7 +96,7 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         disk_bundle=disk.bundle_hash if disk else None,
         disk_build=disk.build_key if disk else "",
         sandbox=sandbox,
-        report=await application.engine.report(sandbox.id) if sandbox else None,
+        report=await _report(application, item.builder, sandbox) if sandbox else None,
         ends=stored.ends,
         route=await application.previews.get(item.builder.host),
         paid_frozen=stored.billing is Billing.FROZEN,
@@ -103,6 +104,21 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         recovering=loss.recovering,
         loss_due=needs_disk and (item.version.released or (own_is_gone and item.builder.disk_is_made)),
     )
+
+
+async def _disk(application: Application, item: WorkItem) -> DiskReport | None:
+    """Return the state of the disk to run on; a builder that is to end needs none, and its member may be away."""
+    return await application.engine.disk(item.disk) if item.builder.desired is Desired.RUNNING else None
+
+
+async def _report(application: Application, builder: Builder, sandbox: Sandbox) -> SandboxReport:
+    """Return the engine's report; of one that is to end on a member that is away, that it runs: it can be ended."""
+    try:
+        return await application.engine.report(sandbox.id)
+    except MemberAway:
+        if builder.desired is Desired.RUNNING:
+            raise
+        return SandboxReport(sandbox.id, builder.id, SandboxState.RUNNING)
 
 
 def _is_recorded(stored: StoredState) -> bool:

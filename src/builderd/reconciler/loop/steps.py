@@ -12,6 +12,7 @@ from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
+from builderd.domain.members import MemberAway
 from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import (
     Sandbox,
@@ -285,7 +286,7 @@ class Steps:
 
     async def _forget(self, item: WorkItem) -> Result:
         engine, forgotten = self._app.engine, item.builder
-        holds = forgotten.backup_interval_hours > 0 and await engine.disk(forgotten.disk) is not None
+        holds = forgotten.backup_interval_hours > 0 and await self._can_back_up(forgotten.disk)
         for disk in forgotten.disks[1:] if holds else forgotten.disks:
             await engine.delete_disk(disk)
         await engine.delete_logs(forgotten.id)
@@ -297,6 +298,13 @@ class Steps:
             version_transitions.deleted(uow, builder, now)
 
         return Result(record, partial(self._drop_bundles, item.builder.id))
+
+    async def _can_back_up(self, disk: DiskId) -> bool:
+        """Return True unless the disk is gone, or lies on a member that is away: earlier backups are kept then."""
+        try:
+            return await self._app.engine.disk(disk) is not None
+        except MemberAway:
+            return False
 
     async def _drop_bundles(self, builder_id: BuilderId) -> None:
         versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))

@@ -11,8 +11,10 @@ from tests.unit.reconciler.backups.conftest import Scene
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import DiskId
-from builderd.domain.members import MemberReport
+from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.members import MemberAway, MemberReport
+from builderd.domain.sandboxes import SandboxReport
+from builderd.ports.engine import DiskReport
 from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.jobs import lost_members as module
 from builderd.reconciler.jobs.lost_members import LostMembers
@@ -209,6 +211,48 @@ async def test_absence_of_a_member_writes_nothing_for_builders_that_wait(scene: 
     await members.check()
     assert store.writes == 0
     assert await scene.world.builder(builder) == before
+
+
+def make_node2_away(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine refuse what concerns disks and sandboxes of node2, but for notes of what is to end there."""
+    engine = scene.world.engine
+    report, disk = engine.report, engine.disk
+
+    async def report_of(sandbox: SandboxId) -> SandboxReport:
+        found = engine.sandboxes.get(sandbox)
+        if found is not None and found.end is None and found.member == "node2":
+            raise MemberAway("The member node2 does not answer.")
+        return await report(sandbox)
+
+    async def disk_of(wanted: DiskId) -> DiskReport | None:
+        if wanted in engine.disks:
+            raise MemberAway("The member node2 does not answer.")
+        return await disk(wanted)
+
+    monkeypatch.setattr(engine, "report", report_of)
+    monkeypatch.setattr(engine, "disk", disk_of)
+
+
+async def test_builder_of_a_lost_member_is_stopped_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = await on_node2(scene)
+    make_node2_away(scene, monkeypatch)
+    stopped = await scene.world.reached(builders.stop, builder)
+    assert stopped.status is Status.STOPPED
+    (sandbox,) = scene.world.engine.sandboxes.values() or [None]
+    assert sandbox is None or sandbox.end is not None
+
+
+@pytest.mark.parametrize("interval", [0, 24])
+async def test_builder_of_a_lost_member_is_deleted_at_once_and_its_backups_stay(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, interval: int
+) -> None:
+    builder = await on_node2(scene)
+    await scene.take(builder)
+    await scene.world.change(builder, backup_interval_hours=interval)
+    make_node2_away(scene, monkeypatch)
+    await scene.world.reached(builders.delete, builder)
+    assert ("delete_disk", builder.disk) in scene.world.engine.calls
+    assert len(await scene.of(builder)) == 1
 
 
 class CountedStore:

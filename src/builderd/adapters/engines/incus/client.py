@@ -6,6 +6,7 @@ address with a client certificate; any member answers for all.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -41,6 +42,8 @@ class IncusClient:
         self._options = options
         self._tls = _tls(options)
         self.project = options.project
+        #: Held while the project's configuration is read and written.
+        self.changing_project = asyncio.Lock()
         transport = httpx.AsyncHTTPTransport(
             uds=None if options.url else str(options.socket),
             verify=self._tls or False,

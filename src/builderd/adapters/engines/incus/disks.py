@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
 from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound, MemberAwayError
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
 from builderd.domain.errors import NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
+from builderd.domain.members import MemberAway
 from builderd.domain.resources import GB
 from builderd.ports.engine import DiskReport
 
@@ -53,7 +54,7 @@ class Disks:
     async def report(self, disk: DiskId) -> DiskReport | None:
         try:
             found = await self._volumes.find(volume_of(disk))
-        except MemberAwayError:
+        except MemberAway:
             if disk in self.written_off:
                 return None
             raise

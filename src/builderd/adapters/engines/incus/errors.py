@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
+from builderd.domain.members import MemberAway
 
 #: Seconds after which a call is worth another try.
 RETRY_SECONDS = 5
@@ -40,14 +41,11 @@ class IncusConflict(IncusError):
     """An object of this name or address exists, or is in use."""
 
 
-class MemberAwayError(EngineUnavailable):
-    """The only member that has it does not answer."""
-
-    def __init__(self, member: str) -> None:
-        super().__init__(
-            f"The member {member} of the cluster does not answer: see incus cluster list.",
-            retry_after=RETRY_SECONDS * 2,
-        )
+def member_away(member: str) -> MemberAway:
+    """Return the error for what only a member has that does not answer."""
+    return MemberAway(
+        f"The member {member} of the cluster does not answer: see incus cluster list.", retry_after=2 * RETRY_SECONDS
+    )
 
 
 def unreachable(place: str, why: object) -> EngineUnavailable:

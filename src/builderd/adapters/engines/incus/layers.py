@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, send_files
-from builderd.adapters.engines.incus.errors import IncusConflict, MemberAwayError
+from builderd.adapters.engines.incus.errors import IncusConflict
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
@@ -39,6 +39,7 @@ from builderd.domain.layers import (
     StoredLayer,
     StoredLayers,
 )
+from builderd.domain.members import MemberAway
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
 
@@ -90,7 +91,7 @@ class Layers:
         async with self._collecting:
             for name in (f"{_name(key)}-2", _name(key)):
                 # One that only members have that are away is made again.
-                with suppress(MemberAwayError):
+                with suppress(MemberAway):
                     if found := await self._volumes.find(name):
                         await self._record_use(key, found)
                         return found

@@ -20,6 +20,7 @@ from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
 from builderd.adapters.engines.incus.lost_disks import LostDisks
+from builderd.adapters.engines.incus.lost_sandboxes import LostSandboxes
 from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
@@ -61,6 +62,7 @@ class Machine:
     helper: Callable[[str], Helper]
     members: Members
     lost_disks: LostDisks
+    lost_sandboxes: LostSandboxes
     capacity: Capacity = field(default_factory=lambda: Capacity(0, 0, 0))
 
     @property
@@ -100,6 +102,8 @@ class Machine:
     async def on_arrival(self, arrived: Sequence[Member]) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
         await self.disks.take_back(self.members.away_names())
+        # First: what was overtaken must not run beside what took its place.
+        await self.lost_sandboxes.end_on({member.name for member in arrived})
         await self.prepare_network()
         await self.remove_left_overs({member.name for member in arrived})
         await self.lost_disks.delete_on({member.name for member in arrived})
@@ -146,6 +150,8 @@ async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) ->
     await machine.remove_left_overs({member.name for member in machine.members.all() if member.online})
     progress("helper: starting the instance that works on files")
     await machine.helper(cluster.own).open()
+    await machine.lost_sandboxes.load()
+    await machine.lost_sandboxes.end_on({member.name for member in machine.members.all() if member.online})
     await machine.lost_disks.delete_on({member.name for member in machine.members.all() if member.online})
     machine.members.prepared()
     await machine.sandboxes.adopt()
@@ -183,7 +189,8 @@ def make_machine(
     url = f"http://{gateway(incus.subnet)}:{options.inside_port}"
     routes = Routes(cluster.own, members.address)
     files = AppFiles(url, own_resolv_conf(), options.log_limit)
-    sandboxes = Sandboxes(instances, disks, layers, files, routes)
+    lost = LostSandboxes(client, instances, routes)
+    sandboxes = Sandboxes(instances, disks, layers, files, routes, lost)
     return Machine(
         options=options,
         client=client,
@@ -204,6 +211,7 @@ def make_machine(
         helper=helper,
         members=members,
         lost_disks=LostDisks(client, members, volumes, instances, routes),
+        lost_sandboxes=lost,
     )
 
 

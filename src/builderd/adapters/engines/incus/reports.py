@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.errors import member_away
 from builderd.adapters.engines.incus.volumes import own_of
-from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 
@@ -75,13 +75,16 @@ def lost_report(found: Json) -> SandboxReport:
     return SandboxReport(sandbox_of(found["name"]), None, SandboxState.EXITED, end=end)
 
 
+def stopped_report(found: Json) -> SandboxReport:
+    """Return the report of a sandbox that is stopped once its member returns: for its builder it is over."""
+    end = SandboxEnd(EndCause.STOPPED, None, None)
+    return SandboxReport(sandbox_of(found["name"]), None, SandboxState.EXITED, end=end)
+
+
 def state_of(found: Json) -> SandboxState:
-    """Return the state of an instance that got its order. Raises ``EngineUnavailable``."""
+    """Return the state of an instance that got its order. Raises ``MemberAway``."""
     if found["status"] == "Error":
-        raise EngineUnavailable(
-            f"The member {found.get('location')} of the cluster does not answer: see incus cluster list.",
-            retry_after=10,
-        )
+        raise member_away(str(found.get("location")))
     return SandboxState.EXITED if "end" in own_of(found) else _ALIVE.get(found["status"], SandboxState.EXITED)
 
 

@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import Disks, volume_of
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.ends import Ends
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
 from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import Layers
+from builderd.adapters.engines.incus.lost_sandboxes import LostSandboxes
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
-    SHUTDOWN_CODES,
-    Exit,
     is_sandbox,
     lost_report,
-    make_end,
     make_report,
     missing_report,
     name_of,
     partial_report,
     sandbox_of,
     state_of,
+    stopped_report,
 )
 from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.volumes import own_of
@@ -43,10 +43,6 @@ from builderd.domain.sandboxes import SandboxReport, SandboxSpec, SandboxState
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
-#: Seconds within which Incus notes that a stopped instance was stopped and not cut off with its machine.
-_NOTE_SECONDS = 3.0
-#: Attempts to read a file of an instance whose root is being unmounted.
-_BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +55,24 @@ class AppFiles:
 
 
 class Sandboxes:
-    def __init__(self, instances: Instances, disks: Disks, layers: Layers, files: AppFiles, routes: Routes) -> None:
+    def __init__(
+        self,
+        instances: Instances,
+        disks: Disks,
+        layers: Layers,
+        files: AppFiles,
+        routes: Routes,
+        lost: LostSandboxes,
+    ) -> None:
         self._client = instances.client
+        self._lost = lost
         self._routes = routes
         self._instances = instances
         self._disks = disks
         self._layers = layers
         self._files = files
         self._freezer = Freezer(instances)
+        self._ends = Ends(instances)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
 
@@ -170,7 +176,11 @@ class Sandboxes:
 
     async def refuse_while_used(self, disk: DiskId) -> None:
         """Raise ``InvalidState`` while a sandbox runs on the disk, ``NotFound`` without the disk."""
-        if await self.user(disk):
+        if user := await self.user(disk):
+            if self._lost.has(user["name"]):
+                # Its member has just returned.
+                await self._lost.end(user["name"])
+                return
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
     async def user(self, disk: DiskId) -> Json | None:
@@ -187,9 +197,9 @@ class Sandboxes:
         if not sandbox.isalnum():
             return None
         found = await self._instances.find(name_of(sandbox))
-        if found is None or not is_sandbox(found) or await self._is_written_off(found):
+        if found is None or not is_sandbox(found) or self._lost.has(found["name"]):
             return None
-        return found
+        return None if await self._is_written_off(found) else found
 
     async def running(self, sandbox: SandboxId) -> Json | None:
         """Return the instance of a sandbox that runs or is frozen."""
@@ -208,13 +218,15 @@ class Sandboxes:
         if found["status"] == "Error":
             # Of a member that is away: not to be known now.
             return True
-        if await self._read(name, guest.ORDERED) is None:
+        if await self._ends.read(name, guest.ORDERED) is None:
             return False
         self._ordered.add(name)
         return True
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
+        if found and self._lost.has(found["name"]):
+            return stopped_report(found)
         if found and is_sandbox(found) and await self._is_written_off(found):
             return lost_report(found)
         return await self._report(found) if found and is_sandbox(found) else missing_report(sandbox)
@@ -227,7 +239,7 @@ class Sandboxes:
         if not await self._has_order(found):
             return partial_report(found)
         if state_of(found) is SandboxState.EXITED and "end" not in own_of(found):
-            found = await self._write_end(found)
+            found = await self._ends.write(found)
         return make_report(found)
 
     async def all(self) -> Sequence[SandboxReport]:
@@ -242,45 +254,6 @@ class Sandboxes:
             for found in await self._instances.all()
             if is_sandbox(found) and found["status"] == "Stopped" and "end" not in own_of(found)
         ]
-
-    async def _write_end(self, found: Json) -> Json:
-        """Find out how an instance ended, and write it on it, so that every later report says the same."""
-        own, name = own_of(found), found["name"]
-        recorded = await self._read(name, guest.EXIT_RECORD)
-        exit_ = Exit.parse(recorded) if recorded else None
-        restarted = exit_ is None and await self._read(name, guest.RESTARTED) is not None
-        if not restarted and (exit_ is None or exit_.code in SHUTDOWN_CODES):
-            restarted = await self._was_cut_off(name)
-        end = make_end(own, exit_, host_restarted=restarted, now=time.time())
-        await self._instances.mark(name, {"end": end})
-        return await self._client.get(f"/instances/{name}")  # type: ignore[no-any-return]
-
-    async def _read(self, name: str, path: str) -> str | None:
-        """Return the text of a file of an instance, None when there is none."""
-        for attempt in range(_BUSY_TRIES):
-            try:
-                content = await self._client.file(name, path)
-            except IncusNotFound:
-                return None
-            except IncusError:
-                # Its root is being unmounted after its end.
-                if attempt == _BUSY_TRIES - 1:
-                    raise
-                await asyncio.sleep(_BUSY_SECONDS)
-            else:
-                return content.decode() if isinstance(content, bytes) else None
-        return None
-
-    async def _was_cut_off(self, name: str) -> bool:
-        """Return True if Incus takes the instance for running: its machine restarted, or was shut down, under it."""
-        deadline = time.monotonic() + _NOTE_SECONDS
-        while True:
-            found = await self._instances.find(name)
-            if found is None or found["config"].get("volatile.last_state.power") != "RUNNING":
-                return False
-            if time.monotonic() > deadline:
-                return True
-            await asyncio.sleep(0.1)
 
     # Changes
 
@@ -329,6 +302,9 @@ class Sandboxes:
         if found is None:
             return missing_report(sandbox)
         name = found["name"]
+        if found["status"] == "Error":
+            await self._lost.end_later(found)
+            return stopped_report(found)
         if not await self._has_order(found):
             await self._abandon(found)
             return missing_report(sandbox)

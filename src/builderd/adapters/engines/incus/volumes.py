@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, MemberAwayError
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, member_away
 from builderd.adapters.engines.incus.instance import OWN
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Volumes:
         self._path = f"/storage-pools/{pool}/volumes/custom"
 
     async def find(self, name: str, member: str = "") -> Json | None:
-        """Return a volume, of any member unless one is given. Raises ``MemberAwayError``."""
+        """Return a volume, of any member unless one is given. Raises ``MemberAway``."""
         if away := self._away():
             # Incus would wait for a member that is away; its list comes from the cluster's database.
             places = [member] if member else await self.places(name)
@@ -37,7 +37,7 @@ class Volumes:
                 return None
             member = next((place for place in places if place not in away), "")
             if not member:
-                raise MemberAwayError(places[0])
+                raise member_away(places[0])
         try:
             found: Json = await self._client.get(f"{self._path}/{name}", target=member)
         except IncusNotFound:

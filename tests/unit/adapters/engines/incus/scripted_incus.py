@@ -32,6 +32,8 @@ class ScriptedIncus:
     project = "builderd"
 
     def __init__(self) -> None:
+        self.changing_project = asyncio.Lock()
+        self.project_config: dict[str, str] = {}
         self.instances: dict[str, dict[str, Any]] = {}
         self.volumes: dict[str, dict[str, Any]] = {}
         self.changes: list[tuple[str, str]] = []
@@ -64,7 +66,7 @@ class ScriptedIncus:
         await asyncio.sleep(0)
         kind, name = _place(path)
         if kind == "projects":
-            return {"config": {}}
+            return {"description": "", "config": dict(self.project_config)}
         stored = self.instances if kind == "instances" else self.volumes
         if not name:
             return deepcopy(list(stored.values()))
@@ -83,6 +85,9 @@ class ScriptedIncus:
 
     def _change(self, method: str, path: str, body: Any, member: str) -> None:
         kind, name = _place(path)
+        if kind == "projects":
+            self.project_config = body["config"]
+            return
         stored = self.instances if kind == "instances" else self.volumes
         if method == "POST" and (not name or "source" in body):
             add = self.has_instance if kind == "instances" else self.has_volume

@@ -10,10 +10,10 @@ import pytest
 
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.disks import Disks
-from builderd.adapters.engines.incus.errors import MemberAwayError
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
+from builderd.domain.members import MemberAway
 
 ONE, TWO = DiskId("one"), DiskId("two")
 
@@ -29,7 +29,7 @@ class ScriptedVolumes:
         if name not in self.members:
             return None
         if self.members[name] in self.away:
-            raise MemberAwayError(self.members[name])
+            raise MemberAway(self.members[name])
         return self._volume(name)
 
     async def all(self) -> Sequence[dict[str, Any]]:
@@ -54,7 +54,7 @@ async def test_return_of_one_member_takes_back_its_disks_alone() -> None:
     assert disks.written_off == {TWO}
     assert await disks.report(TWO) is None
     volumes.away = {"node1", "node2"}
-    with pytest.raises(MemberAwayError):
+    with pytest.raises(MemberAway):
         await disks.report(ONE)
 
 
@@ -64,7 +64,7 @@ async def test_disk_that_was_read_again_is_not_gone_when_its_member_restarts() -
     disks.written_off.add(ONE)
     assert await disks.report(ONE)
     volumes.away = {"node1"}
-    with pytest.raises(MemberAwayError):
+    with pytest.raises(MemberAway):
         await disks.report(ONE)
 
 
@@ -84,8 +84,12 @@ async def test_disks_are_taken_back_first_when_a_member_arrives() -> None:
     async def refuse() -> None:
         raise EngineUnavailable("not now")
 
+    async def end_on(_: object) -> None:
+        assert not disks.written_off
+
     members = SimpleNamespace(away_names=frozenset)
-    machine: Any = SimpleNamespace(disks=disks, members=members, prepare_network=refuse)
+    lost = SimpleNamespace(end_on=end_on)
+    machine: Any = SimpleNamespace(disks=disks, members=members, lost_sandboxes=lost, prepare_network=refuse)
     with pytest.raises(EngineUnavailable):
         await Machine.on_arrival(machine, [Member("node1", "10.0.0.1", True)])
     assert not disks.written_off

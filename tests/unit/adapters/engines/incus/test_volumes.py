@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.incus.errors import MemberAwayError
 from builderd.adapters.engines.incus.volumes import Volumes
+from builderd.domain.members import MemberAway
 
 
 class ScriptedClient:
@@ -29,9 +29,9 @@ def volumes(*stored: tuple[str, str]) -> Volumes:
 
 
 async def test_volume_of_a_member_that_is_away_is_not_gone() -> None:
-    with pytest.raises(MemberAwayError, match="node2"):
+    with pytest.raises(MemberAway, match="node2"):
         await volumes(("disk-1", "node2")).find("disk-1")
-    with pytest.raises(MemberAwayError, match="node2"):
+    with pytest.raises(MemberAway, match="node2"):
         await volumes(("layer-1", "node1"), ("layer-1", "node2")).find("layer-1", "node2")
     assert await volumes(("disk-1", "node2")).find("disk-2") is None
 

@@ -1,0 +1,96 @@
+"""Sandboxes of a member that is away: stopped at once for their builder, ended when the member returns."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus import routes
+from builderd.adapters.engines.incus.cluster import Member
+from builderd.adapters.engines.incus.machine import Machine
+from builderd.domain.errors import InvalidState
+from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.members import MemberAway
+from builderd.domain.sandboxes import EndCause, SandboxState
+
+NODE2 = Member("node2", "10.0.0.2", online=True)
+ONE = SandboxId("1")
+OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}
+
+
+@pytest.fixture(autouse=True)
+def ip(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: str) -> str:
+        return ""
+
+    monkeypatch.setattr(routes, "_ip", nothing)
+
+
+async def stopped_while_away(incus: ScriptedIncus) -> Machine:
+    """A service that stopped a sandbox whose member was away."""
+    incus.has_instance("s-1", status="Error")
+    machine = machine_on(incus)
+    with pytest.raises(MemberAway, match="node2"):
+        await machine.sandboxes.report(ONE)
+    report = await machine.sandboxes.stop(ONE, 10)
+    assert report.end
+    assert (report.state, report.end.cause) == (SandboxState.EXITED, EndCause.STOPPED)
+    return machine
+
+
+def returns(incus: ScriptedIncus, status: str) -> None:
+    incus.has_instance("s-1", status=status, volumes=["disk-d"], **OWN)
+    incus.has_volume("disk-d")
+    incus.volumes["disk-d"]["used_by"] = ["/1.0/instances/s-1?project=builderd"]
+
+
+async def test_stop_is_answered_at_once_and_stands_until_the_member_returns() -> None:
+    incus = ScriptedIncus()
+    machine = await stopped_while_away(incus)
+    assert (await machine.sandboxes.report(ONE)).state is SandboxState.EXITED
+    await machine.sandboxes.remove(ONE)
+    assert incus.project_config["user.builderd.end.s-1"] == "node2"
+    assert incus.instances["s-1"]["status"] == "Error"
+
+
+@pytest.mark.parametrize("status", ["Running", "Frozen", "Stopped"])
+async def test_app_is_ended_when_its_member_returns(status: str) -> None:
+    incus = ScriptedIncus()
+    machine = await stopped_while_away(incus)
+    returns(incus, status)
+    await machine.on_arrival([NODE2])
+    found = incus.instances["s-1"]
+    assert found["status"] == "Stopped"
+    assert "disk-d" not in incus.attached("s-1")
+    assert found["config"]["user.builderd.removed"]
+    assert "stopped" in found["config"]["user.builderd.end"]
+    assert "user.builderd.end.s-1" not in incus.project_config
+    assert (await machine.sandboxes.report(ONE)).state is SandboxState.ABSENT
+
+
+async def test_next_service_ends_what_an_earlier_one_was_to_end() -> None:
+    incus = ScriptedIncus()
+    await stopped_while_away(incus)
+    after = machine_on(incus)
+    await after.lost_sandboxes.load()
+    assert (await after.sandboxes.report(ONE)).state is SandboxState.EXITED
+    returns(incus, "Running")
+    await after.lost_sandboxes.end_on({"node3"})
+    assert incus.instances["s-1"]["status"] == "Running"
+    await after.lost_sandboxes.end_on({"node2"})
+    assert incus.instances["s-1"]["status"] == "Stopped"
+
+
+async def test_start_on_its_disk_ends_it_first() -> None:
+    """The member answers before the service has seen its return."""
+    incus = ScriptedIncus()
+    machine = await stopped_while_away(incus)
+    returns(incus, "Running")
+    machine.sandboxes._ordered.add("s-1")
+    await machine.sandboxes.refuse_while_used(DiskId("d"))
+    assert incus.instances["s-1"]["status"] == "Stopped"
+    incus.has_instance("s-2", **OWN)
+    incus.volumes["disk-d"]["used_by"] = ["/1.0/instances/s-2"]
+    machine.sandboxes._ordered.add("s-2")
+    with pytest.raises(InvalidState):
+        await machine.sandboxes.refuse_while_used(DiskId("d"))

@@ -18,12 +18,12 @@ class MemberReport:
     """A member as last seen. ``away_since`` is when it was first seen away, None while it answers.
 
     ``given_up``: it is away for so long that builders there get a backup elsewhere, as the operator has chosen.
-    ``capacity`` is what it has, None while it is away. ``disks`` are on it.
+    ``evacuating``: its builders are to be moved to others. ``capacity`` is what it has, None while it is not known.
     """
 
     name: str
     address: str
     away_since: datetime | None = None
     given_up: bool = False
+    evacuating: bool = False
     capacity: Capacity | None = None
-    disks: int = 0

@@ -139,6 +139,10 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     async def disk_members(self) -> Mapping[DiskId, str]:
         return dict.fromkeys(self.disks, self.member) if self.cluster else {}
 
+    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
+        self._called("stage_disk", disk)
+        return self.member
+
     def write_off(self, disk: DiskId) -> None:
         """Let the disk be gone, and its sandbox end with its machine."""
         self.disks.pop(disk, None)

@@ -16,6 +16,15 @@ class Members(Protocol):
     async def disk_members(self) -> Mapping[DiskId, str]:
         """Return the member of each disk, also of those on members that are away; none without a cluster."""
 
+    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
+        """Copy a disk, which may be in use, to a member that takes new disks, and return its name.
+
+        ``clone_disk(disk, target)`` completes the copy.
+
+        Until then ``target`` is no disk. From the completion on files of ``disk`` are not changed by calls, until
+        one of the two is deleted. The layer is made ready there, too. Raises ``NotFound``, ``NoCapacity``.
+        """
+
     def write_off(self, disk: DiskId) -> None:
         """Report a disk on a member that is away as gone, and its sandbox as ended with its machine.
 

@@ -17,6 +17,7 @@ from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.jobs.compilation import BytecodeCompilation
+from builderd.reconciler.jobs.evacuation import Evacuation
 from builderd.reconciler.jobs.lost_members import LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
@@ -53,6 +54,7 @@ class Reconciler:
         self._compilation = BytecodeCompilation(application)
         self._reporting = Reporting(application, fault)
         self._members = LostMembers(application)
+        self._evacuation = Evacuation(application)
 
     async def run(self) -> None:
         """Sweep once, then work on builders that changed or are due, and sweep again periodically."""
@@ -69,6 +71,7 @@ class Reconciler:
                 every(LINKS_INTERVAL, self._sync_links, event="preview links"),
                 every(POLL_INTERVAL, self._check_spending, event="spending check"),
                 every(MEMBERS_INTERVAL, self._members.check, event="check of members"),
+                every(MEMBERS_INTERVAL, self._evacuation.check, event="evacuation"),
             )
         ]
         try:

@@ -14,6 +14,7 @@ from typing import Any
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
 from builderd.adapters.engines.incus.image import Image, metadata
+from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.network import access_list, network_config
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable, NoCapacity
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _BOUNDARY = "builderd-image-part"
 _PIECE_BYTES = 1 << 20
+#: Key of a member that is to be emptied, and states of one that answers.
+EVACUATE = f"{OWN}evacuate"
+_ANSWERS = ("Online", "Evacuated")
 #: The project shares networks with others: Incus has bridges in its default project only.
 FEATURES = {
     "features.images": "true",
@@ -42,6 +46,8 @@ class Member:
     name: str
     address: str
     online: bool
+    #: It is to be emptied for maintenance, or Incus has evacuated it: it gets no new disks.
+    leaving: bool = False
 
 
 class Cluster:
@@ -70,9 +76,7 @@ class Cluster:
         if not self.clustered:
             return [Member("", "", online=True)]
         found = await self._client.get("/cluster/members", recursion="1")
-        return [
-            Member(member["server_name"], _host(member["url"]), online=member["status"] == "Online") for member in found
-        ]
+        return [_member(one) for one in found]
 
     async def ensure_pool(self) -> None:
         """Raise ``EngineUnavailable`` unless the pool exists and can limit volumes."""
@@ -179,9 +183,9 @@ class Cluster:
 
     async def place(self, disks: Sequence[str]) -> str:
         """Return the online member with the fewest of these disks (their members). Raises ``NoCapacity``."""
-        online = [member.name for member in await self.members() if member.online]
+        online = [member.name for member in await self.members() if member.online and not member.leaving]
         if not online:
-            raise NoCapacity("No member of the cluster is online: see incus cluster list.")
+            raise NoCapacity("No member of the cluster takes new disks: see builderd cluster status.")
         return min(online, key=lambda name: (disks.count(name), name != self.own, name))
 
 
@@ -199,6 +203,12 @@ def _part(name: str) -> bytes:
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     ).encode()
+
+
+def _member(found: Json) -> Member:
+    status = found["status"]
+    leaving = status == "Evacuated" or bool((found.get("config") or {}).get(EVACUATE))
+    return Member(found["server_name"], _host(found["url"]), online=status in _ANSWERS, leaving=leaving)
 
 
 def _host(url: str) -> str:

@@ -24,6 +24,8 @@ from builderd.ports.engine import DiskReport
 FULL = (28, 27, 122)
 
 _PREFIX = "disk-"
+#: Key of a copy that is not complete yet (``moves``).
+MOVING = "moving"
 
 HelperOf = Callable[[str], Helper]
 
@@ -63,6 +65,8 @@ class Disks:
         if found is None:
             return None
         own = own_of(found)
+        if own.get(MOVING):
+            return None
         return DiskReport(disk, own.get("bundle") or None, int(own["size"]), own.get("build", ""))
 
     async def take_back(self, away: Collection[str]) -> None:

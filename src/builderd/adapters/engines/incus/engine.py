@@ -157,6 +157,8 @@ class IncusEngine:
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         here = self._here
+        if await here.moves.complete(source, target):
+            return
         async with await here.sandboxes.frozen_meanwhile(source):
             await here.disks.clone(source, target, size_bytes)
         if for_backup:
@@ -164,11 +166,16 @@ class IncusEngine:
 
     async def delete_disk(self, disk: DiskId) -> None:
         here = self._here
-        if await here.lost_disks.delete_later(disk) or await here.disks.report(disk) is None:
+        if await here.lost_disks.delete_later(disk):
+            return
+        if await here.disks.report(disk) is None:
+            await here.disks.delete(disk)  # a copy that was never completed
+            here.moves.forget(disk)
             return
         await here.sandboxes.refuse_while_used(disk)
         await here.sandboxes.release(disk)
         await here.disks.delete(disk)
+        here.moves.forget(disk)
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
         if tool.disk is not None and tool.writable:
@@ -193,10 +200,14 @@ class IncusEngine:
         size: int | None = None,
         executable: bool | None = None,
     ) -> tuple[FileEntry, bool]:
-        return await self._here.files.write(disk, path, content, condition, size, executable)
+        here = self._here
+        async with here.moves.writing(disk):
+            return await here.files.write(disk, path, content, condition, size, executable)
 
     async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
-        await self._here.files.delete(disk, path, condition, recursive)
+        here = self._here
+        async with here.moves.writing(disk):
+            await here.files.delete(disk, path, condition, recursive)
 
     def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
         return self._here.files.archive(disk)
@@ -291,6 +302,9 @@ class IncusEngine:
     async def disk_members(self) -> Mapping[DiskId, str]:
         here = self._here
         return await here.disks.members() if here.cluster.clustered else {}
+
+    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
+        return await self._here.moves.stage(disk, target, layer_key)
 
     def write_off(self, disk: DiskId) -> None:
         self._here.disks.written_off.add(disk)

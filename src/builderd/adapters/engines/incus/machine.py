@@ -10,7 +10,7 @@ from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disks import Disks
+from builderd.adapters.engines.incus.disks import MOVING, Disks
 from builderd.adapters.engines.incus.events import Events
 from builderd.adapters.engines.incus.files import Files
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
@@ -22,6 +22,7 @@ from builderd.adapters.engines.incus.logs import Logs
 from builderd.adapters.engines.incus.lost_disks import LostDisks
 from builderd.adapters.engines.incus.lost_sandboxes import LostSandboxes
 from builderd.adapters.engines.incus.members import Members
+from builderd.adapters.engines.incus.moves import Moves
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.process import Processes
@@ -29,7 +30,7 @@ from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
 from builderd.adapters.engines.incus.tools import Tools
 from builderd.adapters.engines.incus.usage import Usage
-from builderd.adapters.engines.incus.volumes import Volumes
+from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
 from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
@@ -63,6 +64,7 @@ class Machine:
     members: Members
     lost_disks: LostDisks
     lost_sandboxes: LostSandboxes
+    moves: Moves
     capacity: Capacity = field(default_factory=lambda: Capacity(0, 0, 0))
 
     @property
@@ -75,7 +77,7 @@ class Machine:
     async def remove_left_overs(self, members: Collection[str]) -> None:
         """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases.
 
-        Builds and layers that this service makes meanwhile stay.
+        Builds, layers and copies of disks that this service makes meanwhile stay.
         """
         for found in await self.instances.all():
             name, member = found["name"], found.get("location") or ""
@@ -88,7 +90,9 @@ class Machine:
                 await self.instances.delete(name)
         for volume in await self.volumes.all():
             name, member = volume["name"], volume.get("location") or ""
-            if name.startswith(NEW) and name not in self.layers.own and self._is_on(member, members):
+            is_left = name.startswith(NEW) and name not in self.layers.own
+            is_left |= bool(own_of(volume).get(MOVING)) and not self.moves.has(name)
+            if is_left and self._is_on(member, members):
                 await self.volumes.delete(name, member)
 
     def _is_on(self, member: str, members: Collection[str]) -> bool:
@@ -212,6 +216,7 @@ def make_machine(
         members=members,
         lost_disks=LostDisks(client, members, volumes, instances, routes),
         lost_sandboxes=lost,
+        moves=Moves(volumes, layers, helper, place),
     )
 
 

@@ -92,6 +92,7 @@ class Members:
                 member.address,
                 None if (away := self.away(member.name)) is None else now - timedelta(seconds=away),
                 given_up=away is not None and options.recover == "backup" and away >= options.recover_after,
+                evacuating=member.leaving,
             )
             for member in self._seen.values()
         ]

@@ -64,12 +64,25 @@ class Volumes:
         )
 
     async def copy(
-        self, source: str, target: str, size: int, own: Mapping[str, str], member: str, from_member: str = ""
+        self,
+        source: str,
+        target: str,
+        size: int,
+        own: Mapping[str, str],
+        member: str,
+        from_member: str = "",
+        *,
+        refresh: bool = False,
     ) -> None:
-        """Copy a volume, on one member in no time. Raises ``IncusNotFound``, ``IncusConflict``."""
+        """Copy a volume, on one member in no time; ``refresh`` brings an earlier copy up to date.
+
+        Raises ``IncusNotFound``, ``IncusConflict``.
+        """
         origin: Json = {"type": "copy", "pool": self._pool, "name": source, "volume_only": True}
         if from_member and from_member != member:
             origin["location"] = from_member
+        if refresh:
+            origin["refresh"] = True
         body = {"name": target, "config": _config(size, own), "source": origin}
         await self._client.call("POST", self._path, body, target=member)
 

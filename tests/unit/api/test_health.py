@@ -13,7 +13,10 @@ from tests.service import METRICS_TOKEN, MINIMAL, Service
 
 from builderd.api.app import create_app, metrics_app
 from builderd.api.server.meter import Meter
+from builderd.domain.ids import DiskId
+from builderd.domain.members import MemberReport
 from builderd.domain.previews import PreviewActivity
+from builderd.domain.quotas import Capacity
 from builderd.operations.operations import Operations
 
 
@@ -110,6 +113,30 @@ async def test_requests_builders_previews_and_the_engine_are_counted(
     assert found[f"builderd_preview_requests_total{{host={host}}}"] == 3
     assert found[f"builderd_preview_failures_total{{host={host}}}"] == 2
     assert found[f"builderd_preview_connections{{host={host}}}"] == 1
+
+
+async def test_each_member_of_a_cluster_has_its_own_series(service: Service) -> None:
+    before = samples((await service.client(METRICS_TOKEN).get("/metrics")).text)
+    assert not [name for name in before if name.startswith("builderd_member")]
+    engine, now = service.engine, service.application.clock.now()
+    engine.cluster = [
+        MemberReport("node1", "10.0.0.1", capacity=Capacity(4, 8, 100)),
+        MemberReport("node2", "10.0.0.2", now, evacuating=True),
+    ]
+    engine.member = "node1"
+    await engine.create_disk(DiskId("one"), 1)
+    found = samples((await service.client(METRICS_TOKEN).get("/metrics")).text)
+    assert {name: value for name, value in found.items() if name.startswith("builderd_member")} == {
+        "builderd_member_online{member=node1}": 1,
+        "builderd_member_online{member=node2}": 0,
+        "builderd_member_evacuating{member=node1}": 0,
+        "builderd_member_evacuating{member=node2}": 1,
+        "builderd_member_disks{member=node1}": 1,
+        "builderd_member_disks{member=node2}": 0,
+        "builderd_member_capacity{member=node1,resource=cpu}": 4,
+        "builderd_member_capacity{member=node1,resource=memory}": 8,
+        "builderd_member_capacity{member=node1,resource=disk}": 100,
+    }
 
 
 async def test_metrics_are_there_while_the_proxy_is_not(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,8 +14,11 @@ from prometheus_client.registry import Collector
 
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.members import MemberReport
 from builderd.domain.metrics import UsageSample, response_counts
 from builderd.domain.previews import RESPONSE_BOUNDS, STATUS_CLASSES, PreviewActivity
+from builderd.ports.engine import Engine
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
 from builderd.services.domains import certificate_ends, own_certificates
@@ -70,9 +74,20 @@ async def _look(application: Application) -> _Snapshot:
     failures = {one.label: one.failures for one in own}
     today = application.clock.calendar()
     days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
+    members = await _members(application.engine) if ready else ()
     return _Snapshot(
-        builders, _busiest(activity), readings[:MAX_SERIES], ready, previews_ready, backups, days, failures
+        builders, _busiest(activity), readings[:MAX_SERIES], ready, previews_ready, backups, days, failures, members
     )
+
+
+async def _members(engine: Engine) -> Sequence[tuple[MemberReport, int]]:
+    """Return the members of the cluster, each with the number of its disks; none on a single machine."""
+    try:
+        members = (await engine.members())[:MAX_SERIES]
+        disks = Counts((await engine.disk_members()).values()) if members else Counts[str]()
+    except EngineUnavailable:
+        return ()
+    return [(member, disks[member.name]) for member in members]
 
 
 def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
@@ -93,6 +108,7 @@ class _Snapshot(Collector):
     certificates: Mapping[str, float]
     #: Failed tries in a row of certificates of the service's own, by host.
     failures: Mapping[str, int]
+    members: Sequence[tuple[MemberReport, int]] = ()
 
     def collect(self) -> Iterator[Metric]:
         builders = GaugeMetricFamily("builderd_builders", "Builders that are not deleted.", labels=["status"])
@@ -122,9 +138,29 @@ class _Snapshot(Collector):
         for host, count in self.failures.items():
             failures.add_metric([host], count)
         yield failures
+        yield from self._cluster()
         yield from self._kept()
         yield from self._previews()
         yield from self._used()
+
+    def _cluster(self) -> Iterator[Metric]:
+        """Yield the state of each member of a cluster."""
+        if not self.members:
+            return
+        online = GaugeMetricFamily("builderd_member_online", "1 when the member answers.", labels=["member"])
+        leaving = GaugeMetricFamily("builderd_member_evacuating", "1 when it is evacuated.", labels=["member"])
+        disks = GaugeMetricFamily("builderd_member_disks", "Disks on the member.", labels=["member"])
+        capacity = GaugeMetricFamily(
+            "builderd_member_capacity", "vCPU, and GB of memory and disk.", labels=["member", "resource"]
+        )
+        for member, count in self.members:
+            online.add_metric([member.name], float(member.away_since is None))
+            leaving.add_metric([member.name], float(member.evacuating))
+            disks.add_metric([member.name], count)
+            if has := member.capacity:
+                for name, value in (("cpu", has.cpu), ("memory", has.memory), ("disk", has.disk)):
+                    capacity.add_metric([member.name, name], value)
+        yield from (online, leaving, disks, capacity)
 
     def _kept(self) -> Iterator[Metric]:
         backups = GaugeMetricFamily(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -159,27 +159,27 @@ class Cluster:
         with suppress(IncusConflict):
             await self._client.call("POST", "/images/aliases", {"name": image.name, "target": fingerprint})
 
-    async def capacity(self, overcommit: float) -> Capacity:
-        """Return what all members that are online have."""
-        cpu, memory, disk = 0.0, 0.0, 0.0
-        for member in await self.members():
-            if not member.online:
-                continue
-            have, pool = await asyncio.gather(
-                self._client.get("/resources", target=member.name),
-                self._client.get(
-                    f"/storage-pools/{self._options.pool}/resources", target=member.name, project="default"
-                ),
-            )
-            cpu += have["cpu"]["total"]
-            memory += have["memory"]["total"]
-            disk += pool["space"]["total"]
-        return Capacity(cpu, memory / GB, disk / GB * overcommit)
+    async def capacities(self, overcommit: float) -> Mapping[str, Capacity]:
+        """Return what each member has that is online."""
+        online = [member.name for member in await self.members() if member.online]
+        found = await asyncio.gather(*(self._capacity(name, overcommit) for name in online))
+        return dict(zip(online, found, strict=True))
+
+    async def _capacity(self, member: str, overcommit: float) -> Capacity:
+        have, space = await asyncio.gather(self._client.get("/resources", target=member), self._space(member))
+        disk = space["total"] / GB * overcommit
+        return Capacity(have["cpu"]["total"], have["memory"]["total"] / GB, disk)
+
+    async def _space(self, member: str) -> Json:
+        """Return used and total bytes of the pool on a member."""
+        path = f"/storage-pools/{self._options.pool}/resources"
+        found: Json = await self._client.get(path, target=member, project="default")
+        return found["space"]  # type: ignore[no-any-return]
 
     async def free_share(self) -> float:
-        """Return the free part of the pool on the own member."""
-        space = (await self._client.get(f"/storage-pools/{self._options.pool}/resources", target=self.own))["space"]
-        return 1 - space["used"] / space["total"] if space["total"] else 0.0
+        """Return the free part of the pool on the member with the least."""
+        spaces = await asyncio.gather(*(self._space(one.name) for one in await self.members() if one.online))
+        return min((1 - space["used"] / space["total"] for space in spaces if space["total"]), default=0.0)
 
     async def place(self, disks: Sequence[str]) -> str:
         """Return the online member with the fewest of these disks (their members). Raises ``NoCapacity``."""

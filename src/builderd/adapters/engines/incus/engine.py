@@ -130,9 +130,9 @@ class IncusEngine:
     def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
         """Refuse a disk that no pool has room for; a volume of Incus takes its space as it is written."""
         here = self._here
-        if size_bytes > here.disk_bytes:
+        if size_bytes > here.pool_bytes:
             raise NoCapacity(
-                f"The storage pool of Incus has {here.disk_bytes / GB:.1f} GB in all, and a disk of "
+                f"The storage pool of Incus has {here.pool_bytes / GB:.1f} GB on a member, and a disk of "
                 f"{size_bytes / GB:.1f} GB is asked for: ask for a smaller one, or enlarge the pool."
             )
 
@@ -297,7 +297,7 @@ class IncusEngine:
 
     async def members(self) -> Sequence[MemberReport]:
         here = self._here
-        return here.members.reports(self._incus) if here.cluster.clustered else []
+        return here.members.reports(self._incus, here.capacities) if here.cluster.clustered else []
 
     async def disk_members(self) -> Mapping[DiskId, str]:
         here = self._here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
@@ -42,7 +42,7 @@ from builderd.ports.engine import EngineOptions, Progress
 
 @dataclass(slots=True)
 class Machine:
-    """Parts of one service's engine. ``capacity`` is as last measured."""
+    """Parts of one service's engine. ``capacities`` of the members are as last measured."""
 
     options: EngineOptions
     client: IncusClient
@@ -65,14 +65,32 @@ class Machine:
     lost_disks: LostDisks
     lost_sandboxes: LostSandboxes
     moves: Moves
-    capacity: Capacity = field(default_factory=lambda: Capacity(0, 0, 0))
+    capacities: Mapping[str, Capacity] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> Capacity:
+        """Return what all members have together, but for those that are evacuated.
+
+        A member that is away counts as its builders do, which wait for it.
+        """
+        leaving = {member.name for member in self.members.all() if member.leaving}
+        have = [one for name, one in self.capacities.items() if name not in leaving]
+        return Capacity(sum(one.cpu for one in have), sum(one.memory for one in have), sum(one.disk for one in have))
 
     @property
     def disk_bytes(self) -> int:
+        """Return the bytes of all pools together."""
         return int(self.capacity.disk * GB / self.options.store.overcommit)
 
+    @property
+    def pool_bytes(self) -> int:
+        """Return the bytes of the largest pool: a disk lies on one member."""
+        largest = max((one.disk for one in self.capacities.values()), default=0.0)
+        return int(largest * GB / self.options.store.overcommit)
+
     async def measure(self) -> None:
-        self.capacity = await self.cluster.capacity(self.options.store.overcommit)
+        known = {name: one for name, one in self.capacities.items() if name in self.members.away_names()}
+        self.capacities = {**known, **await self.cluster.capacities(self.options.store.overcommit)}
 
     async def remove_left_overs(self, members: Collection[str]) -> None:
         """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases.

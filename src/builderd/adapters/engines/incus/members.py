@@ -13,6 +13,7 @@ from builderd.adapters.engines.incus.cluster import Cluster, Member
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import BuilderdError
 from builderd.domain.members import MemberReport
+from builderd.domain.quotas import Capacity
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Members:
     def all(self) -> Sequence[Member]:
         return list(self._seen.values())
 
-    def reports(self, options: IncusOptions) -> Sequence[MemberReport]:
+    def reports(self, options: IncusOptions, capacities: Mapping[str, Capacity]) -> Sequence[MemberReport]:
         """Return all members for the service."""
         now = datetime.now(UTC)
         return [
@@ -93,6 +94,7 @@ class Members:
                 None if (away := self.away(member.name)) is None else now - timedelta(seconds=away),
                 given_up=away is not None and options.recover == "backup" and away >= options.recover_after,
                 evacuating=member.leaving,
+                capacity=capacities.get(member.name),
             )
             for member in self._seen.values()
         ]

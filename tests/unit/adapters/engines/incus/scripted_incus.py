@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +92,7 @@ class ScriptedIncus:
         if method == "POST" and (not name or "source" in body):
             add = self.has_instance if kind == "instances" else self.has_volume
             add(body["name"], member)
+            stored[body["name"]]["config"] = dict(body.get("config") or {})
         elif name not in stored:
             raise IncusNotFound(404, f"{path} not found")
         elif method == "POST":
@@ -129,8 +130,8 @@ class ScriptedCluster:
     async def ensure_network(self, *_: object) -> None:
         pass
 
-    async def capacity(self, _: float) -> Capacity:
-        return Capacity(0, 0, 0)
+    async def capacities(self, _: float) -> Mapping[str, Capacity]:
+        return {"node1": Capacity(0, 0, 0)}
 
     async def place(self, _: Sequence[str]) -> str:
         return "node2"

@@ -91,6 +91,10 @@ MACHINE: dict[str, Entry] = {
     ),
     "restore": ("state", "Restore the state in FOLDER into a data directory without a database."),
     "down": ("service", "Stop all sandboxes and previews and remove what they use on the host."),
+    "cluster": (
+        "cluster",
+        'Form, join, show, evacuate and shrink the cluster of Incus that the service works on (engine = "incus").',
+    ),
     "doctor": ("apps.tools", "Run preflight checks, and show storage by tenant."),
     "base": ("service", "The base root file system that all sandboxes of this machine share."),
     "install-service": ("service_unit", "Write a systemd unit for the service and enable it at boot."),

@@ -1,0 +1,179 @@
+"""``builderd cluster``: form, join, show, empty and shrink the cluster of Incus that the service works on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from builderd.bootstrap import cluster as bootstrap
+from builderd.bootstrap.cluster import Administration, MemberState, Pool
+from builderd.bootstrap.configuration import load
+from builderd.cli import options
+from builderd.cli.service import require_root
+
+T = TypeVar("T")
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+address = click.option("--address", help="This machine's IPv4 address on the members' network.")
+device = click.option("--device", help="A block device that the storage pool gets whole; what is on it is lost.")
+size = click.option("--size", help="The size of the storage pool's file without --device, such as 100GiB.")
+
+
+@click.group()
+def cluster() -> None:
+    """Form, join, show, evacuate and shrink the cluster of Incus that the service works on (engine = "incus")."""
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@click.option("--name", default=socket.gethostname, help="The member's name.  [default: this machine's]")
+@address
+@device
+@size
+@as_json
+def init(data_dir: Path | None, config: Path | None, name: str, address: str | None, **pool: Any) -> None:
+    """Make this machine the first member of a new cluster."""
+    require_root("builderd cluster init")
+    own = address or bootstrap.default_address()
+    shown = pool.pop("as_json")
+    _administer(data_dir, config, lambda admin: admin.form(name, own, Pool(**pool)))
+    said = f"{name} ({own}) is the first member. Add others: builderd cluster add NAME"
+    _print(shown, {"member": name, "address": own}, said)
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@click.argument("name")
+@as_json
+def add(data_dir: Path | None, config: Path | None, name: str, as_json: bool) -> None:
+    """Print the token with which another machine joins as the member NAME, once, within three hours."""
+    token = _administer(data_dir, config, lambda admin: admin.invite(name))
+    _print(as_json, {"member": name, "token": token}, token)
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@click.argument("token")
+@address
+@device
+@size
+@as_json
+def join(data_dir: Path | None, config: Path | None, token: str, address: str | None, **pool: Any) -> None:
+    """Make this machine a member, with the TOKEN that `builderd cluster add` printed on another one."""
+    require_root("builderd cluster join")
+    shown = pool.pop("as_json")
+    name = _administer(data_dir, config, lambda admin: admin.join(token, address, Pool(**pool)))
+    _print(shown, {"member": name}, f"This machine is the member {name}.")
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@as_json
+def status(data_dir: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show the members: whether they answer, their disks, and what is free. Exits with 1 while one is away."""
+    members = _ask(data_dir, config, lambda admin: admin.members())
+    _print(as_json, [asdict(member) for member in members], "\n".join(_table(members)))
+    if any(member.status == "Offline" for member in members):
+        raise SystemExit(1)
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@click.argument("member")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.  [default: no limit]")
+@as_json
+def evacuate(data_dir: Path | None, config: Path | None, member: str, timeout: float | None, as_json: bool) -> None:
+    """Move all builders off MEMBER for its maintenance, while they serve; the running service does it.
+
+    Jobs are moved once they have ended. Afterwards the machine may be upgraded, restarted or removed.
+    """
+    last: list[int] = []
+
+    def progress(left: int) -> None:
+        if last[-1:] != [left]:
+            last.append(left)
+            click.echo(f"{left} disks left on {member}", err=True)
+
+    _ask(data_dir, config, lambda admin: admin.evacuate(member, progress, timeout))
+    _print(as_json, {"member": member, "moved": max(last, default=0)}, f"{member} is evacuated.")
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@click.argument("member")
+@as_json
+def restore(data_dir: Path | None, config: Path | None, member: str, as_json: bool) -> None:
+    """Let MEMBER take builders again after an evacuation; those that were moved stay where they are."""
+    _ask(data_dir, config, lambda admin: admin.restore(member))
+    _print(as_json, {"member": member}, f"{member} takes builders again.")
+
+
+@cluster.command()
+@options.data_dir
+@options.config
+@click.argument("member")
+@click.option("--force", is_flag=True, help="Also one that does not answer, or has disks: what is on it is lost.")
+@as_json
+def remove(data_dir: Path | None, config: Path | None, member: str, force: bool, as_json: bool) -> None:
+    """Remove MEMBER from the cluster for good. Evacuate it first."""
+    _ask(data_dir, config, lambda admin: admin.remove(member, force=force))
+    _print(as_json, {"member": member}, f"{member} is no member any more.")
+
+
+def _administer(data_dir: Path | None, config: Path | None, act: Callable[[Administration], T]) -> T:
+    async def acted(administration: Administration) -> T:
+        return await asyncio.to_thread(act, administration)
+
+    return _ask(data_dir, config, acted)
+
+
+def _ask(data_dir: Path | None, config: Path | None, ask: Callable[[Administration], Awaitable[T]]) -> T:
+    settings = load(config, data_dir=data_dir)
+
+    async def asked() -> T:
+        administration = bootstrap.administration(settings)
+        try:
+            return await ask(administration)
+        finally:
+            await administration.close()
+
+    return asyncio.run(asked())
+
+
+def _print(as_json: bool, data: object, text: str) -> None:
+    click.echo(json.dumps(data, indent=2) if as_json else text)
+
+
+def _table(members: Sequence[MemberState]) -> Sequence[str]:
+    rows = [("MEMBER", "ADDRESS", "STATUS", "DISKS", "RUNNING", "POOL FREE", "MEMORY FREE")]
+    rows += [
+        (
+            one.name,
+            one.address,
+            f"{one.status} (evacuating)" if one.evacuating and one.status == "Online" else one.status,
+            str(one.disks),
+            str(one.instances),
+            _of(one.pool_free, one.pool_total),
+            _of(one.memory_free, one.memory_total),
+        )
+        for one in members
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _of(free: float | None, total: float | None) -> str:
+    return "" if free is None or total is None else f"{free:.1f} of {total:.1f} GB"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -92,15 +92,24 @@ def cluster_named(name: str, root: Path = ROOT) -> IncusCluster:
     return IncusCluster(name, folder, env)
 
 
-@contextmanager
-def running_cluster(members: int) -> Iterator[IncusCluster]:
+def running_cluster(members: int) -> AbstractContextManager[IncusCluster]:
     """A cluster of its own, removed at the end. Where Incus cannot run, the test fails and says why."""
+    return _powered_on("up", members)
+
+
+def blank_members(members: int) -> AbstractContextManager[IncusCluster]:
+    """Servers on one network that nobody has made a cluster of, removed at the end."""
+    return _powered_on("blank", members)
+
+
+@contextmanager
+def _powered_on(how: str, members: int) -> Iterator[IncusCluster]:
     sweep_clusters()
     cluster = cluster_named(f"bd{os.getpid() % 100_000}{chr(97 + next(_MADE))}")
     owner = cluster.folder.with_name(f"{cluster.name}{OWNER}")
     owner.write_text(f"{os.getpid()} {start_time(os.getpid())}")
     try:
-        made = cluster.run("up", str(members), check=False)
+        made = cluster.run(how, str(members), check=False)
         if made.returncode:
             pytest.fail(f"Incus cannot run on this machine: {made.stderr.strip()}", pytrace=False)
         yield cluster

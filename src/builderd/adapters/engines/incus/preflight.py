@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
 
+from builderd.adapters.engines.incus.administration import Administration, MemberState
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.cluster import Cluster
 from builderd.adapters.engines.incus.errors import IncusNotFound
@@ -16,6 +17,8 @@ from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
 
 #: The first release with all that the engine uses.
 LEAST_VERSION = (6, 0)
+#: A member's space is tight when less than this part of its pool is free.
+TIGHT = 0.1
 #: (program, Debian package, consequence of its lack)
 PROGRAMS = (
     ("s6-log", "s6", "the apps' logs cannot be kept"),
@@ -52,7 +55,7 @@ async def _ask(options: IncusOptions) -> Sequence[PreflightCheck]:
         except BuilderdError as error:
             return [PreflightCheck("Incus", False, error.message, _NO_INCUS, True)]
         tried = [await _tried(check, client, options) for check in (_pool, _network, _access_list)]
-        return [_version(server), await _members(client, options), *tried]
+        return [_version(server), *await _members(client, options), *tried]
     finally:
         await client.close()
 
@@ -74,14 +77,48 @@ def _version(server: dict[str, dict[str, str]]) -> PreflightCheck:
     return PreflightCheck("Incus", number >= LEAST_VERSION, f"version {text}", cost, True)
 
 
-async def _members(client: IncusClient, options: IncusOptions) -> PreflightCheck:
+async def _members(client: IncusClient, options: IncusOptions) -> Sequence[PreflightCheck]:
+    """Return a check of each member, or of the only server."""
     cluster = Cluster(client, options)
     await cluster.look()
-    members = await cluster.members()
-    away = [member.name for member in members if not member.online]
-    detail = f"{len(members)} members, {', '.join(away)} away" if away else f"{len(members)} online"
-    cost = "apps whose disk lies there do not run: see incus cluster list"
-    return PreflightCheck("members", not away, detail if cluster.clustered else "no cluster: one server", cost, False)
+    if not cluster.clustered:
+        return [PreflightCheck("members", True, "no cluster: one server", "", False)]
+    administration = Administration(options)
+    try:
+        return [_member(one, await _lacks(client, options, one)) for one in await administration.members()]
+    finally:
+        await administration.close()
+
+
+def _member(member: MemberState, lacks: str) -> PreflightCheck:
+    name = f"member {member.name}"
+    if member.pool_free is None or member.pool_total is None:
+        cost = "apps whose disk lies there do not run: see incus cluster list"
+        return PreflightCheck(name, False, f"{member.address}: {member.status}", cost, False)
+    detail = (
+        f"{member.address}: {member.status}{', evacuating' if member.evacuating else ''}, {member.disks} disks, "
+        f"pool {member.pool_free:.1f} of {member.pool_total:.1f} GB free"
+    )
+    if lacks:
+        return PreflightCheck(name, False, f"{detail}; {lacks}", "apps placed there do not start", False)
+    tight = member.pool_free < TIGHT * member.pool_total
+    return PreflightCheck(name, not tight, detail, "new disks there may not fit: enlarge its pool", False)
+
+
+async def _lacks(client: IncusClient, options: IncusOptions, member: MemberState) -> str:
+    """Return in words which part is not ready on a member that answers, "" where all are."""
+    if member.pool_free is None:
+        return ""
+    faults = []
+    for kind, path in (("pool", f"/storage-pools/{options.pool}"), ("network", f"/networks/{options.network}")):
+        try:
+            found = await client.get(path, target=member.name)
+        except IncusNotFound:
+            # The network is made by the service.
+            continue
+        if found["status"] not in ("Created", "Available"):
+            faults.append(f"{kind} {found['status'].lower()}")
+    return ", ".join(faults)
 
 
 async def _pool(client: IncusClient, options: IncusOptions) -> PreflightCheck:

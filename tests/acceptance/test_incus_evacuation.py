@@ -1,0 +1,102 @@
+"""A member is evacuated while its apps are visited, restored, and removed: by builderd's own commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.acceptance import scenarios
+from tests.acceptance.incus_members import WRITING_APP, Visitors, lines_of, runs_of, volumes
+from tests.acceptance.incus_service import service_on
+from tests.acceptance.live_service import LiveService
+from tests.incus import IncusCluster, running_cluster
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[IncusCluster]:
+    with running_cluster(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with service_on(cluster, tmp_path_factory.mktemp("e") / "data") as service:
+        yield service
+
+
+def builderd(service: LiveService, *words: str) -> Any:
+    """Run a command of the operator with --json; its output."""
+    command = service.command("cluster", *words, "--json")
+    done = subprocess.run(command, env=service.environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_member_is_evacuated_under_load_restored_and_removed(cluster: IncusCluster, service: LiveService) -> None:
+    made = [service.create(f"app-{count}", WRITING_APP) for count in range(6)]
+    here = [data for data in made if service.builder(data["uuid"])["member"] == "node2"]
+    assert len(here) == 2
+    visited, stopped = here
+    run = service.visit(visited).text
+    assert scenarios.run(service, stopped["uuid"], "echo kept > note")[0] == 0
+    assert service.call("POST", f"/builders/{stopped['uuid']}/stop").json()["data"]["status"] == "stopped"
+    shown = {one["name"]: one for one in builderd(service, "status")}
+    assert [shown[f"node{count}"]["disks"] for count in (1, 2, 3)] == [2, 2, 2]
+
+    with Visitors(service, visited) as visitors, Visitors(service, next(d for d in made if d not in here)) as others:
+        begun = time.monotonic()
+        assert builderd(service, "evacuate", "node2") == {"member": "node2", "moved": 2}
+        seconds = time.monotonic() - begun
+    assert visitors.failures == []
+    assert others.failures == []
+    assert not [volume for volume in volumes(cluster) if volume.endswith("@node2")]
+    after = service.visit(visited).text
+    assert after != run
+    member = service.builder(visited["uuid"])["member"]
+    assert member in ("node1", "node3")
+    moved = [
+        lines
+        for volume in volumes(cluster)
+        if volume.endswith(f"@{member}") and after in runs_of(lines := _lines(cluster, volume))
+    ]
+    # Nothing of what it wrote is lost: the counts of the first run have no gap, and the second follows.
+    (lines,) = moved
+    assert runs_of(lines) == [run, after]
+    counts = [int(line.split()[1]) for line in lines if line.startswith(run)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert service.builder(stopped["uuid"])["status"] == "stopped"
+    assert service.call("GET", f"/builders/{stopped['uuid']}/files/note").text == "kept\n"
+    assert service.call("POST", f"/builders/{stopped['uuid']}/start").json()["data"]["status"] == "running"
+    shown = {one["name"]: one for one in builderd(service, "status")}
+    assert (shown["node2"]["status"], shown["node2"]["disks"]) == ("Evacuated", 0)
+    # New ones go elsewhere until it takes builders again.
+    new = service.create("new", WRITING_APP)
+    assert service.builder(new["uuid"])["member"] != "node2"
+    builderd(service, "restore", "node2")
+    again = service.create("again", WRITING_APP)
+    assert service.builder(again["uuid"])["member"] == "node2"
+    assert service.call("DELETE", f"/builders/{again['uuid']}").status_code == 200
+
+    builderd(service, "evacuate", "node2")
+    builderd(service, "remove", "node2")
+    assert {one["name"] for one in builderd(service, "status")} == {"node1", "node3"}
+    assert all(service.visit(data).status_code == 200 for data in made)
+    sys.stderr.write(
+        f"evacuated in {seconds:.1f} s; {len(visitors.answers)} visits of a moved app, {visitors.longest:.2f} s at "
+        f"most; {len(others.answers)} of another, {others.longest:.2f} s at most\n"
+    )
+
+
+def _lines(cluster: IncusCluster, volume: str) -> list[str]:
+    name, _, member = volume.partition("@")
+    try:
+        return lines_of(cluster, int(member[-1]), name)
+    except subprocess.CalledProcessError:
+        return []

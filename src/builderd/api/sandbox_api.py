@@ -15,6 +15,7 @@ from builderd.api.health import healthz
 from builderd.api.server.answers import success
 from builderd.api.server.auth import Credentials, TheApplication, recognize, secret_of
 from builderd.api.server.bodies import receive
+from builderd.api.server.connections import recognise
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1 import leases
@@ -54,7 +55,9 @@ async def own_builder(request: Request, application: TheApplication, credentials
             raise Unauthenticated("This is not the service token of a builder.")
         return builder
 
-    return await recognize(request, secret, lookup)
+    builder = await recognize(request, secret, lookup)
+    recognise(request, builder.tenant_id)
+    return builder
 
 
 async def named(uuid: str, own: Annotated[Builder, Depends(own_builder)]) -> Builder:

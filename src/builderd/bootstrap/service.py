@@ -15,7 +15,7 @@ from typing import Any
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server.connections import SANDBOX_API, Connections
+from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
 from builderd.api.server.meter import Meter
 from builderd.api.server.request_log import RequestIdFilter
 from builderd.api.server.servers import Servers
@@ -182,8 +182,10 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
     """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
     sandbox_api = create_sandbox_app(app)
-    limits = Connections(SANDBOX_API)
-    await servers.add(sandbox_api, app.engine.gateway, settings.inside_port, "inside_port", limits)
+    await servers.add(sandbox_api, app.engine.gateway, settings.inside_port, "inside_port", Connections(SANDBOX_API))
+    if address := app.engine.further_address:
+        limits = Connections(REMOTE_SANDBOX_API)
+        await servers.add(create_sandbox_app(app), address, settings.inside_port, "inside_port", limits)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:

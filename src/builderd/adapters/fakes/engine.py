@@ -133,6 +133,10 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     def gateway(self) -> str:
         return "10.0.0.1"
 
+    @property
+    def further_address(self) -> str:
+        return ""
+
     async def members(self) -> Sequence[MemberReport]:
         return list(self.cluster)
 

@@ -36,6 +36,8 @@ class ConnectionLimits:
 
 #: Every sandbox has an address of its own, and needs few connections.
 SANDBOX_API = ConnectionLimits(strangers=4_000, address=64)
+#: All sandboxes of a member of the cluster have its address; with a valid token, a connection is its tenant's.
+REMOTE_SANDBOX_API = ConnectionLimits(address=1_000, tenant=128)
 
 
 class Connection(Protocol):

@@ -18,6 +18,10 @@ class Sandboxes(Protocol):
     def gateway(self) -> str:
         """Address at which a sandbox reaches the service itself (the host of ``BUILDERD_URL``)."""
 
+    @property
+    def further_address(self) -> str:
+        """Address of this machine at which sandboxes on other members of a cluster reach the service; "" without."""
+
     def supports(self, isolation: Isolation) -> str | None:
         """Return None when sandboxes of this isolation can run here, else why not and what to do."""
 

@@ -72,11 +72,11 @@ async def test_running_builder_is_handed_over_to_itself_on_another_member(scene:
     held: list[RouteState] = []
     clone = world.engine.clone_disk
 
-    async def clone_held(source: DiskId, target: DiskId, size: int, *, for_backup: bool = False) -> None:
+    async def clone_held(source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         route = await world.previews.get(builder.host)
         assert route is not None
         held.append(route.state)
-        await clone(source, target, size, for_backup=for_backup)
+        await clone(source, target, size_bytes, for_backup=for_backup)
 
     world.engine.clone_disk = clone_held  # type: ignore[method-assign]
     await scene.evacuation.check()
@@ -170,8 +170,8 @@ async def test_builder_that_is_started_while_its_disk_is_copied_is_left_alone(sc
     scene.evacuate()
     clone = world.engine.clone_disk
 
-    async def clone_and_start(source: DiskId, target: DiskId, size: int, *, for_backup: bool = False) -> None:
-        await clone(source, target, size, for_backup=for_backup)
+    async def clone_and_start(source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
+        await clone(source, target, size_bytes, for_backup=for_backup)
         await world.want(builders.start, builder)
 
     world.engine.clone_disk = clone_and_start  # type: ignore[method-assign]
@@ -217,8 +217,8 @@ async def test_deletion_during_a_move_leaves_no_disk(scene: Scene) -> None:
     scene.evacuate()
     clone = world.engine.clone_disk
 
-    async def clone_and_delete(source: DiskId, target: DiskId, size: int, *, for_backup: bool = False) -> None:
-        await clone(source, target, size, for_backup=for_backup)
+    async def clone_and_delete(source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
+        await clone(source, target, size_bytes, for_backup=for_backup)
         await world.want(builders.delete, builder)
 
     world.engine.clone_disk = clone_and_delete  # type: ignore[method-assign]

@@ -106,7 +106,8 @@ class Cluster:
         """Create or update the access list and the network."""
         members = await self.members()
         name, addresses = self._options.network, [member.address for member in members if member.address]
-        rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses)
+        service = next((member.address for member in members if self.own and member.name == self.own), "")
+        rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses, service)
         with suppress(IncusConflict):
             await self._client.call("POST", "/network-acls", {"name": name})
         # PUT: Incus empties what a PATCH leaves out.

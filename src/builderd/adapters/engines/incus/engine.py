@@ -94,6 +94,10 @@ class IncusEngine:
         return gateway(self._incus.subnet)
 
     @property
+    def further_address(self) -> str:
+        return self._here.service_address()
+
+    @property
     def _here(self) -> Machine:
         if self._machine is None:
             raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)

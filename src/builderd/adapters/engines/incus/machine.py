@@ -113,6 +113,11 @@ class Machine:
             if is_left and self._is_on(member, members):
                 await self.volumes.delete(name, member)
 
+    def service_address(self) -> str:
+        """Return the address at which apps on other members reach the service; "" without others."""
+        found = (one.address for one in self.members.all() if self.cluster.own and one.name == self.cluster.own)
+        return next(found, "")
+
     def _is_on(self, member: str, members: Collection[str]) -> bool:
         return not self.cluster.clustered or member in members
 
@@ -208,9 +213,14 @@ def make_machine(
     runner = Runner(client, instances)
     disks = Disks(volumes, helper, place)
     layers = Layers(volumes, instances, runner, helper, place, host_files)
-    url = f"http://{gateway(incus.subnet)}:{options.inside_port}"
+
+    async def url_on(member: str) -> str:
+        is_here = not cluster.own or member == cluster.own
+        host = gateway(incus.subnet) if is_here else await members.address(cluster.own)
+        return f"http://{host}:{options.inside_port}"
+
     routes = Routes(cluster.own, members.address)
-    files = AppFiles(url, own_resolv_conf(), options.log_limit)
+    files = AppFiles(url_on, own_resolv_conf(), options.log_limit)
     lost = LostSandboxes(client, instances, routes)
     sandboxes = Sandboxes(instances, disks, layers, files, routes, lost)
     return Machine(

@@ -62,18 +62,21 @@ def access_list(
     deny: Sequence[IPv4Network],
     resolvers: Sequence[str],
     members: Sequence[str],
+    service: str = "",
 ) -> dict[str, Any]:
     """Return the access list: to the internet, the service's own port and name servers; from the members' proxies.
 
-    ``members``: addresses of the cluster's members, whose proxies connect to instances on each other.
+    ``members``: addresses of the cluster's members, whose proxies connect to instances on each other. ``service``: the
+    address of the service's member, at which instances on others reach its port; "" without one.
     """
     near = [network for network in NOT_FOR_SANDBOXES if network.version == 4]
     hosts = [IPv4Network(f"{member}/32") for member in members]
     public = ",".join(map(str, outside([*near, options.subnet, *hosts, *deny])))
     here = f"{gateway(options.subnet)}/32"
     inside = ",".join(map(str, options.subnet.address_exclude(without_egress(options.subnet))))
+    doors = ",".join([here, f"{service}/32"] if service else [here])
     rules = [
-        _rule("the service", source=inside, destination=here, protocol="tcp", destination_port=str(inside_port)),
+        _rule("the service", source=inside, destination=doors, protocol="tcp", destination_port=str(inside_port)),
         _rule("the internet", source=inside, destination=public),
     ]
     if resolvers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
@@ -47,9 +47,12 @@ KEPT_LOGS = 3
 
 @dataclass(frozen=True, slots=True)
 class AppFiles:
-    """Values that every app's instance gets: the service's address, name servers, and the limit of its log in bytes."""
+    """Values that every app's instance gets: the service's URL, name servers, and the limit of its log in bytes.
 
-    url: str
+    ``url_on`` returns the URL at which apps of a member reach the service.
+    """
+
+    url_on: Callable[[str], Awaitable[str]]
     resolv_conf: str
     log_bytes: int
 
@@ -91,7 +94,7 @@ class Sandboxes:
         name = instance.name
         address = await self._make(spec, instance, member)
         own = {**instance.own, "ip": address}
-        code, told = await run_to_end(self._client, name, guest.DELIVER, self._order(spec, address))
+        code, told = await run_to_end(self._client, name, guest.DELIVER, await self._order(spec, address, member))
         # An app that ends at once ends its instance, and with it the program that delivered its order.
         if code and not await self._got_order(name):
             raise EngineUnavailable(f"The app could not be started: {told.decode(errors='replace')}", retry_after=5)
@@ -155,16 +158,15 @@ class Sandboxes:
             },
         )
 
-    def _order(self, spec: SandboxSpec, address: str) -> bytes:
+    async def _order(self, spec: SandboxSpec, address: str, member: str) -> bytes:
         files = {
             "/etc/hosts": make_hosts(address, spec.hostname),
             "/etc/hostname": f"{spec.hostname}\n",
             "/etc/resolv.conf": self._files.resolv_conf,
         }
         argv = ("/bin/sh", "-c", WAIT + spec.entrypoint)
-        return guest.order(
-            argv, app_env(spec, self._files.url), files, spec.secret_files, self._files.log_bytes, app_folder(spec.root)
-        )
+        env = app_env(spec, await self._files.url_on(member))
+        return guest.order(argv, env, files, spec.secret_files, self._files.log_bytes, app_folder(spec.root))
 
     async def _prune(self, builder: BuilderId) -> None:
         """Remove the oldest instances that are kept for their logs."""

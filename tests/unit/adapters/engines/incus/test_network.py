@@ -43,6 +43,19 @@ def test_private_networks_and_neighbours_are_not_reached() -> None:
         assert not reached(address)
 
 
+def test_service_on_another_member_is_reached_at_its_one_port() -> None:
+    members = ["10.98.0.11", "10.98.0.12"]
+    rules = access_list(OPTIONS, 8082, (), (), (), members, "10.98.0.11")["egress"]
+    to_members = [rule for rule in rules if reached_by(rule, "10.98.0.11") or reached_by(rule, "10.98.0.12")]
+    (rule,) = to_members
+    assert rule["destination"] == "10.99.0.1/32,10.98.0.11/32"
+    assert (rule["protocol"], rule["destination_port"]) == ("tcp", "8082")
+
+
+def reached_by(rule: dict[str, str], address: str) -> bool:
+    return any(IPv4Address(address) in IPv4Network(part) for part in rule["destination"].split(","))
+
+
 def test_allowed_and_denied_networks_of_the_operator_hold() -> None:
     allow = (IPv4Network("10.5.0.0/16"),)
     assert reached("10.5.1.1", allow=allow)

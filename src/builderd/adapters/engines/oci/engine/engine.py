@@ -82,6 +82,10 @@ class OciEngine:
         return self._here.addresses.gateway
 
     @property
+    def further_address(self) -> str:
+        return ""
+
+    @property
     def _here(self) -> Machine:
         return self._opened.here
 

@@ -39,6 +39,34 @@ def builderd(service: LiveService, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
+#: Reads its own builder from inside an app, and tries other ports of the service's member.
+ASKS = """\
+import json, os, socket, urllib.request
+url = os.environ["BUILDERD_URL"]
+head = {"Authorization": "Bearer " + os.environ["SERVICE_TOKEN"]}
+own = f"{url}/api/v1/builders/{os.environ['BUILDER_UUID']}"
+print(json.load(urllib.request.urlopen(urllib.request.Request(own, headers=head), timeout=10))["data"]["name"])
+host = url.split("/")[2].split(":")[0]
+for name, port in (("10.98.0.11", 8443), ("10.98.0.12", 8443), ("10.98.0.13", 8443), (host, API_PORT)):
+    try:
+        socket.create_connection((name, port), 2).close()
+        print("reached", name, port)
+    except OSError:
+        pass
+"""
+
+
+def test_apps_on_all_members_reach_the_service_at_its_one_port(cluster: IncusCluster, service: LiveService) -> None:
+    made = [service.create(f"asks-{count}") for count in range(3)]
+    assert {service.builder(data["uuid"])["member"] for data in made} == {"node1", "node2", "node3"}
+    asks = ASKS.replace("API_PORT", str(service.port))
+    for data in made:
+        assert service.call("PUT", f"/builders/{data['uuid']}/files/asks.py", content=asks).status_code in (200, 201)
+        assert scenarios.run(service, data["uuid"], "python3 asks.py") == (0, f"{data['name']}\n")
+    for data in made:
+        service.call("DELETE", f"/builders/{data['uuid']}")
+
+
 def test_member_is_evacuated_under_load_restored_and_removed(cluster: IncusCluster, service: LiveService) -> None:
     made = [service.create(f"app-{count}", WRITING_APP) for count in range(6)]
     here = [data for data in made if service.builder(data["uuid"])["member"] == "node2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builderd.api.server import connections as connections_module
-from builderd.api.server.connections import ConnectionLimits, Connections
+from builderd.api.server.connections import REMOTE_SANDBOX_API, ConnectionLimits, Connections
 from builderd.domain.errors import NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
 
@@ -46,6 +46,29 @@ def test_an_address_whose_connections_are_all_busy_is_refused_one_more() -> None
     assert refused.value.retry_after
     assert not any(one.aborted for one in kept)
     admitted(connections, 1, "192.0.2.2")
+
+
+def test_flood_behind_the_address_of_a_member_closes_no_connection_of_its_other_apps() -> None:
+    """All apps of a member come from one address; those with a service token are counted by their tenant."""
+    connections = Connections(REMOTE_SANDBOX_API)
+    others = admitted(connections, 20)
+    for one in others:
+        connections.recognise(one, ACME)
+    flood = admitted(connections, 3_000)
+    assert not any(one.aborted for one in others)
+    assert sum(not one.aborted for one in flood) <= 1_000
+    # Another member's apps, and a new one of this member, get in.
+    (elsewhere,), (new,) = admitted(connections, 1, "192.0.2.2"), admitted(connections, 1)
+    assert not elsewhere.aborted
+    assert not new.aborted
+
+
+def test_tenant_has_128_connections_from_all_members() -> None:
+    connections = Connections(REMOTE_SANDBOX_API)
+    made = [one for count in range(4) for one in admitted(connections, 50, f"192.0.2.{count}")]
+    for one in made:
+        connections.recognise(one, ACME)
+    assert sum(not one.aborted for one in made) == 128
 
 
 def test_the_address_with_most_connections_makes_room() -> None:

@@ -80,11 +80,30 @@ class Volumes:
         """
         origin: Json = {"type": "copy", "pool": self._pool, "name": source, "volume_only": True}
         if from_member and from_member != member:
-            origin["location"] = from_member
+            origin = await self._remote(source, from_member)
         if refresh:
             origin["refresh"] = True
         body = {"name": target, "config": _config(size, own), "source": origin}
         await self._client.call("POST", self._path, body, target=member)
+
+    async def _remote(self, source: str, member: str) -> Json:
+        """Have a member offer a volume, and return where another one gets it.
+
+        That is what Incus does itself for a ``location``, but 6.0 looks for the volume in the default project then.
+        """
+        found, server = await asyncio.gather(
+            self._client.get(f"/cluster/members/{member}"), self._client.get("", target=member)
+        )
+        offer = {"name": source, "migration": True, "volume_only": True}
+        offered = await self._client.begin("POST", f"{self._path}/{source}", offer, target=member)
+        return {
+            "type": "migration",
+            "mode": "pull",
+            "operation": f"{found['url']}/1.0/operations/{offered['id']}",
+            "secrets": offered["metadata"],
+            "certificate": server["environment"]["certificate"],
+            "volume_only": True,
+        }
 
     async def rename(self, name: str, new: str, member: str) -> None:
         await self._client.call("POST", f"{self._path}/{name}", {"name": new}, target=member)

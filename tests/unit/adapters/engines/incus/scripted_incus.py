@@ -65,6 +65,10 @@ class ScriptedIncus:
     async def get(self, path: str, **query: str) -> Any:
         await asyncio.sleep(0)
         kind, name = _place(path)
+        if not kind:
+            return {"environment": {"certificate": "certificate"}}
+        if kind == "cluster":
+            return {"url": "https://10.0.0.2:8443"}
         if kind == "projects":
             return {"description": "", "config": dict(self.project_config)}
         stored = self.instances if kind == "instances" else self.volumes
@@ -80,7 +84,9 @@ class ScriptedIncus:
         self.changes.append((method, path))
         await self.after(method, path)
 
-    async def begin(self, method: str, path: str, body: Any = None) -> Any:
+    async def begin(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        if body and body.get("migration"):
+            return {"id": "1", "metadata": {"control": "secret"}}
         raise IncusError(500, f"Nothing is started by {method} {path}")
 
     def _change(self, method: str, path: str, body: Any, member: str) -> None:

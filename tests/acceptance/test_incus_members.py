@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -41,7 +40,7 @@ def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     with cluster.network_of(), rest_server(folder / "rest", "10.98.0.11") as server:
         more = {
             "BUILDERD_BACKUP__REPOSITORY": server.url,
-            "BUILDERD_EGRESS__ALLOW": json.dumps(["10.98.0.11/32"]),
+            "BUILDERD_EGRESS__ALLOW": "10.98.0.11/32",
             "BUILDERD_INCUS__RECOVER": "backup",
             "BUILDERD_INCUS__RECOVER_AFTER": "1",
         }

@@ -1,4 +1,4 @@
-"""What tests of members that are lost, cut off or evacuated share: a writing app, its visitors, and looks at Incus."""
+"""Parts of tests of members that are lost, cut off or evacuated: a writing app, its visitors, and looks at Incus."""
 
 from __future__ import annotations
 

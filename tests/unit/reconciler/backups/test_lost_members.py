@@ -214,7 +214,7 @@ async def test_absence_of_a_member_writes_nothing_for_builders_that_wait(scene: 
 
 
 def make_node2_away(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the engine refuse what concerns disks and sandboxes of node2, but for notes of what is to end there."""
+    """Let the engine refuse calls about disks and sandboxes of node2, but for notes that they are to end."""
     engine = scene.world.engine
     report, disk = engine.report, engine.disk
 

@@ -1,7 +1,7 @@
 """The cluster for its operator: formed, joined, shown, emptied for maintenance, made smaller.
 
-Incus does all of it; what builderd adds is the key of a member that the service empties, and the removal of what the
-service has made there.
+Incus does all of it. Added are the key of a member that the service empties, and the removal of its helper, layers and
+logs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MemberState:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Where a member's storage pool lies: a block device that it gets whole, or a file of ``size`` (such as 50GiB)."""
+    """Place of a member's storage pool: a block device that it gets whole, or a file of ``size`` (such as 50GiB)."""
 
     device: str | None = None
     size: str | None = None

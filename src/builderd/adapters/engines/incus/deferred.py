@@ -1,4 +1,4 @@
-"""What is to be done on members that are away, once they return.
+"""Notes of work on members that are away, done once they return.
 
 It stands in the configuration of the service's project (``user.builderd.<kind>.<id>``, its member): the database of
 the cluster keeps it over restarts of this service.
@@ -35,7 +35,7 @@ class Deferred:
         await self._change({f"{self._prefix}{subject}": member}, ())
 
     async def remove(self, subjects: Collection[str]) -> None:
-        """Remove notes of what is done. Idempotent."""
+        """Remove notes whose work is done. Idempotent."""
         if subjects:
             await self._change({}, {f"{self._prefix}{subject}" for subject in subjects})
 

@@ -73,14 +73,15 @@ def volumes(cluster: IncusCluster) -> set[str]:
     return {f"{one['name']}@{one['location']}" for one in found if one["name"].startswith("disk-")}
 
 
+def apps(cluster: IncusCluster) -> list[dict[str, Any]]:
+    """Return the instances of apps, also ended ones that are kept for their logs."""
+    return [one for one in ask(cluster, "instances?recursion=1") if one["name"].startswith("s-")]
+
+
 def running(cluster: IncusCluster, member: str) -> set[str]:
     """Return the apps that run on a member."""
-    found = ask(cluster, "instances?recursion=1")
-    return {
-        one["name"]
-        for one in found
-        if one["name"].startswith("s-") and one["location"] == member and one["status"] == "Running"
-    }
+    found = apps(cluster)
+    return {one["name"] for one in found if one["location"] == member and one["status"] == "Running"}
 
 
 def lines_of(cluster: IncusCluster, member: int, disk: str) -> list[str]:

@@ -12,6 +12,7 @@ from tests.acceptance import scenarios
 from tests.acceptance.incus_members import (
     WRITING_APP,
     Visitors,
+    apps,
     events,
     lines_of,
     running,
@@ -63,8 +64,9 @@ def test_builders_of_a_lost_member(fault: str, cluster: IncusCluster, service: L
     answer = service.call("POST", f"/builders/{kept}/backups")
     assert answer.status_code == 201, answer.text
     first = service.visit(lost[0]).text
-    before = {volume for volume in volumes(cluster) if volume.endswith(f"@{member}")}
-    assert len(before) == 4
+    # The copy that was backed up goes.
+    until(lambda: len(on(cluster, member)) == 4)
+    before = on(cluster, member)
 
     with Visitors(service, others[0]) as visitors:
         cluster.run(fault, number)
@@ -96,7 +98,7 @@ def test_builders_of_a_lost_member(fault: str, cluster: IncusCluster, service: L
         cluster.run({"kill": "start", "cut": "mend"}[fault], number)
         until(lambda: "member.returned" in events(service, waiting))
         # What was overtaken is gone, with its app; the disks of those that waited, and of the stopped one, are there.
-        until(lambda: len({one for one in volumes(cluster) if one.endswith(f"@{member}")} & before) == 2)
+        until(lambda: len(on(cluster, member) & before) == 2)
         service.wait_served(lost[1])
         until(lambda: len(running(cluster, member)) == 1)
         seconds["whole after the return"] = time.monotonic() - returned
@@ -114,8 +116,14 @@ def test_builders_of_a_lost_member(fault: str, cluster: IncusCluster, service: L
     for data in made:
         service.call("DELETE", f"/builders/{data['uuid']}")
     until(lambda: not volumes(cluster))
+    until(lambda: not apps(cluster))
     longest = f"{visitors.longest:.2f} s at most for {len(visitors.answers)} visits of another app"
     sys.stderr.write(f"{fault}: seconds { ({name: round(value, 1) for name, value in seconds.items()}) }; {longest}\n")
+
+
+def on(cluster: IncusCluster, member: str) -> set[str]:
+    """Return the disks on a member."""
+    return {volume for volume in volumes(cluster) if volume.endswith(f"@{member}")}
 
 
 def _is_of(cluster: IncusCluster, volume: str, run: str) -> bool:

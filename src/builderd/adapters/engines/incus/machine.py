@@ -129,11 +129,11 @@ class Machine:
     async def on_arrival(self, arrived: Sequence[Member]) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
         await self.disks.take_back(self.members.away_names())
-        # First: what was overtaken must not run beside what took its place.
+        # First: what was overtaken must not run beside what took its place. With a disk goes the app that had it.
+        await self.lost_disks.delete_on({member.name for member in arrived})
         await self.lost_sandboxes.end_on({member.name for member in arrived})
         await self.prepare_network()
         await self.remove_left_overs({member.name for member in arrived})
-        await self.lost_disks.delete_on({member.name for member in arrived})
         await self.sandboxes.adopt_on({member.name for member in arrived})
         await self.measure()
 
@@ -175,11 +175,13 @@ async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) ->
     await cluster.ensure_image(machine.image, progress)
     await machine.members.look()
     await machine.remove_left_overs({member.name for member in machine.members.all() if member.online})
-    progress("helper: starting the instance that works on files")
-    await machine.helper(cluster.own).open()
+    if not any(one.name == cluster.own and one.leaving for one in machine.members.all()):
+        # An evacuated member starts nothing, and has no disks.
+        progress("helper: starting the instance that works on files")
+        await machine.helper(cluster.own).open()
     await machine.lost_sandboxes.load()
-    await machine.lost_sandboxes.end_on({member.name for member in machine.members.all() if member.online})
     await machine.lost_disks.delete_on({member.name for member in machine.members.all() if member.online})
+    await machine.lost_sandboxes.end_on({member.name for member in machine.members.all() if member.online})
     machine.members.prepared()
     await machine.sandboxes.adopt()
     await machine.measure()

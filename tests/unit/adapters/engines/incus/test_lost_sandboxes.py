@@ -68,6 +68,17 @@ async def test_app_is_ended_when_its_member_returns(status: str) -> None:
     assert (await machine.sandboxes.report(ONE)).state is SandboxState.ABSENT
 
 
+async def test_nothing_is_left_of_a_builder_that_was_deleted() -> None:
+    incus = ScriptedIncus()
+    machine = await stopped_while_away(incus)
+    await machine.lost_disks._deferred.note("d", "node2")
+    returns(incus, "Running")
+    await machine.on_arrival([NODE2])
+    assert not incus.instances
+    assert not incus.volumes
+    assert not [key for key in incus.project_config if key.startswith("user.builderd")]
+
+
 async def test_next_service_ends_what_an_earlier_one_was_to_end() -> None:
     incus = ScriptedIncus()
     await stopped_while_away(incus)

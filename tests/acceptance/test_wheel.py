@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.acceptance.live_service import LiveService
@@ -112,6 +114,26 @@ def machine(tmp_path: Path) -> Iterator[Installed]:
     installed.on_machine("down")
 
 
+def write_code(folder: Path, mark: str) -> None:
+    """Write an app that answers with the mark and a text that each of its processes makes anew."""
+    folder.mkdir(exist_ok=True)
+    (folder / "main.py").write_text(BORN.replace("born = ", f'born = b"{mark} " + ', 1))
+
+
+def redeploy(machine: Installed, state: Mapping[str, Any], mark: str) -> str:
+    """Deploy other code, go back to version 1 and forward again; return the answer of the last process."""
+    folder, service = machine.home / "app", machine.service
+    write_code(folder, mark)
+    machine.run("deploy", str(folder))
+    number = service.builder(state["uuid"])["version"]
+    assert service.visit(state).text.startswith(f"{mark} ")
+    machine.run("rollback", "app", "--to", "1")
+    assert service.visit(state).text.startswith("one ")
+    machine.run("rollback", "app", "--to", str(number))
+    assert service.builder(state["uuid"])["version"] == number + 2
+    return service.visit(state).text
+
+
 def test_wheel_installs_upgrades_and_goes_back_while_an_app_runs(machine: Installed, tmp_path: Path) -> None:
     sources = {name: tmp_path / name for name in ("old", "new")}
     for folder in sources.values():
@@ -123,8 +145,7 @@ def test_wheel_installs_upgrades_and_goes_back_while_an_app_runs(machine: Instal
 
     machine.pip(f"builderd[server] @ file://{old}")
     app = machine.home / "app"
-    app.mkdir()
-    (app / "main.py").write_text(BORN)
+    write_code(app, "one")
     with machine.serving():
         token = machine.on_machine("token", "create", "--tenant", "acme").splitlines()[-1]
         service.token = token
@@ -143,11 +164,9 @@ def test_wheel_installs_upgrades_and_goes_back_while_an_app_runs(machine: Instal
     with machine.serving():
         service.wait_status(state["uuid"], "running")
         assert service.visit(state).text == born
-        machine.run("deploy", str(app))
-        changed = service.visit(state).text
-        assert changed != born
+        changed = redeploy(machine, state, "two")
 
-    # The way back, with the state of before.
+    # The way back, with the state of before, and by no step more than docs/operating.md has.
     machine.pip(f"builderd[server] @ file://{old}")
     assert service.visit(state).text == changed
     for file in service.data_dir.glob("builderd.db*"):
@@ -157,6 +176,17 @@ def test_wheel_installs_upgrades_and_goes_back_while_an_app_runs(machine: Instal
         deadline = time.monotonic() + 60
         while service.visit(state).status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert service.call("GET", f"/builders/{state['uuid']}").json()["data"]["version"] == 1
-        machine.run("deploy", str(app))
-        assert service.visit(state).status_code == 200
+        assert service.builder(state["uuid"])["version"] == 1
+        assert json.loads(machine.run("schema"))["properties"]["entrypoint"]
+        redeploy(machine, state, "three")
+        machine.run("stop", "app")
+        machine.run("start", "app")
+        last = service.visit(state).text
+        assert last.startswith("three ")
+
+    # And the upgrade once more, of the store that both have used.
+    machine.pip("--upgrade", f"builderd[server] @ file://{new}")
+    with machine.serving():
+        service.wait_status(state["uuid"], "running")
+        assert service.visit(state).text == last
+        redeploy(machine, state, "four")

@@ -13,7 +13,12 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from builderd.adapters.engines.oci.network.allocations import Allocation, Allocations, parse_routes
-from builderd.adapters.engines.oci.network.host_files import has_bytecode_links, write_host_files
+from builderd.adapters.engines.oci.network.host_files import (
+    FOLDER,
+    has_bytecode_links,
+    prepare_host_files,
+    write_host_files,
+)
 from builderd.adapters.engines.oci.network.network import Egress, Network
 from builderd.adapters.engines.oci.network.slots import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
@@ -115,7 +120,7 @@ class Machine:
 
     @property
     def _host_files(self) -> Path:
-        return self.store.root / "host"
+        return self.store.root / FOLDER
 
     async def open(self, progress: Progress) -> None:
         """Create what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``.
@@ -141,7 +146,7 @@ class Machine:
         self.store.open(progress)
         self.disks.open()
         self._base = ensure_base(progress)
-        write_host_files(self._host_files, self._base.root, [Path(find_uv_bin())])
+        write_host_files(prepare_host_files(self.store.root), self._base.root, [Path(find_uv_bin())])
         raise_host_limits()
         if self.cgroups.counts_sockets:
             raise_socket_pools(total_memory())

@@ -10,9 +10,10 @@ import click
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.domains import look_again, rotate_account
 from builderd.cli import options
+from builderd.cli.command_group import CommandGroup
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def acme() -> None:
     """Manage the service's own certificates and its account at the certificate authority."""
 

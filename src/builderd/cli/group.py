@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from builderd import __version__
+from builderd.cli.command_group import CommandGroup
 from builderd.cli.commands import COMMANDS, help_text
 
 #: Commands whose function has an underscore at its end, since Python has the name.
@@ -25,7 +26,7 @@ NEEDS_LINUX = "acts on the machine that runs the service, which is one with Linu
 NEEDS_SERVER = "needs the packages of the service ({missing} is not installed). Run: pip install 'builderd[server]'"
 
 
-class Commands(click.Group):
+class Commands(CommandGroup):
     """The group of all commands. Coded errors and ``OSError`` end a command with their message, not a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,14 +45,6 @@ class Commands(click.Group):
         if not module.startswith("apps."):
             prepare_machine()
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; the error for an unknown one names commands like it, or a newer service's version."""
-        if args[0] in COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
-            return super().resolve_command(ctx, args)
-        raise click.UsageError(import_module("builderd.cli.apps.unknown_commands").message(args), ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         # https://no-color.org. Commands inherit it.

@@ -11,6 +11,7 @@ import click
 from builderd.bootstrap import machine, service
 from builderd.bootstrap.configuration import load
 from builderd.cli import options, usage
+from builderd.cli.command_group import CommandGroup
 from builderd.settings import Settings
 
 NEEDS_ROOT = (
@@ -99,7 +100,7 @@ def _print_usage(settings: Settings) -> None:
             click.echo(line)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def base() -> None:
     """The base root file system that all sandboxes of this machine share."""
 

@@ -13,6 +13,7 @@ import click
 from builderd.bootstrap import tokens
 from builderd.bootstrap.configuration import load
 from builderd.cli import options
+from builderd.cli.command_group import CommandGroup
 from builderd.domain.tokens import Scope
 
 SPAN = re.compile(r"(\d+)([mhdw])")
@@ -38,7 +39,7 @@ class Expiry(click.ParamType[datetime]):
             self.fail(f"{text!r} is neither a span such as 30d nor a time such as 2026-01-31T12:00:00Z", param, ctx)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def token() -> None:
     """Create, list and revoke API tokens."""
 

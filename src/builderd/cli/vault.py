@@ -10,9 +10,10 @@ import click
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.keys import rotate_vault
 from builderd.cli import options
+from builderd.cli.command_group import CommandGroup
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def vault() -> None:
     """Manage the key of stored secrets."""
 

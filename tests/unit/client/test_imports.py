@@ -25,6 +25,7 @@ FOREIGN = {
 #: Parts of this package.
 OWN = (
     "builderd.cli.apps",
+    "builderd.cli.command_group",
     "builderd.cli.commands",
     "builderd.cli.group",
     "builderd.client",

@@ -11,6 +11,7 @@ import click
 
 from builderd.cli.apps import contexts
 from builderd.cli.apps.session import NotSignedIn, Session, command
+from builderd.cli.command_group import CommandGroup
 from builderd.client.errors import NotFound
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -89,7 +90,7 @@ def whoami(session: Session) -> None:
     session.result({"url": url, "token": token}, text)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def context() -> None:
     """List, choose and forget services."""
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.session import Session, command, named
+from builderd.cli.command_group import CommandGroup
 
 if TYPE_CHECKING:
     from builderd.client.models import Domain
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def domains() -> None:
     """Give a builder host names of your own, with certificates."""
 

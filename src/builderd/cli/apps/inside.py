@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import click
 
 from builderd.cli.apps.session import Session, command, named
+from builderd.cli.command_group import CommandGroup
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _on_terminal(builder: Builder, text: str | None) -> int:
     return attach(builder, text)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def ssh() -> None:
     """Log in to a builder by SSH."""
 
@@ -256,7 +257,7 @@ def _place(text: str) -> tuple[str | None, str]:
     return name, path.removeprefix("/app/").lstrip("/")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def files() -> None:
     """List, show, fetch and delete the files of a builder."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.session import Session, command, named
+from builderd.cli.command_group import CommandGroup
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -215,7 +216,7 @@ def auto_stop(session: Session, name: str, minutes: int) -> None:
     )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def env() -> None:
     """List and change the environment variables of a builder."""
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from builderd.cli.apps.session import Session, run
+from builderd.cli.command_group import CommandGroup
 from builderd.mcp.agent_configs import AGENTS, Agent, with_entry
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @click.option(
     "--context", "name", metavar="NAME", help="A service that you are signed in to, other than the one in use."
 )

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from builderd.cli.apps.session import Session, command, named
+from builderd.cli.command_group import CommandGroup
 
 
-@click.group(name="preview-links")
+@click.group(cls=CommandGroup, name="preview-links")
 def preview_links() -> None:
     """Share a private preview, or one of its ports, for a time."""
 

@@ -12,6 +12,7 @@ import click
 
 from builderd.cli.apps.inside import Moment
 from builderd.cli.apps.session import Session, command
+from builderd.cli.command_group import CommandGroup
 
 SPAN = re.compile(r"(\d+)([mhdw])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -29,7 +30,7 @@ class Expiry(click.ParamType[datetime]):
         return Moment().convert(value, param, ctx)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def credentials() -> None:
     """Store secrets, which builders get and nobody can read back."""
 
@@ -158,7 +159,7 @@ def cap(session: Session, name: str | None, monthly: float | None, lift: bool) -
     )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def webhooks() -> None:
     """Have events sent to a URL."""
 
@@ -207,7 +208,7 @@ def deliveries(session: Session, webhook: str) -> None:
     session.table(session.client.webhooks.deliveries(webhook), columns, "Nothing was sent.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def tokens() -> None:
     """Make, list and revoke API tokens of your tenant, over the API. Needs the scope admin.
 

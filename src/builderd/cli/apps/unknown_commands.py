@@ -10,16 +10,15 @@ from difflib import get_close_matches
 
 from builderd import __version__
 from builderd.cli.apps.session import Session
-from builderd.cli.commands import COMMANDS
 
 #: Most time for asking the service, with the look-up of its host and the connection.
 ASK_SECONDS = 2.0
 
 
-def message(words: Sequence[str]) -> str:
-    """Return the message about the command line ``words``, whose first word is no command."""
-    sentences = [f"No such command {words[0]!r}."]
-    like = get_close_matches(words[0], COMMANDS)
+def message(words: Sequence[str], known: Sequence[str], group: str = "") -> str:
+    """Return the message about ``words``, whose first is none of the ``known`` commands; ``group`` is the one above."""
+    sentences = [f"No such command {words[0]!r} of {group!r}." if group else f"No such command {words[0]!r}."]
+    like = get_close_matches(words[0], known)
     if like:
         sentences.append(f"Did you mean {' or '.join(repr(name) for name in like)}?")
     service = service_version(_context(words))

@@ -11,6 +11,7 @@ import click
 from builderd.cli.apps.inside import Moment
 from builderd.cli.apps.sending import size
 from builderd.cli.apps.session import Session, command, named
+from builderd.cli.command_group import CommandGroup
 
 if TYPE_CHECKING:
     from builderd.client.models import Metrics
@@ -19,7 +20,7 @@ CLASSES = {"ok": "2xx", "redirected": "3xx", "refused": "4xx", "failed": "5xx"}
 BARS = "▁▂▃▄▅▆▇█"
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def backups() -> None:
     """List, take, restore and remove backups."""
 
@@ -79,7 +80,7 @@ def backups_rm(session: Session, backup: str, name: str | None) -> None:
     session.result({"removed": backup}, f"The backup {backup} is removed.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def leases() -> None:
     """Keep a builder busy: neither frozen nor stopped for idleness."""
 

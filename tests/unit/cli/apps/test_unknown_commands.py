@@ -8,12 +8,15 @@ import threading
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from tests.threaded_service import Running
 
 from builderd import __version__
 from builderd.cli.apps import unknown_commands
+from builderd.cli.command_group import CommandGroup
+from builderd.cli.commands import COMMANDS
 from builderd.cli.group import builderd
 
 
@@ -46,6 +49,35 @@ def test_a_newer_service_names_the_version_to_install(
         f"No such command 'teleport'. This is builderd {__version__}, the service is {version}: "
         f"pip install -U builderd=={version}"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "like"),
+    [
+        (["backups", "frobnicate"], ""),
+        (["token", "frobnicate"], ""),
+        (["backups", "resotre"], " Did you mean 'restore'?"),
+        (["token", "revok"], " Did you mean 'revoke'?"),
+    ],
+)
+def test_an_unknown_command_of_a_group_is_told_likewise(
+    running: Running, monkeypatch: pytest.MonkeyPatch, words: list[str], like: str
+) -> None:
+    beginning = f"No such command {words[1]!r} of 'builderd {words[0]}'.{like}"
+    assert refusal(*words) == beginning
+    tell(monkeypatch, "9.0")
+    assert refusal(*words) == (
+        f"{beginning} This is builderd {__version__}, the service is 9.0: pip install -U builderd==9.0"
+    )
+
+
+def test_every_group_tells_of_unknown_commands() -> None:
+    context = click.Context(builderd)
+    groups = {
+        name: command for name in COMMANDS if isinstance(command := builderd.get_command(context, name), click.Group)
+    }
+    assert {"backups", "env", "token", "mcp"} <= set(groups)
+    assert [name for name, group in groups.items() if not isinstance(group, CommandGroup)] == []
 
 
 @pytest.mark.parametrize("version", [__version__, "0.1", "0.0.9"])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `typing` itself would cost m
     from builderd.client.errors import InvalidState as InvalidState
     from builderd.client.errors import NameTaken as NameTaken
     from builderd.client.errors import NoAnswer as NoAnswer
+    from builderd.client.errors import NoCapacity as NoCapacity
     from builderd.client.errors import NotFound as NotFound
     from builderd.client.errors import QaFailed as QaFailed
     from builderd.client.errors import QuotaExceeded as QuotaExceeded
@@ -35,10 +36,11 @@ if TYPE_CHECKING:  # for type checkers and editors; `typing` itself would cost m
     from builderd.client.errors import Unavailable as Unavailable
     from builderd.client.errors import ValidationFailed as ValidationFailed
     from builderd.client.models import Stage as Stage
+    from builderd.client.retries import Retry as Retry
 
 _ERRORS = (
     "ApiError BuilderdError BuildFailed Conflict DeploymentFailed Forbidden InstallFailed InvalidState NameTaken "
-    "NoAnswer NotFound QaFailed QuotaExceeded RateLimited ReleaseFailed ReviewFailed StartFailed TimedOut "
+    "NoAnswer NoCapacity NotFound QaFailed QuotaExceeded RateLimited ReleaseFailed ReviewFailed StartFailed TimedOut "
     "Unauthenticated Unavailable ValidationFailed"
 )
 _WHERE = {
@@ -46,6 +48,7 @@ _WHERE = {
     "AsyncBuilderd": "_async.client",
     "Builder": "_sync.builder",
     "Builderd": "_sync.client",
+    "Retry": "retries",
     "Stage": "models",
     **dict.fromkeys(_ERRORS.split(), "errors"),
 }

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import httpx2
 
-from builderd.client.errors import ApiError, BuilderdError, Conflict, NoAnswer, RateLimited, Unavailable
+from builderd.client.errors import ApiError, BuilderdError, Conflict, NoAnswer, NoCapacity, RateLimited, Unavailable
 
 #: Methods whose repetition changes nothing (RFC 9110, 9.2.2).
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 #: A longer ``Retry-After`` is the caller's to wait for.
 LONGEST_WAIT = 60.0
+#: The same of ``NoCapacity``: a full machine has no room in a minute, unless a person makes some.
+LONGEST_WAIT_FOR_ROOM = 10.0
 FIRST_WAIT, MOST_WAIT = 0.5, 8.0
 
 #: The request has not left: it can be sent again, whatever it does.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A call that is sent again after a wait.
+
+    ``error`` is why, ``attempt`` counts from 1, ``seconds`` is how long the wait takes that begins now.
+    """
+
+    method: str
+    path: str
+    error: BuilderdError
+    attempt: int
+    seconds: float
+
+
+#: Called before each wait.
+OnRetry = Callable[[Retry], None]
+
+
+def ignore_retry(_: Retry) -> None:
+    """Wait without a word."""
 
 
 def new_key() -> str:
@@ -24,11 +50,15 @@ def new_key() -> str:
     return str(uuid.uuid4())
 
 
-def repeats_error(error: BuilderdError) -> bool:
-    """Return whether time helps against an answer: 429 and 503 that say so."""
-    if not isinstance(error, ApiError) or error.retry_after is None or error.retry_after > LONGEST_WAIT:
+def repeats_error(error: BuilderdError, most: float | None = None) -> bool:
+    """Return whether time helps against an answer: 429 and 503 that say so.
+
+    Not where it takes longer than ``most`` seconds, which are left.
+    """
+    if not isinstance(error, RateLimited | Unavailable) or error.retry_after is None:
         return False
-    return isinstance(error, RateLimited | Unavailable)
+    longest = LONGEST_WAIT_FOR_ROOM if isinstance(error, NoCapacity) else LONGEST_WAIT
+    return error.retry_after <= (longest if most is None else min(longest, most))
 
 
 def ended_by_machine(error: BuilderdError) -> bool:

@@ -27,8 +27,7 @@ Handler = Callable[[httpx2.Request], httpx2.Response]
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     for form in ("_sync", "_async"):
-        monkeypatch.setattr(f"builderd.client.{form}.transport.wait_before", lambda *_: 0.01)
-        monkeypatch.setattr(f"builderd.client.{form}.deployments.wait_before", lambda *_: 0.05)
+        monkeypatch.setattr(f"builderd.client.{form}.transport.wait_before", lambda *_: 0.02)
         monkeypatch.setattr(f"builderd.client.{form}.streams.RECONNECT_INTERVAL", 0.01)
 
 
@@ -127,6 +126,7 @@ def test_a_deletion_whose_answer_was_lost_has_succeeded() -> None:
         "broken",
         failure(503, "machine_fault", **{"Retry-After": "1"}),
         failure(429, "rate_limited", **{"Retry-After": "1"}),
+        failure(503, "no_capacity", **{"Retry-After": "1"}),
     ],
 )
 def test_a_call_is_sent_again(first: httpx2.Response | str) -> None:
@@ -135,12 +135,48 @@ def test_a_call_is_sent_again(first: httpx2.Response | str) -> None:
     assert len(script.requests) == 2
 
 
+def test_each_wait_is_told_of_before_it_begins() -> None:
+    waits: list[builderd.Retry] = []
+    script = Script("broken", failure(503, "machine_fault", **{"Retry-After": "7"}), data(HEALTH))
+    mocked(script, on_retry=waits.append).health()
+    assert [(one.method, one.path, one.attempt, one.seconds) for one in waits] == [
+        ("GET", "//healthz", 1, 0.02),
+        ("GET", "//healthz", 2, 0.02),
+    ]
+    assert isinstance(waits[0].error, builderd.NoAnswer)
+    assert isinstance(waits[1].error, builderd.Unavailable)
+
+
+async def test_a_deployments_waits_are_told_of_in_the_asynchronous_form_too() -> None:
+    waits: list[builderd.Retry] = []
+    script = Script(
+        failure(429, "rate_limited", **{"Retry-After": "60"}),
+        stream(("", "failed", {"code": "start_failed", "message": "it ended"})),
+    )
+    client = AsyncBuilderd("http://builderd", "t", transport=httpx2.MockTransport(script))
+    with pytest.raises(builderd.StartFailed):
+        await client.with_options(on_retry=waits.append).builders.create("one", files=CODE)
+    assert [(one.path, one.error.message) for one in waits] == [("/builders", "no")]
+    await client.aclose()
+
+
+@pytest.mark.parametrize("call", ["health", "create"])
+def test_a_wait_beyond_the_timeout_does_not_begin(call: str) -> None:
+    script = Script(failure(429, "rate_limited", **{"Retry-After": "30"}))
+    client = mocked(script, timeout=10)
+    with pytest.raises(builderd.RateLimited):
+        client.health() if call == "health" else client.builders.create("one", files=CODE)
+    assert len(script.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         (failure(429, "quota_exceeded"), builderd.QuotaExceeded),
         (failure(429, "rate_limited", **{"Retry-After": "3600"}), builderd.RateLimited),
         (failure(503, "no_capacity"), builderd.Unavailable),
+        # Nobody makes room meanwhile: the answer says how, and a wait would keep it back.
+        (failure(503, "no_capacity", **{"Retry-After": "60"}), builderd.NoCapacity),
         (failure(404, "not_found"), builderd.NotFound),
         (httpx2.Response(200, text="<html>"), builderd.NoAnswer),
         (httpx2.Response(404, json={"detail": "Not Found"}), builderd.NoAnswer),

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,11 @@ from builderd.client.errors import (
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
     from builderd.client._sync.client import Builderd
+    from builderd.client.retries import Retry
+
+
+#: Shorter waits before a call is sent again are not told of.
+WAIT_TOLD_SECONDS = 2.0
 
 
 class Exit(IntEnum):
@@ -86,7 +92,7 @@ class Session:
             from builderd.client._sync.client import Builderd  # noqa: PLC0415 (help and usage errors need no HTTP)
 
             url, token, ca = self.service()
-            self._client = Builderd(url, token, ca=ca, timeout=self.timeout)
+            self._client = Builderd(url, token, ca=ca, timeout=self.timeout, on_retry=self._tell_retry)
         return self._client
 
     def service(self) -> tuple[str, str, str | None]:
@@ -170,6 +176,19 @@ class Session:
         """Tell of progress on standard error; not with ``--json``."""
         if not self.as_json:
             click.echo(text, err=True)
+
+    def _tell_retry(self, retry: Retry) -> None:
+        """Tell on standard error why a call waits and until when; with ``--json`` as one object there."""
+        if retry.seconds < WAIT_TOLD_SECONDS:
+            return
+        until, error = datetime.now(UTC) + timedelta(seconds=retry.seconds), retry.error
+        if self.as_json:
+            body = {"status": "waiting", "seconds": retry.seconds, "until": f"{until:%Y-%m-%dT%H:%M:%SZ}"}
+            body |= {"code": _error_code(error), "message": error.message, "next": self.next_of(error)}
+            click.echo(json.dumps(body), err=True)
+        else:
+            clock = f"{until.astimezone():%H:%M:%S}"
+            self.say(f"{error.message}\nTrying again in {retry.seconds:.0f} s, at {clock}. Ctrl-C ends the wait.")
 
     def confirm(self, question: str, *following: str, default: bool = False) -> bool:
         """Ask on a terminal. Raises ``ActionRequired`` without one."""
@@ -286,8 +305,7 @@ def _code_of(error: BuilderdError) -> int:
 
 
 def _described(error: BuilderdError, following: list[str]) -> dict[str, Any]:
-    code = error.code if isinstance(error, ApiError) else "timeout" if isinstance(error, TimedOut) else "no_answer"
-    body: dict[str, Any] = {"status": "error", "code": code, "message": error.message}
+    body: dict[str, Any] = {"status": "error", "code": _error_code(error), "message": error.message}
     if isinstance(error, ApiError):
         body |= {"errors": dict(error.errors), "data": dict(error.data), "http_status": error.status}
     if isinstance(error, DeploymentFailed):
@@ -298,6 +316,12 @@ def _described(error: BuilderdError, following: list[str]) -> dict[str, Any]:
         "builder": error.builder,
         "next": following,
     }
+
+
+def _error_code(error: BuilderdError) -> str:
+    if isinstance(error, ApiError):
+        return error.code
+    return "timeout" if isinstance(error, TimedOut) else "no_answer"
 
 
 def _told(error: BuilderdError, following: list[str]) -> Iterable[str]:

@@ -23,6 +23,7 @@ from builderd.client.connections import certificates
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
+from builderd.client.retries import OnRetry, ignore_retry
 
 MAX_RETRIES = 2
 
@@ -33,8 +34,8 @@ class AsyncBuilderd:
     ``url`` and ``token`` come from ``BUILDERD_URL`` and ``BUILDERD_TOKEN`` where they are left out. ``timeout`` is in
     seconds, for the whole of a deployment, otherwise for a silence; None keeps the limits of each call. Calls that
     can be repeated without harm are sent ``max_retries`` times again after a broken connection, a 429 or a 503 with
-    ``Retry-After``. ``ca`` is a file with certificates to trust beside the system's or those of ``SSL_CERT_FILE``. Each
-    call sends ``headers``, too.
+    ``Retry-After``; ``on_retry`` is called before each wait. ``ca`` is a file with certificates to trust beside the
+    system's or those of ``SSL_CERT_FILE``. Each call sends ``headers``, too.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class AsyncBuilderd:
         max_retries: int = MAX_RETRIES,
         ca: str | Path | None = None,
         headers: Mapping[str, str] | None = None,
+        on_retry: OnRetry = ignore_retry,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = url or os.environ.get("BUILDERD_URL", "")
@@ -56,7 +58,7 @@ class AsyncBuilderd:
         agent = f"builderd/{__version__}"
         http = connect(url, token, certificates(url, ca), transport, agent)
         http.headers.update(headers or {})
-        self._transport = AsyncTransport(http, timeout, max_retries)
+        self._transport = AsyncTransport(http, timeout, max_retries, on_retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,10 +72,12 @@ class AsyncBuilderd:
         """Close the connections."""
         await self._transport.http.aclose()
 
-    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> AsyncBuilderd:
-        """Return a client on the same connections, with another timeout or number of retries."""
+    def with_options(
+        self, *, timeout: float | None = None, max_retries: int | None = None, on_retry: OnRetry | None = None
+    ) -> AsyncBuilderd:
+        """Return a client on the same connections, with another timeout, number of retries, or ``on_retry``."""
         other = object.__new__(type(self))
-        other._transport = self._transport.with_options(timeout, max_retries)
+        other._transport = self._transport.with_options(timeout, max_retries, on_retry)
         return other
 
     @property

@@ -26,8 +26,8 @@ from builderd.client.errors import (
 from builderd.client.folders import Folder, encoded, read_folder
 from builderd.client.models import BuilderState, Qa, Stage
 from builderd.client.options import BuilderOptions, FileContent, StoredCode, VersionOptions
-from builderd.client.retries import is_going_on, new_key, repeats_error, wait_before
-from builderd.client.waiting import at_once, sleep
+from builderd.client.retries import is_going_on, new_key, repeats_error
+from builderd.client.waiting import at_once
 
 #: Called at the end of each stage.
 OnStage = Callable[[Stage], None]
@@ -142,12 +142,13 @@ class Deployment:
                 return self._once(method, path, body, params)
             except BuilderdError as error:
                 self._check_deadline(error)
+                waits = attempt
                 if not is_going_on(error):
-                    repeats = isinstance(error, NoAnswer) or repeats_error(error)
+                    repeats = isinstance(error, NoAnswer) or repeats_error(error, self._seconds_left())
                     if not repeats or attempt == self._transport.max_retries:
                         raise explained(self._transport, error) from error
                     attempt += 1
-                sleep(wait_before(attempt, error))
+                self._transport.wait(method, path, waits, error)
 
     def _once(self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None) -> BuilderState:
         with self._transport.events(
@@ -175,9 +176,12 @@ class Deployment:
                     self._on_stage(parsed(Stage, event.json()))
         raise NoAnswer(f"{method} {path}: the stream ended before the outcome", request_id=events.request_id)
 
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
     def _read_seconds(self) -> float:
-        left = STREAM_SECONDS if self._deadline is None else self._deadline - time.monotonic()
-        return max(0.1, min(STREAM_SECONDS, left))
+        left = self._seconds_left()
+        return STREAM_SECONDS if left is None else max(0.1, min(STREAM_SECONDS, left))
 
     def _check_deadline(self, error: BuilderdError | None) -> None:
         if self._deadline is not None and time.monotonic() >= self._deadline:

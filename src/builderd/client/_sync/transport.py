@@ -13,9 +13,18 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from builderd.client.connections import is_loopback
-from builderd.client.errors import NoAnswer, NotFound, TimedOut, error_in
+from builderd.client.errors import BuilderdError, NoAnswer, NotFound, TimedOut, error_in
 from builderd.client.events import Event, EventDecoder
-from builderd.client.retries import IDEMPOTENT, no_answer, repeats_error, repeats_failure, wait_before
+from builderd.client.retries import (
+    IDEMPOTENT,
+    OnRetry,
+    Retry,
+    ignore_retry,
+    no_answer,
+    repeats_error,
+    repeats_failure,
+    wait_before,
+)
 from builderd.client.waiting import sleep
 
 M = TypeVar("M", bound=BaseModel)
@@ -35,11 +44,22 @@ class Transport:
     http: httpx2.Client
     timeout: float | None
     max_retries: int
+    on_retry: OnRetry = ignore_retry
 
-    def with_options(self, timeout: float | None, max_retries: int | None) -> Transport:
+    def with_options(self, timeout: float | None, max_retries: int | None, on_retry: OnRetry | None) -> Transport:
         """Return a transport on the same connections with other limits."""
-        retries = self.max_retries if max_retries is None else max_retries
-        return replace(self, timeout=self.timeout if timeout is None else timeout, max_retries=retries)
+        return replace(
+            self,
+            timeout=self.timeout if timeout is None else timeout,
+            max_retries=self.max_retries if max_retries is None else max_retries,
+            on_retry=on_retry or self.on_retry,
+        )
+
+    def wait(self, method: str, path: str, attempt: int, error: BuilderdError) -> None:
+        """Wait before a call is sent again; ``attempt`` counts from 0."""
+        seconds = wait_before(attempt, error)
+        self.on_retry(Retry(method, path, error, attempt + 1, seconds))
+        sleep(seconds)
 
     def read(self, shape: type[M], method: str, path: str, **options: Any) -> M:
         """Return ``data`` of the answer."""
@@ -74,9 +94,10 @@ class Transport:
                     method, _path(path), headers=headers, params=given(params), timeout=self._timeout(waits), **options
                 )
             except httpx2.TransportError as broken:
+                failure = self._broken(method, path, broken)
                 if attempt == retries or not repeats_failure(broken, repeatable=safe):
-                    raise self._broken(method, path, broken) from broken
-                sleep(wait_before(attempt))
+                    raise failure from broken
+                self.wait(method, path, attempt, failure)
                 continue
             if response.is_success or response.status_code == 304:
                 return response
@@ -84,9 +105,9 @@ class Transport:
             # The first attempt, whose answer was lost, has deleted it.
             if attempt and method == "DELETE" and isinstance(error, NotFound):
                 return response
-            if attempt == retries or not repeats_error(error):
+            if attempt == retries or not repeats_error(error, self.timeout):
                 raise error
-            sleep(wait_before(attempt, error))
+            self.wait(method, path, attempt, error)
         raise AssertionError("unreachable")
 
     @contextmanager

@@ -31,7 +31,7 @@ def run(*words: str) -> Result:
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builderd.client._sync.deployments.wait_before", lambda *_: 0.05)
+    monkeypatch.setattr("builderd.client._sync.transport.wait_before", lambda *_: 0.05)
 
 
 def builders(running: Running) -> dict[str, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +181,7 @@ def test_a_call_that_the_service_does_not_know_names_both_versions(
         (Capacity(cpu=0.001, memory=0.001, disk=0.1), ["builderd ps", "builderd delete NAME"]),
     ],
 )
-def test_a_full_machine_advises_what_frees_room(
-    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, has: Capacity, advice: list[str]
-) -> None:
-    monkeypatch.setattr("builderd.client._sync.deployments.wait_before", lambda *_: 0)
+def test_a_full_machine_advises_what_frees_room(running: Running, home: Path, has: Capacity, advice: list[str]) -> None:
     running.service.engine.has = has
     as_json = run("deploy", "--yes", "--json")
     assert (as_json.exit_code, told(as_json)["code"]) == (1, "no_capacity")
@@ -190,6 +189,23 @@ def test_a_full_machine_advises_what_frees_room(
     plain = run("deploy", "--yes")
     assert plain.stderr.endswith("".join(f"Next: {step}\n" for step in advice))
     assert "doctor" not in plain.stderr
+
+
+def test_a_wait_is_told_of_on_standard_error(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("builderd.client._sync.transport.sleep", slept.append)
+    running.service.engine.ready = False
+    plain = run("deploy", "--yes")
+    assert (plain.exit_code, plain.stdout, slept) == (1, "", [5, 5])
+    told_of = re.findall(r"Trying again in 5 s, at ..:..:..\. Ctrl-C ends the wait\.", plain.stderr)
+    assert len(told_of) == 2
+    assert plain.stderr.count("The engine is not ready yet: waiting to be prepared.") == 3
+    as_json = run("deploy", "--yes", "--json")
+    assert json.loads(as_json.stdout)["code"] == "engine_unavailable"
+    waits = [json.loads(line) for line in as_json.stderr.splitlines()]
+    assert [(one["status"], one["code"], one["seconds"]) for one in waits] == [("waiting", "engine_unavailable", 5)] * 2
+    until = datetime.fromisoformat(waits[0]["until"])
+    assert 0 < (until - datetime.now(UTC)).total_seconds() <= 5
 
 
 def test_a_full_store_advises_deletion_and_another_fault_the_list_of_builders() -> None:

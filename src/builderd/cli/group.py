@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from importlib import import_module
+from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,9 @@ from builderd.cli.commands import COMMANDS, help_text
 
 #: Commands whose function has an underscore at its end, since Python has the name.
 BUILTIN = frozenset({"open", "exec"})
+
+#: Exit status after Ctrl-C.
+INTERRUPTED = 130
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +54,35 @@ class Commands(CommandGroup):
         # https://no-color.org. Commands inherit it.
         if os.environ.get("NO_COLOR"):
             ctx.color = False
-        words = [*ctx._protected_args, *ctx.args]
+        as_json = "--json" in takewhile(lambda word: word != "--", [*ctx._protected_args, *ctx.args])
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:
-            if "--json" in words:
-                click.echo(json.dumps({"status": "error", "code": "usage", "message": error.format_message()}))
-                ctx.exit(error.exit_code)
-            raise
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.exceptions.Exit, BrokenPipeError):
             raise  # BrokenPipeError: the reader of the output closed the pipe, click ends without a message
+        except (click.Abort, KeyboardInterrupt):
+            click.echo(err=True)  # after ^C or a question
+            raise click.exceptions.Exit(INTERRUPTED) from None
         except Exception as error:
-            # Imported here: a command that succeeds needs none of it.
-            shown: click.ClickException | None = import_module("builderd.cli.failures").shown(error)
+            shown = _shown(error)
             if shown is None:
+                raise
+            if as_json:
+                code = "usage" if isinstance(shown, click.UsageError) else "failed"
+                click.echo(json.dumps({"status": "error", "code": code, "message": shown.format_message()}))
+                raise click.exceptions.Exit(shown.exit_code) from error
+            if shown is error:
                 raise
             log.debug("command failed error=%s", error, exc_info=True)
             raise shown from error
+
+
+def _shown(error: Exception) -> click.ClickException | None:
+    """Return what to print for an error; None for a fault of the program, which keeps its traceback."""
+    if isinstance(error, click.ClickException):
+        return error
+    # Imported here: a command that succeeds needs none of it.
+    found: click.ClickException | None = import_module("builderd.cli.failures").shown(error)
+    return found
 
 
 def load(command: str, name: str) -> ModuleType:

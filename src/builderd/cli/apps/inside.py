@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from builderd.cli.apps.session import Session, command, named
+from builderd.cli.apps.session import Session, command, named, pairs
 from builderd.cli.command_group import CommandGroup
 from builderd.client.errors import NotFound
 
@@ -129,7 +129,7 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
     if tty:
         raise SystemExit(_on_terminal(builder, text))
     stdin = sys.stdin.read() if options["with_stdin"] else ""
-    env = dict(one.split("=", 1) for one in options["variables"] if "=" in one)
+    env = pairs(options["variables"], "--env")
     shown: dict[str, Any] = {} if session.as_json else {"on_output": _write, "on_errors": _write_error}
     done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, **shown)
     if session.as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.session import Session, command, named
+from builderd.cli.apps.session import Session, command, named, pairs
 from builderd.cli.command_group import CommandGroup
 
 if TYPE_CHECKING:
@@ -234,11 +234,8 @@ def env_list(session: Session, name: str | None) -> None:
 @click.argument("variables", nargs=-1, required=True, metavar="NAME=VALUE...")
 def env_set(session: Session, name: str, variables: Sequence[str]) -> None:
     """Set some, and keep the others."""
-    pairs = [one.partition("=") for one in variables]
-    wrong = [key for key, equals, _ in pairs if not equals]
-    if wrong:
-        raise click.UsageError(f"{wrong[0]!r} is not NAME=VALUE")
-    _change_env(session, name, lambda now: {**now, **{key: value for key, _, value in pairs}})
+    found = pairs(variables)
+    _change_env(session, name, lambda now: {**now, **found})
 
 
 @command(env)

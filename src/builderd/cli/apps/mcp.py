@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from builderd.cli.apps.session import Session, run
+from builderd.cli.apps.session import ActionRequired, Session, run
 from builderd.cli.command_group import CommandGroup
 from builderd.mcp.agent_configs import AGENTS, Agent, with_entry
 
@@ -38,6 +38,10 @@ def _serve(session: Session) -> None:
 @click.option("--with-token", is_flag=True, help="Write BUILDERD_URL and BUILDERD_TOKEN into the file, too.")
 def install(agent: str, yes: bool, with_token: bool) -> None:
     """Show the entry for an AGENT's configuration file, then write it."""
+    run(Session(), lambda: _install(agent, yes, with_token))
+
+
+def _install(agent: str, yes: bool, with_token: bool) -> None:
     path = _path(AGENTS[agent])
     try:
         before = path.read_text() if path.exists() else ""
@@ -48,8 +52,10 @@ def install(agent: str, yes: bool, with_token: bool) -> None:
     if after == before:
         click.echo("It is so already.")
         return
-    if not yes:
-        click.confirm("Write it?", abort=True)
+    if not yes and not sys.stdin.isatty():
+        raise ActionRequired("Write it?", f"builderd mcp install {agent} --yes")
+    if not yes and not click.confirm("Write it?", err=True):
+        raise click.ClickException("nothing was written")
     _write(path, after, private=with_token)
     click.echo(f"Written. Start {agent} anew.")
 

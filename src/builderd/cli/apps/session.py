@@ -251,7 +251,7 @@ def run(session: Session, function: Callable[[], None]) -> None:
         following = session.next_of(error)
         if _is_unknown_call(error):
             error.message, following = _needs_newer(session, error), [_COMPARE]
-        _fail(session, _code_of(error), _described(error, following), _told(error, following))
+        _fail(session, exit_code_of(error), _described(error, following), _told(error, following))
     except ActionRequired as needed:
         body = {"status": "action_required", "reason": needed.reason, "next": needed.next}
         _fail(session, Exit.INPUT_NEEDED, body, [f"Input needed: {needed.reason}", *_steps(needed.next)])
@@ -296,7 +296,8 @@ def _fail(session: Session, code: int, body: dict[str, Any], lines: Iterable[str
     raise SystemExit(code)
 
 
-def _code_of(error: BuilderdError) -> int:
+def exit_code_of(error: BuilderdError) -> int:
+    """Return the exit code of a command that ends with this error."""
     if isinstance(error, Unauthenticated):
         return Exit.NOT_SIGNED_IN
     if isinstance(error, TimedOut):
@@ -362,6 +363,15 @@ def command(group: click.Group | None = None, name: str | None = None, **options
         return (group or click).command(name, **options)(wrapped)
 
     return decorate
+
+
+def pairs(texts: Iterable[str], option: str = "") -> dict[str, str]:
+    """Return texts like ``NAME=VALUE`` as a dictionary. Raises ``UsageError``, which names the option."""
+    found = [text.partition("=") for text in texts]
+    for name, equals, _ in found:
+        if not name or not equals:
+            raise click.UsageError(f"{f'{option}: ' if option else ''}{name + equals!r} is not NAME=VALUE")
+    return {name: value for name, _, value in found}
 
 
 #: The builder that a command is about.

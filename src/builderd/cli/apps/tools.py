@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from builderd import __version__
-from builderd.cli.apps.session import Exit, NotSignedIn, Session, command
+from builderd.cli.apps.session import Exit, NotSignedIn, Session, command, exit_code_of, pairs
 from builderd.client.errors import BuilderdError
 
 #: Calls that lie outside of /api/v1.
@@ -30,7 +30,7 @@ def api(
 ) -> None:
     """Send any call of the API, such as: builderd api GET /builders."""
     headers = {name.strip(): value.strip() for name, _, value in (one.partition(":") for one in header)}
-    params = dict(one.split("=", 1) for one in query if "=" in one)
+    params = pairs(query, "--query")
     options: dict[str, Any] = {"headers": headers, "params": params, "waits": True}
     if data is not None:
         options["content"] = _body(data)
@@ -103,7 +103,7 @@ def _check_service(session: Session, note: Any) -> int:
         note("token", True, f"{token.name}: {', '.join(token.scopes)}")
     except BuilderdError as error:
         note("call", False, str(error))
-        return Exit.FAILED
+        return exit_code_of(error)
     return 0
 
 

@@ -25,8 +25,12 @@ def run(*words: str, **options: Any) -> Any:
     return CliRunner().invoke(builderd, ["mcp", *words], prog_name="builderd", **options)
 
 
-def test_install_shows_asks_and_writes(project: Path) -> None:
+def test_install_shows_asks_and_writes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = project / ".mcp.json"
+    unasked = run("install", "claude-code")
+    assert (unasked.exit_code, file.exists()) == (4, False)
+    assert unasked.stderr.endswith("Next: builderd mcp install claude-code --yes\n")
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
     refused = run("install", "claude-code", input="n\n")
     assert refused.exit_code == 1
     assert '"mcpServers"' in refused.output

@@ -55,7 +55,7 @@ def test_no_connection_is_5(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (result.exit_code, told(result)["code"]) == (5, "no_answer")
     assert told(result)["next"] == ["builderd doctor --client"]
     checked = run("doctor", "--client", "--json")
-    assert (checked.exit_code, told(checked)[-1]["ok"]) == (1, False)
+    assert (checked.exit_code, told(checked)[-1]["ok"]) == (5, False)
 
 
 def test_wrong_usage_is_2(home: Path) -> None:
@@ -64,6 +64,45 @@ def test_wrong_usage_is_2(home: Path) -> None:
         as_json = run(words[0], "--json", *words[1:])
         assert as_json.exit_code == 2
         assert told(as_json)["code"] == "usage"
+
+
+def test_every_error_is_one_json_object_on_request(running: Running, home: Path) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    for words, part in (
+        (["files", "rm", "my-app", "nowhere"], "nowhere"),
+        (["rollback", "my-app"], "no earlier version"),
+        (["diff", "my-app"], "no earlier version"),
+    ):
+        refused = run(*words, "--json")
+        assert (refused.exit_code, told(refused)["status"]) == (1, "error"), words
+        assert part in told(refused)["message"]
+        plain = run(*words)
+        assert (plain.exit_code, plain.stdout) == (1, "")
+    # Behind --, it is the command's own word.
+    assert run("exec", "--limit", "0", "my-app", "--", "curl", "--json").stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["exec", "my-app", "--env", "NAME", "--", "true"],
+        ["exec", "my-app", "--env", "=x", "--", "true"],
+        ["api", "GET", "/builders", "-q", "status"],
+        ["env", "set", "my-app", "A"],
+    ],
+)
+def test_a_variable_without_a_value_is_wrong_usage(running: Running, home: Path, words: list[str]) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "is not NAME=VALUE" in refused.stderr
+
+
+def test_ctrl_c_at_a_question_is_130(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
+    asked = run("deploy")
+    assert (asked.exit_code, asked.stdout) == (130, "")
+    assert "[Y/n]" in asked.stderr
 
 
 def test_nothing_is_asked_without_a_terminal(running: Running, home: Path) -> None:

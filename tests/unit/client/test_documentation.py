@@ -23,18 +23,26 @@ EXEMPT: dict[Operation, str] = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    app = tmp_path / "my-app"
+def write_folder(place: Path, main: str) -> None:
+    """Write what the examples find in their folder: an app, and an archive of it."""
+    app = place / "my-app"
     app.mkdir()
-    (app / "main.py").write_text("print('hello')\n")
-    with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as archive:
+    (app / "main.py").write_text(main)
+    with tarfile.open(place / "code.tar.gz", "w:gz") as archive:
         archive.add(app / "main.py", "main.py")
+
+
+def run_examples() -> None:
+    """Run all examples, one after the other, as one program."""
+    names: dict[str, Any] = {}
+    for number, example in enumerate(EXAMPLES):
+        exec(compile(example, f"docs/sdk.md, example {number + 1}", "exec"), names)
+    names["client"].close()
+
+
+def test_its_examples_run_and_make_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, "print('hello')\n")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_its_examples_run_and_make_every_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: set[Operation | None] = set()
     send = httpx2.Client.send
 
@@ -46,9 +54,6 @@ def test_its_examples_run_and_make_every_call(folder: Path, monkeypatch: pytest.
     with threaded_service() as running:
         monkeypatch.setenv("BUILDERD_URL", running.url)
         monkeypatch.setenv("BUILDERD_TOKEN", running.admin)
-        names: dict[str, Any] = {}
-        for number, example in enumerate(EXAMPLES):
-            exec(compile(example, f"docs/sdk.md, example {number + 1}", "exec"), names)
-        names["client"].close()
-    assert (folder / "fetched/main.py").read_text() == "print('hello')\n"
+        run_examples()
+    assert (tmp_path / "fetched/main.py").read_text() == "print('hello')\n"
     assert OPERATIONS - made == set(EXEMPT)

@@ -50,7 +50,10 @@ def _full(url: str) -> str:
 
 def _token(session: Session, url: str, from_stdin: bool) -> str:
     if from_stdin:
-        return sys.stdin.readline().strip()
+        typed = sys.stdin.readline().strip()
+        if not typed:
+            raise NotSignedIn("standard input has no token")
+        return typed
     given = os.environ.get("BUILDERD_TOKEN")
     return given or session.ask(f"Token for {url}", f"builderd login {url} --token-stdin <token-file", hidden=True)
 

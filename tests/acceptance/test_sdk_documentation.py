@@ -1,0 +1,28 @@
+"""docs/sdk.md: its examples run against a real service, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.acceptance.live_service import TINY_APP, live_service
+from tests.unit.client.test_documentation import run_examples, write_folder
+
+pytestmark = [pytest.mark.root, pytest.mark.haproxy]
+
+
+def test_the_examples_of_the_sdk_run_against_a_real_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path, TINY_APP)
+    monkeypatch.chdir(tmp_path)
+    with live_service(tmp_path / "data") as service:
+        monkeypatch.setenv("BUILDERD_URL", service.url)
+        monkeypatch.setenv("BUILDERD_TOKEN", service.make_token("sdk", "--scope", "admin"))
+        run_examples()
+        left = service.call("GET", "/builders", token=service.make_token("sdk")).json()["data"]
+    assert [one["name"] for one in left] == ["hello-again"]
+    assert (tmp_path / "fetched/main.py").read_text() == TINY_APP
+    printed = capsys.readouterr().out
+    assert "http://hello-" in printed
+    assert "not_found There is no builder with the name 'nowhere'." in printed

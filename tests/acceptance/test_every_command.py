@@ -29,7 +29,12 @@ pytestmark = [pytest.mark.root, pytest.mark.haproxy, pytest.mark.slow]
 
 SRC = str(Path(__file__).parents[2] / "src")
 FAILING = "raise RuntimeError('no database')\n"
-JOB = 'import os, sys\nos.makedirs("out")\nopen("out/r.txt", "w").write(sys.stdin.read())\nsys.exit(int(sys.argv[1]))\n'
+JOB = """\
+import os, sys
+os.makedirs("out", exist_ok=True)
+open("out/r.txt", "w").write(sys.stdin.read())
+sys.exit(int(sys.argv[1]))
+"""
 
 #: Commands and options that other tests call, for they need what this service does not have.
 ELSEWHERE = {
@@ -93,7 +98,10 @@ class Terminal:
 
     def lines(self, *words: str, **options: Any) -> list[Any]:
         """Run a stream with ``--json``."""
-        return [json.loads(line) for line in self.run(*words, "--json", **options).stdout.splitlines()]
+        at = words.index("--") if "--" in words else len(words)
+        return [
+            json.loads(line) for line in self.run(*words[:at], "--json", *words[at:], **options).stdout.splitlines()
+        ]
 
     @contextlib.contextmanager
     def process(self, *words: str, tty: bool = False) -> Iterator[subprocess.Popen[bytes]]:
@@ -292,8 +300,8 @@ def change(user: Terminal) -> None:
     user.json("env", "import", "app", "vars")
     assert user.json("env", "unset", "app", "A", "B", "C") == {"D": "4"}
     assert user.both("env", "list", "app")[0] == "D=4\n"
-    user.json("scale", "app", "--cpu", "0.5", "--memory", "0.5", "--disk", "2")
-    user.json("scale", "app", "--disk", "1", code=1)
+    user.json("scale", "app", "--cpu", "0.5", "--memory", "0.5", "--disk", "4")
+    assert user.json("scale", "app", "--disk", "1", code=1)["next"] == ["builderd status app"]
     user.both("auto-stop", "app", "30")
     user.both("clear-builds", "app")
     for _ in user.both("stop", "app"), user.both("start", "app"), user.both("restart", "app"):
@@ -308,6 +316,7 @@ def go_inside(user: Terminal) -> None:
     assert (as_json["output"], as_json["exit_code"]) == ("typed", 7)
     user.run("exec", "app", "--limit", "1", "--", "sleep 60", code=124)
     user.run("exec", "app", "--timeout", "1", "--limit", "30", "--", "sleep 20", code=124)
+    user.run("logs", "-f", "app", "--timeout", "1", code=124)
     user.run("exec", "app", "-t", "--", "true", code=2)
     user.run("shell", "app", code=2)
     for words in (["exec", "-it", "app", "--", "tty; exit 5"], ["shell", "app"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -158,6 +159,25 @@ async def test_a_deployments_waits_are_told_of_in_the_asynchronous_form_too() ->
         await client.with_options(on_retry=waits.append).builders.create("one", files=CODE)
     assert [(one.path, one.error.message) for one in waits] == [("/builders", "no")]
     await client.aclose()
+
+
+class Beats(httpx2.SyncByteStream):
+    """A stream that beats and never ends."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            time.sleep(0.02)
+            yield b": beat\n\n"
+
+
+@pytest.mark.parametrize("call", ["exec", "logs"])
+def test_a_stream_ends_at_its_timeout(call: str) -> None:
+    endless = httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Beats())
+    script = Script(data(_builder()), endless)
+    app = mocked(script, timeout=0.2).builders.get("00000000-0000-4000-8000-000000000000")
+    with pytest.raises(builderd.TimedOut):
+        app.exec("sleep 60", on_output=print) if call == "exec" else list(app.logs(follow=True))
+    assert len(script.requests) == 2
 
 
 @pytest.mark.parametrize("call", ["health", "create"])

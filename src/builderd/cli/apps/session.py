@@ -130,8 +130,11 @@ class Session:
 
     def next_of(self, error: BuilderdError) -> list[str]:
         """Return the commands that an error advises, with names in place of uuids."""
-        uuid = error.builder or ""
-        steps = [error.next_step.replace(uuid, self._names.get(uuid, uuid))] if error.next_step else []
+        # A refusal that names no builder is about the one that the command named.
+        uuid = error.builder or (next(iter(self._names)) if len(self._names) == 1 else "")
+        placeholder = error.builder or "NAME"
+        steps = [error.next_step.replace(placeholder, self._names.get(uuid, uuid or placeholder))]
+        steps = [step for step in steps if step]
         return [*steps, *_making_room(error)] if isinstance(error, NoCapacity) else steps
 
     def name(self, name: str | None) -> str:

@@ -42,7 +42,7 @@ async def execute(transport: AsyncTransport, uuid: str, command: str, options: E
     path = f"/builders/{uuid}/exec"
     if on_output is None:
         return await transport.read(Execution, "POST", path, json=body, waits=True)
-    async with transport.events("POST", path, json={**body, "stream": True}) as events:
+    async with transport.events("POST", path, json={**body, "stream": True}, deadline=transport.deadline()) as events:
         async for event in events:
             if event is None:
                 continue

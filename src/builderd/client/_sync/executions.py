@@ -42,7 +42,7 @@ def execute(transport: Transport, uuid: str, command: str, options: ExecOptions)
     path = f"/builders/{uuid}/exec"
     if on_output is None:
         return transport.read(Execution, "POST", path, json=body, waits=True)
-    with transport.events("POST", path, json={**body, "stream": True}) as events:
+    with transport.events("POST", path, json={**body, "stream": True}, deadline=transport.deadline()) as events:
         for event in events:
             if event is None:
                 continue

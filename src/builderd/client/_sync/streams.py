@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from builderd.client._sync.transport import Transport
-from builderd.client.errors import NoAnswer, Unavailable
+from builderd.client.errors import NoAnswer, TimedOut, Unavailable
 from builderd.client.events import Event
 from builderd.client.logs import RowDecoder
 from builderd.client.waiting import sleep
@@ -59,14 +59,15 @@ def follow(
     """Yield the entries of an event stream, each once, until the service ends it.
 
     A broken connection is opened again after the last entry. ``keep_start``: where there was no entry yet, after the
-    time at which the stream began. Raises ``NoAnswer`` when that fails for a minute.
+    time at which the stream began. Raises ``NoAnswer`` when that fails for a minute, and ``TimedOut`` after the
+    client's ``timeout``.
     """
     query = {**params, "follow": True}
-    opened, broken_at = False, 0.0
+    opened, broken_at, deadline = False, 0.0, transport.deadline()
     while True:
         try:
             headers = {"Last-Event-ID": last_id} if last_id else {}
-            with transport.events("GET", path, headers=headers, params=query) as events:
+            with transport.events("GET", path, headers=headers, params=query, deadline=deadline) as events:
                 opened, broken_at = True, 0.0
                 if keep_start and not last_id and query.get("since") is None and events.date:
                     query["since"] = parsedate_to_datetime(events.date)
@@ -74,6 +75,8 @@ def follow(
                     if event is not None:
                         last_id = event.id or last_id
                         yield read(event)
+        except TimedOut:
+            raise
         except (NoAnswer, Unavailable):
             now = time.monotonic()
             broken_at = broken_at or now

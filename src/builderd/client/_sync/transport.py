@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +61,10 @@ class Transport:
         seconds = wait_before(attempt, error)
         self.on_retry(Retry(method, path, error, attempt + 1, seconds))
         sleep(seconds)
+
+    def deadline(self) -> float | None:
+        """Return when a call that begins now has to end, by the monotonic clock; None without ``timeout``."""
+        return None if self.timeout is None else time.monotonic() + self.timeout
 
     def read(self, shape: type[M], method: str, path: str, **options: Any) -> M:
         """Return ``data`` of the answer."""
@@ -135,16 +140,27 @@ class Transport:
 
     @contextmanager
     def events(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        deadline: float | None = None,
+        **options: Any,
     ) -> Iterator[Events]:
-        """Open an event stream; its ``answer`` is set where the service has answered with JSON instead."""
+        """Open an event stream; its ``answer`` is set where the service has answered with JSON instead.
+
+        Raises ``TimedOut`` at the ``deadline``, at the latest with the next heartbeat after it.
+        """
+        if deadline is not None:
+            options["read_seconds"] = max(0.1, min(STREAM_SECONDS, deadline - time.monotonic()))
         accept = {"Accept": "text/event-stream", **(headers or {})}
         with self.stream(method, path, headers=accept, **options) as response:
             answer = None
             if response.headers.get("content-type", "").startswith("application/json"):
                 response.read()
                 answer = json_of(response)
-            yield Events(response, answer)
+            yield Events(response, answer, deadline)
 
     def _timeout(self, waits: bool) -> httpx2.Timeout:
         read = None if waits else ANSWER_SECONDS
@@ -159,8 +175,9 @@ class Transport:
 class Events:
     """Server-sent events of one response. A heartbeat is yielded as None."""
 
-    def __init__(self, response: httpx2.Response, answer: dict[str, Any] | None) -> None:
+    def __init__(self, response: httpx2.Response, answer: dict[str, Any] | None, deadline: float | None) -> None:
         self._response = response
+        self._deadline = deadline
         self.answer = answer
         self.request_id: str = response.headers.get("x-request-id", "")
         #: Path of the builder that the call is about.
@@ -171,6 +188,8 @@ class Events:
     def __iter__(self) -> Iterator[Event | None]:
         decoder = EventDecoder()
         for line in self._response.iter_lines():
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise TimedOut("the time is over, the service goes on", request_id=self.request_id)
             if line.startswith(":"):
                 yield None
             event = decoder.decode(line)

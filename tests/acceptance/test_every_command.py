@@ -244,8 +244,8 @@ def deploy(user: Terminal) -> None:
     assert user.service.visit(state).text == "hello"
     gates = ("--skip-review", "--skip-qa", "--fresh")
     settings = ("--build", "", "--release", "true", "--root", "", "--env-file", ".env")
-    settings += ("--entrypoint", "python3 main.py")
-    assert user.json("deploy", ".", "--name", "app", *gates, *settings, "--timeout", "300")["version"] == 2
+    start = ("--entrypoint", "python3 main.py", "--timeout", "300")
+    assert user.json("deploy", ".", "--name", "app", *gates, *settings, *start)["version"] == 2
     failed = user.run("deploy", "--yes", cwd="failing", code=1)
     assert failed.stderr.endswith("Next: builderd logs failing\n")
     assert "no database" in failed.stderr

@@ -136,7 +136,7 @@ def test_a_call_is_sent_again(first: httpx2.Response | str) -> None:
     assert len(script.requests) == 2
 
 
-def test_each_wait_is_told_of_before_it_begins() -> None:
+def test_on_retry_is_called_before_each_wait() -> None:
     waits: list[builderd.Retry] = []
     script = Script("broken", failure(503, "machine_fault", **{"Retry-After": "7"}), data(HEALTH))
     mocked(script, on_retry=waits.append).health()
@@ -148,7 +148,7 @@ def test_each_wait_is_told_of_before_it_begins() -> None:
     assert isinstance(waits[1].error, builderd.Unavailable)
 
 
-async def test_a_deployments_waits_are_told_of_in_the_asynchronous_form_too() -> None:
+async def test_on_retry_is_called_for_deployments_of_the_asynchronous_client() -> None:
     waits: list[builderd.Retry] = []
     script = Script(
         failure(429, "rate_limited", **{"Retry-After": "60"}),

@@ -230,7 +230,9 @@ def test_a_full_machine_advises_what_frees_room(running: Running, home: Path, ha
     assert "doctor" not in plain.stderr
 
 
-def test_a_wait_is_told_of_on_standard_error(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_print_their_reason_and_end_on_standard_error(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr("builderd.client._sync.transport.sleep", slept.append)
     running.service.engine.ready = False

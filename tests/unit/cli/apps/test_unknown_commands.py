@@ -60,7 +60,7 @@ def test_a_newer_service_names_the_version_to_install(
         (["token", "revok"], " Did you mean 'revoke'?"),
     ],
 )
-def test_an_unknown_command_of_a_group_is_told_likewise(
+def test_an_unknown_command_of_a_group_gets_the_same_message(
     running: Running, monkeypatch: pytest.MonkeyPatch, words: list[str], like: str
 ) -> None:
     beginning = f"No such command {words[1]!r} of 'builderd {words[0]}'.{like}"

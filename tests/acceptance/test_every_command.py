@@ -107,7 +107,8 @@ class Terminal:
     def process(self, *words: str, tty: bool = False) -> Iterator[subprocess.Popen[bytes]]:
         """A process of its own, whose output can be read while it runs; with ``tty`` its input is a terminal."""
         keyboard, ours = pty.openpty() if tty else (subprocess.DEVNULL, -1)
-        argv = [sys.executable, "-m", "builderd", *words]
+        # A shell that runs the tests in the background ignores the signal for all.
+        argv = ["env", "--default-signal=INT", sys.executable, "-m", "builderd", *words]
         process = subprocess.Popen(
             argv,
             cwd=self.home / "app",

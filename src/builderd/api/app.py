@@ -13,7 +13,8 @@ from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
-from builderd.api.server.hot_reads import HotRead, HotReads
+from builderd.api.server.hot_commands import HotCommands
+from builderd.api.server.hot_reads import HotReads
 from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
@@ -63,7 +64,7 @@ def create_app(
         await operations.close()
         app.state.body_parser.close()
 
-    app = bare_app(operations.application, meter, builders.HOT, lifespan=lifespan, openapi_url="/openapi.json")
+    app = bare_app(operations.application, meter, hot=True, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.operations = operations
     app.state.rates = operations.rates
     app.state.metrics_token = metrics_token
@@ -115,8 +116,11 @@ def metrics_app(application: Application, meter: Meter) -> FastAPI:
     return app
 
 
-def bare_app(application: Application, meter: Meter, hot: HotRead | None = None, **options: Any) -> FastAPI:
-    """An app without calls, that answers every error in the envelope and logs every request. ``hot``: of its calls."""
+def bare_app(application: Application, meter: Meter, *, hot: bool = False, **options: Any) -> FastAPI:
+    """An app without calls, that answers every error in the envelope and logs every request.
+
+    ``hot``: it will have those that are answered without the framework.
+    """
     options = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False, **options}
     app = FastAPI(title="builderd", **options)
     app.state.application = application
@@ -125,8 +129,9 @@ def bare_app(application: Application, meter: Meter, hot: HotRead | None = None,
     app.state.body_parser = BodyParser()
     app.add_middleware(Masking, application=application)
     app.add_middleware(Heads)
-    if hot is not None:
-        app.add_middleware(HotReads, hot=hot)
+    if hot:
+        app.add_middleware(HotReads, hot=builders.HOT)
+        app.add_middleware(HotCommands, hot=executions.HOT)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app

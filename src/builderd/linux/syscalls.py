@@ -14,9 +14,6 @@ import struct
 #: The process's C library; errors are in ``ctypes.get_errno()``. The only one of the package.
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
-#: Holds the interpreter's lock during a call: a child that began inside one would have to take it.
-_holding = ctypes.PyDLL(None, use_errno=True)
-_holding.syscall.restype = ctypes.c_long
 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -25,7 +22,6 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
-_SYS_CLONE3 = 435
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
@@ -34,8 +30,6 @@ _RESOLVE = 1 | 2 | 4 | 8
 #: The kernel gives up when something was renamed meanwhile.
 _RESOLVE_TRIES = 100
 
-_CLONE_PARENT = 0x8000
-CLONE_NEWTIME = 0x80
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
@@ -43,16 +37,6 @@ CLONE_NEWIPC = 0x0800_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
-ALL_NAMESPACES = (
-    CLONE_NEWTIME
-    | CLONE_NEWNS
-    | CLONE_NEWCGROUP
-    | CLONE_NEWUTS
-    | CLONE_NEWIPC
-    | CLONE_NEWUSER
-    | CLONE_NEWPID
-    | CLONE_NEWNET
-)
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -73,11 +57,7 @@ _MOUNT_ATTR_IDMAP = 0x10_0000
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
-_PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
-_CAP_VERSION_3 = 0x2008_0522
 
 
 def check(result: int, action: str) -> int:
@@ -185,31 +165,6 @@ def forbid_new_privileges() -> None:
 def forbid_tracing() -> None:
     """Let no process without a capability of the host's read this one's memory, files or program (PR_SET_DUMPABLE)."""
     check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "forbid tracing")
-
-
-def limit_capabilities() -> None:
-    """Empty the bounding set: no program that this process starts has a capability (PR_CAPBSET_DROP)."""
-    for capability in range(64):
-        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
-            if capability and ctypes.get_errno() == errno.EINVAL:
-                return  # the kernel knows no more
-            check(-1, "limit capabilities")
-
-
-def drop_capabilities() -> None:
-    """Give up all capabilities of this process, for good once it is no more root (capset(2), PR_CAP_AMBIENT)."""
-    header, none = struct.pack("Ii", _CAP_VERSION_3, 0), bytes(24)
-    check(libc.capset(header, none), "give up capabilities")
-    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "give up ambient capabilities")
-
-
-def clone_beside() -> int:
-    """Fork a child of this process's parent (clone3(2), CLONE_PARENT); return 0 in it, and its pid here.
-
-    Only for a process with one thread whose child executes a program soon.
-    """
-    arguments = struct.pack("QQQQQQQQ", _CLONE_PARENT, 0, 0, 0, 0, 0, 0, 0)
-    return check(_holding.syscall(_SYS_CLONE3, arguments, ctypes.c_size_t(len(arguments))), "clone")
 
 
 def open_beneath(folder: int, path: str, flags: int) -> int:

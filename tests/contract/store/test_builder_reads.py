@@ -6,15 +6,16 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
-from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, make_builder, make_token, make_version
+from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, make_builder, make_sandbox, make_token, make_version
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.ids import BuilderId, TokenId, new_id
 from builderd.domain.prices import Billing, Segment, Sum
+from builderd.domain.sandboxes import EndCause, SandboxEnd
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.builder_reads import BuilderRead
+from builderd.ports.store.builder_reads import BuilderRead, CommandRead
 
 TOKEN = make_token(last_used_at=NOW)
 
@@ -98,3 +99,35 @@ async def test_costs_are_the_exact_sum_of_all_months_and_the_open_segment(store:
     found = await _read(store, builder.id)
     assert found is not None
     assert found.spent == (await store.read(lambda uow: uow.ledger.totals([builder.id], NOW)))[builder.id]
+
+
+async def test_for_a_command_token_builder_and_open_sandbox_are_read_together(store: Store) -> None:
+    builder, without, other = make_builder(spare_disks=("x",)), make_builder(), make_builder()
+    now = make_sandbox(builder.id, attempt=2, started_at=NOW, release=True)
+    ended = make_sandbox(builder.id, end=SandboxEnd(EndCause.STOPPED, None, NOW))
+    await store.write(lambda uow: uow.tokens.add(TOKEN))
+    for one in (builder, without, other):
+        await _add(store, one)
+
+    def add(uow: UnitOfWork) -> None:
+        for sandbox in (ended, make_sandbox(builder.id, attempt=3, trial=True), now, make_sandbox(other.id)):
+            uow.sandboxes.add(sandbox)
+
+    await store.write(add)
+    for one, sandbox in ((builder, now), (without, None)):
+        found = await store.read(lambda uow, of=one.id: uow.builder_reads.for_command(TOKEN.secret_hash, of))
+        assert found == CommandRead(TOKEN, one, sandbox)
+        assert sandbox == await store.read(lambda uow, of=one.id: uow.sandboxes.open_of(of))
+
+
+async def test_for_a_command_foreign_and_deleted_builders_are_not_read(store: Store) -> None:
+    await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
+    foreign, deleted = make_builder(tenant_id=OTHER_TENANT.id), make_builder(desired=Desired.DELETED)
+    revoked = replace(TOKEN, revoked_at=NOW)
+    await store.write(lambda uow: uow.tokens.add(revoked))
+    for builder in (foreign, deleted):
+        await _add(store, builder)
+        await store.write(lambda uow, of=builder.id: uow.sandboxes.add(make_sandbox(of)))
+        found = await store.read(lambda uow, of=builder.id: uow.builder_reads.for_command(TOKEN.secret_hash, of))
+        assert found == CommandRead(revoked, None, None)
+    assert await store.read(lambda uow: uow.builder_reads.for_command("c" * 64, foreign.id)) is None

@@ -21,7 +21,6 @@ from tests.integration.oci.test_pool import reserved
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime import executions, pool
-from builderd.adapters.engines.oci.runtime.join import SYS_SECCOMP
 from builderd.adapters.engines.oci.runtime.joined import can_join
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.processes import ProcessSpec, shell
@@ -220,10 +219,6 @@ async def test_a_command_of_a_killed_launcher_is_cut_off_and_the_next_one_works(
     with pytest.raises(EngineUnavailable):
         await begun
     assert (await execute(engine, spec.id, "ls -A /app", ENGINE_TIMEOUT, 100)).output == ""
-
-
-def test_filters_can_be_set_on_both_architectures() -> None:
-    assert SYS_SECCOMP == {"x86_64": 317, "aarch64": 277}
 
 
 STRAYS = textwrap.dedent("""

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from builderd.adapters.engines.oci.runtime.joiner import ensure_joiner
 from builderd.adapters.engines.oci.runtime.requests import MAX_DESCRIPTORS, MAX_PACKET, NO_REQUEST
 
 SERVER = """
 import socket, sys
 from builderd.adapters.engines.oci.runtime.launcher import Server
-Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+Server(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()
 """
 RUN: dict[str, Any] = {
     "op": "run",
@@ -54,13 +55,13 @@ MANY = 2000
 class Attacked:
     """A launcher's server in a process of its own, for all attacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, joiner: str) -> None:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.ours.settimeout(60)
         with theirs:
-            command = [sys.executable, "-c", SERVER, str(theirs.fileno())]
+            command = [sys.executable, "-c", SERVER, str(theirs.fileno()), joiner]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self.send(request(1, {"op": "kill", "name": "none"}))
         assert self.answer() == {"id": 1}
@@ -85,9 +86,11 @@ class Attacked:
         assert Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text() == ""
 
 
-@pytest.fixture(scope="module")
-def attacked() -> Iterator[Attacked]:
-    attacked = Attacked()
+@pytest.fixture(scope="module", params=["with a joining program", "without one"])
+def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    joiner = ensure_joiner(tmp_path_factory.mktemp("host")) if request.param == "with a joining program" else ""
+    assert joiner is not None
+    attacked = Attacked(str(joiner))
     with contextlib.closing(attacked.ours):
         yield attacked
     assert attacked.process.wait(60) == 0, "it ends with the service"

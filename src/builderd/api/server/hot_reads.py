@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +28,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
 _BEARER = re.compile(rb"bearer (\S+)", re.IGNORECASE)
+_COLD = frozenset({masking.HEADER.lower().encode()})
 #: Tokens whose tenant is remembered, for nothing but its place in the queue.
 MAX_KNOWN = 10_000
 
@@ -73,18 +74,11 @@ class HotReads:
         path = self._hot.path.fullmatch(scope["path"])
         if path is None:
             return None
-        secret = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                secret = secret or _BEARER.fullmatch(value)
-                if secret is None:
-                    return None
-            elif name == masking.HEADER.lower().encode():
-                return None
-        return (path[1], secret[1].decode("latin-1")) if secret is not None else None
+        secret = match_bearer(scope["headers"], _COLD)
+        return (path[1], secret) if secret is not None else None
 
     async def _answer(self, request: Request, parameter: str, secret: str) -> Response | None:
-        request.scope["route"] = self._route or self._find_route(request)
+        self._route = request.scope["route"] = self._route or find_route(request, self._hot.route, "GET")
         try:
             return await self._read(request, parameter, secret)
         except BuilderdError as error:
@@ -122,8 +116,21 @@ class HotReads:
             self._tenants.popitem(last=False)
         return found
 
-    def _find_route(self, request: Request) -> object:
-        """Return the call's route, by whose path the request is counted."""
-        routes = (route for route in request.app.routes if getattr(route, "path", "") == self._hot.route)
-        self._route = next(route for route in routes if "GET" in getattr(route, "methods", ()))
-        return self._route
+
+def match_bearer(headers: Iterable[tuple[bytes, bytes]], cold: Container[bytes]) -> str | None:
+    """Return the secret of the one bearer token; None too if there is a header of these ``cold`` names."""
+    secret = None
+    for name, value in headers:
+        if name == b"authorization":
+            secret = secret or _BEARER.fullmatch(value)
+            if secret is None:
+                return None
+        elif name in cold:
+            return None
+    return secret[1].decode("latin-1") if secret is not None else None
+
+
+def find_route(request: Request, path: str, method: str) -> object:
+    """Return the call's route, by whose path the request is counted."""
+    routes = (route for route in request.app.routes if getattr(route, "path", "") == path)
+    return next(route for route in routes if method in getattr(route, "methods", ()))

@@ -9,6 +9,7 @@ from typing import Protocol
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId
 from builderd.domain.prices import Sum
+from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Version
 
@@ -27,9 +28,21 @@ class BuilderRead:
     has_backups: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CommandRead:
+    """A token, and a live builder of its tenant with its open sandbox, which is of no trial."""
+
+    token: Token
+    builder: Builder | None
+    sandbox: Sandbox | None
+
+
 class BuilderReads(Protocol):
     def by_secret(self, secret_hash: str, builder: BuilderId, now: datetime, max_size: int) -> BuilderRead | None:
         """Return the token of this secret, valid or not, and the builder; None without such a token.
 
         ``max_size``: characters that the version's variables and input may have together.
         """
+
+    def for_command(self, secret_hash: str, builder: BuilderId) -> CommandRead | None:
+        """Return the token of this secret, valid or not, and the builder; None without such a token."""

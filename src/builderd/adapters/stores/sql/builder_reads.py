@@ -9,12 +9,22 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Text, and_, bin
 
 from builderd.adapters.stores.sql.builders import BUILDER_COLUMNS, read_builder
 from builderd.adapters.stores.sql.ledger import read_segment
-from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, tokens, versions
+from builderd.adapters.stores.sql.sandboxes import read_sandbox
+from builderd.adapters.stores.sql.tables import (
+    LIVE,
+    backups,
+    builders,
+    ledger,
+    ledger_months,
+    sandboxes,
+    tokens,
+    versions,
+)
 from builderd.adapters.stores.sql.tokens import read_token
 from builderd.adapters.stores.sql.versions import read_version
 from builderd.domain.ids import BuilderId
 from builderd.domain.prices import Sum, total
-from builderd.ports.store.builder_reads import BuilderRead
+from builderd.ports.store.builder_reads import BuilderRead, CommandRead
 
 _id: BindParameter[str] = bindparam("builder")
 
@@ -34,18 +44,26 @@ _PARTS = (tuple(tokens.c), BUILDER_COLUMNS, tuple(versions.c), _segment)
 _amounts = cast(ledger_months.c.running, Text) + " " + cast(ledger_months.c.paid, Text)
 _months = select(func.aggregate_strings(_amounts, ",")).where(ledger_months.c.builder_id == _id).scalar_subquery()
 _has_backups = exists().where(backups.c.builder_id == _id)
+_is_of_token = and_(builders.c.id == _id, builders.c.tenant_id == tokens.c.tenant_id, text(f"builders.{LIVE}"))
 _READ = (
     select(*(column for part in _PARTS for column in part), _months, _has_backups)
     .select_from(tokens)
-    .outerjoin(
-        builders, and_(builders.c.id == _id, builders.c.tenant_id == tokens.c.tenant_id, text(f"builders.{LIVE}"))
-    )
+    .outerjoin(builders, _is_of_token)
     .outerjoin(
         versions, and_(versions.c.builder_id == builders.c.id, versions.c.number == builders.c.version, _is_small)
     )
     .outerjoin(ledger, and_(ledger.c.builder_id == builders.c.id, ledger.c.ended_at.is_(None)))
     .where(tokens.c.secret_hash == bindparam("secret_hash"))
 )
+_is_open = and_(sandboxes.c.builder_id == builders.c.id, sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
+_COMMAND = (
+    select(*tokens.c, *BUILDER_COLUMNS, *sandboxes.c)
+    .select_from(tokens)
+    .outerjoin(builders, _is_of_token)
+    .outerjoin(sandboxes, _is_open)
+    .where(tokens.c.secret_hash == bindparam("secret_hash"))
+)
+_SANDBOX_NAMES = tuple(column.name for column in sandboxes.c)
 _TOKEN_NAMES, _VERSION_NAMES, _SEGMENT_NAMES = (
     tuple(column.key for column in part) for part in (_PARTS[0], _PARTS[2], _PARTS[3])
 )
@@ -73,3 +91,14 @@ class BuilderReads:
         if of_segment[0] is not None:
             spent += total([read_segment(dict(zip(_SEGMENT_NAMES, of_segment, strict=True)))], now)
         return BuilderRead(token, read_builder(of_builder), version, spent, bool(row[-1]))
+
+    def for_command(self, secret_hash: str, builder: BuilderId) -> CommandRead | None:
+        row = self._connection.execute(_COMMAND, {"secret_hash": secret_hash, "builder": builder}).first()
+        if row is None:
+            return None
+        of_token, of_builder, of_sandbox = row[: _ENDS[0]], row[_ENDS[0] : _ENDS[1]], row[_ENDS[1] :]
+        return CommandRead(
+            read_token(dict(zip(_TOKEN_NAMES, of_token, strict=True))),
+            read_builder(of_builder) if of_builder[0] is not None else None,
+            read_sandbox(dict(zip(_SANDBOX_NAMES, of_sandbox, strict=True))) if of_sandbox[0] is not None else None,
+        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, RowMapping, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Integer, bindparam, case, delete, func, insert, select, update
 
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import builders, sandboxes
@@ -79,7 +79,7 @@ class Sandboxes:
 
     def get(self, sandbox: SandboxId) -> Sandbox | None:
         row = self._connection.execute(_BY_ID, {"id": sandbox}).mappings().first()
-        return _sandbox(row) if row else None
+        return read_sandbox(row) if row else None
 
     def save(self, sandbox: Sandbox) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
@@ -88,23 +88,23 @@ class Sandboxes:
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
         row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
-        return _sandbox(row) if row else None
+        return read_sandbox(row) if row else None
 
     def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
-        return [_sandbox(row) for row in self._connection.execute(_OPEN_OF_ALL, {"builders": builders}).mappings()]
+        return [read_sandbox(row) for row in self._connection.execute(_OPEN_OF_ALL, {"builders": builders}).mappings()]
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
-        return [_sandbox(row) for row in self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings()]
+        return [read_sandbox(row) for row in self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings()]
 
     def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
         rows = self._connection.execute(_OF_GENERATION, {"builder": builder, "generation": generation}).mappings()
-        return [_sandbox(row) for row in rows]
+        return [read_sandbox(row) for row in rows]
 
     def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
         rows = self._connection.execute(
             _OPEN_OR_OF_GENERATION, {"builder": builder, "generation": generation}
         ).mappings()
-        return [_sandbox(row) for row in rows]
+        return [read_sandbox(row) for row in rows]
 
     def expire(self, before: datetime, limit: int) -> int:
         return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
@@ -124,7 +124,8 @@ def _row(sandbox: Sandbox) -> dict[str, Any]:
     }
 
 
-def _sandbox(row: RowMapping) -> Sandbox:
+def read_sandbox(row: Mapping[Any, Any]) -> Sandbox:
+    """Return the sandbox of a row, by the names of its columns."""
     values = dict(row)
     cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
     generation = values.pop("run")  # a selected column comes by its name, not by its key

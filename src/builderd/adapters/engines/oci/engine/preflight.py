@@ -31,6 +31,7 @@ PROGRAMS = (
     ("mmdebstrap", "mmdebstrap", "the base root file system cannot be made", True),
     ("runc", "runc", "none where crun is there; it starts sandboxes some 30 ms slower", False),
     ("restic", "restic", "apps have no backups", False),
+    ("tcc", "tcc", "commands in apps begin some 8 ms later", False),
     ("runsc", "runsc", '"isolation": "strong" is refused', False),
 )
 #: The kernel that first had simple quotas on btrfs.

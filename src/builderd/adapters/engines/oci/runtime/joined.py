@@ -6,14 +6,12 @@ For crun's sandboxes, and for commands without a terminal. All others begin by t
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import platform
-from typing import Any
+from collections.abc import Sequence
 
 from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE
 from builderd.adapters.engines.oci.runtime.execute import HANG_UP_SECONDS, Execution
-from builderd.adapters.engines.oci.runtime.join import READY, SYS_SECCOMP
+from builderd.adapters.engines.oci.runtime.join import READY
 from builderd.adapters.engines.oci.runtime.launching import Ended
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
@@ -29,13 +27,26 @@ _SEARCH = ("-c", 'exec "$@"')
 
 def can_join(runs: Runs, record: Record, spec: ProcessSpec) -> bool:
     """Return True if the launcher can start this command itself: crun has kept the filter of its system calls."""
-    if spec.window is not None or record.runtime != "crun" or platform.machine() not in SYS_SECCOMP:
+    if spec.window is not None or record.runtime != "crun" or runs.launcher.joiner is None:
         return False
     return os.path.exists(_filter_of(runs, record))  # noqa: PTH110
 
 
 def _filter_of(runs: Runs, record: Record) -> str:
     return f"{runs.commands.runtime(record).root}/{record.id}/seccomp.bpf"
+
+
+def encode(
+    numbers: Sequence[int | str], folder: str, groups: Sequence[str], argv: Sequence[str], env: Sequence[str]
+) -> bytes:
+    """Return a document as ``join.c`` reads it. Raises ``ValueError`` for what no program can be given."""
+    texts = [*map(str, numbers), folder]
+    for listed in (groups, argv, env):
+        texts += (str(len(listed)), *listed)
+    document = b"\0".join(map(os.fsencode, texts))
+    if document.count(b"\0") != len(texts) - 1:
+        raise ValueError("embedded null byte")
+    return document + b"\0"
 
 
 def _in_memory(document: bytes) -> int:
@@ -70,8 +81,7 @@ class JoinedExecution(Execution):
         except FileNotFoundError:
             raise InvalidState("The sandbox does not run.") from None
         self._in_group = True
-        document = self._make_document(user, env, groups)
-        self._join(json.dumps(document).encode())
+        self._join(self._make_document(user, env, groups))
         async with self._in_time():
             report = await self._read_report()
             if report != READY:
@@ -83,22 +93,19 @@ class JoinedExecution(Execution):
         self._runs.cgroups.close_inner(self._name)
         await super().end(timeout)
 
-    def _make_document(self, user: int, env: dict[str, str], groups: list[str]) -> dict[str, Any]:
-        process = self._record.process
+    def _make_document(self, user: int, env: dict[str, str], groups: list[str]) -> bytes:
+        process, folder, argv = self._record.process, self._spec.folder, self._spec.argv
         assert process, "it runs"
-        argv = self._spec.argv
-        return {
-            "pid": process.pid,
-            "started": process.started,
-            "groups": groups,
-            "filter": _filter_of(self._runs, self._record),
-            "oom_score": OOM_SCORE,
-            "files": open_files(),
-            "user": user,
-            "argv": argv if argv[0] == _SHELL else (_SHELL, *_SEARCH, self._spec.folder, *argv),
-            "env": {"PWD": self._spec.folder, **env},
-            "cwd": self._spec.folder,
-        }
+        try:
+            return encode(
+                (process.pid, process.started, OOM_SCORE, open_files(), user, _filter_of(self._runs, self._record)),
+                folder,
+                groups,
+                argv if argv[0] == _SHELL else (_SHELL, *_SEARCH, folder, *argv),
+                [f"{name}={value}" for name, value in {"PWD": folder, **env}.items()],
+            )
+        except ValueError as error:
+            raise InvalidState(f"The command could not be started: {error}") from error
 
     def _join(self, document: bytes) -> None:
         """Ask the launcher. The document holds secrets: it goes through memory, and the launcher itself never reads it.
@@ -130,7 +137,9 @@ class JoinedExecution(Execution):
             case "folder":
                 raise self._no_folder
             case "failed":
-                raise InvalidState(f"The command could not be started: {text}")
+                number, _, action = text.partition(" ")
+                reason = f"{action}: {os.strerror(int(number))}" if int(number) else action
+                raise InvalidState(f"The command could not be started: {reason}")
         self._ended.result()  # the launcher or the joining process was killed, or the launcher could not fork
         raise InvalidState("The sandbox has ended.")
 

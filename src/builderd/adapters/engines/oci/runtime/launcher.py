@@ -10,7 +10,7 @@ and answers one JSON request per packet (``requests.py``); of a damaged one it d
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
-``join``    start a program in a running sandbox (``join.py``). Answers when it has ended, with its exit status.
+``join``    start a program in a running sandbox (``join.c``). Answers when it has ended, with its exit status.
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
@@ -36,7 +36,7 @@ from typing import Any
 
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
-from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, join, reap_strays
+from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, reap_strays, start_joining
 from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, open_pipes, user_namespace, write
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
@@ -64,8 +64,11 @@ MAX_ERROR = 4096
 
 
 class Server:
-    def __init__(self, control: socket.socket) -> None:
+    """``joiner`` is the compiled program of ``join.c``."""
+
+    def __init__(self, control: socket.socket, joiner: str = "") -> None:
         self._control = control
+        self._joiner = joiner
         #: By the sandbox's first uid: namespaces by the id on disk that they show as that uid.
         self._maps: dict[int, dict[int, int]] = {}
         #: Those that have a name, for as long as they run.
@@ -204,9 +207,7 @@ class Server:
 
     def _join(self, request: Message, descriptors: list[int]) -> None:
         told, tell = open_pipes(1)
-        pid = fork_or_close(told, tell)
-        if pid == 0:
-            join(descriptors, tell)
+        pid = start_joining(self._joiner, descriptors, told, tell)
         os.close(tell)
         self._watch(pid, partial(self._joined, request, pid, told), told)
         self._named[request["name"]] = pid
@@ -323,7 +324,7 @@ def describe(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve on the descriptor named by the first argument."""
+    """Serve on the descriptor named by the first argument; the second is the joining program, or empty."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *IGNORED}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -336,7 +337,7 @@ def main() -> None:
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()
-    Server(control).serve()
+    Server(control, sys.argv[2]).serve()
 
 
 if __name__ == "__main__":

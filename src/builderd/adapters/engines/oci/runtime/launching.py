@@ -54,10 +54,11 @@ class Program:
 
 
 class Launcher:
-    """One launcher process, for one event loop. ``run_dir`` must hold its mounts before the first request."""
+    """One launcher process, for one event loop."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self) -> None:
+        #: Program by which ``join`` works; set before the first request. None: there is none on this machine.
+        self.joiner: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -105,7 +106,7 @@ class Launcher:
         """Run a program in a running sandbox to its end; return its exit status, negative for a signal.
 
         ``descriptors``, which this call closes in any case: its three streams, the end of a pipe to which its report is
-        written, and its document, as ``join.join`` reads them. ``name`` is for ``kill``.
+        written, and its document, as ``join.c`` reads them. ``name`` is for ``kill``.
         """
         answer = await self._ask({"op": "join", "name": name}, descriptors)
         return int(answer["status"])
@@ -156,7 +157,7 @@ class Launcher:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-m", _MODULE, str(theirs.fileno()), str(self._run_dir)],
+                [sys.executable, "-s", "-S", "-m", _MODULE, str(theirs.fileno()), str(self.joiner or "")],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -172,7 +172,8 @@ class Runs:
 
     async def record_after_exit(self, record: Record) -> Record:
         """Return the newest record; of a dead first process only after the shim has written its exit file."""
-        if self.is_running(record) and record.process and not record.process.alive:
+        # Asked first: usually it is alive, and one file says so.
+        if record.process and not record.process.alive and self.is_running(record):
             await self.exits.wait(record.id, SHIM_SECONDS)
         return self._newest(record)
 

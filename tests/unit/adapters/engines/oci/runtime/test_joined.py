@@ -79,9 +79,10 @@ def be_killed() -> int:
         (b"", be_killed, KILLED),
         (b"", lambda: 127, InvalidState("The sandbox has ended.")),
         (b"ended it is gone", lambda: 127, InvalidState("The sandbox has ended.")),
-        (READY + b"failed no rights", lambda: 127, InvalidState("The command could not be started: no rights")),
+        (READY + b"failed 0 no rights", lambda: 127, InvalidState("The command could not be started: no rights")),
+        (b"failed 1 enter", lambda: 127, InvalidState("The command could not be started: enter: " + os.strerror(1))),
     ],
-    ids=["killed", "silent", "ended", "failed"],
+    ids=["killed", "silent", "ended", "failed", "refused"],
 )
 async def test_a_killed_joining_process_is_not_blamed_on_the_sandbox(
     tmp_path: Path, report: bytes, end: Callable[[], int], error: BuilderdError

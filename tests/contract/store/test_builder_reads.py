@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, make_builder, make_sandbox, make_token, make_version
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.ids import BuilderId, TokenId, new_id
 from builderd.domain.prices import Billing, Segment, Sum
-from builderd.domain.sandboxes import EndCause, SandboxEnd
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import Store, UnitOfWork
@@ -101,6 +102,18 @@ async def test_costs_are_the_exact_sum_of_all_months_and_the_open_segment(store:
     assert found.spent == (await store.read(lambda uow: uow.ledger.totals([builder.id], NOW)))[builder.id]
 
 
+async def _read_for_command(store: Store, builder: BuilderId) -> CommandRead | None:
+    return await store.read(lambda uow: uow.builder_reads.for_command(TOKEN.secret_hash, builder))
+
+
+async def _open_of(store: Store, builder: BuilderId) -> Sandbox | None:
+    return await store.read(lambda uow: uow.sandboxes.open_of(builder))
+
+
+def _add_sandbox(sandbox: Sandbox, uow: UnitOfWork) -> None:
+    uow.sandboxes.add(sandbox)
+
+
 async def test_for_a_command_token_builder_and_open_sandbox_are_read_together(store: Store) -> None:
     builder, without, other = make_builder(spare_disks=("x",)), make_builder(), make_builder()
     now = make_sandbox(builder.id, attempt=2, started_at=NOW, release=True)
@@ -115,9 +128,8 @@ async def test_for_a_command_token_builder_and_open_sandbox_are_read_together(st
 
     await store.write(add)
     for one, sandbox in ((builder, now), (without, None)):
-        found = await store.read(lambda uow, of=one.id: uow.builder_reads.for_command(TOKEN.secret_hash, of))
-        assert found == CommandRead(TOKEN, one, sandbox)
-        assert sandbox == await store.read(lambda uow, of=one.id: uow.sandboxes.open_of(of))
+        assert await _read_for_command(store, one.id) == CommandRead(TOKEN, one, sandbox)
+        assert sandbox == await _open_of(store, one.id)
 
 
 async def test_for_a_command_foreign_and_deleted_builders_are_not_read(store: Store) -> None:
@@ -127,7 +139,7 @@ async def test_for_a_command_foreign_and_deleted_builders_are_not_read(store: St
     await store.write(lambda uow: uow.tokens.add(revoked))
     for builder in (foreign, deleted):
         await _add(store, builder)
-        await store.write(lambda uow, of=builder.id: uow.sandboxes.add(make_sandbox(of)))
-        found = await store.read(lambda uow, of=builder.id: uow.builder_reads.for_command(TOKEN.secret_hash, of))
-        assert found == CommandRead(revoked, None, None)
+        sandbox = make_sandbox(builder.id)
+        await store.write(partial(_add_sandbox, sandbox))
+        assert await _read_for_command(store, builder.id) == CommandRead(revoked, None, None)
     assert await store.read(lambda uow: uow.builder_reads.for_command("c" * 64, foreign.id)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def join(program: Path, document: bytes) -> tuple[bytes, bytes, int]:
-    """Return the report, what was told of a pid, and the exit code."""
+    """Return the report, the pid that was written, and the exit code."""
     (report, write), (told, tell) = os.pipe(), os.pipe()
     streams = [os.open("/dev/null", os.O_RDWR) for _ in range(3)]
     memory = _in_memory(document)
@@ -140,12 +141,12 @@ def test_without_the_compiler_or_on_another_machine_there_is_none(
     monkeypatch.setattr(joiner, "SEARCH_PATH", str(tmp_path))
     assert ensure_joiner(tmp_path) is None
     monkeypatch.undo()
-    monkeypatch.setattr(joiner.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert ensure_joiner(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_compiler_that_fails_leaves_nothing_and_is_told(
+def test_a_failed_compilation_is_logged_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = tmp_path / "join.c"

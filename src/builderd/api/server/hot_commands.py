@@ -108,14 +108,14 @@ class Arrived:
 
     def take(self) -> bytes | None:
         """Return the whole body, None unless it has arrived."""
-        body = b""
+        body = bytearray()
         while len(body) <= TINY_BYTES:
             message = self._next()
             if message is None or message["type"] != "http.request":
                 return None
             body += message.get("body", b"")
             if not message.get("more_body"):
-                return body
+                return bytes(body)
         return None
 
     def _next(self) -> Message | None:

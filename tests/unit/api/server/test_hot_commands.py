@@ -36,7 +36,7 @@ async def path(service: Service) -> str:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each body that was asked for whether it had arrived."""
+    """Record of the bodies that were looked for: True where one had arrived."""
     found, take = [], hot_commands.Arrived.take
 
     def noted(self: hot_commands.Arrived) -> bytes | None:
@@ -200,7 +200,7 @@ async def test_a_caller_without_a_token_is_refused_before_its_body_came(service:
         (17, (b"builderd-mask", b"credentials")),
     ],
 )
-async def test_what_is_not_plain_goes_on_to_the_call(
+async def test_requests_that_are_not_plain_go_on_to_the_call(
     service: Service, path: str, seen: list[bool], length: int, header: tuple[bytes, bytes]
 ) -> None:
     cold = Sent(service, path, length, header)

@@ -18,7 +18,7 @@ IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def start_joining(joiner: str, descriptors: Sequence[int], told: int, tell: int) -> int:
-    """Execute the joining program and return its pid; it writes that of what it starts to ``tell``.
+    """Execute the joining program and return its pid; it writes the started program's pid to ``tell``.
 
     No page of this process is copied for it (posix_spawn(3)). Closes ``told`` and ``tell`` when it cannot be executed.
     """

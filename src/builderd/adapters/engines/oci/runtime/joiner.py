@@ -36,7 +36,7 @@ def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
     if program.exists():
         return program
     if compiler is None:
-        log.info("commands begin by the runtime's exec: install %s", COMPILER)
+        log.info("joining program not compiled, commands begin by the runtime's exec missing=%s", COMPILER)
         return None
     program.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:

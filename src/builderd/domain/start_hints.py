@@ -11,9 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from builderd.domain.bundles import Bundle
-
-#: Only this many bytes of a manifest are read.
-MAX_MANIFEST_BYTES = 1_000_000
+from builderd.domain.script_hints import MAX_MANIFEST_BYTES, script_hint
 
 _NAME = r"[A-Za-z0-9_@][A-Za-z0-9_.@/+-]{0,100}"
 #: Messages of dash, bash and env(1) for a command that is not found.
@@ -101,6 +99,8 @@ NODE_COMMANDS = {
 }
 #: Installers that sandboxes lack, and the file that names packages instead.
 INSTALLERS = {"pip": "requirements.txt", "pip3": "requirements.txt", "pipx": "requirements.txt"}
+#: Tools that run scripts of package.json, as npm does, which is there.
+SCRIPT_TOOLS = frozenset({"yarn", "pnpm", "bun"})
 #: Tools that many expect and that sandboxes lack.
 ABSENT_TOOLS = frozenset(
     {
@@ -127,9 +127,6 @@ ABSENT_TOOLS = frozenset(
         "vi",
         "vim",
         "wget",
-        "yarn",
-        "pnpm",
-        "bun",
         "deno",
         "ruby",
         "php",
@@ -137,15 +134,14 @@ ABSENT_TOOLS = frozenset(
 )
 
 
-def start_hint(lines: Sequence[str], bundle: Bundle | None) -> str:
-    """Return a sentence that names what was missing and where to add it; empty if the lines do not tell."""
+def start_hint(lines: Sequence[str], bundle: Bundle | None, root: str = "") -> str:
+    """Return a sentence that names what was missing and where to add it; empty if the lines do not tell.
+
+    ``root`` is the app's folder within the code; the bundle has the files of that folder.
+    """
     for line in reversed(lines):
-        if match := _COMMAND.search(line):
-            return _for_command(match["dash"] or match["env"], bundle)
-        if match := _PYTHON.search(line):
-            return _for_module(match["name"], bundle)
-        if match := _NODE.search(line):
-            return _for_package(match["name"], bundle)
+        if found := _missing(line, bundle, root):
+            return found
         if (match := _VARIABLE.search(line)) and bundle is not None and bundle.file(".env") is not None:
             return _for_variable(match["name"])
         if _FULL.search(line):
@@ -153,6 +149,21 @@ def start_hint(lines: Sequence[str], bundle: Bundle | None) -> str:
         if _IN_USE.search(line):
             return "The app listens on that port already: start one server in it, or give each a port of its own."
     return ""
+
+
+def build_hint(lines: Sequence[str], bundle: Bundle, root: str = "") -> str:
+    """Return the same for a build command, of what was missing alone: its disk and ports are not the app's."""
+    return next(filter(None, (_missing(line, bundle, root) for line in reversed(lines))), "")
+
+
+def _missing(line: str, bundle: Bundle | None, root: str) -> str:
+    if match := _COMMAND.search(line):
+        return _for_command(match["dash"] or match["env"], bundle)
+    if match := _PYTHON.search(line):
+        return _for_module(match["name"], bundle)
+    if match := _NODE.search(line):
+        return _for_package(match["name"], bundle)
+    return script_hint(line, bundle, root)
 
 
 def _for_variable(name: str) -> str:
@@ -175,6 +186,10 @@ def _for_command(name: str, bundle: Bundle | None) -> str:
         return (
             f"Sandboxes have no {name}: add the package to {INSTALLERS[name]} and deploy again, which installs it for "
             "every start."
+        )
+    if name in SCRIPT_TOOLS:
+        return (
+            f"Sandboxes have no {name}: npm run NAME runs the same scripts of package.json (npm start, npm run build)."
         )
     if name in ABSENT_TOOLS:
         return f"Sandboxes have no {name}: do without it, or bring a program of yours among the files."

@@ -22,7 +22,7 @@ async def hint_of(application: Application, version: Version, lines: Sequence[st
     except KeyError:
         bundle = None
     code = folder_of(bundle, version.settings.root) if bundle else None
-    return await asyncio.to_thread(start_hint, lines, code)
+    return await asyncio.to_thread(start_hint, lines, code, version.settings.root)
 
 
 def hint_of_command(exit_code: int, output: str) -> str:

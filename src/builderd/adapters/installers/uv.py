@@ -35,6 +35,8 @@ MAX_EXPLAINED_LINES = 30
 ENVIRONMENT = {
     "UV_NO_CONFIG": "1",
     "UV_NO_PROGRESS": "1",
+    # Sentences stay whole, so that `install_hints` finds names in them.
+    "UV_NO_WRAP": "1",
     "UV_PYTHON_DOWNLOADS": "never",
     "UV_HTTP_TIMEOUT": "60",
     "HOME": "/tmp",  # noqa: S108 -- the sandbox's own

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, folder_of
 from builderd.domain.failures import SHOWN_CHARACTERS, SHOWN_LINES
 from builderd.domain.layers import APP, NODE_MODULES, AppBuild, BuildOutcome, BuildStep, Cache, LayerPlan
+from builderd.domain.start_hints import build_hint
 from builderd.domain.version_pins import node_hint
 from builderd.reconciler.core.observe import WorkItem
 
@@ -51,7 +52,7 @@ def plan_build(item: WorkItem, bundle: Bundle, base_id: str, timeout_seconds: fl
     )
 
 
-def explain_build(item: WorkItem, outcome: BuildOutcome, timeout_seconds: float) -> str:
+def explain_build(item: WorkItem, bundle: Bundle, outcome: BuildOutcome, timeout_seconds: float) -> str:
     """Return the message of a failed build: the reason, its last lines, and the next command."""
     command = item.version.settings.build
     if outcome.out_of_memory:
@@ -62,8 +63,13 @@ def explain_build(item: WorkItem, outcome: BuildOutcome, timeout_seconds: float)
             "Does it start a server? That is the entrypoint's work."
         )
     else:
-        hint = node_hint(outcome.output)
+        hint = node_hint(outcome.output) or _missing(item, bundle, outcome)
         why = f"The build ({command}) failed with exit code {outcome.exit_code}.{hint and f' {hint}'}"
     lines = "\n".join(line[:SHOWN_CHARACTERS] for line in outcome.output[-SHOWN_LINES:])
     more = f'All of its lines: builderd logs {item.builder.name} --stream build. To deploy without it: build = "".'
     return f"{why} Its last lines:\n{lines}\n{more}" if lines else f"{why} It wrote nothing. {more}"
+
+
+def _missing(item: WorkItem, bundle: Bundle, outcome: BuildOutcome) -> str:
+    root = item.version.settings.root
+    return build_hint(outcome.output[-SHOWN_LINES:], folder_of(bundle, root), root)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from builderd.domain.bundles import Bundle
 from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.install_hints import install_hint
 from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.masking import Masker
@@ -136,7 +138,8 @@ class LayerInstalls:
         except InstallFailed as refusal:  # the limit of all layers
             raise BuildFailed(refusal.message) from refusal
         if not outcome.ok:
-            raise BuildFailed(explain_build(item, outcome, self._app.limits.build_timeout))
+            timeout = self._app.limits.build_timeout
+            raise BuildFailed(await asyncio.to_thread(explain_build, item, bundle, outcome, timeout))
         return Built(plan.key, outcome.seconds, outcome.reused)
 
     async def _make(
@@ -199,7 +202,9 @@ class LayerInstalls:
             outcome = await engine.build_layer(made, log.line)
             seconds += outcome.seconds
         if not outcome.ok:
-            raise InstallFailed(final.masker.text(_explain(self._app, outcome)))
+            bundle = await bundles.fetch_root(self._app, final.item.version)
+            message = await asyncio.to_thread(_explain, self._app, outcome, bundle)
+            raise InstallFailed(final.masker.text(message))
         return Installed(made.key, seconds, outcome.reused)
 
 
@@ -234,12 +239,13 @@ async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:
     return application.installer.plan(bundle, base, tenant, install_scripts=scripts, dev=dev)
 
 
-def _explain(application: Application, outcome: BuildOutcome) -> str:
+def _explain(application: Application, outcome: BuildOutcome, bundle: Bundle) -> str:
     if outcome.out_of_memory:
         return "The installer was killed for want of memory: ask for less, or for packages that come as wheels."
     if outcome.timed_out:
         return "The installer did not finish in time."
-    return application.installer.explain(outcome.output)
+    hint = install_hint(outcome.output, bundle)
+    return "\n".join(filter(None, (hint, application.installer.explain(outcome.output))))
 
 
 class BuildLog:

@@ -7,14 +7,27 @@ Each row names the report (``REPORTS``), a class and the files. ``MISSED`` names
 
 from __future__ import annotations
 
-import base64
-from typing import NamedTuple
-
-from tests.gate import Files
-
-B64 = base64.b64encode(b"print('hello')").decode()
-B64_JS = base64.b64encode(b"console.log('hello')").decode()
-HOOK = "https://hooks.example.com/1"
+from tests import later_incident_shapes
+from tests.incident_rows import (
+    B64,
+    B64_JS,
+    DECODE,
+    DESTROY,
+    DNS,
+    ENV,
+    HIDDEN,
+    HOOK,
+    INPUT,
+    LOAD,
+    NAMES,
+    PERSIST,
+    REMOTE,
+    RUN,
+    SECRETS,
+    WALLET,
+)
+from tests.incident_rows import make_python as _py
+from tests.incident_rows import make_script as _js
 
 #: Public incident reports by the word that is searched for.
 REPORTS = {
@@ -69,42 +82,6 @@ REPORTS = {
     "ethers-provider2": "ethers-provider2 on npm, 2025: another package is patched on disk",
     "telebot": "Telegram stealers on PyPI, 2023 to 2025: files sent by bots",
 }
-
-
-class Shape(NamedTuple):
-    report: str
-    kind: str
-    files: Files
-    entrypoint: str
-
-
-def _py(report: str, kind: str, text: str, /, **more: str) -> Shape:
-    others = {name.replace("__", "/") + ".py": f"{code}\n" for name, code in more.items()}
-    return Shape(report, kind, {"app.py": f"{text}\n", **others}, "python3 app.py")
-
-
-def _js(report: str, kind: str, text: str, /, **more: str) -> Shape:
-    others = {f"{name}.js": f"{code}\n" for name, code in more.items()}
-    return Shape(report, kind, {"app.js": f"{text}\n", **others}, "node app.js")
-
-
-SECRETS, NAMES, DNS, RUN, LOAD, INPUT, HIDDEN = (
-    "secrets sent",
-    "host sent",
-    "DNS",
-    "download run",
-    "download deserialized",
-    "input sent",
-    "hidden name",
-)
-DECODE, ENV, DESTROY, PERSIST, WALLET, REMOTE = (
-    "decoded and run",
-    "environment sent",
-    "destruction",
-    "persistence",
-    "wallet address",
-    "remote commands",
-)
 
 ROWS = [
     # Secrets in files
@@ -681,7 +658,10 @@ ROWS = [
     ),
 ]
 
-SHAPES = {f"{row.report} {number}: {row.kind}": row for number, row in enumerate(ROWS, 1)}
+REPORTS |= later_incident_shapes.REPORTS
+SHAPES = {
+    f"{row.report} {number}: {row.kind}": row for number, row in enumerate((*ROWS, *later_incident_shapes.ROWS), 1)
+}
 _SIGNING = "a key in a variable is no secret by its place, and sound apps sign and send with such ones"
 #: What is let through, with the reason.
 MISSED = {

@@ -48,6 +48,31 @@ async def test_programs_inside_are_shown_the_limits(tmp_path: Path, kind: type[O
         await OciEngine(settings).down()
 
 
+DF = "df -m --output=size /app | tail -1; df -m /app /home/app / | awk 'NR > 1 {print $2, $6}'; df -h . | tail -1"
+
+
+async def test_df_inside_shows_the_limits_of_the_disk_and_its_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
+    settings = settings_in(tmp_path, sandbox_pool=0)
+    try:
+        async with prepared(settings) as engine:
+            spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
+            await engine.start(spec)
+            store, *own, app = (await run(engine, spec.id, DF)).splitlines()
+            assert int(store) > 1024
+            assert own == ["1024 /app", "1024 /home/app", "256 /"]
+            assert app.split()[1:2] == ["1.0G"]
+            await run(engine, spec.id, "head -c 100000000 /dev/zero > /app/big; sync")
+            async with asyncio.timeout(ENGINE_TIMEOUT):
+                while not 95 <= int(await run(engine, spec.id, "df -m /app | awk 'NR > 1 {print $3}'")) <= 105:
+                    await asyncio.sleep(0.05)
+            assert await run(engine, spec.id, "echo > /run/builderd/disk; rm -f /run/builderd/disk") != ""
+    finally:
+        await OciEngine(settings).down()
+
+
 async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

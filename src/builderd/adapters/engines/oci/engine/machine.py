@@ -82,7 +82,7 @@ class Machine:
         )
         self.runs = Runs(self.context)
         self.listening_ports = ListeningPorts(self.runs)
-        self.proc_files = ProcFiles(self.cgroups, config.bundle, self.runs.all)
+        self.proc_files = ProcFiles(self.cgroups, config.bundle, self.runs.all, self.disks.space_if_there)
         self._base: Base | None = None
         self._layers: Layers | None = None
         self._tools: Tools | None = None

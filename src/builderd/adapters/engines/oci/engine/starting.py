@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from builderd.adapters.engines.oci.engine.machine import Machine
@@ -13,6 +14,7 @@ from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.pool import Pool
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.layers import NODE_MODULES
@@ -57,9 +59,10 @@ class Starting:
         await self._pool.forget(spec.id)
         if left := self._machine.runs.find(spec.id):
             await self._machine.runs.remove(left)
-        root = await run_to_completion(self._make_root, spec)
+        root, space = await run_to_completion(self._make_root, spec)
         log_file = self._machine.logs.begin(spec.builder_id, spec.id)
-        return await self._machine.runs.start(make_run(spec, runtime, root, log_file, *self._for_all))
+        run = make_run(spec, runtime, root, log_file, *self._for_all)
+        return await self._machine.runs.start(replace(run, space=space))
 
     @property
     def _for_all(self) -> tuple[int, str]:
@@ -67,8 +70,8 @@ class Starting:
         options = self._options
         return options.log_limit, f"http://{self._machine.addresses.gateway}:{options.inside_port}"
 
-    def _make_root(self, spec: SandboxSpec) -> Root:
-        """Make the root's folders. Blocks while the store syncs or collects."""
+    def _make_root(self, spec: SandboxSpec) -> tuple[Root, DiskSpace]:
+        """Make the root's folders; return it with the space of the disk. Blocks while the store syncs or collects."""
         here = self._machine
         layer = None if spec.layer_key is None else here.layers.lower(spec.layer_key)
         scratch = here.disks.scratch(spec.disk)
@@ -77,9 +80,9 @@ class Starting:
         mirrored = has_packages and here.disks.make_mount_point(spec.disk, place)
         app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
         lacks = layer is not None and here.lacks_bytecode(layer)
-        return app_root(
-            here.lowers(layer), scratch, app, home, packages=place if mirrored else None, lacks_bytecode=lacks
-        )
+        packages = place if mirrored else None
+        root = app_root(here.lowers(layer), scratch, app, home, packages=packages, lacks_bytecode=lacks)
+        return root, here.disks.space(spec.disk)
 
     async def _claimed(self, spec: SandboxSpec, runtime: Runtime, prepared: Record) -> Record | None:
         """Start it in the prepared sandbox; None if that cannot be. Whatever fails, no unclaimed sandbox is left."""
@@ -95,14 +98,16 @@ class Starting:
         return None
 
     async def _claim(self, spec: SandboxSpec, runtime: Runtime, prepared: Record) -> Record:
-        root = await run_to_completion(self._adopt_root, spec)
+        root, space = await run_to_completion(self._adopt_root, spec)
         log_file = self._machine.logs.adopt(spec.builder_id, self._log_of(spec.id))
-        return await self._claims.claim(make_run(spec, runtime, root, log_file, *self._for_all), prepared)
+        run = make_run(spec, runtime, root, log_file, *self._for_all)
+        return await self._claims.claim(replace(run, space=space), prepared)
 
-    def _adopt_root(self, spec: SandboxSpec) -> Root:
-        here = self._machine
-        scratch = here.disks.adopt_scratch(spec.id, spec.disk)
-        return app_root(here.lowers(), scratch, here.disks.app(spec.disk), here.disks.home(spec.disk))
+    def _adopt_root(self, spec: SandboxSpec) -> tuple[Root, DiskSpace]:
+        disks = self._machine.disks
+        scratch = disks.adopt_scratch(spec.id, spec.disk)
+        root = app_root(self._machine.lowers(), scratch, disks.app(spec.disk), disks.home(spec.disk))
+        return root, disks.space(spec.disk)
 
     async def _prepare(self) -> Record:
         here, name = self._machine, new_sandbox_id()

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from builderd.adapters.engines.oci.network import df
 from builderd.adapters.engines.oci.network.network import resolv_conf
 from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
 from builderd.linux import atomic_files
@@ -65,6 +66,8 @@ def write_host_files(folder: Path, base: Path, programs: Sequence[Path] = ()) ->
     binaries.mkdir(parents=True, exist_ok=True)
     for program in programs:
         _copy_program(program, binaries / program.name)
+    _copy_program(Path(df.__file__), binaries / "df")
+    _make_mount_point(folder / df.LIMITS.lstrip("/"))
     python = folder / "usr/bin/python"
     python.parent.mkdir(exist_ok=True)
     if not python.is_symlink():
@@ -112,6 +115,16 @@ def _copy_program(program: Path, target: Path) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         log.warning("program not copied for sandboxes program=%s error=%s", program, error)
+
+
+def _make_mount_point(file: Path) -> None:
+    """Make an empty file to mount over. On failure the runtime makes it in each sandbox."""
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    except OSError as error:
+        log.warning("mount point not made file=%s error=%s", file, error)
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -46,6 +46,8 @@ MASKED = tuple(
 )
 #: Files of ``/proc`` that a sandbox has of its own (``proc_files``), and their folder in the bundle.
 OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
+#: File in that folder with the limits of its disk, and where it is seen inside (docs/adr/0268).
+DISK_FILE, DISK_TARGET = "disk", "/run/builderd/disk"
 #: How a ``config.json`` begins.
 _PROCESS_FIRST = '{"process": '
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
@@ -99,7 +101,8 @@ def make_config(container: Container) -> dict[str, Any]:
             *_MOUNTS,
             *(_tmpfs(path, size) for path, size in container.tmpfs.items()),
             *(_shared(container.root, path) for path in container.shared),
-            *(_own_proc(container.proc, name) for name in OWN_PROC if container.proc),
+            *(_own_file(f"{container.proc}/{name}", f"/proc/{name}") for name in OWN_PROC if container.proc),
+            *([_own_file(f"{container.proc}/{DISK_FILE}", DISK_TARGET)] if container.proc else ()),
         ],
         "linux": _linux(container),
     }
@@ -156,9 +159,9 @@ def _shared(root: str, path: str) -> dict[str, Any]:
     return {"destination": path, "type": "bind", "source": root + path, "options": ["rbind", "rw", "nosuid", "nodev"]}
 
 
-def _own_proc(folder: str, name: str) -> dict[str, Any]:
+def _own_file(source: str, target: str) -> dict[str, Any]:
     options = ["bind", "ro", "nosuid", "nodev", "noexec"]
-    return {"destination": f"/proc/{name}", "type": "bind", "source": f"{folder}/{name}", "options": options}
+    return {"destination": target, "type": "bind", "source": source, "options": options}
 
 
 def _linux(container: Container) -> dict[str, Any]:

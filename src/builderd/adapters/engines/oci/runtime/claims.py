@@ -78,7 +78,7 @@ class Claims:
             file.write_text(text)
         if run.secret_files:
             secret_files.write(bundle, run.secret_files, uid + run.user)
-        write_first(bundle, run.cpu, run.memory_bytes)
+        write_first(bundle, run.cpu, run.memory_bytes, run.space)
         self._context.cgroups.raise_limits(run.id, run.cpu, run.memory_bytes)
         self._context.cgroups.limit_sockets(run.id, run.memory_bytes)
 

@@ -52,7 +52,7 @@ class Creation:
                 secret_files.make_target(run.root.scratch / "upper", uid)
         self.write_config(run, bundle, uid)
         if run.has_own_proc:
-            write_first(bundle, run.cpu, run.memory_bytes)
+            write_first(bundle, run.cpu, run.memory_bytes, run.space)
         return bundle
 
     def write_config(self, run: Run, bundle: Path, uid: int) -> None:

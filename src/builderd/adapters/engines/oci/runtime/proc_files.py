@@ -1,4 +1,5 @@
-"""Files of ``/proc`` that show a sandbox its own limits: ``meminfo``, ``cpuinfo`` and ``stat`` (docs/adr/0280).
+"""Files that show a sandbox its own limits: ``meminfo``, ``cpuinfo`` and ``stat`` of ``/proc`` (docs/adr/0280), and
+the limits of its disk, which ``df`` inside reads (docs/adr/0268).
 
 They lie in the sandbox's bundle and are mounted over the host's. The service writes the changing ones anew every two
 seconds, in place, from the sandbox's control group. While no service runs they keep their last content.
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from builderd.adapters.engines.oci.runtime.bundle import OWN_PROC, PROC_FOLDER
+from builderd.adapters.engines.oci.runtime.bundle import DISK_FILE, PROC_FOLDER
 from builderd.adapters.engines.oci.runtime.cgroups import CgroupLimits, Cgroups, GroupCounters
 from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
 from builderd.linux.processes import boot_id
 from builderd.linux.repeated import RepeatedCall
 
@@ -27,13 +29,22 @@ _TICKS = 100
 
 
 class ProcFiles:
-    """Keeps the files of sandboxes up to date. ``records`` lists all; ``bundle`` is the folder of one by its id."""
+    """Keeps the files of sandboxes up to date.
+
+    ``bundle`` is the folder of a sandbox by its id, ``records`` lists all; ``space`` is that of a disk by its id, or
+    None for one that was removed.
+    """
 
     def __init__(
-        self, cgroups: Cgroups, bundle: Callable[[str], Path], records: Callable[[], Sequence[Record]]
+        self,
+        cgroups: Cgroups,
+        bundle: Callable[[str], Path],
+        records: Callable[[], Sequence[Record]],
+        space: Callable[[str], DiskSpace | None],
     ) -> None:
         self._cgroups = cgroups
         self._bundle = bundle
+        self._space = space
         self._calls = RepeatedCall("update of proc files", INTERVAL, records, self.update)
 
     def start(self) -> None:
@@ -48,19 +59,21 @@ class ProcFiles:
         boot, uptime = boot_id(), read_uptime()
         for record in records:
             if record.started_at is not None and record.boot == boot and not record.counts_as_frozen:
-                self._update(record.id, uptime)
+                self._update(record, uptime)
 
-    def _update(self, name: str, uptime: Uptime) -> None:
+    def _update(self, record: Record, uptime: Uptime) -> None:
         """Write the files of one; leave out a sandbox that has none or that ends meanwhile."""
-        folder = self._bundle(name) / PROC_FOLDER
+        folder = self._bundle(record.id) / PROC_FOLDER
         with contextlib.suppress(FileNotFoundError):
             if folder.exists():
-                limits, counters = self._cgroups.limits(name), self._cgroups.counters(name)
+                limits, counters = self._cgroups.limits(record.id), self._cgroups.counters(record.id)
                 rewrite(folder / "meminfo", make_meminfo(limits.memory_bytes, counters))
                 rewrite(folder / "stat", make_stat(limits.cpus, counters, uptime))
+                if space := self._space(record.disk):
+                    rewrite(folder / DISK_FILE, make_disk(space))
 
 
-def write_first(bundle: Path, cpu: float, memory_bytes: int) -> None:
+def write_first(bundle: Path, cpu: float, memory_bytes: int, space: DiskSpace) -> None:
     """Write all files of a sandbox in which nothing has run yet, also over earlier ones."""
     folder = bundle / PROC_FOLDER
     folder.mkdir(mode=0o711, exist_ok=True)
@@ -70,11 +83,12 @@ def write_first(bundle: Path, cpu: float, memory_bytes: int) -> None:
         "cpuinfo": make_cpuinfo(limits.cpus, _host_cpuinfo()),
         "meminfo": make_meminfo(memory_bytes, unused),
         "stat": make_stat(limits.cpus, unused, uptime),
+        DISK_FILE: make_disk(space),
     }
-    for name in OWN_PROC:
+    for name, text in texts.items():
         file = folder / name
         file.touch(mode=0o444)
-        rewrite(file, texts[name])
+        rewrite(file, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,12 @@ def read_uptime() -> Uptime:
 def _host_cpuinfo() -> str:
     """Return the host's processors; reading them takes a while, and they do not change."""
     return Path("/proc/cpuinfo").read_text()
+
+
+def make_disk(space: DiskSpace) -> str:
+    """Return the file that ``df`` inside reads: a path, its size and its used bytes in each line."""
+    lines = (("/app", space.size, space.used), ("/", space.scratch_size, space.scratch_used))
+    return "".join(f"{path:<5} {size:>20} {used:>20}\n" for path, size, used in lines)
 
 
 def make_cpuinfo(cpus: int, host: str) -> str:

@@ -15,6 +15,7 @@ from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.records import Records
 from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Run:
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
-    ``prepared``: made in advance; it has no owner, disk or tenant yet.
+    ``prepared``: made in advance; it has no owner, disk or tenant yet. ``space`` is that of its disk at its start.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Run:
     host_network: bool = False
     tenant: str = ""
     prepared: bool = False
+    space: DiskSpace = NO_SPACE
 
     @property
     def is_app(self) -> bool:

@@ -28,6 +28,7 @@ from builderd.adapters.engines.oci.storage.background_delete import BackgroundDe
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, read_built, write_version
 from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
+from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
 from builderd.adapters.engines.oci.storage.home_in_backup import is_folder
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.store import Store
@@ -258,6 +259,21 @@ class Disks:
         """Return the bytes that count against its limit."""
         quota = self._store.quota
         return quota.used(quota.group(self._existing(disk)))
+
+    def space(self, disk: DiskId) -> DiskSpace:
+        """Return size and use of the disk and its scratch, with writes that are still in memory."""
+        return DiskSpace(*self._space_of(self._existing(disk)), *self._space_of(self._store.scratch / disk))
+
+    def space_if_there(self, disk: str) -> DiskSpace | None:
+        """Return the same, None for a disk that was removed under its app."""
+        with suppress(NotFound, FileNotFoundError):
+            return self.space(DiskId(disk))
+        return None
+
+    def _space_of(self, path: Path) -> tuple[int, int]:
+        quota = self._store.quota
+        group = quota.group(path)
+        return quota.limit_of(group), quota.used(group) + quota.reserved(group)
 
     def app(self, disk: DiskId) -> Path:
         return self._existing(disk) / "app"

@@ -8,22 +8,25 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.oci.runtime import proc_files
-from builderd.adapters.engines.oci.runtime.bundle import OWN_PROC, PROC_FOLDER
+from builderd.adapters.engines.oci.runtime.bundle import DISK_FILE, OWN_PROC, PROC_FOLDER
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups, GroupCounters
 from builderd.adapters.engines.oci.runtime.proc_files import (
     ProcFiles,
     Uptime,
     make_cpuinfo,
+    make_disk,
     make_meminfo,
     make_stat,
     write_first,
 )
 from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
 from builderd.linux.processes import boot_id
 
 MB = 1 << 20
 USED = GroupCounters(100 * MB, 5 * MB, 30 * MB, 20 * MB, 12.5, 2.5)
 HOST = "\n\n".join(f"processor\t: {number}\nmodel name\t: any\n" for number in range(4)) + "\n"
+SPACE = DiskSpace(3000 * MB, 5 * MB, 256 * MB, MB)
 RECORD = Record("ab", "owner", "disk", "crun", 1, "10.0.0.2", 80, boot_id(), started_at=1.0)
 V1 = {
     "cpu/cpu.cfs_quota_us": "150000",
@@ -85,35 +88,37 @@ def test_cpu_time_is_the_sandboxes_own() -> None:
 def test_texts_keep_their_length() -> None:
     unused, used = GroupCounters(), replace(USED, user_seconds=123_456.0)
     assert len(make_meminfo(512 * MB, unused)) == len(make_meminfo(512 * MB, used))
+    assert len(make_disk(NO_SPACE)) == len(make_disk(SPACE))
     assert len(make_stat(2, unused, Uptime(1, 1e6))) == len(make_stat(2, used, Uptime(1, 1e6)))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_running_sandboxes_are_updated_in_place(tmp_path: Path, version: int) -> None:
     groups = make_groups(tmp_path / "groups", version)
-    write_first(tmp_path, 1.5, 512 * MB)
+    write_first(tmp_path, 1.5, 512 * MB, NO_SPACE)
     folder = tmp_path / PROC_FOLDER
-    inodes = [(folder / name).stat().st_ino for name in OWN_PROC]
+    inodes = [(folder / name).stat().st_ino for name in (*OWN_PROC, DISK_FILE)]
     assert meminfo((folder / "meminfo").read_text())["MemFree"] == 512
     others = [replace(RECORD, started_at=None), replace(RECORD, frozen_at=2.0), replace(RECORD, boot="earlier")]
-    files = ProcFiles(groups, lambda name: tmp_path, list)
+    files = ProcFiles(groups, lambda name: tmp_path, list, {"disk": SPACE}.get)
     files.update(others)
     assert meminfo((folder / "meminfo").read_text())["MemFree"] == 512
     files.update([replace(RECORD, id="gone"), RECORD])
     assert (folder / "meminfo").read_text() == make_meminfo(512 * MB, USED)
     assert (folder / "stat").read_text().split()[1] == "1250"
     assert (folder / "stat").read_text().count("cpu") == 3
-    assert [(folder / name).stat().st_ino for name in OWN_PROC] == inodes
+    assert (folder / DISK_FILE).read_text() == make_disk(SPACE)
+    assert [(folder / name).stat().st_ino for name in (*OWN_PROC, DISK_FILE)] == inodes
 
 
 def test_sandboxes_without_such_files_get_none(tmp_path: Path) -> None:
     """An earlier version's, and those under gVisor."""
-    ProcFiles(make_groups(tmp_path / "groups", 1), lambda name: tmp_path, list).update([RECORD])
+    ProcFiles(make_groups(tmp_path / "groups", 1), lambda name: tmp_path, list, lambda disk: None).update([RECORD])
     assert not (tmp_path / PROC_FOLDER).exists()
 
 
 def test_a_link_in_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
-    write_first(tmp_path, 1, MB)
+    write_first(tmp_path, 1, MB, NO_SPACE)
     victim = tmp_path / "victim"
     victim.write_text("precious")
     file = tmp_path / PROC_FOLDER / "meminfo"

@@ -113,7 +113,7 @@ BROKEN: Mapping[str, Broken] = {
         START, "gunicorn is missing", "add gunicorn to requirements.txt", {"app.py": ""}, "gunicorn app:app"
     ),
     "an unknown command": Broken(START, "strat was not found", "check its name", {"a.py": ""}, "strat a"),
-    "a tool that sandboxes lack": Broken(START, "have no wget", "do without it", {"a": ""}, "wget -q http://a.invalid"),
+    "a tool that sandboxes lack": Broken(START, "have no wget", "curl -LO", {"a": ""}, "wget -q http://a.invalid"),
     "another package tool": _node(
         START, "have no pnpm", "npm run", {"scripts": {"start": "node server.js"}}, "pnpm start"
     ),

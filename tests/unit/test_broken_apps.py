@@ -102,8 +102,8 @@ CASES = {
     "a missing command of Python": Case(
         lambda: ended("sh: 1: gunicorn: not found", 127), "gunicorn is missing", "add gunicorn to requirements.txt"
     ),
-    "a tool that sandboxes lack": Case(lambda: ended("sh: 1: wget: not found", 127), "have no wget", "do without it"),
-    "a compiler": Case(lambda: ended("sh: 1: gcc: not found", 127), "have no gcc", "do without it"),
+    "a tool that sandboxes lack": Case(lambda: ended("sh: 1: wget: not found", 127), "have no wget", "curl -LO"),
+    "a compiler": Case(lambda: ended("sh: 1: gcc: not found", 127), "have no gcc", "compile before"),
     "an unknown command": Case(lambda: ended("sh: 1: strat: not found", 127), "strat was not found", "check its name"),
     "a script that may not be executed": Case(
         lambda: ended("sh: 1: ./run: Permission denied", 126), "may not execute", '"executable"'

@@ -101,37 +101,22 @@ NODE_COMMANDS = {
 INSTALLERS = {"pip": "requirements.txt", "pip3": "requirements.txt", "pipx": "requirements.txt"}
 #: Tools that run scripts of package.json, as npm does, which is there.
 SCRIPT_TOOLS = frozenset({"yarn", "pnpm", "bun"})
-#: Tools that many expect and that sandboxes lack.
-ABSENT_TOOLS = frozenset(
-    {
-        "apt",
-        "apt-get",
-        "cargo",
-        "cc",
-        "docker",
-        "gcc",
-        "go",
-        "java",
-        "less",
-        "make",
-        "nano",
-        "psql",
-        "redis-server",
-    }
-    | {
-        "rustc",
-        "sqlite3",
-        "sudo",
-        "systemctl",
-        "unzip",
-        "vi",
-        "vim",
-        "wget",
-        "deno",
-        "ruby",
-        "php",
-    }
-)
+_COMPILED = "compile before the deployment, and send the program among the files (marked as executable)"
+_EDITED = "edit the file where you deploy from, or write it with builderd cp"
+#: Tools that many expect and that sandboxes lack, and what takes their place; "": nothing that is there.
+ABSENT_TOOLS = {
+    "apt": "packages of Debian cannot be added: look for one of Python or npm",
+    "apt-get": "packages of Debian cannot be added: look for one of Python or npm",
+    **dict.fromkeys(("cargo", "cc", "gcc", "g++", "go", "make", "rustc"), _COMPILED),
+    **dict.fromkeys(("nano", "vi", "vim"), _EDITED),
+    **dict.fromkeys(("deno", "docker", "java", "php", "psql", "redis-server", "ruby"), ""),
+    "less": "more, head and tail are there",
+    "sqlite3": "python3 -m sqlite3 FILE does the same",
+    "sudo": "leave it out: the app may write to /app, its home and /tmp, and to nothing that needs more rights",
+    "systemctl": "the platform starts the entrypoint and restarts it; more processes go into one script",
+    "unzip": "python3 -m zipfile -e FILE FOLDER does the same",
+    "wget": "curl -LO URL does the same",
+}
 
 
 def start_hint(lines: Sequence[str], bundle: Bundle | None, root: str = "") -> str:
@@ -192,7 +177,8 @@ def _for_command(name: str, bundle: Bundle | None) -> str:
             f"Sandboxes have no {name}: npm run NAME runs the same scripts of package.json (npm start, npm run build)."
         )
     if name in ABSENT_TOOLS:
-        return f"Sandboxes have no {name}: do without it, or bring a program of yours among the files."
+        instead = ABSENT_TOOLS[name] or "do without it, or bring a program of yours among the files"
+        return f"Sandboxes have no {name}: {instead}."
     return f"The command {name} was not found: check its name and the dependencies."
 
 

@@ -67,6 +67,17 @@ PYTHON = {
     "users of a system listed": "import pwd\nprint([p.pw_name for p in pwd.getpwall()])",
     "a worker that gets tasks by HTTP": "import requests, subprocess\nwhile True:\n    task = requests.get('https://queue.example.com/next').json()\n    subprocess.run(['python3', 'worker.py', '--task', str(task['id'])])",
     "a user's name greeted": "import getpass\nprint('hello', getpass.getuser())",
+    "a request signed with keys of AWS": "import boto3, requests\nfrom requests_aws4auth import AWS4Auth\nk = boto3.Session().get_credentials()\nsigned = AWS4Auth(k.access_key, k.secret_key, 'eu-west-1', 'es', session_token=k.token)\nprint(requests.get('https://search.example.com/_cat', auth=signed).text)",
+    "a token signed with a private key": "import jwt, requests\ndef token(private_key):\n    return jwt.encode({'sub': 'a'}, private_key, algorithm='RS256')\nrequests.get('https://api.example.com', headers={'Authorization': 'Bearer ' + token(open('keys/app.pem').read())})",
+    "a transaction signed and sent": "import requests\nfrom eth_account import Account\ndef pay(private_key, tx):\n    signed = Account.sign_transaction(tx, private_key)\n    return requests.post('https://rpc.example.com', json={'params': [signed.raw_transaction.hex()]})",
+    "a bot that answers in a chat": "import discord\nclient = discord.Client(intents=discord.Intents.default())\n@client.event\nasync def on_message(message):\n    if message.content.startswith('!ping'):\n        await message.channel.send('pong ' + message.content[5:])\nclient.run('x')",
+    "a bot that runs a fixed command": "import discord, subprocess\nclient = discord.Client(intents=discord.Intents.default())\n@client.event\nasync def on_message(message):\n    if message.content == '!uptime':\n        await message.channel.send(subprocess.getoutput('uptime'))\nclient.run('x')",
+    "a picture decoded and converted": "import base64, subprocess\nfrom flask import Flask, request\napp = Flask(__name__)\n@app.post('/')\ndef convert():\n    with open('/tmp/in.png', 'wb') as f:\n        f.write(base64.b64decode(request.json['image']))\n    subprocess.run(['convert', '/tmp/in.png', '/tmp/out.jpg'])\n    return 'ok'",
+    "a build folder emptied": "import os, subprocess\nsubprocess.run('rm -rf *', shell=True, cwd='build')\nos.system('cd dist && rm -rf *')\nos.system('rm -rf build/* *.pyc')\nos.system('rm -rf ./node_modules')",
+    "an archive that is fetched and unpacked by tar": "import os\nos.system('curl -L -o data.tgz https://example.com/data.tgz')\nos.system('tar xzf data.tgz -C data && ls data')",
+    "a function with a path as its default": "import json, os\ndef read(path='~/.config/app.json'):\n    return json.load(open(os.path.expanduser(path)))\ndef known(path='~/.ssh/known_hosts'):\n    return len(open(os.path.expanduser(path)).read())\nprint(read(), known())",
+    "a picture that is fetched and read": "import cv2, skimage.io\nimage = skimage.io.imread('https://example.com/a.png')\ncode, *_ = cv2.QRCodeDetector().detectAndDecode(image)\nprint(code)",
+    "the folder of the process": "import os, shutil\nshutil.rmtree(os.path.join(os.getcwd(), 'out'), ignore_errors=True)\nos.system('ls ' + os.getcwd())",
 }
 
 NODE = {
@@ -85,6 +96,13 @@ NODE = {
     "a template compiled": "const Handlebars = require('handlebars'), fs = require('fs');\nconst page = Handlebars.compile(fs.readFileSync('page.hbs', 'utf8'));\nconsole.log(page({ a: 1 }));",
     "a timer": "setTimeout(() => fetch('https://example.com/ping'), 1000);\nsetInterval(function () { console.log('tick'); }, 1000);",
     "an upload to a store": "const { S3Client, PutObjectCommand } = require('@aws-sdk/client-s3');\nconst fs = require('fs');\nnew S3Client({}).send(new PutObjectCommand({ Bucket: 'b', Key: 'k', Body: fs.readFileSync('report.pdf') }));",
+    "a key of the connection": "const https = require('https'), fs = require('fs');\nconst privateKey = fs.readFileSync('keys/client.pem');\nfunction ask(privateKey) { https.request({ hostname: 'api.example.com', key: privateKey, cert: fs.readFileSync('keys/client.crt') }, (r) => r.pipe(process.stdout)).end(); }\nask(privateKey);",
+    "a transaction signed with a phrase": "const { ethers } = require('ethers');\nasync function pay(mnemonic, to) {\n  const wallet = ethers.Wallet.fromPhrase(mnemonic).connect(ethers.getDefaultProvider());\n  const tx = await wallet.sendTransaction({ to, value: 1n });\n  await fetch('https://api.example.com/paid', { method: 'POST', body: JSON.stringify({ hash: tx.hash }) });\n}\npay(process.env.PHRASE, process.argv[2]);",
+    "a token of an app for an API": "const jwt = require('jsonwebtoken'), axios = require('axios');\nfunction tokenOf(privateKey) { return jwt.sign({ iss: 1 }, privateKey, { algorithm: 'RS256' }); }\naxios.get('https://api.github.com/app', { headers: { Authorization: 'Bearer ' + tokenOf(process.env.KEY) } });",
+    "a build folder emptied": "const { execSync, spawnSync } = require('child_process');\nexecSync('rm -rf *', { cwd: 'dist' });\nexecSync('rm -rf dist/* coverage');\nspawnSync('rm', ['-rf', 'build']);",
+    "an archive that is fetched and unpacked": "const { execSync } = require('child_process');\nexecSync('curl -sL -o data.tar.gz https://example.com/data.tar.gz');\nexecSync('tar -xzf data.tar.gz -C data');\nconsole.log(require('fs').readdirSync('data'));",
+    "a picture that is fetched and made small": "const Jimp = require('jimp');\n(async () => { const image = await Jimp.read('https://example.com/a.jpg'); image.resize(100, 100).write('small.jpg'); })();",
+    "an agent in a sandbox": "const { spawn } = require('child_process');\nconst agent = spawn('claude', ['-p', 'Summarize README.md', '--output-format', 'json']);\nagent.stdout.pipe(process.stdout);",
 }
 
 LOOKALIKES: dict[str, tuple[Files, str]] = {

@@ -62,6 +62,9 @@ CATALOGUE = {
     ),
     "RSK-persists": Words("it writes what a shell, a login or the machine runs at its start", _ACCEPT),
     "RSK-host-sent": Words("the names of the user and of the machine are sent out", _ACCEPT),
+    "RSK-key-sent": Words(
+        "a private key or a recovery phrase is sent out", f"Sign with it here, and send the signature. {_ACCEPT}"
+    ),
     "RSK-docker-socket": Words("it asks for the container engine's socket, which a sandbox has not", _ACCEPT),
     "RSK-metadata": Words("it asks for a cloud's metadata address, where machines keep secrets", _ACCEPT),
     "RSK-minified": Words(

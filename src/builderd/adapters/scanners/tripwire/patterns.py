@@ -146,6 +146,11 @@ PATTERNS = (
         "MAL-fetched-executed", r"(?i)\b(?:iex|Invoke-Expression)\b[^\n]{0,60}(?:DownloadString|Invoke-WebRequest|iwr)"
     ),
     _pattern(
+        "MAL-fetched-executed",
+        r"(?i)\b(?:Invoke-WebRequest|iwr|Start-BitsTransfer)\b[^\n]{0,300}[;&|]\s*(?:Start-Process|start|&)\s",
+    ),
+    _pattern("MAL-fetched-executed", r"\bexec\s*\(\s*\w+(?:\.\w+)*\s*\(\s*['\"]https?://"),
+    _pattern(
         "MAL-environment-sent",
         rf"(?:{_GET_JS}|\.(?:write|send|end|post)\s*\()[^;]{{0,300}}?(?:JSON\s*\.\s*stringify\s*\(\s*(?:\{{\s*\.\.\.\s*)?process\s*\.\s*env\s*[,)}}]|\bprocess\s*\.\s*env\s*[,)}}])",
         *_SCRIPTS,

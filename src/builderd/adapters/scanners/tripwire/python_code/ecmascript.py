@@ -286,7 +286,9 @@ class _Translator:
                 keys.append(None)
                 values.append(self.of(one["argument"]))
                 continue
-            keys.append(self.of(one["key"]) if one.get("computed") else None)
+            key = one["key"]
+            name = key.get("name") or key.get("value")
+            keys.append(self.of(key) if one.get("computed") else self._at(ast.Constant(name)))
             values.append(self.of(one["value"]))
         return self._at(ast.Dict(keys, values))
 

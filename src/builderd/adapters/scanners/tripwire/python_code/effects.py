@@ -25,6 +25,8 @@ class Effects(Flow):
         if set(names) & places.CLEANERS or method in places.CLEANING_METHODS:
             return NOTHING
         through = merge(*map(carried, given), carried(owner))
+        if through.has(places.KEY) and not _hands_key_on(names, method, owner):
+            through = carried(through, places.KEY)
         if owner.has(places.ENVIRONMENT) and method in ("get", "pop", "setdefault"):
             through = merge(*map(carried, given), carried(owner, places.ENVIRONMENT))
         if method in ("encrypt", "update", "encryptor") and owner.names and through.has("content"):
@@ -41,6 +43,10 @@ class Effects(Flow):
             yield places.FETCHED
         if method in ("recv", "recvfrom", "recv_into"):
             yield places.RECEIVED
+        if _reads_address(names, given):
+            yield places.FETCHED
+        if any(places.CLOUD_KEYS.match(name) for name in names):
+            yield places.SECRET
         if method == "on" and any(places.SOCKETS.match(name) for name in names):
             yield places.RECEIVED
         groups = (
@@ -146,6 +152,7 @@ class Effects(Flow):
             fetched = tainted(places.FETCHED, scope.path, call.lineno)
             for text in commands_of(given[0]):
                 yield from ((_file(found[1]), fetched) for found in places.DOWNLOADS.finditer(text))
+                yield from self._unpacked(text)
         elif "shutil.make_archive" in names and len(given) > 2:
             archived = self._data(scope, call, names, method, NOTHING, [given[2]])
             yield from ((f"{key}.zip", archived) for key in self._keys(scope, argument(call), given[0]))
@@ -154,6 +161,13 @@ class Effects(Flow):
             read = self._data(scope, call, names, method, NOTHING, given[:1])
             moved = merge(carried(given[0]), read, *(self._files.get(key, NOTHING) for key in sources))
             yield from ((key, moved) for key in self._keys(scope, argument(call, 1), given[1]))
+
+    def _unpacked(self, text: str) -> Iterator[tuple[str, Value]]:
+        """Yield the folder into which a command unpacks an archive, with what that holds."""
+        for found in places.UNPACKS.finditer(text):
+            kept = self._files.get(_file(found["archive"]), NOTHING)
+            if found["folder"] and kept is not NOTHING:
+                yield f"{_file(found['folder']).rstrip('/')}/", kept
 
     def _keep(self, scope: Scope, key: str, value: Value) -> None:
         known = self._files.get(key, NOTHING)
@@ -178,6 +192,21 @@ def commands_of(value: Value) -> list[str]:
         elif isinstance(const, str):
             found.append(const)
     return found
+
+
+def _hands_key_on(names: Sequence[str], method: str, owner: Value) -> bool:
+    """Return True for a call that only writes a key in another form: a method of its own, or a known function."""
+    of_own = owner.has(places.KEY) and method in places.KEY_METHODS
+    return of_own or method in ("concat", "format", "join") or not places.KEY_CARRIERS.isdisjoint(names)
+
+
+def _reads_address(names: Sequence[str], given: Sequence[Value]) -> bool:
+    """Return True for a function that is handed an address of the web and is named as one that reads it."""
+    return (
+        bool(given)
+        and any(places.ADDRESS_OF_WEB.match(text) for text in given[0].texts)
+        and any(places.READS_ADDRESS.search(name) for name in names)
+    )
 
 
 def _opened_keys(value: Value) -> list[str]:

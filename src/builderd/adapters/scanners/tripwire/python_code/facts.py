@@ -9,6 +9,7 @@ from .names import (
     ALL,
     CARRIERS,
     CARRYING_METHODS,
+    CHAT_HANDLERS,
     CLEANERS,
     DECODED,
     DECODERS,
@@ -172,7 +173,8 @@ class Facts:
         if isinstance(node, ast.Lambda):
             return ""
         self._functions[node.name] = (inner, [one for one in arguments if one not in ("self", "cls")])
-        if any(self._is_handler(decorator) for decorator in node.decorator_list):
+        of_chat = node.name in CHAT_HANDLERS and isinstance(node, ast.AsyncFunctionDef)
+        if of_chat or any(self._is_handler(decorator) for decorator in node.decorator_list):
             for argument in arguments:
                 inner.add(argument, frozenset({REQUEST}))
         return node.name

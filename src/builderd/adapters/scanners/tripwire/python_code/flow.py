@@ -135,6 +135,8 @@ class Flow(Evaluation):
     def _led_to(self, scope: Scope, call: ast.Call, names: Sequence[str], given: Sequence[Value]) -> Value:
         """Return what names in texts lead to: ``getattr``, imports, and functions that return their argument."""
         if not given:
+            if any(name in ("process.cwd", "os.getcwd", "pathlib.Path.cwd") for name in names):
+                return constant(".")
             return constant("~") if any(name in ("pathlib.Path.home", "os.homedir") for name in names) else NOTHING
         if any(name in IMPORTS for name in names):
             return merge(*(self._imported(scope, call, text, given[0].built) for text in given[0].texts[:MAX_NAMES]))

@@ -79,12 +79,20 @@ class FlowRules(Effects):
         if any(places.RESOLVERS.match(name) for name in names):
             yield from _judge_lookup(given[0] if given else NOTHING)
         if _sends(names, method):
-            yield from _judge_sending(merge(whole, carried(owner)) if method in ("write", "end") else whole)
+            sent = merge(*self._sent(scope, call))
+            yield from _judge_sending(merge(sent, carried(owner)) if method in ("write", "end") else sent)
+            if sent.has(places.KEY) and any(places.SENDERS.match(name) for name in names):
+                yield "RSK-key-sent", _trace(sent, places.KEY)
         if known & places.COPIES:
             yield from _judge_clipboard(whole)
         if method in ("replace", "replaceAll") and len(given) > 1:
             yield from _judge_replacing(given)
         yield from self._judge_writing(scope, call, names, method, owner, given)
+
+    def _sent(self, scope: Scope, call: ast.Call) -> Iterator[Value]:
+        """Yield the arguments, without those by which a request is signed or its connection made."""
+        yield from (self.of(scope, one) for one in call.args)
+        yield from (self.of(scope, one.value) for one in call.keywords if one.arg not in _OF_CONNECTION)
 
     def names_of(self, scope: Scope, call: ast.Call) -> Iterator[str]:
         yield from (normal(name) for name in self.of(scope, call.func).names)
@@ -119,23 +127,31 @@ class FlowRules(Effects):
 
     def _judge_process(self, scope: Scope, call: ast.Call, given: Sequence[Value]) -> Iterator[tuple[str, Trace]]:
         first = given[0]
-        commands = commands_of(first)
-        whole = merge(*given)
-        program = self._program_of(scope, call, first)
-        if program.has(places.FETCHED):
-            yield "MAL-fetched-executed", _trace(program, places.FETCHED)
+        commands = [*commands_of(first), *_spelled(first, given)]
+        yield from _judge_program(self._program_of(scope, call, first))
         for key in list(self._files):
-            if len(key) > 3 and self._files[key].has(places.FETCHED) and any(_runs(key, text) for text in commands):
+            named = len(key) > 3 or key.endswith("/")
+            if named and self._files[key].has(places.FETCHED) and any(_runs(key, text) for text in commands):
                 yield "MAL-fetched-executed", _trace(self._files[key], places.FETCHED)
         if any(places.SENDS.search(text) for text in commands) and first.has(*_OUT):
             yield "MAL-secrets-sent", _trace(first, *_OUT)
         for text in commands:
-            yield from _judge_command(text, first, whole)
+            yield from _judge_command(text, first, merge(*given))
+            yield from self._judge_unpacking(text)
+            if places.DESTROYS.search(text) and not _has_folder(call) and not places.GOES_TO_A_FOLDER.search(text):
+                yield "MAL-destroys", ()
         composed = isinstance(argument(call), ast.JoinedStr | ast.BinOp | ast.List | ast.Tuple)
         if not composed and not any(UNKNOWN in text for text in commands):
             for kind, rule in ((places.RECEIVED, "MAL-remote-commands"), (places.FETCHED, "MAL-fetched-executed")):
                 if first.has(kind):
                     yield rule, _trace(first, kind)
+
+    def _judge_unpacking(self, text: str) -> Iterator[tuple[str, Trace]]:
+        """Judge a command that unpacks a download and starts a program beside it."""
+        for found in places.UNPACKS.finditer(text):
+            archive = self._files.get(found["archive"].removeprefix("./"), NOTHING)
+            if archive.has(places.FETCHED) and places.STARTS_BESIDE.search(found["rest"]):
+                yield "MAL-fetched-executed", _trace(archive, places.FETCHED)
 
     def _program_of(self, scope: Scope, call: ast.Call, first: Value) -> Value:
         """Return what the file holds that is started, alone or as the script of an interpreter."""
@@ -160,6 +176,8 @@ class FlowRules(Effects):
         opens = set(names) & places.OPENERS and any(mode[:1] in ("w", "a") for mode in modes)
         writes = content is not NOTHING or path is not NOTHING
         where = given[0] if opens and given else path
+        if method == "CreateShortcut" and given:
+            where, writes = given[0], True
         if (opens or writes) and any(places.START_FILES.search(text) for text in where.texts):
             yield "RSK-persists", ()
         if content.has(places.ENCRYPTED) and content.has("content") and path.has(places.HOME_PATH):
@@ -188,7 +206,7 @@ class FlowRules(Effects):
         """Return (path, content) of a call that writes a file."""
         if set(names) & places.WRITERS and len(given) > 1:
             return given[0], given[1]
-        if any(name.startswith(("shutil.copy", "shutil.move", "fs.copy")) for name in names) and len(given) > 1:
+        if any(name.startswith(_COPIERS) for name in names) and len(given) > 1:
             return given[1], NOTHING
         if method in ("write_bytes", "write_text") and given:
             return owner, given[0]
@@ -197,8 +215,20 @@ class FlowRules(Effects):
         return NOTHING, NOTHING
 
 
+#: Functions that write their second argument from their first.
+_COPIERS = ("shutil.copy", "shutil.move", "fs.copy", "asar.createPackage")
+#: Arguments of a request that are not sent as data.
+_OF_CONNECTION = frozenset({"auth", "cert", "verify", "proxies", "timeout"})
 #: Kinds that have no business on the network.
 _OUT = (places.SECRET, places.ENVIRONMENT, places.INPUT)
+
+
+def _judge_program(program: Value) -> Iterator[tuple[str, Trace]]:
+    """Judge what the file holds that is started."""
+    for kind, rule in ((places.FETCHED, "MAL-fetched-executed"), (places.DECODED, "MAL-decoded-executed")):
+        if program.has(kind):
+            yield rule, _trace(program, kind)
+            return
 
 
 def _judge_command(text: str, command: Value, whole: Value) -> Iterator[tuple[str, Trace]]:
@@ -261,9 +291,24 @@ def _sends_file(command: str) -> bool:
     return any(places.SECRET_FILES.search(word.strip("'\"`")) and word not in keys for word in words)
 
 
+def _spelled(first: Value, given: Sequence[Value]) -> list[str]:
+    """Return commands whose arguments are a list of their own: ``spawn("sh", ["-c", "…"])``."""
+    lists = [one for value in given[1:2] for one in value.consts if isinstance(one, tuple)]
+    programs = [one for one in first.consts if isinstance(one, str)]
+    return [" ".join((program, *map(str, words))) for program in programs for words in lists]
+
+
+def _has_folder(call: ast.Call) -> bool:
+    """Return True if the call names the folder in which the command runs."""
+    fields = [key for one in call.args if isinstance(one, ast.Dict) for key in one.keys]
+    return any(one.arg == "cwd" for one in call.keywords) or any(
+        isinstance(key, ast.Constant) and key.value == "cwd" for key in fields
+    )
+
+
 def _runs(file: str, command: str) -> bool:
     """Return True if the command starts the file: as its program, or by an interpreter."""
-    name = re.escape(file)
+    name = re.escape(file) + (r"[^\s;&|)'\"]+" if file.endswith("/") else "")
     return (
         re.search(
             rf"(?:^|[;&|(`]\s*|\b{places.INTERPRETERS}\s+(?:-\S+\s+)*)['\"]?(?:\./)?{name}(?:['\"\s;&|)]|$)", command

@@ -54,7 +54,14 @@ REQUEST_PARTS = frozenset(
         *("forms", "body", "GET", "POST", "query_params", "query_string", "path_params", "stream", "rel_url"),
     }
 )
-HANDLERS = frozenset({"get", "post", "put", "delete", "patch", "route", "websocket", "api_route", "head", "options"})
+HANDLERS = frozenset(
+    {
+        *("get", "post", "put", "delete", "patch", "route", "websocket", "api_route", "head", "options"),
+        *("message_handler", "on_message"),
+    }
+)
+#: Functions that a chat's client calls with each message.
+CHAT_HANDLERS = frozenset({"on_message", "on_message_edit"})
 INPUTS = frozenset({f"streamlit.{name}" for name in ("text_input", "text_area", "chat_input")})
 INTERPRETERS = ("sh", "bash", "python", "python3", "node", "perl", "ruby", "powershell", "cmd", "zsh", "dash")
 

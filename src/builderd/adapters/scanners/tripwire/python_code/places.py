@@ -13,8 +13,27 @@ def _names(text: str) -> frozenset[str]:
 SECRET, SECRET_PATH, HOME_PATH, LISTED_PATH = "secret", "secret path", "home path", "listed path"
 ENVIRONMENT, FETCHED, RECEIVED, DECODED, DOCUMENT = "environment", "fetched", "received", "decoded", "document"
 INPUT, CLIPBOARD, USER, HOST, ENCRYPTED = "input", "clipboard", "user", "host", "encrypted"
+#: A private key or a wallet's recovery phrase, by the name of what holds it.
+KEY = "key"
+KEY_NAMES = _names(
+    """
+    mnemonic mnemonicPhrase privateKey private_key recoveryPhrase recovery_phrase secretKey secret_key seedPhrase
+    seed_phrase
+    """
+)
+#: Calls that hand a key on as it is; what any other makes of it, such as a signature, is no key.
+KEY_CARRIERS = _names(
+    """
+    Array.from Buffer.from FormData JSON.stringify String URLSearchParams Uint8Array.from base58.b58encode
+    base64.b64encode binascii.hexlify bs58.default.encode bs58.encode btoa bytes dict encodeURIComponent json.dumps
+    list repr str
+    """
+)
+KEY_METHODS = _names("concat decode encode format hex items join toJSON toString trim values")
+#: Fields of an object that hold the key of a connection, which is not sent.
+KEY_FIELDS = frozenset({"key", "cert", "pfx", "passphrase", "ca"})
 #: Kinds that sound apps handle too.
-WEAK = frozenset({DECODED, DOCUMENT, USER, HOST, LISTED_PATH, HOME_PATH, ENCRYPTED, "content"})
+WEAK = frozenset({DECODED, DOCUMENT, USER, HOST, LISTED_PATH, HOME_PATH, ENCRYPTED, KEY, "content"})
 #: Kinds that say where a file lies; reading it makes data of them.
 PATHS = frozenset({SECRET_PATH, HOME_PATH, LISTED_PATH})
 
@@ -34,7 +53,7 @@ SECRET_FILES = re.compile(
     | \btdata$ | [/\\](?:Exodus|Electrum|atomic|Coinomi|Ledger\ Live|Guarda)(?:$|[/\\])
     | \bnkbihfbeogaeaoehlefnkodbefgpgknn\b | \bbfnaelmomeimhlpmgjnjophhpkkoljpa\b
     | \bFileZilla[/\\](?:sitemanager|recentservers)
-    | ^/etc/(?:shadow|passwd|gshadow|sudoers|ssh/ssh_host) | ^/proc/(?:self|\d+|\0)/environ
+    | ^/etc/(?:shadow|passwd|gshadow|sudoers|ssh/ssh_host) | ^/proc/(?:self|\d+|\0)/(?:environ|mem$)
     | ^/var/run/secrets/kubernetes | ^/run/secrets(?:$|/) | \bLibrary[/\\]Keychains\b | \bKeychains[/\\]login
     """
 )
@@ -45,7 +64,8 @@ START_FILES = re.compile(
     | \.ssh[/\\]authorized_keys$ | ^/etc/(?:crontab|cron\.\w+|rc\.local|ld\.so\.preload|systemd/system|init\.d|profile)
     | ^/var/spool/cron | \.config[/\\](?:autostart|systemd[/\\]user)[/\\] | \bLaunch(?:Agents|Daemons)[/\\]
     | \bStart\ Menu[/\\]Programs[/\\]Startup\b | \b(?:site|user)customize\.py$ | \.git[/\\]hooks[/\\]
-    | -packages[/\\][^/\\]+\.pth$
+    | -packages[/\\][^/\\]+\.pth$ | \bdiscord_desktop_core[/\\]index\.js$ | \bUser\ Pinned[/\\]TaskBar\b
+    | \b(?:AppData|Applications|Programs)[/\\].*[/\\]resources[/\\]app\.asar$
     """
 )
 #: Roots from which a walk reaches everything that a person owns.
@@ -263,6 +283,26 @@ PUBLISHES = re.compile(r"\b(?:npm|yarn|pnpm)\s+publish\b|\btwine\s+upload\b|\bca
 SEARCHES_SECRETS = re.compile(
     r"\b(?:trufflehog|gitleaks|security\s+(?:dump-keychain|find-\w+-password)|gh\s+auth\s+token|secret-tool\s+lookup)\b"
 )
+#: A command that deletes everything of a home or of the folder that it runs in.
+DESTROYS = re.compile(
+    r"""(?ix)
+    (?:^|[;&|(]\s*|\bsudo\s+|\s-c\s+) (?:
+      rm\s+(?:-\S+\s+)*-\w*r\w*\s+(?:\S+\s+)*?(?:\./)?(?:\*|(?:~|\$\{?HOME\}?|/home|/root|/)(?:/?\*?))(?=$|[\s;&|)])
+      | (?:rd|rmdir|del)(?:\s+/[a-z])+\s+(?:\.|\*|%USERPROFILE%\S*|[A-Z]:\\?\*?)(?=$|[\s;&|)])
+      | find\s+["']?(?:\$\{?HOME\}?|~|/home|/root|/)/?["']?\s[^\n]{0,200}\b(?:shred|xargs[^\n]{0,40}\brm)\b
+    )"""
+)
+GOES_TO_A_FOLDER = re.compile(r"(?:^|[;&|(]\s*)(?:cd|pushd)\s")
+#: A command that unpacks an archive: the archive, and the folder if it names one.
+UNPACKS = re.compile(
+    r"\b(?:tar\s+(?:-{0,2}\S*x\S*|--extract)\s+(?:-\S+\s+)*|unzip\s+(?:-\S+\s+)*)['\"]?(?P<archive>[^\s'\";|&]+)['\"]?"
+    r"(?:\s+(?:-C|-d|--directory)[ =]?['\"]?(?P<folder>[^\s'\";|&]+))?(?P<rest>[^\n]*)"
+)
+STARTS_BESIDE = re.compile(r"(?:^|[;&|]\s*)(?:\w+=\S+\s+)*(?:nohup\s+|sudo\s+|(?:ba|z)?sh\s+)*\./\S")
+#: Functions that read what an address leads to, by their name.
+READS_ADDRESS = re.compile(r"(?i)(?:^|[._])(?:read|load|open|fetch|download|get|from_?url|request)\w*$")
+ADDRESS_OF_WEB = re.compile(r"^https?://")
+CLOUD_KEYS = re.compile(r"^(?:boto3|botocore|aioboto3)\b[\w.()]*\.get_credentials$")
 SCHEDULES = re.compile(r"\|\s*crontab\b|\bcrontab\s+-\s*(?:$|[\"'<])|\bcrontab\s+/\S")
 #: Sockets whose ``on`` hands data to a callback.
 SOCKETS = re.compile(

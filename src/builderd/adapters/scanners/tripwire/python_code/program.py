@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .values import NOTHING, Value, merge, same
+from . import places
+from .values import NOTHING, Value, merge, same, tainted
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 #: Name under which a JavaScript file keeps what it exports as a whole.
@@ -138,6 +139,13 @@ class _Reader:
         function = Function(Scope(self._path, outer), named)
         for name in named:
             function.scope.declare(name)
+            if name in places.KEY_NAMES:
+                function.scope.add(name, tainted(places.KEY, self._path, node.lineno))
+        for name, default in zip(
+            arguments[len(arguments) - len(node.args.defaults) :], node.args.defaults, strict=True
+        ):
+            if isinstance(default, ast.Constant) and isinstance(default.value, str):
+                function.scope.add(name, Value((default.value,)))
         key = len(self._program.functions)
         self._program.functions.append(function)
         self._program.keys[id(node)] = key

@@ -82,7 +82,7 @@ BROKEN: Mapping[str, Broken] = {
     ),
     "127.0.0.1": _main(START, "127.0.0.1:8000", "bind it to 0.0.0.0:8000", TINY_APP.replace("0.0.0.0", "127.0.0.1")),
     "IPv6 only": _main(START, "for IPv6 alone", "bind it to 0.0.0.0:8000", IPV6.format(ip="::", only=1)),
-    "IPv6 loopback": _main(START, "[::1]:8000", "bind it to 0.0.0.0:8000", IPV6.format(ip="::1", only=0)),
+    "IPv6 loopback": _main(START, "does not have", "bind it to 0.0.0.0", IPV6.format(ip="::1", only=0)),
     "a missing module": _main(START, "module flask is missing", "add flask to requirements.txt", "import flask\n"),
     "a module of another name": _main(START, "module cv2", "add opencv-python-headless", "import cv2\n"),
     "a module in a subfolder": Broken(
@@ -137,7 +137,7 @@ BROKEN: Mapping[str, Broken] = {
         "b = []\nwhile True: b.append(b'x' * 10**7)\n",
         resources={"memory": 0.125},
     ),
-    "a full disk": _main(START, "Its disk is full", "resources.disk", FILLS, resources={"disk": 0.25}),
+    "a full disk": _main(START, "Its disk is full", "resources.disk", FILLS, resources={"disk": 1}),
     "a newer Python": _main(
         REVIEW, "Python 3.14 reads this", "write it for Python 3.13", "name = 'a'\nprint(t'hello {name}')\n"
     ),
@@ -187,9 +187,12 @@ BROKEN: Mapping[str, Broken] = {
         "builderd-no-such-thing\n",
     ),
     "requirements that exclude each other": _needs(
-        INSTALL, "werkzeug", "requirements", "flask==3.0.0\nwerkzeug==1.0.0\n"
+        INSTALL,
+        "requirements.txt, line 2: werkzeug does not fit",
+        "Change one of the two",
+        "flask==3.0.0\nwerkzeug==1.0.0\n",
     ),
-    "a package that needs a compiler": _needs(INSTALL, "built from source", "wheels", "pycurl==7.45.1\n"),
+    "a package that needs a compiler": _needs(INSTALL, "pycurl is built from source", "has wheels", "pycurl==7.45.1\n"),
     "a private index in the file": _needs(
         INSTALL, "line 1: --index-url is refused", "PIP_INDEX_URL", "--index-url https://pypi.example.com/simple\nsix\n"
     ),
@@ -215,6 +218,6 @@ BROKEN: Mapping[str, Broken] = {
         RAW.format(answer=b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"),
         require_qa=True,
     ),
-    "no answer": _main(QA, "closed the connection", "must answer HTTP", RAW.format(answer=b""), require_qa=True),
+    "no answer": _main(QA, "without an HTTP answer", "must answer HTTP", RAW.format(answer=b""), require_qa=True),
     "resources at the top": _main("validation_error", "memory", "resources", TINY_APP, memory=2),
 }

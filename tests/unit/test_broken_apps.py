@@ -114,6 +114,11 @@ CASES = {
     "a port that is taken": Case(
         lambda: ended("OSError: [Errno 98] Address already in use"), "on that port already", "start one server"
     ),
+    "an address that is not there": Case(
+        lambda: ended("OSError: [Errno 99] Cannot assign requested address"),
+        "an address that the sandbox does not have",
+        "bind it to 0.0.0.0",
+    ),
     "a variable that stands in .env": Case(
         lambda: ended("KeyError: 'DB_URL'", _env="DB_URL=x"), "DB_URL", '"env_file": ".env"'
     ),

@@ -32,11 +32,18 @@ _NPM_OUT_OF_SYNC = re.compile(r"can only install packages when your package\.jso
 _NO_LOGIN = re.compile(
     r"\b40[13] (?:Unauthorized|Forbidden)|\bE40[13]\b|lack of valid authentication credentials", re.IGNORECASE
 )
+#: What a build from source says that lacks a compiler or another program.
+_BUILT = re.compile(rf"Failed to (?:download and )?build `?{_NAME}")
 _COMPILER = re.compile(
-    r"(?:command '(?P<name>[\w.+-]{1,40})' failed: No such file|(?:error: )?(?:Unable to find|No) (?:a )?(?:working )?"
-    r"(?:C|C\+\+) compiler|can't find Rust compiler|(?P<tool>cargo|cmake|gcc|g\+\+|rustc): (?:command )?not found"
+    r"(?:command '(?P<name>[\w.+-]{1,40})' failed: No such file|No such file or directory: '(?P<file>[\w.+-]{1,40})'"
+    r"|(?:error: )?(?:Unable to find|No) (?:a )?(?:working )?(?:C|C\+\+) compiler|can't find Rust compiler"
+    r"|(?P<tool>cargo|cmake|gcc|g\+\+|rustc): (?:command )?not found|(?P<program>[\w.+-]{1,40}) executable not found"
     r"|unknown compiler\(s\)|linker `cc` not found)",
     re.IGNORECASE,
+)
+_EXCLUDED = re.compile(
+    rf"Because {_NAME}(?:==(?P<version>{_VERSION}))? depends on "
+    r"(?P<needed>[A-Za-z0-9][A-Za-z0-9._-]{0,100})(?P<range>[<>=!~][^\s]{0,50})?(?: and|,)"
 )
 
 
@@ -47,6 +54,17 @@ def install_hint(output: Sequence[str], bundle: Bundle) -> str:
 
 
 def _hints(text: str, bundle: Bundle) -> Iterator[str]:
+    if _NO_LOGIN.search(text):  # an index that refuses seems to have no packages
+        yield (
+            "A package index refused the login: name it by a credential with its user and password (builderd "
+            "credentials set index PIP_INDEX_URL; PIP_EXTRA_INDEX_URL, or NPM_CONFIG_REGISTRY with NPM_TOKEN), and "
+            'list that in "credentials".'
+        )
+    yield from _python_hints(text, bundle)
+    yield from _node_hints(text, bundle)
+
+
+def _python_hints(text: str, bundle: Bundle) -> Iterator[str]:
     if match := _NO_PACKAGE.search(text):
         where = _asked(match["name"], bundle, _PYTHON_FILES)
         yield f"{where}: the package index has no package {match['name']}. Correct its name, or take it out."
@@ -55,6 +73,22 @@ def _hints(text: str, bundle: Bundle) -> Iterator[str]:
     if match := _OTHER_PYTHON.search(text):
         here = f"{PYTHON[0]}.{PYTHON[1]}"
         yield f"A package needs Python {match['wanted']}, and {here} runs here: ask for a version of it for {here}."
+    if (match := _COMPILER.search(text)) and (built := _BUILT.search(text)):
+        tool = match["name"] or match["file"] or match["tool"] or match["program"] or "compiler"
+        yield (
+            f"{_asked(built['name'], bundle, _PYTHON_FILES)}: {built['name']} is built from source, and there is no "
+            f"{tool} here. Ask for a version that has wheels for this Python, or for a package that brings its "
+            "binaries (psycopg2-binary in place of psycopg2)."
+        )
+    if match := _EXCLUDED.search(text):
+        asked = f"{match['name']}=={match['version']}" if match["version"] else match["name"]
+        yield (
+            f"{_asked(match['needed'], bundle, _PYTHON_FILES)}: {match['needed']} does not fit {asked}, which needs "
+            f"{match['needed']}{match['range'] or ''}. Change one of the two versions, or name both without one."
+        )
+
+
+def _node_hints(text: str, bundle: Bundle) -> Iterator[str]:
     if match := _NPM_NO_VERSION.search(text):
         where = _asked(match["name"], bundle, _NODE_FILES)
         yield (
@@ -68,18 +102,6 @@ def _hints(text: str, bundle: Bundle) -> Iterator[str]:
         yield (
             "package-lock.json does not fit package.json: make it anew (npm install --package-lock-only), "
             "and deploy both."
-        )
-    if _NO_LOGIN.search(text):
-        yield (
-            "A package index refused the login: name it by a credential with its user and password (PIP_INDEX_URL, "
-            "PIP_EXTRA_INDEX_URL, or NPM_CONFIG_REGISTRY with NPM_TOKEN; builderd credentials set), and list the "
-            "credential in the version."
-        )
-    if match := _COMPILER.search(text):
-        tool = match["name"] or match["tool"] or "compiler"
-        yield (
-            f"A package is built from source, and there is no {tool} here: ask for a version that has wheels for this "
-            "Python, or for a package that brings its binaries (psycopg2-binary in place of psycopg2)."
         )
 
 

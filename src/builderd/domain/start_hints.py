@@ -23,6 +23,7 @@ _PYTHON = re.compile(r"ModuleNotFoundError: No module named '(?P<name>[A-Za-z0-9
 _NODE = re.compile(r"Cannot find (?:module|package) '(?P<name>[A-Za-z0-9_@./][A-Za-z0-9_.@/+-]{0,100})'")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\b(?:ENOSPC|EDQUOT)\b")
 _IN_USE = re.compile(r"Address already in use|\bEADDRINUSE\b|address already in use")
+_NOT_OWN = re.compile(r"Cannot assign requested address|\bEADDRNOTAVAIL\b|cannot assign requested address")
 _VARIABLE = re.compile(r"^KeyError: '(?P<name>[A-Z][A-Z0-9_]{1,100})'$")
 
 #: Package of a module or command whose name differs from the package's.
@@ -131,6 +132,8 @@ def start_hint(lines: Sequence[str], bundle: Bundle | None, root: str = "") -> s
             return _for_variable(match["name"])
         if _FULL.search(line):
             return "Its disk is full: write less to /app and the home, or ask for more with resources.disk."
+        if _NOT_OWN.search(line):
+            return "It binds an address that the sandbox does not have: bind it to 0.0.0.0 and the port in $PORT."
         if _IN_USE.search(line):
             return "The app listens on that port already: start one server in it, or give each a port of its own."
     return ""

@@ -30,7 +30,11 @@ MAX_EXPLAINED_LINES = 30
 
 PREFIX = re.compile(r"npm (?:ERR!|error|WARN|warn)\s?")
 #: Lines of npm's output that do not explain a failure.
-NOISE = re.compile(r"npm (?:WARN|warn)|A complete log of this run|^\s*/tmp/|^(?:code|errno|syscall) \S+$")
+NOISE = re.compile(
+    r"npm (?:WARN|warn)|A complete log of this run|^\s*/tmp/|^\s*\S*/_logs/\S+$|^(?:code|errno|syscall) \S+$"
+)
+#: Where npm begins to print its manual.
+USAGE = re.compile(r"^(?:Clean install a project|Install a package|Usage:)$")
 
 ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 -- the sandbox's own
@@ -71,6 +75,8 @@ class NpmInstaller:
         """Extract npm's error message from its output."""
         lines = [line.rstrip() for line in output if not NOISE.search(PREFIX.sub("", line)) and not NOISE.match(line)]
         messages = [PREFIX.sub("", line) for line in lines if PREFIX.match(line)] or lines
+        usage = next((number for number, line in enumerate(messages) if USAGE.match(line)), len(messages))
+        messages = messages[:usage] or messages
         return "\n".join(line for line in messages[-MAX_EXPLAINED_LINES:] if line) or "npm failed without output."
 
     def _step(self, packages: NodePackages, install_scripts: bool, dev: str) -> BuildStep:

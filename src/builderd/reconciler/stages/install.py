@@ -14,7 +14,7 @@ from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.install_hints import install_hint
-from builderd.domain.layers import BuildOutcome, Built, Installed, LayerPlan
+from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.masking import Masker
 from builderd.domain.package_sources import PackageSources
@@ -203,7 +203,7 @@ class LayerInstalls:
             seconds += outcome.seconds
         if not outcome.ok:
             bundle = await bundles.fetch_root(self._app, final.item.version)
-            message = await asyncio.to_thread(_explain, self._app, outcome, bundle)
+            message = await asyncio.to_thread(_explain, self._app, made, outcome, bundle)
             raise InstallFailed(final.masker.text(message))
         return Installed(made.key, seconds, outcome.reused)
 
@@ -239,11 +239,18 @@ async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:
     return application.installer.plan(bundle, base, tenant, install_scripts=scripts, dev=dev)
 
 
-def _explain(application: Application, outcome: BuildOutcome, bundle: Bundle) -> str:
+def _explain(application: Application, plan: LayerPlan, outcome: BuildOutcome, bundle: Bundle) -> str:
     if outcome.out_of_memory:
-        return "The installer was killed for want of memory: ask for less, or for packages that come as wheels."
+        return (
+            f"The installer was killed for want of memory (limit {BUILD_RESOURCES.memory:g} GB): leave out packages, "
+            "or ask for versions that come as wheels, since a build from source takes most."
+        )
     if outcome.timed_out:
-        return "The installer did not finish in time."
+        seconds = max(step.timeout_seconds for step in plan.steps)
+        return (
+            f"The installer did not end within {seconds} s: leave out packages, or ask for versions that come as "
+            "wheels. If an index was slow, deploy again."
+        )
     hint = install_hint(outcome.output, bundle)
     return "\n".join(filter(None, (hint, application.installer.explain(outcome.output))))
 

@@ -50,7 +50,7 @@ def _main(code: str, cause: str, change: str, text: str, **fields: Any) -> Broke
 
 
 def _node(code: str, cause: str, change: str, package: Any, entrypoint: str = "npm start", **more: Any) -> Broken:
-    fields = {name: more.pop(name) for name in ("build", "release") if name in more}
+    fields: dict[str, Any] = {name: more.pop(name) for name in ("build", "release") if name in more}
     text = package if isinstance(package, str) else json.dumps(package)
     files = {"server.js": NODE_APP, "package.json": text, **{name.replace("__", "/"): more[name] for name in more}}
     return Broken(code, cause, change, files, entrypoint, fields)

@@ -59,7 +59,9 @@ def read_limits(path: str) -> Mapping[str, tuple[int, int]]:
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]] | None:
     """Return (what chooses rows, options of the output); None if a word is not known here."""
-    rows, options, rest = [], [], list(words)
+    rows: list[str] = []
+    options: list[str] = []
+    rest = list(words)
     while rest:
         word = rest.pop(0)
         if word == "--":

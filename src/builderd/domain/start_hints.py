@@ -140,7 +140,7 @@ def start_hint(lines: Sequence[str], bundle: Bundle | None, root: str = "") -> s
 
 
 def build_hint(lines: Sequence[str], bundle: Bundle, root: str = "") -> str:
-    """Return the same for a build command, of what was missing alone: its disk and ports are not the app's."""
+    """Return the hint for a build command, for missing programs and modules only: its disk is not the app's."""
     return next(filter(None, (_missing(line, bundle, root) for line in reversed(lines))), "")
 
 

@@ -59,6 +59,6 @@ def test_scripts_that_exist_are_named(bundle: Bundle, says: str) -> None:
     assert says in script_hint(NO_SCRIPT, bundle)
 
 
-def test_build_is_told_of_what_is_missing_and_not_of_the_apps_disk() -> None:
+def test_build_hint_names_missing_files_and_no_full_disk() -> None:
     assert "no package.json" in build_hint(["npm ERR! code ENOENT", NO_FILE, "npm ERR! a log"], bundle_of(a=""))
     assert build_hint(["OSError: [Errno 122] Disk quota exceeded", "Address already in use"], bundle_of()) == ""

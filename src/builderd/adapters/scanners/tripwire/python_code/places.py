@@ -13,7 +13,7 @@ def _names(text: str) -> frozenset[str]:
 SECRET, SECRET_PATH, HOME_PATH, LISTED_PATH = "secret", "secret path", "home path", "listed path"
 ENVIRONMENT, FETCHED, RECEIVED, DECODED, DOCUMENT = "environment", "fetched", "received", "decoded", "document"
 INPUT, CLIPBOARD, USER, HOST, ENCRYPTED = "input", "clipboard", "user", "host", "encrypted"
-#: A private key or a wallet's recovery phrase, by the name of what holds it.
+#: A private key or a wallet's recovery phrase, by the name of its variable.
 KEY = "key"
 KEY_NAMES = _names(
     """

@@ -66,7 +66,7 @@ def test_type_is_shown_on_request(tmp_path: Path) -> None:
         (["-t"], ["-t"], []),
     ],
 )
-def test_words_are_told_apart(words: list[str], rows: list[str], options: list[str]) -> None:
+def test_df_tells_rows_from_options(words: list[str], rows: list[str], options: list[str]) -> None:
     assert split_words(words) == (rows, options)
 
 

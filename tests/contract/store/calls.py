@@ -11,7 +11,7 @@ from tests.contract.store.samples import SECOND
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import Store
+from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.jobs import spending
 
 
@@ -20,9 +20,12 @@ async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, sec
 
 
 async def holds(store: Store, builder: BuilderId, owner: str, now: datetime) -> bool:
-    held = await store.write(lambda uow: uow.builders.holds(builder, owner, now))
-    assert await store.read(lambda uow: uow.builders.holds(builder, owner, now)) is held
-    return held
+    def look(uow: UnitOfWork) -> bool:
+        stored, held = uow.builders.get(builder), uow.builders.get_held(builder, owner, now)
+        assert held is None or held == stored
+        return held is not None
+
+    return await store.write(look)
 
 
 async def due(store: Store, now: datetime, limit: int = 10) -> list[BuilderId]:

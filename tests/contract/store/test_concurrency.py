@@ -110,7 +110,7 @@ async def test_work_under_a_claim_is_recorded_before_a_takeover(one: Store, two:
     pause, order = Pause(), []
 
     def record(uow: UnitOfWork) -> None:
-        assert uow.builders.holds(builder, "one", NOW)
+        assert uow.builders.get_held(builder, "one", NOW)
         pause.here()
         order.append("recorded")
 

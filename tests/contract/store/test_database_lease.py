@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import update
-from tests.contract.store.calls import claim
+from tests.contract.store.calls import claim, holds
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder
 from tests.stores import open_store
 
@@ -157,4 +157,4 @@ async def test_take_over_moves_live_builders_and_drops_claims(store: SqlStore) -
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == replace(builder, member=TWO.member)
     assert await claim(store, builder.id, TWO.identity, NOW)
     await store.write(lambda uow: uow.database_lease.adopt(TWO))
-    assert await store.read(lambda uow: uow.builders.holds(builder.id, TWO.identity, NOW)), "its own claims stay"
+    assert await holds(store, builder.id, TWO.identity, NOW), "its own claims stay"

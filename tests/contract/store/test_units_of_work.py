@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
+from decimal import Decimal
 
 import pytest
-from tests.contract.store.samples import NOW, TENANT, add, add_builder, make_event
+from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_event
 
-from builderd.domain.ids import TenantId, new_id
+from builderd.domain.builders import Candidate, Cause
+from builderd.domain.ids import DiskId, TenantId, new_id
+from builderd.domain.prices import Billing, Segment
 from builderd.domain.tenants import Tenant
 from builderd.ports.store import Store, UnitOfWork
 
@@ -43,6 +47,46 @@ async def test_a_unit_of_work_sees_what_it_wrote(store: Store) -> None:
         return uow.tenants.by_name("mine")
 
     assert await store.write(write) is not None
+
+
+async def test_what_a_unit_of_work_saved_reads_the_same_within_it_as_afterwards(store: Store) -> None:
+    """Locked builders, versions and open segments are remembered within a transaction."""
+    builder = await add_builder(store)
+
+    def look(uow: UnitOfWork) -> tuple[object, ...]:
+        return (
+            uow.builders.get(builder.id),
+            uow.builders.get(builder.id, lock=True),
+            uow.versions.get(builder.id, 1),
+            uow.ledger.current(builder.id),
+        )
+
+    def write(uow: UnitOfWork) -> list[tuple[object, ...]]:
+        begun = Segment(TENANT.id, builder.id, Billing.STOPPED, NOW, None, Decimal("0.0000231"))
+        looks = [look(uow)]
+        for number in range(2):
+            locked, version = uow.builders.get(builder.id, lock=True), uow.versions.get(builder.id, 1)
+            assert locked is not None
+            assert version is not None
+            candidate = Candidate(2, DiskId(new_id()), opens=True) if number else None
+            cause = Cause("token ci", f"change {number}")
+            uow.builders.save(replace(locked, cause=cause, candidate=candidate, spare_disks=(locked.disk,) * number))
+            uow.versions.save(replace(version, layer_key=f"{number}", review_passed=bool(number)))
+            uow.ledger.close(builder.id, NOW + SECOND)
+            looks.append(look(uow))
+            uow.ledger.open(replace(begun, start=NOW + number * SECOND))
+            looks.append(look(uow))
+        uow.ledger.skip(builder.id, NOW + SECOND, NOW + 3 * SECOND)
+        return [*looks, look(uow)]
+
+    looks = await store.write(write)
+    assert len({str(one) for one in looks}) == len(looks)
+    with pytest.raises(Exception, match=r"(?i)read.?only|unlocked|cannot execute"):
+        await store.read(lambda uow: (look(uow), uow.builders.save(builder)))
+    after = await store.read(
+        lambda uow: (uow.builders.get(builder.id), uow.versions.get(builder.id, 1), uow.ledger.current(builder.id))
+    )
+    assert looks[-1] == (after[0], *after)
 
 
 async def test_read_cannot_write(store: Store) -> None:

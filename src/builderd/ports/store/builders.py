@@ -126,8 +126,8 @@ class Builders(Protocol):
     def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
         """Take or renew the claim; return False while another owner's has not expired."""
 
-    def holds(self, builder: BuilderId, owner: str, now: datetime) -> bool:
-        """Return True if the claim is this owner's and has not expired."""
+    def get_held(self, builder: BuilderId, owner: str, now: datetime) -> Builder | None:
+        """Return it, locked, if the claim is this owner's and has not expired; needs a unit of work that writes."""
 
     def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
         """Release the claim; the builder is due at ``due_at``, or (None) after a change."""

@@ -42,8 +42,8 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
     """Apply the record to the locked builder; return the stored state after it. Raises ``ClaimLost``."""
 
     def guarded(uow: UnitOfWork) -> StoredState | None:
-        builder = uow.builders.get(builder_id, lock=True)
-        if builder is None or not uow.builders.holds(builder_id, application.instance, application.clock.now()):
+        builder = uow.builders.get_held(builder_id, application.instance, application.clock.now())
+        if builder is None:
             raise ClaimLost
         record(uow, builder)
         return read(uow, builder_id)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
+    Row,
     Select,
     Text,
     and_,
@@ -30,7 +31,7 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.backup_checks import CHECK_AT_AFTER_SAVE
-from builderd.adapters.stores.sql.claims import BATCH, Claims
+from builderd.adapters.stores.sql.claims import BATCH, Claims, is_held
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import (
     ACTIVE,
@@ -172,6 +173,7 @@ _ACTIVE_SUMS = (
 )
 # An insert that only refers to the row by a foreign key does not wait for this lock.
 _LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
+_HELD = _LOCKED[_BY_ID].where(is_held)
 
 _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
     "created_at": (builders.c.created_at.asc(), builders.c.id.asc()),
@@ -187,6 +189,8 @@ class Builders(Claims):
     def __init__(self, connection: Connection, *, locks: bool) -> None:
         super().__init__(connection, locks=locks)
         self._own: set[BuilderId] = set()
+        #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
+        self._known: dict[BuilderId, Builder] = {}
 
     def add(self, builder: Builder) -> None:
         other = self.by_name(builder.tenant_id, builder.name)
@@ -200,7 +204,11 @@ class Builders(Claims):
         self._own.add(builder.id)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
-        return self._one(_BY_ID, {"id": builder}, lock=lock)
+        return self._known.get(builder) or self._one(_BY_ID, {"id": builder}, lock=lock)
+
+    def get_held(self, builder: BuilderId, owner: str, now: datetime) -> Builder | None:
+        row = self._connection.execute(_HELD, {"id": builder, "owner": owner, "now": now}).first()
+        return None if row is None else self._keep(row)
 
     def get_all(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Builder]:
         found: dict[BuilderId, Builder] = {}
@@ -307,15 +315,20 @@ class Builders(Claims):
             "of_made": builder.disk_is_made,
         }
         self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})
+        self._known[builder.id] = builder
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
         row = self._connection.execute(_LOCKED[statement] if locks else statement, values).first()
         if row is None:
             return None
-        if locks:
-            self._own.add(row.id)
-        return read_builder(row)
+        return self._keep(row) if locks else read_builder(row)
+
+    def _keep(self, row: Row[Any]) -> Builder:
+        """Return the builder of a row that this transaction has locked."""
+        self._own.add(row.id)
+        self._known[row.id] = read_builder(row)
+        return self._known[row.id]
 
 
 def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:

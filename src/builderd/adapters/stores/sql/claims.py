@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import BindParameter, Case, Connection, bindparam, case, literal, or_, select, update
+from sqlalchemy import BindParameter, Case, Connection, and_, bindparam, case, or_, select, update
 
 from builderd.adapters.stores.sql.tables import builders, due_since
 from builderd.domain.ids import BuilderId
@@ -29,8 +29,8 @@ _CLAIM = _UPDATE.where(or_(_row.claimed_by.is_(None), _row.claimed_by == _owner,
     # A new claim clears due_at, since its owner observes the builder next; a renewal keeps what came in meanwhile.
     due_at=case((_row.claimed_by == _owner, _row.due_at)),
 )
-_HOLDS = select(literal(1)).where(_row.id == bindparam("builder"), _row.claimed_by == _owner, _row.claimed_until > _now)
-_HOLDS_LOCKED = _HOLDS.with_for_update(key_share=True)
+#: Condition for a row whose claim is the owner's and has not expired.
+is_held = and_(_row.claimed_by == _owner, _row.claimed_until > _now)
 _RELEASE = _OWNED.values(claimed_by=None, claimed_until=None)
 _RELEASE_UNTIL = _RELEASE.values(due_at=_earlier)
 # Many rows in one statement are locked in any order: a row that another transaction has is left to the caller, since
@@ -64,12 +64,6 @@ class Claims:
     def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
         values = {"builder": builder, "owner": owner, "now": now, "until": until}
         return self._connection.execute(_CLAIM, values).rowcount == 1
-
-    def holds(self, builder: BuilderId, owner: str, now: datetime) -> bool:
-        """Return True while ``owner`` holds the lease. In a write transaction it then holds it until the end."""
-        statement = _HOLDS_LOCKED if self._locks else _HOLDS
-        values = {"builder": builder, "owner": owner, "now": now}
-        return self._connection.execute(statement, values).first() is not None
 
     def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
         values = {"builder": builder, "owner": owner}

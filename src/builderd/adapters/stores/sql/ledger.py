@@ -156,6 +156,8 @@ BATCH = 10_000
 class Ledger:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        #: Open segments as read last in this transaction, until it changes one of the builder.
+        self._known: dict[BuilderId, Segment | None] = {}
 
     def open(self, segment: Segment) -> None:
         self._insert(segment)
@@ -163,6 +165,7 @@ class Ledger:
             self._count(segment, segment.end)
 
     def _insert(self, segment: Segment) -> None:
+        self._known.pop(segment.builder_id, None)
         row = {
             "tenant_id": segment.tenant_id,
             "builder_id": segment.builder_id,
@@ -176,6 +179,7 @@ class Ledger:
     def close(self, builder: BuilderId, at: datetime) -> None:
         current = self.current(builder)
         if current is not None:
+            self._known.pop(builder, None)
             self._connection.execute(_CLOSE, {"builder": builder, "at": at})
             self._count(current, max(at, current.start))
 
@@ -186,6 +190,7 @@ class Ledger:
         values = {"builder": builder, "since": since, "until": until}
         for row in self._connection.execute(_OVER, values).mappings().all():
             self._cut(row["id"], read_segment(row), since, until)
+        self._known.pop(builder, None)
 
     def _cut(self, segment_id: int, segment: Segment, since: datetime, until: datetime) -> None:
         if segment.end is not None:
@@ -240,8 +245,10 @@ class Ledger:
         self._connection.execute(_SET_TENANT_MONTH, {**key, **values})
 
     def current(self, builder: BuilderId) -> Segment | None:
-        row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
-        return read_segment(row) if row else None
+        if builder not in self._known:
+            row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
+            self._known[builder] = read_segment(row) if row else None
+        return self._known[builder]
 
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
         return [read_segment(row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]

@@ -100,6 +100,8 @@ _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindpa
 class Versions:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        #: As read or saved last in this transaction: who saves one has locked its builder.
+        self._known: dict[tuple[BuilderId, int], Version] = {}
 
     def add(self, version: Version) -> None:
         self._connection.execute(_INSERT, _row(version))
@@ -108,8 +110,13 @@ class Versions:
         self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk})
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
+        if (known := self._known.get((builder, number))) is not None:
+            return known
         row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
-        return _version(row) if row else None
+        if row is None:
+            return None
+        found = self._known[builder, number] = _version(row)
+        return found
 
     def list(self, builder: BuilderId) -> Sequence[Version]:
         return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder})]
@@ -130,6 +137,7 @@ class Versions:
         key = {"builder": version.builder_id, "which": version.number}
         if self._connection.execute(_UPDATE, {**key, **omit(_row(version), "builder_id", "number")}).rowcount != 1:
             raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")
+        self._known[version.builder_id, version.number] = version
 
     def uses_bundle(self, bundle_hash: str) -> bool:
         return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())

@@ -75,10 +75,15 @@ async def wait(application: Application, builder_id: BuilderId, generation: int)
     Raises the error of the stage that failed, with ``data.uuid`` and ``data.version``.
     """
     builder = await wait_until_settled(application, builder_id, generation)
+    await raise_failure(application, builder, generation)
+    return builder
+
+
+async def raise_failure(application: Application, builder: Builder, generation: int) -> None:
+    """Raise the error of the stage that failed if this generation, or a newer one, put the builder into ``failed``."""
     failure = failure_of(builder)
     if failure is not None and builder.observed_generation >= generation:
         raise await _with_findings(application, failure, builder, builder.version)
-    return builder
 
 
 async def wait_until_settled(application: Application, builder_id: BuilderId, generation: int) -> Builder:
@@ -87,7 +92,7 @@ async def wait_until_settled(application: Application, builder_id: BuilderId, ge
     while True:
         seen = application.signals.count(outcome)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))
-        if _is_over(builder, generation):
+        if is_over(builder, generation):
             return builder
         await application.signals.wait(outcome, seen, LOOK_INTERVAL)
 
@@ -210,7 +215,7 @@ async def stages(application: Application, builder_id: BuilderId, generation: in
             after = event.id
             if event.type.startswith("stage."):
                 yield event
-        if _is_over(read.builder, generation):
+        if is_over(read.builder, generation):
             return
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
@@ -244,7 +249,8 @@ def _is_deployed(builder: Builder, version: Version) -> bool:
     return version.status is not VersionStatus.PENDING and builder.handover is None
 
 
-def _is_over(builder: Builder, generation: int) -> bool:
+def is_over(builder: Builder, generation: int) -> bool:
+    """Return True if the generation, or a newer one, has an outcome."""
     if builder.desired is Desired.RUNNING:
         return builder.observed_generation >= generation
     return builder.settled

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from builderd.api.server.answers import Answer, failure, success
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import APPLIED
-from builderd.api.v1.presenters import read_builder
+from builderd.api.v1.presenters import present_builder, read_builder, read_view
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.errors import NotFound
 from builderd.domain.qa import gate_failure
 from builderd.schemas.v1.builders import BuilderAnswer
-from builderd.services import outcomes
+from builderd.services import outcomes, settled_views
 from builderd.services.application import Application
+from builderd.services.builders import BuilderView
 
 
 def location(builder: Builder) -> dict[str, str]:
@@ -36,24 +37,30 @@ async def started(
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
-        settled = await outcomes.wait(application, builder.id, builder.generation)
+        view = await settled_views.wait_for_view(application, builder)
     except outcomes.FAILED as error:
         return failure(error)
-    if settled.desired is Desired.DELETED:
+    if view.builder.desired is Desired.DELETED:
         return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
-    return await shown_as(application, settled, status, headers)
+    return await _shown(application, view, status, headers)
 
 
 async def ended(application: Application, builder: Builder) -> Answer:
     """Wait until the builder is stopped or deleted and return it, however its last run went."""
-    return await shown_as(application, await outcomes.wait_until_settled(application, builder.id, builder.generation))
+    return await _shown(application, await settled_views.view_when_settled(application, builder))
 
 
 async def shown_as(
     application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
     """Return success, with the builder as it is now."""
-    data = await read_builder(application, builder, with_token=True)
+    return await _shown(application, await read_view(application, builder), status, headers)
+
+
+async def _shown(
+    application: Application, view: BuilderView, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
+    builder, data = view.builder, present_builder(view, with_token=True)
     failed = await _qa_failure(application, builder, data.version) if data.qa_passed is False else ""
     return success(BuilderAnswer(message=_message(builder, data.preview_url, failed), data=data), status, headers)
 

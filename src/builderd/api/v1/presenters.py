@@ -66,6 +66,10 @@ def present_cost(cost: Cost) -> wire.Cost:
 
 async def read_builder(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:
     """Return the builder as it is stored now, in the contract's shape."""
+    return present_builder(await read_view(application, builder), with_token=with_token)
+
+
+async def read_view(application: Application, builder: Builder) -> builders.BuilderView:
+    """Return the view of the builder, with its version and its costs as they are stored now."""
     now = application.clock.now()
-    view = await application.store.read(lambda uow: builders.view(uow, application, builder, now))
-    return present_builder(view, with_token=with_token)
+    return await application.store.read(lambda uow: builders.view(uow, application, builder, now))

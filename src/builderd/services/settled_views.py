@@ -1,0 +1,52 @@
+"""Views of builders, read in one transaction with the outcome that their callers wait for."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import NotFound
+from builderd.ports.signals import outcome_of
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders, outcomes
+from builderd.services.application import Application
+from builderd.services.builders import BuilderView
+
+
+async def wait_for_view(application: Application, wanted: Builder) -> BuilderView:
+    """Wait until the present generation of a builder that was just changed has an outcome, as ``wait`` does.
+
+    Return the view, read with the outcome. Raises what ``wait`` raises.
+    """
+    view = await view_when_settled(application, wanted)
+    await outcomes.raise_failure(application, view.builder, wanted.generation)
+    return view
+
+
+async def view_when_settled(application: Application, wanted: Builder) -> BuilderView:
+    """Wait as ``wait_for_view`` does; return the view, also if the generation failed."""
+    outcome = outcome_of(wanted.id)
+    seen = application.signals.count(outcome)
+    # It needs no look at first: ``wanted`` is what was stored a moment ago.
+    while not outcomes.is_over(wanted, wanted.generation):
+        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
+        seen = application.signals.count(outcome)
+        view = await application.store.read(partial(_view_of_outcome, application=application, wanted=wanted))
+        if view is not None:
+            return view
+    now = application.clock.now()
+    return await application.store.read(lambda uow: builders.view(uow, application, _stored(uow, wanted), now))
+
+
+def _view_of_outcome(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView | None:
+    """Return the view once the generation is over, else None."""
+    builder = _stored(uow, wanted)
+    is_over = outcomes.is_over(builder, wanted.generation)
+    return builders.view(uow, application, builder, application.clock.now()) if is_over else None
+
+
+def _stored(uow: UnitOfWork, wanted: Builder) -> Builder:
+    builder = uow.builders.get(wanted.id)
+    if builder is None:
+        raise NotFound("The builder is gone.")
+    return builder

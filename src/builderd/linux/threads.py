@@ -1,11 +1,11 @@
-"""Threads that are awaited to their end, also on cancellation."""
+"""Threads and tasks that are awaited to their end, also on cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,3 +20,16 @@ async def run_to_completion(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
         while not working.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({working})
+
+
+@contextlib.asynccontextmanager
+async def completed(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run the work beside the block; return only when it is done, also when the block fails or is cancelled."""
+    working = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
+    await working

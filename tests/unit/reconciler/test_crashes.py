@@ -180,12 +180,14 @@ async def redeploy_with_release(world: World, builder: Builder | None) -> Builde
     return builder
 
 
-START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "SetRoute", "Settle")
-PREPARE = ("SetRoute", "Review", "Install", "CreateDisk", "PutBundle")
+#: The last one opens the route and records the outcome too.
+START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening")
+#: The last one records the disk and the planned sandbox too.
+PREPARE = ("SetRoute", "Review", "Install")
 TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *START[1:], "DropDisks")
 RELEASED = ("PlanSandbox", "StartSandbox", "AwaitRelease", "RecordEnd")
 OPERATIONS = {
-    "create": Operation((*PREPARE, *START[1:-1], "CheckApp"), None, create, Status.RUNNING),
+    "create": Operation((*PREPARE, *START[2:], "CheckApp"), None, create, Status.RUNNING),
     "create what does not start": Operation(
         ("SetRoute", "StartSandbox", "RecordEnd", "GiveUp", "SetRoute"), None, create, Status.FAILED, HASTY
     ),
@@ -193,13 +195,13 @@ OPERATIONS = {
         ("AwaitListening", "SetRoute", "SetRoute", "StopSandbox"), None, create, Status.FAILED, DEAF
     ),
     "create a job": Operation(
-        (*PREPARE, "PlanSandbox", "StartSandbox", "RecordEnd", "Settle"),
+        (*PREPARE, "StartSandbox", "RecordEnd", "Settle"),
         None,
         create_job,
         Status.COMPLETED,
         Behaviour(exits_at=1),
     ),
-    "stop": Operation(("SetRoute", "StopSandbox", "Settle"), up, wish(builders.stop), Status.STOPPED),
+    "stop": Operation(("SetRoute", "StopSandbox"), up, wish(builders.stop), Status.STOPPED),
     "start": Operation(START, stopped, wish(builders.start), Status.RUNNING),
     "restart": Operation(("SetRoute", "StopSandbox", *START[1:]), up, wish(builders.restart), Status.RUNNING),
     "delete": Operation(("RemoveRoute", "StopSandbox", "Forget"), up, wish(builders.delete), Status.DELETED),
@@ -207,10 +209,10 @@ OPERATIONS = {
     "delete a job": Operation(("StopSandbox", "Forget"), job_that_runs, wish(builders.delete), Status.DELETED),
     "freeze": Operation(("SetRoute", "Freeze"), idles, sleeps, Status.RUNNING),
     "thaw": Operation(("Thaw",), asleep, visit, Status.RUNNING),
-    "idle stop": Operation(("SetRoute", "StopSandbox", "Settle"), idles, idles_out, Status.STOPPED),
-    "idle stop of a frozen one": Operation(("StopSandbox", "Settle"), asleep, idles_out, Status.STOPPED),
+    "idle stop": Operation(("SetRoute", "StopSandbox"), idles, idles_out, Status.STOPPED),
+    "idle stop of a frozen one": Operation(("StopSandbox",), asleep, idles_out, Status.STOPPED),
     "wake": Operation(START, idled, visit, Status.RUNNING),
-    "stop a frozen one": Operation(("SetRoute", "StopSandbox", "Settle"), asleep, wish(builders.stop), Status.STOPPED),
+    "stop a frozen one": Operation(("SetRoute", "StopSandbox"), asleep, wish(builders.stop), Status.STOPPED),
     "delete a frozen one": Operation(
         ("RemoveRoute", "StopSandbox", "Forget"), asleep, wish(builders.delete), Status.DELETED
     ),
@@ -224,7 +226,7 @@ OPERATIONS = {
         (GOOD, HASTY, GOOD),
     ),
     "redeploy a stopped one": Operation(
-        ("HandOver", "CreateDisk", "PutBundle", "Settle", "DropDisks"),
+        ("HandOver", "CreateDisk", "PutBundle", "AwaitListening", "DropDisks"),
         stopped,
         redeploy,
         Status.RUNNING,
@@ -237,9 +239,9 @@ OPERATIONS = {
     ),
     "create with a release": Operation(RELEASED, None, create_with_release, Status.RUNNING),
     "redeploy with a release": Operation(RELEASED[1:], up, redeploy_with_release, Status.RUNNING),
-    "switch": Operation(("HandOver", "StopSandbox", "Settle", "DropDisks"), up, switch, Status.RUNNING),
-    "renew the token": Operation(("SetRoute", "StopSandbox", "Settle"), up, renew_token, Status.RUNNING),
-    "exit": Operation(("SetRoute", "RecordEnd", *START[1:-1]), up, app_exits, Status.RUNNING),
+    "switch": Operation(("HandOver", "StopSandbox", "AwaitListening", "DropDisks"), up, switch, Status.RUNNING),
+    "renew the token": Operation(("SetRoute", "StopSandbox", "AwaitListening"), up, renew_token, Status.RUNNING),
+    "exit": Operation(("SetRoute", "RecordEnd", *START[1:]), up, app_exits, Status.RUNNING),
 }
 
 
@@ -338,7 +340,7 @@ async def check_world(world: World, builder: Builder) -> None:
 
 async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: World) -> None:
     builder = await world.ask(MAIN, REQUIREMENTS)
-    for point in [f"{step}.{moment}" for step in (*PREPARE, *START[1:]) for moment in MOMENTS]:
+    for point in [f"{step}.{moment}" for step in (*PREPARE, *START[2:]) for moment in MOMENTS]:
         async with living(world, point) as life:
             world.clock.move(LEASE.total_seconds())
             async with asyncio.timeout(PATIENCE):
@@ -353,7 +355,7 @@ async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: 
 
 
 async def test_a_disk_that_was_made_before_the_kill_is_paid_from_the_next_service_on(world: World) -> None:
-    async with living(world, "CreateDisk.done") as life:
+    async with living(world, "Review.done") as life:
         builder = await life.world.ask()
         await world.until(lambda: life.is_over)
     assert await world.segments(builder) == []

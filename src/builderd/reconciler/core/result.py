@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from builderd.reconciler.core.transitions import Record
 
 
-async def _nothing() -> None:
+async def nothing() -> None:
     """Do nothing: the default of ``Result.afterwards``."""
 
 
@@ -20,5 +20,5 @@ class Result:
     """
 
     record: Record | None = None
-    afterwards: Callable[[], Awaitable[None]] = _nothing
+    afterwards: Callable[[], Awaitable[None]] = nothing
     quiet: bool = False

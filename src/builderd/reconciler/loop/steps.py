@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType, Status, StopKind
+from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType, Status
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
@@ -24,10 +24,12 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
+from builderd.reconciler.stages.first_start import FirstStart
 from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.releases import Releases
+from builderd.reconciler.stages.settling import Settling, note_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle, reserve
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
@@ -48,6 +50,8 @@ class Steps:
         self._gate = Gate(application)
         self._stopping = Stopping(application)
         self._releases = Releases(application)
+        self._settling = Settling(application)
+        self._first_start = FirstStart(application)
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, item: WorkItem, observation: Observation, step: domain.Step
@@ -55,9 +59,9 @@ class Steps:
         """Do one step. Raises what the ports raise."""
         match step:
             case domain.Review(number):
-                return await self._review(item.for_version(number))
+                return await self._review(item.for_version(number), observation)
             case domain.Install(number):
-                return await self._install(item.for_version(number))
+                return await self._install(item.for_version(number), observation)
             case domain.BuildApp(number):
                 return await self._build(item.for_version(number))
             case domain.CreateDisk():
@@ -73,7 +77,7 @@ class Steps:
             case domain.StartSandbox():
                 return await self._start_sandbox(item, _open(observation))
             case domain.AwaitListening():
-                return await self._await_listening(item, _open(observation))
+                return await self._await_listening(item, observation)
             case domain.AwaitRelease():
                 return await self._releases.wait(_open(observation))
             case domain.CheckApp():
@@ -97,7 +101,7 @@ class Steps:
             case domain.Forget():
                 return await self._forget(item)
             case domain.Settle(status):
-                return await self._settle(item, observation, status)
+                return await self._settling.settle(item, observation, status)
             case domain.GiveUp(too_often):
                 return await self._give_up(item, observation, too_often)
             case domain.PlanTrial():
@@ -117,36 +121,50 @@ class Steps:
         """End the background work of a builder that no worker handles any more."""
         await self._installs.leave(builder_id)
 
-    async def _review(self, item: WorkItem) -> Result:
+    async def _review(self, item: WorkItem, observation: Observation) -> Result:
         begun = self._now()
         if item.version.layer_key is None:
             await self._installs.begin(item)
         tenant_id = item.builder.tenant_id
-        report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
-        now = self._now()
-        installed = await self._installs.nothing_to_install(item)
+        async with self._first_start.disk_beside(item, observation):
+            report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
+            now = self._now()
+            installed = await self._installs.nothing_to_install(item)
         seconds = (now - begun).total_seconds()
+        start = await self._first_start.plan(item, observation, installed.layer_key) if installed is not None else None
+        refused = False
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            nonlocal refused
             transition = Transition(uow, builder, self._app.prices, now)
             if not transitions.still_wanted(builder, item.builder, item.version):
                 return
             passed = version_transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
+            refused = not passed
             if passed and installed is not None:
                 transitions.installed(transition, item.version, installed)
+                if start is not None:
+                    start.record(uow, builder, now)
 
-        return Result(record)
+        async def afterwards() -> None:
+            if refused:
+                await self._first_start.drop_disk(item, observation)
 
-    async def _install(self, item: WorkItem) -> Result:
+        return Result(record, afterwards)
+
+    async def _install(self, item: WorkItem, observation: Observation) -> Result:
         try:
-            installed = await self._installs.install(item)
+            async with self._first_start.disk_beside(item, observation):
+                installed = await self._installs.install(item)
         except InstallFailed as failure:
             return self._failed(item, "install", failure.code, failure.message)
 
-        now = self._now()
+        now, start = self._now(), await self._first_start.plan(item, observation, installed.layer_key)
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transitions.installed(Transition(uow, builder, self._app.prices, now), item.version, installed)
+            if start is not None and transitions.same_generation(builder, item.builder):
+                start.record(uow, builder, now)
 
         return Result(record)
 
@@ -256,24 +274,20 @@ class Steps:
                 builder = replace(builder, location=report.member)
                 uow.builders.save(builder)
             if is_up and not sandbox.release:  # it has no program of its own that could fail
-                _note_up(replace(transition, builder=builder), item, replace(started, listening_at=now))
+                note_up(replace(transition, builder=builder), item, replace(started, listening_at=now))
 
         return Result(record, quiet=True)
 
-    async def _await_listening(self, item: WorkItem, sandbox: Sandbox) -> Result:
-        port = item.version.settings.port
+    async def _await_listening(self, item: WorkItem, observation: Observation) -> Result:
+        sandbox, port = _open(observation), item.version.settings.port
         wait = await wait_until_up(self._app, item, sandbox, await self._time_limit(item))
         if wait.reachable:
-            return self._listens(item, replace(sandbox, listening_at=self._now()))
+            return await self._settling.listens(item, observation, replace(sandbox, listening_at=self._now()))
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await last_lines(self._app, sandbox)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
-
-    def _listens(self, item: WorkItem, sandbox: Sandbox) -> Result:
-        now, prices = self._now(), self._app.prices
-        return Result(lambda uow, builder: _note_up(Transition(uow, builder, prices, now), item, sandbox), quiet=True)
 
     async def _time_limit(self, item: WorkItem) -> float:
         """Return how long the app may take to listen, in seconds."""
@@ -310,30 +324,6 @@ class Steps:
         versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))
         for bundle_hash in {version.bundle_hash for version in versions}:
             await bundles.drop_unused(self._app, bundle_hash)
-
-    async def _settle(self, item: WorkItem, observation: Observation, status: Status) -> Result:
-        now = self._now()
-        lines = await last_lines(self._app, observation.ends[-1]) if status is Status.FAILED else []
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
-            if not transitions.same_generation(builder, item.builder):
-                return
-            if status is Status.STOPPED:
-                if builder.stop_kind is StopKind.IDLE:
-                    backups.keep_idle(uow, self._app, builder, now)
-                version_transitions.mark_terminal(uow, builder, status, builder.cause.reason, now)
-                return
-            sandbox = observation.sandbox or observation.ends[-1]
-            if not builder.settled and sandbox.listening_at is None:
-                seconds = (now - sandbox.created_at).total_seconds()
-                transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
-            if status is Status.RUNNING:
-                version_transitions.running(uow, builder, item.version, now)
-            else:
-                version_transitions.job_over(transition, item, status, sandbox, lines)
-
-        return Result(record)
 
     async def _give_up(self, item: WorkItem, observation: Observation, too_often: bool) -> Result:
         last = observation.ends[-1]
@@ -377,14 +367,6 @@ class Steps:
 
     def _now(self) -> datetime:
         return self._app.clock.now()
-
-
-def _note_up(transition: Transition, item: WorkItem, sandbox: Sandbox) -> None:
-    """Record a sandbox that can be reached."""
-    transition.uow.sandboxes.save(sandbox)
-    if transitions.same_generation(transition.builder, item.builder) and not transition.builder.settled:
-        seconds = (transition.now - sandbox.created_at).total_seconds()
-        transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
 
 
 def _open(observation: Observation) -> Sandbox:

@@ -23,6 +23,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
+from builderd.reconciler.stages.settling import stopped
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,12 @@ class Stopping:
             grace = handover.grace(grace, await handover.drained(self._app, builder.host))
         report = await self._app.engine.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
-        ended = self._ended(item, sandbox, end, report, before)
-        # Visitors wait for what comes next, and not for this.
-        return replace(ended, afterwards=partial(self._remove_meanwhile, sandbox)) if drain else ended
+        settles = builder.desired is Desired.STOPPED
+        ended = self._ended(item, sandbox, end, report, before, settles=settles)
+        if not drain and not settles:
+            return ended
+        # Visitors wait for what comes next, and a caller for the outcome, and not for this.
+        return replace(ended, afterwards=partial(self._remove_meanwhile, sandbox))
 
     def record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
@@ -85,8 +89,13 @@ class Stopping:
         end: SandboxEnd,
         report: SandboxReport | None,
         before: SandboxReport | None,
+        *,
+        settles: bool = False,
     ) -> Result:
-        """``before`` is what the engine said before it was stopped: that thaws it, which is no turn of its own."""
+        """Return the record of its end; ``settles``: nothing else is left to do for a builder that is to be stopped.
+
+        ``before`` is what the engine said before it was stopped: that thaws it, which is no turn of its own.
+        """
         now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
@@ -98,6 +107,8 @@ class Stopping:
                 sandbox_transitions.discard_first_disk(transition, sandbox)
             elif end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
                 sandbox_transitions.crash_noted(uow, builder, item, replace(sandbox, end=end), now)
+            if settles and not sandbox.release and _is_as_chosen(builder, item.builder):
+                stopped(self._app, uow, builder, now)
 
         return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
@@ -129,3 +140,8 @@ class Stopping:
 
     def _now(self) -> datetime:
         return self._app.clock.now()
+
+
+def _is_as_chosen(builder: Builder, looked_at: Builder) -> bool:
+    """Return True if the outcome and the closed route are still those that the stop was chosen for."""
+    return transitions.same_generation(builder, looked_at) and builder.stop_kind is looked_at.stop_kind

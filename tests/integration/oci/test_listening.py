@@ -111,3 +111,44 @@ def test_ended_process_has_no_listening_sockets(listen: Listen) -> None:
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     assert listening.listening_sockets_of(zombie.pid, 8000) == frozenset()
     zombie.wait()
+
+
+def test_a_probe_finds_what_the_proxy_can_dial(five: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["nsenter", "-t", str(five), "-n", "ip", "addr", "add", "10.9.8.7/32", "dev", "lo"], check=True)
+    own, files = Path("/proc/thread-self/ns/net"), Path("/proc/self/fd")
+    before, held = own.readlink(), len(list(files.iterdir()))
+    probes = {port: socket_diag.PortProbe(five, "10.9.8.7", port) for port in (*range(8000, 8005), 9000)}
+    # On 8003 is [::], which takes connections by IPv4 as well.
+    assert [port for port, probe in probes.items() if probe.is_open()] == [8000, 8003]
+    for probe in probes.values():
+        probe.close()
+    assert own.readlink() == before
+    assert len(list(files.iterdir())) == held
+    monkeypatch.setattr(socket_diag, "_SOCK_DIAG_BY_FAMILY", 99)
+    monkeypatch.setattr(socket_diag, "_LACKING", (22,))
+    with pytest.raises(NoSocketDiag):
+        socket_diag.PortProbe(five, "10.9.8.7", 8000)
+    assert len(list(files.iterdir())) == held
+
+
+def test_a_probe_finds_a_port_once_it_is_opened(listen: Listen) -> None:
+    process = listen("4,0.0.0.0,8000-8001")
+    probe = socket_diag.PortProbe(process, "127.0.0.1", 8001)
+    assert not probe.is_open()
+    late = [sys.executable, "-c", "import socket; s = socket.create_server(('', 8001)); print(flush=True); input()"]
+    with subprocess.Popen(
+        ["nsenter", "-t", str(process), "-n", *late], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as opened:
+        assert opened.stdout is not None
+        opened.stdout.readline()
+        assert probe.is_open()
+        opened.communicate(b"\n")
+    assert not probe.is_open()
+    probe.close()
+
+
+def test_an_ended_process_cannot_be_probed() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with pytest.raises(ProcessLookupError):
+        socket_diag.PortProbe(ended.pid, "127.0.0.1", 8000)

@@ -11,7 +11,7 @@ import asyncio
 import shlex
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
@@ -270,6 +270,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         self._called("list_sandboxes", "")
         return [found.report() for sandbox in list(self.sandboxes) if (found := self._look(sandbox))]
+
+    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
+        return nullcontext(lambda: True)
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         self._called("listening", sandbox)

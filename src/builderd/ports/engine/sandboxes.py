@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from builderd.domain.ids import SandboxId
@@ -43,6 +43,12 @@ class Sandboxes(Protocol):
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         """Return all sandboxes of this service, in any state."""
+
+    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
+        """Yield a check of the sandbox's port that costs next to nothing, for the wait until an app listens.
+
+        It returns False while nothing can be reached there. After True, ``listening`` tells.
+        """
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         """Return the TCP sockets that listen inside; empty when it does not run."""

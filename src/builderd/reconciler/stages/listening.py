@@ -13,7 +13,7 @@ from builderd.services.start_time import StartTime
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well.
 ELSEWHERE_GRACE = 5.0
-#: The engine is asked for the sandbox's state at every so many-th look.
+#: The engine is asked for the sandbox's state, and for what listens elsewhere, at every so many-th look.
 REPORT_EVERY = 10
 #: (seconds since the start of the sandbox, pause between looks): often at first, since most apps are quick.
 PAUSES = ((1.0, 0.002), (5.0, 0.005), (15.0, 0.02))
@@ -52,20 +52,23 @@ async def wait_until_listening(
     start_time = StartTime(application.engine, sandbox.id, timeout, longest)
     elsewhere_since: float | None = None
     polls = 0
-    while True:
-        listening = await application.engine.listening(sandbox.id)
-        seconds = clock.passed() - begun
-        if listening.reachable(port):
-            return Wait(True, listening, None, seconds)
-        if polls % REPORT_EVERY == 0:
-            report = await application.engine.report(sandbox.id)
-            if not report.alive:
-                return Wait(False, listening, report, seconds)
-        elsewhere_since = _since(elsewhere_since, listening, port, seconds)
-        if _too_long_elsewhere(seconds, elsewhere_since) or await start_time.is_over(seconds):
-            return Wait(False, listening, None, seconds)
-        polls += 1
-        await clock.sleep(_pause(seconds))
+    with application.engine.watch_port(sandbox.id) as may_listen:
+        while True:
+            looks_closely = polls % REPORT_EVERY == 0
+            if looks_closely or may_listen():
+                listening = await application.engine.listening(sandbox.id)
+            seconds = clock.passed() - begun
+            if listening.reachable(port):
+                return Wait(True, listening, None, seconds)
+            if looks_closely:
+                report = await application.engine.report(sandbox.id)
+                if not report.alive:
+                    return Wait(False, listening, report, seconds)
+            elsewhere_since = _since(elsewhere_since, listening, port, seconds)
+            if _too_long_elsewhere(seconds, elsewhere_since) or await start_time.is_over(seconds):
+                return Wait(False, listening, None, seconds)
+            polls += 1
+            await clock.sleep(_pause(seconds))
 
 
 async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:

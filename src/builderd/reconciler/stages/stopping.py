@@ -107,7 +107,7 @@ class Stopping:
                 sandbox_transitions.discard_first_disk(transition, sandbox)
             elif end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
                 sandbox_transitions.crash_noted(uow, builder, item, replace(sandbox, end=end), now)
-            if settles and not sandbox.release and _is_as_chosen(builder, item.builder):
+            if settles and not sandbox.release and not builder.settled and _is_as_chosen(builder, item.builder):
                 stopped(self._app, uow, builder, now)
 
         return Result(record, lambda: self._app.engine.remove(sandbox.id))

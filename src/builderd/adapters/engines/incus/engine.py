@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from datetime import datetime
 from weakref import WeakValueDictionary
 
@@ -233,6 +233,9 @@ class IncusEngine:
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         return await self._here.sandboxes.all()
+
+    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
+        return nullcontext(lambda: True)
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         return await self._here.usage.listening(sandbox)

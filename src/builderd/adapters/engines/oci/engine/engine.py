@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from weakref import WeakValueDictionary
@@ -252,6 +252,10 @@ class OciEngine:
     async def listening(self, sandbox: SandboxId) -> Listening:
         record = self._running(sandbox)
         return Listening(await self._here.listening_ports.of(record) if record else frozenset())
+
+    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
+        record = self._running(sandbox)
+        return self._here.listening_ports.watch(record) if record else nullcontext(lambda: True)
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         if record := self._running(sandbox):

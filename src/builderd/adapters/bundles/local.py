@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Larger bundles are not held in memory.
 LARGE_BYTES = 32_000_000
+#: The bundles that were read last are remembered, if they are no larger: a create reads one five times.
+REMEMBERED, SMALL_BYTES = 32, 262_144
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,6 +48,8 @@ class LocalBundles:
         self._lock = asyncio.Lock()
         #: Large files whose hash was checked: ``_Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
+        #: Small bundles whose hash was checked, with the state of their files. Several threads use it.
+        self._read: dict[str, tuple[tuple[int, int, int], Bundle]] = {}
 
     def exclusive(self) -> asyncio.Lock:
         return self._lock
@@ -136,6 +140,7 @@ class LocalBundles:
         if _HASH.fullmatch(bundle_hash):
             await asyncio.to_thread(self._path(bundle_hash).unlink, missing_ok=True)
             self._whole.pop(bundle_hash, None)
+            self._read.pop(bundle_hash, None)
 
     def _hashes(self) -> Collection[str]:
         return frozenset(path.stem for path in self._folder.glob("*.tar") if _HASH.fullmatch(path.stem))
@@ -161,11 +166,22 @@ class LocalBundles:
             content = _Tar(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise KeyError(name) from None
+        state, read = self._read.get(name, (None, None))
+        if read is not None and state == content.state:
+            return read
         files = self._large(name, content) if content.size > LARGE_BYTES else _whole_files(name, content)
         if files is None:
             log.error("bundle damaged on disk, deploy its version again bundle=%s", name)
             raise KeyError(name)
-        return Bundle(name, files)
+        bundle = Bundle(name, files)
+        if content.size <= SMALL_BYTES:
+            self._remember(bundle, content)
+        return bundle
+
+    def _remember(self, bundle: Bundle, content: _Tar) -> None:
+        self._read[bundle.hash] = content.state, bundle
+        for oldest in list(self._read)[:-REMEMBERED]:
+            self._read.pop(oldest, None)
 
     def _large(self, name: str, content: _Tar) -> tuple[BundleFile, ...] | None:
         files, state = _unpack_large(content), content.state

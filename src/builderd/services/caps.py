@@ -178,6 +178,13 @@ class CapDecision:
     next_check: datetime | None
 
 
+def has_any(uow: UnitOfWork, application: Application, tenant_id: TenantId) -> bool:
+    """Return True if the tenant or one of its builders has a cap. Sums nothing."""
+    tenant = _tenant(uow, tenant_id)
+    limit = application.tenant_limits.of(tenant)
+    return limit.cap_of(tenant) is not None or limit.builder_monthly is not None or bool(uow.builders.capped(tenant_id))
+
+
 def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapDecision:
     """Return the stops and warnings due for a tenant's spending. Changes nothing."""
     tenant = _tenant(uow, tenant_id)

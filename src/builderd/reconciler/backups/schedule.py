@@ -26,7 +26,7 @@ from builderd.services.application import Application
 #: Seconds between two checks for requested work, for due work, and for expired backups. Changes in this process are
 #: signalled; ``LEAST_INTERVAL`` bounds how often a busy service checks.
 POLL_INTERVAL, PLAN_INTERVAL, UPKEEP_INTERVAL = 1.0, 10.0, 600.0
-LEAST_INTERVAL = 0.05
+LEAST_INTERVAL = 0.1
 #: Builders that are looked at in one transaction, and seconds before the next, so that other writers get their turn.
 BATCH, PAUSE = 100, 0.05
 
@@ -51,8 +51,9 @@ class BackupSchedule:
             while True:
                 seen = self._app.signals.count(ANY)
                 await self._guarded(self.begin_open())
-                await asyncio.sleep(LEAST_INTERVAL)
                 await self._app.signals.wait(ANY, seen, POLL_INTERVAL)
+                # Those who were woken by the change go first: a caller waits for most changes.
+                await asyncio.sleep(LEAST_INTERVAL)
         finally:
             for task in (*helpers, *self._tasks.values()):
                 task.cancel()

@@ -58,7 +58,9 @@ async def _check(application: Application, tenant: TenantId, seen: datetime, fau
     now = application.clock.now()
     lease = now + LEASE
     # Taken first: what changes from here on makes it due again, and is checked after this.
-    if not await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, seen, lease)):
+    if not await application.store.write(
+        partial(_take, application=application, tenant=tenant, seen=seen, lease=lease)
+    ):
         return
     fault("Cap.begun")
     verdict = await application.store.read(lambda uow: caps.judge(uow, application, tenant, now))
@@ -69,6 +71,16 @@ async def _check(application: Application, tenant: TenantId, seen: datetime, fau
     # Its own answer need not be taken: where it changed meanwhile, the tenant is due as it is.
     await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_check))
     fault("Cap.recorded")
+
+
+def _take(uow: UnitOfWork, application: Application, tenant: TenantId, seen: datetime, lease: datetime) -> bool:
+    """Take the check of a tenant; return False if another process has it, or if there is no cap to check."""
+    if not uow.tenants.postpone_spending(tenant, seen, lease):
+        return False
+    if caps.has_any(uow, application, tenant):
+        return True
+    uow.tenants.postpone_spending(tenant, lease, None)
+    return False
 
 
 async def _warn(application: Application, tenant: TenantId, verdict: CapDecision, now: datetime) -> None:

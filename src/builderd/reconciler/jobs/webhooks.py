@@ -78,16 +78,19 @@ class WebhookJob:
 
     async def poll(self) -> None:
         """Make deliveries of new events, and serve the webhooks with due ones."""
-        store = self._app.store
-        for webhook_id in await store.read(lambda uow: uow.webhooks.with_undelivered_events()):
+        store, now = self._app.store, self._app.clock.now()
+        undelivered, due = await store.read(lambda uow: (uow.webhooks.with_undelivered_events(), uow.webhooks.due(now)))
+        for webhook_id in undelivered:
             try:
                 await self._fan_out(webhook_id)
             except StoreUnavailable:
                 raise  # it says nothing of this webhook
             except Exception:
                 log.warning("webhook fan-out failed webhook=%s", webhook_id, exc_info=True)
-        now = self._app.clock.now()
-        for webhook_id in await store.read(lambda uow: uow.webhooks.due(now)):
+        if undelivered:
+            now = self._app.clock.now()
+            due = await store.read(lambda uow: uow.webhooks.due(now))
+        for webhook_id in due:
             if webhook_id not in self._served:
                 self._served[webhook_id] = asyncio.create_task(self._serve(webhook_id))
 

@@ -77,9 +77,11 @@ class Reconciler:
         try:
             next_poll = 0.0
             while True:
-                self._wake(await self._app.signals.desired_changes(POLL_INTERVAL))
+                changed = await self._app.signals.desired_changes(POLL_INTERVAL)
+                self._wake(changed)
                 if time.monotonic() >= next_poll:
-                    self._wake(await self._due())
+                    # One that was woken just now has not taken its claim yet, and will see what made it due.
+                    self._wake(one for one in await self._due() if one not in changed)
                     next_poll = time.monotonic() + POLL_INTERVAL
         finally:
             for task in (*helpers, *self._tasks):

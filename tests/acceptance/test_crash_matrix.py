@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 STEPS = {
     "create": ("SetRoute", "Review", "StartSandbox", "AwaitListening", "CheckApp"),
     "stop": ("SetRoute", "StopSandbox"),
-    "start": ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening"),
+    "start": ("SetRoute", "StartSandbox", "AwaitListening"),
     "delete": ("RemoveRoute", "StopSandbox", "Forget"),
 }
 MOMENTS = ("begun", "done", "recorded")

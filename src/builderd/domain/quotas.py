@@ -58,6 +58,9 @@ class Limit:
                 yield Excess(one.name, limit, used, wanted)
 
 
+#: Without any limit.
+UNLIMITED = Limit()
+
 #: Sums of binary fractions are off by less than this.
 TOLERANCE = 1e-6
 

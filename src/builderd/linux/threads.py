@@ -28,8 +28,8 @@ async def completed(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     working = asyncio.ensure_future(work)
     try:
         yield
+        await asyncio.shield(working)
     finally:
         while not working.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({working})
-    await working

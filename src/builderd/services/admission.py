@@ -9,7 +9,7 @@ from datetime import datetime
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.domain.quotas import Allocation, Excess, allocation_of, larger_of
+from builderd.domain.quotas import UNLIMITED, Allocation, Excess, allocation_of, larger_of
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services import caps
@@ -82,6 +82,8 @@ def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId,
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "the tenant of a token is stored"
     quota = application.tenant_limits.of(tenant).quota
+    if quota == UNLIMITED:
+        return
     found = list(quota.exceeded(uow.builders.allocated(tenant_id), more))
     if found:
         raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))

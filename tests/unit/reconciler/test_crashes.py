@@ -180,14 +180,15 @@ async def redeploy_with_release(world: World, builder: Builder | None) -> Builde
     return builder
 
 
-#: The last one opens the route and records the outcome too.
-START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening")
+#: The first one plans the sandbox too, the last one opens the route and records the outcome.
+START = ("SetRoute", "StartSandbox", "AwaitListening")
+AGAIN = ("PlanSandbox", "StartSandbox", "AwaitListening")
 #: The last one records the disk and the planned sandbox too.
 PREPARE = ("SetRoute", "Review", "Install")
-TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *START[1:], "DropDisks")
+TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *AGAIN, "DropDisks")
 RELEASED = ("PlanSandbox", "StartSandbox", "AwaitRelease", "RecordEnd")
 OPERATIONS = {
-    "create": Operation((*PREPARE, *START[2:], "CheckApp"), None, create, Status.RUNNING),
+    "create": Operation((*PREPARE, *START[1:], "CheckApp"), None, create, Status.RUNNING),
     "create what does not start": Operation(
         ("SetRoute", "StartSandbox", "RecordEnd", "GiveUp", "SetRoute"), None, create, Status.FAILED, HASTY
     ),
@@ -203,7 +204,7 @@ OPERATIONS = {
     ),
     "stop": Operation(("SetRoute", "StopSandbox"), up, wish(builders.stop), Status.STOPPED),
     "start": Operation(START, stopped, wish(builders.start), Status.RUNNING),
-    "restart": Operation(("SetRoute", "StopSandbox", *START[1:]), up, wish(builders.restart), Status.RUNNING),
+    "restart": Operation(("SetRoute", "StopSandbox", *AGAIN), up, wish(builders.restart), Status.RUNNING),
     "delete": Operation(("RemoveRoute", "StopSandbox", "Forget"), up, wish(builders.delete), Status.DELETED),
     "delete a stopped one": Operation(("RemoveRoute", "Forget"), stopped, wish(builders.delete), Status.DELETED),
     "delete a job": Operation(("StopSandbox", "Forget"), job_that_runs, wish(builders.delete), Status.DELETED),
@@ -241,7 +242,7 @@ OPERATIONS = {
     "redeploy with a release": Operation(RELEASED[1:], up, redeploy_with_release, Status.RUNNING),
     "switch": Operation(("HandOver", "StopSandbox", "AwaitListening", "DropDisks"), up, switch, Status.RUNNING),
     "renew the token": Operation(("SetRoute", "StopSandbox", "AwaitListening"), up, renew_token, Status.RUNNING),
-    "exit": Operation(("SetRoute", "RecordEnd", *START[1:]), up, app_exits, Status.RUNNING),
+    "exit": Operation(("SetRoute", "RecordEnd", *AGAIN), up, app_exits, Status.RUNNING),
 }
 
 
@@ -340,7 +341,7 @@ async def check_world(world: World, builder: Builder) -> None:
 
 async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: World) -> None:
     builder = await world.ask(MAIN, REQUIREMENTS)
-    for point in [f"{step}.{moment}" for step in (*PREPARE, *START[2:]) for moment in MOMENTS]:
+    for point in [f"{step}.{moment}" for step in (*PREPARE, *START[1:]) for moment in MOMENTS]:
         async with living(world, point) as life:
             world.clock.move(LEASE.total_seconds())
             async with asyncio.timeout(PATIENCE):
@@ -387,7 +388,7 @@ async def test_app_planned_before_its_disk_was_lost_starts_after_its_release(wor
         builder = await stopped_without_its_disk(life.world)
         builder = await life.world.reached(builders.stop, await life.world.reached(builders.start, builder))
         world.engine.behave(RELEASE, MIGRATES)
-    async with living(world, "PlanSandbox.recorded") as life:
+    async with living(world, "SetRoute.recorded") as life:
         await life.world.want(builders.start, builder)
         await world.until(lambda: life.is_over)
     del world.engine.disks[builder.disk]

@@ -31,6 +31,8 @@ from builderd.services.application import Application
 
 #: Seconds between checks for wanted reports without a request, and after an error.
 INTERVAL = 5.0
+#: Seconds between a request and the look.
+LEAST_INTERVAL = 0.1
 #: Seconds between two checks whether the report is still needed.
 OVERTAKEN_INTERVAL = 0.5
 #: No report takes longer; what it had found by then is lost.
@@ -80,6 +82,8 @@ class Reporting:
                 await asyncio.sleep(INTERVAL)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), INTERVAL)
+                # It is asked at each outcome, for which a caller waits: the caller goes first.
+                await asyncio.sleep(LEAST_INTERVAL)
 
     async def _remove_leftovers(self) -> bool:
         """Remove the copies of reports that a previous process of this instance left; return True if any is open."""

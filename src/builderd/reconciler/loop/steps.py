@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from datetime import datetime
@@ -13,6 +14,8 @@ from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, Release
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.members import MemberAway
+from builderd.domain.next_step import next_step
+from builderd.domain.previews import Route
 from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import (
     Sandbox,
@@ -52,6 +55,8 @@ class Steps:
         self._releases = Releases(application)
         self._settling = Settling(application)
         self._first_start = FirstStart(application)
+        #: Routes that are being set beside a record, so that the tasks are not lost.
+        self._putting: set[asyncio.Task[None]] = set()
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, item: WorkItem, observation: Observation, step: domain.Step
@@ -93,8 +98,7 @@ class Steps:
                     return await self._releases.record_end(item, _open(observation), observation.report)
                 return self._stopping.record_end(item, _open(observation), observation.report)
             case domain.SetRoute(route):
-                await self._app.previews.put(route)
-                return Result()
+                return await self._set_route(item, observation, route)
             case domain.RemoveRoute():
                 await self._app.previews.remove(item.builder.host)
                 return Result()
@@ -214,6 +218,21 @@ class Steps:
     async def _put_bundle(self, item: WorkItem) -> Result:
         await put_bundle(self._app, item, item.disk)
         return Result()
+
+    async def _set_route(self, item: WorkItem, observation: Observation, route: Route) -> Result:
+        """Set the route. A start that comes next is planned meanwhile: what it records needs no route."""
+        following = next_step(item.builder, replace(observation, route=route))
+        if not isinstance(following, domain.PlanSandbox):
+            await self._app.previews.put(route)
+            return Result()
+        putting = asyncio.create_task(self._app.previews.put(route))
+        self._putting.add(putting)
+        putting.add_done_callback(self._putting.discard)
+
+        async def until_put() -> None:
+            await putting
+
+        return replace(self._plan_sandbox(item, following), afterwards=until_put)
 
     def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
         now, prepared = self._now(), reserve(self._app, item.version)

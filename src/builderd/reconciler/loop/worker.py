@@ -172,6 +172,8 @@ class Worker:
             after = await transitions.apply(self._app, self._id, result.record)
             if not result.quiet:
                 self._signal(after)
+                # Those who wait go on before the next look at the builder.
+                await asyncio.sleep(0)
         self._context.fault(f"{name}.recorded")
         await result.afterwards()
         return after

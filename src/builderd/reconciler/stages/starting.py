@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
-from builderd.domain.ids import DiskId, SandboxId, new_sandbox_id
+from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_sandbox_id
 from builderd.domain.layers import app_folder
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
@@ -61,9 +62,9 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         "PREVIEW_URL": application.preview_domain.url(builder.host),
         "PORT": str(settings.port),
     }
-    own = await application.store.read(lambda uow: uow.domains.of_builder(builder.id))
+    own = item.domains if item.domains is not None else await _read_domains(application, builder.id)
     if own:
-        platform["BUILDER_DOMAINS"] = ",".join(one.host for one in own)
+        platform["BUILDER_DOMAINS"] = ",".join(own)
     return SandboxSpec(
         id=sandbox.id,
         builder_id=builder.id,
@@ -80,6 +81,10 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         tenant_id=builder.tenant_id,
         root=settings.root,
     )
+
+
+async def _read_domains(application: Application, builder: BuilderId) -> Sequence[str]:
+    return [one.host for one in await application.store.read(lambda uow: uow.domains.of_builder(builder))]
 
 
 def in_root(command: str, root: str) -> str:

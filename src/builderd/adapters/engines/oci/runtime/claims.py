@@ -20,7 +20,7 @@ from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import is_alive
-from builderd.linux.threads import run_to_completion
+from builderd.linux.threads import completed, run_to_completion
 
 
 class Claims:
@@ -63,24 +63,30 @@ class Claims:
             raise EngineUnavailable("The prepared sandbox has ended.")
         uid, bundle = self._context.slots.uid(record.slot), self._context.config.bundle(run.id)
         claimed = replace(record, owner=run.owner, disk=run.disk, port=run.port, tenant=run.tenant)
-        await run_to_completion(self._write, run, claimed, bundle, uid)
-        await asyncio.gather(
-            self._context.launcher.claim(process.pid, uid, make_claim(run, bundle, uid)),
-            self._runs.share_ports([claimed]),
-        )
+        await run_to_completion(_write_files, run, claimed, bundle, uid)
+        async with completed(run_to_completion(self._set_up, run, bundle, uid)):
+            await asyncio.gather(
+                self._context.launcher.claim(process.pid, uid, make_claim(run, bundle, uid)),
+                self._runs.share_ports([claimed]),
+            )
         return self._runs.save(claimed)
 
-    def _write(self, run: Run, record: Record, bundle: Path, uid: int) -> None:
+    def _set_up(self, run: Run, bundle: Path, uid: int) -> None:
+        """Write what the host reads of the run, and raise the limits: all of it beside the launcher's work."""
         self._creation.write_config(run, bundle, uid)
-        for name, text in _files(run, record.ip).items():
-            file = bundle / name
-            file.touch(mode=0o600)
-            file.write_text(text)
-        if run.secret_files:
-            secret_files.write(bundle, run.secret_files, uid + run.user)
         write_first(bundle, run.cpu, run.memory_bytes, run.space)
         self._context.cgroups.raise_limits(run.id, run.cpu, run.memory_bytes)
         self._context.cgroups.limit_sockets(run.id, run.memory_bytes)
+
+
+def _write_files(run: Run, record: Record, bundle: Path, uid: int) -> None:
+    """Write what the launcher puts into the sandbox."""
+    for name, text in _files(run, record.ip).items():
+        file = bundle / name
+        file.touch(mode=0o600)
+        file.write_text(text)
+    if run.secret_files:
+        secret_files.write(bundle, run.secret_files, uid + run.user)
 
 
 def _files(run: Run, ip: str) -> Mapping[str, str]:

@@ -72,10 +72,9 @@ def create(uow: UnitOfWork, tenant: Tenant) -> Builder:
 
 
 def record(uow: UnitOfWork, builder_id: BuilderId) -> None:
-    """What the reconciler does after each step: two looks and two writes."""
-    builder = uow.builders.get(builder_id, lock=True)
+    """What the reconciler does after each step: one look and two writes."""
+    builder = uow.builders.get_held(builder_id, "one", NOW)
     assert builder is not None
-    assert uow.builders.holds(builder_id, "one", NOW)
     uow.events.add(Event(builder.tenant_id, builder_id, NOW, "stage.finished", "system", "start", {"ok": True}))
     uow.builders.save(replace(builder, status_reason="started"))
 

@@ -49,7 +49,7 @@ async def test_a_unit_of_work_sees_what_it_wrote(store: Store) -> None:
     assert await store.write(write) is not None
 
 
-async def test_what_a_unit_of_work_saved_reads_the_same_within_it_as_afterwards(store: Store) -> None:
+async def test_saved_values_read_the_same_within_their_unit_of_work_as_afterwards(store: Store) -> None:
     """Locked builders, versions and open segments are remembered within a transaction."""
     builder = await add_builder(store)
 
@@ -82,7 +82,7 @@ async def test_what_a_unit_of_work_saved_reads_the_same_within_it_as_afterwards(
     looks = await store.write(write)
     assert len({str(one) for one in looks}) == len(looks)
     with pytest.raises(Exception, match=r"(?i)read.?only|unlocked|cannot execute"):
-        await store.read(lambda uow: (look(uow), uow.builders.save(builder)))
+        await store.read(lambda uow: uow.builders.save(builder))
     after = await store.read(
         lambda uow: (uow.builders.get(builder.id), uow.versions.get(builder.id, 1), uow.ledger.current(builder.id))
     )

@@ -87,7 +87,7 @@ class PortProbe:
             kind, body = _HEADER.unpack_from(answer := self._kernel.recv(_READ_BYTES))[1], answer[_HEADER.size :]
         except OSError:
             return True
-        return kind != _ERROR or -struct.unpack_from("=i", body)[0] != errno.ENOENT
+        return kind != _ERROR or struct.unpack_from("=i", body) != (-errno.ENOENT,)
 
     def close(self) -> None:
         self._kernel.close()

@@ -13,6 +13,7 @@ from builderd.domain.builders import Builder, Status, StopKind
 from builderd.domain.next_step import next_step
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation, SetRoute, Settle
+from builderd.linux.threads import completed
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
@@ -79,7 +80,9 @@ class Settling:
         seen = replace(observation, sandbox=sandbox, report=report)
         step = next_step(item.builder, seen)
         if report.alive and isinstance(step, SetRoute):
-            await self._app.previews.put(step.route)
+            # Not to be cut off by a newer desired state: paused requests go on before the proxy's map has the route.
+            async with completed(self._app.previews.put(step.route)):
+                pass
             step = next_step(item.builder, replace(seen, route=step.route))
         return step == Settle(Status.RUNNING)
 

@@ -21,6 +21,7 @@ from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.fakes.sandboxes import FakeSandbox
 from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
+from builderd.adapters.fakes.unpaid_builds import FakeUnpaidBuilds
 from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.adapters.signals.local import LocalSignals
@@ -382,6 +383,7 @@ def make_application(
         bundles=stored,
         installer=installer,
         uploads=FakeUploads(),
+        unpaid_builds=FakeUnpaidBuilds(),
         testers=testers,
         review=Gate(scanner, POLICY),
         signals=LocalSignals(),

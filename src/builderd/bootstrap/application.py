@@ -23,6 +23,7 @@ from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
+from builderd.adapters.unpaid_builds.local import LocalUnpaidBuilds
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
@@ -61,6 +62,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             previews=make_previews(settings),
             bundles=await open_bundles(settings, owned.store),
             uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
+            unpaid_builds=LocalUnpaidBuilds(settings.data_dir / "unpaid-builds"),
             public_url=settings.public_url,
             upload_rules=settings.to_upload_rules(),
             archive_limits=settings.to_archive_limits(),

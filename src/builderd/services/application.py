@@ -28,6 +28,7 @@ from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.testers import Testers
+from builderd.ports.unpaid_builds import UnpaidBuilds
 from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
@@ -112,6 +113,7 @@ class Application:
     instance: str
     backup_repository: BackupRepository
     uploads: Uploads
+    unpaid_builds: UnpaidBuilds
     usage: LatestUsage
     scratch: ScratchSandboxes
     member: str = ""

@@ -56,46 +56,59 @@ class BuildCharges:
     async def _end(self, build: OpenBuild, *, is_paid: bool) -> None:
         """Record the end. A failure of the store never hides how the build ended."""
         ended = replace(build, seen_at=max(self._app.clock.now(), build.started_at))
-        try:
-            await self._write(ended, is_paid=is_paid)
-        except Exception:
-            log.warning(
-                "record of a build's end failed retry_seconds=%g build=%s", RETRY_INTERVAL, build.id, exc_info=True
-            )
+        if not is_paid:
+            await self._keep_unpaid(build)
+        if not await self._try_write(ended, is_paid=is_paid):
             retry = asyncio.create_task(self._retry(ended, is_paid=is_paid))
             self._unwritten.add(retry)
             retry.add_done_callback(self._unwritten.discard)
 
+    async def _keep_unpaid(self, build: OpenBuild) -> None:
+        """Keep beside the store that the build costs nothing, in case the service is killed before the store knows."""
+        try:
+            await self._app.unpaid_builds.add(build.id)
+        except OSError as error:
+            log.warning("unpaid build not kept build=%s error=%s", build.id, error)
+
     async def _retry(self, build: OpenBuild, *, is_paid: bool) -> None:
         while True:
             await asyncio.sleep(RETRY_INTERVAL)
-            try:
-                await self._write(build, is_paid=is_paid)
-            except Exception:
-                log.warning(
-                    "record of a build's end failed retry_seconds=%g build=%s", RETRY_INTERVAL, build.id, exc_info=True
-                )
-            else:
+            if await self._try_write(build, is_paid=is_paid):
                 return
 
-    async def _write(self, build: OpenBuild, *, is_paid: bool) -> None:
-        await self._app.store.write(lambda uow: _remove(uow, self._app, build, is_paid=is_paid))
+    async def _try_write(self, build: OpenBuild, *, is_paid: bool) -> bool:
+        try:
+            await self._app.store.write(lambda uow: _remove(uow, self._app, build, is_paid=is_paid))
+            if not is_paid:
+                await self._app.unpaid_builds.remove(build.id)
+        except Exception:
+            log.warning(
+                "record of a build's end failed retry_seconds=%g build=%s", RETRY_INTERVAL, build.id, exc_info=True
+            )
+            return False
+        return True
 
 
 async def close_cut_builds(app: Application) -> None:
-    """Charge the builds that ended with an earlier process of this service, up to when they were last seen."""
+    """Charge the builds of an earlier process of this service whose end the store does not know.
+
+    Each is charged up to when it was last seen, but for those that are known to cost nothing.
+    """
     longest = timedelta(seconds=app.limits.build_timeout)
+    unpaid = await app.unpaid_builds.all()
 
     def close(uow: UnitOfWork) -> int:
         cut = uow.open_builds.all()
         for build in cut:
             # The clock may have been set forward in between.
             end = min(max(build.seen_at, build.started_at), build.started_at + longest)
-            _remove(uow, app, replace(build, seen_at=end), is_paid=True)
+            _remove(uow, app, replace(build, seen_at=end), is_paid=build.id not in unpaid)
         return len(cut)
 
     if count := await app.store.write(close):
-        log.info("builds cut off by the end of the service were charged builds=%d", count)
+        log.info("builds of the service before were closed builds=%d unpaid=%d", count, len(unpaid))
+    for one in unpaid:
+        await app.unpaid_builds.remove(one)
 
 
 async def _see(app: Application, build: OpenBuild) -> None:

@@ -301,12 +301,48 @@ async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_h
     monkeypatch.setattr(world.application.store, "write", write)
     await _nothing_open(world)
     assert await world.trials(builder) == []
+    assert not await world.application.unpaid_builds.all()
     built = BuildOutcome(0, (), 60.0)
     assert await charges.charged(builder, lambda: build(built)) == built
     world.clock.move(600)
     monkeypatch.setattr(world.application.store, "write", write)
     await _nothing_open(world)
     assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == [60]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "charged_seconds"),
+    [(BuildOutcome(2, (), 60.0), [60]), (NoCapacity("The store is full."), []), (BuildOutcome(0, (), 60.0, True), [])],
+    ids=["paid", "fault of the machine", "reused"],
+)
+async def test_end_of_a_build_that_the_store_refused_is_known_after_a_kill_of_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch, outcome: BuildOutcome | Exception, charged_seconds: list[int]
+) -> None:
+    monkeypatch.setattr(build_charges, "SEEN_INTERVAL", 0.01)
+    builder, write = await world.ask(MAIN), world.application.store.write
+
+    async def full(work: Callable[[UnitOfWork], Any]) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    async def build() -> BuildOutcome:
+        world.clock.move(60)
+        while not await world.read(lambda uow: [one for one in uow.open_builds.all() if one.seen_at > one.started_at]):
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(world.application.store, "write", full)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    charges = build_charges.BuildCharges(world.application)
+    await asyncio.gather(charges.charged(builder, build), return_exceptions=True)
+    for retry in charges._unwritten:
+        retry.cancel()  # a kill of the service ends them
+    monkeypatch.setattr(world.application.store, "write", write)
+    for _ in range(2):
+        await build_charges.close_cut_builds(world.application)
+        assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == charged_seconds
+        assert await world.read(lambda uow: uow.open_builds.all()) == []
+        assert not await world.application.unpaid_builds.all()
 
 
 async def _nothing_open(world: World) -> None:

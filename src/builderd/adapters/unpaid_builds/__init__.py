@@ -1,0 +1,1 @@
+"""Builds that cost nothing, kept apart from the database."""

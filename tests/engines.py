@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.contract.engine.apps import PORT, App
+from tests.patience import patience
 
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.exec_session import run_to_end
@@ -63,7 +64,7 @@ async def prepared(settings: EngineOptions, kind: type[OciEngine] = OciEngine) -
 
 
 #: Against hanging only.
-ENGINE_TIMEOUT = 30
+ENGINE_TIMEOUT = patience(30)
 
 
 async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:

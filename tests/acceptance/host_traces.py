@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.patience import patience
+
 #: In seconds, against hanging only.
-PATIENCE = 60
+PATIENCE = patience(60)
 #: So many looks must see the same, so many seconds apart. They are counted: a stalled machine passes time without any.
 LOOKS, PAUSE = 8, 0.3
 

@@ -20,11 +20,12 @@ import httpx
 from click.testing import CliRunner
 from tests.acceptance import forked
 from tests.acceptance.forked import ForkedProcess
+from tests.patience import patience
 
 from builderd.cli.group import builderd
 
 #: Against hanging only.
-PATIENCE = 120.0
+PATIENCE = patience(120.0)
 #: Every call has a client and a connection of its own; none needs the host's certificates: reading them takes long.
 PLAIN: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
 
@@ -109,7 +110,7 @@ class LiveService:
                     return
                 raise AssertionError(f"the service ended with {self.process.returncode}: {self.log_tail()}")
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5, **PLAIN).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=patience(5), **PLAIN).status_code == 200:
                     return
             time.sleep(0.02)
         raise AssertionError(f"the service is not ready: {self.log_tail()}")

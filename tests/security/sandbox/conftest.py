@@ -11,6 +11,10 @@ import pytest
 from tests.acceptance.incus_service import service_on
 from tests.acceptance.live_service import LiveService, body, live_service
 from tests.incus import running_cluster
+from tests.patience import patience
+
+#: That a command may take which is expected to end.
+COMMAND_SECONDS = round(patience(60))
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,14 @@ class Attacker:
     service: LiveService
     data: dict[str, Any]
 
-    def run(self, command: str, timeout: int = 60) -> tuple[int, str]:
+    def run(self, command: str, timeout: int = COMMAND_SECONDS) -> tuple[int, str]:
         request = {"command": command, "timeout": timeout}
         answer = self.service.call("POST", f"/builders/{self.data['uuid']}/exec", json=request)
         assert answer.status_code == 200, answer.text
         result = answer.json()["data"]
         return result["exit_code"], result["output"]
 
-    def python(self, code: str, timeout: int = 60) -> tuple[int, str]:
+    def python(self, code: str, timeout: int = COMMAND_SECONDS) -> tuple[int, str]:
         """Run Python code that holds no single quote."""
         assert "'" not in code
         return self.run(f"python3 -c '{code}'", timeout)

@@ -96,6 +96,11 @@ class Disks:
         quota = self._store.quota
         group = quota.group(path)
         self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+        if is_subvolume(scratch := self._store.scratch / path.name):
+            self._count_scratch(scratch)
+
+    def _count_scratch(self, scratch: Path) -> None:
+        self._store.reservations.count_scratch(scratch.name, self._store.quota.group(scratch))
 
     def hold(self, disk: DiskId, size_bytes: int) -> None:
         """Reserve the space of a disk that will be created. Raises ``NoCapacity``. Needs no lock."""
@@ -309,7 +314,9 @@ class Disks:
         A subvolume, so that it goes in one step.
         """
         self._existing(disk)
-        return self._make_scratch(self._store.scratch / disk)
+        scratch = self._make_scratch(self._store.scratch / disk)
+        self._count_scratch(scratch)
+        return scratch
 
     def _make_scratch(self, scratch: Path) -> Path:
         with self._scratch_lock:
@@ -335,7 +342,9 @@ class Disks:
         scratch = self._store.scratch / disk
         with self._scratch_lock:
             self._store.quota.delete(scratch)
-            return (self._store.scratch / f"{_PREPARED}{name}").rename(scratch)
+            (self._store.scratch / f"{_PREPARED}{name}").rename(scratch)
+        self._count_scratch(scratch)
+        return scratch
 
     def collect_scratch(self, used: Collection[str], unused_seconds: float) -> int:
         """Remove scratch folders of ended sandboxes, except of ``used`` disks and those of the last ``unused_seconds``.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builderd.adapters.engines.oci.storage.quotas import Quota
 from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
@@ -25,13 +25,15 @@ HOLD_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim of ``size`` bytes; the quota group ``group`` counts what is used of it, None before it is known.
+    """Claim of ``size`` bytes; the quota groups ``group`` and ``scratch`` count what is used of it.
 
+    ``group`` is None before it is known, ``scratch`` for claims other than those of disks, and before a first start.
     ``ends_at`` (of ``time.monotonic``): it ends by itself then.
     """
 
     size: int
     group: int | None = None
+    scratch: int | None = None
     ends_at: float | None = None
 
 
@@ -55,7 +57,7 @@ class SpaceReservations:
             self._drop_ended()
             known = self._claims.get(name, Claim(0))
             self._check(size_bytes - known.size)
-            self._claims[name] = Claim(size_bytes, known.group)
+            self._claims[name] = Claim(size_bytes, known.group, known.scratch)
 
     def hold(self, name: str, size_bytes: int) -> None:
         """Reserve space for what will be claimed under this name within ``HOLD_SECONDS``. Raises ``NoCapacity``."""
@@ -76,7 +78,14 @@ class SpaceReservations:
     def adopt(self, name: str, size_bytes: int, group: int) -> None:
         """Record a claim that exists already, and the quota group that counts its use."""
         with self._lock:
-            self._claims[name] = Claim(size_bytes, group)
+            known = self._claims.get(name, Claim(0))
+            self._claims[name] = Claim(size_bytes, group, known.scratch)
+
+    def count_scratch(self, name: str, group: int) -> None:
+        """Record the quota group that counts the use of the scratch, which a disk's claim includes."""
+        with self._lock:
+            if claim := self._claims.get(name):
+                self._claims[name] = replace(claim, scratch=group)
 
     def release(self, name: str) -> None:
         with self._lock:
@@ -111,7 +120,7 @@ class SpaceReservations:
         return int(self.promised() / self._overcommit)
 
     def _used(self, claim: Claim) -> int:
-        return 0 if claim.group is None else self._quota.used(claim.group)
+        return sum(self._quota.used(group) for group in (claim.group, claim.scratch) if group is not None)
 
     def _full(self, more: int, promised: int) -> NoCapacity:
         free = max(self._device.free(), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import GB
 
 
-def reservations_of(free: int) -> SpaceReservations:
-    """Return reservations of which nothing is used yet."""
+def reservations_of(free: int, used: Mapping[int, int] | None = None) -> SpaceReservations:
+    """Return reservations; ``used``: bytes by quota group, nothing if left out."""
     device = SimpleNamespace(free=lambda: free, total=lambda: free)
-    return SpaceReservations(cast("Any", device), cast("Any", None), overcommit=1)
+    quota = SimpleNamespace(used=lambda group: (used or {}).get(group, 0))
+    return SpaceReservations(cast("Any", device), cast("Any", quota), overcommit=1)
 
 
 def test_each_byte_is_reserved_only_once() -> None:
@@ -63,3 +65,20 @@ def test_a_claim_of_flexible_size_stays_between_its_least_and_its_most() -> None
     with pytest.raises(NoCapacity):
         reservations.claim_some("another", GB, 20 * GB)
     assert reservations_of(100 * GB).claim_some("most", GB // 2, 20 * GB) == 20 * GB
+
+
+def test_bytes_written_into_the_scratch_are_promised_no_more() -> None:
+    used = {1: 2 * GB}
+    reservations = reservations_of(5 * GB, used)
+    reservations.count_scratch("unknown", 9)
+    reservations.claim("disk", 5 * GB)
+    reservations.adopt("disk", 5 * GB, 1)
+    assert reservations.promised() == 3 * GB
+    used[2] = GB
+    reservations.count_scratch("disk", 2)
+    assert reservations.promised() == 2 * GB
+    reservations.claim("next", 3 * GB)
+    reservations.adopt("disk", 6 * GB, 1)  # a larger disk, with the same scratch
+    assert reservations.promised() == 6 * GB
+    reservations.count_scratch("disk", 3)  # a new and empty one, at a start
+    assert reservations.promised() == 7 * GB

@@ -448,7 +448,7 @@ def operate(user: Terminal) -> None:
     user.run("backup", str(user.home / "bare"), "--without-keys", *at)
     user.run("restore", str(user.home / "state"), "--passphrase-file", str(user.home / "words"), *spare)
     user.run("restore", str(user.home / "bare"), "--without-keys", "--data-dir", str(user.home / "third"))
-    user.run("restore", str(user.home / "state"), *at, code=1)
+    user.run("restore", str(user.home / "state"), "--passphrase-file", str(user.home / "words"), *at, code=1)
     user.run("down", *spare)
 
 

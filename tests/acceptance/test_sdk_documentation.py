@@ -8,7 +8,7 @@ import pytest
 from tests.acceptance.live_service import TINY_APP, live_service
 from tests.unit.client.test_documentation import run_examples, write_folder
 
-pytestmark = [pytest.mark.root, pytest.mark.haproxy]
+pytestmark = [pytest.mark.root, pytest.mark.haproxy, pytest.mark.slow]
 
 
 def test_the_examples_of_the_sdk_run_against_a_real_service(

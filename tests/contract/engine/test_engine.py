@@ -497,6 +497,15 @@ async def test_tool_requires_its_disk_and_cannot_write_one_in_use(engine: Engine
     assert await engine.run_tool(Tool(("true",), disk=spec.disk), print) == ToolExit(0)
 
 
+async def test_tool_writes_to_a_disk_that_nothing_was_written_to(engine: Engine) -> None:
+    """Backups are brought back to such disks."""
+    disk = DiskId(new_id())
+    await engine.create_disk(disk, GB)
+    assert await engine.run_tool(Tool(("test", "-w", "/disk"), disk=disk, writable=True), print) == ToolExit(0)
+    assert await engine.run_tool(Tool(("test", "-d", "/disk"), disk=disk), print) == ToolExit(0)
+    await engine.delete_disk(disk)
+
+
 async def test_unused_layer_is_collected(engine: Engine) -> None:
     plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
     await engine.build_layer(plan, lambda _: None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from builderd.adapters.engines.incus.builds import Program, Runner
 from builderd.adapters.engines.incus.disks import Disks, volume_of
-from builderd.adapters.engines.incus.instance import Instance, Volume
+from builderd.adapters.engines.incus.instance import HELD, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
@@ -17,7 +17,6 @@ from builderd.ports.engine import Progress, Tool, ToolExit
 
 _CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 256
 _ROOT_BYTES = 2 * GB
-_HELD = "/mnt/disk"
 #: Folder whose content makes a tool faster and may be missing: it goes to no other member.
 _CACHE = "cache"
 
@@ -45,7 +44,7 @@ class Tools:
             )
         for folder in tool.folders.values():
             _make_folder(folder)
-        volumes = (Volume(volume_of(tool.disk), _HELD, read_only=not tool.writable),) if tool.disk else ()
+        volumes = (Volume(volume_of(tool.disk), HELD, read_only=not tool.writable),) if tool.disk else ()
         instance = Instance(
             name="",
             image=self._instances.image,
@@ -55,7 +54,7 @@ class Tools:
             processes=_PROCESSES,
             root_bytes=self._instances.root(_ROOT_BYTES),
             volumes=volumes,
-            binds=((f"{_HELD}/app", "/disk"),) if tool.disk else (),
+            binds=((f"{HELD}/app", "/disk"),) if tool.disk else (),
             hidden=("/mnt",),
             hostname=tool.hostname,
             folders={f"/{name}": str(folder) for name, folder in tool.folders.items()} if is_here else {},

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import SandboxId
+from builderd.domain.members import MemberAway
 from builderd.domain.metrics import (
     BUCKET,
     SPAN,
@@ -68,8 +69,9 @@ class Sampling:
                 continue
             if used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
-        if errors:
-            log.warning("usage unavailable builders=%d", len(errors), exc_info=next(iter(errors.values())))
+        # A member of the cluster that is away is told once, by the check of members.
+        if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:
+            log.warning("usage unavailable builders=%d", len(untold), exc_info=untold[0])
         # The next reading of one that failed continues from its last.
         kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in errors}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()

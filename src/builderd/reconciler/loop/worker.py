@@ -22,6 +22,7 @@ from builderd.domain.errors import (
 )
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
+from builderd.domain.members import MemberAway
 from builderd.domain.next_step import next_step
 from builderd.domain.steps import (
     AwaitListening,
@@ -227,7 +228,8 @@ class Worker:
         """
         self._context.failures[self._id] += not isinstance(error, StoreUnavailable)
         failures = self._context.failures[self._id]
-        log.warning("step failed builder=%s failures=%d", self._id, failures, exc_info=error)
+        shown = None if isinstance(error, MemberAway) else error
+        log.warning("step failed builder=%s failures=%d error=%s", self._id, failures, error, exc_info=shown)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
         hopeless = isinstance(error, NoCapacity | BundleLost) or failures >= MAX_FAILURES
         number = self._waited_for(builder) if builder is not None else None

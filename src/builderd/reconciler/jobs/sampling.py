@@ -69,7 +69,7 @@ class Sampling:
                 continue
             if used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
-        # A member of the cluster that is away is told once, by the check of members.
+        # The check of members reports one that is away, once.
         if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:
             log.warning("usage unavailable builders=%d", len(untold), exc_info=untold[0])
         # The next reading of one that failed continues from its last.

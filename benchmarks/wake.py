@@ -1,9 +1,10 @@
 """How long the first visitor of a sleeping app waits, through the preview.
 
-    script/bench wake [--rounds N] [--starts N] [--json FILE]
+    script/bench wake [--rounds N] [--starts N] [--only-built] [--json FILE]
 
 Milliseconds, p50 and p99, over connections that are open already. A frozen app stands beside the same app that runs and
-was left alone for as long; a stopped one stands beside its start on the bare host.
+was left alone for as long; a stopped one stands beside its start on the bare host; one with a build step stands beside
+the same app without one, woken in turns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ FREEZE_AFTER = 0.25
 MOVING_OUT = 1.0
 #: From the specification of the sandbox: ms over the answer of an app that runs.
 GOAL = 10.0
+#: Times the wake of the same app without a build step.
+BUILT_GOAL = 1.1
+#: Writes what a framework's build leaves: 500 files of 20 kB in 20 folders.
+BUILD = (
+    "for folder in $(seq 20); do mkdir -p dist/$folder; "
+    "for file in $(seq 25); do head -c 20000 /dev/urandom > dist/$folder/$file.js; done; done"
+)
+WITHOUT_BUILD, WITH_BUILD = "stopped, without a build step", "stopped, with one"
 APPS: dict[str, tuple[str, dict[str, str]]] = {"bare": (BARE, {}), "flask": (FLASK, {"requirements.txt": "flask"})}
 
 
@@ -105,6 +114,23 @@ def measure_app(service: LiveService, clock: Clock, kind: str, python: str, roun
             visitor.visit()
 
 
+def measure_built(service: LiveService, clock: Clock, starts: int) -> None:
+    """Wake an app whose version was built, and the same app without a build step, in turns."""
+    apps = {
+        name: service.create(name.split(", ")[1].replace(" ", "-"), BARE, auto_stop_interval=10, **fields)
+        for name, fields in ((WITHOUT_BUILD, {}), (WITH_BUILD, {"build": BUILD}))
+    }
+    visitors = {name: Visitor(service, data) for name, data in apps.items()}
+    for number in range(starts):
+        turn = (WITHOUT_BUILD, WITH_BUILD) if number % 2 else (WITH_BUILD, WITHOUT_BUILD)
+        for name in turn:
+            make_idle(service, apps[name])
+            visitors[name].until_stopped()
+        for name in turn:
+            with clock.time(f"bare: {name}"):
+                visitors[name].visit()
+
+
 @contextlib.contextmanager
 def quiet_service() -> Iterator[tuple[LiveService, str]]:
     """A service where things fall asleep at once, and a Python with Flask for the bare host."""
@@ -130,7 +156,11 @@ def table(samples: dict[str, list[float]]) -> str:
             beside = samples[name.replace("frozen", "runs, after the same pause")]
             over = p50 - statistics.median(beside)
             note = f"{over:+.1f} ms over one that runs; goal ≤ {GOAL:g}: {'met' if over <= GOAL else '**missed**'}"
-        if ": stopped" in name:
+        if name.endswith(WITH_BUILD):
+            ratio = p50 / statistics.median(samples[name.replace(WITH_BUILD, WITHOUT_BUILD)])
+            met = "met" if ratio <= BUILT_GOAL else "**missed**"
+            note = f"{ratio:.2f} x the same app without one; goal ≤ {BUILT_GOAL:g}: {met}"
+        if name.endswith(": stopped"):
             host = statistics.median(samples[name.replace("stopped", "start on the host")])
             note = f"{p50 / host:.2f} x its start on the host"
         lines.append(f"| {name} | {p50:.1f} | {p99:.1f} | {len(times)} | {note} |")
@@ -141,12 +171,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--starts", type=int, default=30)
+    parser.add_argument("--only-built", action="store_true", help="only what a build step costs a wake")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     clock = Clock()
     with quiet_service() as (service, flask):
-        for kind, python in (("bare", PYTHON), ("flask", flask)):
-            measure_app(service, clock, kind, python, options.rounds, options.starts)
+        if not options.only_built:
+            for kind, python in (("bare", PYTHON), ("flask", flask)):
+                measure_app(service, clock, kind, python, options.rounds, options.starts)
+        measure_built(service, clock, options.starts)
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
     print(table(clock.samples))
     if options.json:

@@ -141,6 +141,18 @@ class SandboxUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxEffort:
+    """CPU seconds of a sandbox since its start. ``is_working``: one of its threads works at this moment.
+
+    A thread works when it would go on if the machine let it: it has a CPU, or waits for one, for a disk or for memory.
+    One that waits for a time, a lock, a connection or an answer does not. Always False where an engine cannot tell.
+    """
+
+    cpu_seconds: float
+    is_working: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ExecResult:
     """Result of a command; ``exit_code`` 124: killed by the timeout. ``output`` has both streams interleaved.
 

@@ -37,7 +37,7 @@ from builderd.ports.testers import Target
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.services.start_time import StartTime
+from builderd.services.start_time import StartTime, TimeLimit
 
 #: Seconds between two looks at whether an app that has not answered yet has had its time.
 LOOK_SECONDS = 0.5
@@ -94,33 +94,33 @@ async def judge(
 
 
 async def _visit(application: Application, target: Target, sandbox: Sandbox, start_seconds: float) -> Visit:
-    """Ask the app; one that refuses, or that answers 503, is asked again for ``RETRY_SECONDS``."""
-    clock = application.clock
-    begun = clock.passed()
-    start_time = StartTime(application.engine, sandbox.id, start_seconds)
+    """Ask the app; one that refuses, or that answers 503, is asked again for ``RETRY_SECONDS``, longer while it works.
+
+    Each request is waited for as long as the start may take: a server may listen before its workers have loaded.
+    """
+    engine, clock = application.engine, application.clock
+    before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
+    start_time = StartTime(engine, clock, sandbox.id, TimeLimit.of_start(start_seconds), before)
+    retries = StartTime(engine, clock, sandbox.id, TimeLimit.of_grace(RETRY_SECONDS, start_time.left))
     while True:
-        visit = await _ask(application, target, sandbox, start_time)
+        visit = await _ask(application, target, start_time)
         is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
-        if (
-            is_ready
-            or clock.passed() - begun >= RETRY_SECONDS
-            or not (await application.engine.report(sandbox.id)).alive
-        ):
+        has_hung = visit.status is None and visit.seconds >= GATE_TIMEOUT
+        if is_ready or has_hung or await retries.is_over() or not (await engine.report(sandbox.id)).alive:
             return visit
         await clock.sleep(RETRY_PAUSE)
 
 
-async def _ask(application: Application, target: Target, sandbox: Sandbox, start_time: StartTime) -> Visit:
-    """Send one request, and wait as long as the start may take: a server may listen before its workers have loaded."""
+async def _ask(application: Application, target: Target, start_time: StartTime) -> Visit:
+    """Send one request, and wait for its answer for ``GATE_TIMEOUT`` and until the start has had its time."""
     clock = application.clock
     begun = clock.passed()
-    before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-    timeout = max(GATE_TIMEOUT, start_time.most - before)
+    timeout = max(GATE_TIMEOUT, start_time.left)
     asking = asyncio.ensure_future(application.testers.visit(target, GATE_PATH, timeout))
     try:
         while not (await asyncio.wait({asking}, timeout=LOOK_SECONDS))[0]:
             seconds = clock.passed() - begun
-            if seconds >= GATE_TIMEOUT and await start_time.is_over(before + seconds):
+            if await start_time.is_over() and seconds >= GATE_TIMEOUT:
                 return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds")
         return asking.result()
     finally:

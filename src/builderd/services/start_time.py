@@ -2,64 +2,144 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from dataclasses import dataclass
 
 from builderd.domain.ids import SandboxId
+from builderd.ports.clock import Clock
 from builderd.ports.engine import Sandboxes
 
-#: Seconds between two looks at the CPU time; a quarter of a short timeout.
-INTERVAL = 2.0
+#: Seconds between two looks at the app's CPU time and threads; a quarter of a short timeout.
+INTERVAL = 0.5
 #: Seconds over which the app must have waited; a third of a short timeout. On a loaded machine an app that reads its
 #: modules from a busy disk gets no CPU for some seconds, time and again.
 WINDOW = 10.0
 #: CPU seconds per second, from which on the app counts as busy: what waits for something else uses less.
 BUSY = 0.02
+#: Part of the looks, from which on an app that was found working counts as busy, however little CPU it got.
+WORKING = 0.5
 #: Longest start on a loaded machine, in multiples of the timeout.
 MOST = 5
+#: Longest look at whether a worker lives, in multiples of its time.
+MOST_LIFE = 20
+#: Seconds between two questions of the caller that count. Where more pass, the service itself was not run, and neither
+#: need the app have been: the machine was stalled or paused.
+GAP = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """Limit of something that an app has to do, in seconds.
+
+    It is over after ``timeout`` unless the app was busy over the last ``window`` and has had less than ``timeout``
+    seconds of CPU time: then the machine is slow, not the app. ``most`` is the end in any case. An app is busy that
+    got ``busy`` CPUs, or that was found working in half of the looks. ``of_whole_start``: the CPU time counts from the
+    start of the sandbox, else from the first look.
+    """
+
+    timeout: float
+    window: float
+    most: float
+    busy: float = BUSY
+    of_whole_start: bool = True
+
+    @classmethod
+    def of_start(cls, timeout: float, longest: float = 0.0) -> TimeLimit:
+        """Return the limit of a start.
+
+        ``longest`` is the version's own start timeout where ``timeout`` is a shorter one, as in a take-over: the window
+        and the end are those of ``longest``, since a loaded machine stalls an app for as long whatever its timeout is.
+        """
+        longest = max(timeout, longest)
+        return cls(timeout, min(WINDOW, longest / 3), MOST * longest)
+
+    @classmethod
+    def of_grace(cls, seconds: float, most: float) -> TimeLimit:
+        """Return the limit of a short time that an app gets once more, and that goes on only for want of the machine.
+
+        An app that answers and waits meanwhile, with whatever CPU time that takes, has had its time.
+        """
+        return cls(seconds, seconds, max(most, seconds), math.inf, of_whole_start=False)
+
+    @classmethod
+    def of_life(cls, seconds: float) -> TimeLimit:
+        """Return the limit after which an app that still lives is up: a start that fails needs CPU time for that."""
+        return cls(seconds, seconds, MOST_LIFE * seconds, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """``counted``: seconds until then, without gaps."""
+
+    counted: float
+    cpu: float
+    is_working: bool
 
 
 class StartTime:
-    """Decides when a start has taken too long.
+    """Decides when an app has taken too long. Begins ``before`` seconds ago, with the start of the sandbox or later.
 
-    After ``timeout`` seconds an app fails, unless it was busy in the last ``WINDOW`` and has had less than ``timeout``
-    seconds of CPU time: then the machine is slow, not the app. ``MOST`` times the timeout is the end in any case.
-
-    ``longest`` is the version's own start timeout where ``timeout`` is a shorter one, as in a take-over: the window and
-    the end are those of ``longest``, since a loaded machine stalls an app for as long whatever its timeout is.
+    Ask ``is_over`` more often than every ``GAP`` seconds: longer gaps are not the app's, and do not count.
     """
 
-    def __init__(self, engine: Sandboxes, sandbox: SandboxId, timeout: float, longest: float = 0.0) -> None:
-        self._engine, self._sandbox, self._timeout = engine, sandbox, timeout
-        self._longest = max(timeout, longest)
-        self._interval, self._window = min(INTERVAL, timeout / 4), min(WINDOW, self._longest / 3)
-        #: (seconds, CPU seconds) of each look in the window, and of the last one before it.
-        self._looks: deque[tuple[float, float]] = deque()
+    def __init__(
+        self, engine: Sandboxes, clock: Clock, sandbox: SandboxId, limit: TimeLimit, before: float = 0.0
+    ) -> None:
+        self._engine, self._clock, self._sandbox, self._limit = engine, clock, sandbox, limit
+        self._interval = min(INTERVAL, limit.timeout / 4)
+        self._begun = self._asked = clock.passed()
+        self._before = self._counted = before
+        #: CPU time at the beginning, None before the first look.
+        self._cpu_before: float | None = 0.0 if limit.of_whole_start else None
+        #: The looks in the window, and the last one before it.
+        self._looks: deque[_Look] = deque()
 
     @property
-    def most(self) -> float:
-        """Return the seconds after which a start is over in any case."""
-        return MOST * self._longest
+    def seconds(self) -> float:
+        """Return the seconds since the beginning."""
+        return self._before + self._clock.passed() - self._begun
 
-    async def is_over(self, seconds: float) -> bool:
-        """Return True if an app that started ``seconds`` ago has had its time."""
-        if seconds < self._timeout - 2 * self._window:
+    @property
+    def left(self) -> float:
+        """Return the seconds until it is over in any case."""
+        return self._limit.most - self._counted
+
+    async def is_over(self) -> bool:
+        """Return True if the app has had its time."""
+        self._count()
+        if self._counted < self._limit.timeout - 2 * self._limit.window:
             return False
-        if seconds >= self.most:
+        if self.left <= 0:
             return True
-        if not self._looks or seconds - self._looks[-1][0] >= self._interval:
-            await self._look(seconds)
-        return seconds >= self._timeout and self._is_done()
+        if not self._looks or self._counted - self._looks[-1].counted >= self._interval:
+            await self._look()
+        return self._counted >= self._limit.timeout and self._is_done()
 
-    async def _look(self, seconds: float) -> None:
-        usage = await self._engine.usage(self._sandbox)
-        known = self._looks[-1][1] if self._looks else 0.0
-        self._looks.append((seconds, usage.cpu_seconds if usage is not None else known))
-        while len(self._looks) > 2 and seconds - self._looks[1][0] >= self._window:
+    def _count(self) -> None:
+        now = self._clock.passed()
+        self._counted += min(now - self._asked, GAP)
+        self._asked = now
+
+    async def _look(self) -> None:
+        effort = await self._engine.effort(self._sandbox)
+        self._count()
+        known = self._looks[-1].cpu if self._looks else 0.0
+        cpu, is_working = (known, False) if effort is None else (effort.cpu_seconds, effort.is_working)
+        if self._cpu_before is None:
+            self._cpu_before = cpu
+        self._looks.append(_Look(self._counted, cpu, is_working))
+        while len(self._looks) > 2 and self._counted - self._looks[1].counted >= self._limit.window:
             self._looks.popleft()
 
     def _is_done(self) -> bool:
         """Return True if the app had its CPU time, or waited for a whole window: the first look may come late."""
-        (begun, before), (ended, cpu) = self._looks[0], self._looks[-1]
-        if len(self._looks) > 1 and cpu >= self._timeout:
+        begun, ended = self._looks[0], self._looks[-1]
+        if len(self._looks) > 1 and ended.cpu - (self._cpu_before or 0.0) >= self._limit.timeout:
             return True
-        return ended - begun >= self._window and cpu - before < BUSY * (ended - begun)
+        seconds = ended.counted - begun.counted
+        return seconds >= self._limit.window and not self._was_busy(ended.cpu - begun.cpu, seconds)
+
+    def _was_busy(self, cpu: float, seconds: float) -> bool:
+        working = sum(look.is_working for look in self._looks)
+        return cpu >= self._limit.busy * seconds or working >= WORKING * len(self._looks)

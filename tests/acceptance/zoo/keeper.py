@@ -199,18 +199,34 @@ def measure(service: LiveService, app: ZooApp) -> Row:
     return row
 
 
-def under_load(service: LiveService, app: ZooApp) -> Row:
+def warm(service: LiveService, app: ZooApp) -> Row:
     """Deploy the app once; its row has the seconds in ``cached``. Raises if it is not up or wrongly judged."""
     row = Row(app.name, app.kind)
     with tempfile.TemporaryDirectory() as folder, app.around() as more:
-        visit, row.cached = deploy(service, app, {**app.body(Path(folder)), **more})
-        try:
-            eventually(visit, app.proof)
-            row.verdict = judged(visit, app)
-        finally:
-            remove(visit)
+        row.cached, row.verdict = _up_once(service, app, {**app.body(Path(folder)), **more})
     row.save()
     return row
+
+
+def cold_and_cached(service: LiveService, app: ZooApp) -> Row:
+    """Deploy the app cold and cached, each time until its proof holds. Raises if it is not up or wrongly judged."""
+    row = Row(app.name, app.kind)
+    empty_cache(store_of(service))
+    with tempfile.TemporaryDirectory() as folder, app.around() as more:
+        body = {**app.body(Path(folder)), **more}
+        row.cold, _ = _up_once(service, app, body)
+        row.cached, row.verdict = _up_once(service, app, body)
+    row.save()
+    return row
+
+
+def _up_once(service: LiveService, app: ZooApp, body: dict[str, Any]) -> tuple[float, str]:
+    visit, seconds = deploy(service, app, body)
+    try:
+        eventually(visit, app.proof)
+        return seconds, judged(visit, app)
+    finally:
+        remove(visit)
 
 
 def look(visit: Visit, app: ZooApp) -> None:

@@ -211,8 +211,8 @@ FASTAPI_CHAT = ZooApp(
 STREAMLIT = ZooApp(
     "streamlit",
     written(
-        app_py=READ + 'import pandas as pd, streamlit as st\nst.title("Streamlit in the zoo")\nst.write(guests)\n'
-        'st.line_chart(pd.DataFrame({"visitors": [3, 1, 4, 1, 5]}))\n',
+        app_py=READ + 'import pandas as pd, streamlit as st\nst.title("Streamlit in the zoo")\n'
+        'st.line_chart(pd.DataFrame({"visitors": [3, 1, 4, 1, 5]}))\nst.write(guests)\n',
         requirements_txt="streamlit==1.67.0\n",
     ),
     "streamlit run app.py --server.port $PORT --server.address 0.0.0.0",

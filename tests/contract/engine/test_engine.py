@@ -120,6 +120,7 @@ async def test_exit_code_is_reported(engine: Engine) -> None:
     assert report.ip is None
     assert (await engine.listening(spec.id)).sockets == frozenset()
     assert await engine.usage(spec.id) is None
+    assert await engine.effort(spec.id) is None
     assert await log_text(engine, spec.id) == ["good bye"]
 
 
@@ -186,6 +187,7 @@ async def test_unknown_sandbox_is_absent(engine: Engine) -> None:
     assert (await engine.stop(sandbox, 1)).state is SandboxState.ABSENT
     assert (await engine.listening(sandbox)).sockets == frozenset()
     assert await engine.usage(sandbox) is None
+    assert await engine.effort(sandbox) is None
     assert await engine.read_log(sandbox) == ([], "", False)
     await engine.remove(sandbox)
     with pytest.raises(InvalidState):
@@ -347,6 +349,9 @@ async def test_usage_of_a_running_sandbox_is_reported(engine: Engine) -> None:
     assert usage
     assert usage.memory_bytes > 0
     assert usage.processes > 0
+    effort = await engine.effort(spec.id)
+    assert effort
+    assert effort.cpu_seconds > 0
 
 
 async def test_bundle_is_written_to_a_disk_and_cloned_with_it(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from tests.application import World
@@ -14,7 +15,14 @@ from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.previews import Address, RouteState
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.qa_gate import QUICK_ALIVE_SECONDS, WATCH_SECONDS, Visit
-from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxUsage
+from builderd.domain.sandboxes import (
+    MACHINE_CAUSES,
+    EndCause,
+    Sandbox,
+    SandboxEffort,
+    SandboxReport,
+    SandboxState,
+)
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.testers import Target
 from builderd.services import builders, qa
@@ -53,30 +61,89 @@ async def test_a_healthy_app_passes_and_is_asked_once(world: World) -> None:
     assert [call for call, _ in world.testers.calls if call == "visit"] == ["visit"]
 
 
-@pytest.mark.parametrize(("share", "seconds", "status"), [(0.4, 120, 200), (0.0, 120, None), (1.0, 120, None)])
+@pytest.mark.parametrize(
+    ("share", "is_working", "seconds", "status"),
+    [
+        (0.4, False, 120, 200),
+        pytest.param(0.0, True, 120, 200, id="its worker reads modules from a busy disk"),
+        (0.0, False, 120, None),
+        (1.0, False, 120, None),
+    ],
+)
 async def test_answer_is_waited_for_while_the_app_is_busy_on_a_loaded_machine(
-    world: World, monkeypatch: pytest.MonkeyPatch, share: float, seconds: float, status: int | None
+    world: World, monkeypatch: pytest.MonkeyPatch, share: float, is_working: bool, seconds: float, status: int | None
 ) -> None:
     """Dash under gunicorn at load 34 listened at once, and its worker had not imported within the start's 60 s."""
-    clock = world.clock
-    started, begun = clock.now(), clock.passed()
-
-    async def usage(sandbox: SandboxId) -> SandboxUsage:
-        return SandboxUsage(share * (clock.passed() - begun), 1, 1, 1, 1, 1)
+    begun = world.clock.passed()
 
     async def answer_late(target: Target, path: str, timeout_seconds: float) -> Visit:
-        while clock.passed() < begun + seconds:
-            clock.move(0.5)
+        while world.clock.passed() < begun + seconds:
+            world.clock.move(0.5)
             await asyncio.sleep(0.002)
         return Visit(200, seconds)
 
     monkeypatch.setattr(qa, "LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(world.engine, "usage", usage)
-    monkeypatch.setattr(world.testers, "visit", answer_late)
-    sandbox = Sandbox(SandboxId("a" * 16), BuilderId("b"), 1, 1, 1, started, DiskId("c"), started_at=started)
-    visit = await qa._visit(world.application, Target(Address("10.0.0.2", 80), ""), sandbox, 60)
+    visit = await visited(world, monkeypatch, answer_late, share=share, is_working=is_working)
     assert visit.status == status
     assert status or 60 <= visit.seconds < 80
+
+
+@pytest.mark.parametrize(
+    ("share", "is_working", "seconds"),
+    [
+        pytest.param(0.05, False, 5, id="its answers take CPU time"),
+        pytest.param(1.0, True, 5, id="it loads on an idle machine"),
+        pytest.param(0.1, True, 50, id="it loads on a loaded machine"),
+        pytest.param(0.0, True, 300, id="it gets nothing: to the end of a start"),
+    ],
+)
+@pytest.mark.parametrize("answer", [Visit(503, 0.01), Visit(None, 0.01, "the connection was refused")])
+async def test_app_that_is_not_ready_is_asked_for_five_seconds_and_longer_only_while_it_works(
+    world: World, monkeypatch: pytest.MonkeyPatch, answer: Visit, share: float, is_working: bool, seconds: float
+) -> None:
+    async def not_ready(target: Target, path: str, timeout_seconds: float) -> Visit:
+        return answer
+
+    begun = world.clock.passed()
+    assert await visited(world, monkeypatch, not_ready, share=share, is_working=is_working) == answer
+    assert seconds <= world.clock.passed() - begun <= seconds + 1
+
+
+async def test_request_that_hangs_is_not_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def hangs(target: Target, path: str, timeout_seconds: float) -> Visit:
+        nonlocal asked
+        asked += 1
+        return Visit(None, 61.0, "nothing came within 61 seconds")
+
+    visit = await visited(world, monkeypatch, hangs, share=1.0, is_working=True)
+    assert (visit.status, asked) == (None, 1)
+
+
+async def visited(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    visit: Callable[[Target, str, float], Awaitable[Visit]],
+    *,
+    share: float,
+    is_working: bool,
+) -> Visit:
+    """Return the gate's visit of an app that starts now, lives, and gets ``share`` of a CPU."""
+    clock = world.clock
+    started, begun = clock.now(), clock.passed()
+    sandbox = Sandbox(SandboxId("a" * 16), BuilderId("b"), 1, 1, 1, started, DiskId("c"), started_at=started)
+
+    async def effort(_: SandboxId) -> SandboxEffort:
+        return SandboxEffort(share * (clock.passed() - begun), is_working)
+
+    async def report(_: SandboxId) -> SandboxReport:
+        return SandboxReport(sandbox.id, sandbox.builder_id, SandboxState.RUNNING)
+
+    monkeypatch.setattr(world.engine, "effort", effort)
+    monkeypatch.setattr(world.engine, "report", report)
+    monkeypatch.setattr(world.testers, "visit", visit)
+    return await qa._visit(world.application, Target(Address("10.0.0.2", 80), ""), sandbox, 60)
 
 
 async def test_the_route_is_open_before_the_gate_has_judged(world: World) -> None:

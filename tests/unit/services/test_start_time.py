@@ -7,34 +7,51 @@ import re
 import pytest
 from tests.application import ENTRYPOINT, World
 
+from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import SandboxId
-from builderd.domain.sandboxes import SandboxUsage
-from builderd.services.start_time import INTERVAL, MOST, WINDOW, StartTime
+from builderd.domain.sandboxes import SandboxEffort
+from builderd.services.start_time import GAP, INTERVAL, MOST, WINDOW, StartTime, TimeLimit
 
 TIMEOUT = 60.0
+#: Between two questions of those who wait.
+STEP = 0.1
+AT_MOST = pytest.approx(MOST * TIMEOUT, abs=2 * STEP)
 
 
 class Machine(FakeEngine):
-    """An app that has ``share`` of a CPU from its start to ``busy_until``, but none in the rest of each ``period``."""
+    """An app that has ``share`` of a CPU from its start to ``busy_until``, but none in the rest of each ``period``.
 
-    def __init__(self, share: float, busy_until: float = 1e9, period: float = 1, working: float = 1) -> None:
+    It is found working in ``found`` of the looks.
+    """
+
+    def __init__(
+        self, share: float, busy_until: float = 1e9, period: float = 1, working: float = 1, *, found: float = 0.0
+    ) -> None:
         super().__init__()
-        self.share, self.busy_until, self.seconds, self.looks = share, busy_until, 0.0, 0
-        self.period, self.working = period, working
+        self.time, self.looks = FakeClock(), 0
+        self.share, self.busy_until, self.period, self.working, self.found = share, busy_until, period, working, found
 
-    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+    @property
+    def seconds(self) -> float:
+        return self.time.passed()
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         self.looks += 1
         periods, rest = divmod(min(self.seconds, self.busy_until), self.period)
-        return SandboxUsage(self.share * (periods * self.working + min(rest, self.working)), 1, 1, 1, 1, 1)
+        cpu = self.share * (periods * self.working + min(rest, self.working))
+        return SandboxEffort(cpu, int(self.looks * self.found) > int((self.looks - 1) * self.found))
+
+    def start_time(self, limit: TimeLimit) -> StartTime:
+        return StartTime(self, self.time, SandboxId("a" * 16), limit)
 
 
 async def over_after(machine: Machine, timeout: float = TIMEOUT) -> float:
-    start_time = StartTime(machine, SandboxId("a" * 16), timeout, longest=TIMEOUT)
-    while not await start_time.is_over(machine.seconds):
-        machine.seconds += 0.5
+    start_time = machine.start_time(TimeLimit.of_start(timeout, TIMEOUT))
+    while not await start_time.is_over():
+        machine.time.move(STEP)
     return machine.seconds
 
 
@@ -54,13 +71,13 @@ async def test_a_busy_app_has_its_timeout_in_cpu_time(share: float, busy_until: 
     over = await over_after(machine)
     assert seconds <= over <= seconds + 2 * INTERVAL + (WINDOW if seconds > TIMEOUT else 0)
     looks = (over - TIMEOUT + 2 * WINDOW) / INTERVAL
-    assert machine.looks <= looks + 3, "the usage of a disk is not asked for at each look"
+    assert machine.looks <= looks + 3, "it is not looked at before the end is near"
 
 
 async def test_app_that_a_loaded_machine_stalls_for_seconds_has_its_time() -> None:
     """Gradio at load 34 was failed after 69 s: it read its modules, and had no CPU for two seconds."""
     machine = Machine(0.2, period=9, working=2)
-    assert await over_after(machine) == MOST * TIMEOUT
+    assert await over_after(machine) == AT_MOST
 
 
 @pytest.mark.parametrize("timeout", [5.0, 12.0])
@@ -71,20 +88,77 @@ async def test_shorter_time_of_a_take_over_has_the_window_and_the_end_of_a_start
     assert timeout <= works <= timeout + 2 * INTERVAL
     assert timeout / 0.2 <= await over_after(Machine(0.2), timeout) <= timeout / 0.2 + 2 * INTERVAL
     assert await over_after(Machine(0.2, period=9, working=2), timeout) >= timeout / 0.2 * 4
-    assert await over_after(Machine(0.03), 12.0) == MOST * TIMEOUT
+    assert await over_after(Machine(0.03), 12.0) == AT_MOST
+
+
+@pytest.mark.parametrize(("found", "seconds"), [(0.6, MOST * TIMEOUT), (1.0, MOST * TIMEOUT), (0.4, TIMEOUT)])
+async def test_app_that_works_without_getting_any_cpu_has_its_time(found: float, seconds: float) -> None:
+    """It reads its modules from a busy disk, or waits for a CPU that others have. A timer now and then is no work."""
+    assert seconds <= await over_after(Machine(0.0, found=found)) <= seconds + 2 * INTERVAL
 
 
 @pytest.mark.parametrize(("share", "over"), [(0.5, False), (0.0, True)])
 async def test_first_look_that_comes_late_decides_nothing(share: float, over: bool) -> None:
     machine = Machine(share)
-    start_time = StartTime(machine, SandboxId("a" * 16), TIMEOUT)
-    machine.seconds = TIMEOUT + 1
-    assert not await start_time.is_over(machine.seconds)
-    for _ in range(4):
-        machine.seconds += INTERVAL
-        assert not await start_time.is_over(machine.seconds)
-    machine.seconds += INTERVAL
-    assert await start_time.is_over(machine.seconds) == over
+    start_time = StartTime(machine, machine.time, SandboxId("a" * 16), TimeLimit.of_start(TIMEOUT), TIMEOUT + 1)
+    while machine.seconds < WINDOW - STEP:
+        assert not await start_time.is_over()
+        machine.time.move(STEP)
+    machine.time.move(2 * INTERVAL)
+    assert await start_time.is_over() == over
+
+
+async def test_time_in_which_the_service_itself_did_not_run_is_not_the_apps() -> None:
+    """A machine that is paused for ten minutes, or that gives the service no CPU, gives the app none either."""
+    machine = Machine(0.0)
+    start_time = machine.start_time(TimeLimit.of_start(TIMEOUT))
+    await start_time.is_over()
+    for pause in (600.0, 45.0):
+        machine.time.move(pause)
+        assert not await start_time.is_over()
+    assert start_time.left == MOST * TIMEOUT - 2 * GAP
+    while not await start_time.is_over():
+        machine.time.move(STEP)
+    assert 645 + TIMEOUT - 2 * GAP <= machine.seconds <= 645 + TIMEOUT + 2 * INTERVAL
+    assert start_time.seconds == machine.seconds, "the message has what passed"
+
+
+async def test_service_that_is_late_all_the_time_fails_an_app_for_its_own_looks_only() -> None:
+    machine = Machine(0.0)
+    start_time = machine.start_time(TimeLimit.of_start(TIMEOUT))
+    while not await start_time.is_over():
+        machine.time.move(3 * GAP)
+    assert 3 * TIMEOUT <= machine.seconds <= 3 * (TIMEOUT + WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("share", "found", "seconds"),
+    [
+        pytest.param(0.0, 0.0, 5, id="it waits"),
+        pytest.param(0.3, 0.3, 5, id="it answers, which takes CPU time, and waits"),
+        pytest.param(1.0, 1.0, 5, id="it worked all the time on an idle machine"),
+        pytest.param(0.2, 0.9, 25, id="it works on a loaded machine: until it had as much"),
+        pytest.param(0.0, 0.9, 40, id="it gets nothing: to the end"),
+    ],
+)
+async def test_short_grace_is_extended_only_for_want_of_the_machine(share: float, found: float, seconds: float) -> None:
+    machine = Machine(share, found=found)
+    machine.time.move(30)  # its CPU time before is not part of it
+    grace = machine.start_time(TimeLimit.of_grace(5, most=40))
+    while not await grace.is_over():
+        machine.time.move(STEP)
+    assert seconds <= machine.seconds - 30 <= seconds + 2 * INTERVAL + STEP
+
+
+@pytest.mark.parametrize(("share", "found", "seconds"), [(0.0, 0.0, 1), (1.0, 1.0, 1), (0.1, 1.0, 10), (0.0, 1.0, 20)])
+async def test_worker_that_works_on_a_loaded_machine_is_up_after_a_second_of_cpu(
+    share: float, found: float, seconds: float
+) -> None:
+    machine = Machine(share, found=found)
+    life = machine.start_time(TimeLimit.of_life(1))
+    while not await life.is_over():
+        machine.time.move(STEP)
+    assert seconds <= machine.seconds <= seconds + 0.5
 
 
 async def test_an_app_that_waits_is_failed_after_its_timeout(world: World) -> None:

@@ -29,6 +29,7 @@ from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
     EndCause,
     Listening,
+    SandboxEffort,
     SandboxEnd,
     SandboxReport,
     SandboxSpec,
@@ -367,6 +368,11 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
         disk = self.disks.get(found.spec.disk)
         used = sum(len(content) for content in disk.files.values()) if disk else 0
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
+        self._called("effort", sandbox)
+        found = self._alive(sandbox)
+        return None if found is None else SandboxEffort(found.cpu_seconds, found.behaviour.works)
 
     async def read_log(
         self,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import ProcessSpec
-from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.sandboxes import Listening, SandboxEffort, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import Isolation
 from builderd.ports.processes import Process
 
@@ -86,3 +86,6 @@ class Sandboxes(Protocol):
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         """Return its usage, or None when it does not run. 0 bytes of disk when the disk is gone."""
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
+        """Return its CPU time and whether it works now, or None when it does not run. Costs less than ``usage``."""

@@ -9,9 +9,9 @@ from builderd.domain.qa_gate import WORKER_ALIVE_SECONDS
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
-from builderd.services.start_time import StartTime
+from builderd.services.start_time import StartTime, TimeLimit
 
-#: Seconds for an app that listens only on an unreachable address to open its port as well.
+#: Seconds for an app that listens only on an unreachable address to open its port as well; longer while it works.
 ELSEWHERE_GRACE = 5.0
 #: The engine is asked for the sandbox's state, and for what listens elsewhere, at every so many-th look.
 REPORT_EVERY = 10
@@ -46,52 +46,45 @@ async def wait_until_listening(
 
     Counted from the start of the sandbox, so that a wait that was broken off continues where it was.
     """
-    clock = application.clock
-    before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
-    begun = clock.passed() - before
-    start_time = StartTime(application.engine, sandbox.id, timeout, longest)
-    elsewhere_since: float | None = None
+    start_time = _start_time(application, sandbox, TimeLimit.of_start(timeout, longest))
+    elsewhere: StartTime | None = None
     polls = 0
     with application.engine.watch_port(sandbox.id) as may_listen:
         while True:
             looks_closely = polls % REPORT_EVERY == 0
             if looks_closely or may_listen():
                 listening = await application.engine.listening(sandbox.id)
-            seconds = clock.passed() - begun
             if listening.reachable(port):
-                return Wait(True, listening, None, seconds)
+                return Wait(True, listening, None, start_time.seconds)
             if looks_closely:
                 report = await application.engine.report(sandbox.id)
                 if not report.alive:
-                    return Wait(False, listening, report, seconds)
-            elsewhere_since = _since(elsewhere_since, listening, port, seconds)
-            if _too_long_elsewhere(seconds, elsewhere_since) or await start_time.is_over(seconds):
-                return Wait(False, listening, None, seconds)
+                    return Wait(False, listening, report, start_time.seconds)
+            if not listens_elsewhere(listening, port):
+                elsewhere = None
+            elif elsewhere is None:
+                grace = TimeLimit.of_grace(ELSEWHERE_GRACE, start_time.left)
+                elsewhere = StartTime(application.engine, application.clock, sandbox.id, grace)
+            if (elsewhere is not None and await elsewhere.is_over()) or await start_time.is_over():
+                return Wait(False, listening, None, start_time.seconds)
             polls += 1
-            await clock.sleep(_pause(seconds))
+            await application.clock.sleep(_pause(start_time.seconds))
 
 
 async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:
-    """Look until the sandbox has lived for ``lifetime`` seconds, or ends."""
-    clock = application.clock
-    before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
-    begun = clock.passed() - before
+    """Look until the sandbox has lived for ``lifetime`` seconds, longer while it works, or ends."""
+    life = _start_time(application, sandbox, TimeLimit.of_life(lifetime))
     while True:
         report = await application.engine.report(sandbox.id)
-        seconds = clock.passed() - begun
-        if not report.alive or seconds >= lifetime:
-            return Wait(report.alive, Listening(frozenset()), None if report.alive else report, seconds)
-        await clock.sleep(min(LAST_PAUSE, lifetime - seconds))
+        if not report.alive or lifetime == 0 or await life.is_over():
+            return Wait(report.alive, Listening(frozenset()), None if report.alive else report, life.seconds)
+        await application.clock.sleep(min(LAST_PAUSE, lifetime / 4))
 
 
-def _since(known: float | None, listening: Listening, port: int, seconds: float) -> float | None:
-    if not listens_elsewhere(listening, port):
-        return None
-    return seconds if known is None else known
-
-
-def _too_long_elsewhere(seconds: float, elsewhere_since: float | None) -> bool:
-    return elsewhere_since is not None and seconds - elsewhere_since >= ELSEWHERE_GRACE
+def _start_time(application: Application, sandbox: Sandbox, limit: TimeLimit) -> StartTime:
+    clock = application.clock
+    before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
+    return StartTime(application.engine, clock, sandbox.id, limit, before)
 
 
 def _pause(seconds: float) -> float:

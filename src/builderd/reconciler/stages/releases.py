@@ -22,6 +22,7 @@ from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
+from builderd.services.start_time import StartTime, TimeLimit
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
@@ -38,19 +39,20 @@ class Releases:
     async def wait(self, sandbox: Sandbox) -> Result:
         """Wait until the command ends; stop it when its time is over. The next look records the end.
 
-        The time counts from its start, also over a restart of the service.
+        The time counts from its start, also over a restart of the service, and is a start's: CPU time while it works.
         """
-        clock = self._app.clock
+        engine, clock = self._app.engine, self._app.clock
+        before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
+        limit = TimeLimit.of_start(self._app.limits.release_timeout)
+        time = StartTime(engine, clock, sandbox.id, limit, before)
         while True:
-            report = await self._app.engine.report(sandbox.id)
+            report = await engine.report(sandbox.id)
             if not report.alive:
                 return Result()
-            seconds = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-            left = self._app.limits.release_timeout - seconds
-            if left <= 0:
-                await self._app.engine.stop(sandbox.id, 0)
+            if await time.is_over():
+                await engine.stop(sandbox.id, 0)
                 return Result()
-            await clock.sleep(min(left, FIRST_PAUSE if seconds < QUICK else LAST_PAUSE))
+            await clock.sleep(FIRST_PAUSE if time.seconds < QUICK else LAST_PAUSE)
 
     async def record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         """Return the record of an ended release: the version may start, or its deployment has failed."""
@@ -89,11 +91,11 @@ class Releases:
         timeout = self._app.limits.release_timeout
         if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY) or seconds >= timeout:
             hint = await hint_of(self._app, item.version, lines)
-            return ReleaseFailed(explain_release(item, end, timeout, lines, hint))
+            return ReleaseFailed(explain_release(item, end, seconds, lines, hint))
         return MachineFault(explain_cut_off(item, end, lines))
 
 
-def explain_release(item: WorkItem, end: SandboxEnd, timeout: float, lines: Sequence[str], hint: str) -> str:
+def explain_release(item: WorkItem, end: SandboxEnd, seconds: float, lines: Sequence[str], hint: str) -> str:
     """Return the message of a failed release: the reason, the next command, its last lines."""
     settings, name = item.version.settings, item.builder.name
     if end.cause is EndCause.OUT_OF_MEMORY:
@@ -101,7 +103,7 @@ def explain_release(item: WorkItem, end: SandboxEnd, timeout: float, lines: Sequ
     elif end.cause is EndCause.EXITED:
         why = f"failed: it {describe_end(end, settings.resources)}."
     else:
-        why = f"did not end within {timeout:g} s (limits.release_timeout), and was stopped."
+        why = f"did not end within {seconds:.0f} s (limits.release_timeout), and was stopped."
     more = f'All of its lines: builderd logs {name} --stream release. To deploy without it: release = "".'
     parts = [f"The release command ({settings.release}) {why}", hint, more]
     return " ".join(part for part in parts if part) + quoted(lines)

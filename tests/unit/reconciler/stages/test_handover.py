@@ -13,7 +13,7 @@ from builderd.adapters.previews.haproxy.pause import MAX_PAUSE
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.sandboxes import Listening, Sandbox, SandboxUsage
+from builderd.domain.sandboxes import Listening, Sandbox, SandboxEffort
 from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, grace, time_limit
 from builderd.services.start_time import INTERVAL
 
@@ -74,7 +74,7 @@ class LoadedMachine:
         offline = "socket.gaierror: [Errno -3] Temporary failure in name resolution"
         world.engine.behave(OTHER, Behaviour(exits_at=0, exit_code=3, lines=(offline,)), Behaviour())
         monkeypatch.setattr(world.engine, "listening", self.listening)
-        monkeypatch.setattr(world.engine, "usage", self.usage)
+        monkeypatch.setattr(world.engine, "effort", self.effort)
 
     def _needs(self, found: FakeSandbox) -> float | None:
         return self._old if found.spec.entrypoint == ENTRYPOINT else self._new
@@ -89,10 +89,10 @@ class LoadedMachine:
             return Listening(frozenset())
         return Listening(frozenset({("0.0.0.0", found.spec.port)}))
 
-    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         found = self._world.engine.sandboxes[sandbox]
         periods, rest = divmod(self._seconds(found) if self._needs(found) is not None else 0.0, PERIOD)
-        return SandboxUsage(SHARE * (periods * WORKING + min(rest, WORKING)), 1, 1, 1, 1, 1)
+        return SandboxEffort(SHARE * (periods * WORKING + min(rest, WORKING)))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ import pytest
 from tests.application import ENTRYPOINT, World
 
 from builderd.adapters.fakes.sandboxes import Behaviour
-from builderd.domain.builders import Status
+from builderd.domain.builders import JobType, Status
 from builderd.domain.errors import StartFailed, ValidationFailed
+from builderd.domain.ids import SandboxId
+from builderd.domain.sandboxes import Listening
 from builderd.domain.versions import VersionSettings
-from builderd.services.start_time import INTERVAL, WINDOW
+from builderd.reconciler.stages.listening import ELSEWHERE_GRACE
+from builderd.services.start_time import INTERVAL, MOST, MOST_LIFE, WINDOW
 
 
 @pytest.mark.parametrize("far", [3600, 10 * 86400])
@@ -74,3 +77,57 @@ async def test_longer_than_the_service_allows_is_refused(world: World) -> None:
     with pytest.raises(ValidationFailed) as refused:
         await world.ask(start_timeout=601)
     assert refused.value.errors == {"start_timeout": ["must be at most 600 seconds, the limit of this service"]}
+
+
+#: Where a new builder's app does not listen at first, and looks until it does. There are 500 looks a second at first.
+LOOPBACK = ("127.0.0.1", 9999)
+
+
+@pytest.mark.parametrize(
+    ("is_working", "opens_after", "is_up"),
+    [
+        pytest.param(False, 4.0, True, id="soon enough"),
+        pytest.param(False, 40.0, False, id="it waits, with a helper's port alone"),
+        pytest.param(True, 40.0, True, id="it reads its modules on a loaded machine"),
+        pytest.param(True, None, False, id="never"),
+    ],
+)
+async def test_app_with_an_unreachable_port_has_five_seconds_for_its_own_and_longer_while_it_works(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_working: bool, opens_after: float | None, is_up: bool
+) -> None:
+    """Notebooks and frameworks open ports of their helpers on loopback before the one that visitors ask."""
+    begun = world.clock.passed()
+    world.engine.behave(ENTRYPOINT, Behaviour(works=is_working))
+
+    async def listening(_: SandboxId) -> Listening:
+        is_open = opens_after is not None and world.clock.passed() - begun >= opens_after
+        return Listening(frozenset({LOOPBACK, ("0.0.0.0", 8000)} if is_open else {LOOPBACK}))
+
+    monkeypatch.setattr(world.engine, "listening", listening)
+    async with world.reconciling():
+        if is_up:
+            assert (await world.create()).status is Status.RUNNING
+            return
+        with pytest.raises(StartFailed, match=r"listens on port 9999, not on 0\.0\.0\.0:8000"):
+            await world.create()
+    longest = MOST * world.application.limits.start_timeout if is_working else ELSEWHERE_GRACE
+    assert longest <= world.clock.passed() - begun <= longest + WINDOW
+
+
+@pytest.mark.parametrize(("works", "most"), [(False, 1.5), (True, MOST_LIFE + 0.5)])
+@pytest.mark.parametrize("ends_at", [4, None])
+async def test_worker_that_works_on_a_loaded_machine_is_not_up_before_it_had_its_second(
+    world: World, works: bool, most: float, ends_at: int | None
+) -> None:
+    """At load 20 a missing module is found after three seconds of a tenth of a core."""
+    looks = 15 if works and ends_at else ends_at
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None, works=works, exits_at=looks, exit_code=1))
+    begun = world.clock.passed()
+    async with world.reconciling():
+        builder = await world.ask(job_type=JobType.WORKER)
+        if ends_at is None:
+            assert (await world.outcome(builder)).status is Status.RUNNING
+        else:
+            with pytest.raises(StartFailed, match="ended within"):
+                await world.outcome(builder)
+    assert (1 if ends_at is None else 0) <= world.clock.passed() - begun <= most

@@ -121,6 +121,16 @@ async def test_release_is_stopped_when_its_time_is_over(world: World) -> None:
         await world.until_nothing_runs()
 
 
+async def test_release_that_works_on_a_loaded_machine_may_take_longer(world: World) -> None:
+    looks = 8_000  # 0.1 s each but for the first second: 13 minutes
+    for works, says in ((True, r"did not end within 600 s"), (False, r"did not end within 120 s")):
+        world.engine.behave(COMMAND, replace(HANGS, works=works, exits_at=looks))
+        async with world.reconciling():
+            with pytest.raises(ReleaseFailed, match=says):
+                await world.create(MAIN, name=f"works-{works}".lower(), release=COMMAND)
+            await world.until_nothing_runs()
+
+
 async def test_release_that_the_machine_cut_off_is_not_run_again(world: World) -> None:
     world.engine.behave(COMMAND, WORKS, HANGS)
     never_time_out(world)

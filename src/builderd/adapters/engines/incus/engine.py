@@ -26,7 +26,7 @@ from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.resources import GB
-from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.sandboxes import Listening, SandboxEffort, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import Isolation
 from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
@@ -278,6 +278,9 @@ class IncusEngine:
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         return await self._here.usage.usage(sandbox)
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
+        return await self._here.usage.effort(sandbox)
 
     async def read_log(
         self,

@@ -12,7 +12,7 @@ from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxUsage
+from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxUsage
 
 
 class Usage:
@@ -53,6 +53,14 @@ class Usage:
             network_out_bytes=counters.get("bytes_sent", 0),
             processes=max(state["processes"], 0),
         )
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
+        """Return the CPU time alone: Incus does not tell the states of threads."""
+        found = await self._sandboxes.running(sandbox)
+        if found is None:
+            return None
+        state = await self._client.get(f"/instances/{found['name']}/state")
+        return SandboxEffort(state["cpu"]["usage"] / 1e9)
 
 
 async def _answers(ip: str, port: int) -> bool:

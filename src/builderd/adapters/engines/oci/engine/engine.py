@@ -18,6 +18,7 @@ from builderd.adapters.engines.oci.runtime.executions import Executions
 from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record, is_name
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
+from builderd.adapters.engines.oci.runtime.thread_states import any_works
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
@@ -30,7 +31,14 @@ from builderd.domain.logs import LogMatch, LogPage, LogPiece
 from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
-from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
+from builderd.domain.sandboxes import (
+    Listening,
+    SandboxEffort,
+    SandboxReport,
+    SandboxSpec,
+    SandboxState,
+    SandboxUsage,
+)
 from builderd.domain.versions import Isolation
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import run_to_completion
@@ -310,6 +318,15 @@ class OciEngine:
         bytes_in, bytes_out = here.network.traffic(record.slot)
         disk = await asyncio.to_thread(self._disk_usage, DiskId(record.disk))
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
+        record, cgroups = self._running(sandbox), self._here.cgroups
+        if record is None:
+            return None
+        try:
+            return SandboxEffort(cgroups.cpu_seconds(record.id), any_works(cgroups.threads(record.id)))
+        except FileNotFoundError:
+            return None
 
     def _disk_usage(self, disk: DiskId) -> int:
         """Return the disk's used bytes, 0 when the disk was removed under the app. Blocks."""

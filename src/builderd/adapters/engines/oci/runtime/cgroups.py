@@ -7,14 +7,13 @@ shim copies what the app logs and would take as much of the machine as it is giv
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.runtime import group_files
+from builderd.adapters.engines.oci.runtime.group_values import CgroupLimits, CgroupUsage, GroupCounters
 from builderd.adapters.engines.oci.runtime.moves import QuickMoves
 from builderd.linux.processes import read_proc
 
@@ -38,38 +37,6 @@ _REMOVE_SECONDS = 1.0
 _FREEZE_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupUsage:
-    cpu_seconds: float
-    memory_bytes: int
-    processes: int
-
-
-@dataclass(frozen=True, slots=True)
-class CgroupLimits:
-    """``cpu`` is in vCPU."""
-
-    cpu: float
-    memory_bytes: int
-
-    @property
-    def cpus(self) -> int:
-        """Return the number of processors that a program should reckon with."""
-        return max(1, math.ceil(self.cpu))
-
-
-@dataclass(frozen=True, slots=True)
-class GroupCounters:
-    """Counters of a group: bytes of memory (all, shared, of files by their use), and seconds of CPU time."""
-
-    memory: int = 0
-    shared: int = 0
-    active_file: int = 0
-    inactive_file: int = 0
-    user_seconds: float = 0.0
-    system_seconds: float = 0.0
-
-
 class Cgroups:
     """Control groups of one service."""
 
@@ -85,6 +52,7 @@ class Cgroups:
         #: File by which a process with one thread enters a group by writing 0 to it. On version 1 that needs no lock
         #: and so never waits for the kernel: kernel/cgroup/cgroup.c, cgroup_procs_write_start.
         self.entry = "cgroup.procs" if self.version == 2 else "tasks"
+        self._threads_file = "cgroup.threads" if self.version == 2 else "tasks"
 
     @property
     def counts_sockets(self) -> bool:
@@ -207,19 +175,27 @@ class Cgroups:
             return None
 
     def _usage_v1(self, name: str) -> CgroupUsage:
-        cpu = int(group_files.read(self._directory("cpuacct", name) / "cpuacct.usage")) / 1e9
-        memory = self._directory("memory", name)
+        cpu, memory = self.cpu_seconds(name), self._directory("memory", name)
         used = int(group_files.read(memory / "memory.usage_in_bytes"))
         idle = group_files.counter(memory / "memory.stat", "total_inactive_file")
         processes = int(group_files.read(self._directory("pids", name) / "pids.current"))
         return CgroupUsage(cpu, max(used - idle, 0), processes)
 
     def _usage_v2(self, name: str) -> CgroupUsage:
-        directory = self._directory("cpu", name)
-        cpu = group_files.counter(directory / "cpu.stat", "usage_usec") / 1e6
+        directory, cpu = self._directory("cpu", name), self.cpu_seconds(name)
         used = int(group_files.read(directory / "memory.current"))
         idle = group_files.counter(directory / "memory.stat", "inactive_file")
         return CgroupUsage(cpu, max(used - idle, 0), int(group_files.read(directory / "pids.current")))
+
+    def cpu_seconds(self, name: str) -> float:
+        """Return the CPU time of a group. Raises ``FileNotFoundError`` when there is no such group."""
+        if self.version == 2:
+            return group_files.counter(f"{self._folder('cpu', name)}/cpu.stat", "usage_usec") / 1e6
+        return int(group_files.read(f"{self._folder('cpuacct', name)}/cpuacct.usage")) / 1e9
+
+    def threads(self, name: str) -> list[str]:
+        """Return the ids of a group's threads without those of its subgroups. Raises ``FileNotFoundError``."""
+        return group_files.read(f"{self._folder('pids', name)}/{self._threads_file}").split()
 
     def limits(self, name: str) -> CgroupLimits:
         """Return the limits. Raises ``FileNotFoundError`` when there is no such group."""

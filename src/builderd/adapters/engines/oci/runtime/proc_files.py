@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from builderd.adapters.engines.oci.runtime.bundle import DISK_FILE, PROC_FOLDER
-from builderd.adapters.engines.oci.runtime.cgroups import CgroupLimits, Cgroups, GroupCounters
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.adapters.engines.oci.runtime.group_values import CgroupLimits, GroupCounters
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
 from builderd.linux.processes import boot_id

@@ -130,6 +130,17 @@ def test_usage_on_version_2(v2: Path) -> None:
     assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
 
 
+@pytest.mark.parametrize(
+    ("version", "file"), [("v1", "pids/builderd-x/ab/tasks"), ("v2", "builderd-x/ab/cgroup.threads")]
+)
+def test_threads_of_a_group_are_listed(version: str, file: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(version)
+    (root / file).write_text("7\n12\n")
+    assert Cgroups("x", root).threads("ab") == ["7", "12"]
+    with pytest.raises(FileNotFoundError):
+        Cgroups("x", root).threads("gone")
+
+
 def test_process_outside_of_sandboxes_is_not_moved(v1: Path) -> None:
     """Such a process was given the number of one that has ended."""
     with pytest.raises(ProcessLookupError):

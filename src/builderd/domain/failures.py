@@ -14,11 +14,13 @@ SHOWN_LINES = 20
 #: Characters of each of them.
 SHOWN_CHARACTERS = 500
 
-#: Messages of libc, Node.js, Go and Java for an unreachable network and for a name that does not resolve.
+#: Messages of libc, Node.js, Go and Java for an unreachable network and for a name that does not resolve; those of
+#: Python's asyncio, anyio and trio leave out the first's text, or its number too.
 _NO_NETWORK = re.compile(
     r"network is unreachable|no route to host|temporary failure in name resolution|name or service not known"
     r"|no address associated with hostname|could not resolve host|no such host|unknownhostexception"
-    r"|\b(?:ENETUNREACH|EHOSTUNREACH|EAI_AGAIN|ENOTFOUND|EAI_NONAME)\b|failed to resolve|connection timed out",
+    r"|\b(?:ENETUNREACH|EHOSTUNREACH|EAI_AGAIN|ENOTFOUND|EAI_NONAME)\b|failed to resolve|connection timed out"
+    r"|\[Errno (?:-[235]|101|113)\]|all connection attempts failed|all attempts to connect to .{1,300} failed",
     re.IGNORECASE,
 )
 

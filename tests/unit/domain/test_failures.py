@@ -11,6 +11,7 @@ from builderd.domain.failures import (
     listens_elsewhere,
     not_listening,
     restart_note,
+    wants_network,
 )
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import IPV6_ONLY, EndCause, Listening, SandboxEnd, is_loopback
@@ -130,3 +131,23 @@ def test_an_app_listens_elsewhere_when_nothing_of_it_can_be_reached() -> None:
 )
 def test_loopback_addresses_are_distinguished(ip: str, loopback: bool) -> None:
     assert is_loopback(ip) is loopback
+
+
+@pytest.mark.parametrize(
+    ("line", "wants"),
+    [
+        ("telegram.error.NetworkError: httpx.ConnectError: All connection attempts failed", True),
+        ("OSError: [Errno 113] Connect call failed ('198.51.100.7', 443)", True),
+        ("OSError: Multiple exceptions: [Errno 101] Connect call failed ('::1', 5432, 0, 0), [Errno 113] Connect", True),
+        ("OSError: all attempts to connect to example.com:443 failed", True),
+        ("socket.gaierror: [Errno -3] Lookup timed out", True),
+        ("Error: connect EHOSTUNREACH 198.51.100.7:443", True),
+        ("dial tcp 198.51.100.7:443: connect: no route to host", True),
+        ("ConnectionRefusedError: [Errno 111] Connect call failed ('127.0.0.1', 6379)", False),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'config.toml'", False),
+        ("KeyError: 'TOKEN'", False),
+    ],
+)
+def test_failure_for_want_of_a_network_is_known_by_its_line(line: str, wants: bool) -> None:
+    """A trial has no network: a bot that asks its server at once ended there before its second was over."""
+    assert wants_network(["Traceback (most recent call last):", line]) is wants

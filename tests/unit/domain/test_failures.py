@@ -138,7 +138,7 @@ def test_loopback_addresses_are_distinguished(ip: str, loopback: bool) -> None:
     [
         ("telegram.error.NetworkError: httpx.ConnectError: All connection attempts failed", True),
         ("OSError: [Errno 113] Connect call failed ('198.51.100.7', 443)", True),
-        ("OSError: Multiple exceptions: [Errno 101] Connect call failed ('::1', 5432, 0, 0), [Errno 113] Connect", True),
+        ("OSError: Multiple exceptions: [Errno 101] Connect call failed ('::1', 5432, 0, 0), [Errno 113] Conn", True),
         ("OSError: all attempts to connect to example.com:443 failed", True),
         ("socket.gaierror: [Errno -3] Lookup timed out", True),
         ("Error: connect EHOSTUNREACH 198.51.100.7:443", True),

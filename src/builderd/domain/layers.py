@@ -43,7 +43,10 @@ class Cache(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BuildStep:
-    """One command of a plan. ``title`` is shown in the build log; ``secrets`` are variables that no file may hold."""
+    """One command of a plan. ``title`` is shown in the build log; ``secrets`` are variables that no file may hold.
+
+    ``is_background``: nobody waits for it, so apps go first where CPUs are short.
+    """
 
     title: str
     argv: tuple[str, ...]
@@ -52,6 +55,7 @@ class BuildStep:
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: int = 900
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,24 @@ async def test_compiled_layer_has_bytecode_with_paths_of_the_app(
     assert await workshop.run(plan, "/venv/bin/python", "-B", "-v", "-c", "import hello") != []
 
 
+async def test_build_in_the_background_leaves_the_cpus_to_apps(workshop: Workshop) -> None:
+    cgroups, weights = workshop.machine.cgroups, dict[bool, int]()
+    for is_background in (False, True):
+        name = secrets.token_hex(8)
+        run = BuildRun(name, ("/bin/sleep", "60"), {}, "/", (), False, 2, 1 << 29, 100, 60, is_background=is_background)
+        build = asyncio.create_task(workshop.runner.run_build(run, quiet))
+        folder = Path("/sys/fs/cgroup", "" if cgroups.version == 2 else "cpu", cgroups.path(name).strip("/"))
+        while not list(folder.glob("cgroup.procs")) or not (folder / "cgroup.procs").read_text():
+            assert not build.done()
+            await asyncio.sleep(0.02)
+        file = "cpu.weight" if cgroups.version == 2 else "cpu.shares"
+        weights[is_background] = int((folder / file).read_text())
+        build.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await build
+    assert weights[True] * 10 < weights[False]
+
+
 async def test_a_layer_shares_its_blocks_with_the_cache(workshop: Workshop) -> None:
     large = wheel("large", {"large.py": "# " + "".join(f"{n:09}" for n in range(600_000))})
     plan = await workshop.install("large", large)

@@ -48,7 +48,7 @@ def step(cache: Cache = Cache.SHARED, *argv: str) -> BuildStep:
     return BuildStep("Installing", argv or ("install",), network=True, cache=cache, env={"MINE": "1"})
 
 
-COMPILE_STEP = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
+COMPILE_STEP = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE, is_background=True)
 
 
 def plan(key: str = KEY, *steps: BuildStep) -> LayerPlan:
@@ -307,6 +307,7 @@ async def test_compiling_makes_a_generation_for_later_sandboxes(layers: Layers, 
     assert sorted(path.name for path in (after / "venv/lib").iterdir()) == ["flask.py", "flask.pyc"]
     assert [path.name for path in (before / "venv/lib").iterdir()] == ["flask.py"]
     assert {bind.target for bind in runner.runs[-1].binds if not bind.read_only} == {LAYER}
+    assert [run.is_background for run in runner.runs] == [False, True]
     assert (await layers.compile(KEY, COMPILE_STEP)).reused
     assert is_tidy(store)
 

@@ -58,6 +58,7 @@ COMPILE_STEP = BuildStep(
     ),
     network=False,
     cache=Cache.NONE,
+    is_background=True,
 )
 
 

@@ -77,7 +77,7 @@ def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anythi
     compile_step = plan("flask").compile_step
     assert compile_step is not None
     assert "/venv/bin" not in " ".join(compile_step.argv)
-    assert (compile_step.network, compile_step.cache) == (False, Cache.NONE)
+    assert (compile_step.network, compile_step.cache, compile_step.is_background) == (False, Cache.NONE, True)
 
 
 def test_resolver_message_is_shown_without_noise() -> None:

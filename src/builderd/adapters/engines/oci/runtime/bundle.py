@@ -13,6 +13,8 @@ from typing import Any
 #: Ids of a sandbox's own user namespace.
 IDS = 65536
 CPU_PERIOD = 100_000
+#: The least that the kernel takes (cpu.shares of cgroup v1).
+LEAST_SHARES = 2
 #: The kernel kills sandboxes before the host's own processes when the machine runs out of memory.
 OOM_SCORE = 500
 
@@ -62,7 +64,8 @@ class Container:
     own hard limit. ``tmpfs`` maps a path inside to the size in bytes of the mount there.
     ``shared`` are folders of the root that the host changes while the sandbox runs: gVisor caches the root itself.
     ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
-    ``proc`` is the host's folder with its own files of ``/proc``.
+    ``proc`` is the host's folder with its own files of ``/proc``. ``cpu_weight``: weight of each CPU beside those of
+    other sandboxes.
     """
 
     root: str
@@ -84,6 +87,7 @@ class Container:
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
     proc: str | None = None
+    cpu_weight: float = 1.0
 
 
 def make_config(container: Container) -> dict[str, Any]:
@@ -180,10 +184,10 @@ def _linux(container: Container) -> dict[str, Any]:
 
 
 def _resources(container: Container) -> dict[str, Any]:
-    memory = container.memory_bytes
+    memory, shares = container.memory_bytes, max(int(container.cpu * container.cpu_weight * 1024), LEAST_SHARES)
     return {
         "devices": [{"allow": False, "access": "rwm"}],
-        "cpu": {"quota": int(container.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": int(container.cpu * 1024)},
+        "cpu": {"quota": int(container.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": shares},
         "memory": {"limit": memory, "swap": memory},
         "pids": {"limit": container.pids},
     }

@@ -70,6 +70,7 @@ class Creation:
             user=run.user,
             cgroup=self._context.cgroups.path(run.id),
             cpu=run.cpu,
+            cpu_weight=run.cpu_weight,
             memory_bytes=run.memory_bytes,
             pids=run.pids,
             seccomp=self._context.config.seccomp if run.is_app else self._context.config.build_seccomp,

@@ -30,7 +30,8 @@ class BuildRun:
 
     The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
     without any capability. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is whose
-    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs.
+    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs. ``is_background``: apps go
+    first where CPUs are short.
     """
 
     id: str
@@ -45,6 +46,7 @@ class BuildRun:
     timeout_seconds: int
     layer: Path | None = None
     tenant: str = ""
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

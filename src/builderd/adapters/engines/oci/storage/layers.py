@@ -343,6 +343,7 @@ class Layers:
             memory=self._limits.memory,
             processes=self._limits.processes,
             timeout_seconds=step.timeout_seconds,
+            is_background=step.is_background,
         )
 
     def _app_binds(self, build: Build, app: AppBuild) -> Iterator[Bind]:

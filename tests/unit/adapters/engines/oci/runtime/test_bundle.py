@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from builderd.adapters.engines.oci.runtime.bundle import (
+    LEAST_SHARES,
     Container,
     ProcessConfig,
     make_config,
@@ -47,6 +50,12 @@ def test_config_has_own_namespaces_and_ids() -> None:
     assert not any("path" in namespace for namespace in CONFIG["linux"]["namespaces"])
     ids = [{"containerID": 0, "hostID": 0x6001_0000, "size": 65536}]
     assert CONFIG["linux"]["uidMappings"] == CONFIG["linux"]["gidMappings"] == ids
+
+
+@pytest.mark.parametrize(("cpu", "weight", "shares"), [(2, 1 / 16, 128), (0.5, 1.0, 512), (0.1, 0.001, LEAST_SHARES)])
+def test_its_part_where_cpus_are_short_follows_from_its_weight(cpu: float, weight: float, shares: int) -> None:
+    config = make_config(replace(CONTAINER, cpu=cpu, cpu_weight=weight))
+    assert config["linux"]["resources"]["cpu"] == {"quota": int(cpu * 100_000), "period": 100_000, "shares": shares}
 
 
 def test_it_is_limited() -> None:

@@ -51,7 +51,7 @@ def exited_early(end: SandboxEnd, resources: Resources, port: int | None, lines:
     """
     what = f"The app ended before it listened on 0.0.0.0:{port}: {describe_end(end, resources)}."
     if port is None:
-        what = f"The worker ended within a second of its start: {describe_end(end, resources)}."
+        what = f"The worker ended before it was up: {describe_end(end, resources)}."
     advice = ""
     if hint:
         advice = f" {hint}"
@@ -75,6 +75,14 @@ def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: S
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
     """Message for an app that runs but whose port is closed, or open on an unreachable address."""
     return _where(listening, port, seconds) + quoted(lines)
+
+
+def starved(seconds: float, cpu_seconds: float, lines: Sequence[str]) -> str:
+    """Message for an app that worked for all of its time, for which a busy machine gave it hardly any CPU."""
+    return (
+        f"The machine is too busy: within {seconds:.0f} seconds the app got {cpu_seconds:.1f} seconds of CPU, and does "
+        "not listen yet. Start it again when less runs here, or give it a longer start_timeout."
+    ) + quoted(lines)
 
 
 def listens_elsewhere(listening: Listening, port: int) -> bool:

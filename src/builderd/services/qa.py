@@ -121,7 +121,9 @@ async def _ask(application: Application, target: Target, start_time: StartTime) 
         while not (await asyncio.wait({asking}, timeout=LOOK_SECONDS))[0]:
             seconds = clock.passed() - begun
             if await start_time.is_over() and seconds >= GATE_TIMEOUT:
-                return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds")
+                got = start_time.starved
+                why = "" if got is None else f", in which the busy machine gave the app {got:.1f} seconds of CPU"
+                return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds{why}")
         return asking.result()
     finally:
         asking.cancel()

@@ -105,15 +105,25 @@ class StartTime:
         """Return the seconds until it is over in any case."""
         return self._limit.most - self._counted
 
+    @property
+    def starved(self) -> float | None:
+        """Return the CPU seconds of an app that worked until the end and had less than its timeout, else None.
+
+        Then the machine is at fault, as far as can be told.
+        """
+        if self.left > 0 or not self._looks or not self._was_working():
+            return None
+        return self._looks[-1].cpu - (self._cpu_before or 0.0)
+
     async def is_over(self) -> bool:
         """Return True if the app has had its time."""
         self._count()
         if self._counted < self._limit.timeout - 2 * self._limit.window:
             return False
-        if self.left <= 0:
-            return True
         if not self._looks or self._counted - self._looks[-1].counted >= self._interval:
             await self._look()
+        if self.left <= 0:
+            return self._watched >= self._limit.window  # asked late, it looks for a window: ``starved`` follows from it
         return self._counted >= self._limit.timeout and self._is_done()
 
     def _count(self) -> None:
@@ -137,9 +147,15 @@ class StartTime:
         begun, ended = self._looks[0], self._looks[-1]
         if len(self._looks) > 1 and ended.cpu - (self._cpu_before or 0.0) >= self._limit.timeout:
             return True
-        seconds = ended.counted - begun.counted
-        return seconds >= self._limit.window and not self._was_busy(ended.cpu - begun.cpu, seconds)
+        return self._watched >= self._limit.window and not self._was_busy(ended.cpu - begun.cpu, self._watched)
+
+    @property
+    def _watched(self) -> float:
+        """Return the seconds between the first look and the last."""
+        return self._looks[-1].counted - self._looks[0].counted
 
     def _was_busy(self, cpu: float, seconds: float) -> bool:
-        working = sum(look.is_working for look in self._looks)
-        return cpu >= self._limit.busy * seconds or working >= WORKING * len(self._looks)
+        return cpu >= self._limit.busy * seconds or self._was_working()
+
+    def _was_working(self) -> bool:
+        return sum(look.is_working for look in self._looks) >= WORKING * len(self._looks)

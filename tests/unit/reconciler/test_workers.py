@@ -57,7 +57,7 @@ async def test_worker_that_ends_at_once_has_failed(world: World, exit_code: int,
     async with world.reconciling():
         with pytest.raises(StartFailed) as failure:
             await worker(world)
-    assert failure.value.message.startswith("The worker ended within a second of its start")
+    assert failure.value.message.startswith("The worker ended before it was up")
     assert says in failure.value.message
     assert "listen" not in failure.value.message
 

@@ -97,6 +97,26 @@ async def test_app_that_works_without_getting_any_cpu_has_its_time(found: float,
     assert seconds <= await over_after(Machine(0.0, found=found)) <= seconds + 2 * INTERVAL
 
 
+@pytest.mark.parametrize(
+    ("share", "found", "starved"),
+    [
+        pytest.param(0.02, 0.9, 6.0, id="it worked and got little"),
+        pytest.param(0.03, 0.3, None, id="it mostly waited, with a timer"),
+        pytest.param(0.0, 0.0, None, id="it waited"),
+        pytest.param(1.0, 1.0, None, id="it had its CPU time"),
+    ],
+)
+async def test_app_that_worked_to_the_end_for_too_little_cpu_was_starved(
+    share: float, found: float, starved: float | None
+) -> None:
+    machine = Machine(share, found=found)
+    start_time = machine.start_time(TimeLimit.of_start(TIMEOUT))
+    while not await start_time.is_over():
+        assert start_time.starved is None
+        machine.time.move(STEP)
+    assert start_time.starved == (starved and pytest.approx(starved, abs=0.1))
+
+
 @pytest.mark.parametrize(("share", "over"), [(0.5, False), (0.0, True)])
 async def test_first_look_that_comes_late_decides_nothing(share: float, over: bool) -> None:
     machine = Machine(share)

@@ -10,8 +10,8 @@ from functools import partial
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType, Status
-from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
-from builderd.domain.failures import exited_early, exited_too_often, not_listening
+from builderd.domain.errors import BuildFailed, InstallFailed, MachineFault, NotFound, ReleaseFailed, StartFailed
+from builderd.domain.failures import exited_early, exited_too_often, not_listening, starved
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.members import MemberAway
 from builderd.domain.next_step import next_step
@@ -305,6 +305,9 @@ class Steps:
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await last_lines(self._app, sandbox)
+        if wait.starved is not None:
+            reason = starved(wait.seconds, wait.starved, lines)
+            return self._failed(item, "start", MachineFault.code, reason, since=sandbox.created_at)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
@@ -379,7 +382,7 @@ class Steps:
                 return
             transitions.stage_finished(transition, stage, seconds=seconds, ok=False, note=reason)
             version_transitions.failed(transition, item.version, code=code, reason=reason, exit_code=exit_code)
-            if stage == "start" and builder.job_type.stays_up:
+            if stage == "start" and code == StartFailed.code and builder.job_type.stays_up:
                 version_transitions.never_up(uow, builder, item.version, reason, now)
 
         return Result(record)

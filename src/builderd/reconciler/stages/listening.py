@@ -22,12 +22,16 @@ LAST_PAUSE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """``reachable``, or else ``ended`` tells how it ended, or else it listens at ``listening`` at most."""
+    """``reachable``, or else ``ended`` tells how it ended, or else it listens at ``listening`` at most.
+
+    ``starved``: CPU seconds of an app that worked all the time and got too few of them, None for any other.
+    """
 
     reachable: bool
     listening: Listening
     ended: SandboxReport | None
     seconds: float
+    starved: float | None = None
 
 
 async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> Wait:
@@ -65,8 +69,11 @@ async def wait_until_listening(
             elif elsewhere is None:
                 grace = TimeLimit.of_grace(ELSEWHERE_GRACE, start_time.left)
                 elsewhere = StartTime(application.engine, application.clock, sandbox.id, grace)
-            if (elsewhere is not None and await elsewhere.is_over()) or await start_time.is_over():
+            if elsewhere is not None and await elsewhere.is_over():
                 return Wait(False, listening, None, start_time.seconds)
+            if await start_time.is_over():
+                starved = start_time.starved if elsewhere is None else None
+                return Wait(False, listening, None, start_time.seconds, starved)
             polls += 1
             await application.clock.sleep(_pause(start_time.seconds))
 

@@ -58,7 +58,10 @@ def test_sandbox_runs_commands_and_previews_its_listening_port(service: LiveServ
     try:
         assert run(service, data["uuid"], "echo hello > /app/index.html; cat /app/index.html") == (0, "hello\n")
         assert service.visit(data).status_code == 401
-        start = "setsid python3 -m http.server 8765 >/dev/null 2>&1 & sleep 1"
+        start = (
+            "setsid python3 -m http.server 8765 >/dev/null 2>&1 & "
+            "until python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8765))' 2>&1; do sleep 0.1; done"
+        )
         assert run(service, data["uuid"], start)[0] == 0
         page = service.visit(data, headers={"X-Service-Token": data["service_token"]})
         assert (page.status_code, "index.html" in page.text or "hello" in page.text) == (200, True)

@@ -109,7 +109,7 @@ class StartTime:
     def starved(self) -> float | None:
         """Return the CPU seconds of an app that worked until the end and had less than its timeout, else None.
 
-        Then the machine is at fault, as far as can be told.
+        Then the machine is taken to be at fault.
         """
         if self.left > 0 or not self._looks or not self._was_working():
             return None

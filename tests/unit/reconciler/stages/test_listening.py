@@ -133,7 +133,7 @@ async def test_app_that_works_and_gets_no_cpu_fails_by_the_machine(world: World)
 async def test_worker_that_works_on_a_loaded_machine_is_not_up_before_it_had_its_second(
     world: World, works: bool, most: float, ends_at: int | None
 ) -> None:
-    """At load 20 a missing module is found after three seconds of a tenth of a core."""
+    """A missing module is found after three seconds of a tenth of a core, at load 20."""
     looks = 15 if works and ends_at else ends_at
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None, works=works, exits_at=looks, exit_code=1))
     begun = world.clock.passed()

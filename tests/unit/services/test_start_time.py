@@ -93,7 +93,7 @@ async def test_shorter_time_of_a_take_over_has_the_window_and_the_end_of_a_start
 
 @pytest.mark.parametrize(("found", "seconds"), [(0.6, MOST * TIMEOUT), (1.0, MOST * TIMEOUT), (0.4, TIMEOUT)])
 async def test_app_that_works_without_getting_any_cpu_has_its_time(found: float, seconds: float) -> None:
-    """An app reads its modules from a busy disk, or waits for a CPU that others have. Timers now and then are no work."""
+    """An app reads its modules from a busy disk, or waits for a CPU that others have. A timer is no work."""
     assert seconds <= await over_after(Machine(0.0, found=found)) <= seconds + 2 * INTERVAL
 
 

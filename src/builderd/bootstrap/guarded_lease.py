@@ -107,12 +107,14 @@ class GuardedLease:
         found = await self._store.write(lambda uow: _renew(uow, self._term, own))
         if began - self._confirmed > CLAIM_AGAIN_AFTER:
             self._claimed = False
+        if self._guarded:
+            await fence.hold(self._files, began + FENCE_AFTER)
         known = [one.service.id for one in found if one.known_in == self._term]
         standbys = _fit(found, own) if own is not None else known
         if standbys and not self._claimed and not await self._claim():
             standbys = [one for one in standbys if one in known]
-        self._guarded = self._guarded or bool(standbys)
-        if self._guarded:
+        if standbys and not self._guarded:
+            self._guarded = True
             await fence.hold(self._files, began + FENCE_AFTER)
         self._confirmed = began
         if standbys != known:

@@ -45,8 +45,8 @@ class Standby:
         self._supervisor = supervisor
         self._began = time.monotonic()
         self._lease: DatabaseLease | None = None
-        #: Since when the lease was seen not to be renewed, with a database that answers.
-        self._quiet_since = time.monotonic()
+        #: Since when the lease was seen not to be renewed, and when the database answered last.
+        self._quiet_since = self._looked_at = time.monotonic()
         #: When the cluster had stored this service's claim.
         self._claimed_at: float | None = None
         #: The cluster may have its claim, which is withdrawn once the owner is seen alive.
@@ -60,9 +60,7 @@ class Standby:
                 try:
                     lease = await self._look()
                 except (StoreUnavailable, EngineUnavailable) as error:
-                    # Nor does the owner reach it, perhaps: its silence proves nothing.
-                    self._quiet_since, self._claimed_at = time.monotonic(), None
-                    self._say(f"{error.message}")
+                    self._say(error.message)
                     lease = None
                 if lease is not None:
                     log.warning("taking the cluster over from=%s", describe_owner(lease))
@@ -92,8 +90,10 @@ class Standby:
     async def _look(self) -> DatabaseLease | None:
         own = await self._membership.describe()
         view = await self._store.write(partial(_announce, own=own))
-        lease = view.lease
-        if self._lease is None or lease.was_renewed(self._lease):
+        lease, now = view.lease, time.monotonic()
+        gap, self._looked_at = now - self._looked_at, now
+        # While the database was away, the owner could not renew its lease either.
+        if self._lease is None or lease.was_renewed(self._lease) or gap > CLAIM_AFTER:
             await self._restart(lease)
         if view.owner is None:
             self._refuse_strangers(lease)
@@ -111,7 +111,7 @@ class Standby:
         return lease if lease.released or await self._may_take(lease, own) else None
 
     async def _restart(self, lease: DatabaseLease) -> None:
-        """Wait anew for an owner that was seen alive."""
+        """Wait anew for an owner that was alive, or may have been."""
         self._lease, self._quiet_since = lease, time.monotonic()
         self._claimed_at = None
         if self._has_claimed:

@@ -41,6 +41,9 @@ class FakeCluster:
     id: str = "cluster"
     claimed: str = ""
     away: bool = False
+    #: Claims that fail first, and when each was tried.
+    failing: int = 0
+    tried: list[float] = field(default_factory=list)
     claims: list[str] = field(default_factory=list)
 
     async def disks_id(self) -> str:
@@ -53,6 +56,10 @@ class FakeCluster:
 
     async def claim(self, service: str) -> None:
         self._answer()
+        if self.failing:
+            self.failing -= 1
+            self.tried.append(time.monotonic())
+            raise EngineUnavailable("The cluster did not answer within 3 s.")
         self.claimed = service
         self.claims.append(service)
 
@@ -276,6 +283,19 @@ async def test_standby_continues_a_killed_service_after_its_previews_have_ended(
     assert cluster.claimed == second.owned.instance.member
     with pytest.raises(LeaseLost):
         await first.owned.store.write(lambda uow: uow.database_lease.renew(1))
+
+
+async def test_claim_that_fails_is_repeated_at_the_next_look(
+    services: Services, one: Settings, two: Settings, cluster: FakeCluster
+) -> None:
+    """Incus stores nothing for 20 s after a member was cut off."""
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    await first.kill()
+    cluster.failing = 4
+    await second.until(lambda: second.works)
+    assert cluster.tried[-1] - cluster.tried[0] < standby.CLAIM_AFTER * 3
 
 
 @pytest.mark.slow

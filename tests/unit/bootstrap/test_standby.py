@@ -295,7 +295,7 @@ async def test_claim_that_fails_is_repeated_at_the_next_look(
     await first.kill()
     cluster.failing = 4
     await second.until(lambda: second.works)
-    assert cluster.tried[-1] - cluster.tried[0] < standby.CLAIM_AFTER * 3
+    assert cluster.tried[-1] - cluster.tried[0] < cluster_services.CLAIM_AFTER * 3
 
 
 @pytest.mark.slow

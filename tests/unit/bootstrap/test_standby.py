@@ -25,7 +25,7 @@ from builderd.bootstrap.machine import describe_database
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain import cluster_services
-from builderd.domain.database_lease import DatabaseOwned, Instance, LeaseLost
+from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, Instance, LeaseLost
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
@@ -44,6 +44,7 @@ class FakeCluster:
     #: Claims that fail first, and when each was tried.
     failing: int = 0
     tried: list[float] = field(default_factory=list)
+    claimed_at: float = 0.0
     claims: list[str] = field(default_factory=list)
 
     async def disks_id(self) -> str:
@@ -60,7 +61,7 @@ class FakeCluster:
             self.failing -= 1
             self.tried.append(time.monotonic())
             raise EngineUnavailable("The cluster did not answer within 3 s.")
-        self.claimed = service
+        self.claimed, self.claimed_at = service, time.monotonic()
         self.claims.append(service)
 
     def _answer(self) -> None:
@@ -271,15 +272,30 @@ async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(
 
 
 async def test_standby_continues_a_killed_service_after_its_previews_have_ended(
-    services: Services, one: Settings, two: Settings, proxy: FakeProxy, cluster: FakeCluster
+    services: Services,
+    one: Settings,
+    two: Settings,
+    proxy: FakeProxy,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    wait, waited = standby.Standby.wait, []
+
+    async def timed(self: standby.Standby) -> DatabaseLease:
+        lease = await wait(self)
+        waited.append((time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)))
+        return lease
+
+    monkeypatch.setattr(standby.Standby, "wait", timed)
     first = await services.start_working(one)
     second = services.start(two)
     await services.until_known("two")
     await first.kill()
     await second.until(lambda: second.works)
+    ((taken, taken_since_boot),) = waited
+    assert taken - cluster.claimed_at >= cluster_services.TAKE_AFTER_CLAIM
     # The fence looks once a second, and rounds up to one.
-    assert second.owned_at >= proxy.deadlines[one.data_dir] + 2 / HURRY
+    assert taken_since_boot >= proxy.deadlines[one.data_dir] + 2 / HURRY
     assert cluster.claimed == second.owned.instance.member
     with pytest.raises(LeaseLost):
         await first.owned.store.write(lambda uow: uow.database_lease.renew(1))

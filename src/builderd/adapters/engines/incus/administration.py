@@ -121,11 +121,18 @@ class Administration:
     async def members(self) -> Sequence[MemberState]:
         """Return all members. Raises ``EngineUnavailable`` where there is no cluster."""
         found, volumes, instances = await asyncio.gather(
-            self._client.get("/cluster/members", recursion="1"), self._volumes.all(), self._instances.all()
+            self._client.get("/cluster/members", recursion="1"), self._own(self._volumes), self._own(self._instances)
         )
         disks = Counter(one["location"] for one in volumes if one["name"].startswith(_DISK))
         running = Counter(one["location"] for one in instances if one["status"] in ("Running", "Frozen"))
         return [await self._state(one, disks, running) for one in found]
+
+    async def _own(self, parts: Volumes | Instances) -> Sequence[Json]:
+        """Return all volumes or instances of the service; none before its first start, which makes its project."""
+        try:
+            return await parts.all()
+        except IncusNotFound:
+            return ()
 
     async def _state(self, found: Json, disks: Counter[str], running: Counter[str]) -> MemberState:
         name, status = found["server_name"], found["status"]
@@ -189,7 +196,7 @@ class Administration:
         await self._client.call("PUT", f"/cluster/members/{name}", body)
 
     async def _disks_on(self, name: str) -> int:
-        return sum(one["location"] == name and one["name"].startswith(_DISK) for one in await self._volumes.all())
+        return sum(one["location"] == name and one["name"].startswith(_DISK) for one in await self._own(self._volumes))
 
     async def remove(self, name: str, *, force: bool = False) -> None:
         """Remove a member for good. One with disks is refused; ``force`` removes it with all that is on it.
@@ -210,10 +217,10 @@ class Administration:
 
     async def _remove_own_parts(self, name: str) -> None:
         """Remove what the service made on a member besides disks: helper, layers, ended instances with their logs."""
-        for instance in await self._instances.all():
+        for instance in await self._own(self._instances):
             if instance["location"] == name:
                 await self._instances.delete(instance["name"])
-        for volume in await self._volumes.all():
+        for volume in await self._own(self._volumes):
             if volume["location"] == name:
                 await self._volumes.delete(volume["name"], name)
 

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "setup": "Debian's packages: tests/acceptance/test_wheel.py",
     "serve": "the service itself",
     "acme": "an authority: tests/acceptance/test_domains.py",
+    "cluster": "Incus on several machines: tests/unit/cli/test_cluster.py",
 }
 #: Options that are the same in many commands, and tried with one.
 COMMON = {"data_dir", "config", "context", "timeout", "ca"}

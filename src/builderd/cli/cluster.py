@@ -16,6 +16,7 @@ from builderd.bootstrap import cluster as bootstrap
 from builderd.bootstrap.cluster import Administration, MemberState, Pool
 from builderd.bootstrap.configuration import load
 from builderd.cli import options
+from builderd.cli.command_group import CommandGroup
 from builderd.cli.service import require_root
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ device = click.option("--device", help="A block device that the storage pool get
 size = click.option("--size", help="The size of the storage pool's file without --device, such as 100GiB.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cluster() -> None:
     """Form, join, show, evacuate and shrink the cluster of Incus that the service works on (engine = "incus")."""
 

@@ -208,7 +208,7 @@ async def test_a_layer_that_got_lost_is_made_again(world: World) -> None:
     [
         (BuildOutcome(1, ("Because flask==9 does not exist, we can conclude …",), 1), "flask==9 does not exist"),
         (BuildOutcome(137, (), 1, out_of_memory=True), "want of memory"),
-        (BuildOutcome(124, (), 900, timed_out=True), "did not finish in time"),
+        (BuildOutcome(124, (), 900, timed_out=True), "did not end within 900 s"),
     ],
 )
 async def test_failed_install_reports_the_reason(world: World, outcome: BuildOutcome, message: str) -> None:

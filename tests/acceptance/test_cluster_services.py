@@ -106,7 +106,7 @@ def test_work_that_kills_two_services_is_finished(services: Services) -> None:
     one.start()
     kept = one.create("kept")
     one.terminate()
-    one.start("CreateDisk.done")
+    one.start("Review.done")
     services.stand_by(two, "StartSandbox.done")
     assert one.visit(kept).text == "hello"
     asked = one.call("POST", "/builders", json=body("begun"), headers={"Prefer": "respond-async"})

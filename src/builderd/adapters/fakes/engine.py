@@ -16,13 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.layers import FakeLayers
-from builderd.adapters.fakes.logs import page_of, piece_of
+from builderd.adapters.fakes.logs import FakeLogs
 from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
+from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
@@ -42,7 +41,7 @@ from builderd.ports.processes import Process
 TERMINATED_EXIT_CODE = 143
 
 
-class FakeEngine(FakeDiskFiles, FakeLayers):
+class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     """Implements ``ports.engine.Engine``. ``now`` stamps starts, ends and log lines."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -51,7 +50,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
         self.processes: list[ProcessSpec] = []
         self.tight = False
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
-        self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
         #: Reason by isolation that is not supported.
         self.unsupported: dict[Isolation, str] = {}
@@ -73,10 +71,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
     def answer(self, command: str, answer: Answer) -> None:
         """Script a command line; others exit with 0 and no output."""
         self._answers[command] = answer
-
-    def print(self, sandbox: SandboxId, *lines: str, stream: LogStream = LogStream.STDOUT) -> None:
-        """Let the app write lines into its log."""
-        self.logs[sandbox][1].extend(LogLine(self._now(), stream, line) for line in lines)
 
     def end(self, sandbox: SandboxId, cause: EndCause = EndCause.EXITED, exit_code: int | None = 0) -> None:
         """Let the app end now, and report it to ``exits``."""
@@ -373,27 +367,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers):
         self._called("effort", sandbox)
         found = self._alive(sandbox)
         return None if found is None else SandboxEffort(found.cpu_seconds, found.behaviour.works)
-
-    async def read_log(
-        self,
-        sandbox: SandboxId,
-        cursor: str = "",
-        *,
-        tail: int | None = None,
-        since: datetime | None = None,
-        limit: int | None = None,
-    ) -> LogPage:
-        self._called("read_log", sandbox)
-        lines = self.logs[sandbox][1] if sandbox in self.logs else []
-        return page_of(lines, cursor, tail, since, limit)
-
-    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
-        self._called("search_log", sandbox)
-        return piece_of(self.logs[sandbox][1] if sandbox in self.logs else [], match, before, count)
-
-    async def delete_logs(self, builder: BuilderId) -> None:
-        self._called("delete_logs", builder)
-        self.logs = {sandbox: log for sandbox, log in self.logs.items() if log[0] != builder}
 
     async def close(self) -> None:
         self.ready = False

@@ -1,11 +1,48 @@
-"""Pages of a log in memory."""
+"""Logs in memory, and their pages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece
+from builderd.adapters.fakes.layers import FakeCalls
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
+
+
+class FakeLogs(FakeCalls):
+    """Lines that apps wrote, each sandbox's with its builder."""
+
+    _now: Callable[[], datetime]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
+
+    def print(self, sandbox: SandboxId, *lines: str, stream: LogStream = LogStream.STDOUT) -> None:
+        """Let the app write lines into its log."""
+        self.logs[sandbox][1].extend(LogLine(self._now(), stream, line) for line in lines)
+
+    async def read_log(
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        self._called("read_log", sandbox)
+        lines = self.logs[sandbox][1] if sandbox in self.logs else []
+        return page_of(lines, cursor, tail, since, limit)
+
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        self._called("search_log", sandbox)
+        return piece_of(self.logs[sandbox][1] if sandbox in self.logs else [], match, before, count)
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        self._called("delete_logs", builder)
+        self.logs = {sandbox: log for sandbox, log in self.logs.items() if log[0] != builder}
 
 
 def page_of(

@@ -6,20 +6,16 @@ import asyncio
 import logging
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType, Status
 from builderd.domain.errors import BuildFailed, InstallFailed, MachineFault, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening, starved
 from builderd.domain.ids import BuilderId, DiskId, new_id
-from builderd.domain.members import MemberAway
 from builderd.domain.next_step import next_step
 from builderd.domain.previews import Route
 from builderd.domain.restarts import recent_crashes
-from builderd.domain.sandboxes import (
-    Sandbox,
-)
+from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
@@ -28,6 +24,7 @@ from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.first_start import FirstStart
+from builderd.reconciler.stages.forgetting import Forgetting
 from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
@@ -36,7 +33,7 @@ from builderd.reconciler.stages.settling import Settling, note_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle, reserve
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
-from builderd.services import backups, bundles, verdicts
+from builderd.services import backups, verdicts
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 
@@ -55,6 +52,7 @@ class Steps:
         self._releases = Releases(application)
         self._settling = Settling(application)
         self._first_start = FirstStart(application)
+        self._forgetting = Forgetting(application)
         #: Routes that are being set beside a record, so that the tasks are not lost.
         self._putting: set[asyncio.Task[None]] = set()
 
@@ -103,7 +101,7 @@ class Steps:
                 await self._app.previews.remove(item.builder.host)
                 return Result()
             case domain.Forget():
-                return await self._forget(item)
+                return await self._forgetting.forget(item)
             case domain.Settle(status):
                 return await self._settling.settle(item, observation, status)
             case domain.GiveUp(too_often):
@@ -319,33 +317,6 @@ class Steps:
             return longest
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
         return handover.time_limit(trial, old, limits.handover_timeout, longest)
-
-    async def _forget(self, item: WorkItem) -> Result:
-        engine, forgotten = self._app.engine, item.builder
-        holds = forgotten.backup_interval_hours > 0 and await self._can_back_up(forgotten.disk)
-        for disk in forgotten.disks[1:] if holds else forgotten.disks:
-            await engine.delete_disk(disk)
-        await engine.delete_logs(forgotten.id)
-        now = self._now()
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            if holds:
-                backups.keep_last(uow, self._app, builder, now)
-            version_transitions.deleted(uow, builder, now)
-
-        return Result(record, partial(self._drop_bundles, item.builder.id))
-
-    async def _can_back_up(self, disk: DiskId) -> bool:
-        """Return True unless the disk is gone, or lies on a member that is away: earlier backups are kept then."""
-        try:
-            return await self._app.engine.disk(disk) is not None
-        except MemberAway:
-            return False
-
-    async def _drop_bundles(self, builder_id: BuilderId) -> None:
-        versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))
-        for bundle_hash in {version.bundle_hash for version in versions}:
-            await bundles.drop_unused(self._app, bundle_hash)
 
     async def _give_up(self, item: WorkItem, observation: Observation, too_often: bool) -> Result:
         last = observation.ends[-1]

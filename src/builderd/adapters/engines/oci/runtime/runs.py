@@ -272,16 +272,16 @@ class Runs:
             work()
             return
         try:
-            self._freeze_for_work(record)
+            self._freeze(record)
             work()
         finally:
             self.cgroups.thaw(record.id)
 
-    def _freeze_for_work(self, record: Record) -> None:
+    def _freeze(self, record: Record) -> None:
         try:
             self.cgroups.freeze(record.id)
         except (TimeoutError, FileNotFoundError) as error:
-            raise EngineUnavailable(f"The sandbox could not be frozen for the copy: {error}.") from error
+            raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
 
     async def freeze(self, record: Record) -> None:
         """Freeze the sandbox; its memory is moved out in the background. Idempotent.
@@ -294,11 +294,11 @@ class Runs:
                 return
             record = self.save(replace(record, frozen_at=self.records.now()))
             try:
-                await run_to_completion(self.cgroups.freeze, record.id)
-            except (TimeoutError, FileNotFoundError) as error:
+                await run_to_completion(self._freeze, record)
+            except EngineUnavailable:
                 if self.is_running(record):
                     self._resume(record)
-                raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
+                raise
             self.reclaiming.begin(record.id)
 
     async def thaw(self, record: Record) -> Record:

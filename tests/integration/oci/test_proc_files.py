@@ -68,7 +68,7 @@ async def test_df_inside_shows_the_limits_of_the_disk_and_its_use(
             async with asyncio.timeout(ENGINE_TIMEOUT):
                 while not 95 <= int(await run(engine, spec.id, "df -m /app | awk 'NR > 1 {print $3}'")) <= 105:
                     await asyncio.sleep(0.05)
-            assert await run(engine, spec.id, "echo > /run/builderd/disk; rm -f /run/builderd/disk") != ""
+            assert await run(engine, spec.id, "echo > /run/limits/disk; rm -f /run/limits/disk") != ""
     finally:
         await OciEngine(settings).down()
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GNU = "/usr/bin/df"
-LIMITS = "/run/builderd/disk"
+LIMITS = "/run/limits/disk"
 #: Where the disk is seen beside ``/app``.
 ALIASES = {"/home/app": "/app"}
 FIELDS = "source,fstype,size,used,target"

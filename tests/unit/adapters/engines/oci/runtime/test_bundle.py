@@ -99,7 +99,7 @@ def test_own_files_of_proc_are_mounted_read_only() -> None:
     mounts = make_config(replace(CONTAINER, proc="/bundle/proc"))["mounts"][-4:]
     assert [(mount["source"], mount["destination"]) for mount in mounts] == [
         *((f"/bundle/proc/{name}", f"/proc/{name}") for name in ("cpuinfo", "meminfo", "stat")),
-        ("/bundle/proc/disk", "/run/builderd/disk"),
+        ("/bundle/proc/disk", "/run/limits/disk"),
     ]
     assert all({"bind", "ro", "nosuid", "nodev", "noexec"} == set(mount["options"]) for mount in mounts)
 

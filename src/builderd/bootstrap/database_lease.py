@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from builderd.adapters.previews.haproxy import fence
+from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import refuse_half_restored
 from builderd.bootstrap.database import database_location
@@ -51,8 +53,6 @@ class OwnedStore:
     term: int
     #: Of a service that others may continue; None where the lease passes to nobody by itself.
     guarded: GuardedLease | None = None
-    #: Another service owned the database before: what is left of this one's earlier work is out of date.
-    taken_over: bool = False
 
     async def keep(self) -> None:
         """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` once another service has it.
@@ -121,11 +121,14 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
     standby = Standby(opened, membership, supervisor) if membership is not None else None
     try:
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
-        lease, taken_over = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
+        lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
-        owned = OwnedStore(opened, instance, lease.term, guarded, taken_over)
+        owned = OwnedStore(opened, instance, lease.term, guarded)
         if guarded is not None:
             await guarded.begin()
+        else:
+            # Left by a service that had standbys.
+            await fence.lift(ProxyFiles((settings.data_dir / "previews").absolute()))
         try:
             yield owned
         finally:
@@ -145,11 +148,8 @@ class Acquisition:
     #: Of a cluster's service: waits for another owner, instead of being refused.
     standby: Standby | None = None
 
-    async def run(self) -> tuple[DatabaseLease, bool]:
-        """Take the lease; return it, and True if another service had it.
-
-        May be run again after ``StoreUnavailable``.
-        """
+    async def run(self) -> DatabaseLease:
+        """Take the lease, and return it. May be run again after ``StoreUnavailable``."""
         if not await self.store.read(lambda uow: uow.database_lease.has_table()):
             await self.store.migrate()
         seen = await self.store.read(lambda uow: uow.database_lease.get())
@@ -159,13 +159,15 @@ class Acquisition:
         self.store.fence(lease.term)
         # Only the owner of the lease may migrate.
         await self.store.migrate()
-        taken_over = seen is not None and seen.instance.member != self.instance.member
         await self.store.write(partial(_adopt, instance=self.instance, previous=seen.instance if seen else None))
-        if seen is not None and taken_over:
+        if seen is not None and seen.instance.member != self.instance.member:
             log.warning("database lease taken over from=%s term=%d", describe_owner(seen), lease.term)
-        return lease, taken_over
+        return lease
 
     async def _take(self, seen: DatabaseLease | None) -> DatabaseLease:
+        if self.standby is not None and seen is not None and seen.instance.member != self.instance.member:
+            # Before the lease is this service's: its next start takes routes that it finds for its own.
+            await self.standby.membership.end_previews()
         try:
             lease = await self.store.write(lambda uow: uow.database_lease.take(self.instance, seen))
         except StoreUnavailable as error:

@@ -48,6 +48,8 @@ class GuardedLease:
         self._claimed = False
         #: Start of the last renewal, or of the last answer of the cluster, by the time since the boot.
         self._confirmed = _since_boot()
+        #: Deadline of the previews, by the time since the boot: a renewal that was late never sets it back.
+        self._deadline = 0.0
         self._renewal: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -55,32 +57,51 @@ class GuardedLease:
         await fence.lift(self._files)
 
     async def keep(self) -> None:
-        """Renew the lease every ``RENEW_INTERVAL`` seconds. Ends the previews and raises ``LeaseLost`` without it."""
+        """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` without it.
+
+        The deadline has passed then, so that nothing of this service starts the previews again before ``end``.
+        """
         try:
             while True:
                 began = _since_boot()
                 await self._confirm(began)
                 await asyncio.sleep(max(began + RENEW_INTERVAL - _since_boot(), LEAST_PAUSE))
         except LeaseLost:
-            await self.end()
+            await self._stop_renewing()
+            if self._guarded:
+                # The fence rounds up.
+                await fence.hold(self._files, _since_boot() - 1)
             raise
         finally:
-            if self._renewal is not None:
-                self._renewal.cancel()
+            await self._stop_renewing()
 
     async def end(self) -> None:
-        """End the previews if a standby may take over: their routes are wrong from then on."""
+        """End the previews if a standby may take over: their routes are wrong from then on.
+
+        Nothing of this service may start them any more.
+        """
         if self._guarded:
             await process.end(self._files)
             await fence.lift(self._files)
 
+    async def _stop_renewing(self) -> None:
+        """Cancel a renewal under way: it would move the deadline."""
+        renewal, self._renewal = self._renewal, None
+        if renewal is not None:
+            renewal.cancel()
+            await asyncio.wait({renewal})
+
     async def _confirm(self, began: float) -> None:
+        is_late = self._renewal is not None
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._renew(began))
         await asyncio.wait({self._renewal}, timeout=RENEWAL_SECONDS)
         if self._renewal.done():
             renewal, self._renewal = self._renewal, None
             if (error := renewal.exception()) is None:
+                if is_late:
+                    # It counts from its begin, several seconds ago.
+                    await self._confirm(_since_boot())
                 return
             if isinstance(error, LeaseLost):
                 raise error
@@ -99,8 +120,13 @@ class GuardedLease:
             return
         if claimant != self._own:
             raise LeaseLost("Another service takes the cluster over, since this one does not reach the database.")
-        await fence.hold(self._files, began + FENCE_AFTER)
-        self._confirmed = began
+        await self._hold(began)
+        self._confirmed = max(self._confirmed, began)
+
+    async def _hold(self, began: float) -> None:
+        """Let the previews run until ``FENCE_AFTER`` seconds after ``began``, or as long as they may already."""
+        self._deadline = max(self._deadline, began + FENCE_AFTER)
+        await fence.hold(self._files, self._deadline)
 
     async def _renew(self, began: float) -> None:
         own = await self._describe()
@@ -108,15 +134,15 @@ class GuardedLease:
         if began - self._confirmed > CLAIM_AGAIN_AFTER:
             self._claimed = False
         if self._guarded:
-            await fence.hold(self._files, began + FENCE_AFTER)
+            await self._hold(began)
         known = [one.service.id for one in found if one.known_in == self._term]
         standbys = _fit(found, own) if own is not None else known
         if standbys and not self._claimed and not await self._claim():
             standbys = [one for one in standbys if one in known]
         if standbys and not self._guarded:
             self._guarded = True
-            await fence.hold(self._files, began + FENCE_AFTER)
-        self._confirmed = began
+            await self._hold(began)
+        self._confirmed = max(self._confirmed, began)
         if standbys != known:
             await self._store.write(lambda uow: uow.services.set_known(standbys, self._term))
             log.info("standbys of the cluster services=%s", ",".join(standbys) or "none")

@@ -11,9 +11,11 @@ from pathlib import Path
 import asyncssh
 
 from builderd import __version__
+from builderd.adapters.previews.haproxy import fence
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.bundles import is_shared
+from builderd.bootstrap.data_directory import DATABASE_NOTE
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys
@@ -37,6 +39,13 @@ class Membership:
     @property
     def proxy_files(self) -> ProxyFiles:
         return ProxyFiles((self.settings.data_dir / "previews").absolute())
+
+    async def end_previews(self) -> None:
+        """End previews of an earlier term of this service, and remove their routes. Idempotent.
+
+        While another service works, an address of an app may become another tenant's.
+        """
+        await fence.take_down(self.proxy_files)
 
     async def describe(self, *, make_keys_first: bool = False) -> ClusterService:
         """Return this service's announcement. Raises ``EngineUnavailable`` until the cluster has said what it is."""
@@ -92,19 +101,37 @@ def _in_time() -> Iterator[None]:
 
 
 async def owner_elsewhere(settings: Settings) -> str | None:
-    """Return the service that works on this service's cluster, if it is another one, and the database tells."""
+    """Return in words the service that works on this service's cluster if it is, or may be, another one.
+
+    The database tells, or else the claim on the cluster.
+    """
     if not is_shared(settings):
         return None
-    store = SqlStore(settings.database)
+    instance, store = this_instance(settings), SqlStore(settings.database)
     try:
         lease = await store.read(lambda uow: uow.database_lease.get())
     except StoreUnavailable:
-        return None
+        return await _claimed_elsewhere(settings, instance)
     finally:
         await store.close()
-    if lease is None or lease.instance.member == this_instance(settings).member:
+    if lease is None or lease.instance.member == instance.member:
         return None
     return describe_owner(lease)
+
+
+async def _claimed_elsewhere(settings: Settings, instance: Instance) -> str | None:
+    membership = make_membership(settings, instance)
+    assert membership is not None, "its disks are shared"
+    try:
+        claimant = await membership.claimant()
+    except EngineUnavailable:
+        return "a service that neither the database nor the cluster names now: run this again once one of both answers"
+    if claimant == instance.member:
+        return None
+    if not claimant and (settings.data_dir / DATABASE_NOTE).is_file():
+        # No service had a standby so far, and this one has worked.
+        return None
+    return "another service of the cluster, as far as the cluster tells while the database does not answer"
 
 
 def make_membership(settings: Settings, instance: Instance) -> Membership | None:

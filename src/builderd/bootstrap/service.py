@@ -88,7 +88,7 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
     """Stop all apps and previews of this data directory and remove their mounts, links, cgroups and rules.
 
     Works without the database: apps must be stoppable while it is unavailable. While another service works on the same
-    cluster, its apps go on.
+    cluster, or may work, its apps go on.
     """
     if not is_ours(settings.data_dir):
         say(f"There is no builderd in {settings.data_dir}: nothing to stop.")
@@ -153,9 +153,6 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            if owned.guarded is not None and owned.taken_over:
-                # Routes of an earlier term may lead to other tenants' apps now.
-                await app.previews.down()
             await app.previews.start(partial(lost_routes.read, app.store))
             if settings.public_host:
                 socket, user = api_socket(settings)

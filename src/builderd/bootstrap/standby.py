@@ -41,7 +41,7 @@ class Standby:
 
     def __init__(self, store: SqlStore, membership: Membership, supervisor: Supervisor) -> None:
         self._store = store
-        self._membership = membership
+        self.membership = membership
         self._supervisor = supervisor
         self._began = time.monotonic()
         self._lease: DatabaseLease | None = None
@@ -51,10 +51,13 @@ class Standby:
         self._claimed_at: float | None = None
         #: The cluster may have its claim, which is withdrawn once the owner is seen alive.
         self._has_claimed = False
+        #: This service could stand by: should keys differ later, they were changed on either.
+        self._was_fit = False
         self._said: tuple[str, float] = ("", 0.0)
 
     async def wait(self) -> DatabaseLease:
         """Return the lease once this service may take it. Raises ``DatabaseOwned`` when it never may."""
+        await self.membership.end_previews()
         async with self._listening(), self._announced():
             while True:
                 try:
@@ -70,7 +73,7 @@ class Standby:
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
-        settings = self._membership.settings
+        settings = self.membership.settings
         async with Servers() as servers:
             await servers.add(create_standby_app(), settings.host, settings.port, "--host and --port")
             self._supervisor.ready()
@@ -84,11 +87,11 @@ class Standby:
             yield
         except BaseException:
             with suppress(StoreUnavailable):
-                await self._store.write(partial(_withdraw, service=self._membership.instance.member))
+                await self._store.write(partial(_withdraw, service=self.membership.instance.member))
             raise
 
     async def _look(self) -> DatabaseLease | None:
-        own = await self._membership.describe()
+        own = await self.membership.describe()
         view = await self._store.write(partial(_announce, own=own))
         lease, now = view.lease, time.monotonic()
         gap, self._looked_at = now - self._looked_at, now
@@ -99,7 +102,11 @@ class Standby:
             self._refuse_strangers(lease)
             return None
         if (reason := unfit_reason(own, view.owner.service)) is not None:
+            if self._was_fit:
+                self._say(reason)
+                return None
             raise DatabaseOwned(f"This service cannot stand by for {describe_owner(lease)}: {reason}; then start it.")
+        self._was_fit = True
         if differences := await self._newer_schema():
             self._say(f"upgrade this service: {differences}")
             return None
@@ -115,7 +122,7 @@ class Standby:
         self._lease, self._quiet_since = lease, time.monotonic()
         self._claimed_at = None
         if self._has_claimed:
-            await self._membership.claim(lease.instance.member)
+            await self.membership.claim(lease.instance.member)
             self._has_claimed = False
 
     async def _may_take(self, lease: DatabaseLease, own: ClusterService) -> bool:
@@ -126,9 +133,17 @@ class Standby:
         if self._claimed_at is None:
             log.warning("owner of the cluster is silent, claiming its work owner=%s", describe_owner(lease))
             self._has_claimed = True
-            await self._membership.claim(own.id)
+            await self.membership.claim(own.id)
             self._claimed_at = time.monotonic()
-        return time.monotonic() - self._claimed_at >= TAKE_AFTER_CLAIM
+        if time.monotonic() - self._claimed_at < TAKE_AFTER_CLAIM:
+            return False
+        if await self.membership.claimant() == own.id:
+            return True
+        # Another standby has claimed it since, and takes it. Should it fail, this one claims again, later than that.
+        self._say("another service has claimed the work of the cluster")
+        self._quiet_since, self._claimed_at = time.monotonic() + TAKE_AFTER_CLAIM, None
+        self._has_claimed = False
+        return False
 
     def _refuse_strangers(self, lease: DatabaseLease) -> None:
         if time.monotonic() - self._began > ANNOUNCED_WITHIN and lease.age < ANNOUNCED_WITHIN and not lease.released:

@@ -13,6 +13,7 @@ from tests.integration.previews.test_survival import processes_of
 from tests.previews.proxy import App, Proxy, eventually
 
 from builderd.adapters.previews.haproxy import fence, guard
+from builderd.domain.errors import EngineUnavailable
 
 pytestmark = pytest.mark.haproxy
 
@@ -32,11 +33,27 @@ def test_proxy_ends_at_its_deadline_and_stays_ended(make_proxy: Callable[..., Pr
     deadline = now() + 2
     proxy.run(fence.hold(proxy.previews._files, deadline))
     assert proxy.visitor.get(host).status == 200
-    eventually(lambda: processes_of(proxy) == [])
+    eventually(lambda: len(processes_of(proxy)) == 1)
     assert deadline <= now() <= deadline + 5
     with pytest.raises(OSError):
         proxy.visitor.get(host)
-    assert fences(proxy) == []
+    # The service's own supervision, as after a SIGSTOP, does not start it either.
+    with pytest.raises(EngineUnavailable, match="did not renew its lease"):
+        proxy.run(proxy.previews.start())
+    assert len(processes_of(proxy)) == len(fences(proxy)) == 1
+
+
+def test_proxy_whose_start_was_under_way_at_the_deadline_ends(
+    make_proxy: Callable[..., Proxy], app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = make_proxy().start()
+    proxy.open(app)
+    proxy.run(fence.hold(proxy.previews._files, now() - 100))
+    eventually(lambda: len(processes_of(proxy)) == 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(fence, "is_past", lambda _: False)
+        proxy.run(proxy.previews.start())
+    eventually(lambda: len(processes_of(proxy)) == 1)
 
 
 def test_deadline_is_moved_and_lifted(make_proxy: Callable[..., Proxy], app: App) -> None:
@@ -61,7 +78,7 @@ def test_proxy_that_the_guard_restarts_ends_too(make_proxy: Callable[..., Proxy]
     proxy.open(app)
     proxy.run(fence.hold(proxy.previews._files, now() + 1))
     os.kill(master_of(proxy), signal.SIGKILL)
-    eventually(lambda: processes_of(proxy) == [])
+    eventually(lambda: len(processes_of(proxy)) == len(fences(proxy)) == 1)
 
 
 def test_deadline_in_the_past_ends_the_proxy_at_once_and_a_service_starts_it_again(
@@ -70,7 +87,7 @@ def test_deadline_in_the_past_ends_the_proxy_at_once_and_a_service_starts_it_aga
     proxy = make_proxy().start()
     host = proxy.open(app)
     proxy.run(fence.hold(proxy.previews._files, now() - 100))
-    eventually(lambda: processes_of(proxy) == [])
+    eventually(lambda: len(processes_of(proxy)) == 1)
     proxy.run(fence.lift(proxy.previews._files))
     proxy.start()
     assert proxy.visitor.get(host).status == 200

@@ -17,10 +17,11 @@ from builderd.adapters.stores.sql.migrations import revisions
 from builderd.adapters.stores.sql.services import Services as StoredServices
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
-from builderd.bootstrap import guarded_lease, standby
+from builderd.bootstrap import guarded_lease, membership, standby
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.database_lease import OwnedStore, owned_store
 from builderd.bootstrap.guarded_lease import GuardedLease
+from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.machine import describe_database
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.supervisor import Supervisor
@@ -76,6 +77,8 @@ class FakeProxy:
         #: Data directory → the deadline of its previews.
         self.deadlines: dict[Path, float] = {}
         self.ended: list[Path] = []
+        #: Data directories whose routes were removed.
+        self.taken_down: list[Path] = []
 
     async def hold(self, files: object, until: float) -> None:
         self.deadlines[_folder(files)] = until
@@ -85,6 +88,13 @@ class FakeProxy:
 
     async def end(self, files: object) -> None:
         self.ended.append(_folder(files))
+
+    async def take_down(self, files: object) -> None:
+        self.taken_down.append(_folder(files))
+        await self.lift(files)
+
+    def is_past(self, service: Settings) -> bool:
+        return self.deadlines[service.data_dir] <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _folder(files: object) -> Path:
@@ -108,6 +118,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakePr
     monkeypatch.setattr(leasing, "make_membership", lambda settings, instance: Membership(settings, instance, cluster))
     for name in ("fence", "process"):
         monkeypatch.setattr(guarded_lease, name, proxy)
+    monkeypatch.setattr(membership, "fence", proxy)
     for module in (cluster_services, guarded_lease, standby, leasing):
         for name, seconds in vars(module).copy().items():
             if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":
@@ -150,6 +161,10 @@ async def share_keys(source: Settings, target: Settings) -> None:
     for name in ("vault.key", "ssh_host_key"):
         (target.data_dir / name).write_bytes((source.data_dir / name).read_bytes())
         (target.data_dir / name).chmod(0o600)
+
+
+def instance_id(settings: Settings) -> str:
+    return this_instance(settings).member
 
 
 def instance(settings: Settings) -> Instance:
@@ -266,7 +281,7 @@ async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(
     await first.stop()
     assert proxy.ended == [one.data_dir]
     await second.until(lambda: second.works)
-    assert second.owned.taken_over
+    assert proxy.taken_down == [two.data_dir, two.data_dir]
     # What has ended is no standby.
     await second.until(lambda: not proxy.deadlines)
 
@@ -312,6 +327,20 @@ async def test_claim_that_fails_is_repeated_at_the_next_look(
     cluster.failing = 4
     await second.until(lambda: second.works)
     assert cluster.tried[-1] - cluster.tried[0] < cluster_services.CLAIM_AFTER * 3
+
+
+async def test_standby_whose_claim_another_one_replaced_claims_again_before_it_takes_over(
+    services: Services, one: Settings, two: Settings, cluster: FakeCluster
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    own = instance_id(two)
+    await first.kill()
+    await second.until(lambda: cluster.claimed == own)
+    claims, cluster.claimed = cluster.claims.count(own), "another"
+    await second.until(lambda: second.works)
+    assert cluster.claims.count(own) > claims
 
 
 @pytest.mark.slow
@@ -380,7 +409,7 @@ async def test_a_restarted_service_has_its_work_back_before_any_standby(
     await first.kill()
     again = await services.start_working(one)
     assert not second.works
-    assert not again.owned.taken_over
+    assert one.data_dir not in proxy.taken_down
     await services.until_known("two")
     assert proxy.ended == []
 
@@ -426,8 +455,70 @@ async def test_owner_without_database_ends_once_another_claims_its_work(
     await second.until(lambda: second.works)
     with pytest.raises(LeaseLost, match="takes the cluster over"):
         await first.task
+    assert proxy.is_past(one)
+    assert second.owned_at >= proxy.deadlines[one.data_dir]
+    # Until what the service runs has ended: it would start the previews again.
+    assert proxy.ended == []
+    await first.stop()
     assert proxy.ended == [one.data_dir]
-    assert second.owned_at >= proxy.deadlines.get(one.data_dir, 0.0)
+    assert one.data_dir not in proxy.deadlines
+
+
+async def test_renewal_that_is_late_never_sets_the_deadline_back(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await services.start_working(one)
+    services.start(two)
+    await services.until_known("two")
+    moved: list[float] = []
+    hold, write = proxy.hold, first.owned.store.write
+    held: list[asyncio.Event] = []
+
+    async def hold_noted(files: object, until: float) -> None:
+        moved.append(until)
+        await hold(files, until)
+
+    async def write_late(work: Callable[[UnitOfWork], object]) -> object:
+        if not held:
+            held.append(asyncio.Event())
+            await held[0].wait()
+            # Only the answer is late: the database has the renewal, so that the standby does not take over.
+        return await write(work)
+
+    monkeypatch.setattr(proxy, "hold", hold_noted)
+    monkeypatch.setattr(first.owned.store, "write", write_late)
+    await first.until(lambda: bool(held))
+    moved.clear()
+    # The cluster moves the deadline meanwhile.
+    await first.until(lambda: len(moved) == 1)
+    renewals = len(moved)
+    held[0].set()
+    await first.until(lambda: len(moved) >= renewals + 2)
+    assert moved == sorted(moved)
+    # It is renewed again at once, not after an interval.
+    assert moved[2] - moved[0] < guarded_lease.RENEW_INTERVAL + guarded_lease.RENEWAL_SECONDS
+
+
+async def test_routes_of_an_earlier_term_go_before_the_lease_is_taken(
+    services: Services, one: Settings, two: Settings, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that fails after it took the lease finds it its own at its next start, and trusts its routes."""
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    taken: list[int] = []
+    take = leasing.Acquisition._take
+
+    async def note(self: leasing.Acquisition, seen: DatabaseLease | None) -> DatabaseLease:
+        before = len(proxy.taken_down)
+        lease = await take(self, seen)
+        taken.append(len(proxy.taken_down) - before)
+        return lease
+
+    monkeypatch.setattr(leasing.Acquisition, "_take", note)
+    await first.stop()
+    await second.until(lambda: second.works)
+    assert taken == [1]
 
 
 async def test_owner_that_reaches_neither_database_nor_cluster_ends(
@@ -445,7 +536,7 @@ async def test_owner_that_reaches_neither_database_nor_cluster_ends(
     cluster.away = True
     with pytest.raises(LeaseLost, match="Neither the database nor the cluster"):
         await first.task
-    assert proxy.ended == [one.data_dir]
+    assert proxy.is_past(one)
     assert not second.works, "it has no quorum either"
     cluster.away = False
     await second.until(lambda: second.works)
@@ -576,6 +667,24 @@ async def test_older_version_does_not_take_a_newer_schema(
     assert "upgrade this service" in caplog.text
     _execute(one, f"UPDATE alembic_version SET version_num = '{revisions()[-1]}'")
     await second.until(lambda: second.works)
+
+
+async def test_standby_whose_key_differs_after_a_rotation_waits_for_the_copy(
+    services: Services, one: Settings, two: Settings, make: Callable[[str], Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    new = make("new")
+    await share_keys(new, new)
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    (one.data_dir / "vault.key").write_bytes((new.data_dir / "vault.key").read_bytes())
+    await second.until(lambda: "its keys are not those of" in caplog.text)
+    assert f"/vault.key {two.data_dir}/vault.key" in caplog.text
+    await services.until_known()
+    (two.data_dir / "vault.key").write_bytes((new.data_dir / "vault.key").read_bytes())
+    await services.until_known("two")
+    assert not first.task.done()
+    assert not second.task.done()
 
 
 # What it says meanwhile

@@ -11,26 +11,26 @@ import asyncio
 import contextlib
 import math
 import os
+import shutil
 import signal
 import subprocess
+import time
 
-from builderd.adapters.previews.haproxy import guard
+from builderd.adapters.previews.haproxy import guard, process
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.linux import atomic_files
 
-#: It ends once the file is gone, or the deadline has passed and neither guard nor proxy run. The guard is the leader of
-#: its group, and ended first: it would start the proxy again. Workers end with their master.
+#: It ends once the file is gone: a start of the proxy that was under way at the deadline ends, too. The guard is the
+#: leader of its group, and ended first: it would start the proxy again. Workers end with their master.
 _SCRIPT = """\
 echo $$ >"$1"; deadline=$2; config=$3; guard=$4; proxy=$5
 while until=; read -r until <"$deadline"; do
   read -r now rest </proc/uptime
   if [ "${now%.*}" -ge "$until" ]; then
-    left=
     pid=; read -r pid <"$guard"
-    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "-$pid"; left=1; fi
+    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "-$pid"; fi
     pid=; read -r pid <"$proxy"
-    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "$pid"; left=1; fi
-    [ -n "$left" ] || exit 0
+    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "$pid"; fi
   fi
   sleep 1
 done
@@ -59,6 +59,23 @@ async def lift(files: ProxyFiles) -> None:
             os.kill(pid, signal.SIGKILL)
         await guard.wait_until_gone(pid)
     files.fence_pid.unlink(missing_ok=True)
+
+
+def is_past(files: ProxyFiles) -> bool:
+    """Return True if the deadline has passed: no proxy may be started until it is moved or lifted."""
+    try:
+        until = int(files.deadline.read_text())
+    except FileNotFoundError:
+        return False
+    return until <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def take_down(files: ProxyFiles) -> None:
+    """End the proxy, and remove all its files, routes among them. Idempotent."""
+    await process.end(files)
+    # Last: the proxy of an earlier term has its fence for as long as it runs.
+    await lift(files)
+    shutil.rmtree(files.directory, ignore_errors=True)
 
 
 def _spawn(files: ProxyFiles) -> None:

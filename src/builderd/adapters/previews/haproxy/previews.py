@@ -204,8 +204,8 @@ class HaproxyPreviews:
             if self._certificate_watch is not None:
                 self._certificate_watch.cancel()
                 self._certificate_watch = None
-            await fence.lift(self._files)
             await process.end(self._files)
+            await fence.lift(self._files)
             await self._paused.close()
             if self._open_map is not None:
                 self._open_map.close()
@@ -225,6 +225,11 @@ class HaproxyPreviews:
     async def _start(self, lost: LostRoutes | None = None) -> None:
         files = self._files
         process.check_paths(files)
+        if fence.is_past(files):
+            raise EngineUnavailable(
+                "the preview proxy may not start: the service did not renew its lease, and another one may work now",
+                retry_after=5,
+            )
         files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)

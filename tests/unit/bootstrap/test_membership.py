@@ -1,0 +1,51 @@
+"""A service of a cluster that is taken down stops the apps only if it is the one that works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.bootstrap.test_standby import FakeCluster
+
+from builderd.bootstrap import membership
+from builderd.bootstrap.data_directory import DATABASE_NOTE, LOCK_FILE
+from builderd.bootstrap.instance import this_instance
+from builderd.bootstrap.membership import Membership, owner_elsewhere
+from builderd.settings import Settings
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    found = FakeCluster()
+    monkeypatch.setattr(membership, "is_shared", lambda _: True)
+    monkeypatch.setattr(membership, "make_membership", lambda settings, one: Membership(settings, one, found))
+    return found
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Settings:
+    """A service whose database does not answer."""
+    (tmp_path / LOCK_FILE).touch()
+    return Settings(data_dir=tmp_path, database_url="postgresql://builderd@127.0.0.1:1/builderd")
+
+
+async def test_claim_on_the_cluster_tells_who_works_while_the_database_is_away(
+    cluster: FakeCluster, service: Settings
+) -> None:
+    cluster.claimed = "another"
+    assert "another service of the cluster" in (await owner_elsewhere(service) or "")
+    cluster.claimed = this_instance(service).member
+    assert await owner_elsewhere(service) is None
+
+
+async def test_apps_go_on_while_neither_database_nor_cluster_answers(cluster: FakeCluster, service: Settings) -> None:
+    cluster.away = True
+    assert "neither the database nor the cluster" in (await owner_elsewhere(service) or "")
+
+
+async def test_only_service_of_a_cluster_is_told_by_its_own_note_that_it_works(
+    cluster: FakeCluster, service: Settings
+) -> None:
+    assert "another service of the cluster" in (await owner_elsewhere(service) or "")
+    (service.data_dir / DATABASE_NOTE).write_text("postgresql://builderd@127.0.0.1:1/builderd")
+    assert await owner_elsewhere(service) is None

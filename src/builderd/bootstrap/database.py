@@ -12,6 +12,8 @@ from sqlalchemy import URL, make_url
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import DATABASE_NOTE, make, refuse_half_restored
+from builderd.bootstrap.instance import this_instance
+from builderd.domain.database_lease import STALE_AFTER, describe_owner
 from builderd.domain.errors import InvalidState
 from builderd.linux import atomic_files
 from builderd.settings import Settings
@@ -49,10 +51,25 @@ async def open_store(settings: Settings) -> AsyncIterator[SqlStore]:
     refuse_half_restored(settings.data_dir)
     opened = SqlStore(settings.database)
     try:
+        await _refuse_migration_below_owner(opened, settings)
         await opened.migrate()
         yield opened
     finally:
         await opened.close()
+
+
+async def _refuse_migration_below_owner(opened: SqlStore, settings: Settings) -> None:
+    """Raise ``InvalidState`` when another service, of an older version, works on the database."""
+    if not await opened.read(lambda uow: uow.database_lease.has_table()) or await opened.is_migrated():
+        return
+    lease = await opened.read(lambda uow: uow.database_lease.get())
+    if lease is None or lease.released or lease.age > STALE_AFTER:
+        return
+    if lease.instance.member != this_instance(settings).member:
+        raise InvalidState(
+            f"The database is that of {describe_owner(lease)}, whose version is older than this command: upgrade that "
+            "service first, or run the command there."
+        )
 
 
 async def holds_something(settings: Settings) -> bool:

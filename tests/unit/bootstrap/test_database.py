@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from builderd.adapters.stores.sql.migrations import revisions
 from builderd.bootstrap import machine, state
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORING
-from builderd.bootstrap.database import note_database, store
+from builderd.bootstrap.database import existing_store, note_database, store
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
+from builderd.domain.database_lease import Instance
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings
@@ -34,6 +38,24 @@ def test_a_token_for_another_database_than_the_services_is_refused_and_no_databa
     with pytest.raises(InvalidState, match=r"db\.example:5432/builderd.*BUILDERD_DATABASE_URL"):
         asyncio.run(make_token(settings_of(tmp_path), WANTED, print))
     assert [path.name for path in tmp_path.iterdir()] == [DATABASE_NOTE]
+
+
+async def test_command_does_not_migrate_the_database_below_an_older_service(tmp_path: Path) -> None:
+    here, owner = settings_of(tmp_path), Instance("host", "one", "/data", "one", "boot")
+    async with store(here) as opened:
+        await opened.write(lambda uow: uow.database_lease.take(owner, None))
+        # The schema is this program's: nothing is to be changed.
+        async with store(here):
+            pass
+    before = revisions()[-2]
+    with closing(sqlite3.connect(tmp_path / "builderd.db", autocommit=True)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [before])
+    with pytest.raises(InvalidState, match="host one .*older than this command"):
+        async with existing_store(here):
+            pass
+    with pytest.raises(InvalidState, match="older than this command"):
+        async with store(here):
+            pass
 
 
 def test_backup_restore_and_inventory_are_refused_as_well(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def foreign_revision(connection: Connection) -> str:
     return "" if found in _revisions() else found
 
 
+def is_newest(connection: Connection) -> bool:
+    """Return True if the schema has the newest revision that this program knows."""
+    return str(connection.execute(_VERSION).scalar_one()) == _revisions()[-1]
+
+
 @cache
 def _revisions() -> tuple[str, ...]:
     return tuple(revisions())

@@ -175,6 +175,10 @@ class SqlStore:
         """Return the revision of a schema that a newer program made, "" for one that this program knows."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._foreign_revision)
 
+    async def is_migrated(self) -> bool:
+        """Return True if ``migrate`` would change nothing."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._is_migrated)
+
     async def migrate(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)
 
@@ -254,6 +258,14 @@ class SqlStore:
         try:
             with self._database.reading.begin() as connection:
                 return schema.foreign_revision(connection)
+        except Exception as error:
+            self._check(error)
+            raise
+
+    def _is_migrated(self) -> bool:
+        try:
+            with self._database.reading.begin() as connection:
+                return schema.is_newest(connection)
         except Exception as error:
             self._check(error)
             raise

@@ -84,8 +84,13 @@ class Evacuation:
         log.info("moving builder=%s member=%s", builder_id, member)
         try:
             await self._carry_out(move)
-        except BuilderdError as error:
-            log.warning("builder not moved, retrying later builder=%s member=%s error=%s", builder_id, member, error)
+        except Exception as error:
+            # The builders after it are moved all the same.
+            log.warning(
+                "builder not moved, retrying later builder=%s member=%s error=%s",
+                *(builder_id, member, error),
+                exc_info=not isinstance(error, BuilderdError),
+            )
             self._retry_at[builder_id] = now + RETRY
             await self._discard(move)
 
@@ -119,10 +124,13 @@ class Evacuation:
             self._retry_at[begun.id] = self._app.clock.now() + RETRY
 
     async def _discard(self, move: _Move) -> None:
-        """Delete the copy unless the builder has it by now."""
-        found = await self._app.store.read(lambda uow: uow.builders.get(move.builder.id))
-        if found is None or move.target not in found.disks:
-            await self._app.engine.delete_disk(move.target)
+        """Delete the copy unless the builder has it by now. One that cannot be deleted is left, and logged."""
+        try:
+            found = await self._app.store.read(lambda uow: uow.builders.get(move.builder.id))
+            if found is None or move.target not in found.disks:
+                await self._app.engine.delete_disk(move.target)
+        except Exception as error:
+            log.warning("copy of a disk not deleted builder=%s disk=%s error=%s", move.builder.id, move.target, error)
 
 
 def _plan(uow: UnitOfWork, builder_id: BuilderId, member: str, now: datetime) -> _Move | None:

@@ -211,6 +211,24 @@ async def test_builders_stay_where_they_are_when_no_other_member_takes_them(scen
     assert left.status is Status.RUNNING
 
 
+async def test_move_that_fails_in_any_way_keeps_no_other_builder_from_being_moved(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = scene.world
+    both = [await world.create(name=name) for name in ("one", "two")]
+    scene.evacuate()
+    world.engine.fail_next("stage_disk", ValueError("an answer of Incus that nobody expected"))
+    world.engine.fail_next("delete_disk", NoCapacity("No member answers."))
+    await scene.evacuation.check()
+    moved = [await world.builder(one) for one in both]
+    assert sorted(one.location or "" for one in moved) == ["node1", "node2"]
+    assert "builder not moved, retrying later" in caplog.text
+    assert "copy of a disk not deleted" in caplog.text
+    world.clock.move(RETRY.total_seconds() + 1)
+    await scene.evacuation.check()
+    assert {(await world.builder(one)).location for one in both} == {"node1"}
+
+
 async def test_deletion_during_a_move_leaves_no_disk(scene: Scene) -> None:
     world = scene.world
     builder = await world.create()

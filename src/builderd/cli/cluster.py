@@ -20,6 +20,8 @@ from builderd.cli.command_group import CommandGroup
 from builderd.cli.service import require_root
 
 T = TypeVar("T")
+#: So many disks that are left on a member are named.
+NAMED_DISKS = 5
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 address = click.option("--address", help="This machine's IPv4 address on the members' network.")
@@ -102,10 +104,11 @@ def evacuate(data_dir: Path | None, config: Path | None, member: str, timeout: f
     """
     last: list[int] = []
 
-    def progress(left: int) -> None:
-        if last[-1:] != [left]:
-            last.append(left)
-            click.echo(f"{left} disks left on {member}", err=True)
+    def progress(left: Sequence[str]) -> None:
+        if last[-1:] != [len(left)]:
+            last.append(len(left))
+            named = f": {', '.join(left)}" if len(left) <= NAMED_DISKS else ""
+            click.echo(f"{len(left)} disks left on {member}{named}", err=True)
 
     _ask(data_dir, config, lambda admin: admin.evacuate(member, progress, timeout))
     _print(as_json, {"member": member, "moved": max(last, default=0)}, f"{member} is evacuated.")

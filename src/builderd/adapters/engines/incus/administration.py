@@ -85,7 +85,10 @@ class Administration:
 
     def invite(self, name: str) -> str:
         """Return the token with which one server may join as the member of this name."""
-        return self._incus("cluster", "add", name, "--quiet").strip().splitlines()[-1]
+        said = self._incus("cluster", "add", name, "--quiet").split()
+        if not said:
+            raise EngineUnavailable(f"incus cluster add {name} printed no token: see incus cluster list-tokens.")
+        return said[-1]
 
     def join(self, token: str, address: str | None, pool: Pool) -> str:
         """Make this server a member, and return its name, which is in the token."""
@@ -141,7 +144,11 @@ class Administration:
         shown = MemberState(name, address, status, evacuating, disks[name], running[name])
         if status == "Offline":
             return shown
-        state = await self._client.get(f"/cluster/members/{name}/state")
+        try:
+            state = await self._client.get(f"/cluster/members/{name}/state")
+        except EngineUnavailable:
+            # Incus calls a member online for some seconds after it was killed.
+            return replace(shown, status=f"{status}, does not answer")
         memory, space = state["sysinfo"], state["storage_pools"].get(self._options.pool, {}).get("space", {})
         total, used = space.get("total", 0), space.get("used", 0)
         return replace(
@@ -161,23 +168,25 @@ class Administration:
 
     # Maintenance
 
-    async def evacuate(self, name: str, progress: Callable[[int], None], timeout_seconds: float | None = None) -> None:
+    async def evacuate(self, name: str, progress: Callable[[Sequence[str]], None], timeout_seconds: float | None = None) -> None:
         """Have the service move all builders off a member, then let Incus evacuate it.
 
-        ``progress`` is called with the number of disks that are left. Raises ``InvalidState`` when the time is over.
+        ``progress`` is called with the volumes of the disks that are left. Raises ``InvalidState`` when the time is over.
         """
         await self._member(name)
         await self._set_leaving(name, leaving=True)
+        left = await self._disks_on(name)
         try:
             async with asyncio.timeout(timeout_seconds):
-                while left := await self._disks_on(name):
+                while left:
                     progress(left)
                     await asyncio.sleep(LOOK_SECONDS)
+                    left = await self._disks_on(name)
         except TimeoutError:
             raise InvalidState(
-                f"{left} disks are left on {name}, and go on being moved: does the service run (its log tells what it "
-                f"could not move), or does a job run there? Run the command again to wait on, or builderd cluster "
-                f"restore {name} to give up."
+                f"{len(left)} disks are left on {name} ({', '.join(left)}), and go on being moved: does the service "
+                f"run (its log tells what it could not move), or does a job run there? Run the command again to wait "
+                f"on, or builderd cluster restore {name} to give up."
             ) from None
         if (await self._member(name))["status"] != "Evacuated":
             await self._client.call("POST", f"/cluster/members/{name}/state", {"action": "evacuate", "mode": "stop"})
@@ -195,8 +204,10 @@ class Administration:
         body = {**kept, "config": {**config, EVACUATE: "true"} if leaving else config}
         await self._client.call("PUT", f"/cluster/members/{name}", body)
 
-    async def _disks_on(self, name: str) -> int:
-        return sum(one["location"] == name and one["name"].startswith(_DISK) for one in await self._own(self._volumes))
+    async def _disks_on(self, name: str) -> Sequence[str]:
+        """Return the volumes of the disks on a member, sorted."""
+        volumes = await self._own(self._volumes)
+        return sorted(one["name"] for one in volumes if one["location"] == name and one["name"].startswith(_DISK))
 
     async def remove(self, name: str, *, force: bool = False) -> None:
         """Remove a member for good. One with disks is refused; ``force`` removes it with all that is on it.
@@ -207,7 +218,7 @@ class Administration:
         left = await self._disks_on(name)
         if left and not force:
             raise InvalidState(
-                f"{left} disks of builders lie on {name}: builderd cluster evacuate {name} moves them first. With "
+                f"{len(left)} disks of builders lie on {name}: builderd cluster evacuate {name} moves them first. With "
                 "--force they are lost; builders with backups get those."
             )
         if not force:

@@ -170,16 +170,17 @@ class IncusEngine:
 
     async def delete_disk(self, disk: DiskId) -> None:
         here = self._here
-        if await here.lost_disks.delete_later(disk):
-            return
-        if await here.disks.report(disk) is None:
-            await here.disks.delete(disk)  # a copy that was never completed
+        try:
+            if await here.lost_disks.delete_later(disk):
+                return
+            # A copy that was never completed is no disk yet.
+            if await here.disks.report(disk) is not None:
+                await here.sandboxes.refuse_while_used(disk)
+                await here.sandboxes.release(disk)
+            await here.disks.delete(disk)
+        finally:
+            # A move of it, or to it, is over, also where the member does not answer: its files may be written again.
             here.moves.forget(disk)
-            return
-        await here.sandboxes.refuse_while_used(disk)
-        await here.sandboxes.release(disk)
-        await here.disks.delete(disk)
-        here.moves.forget(disk)
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
         if tool.disk is not None and tool.writable:

@@ -48,6 +48,10 @@ class Instances:
         self._choosing = asyncio.Lock()
         self._taken: set[str] = set()
 
+    def is_away(self, found: Json) -> bool:
+        """Return True if the instance is one of a member that is away."""
+        return found["status"] == "Error" and found.get("location") in self._away()
+
     def root(self, own_bytes: int = 256 << 20) -> int:
         """Return the limit of a root: the image counts against it too."""
         return self._image_bytes + own_bytes

@@ -218,7 +218,8 @@ def make_machine(
 
     async def url_on(member: str) -> str:
         is_here = not cluster.own or member == cluster.own
-        host = gateway(incus.subnet) if is_here else await members.address(cluster.own)
+        # A member without an IPv4 address has none for apps of others: they find nothing at their own gateway.
+        host = ("" if is_here else await members.address(cluster.own)) or gateway(incus.subnet)
         return f"http://{host}:{options.inside_port}"
 
     routes = Routes(cluster.own, members.address)

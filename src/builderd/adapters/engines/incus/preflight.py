@@ -12,7 +12,7 @@ from builderd.adapters.engines.incus.cluster import Cluster
 from builderd.adapters.engines.incus.errors import IncusNotFound
 from builderd.adapters.engines.incus.network import network_config
 from builderd.adapters.engines.incus.options import IncusOptions
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
 
 #: The first release with all that the engine uses.
@@ -115,6 +115,9 @@ async def _lacks(client: IncusClient, options: IncusOptions, member: MemberState
             found = await client.get(path, target=member.name)
         except IncusNotFound:
             # The network is made by the service.
+            continue
+        except EngineUnavailable:
+            faults.append(f"{kind} not to be read: the member does not answer")
             continue
         if found["status"] not in ("Created", "Available"):
             faults.append(f"{kind} {found['status'].lower()}")

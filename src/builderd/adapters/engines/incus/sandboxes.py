@@ -304,13 +304,14 @@ class Sandboxes:
         if found is None:
             return missing_report(sandbox)
         name = found["name"]
-        if found["status"] == "Error":
+        if self._instances.is_away(found):
             await self._lost.end_later(found)
             return stopped_report(found)
         if not await self._has_order(found):
             await self._abandon(found)
             return missing_report(sandbox)
-        if state_of(found) is SandboxState.EXITED:
+        # The state of an instance may be unknown for a moment on a member that answers, too.
+        if found["status"] != "Error" and state_of(found) is SandboxState.EXITED:
             return await self._report(found)
         await self._instances.mark(name, {"stopping": f"{time.time():.6f}"})
         if found["status"] == "Frozen":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import routes
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.machine import Machine
+from builderd.adapters.engines.incus.reports import make_end
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.members import MemberAway
@@ -30,11 +33,13 @@ async def stopped_while_away(incus: ScriptedIncus) -> Machine:
     """A service that stopped a sandbox whose member was away."""
     incus.has_instance("s-1", status="Error")
     machine = machine_on(incus)
+    machine.members._away = {"node2": 0.0}
     with pytest.raises(MemberAway, match="node2"):
         await machine.sandboxes.report(ONE)
     report = await machine.sandboxes.stop(ONE, 10)
     assert report.end
     assert (report.state, report.end.cause) == (SandboxState.EXITED, EndCause.STOPPED)
+    machine.members._away = {}
     return machine
 
 
@@ -77,6 +82,24 @@ async def test_nothing_is_left_of_a_builder_that_was_deleted() -> None:
     assert not incus.instances
     assert not incus.volumes
     assert not [key for key in incus.project_config if key.startswith("user.builderd")]
+
+
+async def test_app_whose_state_is_unknown_on_a_member_that_answers_is_ended_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    incus = ScriptedIncus()
+    incus.has_instance("s-1", status="Error", **OWN)
+    machine = machine_on(incus)
+    machine.sandboxes._ordered.add("s-1")
+
+    async def written(found: dict[str, Any]) -> dict[str, Any]:
+        end = make_end({"stopping": "1.0", "started": "1.0"}, None, host_restarted=False, now=1.0)
+        return {**found, "config": {**found["config"], "user.builderd.end": end}}
+
+    monkeypatch.setattr(machine.sandboxes._ends, "write", written)
+    await machine.sandboxes.stop(ONE, 10)
+    assert incus.instances["s-1"]["status"] == "Stopped"
+    assert "user.builderd.end.s-1" not in incus.project_config
 
 
 async def test_next_service_ends_what_an_earlier_one_was_to_end() -> None:

@@ -115,6 +115,16 @@ async def test_volumes_of_a_running_task_stay_attached(ip: list[str]) -> None:
         assert incus.attached(helper.name) == {"disk-1"}
 
 
+async def test_apps_get_a_whole_url_also_where_the_services_member_has_no_ipv4_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = machine_on(ScriptedIncus())
+    url_on = machine.sandboxes._files.url_on
+    assert await url_on("node2") == "http://10.0.0.1:1"
+    machine.members._seen = {"node1": Member("node1", "", online=True)}
+    assert await url_on("node2") == await url_on("node1")
+
+
 async def test_route_of_an_app_that_starts_meanwhile_stays(ip: list[str]) -> None:
     incus = ScriptedIncus()
     machine = machine_on(incus)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import moves as module
 from builderd.adapters.engines.incus.cluster import Cluster, Member
+from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.errors import IncusError
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.options import IncusOptions
@@ -59,6 +63,34 @@ async def test_nobody_writes_once_the_copy_is_complete_until_one_of_both_is_dele
     async with machine.moves.writing(NEW):
         pass
     machine.moves.forget(NEW)
+    async with machine.moves.writing(OLD):
+        pass
+
+
+@pytest.mark.parametrize("deleted", [OLD, NEW])
+@pytest.mark.parametrize("away", [False, True])
+async def test_disk_is_written_again_once_it_or_its_copy_is_deleted_also_on_a_member_that_is_away(
+    incus: ScriptedIncus, machine: Machine, deleted: DiskId, away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = SimpleNamespace(data_dir=Path("/none"))
+    engine = IncusEngine(options, IncusOptions())
+    engine._machine = machine
+    await machine.moves.stage(OLD, NEW, None)
+    await machine.moves.complete(OLD, NEW)
+    if away:
+
+        async def later(_: DiskId) -> bool:
+            return True
+
+        monkeypatch.setattr(machine.lost_disks, "delete_later", later)
+    else:
+
+        async def fail(*_: str) -> None:
+            raise IncusError(500, "broken pipe")
+
+        incus.before = fail
+    with nullcontext() if away else pytest.raises(IncusError):
+        await engine.delete_disk(deleted)
     async with machine.moves.writing(OLD):
         pass
 

@@ -48,9 +48,9 @@ async def test_command_does_not_migrate_the_database_below_an_older_service(tmp_
         async with store(here):
             pass
     before = revisions()[-2]
-    with closing(sqlite3.connect(tmp_path / "builderd.db", autocommit=True)) as connection:
+    with closing(sqlite3.connect(tmp_path / "builderd.db", isolation_level=None)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", [before])
-    with pytest.raises(InvalidState, match="host one .*older than this command"):
+    with pytest.raises(InvalidState, match=r"host one .*older than this command"):
         async with existing_store(here):
             pass
     with pytest.raises(InvalidState, match="older than this command"):

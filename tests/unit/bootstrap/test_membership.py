@@ -43,7 +43,7 @@ async def test_apps_go_on_while_neither_database_nor_cluster_answers(cluster: Fa
     assert "neither the database nor the cluster" in (await owner_elsewhere(service) or "")
 
 
-async def test_only_service_of_a_cluster_is_told_by_its_own_note_that_it_works(
+async def test_only_service_of_a_cluster_that_worked_before_counts_as_the_one_that_works(
     cluster: FakeCluster, service: Settings
 ) -> None:
     assert "another service of the cluster" in (await owner_elsewhere(service) or "")

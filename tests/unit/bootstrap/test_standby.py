@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -407,7 +408,7 @@ async def test_a_restarted_service_has_its_work_back_before_any_standby(
     second = services.start(two)
     await services.until_known("two")
     await first.kill()
-    again = await services.start_working(one)
+    await services.start_working(one)
     assert not second.works
     assert one.data_dir not in proxy.taken_down
     await services.until_known("two")
@@ -464,39 +465,48 @@ async def test_owner_without_database_ends_once_another_claims_its_work(
     assert one.data_dir not in proxy.deadlines
 
 
-async def test_renewal_that_is_late_never_sets_the_deadline_back(
-    services: Services, one: Settings, two: Settings, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
+async def test_renewal_that_is_late_never_sets_the_deadline_back_and_is_repeated_at_once(
+    services: Services,
+    one: Settings,
+    two: Settings,
+    proxy: FakeProxy,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = await services.start_working(one)
     services.start(two)
     await services.until_known("two")
+    cluster.failing = 10**6  # nobody claims the work
     moved: list[float] = []
-    hold, write = proxy.hold, first.owned.store.write
-    held: list[asyncio.Event] = []
+    rounds: list[str] = []
+    hold, write, confirm = proxy.hold, first.owned.store.write, GuardedLease._confirm
+    late, held = asyncio.Event(), asyncio.Event()
 
     async def hold_noted(files: object, until: float) -> None:
         moved.append(until)
         await hold(files, until)
 
     async def write_late(work: Callable[[UnitOfWork], object]) -> object:
-        if not held:
-            held.append(asyncio.Event())
-            await held[0].wait()
-            # Only the answer is late: the database has the renewal, so that the standby does not take over.
+        if not held.is_set():
+            held.set()
+            await late.wait()
         return await write(work)
 
-    monkeypatch.setattr(proxy, "hold", hold_noted)
+    async def confirm_noted(self: GuardedLease, began: float) -> None:
+        rounds.append("begin")
+        await confirm(self, began)
+        rounds.append("end")
+
     monkeypatch.setattr(first.owned.store, "write", write_late)
-    await first.until(lambda: bool(held))
-    moved.clear()
-    # The cluster moves the deadline meanwhile.
-    await first.until(lambda: len(moved) == 1)
-    renewals = len(moved)
-    held[0].set()
-    await first.until(lambda: len(moved) >= renewals + 2)
+    await first.until(held.is_set)
+    monkeypatch.setattr(proxy, "hold", hold_noted)
+    monkeypatch.setattr(GuardedLease, "_confirm", confirm_noted)
+    # The cluster moves the deadline twice meanwhile, so beyond that of the renewal.
+    await first.until(lambda: len(moved) == 2)
+    late.set()
+    await first.until(lambda: len(moved) >= 4)
     assert moved == sorted(moved)
-    # It is renewed again at once, not after an interval.
-    assert moved[2] - moved[0] < guarded_lease.RENEW_INTERVAL + guarded_lease.RENEWAL_SECONDS
+    assert ("begin", "begin") in pairwise(rounds)
 
 
 async def test_routes_of_an_earlier_term_go_before_the_lease_is_taken(

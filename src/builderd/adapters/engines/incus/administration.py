@@ -168,10 +168,12 @@ class Administration:
 
     # Maintenance
 
-    async def evacuate(self, name: str, progress: Callable[[Sequence[str]], None], timeout_seconds: float | None = None) -> None:
+    async def evacuate(
+        self, name: str, progress: Callable[[Sequence[str]], None], timeout_seconds: float | None = None
+    ) -> None:
         """Have the service move all builders off a member, then let Incus evacuate it.
 
-        ``progress`` is called with the volumes of the disks that are left. Raises ``InvalidState`` when the time is over.
+        ``progress`` is called with the volumes of the disks that are left. Raises ``InvalidState`` once time is over.
         """
         await self._member(name)
         await self._set_leaving(name, leaving=True)

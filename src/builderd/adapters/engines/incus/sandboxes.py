@@ -310,7 +310,7 @@ class Sandboxes:
         if not await self._has_order(found):
             await self._abandon(found)
             return missing_report(sandbox)
-        # The state of an instance may be unknown for a moment on a member that answers, too.
+        # On a member that answers, Incus may fail to read the state of an instance, too.
         if found["status"] != "Error" and state_of(found) is SandboxState.EXITED:
             return await self._report(found)
         await self._instances.mark(name, {"stopping": f"{time.time():.6f}"})

@@ -14,7 +14,7 @@ class UnpaidBuilds(Protocol):
         """Keep the id of a build over a kill of the service. Idempotent. Raises ``OSError``."""
 
     async def all(self) -> Collection[str]:
-        """Return the ids that are kept."""
+        """Return the ids that are kept. Raises ``OSError``."""
 
     async def remove(self, build: str) -> None:
-        """Remove the id. Idempotent."""
+        """Remove the id. Idempotent. Raises ``OSError``."""

@@ -92,10 +92,15 @@ class BuildCharges:
 async def close_cut_builds(app: Application) -> None:
     """Charge the builds of an earlier process of this service whose end the store does not know.
 
-    Each is charged up to when it was last seen, but for those that are known to cost nothing.
+    Each is charged up to when it was last seen, but for those that are known to cost nothing. Where that cannot
+    be read, the next service charges them.
     """
     longest = timedelta(seconds=app.limits.build_timeout)
-    unpaid = await app.unpaid_builds.all()
+    try:
+        unpaid = await app.unpaid_builds.all()
+    except OSError as error:
+        log.warning("builds of the service before not closed, their charges wait for a restart error=%s", error)
+        return
 
     def close(uow: UnitOfWork) -> int:
         cut = uow.open_builds.all()
@@ -108,7 +113,10 @@ async def close_cut_builds(app: Application) -> None:
     if count := await app.store.write(close):
         log.info("builds of the service before were closed builds=%d unpaid=%d", count, len(unpaid))
     for one in unpaid:
-        await app.unpaid_builds.remove(one)
+        try:
+            await app.unpaid_builds.remove(one)
+        except OSError as error:  # the next service removes it
+            log.warning("unpaid build not removed build=%s error=%s", one, error)
 
 
 async def _see(app: Application, build: OpenBuild) -> None:

@@ -252,6 +252,29 @@ async def test_charge_for_a_cut_build_is_bounded_by_the_time_that_builds_have(wo
     assert trial.seconds(now) == round(world.application.limits.build_timeout)
 
 
+@pytest.mark.parametrize(("method", "charged"), [("all", 0), ("remove", 1)])
+async def test_unpaid_builds_that_cannot_be_read_or_removed_do_not_end_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str, charged: int
+) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+    now, unpaid = world.clock.now(), world.application.unpaid_builds
+    for name in ("paid", "free"):
+        build = OpenBuild(name, builder.tenant_id, builder.id, now, now + timedelta(seconds=9))
+        await world.application.store.write(lambda uow, build=build: uow.open_builds.add(build))  # type: ignore[misc]
+    await unpaid.add("free")
+    with monkeypatch.context() as patched:
+        patched.setattr(unpaid, method, fail)
+        await build_charges.close_cut_builds(world.application)
+    assert len(await world.trials(builder)) == charged
+    await build_charges.close_cut_builds(world.application)
+    assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == [9]
+    assert not await unpaid.all()
+
+
 @pytest.mark.parametrize(
     "fault",
     [NoCapacity("The store is full."), OSError(errno.ENOSPC, "No space left on device"), EngineUnavailable("killed")],

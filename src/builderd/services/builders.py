@@ -323,7 +323,7 @@ def want_run(
 ) -> Builder:
     """Save the builder with a new run desired; ``verb`` names the caller's action."""
     admission.admit_run(uow, application, builder, now)
-    if builder.disk_released_at is not None:
+    if builder.disk_released_at is not None or not builder.disk_is_made:
         _hold_again(uow, application, builder)
     application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
@@ -343,7 +343,7 @@ def want_run(
 
 
 def _hold_again(uow: UnitOfWork, application: Application, builder: Builder) -> None:
-    """Hold the space of a disk that was given back. Raises ``NoCapacity``."""
+    """Hold the space of a disk that is to be made, unless it is held still. Raises ``NoCapacity``."""
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's versions are always stored"
     application.engine.hold_disk(builder.disk, version.settings.resources.disk_bytes)

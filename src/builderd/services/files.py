@@ -112,10 +112,14 @@ async def _disk(application: Application, tenant_id: TenantId, builder_id: str) 
 
 
 async def _read(application: Application, tenant_id: TenantId, builder_id: str) -> tuple[Builder, DiskId]:
-    """Return the builder, and the disk that its sandbox has or had when it last ran."""
+    """Return the builder, and the disk that its sandbox has or had when it last ran.
+
+    A first disk that is not recorded yet may go with a refusal, and whatever was written to it.
+    """
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
     _, disk = builder.to_run
-    if await application.engine.disk(disk) is None:
+    is_recorded = builder.disk_is_made or disk != builder.disk
+    if not is_recorded or await application.engine.disk(disk) is None:
         raise InvalidState(f"The builder is {builder.status} and has no files yet: wait until it runs.")
     return builder, disk
 
@@ -123,7 +127,7 @@ async def _read(application: Application, tenant_id: TenantId, builder_id: str) 
 async def _keep_disk(application: Application, tenant_id: TenantId, builder_id: str) -> None:
     """Record for a failed builder, whose disk would be given back, that it holds what a caller has put there."""
     seen = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
-    if seen.status is not Status.FAILED or seen.disk_has_data:
+    if seen.status is not Status.FAILED or seen.disk_has_data or not seen.disk_is_made:
         return
 
     def record(uow: UnitOfWork) -> None:

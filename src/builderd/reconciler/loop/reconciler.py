@@ -22,7 +22,7 @@ from builderd.reconciler.jobs.lost_members import LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
-from builderd.reconciler.loop.worker import Worker, WorkerContext
+from builderd.reconciler.loop.worker import MAX_CONCURRENT_STEPS, Worker, WorkerContext
 from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import preview_links
 from builderd.services.application import Application
@@ -48,7 +48,8 @@ class Reconciler:
 
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
         self._app = application
-        self._context = WorkerContext(Steps(application), fault, self._settled)
+        limit = asyncio.Semaphore(MAX_CONCURRENT_STEPS)
+        self._context = WorkerContext(Steps(application, limit), fault, self._settled, limit)
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._compilation = BytecodeCompilation(application)

@@ -20,7 +20,7 @@ from builderd.domain.steps import Observation
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result
+from builderd.reconciler.core.result import Result, nothing
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.first_start import FirstStart
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 class Steps:
     """Carries out the domain's steps with the application's ports."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, limit: asyncio.Semaphore) -> None:
+        """``limit`` is that of steps at the same time, for the work beside those that do not count."""
         self._app = application
         self._installs = LayerInstalls(application)
         self._trials = Trials(application)
@@ -51,7 +52,7 @@ class Steps:
         self._stopping = Stopping(application)
         self._releases = Releases(application)
         self._settling = Settling(application)
-        self._first_start = FirstStart(application)
+        self._first_start = FirstStart(application, limit)
         self._forgetting = Forgetting(application)
         #: Routes that are being set beside a record, so that the tasks are not lost.
         self._putting: set[asyncio.Task[None]] = set()
@@ -133,26 +134,23 @@ class Steps:
             now = self._now()
             installed = await self._installs.nothing_to_install(item)
         seconds = (now - begun).total_seconds()
-        start = await self._first_start.plan(item, observation, installed.layer_key) if installed is not None else None
-        refused = False
+        passes, start = await verdicts.passes(self._app, item.builder.id, report, now), None
+        if not passes:
+            await self._first_start.drop_disk(item, observation)
+        elif installed is not None:
+            start = await self._first_start.plan(item, observation, installed.layer_key)
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            nonlocal refused
             transition = Transition(uow, builder, self._app.prices, now)
-            if not transitions.still_wanted(builder, item.builder, item.version):
-                return
-            passed = version_transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
-            refused = not passed
+            passed = transitions.still_wanted(builder, item.builder, item.version) and version_transitions.reviewed(
+                transition, item.version, report, seconds=seconds, reused=reused
+            )
             if passed and installed is not None:
                 transitions.installed(transition, item.version, installed)
-                if start is not None:
-                    start.record(uow, builder, now)
+            if start is not None:
+                start.record(uow, builder, now, holds=passed)
 
-        async def afterwards() -> None:
-            if refused:
-                await self._first_start.drop_disk(item, observation)
-
-        return Result(record, afterwards)
+        return Result(record, start.reservation.give_up_unused if start is not None else nothing)
 
     async def _install(self, item: WorkItem, observation: Observation) -> Result:
         try:
@@ -165,10 +163,10 @@ class Steps:
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transitions.installed(Transition(uow, builder, self._app.prices, now), item.version, installed)
-            if start is not None and transitions.same_generation(builder, item.builder):
-                start.record(uow, builder, now)
+            if start is not None:
+                start.record(uow, builder, now, holds=transitions.same_generation(builder, item.builder))
 
-        return Result(record)
+        return Result(record, start.reservation.give_up_unused if start is not None else nothing)
 
     async def _build(self, item: WorkItem) -> Result:
         try:
@@ -227,23 +225,27 @@ class Steps:
         self._putting.add(putting)
         putting.add_done_callback(self._putting.discard)
 
+        planned = self._plan_sandbox(item, following)
+
         async def until_put() -> None:
+            await planned.afterwards()
             await putting
 
-        return replace(self._plan_sandbox(item, following), afterwards=until_put)
+        return replace(planned, afterwards=until_put)
 
     def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
-        now, prepared = self._now(), reserve(self._app, item.version)
+        now, reservation = self._now(), reserve(self._app, item.version)
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not transitions.same_generation(builder, item.builder):
+            reservation.is_used = transitions.same_generation(builder, item.builder)
+            if not reservation.is_used:
                 return
-            sandbox = new_sandbox(uow, item, item.disk, now, prepared)
+            sandbox = new_sandbox(uow, item, item.disk, now, reservation.sandbox)
             uow.sandboxes.add(replace(sandbox, release=step.release))
             if step.release or step.attempt == 1:
                 transitions.stage_started(uow, builder, "release" if step.release else "start", now)
 
-        return Result(record)
+        return Result(record, reservation.give_up_unused)
 
     def _plan_trial(self, item: WorkItem) -> Result:
         now, disk = self._now(), DiskId(new_id())

@@ -72,7 +72,7 @@ class WorkerContext:
     fault: FaultPoint
     #: Called with each builder that is settled: nothing to do for it now.
     settled: Callable[[WorkItem], None]
-    step_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_STEPS))
+    step_limit: asyncio.Semaphore
     failures: Counter[BuilderId] = field(default_factory=Counter)
 
 

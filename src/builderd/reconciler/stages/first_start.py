@@ -7,6 +7,7 @@ started next: each on its own would add the store's round trip.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,15 +15,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BuilderdError
-from builderd.domain.ids import SandboxId
+from builderd.domain.errors import BuilderdError, InstallFailed, NoCapacity
 from builderd.domain.next_step import next_step
 from builderd.domain.steps import Observation, PlanSandbox
 from builderd.linux.threads import completed
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.starting import new_sandbox, put_bundle, reserve
+from builderd.reconciler.stages.starting import Reservation, new_sandbox, put_bundle, reserve
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -30,31 +30,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PlannedStart:
-    """A made disk and a sandbox to be recorded with the step before; ``prepared`` is the id of a reserved one."""
+    """A made disk and a sandbox to be recorded with the step before, or else what is reserved is to be given up."""
 
     application: Application
     item: WorkItem
-    prepared: SandboxId | None
+    reservation: Reservation
 
-    def record(self, uow: UnitOfWork, builder: Builder, now: datetime) -> None:
-        """Record both. The builder is locked, and its generation the one that the step was chosen for."""
+    def record(self, uow: UnitOfWork, builder: Builder, now: datetime, *, holds: bool) -> None:
+        """Record both if the outcome that they were planned for ``holds``. The builder is locked."""
+        self.reservation.is_used = holds
+        if not holds:
+            return
         item = self.item
         sandbox_transitions.disk_made(uow, builder, item, self.application.prices, now)
-        uow.sandboxes.add(new_sandbox(uow, item, item.disk, now, self.prepared))
+        uow.sandboxes.add(new_sandbox(uow, item, item.disk, now, self.reservation.sandbox))
         transitions.stage_started(uow, builder, "start", now)
 
 
 class FirstStart:
     """Makes first disks early, and plans the starts on them, with the application's ports."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, limit: asyncio.Semaphore) -> None:
         self._app = application
+        #: Shared with the steps that make disks, and held while one is made.
+        self._limit = limit
 
     @asynccontextmanager
     async def disk_beside(self, item: WorkItem, observation: Observation) -> AsyncIterator[None]:
         """Make a builder's first disk with the version's files while the block runs; wait for it at the end.
 
-        A block that fails or is cancelled leaves none.
+        A block that fails or is cancelled leaves none; its error is raised even where the disk cannot be deleted. After
+        a fault that passes, the space stays held for the next try.
         """
         if not _is_first(item, observation):
             yield
@@ -62,8 +68,10 @@ class FirstStart:
         try:
             async with completed(self._make_disk(item)):
                 yield
-        except BaseException:
+        except BaseException as error:
             await self.drop_disk(item, observation)
+            if isinstance(error, Exception) and not isinstance(error, InstallFailed):
+                await self._hold_again(item)
             raise
 
     async def _make_disk(self, item: WorkItem) -> None:
@@ -71,15 +79,31 @@ class FirstStart:
         if await self._app.engine.disk(item.disk) is not None:
             return
         try:
-            await self._app.engine.create_disk(item.disk, item.version.settings.resources.disk_bytes)
-            await put_bundle(self._app, item, item.disk)
+            async with self._limit:
+                await self._app.engine.create_disk(item.disk, item.version.settings.resources.disk_bytes)
+                await put_bundle(self._app, item, item.disk)
         except (BuilderdError, OSError) as error:
             log.info("disk not made beside the review builder=%s error=%s", item.builder.id, error)
 
     async def drop_disk(self, item: WorkItem, observation: Observation) -> None:
-        """Delete the first disk of a version that failed before it was recorded."""
-        if _is_first(item, observation):
+        """Delete the first disk of a version that fails, before that is recorded: nobody looks for it afterwards.
+
+        An error is only logged: it must not hide how the step ended.
+        """
+        if not _is_first(item, observation):
+            return
+        try:
             await self._app.engine.delete_disk(item.disk)
+        except Exception:
+            log.warning("unrecorded disk not deleted builder=%s disk=%s", item.builder.id, item.disk, exc_info=True)
+
+    async def _hold_again(self, item: WorkItem) -> None:
+        """Hold the space that was given back with the disk: the builder is still wanted, and the step comes again."""
+        size = item.version.settings.resources.disk_bytes
+        try:
+            await asyncio.to_thread(self._app.engine.hold_disk, item.disk, size)
+        except NoCapacity as error:
+            log.info("space not held for the next try builder=%s error=%s", item.builder.id, error)
 
     async def plan(self, item: WorkItem, observation: Observation, layer_key: str) -> PlannedStart | None:
         """Return the start that comes next once the version has passed and has this layer; None if another step does.

@@ -5,11 +5,12 @@ A caller and a visitor wait for these. Each transaction of its own would add the
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 
 from builderd.domain.builders import Builder, Status, StopKind
+from builderd.domain.members import MemberAway
 from builderd.domain.next_step import next_step
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation, SetRoute, Settle
@@ -17,11 +18,13 @@ from builderd.linux.threads import completed
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result, nothing
+from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.starting import last_lines
 from builderd.services import backups
 from builderd.services.application import Application
+
+log = logging.getLogger(__name__)
 
 
 class Settling:
@@ -32,6 +35,8 @@ class Settling:
 
     async def settle(self, item: WorkItem, observation: Observation, status: Status) -> Result:
         """Return the record of the outcome of the present run."""
+        if status is Status.STOPPED:
+            await self._drop_unrecorded(item.builder)
         now = self._app.clock.now()
         lines = await last_lines(self._app, observation.ends[-1]) if status is Status.FAILED else []
 
@@ -51,12 +56,19 @@ class Settling:
             else:
                 version_transitions.job_over(transition, item, status, sandbox, lines)
 
-        return Result(record, partial(self._drop_unrecorded, item.builder) if status is Status.STOPPED else nothing)
+        return Result(record)
 
     async def _drop_unrecorded(self, builder: Builder) -> None:
-        """Delete the disk of a builder that was stopped before it was recorded: nobody pays for it."""
-        if not builder.disk_is_made:
+        """Delete the disk of a builder that is stopped before it was recorded: nobody pays for it.
+
+        This comes before the outcome, which nobody looks behind. A stop does not wait for a member that is away.
+        """
+        if builder.disk_is_made:
+            return
+        try:
             await self._app.engine.delete_disk(builder.disk)
+        except MemberAway as error:
+            log.warning("unrecorded disk not deleted builder=%s disk=%s error=%s", builder.id, builder.disk, error)
 
     async def listens(self, item: WorkItem, observation: Observation, sandbox: Sandbox) -> Result:
         """Open the route of a sandbox that can be reached, unless a gate comes first; record that it can.

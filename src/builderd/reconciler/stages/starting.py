@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle
@@ -24,6 +25,21 @@ from builderd.services.application import Application
 STDIN = "_job/stdin"
 
 
+@dataclass(slots=True)
+class Reservation:
+    """A prepared sandbox for a start that is yet to be recorded; ``sandbox`` is None where there is none."""
+
+    application: Application
+    sandbox: SandboxId | None
+    #: The start is recorded. A transaction that is run again sets it again.
+    is_used: bool = False
+
+    async def give_up_unused(self) -> None:
+        """Remove it unless the start is recorded: until its time is over, it would be lacking to all others."""
+        if self.sandbox is not None and not self.is_used:
+            await self.application.engine.stop(self.sandbox, 0)
+
+
 def new_sandbox(
     uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime, sandbox_id: SandboxId | None = None
 ) -> Sandbox:
@@ -40,9 +56,9 @@ def new_sandbox(
     )
 
 
-def reserve(application: Application, version: Version) -> SandboxId | None:
-    """Return the id of a prepared sandbox in which the version can run, None when there is none."""
-    return application.engine.reserve(version.settings.isolation, _layer_key(version))
+def reserve(application: Application, version: Version) -> Reservation:
+    """Reserve a prepared sandbox in which the version can run, if there is one."""
+    return Reservation(application, application.engine.reserve(version.settings.isolation, _layer_key(version)))
 
 
 def _layer_key(version: Version) -> str | None:

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 
-from builderd.domain.builders import Status
-from builderd.domain.errors import NoCapacity
+from builderd.domain.builders import Builder, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import InstallFailed, InvalidState, MachineFault, NoCapacity, ReviewFailed
+from builderd.domain.files import Condition
+from builderd.domain.ids import SandboxId, new_sandbox_id
+from builderd.domain.layers import BuildOutcome
 from builderd.domain.prices import Billing
+from builderd.domain.steps import Observation
 from builderd.reconciler.core.claim import LEASE
-from builderd.services import builders
+from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.loop import reconciler as reconciling
+from builderd.reconciler.stages.first_start import FirstStart, PlannedStart
+from builderd.services import backups, builders, files
+
+EVIL = BundleFile("main.py", b"open_shell()\n")
+
+
+@pytest.fixture(autouse=True)
+def dislikes(world: World) -> None:
+    world.scanner.dislikes = {"open_shell": "MAL-reverse-shell"}
+
+
+@pytest.fixture
+def reserved(world: World, monkeypatch: pytest.MonkeyPatch) -> list[SandboxId]:
+    """Ids of the prepared sandboxes that were reserved: there is always one more."""
+    ids: list[SandboxId] = []
+
+    def reserve(*_: object) -> SandboxId:
+        ids.append(new_sandbox_id())
+        return ids[-1]
+
+    monkeypatch.setattr(world.engine, "reserve", reserve)
+    return ids
+
+
+async def refused(world: World, *bundle: BundleFile) -> Builder:
+    builder = await world.ask(*(bundle or (EVIL,)))
+    with pytest.raises(ReviewFailed):
+        await world.outcome(builder)
+    return builder
 
 
 async def test_the_first_disk_is_made_while_the_review_goes_on(world: World) -> None:
@@ -41,6 +78,154 @@ async def test_a_builder_that_is_not_wanted_during_its_review_leaves_no_disk(
         await world.reached(command, builder)
         await world.until(lambda: not world.engine.disks)
     await check_ledger(world, builder)
+
+
+@pytest.mark.parametrize("bundle", [(EVIL,), (EVIL, REQUIREMENTS)])
+async def test_a_refused_version_takes_no_prepared_sandbox_and_leaves_no_disk(
+    world: World, reserved: list[SandboxId], bundle: tuple[BundleFile, ...]
+) -> None:
+    async with world.reconciling():
+        await refused(world, *bundle)
+        assert reserved == []
+        assert (world.called("create_disk"), world.engine.disks) == (1, {})
+
+
+@pytest.mark.parametrize("bundle", [(MAIN,), (MAIN, REQUIREMENTS)])
+async def test_a_prepared_sandbox_whose_start_is_not_wanted_any_more_is_given_up_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, reserved: list[SandboxId], bundle: tuple[BundleFile, ...]
+) -> None:
+    plan = FirstStart.plan
+
+    async def plan_and_stop(
+        self: FirstStart, item: WorkItem, observation: Observation, layer_key: str
+    ) -> PlannedStart | None:
+        planned = await plan(self, item, observation, layer_key)
+        await world.want(builders.stop, item.builder)
+        return planned
+
+    monkeypatch.setattr(FirstStart, "plan", plan_and_stop)
+    async with world.reconciling():
+        await world.until_status(await world.ask(*bundle), Status.STOPPED)
+    assert [("stop", one) for one in reserved] == [call for call in world.engine.calls if call[0] == "stop"]
+    assert len(reserved) == 1
+
+
+async def test_files_and_backups_of_a_disk_that_may_still_go_are_refused(world: World) -> None:
+    async def content() -> object:
+        yield b"new"
+
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(MAIN)
+        await world.until(lambda: world.called("put_bundle") == 1)
+        where, new = (world.application, builder.tenant_id, builder.id), files.NewContent(content(), 3)  # type: ignore[arg-type]
+        with pytest.raises(InvalidState, match="has no files yet"):
+            await files.write(*where, "new.txt", new, Condition())
+        with pytest.raises(InvalidState, match="has no files yet"):
+            await files.list_page(*where, "", 0, 10)
+        with pytest.raises(InvalidState, match="no files to back up"):
+            await backups.ask(world.application, world.caller, builder.id)
+        world.scanner.open.set()
+        await world.outcome(builder)
+        await files.write(*where, "new.txt", new, Condition())
+        await backups.ask(world.application, world.caller, builder.id)
+
+
+async def test_a_write_that_is_refused_does_not_mark_a_failed_builder_as_one_with_data(world: World) -> None:
+    async with world.reconciling():
+        builder = await refused(world)
+        with pytest.raises(InvalidState):
+            await files.delete(
+                world.application, builder.tenant_id, builder.id, "x", condition=Condition(), recursive=False
+            )
+    assert not (await world.builder(builder)).disk_has_data
+
+
+@pytest.mark.parametrize("point", ["Review.done", "Review.recorded"])
+async def test_a_refused_version_leaves_no_disk_wherever_its_service_is_killed(world: World, point: str) -> None:
+    async with living(world, point) as life:
+        builder = await life.world.ask(EVIL)
+        await world.until(lambda: life.is_over)
+    assert world.called("create_disk") == 1
+    assert not world.engine.disks
+    world.clock.move(LEASE.total_seconds())
+    async with living(world) as life:
+        await life.world.until_status(builder, Status.FAILED)
+        await world.until(lambda: not life.works)
+    assert not world.engine.disks
+
+
+@pytest.mark.parametrize("point", ["Settle.done", "Settle.recorded"])
+async def test_a_stop_leaves_no_unrecorded_disk_wherever_its_service_is_killed(world: World, point: str) -> None:
+    async with living(world, "Review.done") as life:
+        builder = await life.world.ask(MAIN, REQUIREMENTS)
+        await world.until(lambda: life.is_over)
+    await world.want(builders.stop, builder)
+    world.clock.move(LEASE.total_seconds())
+    async with living(world, point) as life:
+        await world.until(lambda: life.is_over)
+    assert not world.engine.disks
+
+
+async def test_space_stays_held_for_a_step_that_is_tried_again(world: World) -> None:
+    world.scanner.faults = [MachineFault("the helper died")]
+    async with world.reconciling():
+        await world.ask(MAIN)
+        await world.until(lambda: world.called("hold_disk") == 2)
+    of_disk = [name for name, _ in world.engine.calls if name in ("hold_disk", "create_disk", "delete_disk")]
+    assert of_disk == ["hold_disk", "create_disk", "delete_disk", "hold_disk"]
+
+
+async def test_space_of_a_builder_that_fails_is_not_held(world: World) -> None:
+    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1))
+    async with world.reconciling():
+        with pytest.raises(InstallFailed):
+            await world.create(MAIN, REQUIREMENTS)
+    assert world.called("hold_disk") == 1
+
+
+async def test_space_is_held_again_for_a_builder_that_was_stopped_before_its_disk_was_recorded(world: World) -> None:
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(MAIN)
+        await world.until(lambda: world.called("put_bundle") == 1)
+        await world.reached(builders.stop, builder)
+        await world.want(builders.start, builder)
+    assert world.called("hold_disk") == 2
+
+
+async def test_a_disk_that_cannot_be_deleted_does_not_hide_why_the_installation_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1))
+
+    async def refuse(_: object) -> None:
+        raise OSError("busy")
+
+    monkeypatch.setattr(world.engine, "delete_disk", refuse)
+    async with world.reconciling():
+        with pytest.raises(InstallFailed):
+            await world.create(MAIN, REQUIREMENTS)
+
+
+async def test_first_disks_take_their_turn_among_the_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciling, "MAX_CONCURRENT_STEPS", 1)
+    create_disk, beside, most = world.engine.create_disk, 0, 0
+
+    async def create(*args: object) -> None:
+        nonlocal beside, most
+        beside += 1
+        most = max(most, beside)
+        await asyncio.sleep(0.02)
+        beside -= 1
+        await create_disk(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(world.engine, "create_disk", create)
+    async with world.reconciling():
+        asked = [await world.ask(MAIN, name=f"app-{number}") for number in range(4)]
+        for builder in asked:
+            await world.outcome(builder)
+    assert (world.called("create_disk"), most) == (4, 1)
 
 
 @pytest.mark.parametrize("point", ["Review.done", "Review.recorded"])

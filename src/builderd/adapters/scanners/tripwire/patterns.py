@@ -149,7 +149,11 @@ PATTERNS = (
         "MAL-fetched-executed",
         r"(?i)\b(?:Invoke-WebRequest|iwr|Start-BitsTransfer)\b[^\n]{0,300}[;&|]\s*(?:Start-Process|start|&)\s",
     ),
-    _pattern("MAL-fetched-executed", r"\bexec\s*\(\s*\w+(?:\.\w+)*\s*\(\s*['\"]https?://"),
+    # Of other objects it is JavaScript's ``RegExp.exec``.
+    _pattern(
+        "MAL-fetched-executed",
+        r"(?:(?:^|[^.\w$])|\b(?:builtins|cp|child_process)\s*\.\s*)exec\s*\(\s*\w+(?:\.\w+)*\s*\(\s*['\"]https?://",
+    ),
     _pattern(
         "MAL-environment-sent",
         rf"(?:{_GET_JS}|\.(?:write|send|end|post)\s*\()[^;]{{0,300}}?(?:JSON\s*\.\s*stringify\s*\(\s*(?:\{{\s*\.\.\.\s*)?process\s*\.\s*env\s*[,)}}]|\bprocess\s*\.\s*env\s*[,)}}])",

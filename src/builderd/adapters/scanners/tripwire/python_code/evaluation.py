@@ -120,7 +120,7 @@ class Evaluation:
         owner = self.of(scope, node.value)
         stored = scope.top.names.get(dotted(node), NOTHING)
         consts = owner.consts if node.attr in ("name", "path") else ()
-        key = tainted(places.KEY, scope.path, node.lineno) if node.attr in places.KEY_NAMES else NOTHING
+        key = tainted(places.KEY, scope.path, node.lineno) if self._program.is_key(scope.path, node.attr) else NOTHING
         return merge(self._member_of(scope, owner, node.attr, node), stored, Value(consts), key)
 
     def _member_of(self, scope: Scope, owner: Value, name: str, node: ast.expr) -> Value:
@@ -224,7 +224,7 @@ class Evaluation:
         return merge(Value(const, functions=functions), *map(carried, parts))
 
     def _dict(self, scope: Scope, node: ast.Dict) -> Value:
-        parts = [_sent_part(key, self.of(scope, one)) for key, one in zip(node.keys, node.values, strict=True)]
+        parts = [sent_part(key, self.of(scope, one)) for key, one in zip(node.keys, node.values, strict=True)]
         spread = [value for key, value in zip(node.keys, parts, strict=True) if key is None]
         return merge(*parts, *spread, *(carried(self.of(scope, key)) for key in node.keys if key is not None))
 
@@ -264,9 +264,9 @@ class Evaluation:
             scope.memo, scope.names = memo, names
 
 
-def _sent_part(key: ast.expr | None, value: Value) -> Value:
-    """Return the value of a field without the key of a connection."""
-    is_own = isinstance(key, ast.Constant) and key.value in places.KEY_FIELDS
+def sent_part(key: ast.expr | None, value: Value) -> Value:
+    """Return the value of a field without the key of a connection, or the credential of a call."""
+    is_own = isinstance(key, ast.Constant) and isinstance(key.value, str) and key.value.lower() in places.KEY_FIELDS
     if not is_own or not value.has(places.KEY):
         return value
     return merge(Value(value.consts, value.names, value.functions, None, value.built), carried(value, places.KEY))

@@ -25,6 +25,7 @@ from .evaluation import (
     item_of,
     member_of,
     normal,
+    sent_part,
 )
 from .program import Function, Scope
 from .values import (
@@ -105,7 +106,7 @@ class Flow(Evaluation):
             case ast.Starred():
                 self._assign(scope, target.value, value)
             case ast.Subscript():
-                self._assign(scope, target.value, carried(value), local=False)
+                self._assign(scope, target.value, carried(sent_part(target.slice, value)), local=False)
 
     # Calls
 

@@ -17,10 +17,12 @@ INPUT, CLIPBOARD, USER, HOST, ENCRYPTED = "input", "clipboard", "user", "host", 
 KEY = "key"
 KEY_NAMES = _names(
     """
-    mnemonic mnemonicPhrase privateKey private_key recoveryPhrase recovery_phrase secretKey secret_key seedPhrase
-    seed_phrase
+    mnemonic mnemonicPhrase privateKey private_key recoveryPhrase recovery_phrase seedPhrase seed_phrase
     """
 )
+#: Names of private keys, too, in a file with a name that ``WALLET_NAMES`` finds; elsewhere, of credentials of an API.
+SECRET_KEY_NAMES = _names("secretKey secret_key")
+WALLET_NAMES = re.compile(r"(?i:key_?pair|key_?store|mnemonic|(?:seed|recovery)_?phrase|bs58|solana)|private(?:_k|K)ey")
 #: Calls that hand a key on as it is; what any other makes of it, such as a signature, is no key.
 KEY_CARRIERS = _names(
     """
@@ -30,8 +32,14 @@ KEY_CARRIERS = _names(
     """
 )
 KEY_METHODS = _names("concat decode encode format hex items join toJSON toString trim values")
-#: Fields of an object that hold the key of a connection, which is not sent.
-KEY_FIELDS = frozenset({"key", "cert", "pfx", "passphrase", "ca"})
+#: Fields of an object, in small letters, that hold the key of a connection, which is not sent, or the caller's own
+#: credential. Of other headers, two of the incidents' shapes send keys.
+KEY_FIELDS = _names(
+    """
+    api-key api_key apikey auth authorization ca cert key passphrase pfx proxy-authorization x-access-token x-api-key
+    x-auth-token
+    """
+)
 #: Kinds that sound apps handle too.
 WEAK = frozenset({DECODED, DOCUMENT, USER, HOST, LISTED_PATH, HOME_PATH, ENCRYPTED, KEY, "content"})
 #: Kinds that say where a file lies; reading it makes data of them.
@@ -65,7 +73,7 @@ START_FILES = re.compile(
     | ^/var/spool/cron | \.config[/\\](?:autostart|systemd[/\\]user)[/\\] | \bLaunch(?:Agents|Daemons)[/\\]
     | \bStart\ Menu[/\\]Programs[/\\]Startup\b | \b(?:site|user)customize\.py$ | \.git[/\\]hooks[/\\]
     | -packages[/\\][^/\\]+\.pth$ | \bdiscord_desktop_core[/\\]index\.js$ | \bUser\ Pinned[/\\]TaskBar\b
-    | \b(?:AppData|Applications|Programs)[/\\].*[/\\]resources[/\\]app\.asar$
+    | ^(?=.*\b(?:AppData|Applications|Programs)[/\\]).*[/\\]resources[/\\]app\.asar$
     """
 )
 #: Roots from which a walk reaches everything that a person owns.
@@ -78,7 +86,7 @@ HOMES = frozenset({"HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "HOMEPATH"}
 DOCUMENTS = re.compile(
     r"(?i)\.(?:md|txt|png|jpe?g|gif|ico|bmp|webp|json|csv|dat|bin|log|wav|mp3|woff2?|ttf|svg|pdf|css|html?|rst)$"
 )
-WALLET = re.compile(r"0x\[[^\]]*\]\{40\}|\[13\]|bc1|\bT\[[^\]]*\]\{33\}|\[LM3?\]")
+WALLET = re.compile(r"0x\[[^\]]{0,80}\]\{40\}|\[13\]|bc1|\bT\[[^\]]{0,80}\]\{33\}|\[LM3?\]")
 #: An address of a wallet, written out.
 ADDRESS = re.compile(
     r"^(?:0x[0-9a-fA-F]{40}|bc1[a-z0-9]{25,60}|[13][1-9A-HJ-NP-Za-km-z]{25,34}|T[1-9A-HJ-NP-Za-km-z]{33})$"
@@ -268,13 +276,14 @@ MUTATORS = _names(
     """
 )
 ENVIRONMENTS = frozenset({"os.environ", "process.env", "os.environb"})
+#: Programs that run a file, for use behind a word's begin.
 INTERPRETERS = (
-    r"(?:\S*/)?(?:(?:ba|z|da|k)?sh|python[\d.]*|node|perl|ruby|php|powershell|pwsh|cmd|start|nohup|sudo|\.|"
-    r"chmod\s+\S*[x7]\S*)"
+    r"(?:(?:ba|z|da|k)?sh|python[\d.]*|node|perl|ruby|php|powershell|pwsh|cmd|start|nohup|sudo|\.|"
+    r"chmod\s+[^\sx7]*[x7]\S*)"
 )
 #: A command that downloads to a file; a copy of one with secrets to a command that sends.
 DOWNLOADS = re.compile(
-    r"\b(?:curl|wget|Invoke-WebRequest|iwr|certutil|bitsadmin)\b[^\n;|&]*?\s"
+    r"\b(?:curl|wget|Invoke-WebRequest|iwr|certutil|bitsadmin)\b[^\n;|&]{0,1000}?\s"
     r"(?:-o|-O|--output|-OutFile|--output-document)[ =]?['\"]?([^\s'\";|&]+)"
 )
 SENDS = re.compile(r"\b(?:curl|wget|nc|ncat|netcat|scp|rsync|ftp|telnet)\b")
@@ -283,22 +292,24 @@ PUBLISHES = re.compile(r"\b(?:npm|yarn|pnpm)\s+publish\b|\btwine\s+upload\b|\bca
 SEARCHES_SECRETS = re.compile(
     r"\b(?:trufflehog|gitleaks|security\s+(?:dump-keychain|find-\w+-password)|gh\s+auth\s+token|secret-tool\s+lookup)\b"
 )
-#: A command that deletes everything of a home or of the folder that it runs in.
+#: A command that deletes everything of a home or of the folder that it runs in. Its own arguments are read, at most 40,
+#: not those of a command behind it.
 DESTROYS = re.compile(
     r"""(?ix)
-    (?:^|[;&|(]\s*|\bsudo\s+|\s-c\s+) (?:
-      rm\s+(?:-\S+\s+)*-\w*r\w*\s+(?:\S+\s+)*?(?:\./)?(?:\*|(?:~|\$\{?HOME\}?|/home|/root|/)(?:/?\*?))(?=$|[\s;&|)])
+    (?:^|[;&|(\n][^\S\n]*|\bsudo\s+|\s-c\s+) (?:
+      rm(?:(?:[^\S\n]|\\\n)+-[^\s;&|]+){0,40}?(?:[^\S\n]|\\\n)+-[^\Wr]*r\w*(?:[^\S\n]|\\\n)+
+      (?:(?:[^\s;&|\\]|\\.)+(?:[^\S\n]|\\\n)+){0,40}?(?:\./)?(?:\*|(?:~|\$\{?HOME\}?|/home|/root|/)(?:/?\*?))(?=$|[\s;&|)])
       | (?:rd|rmdir|del)(?:\s+/[a-z])+\s+(?:\.|\*|%USERPROFILE%\S*|[A-Z]:\\?\*?)(?=$|[\s;&|)])
       | find\s+["']?(?:\$\{?HOME\}?|~|/home|/root|/)/?["']?\s[^\n]{0,200}\b(?:shred|xargs[^\n]{0,40}\brm)\b
     )"""
 )
-GOES_TO_A_FOLDER = re.compile(r"(?:^|[;&|(]\s*)(?:cd|pushd)\s")
+GOES_TO_A_FOLDER = re.compile(r"(?:^|[;&|(\n][^\S\n]*)(?:cd|pushd)\s")
 #: A command that unpacks an archive: the archive, and the folder if it names one.
 UNPACKS = re.compile(
-    r"\b(?:tar\s+(?:-{0,2}\S*x\S*|--extract)\s+(?:-\S+\s+)*|unzip\s+(?:-\S+\s+)*)['\"]?(?P<archive>[^\s'\";|&]+)['\"]?"
+    r"\b(?:tar\s+[^\sx]*x\S*\s+(?:-\S+\s+)*|unzip\s+(?:-\S+\s+)*)['\"]?(?P<archive>[^\s'\";|&]+)['\"]?"
     r"(?:\s+(?:-C|-d|--directory)[ =]?['\"]?(?P<folder>[^\s'\";|&]+))?(?P<rest>[^\n]*)"
 )
-STARTS_BESIDE = re.compile(r"(?:^|[;&|]\s*)(?:\w+=\S+\s+)*(?:nohup\s+|sudo\s+|(?:ba|z)?sh\s+)*\./\S")
+STARTS_BESIDE = re.compile(r"(?:^|[;&|]\s*)(?:\w+=[^\s;&|]+\s+)*(?:nohup\s+|sudo\s+|(?:ba|z)?sh\s+)*\./\S")
 #: Functions that read what an address leads to, by their name.
 READS_ADDRESS = re.compile(r"(?i)(?:^|[._])(?:read|load|open|fetch|download|get|from_?url|request)\w*$")
 ADDRESS_OF_WEB = re.compile(r"^https?://")

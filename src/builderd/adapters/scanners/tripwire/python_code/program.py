@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import posixpath
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import places
@@ -90,14 +90,35 @@ class Program:
     imports: list[tuple[Scope, str, str, str | None]] = field(default_factory=list)
     #: Path → paths of the files that import it.
     importers: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    trees: Mapping[str, ast.Module] = field(default_factory=dict)
+    #: Path → whether a name of the file is one of wallets, for the files where that was asked.
+    wallets: dict[str, bool] = field(default_factory=dict)
+
+    def is_key(self, path: str, name: str) -> bool:
+        """Return True for a name of private keys and recovery phrases; a "secret key" is one only among such names."""
+        if name not in places.SECRET_KEY_NAMES:
+            return name in places.KEY_NAMES
+        if path not in self.wallets:
+            self.wallets[path] = any(places.WALLET_NAMES.search(one) for one in _names_in(self.trees[path]))
+        return self.wallets[path]
 
 
 def read_program(trees: Mapping[str, ast.Module]) -> Program:
-    program = Program(tops={path: Scope(path) for path in trees})
+    program = Program(tops={path: Scope(path) for path in trees}, trees=trees)
     modules = _modules(trees)
     for path, tree in trees.items():
         _Reader(program, modules, path).read(tree)
     return program
+
+
+def _names_in(tree: ast.Module) -> Iterator[str]:
+    """Yield the names of variables, parameters, attributes, functions, classes and imports."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.alias(name=name):
+                yield name
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.name
 
 
 def _modules(paths: Mapping[str, ast.Module]) -> dict[str, str]:
@@ -139,7 +160,7 @@ class _Reader:
         function = Function(Scope(self._path, outer), named)
         for name in named:
             function.scope.declare(name)
-            if name in places.KEY_NAMES:
+            if self._program.is_key(self._path, name):
                 function.scope.add(name, tainted(places.KEY, self._path, node.lineno))
         for name, default in zip(
             arguments[len(arguments) - len(node.args.defaults) :], node.args.defaults, strict=True

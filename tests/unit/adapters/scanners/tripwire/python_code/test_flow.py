@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import time
 
 import pytest
 
 from builderd.adapters.scanners.tripwire import python_code
-from builderd.adapters.scanners.tripwire.python_code.flow_rules import FlowRules, find_flows
+from builderd.adapters.scanners.tripwire.python_code import places
+from builderd.adapters.scanners.tripwire.python_code.flow_rules import FlowRules, _runs, find_flows
 from builderd.adapters.scanners.tripwire.python_code.values import MAX_LENGTH
 
 FOLDED = {
@@ -113,3 +115,65 @@ def test_files_that_name_a_sink_are_followed_first() -> None:
 def test_syntax_of_a_newer_python_is_named(code: str, newer: bool) -> None:
     seen = python_code.analyse(code.encode(), "app.py", ["app.py"])
     assert ("Python 3.14 reads this; apps run on Python 3.1" in seen["error"]) is newer
+
+
+#: Texts whose repetition made a pattern search the rest of the text from each of them.
+REPEATED = ("-r ", "sudo rm -r ", "(rm -r ", "-c rm -r -r ", "x", "AppData/", "curl ", ";a=b", "a/", "0x[", "chmod x")
+
+
+@pytest.mark.parametrize("text", REPEATED)
+@pytest.mark.parametrize("before", ["", "rm -r ", "tar x", "chmod "])
+def test_long_command_is_searched_in_time_that_grows_with_its_length(before: str, text: str) -> None:
+    command = (before + text * (20_000 // len(text))).ljust(20_000, "x")
+    begun = time.process_time()
+    for pattern in vars(places).values():
+        if isinstance(pattern, re.Pattern):
+            pattern.search(command)
+    _runs("a.py", command)
+    # 0.1 to 0.3 s; with a quadratic pattern 0.7 to 3 s.
+    assert time.process_time() - begun < 0.6
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rm -rf *",
+        "rm -f -r -v build ~",
+        "sudo rm -rf a b ~/",
+        "rm -rf build && rm -rf ~",
+        "echo a\nrm -rf $HOME",
+        "rm -rf \\\n  /home/*",
+        "rm -rf a\\ b *",
+    ],
+)
+def test_command_that_empties_a_home_is_found(command: str) -> None:
+    assert places.DESTROYS.search(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["rm -rf out && tar czf out.tgz *", "rm -rf dist; du -sh ~", "rm -rf tmp && df -h /", "rm -rf a\ndu -sh ~"],
+)
+def test_arguments_of_a_command_behind_a_deletion_are_not_its_own(command: str) -> None:
+    assert not places.DESTROYS.search(command)
+
+
+#: The last hands on what Solana's library calls a secret key.
+KEYS_SENT = {
+    "requests.post(url, json={'k': wallet.private_key})": True,
+    "requests.post(url, headers={'x-session': mine.mnemonic})": True,
+    "requests.post(url, headers={'Authorization': f'Bearer {api.private_key}'})": False,
+    "requests.post(url, data={'secret': settings.secret_key})": False,
+    "keypair = load()\nrequests.post(url, data={'secret': keypair.secret_key})": True,
+}
+
+
+@pytest.mark.parametrize(("code", "found"), KEYS_SENT.items(), ids=KEYS_SENT)
+def test_key_of_a_wallet_is_not_sent_and_credential_of_an_api_is(code: str, found: bool) -> None:
+    hits = find_flows({"app.py": ast.parse(f"import requests\n{code}\n")})
+    assert [hit.rule for hit in hits] == ["RSK-key-sent"] * found
+
+
+def test_secret_key_in_a_field_that_is_a_long_number_is_read() -> None:
+    tree = ast.parse(f"import requests\nrequests.post(u, json={{0x{'f' * 5000}: a.private_key}})\n")
+    assert [hit.rule for hit in find_flows({"app.py": tree})] == ["RSK-key-sent"]

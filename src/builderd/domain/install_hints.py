@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from builderd.domain.bundles import Bundle
 from builderd.domain.version_pins import PYTHON
 
-#: Only so many bytes of a manifest, and characters of the output, are searched.
+#: Only so many bytes of all manifests together, and characters of the output, are searched.
 MAX_BYTES, MAX_OUTPUT = 1_000_000, 20_000
 #: Files that name Python packages, in the order in which they are read, and all files of requirements.
 _PYTHON_FILES = ("requirements.txt", "pyproject.toml", "pylock.toml", "Pipfile.lock", "setup.py", "setup.cfg")
@@ -26,7 +26,7 @@ _OTHER_PYTHON = re.compile(
     r"current Python version \([\d.]{1,20}\) does not satisfy Python(?P<wanted>[<>=!~\d.,]{1,50})"
 )
 _NPM_NAME = r"(?P<name>(?:@[a-z0-9_~-][\w.~-]{0,100}/)?[A-Za-z0-9_~-][\w.~-]{0,100})"
-_NPM_NO_VERSION = re.compile(rf"No matching version found for {_NPM_NAME}@(?P<version>[^\s'\"]{{1,50}}?)\.?(?:\s|$)")
+_NPM_NO_VERSION = re.compile(rf"No matching version found for {_NPM_NAME}@(?P<version>[!#-&(-~]{{1,50}}?)\.?(?:\s|$)")
 _NPM_NO_PACKAGE = re.compile(rf"'{_NPM_NAME}@[^'\s]{{0,50}}' is not in (?:this|the npm) registry")
 _NPM_OUT_OF_SYNC = re.compile(r"can only install packages when your package\.json and ")
 _NO_LOGIN = re.compile(
@@ -116,12 +116,15 @@ def _for_version(name: str, version: str | None, text: str, bundle: Bundle) -> s
 
 def _asked(name: str, bundle: Bundle, files: Sequence[str]) -> str:
     """Return ``file, line N`` of the first file that names the package, else that another package asks for it."""
-    wanted = _canonical(name)
+    mention, left = _mention_of(name), MAX_BYTES
     for path in (*files, *_requirements(bundle, files)):
         file = bundle.file(path)
-        for number, line in enumerate(_lines(file.head(MAX_BYTES)) if file else (), start=1):
-            if wanted in map(_canonical, re.findall(r"@?[A-Za-z0-9][\w.~/-]*", line)):
-                return f"{path}, line {number}"
+        content = file.head(left) if file and left else b""
+        left -= len(content)
+        text = content.decode(errors="replace")
+        if match := mention.search(text):
+            number = text.count("\n", 0, match.end()) + 1
+            return f"{path}, line {number}"
     return f"{name}, which another package asks for"
 
 
@@ -132,10 +135,7 @@ def _requirements(bundle: Bundle, files: Sequence[str]) -> list[str]:
     return [file.path for file in bundle.files if file.path.endswith(".txt") and "require" in file.path][:20]
 
 
-def _lines(content: bytes) -> list[str]:
-    return [line.partition("#")[0] for line in content.decode(errors="replace").splitlines()]
-
-
-def _canonical(name: str) -> str:
-    """Return a name as indexes compare it (PEP 503), without the dots and hyphens at its end."""
-    return re.sub(r"[-_.]+", "-", name.strip("-._")).lower()
+def _mention_of(name: str) -> re.Pattern[str]:
+    """Return a pattern of a line that names the package before a "#", in any spelling of PEP 503."""
+    spelled = "[-_.]{1,100}".join(map(re.escape, re.split(r"[-_.]+", name.strip("-._")))) or "(?!)"
+    return re.compile(rf"^[^#\n]*?(?<![\w.~/@-]){spelled}[-_.]{{0,100}}(?![\w.~/-])", re.IGNORECASE | re.MULTILINE)

@@ -32,7 +32,7 @@ def script_hint(line: str, bundle: Bundle | None, root: str = "") -> str:
 
 
 def _for_package(folder: str, bundle: Bundle | None, root: str) -> str:
-    folder = folder.removeprefix(root).strip("/")
+    folder = f"{folder}/".removeprefix(f"{root}/").strip("/")
     where = f"There is no {folder}/{FILE}" if folder else f"There is no {FILE} at the top of the files"
     folders = _folders(bundle)
     if not folders:

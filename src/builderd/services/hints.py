@@ -26,7 +26,7 @@ async def hint_of(application: Application, version: Version, lines: Sequence[st
 
 
 def hint_of_command(exit_code: int, output: str) -> str:
-    """Return the same for a command beside the app, by its output alone.
+    """Return what a command's output shows to be missing in the app; empty if it ended well or does not tell.
 
     Anybody may fail commands all day: to read the version's files for each would take seconds of a large one.
     """

@@ -64,6 +64,8 @@ NPM_SYNC = "npm ERR! `npm ci` can only install packages when your package.json a
         (f"{UNKNOWN}\nhint: An index returned a 403 Forbidden error.", {}, "refused the login"),
         ("Because a==1 depends on b<2 and you require b>=2", {"requirements_txt": "a\nb>=2"}, "line 2: b does not fit"),
         ("Because a depends on b and you require c", {}, "b does not fit a, which needs b."),
+        (NO_VERSION, {"requirements_txt": "x # six\nsix-x\n-six.\n"}, "six, which another package asks for"),
+        (UNKNOWN, {"requirements_txt": "idna; no\nno.-such_ ; x"}, "requirements.txt, line 2: the package index"),
         ("", {}, ""),
     ],
 )
@@ -71,6 +73,18 @@ def test_install_hint_names_the_line_and_the_change(output: str, files: dict[str
     found = hint(output, **files)
     assert says in found
     assert bool(found) is bool(says)
+
+
+def test_control_characters_of_a_version_are_not_repeated() -> None:
+    assert hint("No matching version found for ms@1\x1b[31m.") == ""
+
+
+def test_files_are_searched_to_a_megabyte_in_all() -> None:
+    parts = {f"require{number}_txt": "a-b.c " * 150_000 for number in range(20)}
+    begun = time.process_time()
+    assert "which another package asks for" in hint(NO_VERSION, **parts, requirements_txt="a" * 999_000)
+    # 20 ms; 20 files of 0.9 MB take 1 s and more.
+    assert time.process_time() - begun < 0.5
 
 
 def test_wrapped_sentences_are_read() -> None:

@@ -41,6 +41,8 @@ def test_folder_in_which_the_tool_ran_is_named() -> None:
     line = NO_FILE.replace("/app/", "/app/web/")
     assert "no web/package.json" in script_hint(line, bundle_of(a=""))
     assert "no package.json at the top" in script_hint(line, bundle_of(a=""), "web")
+    assert "no website/package.json" in script_hint(line.replace("/web/", "/website/"), bundle_of(a=""), "web")
+    assert "no pages/package.json" in script_hint(line.replace("/web/", "/web/pages/"), bundle_of(a=""), "web")
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]] | None:
             rest = rest[1:] if ROWS[word] else rest
         elif word in UNITS or word in OTHERS:
             options.append(word)
-        elif word[:1] == "-" and word[1:2] != "-" and len(word) > 2 and word[:2] != "-B":
-            rest = [*(f"-{letter}" for letter in word[1:]), *rest]
+        elif ROWS.get(word[:2]) and len(word) > 2:
+            rows.append(word)  # the value is attached: -tbtrfs
+        elif word[:1] == "-" and "-" not in word[1:3] and len(word) > 2 and word[:2] != "-B":
+            rest = [word[:2], f"-{word[2:]}", *rest]
         elif word.startswith("-"):
             return None
         else:

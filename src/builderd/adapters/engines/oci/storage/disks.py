@@ -270,7 +270,7 @@ class Disks:
         return DiskSpace(*self._space_of(self._existing(disk)), *self._space_of(self._store.scratch / disk))
 
     def space_if_there(self, disk: str) -> DiskSpace | None:
-        """Return the same, None for a disk that was removed under its app."""
+        """Return size and use of the disk and its scratch; None for a disk that was removed under its app."""
         with suppress(NotFound, FileNotFoundError):
             return self.space(DiskId(disk))
         return None

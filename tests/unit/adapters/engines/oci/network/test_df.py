@@ -64,13 +64,15 @@ def test_type_is_shown_on_request(tmp_path: Path) -> None:
         (["-t", "btrfs", "-x", "tmpfs", "."], ["-t", "btrfs", "-x", "tmpfs", "."], []),
         (["--", "-h"], ["--", "-h"], []),
         (["-t"], ["-t"], []),
+        (["-tbtrfs", "-hxtmpfs"], ["-tbtrfs", "-xtmpfs"], ["-h"]),
+        (["-ht", "btrfs", "-aB1"], ["-t", "btrfs", "-a"], ["-h", "-B1"]),
     ],
 )
 def test_df_tells_rows_from_options(words: list[str], rows: list[str], options: list[str]) -> None:
     assert split_words(words) == (rows, options)
 
 
-@pytest.mark.parametrize("word", ["-i", "--output=size", "--total", "--help", "-B512", "-hi", "--block-size=M"])
+@pytest.mark.parametrize("word", ["-i", "--output=size", "--total", "--help", "-B512", "-hi", "-h-", "--block-size=M"])
 def test_options_that_are_not_known_are_left_to_gnu_df(word: str) -> None:
     assert split_words([word]) is None
 

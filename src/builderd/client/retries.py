@@ -15,8 +15,8 @@ from builderd.client.errors import ApiError, BuilderdError, Conflict, NoAnswer, 
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 #: A longer ``Retry-After`` is the caller's to wait for.
 LONGEST_WAIT = 60.0
-#: A longer ``Retry-After`` of ``NoCapacity`` is the caller's to wait for: a full machine has no room in a minute, unless
-#: a person makes some.
+#: A longer ``Retry-After`` of ``NoCapacity`` is the caller's to wait for: a full machine has no room in a minute,
+#: unless a person makes some.
 LONGEST_WAIT_FOR_ROOM = 10.0
 FIRST_WAIT, MOST_WAIT = 0.5, 8.0
 

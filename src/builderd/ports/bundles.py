@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import BinaryIO, Protocol
 
 from builderd.domain.archives import ArchiveLimits
@@ -12,7 +12,10 @@ from builderd.domain.bundles import Alteration, Bundle
 
 class Bundles(Protocol):
     def exclusive(self) -> AbstractAsyncContextManager[object]:
-        """Hold the store for this caller: while a bundle is stored and referred to, or an unused one is removed."""
+        """Hold the store for this caller: while a bundle is referred to, or an unused one is removed."""
+
+    def pinned(self, bundle_hash: str) -> AbstractContextManager[None]:
+        """Keep ``delete`` from removing the bundle in the block: while it is stored, until it is referred to."""
 
     async def put(self, bundle: Bundle) -> None:
         """Store the bundle whole or not at all. Idempotent."""
@@ -42,4 +45,4 @@ class Bundles(Protocol):
         """Return the hashes of all stored bundles."""
 
     async def delete(self, bundle_hash: str) -> None:
-        """Delete the bundle. Idempotent."""
+        """Delete the bundle, unless it is pinned. Idempotent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 from builderd.domain.bundles import Alteration, Bundle, folder_of
 from builderd.domain.errors import BundleLost, ValidationFailed
@@ -15,14 +15,20 @@ from builderd.services.builders import Caller
 
 
 async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Change]) -> Change:
-    """Store the bundle and run ``refer``, which records the reference; remove the bundle if that fails."""
-    async with application.bundles.exclusive():
-        try:
+    """Store the bundle and run ``refer``, which records the reference; remove the bundle if that fails.
+
+    Large bundles take many seconds to store: others are stored beside them, and the pin keeps them from being removed.
+    """
+    try:
+        with ExitStack() as held:
+            async with application.bundles.exclusive():  # no removal is under way that the pin would come too late for
+                held.enter_context(application.bundles.pinned(bundle.hash))
             await application.bundles.put(bundle)
-            return await application.commit(refer)
-        except BaseException:
-            await _drop(application, bundle.hash)
-            raise
+            async with application.bundles.exclusive():
+                return await application.commit(refer)
+    except BaseException:
+        await drop_unused(application, bundle.hash)
+        raise
 
 
 async def fetch(application: Application, version: Version) -> Bundle:
@@ -75,9 +81,5 @@ async def dropped_on_error(application: Application, bundle: Bundle | None) -> A
 async def drop_unused(application: Application, bundle_hash: str) -> None:
     """Remove the bundle unless a version of a live builder has it."""
     async with application.bundles.exclusive():
-        await _drop(application, bundle_hash)
-
-
-async def _drop(application: Application, bundle_hash: str) -> None:
-    if not await application.store.read(lambda uow: uow.versions.uses_bundle(bundle_hash)):
-        await application.bundles.delete(bundle_hash)
+        if not await application.store.read(lambda uow: uow.versions.uses_bundle(bundle_hash)):
+            await application.bundles.delete(bundle_hash)

@@ -59,6 +59,17 @@ async def test_deleted_bundle_is_missing_and_delete_is_idempotent(bundles: Bundl
     assert await bundles.get(other.hash) == other
 
 
+async def test_pinned_bundle_is_not_deleted_until_the_last_pin_is_gone(bundles: Bundles) -> None:
+    with bundles.pinned(BUNDLE.hash):
+        with bundles.pinned(BUNDLE.hash):
+            await bundles.put(BUNDLE)
+        await bundles.delete(BUNDLE.hash)
+        assert await bundles.get(BUNDLE.hash) == BUNDLE
+    await bundles.delete(BUNDLE.hash)
+    with pytest.raises(KeyError):
+        await bundles.get(BUNDLE.hash)
+
+
 async def test_hashes_of_all_bundles_are_listed(bundles: Bundles) -> None:
     assert set(await bundles.hashes()) == set()
     other = make_bundle([BundleFile("a", b"b")])

@@ -70,6 +70,26 @@ async def test_caller_that_disconnects_during_the_write_removes_nothing(world: W
     assert version.bundle_hash in world.bundles.stored
 
 
+async def test_bundle_that_takes_long_to_store_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, begun, go_on = world.bundles.put, asyncio.Event(), asyncio.Event()
+
+    async def put_slowly(bundle: Bundle) -> None:
+        await put(bundle)
+        if bundle.hash == BUNDLE.hash:
+            begun.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(world.bundles, "put", put_slowly)
+    slow = asyncio.create_task(world.ask(name="slow"))
+    await begun.wait()
+    async with asyncio.timeout(10):
+        await world.ask(replace(MAIN, source=b"other"), name="quick")
+        # Nothing refers to it yet, as a sweep sees it.
+        await bundles.drop_unused(world.application, BUNDLE.hash)
+    go_on.set()
+    assert (await world.version(await slow)).bundle_hash in world.bundles.stored
+
+
 async def test_a_bundle_goes_with_the_last_builder_that_has_it(world: World) -> None:
     first, second = await world.ask(name="first"), await world.ask(name="second")
     for builder, left in ((first, [BUNDLE.hash]), (second, [])):

@@ -15,10 +15,11 @@ import os
 import re
 import tarfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from builderd.adapters.bundles.pins import Pins
 from builderd.adapters.bundles.unpacking import CONCURRENCY, unpack
 from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import (
@@ -46,6 +47,7 @@ class LocalBundles:
         self._folder = folder
         self._unpacking = asyncio.Semaphore(CONCURRENCY)
         self._lock = asyncio.Lock()
+        self.pins = Pins()
         #: Large files whose hash was checked: ``_Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
         #: Small bundles whose hash was checked, with the state of their files. Several threads use it.
@@ -53,6 +55,9 @@ class LocalBundles:
 
     def exclusive(self) -> asyncio.Lock:
         return self._lock
+
+    def pinned(self, bundle_hash: str) -> AbstractContextManager[None]:
+        return self.pins.pinned(bundle_hash)
 
     async def put(self, bundle: Bundle) -> None:
         await asyncio.to_thread(self._put, bundle)
@@ -137,7 +142,7 @@ class LocalBundles:
         return await asyncio.to_thread(lambda: {one: self._path(one).stat().st_size for one in self._hashes()})
 
     async def delete(self, bundle_hash: str) -> None:
-        if _HASH.fullmatch(bundle_hash):
+        if _HASH.fullmatch(bundle_hash) and bundle_hash not in self.pins:
             await asyncio.to_thread(self._path(bundle_hash).unlink, missing_ok=True)
             self._whole.pop(bundle_hash, None)
             self._read.pop(bundle_hash, None)

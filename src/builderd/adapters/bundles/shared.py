@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.domain.archives import ArchiveLimits
@@ -27,13 +28,19 @@ class SharedBundles:
     def __init__(self, store: Store, local: LocalBundles) -> None:
         self._store = store
         self._local = local
+        #: By hash: two copies of one bundle at a time would write the same rows.
+        self._uploads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def exclusive(self) -> AbstractAsyncContextManager[object]:
         return self._local.exclusive()
 
+    def pinned(self, bundle_hash: str) -> AbstractContextManager[None]:
+        return self._local.pinned(bundle_hash)
+
     async def put(self, bundle: Bundle) -> None:
         await self._local.put(bundle)
-        await self._upload(bundle.hash)
+        async with self._uploads.setdefault(bundle.hash, asyncio.Lock()):
+            await self._upload(bundle.hash)
 
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
         return await self._local.unpack(archive, limits)
@@ -54,8 +61,9 @@ class SharedBundles:
         return {*stored, *await self._local.hashes()}
 
     async def delete(self, bundle_hash: str) -> None:
-        await self._store.write(lambda uow: uow.stored_bundles.delete(bundle_hash))
-        await self._local.delete(bundle_hash)
+        if bundle_hash not in self._local.pins:
+            await self._store.write(lambda uow: uow.stored_bundles.delete(bundle_hash))
+            await self._local.delete(bundle_hash)
 
     async def upload_used(self) -> None:
         """Copy bundles of the folder that versions refer to into the database, where that lacks them."""

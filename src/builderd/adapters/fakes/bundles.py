@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import tarfile
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import BinaryIO
 
+from builderd.adapters.bundles.pins import Pins
 from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import Alteration, Bundle, BundleFile, altered, check_result, check_size, make_bundle
 from builderd.domain.errors import ValidationFailed
@@ -17,9 +19,13 @@ class FakeBundles:
     def __init__(self) -> None:
         self.stored: dict[str, Bundle] = {}
         self._lock = asyncio.Lock()
+        self._pins = Pins()
 
     def exclusive(self) -> asyncio.Lock:
         return self._lock
+
+    def pinned(self, bundle_hash: str) -> AbstractContextManager[None]:
+        return self._pins.pinned(bundle_hash)
 
     async def put(self, bundle: Bundle) -> None:
         self.stored[bundle.hash] = bundle
@@ -58,7 +64,8 @@ class FakeBundles:
         return frozenset(self.stored)
 
     async def delete(self, bundle_hash: str) -> None:
-        self.stored.pop(bundle_hash, None)
+        if bundle_hash not in self._pins:
+            self.stored.pop(bundle_hash, None)
 
 
 def _without_wrapper(files: list[BundleFile]) -> list[BundleFile]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import tarfile
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from builderd.adapters.bundles.pins import Pins
 from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import Alteration, Bundle, BundleFile, altered, check_result, check_size, make_bundle
 from builderd.domain.errors import ValidationFailed
@@ -19,13 +18,18 @@ class FakeBundles:
     def __init__(self) -> None:
         self.stored: dict[str, Bundle] = {}
         self._lock = asyncio.Lock()
-        self._pins = Pins()
+        self._pins: list[str] = []
 
     def exclusive(self) -> asyncio.Lock:
         return self._lock
 
-    def pinned(self, bundle_hash: str) -> AbstractContextManager[None]:
-        return self._pins.pinned(bundle_hash)
+    @contextmanager
+    def pinned(self, bundle_hash: str) -> Iterator[None]:
+        self._pins.append(bundle_hash)
+        try:
+            yield
+        finally:
+            self._pins.remove(bundle_hash)
 
     async def put(self, bundle: Bundle) -> None:
         self.stored[bundle.hash] = bundle

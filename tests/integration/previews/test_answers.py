@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -103,6 +107,27 @@ def test_aborted_response_differs_from_a_crash(proxy: Proxy, app: App) -> None:
 def test_an_app_that_does_not_listen_refused_the_connection(proxy: Proxy) -> None:
     route = proxy.put(Route(new_host(), RouteState.OPEN, Address("127.0.0.1", free_port())))
     assert_no_answer(proxy, route.host, "/", REFUSED)
+
+
+@pytest.mark.parametrize(("method", "header"), [("GET", "X-Nothing: here"), ("GET", OWNER), ("POST", OWNER)])
+def test_a_refused_request_never_reaches_who_has_the_address_next(proxy: Proxy, method: str, header: str) -> None:
+    """A second try would dial the address a second later, when it may be another tenant's."""
+    address = Address("127.0.0.1", free_port())
+    route = proxy.put(Route(new_host(), RouteState.OPEN, address))
+    reached: list[bytes] = []
+
+    def listen_later() -> None:
+        time.sleep(0.2)
+        with socket.create_server((address.ip, address.port)) as server:
+            server.settimeout(2)
+            with contextlib.suppress(TimeoutError), server.accept()[0] as connection:
+                reached.append(connection.recv(4096))
+
+    stranger = threading.Thread(target=listen_later)
+    stranger.start()
+    assert proxy.visitor.get(route.host, "/", "Content-Length: 0", header, method=method).status == 502
+    stranger.join()
+    assert reached == []
 
 
 def test_an_app_that_exits_in_mid_request_closed_the_connection(proxy: Proxy, make_app: Callable[[str], App]) -> None:

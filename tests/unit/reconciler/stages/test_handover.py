@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +15,7 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxEffort
-from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, grace, time_limit
+from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, drained, grace, time_limit
 from builderd.services.start_time import INTERVAL
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
@@ -36,6 +37,24 @@ def started(seconds: float | None) -> Sandbox:
 def test_there_is_time_to_bring_the_old_version_back(drained: float, old: float) -> None:
     held = drained + grace(10, drained) + time_limit(started(0.3), started(old), USUAL, LONGEST) + old
     assert held <= MAX_PAUSE - 0.5
+
+
+async def test_app_is_idle_once_none_was_counted_twice_some_time_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy looks a request's route up before it counts it: one between both would dial an app that is removed."""
+    counts, at = [0, 2, 0, 0], list[float]()
+
+    async def open_requests(_: str) -> int:
+        at.append(world.clock.passed())
+        return counts[len(at) - 1]
+
+    monkeypatch.setattr(world.previews, "open_requests", open_requests)
+    await drained(world.application, "app.localhost")
+    assert len(at) == 4
+    assert at[3] - at[2] >= 0.05
+    monkeypatch.setattr(world.previews, "open_requests", lambda _: asyncio.sleep(0, 1))
+    assert DRAIN_TIMEOUT <= await drained(world.application, "app.localhost") <= DRAIN_TIMEOUT + 0.1
 
 
 def test_requests_that_took_long_leave_the_old_version_less_time_to_end() -> None:

@@ -332,6 +332,8 @@ def _forward_rules(options: ProxyOptions) -> str:
         {counting.times()}
         {counting.class_times()}
         retries 1
+        # A refused connection is not tried again: HAProxy would dial the same address a second later, which by then may
+        # be another tenant's.
         retry-on empty-response
         """
 

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from builderd.domain.ids import SandboxId
+from builderd.domain.sandboxes import SandboxEffort
 from builderd.ports.clock import Clock
 from builderd.ports.engine import Sandboxes
 
@@ -19,6 +20,11 @@ WINDOW = 10.0
 BUSY = 0.02
 #: Part of the looks, from which on an app that was found working counts as busy, however little CPU it got.
 WORKING = 0.5
+#: CPUs from which on nobody says that the machine gave the app too little.
+ENOUGH = 0.5
+#: Pages a second that an app at its own memory limit reads again, from which on it lacks memory: 100 kB, which even a
+#: busy disk gives it.
+REFAULTS = 25
 #: Longest start on a loaded machine, in multiples of the timeout.
 MOST = 5
 #: Longest look at whether a worker lives, in multiples of its time.
@@ -75,6 +81,7 @@ class _Look:
     counted: float
     cpu: float
     is_working: bool
+    refaults: int | None
 
 
 class StartTime:
@@ -111,9 +118,22 @@ class StartTime:
 
         Then the machine is taken to be at fault.
         """
-        if self.left > 0 or not self._looks or not self._was_working():
+        if self.left > 0 or not self._looks or not self._was_working() or self.lacks_memory:
+            return None
+        if self._looks[-1].cpu - self._looks[0].cpu >= ENOUGH * self._watched > 0:
             return None
         return self._looks[-1].cpu - (self._cpu_before or 0.0)
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Return True if the app read its own pages again and again over the window, since its memory limit took them.
+
+        It waits for the disk then, but what it lacks is memory.
+        """
+        counts = [look.refaults for look in self._looks]
+        pairs = zip(counts, list(counts)[1:], strict=False)
+        again = sum(after - before for before, after in pairs if before is not None and after is not None)
+        return bool(again) and again >= REFAULTS * self._watched
 
     async def is_over(self) -> bool:
         """Return True if the app has had its time."""
@@ -135,10 +155,10 @@ class StartTime:
         effort = await self._engine.effort(self._sandbox)
         self._count()
         known = self._looks[-1].cpu if self._looks else 0.0
-        cpu, is_working = (known, False) if effort is None else (effort.cpu_seconds, effort.is_working)
+        effort = effort or SandboxEffort(known)
         if self._cpu_before is None:
-            self._cpu_before = cpu
-        self._looks.append(_Look(self._counted, cpu, is_working))
+            self._cpu_before = effort.cpu_seconds
+        self._looks.append(_Look(self._counted, effort.cpu_seconds, effort.is_working, effort.refaults))
         while len(self._looks) > 2 and self._counted - self._looks[1].counted >= self._limit.window:
             self._looks.popleft()
 

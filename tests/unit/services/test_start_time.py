@@ -24,8 +24,10 @@ AT_MOST = pytest.approx(MOST * TIMEOUT, abs=2 * STEP)
 class Machine(FakeEngine):
     """An app that has ``share`` of a CPU from its start to ``busy_until``, but none in the rest of each ``period``.
 
-    It is found working in ``found`` of the looks.
+    It is found working in ``found`` of the looks, and reads ``refaults`` pages a second again (None: below its limit).
     """
+
+    refaults: float | None = None
 
     def __init__(
         self, share: float, busy_until: float = 1e9, period: float = 1, working: float = 1, *, found: float = 0.0
@@ -42,7 +44,8 @@ class Machine(FakeEngine):
         self.looks += 1
         periods, rest = divmod(min(self.seconds, self.busy_until), self.period)
         cpu = self.share * (periods * self.working + min(rest, self.working))
-        return SandboxEffort(cpu, int(self.looks * self.found) > int((self.looks - 1) * self.found))
+        is_working = int(self.looks * self.found) > int((self.looks - 1) * self.found)
+        return SandboxEffort(cpu, is_working, None if self.refaults is None else int(self.refaults * self.seconds))
 
     def start_time(self, limit: TimeLimit) -> StartTime:
         return StartTime(self, self.time, SandboxId("a" * 16), limit)
@@ -115,6 +118,40 @@ async def test_app_that_worked_to_the_end_for_too_little_cpu_was_starved(
         assert start_time.starved is None
         machine.time.move(STEP)
     assert start_time.starved == (starved and pytest.approx(starved, abs=0.1))
+
+
+@pytest.mark.parametrize(
+    ("refaults", "lacks_memory"),
+    [
+        pytest.param(None, False, id="its memory is below its limit"),
+        pytest.param(5, False, id="now and then a page is read again"),
+        pytest.param(200, True, id="its pages are taken from it all the time"),
+    ],
+)
+async def test_app_that_reads_its_own_pages_again_and_again_lacks_memory_and_was_not_starved(
+    refaults: float | None, lacks_memory: bool
+) -> None:
+    """At its own limit an app's threads wait for the disk, for hardly any CPU time: the machine is not too busy."""
+    machine = Machine(0.02, found=0.9)
+    machine.refaults = refaults
+    start_time = machine.start_time(TimeLimit.of_start(TIMEOUT))
+    while not await start_time.is_over():
+        machine.time.move(STEP)
+    assert start_time.lacks_memory == lacks_memory
+    assert (start_time.starved is None) == lacks_memory
+
+
+async def test_app_that_computes_at_the_end_was_not_starved() -> None:
+    """Days after its start it has had its time, and is looked at for a window: a loop there is its own."""
+    machine = Machine(1.0, found=1.0)
+    machine.share = 0.0001
+    limit = TimeLimit.of_start(TIMEOUT)
+    start_time = StartTime(machine, machine.time, SandboxId("a" * 16), limit, before=3 * 86_400)
+    assert not await start_time.is_over()
+    machine.share = 1.0
+    while not await start_time.is_over():
+        machine.time.move(STEP)
+    assert start_time.starved is None
 
 
 @pytest.mark.parametrize(("share", "over"), [(0.5, False), (0.0, True)])

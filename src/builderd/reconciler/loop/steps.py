@@ -10,7 +10,7 @@ from datetime import datetime
 from builderd.domain import steps as domain
 from builderd.domain.builders import SANDBOX_COMMAND, Builder, Handover, JobType, Status
 from builderd.domain.errors import BuildFailed, InstallFailed, MachineFault, NotFound, ReleaseFailed, StartFailed
-from builderd.domain.failures import exited_early, exited_too_often, not_listening, starved
+from builderd.domain.failures import exited_early, exited_too_often, lacks_memory, not_listening, starved
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.next_step import next_step
 from builderd.domain.previews import Route
@@ -309,6 +309,8 @@ class Steps:
             reason = starved(wait.seconds, wait.starved, lines)
             return self._failed(item, "start", MachineFault.code, reason, since=sandbox.created_at)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
+        if wait.lacks_memory:
+            reason = lacks_memory(item.version.settings.resources, reason)
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
     async def _time_limit(self, item: WorkItem) -> float:

@@ -25,6 +25,7 @@ class Wait:
     """``reachable``, or else ``ended`` tells how it ended, or else it listens at ``listening`` at most.
 
     ``starved``: CPU seconds of an app that worked all the time and got too few of them, None for any other.
+    ``lacks_memory``: it read its own pages again and again, since its memory limit took them.
     """
 
     reachable: bool
@@ -32,6 +33,7 @@ class Wait:
     ended: SandboxReport | None
     seconds: float
     starved: float | None = None
+    lacks_memory: bool = False
 
 
 async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> Wait:
@@ -73,7 +75,7 @@ async def wait_until_listening(
                 return Wait(False, listening, None, start_time.seconds)
             if await start_time.is_over():
                 starved = start_time.starved if elsewhere is None else None
-                return Wait(False, listening, None, start_time.seconds, starved)
+                return Wait(False, listening, None, start_time.seconds, starved, start_time.lacks_memory)
             polls += 1
             await application.clock.sleep(_pause(start_time.seconds))
 

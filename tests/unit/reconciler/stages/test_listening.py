@@ -13,7 +13,7 @@ from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import JobType, Status
 from builderd.domain.errors import MachineFault, StartFailed, ValidationFailed
 from builderd.domain.ids import SandboxId
-from builderd.domain.sandboxes import Listening
+from builderd.domain.sandboxes import Listening, SandboxEffort
 from builderd.domain.versions import VersionSettings
 from builderd.reconciler.stages.listening import ELSEWHERE_GRACE
 from builderd.services.start_time import INTERVAL, MOST, MOST_LIFE, WINDOW
@@ -126,6 +126,22 @@ async def test_app_that_works_and_gets_no_cpu_fails_by_the_machine(world: World)
     assert failed.value.retry_after
     builder = await world.builder(builder)
     assert (builder.status, builder.failure_code) == (Status.FAILED, MachineFault.code)
+
+
+async def test_app_at_its_own_memory_limit_is_told_to_get_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = world.clock.passed()
+
+    async def effort(_: SandboxId) -> SandboxEffort:
+        seconds = world.clock.passed() - begun
+        return SandboxEffort(0.01 * seconds, True, int(1000 * seconds))
+
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    monkeypatch.setattr(world.engine, "effort", effort)
+    async with world.reconciling():
+        with pytest.raises(
+            StartFailed, match=r"memory limit \(.* GB\).*resources\.memory\. The app runs, but did not listen"
+        ):
+            await world.create()
 
 
 @pytest.mark.parametrize(("works", "most"), [(False, 1.5), (True, MOST_LIFE + 0.5)])

@@ -324,7 +324,8 @@ class OciEngine:
         if record is None:
             return None
         try:
-            return SandboxEffort(cgroups.cpu_seconds(record.id), any_works(cgroups.threads(record.id)))
+            is_working = any_works(cgroups.threads(record.id))
+            return SandboxEffort(cgroups.cpu_seconds(record.id), is_working, cgroups.refaults(record.id))
         except FileNotFoundError:
             return None
 

@@ -306,3 +306,25 @@ def test_a_group_that_a_command_is_about_to_enter_is_not_discarded(v1: Path) -> 
     groups.close_inner("exec-1")
     groups.discard_inner("ab")
     assert [path.name for path in pids.iterdir()] == ["other"]
+
+
+REFAULTS = "workingset_refault_anon 3\nworkingset_refault_file 4\n"
+REFAULTS_V1 = f"{REFAULTS}total_workingset_refault_anon 5\ntotal_workingset_refault_file 7\n"
+
+
+@pytest.mark.parametrize(("used", "refaults"), [(990, 12), (900, None)])
+def test_pages_read_again_count_at_the_memory_limit(v1: Path, used: int, refaults: int | None) -> None:
+    group = v1 / "memory/builderd-x/ab"
+    (group / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (group / "memory.limit_in_bytes").write_text("1000\n")
+    (group / "memory.stat").write_text(REFAULTS_V1)
+    assert Cgroups("x", v1).refaults("ab") == refaults
+
+
+@pytest.mark.parametrize(("limit", "refaults"), [("1000", 7), ("2000", None), ("max", None)])
+def test_pages_read_again_count_at_the_memory_limit_of_version_2(v2: Path, limit: str, refaults: int | None) -> None:
+    group = v2 / "builderd-x/ab"
+    (group / "memory.current").write_text("990\n")
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.stat").write_text(REFAULTS)
+    assert Cgroups("x", v2).refaults("ab") == refaults

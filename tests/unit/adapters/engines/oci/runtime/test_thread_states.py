@@ -61,6 +61,28 @@ def test_process_that_computes_works_and_one_that_waits_does_not() -> None:
         assert until(str(idle), works=False)
 
 
+#: clone(CLONE_VFORK | SIGCHLD): the parent waits, in state D, while its child sleeps.
+VFORK = """
+import ctypes, os, platform, time
+number = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+parent = os.getpid()
+print(flush=True)
+if ctypes.CDLL(None).syscall(number, 0x4000 | 17, 0, 0, 0, 0) == 0:
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(0)
+"""
+
+
+def test_process_that_waits_for_its_own_sleeping_child_does_not_work() -> None:
+    with child(VFORK) as parent:
+        deadline = time.monotonic() + 10
+        while thread_states._state(str(parent)) != b"D" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert thread_states._state(str(parent)) == b"D"
+        assert not any_works([str(parent)])
+
+
 def test_threads_that_are_gone_do_not_work() -> None:
     thread = threading.Thread(target=lambda: None)
     thread.start()

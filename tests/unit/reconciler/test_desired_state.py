@@ -165,3 +165,21 @@ async def test_wishes_that_change_quickly_end_with_the_last(world: World) -> Non
         await check_ledger(world, builder)
         assert (await world.reached(builders.stop, builder)).status is Status.STOPPED
     assert not world.running
+
+
+async def test_removal_that_goes_on_beside_the_record_is_over_when_the_reconciler_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, removed = world.engine.remove, list[SandboxId]()
+
+    async def remove_slowly(sandbox: SandboxId) -> None:
+        await asyncio.sleep(0.05)
+        await remove(sandbox)
+        removed.append(sandbox)
+
+    async with world.reconciling():
+        builder = await world.create()
+        monkeypatch.setattr(world.engine, "remove", remove_slowly)
+        await world.reached(builders.stop, builder)
+        assert not removed, "its caller does not wait for that"
+    assert len(removed) == 1

@@ -88,6 +88,7 @@ class Reconciler:
             for task in (*helpers, *self._tasks):
                 task.cancel()
             await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
+            await self._context.steps.close()
 
     async def _let_go(self) -> None:
         """Release claims left by a previous process of this instance."""

@@ -124,6 +124,10 @@ class Steps:
         """End the background work of a builder that no worker handles any more."""
         await self._installs.leave(builder_id)
 
+    async def close(self) -> None:
+        """Wait for what goes on beside records: it takes milliseconds, and is not left to the end of the loop."""
+        await asyncio.gather(*self._putting, self._stopping.close(), return_exceptions=True)
+
     async def _review(self, item: WorkItem, observation: Observation) -> Result:
         begun = self._now()
         if item.version.layer_key is None:

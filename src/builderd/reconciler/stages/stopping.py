@@ -112,6 +112,10 @@ class Stopping:
 
         return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
+    async def close(self) -> None:
+        """Wait for the removals that go on in the background."""
+        await asyncio.gather(*self._removals, return_exceptions=True)
+
     async def _visited(self, item: WorkItem) -> bool:
         """Return whether the preview has open connections, let in before it began to hold requests."""
         activity = (await self._app.previews.activity()).get(item.builder.host)

@@ -9,12 +9,13 @@ from datetime import datetime
 from http import HTTPStatus
 
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.errors import InvalidState, MachineFault, NotFound
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.logs import LogStream
+from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.previews import Address
-from builderd.domain.qa import Check, QaReport, Screenshot, gate_passed, in_order, wanted
+from builderd.domain.qa import Check, QaReport, Screenshot, gate_doubt, gate_verdict, in_order, wanted
 from builderd.domain.qa_gate import (
     ALIVE_SECONDS,
     GATE_PATH,
@@ -101,18 +102,26 @@ async def _visit(application: Application, target: Target, sandbox: Sandbox, sta
     engine, clock = application.engine, application.clock
     before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
     start_time = StartTime(engine, clock, sandbox.id, TimeLimit.of_start(start_seconds), before)
-    retries = StartTime(engine, clock, sandbox.id, TimeLimit.of_grace(RETRY_SECONDS, start_time.left))
+    retries: StartTime | None = None
     while True:
-        visit = await _ask(application, target, start_time)
+        visit = await _ask(application, target, start_time, retries)
         is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
         has_hung = visit.status is None and visit.seconds >= GATE_TIMEOUT
-        if is_ready or has_hung or await retries.is_over() or not (await engine.report(sandbox.id)).alive:
+        if is_ready or has_hung or not (await engine.report(sandbox.id)).alive:
             return visit
+        if retries is None:  # from its first answer on
+            grace = TimeLimit.of_grace(RETRY_SECONDS, start_time.left)
+            retries = StartTime(engine, clock, sandbox.id, grace)
+        if await retries.is_over():
+            return replace(visit, starved=retries.starved)
         await clock.sleep(RETRY_PAUSE)
 
 
-async def _ask(application: Application, target: Target, start_time: StartTime) -> Visit:
-    """Send one request, and wait for its answer for ``GATE_TIMEOUT`` and until the start has had its time."""
+async def _ask(application: Application, target: Target, start_time: StartTime, retries: StartTime | None) -> Visit:
+    """Send one request, and wait for its answer for ``GATE_TIMEOUT`` and until the start has had its time.
+
+    ``retries`` is asked meanwhile, so that the time of slow answers counts.
+    """
     clock = application.clock
     begun = clock.passed()
     timeout = max(GATE_TIMEOUT, start_time.left)
@@ -120,10 +129,11 @@ async def _ask(application: Application, target: Target, start_time: StartTime) 
     try:
         while not (await asyncio.wait({asking}, timeout=LOOK_SECONDS))[0]:
             seconds = clock.passed() - begun
+            if retries is not None:
+                await retries.is_over()
             if await start_time.is_over() and seconds >= GATE_TIMEOUT:
-                got = start_time.starved
-                why = "" if got is None else f", in which the busy machine gave the app {got:.1f} seconds of CPU"
-                return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds{why}")
+                fault = f"nothing came within {seconds:.0f} seconds"
+                return Visit(None, seconds, fault, starved=start_time.starved)
         return asking.result()
     finally:
         asking.cancel()
@@ -147,7 +157,7 @@ def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Seque
     version = uow.versions.get(builder_id, number)
     assert version is not None, "a version that was judged is stored"
     if not version.settings.skip_qa:
-        uow.versions.save(replace(version, qa_passed=gate_passed(gate)))
+        uow.versions.save(replace(version, qa_passed=gate_verdict(gate)))
     report = _report(uow, builder_id, number)
     uow.qa_reports.save(replace(report, gate=in_order(gate), gate_at=now))
 
@@ -181,9 +191,14 @@ def screenshot(
 
 
 async def again(application: Application, caller: Caller, builder_id: str) -> QaView:
-    """Run the QA gate on the running app again, and request a new report. Raises ``NotFound`` and ``InvalidState``."""
+    """Run the QA gate on the running app again, and request a new report.
+
+    Raises ``NotFound``, ``InvalidState``, and ``MachineFault`` where a busy machine left the app unjudged.
+    """
     builder, version, sandbox = await application.store.read(lambda uow: _find(uow, caller.tenant_id, builder_id))
     gate = await _gate_again(application, builder, version, sandbox)
+    if gate_verdict(gate) is None:
+        raise MachineFault(gate_doubt(gate), retry_after=RETRY_AFTER)
     now = application.clock.now()
 
     def record(uow: UnitOfWork) -> Builder:

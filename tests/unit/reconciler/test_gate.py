@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from tests.application import World
 
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
-from builderd.domain.errors import QaFailed
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import MachineFault, QaFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.previews import Address, RouteState
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
@@ -27,6 +29,7 @@ from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.testers import Target
 from builderd.services import builders, qa
 
+OTHER = BundleFile("main.py", b"print('other')\n")
 BROKEN = Visit(500, 0.02, excerpt="Internal Server Error")
 
 
@@ -105,8 +108,66 @@ async def test_app_that_is_not_ready_is_asked_for_five_seconds_and_longer_only_w
         return answer
 
     begun = world.clock.passed()
-    assert await visited(world, monkeypatch, not_ready, share=share, is_working=is_working) == answer
+    visit = await visited(world, monkeypatch, not_ready, share=share, is_working=is_working)
+    assert replace(visit, starved=None) == answer
+    assert (visit.starved is not None) == (seconds == 300)
     assert seconds <= world.clock.passed() - begun <= seconds + 1
+
+
+@pytest.mark.parametrize(("share", "is_working", "seconds"), [(0.05, False, 15), (0.0, True, 300)])
+async def test_slow_answers_of_an_app_that_is_not_ready_count_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch, share: float, is_working: bool, seconds: float
+) -> None:
+    """Answers after 14 seconds each counted as two, and held the gate for half an hour."""
+
+    async def slow(target: Target, path: str, timeout_seconds: float) -> Visit:
+        end = world.clock.passed() + 14
+        while world.clock.passed() < end:
+            world.clock.move(0.5)
+            await asyncio.sleep(0.002)
+        return Visit(503, 14.0)
+
+    begun = world.clock.passed()
+    monkeypatch.setattr(qa, "LOOK_SECONDS", 0.001)
+    visit = await visited(world, monkeypatch, slow, share=share, is_working=is_working)
+    assert visit.status == 503
+    assert seconds <= world.clock.passed() - begun <= seconds + 2 * 15
+
+
+def starve(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def visit(*_: object) -> Visit:
+        return Visit(503, 300.0, starved=6.0)
+
+    monkeypatch.setattr(qa, "_visit", visit)
+
+
+async def test_required_gate_of_an_app_without_cpu_fails_by_the_machine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starve(monkeypatch)
+    async with world.reconciling():
+        with pytest.raises(MachineFault, match=r"too busy to judge.*6\.0 seconds of CPU") as raised:
+            await world.create(require_qa=True)
+        assert raised.value.retry_after
+        kept = await world.read(lambda uow: uow.builders.get(raised.value.data["uuid"]))
+        assert kept is not None
+        assert (kept.failure_code, (await version_of(world, kept)).qa_passed) == (MachineFault.code, None)
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+async def test_app_without_cpu_runs_unjudged_where_the_gate_is_not_required(
+    world: World, monkeypatch: pytest.MonkeyPatch, takes_over: bool
+) -> None:
+    async with world.reconciling():
+        builder = await world.create() if takes_over else None
+        starve(monkeypatch)
+        builder = await world.deploy(builder, OTHER) if builder else await world.create()
+        assert builder.status is Status.RUNNING
+        assert (await version_of(world, builder)).qa_passed is None
+        checks = outcomes_of((await report_of(world, builder)).gate)
+        assert checks[CheckName.ANSWER] is Outcome.NOT_JUDGED
+        with pytest.raises(MachineFault, match="too busy to judge"):
+            await qa.again(world.application, world.caller, builder.id)
 
 
 async def test_request_that_hangs_is_not_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

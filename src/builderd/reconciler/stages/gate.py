@@ -8,7 +8,7 @@ from functools import partial
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.events import SYSTEM
-from builderd.domain.qa import Check, CheckName, gate_passed
+from builderd.domain.qa import Check, CheckName, gate_passed, gate_verdict
 from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
 from builderd.ports.store import UnitOfWork
@@ -48,7 +48,8 @@ class Gate:
                 return
             seconds = (now - begun).total_seconds()
             goes_on = version_transitions.qa_judged(transition, item.version, gate, seconds=seconds)
-            if goes_on and builder.handover is None and transitions.same_generation(builder, item.builder):
+            is_over = builder.handover is None or gate_verdict(gate) is None  # one without a verdict is not asked again
+            if goes_on and is_over and transitions.same_generation(builder, item.builder):
                 # Its route is open by then, so nothing else is left to do.
                 version_transitions.running(uow, builder, item.version, now)
             if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:

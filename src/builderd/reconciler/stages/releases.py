@@ -13,6 +13,7 @@ from dataclasses import replace
 from builderd.domain.builders import Builder
 from builderd.domain.errors import MachineFault, ReleaseFailed
 from builderd.domain.failures import describe_end, quoted
+from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
@@ -35,6 +36,8 @@ class Releases:
 
     def __init__(self, application: Application) -> None:
         self._app = application
+        #: CPU seconds of releases that this service stopped for want of the machine, until their end is recorded.
+        self._starved: dict[SandboxId, float] = {}
 
     async def wait(self, sandbox: Sandbox) -> Result:
         """Wait until the command ends; stop it when its time is over. The next look records the end.
@@ -50,6 +53,8 @@ class Releases:
             if not report.alive:
                 return Result()
             if await time.is_over():
+                if time.starved is not None:
+                    self._starved[sandbox.id] = time.starved
                 await engine.stop(sandbox.id, 0)
                 return Result()
             await clock.sleep(FIRST_PAUSE if time.seconds < QUICK else LAST_PAUSE)
@@ -79,7 +84,11 @@ class Releases:
                 )
             sandbox_transitions.discard_first_disk(transition, sandbox)
 
-        return Result(record, lambda: self._app.engine.remove(sandbox.id))
+        async def afterwards() -> None:
+            self._starved.pop(sandbox.id, None)  # not before: a failure is looked at twice
+            await self._app.engine.remove(sandbox.id)
+
+        return Result(record, afterwards)
 
     async def _failure(
         self, item: WorkItem, sandbox: Sandbox, end: SandboxEnd, seconds: float
@@ -88,8 +97,11 @@ class Releases:
         if (end.cause, end.exit_code) == (EndCause.EXITED, 0):
             return None
         lines = await last_lines(self._app, sandbox)
-        timeout = self._app.limits.release_timeout
-        if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY) or seconds >= timeout:
+        starved = self._starved.get(sandbox.id)
+        if end.cause is EndCause.STOPPED and starved is not None:
+            return MachineFault(explain_starved(item, seconds, starved, lines))
+        # Whoever stops it for another reason wants this version no more.
+        if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):
             hint = await hint_of(self._app, item.version, lines)
             return ReleaseFailed(explain_release(item, end, seconds, lines, hint))
         return MachineFault(explain_cut_off(item, end, lines))
@@ -107,6 +119,15 @@ def explain_release(item: WorkItem, end: SandboxEnd, seconds: float, lines: Sequ
     more = f'All of its lines: builderd logs {name} --stream release. To deploy without it: release = "".'
     parts = [f"The release command ({settings.release}) {why}", hint, more]
     return " ".join(part for part in parts if part) + quoted(lines)
+
+
+def explain_starved(item: WorkItem, seconds: float, cpu_seconds: float, lines: Sequence[str]) -> str:
+    """Return the message of a release that worked to its end, for which a busy machine gave it hardly any CPU."""
+    return (
+        f"The machine is too busy: within {seconds:.0f} seconds the release command ({item.version.settings.release}) "
+        f"got {cpu_seconds:.1f} seconds of CPU, and was stopped. It is not run again by itself. Look at what it did "
+        f"outside of its disk, then deploy again when less runs here.{quoted(lines)}"
+    )
 
 
 def explain_cut_off(item: WorkItem, end: SandboxEnd, lines: Sequence[str]) -> str:

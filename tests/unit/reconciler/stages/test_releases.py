@@ -13,9 +13,10 @@ from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import InvalidState, MachineFault, ReleaseFailed
+from builderd.domain.ids import SandboxId
 from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import EndCause, Sandbox
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEffort
 from builderd.domain.versions import VersionStatus
 from builderd.services import builders, deployments, logs, outcomes, wake
 from builderd.services.logs import LogFilter
@@ -122,13 +123,37 @@ async def test_release_is_stopped_when_its_time_is_over(world: World) -> None:
 
 
 async def test_release_that_works_on_a_loaded_machine_may_take_longer(world: World) -> None:
+    """Nothing says that one which worked to its end for hardly any CPU is broken."""
     looks = 8_000  # 0.1 s each but for the first second: 13 minutes
-    for works, says in ((True, r"did not end within 600 s"), (False, r"did not end within 120 s")):
+    for works, error, says in (
+        (True, MachineFault, r"too busy: within 600 seconds the release command .* got 0\.1 seconds of CPU"),
+        (False, ReleaseFailed, r"did not end within 120 s"),
+    ):
         world.engine.behave(COMMAND, replace(HANGS, works=works, exits_at=looks))
         async with world.reconciling():
-            with pytest.raises(ReleaseFailed, match=says):
+            with pytest.raises(error, match=says):
                 await world.create(MAIN, name=f"works-{works}".lower(), release=COMMAND)
             await world.until_nothing_runs()
+
+
+@pytest.mark.parametrize("cause", [EndCause.MONITOR_LOST, EndCause.HOST_RESTARTED, EndCause.UNKNOWN])
+async def test_release_that_the_machine_cut_off_late_has_not_run_out_of_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, cause: EndCause
+) -> None:
+    """On a loaded machine it may run for longer than its timeout."""
+    world.engine.behave(COMMAND, replace(HANGS, works=True))
+    effort = world.engine.effort
+
+    async def cut_off(sandbox: SandboxId) -> SandboxEffort | None:
+        found = world.engine.sandboxes[sandbox]
+        if found.end is None and (world.clock.now() - found.started_at).total_seconds() > 200:
+            world.engine.end(sandbox, cause, None)
+        return await effort(sandbox)
+
+    monkeypatch.setattr(world.engine, "effort", cut_off)
+    async with world.reconciling():
+        with pytest.raises(MachineFault, match=r"cut off"):
+            await world.create(MAIN, release=COMMAND)
 
 
 async def test_release_that_the_machine_cut_off_is_not_run_again(world: World) -> None:

@@ -182,7 +182,7 @@ def has_any(uow: UnitOfWork, application: Application, tenant_id: TenantId) -> b
     """Return True if the tenant or one of its builders has a cap. Sums nothing."""
     tenant = _tenant(uow, tenant_id)
     limit = application.tenant_limits.of(tenant)
-    return limit.cap_of(tenant) is not None or limit.builder_monthly is not None or bool(uow.builders.capped(tenant_id))
+    return limit.cap_of(tenant) is not None or limit.builder_monthly is not None or uow.builders.any_capped(tenant_id)
 
 
 def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapDecision:

@@ -260,6 +260,15 @@ async def test_running_and_capped_builders_are_those_of_the_tenant(store: Store)
     await add_builder(store, tenant_id=OTHER_TENANT.id, spending_cap=Decimal(5))
     assert await store.read(lambda uow: uow.builders.running(TENANT.id)) == [running]
     assert await store.read(lambda uow: uow.builders.capped(TENANT.id)) == [capped]
+    assert await store.read(lambda uow: uow.builders.any_capped(TENANT.id))
+
+
+async def test_deleted_and_uncapped_builders_and_those_of_others_are_no_capped_ones(store: Store) -> None:
+    await add_builder(store)
+    await add_builder(store, desired=Desired.DELETED, spending_cap=Decimal(5))
+    await add(store, OTHER_TENANT)
+    await add_builder(store, tenant_id=OTHER_TENANT.id, spending_cap=Decimal(5))
+    assert not await store.read(lambda uow: uow.builders.any_capped(TENANT.id))
 
 
 AT_REST: dict[str, Any] = {"desired": Desired.STOPPED, "status": Status.STOPPED, "observed_generation": 1}

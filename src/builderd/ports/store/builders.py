@@ -76,6 +76,9 @@ class Builders(Protocol):
     def capped(self, tenant: TenantId) -> Sequence[Builder]:
         """Return a tenant's live builders with a spending cap of their own, oldest first."""
 
+    def any_capped(self, tenant: TenantId) -> bool:
+        """Return True if the tenant has a live builder with a spending cap of its own."""
+
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
 

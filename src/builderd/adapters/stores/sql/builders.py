@@ -93,6 +93,7 @@ _RUNNING_OF_TENANT = _SELECT.where(
 _CAPPED_OF_TENANT = _SELECT.where(text(CAPPED), _not_deleted, _tenant_of_few == bindparam("tenant")).order_by(
     *_oldest_first
 )
+_ANY_CAPPED = select(builders.c.id).where(text(CAPPED), _not_deleted, _tenant_of_few == bindparam("tenant")).limit(1)
 _MAY_IDLE = _SELECT.where(
     _active,
     builders.c.status == Status.RUNNING,
@@ -248,6 +249,9 @@ class Builders(Claims):
 
     def capped(self, tenant: TenantId) -> Sequence[Builder]:
         return [read_builder(row) for row in self._connection.execute(_CAPPED_OF_TENANT, {"tenant": tenant})]
+
+    def any_capped(self, tenant: TenantId) -> bool:
+        return self._connection.execute(_ANY_CAPPED, {"tenant": tenant}).first() is not None
 
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()

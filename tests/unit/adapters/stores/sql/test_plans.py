@@ -24,6 +24,7 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     "idle": (lambda uow: uow.builders.idle_candidates(), ("ix_builders_status",)),
     "running": (lambda uow: uow.builders.running(ACME), ("ix_builders_active",)),
     "capped": (lambda uow: uow.builders.capped(ACME), ("ix_builders_capped",)),
+    "any capped": (lambda uow: uow.builders.any_capped(ACME), ("ix_builders_capped",)),
     "backups to plan": (
         lambda uow: uow.backup_checks.due(NOW, NOW, 100),
         ("ix_builders_backup_check_at (backup_check_at<?)", "ix_builders_drill_base_at (drill_base_at<?)"),

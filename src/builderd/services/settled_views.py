@@ -26,14 +26,13 @@ async def wait_for_view(application: Application, wanted: Builder) -> BuilderVie
 async def view_when_settled(application: Application, wanted: Builder) -> BuilderView:
     """Wait as ``wait_for_view`` does; return the view, also if the generation failed."""
     outcome = outcome_of(wanted.id)
-    seen = application.signals.count(outcome)
-    # It needs no look at first: ``wanted`` is what was stored a moment ago.
     while not outcomes.is_over(wanted, wanted.generation):
-        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
+        # Counted before the look: an outcome may have been recorded since ``wanted`` was stored.
         seen = application.signals.count(outcome)
         view = await application.store.read(partial(_view_of_outcome, application=application, wanted=wanted))
         if view is not None:
             return view
+        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
     now = application.clock.now()
     return await application.store.read(lambda uow: builders.view(uow, application, _stored(uow, wanted), now))
 

@@ -15,7 +15,7 @@ from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity,
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
 from builderd.ports.store import UnitOfWork
-from builderd.services import builders, outcomes
+from builderd.services import builders, outcomes, settled_views
 
 
 async def test_a_run_that_comes_up_is_answered_with_the_builder(world: World) -> None:
@@ -160,3 +160,19 @@ async def test_preview_that_is_not_updated_in_time_is_reported(world: World, mon
 def _save(builder: Builder, uow: UnitOfWork) -> None:
     uow.builders.get(builder.id, lock=True)
     uow.builders.save(builder)
+
+
+async def test_outcome_recorded_before_the_wait_began_is_answered_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change's caller comes to wait some time after its commit; a sandbox may be up by then."""
+    wanted = await world.ask()
+    async with world.reconciling():
+        await world.outcome(wanted)
+
+        async def wait(*_: object) -> None:
+            pytest.fail("its outcome is there")
+
+        monkeypatch.setattr(world.application.signals, "wait", wait)
+        view = await settled_views.wait_for_view(world.application, wanted)
+    assert view.builder.status is Status.RUNNING

@@ -96,8 +96,10 @@ async def _request(told: Load, client: httpx.AsyncClient, method: str, url: str)
     except httpx.HTTPError as error:
         told.failed.append(f"{type(error).__name__} after {time.monotonic() - begun:.2f} s: {error}")
         return
-    told.seconds.append(time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    told.seconds.append(seconds)
     if response.status_code == 200:
         told.seen[response.text] += 1
     else:
-        told.failed.append(f"{response.status_code}: {response.text[:200]}")
+        headers = {name: value for name, value in response.headers.items() if name != "date"}
+        told.failed.append(f"{response.status_code} after {seconds:.3f} s: {headers} {response.text[:200]!r}")

@@ -131,7 +131,7 @@ async def test_app_that_worked_to_the_end_for_too_little_cpu_was_starved(
 async def test_app_that_reads_its_own_pages_again_and_again_lacks_memory_and_was_not_starved(
     refaults: float | None, lacks_memory: bool
 ) -> None:
-    """At its own limit an app's threads wait for the disk, for hardly any CPU time: the machine is not too busy."""
+    """Threads of an app at its own limit wait for the disk, for hardly any CPU time: the machine is not too busy."""
     machine = Machine(0.02, found=0.9)
     machine.refaults = refaults
     start_time = machine.start_time(TimeLimit.of_start(TIMEOUT))

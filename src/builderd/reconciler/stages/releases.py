@@ -100,7 +100,7 @@ class Releases:
         starved = self._starved.get(sandbox.id)
         if end.cause is EndCause.STOPPED and starved is not None:
             return MachineFault(explain_starved(item, seconds, starved, lines))
-        # Whoever stops it for another reason wants this version no more.
+        # A stop for another reason gives this version up: then its failure is not recorded.
         if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):
             hint = await hint_of(self._app, item.version, lines)
             return ReleaseFailed(explain_release(item, end, seconds, lines, hint))

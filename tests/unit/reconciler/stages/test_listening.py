@@ -128,7 +128,7 @@ async def test_app_that_works_and_gets_no_cpu_fails_by_the_machine(world: World)
     assert (builder.status, builder.failure_code) == (Status.FAILED, MachineFault.code)
 
 
-async def test_app_at_its_own_memory_limit_is_told_to_get_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_that_lacks_memory_fails_with_that_advice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = world.clock.passed()
 
     async def effort(_: SandboxId) -> SandboxEffort:

@@ -140,7 +140,7 @@ async def test_release_that_works_on_a_loaded_machine_may_take_longer(world: Wor
 async def test_release_that_the_machine_cut_off_late_has_not_run_out_of_time(
     world: World, monkeypatch: pytest.MonkeyPatch, cause: EndCause
 ) -> None:
-    """On a loaded machine it may run for longer than its timeout."""
+    """Releases may run for longer than their timeout on a loaded machine."""
     world.engine.behave(COMMAND, replace(HANGS, works=True))
     effort = world.engine.effort
 

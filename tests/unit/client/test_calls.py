@@ -180,6 +180,17 @@ def test_a_stream_ends_at_its_timeout(call: str) -> None:
     assert len(script.requests) == 2
 
 
+def test_a_broken_stream_is_opened_again_until_its_timeout() -> None:
+    script = Script(data(_builder()), cut(("1-1", "line", LINE)), *["broken"] * 1000)
+    app = mocked(script, timeout=0.3).builders.get("00000000-0000-4000-8000-000000000000")
+    begun = time.monotonic()
+    with pytest.raises(builderd.TimedOut):
+        list(app.logs(follow=True))
+    # Else for a minute, or until there is no answer left.
+    assert time.monotonic() - begun < 30
+    assert len(script.requests) < 100
+
+
 @pytest.mark.parametrize("call", ["health", "create"])
 def test_a_wait_beyond_the_timeout_does_not_begin(call: str) -> None:
     script = Script(failure(429, "rate_limited", **{"Retry-After": "30"}))

@@ -77,8 +77,10 @@ def follow(
                         yield read(event)
         except TimedOut:
             raise
-        except (NoAnswer, Unavailable):
+        except (NoAnswer, Unavailable) as error:
             now = time.monotonic()
+            if opened and deadline is not None and now + RECONNECT_INTERVAL >= deadline:
+                raise TimedOut("the time is over, and the stream was broken") from error
             broken_at = broken_at or now
             if not opened or now - broken_at > RECONNECT_SECONDS:
                 raise

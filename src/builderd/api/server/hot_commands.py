@@ -1,8 +1,8 @@
 """ASGI middleware: a short command in a running builder, answered without the framework and begun after one read.
 
 It does for the call what the framework's dependencies do for all others. The row is read while the body arrives, and
-used if the body is whole by then: what was read is no older than what any call reads. A body that comes later, a
-stream, and all that is not plain goes on to the call itself.
+used if the body is whole by then: what was read is no older than what any call reads. A body that comes later, a token
+whose use was recorded in between, a stream, and all that is not plain goes on to the call itself.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builder_reads import CommandRead
+from builderd.services import tokens
 
 #: Headers of a request that the call itself answers.
 _COLD = frozenset({b"expect", b"transfer-encoding", masking.HEADER.lower().encode()})
@@ -92,10 +93,12 @@ class HotCommands:
         found = await recognize(
             request, secret, lambda: application.store.read(lambda uow: self._hot.read(uow, digest, parameter, now))
         )
+        # The write of its last use may wait for others, and the row would be as old.
+        is_fresh = not tokens.needs_touch(found.token, now)
         identity = await accept(request, found.token, now)
         identity.require(self._hot.scope)
         setattr(request.state, IDENTITY, identity)
-        body = arrived.take()
+        body = arrived.take() if is_fresh else None
         return None if body is None else await self._hot.answer(request, identity, found, body)
 
 

@@ -116,6 +116,29 @@ async def test_a_revoked_token_begins_nothing(service: Service, path: str) -> No
     assert (await client.post(path, json=COMMAND)).status_code == 401
 
 
+async def test_a_builder_that_was_stopped_while_the_tokens_use_was_recorded_runs_nothing(
+    service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That write may wait for others: the row that was read before is not used."""
+    client, unused = service.client(service.write), await service.token("acme", Scope.WRITE)
+    monkeypatch.setattr(activity, "NOTICED", timedelta(hours=1))
+    assert (await client.post(path, json=COMMAND)).status_code == 200
+    accept = hot_commands.accept
+
+    async def accept_slowly(request: Any, token: Any, now: Any) -> Any:
+        identity = await accept(request, token, now)
+        assert (await client.post(path.replace("/exec", "/stop"))).status_code == 200
+        return identity
+
+    monkeypatch.setattr(hot_commands, "accept", accept_slowly)
+    response = await service.client(unused).post(path, json=COMMAND)
+    assert response.status_code == 409
+    assert "start it first" in response.text
+    token = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(unused)))
+    assert token is not None
+    assert token.last_used_at is not None
+
+
 class Sent:
     """Sends a request whose body comes in pieces, each when ``send`` is called."""
 

@@ -6,6 +6,8 @@ import logging
 import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,13 +93,15 @@ def test_a_damaged_beginning_is_a_fault(program: Path, document: bytes) -> None:
     [
         [],
         ["0"],
-        ["0", "1", "/bin/true"],
-        ["0", "0", "0"],
-        ["0", "1", "/bin/true", "1"],
-        ["0", "1", "/bin/true", "0", "more"],
-        ["0", "2", "/bin/true", "0"],
-        ["0", "99999999999", "/bin/true", "0"],
-        ["0", "9" * 19, "/bin/true", "0"],
+        ["0", "1", "/bin/true", "0"],
+        ["1", "/dev/null"],
+        ["1", "/dev/null", "1", "/bin/true"],
+        ["1", "/dev/null", "0", "0"],
+        ["1", "/dev/null", "1", "/bin/true", "1"],
+        ["1", "/dev/null", "1", "/bin/true", "0", "more"],
+        ["1", "/dev/null", "2", "/bin/true", "0"],
+        ["1", "/dev/null", "99999999999", "/bin/true", "0"],
+        ["1", "/dev/null", "9" * 19, "/bin/true", "0"],
         ["1", "/nowhere", "1", "/bin/true", "0"],
         [str(200), *["/dev/null"] * 200, "1", "/bin/true", "0"],
     ],
@@ -129,11 +133,127 @@ def test_without_its_descriptors_it_ends(program: Path) -> None:
     assert subprocess.run([program, *["0"] * 7], check=False).returncode == FAILED
 
 
+@pytest.mark.parametrize("at", range(6))
+def test_before_its_report_is_in_place_it_writes_to_no_other_descriptor(program: Path, at: int) -> None:
+    """Descriptor 3 may be a stream of somebody's by then."""
+    numbers = ["2" if one != at else "x" for one in range(6)]
+    done = subprocess.run(["/bin/sh", "-c", 'exec "$0" "$@" 3>&1', program, *numbers], capture_output=True, check=False)
+    report = b"" if at == 3 else b"failed 22 read a number"
+    assert (done.returncode, done.stdout, done.stderr) == (FAILED, b"", report)
+
+
+def test_tracing_is_forbidden_again_between_another_user_and_the_last_capability() -> None:
+    """With fs.suid_dumpable=1 the kernel allows it when the user changes; to set that here would change the machine."""
+    body = joiner.SOURCE.read_text().partition("static void drop_rights")[2].partition("\n}\n")[0]
+    calls = ("SETRESGID", "SETRESUID", "forbid_tracing()", "CAPSET")
+    assert [body.count(call) for call in calls] == [1] * 4
+    assert sorted(calls, key=body.index) == list(calls)
+
+
 def test_it_is_compiled_once_and_kept(program: Path) -> None:
     inode = program.stat().st_ino
     assert ensure_joiner(program.parent.parent) == program
     assert program.stat().st_ino == inode
     assert (program.stat().st_mode & 0o7777, [one.name for one in program.parent.iterdir()]) == (0o755, [program.name])
+
+
+def test_a_program_cut_anywhere_is_compiled_again(program: Path, tmp_path: Path) -> None:
+    """As by a disk that was full; also within what its end without descriptors does not need."""
+    whole = program.read_bytes()
+    home = tmp_path / "host"
+    made = ensure_joiner(home)
+    assert made is not None
+    for size in (0, 10, 100, 5000, len(whole) - 1000, len(whole) - 1):
+        made.write_bytes(whole[:size])
+        assert ensure_joiner(home) == made
+        assert (made.read_bytes(), len(list(made.parent.iterdir()))) == (whole, 1)
+
+
+def make_compiler(folder: Path, cut: str) -> None:
+    """Write a compiler that succeeds, whatever became of its output."""
+    folder.mkdir()
+    tcc = folder / joiner.COMPILER
+    tcc.write_text(f'#!/bin/sh\n[ "$1" = -v ] && exec /usr/bin/tcc -v\n/usr/bin/tcc "$@"\n{cut} "$4"\n')
+    tcc.chmod(0o755)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, 11_000])
+def test_a_compiler_that_cuts_its_output_and_succeeds_makes_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    make_compiler(tmp_path / "bin", f"/usr/bin/truncate -s {size}")
+    monkeypatch.setattr(joiner, "SEARCH_PATH", str(tmp_path / "bin"))
+    assert ensure_joiner(tmp_path / "host") is None
+    assert "joining program not compiled" in caplog.text
+    assert list((tmp_path / "host" / "join").iterdir()) == []
+
+
+def test_a_file_that_is_not_roots_alone_is_never_executed(program: Path, tmp_path: Path) -> None:
+    home, told = tmp_path / "host", tmp_path / "told"
+    made = ensure_joiner(home)
+    assert made is not None
+    foreign = tmp_path / "foreign"
+    foreign.write_text(f"#!/bin/sh\ntouch {told}\nexit {FAILED}\n")
+    foreign.chmod(0o755)
+    for owner, mode in ((1000, 0o755), (0, 0o775), (0, 0o757)):
+        made.write_bytes(foreign.read_bytes())
+        os.chown(made, owner, 0)
+        made.chmod(mode)
+        assert ensure_joiner(home) == made
+        found = made.lstat()
+        assert (found.st_uid, found.st_mode & 0o7777, made.read_bytes()) == (0, 0o755, program.read_bytes())
+    made.unlink()
+    made.symlink_to(foreign)
+    assert ensure_joiner(home) == made
+    assert not made.is_symlink()
+    assert not told.exists()
+
+
+def test_another_compiler_or_other_options_make_another_program(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = program.parent.parent
+    make_compiler(tmp_path / "bin", ":")
+    (tmp_path / "bin" / "tcc").write_text((tmp_path / "bin" / "tcc").read_text().replace("tcc -v", "tcc -vv"))
+    monkeypatch.setattr(joiner, "SEARCH_PATH", str(tmp_path / "bin"))
+    of_another = ensure_joiner(home)
+    monkeypatch.undo()
+    monkeypatch.setattr(joiner, "_OPTIONS", (*joiner._OPTIONS, "-Wall"))
+    with_options = ensure_joiner(home)
+    assert len({program, of_another, with_options} - {None}) == 3
+    for other in (of_another, with_options):
+        assert other is not None
+        other.unlink()
+
+
+def test_what_no_service_began_with_for_a_month_is_removed(tmp_path: Path) -> None:
+    made = ensure_joiner(tmp_path)
+    assert made is not None
+    kept, old, left = (made.parent / name for name in ("kept", "old", ".left"))
+    month = time.time() - 31 * 86_400
+    for file in (kept, old, left):
+        file.write_bytes(b"")
+    for file in (made, old, left):
+        os.utime(file, (month, month))
+    assert ensure_joiner(tmp_path) == made
+    assert set(made.parent.iterdir()) == {made, kept}
+    assert made.stat().st_mtime > month
+
+
+def test_a_home_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert ensure_joiner(tmp_path / "file") is None
+    assert "joining program not compiled" in caplog.text
+
+
+def test_words_of_the_compiler_that_are_no_text_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "join.c"
+    source.write_bytes(b"int \xff\xfe;")
+    monkeypatch.setattr(joiner, "SOURCE", source)
+    assert ensure_joiner(tmp_path / "host") is None
+    assert "joining program not compiled" in caplog.text
 
 
 def test_without_the_compiler_or_on_another_machine_there_is_none(
@@ -157,6 +277,23 @@ def test_a_failed_compilation_is_logged_and_leaves_nothing(
         assert ensure_joiner(tmp_path / "host") is None
     assert "joining program not compiled" in caplog.text
     assert list((tmp_path / "host" / "join").iterdir()) == []
+
+
+def test_a_document_is_the_same_in_every_locale_of_the_service() -> None:
+    script = (
+        "from builderd.adapters.engines.oci.runtime.joined import encode\n"
+        r"print(encode((1,), '/\xe4', [], ['\u2028', '\udcff'], []))"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**env, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == repr(encode((1,), "/\xe4", [], ["\u2028", "\udcff"], []))
+    assert "xe2\\x80\\xa8" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])

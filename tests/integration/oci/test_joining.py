@@ -221,6 +221,20 @@ async def test_a_command_of_a_killed_launcher_is_cut_off_and_the_next_one_works(
     assert (await execute(engine, spec.id, "ls -A /app", ENGINE_TIMEOUT, 100)).output == ""
 
 
+async def test_without_a_joining_program_that_works_commands_begin_by_the_runtime(
+    engine: OciEngine, spec: SandboxSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is gone since the service's start: nobody but the log hears of it."""
+    launcher = engine._here.launcher
+    launcher._end()  # the next one gets another program
+    launcher.joiner = tmp_path / "gone"
+    results = await asyncio.gather(*(execute(engine, spec.id, f"echo {one}", ENGINE_TIMEOUT, 100) for one in "ab"))
+    assert [(result.exit_code, result.output) for result in results] == [(0, "a\n"), (0, "b\n")]
+    assert launcher.joiner is None
+    assert caplog.text.count("until a restart") == 1
+    assert not can_join(engine._here.runs, record_of(engine, spec), ProcessSpec(("true",)))
+
+
 STRAYS = textwrap.dedent("""
     import os, time
     from builderd.adapters.engines.oci.runtime.join import reap_strays
@@ -228,13 +242,18 @@ STRAYS = textwrap.dedent("""
     for pid in (stray, known):
         while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.001)
-    reap_strays({known})
+    last = os.fork()
+    if last == 0:
+        time.sleep(1000)
+    print(reap_strays({known}), reap_strays({known, last}))
     print(os.path.exists(f"/proc/{stray}"), os.path.exists(f"/proc/{known}"))
     os.waitpid(known, 0)
-    reap_strays(set())
+    os.kill(last, 9)
+    os.waitid(os.P_PID, last, os.WEXITED | os.WNOWAIT)
+    print(reap_strays(set()), reap_strays(set()))
 """)
 
 
 def test_children_that_nobody_watches_are_reaped_and_no_others() -> None:
     done = subprocess.run([sys.executable, "-c", STRAYS], capture_output=True, text=True, check=True)
-    assert done.stdout == "False True\n"
+    assert done.stdout == "True False\nFalse True\nFalse False\n"

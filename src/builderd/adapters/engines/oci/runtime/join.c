@@ -53,7 +53,8 @@ struct prepared {
 
 /* The rest of the document. */
 static char *at, *end;
-static long report_to = REPORT;
+/* Nowhere until it is known. */
+static long report_to = -1;
 static char filter[MOST_RULES * RULE + 1];
 
 /* Make a system call; the result is a negative error number for a fault. */
@@ -254,6 +255,7 @@ static void open_groups(struct prepared *to) {
     if (group == -NO_ENTRY) give_up("ended");
     to->groups[to->group_count] = check(group, "open a control group");
   }
+  if (!to->group_count) check(-NOT_VALID, "read the document");
 }
 
 /* Signals that Python ignores get their default action again; the launcher has the defaults of all others. */
@@ -308,6 +310,11 @@ static void enter_groups(struct prepared *from) {
   }
 }
 
+/* No process without a capability of the host's reads this one's memory, files or program. */
+static void forbid_tracing(void) {
+  check(CALL(PRCTL, SET_DUMPABLE, 0, 0), "forbid tracing");
+}
+
 static void empty_bounding_set(void) {
   long capability, result;
   for (capability = 0; capability < 64; capability++) {
@@ -325,6 +332,8 @@ static void drop_rights(long user) {
   empty_bounding_set();
   check(CALL(SETRESGID, user, user, user), "become the group");
   check(CALL(SETRESUID, user, user, user), "become the user");
+  /* With another user the kernel has set it to fs.suid_dumpable. The capabilities kept the sandbox off meanwhile. */
+  forbid_tracing();
   check(CALL(CAPSET, &header, none, 0), "give up capabilities");
   check(CALL(PRCTL, AMBIENT, CLEAR_AMBIENT, 0), "give up ambient capabilities");
 }
@@ -345,8 +354,7 @@ static void become(struct prepared *from) {
 
 void begin(long *stack) {
   static struct prepared prepared;
-  /* No process without a capability of the host's reads this one's memory, files or program. */
-  check(CALL(PRCTL, SET_DUMPABLE, 0, 0), "forbid tracing");
+  forbid_tracing();
   if (stack[0] != 1 + GIVEN) leave(FAILED);
   take_descriptors((char **)stack + 2);
   prepare(&prepared);

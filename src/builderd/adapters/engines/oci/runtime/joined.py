@@ -43,10 +43,15 @@ def encode(
     texts = [*map(str, numbers), folder]
     for listed in (groups, argv, env):
         texts += (str(len(listed)), *listed)
-    document = b"\0".join(map(os.fsencode, texts))
+    document = b"\0".join(_encode(text) for text in texts)
     if document.count(b"\0") != len(texts) - 1:
         raise ValueError("embedded null byte")
     return document + b"\0"
+
+
+def _encode(text: str) -> bytes:
+    """Return its bytes, whatever the locale of the service."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _in_memory(document: bytes) -> int:

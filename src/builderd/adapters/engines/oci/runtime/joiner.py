@@ -1,4 +1,4 @@
-"""The program that joins sandboxes (``join.c``), compiled once a host for each version of its source."""
+"""The program that joins sandboxes (``join.c``), compiled once a host for each source, options and compiler."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import logging
 import os
 import platform
 import shutil
+import stat
+import struct
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
+from builderd.adapters.engines.oci.runtime.join import FAILED
 from builderd.adapters.engines.oci.storage.base import HOST_HOME
 from builderd.domain.preflight import SEARCH_PATH
 
@@ -22,6 +26,10 @@ MACHINE = "x86_64"
 COMPILER = "tcc"
 _OPTIONS = ("-nostdlib", "-static")
 _SECONDS = 60
+#: Programs of other versions, and what a killed service left, are removed when no service has begun with them so long.
+_KEPT_SECONDS = 30 * 86_400
+#: Of the header of a 64-bit ELF file: place of the section headers, their size and number. They are its end.
+_SECTIONS, _SECTION_SIZE, _HEADER_BYTES = 40, 58, 64
 
 
 def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
@@ -29,22 +37,63 @@ def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
 
     Without it commands begin by the runtime's own ``exec``.
     """
-    compiler = shutil.which(COMPILER, path=SEARCH_PATH)
-    program = home / "join" / hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     if platform.machine() != MACHINE:
         return None
-    if program.exists():
-        return program
+    compiler = shutil.which(COMPILER, path=SEARCH_PATH)
     if compiler is None:
         log.info("joining program not compiled, commands begin by the runtime's exec missing=%s", COMPILER)
         return None
-    program.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
-        _compile(compiler, program)
+        program = home / "join" / _name(compiler)
+        program.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not _is_good(program):
+            _compile(compiler, program)
+        os.utime(program)
+        _remove_old(program)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("joining program not compiled, commands begin by the runtime's exec error=%s", _words_of(error))
         return None
     return program
+
+
+def _name(compiler: str) -> str:
+    """Return a name that differs with all that the program is made of."""
+    parts = (SOURCE.read_bytes(), " ".join(_OPTIONS).encode(), _run(compiler, "-v").stdout.encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _is_good(program: Path) -> bool:
+    """Return True for a whole program that nobody but root could have written; log what is wrong with another file."""
+    try:
+        found = program.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        log.warning("joining program is not root's alone, compiled again file=%s", program)
+        return False
+    try:
+        _refuse_damaged(program)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("joining program damaged, compiled again error=%s", _words_of(error))
+        return False
+    return True
+
+
+def _refuse_damaged(program: Path) -> None:
+    """Raise ``OSError`` or ``SubprocessError`` unless it is whole, and ends as it does without its descriptors.
+
+    The compiler succeeds also on a full disk, where its output is cut.
+    """
+    content = program.read_bytes()
+    if len(content) < _HEADER_BYTES:
+        raise OSError(f"{program} has only {len(content)} bytes")
+    (sections,) = struct.unpack_from("<Q", content, _SECTIONS)
+    size, count = struct.unpack_from("<HH", content, _SECTION_SIZE)
+    if len(content) != sections + size * count:
+        raise OSError(f"{program} has {len(content)} bytes instead of {sections + size * count}")
+    status = _run(str(program), check=False).returncode
+    if status != FAILED:
+        raise OSError(f"{program} without descriptors ends with {status} instead of {FAILED}")
 
 
 def _compile(compiler: str, program: Path) -> None:
@@ -52,17 +101,35 @@ def _compile(compiler: str, program: Path) -> None:
     handle, unfinished = tempfile.mkstemp(dir=program.parent, prefix=".")
     os.close(handle)
     try:
-        command = [compiler, *_OPTIONS, "-o", unfinished, str(SOURCE)]
-        subprocess.run(
-            command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_SECONDS, env={}
-        )
+        _run(compiler, *_OPTIONS, "-o", unfinished, str(SOURCE))
         Path(unfinished).chmod(0o755)
+        _refuse_damaged(Path(unfinished))
         # A crash of the machine after the rename must not find an empty file under the final name.
         with Path(unfinished).open("rb") as file:
             os.fsync(file)
         os.replace(unfinished, program)  # noqa: PTH105
     finally:
         Path(unfinished).unlink(missing_ok=True)
+
+
+def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        check=check,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=_SECONDS,
+        env={},
+    )
+
+
+def _remove_old(program: Path) -> None:
+    before = time.time() - _KEPT_SECONDS
+    for entry in os.scandir(program.parent):
+        if entry.name != program.name and entry.stat(follow_symlinks=False).st_mtime < before:
+            Path(entry).unlink(missing_ok=True)
 
 
 def _words_of(error: Exception) -> str:

@@ -10,7 +10,8 @@ and answers one JSON request per packet (``requests.py``); of a damaged one it d
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
-``join``    start a program in a running sandbox (``join.c``). Answers when it has ended, with its exit status.
+``join``    start a program in a running sandbox (``join.c``). Answers when it has ended, with its exit status; or at
+            once with ``no_joiner``, why ``join.c`` cannot be executed.
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
@@ -36,7 +37,7 @@ from typing import Any
 
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
-from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, reap_strays, start_joining
+from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, NoJoiner, reap_strays, start_joining
 from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, open_pipes, user_namespace, write
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
@@ -92,7 +93,7 @@ class Server:
                 elif not self._receive():
                     return
             if self._strays and not self._joining:
-                reap_strays(self._children)
+                self._strays = reap_strays(self._children)
 
     def _receive(self) -> bool:
         try:
@@ -207,7 +208,11 @@ class Server:
 
     def _join(self, request: Message, descriptors: list[int]) -> None:
         told, tell = open_pipes(1)
-        pid = start_joining(self._joiner, descriptors, told, tell)
+        try:
+            pid = start_joining(self._joiner, descriptors, told, tell)
+        except NoJoiner as error:
+            self._answer(request["id"], no_joiner=str(error.strerror))
+            return
         os.close(tell)
         self._watch(pid, partial(self._joined, request, pid, told), told)
         self._named[request["name"]] = pid

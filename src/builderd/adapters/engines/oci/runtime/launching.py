@@ -53,11 +53,15 @@ class Program:
     name: str = ""
 
 
+class CannotJoin(EngineUnavailable):
+    """The joining program cannot be executed any more: commands begin by the runtime's own ``exec``."""
+
+
 class Launcher:
     """One launcher process, for one event loop."""
 
     def __init__(self) -> None:
-        #: Program by which ``join`` works; set before the first request. None: there is none on this machine.
+        #: Program by which ``join`` works; set before the first request. None: there is none, or none that works.
         self.joiner: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -107,9 +111,19 @@ class Launcher:
 
         ``descriptors``, which this call closes in any case: its three streams, the end of a pipe to which its report is
         written, and its document, as ``join.c`` reads them. ``name`` is for ``kill``.
+
+        Raises ``CannotJoin`` when nothing was started because ``joiner`` cannot be executed; it is None from then on.
         """
         answer = await self._ask({"op": "join", "name": name}, descriptors)
+        if "no_joiner" in answer:
+            self._give_up_joining(answer["no_joiner"])
+            raise CannotJoin("The command could not be started: try again.", retry_after=1)
         return int(answer["status"])
+
+    def _give_up_joining(self, error: str) -> None:
+        if self.joiner:
+            log.warning("commands begin by the runtime's exec until a restart joiner=%s error=%s", self.joiner, error)
+        self.joiner = None
 
     async def kill(self, name: str) -> None:
         """Kill the program that runs under this name, and what it started in its session. Idempotent."""

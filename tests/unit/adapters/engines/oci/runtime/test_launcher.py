@@ -145,9 +145,9 @@ def test_a_program_that_cannot_be_watched_fails_alone() -> None:
     assert (server._named, server._joining, server._strays) == ({}, 0, True)
 
 
-def _server() -> tuple[Server, socket.socket]:
+def _server(joiner: str = "") -> tuple[Server, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Server(theirs), ours
+    return Server(theirs, joiner), ours
 
 
 REQUESTS: list[dict[str, Any]] = [
@@ -213,6 +213,50 @@ def test_a_child_that_cannot_be_watched_is_killed_and_leaves_no_descriptor(
     assert open_descriptors() == before
     assert children[0].wait(30) == -signal.SIGKILL
     assert (server._named, server._children, server._joining, server._strays) == ({}, set(), 0, True)
+
+
+@pytest.mark.parametrize("kind", ["gone", "not executable", "no program"])
+def test_a_joining_program_that_cannot_be_executed_is_told_without_its_path(tmp_path: Path, kind: str) -> None:
+    joiner = tmp_path / "joiner"
+    if kind != "gone":
+        joiner.write_bytes(bytes(100))
+        joiner.chmod(0o755 if kind == "no program" else 0o644)
+    server, ours = _server(str(joiner))
+    before = open_descriptors()
+    server._handle({"id": 1, "op": "join", "name": "one"}, [])
+    answer = json.loads(ours.recv(4096))
+    assert (set(answer), answer["id"]) == ({"id", "no_joiner"}, 1)
+    assert str(tmp_path) not in answer["no_joiner"]
+    assert (open_descriptors(), server._named, server._joining) == (before, {}, 0)
+
+
+def test_a_machine_that_cannot_start_it_now_is_no_fault_of_the_joining_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, *_: object) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
+
+    server, _ours = _server("/var/lib/joiner")
+    monkeypatch.setattr(os, "posix_spawn", refuse)
+    with pytest.raises(OSError, match="Cannot allocate memory") as raised:
+        server._handle({"id": 1, "op": "join", "name": "one"}, [])
+    assert "/var/lib" not in launcher.describe(raised.value)
+
+
+def test_it_waits_for_strays_no_longer_than_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, ours = _server()
+    timeouts, select, left = [], server._selector.select, [True, False]
+
+    def noted(timeout: float | None) -> Any:
+        timeouts.append(timeout)
+        if timeout is None:
+            ours.close()
+        return select(timeout)
+
+    monkeypatch.setattr(launcher, "STRAYS_SECONDS", 0.01)
+    monkeypatch.setattr(launcher, "reap_strays", lambda _: left.pop(0))
+    monkeypatch.setattr(server._selector, "select", noted)
+    server._strays = True
+    server.serve()
+    assert timeouts == [0.01, 0.01, None]
 
 
 def test_a_program_that_ends_leaves_its_name_to_the_one_that_took_it() -> None:

@@ -143,7 +143,7 @@ def test_before_its_report_is_in_place_it_writes_to_no_other_descriptor(program:
 
 
 def test_tracing_is_forbidden_again_between_another_user_and_the_last_capability() -> None:
-    """With fs.suid_dumpable=1 the kernel allows it when the user changes; to set that here would change the machine."""
+    """The kernel allows it with another user where fs.suid_dumpable is 1; to set that here would change the machine."""
     body = joiner.SOURCE.read_text().partition("static void drop_rights")[2].partition("\n}\n")[0]
     calls = ("SETRESGID", "SETRESUID", "forbid_tracing()", "CAPSET")
     assert [body.count(call) for call in calls] == [1] * 4
@@ -158,7 +158,7 @@ def test_it_is_compiled_once_and_kept(program: Path) -> None:
 
 
 def test_a_program_cut_anywhere_is_compiled_again(program: Path, tmp_path: Path) -> None:
-    """As by a disk that was full; also within what its end without descriptors does not need."""
+    """A full disk does so; also within what its end without descriptors does not need."""
     whole = program.read_bytes()
     home = tmp_path / "host"
     made = ensure_joiner(home)
@@ -226,7 +226,7 @@ def test_another_compiler_or_other_options_make_another_program(
         other.unlink()
 
 
-def test_what_no_service_began_with_for_a_month_is_removed(tmp_path: Path) -> None:
+def test_programs_that_no_service_began_with_for_a_month_are_removed(tmp_path: Path) -> None:
     made = ensure_joiner(tmp_path)
     assert made is not None
     kept, old, left = (made.parent / name for name in ("kept", "old", ".left"))

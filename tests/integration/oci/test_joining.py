@@ -224,7 +224,7 @@ async def test_a_command_of_a_killed_launcher_is_cut_off_and_the_next_one_works(
 async def test_without_a_joining_program_that_works_commands_begin_by_the_runtime(
     engine: OciEngine, spec: SandboxSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is gone since the service's start: nobody but the log hears of it."""
+    """The program is gone since the service's start: nobody but the log hears of it."""
     launcher = engine._here.launcher
     launcher._end()  # the next one gets another program
     launcher.joiner = tmp_path / "gone"

@@ -13,7 +13,7 @@ from tests.service import MINIMAL, Service
 from tests.statements import statements
 
 from builderd.adapters.fakes.processes import Answer
-from builderd.api.server import hot_commands
+from builderd.api.server import auth, hot_commands
 from builderd.api.server.bodies import TINY_BYTES
 from builderd.domain.ids import new_id, secret_hash
 from builderd.domain.tokens import Scope
@@ -117,13 +117,13 @@ async def test_a_revoked_token_begins_nothing(service: Service, path: str) -> No
 
 
 async def test_a_builder_that_was_stopped_while_the_tokens_use_was_recorded_runs_nothing(
-    service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+    service: Service, path: str, seen: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That write may wait for others: the row that was read before is not used."""
+    """The write may wait for others: the row that was read before is not used."""
     client, unused = service.client(service.write), await service.token("acme", Scope.WRITE)
     monkeypatch.setattr(activity, "NOTICED", timedelta(hours=1))
     assert (await client.post(path, json=COMMAND)).status_code == 200
-    accept = hot_commands.accept
+    accept = auth.accept
 
     async def accept_slowly(request: Any, token: Any, now: Any) -> Any:
         identity = await accept(request, token, now)
@@ -134,6 +134,7 @@ async def test_a_builder_that_was_stopped_while_the_tokens_use_was_recorded_runs
     response = await service.client(unused).post(path, json=COMMAND)
     assert response.status_code == 409
     assert "start it first" in response.text
+    assert seen == [True], "the call itself has looked for the builder"
     token = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(unused)))
     assert token is not None
     assert token.last_used_at is not None

@@ -216,7 +216,7 @@ def test_a_child_that_cannot_be_watched_is_killed_and_leaves_no_descriptor(
 
 
 @pytest.mark.parametrize("kind", ["gone", "not executable", "no program"])
-def test_a_joining_program_that_cannot_be_executed_is_told_without_its_path(tmp_path: Path, kind: str) -> None:
+def test_an_answer_about_a_broken_joining_program_has_no_path(tmp_path: Path, kind: str) -> None:
     joiner = tmp_path / "joiner"
     if kind != "gone":
         joiner.write_bytes(bytes(100))

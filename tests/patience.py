@@ -1,7 +1,8 @@
 """One limit against hanging for all tests that wait for a state: it follows from the speed of the machine.
 
-A machine that is emulated runs everything about ten times slower, and nothing on it hangs. The speed is measured in CPU
-time, so work beside the tests changes no limit, and on an ordinary machine each is what it says.
+A machine that is emulated runs everything ten times slower or more, and nothing on it hangs. The speed is measured in
+CPU time, so work beside the tests changes no limit, and on an ordinary machine each is what it says. On an emulated
+one, what its host gives to others counts as CPU time too: its limits are longer while that host is busy.
 """
 
 from __future__ import annotations

@@ -64,6 +64,9 @@ async def test_df_inside_shows_the_limits_of_the_disk_and_its_use(
             assert int(store) > 1024
             assert own == ["1024 /app", "1024 /home/app", "256 /"]
             assert app.split()[1:2] == ["1.0G"]
+            listed = await run(engine, spec.id, "df")
+            assert "/app" in listed
+            assert "/proc" not in listed, "files of its own in /proc tell the host's disk"
             await run(engine, spec.id, "head -c 100000000 /dev/zero > /app/big; sync")
             async with asyncio.timeout(ENGINE_TIMEOUT):
                 while not 95 <= int(await run(engine, spec.id, "df -m /app | awk 'NR > 1 {print $3}'")) <= 105:

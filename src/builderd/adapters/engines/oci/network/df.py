@@ -42,7 +42,8 @@ def main(words: Sequence[str]) -> int:
         os.execv(GNU, ["df", *words])  # noqa: S606 -- the program itself, without a shell
     rows, options = split
     done = subprocess.run([GNU, f"--output={FIELDS}", "-B1", *rows], stdout=subprocess.PIPE, text=True, check=False)
-    table = make_table(done.stdout, limits, options)
+    everything = {"-a", "--all"}.intersection(rows) or any(not word.startswith("-") for word in rows)
+    table = make_table(done.stdout if everything else without_single_files(done.stdout), limits, options)
     sys.stdout.write("".join(f"{line}\n" for line in table))
     return done.returncode
 
@@ -80,6 +81,12 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]] | None:
         else:
             rows.append(word)
     return rows, options
+
+
+def without_single_files(output: str) -> str:
+    """Leave out what is mounted over a file, such as ``/proc/stat``: those rows tell the host's disks."""
+    head, *rows = output.splitlines() or [""]
+    return "\n".join([head, *(row for row in rows if Path(row.split(maxsplit=4)[4]).is_dir())])
 
 
 def make_table(output: str, limits: Mapping[str, tuple[int, int]], options: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.oci.network import df
-from builderd.adapters.engines.oci.network.df import make_table, read_limits, split_words
+from builderd.adapters.engines.oci.network.df import make_table, read_limits, split_words, without_single_files
 from builderd.adapters.engines.oci.runtime.proc_files import make_disk
 from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
 
@@ -93,3 +93,11 @@ def test_gnu_df_runs_in_place_of_it_where_nothing_is_known() -> None:
 def test_other_use_of_the_disk_than_its_limit_leaves_nothing_free() -> None:
     (row,) = make_table("head\n/dev/loop1 btrfs 9 9 /app\n", {"/app": (10, 12)}, ["-B1"])[1:]
     assert row.split() == ["/dev/loop1", "10", "12", "0", "100%", "/app"]
+
+
+def test_files_that_are_mounted_alone_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    file.touch()
+    head, folder = "Filesystem Type 1B-blocks Used Mounted on", f"overlay overlay 1 1 {tmp_path}"
+    assert without_single_files(f"{head}\n/dev/vda ext4 9 9 {file}\n{folder}\n") == f"{head}\n{folder}"
+    assert without_single_files("") == ""

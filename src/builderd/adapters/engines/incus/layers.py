@@ -101,7 +101,7 @@ class Layers:
         now = time.time()
         self._used[key] = now
         if now - float(own_of(found).get("used", 0)) > _USED_SECONDS:
-            await self._volumes.change(found["name"], found.get("location") or "", {"used": f"{now:.0f}"})
+            await self._volumes.change(found["name"], found.get("location") or "", {"used": _second(now)})
 
     async def volume(self, key: str, member: str) -> tuple[str, bool]:
         """Return the layer's volume on this member, copied there if need be; and True if it has Node packages."""
@@ -243,7 +243,7 @@ class Layers:
             return _outcome(BuildExit(1), transcript, begun)
         if plan.limit_bytes is not None and answer["bytes"] > plan.limit_bytes:
             raise _over_limit(plan, answer["bytes"])
-        own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": f"{time.time():.0f}"}
+        own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": _second(time.time())}
         await self._helper(member).detach(new)
         await self._volumes.change(new, member, own)
         await self._volumes.rename(new, _name(plan.key), member)
@@ -322,6 +322,11 @@ class Layers:
 
 def _name(key: str) -> str:
     return f"layer-{key[:_NAME_LENGTH]}"
+
+
+def _second(now: float) -> str:
+    """Return the time in whole seconds, rounded down: a use must not lie in the future."""
+    return str(int(now))
 
 
 def _is_layer(volume: Json) -> bool:

@@ -70,7 +70,9 @@ while len(report) < 20 and time.monotonic() < until:
         try:
             stop(pid)
             last = pid
-            if b"builderd" in read(f"/proc/{pid}/cmdline"):
+            line = read(f"/proc/{pid}/cmdline")
+            # On Incus perl runs ``begin`` with the app's own confinement, out of the guest's own files.
+            if b"builderd" in line and not line.startswith(b"/usr/bin/perl"):
                 report.append(list(succeeded(pid)))
         except OSError:
             continue

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from builderd.client.retries import Retry
 
 
+#: Least columns in which a text is wrapped: in fewer, it is left to the terminal.
+LEAST_COLUMNS = 20
 #: Shorter waits before a call is sent again are not told of.
 WAIT_TOLD_SECONDS = 2.0
 
@@ -173,7 +177,12 @@ class Session:
         elif not found:
             self.say(empty)
         else:
-            click.echo("\n".join(aligned(found, columns)))
+            click.echo("\n".join(aligned(found, columns, self.width)))
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that standard output is; None for a file or a pipe, which get whole lines."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
     def say(self, text: str = "") -> None:
         """Tell of progress on standard error; not with ``--json``."""
@@ -230,12 +239,24 @@ def plain(value: Any) -> Any:
     return value
 
 
-def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]]) -> list[str]:
-    """Return a table's lines; the last column is not padded."""
+def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]], width: int | None = None) -> list[str]:
+    """Return a table's lines; the last column is not padded, and wrapped at spaces to fit into ``width``."""
     cells = [list(columns), *([_cell(read(row)) for read in columns.values()] for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for *row, last in cells:
+        begin = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=True))
+        pieces = _wrapped(last, None if width is None else width - indent)
+        lines += [f"{begin}{pieces[0]}".rstrip(), *(f"{'':<{indent}}{piece}" for piece in pieces[1:])]
     return [click.style(lines[0], bold=True), *lines[1:]]
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """Return the lines of a text; a longer word, such as a URL, stays whole."""
+    if width is None or width < LEAST_COLUMNS or len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _cell(value: Any) -> str:

@@ -166,10 +166,10 @@ def events(session: Session, name: str | None, types: Sequence[str], most: int, 
 def metrics(session: Session, name: str | None, hours: int, step: str) -> None:
     """Show the use of a builder: now, and over the last hours."""
     found = session.builder(name).metrics(hours=hours, step=step)
-    session.result(found, "\n".join(_metrics(found)))
+    session.result(found, "\n".join(_metrics(found, session.width)))
 
 
-def _metrics(found: Metrics) -> list[str]:
+def _metrics(found: Metrics, width: int | None) -> list[str]:
     lines = []
     if found.now is not None:
         now = found.now
@@ -189,12 +189,16 @@ def _metrics(found: Metrics) -> list[str]:
     for label, values in rows.items():
         if values:
             most = size(max(values)) if label == "memory" else f"{max(values):g}"
-            lines.append(f"{label:<9} {sparkline(values)}  at most {most}")
+            end = f"  at most {most}"
+            lines.append(f"{label:<9} {sparkline(values, width and width - 10 - len(end))}{end}")
     return lines or ["Nothing was measured yet."]
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Return a line of bars, one a value."""
+def sparkline(values: Sequence[float], width: int | None = None) -> str:
+    """Return a line of bars: one a value, or at most ``width``, each for the highest of equally many values."""
+    if width is not None and len(values) > width:
+        step = -(-len(values) // max(1, width))
+        values = [max(values[at : at + step]) for at in range(0, len(values), step)]
     most = max(values, default=0)
     if most <= 0:
         return BARS[0] * len(values)

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from tests.threaded_service import Running
 
 from builderd import __version__
-from builderd.cli.apps.session import Session
+from builderd.cli.apps.session import Session, aligned
+from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import builderd
 from builderd.client.errors import NoCapacity, Unavailable
 from builderd.domain.quotas import Capacity
@@ -325,3 +326,37 @@ def test_no_color_is_respected(running: Running, home: Path, monkeypatch: pytest
     assert colours("ps")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not colours("ps")
+
+
+def table(width: int | None, *rows: tuple[str, str]) -> list[str]:
+    return aligned(rows, {"NAME": lambda row: row[0], "TEXT": lambda row: row[1]}, width)[1:]
+
+
+def test_a_table_fits_into_the_terminal() -> None:
+    text = "the module is missing: add it to requirements.txt"
+    assert table(40, ("my-app", text), ("b", "short")) == [
+        "my-app  the module is missing: add it to",
+        "        requirements.txt",
+        "b       short",
+    ]
+    assert table(None, ("my-app", text)) == [f"my-app  {text}"]
+    # Too few columns for words; and what nobody could copy in parts.
+    assert table(20, ("my-app", text)) == [f"my-app  {text}"]
+    url = f"http://{'a' * 60}.localhost:8081/"
+    assert table(40, ("my-app", url), ("b", " " * 90)) == [f"my-app  {url}", "b"]
+
+
+def test_the_width_is_the_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert Session().width is None
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert Session().width == 50
+
+
+def test_a_sparkline_fits_into_the_terminal_and_keeps_the_peak() -> None:
+    values = [0.0] * 95 + [8.0]
+    assert sparkline(values) == "▁" * 95 + "█"
+    assert sparkline(values, 40) == "▁" * 31 + "█"
+    assert sparkline(values, 0) == "█"
+    assert sparkline([1.0, 8.0], 40) == "▂█"

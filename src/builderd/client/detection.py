@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from builderd.client.folders import Folder
 #: The usual names of a Python app's first file, the likeliest first.
 PYTHON_NAMES = ("main.py", "app.py", "server.py", "wsgi.py", "asgi.py", "run.py", "streamlit_app.py", "index.py")
 MOST_BYTES = 200_000
+#: Scripts of pyproject.toml that start an app, of several; of one alone, any name does.
+SCRIPTS = ("start", "serve", "server", "web", "main")
+#: What a script of pyproject.toml names: a function of a module.
+OBJECT = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*:\s*([A-Za-z_]\w*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,9 @@ def _starts(code: _Code) -> Iterator[Start]:
     yield from _django(code)
     yield from _python_framework(code)
     yield from _node(code)
-    yield from _plain_python(code)
+    yield from _usual_python(code)
+    yield from _python_script(code)
+    yield from _only_python(code)
     if "index.html" in code.paths:
         yield Start("python3 -m http.server $PORT", "index.html: a static site")
 
@@ -131,9 +138,33 @@ def _node(code: _Code) -> Iterator[Start]:
         yield Start("node server.js", "package.json and server.js: a Node app")
 
 
-def _plain_python(code: _Code) -> Iterator[Start]:
+def _usual_python(code: _Code) -> Iterator[Start]:
     found = code.python()
     if found and found[0] in PYTHON_NAMES:
         yield Start(f"python3 {found[0]}", f"{found[0]}: a Python program")
-    elif len(found) == 1:
+
+
+def _python_script(code: _Code) -> Iterator[Start]:
+    """Yield the script of ``[project.scripts]``. The code is not installed, so its function is called."""
+    try:
+        project = tomllib.loads(code.text("pyproject.toml")).get("project")
+    except (ValueError, RecursionError):
+        return
+    scripts = project.get("scripts") if isinstance(project, dict) else None
+    if not isinstance(scripts, dict):
+        return
+    name = next(iter(scripts)) if len(scripts) == 1 else next((one for one in SCRIPTS if one in scripts), None)
+    named = OBJECT.fullmatch(str(scripts.get(name)))
+    if named is None:
+        return
+    module = named[1].replace(".", "/")
+    for folder, variables in (("", ""), ("src/", "PYTHONPATH=src ")):
+        if {f"{folder}{module}.py", f"{folder}{module}/__init__.py"} & code.paths:
+            call = f"import sys; from {named[1]} import {named[2]}; sys.exit({named[2]}())"
+            yield Start(f"{variables}python3 -c '{call}'", f"pyproject.toml has the script `{name}`")
+
+
+def _only_python(code: _Code) -> Iterator[Start]:
+    found = code.python()
+    if len(found) == 1:
         yield Start(f"python3 {found[0]}", f"{found[0]}: the only Python program")

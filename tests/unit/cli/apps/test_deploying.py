@@ -236,6 +236,7 @@ def test_an_interrupted_deployment_goes_on_and_is_resumed(
 
 
 FLASK = "from flask import Flask\napp = Flask(__name__)\n"
+FLASK_START = "python3 -m flask --app shop:app run --host 0.0.0.0 --port $PORT"
 CASES: list[tuple[dict[str, str], str | None, str]] = [
     ({"Procfile": "web: gunicorn x\n", "main.py": FLASK}, "gunicorn x", "Procfile"),
     ({"app.py": FLASK}, "python3 -m flask --app app:app run --host 0.0.0.0 --port $PORT", "Flask"),
@@ -259,6 +260,27 @@ CASES: list[tuple[dict[str, str], str | None, str]] = [
     ({"package.json": '{"main": "x.js"}', "x.js": ""}, "node x.js", "main file"),
     ({"package.json": "[]", "index.html": ""}, "python3 -m http.server $PORT", "static"),
     ({"package.json": "{", "tool.py": ""}, "python3 tool.py", "only Python"),
+    (
+        {"pyproject.toml": '[project.scripts]\nsite = "shop.web:main"\n', "shop/web.py": "", "setup.py": ""},
+        "python3 -c 'import sys; from shop.web import main; sys.exit(main())'",
+        "script `site`",
+    ),
+    (
+        {
+            "pyproject.toml": '[project.scripts]\nimport = "shop.load:main"\nserve = "shop:run"\n',
+            "src/shop/__init__.py": "",
+        },
+        "PYTHONPATH=src python3 -c 'import sys; from shop import run; sys.exit(run())'",
+        "script `serve`",
+    ),
+    ({"pyproject.toml": '[project.scripts]\na = "shop:run"\n', "shop.py": FLASK}, FLASK_START, "Flask"),
+    ({"pyproject.toml": '[project.scripts]\na = "shop:run"\n', "main.py": "", "shop.py": ""}, "python3 main.py", ""),
+    # Scripts of which none is known to start an app, and what is none that could be called.
+    ({"pyproject.toml": '[project.scripts]\na = "shop:a"\nb = "shop:b"\n', "shop/__init__.py": ""}, None, ""),
+    ({"pyproject.toml": '[project.scripts]\na = "other:run"\n', "shop/__init__.py": ""}, None, ""),
+    ({"pyproject.toml": "[project.scripts]\na = \"shop:run'; id; '\"\n", "shop/__init__.py": ""}, None, ""),
+    ({"pyproject.toml": "[project]\nscripts = 1\n", "shop/__init__.py": ""}, None, ""),
+    ({"pyproject.toml": "project = [", "shop/__init__.py": ""}, None, ""),
     ({"a.py": "", "b.py": ""}, None, ""),
     ({"notes.txt": ""}, None, ""),
 ]
@@ -269,7 +291,7 @@ def test_the_start_of_usual_folders_is_found(
     tmp_path: Path, files: dict[str, str], command: str | None, reason: str
 ) -> None:
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     found = detect(read_folder(tmp_path))
     assert (found.command if found else None) == command

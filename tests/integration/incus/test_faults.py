@@ -88,9 +88,11 @@ async def test_start_that_fails_leaves_neither_instance_nor_address(
     engine: IncusEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = await make_spec(engine, apps.SILENT)
+    before = engine._here.instances.index.addresses()
     monkeypatch.setattr(engine._here.instances, "image", "no-such-image")
     with pytest.raises(Exception, match="Image not provided"):
         await engine.start(spec)
+    assert engine._here.instances.index.addresses() == before
     assert engine._here.instances._taken == set()
     assert (await engine.report(spec.id)).state is SandboxState.ABSENT
 

@@ -74,8 +74,8 @@ class Disks:
         if not self.written_off:
             return
         places: dict[str, set[str]] = {}
-        for volume in await self._volumes.all():
-            places.setdefault(volume["name"], set()).add(volume["location"])
+        for name, member in await self._volumes.placed():
+            places.setdefault(name, set()).add(member)
         lost = {name for name, members in places.items() if members <= set(away)}
         self.written_off = {disk for disk in self.written_off if volume_of(disk) in lost}
 
@@ -88,12 +88,8 @@ class Disks:
 
     async def members(self) -> Mapping[DiskId, str]:
         """Return the member of each disk of a cluster."""
-        found = await self._volumes.all()
-        return {
-            DiskId(one["name"].removeprefix(_PREFIX)): one["location"]
-            for one in found
-            if one["name"].startswith(_PREFIX)
-        }
+        found = await self._volumes.placed()
+        return {DiskId(name.removeprefix(_PREFIX)): member for name, member in found if name.startswith(_PREFIX)}
 
     async def member(self, disk: DiskId) -> str:
         """Return the member that the disk lies on; "" without a cluster. Raises ``NotFound``."""

@@ -13,6 +13,7 @@ from typing import Any
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
 from builderd.adapters.engines.incus.instance import OWN, Instance, document
+from builderd.adapters.engines.incus.instance_index import InstanceIndex
 from builderd.adapters.engines.incus.network import addresses, gateway
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.volumes import own_of
@@ -44,8 +45,8 @@ class Instances:
         self.image, self._image_bytes = image
         self._away = away
         self.pool = options.pool
-        #: Held while an address is chosen and its instance is made.
-        self._choosing = asyncio.Lock()
+        self.index = InstanceIndex(self.all)
+        #: Addresses of instances that are being made.
         self._taken: set[str] = set()
 
     def is_away(self, found: Json) -> bool:
@@ -69,6 +70,8 @@ class Instances:
 
     async def all(self) -> Sequence[Json]:
         found: Sequence[Json] = await self._client.get("/instances", recursion="1")
+        for one in found:
+            self.index.note(one)
         return found
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
@@ -94,23 +97,29 @@ class Instances:
                 refused.add(address)
                 continue
             finally:
-                # An instance that was made has it as its key ``ip``.
                 self._taken.discard(address)
+            self.index.note({"name": placed.name, "location": member, "config": {f"{OWN}ip": address}})
             return address
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
 
     async def _choose(self, refused: Collection[str], *, egress: bool) -> str:
-        async with self._choosing:
-            used = {own_of(found).get("ip") for found in await self.all()} | self._taken | set(refused)
-            network = addresses(self._options.subnet, egress=egress)
-            first, count = int(network[0]), network.num_addresses
-            for _ in range(1000):
-                number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
-                address = str(IPv4Address(first + number))
-                if address not in used:
-                    self._taken.add(address)
-                    return address
+        await self.index.load()
+        used = {*self.index.addresses(), *self._taken, *refused}
+        network = addresses(self._options.subnet, egress=egress)
+        first, count = int(network[0]), network.num_addresses
+        for _ in range(1000):
+            number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
+            address = str(IPv4Address(first + number))
+            if address not in used:
+                self._taken.add(address)
+                return address
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
+
+    async def kept(self, builder: str) -> Sequence[str]:
+        """Return the instances that are kept for a builder's logs, the oldest first, of members that answer."""
+        await self.index.load()
+        away = self._away()
+        return [name for name, member in self.index.kept(builder) if member not in away]
 
     async def mark(self, name: str, own: Mapping[str, str]) -> None:
         """Set keys of the service's own on an instance."""
@@ -131,6 +140,7 @@ class Instances:
         await self.kill(name)
         with suppress(IncusNotFound):
             await self._patient("DELETE", f"/instances/{name}")
+        self.index.forget(name)
 
     async def strip(self, found: Json, own: Mapping[str, str]) -> None:
         """Take all volumes from a stopped instance, and set keys of the service's own."""
@@ -141,6 +151,7 @@ class Instances:
             "devices": {name: device for name, device in found["devices"].items() if name == "root"},
         }
         await self._patient("PUT", f"/instances/{found['name']}", body)
+        self.index.note({**found, "config": config})
 
     async def _enlarge(self, path: str) -> None:
         """Give a full instance's root some more room, a limited number of times. Raises ``NoCapacity``."""

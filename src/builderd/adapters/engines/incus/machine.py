@@ -209,8 +209,8 @@ def make_machine(
         async with placing:
             if not cluster.clustered:
                 return ""
-            found = await volumes.all()
-            return await cluster.place([one["location"] for one in found if one["name"].startswith("disk-")])
+            found = await volumes.placed()
+            return await cluster.place([member for name, member in found if name.startswith("disk-")])
 
     runner = Runner(client, instances)
     disks = Disks(volumes, helper, place)

@@ -170,11 +170,8 @@ class Sandboxes:
 
     async def _prune(self, builder: BuilderId) -> None:
         """Remove the oldest instances that are kept for their logs."""
-        kept = [
-            found for found in await self._instances.all() if own_of(found).get("removed") and _is_of(found, builder)
-        ]
-        for one in sorted(kept, key=lambda one: str(one["created_at"]))[:-KEPT_LOGS]:
-            await self._instances.delete(one["name"])
+        for name in (await self._instances.kept(builder))[:-KEPT_LOGS]:
+            await self._instances.delete(name)
 
     async def refuse_while_used(self, disk: DiskId) -> None:
         """Raise ``InvalidState`` while a sandbox runs on the disk, ``NotFound`` without the disk."""
@@ -349,14 +346,9 @@ class Sandboxes:
                     await self._instances.strip(found, {})
 
     async def delete_logs(self, builder: BuilderId) -> None:
-        for found in await self._instances.all():
-            if own_of(found).get("removed") and _is_of(found, builder):
-                await self._instances.delete(found["name"])
+        for name in await self._instances.kept(builder):
+            await self._instances.delete(name)
 
 
 def _runs(found: Json) -> bool:
     return state_of(found) in (SandboxState.RUNNING, SandboxState.FROZEN)
-
-
-def _is_of(found: Json, builder: BuilderId) -> bool:
-    return own_of(found).get("builder") == builder

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from urllib.parse import parse_qs, unquote
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, member_away
@@ -46,8 +47,11 @@ class Volumes:
 
     async def places(self, name: str) -> Sequence[str]:
         """Return the members that have a volume of this name, also those that are away."""
-        found = await self._client.get(self._path, recursion="1", filter=f"name eq {name}")
-        return [volume["location"] for volume in found if volume["name"] == name]
+        return [member for found, member in await self.placed() if found == name]
+
+    async def placed(self) -> Sequence[tuple[str, str]]:
+        """Return name and member of all volumes. For more of them Incus looks through all instances for each."""
+        return [_place_of(url) for url in await self._client.get(self._path)]
 
     async def all(self) -> Sequence[Json]:
         found: Sequence[Json] = await self._client.get(self._path, recursion="1")
@@ -137,6 +141,12 @@ class Volumes:
                 await asyncio.sleep(_BUSY_SECONDS)
             else:
                 return
+
+
+def _place_of(url: str) -> tuple[str, str]:
+    """Return name and member of the volume at this URL; a server without a cluster names no member."""
+    path, _, query = url.partition("?")
+    return unquote(path.rpartition("/volumes/custom/")[2]), parse_qs(query).get("target", [""])[0]
 
 
 def own_of(found: Json) -> dict[str, str]:

@@ -72,6 +72,8 @@ class ScriptedIncus:
         if kind == "projects":
             return {"description": "", "config": dict(self.project_config)}
         stored = self.instances if kind == "instances" else self.volumes
+        if not name and kind == "volumes" and not query.get("recursion"):
+            return [f"/1.0{path}/{one['name']}?project=builderd&target={one['location']}" for one in stored.values()]
         if not name:
             return deepcopy(list(stored.values()))
         if name not in stored:

@@ -35,6 +35,9 @@ class ScriptedVolumes:
     async def all(self) -> Sequence[dict[str, Any]]:
         return [self._volume(name) for name in self.members]
 
+    async def placed(self) -> Sequence[tuple[str, str]]:
+        return list(self.members.items())
+
     def _volume(self, name: str) -> dict[str, Any]:
         return {"name": name, "location": self.members[name], "config": {"user.builderd.size": "1"}}
 

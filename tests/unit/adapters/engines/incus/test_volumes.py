@@ -17,9 +17,9 @@ class ScriptedClient:
         self.stored = stored
 
     async def get(self, path: str, **query: str) -> Any:
-        if query.get("recursion"):
-            name = query["filter"].removeprefix("name eq ")
-            return [{"name": one, "location": member} for one, member in self.stored if one == name]
+        assert not query.get("recursion"), "Incus looks through all instances for each volume"
+        if path.endswith("/custom"):
+            return [f"/1.0{path}/{name}?project=builderd&target={member}" for name, member in self.stored]
         assert query["target"] != "node2"
         return {"name": path.rpartition("/")[2], "location": query["target"]}
 
@@ -41,3 +41,17 @@ async def test_volume_of_several_members_is_taken_from_one_that_answers() -> Non
     assert found
     assert found["location"] == "node3"
     assert await volumes(("layer-1", "node2"), ("layer-1", "node3")).places("layer-1") == ["node2", "node3"]
+
+
+async def test_places_are_read_from_addresses_also_without_a_cluster() -> None:
+    assert await volumes(("disk-1", "node1"), ("disk%2d2", "node 3")).placed() == [
+        ("disk-1", "node1"),
+        ("disk-2", "node 3"),
+    ]
+    found = Volumes(Alone(), "default", frozenset)  # type: ignore[arg-type]
+    assert await found.placed() == [("disk-1", "")]
+
+
+class Alone:
+    async def get(self, path: str, **query: str) -> Any:
+        return [f"/1.0{path}/disk-1?project=builderd"]

@@ -1,0 +1,137 @@
+"""Addresses and kept instances are known without Incus's list, which grows with all apps."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus import routes
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
+from builderd.adapters.engines.incus.instance import Instance
+from builderd.domain.ids import BuilderId
+from builderd.domain.resources import GB
+
+BUILDER = BuilderId("b")
+
+
+class CountingIncus(ScriptedIncus):
+    """Counts the lists of all instances; ``asked`` are the addresses that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists = 0
+        self.asked: list[str] = []
+
+    async def get(self, path: str, **query: str) -> Any:
+        self.lists += path == "/instances"
+        return await super().get(path, **query)
+
+    async def call(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        if (method, path) == ("POST", "/instances"):
+            self.asked.append(body["config"]["user.builderd.ip"])
+        return await super().call(method, path, body, **query)
+
+
+@pytest.fixture(autouse=True)
+def ip(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: str) -> str:
+        return ""
+
+    monkeypatch.setattr(routes, "_ip", nothing)
+
+
+@pytest.fixture
+def incus() -> CountingIncus:
+    return CountingIncus()
+
+
+def instance(name: str) -> Instance:
+    return Instance(name, ("base", 1), "default", 1, GB, 100, GB)
+
+
+def numbers(monkeypatch: pytest.MonkeyPatch, *wanted: int) -> None:
+    """Have addresses tried in this order."""
+    left = iter(wanted)
+    monkeypatch.setattr("random.randrange", lambda *_: next(left))
+
+
+async def test_list_is_read_once_for_many_starts_and_deletions(incus: CountingIncus) -> None:
+    instances = machine_on(incus).instances
+    for count in range(5):
+        await instances.create(instance(f"s-{count}"), "node2", egress=True)
+        assert await instances.kept(BUILDER) == []
+        await instances.delete(f"s-{count}")
+    assert incus.lists == 1
+
+
+async def test_address_is_free_again_only_once_its_instance_has_lost_it(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incus.has_instance("s-0", builder=BUILDER)
+    instances = machine_on(incus).instances
+    numbers(monkeypatch, 20, 20, 21, 20, 21, 22, 20)
+    first = await instances.create(instance("s-1"), "node2", egress=True)
+    assert await instances.create(instance("s-2"), "node2", egress=True) != first
+    # Ended, and kept for its log.
+    await instances.strip(incus.instances["s-1"], {"removed": "1", "ip": ""})
+    assert await instances.create(instance("s-3"), "node2", egress=True) == first
+    await instances.create(instance("s-4"), "node2", egress=True)
+    await instances.delete("s-3")
+    assert await instances.create(instance("s-5"), "node2", egress=True) == first
+
+
+async def test_addresses_of_instances_that_are_made_at_once_differ(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instances = machine_on(incus).instances
+    numbers(monkeypatch, 20, 20, 21)
+    made = await asyncio.gather(*(instances.create(instance(f"s-{n}"), "node2", egress=True) for n in range(2)))
+    assert len(set(made)) == 2
+
+
+async def test_address_of_a_member_that_is_away_stays_taken(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instances = machine_on(incus).instances
+    numbers(monkeypatch, 20, 20, 21)
+    first = await instances.create(instance("s-1"), "node2", egress=True)
+    # Incus's list has its name alone.
+    incus.has_instance("s-1", status="Error")
+    await instances.all()
+    assert await instances.create(instance("s-2"), "node3", egress=True) != first
+
+
+async def test_address_of_a_failed_start_is_free_and_that_of_an_earlier_one_stays(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instances = machine_on(incus).instances
+    numbers(monkeypatch, 20, 21, 22, 20, 21)
+    await instances.create(instance("s-1"), "node2", egress=True)
+    errors: list[IncusError] = [IncusError(400, "IP address in use"), IncusConflict(409, "already exists")]
+
+    async def fail(*_: str) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    incus.before = fail
+    with pytest.raises(IncusConflict):
+        await instances.create(instance("s-1"), "node2", egress=True)
+    first, second, third = incus.asked
+    assert instances.index.addresses() == {first}
+    assert await instances.create(instance("s-2"), "node2", egress=True) == second != third
+
+
+async def test_kept_instances_are_those_of_the_builder_on_members_that_answer(incus: CountingIncus) -> None:
+    machine = machine_on(incus)
+    for name, builder, made in (("s-2", "b", "2"), ("s-1", "b", "1"), ("s-3", "c", "3"), ("s-4", "b", "4")):
+        incus.has_instance(name, "node3" if name == "s-4" else "node2", "Stopped", builder=builder, removed="1")
+        incus.instances[name]["created_at"] = made
+    incus.has_instance("s-5", builder="b")
+    machine.members._away = {"node3": 0.0}
+    assert await machine.instances.kept(BUILDER) == ["s-1", "s-2"]
+    await machine.sandboxes.delete_logs(BUILDER)
+    assert set(incus.instances) == {"s-3", "s-4", "s-5"}
+    assert await machine.instances.kept(BUILDER) == []

@@ -24,12 +24,12 @@ from tests.engines import (
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
-from builderd.domain.ids import DiskId, TenantId, new_id, new_sandbox_id
+from builderd.domain.ids import DiskId, SandboxId, TenantId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.logs import LogLine, LogMatch, LogPage
 from builderd.domain.processes import ProcessSpec, Window, shell
 from builderd.domain.resources import GB
-from builderd.domain.sandboxes import IPV6_ONLY, EndCause, SandboxState
+from builderd.domain.sandboxes import IPV6_ONLY, EndCause, SandboxState, SandboxUsage
 from builderd.ports.engine import Engine, Tool, ToolExit
 
 
@@ -349,6 +349,16 @@ async def test_usage_of_a_running_sandbox_is_reported(engine: Engine) -> None:
     assert usage
     assert usage.memory_bytes > 0
     assert usage.processes > 0
+    # Engines may read many in another way than one.
+    unknown = [SandboxId(f"0123456789abcde{number}") for number in range(5)]
+    many = await engine.usages([*unknown, spec.id])
+    assert many.keys() == {spec.id}
+    found = many[spec.id]
+    assert isinstance(found, SandboxUsage)
+    assert found.cpu_seconds >= usage.cpu_seconds
+    assert found.disk_bytes == usage.disk_bytes
+    assert found.memory_bytes > 0
+    assert found.processes == usage.processes
     effort = await engine.effort(spec.id)
     assert effort
     assert effort.cpu_seconds > 0

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
+from builderd.adapters.engines.usages import read_each
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.layers import FakeLayers
 from builderd.adapters.fakes.logs import FakeLogs
@@ -362,6 +363,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         disk = self.disks.get(found.spec.disk)
         used = sum(len(content) for content in disk.files.values()) if disk else 0
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
+
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        return await read_each(self.usage, sandboxes)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         self._called("effort", sandbox)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -86,6 +86,9 @@ class Sandboxes(Protocol):
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         """Return its usage, or None when it does not run. 0 bytes of disk when the disk is gone."""
+
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        """Return the usage of those that run, or the error of reading it. Many cost less than each by ``usage``."""
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         """Return its CPU time and whether it works now, or None when it does not run. Costs less than ``usage``."""

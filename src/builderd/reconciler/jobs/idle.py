@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.leases import Lease
+from builderd.domain.sandboxes import SandboxUsage
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs import activity
@@ -79,23 +79,20 @@ class Idleness:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: uow.sandboxes.open_of_all(awake))
-        reads = (self._read(one.id) for one in sandboxes)
-        found = await asyncio.gather(*reads, return_exceptions=True)
-        if errors := [one for one in found if isinstance(one, BaseException)]:
+        found = await self._app.engine.usages([one.id for one in sandboxes])
+        if errors := [one for one in found.values() if isinstance(one, Exception)]:
             # Builders without a reading sleep later; the check of the others continues.
             log.warning("idle check skipped, usage unavailable builders=%d", len(errors), exc_info=errors[0])
-        before = self._samples
-        readings = (
-            (builder, _compare(before.get(builder), sample, self._app.limits.quiet_cpu))
-            for builder, sample in zip((one.builder_id for one in sandboxes), found, strict=True)
-            if isinstance(sample, CpuSample)
-        )
-        self._samples = dict(readings)
-
-    async def _read(self, sandbox: SandboxId) -> CpuSample | None:
-        usage = await self._app.engine.usage(sandbox)
-        now = self._app.clock.now()
-        return None if usage is None else CpuSample(sandbox, now, usage.cpu_seconds, now)
+        before, now = self._samples, self._app.clock.now()
+        readings = {
+            one.builder_id: CpuSample(one.id, now, used.cpu_seconds, now)
+            for one in sandboxes
+            if isinstance(used := found.get(one.id), SandboxUsage)
+        }
+        self._samples = {
+            builder: _compare(before.get(builder), sample, self._app.limits.quiet_cpu)
+            for builder, sample in readings.items()
+        }
 
     def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> IdleAction | None:
         sample = self._samples.get(builder.id)

@@ -61,13 +61,12 @@ class Sampling:
         visited = await self._visits()
         found: dict[SandboxId, UsageSample] = {}
         errors: dict[SandboxId, Exception] = {}
+        usages = await self._app.engine.usages([one.sandbox_id for one in watched])
         for one in watched:
-            try:
-                used = await self._app.engine.usage(one.sandbox_id)
-            except Exception as error:
-                errors[one.sandbox_id] = error
-                continue
-            if used is not None:
+            used = usages.get(one.sandbox_id)
+            if isinstance(used, Exception):
+                errors[one.sandbox_id] = used
+            elif used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
         # The check of members reports one that is away, once.
         if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:

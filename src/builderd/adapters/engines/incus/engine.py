@@ -280,6 +280,9 @@ class IncusEngine:
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         return await self._here.usage.usage(sandbox)
 
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        return await self._here.usage.usages(sandboxes)
+
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         return await self._here.usage.effort(sandbox)
 

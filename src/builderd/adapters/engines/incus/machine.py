@@ -238,7 +238,7 @@ def make_machine(
         runner=runner,
         layers=layers,
         sandboxes=sandboxes,
-        usage=Usage(client, sandboxes, disks),
+        usage=Usage(client, sandboxes),
         processes=Processes(client),
         logs=Logs(client),
         tools=Tools(runner, instances, disks, cluster.own, host_files()),

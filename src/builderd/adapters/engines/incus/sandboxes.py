@@ -222,6 +222,10 @@ class Sandboxes:
         self._ordered.add(name)
         return True
 
+    def is_lost(self, found: Json) -> bool:
+        """Return True for an instance that is to be ended when its member returns."""
+        return self._lost.has(found["name"])
+
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
         if found and self._lost.has(found["name"]):

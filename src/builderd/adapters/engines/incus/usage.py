@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping
 
-from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.disks import Disks
+from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.disks import volume_of
+from builderd.adapters.engines.incus.errors import member_away
 from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.reports import is_sandbox, name_of, state_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
-from builderd.domain.errors import InvalidState
+from builderd.adapters.engines.usages import read_each
+from builderd.domain.errors import BuilderdError, InvalidState
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxUsage
+from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxState, SandboxUsage
+
+#: So many sandboxes are asked for one by one.
+FEW = 4
 
 
 class Usage:
-    def __init__(self, client: IncusClient, sandboxes: Sandboxes, disks: Disks) -> None:
+    def __init__(self, client: IncusClient, sandboxes: Sandboxes) -> None:
         self._client = client
         self._sandboxes = sandboxes
-        self._disks = disks
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         found = await self._sandboxes.running(sandbox)
@@ -40,19 +46,30 @@ class Usage:
         found = await self._sandboxes.running(sandbox)
         if found is None:
             return None
-        disk = DiskId(own_of(found)["disk"])
-        state, used = await asyncio.gather(
-            self._client.get(f"/instances/{found['name']}/state"), self._disks.used(disk)
-        )
-        counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
-        return SandboxUsage(
-            cpu_seconds=state["cpu"]["usage"] / 1e9,
-            memory_bytes=max(state["memory"]["usage"], 0),
-            disk_bytes=used,
-            network_in_bytes=counters.get("bytes_received", 0),
-            network_out_bytes=counters.get("bytes_sent", 0),
-            processes=max(state["processes"], 0),
-        )
+        return _usage(found, await self._client.get(f"/instances/{found['name']}/state"))
+
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        """Return the usage of those that run, of many by one list of all instances with their states."""
+        if len(sandboxes) <= FEW:
+            return await read_each(self.usage, sandboxes)
+        try:
+            listed = await self._client.get("/instances", recursion="2")
+        except BuilderdError as error:
+            return dict.fromkeys(sandboxes, error)
+        instances = {found["name"]: found for found in listed}
+        return {
+            sandbox: used
+            for sandbox in sandboxes
+            if (found := instances.get(name_of(sandbox))) and (used := self._listed(found)) is not None
+        }
+
+    def _listed(self, found: Json) -> SandboxUsage | Exception | None:
+        if not is_sandbox(found) or self._sandboxes.is_lost(found):
+            return None
+        if found["status"] == "Error":
+            return member_away(str(found.get("location")))
+        state = found.get("state")
+        return _usage(found, state) if state and state_of(found) is not SandboxState.EXITED else None
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         """Return the CPU time alone: Incus does not tell the states of threads."""
@@ -61,6 +78,21 @@ class Usage:
             return None
         state = await self._client.get(f"/instances/{found['name']}/state")
         return SandboxEffort(state["cpu"]["usage"] / 1e9)
+
+
+def _usage(found: Json, state: Json) -> SandboxUsage:
+    """Return the usage of a running instance in this state; of a disk the bytes that no clone shares."""
+    counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
+    disk = volume_of(DiskId(own_of(found)["disk"]))
+    device = next((name for name, one in found["devices"].items() if one.get("source") == disk), "")
+    return SandboxUsage(
+        cpu_seconds=state["cpu"]["usage"] / 1e9,
+        memory_bytes=max(state["memory"]["usage"], 0),
+        disk_bytes=int(((state.get("disk") or {}).get(device) or {}).get("usage", 0)),
+        network_in_bytes=counters.get("bytes_received", 0),
+        network_out_bytes=counters.get("bytes_sent", 0),
+        processes=max(state["processes"], 0),
+    )
 
 
 async def _answers(ip: str, port: int) -> bool:

@@ -49,7 +49,7 @@ def incus() -> CountingIncus:
 
 
 def instance(name: str) -> Instance:
-    return Instance(name, ("base", 1), "default", 1, GB, 100, GB)
+    return Instance(name, "base", "default", 1, GB, 100, GB)
 
 
 def numbers(monkeypatch: pytest.MonkeyPatch, *wanted: int) -> None:

@@ -22,6 +22,7 @@ from builderd.adapters.engines.oci.runtime.thread_states import any_works
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
+from builderd.adapters.engines.usages import read_each
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import EngineUnavailable, InvalidState, NoCapacity, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
@@ -318,6 +319,9 @@ class OciEngine:
         bytes_in, bytes_out = here.network.traffic(record.slot)
         disk = await asyncio.to_thread(self._disk_usage, DiskId(record.disk))
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
+
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        return await read_each(self.usage, sandboxes)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         record, cgroups = self._running(sandbox), self._here.cgroups

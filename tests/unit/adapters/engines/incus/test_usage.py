@@ -1,0 +1,79 @@
+"""Usage of many sandboxes is read by one list, which names those that are not to be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus.helper import device_of
+from builderd.adapters.engines.incus.usage import FEW
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import SandboxId
+from builderd.domain.members import MemberAway
+from builderd.domain.sandboxes import SandboxUsage
+
+MANY = [SandboxId(str(number)) for number in range(FEW + 4)]
+
+
+class StatefulIncus(ScriptedIncus):
+    """Lists instances with ``state``; ``paths`` are those that were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: list[str] = []
+        for sandbox in MANY:
+            disk = f"disk-{sandbox}"
+            self.has_instance(f"s-{sandbox}", volumes=["layer-1", disk], builder="b", disk=sandbox, started="1.0")
+            self.instances[f"s-{sandbox}"]["state"] = state(disk)
+
+    async def get(self, path: str, **query: str) -> Any:
+        self.paths.append(path)
+        if path == "/instances":
+            assert query["recursion"] == "2"
+        return await super().get(path, **query)
+
+
+def state(disk: str) -> dict[str, Any]:
+    return {
+        "cpu": {"usage": 1_500_000_000},
+        "memory": {"usage": 10_000_000},
+        "processes": 4,
+        "network": {"eth0": {"counters": {"bytes_received": 7, "bytes_sent": 8}}, "lo": {}},
+        "disk": {"root": {"usage": 1}, device_of("layer-1"): {"usage": 2}, device_of(disk): {"usage": 3}},
+    }
+
+
+async def test_many_are_read_by_one_list() -> None:
+    incus = StatefulIncus()
+    found = await machine_on(incus).usage.usages(MANY)
+    assert incus.paths == ["/instances"]
+    assert found == dict.fromkeys(MANY, SandboxUsage(1.5, 10_000_000, 3, 7, 8, 4))
+
+
+async def test_those_that_ended_or_are_gone_are_left_out_and_lost_members_are_told() -> None:
+    incus = StatefulIncus()
+    machine = machine_on(incus)
+    away, noted, ended, removed, gone, starting, *_ = (f"s-{sandbox}" for sandbox in MANY)
+    incus.has_instance(away, status="Error")
+    incus.has_instance(noted, status="Error")
+    machine.lost_sandboxes._names.add(noted)
+    incus.instances[ended]["config"]["user.builderd.end"] = "{}"
+    incus.instances[removed]["config"]["user.builderd.removed"] = "1"
+    del incus.instances[gone]
+    incus.instances[starting]["state"] = None
+    found = await machine.usage.usages(MANY)
+    assert found.keys() == {MANY[0], *MANY[6:]}
+    assert isinstance(found[MANY[0]], MemberAway)
+
+
+async def test_list_that_fails_is_the_error_of_each() -> None:
+    incus = StatefulIncus()
+
+    async def fail(path: str, **query: str) -> Any:
+        raise EngineUnavailable("no quorum")
+
+    machine = machine_on(incus)
+    incus.get = fail  # type: ignore[method-assign]
+    found = await machine.usage.usages(MANY)
+    assert [str(error) for error in found.values()] == ["no quorum"] * len(MANY)

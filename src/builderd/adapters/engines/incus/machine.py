@@ -241,7 +241,7 @@ def make_machine(
         usage=Usage(client, sandboxes),
         processes=Processes(client),
         logs=Logs(client),
-        tools=Tools(runner, instances, disks, cluster.own, host_files()),
+        tools=Tools(runner, instances, disks, members, host_files()),
         events=Events(client, sandboxes.unreported_ends),
         helper=helper,
         members=members,

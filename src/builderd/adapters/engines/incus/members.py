@@ -81,6 +81,19 @@ class Members:
         member = self._seen.get(name)
         return member.address if member else ""
 
+    @property
+    def own(self) -> str:
+        """Return the service's own member, "" without a cluster."""
+        return self._cluster.own
+
+    def taking_work(self) -> str:
+        """Return the service's own member; another one that is online while Incus starts nothing on it."""
+        own = self._seen.get(self.own)
+        if own is None or not own.leaving:
+            return self.own
+        others = (member.name for member in self._seen.values() if member.online and not member.leaving)
+        return next(others, self.own)
+
     def all(self) -> Sequence[Member]:
         return list(self._seen.values())
 

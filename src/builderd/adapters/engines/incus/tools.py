@@ -9,6 +9,7 @@ from builderd.adapters.engines.incus.builds import Program, Runner
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.instance import HELD, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.errors import EngineUnavailable
@@ -22,25 +23,27 @@ _CACHE = "cache"
 
 
 class Tools:
-    """``own_member`` is the member that this service runs on. Elsewhere tools get copies of folders of its machine."""
+    """Elsewhere than on the service's own member, tools get copies of folders of its machine."""
 
     def __init__(
-        self, runner: Runner, instances: Instances, disks: Disks, own_member: str, files: dict[str, bytes]
+        self, runner: Runner, instances: Instances, disks: Disks, members: Members, files: dict[str, bytes]
     ) -> None:
         self._runner = runner
         self._instances = instances
         self._disks = disks
-        self._own_member = own_member
+        self._members = members
         self._files = files
 
     async def run(self, tool: Tool, output: Progress) -> ToolExit:
         """Run the tool. Raises ``NotFound`` without the disk."""
-        member = await self._disks.member(tool.disk) if tool.disk else self._own_member
-        is_here = member == self._own_member
+        own = self._members.own
+        member = await self._disks.member(tool.disk) if tool.disk else self._members.taking_work()
+        is_here = member == own
         if "repository" in tool.folders and not is_here:
+            which = f"disk {tool.disk} lies" if tool.disk else "tool runs"
             raise EngineUnavailable(
-                f"The disk {tool.disk} lies on the member {member}, which does not see the folders of this machine "
-                f"({self._own_member}): use a repository that every member reaches, such as s3: or rest:."
+                f"The {which} on the member {member}, which does not see the folders of this machine ({own}): use a "
+                "repository that every member reaches, such as s3: or rest:."
             )
         for folder in tool.folders.values():
             _make_folder(folder)

@@ -76,3 +76,16 @@ async def test_joined_and_returned_members_are_prepared_until_that_succeeds(monk
         assert await calls.get() == ["node3"]
     finally:
         await members.close()
+
+
+async def test_work_without_a_disk_goes_elsewhere_while_the_own_member_starts_nothing() -> None:
+    cluster = ScriptedCluster(node1=True, node2=False, node3=True)
+    cluster.own = "node1"  # type: ignore[attr-defined]
+    members = Members(cluster)  # type: ignore[arg-type]
+    assert members.taking_work() == "node1"
+    await members.look()
+    assert members.taking_work() == "node1"
+    members._seen = {**members._seen, "node1": Member("node1", "10.0.0.1", online=True, leaving=True)}
+    assert members.taking_work() == "node3"
+    members._seen = {"node1": members._seen["node1"], "node2": members._seen["node2"]}
+    assert members.taking_work() == "node1"

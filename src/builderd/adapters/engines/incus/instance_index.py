@@ -1,6 +1,6 @@
-"""Addresses of instances, and instances that are kept for their logs, as the service made and ended them.
+"""Members and addresses of instances, and instances that are kept for logs, as the service made and ended them.
 
-One service works on a project: it knows both without asking for Incus's list, which grows with all apps of the cluster.
+One service works on a project: it knows them without asking for Incus's list, which grows with all apps of the cluster.
 The list is read once, and what later ones show is taken over.
 """
 
@@ -21,8 +21,9 @@ class InstanceIndex:
         self._is_loaded = False
         self._loading = asyncio.Lock()
         self._addresses: dict[str, str] = {}
-        #: When and on which member each instance was made that is kept for its log, by builder and name.
-        self._kept: dict[str, dict[str, tuple[str, str]]] = {}
+        self._members: dict[str, str] = {}
+        #: When each instance was made that is kept for its log, by builder and name.
+        self._kept: dict[str, dict[str, str]] = {}
         self._builders: dict[str, str] = {}
 
     async def load(self) -> None:
@@ -36,28 +37,33 @@ class InstanceIndex:
     def note(self, found: Json) -> None:
         """Take over an instance as it was made, changed or listed; one whose member is away shows nothing."""
         name, own = found["name"], own_of(found)
+        self._members[name] = found.get("location") or ""
         if address := own.get("ip"):
             self._addresses[name] = address
         elif own:
             self._addresses.pop(name, None)
         if "removed" in own:
             builder = self._builders[name] = own.get("builder", "")
-            made = (str(found.get("created_at", "")), str(found.get("location", "")))
-            self._kept.setdefault(builder, {})[name] = made
+            self._kept.setdefault(builder, {})[name] = str(found.get("created_at", ""))
 
     def forget(self, name: str) -> None:
         """Take over that an instance is gone."""
+        self._members.pop(name, None)
         self._addresses.pop(name, None)
         if (builder := self._builders.pop(name, None)) is not None:
             self._kept[builder].pop(name, None)
             if not self._kept[builder]:
                 del self._kept[builder]
 
+    def member(self, name: str) -> str | None:
+        """Return the member of an instance, which it never leaves; None of one that is not known."""
+        return self._members.get(name)
+
     def addresses(self) -> Collection[str]:
         """Return the addresses in use."""
         return set(self._addresses.values())
 
-    def kept(self, builder: str) -> Sequence[tuple[str, str]]:
-        """Return name and member of the instances that are kept for the logs of a builder, the oldest first."""
-        found = sorted((made, name, member) for name, (made, member) in self._kept.get(builder, {}).items())
-        return [(name, member) for _, name, member in found]
+    def kept(self, builder: str) -> Sequence[str]:
+        """Return the instances that are kept for the logs of a builder, the oldest first."""
+        found = self._kept.get(builder, {})
+        return sorted(found, key=lambda name: (found[name], name))

@@ -58,7 +58,8 @@ class Instances:
         return self._image_bytes + own_bytes
 
     async def find(self, name: str) -> Json | None:
-        if self._away():
+        away = self._away()
+        if away and self.index.member(name) in {None, *away}:
             # Incus would wait for a member that is away; in its list such an instance has the status Error.
             listed = await self._client.get("/instances", recursion="1", filter=f"name eq {name}")
             return next((one for one in listed if one["name"] == name), None)
@@ -119,7 +120,7 @@ class Instances:
         """Return the instances that are kept for a builder's logs, the oldest first, of members that answer."""
         await self.index.load()
         away = self._away()
-        return [name for name, member in self.index.kept(builder) if member not in away]
+        return [name for name in self.index.kept(builder) if self.index.member(name) not in away]
 
     async def mark(self, name: str, own: Mapping[str, str]) -> None:
         """Set keys of the service's own on an instance."""

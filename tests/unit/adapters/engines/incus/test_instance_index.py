@@ -135,3 +135,19 @@ async def test_kept_instances_are_those_of_the_builder_on_members_that_answer(in
     await machine.sandboxes.delete_logs(BUILDER)
     assert set(incus.instances) == {"s-3", "s-4", "s-5"}
     assert await machine.instances.kept(BUILDER) == []
+
+
+async def test_instance_of_a_member_that_answers_is_found_without_the_list_while_another_is_away(
+    incus: CountingIncus,
+) -> None:
+    incus.has_instance("s-1", "node3", status="Error")
+    machine = machine_on(incus)
+    await machine.instances.create(instance("s-2"), "node2", egress=True)
+    machine.members._away = {"node3": 0.0}
+    before = incus.lists
+    found = await machine.instances.find("s-2")
+    assert found
+    assert incus.lists == before
+    assert (await machine.instances.find("s-1") or {})["status"] == "Error"
+    assert await machine.instances.find("s-9") is None
+    assert incus.lists == before + 2

@@ -22,6 +22,8 @@ _AWAY = (
     "missing event connection with target cluster member",
     "isn't ready yet",
 )
+#: Words for an app that did not end in the time that it was given: its member is there, and can kill it.
+_STILL_RUNS = "failed shutting down instance"
 _FULL = ("no space left on device", "disk quota exceeded", "not enough space")
 
 
@@ -60,6 +62,8 @@ def error_of(status: int, text: str, action: str) -> BuilderdError:
     """Return the error for Incus's answer to ``action`` (method and path)."""
     words = text.lower()
     message = f"Incus refused {action}: {text}"
+    if _STILL_RUNS in words:
+        return IncusError(status, message, retry_after=RETRY_SECONDS)
     if status == 503 or any(part in words for part in _AWAY):
         return EngineUnavailable(
             f"Incus cannot work on {action} now: {text}. The cluster has no quorum, or a member is away: see "

@@ -18,6 +18,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
         (500, "unable to create: Disk quota exceeded", NoCapacity),
         (503, "no available cowsql leader server found", EngineUnavailable),
         (500, "Failed to begin transaction: context deadline exceeded", EngineUnavailable),
+        (400, 'Failed shutting down instance, status is "Running": context deadline exceeded', IncusError),
         (400, "Invalid config", IncusError),
     ],
 )

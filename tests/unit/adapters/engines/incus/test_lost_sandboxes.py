@@ -9,6 +9,7 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import routes
 from builderd.adapters.engines.incus.cluster import Member
+from builderd.adapters.engines.incus.errors import error_of
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.reports import make_end
 from builderd.domain.errors import InvalidState
@@ -128,3 +129,29 @@ async def test_start_on_its_disk_ends_it_first() -> None:
     machine.sandboxes._ordered.add("s-2")
     with pytest.raises(InvalidState):
         await machine.sandboxes.refuse_while_used(DiskId("d"))
+
+
+async def test_app_that_outlasts_its_grace_on_a_busy_machine_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    incus = ScriptedIncus()
+    incus.has_instance("s-1", **OWN)
+    machine = machine_on(incus)
+    machine.sandboxes._ordered.add("s-1")
+    asked: list[bool] = []
+    call = incus.call
+
+    async def slow(method: str, path: str, body: Any = None, **query: str) -> Any:
+        if path.endswith("/state"):
+            asked.append(body["force"])
+            if not body["force"]:
+                text = 'Failed shutting down instance, status is "Running": context deadline exceeded'
+                raise error_of(400, text, f"{method} {path}")
+        return await call(method, path, body, **query)
+
+    async def written(found: dict[str, Any]) -> dict[str, Any]:
+        end = make_end({"stopping": "1.0", "started": "1.0"}, None, host_restarted=False, now=1.0)
+        return {**found, "config": {**found["config"], "user.builderd.end": end}}
+
+    monkeypatch.setattr(machine.sandboxes._ends, "write", written)
+    monkeypatch.setattr(incus, "call", slow)
+    assert (await machine.sandboxes.stop(ONE, 10)).state is SandboxState.EXITED
+    assert asked == [False, True]

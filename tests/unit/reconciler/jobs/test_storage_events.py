@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.application import MAIN, fake_world
 
+from builderd.ports.engine import Readiness
 from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs.storage_events import StorageEvents
 
@@ -23,6 +25,11 @@ async def test_each_change_is_one_event_without_the_hosts_paths() -> None:
             return [event.type for event in found]
 
         await events.check()
+        assert await told() == []
+        # A cluster without a quorum: its apps write.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.engine, "readiness", lambda: Readiness(False, "no quorum", silent=True))
+            await events.check()
         assert await told() == []
         world.engine.ready = False
         await events.check()

@@ -74,6 +74,9 @@ class IncusEngine:
             self._readiness = Readiness(True, "ready")
 
     def readiness(self) -> Readiness:
+        """Return whether sandboxes can be started: not while the cluster has no quorum, either."""
+        if self._readiness.ready and self._machine and (trouble := self._machine.members.trouble):
+            return Readiness(False, trouble, silent=True)
         return self._readiness
 
     def supports(self, isolation: Isolation) -> str | None:

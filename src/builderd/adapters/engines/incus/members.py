@@ -34,6 +34,8 @@ class Members:
         #: Members that ``on_arrival`` has prepared.
         self._prepared: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
+        #: Why the last look failed, such as for want of a quorum; "" once one succeeds.
+        self.trouble = ""
 
     async def look(self) -> None:
         """Ask for all members."""
@@ -60,13 +62,21 @@ class Members:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self.look()
+                await self._look_or_tell()
                 arrived = [one for one in self._seen.values() if one.online and one.name not in self._prepared]
                 if arrived:
                     await on_arrival(arrived)
                     self._prepared |= {member.name for member in arrived}
             except BuilderdError as error:
                 log.warning("look at the members of Incus failed retry_seconds=%.0f error=%s", WATCH_SECONDS, error)
+
+    async def _look_or_tell(self) -> None:
+        try:
+            await self.look()
+        except BuilderdError as error:
+            self.trouble = error.message
+            raise
+        self.trouble = ""
 
     async def close(self) -> None:
         if self._watching:

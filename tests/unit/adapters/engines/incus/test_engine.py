@@ -1,0 +1,54 @@
+"""The engine takes no new work while its cluster does not answer for want of a quorum."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus import members as module
+from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.adapters.engines.incus.errors import error_of
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.ports.engine import Readiness
+
+
+async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that_succeeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: Any = None
+    engine = IncusEngine(options, IncusOptions())
+    machine = machine_on(ScriptedIncus())
+    engine._machine, engine._readiness = machine, Readiness(True, "ready")
+    cluster, members = machine.cluster, machine.members
+    await members.look()
+    members.prepared()
+    answer = cluster.members
+    looks = 0
+
+    async def fail() -> Any:
+        nonlocal looks
+        looks += 1
+        raise error_of(503, "no available cowsql leader server found", "GET /cluster/members")
+
+    async def arrive(_: object) -> None:
+        pass
+
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
+    assert engine.readiness().ready
+    monkeypatch.setattr(cluster, "members", fail)
+    members.watch(arrive)
+    try:
+        async with asyncio.timeout(10):
+            while engine.readiness().ready:
+                await asyncio.sleep(0.001)
+            assert "quorum" in engine.readiness().message
+            assert engine.readiness().silent
+            monkeypatch.setattr(cluster, "members", answer)
+            while not engine.readiness().ready:
+                await asyncio.sleep(0.001)
+    finally:
+        await members.close()
+    assert looks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -18,7 +18,7 @@ import httpx
 import websockets
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
-from builderd.adapters.engines.incus.errors import error_of, unreachable
+from builderd.adapters.engines.incus.errors import RETRY_SECONDS, error_of, unreachable
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable
 
@@ -32,6 +32,9 @@ _CONNECT_SECONDS = 5.0
 #: Of the stream of events, which is silent for long: where a server vanishes, the connection alone would not tell.
 PROBE_SECONDS = 10.0
 
+#: Calls that are made at any time: they tell that the trouble is over, and how what was begun has ended.
+_ALWAYS_ASKED = ("/cluster/members", "/operations/")
+
 Json = dict[str, Any]
 
 
@@ -42,6 +45,8 @@ class IncusClient:
         self._options = options
         self._tls = _tls(options)
         self.project = options.project
+        #: Returns why the cluster answers nothing now, such as for want of a quorum; "" while it does.
+        self.trouble: Callable[[], str] = str
         #: Held while the project's configuration is read and written.
         self.changing_project = asyncio.Lock()
         transport = httpx.AsyncHTTPTransport(
@@ -109,6 +114,9 @@ class IncusClient:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str], *, seconds: float = CALL_SECONDS, **parts: Any
     ) -> httpx.Response:
+        if (why := self.trouble()) and not path.startswith(_ALWAYS_ASKED):
+            # Incus itself would refuse it, after up to a minute.
+            raise EngineUnavailable(why, retry_after=2 * RETRY_SECONDS)
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         try:
             return await self._http.request(method, self._path(path, query), timeout=timeout, **parts)

@@ -194,6 +194,7 @@ def make_machine(
 ) -> Machine:
     """Put the parts together; nothing is asked of Incus."""
     members = Members(cluster)
+    client.trouble = lambda: members.trouble
     instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names)
     volumes = Volumes(client, incus.pool, members.away_names)
     helpers: dict[str, Helper] = {}

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import members as module
+from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.errors import error_of
 from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Readiness
+
+
+async def test_calls_are_refused_at_once_but_those_that_tell_of_an_end(tmp_path: Path) -> None:
+    client = IncusClient(IncusOptions(socket=tmp_path / "none"))
+    client.trouble = lambda: "no quorum"
+    try:
+        for path in ("/instances", "/instances/s-1/state", ""):
+            with pytest.raises(EngineUnavailable, match="no quorum") as refused:
+                await client.get(path)
+            assert refused.value.retry_after
+        for path in ("/cluster/members", "/operations/1/wait"):
+            with pytest.raises(EngineUnavailable, match="does not answer"):
+                await client.get(path)
+    finally:
+        await client.close()
 
 
 async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that_succeeds(
@@ -46,9 +64,11 @@ async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that
                 await asyncio.sleep(0.001)
             assert "quorum" in engine.readiness().message
             assert engine.readiness().silent
+            assert "quorum" in machine.client.trouble()
             monkeypatch.setattr(cluster, "members", answer)
             while not engine.readiness().ready:
                 await asyncio.sleep(0.001)
     finally:
         await members.close()
     assert looks
+    assert machine.client.trouble() == ""

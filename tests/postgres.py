@@ -44,9 +44,28 @@ MEMORY = Path("/dev/shm")
 class PostgresServer:
     """Running server. ``database`` lends a new database to a test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, binaries: Path) -> None:
         self._folder = folder
+        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        self._argv = [str(binaries / "postgres"), "-D", str(folder / "data"), "-k", str(folder), *settings]
         self._names = (f"test_{number}" for number in count(1))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(_unprivileged(self._argv), stdout=log, stderr=log, cwd=self._folder)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self.answers():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"PostgreSQL does not answer: {(self._folder / 'log').read_text()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it at once, whoever is connected, but in order."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(START_TIMEOUT)
 
     def url(self, database: str) -> str:
         return f"postgresql://{USER}@/{database}?host={self._folder}"
@@ -92,38 +111,20 @@ def run_server(binaries: Path) -> Iterator[PostgresServer]:
         data = folder / "data"
         initdb = [str(binaries / "initdb"), "--pgdata", str(data), *INITDB, *UNLIKE_OURS]
         subprocess.run(_unprivileged(initdb), check=True, capture_output=True, cwd=folder)
-        with _running([str(binaries / "postgres"), "-D", str(data), "-k", str(folder)], folder):
-            yield _await(PostgresServer(folder), folder / "log")
+        server = PostgresServer(folder, binaries)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _running(argv: list[str], folder: Path) -> Iterator[None]:
-    settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(_unprivileged([*argv, *settings]), stdout=log, stderr=log, cwd=folder)
-    try:
-        yield
-    finally:
-        # Ends at once, whoever is connected, but in order.
-        server.send_signal(signal.SIGINT)
-        server.wait(START_TIMEOUT)
 
 
 def _unprivileged(argv: list[str]) -> list[str]:
     """PostgreSQL refuses to run as root. Whatever ends the tests ends the server too."""
     identity = ["--reuid", USER, "--regid", USER, "--clear-groups"] if os.geteuid() == 0 else []
     return ["setpriv", *identity, "--pdeathsig", "INT", "--", *argv]
-
-
-def _await(server: PostgresServer, log: Path) -> PostgresServer:
-    deadline = time.monotonic() + START_TIMEOUT
-    while not server.answers():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"PostgreSQL does not answer: {log.read_text()}")
-        time.sleep(0.05)
-    return server
 
 
 def find_binaries() -> Path | None:

@@ -20,15 +20,16 @@ pytestmark = [pytest.mark.root, pytest.mark.postgres, pytest.mark.slow]
 
 
 class Services:
-    """Services on one database, in the network of the cluster's first member."""
+    """Services on one database, in the network of the cluster's first member; ``more`` settings go to both."""
 
-    def __init__(self, cluster: IncusCluster, folder: Path, database: str) -> None:
+    def __init__(self, cluster: IncusCluster, folder: Path, database: str, **more: str) -> None:
         self._database = database
         settings = {
             "BUILDERD_ENGINE": "incus",
             "BUILDERD_INCUS__SOCKET": str(cluster.socket()),
             "BUILDERD_DATABASE_URL": database,
             "BUILDERD_STORE__OVERCOMMIT": "20",
+            **more,
         }
         self.one, self.two = (LiveService(folder / name, settings, cold=True) for name in ("one", "two"))
 

@@ -62,7 +62,7 @@ class PostgresServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End it at once, whoever is connected, but in order."""
+        """End it at once, but in order; connections are closed."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(START_TIMEOUT)

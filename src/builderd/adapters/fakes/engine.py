@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
-from builderd.adapters.engines.usages import read_each
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.layers import FakeLayers
 from builderd.adapters.fakes.logs import FakeLogs
@@ -37,6 +36,7 @@ from builderd.domain.sandboxes import (
 )
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.engine.usages import read_each
 from builderd.ports.processes import Process
 
 TERMINATED_EXIT_CODE = 143

@@ -13,10 +13,10 @@ from builderd.adapters.engines.incus.reports import is_sandbox, name_of, state_o
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
-from builderd.adapters.engines.usages import read_each
 from builderd.domain.errors import BuilderdError, InvalidState
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxState, SandboxUsage
+from builderd.ports.engine.usages import read_each
 
 #: So many sandboxes are asked for one by one.
 FEW = 4

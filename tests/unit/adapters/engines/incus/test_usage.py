@@ -51,7 +51,7 @@ async def test_many_are_read_by_one_list() -> None:
     assert found == dict.fromkeys(MANY, SandboxUsage(1.5, 10_000_000, 3, 7, 8, 4))
 
 
-async def test_those_that_ended_or_are_gone_are_left_out_and_lost_members_are_told() -> None:
+async def test_list_leaves_out_what_ended_and_names_lost_members() -> None:
     incus = StatefulIncus()
     machine = machine_on(incus)
     away, noted, ended, removed, gone, starting, *_ = (f"s-{sandbox}" for sandbox in MANY)

@@ -22,7 +22,6 @@ from builderd.adapters.engines.oci.runtime.thread_states import any_works
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
-from builderd.adapters.engines.usages import read_each
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import EngineUnavailable, InvalidState, NoCapacity, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
@@ -45,6 +44,7 @@ from builderd.linux.processes import boot_id
 from builderd.linux.threads import run_to_completion
 from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
+from builderd.ports.engine.usages import read_each
 from builderd.ports.processes import Process
 
 #: Space is tight when less than this part of the store is free.

@@ -30,7 +30,9 @@ class ClusterService:
 
     ``disks`` identifies the cluster and the pool that keep the disks. ``vault_key`` and ``ssh_key`` are fingerprints of
     the first key of the vault and of the SSH host key, "" without one. The files are where these keys are kept, "" for
-    a key in the settings.
+    a key in the settings. ``address`` (``address:port``) is where it takes, while it works, what standbys pass on; None
+    without a member's address. ``way`` is what keeps a standby from passing calls on, "" for nothing. A service of an
+    earlier version announces neither: None.
     """
 
     id: str
@@ -42,6 +44,8 @@ class ClusterService:
     vault_key_file: str
     ssh_key: str
     ssh_key_file: str
+    address: str | None = None
+    way: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,13 @@ def describe_standby(seen: SeenService, lease: DatabaseLease) -> str:
     one = seen.service
     state = "takes over if the owner ends" if seen.known_in == lease.term else "would not take over"
     alive = f"seen {ago(seen.age)}"
-    return f"standby: the service on host {one.host_name} (version {one.version}, {alive}) {state}"
+    return f"standby: the service on host {one.host_name} (version {one.version}, {alive}) {state}{_describe_way(one)}"
+
+
+def _describe_way(standby: ClusterService) -> str:
+    if standby.way is None:
+        return ""
+    return f", cannot pass calls on: {standby.way}" if standby.way else ", passes calls and visitors on"
 
 
 def unfit_reason(standby: ClusterService, owner: ClusterService) -> str | None:

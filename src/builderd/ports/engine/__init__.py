@@ -18,6 +18,7 @@ from builderd.ports.engine.provider import (
     ConfigurableProvider,
     EngineOptions,
     EngineProvider,
+    MemberAddresses,
     StoreOptions,
 )
 from builderd.ports.engine.sandboxes import Sandboxes
@@ -35,6 +36,7 @@ __all__ = [
     "EngineProvider",
     "Layers",
     "Logs",
+    "MemberAddresses",
     "Members",
     "Progress",
     "Readiness",

@@ -64,6 +64,14 @@ class EngineProvider(Protocol):
         """Return the networks of the sandboxes of all services of this machine; webhooks are not sent there."""
 
 
+@dataclass(frozen=True, slots=True)
+class MemberAddresses:
+    """IPv4 addresses of a cluster's members in their network; ``own`` is this machine's, "" where it is no member."""
+
+    own: str
+    all: Sequence[str]
+
+
 @runtime_checkable
 class ClusterProvider(Protocol):
     """A kind of engine whose disks are a cluster's: services on several machines can work on them, one at a time.
@@ -74,6 +82,9 @@ class ClusterProvider(Protocol):
 
     async def disks_id(self) -> str:
         """Return what identifies the cluster and the place of the disks in it."""
+
+    async def addresses(self) -> MemberAddresses:
+        """Return the addresses of all members, also of those that are away."""
 
     async def claimant(self) -> str:
         """Return the service that claimed the work last, "" before the first claim."""

@@ -15,7 +15,7 @@ from builderd.adapters.engines.incus.witness import Witness
 from builderd.adapters.engines.oci.storage.base import find_host_base
 from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
-from builderd.ports.engine import Engine, EngineOptions, Progress
+from builderd.ports.engine import Engine, EngineOptions, MemberAddresses, Progress
 
 
 class IncusProvider:
@@ -47,6 +47,9 @@ class IncusProvider:
 
     async def disks_id(self) -> str:
         return await Witness(self._incus).disks_id()
+
+    async def addresses(self) -> MemberAddresses:
+        return await Witness(self._incus).addresses()
 
     async def claimant(self) -> str:
         return await Witness(self._incus).claimant()

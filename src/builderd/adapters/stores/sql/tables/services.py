@@ -23,4 +23,6 @@ services = Table(
     # By the database's clock.
     Column("seen_at", UtcDateTime, nullable=False),
     Column("known_in", BigInteger),
+    Column("address", ForeignText),
+    Column("way", ForeignText),
 )

@@ -15,8 +15,8 @@ from tests.previews.proxy import App, Proxy, free_port, new_host
 from tests.previews.visitor import read_all
 
 from builderd.api.server.connections import ConnectionLimits
-from builderd.api.server.proxy_header import SIGNATURE
 from builderd.domain.previews import API, DomainAlias
+from builderd.operations.proxy_header import SIGNATURE
 
 pytestmark = pytest.mark.haproxy
 CHALLENGE = "/.well-known/acme-challenge/"

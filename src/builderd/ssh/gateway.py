@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Coroutine
@@ -22,6 +23,7 @@ from builderd.domain.ssh import Grant
 from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import bridge
+from builderd.ssh.passed_on import PassedOnLogins
 from builderd.ssh.relay import LOCAL_NAMES, relay_to_port, relay_to_socket
 from builderd.ssh.session import Session
 from builderd.ssh.throttle import Attempt, Throttle
@@ -95,32 +97,43 @@ class Gateway:
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHAcceptor:
         """Return a listener; each of its connections is closed when its grant ends."""
-        return await asyncssh.listen(
-            host,
-            port,
-            server_factory=lambda: Login(self),
-            server_host_keys=[self._key],
-            server_version="builderd",
-            encoding=None,
-            line_editor=False,
-            agent_forwarding=False,
-            x11_forwarding=False,
-            allow_scp=False,
-            compression_algs=None,
-            login_timeout=LOGIN_SECONDS,
-            keepalive_interval=KEEPALIVE_SECONDS,
-            keepalive_count_max=KEEPALIVES,
-        )
+        return await asyncssh.listen(host, port, **self._options())
+
+    async def serve_passed_on(self, listener: socket.socket) -> None:
+        """Take logins that the previews' proxy passes on, each behind a PROXY header, until cancelled."""
+        async with PassedOnLogins(listener, self._log_in_passed_on) as logins:
+            await logins.run()
+
+    async def _log_in_passed_on(self, connection: socket.socket, address: str) -> None:
+        with suppress(OSError, asyncssh.Error, TimeoutError):
+            await asyncssh.run_server(connection, **self._options(address))
+
+    def _options(self, address: str = "") -> dict[str, Any]:
+        """Return the options of a connection; ``address`` is the client's where the connection is not its own."""
+        return {
+            "server_factory": lambda: Login(self, address),
+            "server_host_keys": [self._key],
+            "server_version": "builderd",
+            "encoding": None,
+            "line_editor": False,
+            "agent_forwarding": False,
+            "x11_forwarding": False,
+            "allow_scp": False,
+            "compression_algs": None,
+            "login_timeout": LOGIN_SECONDS,
+            "keepalive_interval": KEEPALIVE_SECONDS,
+            "keepalive_count_max": KEEPALIVES,
+        }
 
 
 class Login(asyncssh.SSHServer):
     """One SSH connection: login, sessions, forwarded connections, disconnect."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, address: str = "") -> None:
         self._gateway = gateway
         self._app = gateway.application
         self._connection: asyncssh.SSHServerConnection | None = None
-        self._address = ""
+        self._address = address
         self._attempt: Attempt | None = None
         self._started = time.monotonic()
         self._watch_task: asyncio.Task[None] | None = None
@@ -131,7 +144,7 @@ class Login(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
-        self._address = str(conn.get_extra_info("peername")[0])
+        self._address = self._address or str(conn.get_extra_info("peername")[0])
         # A cipher is set once key exchange is done, which costs the client CPU time too.
         self._attempt = self._gateway.throttle.enter(
             self._address, conn.abort, lambda: bool(conn.get_extra_info("send_cipher"))

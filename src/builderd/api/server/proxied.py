@@ -1,7 +1,7 @@
 """Connections that the previews' proxy passes on to the API: each begins with the address of its client.
 
 They come over a Unix socket that only the proxy can reach, so their header is believed. From there on they are treated
-like connections from the client itself: limits, rates and logs see its address, and its scheme is HTTPS.
+like connections from the client itself: limits, rates and logs see its address.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from builderd.api.server import proxy_header
 from builderd.api.server.listener import HEAD_SECONDS, LimitedProtocol
+from builderd.operations import proxy_header
 
 
 class ProxiedProtocol(LimitedProtocol):
-    """HTTP protocol of a connection whose header has to come first; without it, the connection is closed."""
+    """HTTP protocol of a connection whose header has to come first; without it, the connection is closed.
 
+    The client came over HTTPS, which ends at the proxy.
+    """
+
+    is_encrypted = True
     _raw: asyncio.Transport | None = None
     _begun = False
     _header_timer: asyncio.TimerHandle | None = None
@@ -41,7 +45,7 @@ class ProxiedProtocol(LimitedProtocol):
     def _begin(self, raw: asyncio.Transport, header: proxy_header.ProxyHeader) -> None:
         self._begun = True
         self._cancel_timer()
-        passed: Any = ProxiedTransport(raw, header.client)
+        passed: Any = ProxiedTransport(raw, header.client, encrypted=self.is_encrypted)
         super().connection_made(passed)
         # Of a connection that was refused, ``data_received`` drops what came with the header.
         if (rest := bytes(self._received[header.size :])) and not raw.is_closing():
@@ -59,12 +63,18 @@ class ProxiedProtocol(LimitedProtocol):
             self._header_timer = None
 
 
-class ProxiedTransport:
-    """The transport, but with the client's address, and as one that is encrypted. uvicorn asks for both."""
+class PassedOnProtocol(ProxiedProtocol):
+    """HTTP protocol of a connection that a standby passes on: the client called the API's own port, by plain HTTP."""
 
-    def __init__(self, transport: asyncio.Transport, client: tuple[str, int]) -> None:
+    is_encrypted = False
+
+
+class ProxiedTransport:
+    """The transport, but with the client's address, and as one that is ``encrypted``. uvicorn asks for both."""
+
+    def __init__(self, transport: asyncio.Transport, client: tuple[str, int], *, encrypted: bool) -> None:
         self._transport = transport
-        self._own = {"socket": None, "peername": client, "sockname": None, "sslcontext": True}
+        self._own = {"socket": None, "peername": client, "sockname": None, "sslcontext": encrypted or None}
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._own[name] if name in self._own else self._transport.get_extra_info(name, default)

@@ -55,13 +55,19 @@ class Servers:
         listener = bind(host, port, setting)
         await self._serve(listener, server_config(app, connections or Connections()))
 
-    async def add_behind_proxy(self, app: ASGIApp, path: Path, user: str | None, connections: Connections) -> None:
+    async def add_behind_proxy(
+        self,
+        app: ASGIApp,
+        path: Path,
+        user: str | None,
+        connections: Connections,
+        protocol: type[ProxiedProtocol] = ProxiedProtocol,
+    ) -> None:
         """Serve connections that the previews' proxy passes on to this socket; ``connections`` are those of ``add``.
 
         ``user`` of the machine may connect beside the service's own.
         """
-        config = server_config(app, connections, ProxiedProtocol, lifespan=False)
-        await self._serve(bind_path(path, user), config)
+        await self._serve(bind_path(path, user), server_config(app, connections, protocol, lifespan=False))
 
     async def _serve(self, listener: socket.socket, config: uvicorn.Config) -> None:
         server = Server(config)

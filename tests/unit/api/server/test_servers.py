@@ -13,9 +13,9 @@ from uvicorn.importer import ImportFromStringError
 
 from builderd.api.server import servers
 from builderd.api.server.connections import ConnectionLimits, Connections
-from builderd.api.server.proxy_header import SIGNATURE
 from builderd.api.server.servers import Servers, bind
 from builderd.domain.errors import EngineUnavailable
+from builderd.operations.proxy_header import SIGNATURE
 
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:

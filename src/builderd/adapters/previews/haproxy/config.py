@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import answers, api, counting, domains, http3, pages, pause, shares, tokens
+from builderd.adapters.previews.haproxy import (
+    answers,
+    api,
+    counting,
+    domains,
+    http3,
+    pages,
+    pause,
+    receiving,
+    shares,
+    tokens,
+)
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
@@ -31,7 +42,7 @@ _OURS = (
     tokens.HEADER.lower(),
 )
 #: A browser accepts text/html; a client that accepts JSON, or neither, gets no page.
-_READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
+READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
 #: Of IPv6, a /64: its user has 2^64 addresses.
 _ADDRESS = "src,ipmask(32,64)"
 _DOMAIN = r";[ \t]*domain[ \t]*="
@@ -69,7 +80,8 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         ),
         domains.challenge(),
         *(counting.table(name) for name in counting.TABLES),
-        _visitors(),
+        visitors(),
+        *_from_standbys(options, files, host),
     )
     rest = "\n".join(sections)
     content = (_global(options, files, host, ""), rest, pause.script(), *pages.documents().values())
@@ -93,6 +105,12 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         http3.global_lines() if options.has_http3 else "",
         pause.load(files, chrooted=host.user is not None),
     )
+
+
+def _from_standbys(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str, ...]:
+    if options.receiving is None:
+        return ()
+    return receiving.sections(options.receiving, files, host.max_connections, chrooted=host.user is not None)
 
 
 def _defaults(options: ProxyOptions) -> str:
@@ -128,8 +146,8 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     return section(
         "frontend visitors from base",
         f"""
-        {_binds(options, files)}
-        {_admission(options, host)}
+        {_binds(options, files, host)}
+        {admission(options, host)}
         {_sender(options)}
         {_share(options, host)}
         # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
@@ -149,28 +167,34 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         acl odd_port {domains.ODD_PORT}
         {tokens.token_acl()}
         use_backend challenge if challenge
-        use_backend fast_page if {_READS_PAGES} {is_fast}
+        use_backend fast_page if {READS_PAGES} {is_fast}
         use_backend fast_envelope if {is_fast}
-        {api.choice(_READS_PAGES) if options.serves_api else ""}
-        use_backend full_page if {_READS_PAGES}
+        {api.choice(READS_PAGES) if options.serves_api else ""}
+        use_backend full_page if {READS_PAGES}
         default_backend full_envelope
         """,
     )
 
 
-def _binds(options: ProxyOptions, files: ProxyFiles) -> str:
+def _binds(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     if options.tls_port is None:
-        tls = f" ssl crt {quoted(options.certificate)} alpn h2,http/1.1" if options.certificate else ""
-        return f"bind {quoted(_listen(options.host, options.port))}{tls}"
+        tls = f"ssl crt {quoted(options.certificate)} alpn h2,http/1.1" if options.certificate else ""
+        return f"""
+            bind {quoted(listen(options.host, options.port))} {tls}
+            {receiving.bind(files.http_socket, host.user, tls) if options.receiving else ""}
+            """
     crt = f"crt {quoted(options.certificate or files.default_certificate)} crt-list {quoted(files.certificate_list)}"
+    tls = f"ssl {crt} alpn h2,http/1.1"
     return f"""
-        bind {quoted(_listen(options.host, options.port))}
-        bind {quoted(_listen(options.host, options.tls_port))} ssl {crt} alpn h2,http/1.1
+        bind {quoted(listen(options.host, options.port))}
+        bind {quoted(listen(options.host, options.tls_port))} {tls}
         {http3.bind(options, crt) if options.has_http3 else ""}
+        {receiving.bind(files.http_socket, host.user) if options.receiving else ""}
+        {receiving.bind(files.https_socket, host.user, tls) if options.receiving else ""}
         """
 
 
-def _listen(host: str, port: int) -> str:
+def listen(host: str, port: int) -> str:
     try:
         return f"ipv{ip_address(host).version}@{host}:{port}"
     except ValueError:
@@ -184,6 +208,7 @@ def _sender(options: ProxyOptions) -> str:
     networks = " ".join(str(network) for network in options.trusted_proxies)
     return f"""
         acl from_proxy fc_src {networks}
+        {receiving.from_proxy(networks) if options.receiving else ""}
         acl has_sender req.hdr_ip(x-forwarded-for,-1) -m found
         http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender
         # Only the last of several lines counts.
@@ -212,15 +237,17 @@ def _part(host: Host, part: int) -> int:
     return max(host.max_connections // part, 1)
 
 
-def _admission(options: ProxyOptions, host: Host) -> str:
+def admission(options: ProxyOptions, host: Host) -> str:
     """Limit the connections of one address. A trusted proxy's connections carry many visitors and are not limited."""
     if not (most := _most(options, host)):
         return ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
-    return f"""
+    limit = f"""
         tcp-request connection track-sc1 {_ADDRESS} table visitors{f" if !{{ src {networks} }}" if networks else ""}
         tcp-request connection reject if {{ sc1_conn_cur gt {most} }}
         """
+    # Of a connection that a standby passes on, the client is known once its header was read.
+    return limit + limit.replace("tcp-request connection", "tcp-request session") if options.receiving else limit
 
 
 def _share(options: ProxyOptions, host: Host) -> str:
@@ -338,6 +365,6 @@ def _forward_rules(options: ProxyOptions) -> str:
         """
 
 
-def _visitors() -> str:
+def visitors() -> str:
     """Return the table of open connections by address; an entry stays while it counts any."""
     return section("backend visitors from base", "stick-table type ipv6 size 100k expire 60s store conn_cur")

@@ -30,6 +30,15 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Receiving:
+    """Port at this member's address, which takes what standbys pass on (``receiving``). ``secret``: hex digits."""
+
+    address: str
+    port: int
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ProxyOptions:
     """Settings of the proxy. ``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
 
@@ -45,7 +54,8 @@ class ProxyOptions:
     alone. ``api_has_certificate``: ``certificate`` is for its host too. ``hsts``: seconds for which browsers then
     reach that host by nothing else; 0: they are not told to.
     ``threads`` None means one per CPU. ``api_url`` (``https://host[:port]``) is the API that a page names to the
-    app's owner for its logs. ``program`` is a name on the PATH, or a path. Raises ``ValueError`` for a bad URL.
+    app's owner for its logs. ``program`` is a name on the PATH, or a path. ``receiving``: of a cluster's service.
+    Raises ``ValueError`` for a bad URL.
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +75,7 @@ class ProxyOptions:
     api_has_certificate: bool = False
     hsts: int = 0
     program: str = "haproxy"
+    receiving: Receiving | None = None
 
     def __post_init__(self) -> None:
         if not _API_URL.fullmatch(self.api_url):
@@ -166,6 +177,30 @@ class ProxyFiles:
     def api_socket(self) -> Path:
         """The socket on which the service takes requests for its API, behind a PROXY header."""
         return self.jail / "api.sock"
+
+    @property
+    def passed_api_socket(self) -> Path:
+        """The socket on which the service takes API calls that a standby passes on, behind a PROXY header."""
+        return self.jail / "papi.sock"
+
+    @property
+    def passed_ssh_socket(self) -> Path:
+        """The socket on which the SSH gateway takes logins that a standby passes on, behind a PROXY header."""
+        return self.jail / "pssh.sock"
+
+    @property
+    def http_socket(self) -> Path:
+        """The proxy's own socket for visitors that a standby passes on."""
+        return self.jail / "http.sock"
+
+    @property
+    def https_socket(self) -> Path:
+        return self.jail / "tls.sock"
+
+    @property
+    def members(self) -> Path:
+        """Addresses of the cluster's members, which may pass connections on."""
+        return self.directory / "members.map"
 
     @property
     def pause_script(self) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import activity, config, fence, guard, pages, pause, process
@@ -13,7 +14,8 @@ from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.domain_table import DomainTable
 from builderd.adapters.previews.haproxy.link_table import LinkTable
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
+from builderd.adapters.previews.haproxy.member_table import MemberTable
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Receiving
 from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
@@ -46,6 +48,7 @@ class HaproxyPreviews:
         self._open_map: RouteMap | None = None
         self._domains = DomainTable(self._files, self._workers, options)
         self._links = LinkTable(self._files, self._workers)
+        self._members = MemberTable(self._files, self._workers)
         #: Held from before the links are loaded, so that an older state never replaces a newer one.
         self._loading_links = asyncio.Lock()
         #: Hosts whose route on disk the proxy may not have yet.
@@ -56,6 +59,22 @@ class HaproxyPreviews:
     async def start(self, lost: LostRoutes | None = None) -> None:
         async with self._lock:
             await self._start(lost)
+
+    async def receive(self, receiving: Receiving, members: Collection[str]) -> None:
+        """Take what standbys at these addresses pass on, from ``start`` on. Raises ``EngineUnavailable``."""
+        async with self._lock:
+            before = self._options, self._members.addresses
+            wanted = replace(self._options, receiving=receiving), frozenset(members)
+            if wanted == before:
+                return
+            self._options, self._members.addresses = wanted
+            if self._open_map is None:
+                return
+            try:
+                await self._start()
+            except EngineUnavailable:
+                self._options, self._members.addresses = before
+                raise
 
     async def supervise(self) -> None:
         delay = FIRST_RETRY_SECONDS
@@ -240,6 +259,7 @@ class HaproxyPreviews:
                 await asyncio.sleep(0)
         self._domains.load()
         self._links.load()
+        self._members.write()
         host = process.host(self._options)
         try:
             await self._paused.open(host.user)
@@ -249,6 +269,8 @@ class HaproxyPreviews:
             await self._workers.sync(routes.routes)
             await self._domains.sync()
             await self._links.sync()
+            if self._options.receiving is not None:
+                await self._members.sync()
             await guard.start(files, process.command(process.program(self._options), files))
             self._open_map = routes
             self._unapplied.clear()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 from socket import gethostname
 
 import asyncssh
@@ -18,9 +17,7 @@ from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
 from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.unpaid_builds.local import LocalUnpaidBuilds
@@ -29,12 +26,7 @@ from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.bundles import open_bundles
 from builderd.bootstrap.database_lease import OwnedStore
-from builderd.bootstrap.domains import (
-    certificate_covers_api,
-    make_authority,
-    make_dns_updates,
-    make_domain_rules,
-)
+from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
@@ -49,7 +41,7 @@ from builderd.ssh import host_key
 
 
 @asynccontextmanager
-async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Application]:
+async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPreviews) -> AsyncIterator[Application]:
     """Yield the application on its real adapters; the engine and the proxy are not started yet."""
     clock = SystemClock(settings.data_dir / "clock.json")
     engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
@@ -59,7 +51,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
         yield Application(
             store=owned.store,
             engine=engine,
-            previews=make_previews(settings),
+            previews=previews,
             bundles=await open_bundles(settings, owned.store),
             uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
             unpaid_builds=LocalUnpaidBuilds(settings.data_dir / "unpaid-builds"),
@@ -126,28 +118,3 @@ def make_identity_provider(openid: OpenIdSettings) -> OpenIdProvider | None:
     secret = openid.client_secret.get_secret_value() if openid.client_secret is not None else None
     claims = ClaimRules(openid.tenant_claim, openid.scope_claim)
     return OpenIdProvider(OpenIdOptions(openid.issuer, openid.client_id, secret, openid.scope, openid.name, claims))
-
-
-def make_previews(settings: Settings) -> HaproxyPreviews:
-    options = ProxyOptions(
-        host=settings.host,
-        port=settings.preview_port,
-        # The proxy has another working directory than the service.
-        certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
-        tls_port=settings.preview.tls_port,
-        public_tls_port=settings.preview.public_tls_port,
-        wildcard=settings.has_wildcard,
-        trusted_proxies=settings.preview.trusted_proxies,
-        address_connections=settings.preview.address_connections,
-        api_url=settings.api_url,
-        http3=settings.preview.http3,
-        serves_api=settings.public_host is not None,
-        api_has_certificate=certificate_covers_api(settings),
-        hsts=settings.hsts,
-    )
-    return HaproxyPreviews(settings.data_dir / "previews", options)
-
-
-def api_socket(settings: Settings) -> tuple[Path, str | None]:
-    """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
-    return ProxyFiles((settings.data_dir / "previews").absolute()).api_socket, worker_user()

@@ -53,6 +53,8 @@ class OwnedStore:
     term: int
     #: Of a service that others may continue; None where the lease passes to nobody by itself.
     guarded: GuardedLease | None = None
+    #: The standby that this service was, or may have been, whose ports it still passes on.
+    standby: Standby | None = None
 
     async def keep(self) -> None:
         """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` once another service has it.
@@ -69,6 +71,11 @@ class OwnedStore:
                 raise
             except Exception as error:
                 log.warning("database lease not renewed, retrying delay=%g error=%s", RENEW_INTERVAL, error)
+
+    async def end_standby(self) -> None:
+        """Free the ports that this service passed on while it stood by. Idempotent."""
+        if self.standby is not None:
+            await self.standby.end(works=True)
 
     async def release(self) -> None:
         """Record that this service ended in order: another may take over at once."""
@@ -123,7 +130,7 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
         lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
-        owned = OwnedStore(opened, instance, lease.term, guarded)
+        owned = OwnedStore(opened, instance, lease.term, guarded, standby)
         if guarded is not None:
             await guarded.begin()
         else:
@@ -134,6 +141,8 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
         finally:
             await owned.release()
     finally:
+        if standby is not None:
+            await standby.end(works=False)
         await opened.close()
 
 

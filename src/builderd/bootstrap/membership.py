@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from builderd.bootstrap.data_directory import DATABASE_NOTE
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys
+from builderd.bootstrap.previews import proxy_files
 from builderd.domain.cluster_services import WITNESS_SECONDS, ClusterService
 from builderd.domain.database_lease import Instance, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.ports.engine import ClusterProvider
+from builderd.ports.engine import ClusterProvider, MemberAddresses
 from builderd.settings import Settings
 from builderd.ssh import host_key
 
@@ -34,11 +36,14 @@ class Membership:
     settings: Settings
     instance: Instance
     provider: ClusterProvider
+    #: What a standby announces of its way to the service that works, "" for nothing in it.
+    way: str | None = None
     _disks: str = ""
+    _own_address: str | None = None
 
     @property
     def proxy_files(self) -> ProxyFiles:
-        return ProxyFiles((self.settings.data_dir / "previews").absolute())
+        return proxy_files(self.settings)
 
     async def end_previews(self) -> None:
         """End previews of an earlier term of this service, and remove their routes. Idempotent.
@@ -53,6 +58,7 @@ class Membership:
             with _in_time():
                 async with asyncio.timeout(WITNESS_SECONDS):
                     self._disks = await self.provider.disks_id()
+                    self._own_address = (await self.provider.addresses()).own
         vault_key, ssh_key = await asyncio.to_thread(self._fingerprints, make_keys_first=make_keys_first)
         return ClusterService(
             id=self.instance.member,
@@ -64,7 +70,24 @@ class Membership:
             vault_key_file="" if self.settings.vault.key else str(self.settings.vault_key_file),
             ssh_key=ssh_key,
             ssh_key_file=str(self._ssh_key_file),
+            address=f"{self._own_address}:{self.settings.members_port}" if self._own_address else None,
+            way=self.way,
         )
+
+    async def addresses(self) -> MemberAddresses:
+        """Return the addresses of all members. Raises ``EngineUnavailable``."""
+        with _in_time():
+            async with asyncio.timeout(WITNESS_SECONDS):
+                return await self.provider.addresses()
+
+    def secret(self) -> str:
+        """Return what all services of the cluster derive from their shared key, in hexadecimal digits.
+
+        With it, a standby shows that it is one.
+        """
+        keys = make_keys(self.settings).existing()
+        material = keys[0].material if keys else b""
+        return hashlib.blake2b(key=material, person=b"builderd-members", digest_size=32).hexdigest()
 
     async def claimant(self) -> str:
         """Return the service that claimed the work last. Raises ``EngineUnavailable``."""

@@ -17,14 +17,18 @@ from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
 from builderd.api.server.meter import Meter
+from builderd.api.server.proxied import PassedOnProtocol
 from builderd.api.server.request_log import RequestIdFilter
-from builderd.api.server.servers import Servers
-from builderd.bootstrap.application import api_socket, application, load_host_key, make_previews
+from builderd.api.server.servers import Servers, bind_path
+from builderd.bootstrap.application import application, load_host_key
 from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.membership import owner_elsewhere
+from builderd.bootstrap.passing_on import make_forwarder
+from builderd.bootstrap.previews import api_socket, make_previews
+from builderd.bootstrap.receiving import Receiver
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
@@ -99,6 +103,7 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
         try:
             say("Stopping the previews …")
             await make_previews(settings).down()
+            await make_forwarder(settings).end()
             if (owner := await owner_elsewhere(settings)) is not None:
                 say(f"The apps are those of {owner}, and go on.")
                 return
@@ -141,7 +146,9 @@ async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over:
 
 
 async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) -> None:
-    async with application(settings, owned) as app:
+    previews = make_previews(settings)
+    receiver = Receiver(owned.standby.membership, previews) if owned.standby is not None else None
+    async with application(settings, owned, previews) as app:
         note_database(settings)
         meter = Meter()
         operations = Operations(app, Rates(**settings.rates.model_dump()))
@@ -150,16 +157,21 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
         # The servers are drained before the calls of agents that still go on are cut off.
         async with McpEndpoint(api), Servers() as servers:
             counted = Connections()
+            await owned.end_standby()
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
+            if receiver is not None:
+                await receiver.look()
             await app.previews.start(partial(lost_routes.read, app.store))
             if settings.public_host:
                 socket, user = api_socket(settings)
                 await servers.add_behind_proxy(site, socket, user, counted)
+            if receiver is not None:
+                await servers.add_behind_proxy(site, *receiver.api_socket, counted, PassedOnProtocol)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
-            await _run_workers(app, settings, servers)
+            await _run_workers(app, settings, servers, receiver)
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
@@ -175,7 +187,7 @@ async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -
         await asyncio.gather(task, stop, return_exceptions=True)
 
 
-async def _run_workers(app: Application, settings: Settings, servers: Servers) -> None:
+async def _run_workers(app: Application, settings: Settings, servers: Servers, receiver: Receiver | None) -> None:
     """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
     sandbox_api = create_sandbox_app(app)
@@ -196,7 +208,12 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
         group.create_task(WildcardJob(app).run())
         group.create_task(PublicCertificateJob(app).run())
         if settings.ssh.port:
-            group.create_task(SshGateway(app, load_host_key(settings)).serve(settings.host, settings.ssh.port))
+            gateway = SshGateway(app, load_host_key(settings))
+            group.create_task(gateway.serve(settings.host, settings.ssh.port))
+            if receiver is not None:
+                group.create_task(gateway.serve_passed_on(bind_path(*receiver.ssh_socket)))
+        if receiver is not None:
+            group.create_task(receiver.watch())
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())

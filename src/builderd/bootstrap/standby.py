@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.api.server.servers import Servers
-from builderd.api.standby import create_standby_app
 from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.passing_on import PassingOn
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.cluster_services import CLAIM_AFTER, TAKE_AFTER_CLAIM, ClusterService, SeenService, unfit_reason
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, describe_owner
@@ -43,6 +42,7 @@ class Standby:
         self._store = store
         self.membership = membership
         self._supervisor = supervisor
+        self._passing = PassingOn(membership)
         self._began = time.monotonic()
         self._lease: DatabaseLease | None = None
         #: Since when the lease was seen not to be renewed, and when the database answered last.
@@ -58,7 +58,10 @@ class Standby:
     async def wait(self) -> DatabaseLease:
         """Return the lease once this service may take it. Raises ``DatabaseOwned`` when it never may."""
         await self.membership.end_previews()
-        async with self._listening(), self._announced():
+        await self._passing.open()
+        self._supervisor.ready()
+        log.info("standing by host=%s port=%d", self.membership.settings.host, self.membership.settings.port)
+        async with self._announced():
             while True:
                 try:
                     lease = await self._look()
@@ -71,14 +74,14 @@ class Standby:
                     return lease
                 await asyncio.sleep(WATCH_INTERVAL)
 
-    @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[None]:
-        settings = self.membership.settings
-        async with Servers() as servers:
-            await servers.add(create_standby_app(), settings.host, settings.port, "--host and --port")
-            self._supervisor.ready()
-            log.info("standing by host=%s port=%d", settings.host, settings.port)
-            yield
+    async def end(self, *, works: bool) -> None:
+        """Free the ports: for this service, which ``works`` now, so that what waits goes on to it. Idempotent."""
+        successor = None
+        if works:
+            with suppress(EngineUnavailable):
+                successor = await self.membership.describe()
+        self.membership.way = None
+        await self._passing.close(successor)
 
     @asynccontextmanager
     async def _announced(self) -> AsyncIterator[None]:
@@ -94,6 +97,7 @@ class Standby:
         own = await self.membership.describe()
         view = await self._store.write(partial(_announce, own=own))
         lease, now = view.lease, time.monotonic()
+        self._passing.follow(view.owner.service if view.owner is not None else None)
         gap, self._looked_at = now - self._looked_at, now
         # While the database was away, the owner could not renew its lease either.
         if self._lease is None or lease.was_renewed(self._lease) or gap > CLAIM_AFTER:

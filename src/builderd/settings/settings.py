@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     preview_port: Port = 8081
     #: The port of the sandbox API on a sandbox's gateway; sandboxes reach no other port there.
     inside_port: Port = 8082
+    #: The port at a member's own address, on which a cluster's service takes what its standbys pass on.
+    members_port: Port = 8083
     #: Name of the engine that runs sandboxes, one of the registry (``bootstrap.engines``).
     engine: str = "oci"
     #: Sandboxes that are prepared in advance while the machine is idle; 0: none.
@@ -125,12 +127,14 @@ class Settings(BaseSettings):
             self.preview_port,
             self.preview.tls_port,
             self.inside_port,
+            self.members_port,
             self.metrics_port,
             self.ssh.port,
         )
         ports = [port for port in given if port]
         if len(set(ports)) != len(ports):
-            raise ValueError("port, preview_port, preview.tls_port, inside_port, metrics_port and ssh.port must differ")
+            names = "port, preview_port, preview.tls_port, inside_port, members_port, metrics_port and ssh.port"
+            raise ValueError(f"{names} must differ")
         return self
 
     @field_validator("tenants")

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
-import httpx
 import pytest
 from tests.stores import write_database
 from tests.unit.bootstrap.test_database_lease import _execute
@@ -27,8 +27,10 @@ from builderd.bootstrap.machine import describe_database
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain import cluster_services
+from builderd.domain.cluster_services import ClusterService
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, Instance, LeaseLost
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.ports.engine import MemberAddresses
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
@@ -48,10 +50,15 @@ class FakeCluster:
     tried: list[float] = field(default_factory=list)
     claimed_at: float = 0.0
     claims: list[str] = field(default_factory=list)
+    members: MemberAddresses = field(default_factory=lambda: MemberAddresses("10.98.0.11", ["10.98.0.11"]))
 
     async def disks_id(self) -> str:
         self._answer()
         return self.id
+
+    async def addresses(self) -> MemberAddresses:
+        self._answer()
+        return self.members
 
     async def claimant(self) -> str:
         self._answer()
@@ -98,6 +105,31 @@ class FakeProxy:
         return self.deadlines[service.data_dir] <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+class FakePassingOn:
+    """A standby's ports, as ``bootstrap.passing_on.PassingOn``; all calls, by data directory, in ``CALLS``."""
+
+    CALLS: ClassVar[list[tuple[str, str, object]]] = []
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._name = membership.settings.data_dir.name
+
+    async def open(self) -> None:
+        self._membership.way = ""
+        self.CALLS.append((self._name, "open", None))
+
+    def follow(self, owner: ClusterService | None) -> None:
+        self.CALLS.append((self._name, "follow", owner.address if owner else None))
+
+    async def close(self, successor: ClusterService | None = None) -> None:
+        self.CALLS.append((self._name, "close", successor.address if successor else None))
+
+    @classmethod
+    def steps(cls, name: str) -> list[tuple[str, object]]:
+        """Return the calls of one service, repeated ones once."""
+        return [(step, value) for step, value in dict.fromkeys((s, v) for n, s, v in cls.CALLS if n == name)]
+
+
 def _folder(files: object) -> Path:
     directory: Path = files.directory  # type: ignore[attr-defined]
     return directory.parent
@@ -120,6 +152,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakePr
     for name in ("fence", "process"):
         monkeypatch.setattr(guarded_lease, name, proxy)
     monkeypatch.setattr(membership, "fence", proxy)
+    monkeypatch.setattr(standby, "PassingOn", FakePassingOn)
+    FakePassingOn.CALLS.clear()
     for module in (cluster_services, guarded_lease, standby, leasing):
         for name, seconds in vars(module).copy().items():
             if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":
@@ -700,21 +734,29 @@ async def test_standby_whose_key_differs_after_a_rotation_waits_for_the_copy(
 # What it says meanwhile
 
 
-async def test_standby_is_alive_and_says_that_another_service_works(
+async def test_standby_passes_its_ports_on_to_the_owner_and_frees_them_for_itself(
     services: Services, one: Settings, two: Settings
 ) -> None:
-    await services.start_working(one)
-    services.start(two)
+    first = await services.start_working(one)
+    second = services.start(two)
     await services.until_known("two")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{two.port}") as client:
-        assert (await client.get("/healthz")).json()["data"]["version"]
-        for method, path in (("GET", "/readyz"), ("GET", "/"), ("POST", "/api/v1/builders"), ("DELETE", "/api/v1/x")):
-            answer = await client.request(method, path)
-            assert answer.status_code == 503
-            assert int(answer.headers["Retry-After"]) > 0
-            assert "stands by" in answer.json()["message"]
-            assert str(one.data_dir.parent) not in answer.text, "it asks for no token"
-            assert answer.json()["code"] == "engine_unavailable"
+    own = "10.98.0.11:8083"
+    await second.until(lambda: ("follow", own) in FakePassingOn.steps("two"))
+    await first.stop()
+    await second.until(lambda: second.works)
+    assert ("close", None) not in FakePassingOn.steps("two"), "its ports are its own until the API listens"
+    await second.owned.end_standby()
+    assert FakePassingOn.steps("two")[-1] == ("close", own)
+    await second.stop()
+    assert FakePassingOn.steps("two")[-1] == ("close", None)
+
+
+async def test_standby_that_ends_frees_its_ports(services: Services, one: Settings, two: Settings) -> None:
+    await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    await second.stop()
+    assert FakePassingOn.steps("two")[-1] == ("close", None)
 
 
 @pytest.mark.slow
@@ -723,7 +765,7 @@ async def test_doctor_names_the_standbys(services: Services, one: Settings, two:
     second = services.start(two)
     await services.until_known("two")
     (_, standby_line) = await describe_database(one)
-    assert "takes over if the owner ends" in standby_line
+    assert "takes over if the owner ends, passes calls and visitors on" in standby_line
     await first.kill()
     await services.store.write(lambda uow: uow.services.set_known([], 1))
     (_, standby_line) = await describe_database(two)

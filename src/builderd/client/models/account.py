@@ -172,12 +172,6 @@ class UploadState(Model):
     expires_at: datetime
 
 
-class Health(Model):
-    """Version of builderd that responds."""
-
-    version: str
-
-
 class Part(Model):
     """Readiness of one part; ``message`` says what it waits for or what is wrong."""
 
@@ -185,10 +179,25 @@ class Part(Model):
     message: str
 
 
+class Health(Model):
+    """Version of builderd that responds, and its role in its cluster: ``working`` or ``standby``.
+
+    ``worker`` is the host of the service that works, as a standby knows it, and ``way`` the way there.
+    """
+
+    version: str
+    role: str = "working"
+    worker: str | None = None
+    way: Part | None = None
+
+
 class Readiness(Model):
-    """Readiness of every part that builders need."""
+    """Readiness of every part that builders need; a standby answers with those of the service that works."""
 
     database: Part
     engine: Part
     previews: Part
     public_url: Part | None = None
+    role: str = "working"
+    worker: str | None = None
+    way: Part | None = None

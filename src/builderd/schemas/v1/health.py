@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from builderd.schemas.v1.envelope import Success
 from builderd.schemas.v1.shape import View
 
-
-class Health(View):
-    """Version of builderd that responds."""
-
-    version: str
+#: Of a service in its cluster: one works, the others stand by and pass on to it.
+Role = Literal["working", "standby"]
 
 
 class Part(View):
@@ -19,8 +18,23 @@ class Part(View):
     message: str
 
 
+class Health(View):
+    """Version of builderd that responds, and its role in its cluster.
+
+    ``worker`` is the host of the service that works, as a standby knows it, and ``way`` the way there.
+    """
+
+    version: str
+    role: Role = "working"
+    worker: str | None = None
+    way: Part | None = None
+
+
 class Readiness(View):
-    """Readiness of every part that builders need, and of the certificate of ``public_url``."""
+    """Readiness of every part that builders need, and of the certificate of ``public_url``.
+
+    A standby answers with the parts of the service that works, named in ``worker``, and with the ``way`` there.
+    """
 
     database: Part
     engine: Part
@@ -28,6 +42,9 @@ class Readiness(View):
     #: The certificate of ``public_url`` that the service gets by itself. It holds up nothing: the API answers on
     #: ``host`` and ``port`` meanwhile.
     public_url: Part = Part(ready=True, message="an earlier service does not say")
+    role: Role = "working"
+    worker: str | None = None
+    way: Part | None = None
 
 
 class HealthAnswer(Success[Health]):

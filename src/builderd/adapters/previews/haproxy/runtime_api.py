@@ -89,6 +89,14 @@ async def delete_entry(worker: Worker, table: Path, key: str) -> None:
     _expect(await worker.ask(f"del map {escape_path(table)} {key}"), _NO_KEY)
 
 
+async def set_server(socket: Path, change: str) -> None:
+    """Change a server (management guide, 9.3, ``set server``): ``backend/name addr …`` or ``… state …``."""
+    answer = await ask(socket, f"set server {change}")
+    # It tells of an address what has changed, or that nothing has.
+    if answer and "changed" not in answer:
+        raise CommandRefused(answer)
+
+
 async def change_entries(worker: Worker, table: Path, have: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Make a map that has some entries have these, many of them by one command line."""
     path = escape_path(table)

@@ -1,0 +1,150 @@
+"""The proxy of a standby, in a directory of its own. It outlives the service only to serve what is open.
+
+A replaced or retired proxy gets SIGUSR1: it listens no more, so that the ports are free at once, and ends with its last
+connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.previews.haproxy import forward_config, guard, pages, process, runtime_api
+from builderd.adapters.previews.haproxy.forward_config import SERVER, ForwardOptions, backend_name
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.adapters.previews.haproxy.receiving import PassedOn
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.domain.errors import EngineUnavailable
+from builderd.linux import atomic_files
+
+#: Seconds within which a retired proxy has closed its ports; it takes some hundredths.
+CLOSING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Address of the service that works, and whether calls, and visitors and logins, are passed on to it now."""
+
+    address: str
+    port: int
+    api: bool
+    streams: bool
+
+
+class Forwarder:
+    """Methods raise ``EngineUnavailable`` while the proxy does not do what they ask."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = ProxyFiles(directory.absolute())
+        self._options: ForwardOptions | None = None
+        self._target: Target | None = None
+
+    @property
+    def own_socket(self) -> Path:
+        """The socket at which this service takes the requests that it answers itself."""
+        return self._files.api_socket
+
+    def prepare(self) -> None:
+        """Make the directories; ``own_socket`` may be bound from then on."""
+        process.check_paths(self._files)
+        self._files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files.jail.mkdir(mode=0o711, exist_ok=True)
+        self._files.jail.chmod(0o711)
+
+    async def run(self, options: ForwardOptions) -> None:
+        """Start the proxy with these options, or again if it has ended or they have changed. Idempotent."""
+        if options == self._options and guard.find_process(self._files.pid, self._files) is not None:
+            return
+        await self.retire()
+        files = self._files
+        self.prepare()
+        files.pages.mkdir(mode=0o700, exist_ok=True)
+        for name, text in pages.documents().items():
+            atomic_files.replace(files.pages / name, text.encode(), mode=0o644)
+        host = process.host(options.proxy)
+        atomic_files.replace(files.config, forward_config.render(options, files, host).text.encode())
+        await process.start(options.proxy, files)
+        self._options, target, self._target = options, self._target, None
+        if target is not None:
+            await self.lead(target)
+
+    async def lead(self, target: Target) -> None:
+        """Pass connections on to this service, also those that wait for another one. Idempotent."""
+        if target == self._target or self._options is None:
+            return
+        try:
+            for service in self._options.services:
+                server = f"{backend_name(service)}/{SERVER}"
+                is_open = target.api if service is PassedOn.API else target.streams
+                for change in (f"addr {target.address} port {target.port}", f"state {'ready' if is_open else 'maint'}"):
+                    await runtime_api.set_server(self._files.admin_socket, f"{server} {change}")
+        except (ProxyGone, CommandRefused) as error:
+            raise EngineUnavailable(f"the standby's proxy does not work: {error}", retry_after=5) from error
+        self._target = target
+
+    async def retire(self) -> None:
+        """Free the ports, and serve what is open to its end. Idempotent; also of an earlier service that was killed."""
+        pids = list(self._processes())
+        self._options = None
+        if not pids:
+            return
+        # A master passes it on to its workers.
+        _signal(pids, signal.SIGUSR1)
+        deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
+        while any(_listens(pid) for pid in pids):
+            if asyncio.get_running_loop().time() > deadline:
+                _signal(pids, signal.SIGKILL)
+            await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        """End the proxy with all that it serves, and remove its files. Idempotent."""
+        pids = list(self._processes())
+        _signal(pids, signal.SIGTERM)
+        for pid in pids:
+            if not await guard.wait_until_gone(pid):
+                _signal([pid], signal.SIGKILL)
+        shutil.rmtree(self._files.directory, ignore_errors=True)
+
+    def _processes(self) -> Iterator[int]:
+        """Yield all processes with this proxy's configuration: its master, its worker, and retired ones."""
+        if not self._files.directory.exists():
+            return
+        config = os.fsencode(self._files.config)
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    words = (folder / "cmdline").read_bytes().split(b"\0")
+                    if config in words and b"-W" in words:
+                        yield int(folder.name)
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _listens(pid: int) -> bool:
+    """Return True if the process has a listening TCP socket open."""
+    listening = {line.split()[9] for line in _tcp_lines() if line.split()[3] == "0A"}
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                name = str(descriptor.readlink())
+                if name.startswith("socket:[") and name[8:-1] in listening:
+                    return True
+    return False
+
+
+def _tcp_lines() -> list[str]:
+    lines: list[str] = []
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            lines += Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    return lines

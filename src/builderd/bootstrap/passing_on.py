@@ -1,0 +1,237 @@
+"""Pass a standby's ports on to the service that works, and watch the way there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from builderd.adapters.previews.haproxy.forward_config import ForwardOptions
+from builderd.adapters.previews.haproxy.forwarder import Forwarder, Target
+from builderd.adapters.previews.haproxy.process import worker_user
+from builderd.adapters.previews.haproxy.receiving import SECRET_FIELD, SERVICE_FIELD, PassedOn
+from builderd.api.server.connections import Connections
+from builderd.api.server.proxied import PassedOnProtocol
+from builderd.api.server.servers import Servers, bind
+from builderd.api.standby import Way, create_standby_app, create_standby_metrics
+from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.previews import proxy_options
+from builderd.domain.cluster_services import ClusterService
+from builderd.domain.errors import EngineUnavailable
+from builderd.operations import proxy_header
+from builderd.settings import Settings
+
+log = logging.getLogger(__name__)
+#: Seconds between two looks at the way while nothing is passed on, and while all is well.
+LOOK_INTERVAL, CALM_INTERVAL = 1.0, 3.0
+#: Seconds within which the service that works must answer a look.
+LOOK_SECONDS = 4.0
+#: Seconds for which connections still wait for a service that does not answer any more. Later they are refused at once.
+HOLD_SECONDS = 8.0
+#: Most bytes of its answer.
+MAX_ANSWER = 65_536
+
+
+class PassingOn:
+    """The standby's proxy and its own answers. ``open`` and ``close`` may be called again."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._settings = membership.settings
+        self._forwarder = make_forwarder(membership.settings)
+        self._servers: Servers | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._owner: ClusterService | None = None
+        #: Another service works than before.
+        self._changed = asyncio.Event()
+        #: Address of the service that was looked at last.
+        self._seen: str | None = None
+        self.way = Way()
+        #: When the service that works answered last, and when its member took a connection.
+        self._answered_at = self._reached_at = time.monotonic()
+
+    async def open(self) -> None:
+        """Open the ports; raise ``EngineUnavailable`` where one of them is taken."""
+        if self._servers is not None:
+            return
+        await self._forwarder.retire()
+        self._check_ports()
+        self._forwarder.prepare()
+        servers = Servers()
+        settings = self._settings
+        app = create_standby_app(lambda: self.way, settings.metrics_token)
+        await servers.add_behind_proxy(app, self._forwarder.own_socket, worker_user(), Connections(), PassedOnProtocol)
+        self._servers = servers
+        if settings.metrics_port:
+            metrics = create_standby_metrics(lambda: self.way)
+            await servers.add(metrics, settings.host, settings.metrics_port, "metrics_port")
+        await self._forwarder.run(await self._options())
+        self._watch = asyncio.create_task(self._keep_looking())
+
+    def follow(self, owner: ClusterService | None) -> None:
+        """Lead to this service."""
+        if (owner.address if owner else None) != (self._owner.address if self._owner else None):
+            self._changed.set()
+        self._owner = owner
+
+    async def close(self, successor: ClusterService | None = None) -> None:
+        """Free the ports; what waits is passed on to ``successor``, which is this service itself. Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
+            self._watch = None
+        if successor is not None and (target := _target(successor)):
+            try:
+                await self._forwarder.lead(target)
+            except EngineUnavailable as error:
+                log.warning("waiting connections not passed on error=%s", error.message)
+        # Also that of a service which was killed.
+        await self._forwarder.retire()
+        servers, self._servers = self._servers, None
+        if servers is not None:
+            await servers.__aexit__(None, None, None)
+
+    async def _options(self) -> ForwardOptions:
+        settings = self._settings
+        secret = await asyncio.to_thread(self._membership.secret)
+        return ForwardOptions(proxy_options(settings), settings.port, settings.ssh.port or None, secret)
+
+    def _check_ports(self) -> None:
+        """Raise ``EngineUnavailable`` that names the setting of a port that is taken."""
+        settings = self._settings
+        ports = {
+            "--host and --port": settings.port,
+            "--preview-port": settings.preview_port,
+            "preview.tls_port": settings.preview.tls_port,
+            "ssh.port": settings.ssh.port,
+        }
+        for setting, port in ports.items():
+            if port:
+                bind(settings.host, port, setting).close()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except EngineUnavailable as error:
+                self._fail(error.message)
+            except Exception:
+                log.exception("look at the way to the service that works failed, retrying delay=%g", LOOK_INTERVAL)
+                self._fail("it could not be looked at: see the service's log")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL if self.way.fault else CALM_INTERVAL):
+                    await self._changed.wait()
+            self._changed.clear()
+
+    async def _look(self) -> None:
+        # Also a proxy that died, and a key that was copied since.
+        options = await self._options()
+        await self._forwarder.run(options)
+        owner = self._owner
+        if owner is None:
+            self.way, self._membership.way = Way(), Way().fault
+            return
+        target = _target(owner)
+        if target is None:
+            self._fail(f"the service on {owner.host_name} tells no address of its member: see builderd doctor there")
+            return
+        if self._seen != owner.address:
+            self._seen = owner.address
+            self._answered_at = self._reached_at = time.monotonic()
+        await self._forwarder.lead(replace(target, api=_held(self._answered_at), streams=_held(self._reached_at)))
+        try:
+            answer = await ask_readiness(target, options.secret)
+        except NotReached as error:
+            self._fail(error.message)
+            return
+        except EngineUnavailable as error:
+            # Its previews go on without its API.
+            self._reached_at = time.monotonic()
+            self._fail(error.message)
+            return
+        self._answered_at = self._reached_at = time.monotonic()
+        if self.way.fault:
+            log.info("calls and visitors are passed on worker=%s address=%s", owner.host_name, owner.address)
+        self.way, self._membership.way = Way(owner.host_name, "", answer), ""
+        await self._forwarder.lead(target)
+
+    def _fail(self, reason: str) -> None:
+        worker = self._owner.host_name if self._owner else None
+        if reason != self.way.fault:
+            address = self._owner.address if self._owner else None
+            log.warning("nothing is passed on to the service that works address=%s error=%s", address, reason)
+        self.way, self._membership.way = Way(worker, reason), reason
+
+
+class NotReached(EngineUnavailable):
+    """Nothing takes connections at the address of the service that works."""
+
+
+def _held(since: float) -> bool:
+    """Return True while connections may wait for a service that was seen then for the last time."""
+    return time.monotonic() - since < HOLD_SECONDS
+
+
+async def ask_readiness(target: Target, secret: str) -> dict[str, Any]:
+    """Ask the service that works for its readiness as a client of this standby; return the answer's data.
+
+    Raises ``EngineUnavailable`` where it does not answer.
+    """
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            answer = await _ask(target, secret)
+    except TimeoutError:
+        raise EngineUnavailable(f"it does not answer within {LOOK_SECONDS:g} s") from None
+    if not answer:
+        raise EngineUnavailable(
+            "it takes nothing from this member: its vault.key is another one, or this machine's address is no member's"
+        )
+    try:
+        head, _, content = answer.partition(b"\r\n\r\n")
+        found = json.loads(content)
+    except ValueError:
+        raise EngineUnavailable("what answers at its members_port is no builderd") from None
+    data = found.get("data") if isinstance(found, dict) and head.startswith(b"HTTP/1.1 ") else None
+    if not isinstance(data, dict):
+        raise EngineUnavailable("its API does not answer: it is being restarted, or has more to do than it can take")
+    return data
+
+
+async def _ask(target: Target, secret: str) -> bytes:
+    reader, writer = await _connect(target)
+    try:
+        own = writer.get_extra_info("sockname")
+        header = proxy_header.build((own[0], own[1]), {SECRET_FIELD: secret, SERVICE_FIELD: PassedOn.API})
+        writer.write(header + b"GET /readyz HTTP/1.1\r\nHost: standby\r\nConnection: close\r\n\r\n")
+        content = bytearray()
+        while len(content) < MAX_ANSWER and (piece := await reader.read(MAX_ANSWER)):
+            content += piece
+        return bytes(content)
+    except OSError:
+        # As closes a proxy that takes nothing from here.
+        return b""
+    finally:
+        writer.close()
+
+
+async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        async with asyncio.timeout(LOOK_SECONDS / 2):
+            return await asyncio.open_connection(target.address, target.port, limit=MAX_ANSWER)
+    except TimeoutError:
+        raise NotReached(f"its members_port is not reached within {LOOK_SECONDS / 2:g} s") from None
+    except OSError as error:
+        raise NotReached(f"its members_port is not reached ({error.strerror or error})") from None
+
+
+def _target(service: ClusterService) -> Target | None:
+    address, _, port = (service.address or "").rpartition(":")
+    return Target(address, int(port), api=True, streams=True) if address and port.isdecimal() else None
+
+
+def make_forwarder(settings: Settings) -> Forwarder:
+    return Forwarder(settings.data_dir / "standby")

@@ -1,0 +1,43 @@
+"""Build the previews from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.previews.haproxy.process import worker_user
+from builderd.bootstrap.domains import certificate_covers_api
+from builderd.settings import Settings
+
+
+def make_previews(settings: Settings) -> HaproxyPreviews:
+    return HaproxyPreviews(settings.data_dir / "previews", proxy_options(settings))
+
+
+def proxy_files(settings: Settings) -> ProxyFiles:
+    return ProxyFiles((settings.data_dir / "previews").absolute())
+
+
+def proxy_options(settings: Settings) -> ProxyOptions:
+    return ProxyOptions(
+        host=settings.host,
+        port=settings.preview_port,
+        # The proxy has another working directory than the service.
+        certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
+        tls_port=settings.preview.tls_port,
+        public_tls_port=settings.preview.public_tls_port,
+        wildcard=settings.has_wildcard,
+        trusted_proxies=settings.preview.trusted_proxies,
+        address_connections=settings.preview.address_connections,
+        api_url=settings.api_url,
+        http3=settings.preview.http3,
+        serves_api=settings.public_host is not None,
+        api_has_certificate=certificate_covers_api(settings),
+        hsts=settings.hsts,
+    )
+
+
+def api_socket(settings: Settings) -> tuple[Path, str | None]:
+    """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
+    return proxy_files(settings).api_socket, worker_user()

@@ -1,0 +1,256 @@
+"""A standby's real proxy in front of the one that works: what passes, what waits, and who may pass anything on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.previews.proxy import App, Proxy, eventually, free_port
+from tests.previews.visitor import PATIENCE, Visitor, ask, parse, read_all
+
+from builderd.adapters.previews.haproxy.forward_config import ForwardOptions
+from builderd.adapters.previews.haproxy.forwarder import Forwarder, Target
+from builderd.adapters.previews.haproxy.options import ProxyOptions, Receiving
+from builderd.adapters.previews.haproxy.receiving import SECRET_FIELD, SERVICE_FIELD
+from builderd.operations import proxy_header
+
+pytestmark = pytest.mark.haproxy
+
+SECRET = "ab" * 32
+#: Client of a test, of another address than the members'.
+CLIENT = "127.0.0.77"
+
+
+class Standby:
+    """A standby's proxy on ports of its own, used from tests that block."""
+
+    def __init__(self, **options: Any) -> None:
+        self._place = tempfile.TemporaryDirectory(prefix="standby-")
+        self._runner = asyncio.Runner()
+        self.forwarder = Forwarder(Path(self._place.name) / "s")
+        proxy = ProxyOptions(**{"port": free_port(), "threads": 1, **options})
+        self.options = ForwardOptions(proxy, free_port(), free_port(), SECRET)
+        self.run(self.forwarder.run(self.options))
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._runner.run(work)
+
+    def lead(self, port: int, *, is_open: bool = True) -> None:
+        self.run(self.forwarder.lead(Target("127.0.0.1", port, api=is_open, streams=is_open)))
+
+    @property
+    def visitor(self) -> Visitor:
+        return Visitor(self.options.proxy.port)
+
+    def close(self) -> None:
+        self.run(self.forwarder.end())
+        self._runner.close()
+        self._place.cleanup()
+
+
+@pytest.fixture
+def make_standby() -> Iterator[Callable[..., Standby]]:
+    made: list[Standby] = []
+
+    def make(**options: Any) -> Standby:
+        made.append(Standby(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Proxy]:
+    """The proxy of the service that works, which takes connections from 127.0.0.1 alone."""
+    started = receiving(Proxy(address_connections=3))
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def receiving(proxy: Proxy) -> Proxy:
+    proxy.start()
+    proxy.run(proxy.previews.receive(Receiving("127.0.0.1", free_port(), SECRET), ["127.0.0.1"]))
+    return proxy
+
+
+def port_of(proxy: Proxy) -> int:
+    found = proxy.previews._options.receiving
+    assert found is not None
+    return found.port
+
+
+def dial(port: int, source: str = CLIENT) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0))
+
+
+def test_app_sees_the_client_of_the_standby(worker: Proxy, app: App, make_standby: Callable[..., Standby]) -> None:
+    standby = make_standby()
+    standby.lead(port_of(worker))
+    host = worker.open(app)
+    with dial(standby.options.proxy.port) as connection:
+        seen = ask(connection, host, "/head", "X-Forwarded-For: 203.0.113.1").seen
+    assert seen["x-forwarded-for"] == [CLIENT]
+    with dial(standby.options.proxy.port) as connection:
+        assert ask(connection, "unknown.localhost").status == 404
+
+
+def test_clients_of_a_standby_have_limits_of_their_own(
+    worker: Proxy, app: App, make_standby: Callable[..., Standby]
+) -> None:
+    standby = make_standby(address_connections=0)
+    standby.lead(port_of(worker))
+    host = worker.open(app)
+    greedy = []
+    try:
+        for _ in range(3):
+            greedy.append(dial(standby.options.proxy.port))
+            assert ask(greedy[-1], host).status == 200
+        with dial(standby.options.proxy.port) as fourth, pytest.raises((OSError, AssertionError)):
+            ask(fourth, host)
+        with dial(standby.options.proxy.port, "127.0.0.78") as other:
+            assert ask(other, host).status == 200
+    finally:
+        for one in greedy:
+            one.close()
+
+
+def test_standby_limits_the_connections_of_an_address_while_nobody_works(make_standby: Callable[..., Standby]) -> None:
+    standby = make_standby(address_connections=2)
+    standby.lead(free_port())
+    waiting = [dial(standby.options.proxy.port) for _ in range(2)]
+    try:
+        with dial(standby.options.proxy.port) as third, pytest.raises((OSError, AssertionError)):
+            ask(third, "any.localhost")
+    finally:
+        for one in waiting:
+            one.close()
+
+
+def knock(port: int, content: bytes, source: str = "127.0.0.1") -> bytes:
+    """Return what comes back for these bytes; nothing where the connection is closed."""
+    try:
+        with dial(port, source) as connection:
+            connection.sendall(content)
+            return read_all(connection)
+    except ConnectionResetError:
+        return b""
+
+
+def forged(*fields: tuple[int, str]) -> bytes:
+    """A header that claims a client, with these fields, one may be there twice."""
+    plain = proxy_header.build(("203.0.113.9", 1), {})
+    more = b"".join(bytes([kind]) + len(text).to_bytes(2) + text.encode() for kind, text in fields)
+    body = plain[proxy_header.HEAD :] + more
+    return plain[:14] + len(body).to_bytes(2) + body
+
+
+def test_forged_headers_are_refused(worker: Proxy, app: App) -> None:
+    """An access list of HAProxy 3.0.11 on a field of the header never ends where the value differs."""
+    host, port = worker.open(app), port_of(worker)
+    request = f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    right, service = (SECRET_FIELD, SECRET), (SERVICE_FIELD, "http")
+    assert parse(knock(port, forged(right, service) + request)).seen["x-forwarded-for"] == ["203.0.113.9"]
+    for attempt in (
+        forged(service),
+        forged((SECRET_FIELD, "cd" * 32), service),
+        forged((SECRET_FIELD, SECRET[:-1]), service),
+        forged((SECRET_FIELD, "wrong"), right, service),
+        forged((SECRET_FIELD, ""), service),
+        forged(right),
+        forged(right, (SERVICE_FIELD, "admin")),
+        forged((0xEA, "x" * 200), service),
+        b"PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n",
+        proxy_header.SIGNATURE + b"\x20\x00\x00\x00",
+        proxy_header.SIGNATURE + b"\x21\x11\xff\xff",
+        b"",
+    ):
+        assert knock(port, attempt + request) == b"", attempt
+    # The right header from an address that is no member's.
+    assert knock(port, forged(right, service) + request, CLIENT) == b""
+    # At the port for visitors it is garbage, as ever.
+    assert b"203.0.113.9" not in knock(worker.options.port, forged(right, service) + request)
+    assert worker.visitor.get(host).status == 200
+
+
+def test_members_that_leave_pass_nothing_on(app: App, make_proxy: Callable[..., Proxy]) -> None:
+    worker = receiving(make_proxy())
+    host, port = worker.open(app), port_of(worker)
+    request = f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    header = forged((SECRET_FIELD, SECRET), (SERVICE_FIELD, "http"))
+    for members, status in ((["127.0.0.77"], b""), (["127.0.0.77", "127.0.0.1"], b"HTTP/1.1 200")):
+        worker.run(worker.previews.receive(Receiving("127.0.0.1", port, SECRET), members))
+        assert knock(port, header + request)[:12] == status
+    # A new secret, as after a rotation of the key.
+    worker.run(worker.previews.receive(Receiving("127.0.0.1", port, "cd" * 32), members))
+    assert knock(port, header + request) == b""
+    assert worker.visitor.get(host).status == 200
+
+
+def test_connection_waits_for_the_next_service_also_through_a_retirement(
+    worker: Proxy, app: App, make_standby: Callable[..., Standby]
+) -> None:
+    standby = make_standby()
+    host, answers = worker.open(app), []
+    standby.lead(free_port())
+
+    def visit() -> None:
+        answers.append(standby.visitor.get(host).status)
+
+    first, second = (threading.Thread(target=visit, daemon=True) for _ in range(2))
+    first.start()
+    time.sleep(0.3)
+    standby.lead(port_of(worker))
+    first.join(PATIENCE)
+    assert answers == [200]
+    standby.lead(free_port())
+    second.start()
+    time.sleep(0.3)
+    standby.lead(port_of(worker))
+    standby.run(standby.forwarder.retire())
+    with pytest.raises(ConnectionRefusedError):
+        standby.visitor.dial()
+    second.join(PATIENCE)
+    assert answers == [200, 200]
+
+
+def test_open_visit_survives_a_restart_of_the_standby(
+    worker: Proxy, app: App, make_standby: Callable[..., Standby]
+) -> None:
+    standby = make_standby()
+    standby.lead(port_of(worker))
+    host = worker.open(app)
+    with standby.visitor.dial() as visit:
+        assert ask(visit, host).status == 200
+        successor = Forwarder(standby.forwarder._files.directory)
+        standby.run(successor.run(standby.options))
+        assert ask(visit, host).status == 200
+        standby.forwarder = successor
+        standby.lead(port_of(worker))
+        assert standby.visitor.get(host).status == 200
+    # The earlier proxy ends with its last visit, and leaves the sockets of the new one.
+    eventually(lambda: len(list(successor._processes())) == 2)
+    standby.lead(port_of(worker), is_open=False)
+    assert standby.visitor.get(host).status == 503
+
+
+def test_without_a_service_visitors_get_503_and_other_ports_a_clear_end(make_standby: Callable[..., Standby]) -> None:
+    standby = make_standby(tls_port=free_port())
+    page = standby.visitor.browse("any.localhost")
+    assert (page.status, page.header("retry-after")) == (503, "5")
+    assert "does not answer now" in page.text
+    assert standby.visitor.get("any.localhost").json["code"] == "engine_unavailable"
+    assert Visitor(standby.options.api_port).get("any.localhost", "/api/v1/builders").status == 503
+    for port in (standby.options.ssh_port, standby.options.proxy.tls_port):
+        assert port is not None
+        assert knock(port, b"hello\r\n", CLIENT) == b""

@@ -1,0 +1,76 @@
+"""The configuration of a standby's proxy is one that HAProxy takes, with the ports and the limits that were set."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from tests.previews.certificates import write_certificate
+
+from builderd.adapters.previews.haproxy import pages
+from builderd.adapters.previews.haproxy.config import Host
+from builderd.adapters.previews.haproxy.forward_config import ForwardOptions, render
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
+
+HERE = Host(max_connections=1000)
+FILES = ProxyFiles(Path("/data/standby"))
+PLAIN = ForwardOptions(ProxyOptions(), 8080, 8022, "ab" * 32)
+
+
+@pytest.mark.haproxy
+@pytest.mark.parametrize("directory", ["plain", "with a blank", "percent%[src]", "back\\slash"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        PLAIN,
+        replace(PLAIN, ssh_port=None),
+        replace(PLAIN, proxy=ProxyOptions(host="::", tls_port=443, address_connections=0)),
+        replace(PLAIN, proxy=ProxyOptions(host="0.0.0.0", trusted_proxies=(ip_network("10.0.0.0/8"),))),
+    ],
+)
+def test_haproxy_takes_the_configuration_of_a_standby(tmp_path: Path, options: ForwardOptions, directory: str) -> None:
+    assert_taken(options, tmp_path / directory, HERE)
+
+
+@pytest.mark.haproxy
+@pytest.mark.root
+def test_haproxy_takes_the_user_of_a_standby(tmp_path: Path) -> None:
+    assert_taken(PLAIN, tmp_path, Host(1000, user="nobody"))
+
+
+def assert_taken(options: ForwardOptions, directory: Path, host: Host) -> None:
+    files = ProxyFiles(directory)
+    for folder in (files.pages, files.jail):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages.documents().items():
+        (files.pages / name).write_text(text)
+    files.config.write_text(render(options, files, host).text)
+    checked = subprocess.run(
+        ("/usr/sbin/haproxy", "-c", "-f", str(files.config)), capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr, checked.stderr
+
+
+def test_port_that_speaks_tls_alone_is_passed_on_without_a_look_at_it(tmp_path: Path) -> None:
+    pem = tmp_path / "own.pem"
+    write_certificate(pem, "test")
+    text = render(replace(PLAIN, proxy=ProxyOptions(certificate=pem)), FILES, HERE).text
+    assert "switch-mode" not in text
+    assert str(pem) not in text, "TLS ends at the service that works"
+
+
+def test_every_port_has_the_limit_of_connections_by_address() -> None:
+    options = replace(PLAIN, proxy=ProxyOptions(tls_port=8443, address_connections=7))
+    text = render(options, FILES, HERE).text
+    assert text.count("tcp-request connection reject if { sc1_conn_cur gt 7 }") == len(options.services) == 4
+    assert text.count("bind ") == 4
+
+
+def test_secret_is_in_the_configuration_alone() -> None:
+    assert PLAIN.secret in render(PLAIN, FILES, HERE).text
+    assert PLAIN.secret not in repr(PLAIN)
+    assert render(PLAIN, FILES, HERE).digest != render(replace(PLAIN, secret="cd" * 32), FILES, HERE).digest

@@ -1,0 +1,175 @@
+"""A standby looks at the way to the service that works, leads its ports there, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tests.unit.bootstrap.test_standby import FakeCluster, instance
+
+from builderd.adapters.previews.haproxy.forwarder import Target
+from builderd.bootstrap import passing_on
+from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.passing_on import NotReached, PassingOn, ask_readiness
+from builderd.domain.cluster_services import ClusterService
+from builderd.domain.errors import EngineUnavailable
+from builderd.operations import proxy_header
+from builderd.settings import Settings
+
+OWNER = ClusterService("1" * 16, "one.example", "/srv/one", "1.0", "disks", "aa", "/k", "SHA256:x", "/s")
+DATA = {"engine": {"ready": True, "message": "ready"}}
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def service(answer: bytes, received: bytearray | None = None) -> AsyncIterator[Target]:
+    """A port that answers each request with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        content = await reader.readuntil(b"\r\n\r\n\0\r\nQUIT\n")
+        content += await reader.readuntil(b"\r\n\r\n")
+        if received is not None:
+            received.extend(content)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield Target("127.0.0.1", server.sockets[0].getsockname()[1], api=True, streams=True)
+
+
+def answered(data: object, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\n\r\n".encode() + json.dumps({"data": data}).encode()
+
+
+@pytest.mark.parametrize("status", ["200 OK", "503 Service Unavailable"])
+async def test_readiness_is_asked_as_by_a_client_of_the_standby(status: str) -> None:
+    received = bytearray()
+    async with service(answered(DATA, status), received) as target:
+        assert await ask_readiness(target, "ab" * 32) == DATA
+    header = proxy_header.parse(received)
+    assert header is not None
+    assert header.client[0] == "127.0.0.1"
+    assert b"\xe0\x00\x40" + b"ab" * 32 in received[: header.size]
+    assert received[header.size :].startswith(b"GET /readyz HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "takes nothing from this member"),
+        (b"SSH-2.0-x\r\n", "is no builderd"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "is no builderd"),
+        (b"x" * 200_000, "is no builderd"),
+    ],
+)
+async def test_answer_that_is_none_of_builderd_is_described(answer: bytes, reason: str) -> None:
+    async with service(answer) as target:
+        with pytest.raises(EngineUnavailable, match=reason) as raised:
+            await ask_readiness(target, "ab" * 32)
+    assert not isinstance(raised.value, NotReached)
+
+
+@pytest.mark.parametrize(
+    "answer", [answered(None), answered([1]), b"HTTP/1.1 503 x\r\n\r\n{}", b"HTTP/1.1 200\r\n\r\n[]"]
+)
+async def test_answer_of_the_proxy_in_front_of_the_api_is_no_readiness(answer: bytes) -> None:
+    async with service(answer) as target:
+        with pytest.raises(EngineUnavailable, match="its API does not answer"):
+            await ask_readiness(target, "ab" * 32)
+
+
+async def test_port_that_is_closed_differs_from_a_service_that_is_silent(
+    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotReached, match="is not reached"):
+        await ask_readiness(Target("127.0.0.1", unused_tcp_port, api=True, streams=True), "ab" * 32)
+    monkeypatch.setattr(passing_on, "LOOK_SECONDS", 0.2)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        target = Target("127.0.0.1", server.sockets[0].getsockname()[1], api=True, streams=True)
+        with pytest.raises(EngineUnavailable, match="does not answer within") as raised:
+            await ask_readiness(target, "ab" * 32)
+    assert not isinstance(raised.value, NotReached)
+
+
+class FakeForwarder:
+    """Keeps where the ports lead, as ``adapters.previews.haproxy.forwarder.Forwarder``."""
+
+    def __init__(self) -> None:
+        self.led: list[Target] = []
+
+    async def run(self, options: object) -> None:
+        pass
+
+    async def lead(self, target: Target) -> None:
+        self.led.append(target)
+
+
+@pytest.fixture
+def passing(tmp_path: Path) -> PassingOn:
+    settings = Settings(data_dir=tmp_path)
+    made = PassingOn(Membership(settings, instance(settings), FakeCluster()))
+    made._forwarder = cast("Any", FakeForwarder())
+    return made
+
+
+def led(passing: PassingOn) -> Target:
+    return cast("FakeForwarder", passing._forwarder).led[-1]
+
+
+async def test_ports_lead_to_the_owner_and_its_state_is_announced(passing: PassingOn) -> None:
+    async with service(answered(DATA)) as target:
+        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"))
+        await passing._look()
+        assert (passing.way.worker, passing.way.fault, passing.way.readiness) == ("one.example", "", DATA)
+        assert passing._membership.way == ""
+        assert led(passing) == target
+
+
+@pytest.mark.parametrize(("address", "reason"), [(None, "tells no address"), ("nonsense", "tells no address")])
+async def test_owner_without_an_address_is_said(passing: PassingOn, address: str | None, reason: str) -> None:
+    """An earlier version announces none, nor does a service on a machine that is no member."""
+    passing.follow(replace(OWNER, address=address))
+    await passing._look()
+    assert reason in passing.way.fault
+    assert reason in (passing._membership.way or "")
+    passing.follow(None)
+    await passing._look()
+    assert passing.way.worker is None
+    assert passing.way.fault
+
+
+async def test_waiting_ends_after_some_seconds_and_previews_outlive_the_api(
+    passing: PassingOn, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda: now))
+    passing.follow(replace(OWNER, address=f"127.0.0.1:{unused_tcp_port}"))
+    await passing._look()
+    assert (led(passing).api, led(passing).streams) == (True, True), "connections wait"
+    now += passing_on.HOLD_SECONDS
+    await passing._look()
+    assert (led(passing).api, led(passing).streams) == (False, False)
+    async with service(b"") as target:
+        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"))
+        await passing._look()
+        assert (led(passing).api, led(passing).streams) == (True, True), "another address: they wait anew"
+        now += passing_on.HOLD_SECONDS - 1
+        await passing._look()
+        now += passing_on.HOLD_SECONDS - 1
+        await passing._look()
+        assert (led(passing).api, led(passing).streams) == (False, True)
+    assert "takes nothing from this member" in passing.way.fault

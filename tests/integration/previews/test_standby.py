@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_app_sees_the_client_of_the_standby(worker: Proxy, app: App, make_standb
         assert ask(connection, "unknown.localhost").status == 404
 
 
+def test_trusted_proxy_in_front_of_a_standby_names_the_visitor_and_nobody_else_does(
+    app: App, make_proxy: Callable[..., Proxy], make_standby: Callable[..., Standby]
+) -> None:
+    trusted = (ip_network(f"{CLIENT}/32"),)
+    worker, standby = receiving(make_proxy(trusted_proxies=trusted)), make_standby(trusted_proxies=trusted)
+    standby.lead(port_of(worker))
+    host = worker.open(app)
+    named = ("X-Forwarded-For: 198.51.100.1", "X-Forwarded-Proto: https")
+    for source, seen in ((CLIENT, ("198.51.100.1", "https")), ("127.0.0.78", ("127.0.0.78", "http"))):
+        with dial(standby.options.proxy.port, source) as connection:
+            headers = ask(connection, host, "/head", *named).seen
+        assert (headers["x-forwarded-for"], headers["x-forwarded-proto"]) == ([seen[0]], [seen[1]])
+
+
 def test_clients_of_a_standby_have_limits_of_their_own(
     worker: Proxy, app: App, make_standby: Callable[..., Standby]
 ) -> None:
@@ -116,7 +131,7 @@ def test_clients_of_a_standby_have_limits_of_their_own(
         for _ in range(3):
             greedy.append(dial(standby.options.proxy.port))
             assert ask(greedy[-1], host).status == 200
-        with dial(standby.options.proxy.port) as fourth, pytest.raises((OSError, AssertionError)):
+        with pytest.raises((OSError, AssertionError)), dial(standby.options.proxy.port) as fourth:
             ask(fourth, host)
         with dial(standby.options.proxy.port, "127.0.0.78") as other:
             assert ask(other, host).status == 200
@@ -130,7 +145,7 @@ def test_standby_limits_the_connections_of_an_address_while_nobody_works(make_st
     standby.lead(free_port())
     waiting = [dial(standby.options.proxy.port) for _ in range(2)]
     try:
-        with dial(standby.options.proxy.port) as third, pytest.raises((OSError, AssertionError)):
+        with pytest.raises((OSError, AssertionError)), dial(standby.options.proxy.port) as third:
             ask(third, "any.localhost")
     finally:
         for one in waiting:

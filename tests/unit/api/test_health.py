@@ -35,7 +35,9 @@ async def test_healthz_needs_no_token(anybody: httpx.AsyncClient, path: str) -> 
 async def test_readyz_requires_all_parts(anybody: httpx.AsyncClient) -> None:
     response = await anybody.get("/readyz")
     assert response.status_code == 200
-    assert all(part["ready"] for part in response.json()["data"].values())
+    data = response.json()["data"]
+    assert all(data[part]["ready"] for part in ("database", "engine", "previews", "public_url"))
+    assert (data["role"], data["worker"], data["way"]) == ("working", None, None)
 
 
 async def test_until_then_it_says_what_is_still_being_made(anybody: httpx.AsyncClient, service: Service) -> None:

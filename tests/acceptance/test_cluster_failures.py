@@ -257,7 +257,7 @@ def since(begun: float) -> float:
 def assert_nothing_lost(
     service: LiveService, made: list[dict[str, Any]], before: Mapping[str, str], after: Mapping[str, str]
 ) -> None:
-    """Assert that the apps ran as they are told to have run, one after the other, and that no line is missing."""
+    """Assert that each app's runs are these, one after the other, and that no line is missing."""
     for data in made:
         uuid = data["uuid"]
         found = counted(service, data)

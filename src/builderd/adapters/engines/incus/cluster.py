@@ -15,7 +15,7 @@ from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
 from builderd.adapters.engines.incus.image import Image, metadata
 from builderd.adapters.engines.incus.instance import OWN
-from builderd.adapters.engines.incus.network import access_list, network_config
+from builderd.adapters.engines.incus.network import access_list, network_config, same_rules
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.quotas import Capacity
@@ -108,10 +108,7 @@ class Cluster:
         name, addresses = self._options.network, [member.address for member in members if member.address]
         service = next((member.address for member in members if self.own and member.name == self.own), "")
         rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses, service)
-        with suppress(IncusConflict):
-            await self._client.call("POST", "/network-acls", {"name": name})
-        # PUT: Incus empties what a PATCH leaves out.
-        await self._client.call("PUT", f"/network-acls/{name}", rules)
+        await self._ensure_list(name, rules, [member.name for member in members if member.leaving])
         config = network_config(self._options)
         try:
             found = await self._client.get(f"/networks/{name}")
@@ -122,6 +119,29 @@ class Cluster:
             await self._client.call(
                 "PUT", f"/networks/{name}", {"description": "apps of builderd", "config": found["config"] | config}
             )
+
+    async def _ensure_list(self, name: str, rules: Json, leaving: Sequence[str]) -> None:
+        """Create or change the access list. Incus refuses any change of it while a member is evacuated."""
+        path = f"/network-acls/{name}"
+        with suppress(IncusConflict):
+            await self._client.call("POST", "/network-acls", {"name": name})
+        found = await self._client.get(path)
+        if same_rules(found, rules):
+            return
+        try:
+            # PUT: Incus empties what a PATCH leaves out.
+            await self._client.call("PUT", path, rules)
+        except IncusError as error:
+            if not leaving:
+                raise
+            names = ", ".join(leaving)
+            if not same_rules(found, rules, but_for_service=True):
+                raise EngineUnavailable(
+                    f"Incus does not change the access list {name} while a member is evacuated ({names}): run builderd "
+                    f"cluster restore or remove for it. {error.message}",
+                    retry_after=60,
+                ) from error
+            log.warning("apps of other members do not reach the service until members are restored members=%s", names)
 
     async def _create_network(self, name: str, config: Json, members: Sequence[Member]) -> None:
         body: dict[str, Any] = {"name": name, "type": "bridge", "config": {}}

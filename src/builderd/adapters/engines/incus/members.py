@@ -43,6 +43,9 @@ class Members:
         now = time.monotonic()
         for name, member in found.items():
             before = self._seen.get(name)
+            if before and before.leaving and not member.leaving:
+                # Restored: what Incus refused to change meanwhile is changed now.
+                self._prepared.discard(name)
             if member.online != (before is None or before.online):
                 log.warning("member of Incus changed member=%s online=%s", name, member.online)
         self._away = {name: self._away.get(name, now) for name, member in found.items() if not member.online}

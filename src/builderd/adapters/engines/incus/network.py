@@ -6,7 +6,7 @@ list allows the complement of the networks that are not for sandboxes, and drops
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Any
 
@@ -55,6 +55,10 @@ def _without(network: IPv4Network, excluded: IPv4Network) -> Iterable[IPv4Networ
     return () if network.subnet_of(excluded) else network.address_exclude(excluded)
 
 
+#: Description of the rule to the service's own port.
+_SERVICE = "the service"
+
+
 def access_list(
     options: IncusOptions,
     inside_port: int,
@@ -76,7 +80,7 @@ def access_list(
     inside = ",".join(map(str, options.subnet.address_exclude(without_egress(options.subnet))))
     doors = ",".join([here, f"{service}/32"] if service else [here])
     rules = [
-        _rule("the service", source=inside, destination=doors, protocol="tcp", destination_port=str(inside_port)),
+        _rule(_SERVICE, source=inside, destination=doors, protocol="tcp", destination_port=str(inside_port)),
         _rule("the internet", source=inside, destination=public),
     ]
     if resolvers:
@@ -101,6 +105,18 @@ def access_list(
         "egress": rules,
         "ingress": [_rule("the members' proxies", source=proxies, protocol="tcp")],
     }
+
+
+def same_rules(found: Mapping[str, Any], wanted: Mapping[str, Any], *, but_for_service: bool = False) -> bool:
+    """Return True if two access lists have the same rules; ``but_for_service``: that to the service may differ."""
+
+    def rules(of: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+        shown = [{**rule, "direction": kind} for kind in ("egress", "ingress") for rule in of[kind]]
+        kept = [rule for rule in shown if not (but_for_service and rule["description"] == _SERVICE)]
+        # Incus leaves out what is empty, or not.
+        return sorted(sorted(pair for pair in rule.items() if pair[1]) for rule in kept)
+
+    return rules(found) == rules(wanted)
 
 
 def _all_but(network: IPv4Network, excluded: Sequence[IPv4Network]) -> Sequence[IPv4Network]:

@@ -89,3 +89,25 @@ async def test_work_without_a_disk_goes_elsewhere_while_the_own_member_starts_no
     assert members.taking_work() == "node3"
     members._seen = {"node1": members._seen["node1"], "node2": members._seen["node2"]}
     assert members.taking_work() == "node1"
+
+
+async def test_restored_member_is_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = ScriptedCluster(node1=True, node2=True)
+    members = Members(cluster)  # type: ignore[arg-type]
+    await members.look()
+    members._seen = {**members._seen, "node2": Member("node2", "10.0.0.2", online=True, leaving=True)}
+    members.prepared()
+    arrived: asyncio.Queue[str] = asyncio.Queue()
+
+    async def arrive(found: Sequence[Member]) -> None:
+        for member in found:
+            arrived.put_nowait(member.name)
+
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
+    members.watch(arrive)
+    try:
+        async with asyncio.timeout(10):
+            assert await arrived.get() == "node2"
+    finally:
+        await members.close()
+    assert arrived.empty()

@@ -24,6 +24,9 @@ _AWAY = (
 )
 #: Words for an app that did not end in the time that it was given: its member is there, and can kill it.
 _STILL_RUNS = "failed shutting down instance"
+#: Words for an instance whose last process ended while Incus looked at it.
+_ENDED = "invalid pid"
+_AMBIGUOUS = "more than one cluster member has a volume"
 _FULL = ("no space left on device", "disk quota exceeded", "not enough space")
 
 
@@ -37,6 +40,14 @@ class IncusError(EngineUnavailable):
 
 class IncusNotFound(IncusError):
     """Incus has no such object."""
+
+
+class IncusAmbiguous(IncusError):
+    """Several members have a volume of this name: the call must name one."""
+
+
+class InstanceEnded(IncusError):
+    """The instance ended while Incus looked at its first process."""
 
 
 class IncusConflict(IncusError):
@@ -72,6 +83,10 @@ def error_of(status: int, text: str, action: str) -> BuilderdError:
         )
     if any(part in words for part in _FULL):
         return NoCapacity(f"The storage pool of Incus is full ({text}): its operator must free space.")
+    if _AMBIGUOUS in words:
+        return IncusAmbiguous(status, message)
+    if _ENDED in words:
+        return InstanceEnded(status, message, retry_after=RETRY_SECONDS)
     if status == 404 or words.endswith("not found"):
         return IncusNotFound(status, message)
     if status == 409 or any(part in words for part in ("already", "in use", "unique constraint")):

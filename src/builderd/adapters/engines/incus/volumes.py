@@ -9,7 +9,7 @@ from contextlib import suppress
 from urllib.parse import parse_qs, unquote
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, member_away
+from builderd.adapters.engines.incus.errors import IncusAmbiguous, IncusConflict, IncusError, IncusNotFound, member_away
 from builderd.adapters.engines.incus.instance import OWN
 
 log = logging.getLogger(__name__)
@@ -39,10 +39,16 @@ class Volumes:
             member = next((place for place in places if place not in away), "")
             if not member:
                 raise member_away(places[0])
-        try:
-            found: Json = await self._client.get(f"{self._path}/{name}", target=member)
-        except IncusNotFound:
-            return None
+        with suppress(IncusNotFound):
+            try:
+                return await self._get(name, member)
+            except IncusAmbiguous:
+                # A layer that was copied to another member.
+                return await self._get(name, min(await self.places(name), default=member))
+        return None
+
+    async def _get(self, name: str, member: str) -> Json:
+        found: Json = await self._client.get(f"{self._path}/{name}", target=member)
         return found
 
     async def places(self, name: str) -> Sequence[str]:

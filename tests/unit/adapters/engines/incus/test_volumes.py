@@ -1,4 +1,4 @@
-"""Volumes while a member is away: one that only it has is not reported as gone."""
+"""Volumes of several members, and while a member is away: one that only it has is not reported as gone."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ from typing import Any
 
 import pytest
 
+from builderd.adapters.engines.incus.errors import error_of
 from builderd.adapters.engines.incus.volumes import Volumes
 from builderd.domain.members import MemberAway
 
 
 class ScriptedClient:
-    """Lists ``stored`` (name, member); asked for one on node2 it fails, as Incus does after ten seconds."""
+    """Lists ``stored`` (name, member); asked for one on a member that is away it fails, as Incus does after 10 s."""
 
-    def __init__(self, *stored: tuple[str, str]) -> None:
-        self.stored = stored
+    def __init__(self, *stored: tuple[str, str], away: frozenset[str]) -> None:
+        self.stored, self.away = stored, away
 
     async def get(self, path: str, **query: str) -> Any:
         assert not query.get("recursion"), "Incus looks through all instances for each volume"
         if path.endswith("/custom"):
             return [f"/1.0{path}/{name}?project=builderd&target={member}" for name, member in self.stored]
-        assert query["target"] != "node2"
-        return {"name": path.rpartition("/")[2], "location": query["target"]}
+        target = query["target"]
+        assert target not in self.away
+        name = path.rpartition("/")[2]
+        places = [member for one, member in self.stored if one == name and target in ("", member)]
+        if len(places) > 1:
+            raise error_of(400, f'More than one cluster member has a volume named "{name}"', f"GET {path}")
+        if not places:
+            raise error_of(404, "Storage volume not found", f"GET {path}")
+        return {"name": name, "location": places[0]}
 
 
-def volumes(*stored: tuple[str, str]) -> Volumes:
-    return Volumes(ScriptedClient(*stored), "default", lambda: frozenset({"node2"}))  # type: ignore[arg-type]
+def volumes(*stored: tuple[str, str], away: frozenset[str] = frozenset({"node2"})) -> Volumes:
+    return Volumes(ScriptedClient(*stored, away=away), "default", lambda: away)  # type: ignore[arg-type]
 
 
 async def test_volume_of_a_member_that_is_away_is_not_gone() -> None:
@@ -55,3 +63,16 @@ async def test_places_are_read_from_addresses_also_without_a_cluster() -> None:
 class Alone:
     async def get(self, path: str, **query: str) -> Any:
         return [f"/1.0{path}/disk-1?project=builderd"]
+
+
+async def test_layer_that_was_copied_is_found_by_its_name_alone() -> None:
+    """Incus refuses the name of a volume that several members have, unless the member that is asked is one of them."""
+    copied = volumes(("layer-1", "node3"), ("layer-1", "node2"), ("disk-1", "node3"), away=frozenset())
+    found = await copied.find("layer-1")
+    assert found
+    assert found["location"] == "node2"
+    there = await copied.find("layer-1", "node3")
+    assert there
+    assert there["location"] == "node3"
+    assert await copied.find("layer-1", "node1") is None
+    assert await copied.find("layer-2") is None

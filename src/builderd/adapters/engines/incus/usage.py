@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.disks import volume_of
-from builderd.adapters.engines.incus.errors import member_away
+from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded, member_away
 from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.reports import is_sandbox, name_of, state_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
@@ -46,7 +46,8 @@ class Usage:
         found = await self._sandboxes.running(sandbox)
         if found is None:
             return None
-        return _usage(found, await self._client.get(f"/instances/{found['name']}/state"))
+        state = await self._state(found["name"])
+        return _usage(found, state) if state else None
 
     async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
         """Return the usage of those that run, of many by one list of all instances with their states."""
@@ -76,8 +77,15 @@ class Usage:
         found = await self._sandboxes.running(sandbox)
         if found is None:
             return None
-        state = await self._client.get(f"/instances/{found['name']}/state")
-        return SandboxEffort(state["cpu"]["usage"] / 1e9)
+        state = await self._state(found["name"])
+        return SandboxEffort(state["cpu"]["usage"] / 1e9) if state else None
+
+    async def _state(self, name: str) -> Json | None:
+        """Return an instance's state; None if it has ended since it was listed."""
+        try:
+            return await self._client.get(f"/instances/{name}/state")  # type: ignore[no-any-return]
+        except (IncusNotFound, InstanceEnded):
+            return None
 
 
 def _usage(found: Json, state: Json) -> SandboxUsage:

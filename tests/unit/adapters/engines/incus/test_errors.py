@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, error_of
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound, InstanceEnded, error_of
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 
 
@@ -12,6 +12,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
     ("status", "text", "kind"),
     [
         (404, "Instance not found", IncusNotFound),
+        (500, "Invalid PID '\ufffd'", InstanceEnded),
         (409, "The network ACL already exists", IncusConflict),
         (500, "UNIQUE constraint failed: projects.name", IncusConflict),
         (500, "write: no space left on device", NoCapacity),

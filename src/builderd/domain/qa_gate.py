@@ -17,6 +17,8 @@ ALIVE_SECONDS = 0.5
 #: Where the gate is not required, the call is answered after this many seconds; the app is watched on for a second.
 QUICK_ALIVE_SECONDS = 0.1
 WATCH_SECONDS = 1.0
+#: An app that listens no more has so many seconds until its end is known: on a cluster that takes a second or two.
+ENDING_SECONDS = 5.0
 #: A worker is up once it has lived this many seconds.
 WORKER_ALIVE_SECONDS = 1.0
 #: Path of the gate's request, and seconds to wait for the response.

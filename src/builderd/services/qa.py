@@ -18,6 +18,7 @@ from builderd.domain.previews import Address
 from builderd.domain.qa import Check, QaReport, Screenshot, gate_doubt, gate_verdict, in_order, wanted
 from builderd.domain.qa_gate import (
     ALIVE_SECONDS,
+    ENDING_SECONDS,
     GATE_PATH,
     GATE_TIMEOUT,
     RETRY_PAUSE,
@@ -31,7 +32,7 @@ from builderd.domain.qa_gate import (
     check_memory,
     check_port,
 )
-from builderd.domain.sandboxes import Sandbox, SandboxState
+from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxState
 from builderd.domain.versions import Protocol, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.ports.testers import Target
@@ -80,9 +81,7 @@ async def judge(
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
     await application.clock.sleep(alive_after)
     reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
-    if not reachable:  # it may be ending: then its end is the better reason
-        await application.clock.sleep(max(ALIVE_SECONDS - alive_after, 0.0))
-    after = await engine.report(sandbox.id)
+    after = await (engine.report(sandbox.id) if reachable else _report_of_ending(application, sandbox.id))
     lines = await last_lines(application, sandbox.id)
     return in_order(
         [
@@ -92,6 +91,15 @@ async def judge(
             check_memory(after, settings.resources),
         ]
     )
+
+
+async def _report_of_ending(application: Application, sandbox: SandboxId) -> SandboxReport:
+    """Return the report of an app that listens no more, once it has ended: its end is the better reason."""
+    clock = application.clock
+    begun = clock.passed()
+    while (report := await application.engine.report(sandbox)).alive and clock.passed() - begun < ENDING_SECONDS:
+        await clock.sleep(RETRY_PAUSE)
+    return report
 
 
 async def _visit(application: Application, target: Target, sandbox: Sandbox, start_seconds: float) -> Visit:

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +30,25 @@ class RestServer:
 
 
 @contextmanager
-def rest_server(folder: Path, host: str = "127.0.0.1") -> Iterator[RestServer]:
-    """Debian's restic-rest-server, with a password."""
+def rest_server(
+    folder: Path, host: str = "127.0.0.1", network: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> Iterator[RestServer]:
+    """Debian's restic-rest-server, with a password, in this network."""
     program = shutil.which("restic-rest-server")
     if program is None:
         pytest.skip("no restic-rest-server: apt-get install restic-rest-server")
     folder.mkdir(parents=True, exist_ok=True)
     digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()
     (folder / ".htpasswd").write_text(f"{USER}:{{SHA}}{digest}\n")
-    port = _free_port()
-    words = [program, "--path", str(folder), "--listen", f"{host}:{port}"]
-    with (folder / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as server:
+    with network(), (folder / "log").open("wb") as log:
+        port = _free_port()
+        server = subprocess.Popen(
+            [program, "--path", str(folder), "--listen", f"{host}:{port}"], stdout=log, stderr=log
+        )
+    with server:
         try:
-            _await(host, port)
+            with network():
+                _await(host, port)
             yield RestServer(f"rest:http://{USER}:{PASSWORD}@{host}:{port}/", folder)
         finally:
             server.terminate()

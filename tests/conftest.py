@@ -10,14 +10,21 @@ from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
-from tests.parts import NEEDS, NEEDS_ROOT, may_need
+from tests.parts import NEEDS, NEEDS_ROOT, may_need, may_use_incus
 
 # On every machine as in CI: the same examples in each run, and no time limit that a busy machine would miss.
 # script/soak looks at others each time.
 settings.load_profile("ci")
 settings.register_profile("soak", settings.get_profile("ci"), derandomize=False)
 
-pytest_plugins = ["tests.garbage", "tests.postgres", "tests.previews.proxy", "tests.domains.parts", "tests.times"]
+pytest_plugins = [
+    "tests.clusters",
+    "tests.garbage",
+    "tests.postgres",
+    "tests.previews.proxy",
+    "tests.domains.parts",
+    "tests.times",
+]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if any(item.get_closest_marker(need) for need in NEEDS) and not may_need(item.path):
             raise pytest.UsageError(f"{item.nodeid} has a marker that neither its file nor its conftest.py names")
+        if item.get_closest_marker("incus") and not may_use_incus(item.path):
+            raise pytest.UsageError(f"{item.nodeid} runs on Incus, which neither its file nor its conftest.py says")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +27,8 @@ SCRIPT = Path(__file__).parents[1] / "script/incus-cluster"
 UP_SECONDS = 120
 #: Folder of all clusters. Beside the folder of each lies a file that names the process that made it.
 ROOT, OWNER = Path("/var/tmp"), ".owner"
+#: Address that plays the internet on a cluster's switch, which is member 0.
+INTERNET = "203.0.113.1"
 _MADE = count()
 
 
@@ -47,7 +50,10 @@ class IncusCluster:
         return self.folder / f"node{member}/unix.socket"
 
     def options(self, project: str = "contract") -> IncusOptions:
-        return IncusOptions(socket=self.socket(), project=project)
+        """Options of an engine beside a service: with a network of its own."""
+        return IncusOptions(
+            socket=self.socket(), project=project, network="contract", subnet=IPv4Network("10.97.0.0/16")
+        )
 
     @contextmanager
     def network_of(self, member: int = 1) -> Iterator[None]:
@@ -61,6 +67,11 @@ class IncusCluster:
             setns(own, CLONE_NEWNET)
             os.close(own)
             os.close(other)
+
+
+def address_of(member: int) -> str:
+    """Return the address of a member on the network of its cluster."""
+    return f"10.98.0.{10 + member}"
 
 
 def start_time(pid: int) -> str:

@@ -1,9 +1,10 @@
-"""List the files of one part of the suite: python tests/parts.py real|heavy|fast
+"""List the files of one part of the suite: python tests/parts.py real|incus|heavy|fast
 
 ``real``: files that may hold tests with a marker of NEEDS, each of their own file or one of a fixture that a
-conftest.py beside or above it makes; a line that also says ``slow`` is about tests of script/soak. ``heavy``: those of
-heavy.txt. ``fast``: all others that may hold a test without such a marker. Collecting only these files saves each
-process of pytest importing the others. tests/conftest.py checks that none is missed.
+conftest.py beside or above it makes; a line that also says ``slow`` is about tests of script/soak. ``incus``: files
+with tests on a cluster of Incus, which one process runs. ``heavy``: those of heavy.txt. ``fast``: all others that may
+hold a test without such a marker. Collecting only these files saves each process of pytest importing the others.
+tests/conftest.py checks that none is missed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def may_need(path: Path) -> bool:
 
 
 @cache
+def may_use_incus(path: Path) -> bool:
+    """Return True if the file may hold tests with the marker ``incus`` that script/test runs."""
+    return _has(path, r"\bmark\.engines\b") or _has(path.with_name("conftest.py"), r"\bmark\.incus\b")
+
+
+@cache
 def heavy() -> frozenset[Path]:
     """Return the files whose tests use so much CPU that ``script/test --fast`` leaves them out."""
     lines = (ROOT / "heavy.txt").read_text().splitlines()
@@ -44,12 +51,14 @@ def files(part: str) -> list[Path]:
     match part:
         case "real":
             return [file for file in files if may_need(file)]
+        case "incus":
+            return [file for file in files if may_use_incus(file)]
         case "heavy":
             return [file for file in files if file in heavy()]
         case "fast":
             return [file for file in files if file not in heavy() and not _has(file, rf"^pytestmark = .*{_MARKS}")]
         case _:
-            raise SystemExit(f"unknown part {part!r}: real, heavy or fast")
+            raise SystemExit(f"unknown part {part!r}: real, incus, heavy or fast")
 
 
 if __name__ == "__main__":

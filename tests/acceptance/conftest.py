@@ -1,4 +1,4 @@
-"""One live service for all acceptance tests that do not need one of their own."""
+"""Services that acceptance tests share; those marked ``engines`` run on each engine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +9,49 @@ pytest.register_assert_rewrite(
     "tests.acceptance.host_traces", "tests.acceptance.live_service", "tests.acceptance.scenarios"
 )
 
+from tests.acceptance.incus_service import INCUS, running_on  # noqa: E402
 from tests.acceptance.live_service import LiveService, live_service  # noqa: E402
+from tests.acceptance.on_engines import OnIncus, OwnEngine, engine_params  # noqa: E402
+from tests.backends import rest_server  # noqa: E402
+from tests.incus import INTERNET, IncusCluster, address_of  # noqa: E402
+from tests.package_index import package_index  # noqa: E402
 
 METRICS_TOKEN = "scrape"
+#: Settings of tests of idle builders: frozen after a second, however often they are asked about.
+IDLE = {"BUILDERD_IDLE__FREEZE_AFTER": "1", "BUILDERD_RATES__REQUESTS": "0"}
+#: Settings of tests of apps that do not start: 25 seconds are waited for one to listen.
+IMPATIENT = {"BUILDERD_LIMITS__START_TIMEOUT": "25"}
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    data_dir = tmp_path_factory.mktemp("service") / "data"
-    with live_service(data_dir, BUILDERD_METRICS_TOKEN=METRICS_TOKEN) as running:
-        yield running
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests marked ``engines`` on each engine."""
+    if "engine" in metafunc.fixturenames and metafunc.definition.get_closest_marker("engines"):
+        metafunc.parametrize("engine", engine_params(metafunc.function.__name__), indirect=True)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[OwnEngine | OnIncus]:
+    """Return the engine that the test runs on; on a cluster, it is in the network of the first member meanwhile."""
+    if getattr(request, "param", "own") != INCUS:
+        yield OwnEngine()
+        return
+    on_incus: OnIncus = request.getfixturevalue("on_incus")
+    with on_incus.cluster.network_of():
+        yield on_incus
+
+
+@pytest.fixture
+def service(engine: OwnEngine | OnIncus, request: pytest.FixtureRequest) -> LiveService:
+    """The service that tests share."""
+    shared: LiveService = request.getfixturevalue(engine.shared)
+    return shared
+
+
+@pytest.fixture
+def quick_to_give_up(engine: OwnEngine | OnIncus, request: pytest.FixtureRequest) -> LiveService:
+    """A service that waits 25 seconds for an app to listen."""
+    shared: LiveService = request.getfixturevalue(engine.impatient)
+    return shared
 
 
 @pytest.fixture
@@ -27,7 +60,41 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quick_to_give_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    """A second service on the same machine, which waits 25 seconds for an app to listen."""
-    with live_service(tmp_path_factory.mktemp("quick") / "data", BUILDERD_LIMITS__START_TIMEOUT="25") as running:
+def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("service") / "data", BUILDERD_METRICS_TOKEN=METRICS_TOKEN) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def idle_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("idle") / "data", **IDLE) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def impatient_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("quick") / "data", **IMPATIENT) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def on_incus(incus3_cluster: IncusCluster) -> Iterator[OnIncus]:
+    with package_index(INTERNET, incus3_cluster.network_of(0)) as index:
+        yield OnIncus(incus3_cluster, index)
+
+
+@pytest.fixture(scope="session")
+def incus_service(on_incus: OnIncus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    """One for all: a service on a cluster takes seconds to start."""
+    folder = tmp_path_factory.mktemp("on-incus")
+    with rest_server(folder / "rest", address_of(1), on_incus.cluster.network_of) as repository:
+        settings = {
+            **IDLE,
+            **IMPATIENT,
+            "BUILDERD_METRICS_TOKEN": METRICS_TOKEN,
+            "BUILDERD_PACKAGE_INDEX": on_incus.index,
+            "BUILDERD_BACKUP__REPOSITORY": repository.url,
+            "BUILDERD_EGRESS__ALLOW": f"{address_of(1)}/32",
+        }
+        with running_on(on_incus.cluster, folder / "data", **settings) as running:
+            yield running

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.acceptance.incus_service import incus_traces, is_on_incus
+from tests.acceptance.live_service import LiveService
 from tests.patience import patience
 
 #: In seconds, against hanging only.
@@ -16,8 +18,14 @@ PATIENCE = patience(60)
 LOOKS, PAUSE = 8, 0.3
 
 
-def traces(data_dir: Path) -> dict[str, list[str]]:
-    """Everything that bears the instance's id: mounts, links, cgroups, processes; and the store's disks."""
+def traces(owner: Path | LiveService) -> dict[str, list[str]]:
+    """Everything that bears the instance's id: mounts, links, cgroups, processes; and the store's disks.
+
+    The owner is a data directory or, on any engine, a service.
+    """
+    if isinstance(owner, LiveService) and is_on_incus(owner):
+        return incus_traces(owner)
+    data_dir = owner.data_dir if isinstance(owner, LiveService) else owner
     instance = json.loads((data_dir / "instance.json").read_text())["id"]
     return {
         "mounts": sorted(_mounts(instance)),
@@ -30,34 +38,34 @@ def traces(data_dir: Path) -> dict[str, list[str]]:
     }
 
 
-def traces_at_rest(data_dir: Path) -> dict[str, list[str]]:
+def traces_at_rest(owner: Path | LiveService) -> dict[str, list[str]]:
     """Return the traces once no sandbox runs and nothing changes any more.
 
     Layers are byte-compiled after the builder that needed them is up.
     """
-    return settled_traces(data_dir, lambda seen: not seen["processes"])
+    return settled_traces(owner, lambda seen: not seen["processes"])
 
 
-def settled_traces(data_dir: Path, holds: Callable[[dict[str, list[str]]], bool]) -> dict[str, list[str]]:
+def settled_traces(owner: Path | LiveService, holds: Callable[[dict[str, list[str]]], bool]) -> dict[str, list[str]]:
     """Return the traces once the condition holds and nothing changes any more.
 
     Removal is gradual; the link goes last.
     """
     deadline = time.monotonic() + PATIENCE
-    seen, looks = traces(data_dir), 1
+    seen, looks = traces(owner), 1
     while looks < LOOKS or not holds(seen):
         assert time.monotonic() < deadline, f"not at rest: {seen}"
         time.sleep(PAUSE)
-        last, seen = seen, traces(data_dir)
+        last, seen = seen, traces(owner)
         looks = looks + 1 if last == seen else 1
     return seen
 
 
-def assert_traces(data_dir: Path, expected: dict[str, list[str]]) -> None:
+def assert_traces(owner: Path | LiveService, expected: dict[str, list[str]]) -> None:
     """Assert these traces, allowing the kernel time: links and control groups disappear after their processes."""
     deadline = time.monotonic() + PATIENCE
     # What is asserted is what was compared: a second look could see a short-lived program of a cleanup.
-    while (seen := traces(data_dir)) != expected and time.monotonic() < deadline:
+    while (seen := traces(owner)) != expected and time.monotonic() < deadline:
         time.sleep(0.1)
     assert seen == expected
 

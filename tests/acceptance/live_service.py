@@ -150,7 +150,11 @@ class LiveService:
         if self.process is not None and self.process.poll() is None:
             self.terminate()
         with self.log_file.open("ab") as log:
-            code = forked.start(self.words("down"), self.environment(), log.fileno()).wait()
+            if self.cold:
+                words, env = self.command("down"), self.environment()
+                code = subprocess.run(words, env=env, stdout=log, stderr=log, check=False).returncode
+            else:
+                code = forked.start(self.words("down"), self.environment(), log.fileno()).wait()
         assert code == 0, self.log_tail()
 
     def call(self, method: str, path: str, *, token: str | None = None, **options: Any) -> httpx.Response:
@@ -253,4 +257,6 @@ def _running(service: LiveService) -> Iterator[LiveService]:
         service.start()
         yield service
     finally:
+        # A test may have removed it.
+        service.data_dir.mkdir(exist_ok=True)
         service.down()

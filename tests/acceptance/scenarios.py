@@ -14,7 +14,7 @@ from tests.acceptance.live_service import TINY_APP, LiveService, body
 def whole_life(service: LiveService, **fields: Any) -> None:
     """A builder from its creation to the last trace of it."""
     service.call("DELETE", f"/builders/{service.create('first', **fields)['uuid']}")  # what is made once and kept
-    before = traces_at_rest(service.data_dir)
+    before = traces_at_rest(service)
     data = service.create("life", env={"GREETING": "good morning"}, **fields)
     uuid = data["uuid"]
     assert service.visit(data).text == "good morning"
@@ -36,7 +36,7 @@ def whole_life(service: LiveService, **fields: Any) -> None:
     assert service.call("DELETE", f"/builders/{uuid}").status_code == 200
     assert service.call("GET", f"/builders/{uuid}").status_code == 404
     assert service.visit(data).status_code == 404
-    assert_traces(service.data_dir, before)
+    assert_traces(service, before)
 
 
 def run(service: LiveService, uuid: str, command: str) -> tuple[int, str]:

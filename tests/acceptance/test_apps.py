@@ -15,7 +15,7 @@ import pytest
 from tests.acceptance.live_service import LiveService
 from websockets.sync.client import ClientConnection, connect
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 #: A guest book: rendered by a template, kept in an SQLite file beside the code.
 FLASK = {

@@ -8,17 +8,18 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.acceptance.live_service import PATIENCE, LiveService
 from tests.acceptance.load import calm
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
-from tests.backends import PASSWORD, RestServer, rest_server
+from tests.backends import PASSWORD, RestServer
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 CANARY = "canary-c03f77e1"
 PASSPHRASE = "correct horse battery"
@@ -63,18 +64,6 @@ HTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
 """
 
 
-@contextmanager
-def _serving(data_dir: Path, **settings: str) -> Iterator[LiveService]:
-    """Unlike elsewhere, the data directory may be gone in the end."""
-    service = LiveService(data_dir, settings)
-    try:
-        service.start()
-        yield service
-    finally:
-        data_dir.mkdir(exist_ok=True)
-        service.down()
-
-
 @pytest.fixture
 def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short one: paths of sockets have less than 100 bytes."""
@@ -82,14 +71,14 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[RestServer]:
-    with rest_server(tmp_path / "rest") as server:
+def elsewhere(engine: OwnEngine | OnIncus, tmp_path: Path) -> Iterator[RestServer]:
+    with engine.repository(tmp_path / "rest") as server:
         yield server
 
 
 @pytest.fixture
-def backed_up(tmp_path: Path, elsewhere: RestServer) -> Iterator[LiveService]:
-    with _serving(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=elsewhere.url) as service:
+def backed_up(engine: OwnEngine | OnIncus, tmp_path: Path, elsewhere: RestServer) -> Iterator[LiveService]:
+    with engine.running(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=elsewhere.url) as service:
         yield service
 
 
@@ -124,18 +113,13 @@ def _events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[st
     return [one["reason"] for one in found if one["type"] == kind]
 
 
-def _disks(service: LiveService) -> Path:
-    instance = json.loads((service.data_dir / "instance.json").read_text())["id"]
-    return Path(f"/run/builderd/{instance}/store/disks")
-
-
-def _only_disk(service: LiveService) -> Path:
+def _only_disk(engine: OwnEngine | OnIncus, service: LiveService) -> str:
     """Wait until the builder has one disk: the copy for a backup is deleted after the backup is reported."""
     deadline = time.monotonic() + PATIENCE
-    while len(disks := list(_disks(service).iterdir())) != 1:
+    while len(disks := engine.disks(service)) != 1:
         assert time.monotonic() < deadline, f"not one disk: {disks}"
         time.sleep(0.1)
-    return disks[0]
+    return disks.pop()
 
 
 def _keep_state(service: LiveService, target: Path) -> None:
@@ -158,7 +142,29 @@ def _command(service: LiveService, *words: str) -> None:
 # A disk
 
 
-def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) -> None:
+@pytest.fixture
+def with_repository(engine: OwnEngine | OnIncus, request: pytest.FixtureRequest) -> LiveService:
+    """A service that makes backups; on Incus the one that tests share."""
+    shared: LiveService = request.getfixturevalue("incus_service" if engine.is_incus else "backed_up")
+    return shared
+
+
+def test_backup_of_a_running_app_is_restored(with_repository: LiveService) -> None:
+    service = with_repository
+    data = service.create("saved", WRITER)
+    note = _written(service, data)
+    before = _rows(service, data)
+    backup = _back_up(service, data)
+    assert run(service, data["uuid"], "rm note; touch later")[0] == 0
+    restored = service.call("POST", f"/builders/{data['uuid']}/backups/{backup['id']}/restore")
+    assert restored.status_code == 200, restored.text
+    assert _rows(service, data) >= before
+    assert _hash(service, data) == note
+    assert run(service, data["uuid"], "test -e later")[0] == 1, "it was made after the backup"
+    service.call("DELETE", f"/builders/{data['uuid']}?purge=true")
+
+
+def test_lost_disk_is_restored_from_the_newest_backup(engine: OwnEngine | OnIncus, backed_up: LiveService) -> None:
     service = backed_up
     data = service.create("writer", WRITER)
     note = _written(service, data)
@@ -167,8 +173,7 @@ def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) ->
     _back_up(service, data)
     _written(service, data, "later")
     assert service.call("POST", f"/builders/{data['uuid']}/stop").status_code == 200
-    disk = _only_disk(service)
-    subprocess.run(["btrfs", "subvolume", "delete", str(disk)], check=True, capture_output=True)
+    engine.destroy(service, _only_disk(engine, service))
 
     started = service.call("POST", f"/builders/{data['uuid']}/start")
     assert started.status_code == 200, started.text
@@ -178,7 +183,7 @@ def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) ->
     assert run(service, data["uuid"], "test -e later")[0] == 1, "it was written after the backup"
     assert "its disk was gone: the backup of" in service.builder(data["uuid"])["status_reason"]
     assert len(_events(service, data, "disk.lost")) == 1
-    _only_disk(service)
+    _only_disk(engine, service)
 
 
 def test_lost_store_is_restored_from_backups(backed_up: LiveService) -> None:
@@ -314,10 +319,12 @@ def test_backup_pauses_the_app_only_briefly(backed_up: LiveService) -> None:
     assert slowest - usual.longest < 1
 
 
-def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(tmp_path: Path) -> None:
+def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(
+    engine: OwnEngine | OnIncus, tmp_path: Path
+) -> None:
     with (
-        rest_server(tmp_path / "rest") as server,
-        _serving(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as service,
+        engine.repository(tmp_path / "rest") as server,
+        engine.running(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as service,
     ):
         data = service.create("writer", WRITER)
         good = _back_up(service, data)

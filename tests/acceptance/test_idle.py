@@ -25,13 +25,12 @@ from tests.acceptance.idling import (
     until_idled,
     until_reported,
 )
-from tests.acceptance.live_service import PATIENCE, LiveService, live_service
+from tests.acceptance.live_service import PATIENCE, LiveService
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.ssh_box import Box
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
-#: In seconds.
-FREEZE_AFTER = "1"
 #: At once.
 VISITORS = 1000
 
@@ -59,12 +58,10 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(scope="module")
-def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    data_dir = tmp_path_factory.mktemp("idle") / "data"
-    settings = {"BUILDERD_IDLE__FREEZE_AFTER": FREEZE_AFTER, "BUILDERD_RATES__REQUESTS": "0"}
-    with live_service(data_dir, **settings) as running:
-        yield running
+@pytest.fixture
+def idle(engine: OwnEngine | OnIncus, request: pytest.FixtureRequest) -> LiveService:
+    shared: LiveService = request.getfixturevalue(engine.idle)
+    return shared
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.live_service import TINY_APP, LiveService
 from tests.acceptance.scenarios import run
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 WORKER = """\
 import itertools, pathlib, time

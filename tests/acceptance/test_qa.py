@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.acceptance.live_service import TINY_APP, LiveService, body
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 EXITS_AFTER_ONE = TINY_APP.replace(
     "self.wfile.write(body)", "self.wfile.write(body); print('out of ideas', flush=True); os._exit(3)"

@@ -16,7 +16,7 @@ import pytest
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, body, live_service
 from tests.gate import stripe_key
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 SHELL = """
 import os, pty, socket
@@ -60,7 +60,7 @@ BLOCKED: dict[str, tuple[str, Mapping[str, str], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def admin(service: LiveService) -> str:
     return service.make_token("acme", "--scope", "admin")
 

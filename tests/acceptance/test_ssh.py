@@ -18,7 +18,7 @@ from tests.acceptance.live_service import LiveService
 from tests.acceptance.scenarios import run
 from tests.acceptance.ssh_box import Box, box_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from tests.acceptance import scenarios
 from tests.acceptance.live_service import TINY_APP, LiveService, body
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 FLASK_APP = """\
 import os

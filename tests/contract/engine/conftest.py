@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine.apps import APPS, COMMANDS
 from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
-from tests.incus import IncusCluster, prepared_incus, running_cluster
+from tests.incus import prepared_incus
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.fakes.engine import FakeEngine
@@ -22,8 +22,9 @@ REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 #: tests/acceptance/test_isolation.
 SELDOM = [pytest.mark.root, pytest.mark.slow]
 MARKS = {"crun": [pytest.mark.root], "runc": SELDOM, "gvisor": SELDOM}
-#: Members of the clusters on which the contract runs; a part of it (``ON_INCUS``) on one member in every run.
-INCUS = {"incus": 1, "incus3": 3}
+#: Clusters of one and of three members on which the contract runs; a part of it (``ON_INCUS``) on three in every run,
+#: on the cluster that acceptance tests use.
+INCUS = ("incus", "incus3")
 #: Each concerns another part of the engine: instances, orders, ends, logs, processes, freezing, disks and files.
 ON_INCUS = {
     "test_started_app_is_reachable",
@@ -41,8 +42,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests on every engine."""
     if "engine" not in metafunc.fixturenames:
         return
-    incus = [pytest.mark.root] if metafunc.function.__name__ in ON_INCUS else SELDOM
-    marks = {**MARKS, "incus": incus, "incus3": SELDOM}
+    every_run = [pytest.mark.root] if metafunc.function.__name__ in ON_INCUS else SELDOM
+    marks = {**MARKS, "incus": [*SELDOM, pytest.mark.incus], "incus3": [*every_run, pytest.mark.incus]}
     kinds = [pytest.param(name, marks=of) for name, of in marks.items()]
     metafunc.parametrize("engine", ["fake", *kinds], indirect=True)
 
@@ -82,15 +83,3 @@ def oci_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOpt
 @pytest.fixture(scope="session")
 def incus_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("incus")
-
-
-@pytest.fixture(scope="session")
-def incus_cluster() -> Iterator[IncusCluster]:
-    with running_cluster(INCUS["incus"]) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def incus3_cluster() -> Iterator[IncusCluster]:
-    with running_cluster(INCUS["incus3"]) as cluster:
-        yield cluster

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import tempfile
 import threading
@@ -257,6 +259,35 @@ def test_open_visit_survives_a_restart_of_the_standby(
     eventually(lambda: len(list(successor._processes())) == 2)
     standby.lead(port_of(worker), is_open=False)
     assert standby.visitor.get(host).status == 503
+
+
+def test_proxy_that_died_is_started_again_and_leads_where_it_led(
+    worker: Proxy, app: App, make_standby: Callable[..., Standby]
+) -> None:
+    standby, host = make_standby(), worker.open(app)
+    standby.lead(port_of(worker))
+    for pid in list(standby.forwarder._processes()):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not list(standby.forwarder._processes()))
+    standby.run(standby.forwarder.run(standby.options))
+    assert standby.visitor.get(host).status == 200
+
+
+def test_retirement_finds_a_proxy_whose_start_was_cancelled(make_standby: Callable[..., Standby]) -> None:
+    standby = make_standby()
+
+    async def cancel_a_start() -> None:
+        await standby.forwarder.retire()
+        start = asyncio.create_task(standby.forwarder.run(standby.options))
+        while not list(standby.forwarder._processes()):
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.wait({start})
+        await standby.forwarder.retire()
+
+    standby.run(cancel_a_start())
+    with pytest.raises(ConnectionRefusedError):
+        standby.visitor.dial()
 
 
 def test_without_a_service_visitors_get_503_and_other_ports_a_clear_end(make_standby: Callable[..., Standby]) -> None:

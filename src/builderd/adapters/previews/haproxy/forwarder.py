@@ -11,9 +11,10 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from builderd.adapters.previews.haproxy import forward_config, guard, pages, process, runtime_api
 from builderd.adapters.previews.haproxy.forward_config import SERVER, ForwardOptions, backend_name
@@ -69,7 +70,7 @@ class Forwarder:
             atomic_files.replace(files.pages / name, text.encode(), mode=0o644)
         host = process.host(options.proxy)
         atomic_files.replace(files.config, forward_config.render(options, files, host).text.encode())
-        await process.start(options.proxy, files)
+        await _finish(process.start(options.proxy, files))
         self._options, target, self._target = options, self._target, None
         if target is not None:
             await self.lead(target)
@@ -122,6 +123,16 @@ class Forwarder:
                     words = (folder / "cmdline").read_bytes().split(b"\0")
                     if config in words and b"-W" in words:
                         yield int(folder.name)
+
+
+async def _finish(start: Coroutine[Any, Any, None]) -> None:
+    """Wait for a start also when cancelled: ``retire`` finds only a proxy that runs."""
+    starting = asyncio.create_task(start)
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait({starting})
+        raise
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:

@@ -297,6 +297,10 @@ def test_without_a_service_visitors_get_503_and_other_ports_a_clear_end(make_sta
     assert "does not answer now" in page.text
     assert standby.visitor.get("any.localhost").json["code"] == "engine_unavailable"
     assert Visitor(standby.options.api_port).get("any.localhost", "/api/v1/builders").status == 503
+    # The socket of a service that was killed.
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(standby.forwarder.own_socket))
+    assert Visitor(standby.options.api_port).get("any.localhost", "/readyz").status == 503
     for port in (standby.options.ssh_port, standby.options.proxy.tls_port):
         assert port is not None
         assert knock(port, b"hello\r\n", CLIENT) == b""

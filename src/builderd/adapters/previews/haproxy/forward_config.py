@@ -127,6 +127,8 @@ def _own(files: ProxyFiles, *, chrooted: bool) -> str:
         f"""
         mode http
         {answers.standby_errors(files)}
+        # Where this service was killed, a load balancer learns it at once.
+        retries 0
         option http-server-close
         http-reuse never
         server service {quoted(f"unix@{socket}")} send-proxy-v2

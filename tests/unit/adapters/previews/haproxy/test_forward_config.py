@@ -74,3 +74,9 @@ def test_secret_is_in_the_configuration_alone() -> None:
     assert PLAIN.secret in render(PLAIN, FILES, HERE).text
     assert PLAIN.secret not in repr(PLAIN)
     assert render(PLAIN, FILES, HERE).digest != render(replace(PLAIN, secret="cd" * 32), FILES, HERE).digest
+
+
+def test_health_of_a_service_that_was_killed_is_known_at_once() -> None:
+    text = render(PLAIN, FILES, HERE).text
+    own = text[text.index("backend own") :]
+    assert "retries 0" in own[: own.index("\nfrontend")]

@@ -88,7 +88,6 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
         )
     finally:
         keeping.cancel()
-        await testers.close()
         await review.close()
         await engine.close()
         clock.save()

@@ -113,6 +113,31 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
+    async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
+        loop = asyncio.get_running_loop()
+        polled: asyncio.Future[int] = loop.create_future()
+
+        def tick(number: int) -> None:
+            nonlocal timer
+            if polled.done():  # its caller was cancelled
+                return
+            try:
+                is_over = check() or number >= most
+            except Exception as error:
+                polled.set_exception(error)
+                return
+            if is_over:
+                polled.set_result(number)
+            else:
+                timer = loop.call_later(pause, tick, number + 1)
+
+        # Callbacks of the loop: to resume the caller's tasks and coroutines for each check takes ten times as long.
+        timer = loop.call_later(pause, tick, 1)
+        try:
+            return await polled
+        finally:
+            timer.cancel()
+
     def skips(self) -> Sequence[Skip]:
         with self._lock:
             return [Skip(_time(since), _time(until)) for since, until in self._state.skips]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from builderd.ports.clock import Skip
@@ -37,6 +37,14 @@ class FakeClock:
     async def sleep(self, seconds: float) -> None:
         self.move(seconds)
         await asyncio.sleep(0)
+
+    async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
+        for number in range(1, most):
+            await self.sleep(pause)
+            if check():
+                return number
+        await self.sleep(pause)
+        return most
 
     def skips(self) -> Sequence[Skip]:
         return list(self._skips)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builderd.adapters.testers import jail
+from builderd.adapters.testers import jail, visits
 from builderd.adapters.testers.jail import VENV, JailFailed, Job
 from builderd.adapters.testers.judging import judge_browser, judge_crawl, judge_probe
-from builderd.adapters.testers.visits import Visitor
 from builderd.domain.qa import Check, CheckName, Outcome
 from builderd.domain.qa_gate import Visit
 from builderd.ports.testers import Browsing, Target
@@ -35,10 +34,9 @@ WORKER_MEMORY = 600 * MB
 class LocalTesters:
     def __init__(self, chromium: Path) -> None:
         self._chromium = chromium
-        self._visitor = Visitor()
 
     async def visit(self, target: Target, path: str, timeout_seconds: float) -> Visit:
-        return await self._visitor.visit(target, path, timeout_seconds)
+        return await visits.visit(target, path, timeout_seconds)
 
     async def crawl(self, target: Target) -> Sequence[Check]:
         request = {"url": target.url, "port": PORT, "pages": PAGES, "seconds": CRAWL_SECONDS}
@@ -64,9 +62,6 @@ class LocalTesters:
         }
         job = Job("browser.py", request, BROWSER_SECONDS, BROWSER_MEMORY, output=15 * MB)
         return await _work(target, job, judge_browser, lambda why: Browsing(_not_judged(*_OF_BROWSER)(why)))
-
-    async def close(self) -> None:
-        await self._visitor.close()
 
 
 _OF_BROWSER = (CheckName.BROWSER, CheckName.CONSOLE, CheckName.ACCESSIBILITY)

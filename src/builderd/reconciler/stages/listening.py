@@ -76,8 +76,10 @@ async def wait_until_listening(
             if await start_time.is_over():
                 starved = start_time.starved if elsewhere is None else None
                 return Wait(False, listening, None, start_time.seconds, starved, start_time.lacks_memory)
-            polls += 1
-            await application.clock.sleep(_pause(start_time.seconds))
+            pause = _pause(start_time.seconds)
+            # Long pauses are taken one by one: the start time may be over after each.
+            most = REPORT_EVERY - polls % REPORT_EVERY if pause < LAST_PAUSE else 1
+            polls += await application.clock.poll(may_listen, pause, most)
 
 
 async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:

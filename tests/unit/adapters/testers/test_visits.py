@@ -1,14 +1,17 @@
-"""A request that could not be sent is no answer of the app's."""
+"""Visits: what an app answers is read within limits; a request that could not be sent is no answer of the app's."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from builderd.adapters.testers.visits import PREFACE, Visitor
+from builderd.adapters.testers.visits import HEAD_BYTES, PREFACE, visit
 from builderd.domain.errors import MachineFault
 from builderd.domain.previews import Address
 from builderd.ports.testers import Target
@@ -17,9 +20,7 @@ NOBODY = Target(Address("127.0.0.1", 1), "http://app.localhost")
 
 
 async def test_refused_connection_is_the_apps_failure() -> None:
-    visitor = Visitor()
-    assert (await visitor.visit(NOBODY, "/", 5)).fault == "the connection was refused"
-    await visitor.close()
+    assert (await visit(NOBODY, "/", 5)).fault == "the connection was refused"
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
@@ -28,12 +29,10 @@ async def test_unsendable_request_is_a_machine_fault(monkeypatch: pytest.MonkeyP
         def connect(self, _address: object) -> None:
             raise OSError(number, "exhausted")
 
-    visitor = Visitor()
     with monkeypatch.context() as patch:
         patch.setattr(socket, "socket", Exhausted)
         with pytest.raises(MachineFault):
-            await visitor.visit(NOBODY, "/", 5)
-    await visitor.close()
+            await visit(NOBODY, "/", 5)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +55,102 @@ async def test_app_of_http2_is_asked_for_its_settings(answer: bytes, fault: str)
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        visitor = Visitor()
-        visit = await visitor.visit(Target(Address("127.0.0.1", port), "http://app.localhost", h2c=True), "/", 5)
-        await visitor.close()
+        found = await visit(Target(Address("127.0.0.1", port), "http://app.localhost", h2c=True), "/", 5)
     assert asked == [PREFACE]
-    assert (visit.status, fault in visit.fault) == (None if fault else 200, True)
+    assert (found.status, fault in found.fault) == (None if fault else 200, True)
+
+
+@asynccontextmanager
+async def app(*answers: Iterable[bytes], asked: list[bytes] | None = None) -> AsyncIterator[Target]:
+    """Serve these pieces to each request, then end the connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if asked is not None:
+            asked.append(head)
+        with suppress(ConnectionError):
+            for piece in itertools.chain.from_iterable(answers):
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield Target(Address("127.0.0.1", server.sockets[0].getsockname()[1]), "https://app.example.org:8443/")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "location", "excerpt"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "", ""),
+        (b"HTTP/1.0 200\r\n\r\nuntil the end", 200, "", ""),
+        (b"HTTP/1.1 302 Found\r\nLoCaTiOn: /caf\xe9\r\n\r\n", 302, "/caf\xe9", ""),
+        (b"HTTP/1.1 302 Found\r\nLocation: " + b"x" * 5000 + b"\r\n\r\n", 302, "x" * 1000, ""),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 204, "", ""),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n\0\0", 101, "", ""),
+        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\n0\r\n\r\n", 500, "", "why"),
+        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\nzz\r\n", 500, "", "why"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n" + b"a" * 900, 500, "", "a" * 300),
+        (b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\ncut", 404, "", "cut"),
+    ],
+)
+@pytest.mark.parametrize("piece", [1 << 20, 1])
+async def test_answer_is_read_in_whatever_pieces_it_comes(
+    answer: bytes, status: int, location: str, excerpt: str, piece: int
+) -> None:
+    pieces = [answer[at : at + piece] for at in range(0, len(answer), piece)]
+    async with app(pieces) as target:
+        found = await visit(target, "/", 5)
+    assert (found.status, found.fault, found.location, found.excerpt) == (status, "", location, excerpt)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (b"", "(it ended before the end of a head)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "(it ended before the end of a head)"),
+        (b"SSH-2.0-OpenSSH_10.0\r\n", "the connection ended without an HTTP answer (Expected"),
+        (b"HTTP/1.1 two hundred\r\n\r\n", "the connection ended without an HTTP answer (Invalid status code"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "(it ended before the end of a head)"),
+    ],
+)
+async def test_connection_without_an_answer_is_told(answer: bytes, fault: str) -> None:
+    async with app([answer]) as target:
+        found = await visit(target, "/", 5)
+    assert (found.status, fault in found.fault) == (None, True), found.fault
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"X-Header: " + b"x" * 50_000 + b"\r\n", 100)),
+        itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 50_000 + b"\r\n\r\n", 100),
+        itertools.chain([b"HTTP/1.1 200 "], itertools.repeat(b"O" * 50_000, 100)),
+    ],
+)
+async def test_endless_head_is_left_after_its_limit(endless: Iterable[bytes]) -> None:
+    async with app(endless) as target:
+        found = await visit(target, "/", 30)
+    assert found.fault.endswith(f"(its head is longer than {HEAD_BYTES} bytes)"), found.fault
+
+
+async def test_app_that_says_nothing_is_given_up_in_time() -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        target = Target(Address("127.0.0.1", server.sockets[0].getsockname()[1]), "http://app.localhost")
+        assert (await visit(target, "/", 0.2)).fault == "nothing came within 0 seconds"
+        for writer in writers:
+            writer.close()
+
+
+async def test_request_is_the_previews() -> None:
+    asked: list[bytes] = []
+    async with app([b"HTTP/1.1 200 OK\r\n\r\n"], asked=asked) as target:
+        await visit(target, "/", 5)
+    lines = asked[0].decode().split("\r\n")
+    assert lines[0] == "GET / HTTP/1.1"
+    assert {"Host: app.example.org:8443", "X-Forwarded-Proto: https", "Connection: close"} <= set(lines)

@@ -13,19 +13,22 @@ from builderd.services.application import Application
 from builderd.services.builders import BuilderView
 
 
-async def wait_for_view(application: Application, wanted: Builder) -> BuilderView:
+async def wait_for_view(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
     """Wait until the present generation of a builder that was just changed has an outcome, as ``wait`` does.
 
-    Return the view, read with the outcome. Raises what ``wait`` raises.
+    Return the view, read with the outcome. Raises what ``wait`` raises. ``seen``: the count of the builder's outcomes
+    before its change was stored; with it, nothing is read before there is one.
     """
-    view = await view_when_settled(application, wanted)
+    view = await view_when_settled(application, wanted, seen)
     await outcomes.raise_failure(application, view.builder, wanted.generation)
     return view
 
 
-async def view_when_settled(application: Application, wanted: Builder) -> BuilderView:
+async def view_when_settled(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
     """Wait as ``wait_for_view`` does; return the view, also if the generation failed."""
     outcome = outcome_of(wanted.id)
+    if seen is not None and not outcomes.is_over(wanted, wanted.generation):
+        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
     while not outcomes.is_over(wanted, wanted.generation):
         # Counted before the look: an outcome may have been recorded since ``wanted`` was stored.
         seen = application.signals.count(outcome)

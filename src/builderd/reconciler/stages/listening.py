@@ -13,11 +13,12 @@ from builderd.services.start_time import StartTime, TimeLimit
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well; longer while it works.
 ELSEWHERE_GRACE = 5.0
-#: The engine is asked for the sandbox's state, and for what listens elsewhere, at every so many-th look.
-REPORT_EVERY = 10
 #: (seconds since the start of the sandbox, pause between looks): often at first, since most apps are quick.
 PAUSES = ((1.0, 0.002), (5.0, 0.005), (15.0, 0.02))
 LAST_PAUSE = 0.1
+#: The engine is asked for the sandbox's state, and for what listens elsewhere, at every so many-th look: a question
+#: takes ten times the CPU time of a look at the port.
+REPORT_EVERY, LAST_REPORT_EVERY = 25, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ async def wait_until_listening(
     """
     start_time = _start_time(application, sandbox, TimeLimit.of_start(timeout, longest))
     elsewhere: StartTime | None = None
-    polls = 0
+    pause, polls = PAUSES[0][1], 0
     with application.engine.watch_port(sandbox.id) as may_listen:
         while True:
-            looks_closely = polls % REPORT_EVERY == 0
+            every = REPORT_EVERY if pause < LAST_PAUSE else LAST_REPORT_EVERY
+            looks_closely = polls % every == 0
             if looks_closely or may_listen():
                 listening = await application.engine.listening(sandbox.id)
             if listening.reachable(port):
@@ -78,7 +80,7 @@ async def wait_until_listening(
                 return Wait(False, listening, None, start_time.seconds, starved, start_time.lacks_memory)
             pause = _pause(start_time.seconds)
             # Long pauses are taken one by one: the start time may be over after each.
-            most = REPORT_EVERY - polls % REPORT_EVERY if pause < LAST_PAUSE else 1
+            most = every - polls % every if pause < LAST_PAUSE else 1
             polls += await application.clock.poll(may_listen, pause, most)
 
 

@@ -156,7 +156,7 @@ BATCH = 10_000
 class Ledger:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        #: Open segments as read last in this transaction, until it changes one of the builder.
+        #: Open segments as read or written last in this transaction: who writes one has locked its builder.
         self._known: dict[BuilderId, Segment | None] = {}
 
     def open(self, segment: Segment) -> None:
@@ -165,7 +165,6 @@ class Ledger:
             self._count(segment, segment.end)
 
     def _insert(self, segment: Segment) -> None:
-        self._known.pop(segment.builder_id, None)
         row = {
             "tenant_id": segment.tenant_id,
             "builder_id": segment.builder_id,
@@ -175,12 +174,14 @@ class Ledger:
             "hourly_rate": segment.hourly_rate,
         }
         self._connection.execute(_INSERT, row)
+        if segment.end is None:
+            self._known[segment.builder_id] = segment
 
     def close(self, builder: BuilderId, at: datetime) -> None:
         current = self.current(builder)
         if current is not None:
-            self._known.pop(builder, None)
             self._connection.execute(_CLOSE, {"builder": builder, "at": at})
+            self._known[builder] = None
             self._count(current, max(at, current.start))
 
     def builders_over(self, since: datetime, until: datetime) -> Sequence[BuilderId]:

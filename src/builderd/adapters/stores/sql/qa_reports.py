@@ -36,15 +36,23 @@ _PICTURE = select(qa_screenshots).where(*_PICTURES, qa_screenshots.c.name == bin
 class QaReports:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        #: Reports that this transaction found lacking: who saves one has locked its builder.
+        self._lacking: set[tuple[BuilderId, int]] = set()
 
     def get(self, builder: BuilderId, version: int) -> QaReport | None:
         row = self._connection.execute(_ONE, {"builder": builder, "number": version}).mappings().first()
+        if row is None:
+            self._lacking.add((builder, version))
         return _report(row) if row else None
 
     def save(self, report: QaReport) -> None:
         key = {"builder": report.builder_id, "number": report.version}
-        row = _row(report)
-        if self._connection.execute(_UPDATE, {**key, **omit(row, "builder_id", "version")}).rowcount == 0:
+        row, is_new = _row(report), (report.builder_id, report.version) in self._lacking
+        self._lacking.discard((report.builder_id, report.version))
+        if (
+            is_new
+            or self._connection.execute(_UPDATE, {**key, **omit(row, "builder_id", "version")}).rowcount == 0
+        ):
             self._connection.execute(_INSERT, row)
 
     def unfinished(self) -> Sequence[QaReport]:

@@ -137,9 +137,15 @@ class Application:
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     async def commit(self, work: Callable[[UnitOfWork], Change]) -> Change:
-        """Write in one transaction, then signal the reconciler and the waiters of the result's builder."""
+        """Write in one transaction, then signal the reconciler and the waiters of the result's builder.
+
+        Those who wait for its outcome are woken only if it has one.
+        """
         result = await self.store.write(work)
         builder = result if isinstance(result, Builder) else result.builder
         self.signals.desired_changed(builder.id)
-        self.signals.change(builder.id)
+        if builder.settled:
+            self.signals.change(builder.id)
+        else:
+            self.signals.progress(builder.id)
         return result

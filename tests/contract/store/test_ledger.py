@@ -56,6 +56,27 @@ async def test_close_ends_only_the_open_segment(store: Store) -> None:
     assert await store.read(lambda uow: uow.ledger.current(other.id)) == elsewhere
 
 
+async def test_transaction_sees_the_segments_that_it_opens_and_closes(store: Store) -> None:
+    builder = await add_builder(store)
+    first = make_segment(builder.id)
+    second = make_segment(builder.id, billing=Billing.STOPPED, start=NOW + SECOND)
+    trial = make_segment(builder.id, billing=Billing.TRIAL, start=NOW, end=NOW + SECOND)
+
+    def work(uow: UnitOfWork) -> list[Segment | None]:
+        seen = [uow.ledger.current(builder.id)]
+        uow.ledger.open(first)
+        uow.ledger.open(trial)
+        seen.append(uow.ledger.current(builder.id))
+        uow.ledger.close(builder.id, NOW + SECOND)
+        seen.append(uow.ledger.current(builder.id))
+        uow.ledger.open(second)
+        return [*seen, uow.ledger.current(builder.id)]
+
+    assert await store.write(work) == [None, first, None, second]
+    assert await store.read(lambda uow: uow.ledger.current(builder.id)) == second
+    assert replace(first, end=NOW + SECOND) in await store.read(lambda uow: uow.ledger.of_builder(builder.id))
+
+
 async def test_closing_without_an_open_segment_changes_nothing(store: Store) -> None:
     builder = await add_builder(store)
     closed = make_segment(builder.id, end=NOW + SECOND)

@@ -8,7 +8,7 @@ from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_ver
 
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
-from builderd.ports.store import Store
+from builderd.ports.store import Store, UnitOfWork
 
 GATE = (Check(CheckName.ANSWER, Outcome.FAILED, "GET / was answered 500.", 0.01, ("a page",)),)
 
@@ -44,6 +44,20 @@ async def test_last_saved_report_is_returned(store: Store) -> None:
     await save(store, full)
     assert await store.read(lambda uow: uow.qa_reports.get(builder.id, 1)) == full
     assert await store.read(lambda uow: uow.qa_reports.get(builder.id, 2)) is None
+
+
+async def test_report_that_was_lacking_is_stored_once_and_then_changed(store: Store) -> None:
+    builder = await add_builder(store)
+    first, last = make_report(builder.id), make_report(builder.id, status=ReportStatus.WAITING)
+
+    def work(uow: UnitOfWork) -> QaReport | None:
+        assert uow.qa_reports.get(builder.id, 1) is None
+        uow.qa_reports.save(first)
+        uow.qa_reports.save(last)
+        return uow.qa_reports.get(builder.id, 1)
+
+    assert await store.write(work) == last
+    assert await store.read(lambda uow: uow.qa_reports.get(builder.id, 1)) == last
 
 
 async def test_unstorable_characters_of_an_app_are_replaced(store: Store) -> None:

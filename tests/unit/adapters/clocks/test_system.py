@@ -305,3 +305,41 @@ def test_the_state_of_the_version_before_is_read(machine: Machine, tmp_path: Pat
     memory.write_text(json.dumps(state))
     machine.set(-100)
     assert SystemClock(memory, machine).now() == START
+
+
+async def test_poll_ends_at_the_first_check_that_holds() -> None:
+    answers = iter([False, False, True, False])
+    assert await SystemClock().poll(lambda: next(answers), 0.001, 9) == 3
+    assert next(answers) is False, "no check follows"
+
+
+async def test_poll_makes_no_more_checks_than_asked() -> None:
+    calls: list[None] = []
+    assert await SystemClock().poll(lambda: bool(calls.append(None)), 0.001, 4) == len(calls) == 4
+
+
+async def test_error_of_a_polled_check_is_the_callers() -> None:
+    def broken() -> bool:
+        raise LookupError("gone")
+
+    with pytest.raises(LookupError, match="gone"):
+        await SystemClock().poll(broken, 0.001, 4)
+
+
+async def test_cancelled_poll_checks_nothing_more() -> None:
+    checked, calls = asyncio.Event(), 0
+
+    def check() -> bool:
+        nonlocal calls
+        calls += 1
+        checked.set()
+        return False
+
+    polling = asyncio.create_task(SystemClock().poll(check, 0.001, 1_000_000))
+    async with asyncio.timeout(PATIENCE):
+        await checked.wait()
+    polling.cancel()
+    await asyncio.wait({polling})
+    seen = calls
+    await SystemClock().poll(lambda: False, 0.001, 5)
+    assert (polling.cancelled(), calls) == (True, seen)

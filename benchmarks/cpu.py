@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from pathlib import Path
 
 _TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+#: Parts of a service's live children, by a word of their command.
+HELPERS = {b"launcher": "launcher and commands", b"tripwire": "review"}
 
 
 def spent(service: int) -> dict[str, float]:
@@ -43,3 +46,53 @@ def _words(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def of_threads(pid: int) -> float:
+    """Return the milliseconds of a process by the nanoseconds of its threads, which do not end in a service."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e6
+
+
+def of_machine(service: int, data_dir: Path) -> defaultdict[tuple[str, int], float]:
+    """Return milliseconds so far by part and process: of a service, its helpers and its live sandboxes.
+
+    Of processes that have ended only those are there whose parent lives and has waited for them.
+    """
+    found: defaultdict[tuple[str, int], float] = defaultdict(float)
+    found["service", service] = of_threads(service)
+    found["ended children of the service", service] = _times(service)[1]
+    for child in _children(service):
+        part = next((part for word, part in HELPERS.items() if word in _words(child)), "other children of the service")
+        _add_all(found, part, child)
+    for path in Path("/proc").glob("[0-9]*"):
+        words = _words(pid := int(path.name))
+        if bytes(data_dir) not in words or _parent(pid) != 1:
+            continue
+        if b"conmon" in words:
+            _add(found, "monitors, and crun for sandboxes of the pool", pid)
+            for app in _children(pid):
+                _add_all(found, "apps", app)
+        elif b"haproxy" in words:
+            _add_all(found, "proxy", pid)
+    return found
+
+
+def _add_all(found: defaultdict[tuple[str, int], float], part: str, pid: int) -> None:
+    """Add a process and all below it."""
+    with contextlib.suppress(OSError):
+        for child in _children(pid):
+            _add_all(found, part, child)
+    _add(found, part, pid)
+
+
+def _add(found: defaultdict[tuple[str, int], float], part: str, pid: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended
+        found[part, pid] = sum(_times(pid))
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

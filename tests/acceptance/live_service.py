@@ -240,19 +240,20 @@ def body(name: str, main: str = TINY_APP, **fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def live_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
     """A service that is up; afterwards nothing of it is left running."""
-    with _running(LiveService(data_dir, settings)) as service:
+    with running(LiveService(data_dir, settings)) as service:
         yield service
 
 
 @contextlib.contextmanager
 def cold_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
     """Run a service as ``live_service`` does, started by ``python -m builderd``."""
-    with _running(LiveService(data_dir, settings, cold=True)) as service:
+    with running(LiveService(data_dir, settings, cold=True)) as service:
         yield service
 
 
 @contextlib.contextmanager
-def _running(service: LiveService) -> Iterator[LiveService]:
+def running(service: LiveService) -> Iterator[LiveService]:
+    """Run this service; afterwards nothing of it is left running."""
     try:
         service.start()
         yield service

@@ -116,6 +116,7 @@ class SystemClock:
     async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
         loop = asyncio.get_running_loop()
         polled: asyncio.Future[int] = loop.create_future()
+        timer: asyncio.TimerHandle
 
         def tick(number: int) -> None:
             nonlocal timer

@@ -13,12 +13,11 @@ from builderd.services.start_time import StartTime, TimeLimit
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well; longer while it works.
 ELSEWHERE_GRACE = 5.0
-#: (seconds since the start of the sandbox, pause between looks): often at first, since most apps are quick.
-PAUSES = ((1.0, 0.002), (5.0, 0.005), (15.0, 0.02))
-LAST_PAUSE = 0.1
-#: The engine is asked for the sandbox's state, and for what listens elsewhere, at every so many-th look: a question
-#: takes ten times the CPU time of a look at the port.
-REPORT_EVERY, LAST_REPORT_EVERY = 25, 10
+#: Pause between two looks at the port, as a share of the time since the sandbox's start, and its bounds in seconds.
+PAUSE_SHARE, LEAST_PAUSE, LAST_PAUSE = 0.01, 0.002, 0.1
+#: Seconds between two questions to the engine for the sandbox's state and for what listens elsewhere, and the bounds in
+#: looks: a question takes ten times the CPU time of a look at the port.
+REPORT_SECONDS, LEAST_LOOKS, MOST_LOOKS = 0.25, 5, 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,10 @@ async def wait_until_listening(
     """
     start_time = _start_time(application, sandbox, TimeLimit.of_start(timeout, longest))
     elsewhere: StartTime | None = None
-    pause, polls = PAUSES[0][1], 0
+    left = 0
     with application.engine.watch_port(sandbox.id) as may_listen:
         while True:
-            every = REPORT_EVERY if pause < LAST_PAUSE else LAST_REPORT_EVERY
-            looks_closely = polls % every == 0
+            looks_closely = left <= 0
             if looks_closely or may_listen():
                 listening = await application.engine.listening(sandbox.id)
             if listening.reachable(port):
@@ -79,9 +77,9 @@ async def wait_until_listening(
                 starved = start_time.starved if elsewhere is None else None
                 return Wait(False, listening, None, start_time.seconds, starved, start_time.lacks_memory)
             pause = _pause(start_time.seconds)
+            left = _looks(pause) if looks_closely else left
             # Long pauses are taken one by one: the start time may be over after each.
-            most = every - polls % every if pause < LAST_PAUSE else 1
-            polls += await application.clock.poll(may_listen, pause, most)
+            left -= await application.clock.poll(may_listen, pause, left if pause < LAST_PAUSE else 1)
 
 
 async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:
@@ -101,4 +99,9 @@ def _start_time(application: Application, sandbox: Sandbox, limit: TimeLimit) ->
 
 
 def _pause(seconds: float) -> float:
-    return next((pause for until, pause in PAUSES if seconds < until), LAST_PAUSE)
+    return min(max(seconds * PAUSE_SHARE, LEAST_PAUSE), LAST_PAUSE)
+
+
+def _looks(pause: float) -> int:
+    """Return the looks at the port until the engine is asked again."""
+    return min(max(round(REPORT_SECONDS / pause), LEAST_LOOKS), MOST_LOOKS)

@@ -49,10 +49,7 @@ class QaReports:
         key = {"builder": report.builder_id, "number": report.version}
         row, is_new = _row(report), (report.builder_id, report.version) in self._lacking
         self._lacking.discard((report.builder_id, report.version))
-        if (
-            is_new
-            or self._connection.execute(_UPDATE, {**key, **omit(row, "builder_id", "version")}).rowcount == 0
-        ):
+        if is_new or self._connection.execute(_UPDATE, {**key, **omit(row, "builder_id", "version")}).rowcount == 0:
             self._connection.execute(_INSERT, row)
 
     def unfinished(self) -> Sequence[QaReport]:

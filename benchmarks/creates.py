@@ -33,8 +33,8 @@ from tests.acceptance.live_service import LiveService, body, free_port, running
 RESOURCES = {"cpu": 1, "memory": 0.125, "disk": 1}
 #: For the background jobs that follow a create (they look 0.1 s after it), and for filling the pool.
 SETTLE_SECONDS = 1.5
-#: For what the service and the batch's apps use without a create.
-IDLE_SECONDS = 3.0
+#: The longest span for what the service and the batch's apps use without a create; else it is as long as theirs.
+MOST_IDLE_SECONDS = 20.0
 HOST_ROUNDS = 10
 _NOTHING = (0.0, 0)
 
@@ -107,7 +107,7 @@ class _Creates:
             self.seconds += time.perf_counter() - begun
             time.sleep(SETTLE_SECONDS)
             after, ended = self._read(), time.perf_counter()
-            time.sleep(IDLE_SECONDS)
+            time.sleep(min(ended - begun, MOST_IDLE_SECONDS))
             idle = time.perf_counter() - ended
             self._add(before, after, self._read(), (ended - begun) / idle)
             for uuid in uuids:

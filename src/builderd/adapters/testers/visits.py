@@ -28,7 +28,7 @@ FRAME_HEAD, SETTINGS = 9, 4
 
 
 class _NoAnswer(Exception):
-    """What came is no answer of HTTP."""
+    """Raised for bytes that are no answer of HTTP."""
 
 
 async def visit(target: Target, path: str, timeout_seconds: float) -> Visit:

@@ -114,7 +114,7 @@ async def test_answer_is_read_in_whatever_pieces_it_comes(
         (b"HTTP/1.1 100 Continue\r\n\r\n", "(it ended before the end of a head)"),
     ],
 )
-async def test_connection_without_an_answer_is_told(answer: bytes, fault: str) -> None:
+async def test_connection_without_an_answer_is_a_fault_of_the_app(answer: bytes, fault: str) -> None:
     async with app([answer]) as target:
         found = await visit(target, "/", 5)
     assert (found.status, fault in found.fault) == (None, True), found.fault

@@ -14,7 +14,7 @@ _USUAL = 0.0016
 
 
 def patience(seconds: float) -> float:
-    """Return how long to wait for what takes less than ``seconds`` on an ordinary machine."""
+    """Return the limit for what takes less than ``seconds``, by the clock or of CPU, on an ordinary machine."""
     return seconds * SLOWNESS
 
 

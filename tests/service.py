@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import func, select
 from tests.application import make_application
+from tests.patience import patience
 from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.adapters.clocks.system import SystemClock
@@ -66,7 +67,9 @@ class Service:
             headers["Authorization"] = f"Bearer {secret}"
         transport = None if url else httpx.ASGITransport(self.app)
         base = url or "http://builderd"
-        client = httpx.AsyncClient(base_url=base, transport=transport, headers=headers, timeout=30, trust_env=False)
+        client = httpx.AsyncClient(
+            base_url=base, transport=transport, headers=headers, timeout=patience(30), trust_env=False
+        )
         self._clients.append(client)
         return client
 

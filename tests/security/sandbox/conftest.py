@@ -18,6 +18,9 @@ from builderd.schemas.v1.executions import MAX_TIMEOUT
 #: That a command may take which is expected to end; the API allows no more than its own limit.
 COMMAND_SECONDS = min(round(patience(60)), MAX_TIMEOUT)
 
+#: Of an attacker; gVisor's own kernel takes its time.
+ISOLATIONS = ("standard", pytest.param("strong", marks=pytest.mark.slow))
+
 
 @dataclass(frozen=True)
 class Attacker:
@@ -64,8 +67,11 @@ def neighbour(arena: LiveService) -> dict[str, Any]:
     return {**data, "token": token}
 
 
-@pytest.fixture
-def attacker(arena: LiveService) -> Iterator[Attacker]:
-    data = arena.create(f"attacker-{secrets.token_hex(4)}", resources={"cpu": 1, "memory": 0.25, "disk": 1})
+@pytest.fixture(params=ISOLATIONS)
+def attacker(request: pytest.FixtureRequest, arena: LiveService) -> Iterator[Attacker]:
+    if request.param == "strong" and on_incus(arena):
+        pytest.skip("the engine incus starts no virtual machines yet")
+    name, resources = f"attacker-{secrets.token_hex(4)}", {"cpu": 1, "memory": 0.25, "disk": 1}
+    data = arena.create(name, resources=resources, isolation=request.param)
     yield Attacker(arena, data)
     arena.call("DELETE", f"/builders/{data['uuid']}")

@@ -6,6 +6,7 @@ import base64
 import json
 import time
 
+import pytest
 from tests.security.sandbox.conftest import Attacker
 
 #: Stops each process as soon as it has the app's user, since the next pids are known; a stopped one whose program is

@@ -9,6 +9,8 @@ import time
 import pytest
 from tests.security.sandbox.conftest import Attacker
 
+pytestmark = pytest.mark.root
+
 #: Stops each process as soon as it has the app's user, since the next pids are known; a stopped one whose program is
 #: the host's own has not begun yet. Then tries all that would show or change the host.
 ATTACK = r"""

@@ -82,9 +82,7 @@ class Segment:
         start = max(self.start, since) if since else self.start
         end = self.end or now
         end = min(end, until) if until else end
-        span = end - start
-        exact = Decimal(span.days * 86400 + span.seconds) + Decimal(span.microseconds) / 1_000_000
-        return max(exact, Decimal(0))
+        return seconds_between(start, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +131,13 @@ def total(
         running = seconds if segment.billing is Billing.RUNNING else Decimal(0)
         found += Sum(running, seconds * segment.hourly_rate)
     return found
+
+
+def seconds_between(start: datetime, end: datetime) -> Decimal:
+    """Return the exact seconds from one time to another, 0 if the end comes first."""
+    span = end - start
+    exact = Decimal(span.days * 86400 + span.seconds) + Decimal(span.microseconds) / 1_000_000
+    return max(exact, Decimal(0))
 
 
 def cents(amount: Decimal) -> Decimal:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
+from typing import NamedTuple
 
 from builderd.domain.builders import Desired
 from builderd.domain.ids import BuilderId, TenantId
@@ -23,8 +23,7 @@ from builderd.services.application import Application
 _NONE = "[]"
 
 
-@dataclass(frozen=True, slots=True)
-class ListEntry:
+class ListEntry(NamedTuple):
     """A builder of a list, with what follows from its row."""
 
     builder: ListedBuilder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -25,8 +25,10 @@ from builderd.domain.resources import Resources
 from builderd.domain.versions import VersionSettings
 from builderd.ports.store import Store
 from builderd.ports.store.builders import BuilderQuery
+from builderd.schemas.v1.envelope import rfc3339
 
 DAY = timedelta(days=1)
+TIMES = ("created_at", "updated_at", "last_active_at", "disk_released_at")
 GONE = {"desired": Desired.DELETED, "status": Status.DELETED}
 
 
@@ -69,8 +71,30 @@ async def test_page_has_the_builders_and_the_number_of_a_list_of_whole_builders(
     assert [one.id for one in listed] == [one.id for one in whole]
     assert await store.read(lambda uow: uow.builder_lists.count(TENANT.id, query)) == number
     for shown, builder in zip(listed, whole, strict=True):
-        assert shown.state._asdict() == {name: getattr(builder, name) for name in shown.state._fields}
-        assert (shown.times.created_at, shown.times.updated_at) == (builder.created_at, builder.updated_at)
+        fields = shown.fields._asdict()
+        same = [name for name in fields if hasattr(builder, name) and name not in ("member", *TIMES)]
+        assert {name: fields[name] for name in same} == {name: getattr(builder, name) for name in same}
+        times = {name: getattr(builder, name) for name in TIMES}
+        assert {name: fields[name] for name in TIMES} == {name: at and rfc3339(at) for name, at in times.items()}
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2026, 3, 29, 0, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2026, 10, 25, 3, 0, 0, 1, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ],
+    ids=str,
+)
+async def test_times_of_a_list_are_cut_to_the_second_in_utc(store: Store, at: datetime) -> None:
+    await add_with_version(store, created_at=at, updated_at=at, last_active_at=at, disk_released_at=None)
+    (shown,) = await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(), NOW))
+    fields = shown.fields
+    assert [fields.created_at, fields.updated_at, fields.last_active_at] == [rfc3339(at)] * 3
+    assert fields.disk_released_at is None
 
 
 async def test_page_for_people_has_states_gates_and_costs_of_the_month(store: Store) -> None:

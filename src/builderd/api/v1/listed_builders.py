@@ -1,44 +1,59 @@
-"""Builders of a list as JSON text, written without a model of each: a page has up to a hundred."""
+"""Builders of a list as JSON text, by one template and without a model of each: a page has up to a hundred."""
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring as quoted
+from typing import Any, get_type_hints
 
 from builderd.api.v1.presenters import shown_token
-from builderd.schemas.v1.envelope import rfc3339
+from builderd.ports.store.builder_lists import ListedDocuments, ListedFields
 from builderd.services.builder_lists import ListEntry
 
-_JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+_BOOLEANS: Mapping[bool | None, str] = {None: "null", False: "false", True: "true"}
 
 
 def encode_listed(entry: ListEntry, *, with_token: bool) -> str:
     """Return the entry as ``present_builder`` shows the builder; its service token in full only ``with_token``."""
-    builder, cost = entry.builder, entry.cost
-    cpu, memory, disk = builder.resources.cpu, builder.resources.memory, builder.resources.disk
-    shown: dict[str, Any] = {
-        "uuid": builder.id,
-        **builder.state._asdict(),
-        "preview_url": entry.preview_url,
-        "service_token": shown_token(builder.service_token, in_full=with_token),
-        **builder.settings._asdict(),
-        "resources": {"cpu": cpu, "memory": memory, "disk": disk},
-        "needs_restart": entry.needs_restart,
-        "review_passed": entry.review_passed,
-        "cost": {
-            "currency": cost.currency,
-            "hourly_rate": float(cost.hourly_rate),
-            "runtime_hours": float(cost.runtime_hours),
-            "cost": float(cost.cost),
-        },
-        **{name: _time(at) for name, at in builder.times._asdict().items()},
-        "last_backup_error": builder.backup_error,
-        "member": builder.location,
-    }
-    documents = ",".join(f'"{name}":{text}' for name, text in builder.documents._asdict().items())
-    return f"{_JSON.encode(shown)[:-1]},{documents}}}"
+    builder, cost, resources = entry.builder, entry.cost, entry.builder.resources
+    return _ENTRY % (
+        builder.id,
+        *[encode(value) for encode, value in zip(_ENCODERS, builder.fields, strict=True)],
+        quoted(entry.preview_url),
+        quoted(shown_token(builder.service_token, in_full=with_token)),
+        float(resources.cpu),
+        float(resources.memory),
+        float(resources.disk),
+        _BOOLEANS[entry.needs_restart],
+        _BOOLEANS[entry.review_passed],
+        quoted(cost.currency),
+        float(cost.hourly_rate),
+        float(cost.runtime_hours),
+        float(cost.cost),
+        *builder.documents,
+    )
 
 
-def _time(at: datetime | None) -> str | None:
-    return None if at is None else rfc3339(at)
+def _optional(value: str | int | None) -> str:
+    return "null" if value is None else quoted(value) if isinstance(value, str) else str(value)
+
+
+#: Encoder of a field, by its type in ``ListedFields``.
+_OF_TYPE: Mapping[Any, Callable[[Any], str]] = {
+    str: quoted,
+    int: str,
+    bool: _BOOLEANS.__getitem__,
+    bool | None: _BOOLEANS.__getitem__,
+    str | None: _optional,
+    int | None: _optional,
+}
+_ENCODERS = tuple(_OF_TYPE[kind] for kind in get_type_hints(ListedFields).values())
+_FIELDS = ",".join(f'"{name}":%s' for name in ListedFields._fields)
+_DOCUMENTS = ",".join(f'"{name}":%s' for name in ListedDocuments._fields)
+#: An entry with a place for each value. Documents are JSON text already.
+_ENTRY = (
+    f'{{"uuid":"%s",{_FIELDS},"preview_url":%s,"service_token":%s,'
+    '"resources":{"cpu":%r,"memory":%r,"disk":%r},"needs_restart":%s,"review_passed":%s,'
+    '"cost":{"currency":%s,"hourly_rate":%r,"runtime_hours":%r,"cost":%r},'
+    f"{_DOCUMENTS}}}"
+)

@@ -13,9 +13,22 @@ from builderd.domain.resources import Resources
 from builderd.ports.store.builders import BuilderQuery
 
 
-class ListedSettings(NamedTuple):
-    """Settings of a builder's current version that a list shows as they are stored."""
+class ListedFields(NamedTuple):
+    """Fields that a list shows as they are stored: enumerations as text, times as RFC 3339 text in whole seconds (UTC).
 
+    ``last_backup_at`` is that of the last good backup; ``last_backup_error`` is None unless the last backup failed.
+    ``member`` is where the builder was last started.
+    """
+
+    name: str
+    status: str
+    job_type: str
+    visibility: str
+    auto_stop_interval: int
+    backup_interval_hours: int
+    status_reason: str
+    version: int
+    exit_code: int | None
     entrypoint: str
     port: int
     isolation: str
@@ -28,30 +41,13 @@ class ListedSettings(NamedTuple):
     root: str
     env_file: str
     qa_passed: bool | None
-
-
-class ListedState(NamedTuple):
-    """Fields of a builder that a list shows as they are stored."""
-
-    name: str
-    status: str
-    job_type: str
-    visibility: str
-    auto_stop_interval: int
-    backup_interval_hours: int
-    status_reason: str
-    version: int
-    exit_code: int | None
-
-
-class ListedTimes(NamedTuple):
-    """Times that a list shows. ``last_backup_at`` is that of the last good backup."""
-
-    created_at: datetime
-    updated_at: datetime
-    last_active_at: datetime | None
-    disk_released_at: datetime | None
-    last_backup_at: datetime | None
+    created_at: str
+    updated_at: str
+    last_active_at: str | None
+    disk_released_at: str | None
+    last_backup_at: str | None
+    last_backup_error: str | None
+    member: str
 
 
 class ListedDocuments(NamedTuple):
@@ -74,24 +70,17 @@ class ListedReview(NamedTuple):
 
 
 class ListedBuilder(NamedTuple):
-    """A live builder with what a list shows of it.
-
-    ``spent`` is its total cost; ``backup_error`` is None unless the last backup failed.
-    """
+    """A live builder with what a list shows of it. ``spent`` is its total cost."""
 
     id: BuilderId
-    desired: Desired
+    desired: str
     service_token: str
     host: str
-    location: str
-    state: ListedState
-    settings: ListedSettings
-    times: ListedTimes
+    fields: ListedFields
     documents: ListedDocuments
     review: ListedReview
     resources: Resources
     spent: Sum
-    backup_error: str | None
 
 
 class ListedCost(NamedTuple):

@@ -27,11 +27,13 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.claims import BATCH
+from builderd.adapters.stores.sql.shown_times import ShownTime
 from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, versions
+from builderd.adapters.stores.sql.types import UtcDateTime
 from builderd.domain.backups import BackupStatus
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of
-from builderd.domain.prices import Billing, Segment, Sum, total
+from builderd.domain.prices import Billing, Sum, seconds_between
 from builderd.domain.resources import Resources
 from builderd.ports.store.builder_lists import (
     BuilderLife,
@@ -39,19 +41,15 @@ from builderd.ports.store.builder_lists import (
     ListedBuilder,
     ListedCost,
     ListedDocuments,
+    ListedFields,
     ListedReview,
-    ListedSettings,
-    ListedState,
-    ListedTimes,
     ShownBuilder,
 )
 from builderd.ports.store.builders import BuilderQuery
 
-#: Columns of a page of builders: names of the shapes that they are read for.
-_OF_PAGE = (
-    *("id", "desired", "service_token", "host", "location", *ListedState._fields),
-    *("created_at", "updated_at", "last_active_at", "disk_released_at"),
-)
+#: Columns of builders that a page is cut with: those that are shown, and what joins and order need.
+_OF_BUILDER = tuple(name for name in ListedFields._fields if name in builders.c and name != "member")
+_OF_PAGE = ("id", "desired", "service_token", "host", "location", *_OF_BUILDER)
 _COST = ("billing", "started_at", "hourly_rate")
 #: Columns of a page for people, besides those of the builder's state, and those of its version's gates.
 _SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
@@ -128,19 +126,29 @@ def _shown_columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
 
 def _columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
     """Yield the columns in the order of ``_listed``."""
-    yield from (_plain(page.c[name]) for name in _OF_PAGE)
-    yield _last_good(page)
-    yield from (_plain(versions.c[name]) for name in ListedSettings._fields)
+    yield from (_plain(page.c[name]) for name in ("id", "desired", "service_token", "host"))
+    yield from (_field(page, name) for name in ListedFields._fields)
     yield from (func.coalesce(cast(versions.c[name], Text), "{}") for name in ListedDocuments._fields)
     yield from (versions.c.review_passed, versions.c.review_until)
     yield from (versions.c.cpu, versions.c.memory, versions.c.disk)
-    yield _last_error(page)
     yield _months(page)
     yield from (ledger.c[name] for name in _COST)
 
 
+def _field(page: Subquery, name: str) -> ColumnElement[Any]:
+    if name == "last_backup_at":
+        return ShownTime(_last_good(page))
+    if name == "last_backup_error":
+        return _last_error(page)
+    if name == "member":
+        return page.c.location
+    return _plain(page.c[name] if name in _OF_BUILDER else versions.c[name])
+
+
 def _plain(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Read an enumeration as the text that is stored: nothing but its text is shown."""
+    """Read an enumeration as the text that is stored, and a time as the text that is shown."""
+    if isinstance(column.type, UtcDateTime):
+        return ShownTime(column)
     return type_coerce(column, Text()) if hasattr(column.type, "enum_class") else column
 
 
@@ -204,13 +212,13 @@ class BuilderLists:
 
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
         rows = self._connection.execute(_page(_filters(query)), {**_values(tenant, query), **_bounds(query)})
-        return [_listed(row, tenant, now) for row in rows]
+        return [_listed(row, now) for row in rows]
 
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         month = month_of(now)
         values = {**_values(tenant, query), **_bounds(query), "month": month}
         rows = self._connection.execute(_shown(_filters(query)), values)
-        return [_shown_builder(row, tenant, now, month) for row in rows]
+        return [_shown_builder(row, now, month) for row in rows]
 
     def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
         rows = self._connection.execute(_lives(_filters(query)), {**_values(tenant, query), **_bounds(query)})
@@ -223,7 +231,7 @@ class BuilderLists:
     def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
         values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
         return [
-            ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[0], row[5:], tenant, now))
+            ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[5:], now))
             for row in self._connection.execute(_COSTS, values)
         ]
 
@@ -259,41 +267,38 @@ def _bounds(query: BuilderQuery) -> dict[str, Any]:
     return {"limit": query.per_page, "offset": (query.page - 1) * query.per_page}
 
 
-def _shown_builder(row: Sequence[Any], tenant: TenantId, now: datetime, month: datetime) -> ShownBuilder:
+def _shown_builder(row: Sequence[Any], now: datetime, month: datetime) -> ShownBuilder:
     at = len(_SHOWN) + len(_LIFE)
     life = BuilderLife._make(row[len(_SHOWN) : at])
     gates = at + len(_GATES)
     review = ListedReview._make(row[gates - 2 : gates])
-    resources, spent = Resources(*row[gates : gates + 3]), _spent(row[0], row[gates + 3 :], tenant, now, month)
+    resources, spent = Resources(*row[gates : gates + 3]), _spent(row[gates + 3 :], now, month)
     return ShownBuilder._make((*row[: len(_SHOWN)], life, *row[at : gates - 2], review, resources, spent))
 
 
-def _listed(row: Sequence[Any], tenant: TenantId, now: datetime) -> ListedBuilder:
-    at = 5 + len(ListedState._fields)
-    state = ListedState._make(row[5:at])
-    times = ListedTimes._make(row[at : at + 5])
-    at += 5
-    settings = ListedSettings._make(row[at : at + len(ListedSettings._fields)])
-    at += len(ListedSettings._fields)
-    documents = ListedDocuments._make(row[at : at + 3])
-    review = ListedReview._make(row[at + 3 : at + 5])
-    resources = Resources(*row[at + 5 : at + 8])
-    spent = _spent(row[0], row[at + 9 :], tenant, now)
-    error: str | None = row[at + 8]
-    return ListedBuilder._make((*row[:5], state, settings, times, documents, review, resources, spent, error))
+_SHOWN_END = 4 + len(ListedFields._fields)
+_DOCUMENTS_END = _SHOWN_END + len(ListedDocuments._fields)
 
 
-def _spent(
-    builder: BuilderId,
-    amounts_and_segment: Sequence[Any],
-    tenant: TenantId,
-    now: datetime,
-    since: datetime | None = None,
-) -> Sum:
+def _listed(row: Sequence[Any], now: datetime) -> ListedBuilder:
+    at = _DOCUMENTS_END
+    fields = ListedFields._make(row[4:_SHOWN_END])
+    documents = ListedDocuments._make(row[_SHOWN_END:at])
+    review, resources = ListedReview(row[at], row[at + 1]), Resources(row[at + 2], row[at + 3], row[at + 4])
+    return ListedBuilder(
+        row[0], row[1], row[2], row[3], fields, documents, review, resources, _spent(row[at + 5 :], now)
+    )
+
+
+def _spent(amounts_and_segment: Sequence[Any], now: datetime, since: datetime | None = None) -> Sum:
     """Return the sum of the months' amounts, as ``_months`` reads them, and of the open segment after them."""
     months, billing, started_at, rate = amounts_and_segment
-    amounts = (month.split(" ") for month in (months or "").split(",") if month)
-    spent = sum((Sum(Decimal(running), Decimal(paid)) for running, paid in amounts), Sum())
-    if billing is None:
-        return spent
-    return spent + total([Segment(tenant, builder, Billing(billing), started_at, None, rate)], now, since)
+    running = paid = Decimal(0)
+    for month in months.split(",") if months else ():
+        more_running, more_paid = month.split(" ")
+        running, paid = running + Decimal(more_running), paid + Decimal(more_paid)
+    if billing is not None:
+        # As ``domain.prices.total`` adds a segment, without an object for it: a page has a hundred.
+        seconds = seconds_between(max(started_at, since) if since else started_at, now)
+        running, paid = (running + seconds if billing is Billing.RUNNING else running), paid + seconds * rate
+    return Sum(running, paid)

@@ -84,7 +84,7 @@ def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId,
     quota = application.tenant_limits.of(tenant).quota
     if quota == UNLIMITED:
         return
-    found = list(quota.exceeded(uow.builders.allocated(tenant_id), more))
+    found = list(quota.exceeded(_allocated(uow, more, tenant_id), more))
     if found:
         raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
 
@@ -92,13 +92,20 @@ def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId,
 def _check_capacity(uow: UnitOfWork, application: Application, more: Allocation) -> None:
     tenant_limits = application.tenant_limits
     limit = application.engine.capacity().times(tenant_limits.cpu_factor, tenant_limits.memory_factor)
-    found = list(limit.exceeded(uow.builders.allocated(), more))
+    found = list(limit.exceeded(_allocated(uow, more), more))
     if found:
         raise NoCapacity(
             f"The machine has no room for it: {_listed(found)}. {_room(found)}",
             data=_data(found),
             retry_after=60,
         )
+
+
+def _allocated(uow: UnitOfWork, more: Allocation, tenant_id: TenantId | None = None) -> Allocation:
+    """Return what is allocated of the resources that grow by ``more``: a start does not sum the disks of all."""
+    if more.builders > 0 or more.disk > 0:
+        return uow.builders.allocated(tenant_id)
+    return uow.builders.allocated_to_running(tenant_id)
 
 
 def _listed(found: Sequence[Excess]) -> str:

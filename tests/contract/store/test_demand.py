@@ -36,6 +36,7 @@ async def test_running_builder_counts_fully_and_stopped_one_by_its_disk(store: S
     await builder_of(store, Resources(2, 4, 10), desired=Desired.STOPPED)
     await builder_of(store, Resources(8, 16, 100), desired=Desired.DELETED)
     assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation(2, 1, 0.25, 0.5, 13)
+    assert await store.read(lambda uow: uow.builders.allocated_to_running(TENANT.id)) == Allocation(0, 1, 0.25, 0.5)
 
 
 async def test_demand_of_a_tenant_and_of_all_are_sums(store: Store) -> None:
@@ -60,6 +61,7 @@ async def test_candidate_of_a_stopped_builder_counts_as_running(store: Store) ->
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 2, 10))))
     await save(store, replace(builder, candidate=Candidate(2)))
     assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(1, 1, 4, 2, 10)
+    assert await store.read(lambda uow: uow.builders.allocated_to_running()) == Allocation(0, 1, 4, 2)
 
 
 def take(uow: UnitOfWork, number: int) -> bool:

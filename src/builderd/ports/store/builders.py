@@ -115,6 +115,9 @@ class Builders(Protocol):
     def allocated(self, tenant: TenantId | None = None) -> Allocation:
         """Return what is reserved for the live builders of a tenant, or of all."""
 
+    def allocated_to_running(self, tenant: TenantId | None = None) -> Allocation:
+        """Return ``allocated`` without builders and disks, which are summed over all that are stored."""
+
     def idle_candidates(self) -> Sequence[Builder]:
         """Return all tenants' builders that run, should run, and have an auto-stop interval."""
 

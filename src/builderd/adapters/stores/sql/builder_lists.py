@@ -212,7 +212,7 @@ class BuilderLists:
 
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
         rows = self._connection.execute(_page(_filters(query)), {**_values(tenant, query), **_bounds(query)})
-        return [_listed(row, now) for row in rows]
+        return [_listed(row, now) for row in rows.all()]
 
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         month = month_of(now)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Row,
+    RowMapping,
     Select,
     Text,
     and_,
@@ -294,13 +295,17 @@ class Builders(Claims):
             self._connection.execute(_LOCK_DEMAND)
 
     def allocated(self, tenant: TenantId | None = None) -> Allocation:
-        of_all, of_active = _LIVE_SUMS, _ACTIVE_SUMS
-        if tenant is not None:
-            of_all = of_all.where(builders.c.tenant_id == tenant)
-            of_active = of_active.where(_tenant_of_few == tenant)
+        of_all = _LIVE_SUMS if tenant is None else _LIVE_SUMS.where(builders.c.tenant_id == tenant)
         live = self._connection.execute(of_all).mappings().one()
-        active = self._connection.execute(of_active).mappings().one()
+        active = self._active_sums(tenant)
         return Allocation(**{**active, "builders": live["builders"], "disk": live["disk"] + active["disk"]})
+
+    def allocated_to_running(self, tenant: TenantId | None = None) -> Allocation:
+        return Allocation(**{**self._active_sums(tenant), "disk": 0})
+
+    def _active_sums(self, tenant: TenantId | None) -> RowMapping:
+        of_active = _ACTIVE_SUMS if tenant is None else _ACTIVE_SUMS.where(_tenant_of_few == tenant)
+        return self._connection.execute(of_active).mappings().one()
 
     def idle_candidates(self) -> Sequence[Builder]:
         return [read_builder(row) for row in self._connection.execute(_MAY_IDLE)]

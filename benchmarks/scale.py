@@ -38,6 +38,7 @@ from builderd.adapters.stores.sql.tables import (
     ledger_months,
     sandboxes,
     tenant_months,
+    tenants,
     versions,
 )
 from builderd.domain.backups import Backup, BackupKind, BackupStatus
@@ -71,6 +72,8 @@ def copy_builder(url: str, number: int) -> None:
                     connection.execute(insert(table), copies)
             connection.execute(insert(backups), [backup_row(original, one) for one in ids])
         add_to_tenant(connection, parts[ledger_months], number)
+        counted = {"live_builders": tenants.c.live_builders + number}
+        connection.execute(update(tenants).where(tenants.c.id == original["tenant_id"]).values(**counted))
         if engine.dialect.name == "postgresql":
             # As autovacuum does within a minute. Without it, plans are those for a table of a few rows.
             connection.execute(text("ANALYZE"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -13,8 +15,10 @@ from tests.contract.store.samples import (
     TENANT,
     add,
     add_builder,
+    make_builder,
     make_segment,
     make_version,
+    save,
 )
 
 from builderd.adapters.stores.sql import builder_lists
@@ -23,7 +27,7 @@ from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Sum, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import VersionSettings
-from builderd.ports.store import Store
+from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.schemas.v1.envelope import rfc3339
 
@@ -209,3 +213,39 @@ async def test_builders_without_a_recorded_member_are_found_by_their_disks(store
     await add_builder(store, location="node2")
     await add_builder(store, **GONE)
     assert await store.read(lambda uow: uow.builders.unlocated()) == {unknown.disk: unknown.id}
+
+
+async def test_total_follows_creates_deletes_and_rollbacks(store: Store) -> None:
+    async def total() -> int:
+        number = await store.read(lambda uow: uow.builder_lists.count(TENANT.id, BuilderQuery()))
+        by_status = await store.read(lambda uow: uow.builders.count_by_status(TENANT.id))
+        assert number == sum(by_status.values())
+        return number
+
+    await add(store, OTHER_TENANT)
+    assert await total() == 0
+    first, second = await add_builder(store), await add_builder(store)
+    await add_builder(store, tenant_id=OTHER_TENANT.id)
+    assert await total() == 2
+    for status in (Status.STOPPED, Status.DELETED, Status.DELETED):
+        # The row stays when the builder is gone, and is saved again on the way there.
+        await save(store, replace(first, desired=Desired.DELETED, status=status))
+        assert await total() == 1
+    with pytest.raises(RuntimeError, match="rolled back"):
+        await store.write(lambda uow: _add_and_fail(uow, make_builder()))
+    await save(store, replace(second, status=Status.STOPPED, desired=Desired.STOPPED))
+    await store.write(lambda uow: _add_and_delete(uow, make_builder()))
+    assert await total() == 1
+    await asyncio.gather(*(add_builder(store) for _ in range(10)))
+    assert await total() == 11
+
+
+def _add_and_fail(uow: UnitOfWork, builder: Builder) -> None:
+    uow.builders.add(builder)
+    raise RuntimeError("rolled back")
+
+
+def _add_and_delete(uow: UnitOfWork, builder: Builder) -> None:
+    uow.builders.add(builder)
+    uow.builders.get(builder.id, lock=True)
+    uow.builders.save(replace(builder, desired=Desired.DELETED))

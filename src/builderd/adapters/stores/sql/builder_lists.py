@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from builderd.adapters.stores.sql.claims import BATCH
 from builderd.adapters.stores.sql.shown_times import ShownTime
-from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, versions
+from builderd.adapters.stores.sql.tables import LIVE, backups, builders, ledger, ledger_months, tenants, versions
 from builderd.adapters.stores.sql.types import UtcDateTime
 from builderd.domain.backups import BackupStatus
 from builderd.domain.ids import BuilderId, TenantId
@@ -84,6 +84,9 @@ def _conditions(filters: _Filters) -> Iterator[ColumnElement[bool] | TextClause]
 @cache
 def _count(filters: _Filters) -> Select[Any]:
     return select(func.count()).select_from(builders).where(*_conditions(filters))
+
+
+_COUNT_OF_TENANT = select(tenants.c.live_builders).where(tenants.c.id == bindparam("tenant"))
 
 
 @cache
@@ -225,7 +228,11 @@ class BuilderLists:
         return [BuilderLife._make(row) for row in rows]
 
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
-        number: int = self._connection.execute(_count(_filters(query)), _values(tenant, query)).scalar_one()
+        filters = _filters(query)
+        if not filters.columns and not filters.search:
+            kept: int | None = self._connection.execute(_COUNT_OF_TENANT, {"tenant": tenant}).scalar()
+            return kept or 0
+        number: int = self._connection.execute(_count(filters), _values(tenant, query)).scalar_one()
         return number
 
     def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:

@@ -15,7 +15,8 @@ from builderd.domain.ids import TenantId
 from builderd.domain.tenants import Tenant
 
 _INSERT = insert(tenants)
-_SELECT = select(*(column for column in tenants.c if column.name != "spending_due_at"))
+_NO_FIELDS = ("spending_due_at", "live_builders")
+_SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIELDS))
 _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
 _ALL = _SELECT.order_by(tenants.c.created_at, tenants.c.id)

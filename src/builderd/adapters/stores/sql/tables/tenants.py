@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKey, LargeBinary, Table, Text
+from sqlalchemy import Column, ForeignKey, Integer, LargeBinary, Table, Text, text
 
 from builderd.adapters.stores.sql.tables.base import NAME, document, metadata
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime
@@ -17,6 +17,9 @@ tenants = Table(
     Column("cap_warned_at", UtcDateTime),
     # Time of the next check of its spending; not a field of ``Tenant``.
     Column("spending_due_at", UtcDateTime, index=True),
+    # Number of its live builders, which lists name: counting them reads an entry of an index for each. Not a field of
+    # ``Tenant``: written with the row of a builder that is added or deleted.
+    Column("live_builders", Integer, nullable=False, server_default=text("0")),
 )
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import event
 from tests.stores import memory_store
 
 from builderd.adapters.stores.sql.store import UnitOfWork
+from builderd.domain.builders import Status
 from builderd.domain.days import DAY
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.store.builders import BuilderQuery
@@ -54,8 +55,13 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     ),
     "number of a list": (
         lambda uow: uow.builder_lists.count(ACME, BuilderQuery()),
-        ("COVERING INDEX ix_builders_live",),
+        ("tenants USING INDEX sqlite_autoindex_tenants_1 (id=?)",),
     ),
+    "number of a list of those with a status": (
+        lambda uow: uow.builder_lists.count(ACME, BuilderQuery(status=Status.RUNNING)),
+        ("COVERING INDEX ix_builders_live (tenant_id=? AND status=?)",),
+    ),
+    "allocated to running builders": (lambda uow: uow.builders.allocated_to_running(), ("ix_builders_active",)),
     "page of costs": (
         lambda uow: uow.builder_lists.costs(ACME, 1, 100, NOW),
         ("ix_builders_tenant_id_created_at (tenant_id=?)",),

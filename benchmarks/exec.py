@@ -45,19 +45,23 @@ def measure(rounds: int) -> dict[str, Any]:
             container = other.start("--network", "none", command=("/bin/sleep", "3600")) if other else ""
             assert service.process
             before: dict[str, float] = {}
+            service_cpu: list[float] = []
             for number in range(rounds + 3):
                 if number == 3:
                     before = spent(service.process.pid)
-                begun = time.perf_counter()
+                used, begun = of_threads(service.process.pid), time.perf_counter()
                 response = client.post(url, json={"command": COMMAND})
                 took = (time.perf_counter() - begun) * 1000
+                used = of_threads(service.process.pid) - used
                 assert response.json()["data"]["exit_code"] == 0, response.text
                 theirs = other("exec", container, "/bin/sh", "-c", COMMAND).took if other else None
                 if number >= 3:  # the first ones warm up
+                    service_cpu.append(used)
                     figures["builderd: exec"].append(took)
                     if theirs is not None:
                         figures["podman: exec"].append(theirs)
             cpu = between(before, spent(service.process.pid), rounds)
+            cpu["service"] = round(statistics.fmean(service_cpu), 1)  # without what it does while podman runs
     ms = {name: both(of) for name, of in figures.items() if of}
     return {"rounds": rounds, "load": os.getloadavg()[0], "cpu_ms": cpu, "ms": ms}
 

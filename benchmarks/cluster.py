@@ -25,7 +25,7 @@ from tests.acceptance.live_service import LiveService, body
 from tests.incus import IncusCluster, running_cluster
 
 #: Seconds of rest over which CPU time is counted.
-REST_SECONDS = 60.0
+REST_SECONDS = 40.0
 ROUNDS = 5
 CLOCK_TICKS, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 

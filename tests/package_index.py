@@ -8,18 +8,28 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 INDEX, FILES = "https://pypi.org", "https://files.pythonhosted.org"
 SECONDS = 60
 
 
+def source_of(path: str) -> str | None:
+    """Return the URL at PyPI that a path of the index stands for; None if it stands for none."""
+    if path.startswith("/simple/"):
+        return INDEX + path
+    return FILES + path.removeprefix("/files") if path.startswith("/files/") else None
+
+
 class _Passing(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        is_page = self.path.startswith("/simple/")
-        url = INDEX + self.path if is_page else FILES + self.path.removeprefix("/files")
+        url = source_of(self.path)
+        if url is None:
+            self.send_error(404)
+            return
         headers = {"Accept": self.headers.get("Accept", "*/*"), "User-Agent": self.headers.get("User-Agent", "")}
         try:
             with urllib.request.urlopen(
@@ -28,7 +38,10 @@ class _Passing(BaseHTTPRequestHandler):
                 status, kind, content = answer.status, answer.headers["Content-Type"], answer.read()
         except urllib.error.HTTPError as error:
             status, kind, content = error.code, "text/plain", b""
-        if is_page:
+        except (OSError, HTTPException):
+            self.send_error(502)
+            return
+        if url.startswith(INDEX):
             content = content.replace(FILES.encode(), f"http://{self.headers['Host']}/files".encode())
         self.send_response(status)
         self.send_header("Content-Type", kind)

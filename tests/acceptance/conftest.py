@@ -11,7 +11,7 @@ pytest.register_assert_rewrite(
 
 from tests.acceptance.incus_service import INCUS, running_on  # noqa: E402
 from tests.acceptance.live_service import LiveService, live_service  # noqa: E402
-from tests.acceptance.on_engines import OnIncus, OwnEngine, engine_params  # noqa: E402
+from tests.acceptance.on_engines import EVERY_RUN, OnIncus, OwnEngine, engine_params  # noqa: E402
 from tests.backends import rest_server  # noqa: E402
 from tests.incus import INTERNET, IncusCluster, address_of  # noqa: E402
 from tests.package_index import package_index  # noqa: E402
@@ -25,8 +25,13 @@ IMPATIENT = {"BUILDERD_LIMITS__START_TIMEOUT": "25"}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests marked ``engines`` on each engine."""
-    if "engine" in metafunc.fixturenames and metafunc.definition.get_closest_marker("engines"):
-        metafunc.parametrize("engine", engine_params(metafunc.function.__name__), indirect=True)
+    if not metafunc.definition.get_closest_marker("engines"):
+        return
+    name = metafunc.function.__name__
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", engine_params(name), indirect=True)
+    elif name in EVERY_RUN:
+        raise pytest.UsageError(f"{name} is to run on Incus, and uses no fixture that depends on engine")
 
 
 @pytest.fixture

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any, cast
 
-from tests.acceptance.on_engines import EVERY_RUN, NOT_ON_INCUS
+import pytest
+from tests.acceptance.conftest import pytest_generate_tests
+from tests.acceptance.on_engines import EVERY_RUN, NOT_ON_INCUS, engine_params
 from tests.parts import ROOT, files, heavy, may_use_incus
 
 
@@ -27,3 +31,26 @@ def test_tests_named_for_incus_are_there_and_run_on_each_engine() -> None:
     names = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
     assert EVERY_RUN | NOT_ON_INCUS.keys() <= names
     assert EVERY_RUN.isdisjoint(NOT_ON_INCUS)
+
+
+@pytest.mark.parametrize("fixtures", [["service", "engine"], ["data_dir"]])
+def test_name_of_every_run_is_refused_without_the_engine_fixture(fixtures: list[str]) -> None:
+    engines: list[Any] = []
+    found = SimpleNamespace(
+        fixturenames=fixtures,
+        function=SimpleNamespace(__name__=min(EVERY_RUN)),
+        definition=SimpleNamespace(get_closest_marker=lambda name: name == "engines"),
+        parametrize=lambda name, params, indirect: engines.extend(params),
+    )
+    if "engine" in fixtures:
+        pytest_generate_tests(cast("pytest.Metafunc", found))
+        assert len(engines) == 2
+        return
+    with pytest.raises(pytest.UsageError, match=min(EVERY_RUN)):
+        pytest_generate_tests(cast("pytest.Metafunc", found))
+
+
+@pytest.mark.parametrize(("test", "marks"), [(min(EVERY_RUN), {"incus", "timeout"}), ("test_other", {"incus", "slow"})])
+def test_limit_of_a_slow_test_on_incus_is_that_of_the_soak(test: str, marks: set[str]) -> None:
+    on_incus: Any = engine_params(test)[1]
+    assert {mark.name for mark in on_incus.marks} == marks

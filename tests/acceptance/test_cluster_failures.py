@@ -79,8 +79,20 @@ def leader(cluster: IncusCluster) -> int:
 def leave_leadership(cluster: IncusCluster) -> None:
     """Restart incusd on the services' member until another member leads."""
     while leader(cluster) == 1:
-        cluster.run("exec", "1", "pkill", "-x", "incusd")
-        until(lambda: cluster.run("incus", "1", "cluster", "list", check=False).returncode == 0)
+        restart_incusd(cluster)
+
+
+def restart_incusd(cluster: IncusCluster) -> None:
+    before = incusd(cluster)
+    cluster.run("exec", "1", "pkill", "-x", "incusd")
+    # Until it has ended, it answers as before.
+    until(lambda: incusd(cluster) not in ("", before))
+    until(lambda: cluster.run("incus", "1", "cluster", "list", check=False).returncode == 0)
+
+
+def incusd(cluster: IncusCluster) -> str:
+    """Return the process id of incusd on the services' member; "" if it does not run."""
+    return cluster.run("exec", "1", "pgrep", "-f", "^[^ ]*/incusd --group", check=False).stdout
 
 
 def on(service: LiveService, made: list[dict[str, Any]], member: int) -> list[dict[str, Any]]:
@@ -106,8 +118,9 @@ def is_ready(service: LiveService) -> bool:
 
 
 def assert_standing_by(service: LiveService) -> None:
-    assert httpx.get(f"{service.url}/healthz", timeout=30, **PLAIN).status_code == 200
-    assert not is_ready(service)
+    """Assert that the service answers as a standby; its /readyz is that of the service that works."""
+    answer = httpx.get(f"{service.url}/healthz", timeout=30, **PLAIN)
+    assert (answer.status_code, answer.json()["data"]["role"]) == (200, "standby")
 
 
 def report(what: str, seconds: Mapping[str, float], visitors: list[Visitors]) -> None:

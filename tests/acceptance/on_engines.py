@@ -25,6 +25,7 @@ EVERY_RUN = frozenset(
     {
         "test_documented_create_call_works",
         "test_finished_job_keeps_its_logs_and_files",
+        "test_job_reads_its_input",
         "test_no_request_fails_during_redeploys_settings_changes_and_rollbacks",
         "test_idle_builder_freezes_and_thaws_for_a_request",
         "test_auto_stopped_builder_starts_for_a_request",

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.acceptance.incus_service import ask_incus, is_on_incus
 from tests.acceptance.live_service import TINY_APP, LiveService
 from tests.acceptance.scenarios import run
 
@@ -19,6 +20,7 @@ CANARY = "canary-9d41c7e0"
 APP = {"main.py": TINY_APP}
 
 
+@pytest.mark.engines
 def test_app_gets_credentials_and_no_file_has_them_in_clear_text(service: LiveService) -> None:
     stored = service.call("PUT", "/credentials/zoho", json={"values": {"API_KEY": CANARY}})
     assert stored.status_code == 201, stored.text
@@ -47,6 +49,8 @@ def test_app_gets_credentials_and_no_file_has_them_in_clear_text(service: LiveSe
             assert CANARY not in service.call("GET", path).text
         assert CANARY not in service.log_file.read_text()
         assert _files_with(CANARY, service.data_dir) == []
+        if is_on_incus(service):
+            assert CANARY not in json.dumps(ask_incus(service, "instances?recursion=2"))
     assert service.call("DELETE", "/credentials/zoho").status_code == 200
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from builderd.adapters.engines.oci.runtime.secret_files import relative
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.layers import APP
+from builderd.domain.sandboxes import SECRETS_FOLDER
 
 #: Folder of these programs in the image.
 FOLDER = "/opt/builderd"
@@ -143,18 +145,13 @@ def order(
 ) -> bytes:
     """Return the order that runs ``argv`` in ``folder`` with this environment.
 
-    ``files`` are root's and readable by all, ``secrets`` lie in memory and are the app's alone. The environment is kept
-    for the commands beside the app, in a file that only root reads.
+    ``files`` are root's and readable by all. ``secrets`` are files below ``SECRETS_FOLDER``, which is in memory, for
+    the app alone; raises ``ValueError`` for a path that leads elsewhere. The environment is kept for the commands
+    beside the app, in a file that only root reads.
     """
     lines = [f": >{ORDERED}", f"LOG_BYTES={max(log_bytes // 4, 4096)} APP_FOLDER={shlex.quote(folder)}"]
     lines += [f"printf %s {shlex.quote(text)} >{shlex.quote(path)}" for path, text in files.items()]
-    for path, text in secrets.items():
-        above = shlex.quote(path.rpartition("/")[0])
-        lines += [
-            f"mkdir -p -m 755 {above}",
-            f"(umask 077; printf %s {shlex.quote(text)} >{shlex.quote(path)}); chmod 400 {shlex.quote(path)}",
-            f"chown {APP_UID}:{APP_UID} {shlex.quote(path)} {above}; chmod 500 {above}",
-        ]
+    lines += _secret_files(secrets)
     pairs = "".join(f" {shlex.quote(f'{name}={value}')}" for name, value in env.items())
     # printf is a part of the shell: no process has the variables among its arguments.
     kept = f"printf '%s\\0'{pairs}" if pairs else ":"
@@ -163,6 +160,20 @@ def order(
         f"run {shlex.join(argv)}",
     ]
     return "\n".join(lines).encode() + b"\n"
+
+
+def _secret_files(secrets: Mapping[str, str]) -> list[str]:
+    """Return the commands that write ``<credential>/<variable>`` → text for the app alone."""
+    if not secrets:
+        return []
+    written = {f"{SECRETS_FOLDER}/{relative(name)}": text for name, text in secrets.items()}
+    files = shlex.join(written)
+    folders = shlex.join([SECRETS_FOLDER, *sorted({path.rpartition("/")[0] for path in written})])
+    return [
+        f"mkdir -m 700 {folders}",
+        *(f"(umask 077; printf %s {shlex.quote(text)} >{shlex.quote(path)})" for path, text in written.items()),
+        f"chmod 400 {files}; chmod 500 {folders}; chown {APP_UID}:{APP_UID} {files} {folders}",
+    ]
 
 
 def exec_argv(*, joined: bool) -> list[str]:

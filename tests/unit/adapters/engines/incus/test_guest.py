@@ -77,10 +77,27 @@ def test_missing_program_ends_with_127(tmp_path: Path) -> None:
     assert (done.returncode, b"no-such-program: No such file" in done.stderr) == (127, True)
 
 
-def test_secret_files_are_the_apps_alone() -> None:
-    text = order(("true",), {}, {}, {"/run/credentials/db/PASSWORD": "x"}, 1_000_000).decode()
-    assert "umask 077" in text
-    assert "chown 1000:1000 /run/credentials/db/PASSWORD" in text
+def test_secret_files_are_the_apps_alone(tmp_path: Path) -> None:
+    # As builderd names them: below the folder of secrets.
+    secrets = {"zoho/API_KEY": QUOTED, "zoho/B": "", "_job/stdin": "one\ntwo\n"}
+    text = order(("true",), {}, {}, secrets, 1_000_000).decode()
+    assert text.count(" /run/credentials ") == 3
+    assert "chown 1000:1000 " in text
+    top = tmp_path / "credentials"
+    here = text.replace("/run/credentials", str(top)).replace("/run/builderd", str(tmp_path))
+    own = here.replace(": >/log/ordered\n", "").replace("chown 1000:1000", f"chown {os.getuid()}:{os.getgid()}")
+    subprocess.run(["/bin/sh", "-ec", "umask 022; run() { :; }\n" + own], cwd=tmp_path, check=True)
+    modes = {str(path.relative_to(top)): path.stat().st_mode & 0o777 for path in (top, *top.rglob("*"))}
+    folders = {".": 0o500, "zoho": 0o500, "_job": 0o500}
+    assert modes == {**folders, "zoho/API_KEY": 0o400, "zoho/B": 0o400, "_job/stdin": 0o400}
+    assert {name: (top / name).read_text() for name in secrets} == secrets
+    assert {path.name for path in tmp_path.iterdir()} == {"credentials", "environment"}
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../b", "a", "a/b/c"])
+def test_no_secret_file_leads_elsewhere(name: str) -> None:
+    with pytest.raises(ValueError, match="<credential>/<variable>"):
+        order(("true",), {}, {}, {name: "secret"}, 1_000_000)
 
 
 def test_entry_runs_an_order_once() -> None:

@@ -21,7 +21,7 @@ def write(bundle: Path, files: Mapping[str, str], owner: int) -> None:
     top = bundle / _FOLDER
     top.mkdir(mode=0o700)
     for name, text in files.items():
-        file = top / _relative(name)
+        file = top / relative(name)
         file.parent.mkdir(mode=0o700, exist_ok=True)
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as opened:
             opened.write(text)
@@ -42,7 +42,8 @@ def bind(bundle: Path) -> Bind:
     return Bind(bundle / _FOLDER, TARGET, read_only=True, owner=None)
 
 
-def _relative(name: str) -> PurePosixPath:
+def relative(name: str) -> PurePosixPath:
+    """Return the path below the folder; raise ``ValueError`` for one that is no ``<credential>/<variable>``."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or len(path.parts) != 2:
         raise ValueError(f"{name!r} is no <credential>/<variable>")

@@ -7,10 +7,12 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from builderd.adapters.previews.haproxy import pause, paused_requests, runtime_a
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.ids import secret_hash
-from builderd.domain.previews import Route, RouteState
+from builderd.domain.previews import Address, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
@@ -30,6 +32,32 @@ pytestmark = pytest.mark.haproxy
 PATIENCE = 60
 #: So many come at once, and so many of them are let in at once.
 CROWD, WAVE = 24, 4
+
+
+#: Requests that an app which answers them in turn has done after the 2 s for which the app once set the pace.
+SLOW_CROWD, SLOW_SECONDS = 100, 0.04
+
+
+class Slow(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        time.sleep(SLOW_SECONDS)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def slow_app() -> Iterator[Address]:
+    with HTTPServer(("127.0.0.1", 0), Slow) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield Address("127.0.0.1", server.server_port)
+        server.shutdown()
+        thread.join()
 
 
 class Service:
@@ -129,7 +157,7 @@ async def nearly_full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]
 
     In two, the one that lets in may be ahead of the other's visitors, who are counted as they set out for the app.
     """
-    change(monkeypatch, "LAST_WAVE = 2000", "LAST_WAVE = 600000")
+    at_the_apps_pace(monkeypatch)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
     async with serving(threads=1) as made:
         yield made
@@ -140,6 +168,15 @@ def change(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
     script = pause.script()
     assert line in script
     monkeypatch.setattr(pause, "script", lambda: script.replace(line, other))
+
+
+def at_the_apps_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Release requests as the app answers, however long that takes."""
+    script, changed = pause.script(), pause.script()
+    for line, other in {"WAVE_WAIT = 1000": "WAVE_WAIT = 600000", "PACED = 10000": "PACED = 600000"}.items():
+        assert line in script
+        changed = changed.replace(line, other)
+    monkeypatch.setattr(pause, "script", lambda: changed)
 
 
 async def visit(look: Callable[..., Answer], *args: Any, **options: str) -> Answer:
@@ -280,6 +317,41 @@ async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
     await let(second, CROWD)
     names = [answer.json.get("name") for answer in [await one for one in many]]
     assert Counter(names) == {"first": WAVE * waves, "second": CROWD - WAVE * waves}, "nobody is sent away"
+
+
+async def test_crowd_is_released_at_the_pace_of_an_app_that_answers_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, slow_app: Address
+) -> None:
+    """Connections beyond its listen backlog of five are dropped, and many requests of a crowd would fail."""
+    at_the_apps_pace(monkeypatch)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(SLOW_CROWD + 1))
+    async with serving(threads=1) as service:
+        host = await service.asleep(state=RouteState.PAUSED)
+        many = asyncio.gather(*(visit(service.visitor.get, host) for _ in range(SLOW_CROWD)))
+        await service.knocked(host)
+        await service.held(SLOW_CROWD)
+        await service.previews.put(Route(host, RouteState.OPEN, slow_app, owner_hash=secret_hash(TOKEN)))
+        seen = []
+        while not many.done():
+            seen.append(await service.previews.open_requests(host))
+            await asyncio.sleep(0.02)
+        assert Counter([answer.status for answer in await many]) == {200: SLOW_CROWD}
+        assert 0 < max(seen) < 2 * WAVE
+
+
+async def test_crowd_is_spread_over_time_where_the_app_takes_long(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(monkeypatch, "WAVE_WAIT = 1000", "WAVE_WAIT = 50")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
+    async with serving() as service:
+        host = await service.asleep()
+        many = [asyncio.create_task(visit(service.visitor.get, host, "/gate")) for _ in range(CROWD)]
+        await service.knocked(host)
+        await service.held(CROWD)
+        await service.wake(host, app)
+        # No request ends before all are there.
+        await asked(app, CROWD)
+        await let(app, CROWD)
+        assert [(await one).status for one in many] == [200] * CROWD
 
 
 async def test_started_app_ends_the_rejection(service: Service, app: App) -> None:

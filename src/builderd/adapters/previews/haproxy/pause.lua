@@ -14,7 +14,10 @@ local MAX_PAUSED = 2000 -- paused requests of one host
 local WAVE = 4 -- requests released at once: many apps have a listen backlog of five
 local BUSY = 4 -- requests in progress at which the next wave waits
 local WAVE_POLL = 1 -- ms between two checks for the next wave
-local LAST_WAVE = 2000 -- ms until the rest is released, however slow the app is
+local WAVE_WAIT = 1000 -- ms that a wave waits at most
+local PACED = 10000 -- ms for which the app sets the pace, if all are released by then
+local JUDGED = 2000 -- ms after which its pace is judged
+local SPREAD = 200 -- ms between two waves, at most, for an app that is slower than that
 
 -- host -> { requests = the paused requests, over = true once released, answered = whether the service took the question }
 local paused = {}
@@ -33,21 +36,33 @@ local function in_progress(host)
   return entry and entry.conn_cur or 0
 end
 
--- Release all requests with this route; in waves if it leads to an app. The map may not have the service's new route yet,
--- so its entry is ignored until it has been open once. After that the map decides, since an app can crash under many
--- requests: if the map pauses again, the remaining requests are paused anew.
+-- Return the ms between two waves from now on, once the app is too slow to set the pace: the rest is spread over what is
+-- left of the time. It may have many requests in progress that take long, which slow ones in turn cannot be told from.
+local function interval(begun, wave, released, all)
+  local now = milliseconds()
+  local elapsed = now - begun
+  if now - wave > WAVE_WAIT or elapsed > PACED or (elapsed > JUDGED and elapsed * all / released > PACED) then
+    return math.max(math.min((PACED - elapsed) * WAVE // (all - released + 1), SPREAD), WAVE_POLL)
+  end
+end
+
+-- Release all requests with this route; in waves if it leads to an app, since connections beyond its listen backlog are
+-- dropped, and fail. The map may not have the service's new route yet, so its entry is ignored until it has been open
+-- once. After that the map decides, since an app can crash under many requests: if the map pauses again, the remaining
+-- requests are paused anew.
 local function release(host, requests, route)
-  local deadline = milliseconds() + LAST_WAVE
+  local begun, spread = milliseconds(), nil
   local map_is_current = false
   for number, request in ipairs(requests) do
     request.queue:push(route)
     if route:find("^open|") and number % WAVE == 0 then
-      local now
+      local wave, now = milliseconds(), nil
       repeat
-        core.msleep(WAVE_POLL)
+        core.msleep(spread or WAVE_POLL)
         now = routes:lookup(host)
         map_is_current = map_is_current or not pauses(now)
-      until in_progress(host) < BUSY or milliseconds() > deadline
+        spread = spread or interval(begun, wave, number, #requests)
+      until spread or in_progress(host) < BUSY
       if map_is_current then
         route = now or "gone|"
       end

@@ -190,8 +190,9 @@ async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -
 async def _run_workers(app: Application, settings: Settings, servers: Servers, receiver: Receiver | None) -> None:
     """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
-    sandbox_api = create_sandbox_app(app)
-    await servers.add(sandbox_api, app.engine.gateway, settings.inside_port, "inside_port", Connections(SANDBOX_API))
+    # The bridge of an evacuated member of a cluster, and the address with it, is away until the member is restored.
+    sandbox_api, inside = create_sandbox_app(app), settings.inside_port
+    await servers.add(sandbox_api, app.engine.gateway, inside, "inside_port", Connections(SANDBOX_API), early=True)
     if address := app.engine.further_address:
         limits = Connections(REMOTE_SANDBOX_API)
         await servers.add(create_sandbox_app(app), address, settings.inside_port, "inside_port", limits)

@@ -19,6 +19,8 @@ from builderd.api.server.proxied import ProxiedProtocol
 from builderd.domain.errors import EngineUnavailable
 
 BACKLOG = 2048
+#: ip(7); the module ``socket`` has no name for it.
+IP_FREEBIND = 15
 
 
 class Server(uvicorn.Server):
@@ -46,13 +48,20 @@ class Servers:
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
 
     async def add(
-        self, app: ASGIApp, host: str, port: int, setting: str, connections: Connections | None = None
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        setting: str,
+        connections: Connections | None = None,
+        *,
+        early: bool = False,
     ) -> None:
-        """Serve on this address; return once it listens.
+        """Serve on this address; return once it listens. ``early``: as for ``bind``.
 
         Raises ``EngineUnavailable`` with the name of the setting when the port is taken, and other errors of the start.
         """
-        listener = bind(host, port, setting)
+        listener = bind(host, port, setting, early=early)
         await self._serve(listener, server_config(app, connections or Connections()))
 
     async def add_behind_proxy(
@@ -99,14 +108,33 @@ def bind_path(path: Path, user: str | None) -> socket.socket:
     return listener
 
 
-def bind(host: str, port: int, setting: str) -> socket.socket:
-    """A socket that listens there."""
+def bind(host: str, port: int, setting: str, *, early: bool = False) -> socket.socket:
+    """Return a socket that listens there. ``early``: also while the machine does not have the IP address yet.
+
+    Raises ``EngineUnavailable`` with the name of the setting.
+    """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if early:
+            listener = _bind_early(host, port)
+        else:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise EngineUnavailable(
             f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with {setting}."
         ) from None
     listener.setblocking(False)
+    return listener
+
+
+def _bind_early(address: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        listener.bind((address, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +54,11 @@ class Membership:
 
     async def describe(self, *, make_keys_first: bool = False) -> ClusterService:
         """Return this service's announcement. Raises ``EngineUnavailable`` until the cluster has said what it is."""
-        if not self._disks:
-            with _in_time():
-                async with asyncio.timeout(WITNESS_SECONDS):
-                    self._disks = await self.provider.disks_id()
-                    self._own_address = (await self.provider.addresses()).own
+        if self._own_address is None:
+            async with _in_time():
+                disks, own = await self.provider.disks_id(), (await self.provider.addresses()).own
+            # Together: one without the other would be announced for good.
+            self._disks, self._own_address = disks, own
         vault_key, ssh_key = await asyncio.to_thread(self._fingerprints, make_keys_first=make_keys_first)
         return ClusterService(
             id=self.instance.member,
@@ -75,31 +75,34 @@ class Membership:
         )
 
     async def addresses(self) -> MemberAddresses:
-        """Return the addresses of all members. Raises ``EngineUnavailable``."""
-        with _in_time():
-            async with asyncio.timeout(WITNESS_SECONDS):
-                return await self.provider.addresses()
+        """Return the addresses of all members; announce this one's from then on. Raises ``EngineUnavailable``."""
+        async with _in_time():
+            found = await self.provider.addresses()
+        if self._own_address is not None:
+            self._own_address = found.own
+        return found
 
     def secret(self) -> str:
         """Return what all services of the cluster derive from their shared key, in hexadecimal digits.
 
-        With it, a standby shows that it is one.
+        With it, a standby shows that it is one. Raises ``EngineUnavailable`` while there is no key: without one,
+        everybody could derive it.
         """
         keys = make_keys(self.settings).existing()
-        material = keys[0].material if keys else b""
-        return hashlib.blake2b(key=material, person=b"builderd-members", digest_size=32).hexdigest()
+        if not keys:
+            file = self.settings.vault_key_file
+            raise EngineUnavailable(f"there is no key in {file}, from which services show each other who they are")
+        return hashlib.blake2b(key=keys[0].material, person=b"builderd-members", digest_size=32).hexdigest()
 
     async def claimant(self) -> str:
         """Return the service that claimed the work last. Raises ``EngineUnavailable``."""
-        with _in_time():
-            async with asyncio.timeout(WITNESS_SECONDS):
-                return await self.provider.claimant()
+        async with _in_time():
+            return await self.provider.claimant()
 
     async def claim(self, service: str) -> None:
         """Claim the work for a service. Raises ``EngineUnavailable``."""
-        with _in_time():
-            async with asyncio.timeout(WITNESS_SECONDS):
-                await self.provider.claim(service)
+        async with _in_time():
+            await self.provider.claim(service)
 
     @property
     def _ssh_key_file(self) -> Path:
@@ -115,10 +118,11 @@ class Membership:
         return (found[0].id.hex() if found else ""), ssh_key
 
 
-@contextmanager
-def _in_time() -> Iterator[None]:
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
     try:
-        yield
+        async with asyncio.timeout(WITNESS_SECONDS):
+            yield
     except TimeoutError:
         raise EngineUnavailable(f"The cluster did not answer within {WITNESS_SECONDS:g} s.", retry_after=5) from None
 

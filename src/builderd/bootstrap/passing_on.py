@@ -50,6 +50,8 @@ class PassingOn:
         self._changed = asyncio.Event()
         #: Address of the service that was looked at last.
         self._seen: str | None = None
+        #: Where the ports lead.
+        self._target: Target | None = None
         self.way = Way()
         #: When the service that works answered last, and when its member took a connection.
         self._answered_at = self._reached_at = time.monotonic()
@@ -69,7 +71,13 @@ class PassingOn:
         if settings.metrics_port:
             metrics = create_standby_metrics(lambda: self.way)
             await servers.add(metrics, settings.host, settings.metrics_port, "metrics_port")
-        await self._forwarder.run(await self._options())
+        try:
+            options = await self._options()
+        except EngineUnavailable as error:
+            # As without a key. The ports open once there is one.
+            self._fail(error.message)
+        else:
+            await self._forwarder.run(options)
         self._watch = asyncio.create_task(self._keep_looking())
 
     def follow(self, owner: ClusterService | None) -> None:
@@ -134,15 +142,20 @@ class PassingOn:
         owner = self._owner
         if owner is None:
             self.way, self._membership.way = Way(), Way().fault
+            await self._lead(self._target)
             return
         target = _target(owner)
         if target is None:
-            self._fail(f"the service on {owner.host_name} tells no address of its member: see builderd doctor there")
+            self._fail(
+                f"the service on {owner.host_name} tells no address of its member: it is of an earlier version, or its "
+                "machine is no member (incus cluster list)"
+            )
+            await self._lead(self._target)
             return
         if self._seen != owner.address:
             self._seen = owner.address
             self._answered_at = self._reached_at = time.monotonic()
-        await self._forwarder.lead(replace(target, api=_held(self._answered_at), streams=_held(self._reached_at)))
+        await self._lead(target)
         try:
             answer = await ask_readiness(target, options.secret)
         except NotReached as error:
@@ -158,6 +171,12 @@ class PassingOn:
             log.info("calls and visitors are passed on worker=%s address=%s", owner.host_name, owner.address)
         self.way, self._membership.way = Way(owner.host_name, "", answer), ""
         await self._forwarder.lead(target)
+
+    async def _lead(self, target: Target | None) -> None:
+        """Lead the ports there for as long as connections may wait for it."""
+        if target is not None:
+            self._target = target
+            await self._forwarder.lead(replace(target, api=_held(self._answered_at), streams=_held(self._reached_at)))
 
     def _fail(self, reason: str) -> None:
         worker = self._owner.host_name if self._owner else None

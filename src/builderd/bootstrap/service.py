@@ -161,9 +161,8 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            if receiver is not None:
-                await receiver.look()
-            await app.previews.start(partial(lost_routes.read, app.store))
+            lost = partial(lost_routes.read, app.store)
+            await (app.previews.start(lost) if receiver is None else receiver.start(lost))
             if settings.public_host:
                 socket, user = api_socket(settings)
                 await servers.add_behind_proxy(site, socket, user, counted)
@@ -171,7 +170,9 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
                 await servers.add_behind_proxy(site, *receiver.api_socket, counted, PassedOnProtocol)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
-            await _run_workers(app, settings, servers, receiver)
+            workers = _run_workers(app, settings, servers, receiver)
+            # While the engine is not prepared, standbys pass calls on, too.
+            await (workers if receiver is None else race(workers, receiver.watch()))
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
@@ -213,8 +214,6 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers, r
             group.create_task(gateway.serve(settings.host, settings.ssh.port))
             if receiver is not None:
                 group.create_task(gateway.serve_passed_on(bind_path(*receiver.ssh_socket)))
-        if receiver is not None:
-            group.create_task(receiver.watch())
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())

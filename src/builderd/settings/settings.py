@@ -122,20 +122,28 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        given = (
-            self.port,
-            self.preview_port,
-            self.preview.tls_port,
-            self.inside_port,
-            self.members_port,
-            self.metrics_port,
-            self.ssh.port,
-        )
-        ports = [port for port in given if port]
+        # Most services never open members_port: its default must not refuse a port that they have had so far.
+        members = (self.members_port,) if "members_port" in self.model_fields_set else ()
+        ports = [port for port in (*self._ports.values(), *members) if port]
         if len(set(ports)) != len(ports):
-            names = "port, preview_port, preview.tls_port, inside_port, members_port, metrics_port and ssh.port"
-            raise ValueError(f"{names} must differ")
+            raise ValueError(f"{', '.join(self._ports)} and members_port must differ")
         return self
+
+    @property
+    def _ports(self) -> dict[str, int | None]:
+        """Return all ports but members_port, by their settings."""
+        return {
+            "port": self.port,
+            "preview_port": self.preview_port,
+            "preview.tls_port": self.preview.tls_port,
+            "inside_port": self.inside_port,
+            "metrics_port": self.metrics_port,
+            "ssh.port": self.ssh.port,
+        }
+
+    def name_of_port(self, port: int) -> str | None:
+        """Return the setting, other than ``members_port``, that has this port; None without one."""
+        return next((name for name, one in self._ports.items() if one == port), None)
 
     @field_validator("tenants")
     @classmethod

@@ -16,6 +16,7 @@ from tests.unit.bootstrap.test_standby import FakeCluster, instance
 
 from builderd.adapters.previews.haproxy.forwarder import Target
 from builderd.bootstrap import passing_on
+from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.passing_on import NotReached, PassingOn, ask_readiness
 from builderd.domain.cluster_services import ClusterService
@@ -121,6 +122,7 @@ class FakeForwarder:
 @pytest.fixture
 def passing(tmp_path: Path) -> PassingOn:
     settings = Settings(data_dir=tmp_path)
+    make_keys(settings).load()
     made = PassingOn(Membership(settings, instance(settings), FakeCluster()))
     made._forwarder = cast("Any", FakeForwarder())
     return made
@@ -142,14 +144,23 @@ async def test_ports_lead_to_the_owner_and_its_state_is_announced(passing: Passi
 @pytest.mark.parametrize(("address", "reason"), [(None, "tells no address"), ("nonsense", "tells no address")])
 async def test_owner_without_an_address_is_said(passing: PassingOn, address: str | None, reason: str) -> None:
     """An earlier version announces none, nor does a service on a machine that is no member."""
+    async with service(answered(DATA)) as target:
+        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"))
+        await passing._look()
     passing.follow(replace(OWNER, address=address))
     await passing._look()
+    assert (led(passing).api, led(passing).streams) == (True, True), "connections wait"
+    passing._answered_at -= passing_on.HOLD_SECONDS
+    passing._reached_at -= passing_on.HOLD_SECONDS
+    await passing._look()
+    assert (led(passing).api, led(passing).streams) == (False, False), "nothing goes to the earlier address"
     assert reason in passing.way.fault
     assert reason in (passing._membership.way or "")
     passing.follow(None)
     await passing._look()
     assert passing.way.worker is None
     assert passing.way.fault
+    assert (led(passing).api, led(passing).streams) == (False, False)
 
 
 async def test_waiting_ends_after_some_seconds_and_previews_outlive_the_api(

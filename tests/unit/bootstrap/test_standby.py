@@ -50,6 +50,8 @@ class FakeCluster:
     tried: list[float] = field(default_factory=list)
     claimed_at: float = 0.0
     claims: list[str] = field(default_factory=list)
+    #: Lists of members that fail first.
+    failing_lists: int = 0
     members: MemberAddresses = field(default_factory=lambda: MemberAddresses("10.98.0.11", ["10.98.0.11"]))
 
     async def disks_id(self) -> str:
@@ -58,6 +60,9 @@ class FakeCluster:
 
     async def addresses(self) -> MemberAddresses:
         self._answer()
+        if self.failing_lists:
+            self.failing_lists -= 1
+            raise EngineUnavailable("The cluster did not answer within 3 s.")
         return self.members
 
     async def claimant(self) -> str:

@@ -60,6 +60,15 @@ class HaproxyPreviews:
         async with self._lock:
             await self._start(lost)
 
+    @property
+    def receiving(self) -> Receiving | None:
+        """Return where connections of standbys are taken, None for nowhere."""
+        return self._options.receiving
+
+    def receive_nothing(self) -> None:
+        """Take nothing from standbys, from the next start on."""
+        self._options = replace(self._options, receiving=None)
+
     async def receive(self, receiving: Receiving, members: Collection[str]) -> None:
         """Take what standbys at these addresses pass on, from ``start`` on. Raises ``EngineUnavailable``."""
         async with self._lock:
@@ -72,7 +81,7 @@ class HaproxyPreviews:
                 return
             try:
                 await self._start()
-            except EngineUnavailable:
+            except BaseException:
                 self._options, self._members.addresses = before
                 raise
 

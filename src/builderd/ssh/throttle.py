@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
+
+from builderd.domain.addresses import network_of
 
 #: Delay of the first refusal of an address in seconds; doubled with each wrong token up to the maximum.
 FIRST_DELAY, MAX_DELAY = 0.25, 4.0
@@ -42,7 +43,7 @@ class Throttle:
 
     def enter(self, address: str, close: Callable[[], None], has_keys: Callable[[], bool]) -> Attempt:
         """Count a new connection; ``leave`` must follow. Above the limit another connection is closed for it."""
-        attempt = Attempt(_network(address), close, has_keys)
+        attempt = Attempt(network_of(address), close, has_keys)
         of_address = self._pending.get(attempt.key, {})
         if len(of_address) >= MAX_PENDING:
             self._evict(of_address)
@@ -79,9 +80,3 @@ class Throttle:
         victim = min(attempts, key=lambda one: (not one.wrong, one.has_keys()))
         self.leave(victim)
         victim.close()
-
-
-def _network(address: str) -> str:
-    """Return an IPv4 address, or the /64 network of an IPv6 address: one client may choose among its addresses."""
-    ip = ip_address(address.partition("%")[0])
-    return address if ip.version == 4 else str(int(ip) >> 64)

@@ -104,3 +104,11 @@ def test_throttle_memory_is_bounded() -> None:
         scene.fail(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
     assert len(scene.throttle._failures) == MAX_ADDRESSES
     assert not scene.throttle._pending
+
+
+def test_ipv4_clients_that_a_standby_names_by_ipv6_are_apart() -> None:
+    """On the host ``::`` a client of IPv4 has such an address."""
+    scene = Scene()
+    assert [scene.fail("::ffff:192.0.2.1") for _ in range(3)] == [0.25, 0.5, 1]
+    assert scene.fail("::ffff:192.0.2.2") == 0.25
+    assert scene.fail("192.0.2.1") == 2

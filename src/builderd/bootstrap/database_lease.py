@@ -19,6 +19,7 @@ from builderd.bootstrap.database import database_location
 from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.bootstrap.instance import is_copy, this_instance
 from builderd.bootstrap.membership import make_membership
+from builderd.bootstrap.passing_on import make_forwarder
 from builderd.bootstrap.standby import Standby
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
@@ -136,6 +137,8 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
         else:
             # Left by a service that had standbys.
             await fence.lift(ProxyFiles((settings.data_dir / "previews").absolute()))
+            # Left by a standby that was killed: its proxy holds the ports.
+            await make_forwarder(settings).retire()
         try:
             yield owned
         finally:

@@ -102,8 +102,10 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
         engine = make_engine(settings, clock)
         try:
             say("Stopping the previews …")
-            await make_previews(settings).down()
-            await make_forwarder(settings).end()
+            try:
+                await make_previews(settings).down()
+            finally:
+                await make_forwarder(settings).end()
             if (owner := await owner_elsewhere(settings)) is not None:
                 say(f"The apps are those of {owner}, and go on.")
                 return

@@ -1,4 +1,4 @@
-"""Failures of what standbys need never end the service that works, and are tried again."""
+"""A failure of the port for standbys never ends the service that works, and is tried again."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_throttle_memory_is_bounded() -> None:
 
 
 def test_ipv4_clients_that_a_standby_names_by_ipv6_are_apart() -> None:
-    """On the host ``::`` a client of IPv4 has such an address."""
+    """Clients of IPv4 have such addresses on the host ``::``."""
     scene = Scene()
     assert [scene.fail("::ffff:192.0.2.1") for _ in range(3)] == [0.25, 0.5, 1]
     assert scene.fail("::ffff:192.0.2.2") == 0.25

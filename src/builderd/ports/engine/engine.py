@@ -20,14 +20,14 @@ from builderd.ports.engine.tools import Tools
 class Readiness:
     """Readiness of the engine. ``ready``: sandboxes can start; ``message``: what is being made or what is wrong.
 
-    ``full``: it is not ready only for want of space. ``silent``: only because what starts sandboxes does not answer,
-    while those that run go on, and write.
+    ``full``: it is not ready only for want of space. ``engine_unreachable``: only because what starts sandboxes does
+    not answer, while those that run go on, and write.
     """
 
     ready: bool
     message: str
     full: bool = False
-    silent: bool = False
+    engine_unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ async def test_each_change_is_one_event_without_the_hosts_paths() -> None:
         assert await told() == []
         # A cluster without a quorum: its apps write.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(world.engine, "readiness", lambda: Readiness(False, "no quorum", silent=True))
+            patch.setattr(world.engine, "readiness", lambda: Readiness(False, "no quorum", engine_unreachable=True))
             await events.check()
         assert await told() == []
         world.engine.ready = False

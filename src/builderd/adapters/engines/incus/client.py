@@ -32,7 +32,7 @@ _CONNECT_SECONDS = 5.0
 #: Of the stream of events, which is silent for long: where a server vanishes, the connection alone would not tell.
 PROBE_SECONDS = 10.0
 
-#: Calls that are made at any time: they tell that the trouble is over, and how what was begun has ended.
+#: Calls that are made at any time: they tell that the cluster answers again, and how what was begun has ended.
 _ALWAYS_ASKED = ("/cluster/members", "/operations/")
 
 Json = dict[str, Any]
@@ -46,7 +46,7 @@ class IncusClient:
         self._tls = _tls(options)
         self.project = options.project
         #: Returns why the cluster answers nothing now, such as for want of a quorum; "" while it does.
-        self.trouble: Callable[[], str] = str
+        self.unavailable_reason: Callable[[], str] = str
         #: Held while the project's configuration is read and written.
         self.changing_project = asyncio.Lock()
         transport = httpx.AsyncHTTPTransport(
@@ -114,7 +114,7 @@ class IncusClient:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str], *, seconds: float = CALL_SECONDS, **parts: Any
     ) -> httpx.Response:
-        if (why := self.trouble()) and not path.startswith(_ALWAYS_ASKED):
+        if (why := self.unavailable_reason()) and not path.startswith(_ALWAYS_ASKED):
             # Incus itself would refuse it, after up to a minute.
             raise EngineUnavailable(why, retry_after=2 * RETRY_SECONDS)
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)

@@ -75,8 +75,8 @@ class IncusEngine:
 
     def readiness(self) -> Readiness:
         """Return whether sandboxes can be started: not while the cluster has no quorum, either."""
-        if self._readiness.ready and self._machine and (trouble := self._machine.members.trouble):
-            return Readiness(False, trouble, silent=True)
+        if self._readiness.ready and self._machine and (reason := self._machine.members.unavailable_reason):
+            return Readiness(False, reason, engine_unreachable=True)
         return self._readiness
 
     def supports(self, isolation: Isolation) -> str | None:

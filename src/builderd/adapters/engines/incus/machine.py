@@ -194,7 +194,7 @@ def make_machine(
 ) -> Machine:
     """Put the parts together; nothing is asked of Incus."""
     members = Members(cluster)
-    client.trouble = lambda: members.trouble
+    client.unavailable_reason = lambda: members.unavailable_reason
     instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names)
     volumes = Volumes(client, incus.pool, members.away_names)
     helpers: dict[str, Helper] = {}

@@ -34,8 +34,8 @@ class Members:
         #: Members that ``on_arrival`` has prepared.
         self._prepared: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
-        #: Why the last look failed, such as for want of a quorum; "" once one succeeds.
-        self.trouble = ""
+        #: Why the members do not answer, such as for want of a quorum; "" while they do.
+        self.unavailable_reason = ""
 
     async def look(self) -> None:
         """Ask for all members."""
@@ -65,7 +65,7 @@ class Members:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self._look_or_tell()
+                await self._observe()
                 arrived = [one for one in self._seen.values() if one.online and one.name not in self._prepared]
                 if arrived:
                     await on_arrival(arrived)
@@ -73,13 +73,13 @@ class Members:
             except BuilderdError as error:
                 log.warning("look at the members of Incus failed retry_seconds=%.0f error=%s", WATCH_SECONDS, error)
 
-    async def _look_or_tell(self) -> None:
+    async def _observe(self) -> None:
         try:
             await self.look()
         except BuilderdError as error:
-            self.trouble = error.message
+            self.unavailable_reason = error.message
             raise
-        self.trouble = ""
+        self.unavailable_reason = ""
 
     async def close(self) -> None:
         if self._watching:

@@ -20,7 +20,7 @@ from builderd.ports.engine import Readiness
 
 async def test_calls_are_refused_at_once_but_those_that_tell_of_an_end(tmp_path: Path) -> None:
     client = IncusClient(IncusOptions(socket=tmp_path / "none"))
-    client.trouble = lambda: "no quorum"
+    client.unavailable_reason = lambda: "no quorum"
     try:
         for path in ("/instances", "/instances/s-1/state", ""):
             with pytest.raises(EngineUnavailable, match="no quorum") as refused:
@@ -63,12 +63,12 @@ async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that
             while engine.readiness().ready:
                 await asyncio.sleep(0.001)
             assert "quorum" in engine.readiness().message
-            assert engine.readiness().silent
-            assert "quorum" in machine.client.trouble()
+            assert engine.readiness().engine_unreachable
+            assert "quorum" in machine.client.unavailable_reason()
             monkeypatch.setattr(cluster, "members", answer)
             while not engine.readiness().ready:
                 await asyncio.sleep(0.001)
     finally:
         await members.close()
     assert looks
-    assert machine.client.trouble() == ""
+    assert machine.client.unavailable_reason() == ""

@@ -30,7 +30,10 @@ class StorageEvents:
     async def check(self) -> None:
         """Write an event for each tenant with builders, where the state has changed."""
         readiness = self._app.engine.readiness()
-        state = AVAILABLE if readiness.ready or readiness.engine_unreachable else UNAVAILABLE
+        if readiness.engine_unreachable:
+            # Its storage cannot be seen: what was reported last holds.
+            return
+        state = AVAILABLE if readiness.ready else UNAVAILABLE
         if state == self._reported:
             return
         if readiness.ready:

@@ -141,7 +141,7 @@ class Cluster:
                     f"cluster restore or remove for it. {error.message}",
                     retry_after=60,
                 ) from error
-            log.warning("apps of other members do not reach the service until members are restored members=%s", names)
+            log.warning("service unreachable for apps of other members until restore or remove members=%s", names)
 
     async def _create_network(self, name: str, config: Json, members: Sequence[Member]) -> None:
         body: dict[str, Any] = {"name": name, "type": "bridge", "config": {}}

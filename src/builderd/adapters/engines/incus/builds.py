@@ -64,7 +64,10 @@ class Program:
 
 
 class Runner:
-    """Runner of programs in instances of their own. When ``run`` returns, raises or is cancelled, none is left."""
+    """Runner of programs in instances of their own. When ``run`` returns, raises or is cancelled, none is left.
+
+    One that Incus does not delete then is deleted once it answers (``Machine.remove_left_overs``).
+    """
 
     def __init__(self, client: IncusClient, instances: Instances) -> None:
         self._client = client
@@ -93,10 +96,17 @@ class Runner:
                 await carry.bring_back(self._client, name, path, folder)
             return ended
         finally:
-            try:
-                await asyncio.shield(self._instances.delete(name))
-            finally:
-                self.own.discard(name)
+            await asyncio.shield(self._delete(name, member))
+
+    async def _delete(self, name: str, member: str) -> None:
+        try:
+            await self._instances.delete(name)
+        except BaseException:
+            # It would run on, and keep its volumes from being deleted.
+            self._instances.on_left(member)
+            raise
+        finally:
+            self.own.discard(name)
 
     async def _send(self, name: str, files: Mapping[str, bytes]) -> None:
         if not files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.errors import IncusError
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import own_of
+from builderd.domain.errors import BuilderdError
 
 log = logging.getLogger(__name__)
 
 _STATE_SECONDS = 30
-#: Attempts to thaw an instance that Incus still freezes.
-_BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
+#: Attempts to thaw an instance that Incus still freezes, or while it does not answer; the last begins in this time.
+_BUSY_TRIES, _BUSY_SECONDS, _THAW_SECONDS = 50, 0.1, 10.0
 #: Status of an instance that needs the action no more.
 _DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
 
@@ -116,15 +118,29 @@ class Freezer:
         return True
 
     async def _thaw(self, name: str) -> None:
-        """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done."""
+        """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done.
+
+        Where it does not answer, as without a quorum, the instance is thawed once it does (``thaw_left``).
+        """
+        deadline = time.monotonic() + _THAW_SECONDS
         for _ in range(_BUSY_TRIES):
+            if await self._is_thawed(name):
+                return
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_BUSY_SECONDS)
+        log.error("app stays frozen after a copy of its disk, thawed once Incus answers instance=%s", name)
+        self._instances.on_left("")
+
+    async def _is_thawed(self, name: str) -> bool:
+        """Thaw an instance; return False where Incus refuses, or does not answer."""
+        try:
             with suppress(IncusError):
                 await self.unfreeze(name)
             found = await self._instances.find(name)
-            if found is None or found["status"] not in ("Frozen", "Freezing"):
-                return
-            await asyncio.sleep(_BUSY_SECONDS)
-        log.error("app stays frozen after a copy of its disk instance=%s", name)
+        except BuilderdError:
+            return False
+        return found is None or found["status"] not in ("Frozen", "Freezing")
 
     async def thaw_left(self, listed: Json) -> None:
         """Thaw an instance that an earlier service, or a copy that broke off, left frozen."""

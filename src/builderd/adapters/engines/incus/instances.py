@@ -46,6 +46,8 @@ class Instances:
         self._away = away
         self.pool = options.pool
         self.index = InstanceIndex(self.all)
+        #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
+        self.on_left: Callable[[str], None] = _ignore
         #: Addresses of instances that are being made.
         self._taken: set[str] = set()
 
@@ -183,3 +185,7 @@ class Instances:
                     raise
             await asyncio.sleep(_BUSY_SECONDS)
         return await self._client.call(method, path, body)
+
+
+def _ignore(member: str) -> None:
+    """Do nothing."""

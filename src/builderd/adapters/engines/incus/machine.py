@@ -196,6 +196,7 @@ def make_machine(
     members = Members(cluster)
     client.unavailable_reason = lambda: members.unavailable_reason
     instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names)
+    instances.on_left = members.prepare_again
     volumes = Volumes(client, incus.pool, members.away_names)
     helpers: dict[str, Helper] = {}
 

@@ -9,8 +9,10 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import freezer as module
+from builderd.adapters.engines.incus import members, routes
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
 from builderd.adapters.engines.incus.freezer import Freezer
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import SandboxState
 
@@ -21,7 +23,7 @@ def freezer_on(incus: ScriptedIncus) -> Freezer:
     return Freezer(machine_on(incus).instances)
 
 
-def refuse(incus: ScriptedIncus, refused: IncusError, ends: bool = False) -> None:
+def refuse(incus: ScriptedIncus, refused: EngineUnavailable, ends: bool = False) -> None:
     async def before(method: str, path: str) -> None:
         if path.endswith("/state"):
             if ends:
@@ -168,3 +170,57 @@ async def test_disk_of_an_app_that_is_gone_before_the_freeze_is_copied() -> None
     async with freezer_on(ScriptedIncus()).frozen_meanwhile(NAME):
         copied = True
     assert copied
+
+
+async def test_app_is_thawed_although_incus_did_not_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
+    incus = ScriptedIncus()
+    incus.has_instance(NAME)
+
+    async def refuse_once(method: str, path: str) -> None:
+        incus.before = works
+        raise EngineUnavailable("database is locked")
+
+    works = incus.before
+    async with freezer_on(incus).frozen_meanwhile(NAME):
+        incus.before = refuse_once
+    assert incus.instances[NAME]["status"] == "Running"
+
+
+@pytest.mark.parametrize("members_answer", [True, False], ids=["thaw fails", "quorum lost"])
+async def test_app_that_was_not_thawed_after_a_copy_is_thawed_once_incus_answers_again(
+    members_answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(members, "WATCH_SECONDS", 0.001)
+
+    async def ip(*_: str) -> str:
+        return ""
+
+    monkeypatch.setattr(routes, "_ip", ip)
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, builder="b", ip="10.99.0.2")
+    machine = machine_on(incus)
+    await machine.members.look()
+    machine.members.prepared()
+
+    async def fail(*_: object, **__: object) -> Any:
+        raise EngineUnavailable("no quorum")
+
+    machine.members.watch(machine.on_arrival)
+    try:
+        async with asyncio.timeout(10):
+            with monkeypatch.context() as lost:
+                async with machine.sandboxes._freezer.frozen_meanwhile(NAME):
+                    lost.setattr(incus, "get", fail)
+                    lost.setattr(incus, "before", fail)
+                    if not members_answer:
+                        lost.setattr(machine.cluster, "members", fail)
+                        while not machine.members.unavailable_reason:
+                            await asyncio.sleep(0.001)
+                assert incus.instances[NAME]["status"] == "Frozen"
+            while incus.instances[NAME]["status"] == "Frozen":
+                await asyncio.sleep(0.001)
+    finally:
+        await machine.members.close()
+    assert incus.instances[NAME]["status"] == "Running"

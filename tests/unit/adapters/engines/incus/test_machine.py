@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import routes
+from builderd.adapters.engines.incus import members, routes
 from builderd.adapters.engines.incus.builds import BuildExit, Program
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.errors import IncusError
 from builderd.adapters.engines.incus.instance import Instance
 from builderd.adapters.engines.incus.machine import Machine
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.layers import BuildStep, Cache, LayerPlan
 
 NODE2 = Member("node2", "10.0.0.2", online=True)
@@ -69,6 +72,39 @@ async def test_instance_of_a_running_build_stays(ip: list[str]) -> None:
     assert [len(names) for names in left] == [1]
     assert not incus.instances
     assert not machine.runner.own
+
+
+async def test_build_that_incus_did_not_delete_is_deleted_once_it_answers_again(
+    ip: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "WATCH_SECONDS", 0.001)
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    await machine.members.look()
+    machine.members.prepared()
+    works, refused = incus.before, asyncio.Event()
+
+    async def refuse(method: str, path: str) -> None:
+        if method != "POST" and path.startswith("/instances/build-"):
+            refused.set()
+            raise EngineUnavailable("no quorum")
+
+    incus.before = refuse
+    program, instance = Program(("true",), {}, "/", 10), Instance("", "base", "default", 1, 1, 1, 1)
+    machine.members.watch(machine.on_arrival)
+    try:
+        with pytest.raises(EngineUnavailable, match="no quorum"):
+            await machine.runner.run(instance, program, "node2", lambda _: None, network=False)
+        assert len(incus.instances) == 1
+        refused.clear()
+        async with asyncio.timeout(10):
+            # The first attempt of a later clean-up fails, too.
+            await refused.wait()
+            incus.before = works
+            while incus.instances:
+                await asyncio.sleep(0.001)
+    finally:
+        await machine.members.close()
 
 
 class LookingRunner:

@@ -17,7 +17,8 @@ from tests.acceptance.live_service import TINY_APP, LiveService, body
 from tests.backends import rest_server
 from tests.incus import IncusCluster, address_of, running_cluster
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+# Setup makes the cluster.
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Prints the name of the app's own builder, as the service tells it inside.
 ASKS = """\

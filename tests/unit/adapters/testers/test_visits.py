@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from builderd.adapters.testers.visits import HEAD_BYTES, PREFACE, visit
+from builderd.adapters.testers.visits import ALL_HEADS_BYTES, HEAD_BYTES, PREFACE, visit
 from builderd.domain.errors import MachineFault
 from builderd.domain.previews import Address
 from builderd.ports.testers import Target
@@ -61,8 +61,10 @@ async def test_app_of_http2_is_asked_for_its_settings(answer: bytes, fault: str)
 
 
 @asynccontextmanager
-async def app(*answers: Iterable[bytes], asked: list[bytes] | None = None) -> AsyncIterator[Target]:
-    """Serve these pieces to each request, then end the connection."""
+async def app(
+    *answers: Iterable[bytes], asked: list[bytes] | None = None, is_open: bool = False
+) -> AsyncIterator[Target]:
+    """Serve these pieces to each request, then end the connection, unless it stays open until the client ends it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -72,6 +74,8 @@ async def app(*answers: Iterable[bytes], asked: list[bytes] | None = None) -> As
             for piece in itertools.chain.from_iterable(answers):
                 writer.write(piece)
                 await writer.drain()
+            if is_open:
+                await reader.read()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -87,7 +91,10 @@ async def app(*answers: Iterable[bytes], asked: list[bytes] | None = None) -> As
         (b"HTTP/1.1 302 Found\r\nLoCaTiOn: /caf\xe9\r\n\r\n", 302, "/caf\xe9", ""),
         (b"HTTP/1.1 302 Found\r\nLocation: " + b"x" * 5000 + b"\r\n\r\n", 302, "x" * 1000, ""),
         (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 204, "", ""),
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n\0\0", 101, "", ""),
+        (b"HTTP/1.1 103 A\r\nConnection: close\r\nLocation: /early\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", 200, "", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 No\r\nLocation: /b\r\n\r\nno", 200, "", ""),
+        (b"HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\nwhyHTTP/1.1 500 No\r\n\r\nno", 404, "", "why"),
+        (b"HTTP/1.1 404 No\r\n\r\n\r\n\nwhy", 404, "", "\r\n\nwhy"),
         (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\n0\r\n\r\n", 500, "", "why"),
         (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\nzz\r\n", 500, "", "why"),
         (b"HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n" + b"a" * 900, 500, "", "a" * 300),
@@ -105,12 +112,71 @@ async def test_answer_is_read_in_whatever_pieces_it_comes(
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 302 OK\nLocation: /in\nContent-Length: 2\n\nok", id="line ends without CR"),
+        pytest.param(b"HTTP/1.1 302 OK\r\nA: b\nLocation: /in\nContent-Length: 2\r\n\nok", id="mixed line ends"),
+        pytest.param(
+            b"HTTP/1.1 302 OK\r\nContent-Length: 2\r\nLocation: /in\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            id="a length beside chunks",
+        ),
+        pytest.param(
+            b"HTTP/1.1 302 OK\r\nContent-Length: 2\r\nLocation: /in\r\ncontent-length:2 \r\n\r\nok", id="a length twice"
+        ),
+        pytest.param(b"HTTP/1.1 302 OK\r\nA: b\r\n c\r\nLocation: /in\r\n\r\nok", id="a folded header"),
+        pytest.param(b"HTTP/1.1 302 OK\r\nA: b\x01c\r\nLocation: /in\r\n\r\nok", id="a control character"),
+        pytest.param(b"HTTP/1.2 302 OK\r\nLocation: /in\r\n\r\nok", id="version 1.2"),
+        pytest.param(b"\r\nHTTP/1.1 302 OK\r\nLocation: /in\r\n\r\nok", id="an empty line first"),
+        pytest.param(
+            b"HTTP/1.1 302 OK\r\nLocation: /in\r\n" + b"".join(b"A-%d: b\r\n" % one for one in range(99)) + b"\r\n",
+            id="as many lines as the proxy takes",
+        ),
+    ],
+)
+@pytest.mark.parametrize("piece", [1 << 20, 1])
+async def test_answer_that_the_proxy_serves_is_an_answer(answer: bytes, piece: int) -> None:
+    """HAProxy 3.0.11 passes each of these on."""
+    async with app([answer[at : at + piece] for at in range(0, len(answer), piece)]) as target:
+        found = await visit(target, "/", 5)
+    assert (found.status, found.fault, found.location) == (302, "", "/in")
+
+
+@pytest.mark.parametrize(
     ("answer", "fault"),
     [
-        (b"", "(it ended before the end of a head)"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n\0\0", "status 101"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "status 101"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok", 'its Transfer-Encoding is "gzip", not chunked'),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", '"chunked, chunked"'),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "Duplicate Content-Length"),
+        (b"RTSP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 'it begins with "RTSP/1.0 200 OK'),
+        (b"HTTP/1.1 200 OK\r\nA: b\0c\r\n\r\n", "a byte of zero"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n", "more than 100 header lines"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * HEAD_BYTES + b"\r\n\r\n", f"head is longer than {HEAD_BYTES} bytes"),
+    ],
+)
+@pytest.mark.parametrize("piece", [1 << 20, 1000])
+async def test_answer_that_the_proxy_refuses_is_none(answer: bytes, fault: str, piece: int) -> None:
+    """HAProxy 3.0.11 answers a visitor with 502 instead of each of these."""
+    async with app([answer[at : at + piece] for at in range(0, len(answer), piece)]) as target:
+        found = await visit(target, "/", 5)
+    assert (found.status, fault in found.fault) == (None, True), found.fault
+
+
+async def test_first_line_of_another_protocol_is_no_http_answer() -> None:
+    """A server of SSH waits for its client after its first line."""
+    async with app([b"SSH-2.0-OpenSSH_10.0\r\n"], is_open=True) as target:
+        found = await visit(target, "/", 5)
+    assert found.fault == 'what it sent is no HTTP answer: it begins with "SSH-2.0-OpenSSH_10.0"'
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (b"", "the connection ended without an HTTP answer"),
         (b"HTTP/1.1 200 OK\r\nContent-Le", "(it ended before the end of a head)"),
-        (b"SSH-2.0-OpenSSH_10.0\r\n", "the connection ended without an HTTP answer (Expected"),
-        (b"HTTP/1.1 two hundred\r\n\r\n", "the connection ended without an HTTP answer (Invalid status code"),
+        (b"\x1b[31m", r'what it sent is no HTTP answer: it begins with "\x1b[31m"'),
+        (b"HTTP/1.1 two hundred\r\n\r\n", "what it sent is no HTTP answer: Invalid status code"),
         (b"HTTP/1.1 100 Continue\r\n\r\n", "(it ended before the end of a head)"),
     ],
 )
@@ -121,17 +187,29 @@ async def test_connection_without_an_answer_is_a_fault_of_the_app(answer: bytes,
 
 
 @pytest.mark.parametrize(
-    "endless",
+    ("begin", "piece", "most"),
     [
-        itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"X-Header: " + b"x" * 50_000 + b"\r\n", 100)),
-        itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 50_000 + b"\r\n\r\n", 100),
-        itertools.chain([b"HTTP/1.1 200 "], itertools.repeat(b"O" * 50_000, 100)),
+        (b"HTTP/1.1 200 OK\r\n", b"X-Header: " + b"x" * 50_000 + b"\r\n", HEAD_BYTES),
+        (b"HTTP/1.1 200 ", b"O" * 50_000, HEAD_BYTES),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 10_000 + b"\r\n\r\n", ALL_HEADS_BYTES),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000, ALL_HEADS_BYTES),
+        (b"", b"\r\n" * 10_000, ALL_HEADS_BYTES),
     ],
 )
-async def test_endless_head_is_left_after_its_limit(endless: Iterable[bytes]) -> None:
-    async with app(endless) as target:
+async def test_endless_head_is_left_after_its_limit(begin: bytes, piece: bytes, most: int) -> None:
+    sent = 0
+
+    def endless() -> Iterable[bytes]:
+        nonlocal sent
+        yield begin
+        while True:
+            sent += len(piece)
+            yield piece
+
+    async with app(endless()) as target:
         found = await visit(target, "/", 30)
-    assert found.fault.endswith(f"(its head is longer than {HEAD_BYTES} bytes)"), found.fault
+    assert found.fault == f"its answer's head is longer than {most} bytes"
+    assert sent < 50_000_000
 
 
 async def test_app_that_says_nothing_is_given_up_in_time() -> None:

@@ -22,7 +22,7 @@ from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.prices import Billing, total
 from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause
+from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
 from builderd.domain.versions import VersionStatus
 from builderd.reconciler.jobs import waking
 from builderd.services import builders, deployments, files, outcomes, wake
@@ -72,21 +72,31 @@ async def test_a_new_version_takes_over_on_a_copy_of_the_disk(world: World) -> N
 
 
 async def test_trial_runs_beside_the_old_version_without_egress_or_route(world: World) -> None:
+    start = world.engine.start
+    trials: list[SandboxSpec] = []
+    routed: list[Route | None] = []
+    beside: list[list[str | None]] = []
+
+    async def spy(spec: SandboxSpec) -> SandboxReport:
+        report = await start(spec)
+        routed.append(await world.route(builder))
+        beside.append([one.ip for one in world.running])
+        trials.append(spec)
+        return report
+
     async with world.reconciling():
         builder = await world.create()
         (old,) = world.running
-        world.engine.behave(OTHER, Behaviour(listens_at=1500))
-        number = await world.put(builder, NEW, entrypoint=OTHER)
-        await world.until(lambda: len(world.running) == 2)
-        (trial,) = [one for one in world.running if one is not old]
-        assert not trial.spec.egress
-        assert trial.spec.disk != builder.disk
-        route = await world.route(builder)
-        assert route is not None
-        assert route.destination is not None
-        assert route.destination.ip == old.ip
-        await world.deployed(builder, number)
+        world.engine.start = spy  # type: ignore[method-assign]
+        await world.deploy(builder, NEW, entrypoint=OTHER)
         await serves(world, builder, 2)
+    assert not trials[0].egress
+    assert trials[0].disk != builder.disk
+    assert old.ip in beside[0]
+    assert len(beside[0]) == 2
+    assert routed[0] is not None
+    assert routed[0].destination is not None
+    assert routed[0].destination.ip == old.ip
 
 
 async def test_visitors_are_held_while_it_takes_over(world: World) -> None:

@@ -82,6 +82,8 @@ class SystemClock:
         self._memory = memory
         self._read = read
         self._lock = threading.Lock()
+        #: Held while the file is written, so that the newest state is the last.
+        self._saving = threading.Lock()
         #: True if the last save failed: the next failure is not logged again.
         self._save_failed = False
         #: Nanoseconds by which this clock was ahead of the wall clock before that was last set.
@@ -183,15 +185,18 @@ class SystemClock:
             self._save_failed = False
 
     def _write(self, memory: Path) -> None:
-        with self._lock:
-            atomic_files.replace(memory, json.dumps(asdict(self._state)).encode(), mode=0o644)
+        # Without the lock of the readings: a disk may take its time.
+        with self._saving:
+            with self._lock:
+                content = json.dumps(asdict(self._state)).encode()
+            atomic_files.replace(memory, content, mode=0o644)
 
     async def save_periodically(self) -> None:
-        """Save the state every ``SAVE_INTERVAL`` seconds until cancelled."""
+        """Save the state every ``SAVE_INTERVAL`` seconds until cancelled, in a thread: a stalled disk may block it."""
         while True:
             await asyncio.sleep(SAVE_INTERVAL)
             self._now()
-            self.save()
+            await asyncio.to_thread(self.save)
 
     def _begin(self, reading: ClockReading) -> _State:
         wall = reading.wall - reading.since_boot

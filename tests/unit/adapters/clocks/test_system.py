@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -158,6 +159,34 @@ def test_a_damaged_state_file_is_ignored(machine: Machine, tmp_path: Path) -> No
     for text in ("", "{", "[]", '{"boot": 1}'):
         memory.write_text(text)
         assert SystemClock(memory, machine).now() == START
+
+
+async def test_a_stalled_disk_holds_up_neither_the_loop_nor_the_clock(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "SAVE_INTERVAL", 0.001)
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    begun, answers, write = threading.Event(), threading.Event(), atomic_files.replace
+
+    def stall(path: Path, content: bytes, **options: Any) -> None:
+        begun.set()
+        assert answers.wait(PATIENCE)
+        write(path, content, **options)
+
+    monkeypatch.setattr(atomic_files, "replace", stall)
+    saving = asyncio.create_task(clock.save_periodically())
+    async with asyncio.timeout(PATIENCE / 2):
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+    machine.live(100)
+    assert clock.now() == START + 100 * SECOND
+    monkeypatch.setattr(atomic_files, "replace", write)
+    answers.set()
+    async with asyncio.timeout(PATIENCE):
+        while json.loads(memory.read_text())["last"] < clock._state.last:
+            await asyncio.sleep(0.001)
+    saving.cancel()
 
 
 async def test_a_full_disk_is_logged_once_and_the_state_is_saved_when_there_is_space(

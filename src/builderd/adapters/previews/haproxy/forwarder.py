@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import pwd
 import shutil
 import signal
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, Proxy
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux import atomic_files
 
+log = logging.getLogger(__name__)
 #: Seconds within which a retired proxy has closed its ports; it takes some hundredths.
 CLOSING_SECONDS = 10.0
 
@@ -97,19 +100,17 @@ class Forwarder:
             return
         # A master passes it on to its workers.
         _signal(pids, signal.SIGUSR1)
-        deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
-        while any(_listens(pid) for pid in pids):
-            if asyncio.get_running_loop().time() > deadline:
-                _signal(pids, signal.SIGKILL)
-            await asyncio.sleep(0.01)
+        if not await _wait_until_closed(pids):
+            _signal(pids, signal.SIGKILL)
+            if not await _wait_until_closed(pids):
+                log.warning("proxy of a standby keeps its ports pids=%s", ",".join(map(str, pids)))
 
     async def end(self) -> None:
         """End the proxy with all that it serves, and remove its files. Idempotent."""
         pids = list(self._processes())
         _signal(pids, signal.SIGTERM)
-        for pid in pids:
-            if not await guard.wait_until_gone(pid):
-                _signal([pid], signal.SIGKILL)
+        gone = await asyncio.gather(*map(guard.wait_until_gone, pids))
+        _signal([pid for pid, is_gone in zip(pids, gone, strict=True) if not is_gone], signal.SIGKILL)
         shutil.rmtree(self._files.directory, ignore_errors=True)
 
     def _processes(self) -> Iterator[int]:
@@ -121,8 +122,21 @@ class Forwarder:
             if folder.name.isdecimal():
                 with contextlib.suppress(OSError):
                     words = (folder / "cmdline").read_bytes().split(b"\0")
-                    if config in words and b"-W" in words:
+                    if config in words and b"-W" in words and _is_own_proxy(folder):
                         yield int(folder.name)
+
+
+def _is_own_proxy(folder: Path) -> bool:
+    """Return True if the process is a HAProxy of this service's: anybody may take its command line, apps among them."""
+    user = process.worker_user()
+    users = {os.geteuid()} | ({pwd.getpwnam(user).pw_uid} if user else set())
+    words = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("Uid:")).split()
+    return (
+        int(words[1]) in users
+        and (folder / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+        # After an upgrade of the package: "haproxy (deleted)".
+        and (folder / "exe").readlink().name.startswith("haproxy")
+    )
 
 
 async def _finish(start: Coroutine[Any, Any, None]) -> None:
@@ -141,14 +155,28 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _listens(pid: int) -> bool:
-    """Return True if the process has a listening TCP socket open."""
+async def _wait_until_closed(pids: Sequence[int]) -> bool:
+    """Wait until no process has a listening TCP socket open; return False after ``CLOSING_SECONDS``."""
+    deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
+    while await asyncio.to_thread(_listen, pids):
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+def _listen(pids: Sequence[int]) -> bool:
     listening = {line.split()[9] for line in _tcp_lines() if line.split()[3] == "0A"}
+    return any(_holds(pid, listening) for pid in pids)
+
+
+def _holds(pid: int, sockets: Collection[str]) -> bool:
+    """Return True if the process has one of these sockets open."""
     with contextlib.suppress(OSError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 name = str(descriptor.readlink())
-                if name.startswith("socket:[") and name[8:-1] in listening:
+                if name.startswith("socket:[") and name[8:-1] in sockets:
                     return True
     return False
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,10 +21,11 @@ import pytest
 from tests.previews.proxy import App, Proxy, eventually, free_port
 from tests.previews.visitor import PATIENCE, Visitor, ask, parse, read_all
 
-from builderd.adapters.previews.haproxy.forward_config import ForwardOptions
+from builderd.adapters.previews.haproxy.forward_config import TRIES, ForwardOptions
 from builderd.adapters.previews.haproxy.forwarder import Forwarder, Target
 from builderd.adapters.previews.haproxy.options import ProxyOptions, Receiving
 from builderd.adapters.previews.haproxy.receiving import SECRET_FIELD, SERVICE_FIELD
+from builderd.domain.errors import EngineUnavailable
 from builderd.operations import proxy_header
 
 pytestmark = pytest.mark.haproxy
@@ -142,13 +146,22 @@ def test_clients_of_a_standby_have_limits_of_their_own(
             one.close()
 
 
-def test_standby_limits_the_connections_of_an_address_while_nobody_works(make_standby: Callable[..., Standby]) -> None:
+def test_standby_limits_the_connections_of_an_address_while_nobody_works(
+    worker: Proxy, make_standby: Callable[..., Standby]
+) -> None:
     standby = make_standby(address_connections=2)
     standby.lead(free_port())
-    waiting = [dial(standby.options.proxy.port) for _ in range(2)]
+    port = standby.options.proxy.port
+    waiting = [*(dial(port) for _ in range(3)), other := dial(port, "127.0.0.78")]
     try:
-        with pytest.raises((OSError, AssertionError)), dial(standby.options.proxy.port) as third:
-            ask(third, "any.localhost")
+        ended = select.select(waiting, (), (), PATIENCE)[0]
+        assert len(ended) == 1
+        assert other not in ended
+        # All others still wait: without a limit, all had ended together.
+        standby.lead(port_of(worker))
+        for one in waiting:
+            if one not in ended:
+                assert ask(one, "unknown.localhost").status == 404
     finally:
         for one in waiting:
             one.close()
@@ -198,6 +211,50 @@ def test_forged_headers_are_refused(worker: Proxy, app: App) -> None:
     # At the port for visitors it is garbage, as ever.
     assert b"203.0.113.9" not in knock(worker.options.port, forged(right, service) + request)
     assert worker.visitor.get(host).status == 200
+
+
+def test_connections_of_members_without_a_header_keep_no_visitor_out(
+    app: App, make_proxy: Callable[..., Proxy]
+) -> None:
+    worker = receiving(make_proxy(max_connections=20))
+    host = worker.open(app)
+    first, *more = idle = [socket.socket() for _ in range(40)]
+    try:
+        first.connect(("127.0.0.1", port_of(worker)))
+        for one in more:
+            # The kernel's queue is full, too: the last ones are not answered.
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port_of(worker)))
+        assert worker.visitor.get(host).status == 200
+        # They have 5 s for their header: with all of the connections, the visitor had waited for their end.
+        first.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            first.recv(1)
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_port_that_is_taken_closes_no_preview_and_opens_later(app: App, make_proxy: Callable[..., Proxy]) -> None:
+    worker = make_proxy().start()
+    host = worker.open(app)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        wanted = Receiving("127.0.0.1", other.getsockname()[1], SECRET)
+        service = worker.service()
+        worker.run(service.receive(wanted, ["127.0.0.1"]))
+        with pytest.raises(EngineUnavailable, match="choose another port with members_port"):
+            worker.run(service.start())
+        service.receive_nothing()
+        worker.run(service.start())
+        worker.previews = service
+        assert worker.visitor.get(host).status == 200
+    worker.run(service.receive(wanted, ["127.0.0.1"]))
+    request = f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    header = forged((SECRET_FIELD, SECRET), (SERVICE_FIELD, "http"))
+    assert parse(knock(wanted.port, header + request)).status == 200
+    config = service._files.config
+    assert SECRET in config.read_text()
+    assert config.stat().st_mode & 0o777 == 0o600
 
 
 def test_members_that_leave_pass_nothing_on(app: App, make_proxy: Callable[..., Proxy]) -> None:
@@ -273,6 +330,21 @@ def test_proxy_that_died_is_started_again_and_leads_where_it_led(
     assert standby.visitor.get(host).status == 200
 
 
+def test_process_with_the_command_line_of_the_proxy_is_left_alone(make_standby: Callable[..., Standby]) -> None:
+    standby = make_standby()
+    argv = (sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "-W", "-f")
+    with subprocess.Popen((*argv, str(standby.forwarder._files.config)), stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            standby.run(standby.forwarder.retire())
+            standby.run(standby.forwarder.run(standby.options))
+            standby.run(standby.forwarder.end())
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
 def test_retirement_finds_a_proxy_whose_start_was_cancelled(make_standby: Callable[..., Standby]) -> None:
     standby = make_standby()
 
@@ -303,4 +375,6 @@ def test_without_a_service_visitors_get_503_and_other_ports_a_clear_end(make_sta
     assert Visitor(standby.options.api_port).get("any.localhost", "/readyz").status == 503
     for port in (standby.options.ssh_port, standby.options.proxy.tls_port):
         assert port is not None
+        began = time.monotonic()
         assert knock(port, b"hello\r\n", CLIENT) == b""
+        assert time.monotonic() - began < TRIES / 2, "it does not wait"

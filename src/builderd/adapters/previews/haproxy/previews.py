@@ -314,7 +314,7 @@ class HaproxyPreviews:
             await process.reload(self._options, files)
         except EngineUnavailable:
             for piece, text in before.items():
-                _write(piece, text)
+                _write(piece, text, mode=0o600 if piece == files.config else 0o644)
             raise
 
     def _write(self, wanted: Configuration) -> None:
@@ -322,7 +322,8 @@ class HaproxyPreviews:
         for name, text in pages.documents().items():
             _write(self._files.pages / name, text)
         _write(self._files.pause_script, pause.script())
-        _write(self._files.config, wanted.text)
+        # It has the secret of the cluster's members.
+        _write(self._files.config, wanted.text, mode=0o600)
 
     async def _apply(self, host: str, *, new: bool = False) -> None:
         """Send a host's route to the proxy. A proxy that must be started first reads it from the file."""
@@ -355,5 +356,5 @@ class HaproxyPreviews:
             self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
 
 
-def _write(path: Path, text: str) -> None:
-    atomic_files.replace(path, text.encode(), mode=0o644)
+def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
+    atomic_files.replace(path, text.encode(), mode=mode)

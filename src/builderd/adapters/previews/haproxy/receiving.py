@@ -80,6 +80,8 @@ def sections(receiving: Receiving, files: ProxyFiles, connections: int, *, chroo
             "frontend members from members",
             f"""
             bind {quoted(f"ipv4@{receiving.address}:{receiving.port}")} accept-proxy
+            # Each has another connection behind it. Those that send no header must not keep visitors out.
+            maxconn {part}
             # The address of the connection itself: it is looked up before the header is read.
             tcp-request connection reject if !{{ src,map_ip({quoted(files.members)}) -m found }}
             tcp-request session set-var(sess.secret) fc_pp_tlv({SECRET_FIELD})

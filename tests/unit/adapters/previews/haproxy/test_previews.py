@@ -1,4 +1,4 @@
-"""A change of what standbys may pass on that fails is taken back."""
+"""A change of the port for standbys that fails is taken back."""
 
 from __future__ import annotations
 

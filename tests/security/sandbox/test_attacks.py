@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from tests.acceptance.live_service import LiveService
 from tests.acceptance.scenarios import Visitor
+from tests.incus import IncusCluster
 from tests.patience import patience
-from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, on_incus
+from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, network_of
 
 from builderd.schemas.v1.executions import MAX_TIMEOUT
 
@@ -133,11 +134,13 @@ def test_links_in_app_folder_do_not_escape(attacker: Attacker, arena: LiveServic
 
 
 @pytest.fixture(scope="module")
-def attacker_all_tests(arena: LiveService) -> Any:
+def attacker_all_tests(arena: LiveService, incus: IncusCluster | None) -> Any:
     """One attacker for the tests that change nothing."""
-    data = arena.create("attacker", resources={"cpu": 1, "memory": 0.25, "disk": 1})
+    with network_of(incus):
+        data = arena.create("attacker", resources={"cpu": 1, "memory": 0.25, "disk": 1})
     yield Attacker(arena, data)
-    arena.call("DELETE", f"/builders/{data['uuid']}")
+    with network_of(incus):
+        arena.call("DELETE", f"/builders/{data['uuid']}")
 
 
 # The network
@@ -258,8 +261,6 @@ def test_filled_disk_stops_at_its_limit(attacker: Attacker, arena: LiveService, 
 def test_log_flood_is_truncated_without_affecting_others(
     arena: LiveService, neighbour: dict[str, Any], isolation: str
 ) -> None:
-    if isolation == "strong" and on_incus(arena):
-        pytest.skip("the engine incus starts no virtual machines yet")
     flood = (
         "import os, sys, threading, time\n"
         "from http.server import BaseHTTPRequestHandler, HTTPServer\n"

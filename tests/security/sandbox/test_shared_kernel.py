@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from tests.acceptance.live_service import LiveService
+from tests.incus import IncusCluster
 from tests.patience import patience
-from tests.security.sandbox.conftest import Attacker, on_incus
+from tests.security.sandbox.conftest import Attacker, network_of, on_incus
 
 from builderd.adapters.engines.oci.network.allocations import bridge_name, known_instance
 from builderd.adapters.engines.oci.network.nft import table_name
@@ -33,14 +34,13 @@ GB = 1 << 30
 
 
 @pytest.fixture(scope="module", params=["standard", "strong"])
-def attacker(request: pytest.FixtureRequest, arena: LiveService) -> Iterator[Attacker]:
-    if request.param == "strong" and on_incus(arena):
-        pytest.skip("the engine incus starts no virtual machines yet")
-    data = arena.create(
-        f"shared-{request.param}", isolation=request.param, resources={"cpu": 1, "memory": MEMORY, "disk": 1}
-    )
+def attacker(request: pytest.FixtureRequest, arena: LiveService, incus: IncusCluster | None) -> Iterator[Attacker]:
+    resources = {"cpu": 1, "memory": MEMORY, "disk": 1}
+    with network_of(incus):
+        data = arena.create(f"shared-{request.param}", isolation=request.param, resources=resources)
     yield Attacker(arena, data)
-    arena.call("DELETE", f"/builders/{data['uuid']}")
+    with network_of(incus):
+        arena.call("DELETE", f"/builders/{data['uuid']}")
 
 
 #: Tries each and tells which are open.
@@ -226,9 +226,9 @@ def test_socket_buffers_count_against_memory_limit(attacker: Attacker, arena: Li
     arena.call("POST", f"/builders/{attacker.data['uuid']}/stop")
 
 
+# The access list of Incus: tests/unit/adapters/engines/incus/test_network.py.
+@pytest.mark.parametrize("incus", ["oci"], indirect=True)
 def test_firewall_denies_the_webhook_networks_except_documentation(arena: LiveService) -> None:
-    if on_incus(arena):
-        pytest.skip("its access list: tests/unit/adapters/engines/incus/test_network.py")
     instance = known_instance(arena.data_dir)
     assert instance
     rules = subprocess.run(

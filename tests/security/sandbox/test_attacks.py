@@ -19,7 +19,7 @@ from tests.acceptance.live_service import LiveService
 from tests.acceptance.scenarios import Visitor
 from tests.incus import IncusCluster
 from tests.patience import patience
-from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, network_of
+from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, network_of, on_incus
 
 from builderd.schemas.v1.executions import MAX_TIMEOUT
 
@@ -331,10 +331,11 @@ def test_output_before_a_command_starts_does_not_block_others(attacker: Attacker
         while not flood.done():
             assert arena.call("GET", "/builders").status_code == 200
     answer = flood.result()
-    if answer.status_code == 200:  # where a command begins without a gate, its library's output is its own
+    if answer.status_code == 200 or on_incus(arena):  # where a command begins without a gate, the output is its own
+        assert answer.status_code == 200, answer.text
         assert (answer.json()["data"]["exit_code"], answer.json()["data"]["truncated"]) == (124, True)
     else:
-        assert (answer.status_code, "floods its output" in answer.text) == (409, True)
+        assert (answer.status_code, "floods its output" in answer.text) == (409, True), answer.text
     _, left = attacker.run("cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c ^LD_PRELOAD=")
     assert left == "0\n"
 

@@ -65,15 +65,16 @@ class IncusProcess:
 
     async def _received(self, received: bytes, is_whole: Callable[[bytes], bool]) -> bytes:
         """Return the wrapper's output up to what is awaited. Raises ``InvalidState`` when it does not come."""
+        # The program's own output, of any length, may come in one piece with the report.
         while not is_whole(received):
-            piece = await self._running.read()
-            received += piece
             if received.endswith(NO_FOLDER):
                 raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
-            if not piece or len(received) > _MAX_READY_BYTES:
+            piece = await self._running.read() if len(received) <= _MAX_READY_BYTES else b""
+            if not piece:
                 raise InvalidState(
                     f"The command could not be started: {received.decode(errors='replace').strip() or 'it has ended'}"
                 )
+            received += piece
         return received
 
     @property

@@ -6,15 +6,16 @@ import asyncio
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from tests.contract.store.calls import claim, holds
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder
 from tests.stores import open_store
 
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.adapters.stores.sql.tables import database_lease
+from builderd.adapters.stores.sql.tables import database_lease, tenants
 from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
 from builderd.domain.ids import TenantId
 from builderd.domain.tenants import Tenant
@@ -158,3 +159,17 @@ async def test_take_over_moves_live_builders_and_drops_claims(store: SqlStore) -
     assert await claim(store, builder.id, TWO.identity, NOW)
     await store.write(lambda uow: uow.database_lease.adopt(TWO))
     assert await holds(store, builder.id, TWO.identity, NOW), "its own claims stay"
+
+
+async def test_take_over_counts_live_builders_anew(store: SqlStore) -> None:
+    """A service of an earlier version on the same database keeps no count."""
+    await add_builder(store)
+
+    def counts(uow: Any, *statements: Any) -> list[int]:
+        for statement in statements:
+            uow.tenants._connection.execute(statement)
+        return list(uow.tenants._connection.execute(select(tenants.c.live_builders)).scalars())
+
+    assert await store.write(lambda uow: counts(uow, update(tenants).values(live_builders=7))) == [7]
+    await store.write(lambda uow: uow.database_lease.adopt(TWO))
+    assert await store.read(counts) == [1]

@@ -29,4 +29,7 @@ class DatabaseLeases(Protocol):
         """Record that the owner stopped cleanly."""
 
     def adopt(self, instance: Instance) -> None:
-        """Assign all undeleted builders to the instance, and the claims and unfinished work of other services."""
+        """Assign all undeleted builders to the instance, and the claims and unfinished work of other services.
+
+        Tenants' numbers of live builders are counted anew.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from builderd.domain.builders import Builder, Candidate, Desired
 from builderd.domain.quotas import Allocation
 from builderd.domain.resources import Resources
 from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
 
 #: One vCPU each.
 ROOM = 3
@@ -82,6 +84,37 @@ async def test_concurrent_admissions_do_not_exceed_the_limit(shared_url: str) ->
         taken = await asyncio.gather(*(s.write(partial(take, number=n)) for n, s in enumerate(stores)))
         assert sum(taken) == ROOM
         assert (await one.read(lambda uow: uow.builders.allocated())).running_builders == ROOM
+
+
+async def test_creates_of_one_tenant_do_not_deadlock_over_its_number_of_builders(shared_url: str) -> None:
+    """One replaces a failed builder, which it deletes before it is admitted; the other is admitted already."""
+    # SQLite has one writer: there the second begins after the first.
+    both = threading.Barrier(2 if shared_url.startswith("postgresql") else 1, timeout=30)
+    runs: list[str] = []
+
+    def replace_failed(uow: UnitOfWork) -> None:
+        runs.append("replace")
+        found = uow.builders.get(failed.id, lock=True)
+        assert found is not None
+        uow.builders.save(replace(found, desired=Desired.DELETED))
+        if len(runs) <= 2:
+            both.wait()
+        take(uow, 1)
+
+    def create(uow: UnitOfWork) -> None:
+        runs.append("create")
+        uow.builders.lock_demand()
+        if len(runs) <= 2:
+            both.wait()
+        take(uow, 2)
+
+    async with open_store(shared_url) as store:
+        await add(store, TENANT)
+        failed = await builder_of(store, Resources(1, 1, 3))
+        await asyncio.gather(store.write(replace_failed), store.write(create))
+        assert sorted(runs) == ["create", "replace"]
+        total = await store.read(lambda uow: uow.builder_lists.count(TENANT.id, BuilderQuery()))
+        assert total == (await store.read(lambda uow: uow.builders.allocated())).builders == 2
 
 
 async def test_disk_of_the_version_that_is_current_now_is_reserved(store: Store) -> None:

@@ -33,6 +33,7 @@ from sqlalchemy import (
 
 from builderd.adapters.stores.sql.backup_checks import CHECK_AT_AFTER_SAVE
 from builderd.adapters.stores.sql.claims import BATCH, Claims, is_held
+from builderd.adapters.stores.sql.live_counts import LiveCounts
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import (
     ACTIVE,
@@ -40,7 +41,6 @@ from builderd.adapters.stores.sql.tables import (
     LIVE,
     builders,
     sandboxes,
-    tenants,
     versions,
 )
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status
@@ -63,11 +63,6 @@ _UPDATE = (
     update(builders)
     .where(builders.c.id == bindparam("builder"))
     .values(reserved_disk=func.coalesce(_reserved_disk, 0.0), backup_check_at=CHECK_AT_AFTER_SAVE)
-)
-_COUNT_LIVE = (
-    update(tenants)
-    .where(tenants.c.id == bindparam("tenant"))
-    .values(live_builders=tenants.c.live_builders + bindparam("more", type_=Integer))
 )
 _FIELDS = tuple(field.name for field in fields(Builder))
 _SPARE_DISKS, _CANDIDATE, _CAUSE = (_FIELDS.index(name) for name in ("spare_disks", "candidate", "cause"))
@@ -199,8 +194,7 @@ class Builders(Claims):
         self._own: set[BuilderId] = set()
         #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
         self._known: dict[BuilderId, Builder] = {}
-        #: Those of ``_own`` that count among their tenant's live builders.
-        self._live: set[BuilderId] = set()
+        self.live_counts = LiveCounts(connection)
 
     def add(self, builder: Builder) -> None:
         other = self.by_name(builder.tenant_id, builder.name)
@@ -212,7 +206,7 @@ class Builders(Claims):
             )
         self._connection.execute(_INSERT, {**_row(builder), "backup_check_at": builder.created_at})
         self._own.add(builder.id)
-        self._count_live(builder)
+        self.live_counts.change(builder)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
         return self._known.get(builder) or self._one(_BY_ID, {"id": builder}, lock=lock)
@@ -334,14 +328,7 @@ class Builders(Claims):
         }
         self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})
         self._known[builder.id] = builder
-        self._count_live(builder)
-
-    def _count_live(self, builder: Builder) -> None:
-        """Count a stored row among its tenant's live builders, or no more."""
-        is_live = builder.desired is not Desired.DELETED
-        if is_live != (builder.id in self._live):
-            self._connection.execute(_COUNT_LIVE, {"tenant": builder.tenant_id, "more": 1 if is_live else -1})
-            self._live ^= {builder.id}
+        self.live_counts.change(builder)
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
@@ -354,8 +341,7 @@ class Builders(Claims):
         """Return the builder of a row that this transaction has locked."""
         self._own.add(row.id)
         builder = self._known[row.id] = read_builder(row)
-        if builder.desired is not Desired.DELETED:
-            self._live.add(row.id)
+        self.live_counts.note(builder)
         return builder
 
 

@@ -79,7 +79,9 @@ class UnitOfWork:
         self.tokens: port.Tokens = Tokens(connection)
         self.builder_lists: port.BuilderLists = BuilderLists(connection)
         self.builder_reads: port.BuilderReads = BuilderReads(connection)
-        self.builders: port.Builders = Builders(connection, locks=writes)
+        builders = Builders(connection, locks=writes)
+        self.builders: port.Builders = builders
+        self._live_counts = builders.live_counts
         self.versions: port.Versions = Versions(connection)
         self.sandboxes: port.Sandboxes = Sandboxes(connection)
         self.ledger: port.Ledger = Ledger(connection)
@@ -108,6 +110,10 @@ class UnitOfWork:
         self.qa_reports: port.QaReports = QaReports(connection)
         self.reviews: port.Reviews = Reviews(connection)
         self.acceptances: port.Acceptances = Acceptances(connection)
+
+    def finish(self) -> None:
+        """Write what a transaction writes last."""
+        self._live_counts.write()
 
 
 class SqlStore:
@@ -201,7 +207,10 @@ class SqlStore:
     def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> T:
         with self._database.writing.begin() as connection:
             self._check_lease(connection)
-            return work(UnitOfWork(connection, writes=True))
+            uow = UnitOfWork(connection, writes=True)
+            result = work(uow)
+            uow.finish()
+            return result
 
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
         try:

@@ -19,13 +19,14 @@ from sqlalchemy import (
     inspect,
     literal,
     select,
+    text,
     update,
 )
 
 from builderd.adapters.stores.sql.database_clock import database_now
 from builderd.adapters.stores.sql.rows import row_of
-from builderd.adapters.stores.sql.tables import backups, builders, database_lease, qa_reports, restores, tenants
-from builderd.domain.builders import Desired, Status
+from builderd.adapters.stores.sql.tables import LIVE, backups, builders, database_lease, qa_reports, restores, tenants
+from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseLease, Instance
 
 _row = database_lease.c
@@ -49,10 +50,7 @@ _MOVE_BUILDERS = (
 )
 _DROP_CLAIMS = update(builders).where(_builder.claimed_by != _identity).values(claimed_by=None, claimed_until=None)
 _counted = (
-    select(func.count())
-    .select_from(builders)
-    .where(_builder.tenant_id == tenants.c.id, _builder.desired != Desired.DELETED)
-    .scalar_subquery()
+    select(func.count()).select_from(builders).where(_builder.tenant_id == tenants.c.id, text(LIVE)).scalar_subquery()
 )
 # It is kept by differences: a service of an earlier version, on a database that was rolled back to it, kept none.
 _COUNT_LIVE = update(tenants).where(tenants.c.live_builders != _counted).values(live_builders=_counted)

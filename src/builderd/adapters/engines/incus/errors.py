@@ -61,6 +61,13 @@ def member_away(member: str) -> MemberAway:
     )
 
 
+def state_unknown(instance: str) -> EngineUnavailable:
+    """Return the error for an instance that ended while Incus listed it, or whose member has just stopped answering."""
+    return EngineUnavailable(
+        f"Incus could not read the state of the instance {instance}: see incus list.", retry_after=RETRY_SECONDS
+    )
+
+
 def unreachable(place: str, why: object) -> EngineUnavailable:
     """Return the error for a server that does not answer."""
     return EngineUnavailable(

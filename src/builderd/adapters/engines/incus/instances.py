@@ -21,6 +21,8 @@ from builderd.domain.errors import NoCapacity
 
 #: Attempts to find an address that no instance of another service on the same network has.
 _ATTEMPTS = 8
+#: Words for an address that another instance of the member has; the MAC address follows from it and is compared first.
+_ADDRESS_TAKEN = "already defined on another NIC"
 #: Seconds within which Incus ends a killed instance.
 _KILL_SECONDS = 30
 #: Attempts while Incus still works on an instance's end.
@@ -45,7 +47,7 @@ class Instances:
         self.image, self._image_bytes = image
         self._away = away
         self.pool = options.pool
-        self.index = InstanceIndex(self.all)
+        self.index = InstanceIndex(self._list, self._list_addresses)
         #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
         self.on_left: Callable[[str], None] = _ignore
         #: Addresses of instances that are being made.
@@ -72,10 +74,20 @@ class Instances:
         return found
 
     async def all(self) -> Sequence[Json]:
+        return await self.index.read_all()
+
+    async def _list(self) -> Sequence[Json]:
         found: Sequence[Json] = await self._client.get("/instances", recursion="1")
-        for one in found:
-            self.index.note(one)
         return found
+
+    async def _list_addresses(self) -> Sequence[Json]:
+        """Return the instances with addresses from Incus's database: its list shows none of a member that is away."""
+        leases = await self._client.get(f"/networks/{self._options.network}/leases")
+        return [
+            {"name": one["hostname"], "location": one["location"], "config": {f"{OWN}ip": one["address"]}}
+            for one in leases
+            if one["type"] == "static"
+        ]
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
         """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
@@ -91,17 +103,23 @@ class Instances:
                 routed=egress,
                 own={**instance.own, "ip": address},
             )
+            made = {"name": placed.name, "location": member, "config": {f"{OWN}ip": address}}
             try:
                 await self._client.call("POST", "/instances", document(placed), target=member)
-            except IncusError as error:
-                if "IP address" not in error.message:
-                    raise
-                # Of another service on this network.
-                refused.add(address)
-                continue
+            except BaseException as error:
+                if isinstance(error, IncusConflict):
+                    if _ADDRESS_TAKEN in error.message:
+                        # By an instance of another service on this network.
+                        refused.add(address)
+                        continue
+                    if self.index.member(placed.name) is not None:
+                        raise
+                # Incus may have made it: its address stays taken until it is deleted, or a list does not have it.
+                self.index.note(made)
+                raise
             finally:
                 self._taken.discard(address)
-            self.index.note({"name": placed.name, "location": member, "config": {f"{OWN}ip": address}})
+            self.index.note(made)
             return address
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -40,6 +41,8 @@ from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
 from builderd.domain.sandboxes import SandboxReport, SandboxSpec, SandboxState
+
+log = logging.getLogger(__name__)
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
@@ -226,6 +229,10 @@ class Sandboxes:
         """Return True for an instance that is to be ended when its member returns."""
         return self._lost.has(found["name"])
 
+    def is_away(self, found: Json) -> bool:
+        """Return True for an instance of a member that is away."""
+        return self._instances.is_away(found)
+
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
         if found and self._lost.has(found["name"]):
@@ -298,7 +305,24 @@ class Sandboxes:
             await self._freezer.thaw_left(found)
 
     async def _routed(self) -> Sequence[Json]:
-        return [found for found in await self._instances.all() if is_sandbox(found) and own_of(found).get("ip")]
+        """Return the sandboxes that have an address. No two have the same: one that has a later one's is ended."""
+        listed = [found for found in await self._instances.all() if is_sandbox(found) and own_of(found).get("ip")]
+        routed: dict[str, Json] = {}
+        for found in sorted(listed, key=lambda one: float(own_of(one).get("started", 0))):
+            if earlier := routed.get(own_of(found)["ip"]):
+                await self._end_doubled(earlier, found)
+            routed[own_of(found)["ip"]] = found
+        return list(routed.values())
+
+    async def _end_doubled(self, found: Json, later: Json) -> None:
+        """End a sandbox whose address another got while their members did not know of each other."""
+        address = own_of(found)["ip"]
+        log.error(
+            "app ended: another has its address instance=%s other=%s ip=%s", found["name"], later["name"], address
+        )
+        # First: what is removed takes the route to its address with it.
+        await self._instances.mark(found["name"], {"ip": ""})
+        await self._instances.kill(found["name"])
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         found = await self._find(sandbox)

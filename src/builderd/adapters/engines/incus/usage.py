@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.disks import volume_of
-from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded, member_away
+from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded, member_away, state_unknown
 from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.reports import is_sandbox, name_of, state_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
@@ -58,17 +58,20 @@ class Usage:
         except BuilderdError as error:
             return dict.fromkeys(sandboxes, error)
         instances = {found["name"]: found for found in listed}
-        return {
-            sandbox: used
-            for sandbox in sandboxes
-            if (found := instances.get(name_of(sandbox))) and (used := self._listed(found)) is not None
-        }
 
-    def _listed(self, found: Json) -> SandboxUsage | Exception | None:
+        async def usage(sandbox: SandboxId) -> SandboxUsage | None:
+            found = instances.get(name_of(sandbox))
+            return self._listed(found) if found else None
+
+        return await read_each(usage, sandboxes)
+
+    def _listed(self, found: Json) -> SandboxUsage | None:
         if not is_sandbox(found) or self._sandboxes.is_lost(found):
             return None
         if found["status"] == "Error":
-            return member_away(str(found.get("location")))
+            raise (
+                member_away(str(found["location"])) if self._sandboxes.is_away(found) else state_unknown(found["name"])
+            )
         state = found.get("state")
         return _usage(found, state) if state and state_of(found) is not SandboxState.EXITED else None
 

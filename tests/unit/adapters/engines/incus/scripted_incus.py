@@ -36,6 +36,8 @@ class ScriptedIncus:
         self.project_config: dict[str, str] = {}
         self.instances: dict[str, dict[str, Any]] = {}
         self.volumes: dict[str, dict[str, Any]] = {}
+        #: Addresses of instances as the database of the cluster has them, also of members that are away.
+        self.addresses: dict[str, str] = {}
         self.changes: list[tuple[str, str]] = []
         self.before: OnChange = _nothing
         self.after: OnChange = _nothing
@@ -69,6 +71,12 @@ class ScriptedIncus:
             return {"environment": {"certificate": "certificate"}}
         if kind == "cluster":
             return {"url": "https://10.0.0.2:8443"}
+        if kind == "networks":
+            return [{"type": "gateway", "hostname": f"{name}.gw", "address": "10.99.0.1", "location": ""}] + [
+                {"type": "static", "hostname": one, "address": address, "location": self.instances[one]["location"]}
+                for one, address in self.addresses.items()
+                if one in self.instances
+            ]
         if kind == "projects":
             return {"description": "", "config": dict(self.project_config)}
         stored = self.instances if kind == "instances" else self.volumes

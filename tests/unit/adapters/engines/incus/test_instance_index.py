@@ -9,12 +9,13 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import routes
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, error_of, unreachable
 from builderd.adapters.engines.incus.instance import Instance
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.resources import GB
 
 BUILDER = BuilderId("b")
+INVALID = 'Failed initializing instance: Invalid devices: Device validation failed for "eth0"'
 
 
 class CountingIncus(ScriptedIncus):
@@ -104,13 +105,113 @@ async def test_address_of_a_member_that_is_away_stays_taken(
     assert await instances.create(instance("s-2"), "node3", egress=True) != first
 
 
+async def test_address_of_a_member_that_was_away_from_the_first_is_taken(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that takes over while a member is away gives out none of its addresses."""
+    incus.has_instance("s-1", "node3", status="Error")
+    incus.addresses["s-1"] = "10.99.0.20"
+    instances = machine_on(incus).instances
+    numbers(monkeypatch, 20, 21)
+    assert await instances.create(instance("s-2"), "node2", egress=True) == "10.99.0.21"
+    await instances.all()
+    assert instances.index.addresses() == {"10.99.0.20", "10.99.0.21"}
+    assert instances.index.member("s-1") == "node3"
+    # Removed with its member.
+    del incus.instances["s-1"]
+    await instances.all()
+    assert instances.index.addresses() == {"10.99.0.21"}
+
+
+async def test_sandbox_whose_address_a_later_one_has_is_ended_and_gets_no_visitors(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[str] = []
+
+    async def ip(*words: str) -> str:
+        changed.append(" ".join(words))
+        return ""
+
+    monkeypatch.setattr(routes, "_ip", ip)
+    incus.has_instance("s-1", "node3", builder="b", ip="10.99.0.20", started="1.0")
+    incus.has_instance("s-2", "node2", builder="c", ip="10.99.0.20", started="2.0")
+    machine = machine_on(incus)
+    await machine.members.look()
+    await machine.sandboxes.adopt()
+    await machine.sandboxes.adopt_on({"node3"})
+    assert [one for one in changed if "replace" in one] == ["route replace 10.99.0.20/32 via 10.0.0.2 proto 152"]
+    assert (incus.instances["s-1"]["status"], incus.instances["s-2"]["status"]) == ("Stopped", "Running")
+    # Its removal leaves the route of the other.
+    machine.sandboxes._ordered.add("s-1")
+    await machine.sandboxes.remove(SandboxId("1"))
+    assert not [one for one in changed if "del" in one]
+
+
+async def test_list_that_was_asked_for_before_a_deletion_does_not_bring_its_address_back(incus: CountingIncus) -> None:
+    instances = machine_on(incus).instances
+    await instances.create(instance("s-1"), "node2", egress=True)
+    listed, end = asyncio.Event(), asyncio.Event()
+    get = incus.get
+
+    async def slow(path: str, **query: str) -> Any:
+        answer = await get(path, **query)
+        listed.set()
+        await end.wait()
+        return answer
+
+    incus.get = slow  # type: ignore[method-assign]
+    reading = asyncio.create_task(instances.all())
+    await listed.wait()
+    await instances.delete("s-1")
+    await instances.create(instance("s-2"), "node2", egress=True)
+    end.set()
+    await reading
+    assert instances.index.member("s-1") is None
+    assert instances.index.member("s-2") == "node2"
+    assert len(instances.index.addresses()) == 1
+
+
+async def test_list_shows_that_an_operator_deleted_an_instance(incus: CountingIncus) -> None:
+    instances = machine_on(incus).instances
+    await instances.create(instance("s-1"), "node2", egress=True)
+    del incus.instances["s-1"]
+    await instances.all()
+    assert not instances.index.addresses()
+
+
+@pytest.mark.parametrize("error", [unreachable("the socket", "timeout"), IncusError(400, "Failed to start")], ids=str)
+async def test_address_stays_taken_until_what_an_unanswered_start_made_is_deleted(
+    incus: CountingIncus, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    instances = machine_on(incus).instances
+    numbers(monkeypatch, 20, 20, 21, 20)
+
+    async def lose(method: str, path: str) -> None:
+        if (method, path) == ("POST", "/instances"):
+            incus.after = nothing
+            raise error
+
+    async def nothing(*_: str) -> None: ...
+
+    incus.after = lose
+    with pytest.raises(type(error)):
+        await instances.create(instance("s-1"), "node2", egress=True)
+    assert await instances.create(instance("s-2"), "node2", egress=True) == "10.99.0.21"
+    await instances.delete("s-1")
+    assert await instances.create(instance("s-3"), "node2", egress=True) == "10.99.0.20"
+
+
 async def test_address_of_a_failed_start_is_free_and_that_of_an_earlier_one_stays(
     incus: CountingIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instances = machine_on(incus).instances
     numbers(monkeypatch, 20, 21, 22, 20, 21)
     await instances.create(instance("s-1"), "node2", egress=True)
-    errors: list[IncusError] = [IncusError(400, "IP address in use"), IncusConflict(409, "already exists")]
+    errors = [
+        # Incus compares the MAC address first, which follows from the IP address.
+        error_of(409, f'{INVALID}: MAC address "02:bd:0a:63:00:15" already defined on another NIC', "POST /instances"),
+        error_of(409, 'Instance "s-1" already exists', "POST /instances"),
+    ]
 
     async def fail(*_: str) -> None:
         if errors:

@@ -55,7 +55,8 @@ async def test_list_leaves_out_what_ended_and_names_lost_members() -> None:
     incus = StatefulIncus()
     machine = machine_on(incus)
     away, noted, ended, removed, gone, starting, *_ = (f"s-{sandbox}" for sandbox in MANY)
-    incus.has_instance(away, status="Error")
+    incus.has_instance(away, "node3", status="Error")
+    machine.members._away = {"node3": 0.0}
     incus.has_instance(noted, status="Error")
     machine.lost_sandboxes._names.add(noted)
     incus.instances[ended]["config"]["user.builderd.end"] = "{}"
@@ -77,3 +78,19 @@ async def test_list_that_fails_is_the_error_of_each() -> None:
     incus.get = fail  # type: ignore[method-assign]
     found = await machine.usage.usages(MANY)
     assert [str(error) for error in found.values()] == ["no quorum"] * len(MANY)
+
+
+async def test_app_that_ends_while_it_is_listed_is_not_told_as_one_of_a_lost_member() -> None:
+    incus = StatefulIncus()
+    incus.has_instance(f"s-{MANY[0]}", status="Error", builder="b", disk=MANY[0], started="1.0")
+    found = await machine_on(incus).usage.usages(MANY)
+    assert type(found[MANY[0]]) is EngineUnavailable
+    assert all(isinstance(found[sandbox], SandboxUsage) for sandbox in MANY[1:])
+
+
+async def test_entry_that_cannot_be_read_is_the_error_of_its_sandbox_alone() -> None:
+    incus = StatefulIncus()
+    del incus.instances[f"s-{MANY[0]}"]["state"]["cpu"]
+    found = await machine_on(incus).usage.usages(MANY)
+    assert isinstance(found[MANY[0]], KeyError)
+    assert all(isinstance(found[sandbox], SandboxUsage) for sandbox in MANY[1:])

@@ -80,7 +80,7 @@ async def test_list_that_fails_is_the_error_of_each() -> None:
     assert [str(error) for error in found.values()] == ["no quorum"] * len(MANY)
 
 
-async def test_app_that_ends_while_it_is_listed_is_not_told_as_one_of_a_lost_member() -> None:
+async def test_app_that_ends_while_it_is_listed_counts_as_none_of_a_lost_member() -> None:
     incus = StatefulIncus()
     incus.has_instance(f"s-{MANY[0]}", status="Error", builder="b", disk=MANY[0], started="1.0")
     found = await machine_on(incus).usage.usages(MANY)

@@ -289,10 +289,18 @@ async def test_a_version_makes_way_for_a_newer_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", ["trial", "handover"])
-async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_data(world: World, moment: str) -> None:
+async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_data(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    async def never(*_: object) -> int:
+        """Wait for ever: fake time would race with the stop."""
+        await asyncio.Event().wait()
+        return 1
+
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
+        monkeypatch.setattr(world.clock, "poll", never)
         number = await world.put(builder, NEW, entrypoint=OTHER)
         if moment == "trial":
             await world.until(lambda: len(world.running) == 2)
@@ -306,6 +314,7 @@ async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_dat
         assert (now.status, now.version, now.disk) == (Status.STOPPED, 1, builder.disk)
         assert list(world.engine.disks) == [builder.disk]
         assert not world.engine.sandboxes
+        monkeypatch.undo()
         await world.outcome(await world.want(builders.start, builder))
         await serves(world, builder, 1)
 

@@ -32,7 +32,7 @@ from builderd.domain.qa_gate import (
     check_memory,
     check_port,
 )
-from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxState
+from builderd.domain.sandboxes import Sandbox, SandboxState
 from builderd.domain.versions import Protocol, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.ports.testers import Target
@@ -79,27 +79,33 @@ async def judge(
     url, h2c = application.preview_domain.url(builder.host), settings.protocol is Protocol.H2C
     target = Target(Address(report.ip, settings.port), url, h2c)
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
-    await application.clock.sleep(alive_after)
-    reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
-    after = await (engine.report(sandbox.id) if reachable else _report_of_ending(application, sandbox.id))
+    again = await _look_again(application, sandbox.id, settings.port, alive_after)
     lines = await last_lines(application, sandbox.id)
     return in_order(
         [
             port,
             check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
-            check_alive(SecondLook(after, reachable, alive_after), settings.port, GATE_PATH, settings.resources, lines),
-            check_memory(after, settings.resources),
+            check_alive(again, settings.port, GATE_PATH, settings.resources, lines),
+            check_memory(again.report, settings.resources),
         ]
     )
 
 
-async def _report_of_ending(application: Application, sandbox: SandboxId) -> SandboxReport:
-    """Return the report of an app that listens no more, once it has ended: its end is the better reason."""
-    clock = application.clock
+async def _look_again(application: Application, sandbox: SandboxId, port: int, seconds: float) -> SecondLook:
+    """Look at the app after so many seconds; wait for one that listens no more to end, or to listen again.
+
+    Its end is the better reason, and an engine may know of it later than of the port.
+    """
+    engine, clock = application.engine, application.clock
     begun = clock.passed()
-    while (report := await application.engine.report(sandbox)).alive and clock.passed() - begun < ENDING_SECONDS:
+    await clock.sleep(seconds)
+    while True:
+        reachable = (await engine.listening(sandbox)).reachable(port)
+        report = await engine.report(sandbox)
+        waited = clock.passed() - begun
+        if reachable or not report.alive or waited >= seconds + ENDING_SECONDS:
+            return SecondLook(report, reachable, waited)
         await clock.sleep(RETRY_PAUSE)
-    return report
 
 
 async def _visit(application: Application, target: Target, sandbox: Sandbox, start_seconds: float) -> Visit:

@@ -37,9 +37,10 @@ class Clock(Protocol):
         """Let this much time pass."""
 
     async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        """Call a quick check after each ``pause`` seconds, until it is True, ``most`` times at most; return the number.
+        """Call a quick check after each ``pause`` seconds until it is True; return how often it was called.
 
-        It costs less CPU time than ``sleep`` in a loop.
+        It is called ``most`` times at most, and for ``most`` pauses at most, however late each is: ``most`` is returned
+        then. It costs less CPU time than ``sleep`` in a loop.
         """
 
     def skips(self) -> Sequence[Skip]:

@@ -119,18 +119,21 @@ class SystemClock:
         loop = asyncio.get_running_loop()
         polled: asyncio.Future[int] = loop.create_future()
         timer: asyncio.TimerHandle
+        deadline = loop.time() + most * pause
 
         def tick(number: int) -> None:
             nonlocal timer
             if polled.done():  # its caller was cancelled
                 return
             try:
-                is_over = check() or number >= most
+                holds = check()
             except Exception as error:
                 polled.set_exception(error)
                 return
-            if is_over:
+            if holds:
                 polled.set_result(number)
+            elif number >= most or loop.time() >= deadline:
+                polled.set_result(most)
             else:
                 timer = loop.call_later(pause, tick, number + 1)
 

@@ -39,11 +39,10 @@ class FakeClock:
         await asyncio.sleep(0)
 
     async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        for number in range(1, most):
+        for number in range(1, most + 1):
             await self.sleep(pause)
             if check():
                 return number
-        await self.sleep(pause)
         return most
 
     def skips(self) -> Sequence[Skip]:

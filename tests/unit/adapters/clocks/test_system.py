@@ -348,6 +348,19 @@ async def test_poll_makes_no_more_checks_than_asked() -> None:
     assert len(list(answers)) == 5
 
 
+async def test_poll_ends_after_its_pauses_however_late_its_checks_are() -> None:
+    calls = 0
+
+    def check() -> bool:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.05)
+        return False
+
+    assert await SystemClock().poll(check, 0.001, 25) == 25
+    assert calls == 1
+
+
 async def test_error_of_a_polled_check_is_the_callers() -> None:
     def broken() -> bool:
         raise LookupError("gone")

@@ -15,6 +15,7 @@ import click
 from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Pending, Project, State, fingerprint
 from builderd.cli.apps.sending import Job, Sending, size
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command
+from builderd.cli.apps.tables import printable
 from builderd.client.detection import Start, detect, roots_with_a_start
 from builderd.client.errors import (
     ApiError,
@@ -59,7 +60,7 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
     if start is None:
         session.say(f"Nothing that starts the code was found: add an entrypoint to {directory / FILE}.")
     else:
-        session.say(f"Starts with: {start.command}\n  because {start.reason}")
+        session.say(f"Starts with: {start.command}\n  because {printable(start.reason)}")
     session.result({"file": str(directory / FILE), **settings}, f"Wrote {directory / FILE}.")
 
 
@@ -242,7 +243,7 @@ def _start(session: Session, project: Project, folder: Folder, entrypoint: str |
             *apps,
             f"builderd deploy {where} --entrypoint 'COMMAND'",
         )
-    session.say(f"Starts with: {found.command}\n  because {found.reason}")
+    session.say(f"Starts with: {found.command}\n  because {printable(found.reason)}")
     if found.entrypoint is None or yes:
         return found
     where = shlex.quote(str(project.root))

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd import __version__
+from builderd.cli.apps.tables import aligned, printable
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from builderd.client.retries import Retry
 
 
-#: Least columns in which a text is wrapped: in fewer, it is left to the terminal.
-LEAST_COLUMNS = 20
 #: Shorter waits before a call is sent again are not told of.
 WAIT_TOLD_SECONDS = 2.0
 
@@ -239,34 +237,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]], width: int | None = None) -> list[str]:
-    """Return a table's lines; the last column is not padded, and wrapped at spaces to fit into ``width``."""
-    cells = [list(columns), *([_cell(read(row)) for read in columns.values()] for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns) - 1)]
-    indent = sum(widths) + 2 * len(widths)
-    lines = []
-    for *row, last in cells:
-        begin = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=True))
-        pieces = _wrapped(last, None if width is None else width - indent)
-        lines += [f"{begin}{pieces[0]}".rstrip(), *(f"{'':<{indent}}{piece}" for piece in pieces[1:])]
-    return [click.style(lines[0], bold=True), *lines[1:]]
-
-
-def _wrapped(text: str, width: int | None) -> list[str]:
-    """Return the lines of a text; a longer word, such as a URL, stays whole."""
-    if width is None or width < LEAST_COLUMNS or len(text) <= width:
-        return [text]
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if hasattr(value, "strftime"):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
-    return next(iter(str(value).splitlines()), "")
-
-
 def run(session: Session, function: Callable[[], None]) -> None:
     """Run a command's function; end the process with the contract's exit code for each error."""
     try:
@@ -351,14 +321,14 @@ def _error_code(error: BuilderdError) -> str:
 
 def _told(error: BuilderdError, following: list[str]) -> Iterable[str]:
     """Yield the lines about an error: what is wrong, the log's end, and what to run next."""
-    yield f"{click.style('Error:', fg='red')} {error.message}"
+    yield f"{click.style('Error:', fg='red')} {printable(error.message)}"
     if isinstance(error, ApiError):
         faults = [f"{path}: {reason}" for path, reasons in error.errors.items() for reason in reasons]
-        yield from (f"  {fault}" for fault in faults if fault not in error.message)
+        yield from (f"  {printable(fault)}" for fault in faults if fault not in error.message)
     # The message of a failed start has the end of the log already.
     if isinstance(error, DeploymentFailed) and error.log_tail and error.log_tail[-1].strip() not in error.message:
         yield "The log's last lines:"
-        yield from (f"  {line}" for line in error.log_tail)
+        yield from (f"  {printable(line)}" for line in error.log_tail)
     if error.request_id and isinstance(error, ApiError) and error.status >= 500:
         yield f"Request id, for the service's log: {error.request_id}"
     yield from _steps(following)

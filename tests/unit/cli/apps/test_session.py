@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from tests.threaded_service import Running
 
 from builderd import __version__
-from builderd.cli.apps.session import Session, aligned
+from builderd.cli.apps.session import Session
+from builderd.cli.apps.tables import aligned, printable
 from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import builderd
 from builderd.client.errors import NoCapacity, Unavailable
@@ -360,3 +361,13 @@ def test_a_sparkline_fits_into_the_terminal_and_keeps_the_peak() -> None:
     assert sparkline(values, 40) == "▁" * 31 + "█"
     assert sparkline(values, 0) == "█"
     assert sparkline([1.0, 8.0], 40) == "▂█"
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "\x1b]0;title\x07", "a\rb", "\u202egnp.exe", "\x9b31m"])
+def test_text_from_elsewhere_does_not_command_the_terminal(hostile: str) -> None:
+    shown = printable(f"before {hostile} after\n\tnext")
+    assert all(one.isprintable() or one in "\n\t" for one in shown)
+    assert shown.startswith("before ")
+    assert shown.endswith(" after\n\tnext")
+    (line,) = aligned([(hostile,)], {"A": lambda row: row[0], "B": lambda _: ""})[1:]
+    assert line.isprintable()

@@ -1,0 +1,45 @@
+"""Tables for a terminal, and text from elsewhere that is safe to show there."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+#: Least columns in which a text is wrapped: in fewer, it is left to the terminal.
+LEAST_COLUMNS = 20
+
+
+def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]], width: int | None = None) -> list[str]:
+    """Return a table's lines; the last column is not padded, and wrapped at spaces to fit into ``width``."""
+    cells = [list(columns), *([_cell(read(row)) for read in columns.values()] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for *row, last in cells:
+        begin = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=True))
+        pieces = _wrapped(last, None if width is None else width - indent)
+        lines += [f"{begin}{pieces[0]}".rstrip(), *(f"{'':<{indent}}{piece}" for piece in pieces[1:])]
+    return [click.style(lines[0], bold=True), *lines[1:]]
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """Return the lines of a text; a longer word, such as a URL, stays whole."""
+    if width is None or width < LEAST_COLUMNS or len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def printable(text: str) -> str:
+    """Return text from elsewhere without what moves the cursor, sets a title or turns the direction of a line."""
+    return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if hasattr(value, "strftime"):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return printable(next(iter(str(value).splitlines()), ""))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from builderd.client.folders import Folder
@@ -13,7 +14,7 @@ from builderd.client.folders import Folder
 #: The usual names of a Python app's first file, the likeliest first.
 PYTHON_NAMES = ("main.py", "app.py", "server.py", "wsgi.py", "asgi.py", "run.py", "streamlit_app.py", "index.py")
 MOST_BYTES = 200_000
-#: Scripts of pyproject.toml that start an app, of several; of one alone, any name does.
+#: Scripts of pyproject.toml that start an app, before other files; the only script, of any name, does after them.
 SCRIPTS = ("start", "serve", "server", "web", "main")
 #: What a script of pyproject.toml names: a function of a module.
 OBJECT = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*:\s*([A-Za-z_]\w*)", re.ASCII)
@@ -80,10 +81,11 @@ def _starts(code: _Code) -> Iterator[Start]:
     yield from _python_framework(code)
     yield from _node(code)
     yield from _usual_python(code)
-    yield from _python_script(code)
+    yield from _python_script(code, SCRIPTS)
     yield from _only_python(code)
     if "index.html" in code.paths:
         yield Start("python3 -m http.server $PORT", "index.html: a static site")
+    yield from _python_script(code)
 
 
 def _procfile(code: _Code) -> Iterator[Start]:
@@ -144,8 +146,11 @@ def _usual_python(code: _Code) -> Iterator[Start]:
         yield Start(f"python3 {found[0]}", f"{found[0]}: a Python program")
 
 
-def _python_script(code: _Code) -> Iterator[Start]:
-    """Yield the script of ``[project.scripts]``. The code is not installed, so its function is called."""
+def _python_script(code: _Code, names: Sequence[str] = ()) -> Iterator[Start]:
+    """Yield the script of ``[project.scripts]`` of one of the names, or else the only one.
+
+    The code is not installed, so its function is called.
+    """
     try:
         project = tomllib.loads(code.text("pyproject.toml")).get("project")
     except (ValueError, RecursionError):
@@ -153,9 +158,9 @@ def _python_script(code: _Code) -> Iterator[Start]:
     scripts = project.get("scripts") if isinstance(project, dict) else None
     if not isinstance(scripts, dict):
         return
-    name = next(iter(scripts)) if len(scripts) == 1 else next((one for one in SCRIPTS if one in scripts), None)
+    name = next((one for one in names or scripts if one in scripts and (names or len(scripts) == 1)), None)
     named = OBJECT.fullmatch(str(scripts.get(name)))
-    if named is None:
+    if named is None or any(map(keyword.iskeyword, re.findall(r"\w+", named[0]))):
         return
     module = named[1].replace(".", "/")
     for folder, variables in (("", ""), ("src/", "PYTHONPATH=src ")):
@@ -165,6 +170,6 @@ def _python_script(code: _Code) -> Iterator[Start]:
 
 
 def _only_python(code: _Code) -> Iterator[Start]:
-    found = code.python()
+    found = [path for path in code.python() if path != "setup.py"]
     if len(found) == 1:
         yield Start(f"python3 {found[0]}", f"{found[0]}: the only Python program")

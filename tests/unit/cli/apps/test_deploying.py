@@ -258,6 +258,12 @@ CASES: list[tuple[dict[str, str], str | None, str]] = [
     ),
     ({"package.json": '{"scripts": {"start": "node x"}}'}, "npm start", "script `start`"),
     ({"package.json": '{"main": "x.js"}', "x.js": ""}, "node x.js", "main file"),
+    (
+        {"pyproject.toml": '[project.scripts]\nmigrate = "db:migrate"\n', "db/__init__.py": "", "index.html": ""},
+        "python3 -m http.server $PORT",
+        "static",
+    ),
+    ({"pyproject.toml": '[project.scripts]\na = "shop:class"\n', "shop/__init__.py": ""}, None, ""),
     ({"package.json": "[]", "index.html": ""}, "python3 -m http.server $PORT", "static"),
     ({"package.json": "{", "tool.py": ""}, "python3 tool.py", "only Python"),
     (

@@ -120,7 +120,8 @@ class _Creates:
     def _add(self, before: _Reading, after: _Reading, idle: _Reading, spans: float) -> None:
         """Add what creates took; an idle span with the batch's apps, of which theirs has so many, is taken off."""
         for part, took in after.cpu.items():
-            self.cpu[part[0]] += took - before.cpu[part] - spans * (idle.cpu[part] - took)
+            # A process that ended meanwhile used nothing more.
+            self.cpu[part[0]] += took - before.cpu[part] - spans * (idle.cpu.get(part, took) - took)
         for name, (took, number) in idle.steps.items():
             now, since = after.steps.get(name, _NOTHING), before.steps.get(name, _NOTHING)
             self.steps[name] += now[0] - since[0] - spans * (took - now[0])

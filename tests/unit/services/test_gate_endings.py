@@ -54,7 +54,7 @@ async def test_app_that_runs_on_without_its_port_is_waited_for_no_longer(
     assert ENDING_SECONDS <= look.seconds < ENDING_SECONDS + 0.7
 
 
-async def test_app_that_closes_its_port_for_a_moment_is_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_app_that_listens_again_after_a_moment_passes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     look = await looked(world, monkeypatch, listens_after=1.2)
     assert look.reachable
     assert look.report.alive

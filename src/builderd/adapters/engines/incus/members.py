@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.engines.incus.cluster import Cluster, Member
 from builderd.adapters.engines.incus.options import IncusOptions
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.members import MemberReport
 from builderd.domain.quotas import Capacity
 
@@ -22,9 +22,14 @@ WATCH_SECONDS = 5.0
 AGAIN_SECONDS = 1.0
 #: A look that failed after so long is believed at once: Incus itself has tried again meanwhile.
 SLOW_SECONDS = 5.0
+#: A look ends after so long: an Incus that is cut off from the others may keep it for a minute.
+LOOK_SECONDS = 20.0
 
 #: Called with the members that have come (joined or returned).
 OnArrival = Callable[[Sequence[Member]], Awaitable[None]]
+
+
+_UNANSWERED = "Incus does not tell the cluster's members: its database may have no quorum."
 
 
 class Members:
@@ -88,7 +93,11 @@ class Members:
         """Look at the members, and note whether they answer. Return True if the look succeeded."""
         begun = time.monotonic()
         try:
-            await self.look()
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self.look()
+        except TimeoutError:
+            self._note_failure(EngineUnavailable(_UNANSWERED), time.monotonic() - begun)
+            return False
         except Exception as error:
             self._note_failure(error, time.monotonic() - begun)
             return False

@@ -191,6 +191,16 @@ async def test_look_that_fails_late_is_believed_at_once(monkeypatch: pytest.Monk
     assert members.unavailable_reason == "no quorum"
 
 
+async def test_look_without_an_answer_ends_and_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    cluster = ScriptedCluster(node1=True)
+    members = Members(cluster)  # type: ignore[arg-type]
+    monkeypatch.setattr(cluster, "members", asyncio.Event().wait)
+    assert not await members._observe()
+    assert "quorum" in members.unavailable_reason
+
+
 async def test_refusal_ends_although_a_look_failed_in_a_way_that_nobody_expected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

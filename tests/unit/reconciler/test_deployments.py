@@ -33,6 +33,12 @@ HASTY = Behaviour(exits_at=0, exit_code=3, lines=("no such module",))
 DEAF = Behaviour(listens_at=None)
 
 
+async def wait_for_ever(*_: object) -> int:
+    """Stand for a poll: fake time would race with what a test does meanwhile."""
+    await asyncio.Event().wait()
+    return 1
+
+
 async def serves(world: World, builder: Builder, version: int) -> Builder:
     """Exactly this version runs, on the builder's disk, and visitors are led to it."""
     await world.until(lambda: is_at_rest(world, builder))
@@ -292,15 +298,10 @@ async def test_a_version_makes_way_for_a_newer_one(world: World) -> None:
 async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_data(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    async def never(*_: object) -> int:
-        """Wait for ever: fake time would race with the stop."""
-        await asyncio.Event().wait()
-        return 1
-
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
-        monkeypatch.setattr(world.clock, "poll", never)
+        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
         number = await world.put(builder, NEW, entrypoint=OTHER)
         if moment == "trial":
             await world.until(lambda: len(world.running) == 2)
@@ -320,10 +321,13 @@ async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_dat
 
 
 @pytest.mark.parametrize("moment", ["trial", "handover"])
-async def test_a_builder_that_is_deleted_meanwhile_leaves_nothing(world: World, moment: str) -> None:
+async def test_a_builder_that_is_deleted_meanwhile_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
+        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
         await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: any(one.spec.entrypoint == OTHER for one in world.running))
         await world.reached(builders.delete, builder)

@@ -106,3 +106,15 @@ def test_each_test_in_the_table_of_attacks_exists() -> None:
         defined |= set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
     assert len(rows) >= 25
     assert not named - defined, "a test was renamed or removed: change docs/sandbox.md too"
+
+
+def test_each_test_on_the_page_of_attacks_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs/attacks.md").read_text())
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / "tests" / path).exists()
+        or not re.search(rf"^(?:async )?def {name}\(", (ROOT / "tests" / path).read_text(), re.MULTILINE)
+    ]
+    assert len(named) >= 40
+    assert not missing, f"docs/attacks.md names tests that moved: {missing}"

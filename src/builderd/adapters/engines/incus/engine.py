@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from datetime import datetime
 from weakref import WeakValueDictionary
 
+from builderd.adapters.engines.incus.down import stop_each
 from builderd.adapters.engines.incus.machine import Machine, open_machine
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
@@ -341,6 +342,6 @@ class IncusEngine:
         machine = self._machine
         self._readiness = Readiness(False, "going down")
         alive = [report.id for report in await machine.sandboxes.all() if report.alive]
-        await asyncio.gather(*(machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS) for sandbox in alive))
+        await stop_each(lambda sandbox: machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS), alive)
         await machine.remove_own_instances()
         self._readiness = Readiness(False, "down")

@@ -161,7 +161,7 @@ class GuardedLease:
         return self._claimed
 
     async def _describe(self) -> ClusterService | None:
-        """Return this service's announcement; None while the cluster does not answer."""
+        """Return this service's announcement; None while the cluster does not answer, or a key cannot be read."""
         try:
             return await self._membership.describe(make_keys_first=True)
         except EngineUnavailable as error:

@@ -14,8 +14,8 @@ from builderd.bootstrap.bundles import bundle_sizes
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
-from builderd.domain.cluster_services import describe_standby
-from builderd.domain.database_lease import describe_owner
+from builderd.domain.cluster_services import SeenService, describe_standby
+from builderd.domain.database_lease import DatabaseLease, describe_owner
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory
@@ -51,10 +51,17 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
     return [
         f"database {database_location(settings)}: {owner}",
-        *(describe_standby(one, lease) for one in services if lease and one.service.id != lease.instance.member),
+        *_describe_standbys(services, lease),
         *(f"database: {difference}" for difference in differences),
         *public,
     ]
+
+
+def _describe_standbys(services: Sequence[SeenService], lease: DatabaseLease | None) -> Sequence[str]:
+    if lease is None:
+        return []
+    owner = next((one.service for one in services if one.service.id == lease.instance.member), None)
+    return [describe_standby(one, lease, owner) for one in services if one.service.id != lease.instance.member]
 
 
 async def _describe_public(settings: Settings, opened: SqlStore) -> Sequence[str]:

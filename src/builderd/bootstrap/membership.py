@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import asyncssh
 
 from builderd import __version__
 from builderd.adapters.previews.haproxy import fence
@@ -23,7 +21,7 @@ from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.previews import proxy_files
 from builderd.domain.cluster_services import WITNESS_SECONDS, ClusterService
 from builderd.domain.database_lease import Instance, describe_owner
-from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.domain.errors import EngineUnavailable, StoreUnavailable, ValidationFailed
 from builderd.ports.engine import ClusterProvider, MemberAddresses
 from builderd.settings import Settings
 from builderd.ssh import host_key
@@ -53,7 +51,10 @@ class Membership:
         await fence.take_down(self.proxy_files)
 
     async def describe(self, *, make_keys_first: bool = False) -> ClusterService:
-        """Return this service's announcement. Raises ``EngineUnavailable`` until the cluster has said what it is."""
+        """Return this service's announcement.
+
+        Raises ``EngineUnavailable`` until the cluster has said what it is, and while a key cannot be read.
+        """
         if self._own_address is None:
             async with _in_time():
                 disks, own = await self.provider.disks_id(), (await self.provider.addresses()).own
@@ -85,10 +86,11 @@ class Membership:
     def secret(self) -> str:
         """Return what all services of the cluster derive from their shared key, in hexadecimal digits.
 
-        With it, a standby shows that it is one. Raises ``EngineUnavailable`` while there is no key: without one,
-        everybody could derive it.
+        With it, a standby shows that it is one. Raises ``EngineUnavailable`` while there is no key, or none that can be
+        read: without one, everybody could derive it.
         """
-        keys = make_keys(self.settings).existing()
+        with _readable_keys():
+            keys = make_keys(self.settings).existing()
         if not keys:
             file = self.settings.vault_key_file
             raise EngineUnavailable(f"there is no key in {file}, from which services show each other who they are")
@@ -109,13 +111,27 @@ class Membership:
         return self.settings.data_dir.absolute() / "ssh_host_key"
 
     def _fingerprints(self, *, make_keys_first: bool) -> tuple[str, str]:
-        """Return those of the vault's first key and of the SSH host key, "" for one that does not exist."""
+        """Return those of the vault's first key and of the SSH host key, "" for one that does not exist.
+
+        Raises ``EngineUnavailable`` for one that cannot be read.
+        """
         keys, file = make_keys(self.settings), self._ssh_key_file
-        found = keys.load() if make_keys_first else keys.existing()
-        if make_keys_first and self.settings.ssh.port:
-            host_key.load(file)
-        ssh_key = asyncssh.read_private_key(file).get_fingerprint() if file.exists() else ""
+        with _readable_keys():
+            found = keys.load() if make_keys_first else keys.existing()
+            has_ssh_key = (make_keys_first and self.settings.ssh.port) or file.exists()
+            ssh_key = host_key.load(file).get_fingerprint() if has_ssh_key else ""
         return (found[0].id.hex() if found else ""), ssh_key
+
+
+@contextmanager
+def _readable_keys() -> Iterator[None]:
+    """Raise ``EngineUnavailable`` for a key that cannot be read: a copy of it may be under way."""
+    try:
+        yield
+    except ValidationFailed as error:
+        raise EngineUnavailable(f"A key of this service cannot be read: {error.message}", retry_after=5) from None
+    except OSError as error:
+        raise EngineUnavailable(f"A key of this service cannot be read: {error}", retry_after=5) from None
 
 
 @asynccontextmanager

@@ -65,12 +65,26 @@ class SeenService:
         return self.age <= ALIVE_SECONDS
 
 
-def describe_standby(seen: SeenService, lease: DatabaseLease) -> str:
-    """Name a service that is not the owner, and whether it would take over, for a message."""
+def describe_standby(seen: SeenService, lease: DatabaseLease, owner: ClusterService | None) -> str:
+    """Name a service that is not the owner, whether it would take over or why not, for a message.
+
+    ``owner`` is the announcement of the service that works, None without one.
+    """
     one = seen.service
-    state = "takes over if the owner ends" if seen.known_in == lease.term else "would not take over"
-    alive = f"seen {ago(seen.age)}"
-    return f"standby: the service on host {one.host_name} (version {one.version}, {alive}) {state}{_describe_way(one)}"
+    named = f"standby: the service on host {one.host_name} (version {one.version}, seen {ago(seen.age)})"
+    if owner is not None and (reason := unfit_reason(one, owner)) is not None:
+        return f"{named} neither takes over nor passes calls on: {reason}"
+    if not seen.is_alive:
+        return (
+            f"{named} neither takes over nor passes calls on: it has ended, or its log says what keeps it from the "
+            f"database, from Incus or from its keys (on {one.host_name}: systemctl status builderd)"
+        )
+    if seen.known_in == lease.term:
+        return f"{named} takes over if the owner ends{_describe_way(one)}"
+    return (
+        f"{named} would not take over: the service that works has not noted it, which takes some seconds, and Incus's "
+        f"answer to its claim{_describe_way(one)}"
+    )
 
 
 def _describe_way(standby: ClusterService) -> str:

@@ -71,3 +71,28 @@ def test_without_a_key_there_is_no_secret(service: Settings) -> None:
         membership.secret()
     make_keys(service).load()
     assert len(membership.secret()) == 64
+
+
+@pytest.mark.parametrize("name", ["vault.key", "ssh_host_key"])
+@pytest.mark.parametrize("content", [b"", b"no key", b"\xff\xfe"])
+async def test_key_that_cannot_be_read_leaves_the_service_unannounced_and_says_which(
+    service: Settings, name: str, content: bytes
+) -> None:
+    membership = Membership(service, this_instance(service), FakeCluster())
+    await membership.describe(make_keys_first=True)
+    whole = (service.data_dir / name).read_bytes()
+    (service.data_dir / name).write_bytes(content)
+    for make_keys_first in (False, True):
+        with pytest.raises(EngineUnavailable, match=name):
+            await membership.describe(make_keys_first=make_keys_first)
+    (service.data_dir / name).write_bytes(whole)
+    assert (await membership.describe()).vault_key
+
+
+async def test_key_that_is_no_file_leaves_the_service_unannounced(service: Settings) -> None:
+    membership = Membership(service, this_instance(service), FakeCluster())
+    service.vault_key_file.mkdir(0o700)
+    with pytest.raises(EngineUnavailable, match="Is a directory"):
+        await membership.describe(make_keys_first=True)
+    with pytest.raises(EngineUnavailable, match="Is a directory"):
+        membership.secret()

@@ -736,6 +736,39 @@ async def test_standby_whose_key_differs_after_a_rotation_waits_for_the_copy(
     assert not second.task.done()
 
 
+@pytest.mark.parametrize("name", ["vault.key", "ssh_host_key"])
+async def test_owner_whose_key_cannot_be_read_goes_on_and_keeps_its_lease(
+    name: str, services: Services, one: Settings, two: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    (one.data_dir / name).write_bytes(b"")
+    await first.until(lambda: "service not announced to the cluster" in caplog.text)
+    assert name in caplog.text
+    # Without renewals the standby would have claimed the work and taken it by then.
+    await asyncio.sleep((cluster_services.CLAIM_AFTER + cluster_services.TAKE_AFTER_CLAIM) * 1.5)
+    assert not second.works
+    assert not first.task.done()
+    assert "database lease not renewed" not in caplog.text
+    assert await services.known() == ["two"]
+
+
+async def test_standby_whose_key_is_being_copied_waits_for_it(
+    services: Services, one: Settings, two: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    whole = (two.data_dir / "vault.key").read_bytes()
+    (two.data_dir / "vault.key").write_bytes(b"")
+    await second.until(lambda: "A key of this service cannot be read" in caplog.text)
+    await services.until_known()
+    (two.data_dir / "vault.key").write_bytes(whole)
+    await services.until_known("two")
+    assert not second.task.done()
+
+
 # What it says meanwhile
 
 
@@ -765,14 +798,20 @@ async def test_standby_that_ends_frees_its_ports(services: Services, one: Settin
 
 
 @pytest.mark.slow
-async def test_doctor_names_the_standbys(services: Services, one: Settings, two: Settings) -> None:
+async def test_doctor_names_the_standbys(
+    services: Services, one: Settings, two: Settings, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The look at the schema holds the standby's announcements up for a moment.
+    monkeypatch.setattr(cluster_services, "ALIVE_SECONDS", 15.0)
     first = await services.start_working(one)
     second = services.start(two)
     await services.until_known("two")
     (_, standby_line) = await describe_database(one)
     assert "takes over if the owner ends, passes calls and visitors on" in standby_line
+    # Nobody takes over meanwhile.
+    cluster.away = True
     await first.kill()
     await services.store.write(lambda uow: uow.services.set_known([], 1))
     (_, standby_line) = await describe_database(two)
-    assert "would not take over" in standby_line
+    assert "would not take over: the service that works has not noted it" in standby_line
     assert not second.works

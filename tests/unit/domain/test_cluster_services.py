@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,11 +15,14 @@ from builderd.domain.cluster_services import (
     TAKE_AFTER_CLAIM,
     WITNESS_SECONDS,
     ClusterService,
+    SeenService,
+    describe_standby,
     unfit_reason,
 )
-from builderd.domain.database_lease import RENEW_INTERVAL
+from builderd.domain.database_lease import RENEW_INTERVAL, DatabaseLease, Instance
 
 OWNER = ClusterService("1" * 16, "one", "/srv/a", "1.0", "disks", "aa", "/srv/a/vault.key", "SHA256:x", "/srv/a/ssh")
+LEASE = DatabaseLease(Instance("one", "one", "/srv/a", "a", "boot"), 3, datetime(2026, 11, 30, tzinfo=UTC), 1.0)
 SAME = replace(OWNER, id="2" * 16, host_name="two", version="2.0", vault_key_file="/b/vault.key", ssh_key_file="/b/ssh")
 
 
@@ -50,3 +54,24 @@ def test_reason_of_an_unfit_service_names_the_remedy(change: dict[str, str], wor
     reason = unfit_reason(replace(SAME, **change), OWNER)
     assert reason is not None
     assert all(word in reason for word in words)
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (SeenService(replace(SAME, way=""), 1.0, 3), "takes over if the owner ends, passes calls and visitors on"),
+        (SeenService(replace(SAME, way="port taken"), 1.0, 3), "if the owner ends, cannot pass calls on: port taken"),
+        (SeenService(replace(SAME, way=""), 1.0, 2), "would not take over: the service that works has not noted it"),
+        (
+            SeenService(replace(SAME, way=""), 60.0, 3),
+            "neither takes over nor passes calls on: it has ended, or its log",
+        ),
+        (SeenService(replace(SAME, way="", vault_key="bb"), 60.0, 3), "passes calls on: its keys are not those of"),
+    ],
+)
+def test_standby_is_described_with_what_keeps_it_from_its_work(seen: SeenService, words: str) -> None:
+    assert words in describe_standby(seen, LEASE, OWNER)
+
+
+def test_standby_of_an_owner_that_is_not_announced_is_described_by_itself() -> None:
+    assert "takes over if the owner ends" in describe_standby(SeenService(SAME, 1.0, 3), LEASE, None)

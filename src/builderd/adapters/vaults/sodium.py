@@ -6,13 +6,17 @@ https://doc.libsodium.org/secret-key_cryptography/aead/chacha20-poly1305/xchacha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nacl import bindings
 from nacl.exceptions import CryptoError
 from nacl.utils import random
 
 from builderd.adapters.vaults.keys import ID_BYTES, ConfiguredKeys, Key, Keys
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import EngineUnavailable, ValidationFailed
 
+#: Seconds after which a caller may try again while the keys cannot be read.
+RETRY_SECONDS = 30
 _FORMAT = b"\x01"
 _NONCE_BYTES = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
 _HEADER = len(_FORMAT) + ID_BYTES
@@ -27,7 +31,7 @@ class SodiumVault:
 
     def seal(self, secret: bytes, associated_data: str) -> bytes:
         """Seal a secret: encrypt it and authenticate it together with its associated data."""
-        key, nonce = self._keys.load()[0], random(_NONCE_BYTES)
+        key, nonce = self._load()[0], random(_NONCE_BYTES)
         data = associated_data.encode()
         text = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, data, nonce, key.material)
         return _FORMAT + key.id + nonce + text
@@ -41,18 +45,26 @@ class SodiumVault:
             raise EngineUnavailable(f"The secret of {associated_data} is damaged: write it again.") from None
 
     def is_current(self, sealed: bytes) -> bool:
-        return sealed[len(_FORMAT) : _HEADER] == self._keys.load()[0].id
+        return sealed[len(_FORMAT) : _HEADER] == self._load()[0].id
 
     def _key_of(self, sealed: bytes) -> Key:
         name = key_id(sealed)
         if name is None:
             raise EngineUnavailable("A stored secret is damaged: write it again.")
-        for key in self._keys.load():
+        for key in self._load():
             if key.id == name:
                 return key
         raise EngineUnavailable(
             f"A stored secret is sealed with the key {name.hex()}, which this service lacks: put its key file back."
         )
+
+    def _load(self) -> Sequence[Key]:
+        """Return the keys. Raises ``EngineUnavailable`` while they cannot be read: no caller can mend that."""
+        try:
+            return self._keys.load()
+        except (ValidationFailed, OSError) as error:
+            why = error.message if isinstance(error, ValidationFailed) else str(error)
+            raise EngineUnavailable(f"The vault's key cannot be read: {why}", retry_after=RETRY_SECONDS) from None
 
 
 def key_id(sealed: bytes) -> bytes | None:

@@ -41,6 +41,24 @@ def test_a_file_without_a_key_is_refused_and_kept(tmp_path: Path, text: str) -> 
     assert file.read_text() == text
 
 
+def test_key_that_cannot_be_read_is_a_fault_of_the_service_until_it_is_put_back(tmp_path: Path) -> None:
+    file = tmp_path / "vault.key"
+    running = SodiumVault(KeyFile(file))
+    sealed = running.seal(b"secret", "a")
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    for work in (
+        lambda: running.seal(b"more", "a"),
+        lambda: running.open(sealed, "a"),
+        lambda: running.is_current(sealed),
+    ):
+        with pytest.raises(EngineUnavailable, match="put back the one from your backup") as refused:
+            work()
+        assert refused.value.retry_after
+    file.write_bytes(whole)
+    assert running.open(sealed, "a") == b"secret"
+
+
 def test_concurrent_first_loads_use_one_key(tmp_path: Path) -> None:
     files = [KeyFile(tmp_path / "vault.key") for _ in range(16)]
     with ThreadPoolExecutor(16) as pool:

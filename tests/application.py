@@ -51,6 +51,7 @@ from builderd.services.deployments import Change
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.services.stalled_ends import StalledEnds
 from builderd.settings import Settings
 
 T = TypeVar("T")
@@ -310,6 +311,7 @@ class World:
             instance=f"{self.application.instance}-{self._instances}",
             usage=LatestUsage(),
             scratch=ScratchSandboxes(),
+            stalled=StalledEnds(),
         )
         return replace(self, application=application)
 

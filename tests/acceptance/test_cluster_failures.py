@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.acceptance.incus_members import WRITING_APP, Visitors, ask, events, until
+from tests.acceptance.incus_members import WRITING_APP, Visitors, ask, events, until, volumes
 from tests.acceptance.live_service import PLAIN, LiveService, body
 from tests.acceptance.test_cluster_services import Services, share_keys
 from tests.incus import IncusCluster, running_cluster
@@ -178,6 +178,7 @@ def test_lost_quorum_stops_changes_alone_until_it_returns(
     one = services.one
     here = on(one, made, 1)
     away = [data for data in made if data not in here]
+    halted, deleted = (one.create(name)["uuid"] for name in ("halted", "deleted"))
     before = runs(one, made)
     seconds: dict[str, float] = {}
     with ExitStack() as stack:
@@ -202,6 +203,13 @@ def test_lost_quorum_stops_changes_alone_until_it_returns(
             seconds["a command is refused, at most"] = max(
                 seconds.get("a command is refused, at most", 0), since(asked)
             )
+        for method, path in (("POST", f"/builders/{halted}/stop"), ("DELETE", f"/builders/{deleted}")):
+            asked = time.monotonic()
+            answer = one.call(method, path)
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["Retry-After"]) > 0
+            assert "quorum" in answer.json()["message"]
+            seconds[f"{method} is refused"] = since(asked)
         assert_standing_by(services.two)
         seconds["without quorum"] = since(begun)
         for number in ("2", "3"):
@@ -212,6 +220,10 @@ def test_lost_quorum_stops_changes_alone_until_it_returns(
         for data in away:
             one.wait_served(data)
         seconds["all served after the return"] = since(returned)
+        until(lambda: one.builder(halted)["status"] == "stopped")
+        assert one.call("GET", f"/builders/{deleted}").status_code == 404
+        until(lambda: len(volumes(cluster)) == len(made) + 2)
+        seconds["stop and deletion done after the return"] = since(returned)
     assert [visits.failures for visits in visitors] == [[]] * len(here)
     assert_standing_by(services.two)
     after = runs(one, made)
@@ -219,7 +231,7 @@ def test_lost_quorum_stops_changes_alone_until_it_returns(
     assert [data["name"] for data in stayed if after[data["uuid"]] != before[data["uuid"]]] == []
     assert_nothing_lost(one, made, before, after)
     for data in one.call("GET", "/builders").json()["data"]:
-        if data["name"] in ("refused", "meanwhile"):
+        if data["name"] in ("refused", "meanwhile", "halted"):
             one.call("DELETE", f"/builders/{data['uuid']}")
     report(f"quorum lost: {fault}", seconds, visitors)
 

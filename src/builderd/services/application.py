@@ -35,6 +35,7 @@ from builderd.ports.webhooks import WebhookSender
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.services.stalled_ends import StalledEnds
 from builderd.services.tenant_limits import TenantLimits
 
 
@@ -93,7 +94,7 @@ class Application:
 
     ``instance`` names this service, over its restarts, in claims and in work that it began. ``member`` is the id under
     which it owns the database (``Instance.member``); new builders carry it. It has no
-    mutable fields: what this process remembers is in the ports, ``usage`` and ``scratch``.
+    mutable fields: what this process remembers is in the ports, ``usage``, ``scratch`` and ``stalled``.
     """
 
     store: Store
@@ -116,6 +117,7 @@ class Application:
     unpaid_builds: UnpaidBuilds
     usage: LatestUsage
     scratch: ScratchSandboxes
+    stalled: StalledEnds = field(default_factory=StalledEnds)
     member: str = ""
     #: URL of the API for callers, if it differs from the one that they use.
     public_url: str | None = None

@@ -35,6 +35,7 @@ from builderd.ports.signals import outcome_of
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver, releases
+from builderd.services.stalled_ends import not_yet
 
 T = TypeVar("T")
 
@@ -45,6 +46,9 @@ MAX_WAIT_SECONDS = 30.0
 LOOK_INTERVAL = 0.5
 #: Interval of polls for results that take moments, in seconds.
 SHORT_INTERVAL = 0.01
+
+#: Seconds without an outcome after which a call is answered while nothing that starts or ends sandboxes answers.
+MAX_UNREACHABLE_SECONDS = 10.0
 
 FAILURES: dict[str, type[BuilderdError]] = {
     error.code: error
@@ -67,6 +71,34 @@ FAILURES: dict[str, type[BuilderdError]] = {
 RETRIED = (EngineUnavailable, MachineFault, NoCapacity)
 #: Errors that are an outcome. Any other error of a wait, such as ``StoreUnavailable``, is temporary.
 FAILED = tuple(FAILURES.values())
+
+
+class WaitLimit:
+    """Limits the wait for the outcome of one stored change, which the reconciler goes on with all the same."""
+
+    def __init__(self, application: Application, wanted: Builder) -> None:
+        self._app = application
+        self._wanted = wanted
+        self._failures_before = application.stalled.number
+        self._unreachable_since: float | None = None
+
+    def check(self) -> None:
+        """Raise when no outcome is to be expected soon.
+
+        ``EngineUnavailable`` while the engine has been out of reach; the error of a stop or deletion that keeps
+        failing.
+        """
+        readiness, now = self._app.engine.readiness(), asyncio.get_running_loop().time()
+        if not readiness.engine_unreachable:
+            self._unreachable_since = None
+        elif self._unreachable_since is None:
+            self._unreachable_since = now
+        elif now - self._unreachable_since >= MAX_UNREACHABLE_SECONDS:
+            raise not_yet(self._wanted, EngineUnavailable(readiness.message))
+        if self._wanted.desired is not Desired.RUNNING:
+            error = self._app.stalled.error_since(self._wanted, self._failures_before)
+            if error is not None:
+                raise error
 
 
 async def wait(application: Application, builder_id: BuilderId, generation: int) -> Builder:
@@ -130,11 +162,14 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
 
     After a failure, the rollback to the previous version is complete. A builder that was deleted is returned too.
     """
+    limit: WaitLimit | None = None
     while True:
         seen = application.signals.count(builder_id)
         builder, version = await application.store.read(lambda uow: _get_version(uow, builder_id, number))
         if _is_deployed(builder, version):
             break
+        limit = limit or WaitLimit(application, builder)
+        limit.check()
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
     if version.status is VersionStatus.FAILED and builder.desired is not Desired.DELETED:
         data = {"uuid": builder.id, "version": number}

@@ -25,8 +25,11 @@ async def wait_for_view(application: Application, wanted: Builder, seen: int | N
 
 
 async def view_when_settled(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
-    """Wait as ``wait_for_view`` does; return the view, also if the generation failed."""
-    outcome = outcome_of(wanted.id)
+    """Wait as ``wait_for_view`` does; return the view, also if the generation failed.
+
+    Raises what ``outcomes.WaitLimit`` raises.
+    """
+    outcome, limit = outcome_of(wanted.id), outcomes.WaitLimit(application, wanted)
     if seen is not None and not outcomes.is_over(wanted, wanted.generation):
         await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
     while not outcomes.is_over(wanted, wanted.generation):
@@ -35,6 +38,7 @@ async def view_when_settled(application: Application, wanted: Builder, seen: int
         view = await application.store.read(partial(_view_of_outcome, application=application, wanted=wanted))
         if view is not None:
             return view
+        limit.check()
         await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
     now = application.clock.now()
     return await application.store.read(lambda uow: builders.view(uow, application, _stored(uow, wanted), now))

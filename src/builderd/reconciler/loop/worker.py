@@ -131,6 +131,7 @@ class Worker:
                     side_step = candidate_step(stored.item.builder, observation)
                     if side_step is None:
                         self._context.failures.pop(self._id, None)
+                        self._app.stalled.clear(self._id)
                         self._context.settled(stored.item)
                         return until
                     step = side_step
@@ -224,6 +225,7 @@ class Worker:
     async def _handle_failure(self, error: Exception) -> datetime | None:
         """Return when to retry; None to observe again at once, after the run was given up.
 
+        Those who wait for a stop or a deletion are told of its failures; it is tried until it succeeds.
         An unreachable database gives no run up: its failures are not counted.
         """
         self._context.failures[self._id] += not isinstance(error, StoreUnavailable)
@@ -236,6 +238,9 @@ class Worker:
         if hopeless and builder is not None and number is not None:
             await self._give_up(builder, number, error)
             return None
+        if failures >= MAX_FAILURES and builder is not None and builder.desired is not Desired.RUNNING:
+            self._app.stalled.note(self._id, error)
+            self._app.signals.change(self._id)
         delay = min(FIRST_RETRY * 2 ** min(failures - 1, 10), LAST_RETRY)
         return self._app.clock.now() + timedelta(seconds=delay)
 

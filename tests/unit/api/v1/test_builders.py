@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+from functools import partial
 from typing import Any
 
 import httpx
@@ -9,7 +12,11 @@ import pytest
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.fakes.sandboxes import Behaviour
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_id
+from builderd.ports.engine import Readiness
+from builderd.reconciler.loop import worker
+from builderd.services import outcomes
 
 BUILDERS = "/api/v1/builders"
 
@@ -172,6 +179,83 @@ async def test_a_deleted_builder_is_gone_and_its_name_is_free(client: httpx.Asyn
         "world_routes": 0,
     }
     assert (await client.post(BUILDERS, json=MINIMAL)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("verb", "step", "error", "code"),
+    [
+        ("stop", "stop", EngineUnavailable("Incus has no quorum."), "engine_unavailable"),
+        ("delete", "stop", OSError(errno.EIO, "Input/output error"), "machine_fault"),
+        ("delete", "delete_disk", ValueError("an answer that nobody expected"), "engine_unavailable"),
+    ],
+)
+async def test_end_that_keeps_failing_is_answered_503_and_carried_out_later(
+    client: httpx.AsyncClient,
+    service: Service,
+    verb: str,
+    step: str,
+    error: Exception,
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_RETRY", 0.01)
+    monkeypatch.setattr(worker, "LAST_RETRY", 0.05)
+    uuid = (await create(client))["uuid"]
+    path = f"{BUILDERS}/{uuid}"
+    call = partial(client.post, f"{path}/stop") if verb == "stop" else partial(client.delete, path)
+    service.engine.fail_next(step, *[error] * 1000)
+    # A deleted builder is not to be seen any more.
+    for _ in range(2 if verb == "stop" else 1):
+        answer = await call()
+        assert (answer.status_code, answer.json()["code"]) == (503, code)
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.json()["data"] == {"uuid": uuid}
+        assert "nobody expected" not in answer.text
+    service.engine._failures[step].clear()
+    answer = await call()
+    if verb == "stop":
+        assert (answer.status_code, answer.json()["data"]["status"]) == (200, "stopped")
+        return
+    assert answer.status_code == 404
+    async with asyncio.timeout(30):
+        while service.engine.disks or service.engine.sandboxes:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("verb", ["stop", "delete", "start"])
+async def test_change_is_answered_503_while_a_step_hangs_in_an_engine_that_is_out_of_reach(
+    client: httpx.AsyncClient, service: Service, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with cut cables: Incus neither ends the step nor refuses it."""
+    uuid = (await create(client))["uuid"]
+    if verb == "start":
+        await client.post(f"{BUILDERS}/{uuid}/stop")
+    mended = asyncio.Event()
+    with monkeypatch.context() as patch:
+        name = "start" if verb == "start" else "stop"
+        whole = getattr(service.engine, name)
+
+        async def hang(*given: Any) -> Any:
+            await mended.wait()
+            return await whole(*given)
+
+        patch.setattr(service.engine, name, hang)
+        patch.setattr(outcomes, "MAX_UNREACHABLE_SECONDS", 0.2)
+        patch.setattr(service.engine, "readiness", lambda: Readiness(False, "no quorum", engine_unreachable=True))
+        answer = await (
+            client.delete(f"{BUILDERS}/{uuid}") if verb == "delete" else client.post(f"{BUILDERS}/{uuid}/{verb}")
+        )
+        assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "no quorum" in answer.json()["message"]
+        mended.set()
+    if verb == "delete":
+        async with asyncio.timeout(30):
+            while (await client.get(f"{BUILDERS}/{uuid}")).status_code != 404:
+                await asyncio.sleep(0.01)
+    else:
+        answer = await client.post(f"{BUILDERS}/{uuid}/{verb}")
+        assert answer.json()["data"]["status"] == {"start": "running", "stop": "stopped"}[verb]
 
 
 async def test_a_builder_may_be_deleted_while_it_is_created(client: httpx.AsyncClient, service: Service) -> None:

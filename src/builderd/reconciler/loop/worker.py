@@ -225,7 +225,7 @@ class Worker:
     async def _handle_failure(self, error: Exception) -> datetime | None:
         """Return when to retry; None to observe again at once, after the run was given up.
 
-        Those who wait for a stop or a deletion are told of its failures; it is tried until it succeeds.
+        A stop or a deletion is tried until it succeeds; calls that wait for it end with its failure.
         An unreachable database gives no run up: its failures are not counted.
         """
         self._context.failures[self._id] += not isinstance(error, StoreUnavailable)

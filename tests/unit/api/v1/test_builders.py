@@ -226,7 +226,7 @@ async def test_end_that_keeps_failing_is_answered_503_and_carried_out_later(
 async def test_change_is_answered_503_while_a_step_hangs_in_an_engine_that_is_out_of_reach(
     client: httpx.AsyncClient, service: Service, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with cut cables: Incus neither ends the step nor refuses it."""
+    """Cut cables do that: Incus neither ends the step nor refuses it."""
     uuid = (await create(client))["uuid"]
     if verb == "start":
         await client.post(f"{BUILDERS}/{uuid}/stop")

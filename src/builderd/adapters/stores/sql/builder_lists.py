@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     FromClause,
+    Integer,
     Select,
     Subquery,
     Text,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     case,
     cast,
     func,
+    literal_column,
     select,
     text,
     type_coerce,
@@ -51,9 +54,14 @@ from builderd.ports.store.builders import BuilderQuery
 _OF_BUILDER = tuple(name for name in ListedFields._fields if name in builders.c and name != "member")
 _OF_PAGE = ("id", "desired", "service_token", "host", "location", *_OF_BUILDER)
 _COST = ("billing", "started_at", "hourly_rate")
+_RESOURCES = ("cpu", "memory", "disk")
 #: Columns of a page for people, besides those of the builder's state, and those of its version's gates.
 _SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
 _GATES = ("skip_review", "skip_qa", "qa_passed", "review_passed", "review_until")
+#: Written into the statement: PostgreSQL plans one with parameters anew each time, as if it read a tenth of the table.
+_LIMIT = bindparam("limit", type_=Integer, literal_execute=True)
+_OFFSET = bindparam("offset", type_=BigInteger, literal_execute=True)
+_ONE: ColumnElement[int] = literal_column("1", Integer)
 _LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in BuilderLife._fields)
 
 
@@ -89,11 +97,48 @@ def _count(filters: _Filters) -> Select[Any]:
 _COUNT_OF_TENANT = select(tenants.c.live_builders).where(tenants.c.id == bindparam("tenant"))
 
 
+class _Page(NamedTuple):
+    """Builders of a page, with the current version and the open segment that each is joined with."""
+
+    builder: Subquery
+    version: FromClause
+    segment: FromClause
+
+    @classmethod
+    def of(cls, builder: Subquery, *, lateral: bool) -> Self:
+        """Join by searches for each row if ``lateral``: PostgreSQL may read all versions to join a hundred otherwise.
+
+        SQLite, which has no LATERAL, searches in any case.
+        """
+        if not lateral:
+            return cls(builder, versions, ledger)
+        version = select(versions).where(_is_current(versions, builder)).limit(_ONE).lateral("version")
+        segment = select(ledger).where(_is_open(ledger, builder)).limit(_ONE).lateral("segment")
+        return cls(builder, version, segment)
+
+    def select(self, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
+        return (
+            select(*columns)
+            .select_from(self.builder)
+            .join(self.version, _is_current(self.version, self.builder))
+            .outerjoin(self.segment, _is_open(self.segment, self.builder))
+        )
+
+
+def _is_current(version: FromClause, page: Subquery) -> ColumnElement[bool]:
+    return and_(version.c.builder_id == page.c.id, version.c.number == page.c.version)
+
+
+def _is_open(segment: FromClause, page: Subquery) -> ColumnElement[bool]:
+    return and_(segment.c.builder_id == page.c.id, segment.c.ended_at.is_(None))
+
+
 @cache
-def _page(filters: _Filters) -> Select[Any]:
+def _page(filters: _Filters, *, lateral: bool) -> Select[Any]:
     """Return the statement: the page is cut first, so that nothing is read for builders on other pages."""
-    page = _cut(filters, (builders.c[name] for name in _OF_PAGE)).subquery("page")
-    return _with_version(page, _columns(page)).order_by(*_order(filters.sort, page))
+    cut = _cut(filters, (builders.c[name] for name in _OF_PAGE)).subquery("page")
+    page = _Page.of(cut, lateral=lateral)
+    return page.select(_columns(page)).order_by(*_order(filters.sort, cut))
 
 
 def _cut(filters: _Filters, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
@@ -101,8 +146,8 @@ def _cut(filters: _Filters, columns: Iterable[ColumnElement[Any]]) -> Select[Any
         select(*columns)
         .where(*_conditions(filters))
         .order_by(*_order(filters.sort, builders))
-        .limit(bindparam("limit"))
-        .offset(bindparam("offset"))
+        .limit(_LIMIT)
+        .offset(_OFFSET)
     )
 
 
@@ -112,40 +157,40 @@ def _lives(filters: _Filters) -> Select[Any]:
 
 
 @cache
-def _shown(filters: _Filters) -> Select[Any]:
+def _shown(filters: _Filters, *, lateral: bool) -> Select[Any]:
     names = dict.fromkeys((*_SHOWN, *_LIFE, "created_at", "updated_at"))
-    page = _cut(filters, (builders.c[name] for name in names)).subquery("page")
-    return _with_version(page, _shown_columns(page)).order_by(*_order(filters.sort, page))
+    cut = _cut(filters, (builders.c[name] for name in names)).subquery("page")
+    page = _Page.of(cut, lateral=lateral)
+    return page.select(_shown_columns(page)).order_by(*_order(filters.sort, cut))
 
 
-def _shown_columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
+def _shown_columns(page: _Page) -> Iterator[ColumnElement[Any]]:
     """Yield the columns in the order of ``_shown_builder``."""
-    yield from (page.c[name] for name in (*_SHOWN, *_LIFE))
-    yield from (versions.c[name] for name in _GATES)
-    yield from (versions.c.cpu, versions.c.memory, versions.c.disk)
-    yield _months(page, ledger_months.c.month == bindparam("month", type_=ledger_months.c.month.type))
-    yield from (ledger.c[name] for name in _COST)
+    yield from (page.builder.c[name] for name in (*_SHOWN, *_LIFE))
+    yield from (page.version.c[name] for name in (*_GATES, *_RESOURCES))
+    yield _months(page.builder, ledger_months.c.month == bindparam("month", type_=ledger_months.c.month.type))
+    yield from (page.segment.c[name] for name in _COST)
 
 
-def _columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
+def _columns(page: _Page) -> Iterator[ColumnElement[Any]]:
     """Yield the columns in the order of ``_listed``."""
-    yield from (_plain(page.c[name]) for name in ("id", "desired", "service_token", "host"))
+    version = page.version
+    yield from (_plain(page.builder.c[name]) for name in ("id", "desired", "service_token", "host"))
     yield from (_field(page, name) for name in ListedFields._fields)
-    yield from (func.coalesce(cast(versions.c[name], Text), "{}") for name in ListedDocuments._fields)
-    yield from (versions.c.review_passed, versions.c.review_until)
-    yield from (versions.c.cpu, versions.c.memory, versions.c.disk)
-    yield _months(page)
-    yield from (ledger.c[name] for name in _COST)
+    yield from (func.coalesce(cast(version.c[name], Text), "{}") for name in ListedDocuments._fields)
+    yield from (version.c[name] for name in ("review_passed", "review_until", *_RESOURCES))
+    yield _months(page.builder)
+    yield from (page.segment.c[name] for name in _COST)
 
 
-def _field(page: Subquery, name: str) -> ColumnElement[Any]:
+def _field(page: _Page, name: str) -> ColumnElement[Any]:
     if name == "last_backup_at":
-        return ShownTime(_last_good(page))
+        return ShownTime(_last_good(page.builder))
     if name == "last_backup_error":
-        return _last_error(page)
+        return _last_error(page.builder)
     if name == "member":
-        return page.c.location
-    return _plain(page.c[name] if name in _OF_BUILDER else versions.c[name])
+        return page.builder.c.location
+    return _plain(page.builder.c[name] if name in _OF_BUILDER else page.version.c[name])
 
 
 def _plain(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -174,33 +219,30 @@ def _months(page: Subquery, *which: ColumnElement[bool]) -> ColumnElement[Any]:
     return of_builder.scalar_subquery()
 
 
-def _with_version(page: Subquery, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
-    """Return the statement for these columns of a page's builders, their current versions and open segments."""
-    return (
-        select(*columns)
-        .select_from(page)
-        .join(versions, and_(versions.c.builder_id == page.c.id, versions.c.number == page.c.version))
-        .outerjoin(ledger, and_(ledger.c.builder_id == page.c.id, ledger.c.ended_at.is_(None)))
-    )
-
-
 _of_tenant = builders.c.tenant_id == bindparam("tenant")
 _page_of_all = (
     select(builders.c.id, builders.c.name, builders.c.version, builders.c.created_at)
     .where(_of_tenant)
     .order_by(*_order("created_at", builders))
-    .limit(bindparam("limit"))
-    .offset(bindparam("offset"))
+    .limit(_LIMIT)
+    .offset(_OFFSET)
     .subquery("page")
 )
 
 
-def _cost_columns(page: Subquery) -> Iterator[ColumnElement[Any]]:
-    yield from (page.c.id, page.c.name, versions.c.cpu, versions.c.memory, versions.c.disk, _months(page))
-    yield from (ledger.c[name] for name in _COST)
+@cache
+def _costs(*, lateral: bool) -> Select[Any]:
+    page = _Page.of(_page_of_all, lateral=lateral)
+    return page.select(_cost_columns(page)).order_by(*_order("created_at", _page_of_all))
 
 
-_COSTS = _with_version(_page_of_all, _cost_columns(_page_of_all)).order_by(*_order("created_at", _page_of_all))
+def _cost_columns(page: _Page) -> Iterator[ColumnElement[Any]]:
+    yield from (page.builder.c.id, page.builder.c.name)
+    yield from (page.version.c[name] for name in _RESOURCES)
+    yield _months(page.builder)
+    yield from (page.segment.c[name] for name in _COST)
+
+
 _COSTED = (
     select(builders.c.id, builders.c.name, builders.c.desired, versions.c.cpu, versions.c.memory, versions.c.disk)
     .join(versions, and_(versions.c.builder_id == builders.c.id, versions.c.number == builders.c.version))
@@ -212,15 +254,17 @@ _COUNT_ALL = select(func.count()).select_from(builders).where(_of_tenant)
 class BuilderLists:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._lateral = connection.dialect.name == "postgresql"
 
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
-        rows = self._connection.execute(_page(_filters(query)), {**_values(tenant, query), **_bounds(query)})
+        statement = _page(_filters(query), lateral=self._lateral)
+        rows = self._connection.execute(statement, {**_values(tenant, query), **_bounds(query)})
         return [_listed(row, now) for row in rows.all()]
 
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         month = month_of(now)
         values = {**_values(tenant, query), **_bounds(query), "month": month}
-        rows = self._connection.execute(_shown(_filters(query)), values)
+        rows = self._connection.execute(_shown(_filters(query), lateral=self._lateral), values)
         return [_shown_builder(row, now, month) for row in rows]
 
     def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
@@ -239,7 +283,7 @@ class BuilderLists:
         values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
         return [
             ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[5:], now))
-            for row in self._connection.execute(_COSTS, values)
+            for row in self._connection.execute(_costs(lateral=self._lateral), values)
         ]
 
     def costed(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, CostedBuilder]:

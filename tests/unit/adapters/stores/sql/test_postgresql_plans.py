@@ -1,0 +1,60 @@
+"""PostgreSQL reads no more for a page than the page's rows, with thousands of builders."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Table, event, text
+from tests.contract.store.samples import TENANT, add, add_builder, make_segment
+from tests.stores import open_store
+
+from builderd.adapters.stores.sql.store import SqlStore, UnitOfWork
+from builderd.adapters.stores.sql.tables import builders, ledger, versions
+from builderd.ports.store.builders import BuilderQuery
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+ROWS = 3_000
+PAGES: dict[str, Callable[[UnitOfWork], object]] = {
+    "list": lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(per_page=100), NOW),
+    "list for people": lambda uow: uow.builder_lists.shown(TENANT.id, BuilderQuery(per_page=100), NOW),
+    "costs": lambda uow: uow.builder_lists.costs(TENANT.id, 1, 100, NOW),
+}
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+    async with open_store(postgres_url) as opened:
+        await add(opened, TENANT)
+        builder = await add_builder(opened)
+        await add(opened, make_segment(builder.id))
+        with opened._database.writing.begin() as connection:
+            for table in (builders, versions, ledger):
+                _copy(connection, table)
+        yield opened
+
+
+def _copy(connection: Connection, table: Table) -> None:
+    """Copy the table's one row for as many builders."""
+    own = ("id", "name", "host", "service_token", "disk") if table is builders else ("builder_id",)
+    names = [column.name for column in table.c if not (table is ledger and column.name == "id")]
+    values = ", ".join("'copy-' || copy" if name in own else name for name in names)
+    copied = f"SELECT {values} FROM {table}, generate_series(1, {ROWS}) AS copies (copy)"
+    connection.execute(text(f"INSERT INTO {table} ({', '.join(names)}) {copied}"))
+
+
+@pytest.mark.postgres
+async def test_page_is_joined_with_its_own_rows_alone(store: SqlStore) -> None:
+    with store._database.writing.begin() as connection:
+        connection.execute(text("ANALYZE"))
+        seen: list[tuple[str, Any]] = []
+        event.listen(connection, "before_cursor_execute", lambda *args: seen.append((args[2], args[3])))
+        for name, call in PAGES.items():
+            assert call(UnitOfWork(connection, writes=False)), name
+        for statement, values in seen[: len(PAGES)]:
+            plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", values))
+            for table in (versions, ledger):
+                assert f" on {table.name} " in plan
+                assert f"Seq Scan on {table.name} " not in plan, plan

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import defaultdict
 from pathlib import Path
 
 _TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+#: A process is idle after so many looks in a row, so many seconds apart, in each of which it used less than this.
+IDLE_LOOKS, LOOK_SECONDS, IDLE_MS = 2, 0.005, 0.05
+IDLE_DEADLINE = 10.0
 #: Parts of a service's live children, by a word of their command.
 HELPERS = {b"launcher": "launcher and commands", b"tripwire": "review"}
 
@@ -52,6 +56,28 @@ def of_threads(pid: int) -> float:
     """Return the milliseconds of a process by the nanoseconds of its threads, which do not end in a service."""
     files = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(file.read_text().split()[0]) for file in files) / 1e6
+
+
+def until_idle(pid: int) -> float:
+    """Return ``of_threads`` of a process once it has used next to nothing for a while.
+
+    Raises ``TimeoutError`` if it is never idle.
+    """
+    deadline, used, quiet = time.monotonic() + IDLE_DEADLINE, of_threads(pid), 0
+    while quiet < IDLE_LOOKS:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} was not idle within {IDLE_DEADLINE:g} s")
+        time.sleep(LOOK_SECONDS)
+        now = of_threads(pid)
+        quiet = quiet + 1 if now - used < IDLE_MS and not _is_ready(pid) else 0
+        used = now
+    return used
+
+
+def _is_ready(pid: int) -> bool:
+    """Return whether a thread of the process runs or waits for a CPU: one that waits has used nothing either."""
+    stats = (file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return any(stat.rpartition(")")[2].split()[0] == "R" for stat in stats)
 
 
 def of_machine(service: int, data_dir: Path) -> defaultdict[tuple[str, int], float]:

@@ -22,6 +22,8 @@ from pathlib import Path
 UNIFIED = Path("/sys/fs/cgroup/unified")
 #: What podman's network leaves in the packet filter.
 TABLE = ("inet", "netavark")
+#: Against hanging only.
+REST_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,9 @@ class Run:
 class Podman:
     """Runs one command of podman's at a time, timed where it runs."""
 
-    def __init__(self, side: subprocess.Popen[str]) -> None:
+    def __init__(self, side: subprocess.Popen[str], folder: str) -> None:
         self._side = side
+        self._folder = folder.encode()
 
     def start(self, *words: str, command: Sequence[str]) -> str:
         """A container of the base root file system; its name."""
@@ -54,6 +57,24 @@ class Podman:
             raise RuntimeError(f"podman {' '.join(words)}: {error[-500:]}")
         return Run(took, output)
 
+    def rest(self) -> None:
+        """Wait until podman's own processes have ended: after an exec, its clean-up runs on for 20 ms of CPU or more.
+
+        Raises ``TimeoutError``.
+        """
+        deadline = time.monotonic() + REST_SECONDS
+        while any(self._is_ours(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"podman's clean-up still runs after {REST_SECONDS:g} s")
+            time.sleep(0.01)
+
+    def _is_ours(self, cmdline: Path) -> bool:
+        try:
+            words = cmdline.read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            return False
+        return words[0].endswith(b"podman") and any(self._folder in word for word in words)
+
 
 @contextlib.contextmanager
 def podman() -> Iterator[Podman | None]:
@@ -67,7 +88,7 @@ def podman() -> Iterator[Podman | None]:
         had_table = _has_table()
         side = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            yield Podman(side)
+            yield Podman(side, folder)
         finally:
             side.communicate()
             if not had_table and _has_table():

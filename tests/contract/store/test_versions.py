@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
+from tests.statements import statements
 
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
@@ -85,6 +86,25 @@ async def test_saving_replaces_every_field(store: Store) -> None:
     version = make_version(builder.id, settings=SETTINGS, status=VersionStatus.DEPLOYED, layer_key="d" * 64)
     await store.write(lambda uow: uow.versions.save(version))
     assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == version
+
+
+async def test_save_of_a_version_that_was_read_writes_what_changed(store: Store) -> None:
+    builder = await add_builder(store)
+    version = make_version(builder.id, status=VersionStatus.DEPLOYED, settings=SETTINGS)
+
+    def change(uow: UnitOfWork) -> None:
+        uow.versions.get(builder.id, 1)
+        uow.versions.save(version)
+        uow.versions.save(replace(version, status_reason="once"))
+        uow.versions.save(replace(version, status_reason="once"))
+
+    with statements(store) as seen:
+        await store.write(change)
+    written = [one.partition("WHERE")[0] for one in seen if one.startswith("UPDATE versions")]
+    assert len(written) == 2
+    assert "entrypoint" in written[0]
+    assert written[1].count("=") == 1
+    assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == replace(version, status_reason="once")
 
 
 async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:

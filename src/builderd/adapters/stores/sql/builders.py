@@ -34,7 +34,7 @@ from sqlalchemy import (
 from builderd.adapters.stores.sql.backup_checks import CHECK_AT_AFTER_SAVE
 from builderd.adapters.stores.sql.claims import BATCH, Claims, is_held
 from builderd.adapters.stores.sql.live_counts import LiveCounts
-from builderd.adapters.stores.sql.rows import omit, row_of
+from builderd.adapters.stores.sql.rows import changes, omit, row_of
 from builderd.adapters.stores.sql.tables import (
     ACTIVE,
     CAPPED,
@@ -326,7 +326,9 @@ class Builders(Claims):
             "of_interval": builder.backup_interval_hours,
             "of_made": builder.disk_is_made,
         }
-        self._connection.execute(_UPDATE, {**key, **omit(_row(builder), "id")})
+        # Only the columns that changed, and those that are computed: all of them take longer than the rest of a save.
+        row, known = omit(_row(builder), "id"), self._known.get(builder.id)
+        self._connection.execute(_UPDATE, {**key, **(row if known is None else changes(_row(known), row))})
         self._known[builder.id] = builder
         self.live_counts.change(builder)
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from builderd.adapters.stores.sql.rows import omit, row_of
+from builderd.adapters.stores.sql.rows import changes, omit, row_of
 from builderd.adapters.stores.sql.tables import LIVE, backups, builders, versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
@@ -133,9 +133,14 @@ class Versions:
         return [_version(row) for row in rows]
 
     def save(self, version: Version) -> None:
-        """Update the row of this value. Raises ``LookupError`` when there is none."""
+        """Update the row of this value. Raises ``LookupError`` when there is none.
+
+        Of a row that is known, only the columns that changed are written: all of them take four times as long.
+        """
         key = {"builder": version.builder_id, "which": version.number}
-        if self._connection.execute(_UPDATE, {**key, **omit(_row(version), "builder_id", "number")}).rowcount != 1:
+        row, known = omit(_row(version), "builder_id", "number"), self._known.get((version.builder_id, version.number))
+        changed = row if known is None else changes(_row(known), row)
+        if changed and self._connection.execute(_UPDATE, {**key, **changed}).rowcount != 1:
             raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")
         self._known[version.builder_id, version.number] = version
 

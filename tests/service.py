@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import func, select
 from tests.application import make_application
@@ -29,6 +28,7 @@ from builderd.adapters.stores.sql.tables import metadata
 from builderd.api.app import create_app
 from builderd.api.server.connections import ConnectionLimits, Connections
 from builderd.api.server.listener import server_config
+from builderd.api.server.servers import Server
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations
@@ -126,9 +126,11 @@ async def listening(
     app: FastAPI, limits: ConnectionLimits | None = None, address: str = "127.0.0.1"
 ) -> AsyncIterator[str]:
     """The app behind the door's own listener, on a free port of the loopback address."""
-    with socket.create_server((address, 0)) as listener:
+    with socket.create_server((address, 0), backlog=2048) as listener:
+        listener.setblocking(False)
         host, port = listener.getsockname()
-        server = uvicorn.Server(server_config(app, Connections(limits)))
+        connections = Connections(limits)
+        server = Server(server_config(app, connections), connections)
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
             await asyncio.sleep(0.005)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +30,7 @@ from builderd.services.tenant_queue import MAX_WAITING
 BUILDERS = "/api/v1/builders"
 #: Against hanging.
 DEADLINE = patience(60)
-FEW = ConnectionLimits(total=60, strangers=40, address=20, tenant=30)
+FEW = ConnectionLimits(total=60, strangers=40, address=16, tenant=30, newcomers=4)
 #: A client without a library, and in a process of its own: what it reads costs the service nothing but the sending.
 READER = """
 import json, socket, sys
@@ -358,6 +359,34 @@ async def test_connections_from_many_addresses_without_a_token_lock_no_token_out
         assert await tenant.ask(await tenant.connect(), BUILDERS, service.other) == 200
 
 
+async def test_burst_from_the_address_of_a_valid_token_neither_refuses_nor_resets_it(service: Service) -> None:
+    """The kernel completes connections while the loop works: those that come next to be accepted are a burst."""
+    limits = ConnectionLimits(total=600, strangers=500, address=150, newcomers=50)
+    known = f"GET {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\nConnection: close\r\n\r\n"
+    guess = known.replace(service.write, "bd_" + "x" * 43)
+    async with listening(service.app, limits) as url, clients(url, "127.0.0.1") as (tenant,):
+        assert await tenant.ask(await tenant.connect(), BUILDERS, service.write) == 200
+        place, flood = urlsplit(url), [guess, "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", ""]
+        made = []
+        for number in range(700):
+            made.append(socket.create_connection((place.hostname or "", place.port or 0)))
+            made[-1].sendall((known if number % 100 == 50 else flood[number % 3]).encode())
+        async with asyncio.timeout(DEADLINE):
+            answers = [await _first_bytes(made[number]) for number in range(50, 700, 100)]
+        for one in made:
+            one.close()
+        assert answers == [b"HTTP/1.1 200"] * 7
+
+
+async def _first_bytes(connection: socket.socket) -> bytes:
+    """The beginning of the answer; what was raised, if the connection was reset."""
+    connection.setblocking(False)
+    try:
+        return await asyncio.get_running_loop().sock_recv(connection, 12)
+    except ConnectionError as error:
+        return type(error).__name__.encode()
+
+
 async def test_connections_of_one_tenant_leave_room_for_the_next(service: Service) -> None:
     async with listening(service.app, FEW) as url, clients(url, "127.0.0.1", "127.0.0.1") as (attacker, tenant):
         kept = await tenant.connect()
@@ -370,7 +399,7 @@ async def test_connections_of_one_tenant_leave_room_for_the_next(service: Servic
 async def test_one_app_cannot_take_the_connections_of_its_neighbours_inside(service: Service) -> None:
     own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
     path, inside = f"{BUILDERS}/{own['uuid']}", create_sandbox_app(service.application)
-    limits = ConnectionLimits(total=60, strangers=60, address=connections.SANDBOX_API.address // 4)
+    limits = ConnectionLimits(total=60, strangers=60, address=connections.SANDBOX_API.address // 4, newcomers=0)
     async with listening(inside, limits) as url, clients(url, "127.0.0.3", "127.0.0.4") as (attacker, neighbour):
         kept = await neighbour.connect()
         assert await neighbour.ask(kept, path, own["service_token"]) == 200

@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from starlette.requests import HTTPConnection
 
-from builderd.api.server.connections import recognise
+from builderd.api.server.connections import recognise, reject
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations
@@ -145,6 +145,7 @@ async def recognize(request: HTTPConnection, secret: str, lookup: Callable[[], A
     try:
         found = await lookup()
     except Unauthenticated:
+        reject(request)
         rates.failed(request.client.host if request.client else "", secret)
         raise
     if status is None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from starlette.requests import HTTPConnection
 
+from builderd.api.server.fair_queue import RequestStarts
 from builderd.domain.addresses import network_of
 from builderd.domain.errors import NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
@@ -32,10 +33,12 @@ class ConnectionLimits:
     strangers: int = 3_000
     address: int = 500
     tenant: int = 1_000
+    #: Beyond those of an address: each has to present a token with its first request while the others are busy.
+    newcomers: int = 100
 
 
 #: Every sandbox has an address of its own, and needs few connections.
-SANDBOX_API = ConnectionLimits(strangers=4_000, address=64)
+SANDBOX_API = ConnectionLimits(strangers=4_000, address=64, newcomers=0)
 #: All sandboxes of a member of the cluster have its address; with a valid token, a connection is its tenant's.
 REMOTE_SANDBOX_API = ConnectionLimits(address=1_000, tenant=128)
 
@@ -45,7 +48,7 @@ class Connection(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Return whether no request is being answered on it."""
+        """Return whether no request is being answered on it: none came, or it waits for its turn to start."""
 
     def abort(self) -> None:
         """Close it now."""
@@ -68,6 +71,7 @@ class Connections:
         self._owned: dict[_Owner, OrderedDict[Connection, None]] = {}
         self._strangers = 0
         self._refused: set[Connection] = set()
+        self.starts = RequestStarts()
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -75,8 +79,9 @@ class Connections:
     def admit(self, connection: Connection, address: str) -> None:
         """Count a new connection. Raises ``RateLimited`` or ``NoCapacity`` where no other can be closed for it."""
         owner = _Address(network_of(address))
-        if self._count(owner) >= self._limits.address and not self._close_one_of(owner):
-            raise RateLimited("Too many connections are open from your address: close some of them.", retry_after=1)
+        most = self._limits.address + self._limits.newcomers
+        if self._count(owner) >= most and not self._close_one_of(owner):
+            raise too_many_of_address()
         full = self._strangers >= self._limits.strangers or len(self) >= self._limits.total
         if full and not (self._close_idle(_Address) or (self._can_evict and self._close_idle(str))):
             raise NoCapacity("Too many connections are open: try again later.", retry_after=1)
@@ -86,6 +91,13 @@ class Connections:
     def _can_evict(self) -> bool:
         """Return whether another connection without a token may replace an idle one with a token."""
         return self._strangers < self._limits.strangers
+
+    def may_ask(self, connection: Connection) -> bool:
+        """Return whether a request without a credential may start: newcomers' room is for those that present one."""
+        owner = self._owners.get(connection)
+        if not isinstance(owner, _Address) or self._count(owner) <= self._limits.address:
+            return True
+        return self._close_one_of(owner)
 
     def recognise(self, connection: Connection, tenant_id: TenantId) -> None:
         """Count it for this tenant, whose valid token it has presented. Raises ``RateLimited`` for one too many."""
@@ -143,16 +155,32 @@ class Connections:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+def too_many_of_address() -> RateLimited:
+    """Return the error for one connection too many of an address."""
+    return RateLimited("Too many connections are open from your address: close some of them.", retry_after=1)
+
+
+@dataclass(slots=True)
 class CountedConnection:
     """The connection of a request, as the listener puts it into the state of the request's scope."""
 
     connection: Connection
     connections: Connections
+    #: Hash of the header with the request's token or session.
+    credential: str | None = None
 
 
 def recognise(request: HTTPConnection, tenant_id: TenantId) -> None:
     """Count the connection of this request for the tenant whose token it has. Raises ``RateLimited``."""
     counted: CountedConnection | None = getattr(request.state, STATE, None)
     if counted is not None:
+        if counted.credential is not None:
+            counted.connections.starts.learn(counted.credential, tenant_id)
         counted.connections.recognise(counted.connection, tenant_id)
+
+
+def reject(request: HTTPConnection) -> None:
+    """Forget the credential of this request, which is not valid."""
+    counted: CountedConnection | None = getattr(request.state, STATE, None)
+    if counted is not None and counted.credential is not None:
+        counted.connections.starts.forget(counted.credential)

@@ -18,13 +18,15 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from builderd.api.server.answers import failure
-from builderd.api.server.connections import STATE, Connections, CountedConnection
+from builderd.api.server.connections import STATE, Connections, CountedConnection, too_many_of_address
+from builderd.api.server.fair_queue import credential_of
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.request_log import HEADER
 from builderd.domain.errors import BadRequest, BuilderdError, TooLarge
@@ -93,6 +95,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._left = MAX_LINGER_BYTES
         self._timer: asyncio.TimerHandle | None = None
         self._is_refused = False
+        #: The request that waits for its turn to start.
+        self._waiting: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -107,10 +111,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return self.cycle is None or self.cycle.response_complete or self._waiting is not None
 
     def abort(self) -> None:
-        self.transport.abort()
+        waiting = self._waiting
+        if waiting is not None and waiting.scope["state"][STATE].credential is not None:
+            # It may be a valid token's first request: its client can tell a refusal from a fault.
+            self._drop(waiting)
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -136,6 +145,30 @@ class LimitedProtocol(HttpToolsProtocol):
         self._disarm()
         self._counted.touch(self)
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Start the request that is next on this connection once it is its turn; uvicorn starts it at once."""
+        counted: CountedConnection = cycle.scope["state"][STATE]
+        counted.credential = credential_of(cycle.scope["headers"])
+        if counted.credential is None and not self._counted.may_ask(self):
+            self._drop(cycle)
+            return
+        begin = super()._start_asgi_task
+
+        def start() -> bool:
+            self._waiting = None
+            if cycle.response_complete or self.transport.is_closing():
+                return False
+            begin(cycle, app)
+            return True
+
+        self._waiting = cycle
+        self._counted.starts.enter(counted.credential, address_of(self.client), start)
+
+    def _drop(self, cycle: RequestResponseCycle) -> None:
+        """Refuse a request that was not started, and with it the connection."""
+        cycle.response_complete = True
+        self._refuse(too_many_of_address())
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

@@ -7,12 +7,15 @@ import contextlib
 import shutil
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from builderd.api.server.acceptor import Acceptor
 from builderd.api.server.connections import Connections
 from builderd.api.server.listener import server_config
 from builderd.api.server.proxied import ProxiedProtocol
@@ -24,11 +27,32 @@ IP_FREEBIND = 15
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to the process, which has more to end than one server."""
+    """Leaves the signals to the process, which has more to end than one server, and accepting to ``Acceptor``."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._starts = connections.starts
+        self._acceptors: list[Acceptor] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        protocol: Any = self.config.http_protocol_class
+        make = partial(
+            protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self._acceptors += [Acceptor(one, make, self._starts) for one in sockets or ()]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+        await super().shutdown(sockets)
 
 
 class Servers:
@@ -62,7 +86,8 @@ class Servers:
         Raises ``EngineUnavailable`` with the name of the setting when the port is taken, and other errors of the start.
         """
         listener = bind(host, port, setting, early=early)
-        await self._serve(listener, server_config(app, connections or Connections()))
+        counted = connections or Connections()
+        await self._serve(listener, server_config(app, counted), counted)
 
     async def add_behind_proxy(
         self,
@@ -76,10 +101,11 @@ class Servers:
 
         ``user`` of the machine may connect beside the service's own.
         """
-        await self._serve(bind_path(path, user), server_config(app, connections, protocol, lifespan=False))
+        config = server_config(app, connections, protocol, lifespan=False)
+        await self._serve(bind_path(path, user), config, connections)
 
-    async def _serve(self, listener: socket.socket, config: uvicorn.Config) -> None:
-        server = Server(config)
+    async def _serve(self, listener: socket.socket, config: uvicorn.Config, connections: Connections) -> None:
+        server = Server(config, connections)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it

@@ -212,7 +212,7 @@ async def test_there_are_only_so_many_connections(service: Service, monkeypatch:
 
 async def test_a_refused_client_that_still_sends_reads_why(service: Service) -> None:
     """The proxy sends so: the request comes after the header of the connection."""
-    async with listening(service.app, ConnectionLimits(address=0)) as url:
+    async with listening(service.app, ConnectionLimits(address=0, newcomers=0)) as url:
         door = Door(url)
         refused = await door.connect()
         await asyncio.sleep(0.05)
@@ -228,7 +228,7 @@ async def test_a_refused_client_that_goes_on_sending_is_hung_up_on(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "REFUSED_SECONDS", 0.05)
-    async with listening(service.app, ConnectionLimits(address=0)) as url:
+    async with listening(service.app, ConnectionLimits(address=0, newcomers=0)) as url:
         door = Door(url)
         refused = await door.connect()
 
@@ -248,7 +248,7 @@ async def test_a_refused_client_that_reads_nothing_lingers_no_longer(
     """A transport that is only closed waits until the client has read what was written before."""
     monkeypatch.setattr(listener, "REFUSED_SECONDS", 0.05)
     monkeypatch.setattr(listener, "_whole", lambda _: b"x" * 20_000_000)
-    async with listening(service.app, ConnectionLimits(address=0)) as url:
+    async with listening(service.app, ConnectionLimits(address=0, newcomers=0)) as url:
         place = urlsplit(url)
         with socket.create_connection((place.hostname or "", place.port or 0)) as refused:
             with pytest.raises(ConnectionError):

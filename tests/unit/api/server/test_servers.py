@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from tests.patience import patience
 from uvicorn.importer import ImportFromStringError
 
 from builderd.api.server import servers
@@ -98,7 +99,7 @@ def test_early_listener_is_reached_whenever_its_address_is_there() -> None:
 async def test_a_proxy_that_sends_its_request_after_the_refusal_reads_the_refusal(tmp_path: Path) -> None:
     """Otherwise it tells the client of a bad gateway: it writes to a closed connection."""
     async with Servers() as some:
-        await some.add_behind_proxy(_app, tmp_path / "api", None, Connections(ConnectionLimits(address=0)))
+        await some.add_behind_proxy(_app, tmp_path / "api", None, Connections(ConnectionLimits(address=0, newcomers=0)))
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "api"))
         address = socket.inet_aton("192.0.2.1") + socket.inet_aton("127.0.0.1") + bytes(4)
         writer.write(SIGNATURE + b"\x21\x11" + len(address).to_bytes(2) + address)
@@ -108,3 +109,65 @@ async def test_a_proxy_that_sends_its_request_after_the_refusal_reads_the_refusa
         await writer.drain()
         writer.close()
         await writer.wait_closed()
+
+
+class Recorder:
+    """ASGI app that notes the path of each request, and the iteration of the event loop in which it began."""
+
+    def __init__(self) -> None:
+        self.began: list[tuple[str, int]] = []
+        self.iteration = 0
+        self._tick()
+
+    def _tick(self) -> None:
+        self.iteration += 1
+        self._ticking = asyncio.get_running_loop().call_soon(self._tick)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.began.append((scope["path"], self.iteration))
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    async def wait_begun(self, count: int) -> None:
+        while len(self.began) < count:
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        self._ticking.cancel()
+
+
+async def test_connections_that_came_together_begin_a_few_in_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio accepts as many as its backlog: 2,048 connections in one iteration kept everybody waiting for 0.7 s."""
+    app, port = Recorder(), _port()
+    admitted: list[int] = []
+    monkeypatch.setattr(Connections, "admit", lambda *_: admitted.append(app.iteration))
+    async with Servers() as some:
+        await some.add(app, "127.0.0.1", port, "port")
+        # The kernel completes them while the event loop does something else.
+        made = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+        async with asyncio.timeout(patience(30)):
+            while len(admitted) < 300:
+                await asyncio.sleep(0)
+        assert max(admitted.count(iteration) for iteration in set(admitted)) <= 16
+        for one in made:
+            one.close()
+        app.close()
+
+
+async def test_requests_that_came_together_start_one_in_an_iteration() -> None:
+    app, port = Recorder(), _port()
+    async with Servers() as some:
+        await some.add(app, "127.0.0.1", port, "port")
+        made = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        for one in made:
+            one.sendall(b"GET /flood HTTP/1.1\r\nHost: builderd\r\n\r\n")
+        async with asyncio.timeout(patience(30)):
+            await app.wait_begun(40)
+        iterations = [iteration for _, iteration in app.began]
+        assert len(set(iterations)) == 40
+        for one in made:
+            one.close()
+        app.close()

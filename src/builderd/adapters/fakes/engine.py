@@ -139,6 +139,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     async def disk_members(self) -> Mapping[DiskId, str]:
         return dict.fromkeys(self.disks, self.member) if self.cluster else {}
 
+    async def adopt_copy(self, disk: DiskId) -> None:
+        self._disk(disk).copy_of = None
+
     async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
         self._called("stage_disk", disk)
         return self.member
@@ -176,7 +179,10 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     async def disk(self, disk: DiskId) -> DiskReport | None:
         self._called("disk", disk)
         found = self.disks.get(disk)
-        return DiskReport(disk, found.bundle_hash, found.size_bytes, found.build_key) if found else None
+        if found is None:
+            return None
+        blank = found.bundle_hash is None
+        return DiskReport(disk, found.bundle_hash, found.size_bytes, found.build_key, found.copy_of, blank)
 
     async def put_bundle(
         self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
@@ -195,7 +201,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         found.files.update({file.path: file.content for file in (*written, *restored)})
         found.built, found.build_key = self.built.get(build_key, {}), build_key
         found.files.update(found.built)
-        found.bundle_hash = bundle.hash
+        found.bundle_hash, found.copy_of = bundle.hash, None
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         self._called("mark_bundle", disk)
@@ -204,7 +210,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         self._called("clone_disk", source)
         found = self._disk(source)
-        copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key)
+        copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key, source)
         self.disks.setdefault(target, copy)
 
     async def delete_disk(self, disk: DiskId) -> None:

@@ -25,6 +25,9 @@ class Members(Protocol):
         one of the two is deleted. The layer is made ready there, too. Raises ``NotFound``, ``NoCapacity``.
         """
 
+    async def adopt_copy(self, disk: DiskId) -> None:
+        """Note that a copy is a builder's own disk from now on: never a left-over, whatever records say. Idempotent."""
+
     def write_off(self, disk: DiskId) -> None:
         """Report a disk on a member that is away as gone, and its sandbox as ended with its machine.
 

@@ -26,6 +26,10 @@ FULL = (28, 27, 122)
 _PREFIX = "disk-"
 #: Key of a copy that is not complete yet (``moves``).
 MOVING = "moving"
+#: Key of a copy: its original, "" once it is a builder's own disk.
+COPY = "copy_of"
+#: Key of a disk to which a version was written, or begun to be.
+_FILLED = "filled"
 
 HelperOf = Callable[[str], Helper]
 
@@ -67,7 +71,14 @@ class Disks:
         own = own_of(found)
         if own.get(MOVING):
             return None
-        return DiskReport(disk, own.get("bundle") or None, int(own["size"]), own.get("build", ""))
+        return DiskReport(
+            disk,
+            own.get("bundle") or None,
+            int(own["size"]),
+            own.get("build", ""),
+            copy_of=DiskId(own[COPY]) if own.get(COPY) else None,
+            is_blank=not (own.get("bundle") or own.get("replaced") or own.get(_FILLED)),
+        )
 
     async def take_back(self, away: Collection[str]) -> None:
         """Forget that disks are written off, but for those that only members that are ``away`` have."""
@@ -124,7 +135,8 @@ class Disks:
         # Files that an earlier build had changed are the version's again: all must be at hand then.
         sent = bundle.files if own.get("build") or own.get("building") else written
         await self._volumes.change(
-            volume, member, {"bundle": "", "replaced": before.hash, "building": build_key or own.get("build", "")}
+            *(volume, member),
+            {"bundle": "", "replaced": before.hash, "building": build_key or own.get("build", ""), _FILLED: "1"},
         )
         request = {
             "volume": volume,
@@ -145,19 +157,19 @@ class Disks:
                 raise
             raise _full(int(own["size"])) from error
         await self._volumes.change(
-            volume, member, {"bundle": bundle.hash, "replaced": "", "build": build_key, "building": ""}
+            volume, member, {"bundle": bundle.hash, "replaced": "", "build": build_key, "building": "", COPY: ""}
         )
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         found = await self._existing(disk)
         volume, member = volume_of(disk), str(found.get("location") or "")
         await self._helper(member).run("take_home_out", {"volume": volume}, [volume])
-        await self._volumes.change(volume, member, {"bundle": bundle_hash})
+        await self._volumes.change(volume, member, {"bundle": bundle_hash, _FILLED: "1"})
 
     async def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         """Make a copy on the same member; one that exists stays."""
         found = await self._existing(source)
-        own = {**own_of(found), **_sized(size_bytes)}
+        own = {**own_of(found), **_sized(size_bytes), COPY: source}
         with suppress(IncusConflict):
             try:
                 await self._volumes.copy(
@@ -169,6 +181,12 @@ class Disks:
                 )
             except IncusNotFound:
                 raise NotFound(f"There is no disk {source}.") from None
+
+    async def adopt(self, disk: DiskId) -> None:
+        """Note that a copy is a builder's own disk. Raises ``NotFound``."""
+        found = await self._existing(disk)
+        if own_of(found).get(COPY):
+            await self._volumes.change(volume_of(disk), str(found.get("location") or ""), {COPY: ""})
 
     async def put_home_in(self, disk: DiskId) -> None:
         """Move the user's home of a copy among its files, for a backup."""

@@ -324,6 +324,9 @@ class IncusEngine:
     async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
         return await self._here.moves.stage(disk, target, layer_key)
 
+    async def adopt_copy(self, disk: DiskId) -> None:
+        await self._here.disks.adopt(disk)
+
     def write_off(self, disk: DiskId) -> None:
         self._here.disks.written_off.add(disk)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from builderd.adapters.engines.incus.disks import MOVING, HelperOf, volume_of
+from builderd.adapters.engines.incus.disks import COPY, MOVING, HelperOf, volume_of
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.domain.errors import EngineUnavailable, NotFound
@@ -57,7 +57,7 @@ class Moves:
         await self._helper(member).open()
         if layer_key:
             await self._layers.volume(layer_key, member)
-        own = {**own_of(found), MOVING: disk}
+        own = {**own_of(found), MOVING: disk, COPY: disk}
         self._staged[target] = member
         try:
             await self._volumes.copy(
@@ -83,7 +83,7 @@ class Moves:
             raise NotFound(f"There is no disk {disk}.")
         own, name = own_of(found), volume_of(target)
         await self._volumes.copy(volume_of(disk), name, int(own["size"]), own, member, found["location"], refresh=True)
-        await self._volumes.change(name, member, {**own, MOVING: ""})
+        await self._volumes.change(name, member, {**own, MOVING: "", COPY: disk})
         self._staged.pop(target)
         return True
 

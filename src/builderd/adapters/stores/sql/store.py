@@ -30,6 +30,7 @@ from builderd.adapters.stores.sql.leases import Leases
 from builderd.adapters.stores.sql.ledger import Ledger
 from builderd.adapters.stores.sql.metrics import Metrics
 from builderd.adapters.stores.sql.migrations import upgrade
+from builderd.adapters.stores.sql.named_disks import NamedDisks
 from builderd.adapters.stores.sql.open_builds import OpenBuilds
 from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.preview_links import PreviewLinks
@@ -85,6 +86,7 @@ class UnitOfWork:
         self.versions: port.Versions = Versions(connection)
         self.sandboxes: port.Sandboxes = Sandboxes(connection)
         self.ledger: port.Ledger = Ledger(connection)
+        self.named_disks: port.NamedDisks = NamedDisks(connection)
         self.open_builds: port.OpenBuilds = OpenBuilds(connection)
         self.events: port.Events = Events(connection)
         self.metrics: port.Metrics = Metrics(connection)

@@ -374,6 +374,9 @@ class OciEngine:
     async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
         raise NoCapacity("There is this machine only.")
 
+    async def adopt_copy(self, disk: DiskId) -> None:
+        """Do nothing: no disk is a left-over here."""
+
     def write_off(self, disk: DiskId) -> None:
         """Do nothing: there is this machine only."""
 

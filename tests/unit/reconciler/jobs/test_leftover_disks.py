@@ -1,0 +1,160 @@
+"""Disks of a cluster without a record go after an hour, if they are copies or blank; no other one ever does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import pytest
+from tests.application import World, fake_world, hurry
+
+from builderd.adapters.fakes.disk_files import FakeDisk
+from builderd.domain.builders import Builder, Candidate
+from builderd.domain.ids import DiskId, new_id
+from builderd.domain.members import MemberAway, MemberReport
+from builderd.ports.engine import DiskReport, Readiness
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.jobs.leftover_disks import UNNAMED_FOR, LeftoverDisks
+from builderd.services import builders
+
+GB = 1_000_000_000
+
+
+@dataclass
+class Scene:
+    world: World
+    sweep: LeftoverDisks
+
+    def add(self, *, copy_of: DiskId | None = None, bundle_hash: str | None = None) -> DiskId:
+        """Make a disk that no record names."""
+        disk = DiskId(new_id())
+        self.world.engine.disks[disk] = FakeDisk(GB, {"note": b"x"}, bundle_hash, copy_of=copy_of)
+        return disk
+
+    async def after_an_hour(self) -> set[DiskId]:
+        """Look, look again an hour later, and return the disks that are left."""
+        await self.sweep.check()
+        self.world.clock.move(UNNAMED_FOR.total_seconds())
+        await self.sweep.check()
+        return set(self.world.engine.disks)
+
+
+@pytest.fixture
+async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    hurry(monkeypatch.setattr)
+    async with fake_world() as world, world.reconciling():
+        world.engine.cluster = [MemberReport("node1", "10.0.0.1"), MemberReport("node2", "10.0.0.2")]
+        world.engine.member = "node1"
+        yield Scene(world, LeftoverDisks(world.application))
+
+
+async def test_copies_and_blank_disks_without_a_record_go_after_an_hour(scene: Scene) -> None:
+    builder = await scene.world.create()
+    scene.add(copy_of=builder.disk, bundle_hash="a" * 64)
+    scene.add()
+    await scene.sweep.check()
+    scene.world.clock.move((UNNAMED_FOR - timedelta(seconds=1)).total_seconds())
+    await scene.sweep.check()
+    assert len(scene.world.engine.disks) == 3, "they may be of work that goes on"
+    scene.world.clock.move(1)
+    await scene.sweep.check()
+    assert set(scene.world.engine.disks) == {builder.disk}
+
+
+async def test_disk_with_files_of_its_own_stays(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """After a restore of an older database, a builder that it does not know has such a disk."""
+    disk = scene.add(bundle_hash="a" * 64)
+    assert disk in await scene.after_an_hour()
+    assert disk in await scene.after_an_hour()
+    assert caplog.text.count("disk without a record stays") == 1
+
+
+async def test_last_copy_of_a_disk_that_a_builder_needs_stays(scene: Scene) -> None:
+    """After a restore of an older database, a builder that has moved since names the disk that it had before."""
+    builder = await scene.world.create()
+    await scene.world.reached(builders.stop, builder)
+    disk = scene.add(copy_of=builder.disk, bundle_hash="a" * 64)
+    original = scene.world.engine.disks.pop(builder.disk)
+    assert disk in await scene.after_an_hour()
+    scene.world.engine.disks[builder.disk] = original
+    await scene.sweep.check()
+    assert disk not in scene.world.engine.disks
+
+
+async def test_copy_of_a_deleted_builders_disk_goes(scene: Scene) -> None:
+    builder = await scene.world.create()
+    disk = scene.add(copy_of=builder.disk, bundle_hash="a" * 64)
+    await scene.world.reached(builders.delete, builder)
+    assert disk not in await scene.after_an_hour()
+
+
+@pytest.mark.parametrize("kind", ["builder", "spare", "candidate"])
+async def test_disk_that_a_record_names_stays(scene: Scene, kind: str) -> None:
+    builder = await scene.world.create()
+    await scene.world.reached(builders.stop, builder)
+    disk = scene.add(copy_of=builder.disk)
+
+    def name(uow: UnitOfWork) -> None:
+        found = uow.builders.get(builder.id, lock=True)
+        assert found is not None
+        uow.builders.save(_named(found, kind, disk))
+
+    async def delete_disk(disk: DiskId) -> None:
+        raise AssertionError(f"{disk} has a record")
+
+    scene.world.engine.delete_disk = delete_disk  # type: ignore[method-assign]
+    await scene.world.application.store.write(name)
+    assert disk in await scene.after_an_hour()
+
+
+def _named(builder: Builder, kind: str, disk: DiskId) -> Builder:
+    if kind == "spare":
+        return replace(builder, spare_disks=(disk,))
+    if kind == "candidate":
+        return replace(builder, candidate=Candidate(builder.version, disk))
+    return replace(builder, disk=disk)
+
+
+async def test_disk_on_a_member_that_is_away_goes_when_it_returns(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = await scene.world.create()
+    disk = scene.add(copy_of=builder.disk, bundle_hash="a" * 64)
+    other = scene.add(copy_of=builder.disk, bundle_hash="a" * 64)
+    look = scene.world.engine.disk
+
+    async def away(asked: DiskId) -> DiskReport | None:
+        if asked == disk:
+            raise MemberAway("The member node2 does not answer.")
+        return await look(asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.world.engine, "disk", away)
+        assert await scene.after_an_hour() == {builder.disk, disk}
+        assert other not in scene.world.engine.disks
+    await scene.sweep.check()
+    assert set(scene.world.engine.disks) == {builder.disk}
+
+
+async def test_copy_under_way_and_an_engine_that_is_not_ready_are_left_alone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = await scene.world.create()
+    disk = scene.add(copy_of=builder.disk)
+
+    async def no_disk_yet(asked: DiskId) -> DiskReport | None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.world.engine, "disk", no_disk_yet)
+        assert disk in await scene.after_an_hour()
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.world.engine, "readiness", lambda: Readiness(False, "no quorum"))
+        assert disk in await scene.after_an_hour()
+
+
+async def test_disks_of_one_machine_are_left_alone(scene: Scene) -> None:
+    disk = scene.add()
+    scene.world.engine.cluster = []
+    assert disk in await scene.after_an_hour()

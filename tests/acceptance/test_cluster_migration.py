@@ -50,7 +50,7 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Old:
-    """What the machine had, by the name of its builder: records, and each file of the disk with its hash."""
+    """Records of the machine that is left, and the hashes of the files on each disk, by the name of the builder."""
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.engines import engine_provider
+from builderd.domain.resources import GB
 from builderd.ports.bundles import Bundles
 from builderd.ports.engine import ClusterProvider
 from builderd.ports.store import Store
@@ -26,7 +27,7 @@ async def open_bundles(settings: Settings, store: Store) -> Bundles:
     """Return the bundle store; one in the database gets what only the data directory has so far."""
     if not is_shared(settings):
         return _local(settings)
-    shared = SharedBundles(store, _local(settings))
+    shared = SharedBundles(store, _local(settings), int(settings.limits.stored_code * 1_000_000))
     await shared.upload_used()
     return shared
 
@@ -49,4 +50,5 @@ async def bundle_sizes(settings: Settings, store: Store) -> Mapping[str, int]:
 
 
 def _local(settings: Settings) -> LocalBundles:
-    return LocalBundles(settings.data_dir / "bundles")
+    # Half of what stays free on the host: the disks may have filled it down to the floor.
+    return LocalBundles(settings.data_dir / "bundles", int(settings.store.floor * GB) // 2)

@@ -19,6 +19,8 @@ MAX_FILES = 2_000
 MAX_CONTENT_BYTES = 20_000_000
 
 
+#: Of a tar: a block, the end, and the headers of a file with a long path (``tarfile.PAX_FORMAT``).
+_TAR_BLOCK, _TAR_END, _TAR_HEADERS = 512, 10_240, 2_048
 _CHUNK_BYTES = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -100,6 +102,11 @@ class Bundle:
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def packed_size(self) -> int:
+        """Bytes as one tar, at most: each file has a header, and one more for a long path, in blocks of 512 bytes."""
+        return _TAR_END + sum(_TAR_HEADERS + len(file.path.encode()) + file.size + _TAR_BLOCK for file in self.files)
 
     def file(self, path: str) -> BundleFile | None:
         """The file at this path, or None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
@@ -25,6 +25,18 @@ from builderd.services.paged_reads import PagedReads
 from builderd.services.tenant_queue import TenantQueue
 
 A = TypeVar("A", bound=Answer)
+
+
+class SentCode(NamedTuple):
+    """New code of a version, and the tenant that sent it."""
+
+    tenant_id: TenantId
+    bundle: Bundle
+
+
+def sent_by(caller: Caller, bundle: Bundle | None) -> SentCode | None:
+    return SentCode(caller.tenant_id, bundle) if bundle is not None else None
+
 
 #: Streams of one kind, blocking calls, or files being read, of one tenant at the same time.
 MAX_AT_ONCE = 100
@@ -82,16 +94,16 @@ class Operations:
                 self.retries.record(uow, retry, Deployed(builder, None), now)
             return builder
 
-        return await bundles.keep(self.application, bundle, record)
+        return await bundles.keep(self.application, caller.tenant_id, bundle, record)
 
     async def change(
         self,
         builder_id: str,
         change: Callable[[UnitOfWork], Deployed],
         retry: Retry | None,
-        bundle: Bundle | None = None,
+        sent: SentCode | None = None,
     ) -> Deployed:
-        """Make a change that may deploy a version, once no other version takes over; ``bundle`` is its new code."""
+        """Make a change that may deploy a version, once no other version takes over; ``sent`` is its new code."""
         now = self.application.clock.now()
 
         def record(uow: UnitOfWork) -> Deployed:
@@ -101,9 +113,9 @@ class Operations:
             return deployed
 
         async def commit() -> Deployed:
-            if bundle is None:
+            if sent is None:
                 return await self.application.commit(record)
-            return await bundles.keep(self.application, bundle, record)
+            return await bundles.keep(self.application, sent.tenant_id, sent.bundle, record)
 
         return await outcomes.after_take_over(self.application, BuilderId(builder_id), commit)
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Alteration, Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSpace:
+    """Bytes that stored bundles take, and that are free for more. ``remedy``: how the operator gets more of it."""
+
+    used: int
+    free: int
+    remedy: str
 
 
 class Bundles(Protocol):
@@ -43,6 +53,12 @@ class Bundles(Protocol):
 
     async def hashes(self) -> Collection[str]:
         """Return the hashes of all stored bundles."""
+
+    async def space(self) -> BundleSpace:
+        """Return the space of all bundles."""
+
+    async def stored_bytes(self, bundles: Collection[str]) -> int:
+        """Return the bytes of these bundles together; those that are not stored count nothing."""
 
     async def delete(self, bundle_hash: str) -> None:
         """Delete the bundle, unless it is pinned. Idempotent."""

@@ -32,6 +32,7 @@ from builderd.ports.unpaid_builds import UnpaidBuilds
 from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
+from builderd.services.code_space import CodeSpace
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
@@ -94,7 +95,8 @@ class Application:
 
     ``instance`` names this service, over its restarts, in claims and in work that it began. ``member`` is the id under
     which it owns the database (``Instance.member``); new builders carry it. It has no
-    mutable fields: what this process remembers is in the ports, ``usage``, ``scratch`` and ``stalled``.
+    mutable fields: what this process remembers is in the ports, ``usage``, ``scratch``, ``stalled`` and
+    ``code_space``.
     """
 
     store: Store
@@ -118,6 +120,7 @@ class Application:
     usage: LatestUsage
     scratch: ScratchSandboxes
     stalled: StalledEnds = field(default_factory=StalledEnds)
+    code_space: CodeSpace = field(default_factory=CodeSpace)
     member: str = ""
     #: URL of the API for callers, if it differs from the one that they use.
     public_url: str | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 from builderd.domain.bundles import Alteration, Bundle, folder_of
 from builderd.domain.errors import BundleLost, ValidationFailed
+from builderd.domain.ids import TenantId
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
@@ -14,13 +15,17 @@ from builderd.services.application import Application, Change
 from builderd.services.builders import Caller
 
 
-async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Change]) -> Change:
-    """Store the bundle and run ``refer``, which records the reference; remove the bundle if that fails.
+async def keep(
+    application: Application, tenant_id: TenantId, bundle: Bundle, refer: Callable[[UnitOfWork], Change]
+) -> Change:
+    """Store a tenant's bundle and run ``refer``, which records the reference; remove the bundle if that fails.
 
+    Raises ``NoCapacity`` where there is no room for the bundle, or not for this tenant.
     Large bundles take many seconds to store: others are stored beside them, and the pin keeps them from being removed.
     """
     try:
-        with ExitStack() as held:
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(_reserved(application, tenant_id, bundle))
             async with application.bundles.exclusive():  # no removal is under way that the pin would come too late for
                 held.enter_context(application.bundles.pinned(bundle.hash))
             await application.bundles.put(bundle)
@@ -29,6 +34,10 @@ async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOf
     except BaseException:
         await drop_unused(application, bundle.hash)
         raise
+
+
+def _reserved(application: Application, tenant_id: TenantId, bundle: Bundle) -> AbstractAsyncContextManager[None]:
+    return application.code_space.reserved(application.bundles, application.store, tenant_id, bundle)
 
 
 async def fetch(application: Application, version: Version) -> Bundle:

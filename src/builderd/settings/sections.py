@@ -55,7 +55,10 @@ class PriceSettings(Section):
 
 
 class LimitSettings(Section):
-    """Limits of every builder: bounds of ``resources`` in vCPU and GB; times in seconds; sizes in MB (10^6 bytes)."""
+    """Limits of every builder: bounds of ``resources`` in vCPU and GB; times in seconds; sizes in MB (10^6 bytes).
+
+    ``stored_code``: of the code of all builders together, where a cluster keeps it in its database.
+    """
 
     cpu: float = Field(default=8, ge=0.25)
     memory: float = Field(default=16, ge=0.125)
@@ -71,6 +74,7 @@ class LimitSettings(Section):
     upload: float = Field(default=1000, gt=0)
     uploads_per_tenant: float = Field(default=5000, gt=0)
     code: float = Field(default=1000, gt=0)
+    stored_code: float = Field(default=100_000, gt=0)
     code_files: int = Field(default=100_000, gt=0)
 
 

@@ -14,6 +14,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.bundles import make_bundle
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version
+from builderd.operations.operations import sent_by
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.files import bundle_files
@@ -51,7 +52,7 @@ async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
         builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
         None,
-        bundle,
+        sent_by(visit.caller, bundle),
     )
 
 
@@ -110,5 +111,5 @@ async def deploy_edited(
         builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
         None,
-        bundle,
+        sent_by(visit.caller, bundle),
     )

@@ -197,3 +197,26 @@ async def test_names_do_not_grow_beyond_their_limit(bundles: Bundles, monkeypatc
 async def test_altering_a_missing_bundle_is_a_key_error(bundles: Bundles) -> None:
     with pytest.raises(KeyError):
         await bundles.alter("0" * 64, Alteration((BundleFile("a", b""),)), LIMITS)
+
+
+async def test_space_counts_what_is_stored_and_no_more_than_was_reserved_for_it(bundles: Bundles) -> None:
+    others = [make_bundle([BundleFile("n" * 200 + str(number), bytes(number))]) for number in range(3)]
+    before = await bundles.space()
+    for bundle in (BUNDLE, *others, BUNDLE):
+        await bundles.put(bundle)
+    each = [await bundles.stored_bytes([bundle.hash]) for bundle in (BUNDLE, *others)]
+    assert all(bundle.size < size <= bundle.packed_size for bundle, size in zip((BUNDLE, *others), each, strict=True))
+    assert (await bundles.space()).used == before.used + sum(each)
+    assert await bundles.stored_bytes([BUNDLE.hash, others[0].hash, MISSING]) == each[0] + each[1]
+    await bundles.delete(BUNDLE.hash)
+    await bundles.delete(BUNDLE.hash)
+    assert (await bundles.space()).used == before.used + sum(each[1:])
+    assert await bundles.stored_bytes([BUNDLE.hash]) == 0
+
+
+async def test_altered_and_unpacked_code_is_counted_once_it_is_put(bundles: Bundles) -> None:
+    await bundles.put(BUNDLE)
+    before = (await bundles.space()).used
+    changed = await bundles.alter(BUNDLE.hash, Alteration((BundleFile("more", b"x" * 5000),)), ArchiveLimits())
+    await bundles.put(changed)
+    assert (await bundles.space()).used == before + await bundles.stored_bytes([changed.hash])

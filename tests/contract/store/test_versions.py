@@ -8,8 +8,10 @@ from functools import partial
 
 import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
+from tests.contract.store.test_backups import _backup
 from tests.statements import statements
 
+from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, Version, VersionSettings, VersionStatus
@@ -133,6 +135,26 @@ async def uses_bundle(store: Store, bundle_hash: str) -> bool:
     found = await store.read(lambda uow: uow.versions.used_bundles(["8" * 64, bundle_hash]))
     assert found == ({bundle_hash} if uses else set())
     return uses
+
+
+async def test_bundles_of_a_tenant_are_those_of_its_live_builders_and_kept_backups(store: Store) -> None:
+    builder = await add_builder(store)
+    await add(store, make_version(builder.id, number=2, bundle_hash="b" * 64))
+    dropped = make_version(builder.id, number=3, bundle_hash="c" * 64)
+    await add(store, dropped)
+    await store.write(lambda uow: uow.versions.save(replace(dropped, status=VersionStatus.DROPPED)))
+    deleted = await add_builder(store)
+    await add(store, make_version(deleted.id, number=2, bundle_hash="d" * 64))
+    await add(store, make_version(deleted.id, number=3, bundle_hash="e" * 64))
+    backup = replace(_backup(deleted), version=2)
+    await store.write(lambda uow: uow.backups.add(backup))
+    await save(store, replace(deleted, desired=Desired.DELETED, status=Status.DELETED, deleted_at=NOW))
+    found = await store.read(lambda uow: uow.versions.bundles_of_tenant(TENANT.id))
+    assert set(found) == {"a" * 64, "b" * 64, "d" * 64}
+    await store.write(lambda uow: uow.backups.save(replace(backup, status=BackupStatus.FAILED)))
+    found = await store.read(lambda uow: uow.versions.bundles_of_tenant(TENANT.id))
+    assert set(found) == {"a" * 64, "b" * 64}
+    assert not await store.read(lambda uow: uow.versions.bundles_of_tenant(OTHER_TENANT.id))
 
 
 async def test_bundle_is_in_use_while_a_live_builder_has_it(store: Store) -> None:

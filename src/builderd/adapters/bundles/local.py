@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from builderd.adapters.bundles.pins import Pins
+from builderd.adapters.bundles.stored_sizes import StoredSizes
 from builderd.adapters.bundles.unpacking import CONCURRENCY, unpack
 from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import (
@@ -32,9 +33,14 @@ from builderd.domain.bundles import (
     check_size,
     hash_of_digests,
 )
+from builderd.domain.errors import NoCapacity
+from builderd.domain.resources import GB
+from builderd.ports.bundles import BundleSpace
 
 log = logging.getLogger(__name__)
 
+#: How the operator makes room.
+REMEDY = "Its operator can free space where the data directory is (df -h, builderd doctor)."
 #: Larger bundles are not held in memory.
 LARGE_BYTES = 32_000_000
 #: The bundles that were read last are remembered, if they are no larger: a create reads one five times.
@@ -43,8 +49,12 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalBundles:
-    def __init__(self, folder: Path) -> None:
+    """``floor_bytes`` of its file system stay free of code."""
+
+    def __init__(self, folder: Path, floor_bytes: int = 0) -> None:
         self._folder = folder
+        self._floor_bytes = floor_bytes
+        self._sizes = StoredSizes(self.sizes)
         self._unpacking = asyncio.Semaphore(CONCURRENCY)
         self._lock = asyncio.Lock()
         self.pins = Pins()
@@ -60,13 +70,16 @@ class LocalBundles:
         return self.pins.pinned(bundle_hash)
 
     async def put(self, bundle: Bundle) -> None:
-        await asyncio.to_thread(self._put, bundle)
+        self._sizes.put(bundle.hash, await asyncio.to_thread(self._put, bundle))
 
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_below_floor(0)
         with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
             name = await unpack(archive, out, limits, self._unpacking)
-            return await asyncio.to_thread(self._adopt, name, out.fileno(), folder)
+            bundle = await asyncio.to_thread(self._adopt, name, out.fileno(), folder)
+        await self._note(name)
+        return bundle
 
     def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
         """Store the unpacked tar under its name, after checking that its hash is the reported one."""
@@ -87,7 +100,9 @@ class LocalBundles:
 
     async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         async with self._unpacking:
-            return await asyncio.to_thread(self._alter, bundle_hash, alteration, limits)
+            bundle = await asyncio.to_thread(self._alter, bundle_hash, alteration, limits)
+        await self._note(bundle.hash)
+        return bundle
 
     def _alter(self, base: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         before = self._get(base)
@@ -97,6 +112,7 @@ class LocalBundles:
         if files == before.files:
             check_result(base, alteration)
             return before
+        self._refuse_below_floor(Bundle("", files).packed_size)
         with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
             name = _pack(files, out)
             check_result(name, alteration)
@@ -124,7 +140,9 @@ class LocalBundles:
             async for chunk in chunks:
                 await asyncio.to_thread(out.write, chunk)
             out.flush()
-            return await asyncio.to_thread(self._replace, bundle_hash, out.fileno(), folder)
+            bundle = await asyncio.to_thread(self._replace, bundle_hash, out.fileno(), folder)
+        await self._note(bundle_hash)
+        return bundle
 
     def _replace(self, name: str, descriptor: int, folder: int) -> Bundle:
         files = _unpack_large(_Tar(os.dup(descriptor)))
@@ -139,21 +157,57 @@ class LocalBundles:
 
     async def sizes(self) -> Mapping[str, int]:
         """Return the bytes on the disk of each stored bundle, by hash."""
-        return await asyncio.to_thread(lambda: {one: self._path(one).stat().st_size for one in self._hashes()})
+        return await asyncio.to_thread(lambda: {one: self._size(one) for one in self._hashes()})
+
+    async def space(self) -> BundleSpace:
+        used = await self._sizes.total()
+        return BundleSpace(used, await asyncio.to_thread(self._free), REMEDY)
+
+    async def stored_bytes(self, bundles: Collection[str]) -> int:
+        return await self._sizes.of(bundles)
 
     async def delete(self, bundle_hash: str) -> None:
         if _HASH.fullmatch(bundle_hash) and bundle_hash not in self.pins:
             await asyncio.to_thread(self._path(bundle_hash).unlink, missing_ok=True)
+            self._sizes.drop(bundle_hash)
             self._whole.pop(bundle_hash, None)
             self._read.pop(bundle_hash, None)
 
     def _hashes(self) -> Collection[str]:
         return frozenset(path.stem for path in self._folder.glob("*.tar") if _HASH.fullmatch(path.stem))
 
-    def _put(self, bundle: Bundle) -> None:
+    def _put(self, bundle: Bundle) -> int:
+        """Return the bytes of its file."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._has(bundle.hash):
+            self._refuse_below_floor(bundle.packed_size)
             _write_whole(self._path(bundle.hash), lambda out: _pack(bundle.files, out))
+        return self._size(bundle.hash)
+
+    async def _note(self, name: str) -> None:
+        self._sizes.put(name, await asyncio.to_thread(self._size, name))
+
+    def _size(self, name: str) -> int:
+        """Return the bytes of a bundle's file, 0 where it was removed meanwhile."""
+        try:
+            return self._path(name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _free(self) -> int:
+        """Return the bytes that are free above the floor, negative below it."""
+        folder = self._folder if self._folder.exists() else self._folder.parent
+        space = os.statvfs(folder)
+        return space.f_bavail * space.f_frsize - self._floor_bytes
+
+    def _refuse_below_floor(self, more: int) -> None:
+        """Raise ``NoCapacity`` when so many bytes more would leave less free than the floor."""
+        if (free := self._free()) < more:
+            raise NoCapacity(
+                f"There is no room for code on the machine: {max(free, 0) / GB:.2f} GB are free, and "
+                f"{more / GB:.2f} GB are needed. {REMEDY}",
+                retry_after=60,
+            )
 
     def _has(self, name: str) -> bool:
         """Return True if the bundle is stored and undamaged; a damaged file is removed."""

@@ -11,12 +11,17 @@ from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 from builderd.adapters.bundles.local import LocalBundles
+from builderd.adapters.bundles.stored_sizes import StoredSizes
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Alteration, Bundle
+from builderd.ports.bundles import BundleSpace
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.stored_bundles import CHUNK_BYTES
 
 log = logging.getLogger(__name__)
+
+#: How the operator makes room.
+REMEDY = "Its operator can raise limits.stored_code, if the database has the space."
 
 
 class SharedBundles:
@@ -25,9 +30,12 @@ class SharedBundles:
     ``unpack`` and ``alter`` store in the folder alone: what they return is ``put`` before a version refers to it.
     """
 
-    def __init__(self, store: Store, local: LocalBundles) -> None:
+    def __init__(self, store: Store, local: LocalBundles, most_bytes: int = 1 << 50) -> None:
+        """``most_bytes``: what all bundles in the database may take; it does not tell what is free on its machine."""
         self._store = store
         self._local = local
+        self._most_bytes = most_bytes
+        self._sizes = StoredSizes(lambda: store.read(lambda uow: uow.stored_bundles.sizes()))
         #: By hash: two copies of one bundle at a time would write the same rows.
         self._uploads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -63,7 +71,15 @@ class SharedBundles:
     async def delete(self, bundle_hash: str) -> None:
         if bundle_hash not in self._local.pins:
             await self._store.write(lambda uow: uow.stored_bundles.delete(bundle_hash))
+            self._sizes.drop(bundle_hash)
             await self._local.delete(bundle_hash)
+
+    async def space(self) -> BundleSpace:
+        used = await self._sizes.total()
+        return BundleSpace(used, self._most_bytes - used, REMEDY)
+
+    async def stored_bytes(self, bundles: Collection[str]) -> int:
+        return await self._sizes.of(bundles)
 
     async def upload_used(self) -> None:
         """Copy bundles of the folder that versions refer to into the database, where that lacks them."""
@@ -90,6 +106,7 @@ class SharedBundles:
                 await self._store.write(partial(_put_chunk, bundle_hash=bundle_hash, number=number, content=content))
                 size, number = size + len(content), number + 1
         await self._store.write(lambda uow: uow.stored_bundles.complete(bundle_hash, size))
+        self._sizes.put(bundle_hash, size)
 
     async def _download(self, bundle_hash: str) -> Bundle:
         """Copy a bundle of the database into the folder. Raises ``KeyError`` where it lacks or is damaged."""
@@ -102,6 +119,7 @@ class SharedBundles:
             log.warning("bundle damaged in the database, deploy its version again bundle=%s", bundle_hash)
             # A deployment stores it again.
             await self._store.write(lambda uow: uow.stored_bundles.delete(bundle_hash))
+            self._sizes.drop(bundle_hash)
             raise
 
     async def _chunks(self, bundle_hash: str, size: int) -> AsyncIterator[bytes]:

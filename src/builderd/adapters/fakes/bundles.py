@@ -12,11 +12,14 @@ from typing import BinaryIO
 from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import Alteration, Bundle, BundleFile, altered, check_result, check_size, make_bundle
 from builderd.domain.errors import ValidationFailed
+from builderd.ports.bundles import BundleSpace
 
 
 class FakeBundles:
     def __init__(self) -> None:
         self.stored: dict[str, Bundle] = {}
+        #: Bytes that all bundles together may take.
+        self.most_bytes = 1 << 50
         self._lock = asyncio.Lock()
         self._pins: list[str] = []
 
@@ -66,6 +69,13 @@ class FakeBundles:
 
     async def hashes(self) -> Collection[str]:
         return frozenset(self.stored)
+
+    async def space(self) -> BundleSpace:
+        used = sum(one.packed_size for one in self.stored.values())
+        return BundleSpace(used, self.most_bytes - used, "Its operator can raise the limit.")
+
+    async def stored_bytes(self, bundles: Collection[str]) -> int:
+        return sum(self.stored[one].packed_size for one in bundles if one in self.stored)
 
     async def delete(self, bundle_hash: str) -> None:
         if bundle_hash not in self._pins:

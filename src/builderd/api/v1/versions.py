@@ -28,7 +28,7 @@ from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId
 from builderd.domain.versions import Version
 from builderd.operations.idempotency import Retry
-from builderd.operations.operations import Operations
+from builderd.operations.operations import Operations, sent_by
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import versions as wire
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
@@ -102,7 +102,7 @@ async def put_builder(
             operations.application, identity.caller, uuid.lower(), body.value, fresh=query.fresh
         )
         record = _recording(deployments.deploy, operations.application, identity, uuid, change)
-        deployed = await operations.change(uuid.lower(), record, retry, bundle)
+        deployed = await operations.change(uuid.lower(), record, retry, sent_by(identity.caller, bundle))
         body.release()
         return deployed
 

@@ -28,6 +28,9 @@ class Versions(Protocol):
         A dropped version has none.
         """
 
+    def bundles_of_tenant(self, tenant_id: TenantId) -> Collection[str]:
+        """Return the bundles that the tenant's live builders and backups have, each once."""
+
     def used_bundles(self, bundles: Collection[str]) -> Collection[str]:
         """Return those among these bundles that are used, as ``uses_bundle`` says."""
 

@@ -98,7 +98,10 @@ class World:
         new = NewBuilder(name, bundle.hash, VersionSettings(**{"entrypoint": ENTRYPOINT, **settings}), **top)
         now = self.clock.now()
         return await bundles.keep(
-            self.application, bundle, lambda uow: builders.create(uow, self.application, self.caller, new, now)
+            self.application,
+            self.caller.tenant_id,
+            bundle,
+            lambda uow: builders.create(uow, self.application, self.caller, new, now),
         )
 
     async def ask_job(self, *files: BundleFile, **settings: Any) -> Builder:
@@ -119,7 +122,7 @@ class World:
             made.append(deployed.version)
             return deployed.builder
 
-        await bundles.keep(self.application, bundle, deploy)
+        await bundles.keep(self.application, self.caller.tenant_id, bundle, deploy)
         assert made[-1] is not None
         return made[-1]
 

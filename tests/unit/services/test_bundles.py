@@ -23,7 +23,7 @@ async def test_a_bundle_is_there_before_anything_refers_to_it(world: World) -> N
         raise LookupError
 
     with pytest.raises(LookupError):
-        await bundles.keep(world.application, BUNDLE, refer)
+        await bundles.keep(world.application, world.caller.tenant_id, BUNDLE, refer)
 
 
 async def test_a_bundle_of_a_refused_request_is_not_left(world: World) -> None:

@@ -50,5 +50,5 @@ async def bundle_sizes(settings: Settings, store: Store) -> Mapping[str, int]:
 
 
 def _local(settings: Settings) -> LocalBundles:
-    # Half of what stays free on the host: the disks may have filled it down to the floor.
+    # Half of the floor: disks may have filled the host down to all of it.
     return LocalBundles(settings.data_dir / "bundles", int(settings.store.floor * GB) // 2)

@@ -55,8 +55,8 @@ class CodeSpace:
             return
         if not is_stored and ahead > space.free:
             raise NoCapacity(
-                f"There is no room for {_gb(size)} of code: {_gb(space.free)} are left of what the code of all "
-                f"builders may take. {space.remedy}",
+                f"There is no room for {_gb(size)} of code: {_gb(space.free)} are left for the code "
+                f"of all builders. {space.remedy}",
                 retry_after=RETRY_SECONDS,
             )
         stored = await bundles.stored_bytes(hashes)

@@ -17,7 +17,7 @@ from builderd.bootstrap.cluster import Administration, MemberState, Pool
 from builderd.bootstrap.configuration import load
 from builderd.cli import options
 from builderd.cli.command_group import CommandGroup
-from builderd.cli.service import require_root
+from builderd.cli.privileges import require_root
 
 T = TypeVar("T")
 #: So many disks that are left on a member are named.

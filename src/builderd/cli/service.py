@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import click
@@ -12,12 +11,8 @@ from builderd.bootstrap import machine, service
 from builderd.bootstrap.configuration import load
 from builderd.cli import options, usage
 from builderd.cli.command_group import CommandGroup
+from builderd.cli.privileges import require_root
 from builderd.settings import Settings
-
-NEEDS_ROOT = (
-    "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "
-    "sandboxes under user ids of their own, in which nothing is root of this machine. Try: sudo {command}"
-)
 
 
 @click.command()
@@ -113,9 +108,3 @@ def build(data_dir: Path | None, config: Path | None) -> None:
     require_root("builderd base build")
     settings = load(config, data_dir=data_dir)
     click.echo(machine.build_base(settings, click.echo))
-
-
-def require_root(command: str) -> None:
-    """Raise ``ClickException`` unless this process is root."""
-    if os.geteuid() != 0:
-        raise click.ClickException(NEEDS_ROOT.format(command=command))

@@ -10,7 +10,7 @@ import click
 from builderd.bootstrap import machine
 from builderd.bootstrap.configuration import load
 from builderd.cli import options
-from builderd.cli.service import require_root
+from builderd.cli.privileges import require_root
 
 #: Names the Debian packages. ``script/setup`` of a checkout runs it, too.
 PACKAGES = Path(__file__).parents[1] / "debian_packages.sh"

@@ -48,6 +48,12 @@ def test_importing_the_package_imports_nothing_costly() -> None:
     assert {name for name in imported if name.startswith("builderd")} == {"builderd"}
 
 
+def test_commands_of_clusters_and_set_up_import_no_server() -> None:
+    # On an emulated machine the server's packages cost three minutes, with each command.
+    for name in ("cluster", "setup"):
+        assert not modules_after(f"import builderd.cli.{name}").intersection(("fastapi", "uvicorn", "builderd.api"))
+
+
 def test_click_prints_the_help_of_the_table() -> None:
     assert CliRunner().invoke(builderd, ["--help"]).output == help_text()
     assert CliRunner().invoke(builderd, ["--version"]).output == f"builderd, version {__version__}\n"

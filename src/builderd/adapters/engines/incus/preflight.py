@@ -25,7 +25,9 @@ PROGRAMS = (
     ("mksquashfs", "squashfs-tools", "the image of the instances cannot be made"),
     ("mmdebstrap", "mmdebstrap", "the base root file system cannot be made"),
 )
-_NO_INCUS = "no app can be started: apt-get install incus-base incus-client, then incus admin init; or set incus.socket"
+_NO_INCUS = (
+    "no app can be started: apt-get install incus-base incus-client, then builderd cluster init, or set incus.socket"
+)
 
 
 def run_checks(options: IncusOptions) -> Sequence[PreflightCheck]:

@@ -112,4 +112,5 @@ def test_machine_that_cannot_be_is_refused_with_those_that_are(machines: Machine
         assert "there are: 1;" in refused.stderr
     for count in ("0", "10", "x"):
         assert "COUNT is 1 to 9" in machines("up", count).stderr
+    assert "machines have this image" in machines("install", "true").stderr
     assert runs(machines.pid(1))

@@ -32,6 +32,7 @@ from builderd.domain.database_lease import (
     needed_silence,
 )
 from builderd.domain.errors import StoreUnavailable
+from builderd.domain.route_list import FIRST_ADDRESS_AFTER, RESERVED_SECONDS
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
@@ -56,6 +57,8 @@ class OwnedStore:
     guarded: GuardedLease | None = None
     #: The standby that this service was, or may have been, whose ports it still passes on.
     standby: Standby | None = None
+    #: By ``time.monotonic``: no app gets an address before, since lists of an earlier term may lead to it.
+    first_address_at: float = 0.0
 
     async def keep(self) -> None:
         """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` once another service has it.
@@ -131,7 +134,7 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
         lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
-        owned = OwnedStore(opened, instance, lease.term, guarded, standby)
+        owned = OwnedStore(opened, instance, lease.term, guarded, standby, acquisition.first_address_at)
         if guarded is not None:
             await guarded.begin()
         else:
@@ -149,7 +152,7 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
         await opened.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Acquisition:
     """The steps by which an instance comes to own the database. ``database`` is its location for messages."""
 
@@ -159,6 +162,8 @@ class Acquisition:
     take_over: bool
     #: Of a cluster's service: waits for another owner, instead of being refused.
     standby: Standby | None = None
+    #: As of ``OwnedStore``, once ``run`` has returned.
+    first_address_at: float = 0.0
 
     async def run(self) -> DatabaseLease:
         """Take the lease, and return it. May be run again after ``StoreUnavailable``."""
@@ -168,10 +173,16 @@ class Acquisition:
         if seen is not None:
             seen = await self._watch(seen)
         lease = await self._take(seen)
+        taken_at = time.monotonic()
         self.store.fence(lease.term)
         # Only the owner of the lease may migrate.
         await self.store.migrate()
-        await self.store.write(partial(_adopt, instance=self.instance, previous=seen.instance if seen else None))
+        previous = seen.instance if seen else None
+        others = await self.store.write(partial(_adopt, instance=self.instance, previous=previous))
+        if self.standby is not None and (others or (previous and previous.member != self.instance.member)):
+            # Where the lease could not be written, standbys do not learn that their lists are of an earlier service.
+            is_new = seen is None or lease.term != seen.term
+            self.first_address_at = taken_at + (FIRST_ADDRESS_AFTER if is_new else RESERVED_SECONDS)
         if seen is not None and seen.instance.member != self.instance.member:
             log.warning("database lease taken over from=%s term=%d", describe_owner(seen), lease.term)
         return lease
@@ -236,11 +247,15 @@ class Acquisition:
         )
 
 
-def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> None:
-    """Adopt the work of the previous owner, which counts as a standby once it announces itself again."""
+def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> bool:
+    """Adopt the work of the previous owner, which counts as a standby once it announces itself again.
+
+    Return True if there are, or were, services that stood by for it, beside this one.
+    """
     uow.database_lease.adopt(instance)
     if previous is not None:
         uow.services.remove(previous.member)
+    return any(one.service.id != instance.member for one in uow.services.list())
 
 
 async def _retry_until_available(run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor) -> T:

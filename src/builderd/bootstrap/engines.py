@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.incus.provider import IncusProvider
@@ -29,8 +29,13 @@ def engine_provider(settings: Settings) -> EngineProvider:
     return found.configured(dict(section)) if isinstance(found, ConfigurableProvider) and section else found
 
 
-def make_engine(settings: Settings, clock: SystemClock) -> Engine:
-    """Return the selected engine, not prepared yet."""
+def make_engine(
+    settings: Settings,
+    clock: SystemClock,
+    reserved: Callable[[str], bool] = lambda _: False,
+    first_address_at: float = 0.0,
+) -> Engine:
+    """Return the selected engine, not prepared yet. ``reserved``, ``first_address_at``: as of ``EngineOptions``."""
     store, egress = settings.store, settings.egress
     return engine_provider(settings).make(
         EngineOptions(
@@ -42,6 +47,8 @@ def make_engine(settings: Settings, clock: SystemClock) -> Engine:
             sandbox_pool=settings.sandbox_pool,
             now=clock.seconds,
             at=clock.at,
+            reserved=reserved,
+            first_address_at=first_address_at,
             store=StoreOptions(
                 device=store.device,
                 size_bytes=int(store.size * GB) if store.size else None,

@@ -30,6 +30,7 @@ from builderd.domain import cluster_services
 from builderd.domain.cluster_services import ClusterService
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, Instance, LeaseLost
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.domain.route_list import LEASE_SECONDS
 from builderd.ports.engine import MemberAddresses
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
@@ -324,6 +325,28 @@ async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(
     assert proxy.taken_down == [two.data_dir, two.data_dir]
     # What has ended is no standby.
     await second.until(lambda: not proxy.deadlines)
+
+
+async def test_service_after_another_one_gives_no_address_while_lists_of_the_earlier_term_are_used(
+    services: Services, one: Settings, two: Settings
+) -> None:
+    first = await services.start_working(one)
+    assert first.owned.first_address_at == 0.0, "nobody worked before"
+    await first.stop()
+    first = await services.start_working(one)
+    assert first.owned.first_address_at == 0.0, "nobody stood by"
+    second = services.start(two)
+    await services.until_known("two")
+    await first.kill()
+    first = await services.start_working(one)
+    wait = leasing.FIRST_ADDRESS_AFTER
+    assert wait > LEASE_SECONDS / HURRY
+    assert 0 < first.owned.first_address_at - time.monotonic() <= wait, "the other one has a list"
+    await services.until_known("two")
+    await first.stop()
+    began = time.monotonic()
+    await second.until(lambda: second.works)
+    assert second.owned.first_address_at >= began + wait
 
 
 async def test_standby_continues_a_killed_service_after_its_previews_have_ended(

@@ -31,6 +31,8 @@ class EngineOptions:
 
     ``sandbox_pool``: sandboxes that are prepared in advance.
     ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
+    ``reserved`` returns True for an IP address that no sandbox may get now, and ``first_address_at`` is the time by
+    ``time.monotonic`` before which none gets any: other services of a cluster may still lead visitors there.
     """
 
     data_dir: Path
@@ -42,6 +44,8 @@ class EngineOptions:
     store: StoreOptions = field(default_factory=StoreOptions)
     now: Callable[[], float] = time.time
     at: Callable[[float], float] = float
+    reserved: Callable[[str], bool] = field(default=lambda _: False)
+    first_address_at: float = 0.0
 
 
 class EngineProvider(Protocol):

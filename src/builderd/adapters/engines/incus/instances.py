@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,7 +34,10 @@ _BUSY = ("busy", "already running a", "instance is running", "in use", "currentl
 
 
 class Instances:
-    """``image``: alias of the image of all instances, and its unpacked size; ``away`` returns members that are away."""
+    """``image``: alias of the image of all instances, and its unpacked size; ``away`` returns members that are away.
+
+    ``reserved`` returns True for an address that no instance may get now.
+    """
 
     def __init__(
         self,
@@ -41,11 +45,15 @@ class Instances:
         options: IncusOptions,
         image: tuple[str, int],
         away: Callable[[], Collection[str]] = frozenset,
+        reserved: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.client = self._client = client
         self._options = options
         self.image, self._image_bytes = image
         self._away = away
+        self._reserved = reserved
+        #: By ``time.monotonic``: the first address is given then.
+        self.first_address_at = 0.0
         self.pool = options.pool
         self.index = InstanceIndex(self._list, self._list_addresses)
         #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
@@ -90,7 +98,11 @@ class Instances:
         ]
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
-        """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
+        """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``.
+
+        Waits until ``first_address_at``.
+        """
+        await asyncio.sleep(self.first_address_at - time.monotonic())
         refused: set[str] = set()
         for _ in range(_ATTEMPTS):
             address = await self._choose(refused, egress=egress)
@@ -131,7 +143,7 @@ class Instances:
         for _ in range(1000):
             number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
             address = str(IPv4Address(first + number))
-            if address not in used:
+            if address not in used and not self._reserved(address):
                 self._taken.add(address)
                 return address
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")

@@ -195,7 +195,8 @@ def make_machine(
     """Put the parts together; nothing is asked of Incus."""
     members = Members(cluster)
     client.unavailable_reason = lambda: members.unavailable_reason
-    instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names)
+    instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved)
+    instances.first_address_at = options.first_address_at
     instances.on_left = members.prepare_again
     volumes = Volumes(client, incus.pool, members.away_names)
     helpers: dict[str, Helper] = {}

@@ -65,6 +65,10 @@ class HaproxyPreviews:
         """Return where connections of standbys are taken, None for nowhere."""
         return self._options.receiving
 
+    def is_reserved(self, ip: str) -> bool:
+        """Return True for an address that a route leads to, or led to a short while ago: no other app may get it."""
+        return self._open_map is not None and self._open_map.is_reserved(ip)
+
     def receive_nothing(self) -> None:
         """Take nothing from standbys, from the next start on."""
         self._options = replace(self._options, receiving=None)

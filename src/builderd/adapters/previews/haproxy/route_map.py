@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.route_list import RESERVED_SECONDS
 from builderd.linux import atomic_files
 
 #: A host has 253 bytes at most, a value 169. Divides the page size of every machine.
 LINE = 512
+#: So many changes of routes are remembered, and more where there are more routes.
+LEAST_CHANGES = 1_000
 _NONE = "-"
 _FREE = "#"
 _H2C = "h2c"
@@ -63,6 +68,15 @@ class RouteMap:
     def __init__(self, path: Path) -> None:
         """Open or create the file. A file in another format is rewritten with its readable routes."""
         self.routes: dict[str, Route] = {}
+        #: Grows with each change.
+        self.version = 0
+        #: The version in which each host's route was changed last, the latest at the end; also of hosts without one.
+        self._changes: dict[str, int] = {}
+        #: Changes up to this version may be missing there.
+        self._forgotten = 0
+        #: How many open routes lead to an IP address, and when the last one has ended.
+        self._leads: Counter[str] = Counter()
+        self._ended: dict[str, float] = {}
         self._lines: dict[str, int] = {}
         self._free: list[int] = []
         self._end = 0
@@ -71,6 +85,26 @@ class RouteMap:
             _rewrite(path, self.routes.values())
             self._read(path.read_bytes())
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for route in self.routes.values():
+            self._note(None, route)
+
+    def is_reserved(self, ip: str) -> bool:
+        """Return True for an address that an open route leads to, or led to within ``RESERVED_SECONDS``."""
+        if ip in self._leads:
+            return True
+        ended = self._ended.get(ip)
+        return ended is not None and time.monotonic() - ended < RESERVED_SECONDS
+
+    def changed_since(self, version: int) -> Sequence[str] | None:
+        """Return the hosts whose routes were changed after that version; None where it is not known any more."""
+        if not self._forgotten <= version <= self.version:
+            return None
+        hosts = []
+        for host, at in reversed(self._changes.items()):
+            if at <= version:
+                break
+            hosts.append(host)
+        return hosts
 
     def put(self, route: Route) -> None:
         """Write the host's route to its line of the map file."""
@@ -79,6 +113,7 @@ class RouteMap:
             line = self._free.pop() if self._free else self._grow()
             self._lines[route.host] = line
         self._write(line, f"{route.host} {encode(route)}")
+        self._note(self.routes.get(route.host), route)
         self.routes[route.host] = route
 
     def remove(self, host: str) -> None:
@@ -87,10 +122,37 @@ class RouteMap:
             return
         self._write(line, _FREE)
         self._free.append(line)
-        del self.routes[host]
+        self._note(self.routes.pop(host), None)
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _note(self, before: Route | None, after: Route | None) -> None:
+        """Count the addresses that routes lead to, and remember the change."""
+        # In this order, an address that stays is never one that is left.
+        if after is not None and after.destination is not None:
+            self._leads[after.destination.ip] += 1
+        if before is not None and before.destination is not None:
+            self._leave(before.destination.ip)
+        if (changed := after or before) is not None:
+            self.version += 1
+            self._changes.pop(changed.host, None)
+            self._changes[changed.host] = self.version
+        # Hosts that have no route any more would add up.
+        while len(self._changes) > 2 * len(self.routes) + LEAST_CHANGES:
+            oldest = next(iter(self._changes))
+            self._forgotten = self._changes.pop(oldest)
+
+    def _leave(self, ip: str) -> None:
+        self._leads[ip] -= 1
+        if self._leads[ip]:
+            return
+        del self._leads[ip]
+        now = time.monotonic()
+        self._ended.pop(ip, None)
+        self._ended[ip] = now
+        while now - self._ended[first := next(iter(self._ended))] >= RESERVED_SECONDS:
+            del self._ended[first]
 
     def _read(self, content: bytes) -> bool:
         """Read the routes; return False if the lines do not have the fixed length, so the file must be rewritten."""

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from builderd.adapters.engines.incus.cluster import Member
@@ -17,6 +16,7 @@ from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.machine import Machine, make_machine
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.quotas import Capacity
+from builderd.ports.engine import EngineOptions
 
 _STATES = {"freeze": "Frozen", "unfreeze": "Running", "stop": "Stopped", "start": "Running"}
 #: Called with method and path.
@@ -153,10 +153,10 @@ class ScriptedCluster:
         return "node2"
 
 
-def machine_on(incus: ScriptedIncus) -> Machine:
+def machine_on(incus: ScriptedIncus, **options: Any) -> Machine:
     """Return the parts of a service on this cluster."""
-    options: Any = SimpleNamespace(inside_port=1, allow=(), deny=(), log_limit=1, store=SimpleNamespace(overcommit=1.0))
+    made = EngineOptions(data_dir=Path("/none"), inside_port=1, log_limit=1, **options)
     image = Image("base", Path("/none"), "base", 0)
     client: Any = incus
     cluster: Any = ScriptedCluster()
-    return make_machine(options, IncusOptions(), client, cluster, image)
+    return make_machine(made, IncusOptions(), client, cluster, image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -252,3 +253,23 @@ async def test_instance_of_a_member_that_answers_is_found_without_the_list_while
     assert (await machine.instances.find("s-1") or {})["status"] == "Error"
     assert await machine.instances.find("s-9") is None
     assert incus.lists == before + 2
+
+
+async def test_reserved_address_is_given_to_nobody(incus: CountingIncus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby's list of routes may lead to it: as that of an app that has just ended."""
+    reserved: set[str] = set()
+    instances = machine_on(incus, reserved=reserved.__contains__).instances
+    numbers(monkeypatch, 20, 20, 21, 20)
+    first = await instances.create(instance("s-1"), "node2", egress=True)
+    await instances.delete("s-1")
+    reserved.add(first)
+    assert await instances.create(instance("s-2"), "node2", egress=True) == "10.99.0.21"
+    reserved.clear()
+    assert await instances.create(instance("s-3"), "node2", egress=True) == first
+
+
+async def test_first_address_is_given_once_lists_of_an_earlier_service_are_used_no_more(incus: CountingIncus) -> None:
+    first_at = time.monotonic() + 0.2
+    instances = machine_on(incus, first_address_at=first_at).instances
+    await instances.create(instance("s-1"), "node2", egress=True)
+    assert time.monotonic() >= first_at

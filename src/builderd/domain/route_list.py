@@ -1,0 +1,39 @@
+"""List of open routes that each standby of a cluster keeps, for visits while no service works.
+
+Two tenants never meet by it. A standby read the list from the service that works, whose route led to the address then.
+That service gives the address to nobody else for ``RESERVED_SECONDS`` after its route has gone, and no standby uses a
+list that is older than ``LIST_SECONDS``. The next service does not know what it led to: it gives no address at all for
+``FIRST_ADDRESS_AFTER`` seconds, in which each standby has read in the database that the term of its list is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builderd.domain.previews import Address
+
+#: A list is used no longer than so many seconds after the service that works was asked for it.
+LIST_SECONDS = 120.0
+#: An address that an open route has led to is given to no other app for so many seconds after that. The difference is
+#: for a visit that was let through just before: it dials the address for some seconds.
+RESERVED_SECONDS = LIST_SECONDS + 30.0
+#: What the database said of the lease is believed for so many seconds.
+LEASE_SECONDS = 15.0
+#: Seconds from the taking of a lease to the first address that its owner gives, with some for visits as above.
+FIRST_ADDRESS_AFTER = LEASE_SECONDS + 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRoute:
+    """An open route. ``via``: address of the app's member in the members' network. ``public``: visits need no token."""
+
+    host: str
+    address: Address
+    public: bool
+    h2c: bool
+    via: str
+
+    @property
+    def is_plain(self) -> bool:
+        """Return True for a route whose visits a standby may serve."""
+        return self.public and not self.h2c

@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.garbage",
     "tests.postgres",
     "tests.previews.proxy",
+    "tests.previews.standby",
     "tests.domains.parts",
     "tests.times",
 ]

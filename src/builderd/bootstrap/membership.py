@@ -83,6 +83,11 @@ class Membership:
             self._own_address = found.own
         return found
 
+    @property
+    def own_address(self) -> str | None:
+        """Return the address of this member, None before the cluster has told it."""
+        return self._own_address
+
     def secret(self) -> str:
         """Return what all services of the cluster derive from their shared key, in hexadecimal digits.
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -20,8 +21,9 @@ from builderd.api.server.servers import Servers, bind
 from builderd.api.standby import Way, create_standby_app, create_standby_metrics
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.previews import proxy_options
-from builderd.domain.cluster_services import ClusterService
-from builderd.domain.errors import EngineUnavailable
+from builderd.bootstrap.route_lists import Moment, RouteList, SeenLease
+from builderd.domain.cluster_services import CLAIM_AFTER, ClusterService
+from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.operations import proxy_header
 from builderd.settings import Settings
 
@@ -30,17 +32,22 @@ log = logging.getLogger(__name__)
 LOOK_INTERVAL, CALM_INTERVAL = 1.0, 3.0
 #: Seconds within which the service that works must answer a look.
 LOOK_SECONDS = 4.0
+#: Seconds within which its list of routes must be read.
+LIST_READ_SECONDS = 10.0
 #: Seconds for which connections still wait for a service that does not answer any more. Later they are refused at once.
 HOLD_SECONDS = 8.0
-#: Most bytes of its answer.
-MAX_ANSWER = 65_536
+#: Most bytes of its answer, and of its list of routes: 100,000 of them have some ten.
+MAX_ANSWER, MAX_LIST = 65_536, 32_000_000
+#: Returns the hosts of public previews that shall run, as the database has them now.
+VisitedHosts = Callable[[], Awaitable[Collection[str]]]
 
 
 class PassingOn:
     """The standby's proxy and its own answers. ``open`` and ``close`` may be called again."""
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, visited_hosts: VisitedHosts) -> None:
         self._membership = membership
+        self._visited_hosts = visited_hosts
         self._settings = membership.settings
         self._forwarder = make_forwarder(membership.settings)
         self._servers: Servers | None = None
@@ -53,6 +60,12 @@ class PassingOn:
         #: Where the ports lead.
         self._target: Target | None = None
         self.way = Way()
+        self.list = RouteList()
+        self._lease: SeenLease | None = None
+        #: Visitors are served by the list, up to this time since 1970; 0: they are not.
+        self._listed_until = 0
+        #: What kept the list from being read last.
+        self._said = ""
         #: When the service that works answered last, and when its member took a connection.
         self._answered_at = self._reached_at = time.monotonic()
 
@@ -61,6 +74,8 @@ class PassingOn:
         if self._servers is not None:
             return
         await self._forwarder.retire()
+        # Left by a standby that was killed.
+        await self._membership.provider.put_standby_routes({})
         self._check_ports()
         self._forwarder.prepare()
         servers = Servers()
@@ -80,8 +95,9 @@ class PassingOn:
             await self._forwarder.run(options)
         self._watch = asyncio.create_task(self._keep_looking())
 
-    def follow(self, owner: ClusterService | None) -> None:
-        """Lead to this service."""
+    def follow(self, owner: ClusterService | None, lease: SeenLease) -> None:
+        """Lead to this service, which has, or had, the lease."""
+        self._lease = lease
         if (owner.address if owner else None) != (self._owner.address if self._owner else None):
             self._changed.set()
         self._owner = owner
@@ -97,6 +113,8 @@ class PassingOn:
                 await self._forwarder.lead(target)
             except EngineUnavailable as error:
                 log.warning("waiting connections not passed on error=%s", error.message)
+        hops = self.list.hops(self._membership.own_address) if successor is not None and self._has_list() else {}
+        await self._membership.provider.put_standby_routes(hops)
         # Also that of a service which was killed.
         await self._forwarder.retire()
         servers, self._servers = self._servers, None
@@ -141,7 +159,9 @@ class PassingOn:
         await self._forwarder.run(options)
         owner = self._owner
         if owner is None:
+            # As just after another one has taken the lease.
             self.way, self._membership.way = Way(), Way().fault
+            await self._use_list()
             await self._lead(self._target)
             return
         target = _target(owner)
@@ -160,23 +180,86 @@ class PassingOn:
             answer = await ask_readiness(target, options.secret)
         except NotReached as error:
             self._fail(error.message)
+            await self._use_list()
+            await self._lead(target)
             return
         except EngineUnavailable as error:
             # Its previews go on without its API.
             self._reached_at = time.monotonic()
             self._fail(error.message)
+            await self._end_list()
+            await self._lead(target)
             return
         self._answered_at = self._reached_at = time.monotonic()
         if self.way.fault:
             log.info("calls and visitors are passed on worker=%s address=%s", owner.host_name, owner.address)
         self.way, self._membership.way = Way(owner.host_name, "", answer), ""
         await self._forwarder.lead(target)
+        await self._end_list()
+        await self._read_list(target, options.secret)
 
     async def _lead(self, target: Target | None) -> None:
-        """Lead the ports there for as long as connections may wait for it."""
+        """Lead the ports there while connections may wait for it, and visitors to the list where that is used."""
         if target is not None:
             self._target = target
-            await self._forwarder.lead(replace(target, api=_held(self._answered_at), streams=_held(self._reached_at)))
+            streams = _held(self._reached_at) or self._waits_for_list()
+            led = replace(target, api=_held(self._answered_at), streams=streams, listed=self._listed_until > 0)
+            await self._forwarder.lead(led)
+
+    def _waits_for_list(self) -> bool:
+        """Return True until the list may be used, should the service that works be gone: visitors wait for that."""
+        is_over = self._lease is not None and self._lease.is_over
+        return self._has_list() and not is_over and time.monotonic() - self._reached_at < HOLD_SECONDS + CLAIM_AFTER
+
+    def _has_list(self) -> bool:
+        return self._lease is not None and self.list.is_of(self._lease.term)
+
+    async def _read_list(self, target: Target, secret: str) -> None:
+        """Bring the list of routes, and that of the proxy, up to date."""
+        asked_at = Moment()
+        try:
+            content = await ask_routes(target, secret, self.list.query)
+            if self.list.take(content, asked_at):
+                await self._forwarder.put_list(self.list.entries())
+            self._list_fault("")
+        except EngineUnavailable as error:
+            self._list_fault(error.message)
+
+    def _list_fault(self, reason: str) -> None:
+        if reason and reason != self._said:
+            log.warning("list of routes not read, visits fail should the service end now error=%s", reason)
+        self._said = reason
+
+    async def _use_list(self) -> None:
+        """Serve visitors by the list for as long as it is sure that nobody works and that the list holds."""
+        lease = self._lease
+        until = self.list.until(lease) if lease is not None else 0
+        # While the proxy may use it, also where it gets no more time, what became private leaves it.
+        if not until and self._listed_until <= Moment().wall:
+            await self._end_list()
+            return
+        try:
+            hosts = frozenset(await self._visited_hosts())
+        except StoreUnavailable as error:
+            self._list_fault(error.message)
+            return
+        await self._forwarder.put_list(self.list.entries(hosts))
+        if not until:
+            return
+        if not self._listed_until:
+            log.warning("no service works, visits of running apps are served routes=%d", len(self.list.routes))
+            await self._membership.provider.put_standby_routes(self.list.hops(self._membership.own_address))
+        await self._forwarder.allow_list(until)
+        self._listed_until = until
+
+    async def _end_list(self) -> None:
+        if not self._listed_until:
+            return
+        log.info("visits are not served by the list of routes any more")
+        self._listed_until = 0
+        await self._forwarder.allow_list(0)
+        await self._forwarder.put_list(self.list.entries())
+        await self._membership.provider.put_standby_routes({})
 
     def _fail(self, reason: str) -> None:
         worker = self._owner.host_name if self._owner else None
@@ -202,7 +285,7 @@ async def ask_readiness(target: Target, secret: str) -> dict[str, Any]:
     """
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            answer = await _ask(target, secret)
+            answer = await _ask(target, secret, PassedOn.API, "/readyz")
     except TimeoutError:
         raise EngineUnavailable(f"it does not answer within {LOOK_SECONDS:g} s") from None
     if not answer:
@@ -220,14 +303,28 @@ async def ask_readiness(target: Target, secret: str) -> dict[str, Any]:
     return data
 
 
-async def _ask(target: Target, secret: str) -> bytes:
+async def ask_routes(target: Target, secret: str, path: str) -> bytes:
+    """Ask the service that works for its routes; return the answer's content. Raises ``EngineUnavailable``."""
+    try:
+        async with asyncio.timeout(LIST_READ_SECONDS):
+            answer = await _ask(target, secret, PassedOn.ROUTES, path, MAX_LIST)
+    except TimeoutError:
+        raise EngineUnavailable(f"its routes were not read within {LIST_READ_SECONDS:g} s") from None
+    head, _, content = answer.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200 "):
+        first = head.partition(b"\r\n")[0].decode(errors="replace")
+        raise EngineUnavailable(f"it tells no routes now, or is of an earlier version ({first or 'no answer'})")
+    return content
+
+
+async def _ask(target: Target, secret: str, service: PassedOn, path: str, limit: int = MAX_ANSWER) -> bytes:
     reader, writer = await _connect(target)
     try:
         own = writer.get_extra_info("sockname")
-        header = proxy_header.build((own[0], own[1]), {SECRET_FIELD: secret, SERVICE_FIELD: PassedOn.API})
-        writer.write(header + b"GET /readyz HTTP/1.1\r\nHost: standby\r\nConnection: close\r\n\r\n")
+        header = proxy_header.build((own[0], own[1]), {SECRET_FIELD: secret, SERVICE_FIELD: service})
+        writer.write(header + f"GET {path} HTTP/1.1\r\nHost: standby\r\nConnection: close\r\n\r\n".encode())
         content = bytearray()
-        while len(content) < MAX_ANSWER and (piece := await reader.read(MAX_ANSWER)):
+        while len(content) < limit and (piece := await reader.read(MAX_ANSWER)):
             content += piece
         return bytes(content)
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy.options import Receiving
@@ -13,6 +14,7 @@ from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.api.server.servers import bind
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.previews import proxy_files
+from builderd.bootstrap.route_lists import RouteSource
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.ports.previews import LostRoutes
 
@@ -40,6 +42,15 @@ class Receiver:
     @property
     def ssh_socket(self) -> tuple[Path, str | None]:
         return proxy_files(self._membership.settings).passed_ssh_socket, worker_user()
+
+    @property
+    def routes_socket(self) -> tuple[Path, str | None]:
+        """The socket for the standbys' questions for routes."""
+        return proxy_files(self._membership.settings).passed_routes_socket, worker_user()
+
+    def source(self, term: int, next_hop: Callable[[str], str]) -> RouteSource:
+        """Return what tells standbys the routes of this service."""
+        return RouteSource(self._previews, term, next_hop, lambda: self._membership.own_address or "")
 
     async def start(self, lost: LostRoutes | None = None) -> None:
         """Start the previews; without the port for standbys where it cannot be opened. Raises ``EngineUnavailable``."""

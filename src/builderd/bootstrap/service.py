@@ -163,13 +163,16 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             await servers.add(site, settings.host, settings.port, "--host and --port", counted)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            lost = partial(lost_routes.read, app.store)
+            inherited = owned.standby.inherited if owned.standby is not None else {}
+            lost = partial(lost_routes.read, app.store, inherited)
             await (app.previews.start(lost) if receiver is None else receiver.start(lost))
             if settings.public_host:
                 socket, user = api_socket(settings)
                 await servers.add_behind_proxy(site, socket, user, counted)
             if receiver is not None:
                 await servers.add_behind_proxy(site, *receiver.api_socket, counted, PassedOnProtocol)
+                source = receiver.source(owned.term, app.engine.next_hop).app()
+                await servers.add_behind_proxy(source, *receiver.routes_socket, Connections(), PassedOnProtocol)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
             workers = _run_workers(app, settings, servers, receiver)

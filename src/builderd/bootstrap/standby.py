@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,12 @@ from functools import partial
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.passing_on import PassingOn
+from builderd.bootstrap.route_lists import Moment, SeenLease
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.cluster_services import CLAIM_AFTER, TAKE_AFTER_CLAIM, ClusterService, SeenService, unfit_reason
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.domain.route_list import ListedRoute
 from builderd.ports.store import UnitOfWork
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,9 @@ class Standby:
         self._store = store
         self.membership = membership
         self._supervisor = supervisor
-        self._passing = PassingOn(membership)
+        self._passing = PassingOn(membership, self._visited_hosts)
+        #: Routes of the service that worked before, by host, where its list still held when its work was taken.
+        self.inherited: Mapping[str, ListedRoute] = {}
         self._began = time.monotonic()
         self._lease: DatabaseLease | None = None
         #: Since when the lease was seen not to be renewed, and when the database answered last.
@@ -71,6 +75,8 @@ class Standby:
                 if lease is not None:
                     log.warning("taking the cluster over from=%s", describe_owner(lease))
                     self._supervisor.status("")
+                    routes = self._passing.list
+                    self.inherited = dict(routes.routes) if routes.is_of(lease.term) else {}
                     return lease
                 await asyncio.sleep(WATCH_INTERVAL)
 
@@ -94,14 +100,16 @@ class Standby:
             raise
 
     async def _look(self) -> DatabaseLease | None:
-        own = await self.membership.describe()
+        own, looked_at = await self.membership.describe(), Moment()
         view = await self._store.write(partial(_announce, own=own))
         lease, now = view.lease, time.monotonic()
-        self._passing.follow(view.owner.service if view.owner is not None else None)
         gap, self._looked_at = now - self._looked_at, now
         # While the database was away, the owner could not renew its lease either.
         if self._lease is None or lease.was_renewed(self._lease) or gap > CLAIM_AFTER:
             await self._restart(lease)
+        is_silent = now - self._quiet_since >= CLAIM_AFTER and lease.age >= CLAIM_AFTER
+        seen = SeenLease(lease.term, lease.released or is_silent, looked_at)
+        self._passing.follow(view.owner.service if view.owner is not None else None, seen)
         if view.owner is None:
             self._refuse_strangers(lease)
             return None
@@ -161,6 +169,9 @@ class Standby:
         """Return what a newer version has changed, "" if this one knows the schema."""
         revision = await self._store.foreign_revision()
         return f"the database has the schema {revision}, which a newer builderd made" if revision else ""
+
+    async def _visited_hosts(self) -> Collection[str]:
+        return await self._store.read(lambda uow: uow.builders.visited_hosts())
 
     def _say(self, reason: str) -> None:
         """Log what keeps this service from taking over, now and then."""

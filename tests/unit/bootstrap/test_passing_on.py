@@ -19,6 +19,7 @@ from builderd.bootstrap import passing_on
 from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.passing_on import NotReached, PassingOn, ask_readiness
+from builderd.bootstrap.route_lists import Moment, SeenLease
 from builderd.domain.cluster_services import ClusterService
 from builderd.domain.errors import EngineUnavailable
 from builderd.operations import proxy_header
@@ -119,11 +120,19 @@ class FakeForwarder:
         self.led.append(target)
 
 
+async def no_hosts() -> list[str]:
+    return []
+
+
+def lease(term: int = 1, *, is_over: bool = False) -> SeenLease:
+    return SeenLease(term, is_over, Moment())
+
+
 @pytest.fixture
 def passing(tmp_path: Path) -> PassingOn:
     settings = Settings(data_dir=tmp_path)
     make_keys(settings).load()
-    made = PassingOn(Membership(settings, instance(settings), FakeCluster()))
+    made = PassingOn(Membership(settings, instance(settings), FakeCluster()), no_hosts)
     made._forwarder = cast("Any", FakeForwarder())
     return made
 
@@ -134,7 +143,7 @@ def led(passing: PassingOn) -> Target:
 
 async def test_ports_lead_to_the_owner_and_its_state_is_announced(passing: PassingOn) -> None:
     async with service(answered(DATA)) as target:
-        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"))
+        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"), lease())
         await passing._look()
         assert (passing.way.worker, passing.way.fault, passing.way.readiness) == ("one.example", "", DATA)
         assert passing._membership.way == ""
@@ -145,9 +154,9 @@ async def test_ports_lead_to_the_owner_and_its_state_is_announced(passing: Passi
 async def test_owner_without_an_address_is_said(passing: PassingOn, address: str | None, reason: str) -> None:
     """An earlier version announces none, nor does a service on a machine that is no member."""
     async with service(answered(DATA)) as target:
-        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"))
+        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"), lease())
         await passing._look()
-    passing.follow(replace(OWNER, address=address))
+    passing.follow(replace(OWNER, address=address), lease())
     await passing._look()
     assert (led(passing).api, led(passing).streams) == (True, True), "connections wait"
     passing._answered_at -= passing_on.HOLD_SECONDS
@@ -156,7 +165,7 @@ async def test_owner_without_an_address_is_said(passing: PassingOn, address: str
     assert (led(passing).api, led(passing).streams) == (False, False), "nothing goes to the earlier address"
     assert reason in passing.way.fault
     assert reason in (passing._membership.way or "")
-    passing.follow(None)
+    passing.follow(None, lease())
     await passing._look()
     assert passing.way.worker is None
     assert passing.way.fault
@@ -168,14 +177,14 @@ async def test_waiting_ends_after_some_seconds_and_previews_outlive_the_api(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda: now))
-    passing.follow(replace(OWNER, address=f"127.0.0.1:{unused_tcp_port}"))
+    passing.follow(replace(OWNER, address=f"127.0.0.1:{unused_tcp_port}"), lease())
     await passing._look()
     assert (led(passing).api, led(passing).streams) == (True, True), "connections wait"
     now += passing_on.HOLD_SECONDS
     await passing._look()
     assert (led(passing).api, led(passing).streams) == (False, False)
     async with service(b"") as target:
-        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"))
+        passing.follow(replace(OWNER, address=f"127.0.0.1:{target.port}"), lease())
         await passing._look()
         assert (led(passing).api, led(passing).streams) == (True, True), "another address: they wait anew"
         now += passing_on.HOLD_SECONDS - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,12 +25,14 @@ from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.machine import describe_database
 from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.passing_on import VisitedHosts
+from builderd.bootstrap.route_lists import RouteList, SeenLease
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain import cluster_services
 from builderd.domain.cluster_services import ClusterService
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, Instance, LeaseLost
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.domain.route_list import LEASE_SECONDS
+from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS
 from builderd.ports.engine import MemberAddresses
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
@@ -51,6 +53,8 @@ class FakeCluster:
     tried: list[float] = field(default_factory=list)
     claimed_at: float = 0.0
     claims: list[str] = field(default_factory=list)
+    #: Routes of a standby to apps, each time that they were put.
+    hops: list[dict[str, str]] = field(default_factory=list)
     #: Lists of members that fail first.
     failing_lists: int = 0
     members: MemberAddresses = field(default_factory=lambda: MemberAddresses("10.98.0.11", ["10.98.0.11"]))
@@ -69,6 +73,9 @@ class FakeCluster:
     async def claimant(self) -> str:
         self._answer()
         return self.claimed
+
+    async def put_standby_routes(self, hops: Mapping[str, str]) -> None:
+        self.hops.append(dict(hops))
 
     async def claim(self, service: str) -> None:
         self._answer()
@@ -116,15 +123,16 @@ class FakePassingOn:
 
     CALLS: ClassVar[list[tuple[str, str, object]]] = []
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, visited_hosts: VisitedHosts) -> None:
         self._membership = membership
+        self.list = RouteList()
         self._name = membership.settings.data_dir.name
 
     async def open(self) -> None:
         self._membership.way = ""
         self.CALLS.append((self._name, "open", None))
 
-    def follow(self, owner: ClusterService | None) -> None:
+    def follow(self, owner: ClusterService | None, lease: SeenLease) -> None:
         self.CALLS.append((self._name, "follow", owner.address if owner else None))
 
     async def close(self, successor: ClusterService | None = None) -> None:
@@ -339,7 +347,7 @@ async def test_service_after_another_one_gives_no_address_while_lists_of_the_ear
     await services.until_known("two")
     await first.kill()
     first = await services.start_working(one)
-    wait = leasing.FIRST_ADDRESS_AFTER
+    wait = FIRST_ADDRESS_AFTER / HURRY
     assert wait > LEASE_SECONDS / HURRY
     assert 0 < first.owned.first_address_at - time.monotonic() <= wait, "the other one has a list"
     await services.until_known("two")

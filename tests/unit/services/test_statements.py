@@ -149,11 +149,11 @@ async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> No
     store = world.application.store
     held = {one.host for one in kept}
     with statements(store) as seen:
-        assert await lost_routes.read(store, held) == [closed_route(lost)]
-        assert await lost_routes.read(store, {*held, lost.host}) == []
+        assert await lost_routes.read(store, {}, held) == [closed_route(lost)]
+        assert await lost_routes.read(store, {}, {*held, lost.host}) == []
     assert [one.split(" \n")[0].count(",") > 0 for one in seen] == [False, True, False]
     await stop_many(world, MANY)
-    assert len(await lost_routes.read(store, held)) == MANY + 1
+    assert len(await lost_routes.read(store, {}, held)) == MANY + 1
 
 
 @pytest.mark.parametrize("call", [check, judge])

@@ -133,6 +133,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     def further_address(self) -> str:
         return ""
 
+    def next_hop(self, ip: str) -> str:
+        return ""
+
     async def members(self) -> Sequence[MemberReport]:
         return list(self.cluster)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -92,6 +92,12 @@ class ClusterProvider(Protocol):
 
     async def claimant(self) -> str:
         """Return the service that claimed the work last, "" before the first claim."""
+
+    async def put_standby_routes(self, hops: Mapping[str, str]) -> None:
+        """Reach exactly these apps of other members from this machine, whose service stands by.
+
+        ``hops``: address of an app → address of its member.
+        """
 
     async def claim(self, service: str) -> None:
         """Claim the work for a service; returns once the cluster has stored it."""

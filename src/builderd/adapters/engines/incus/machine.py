@@ -65,6 +65,7 @@ class Machine:
     lost_disks: LostDisks
     lost_sandboxes: LostSandboxes
     moves: Moves
+    routes: Routes
     capacities: Mapping[str, Capacity] = field(default_factory=dict)
 
     @property
@@ -251,6 +252,7 @@ def make_machine(
         lost_disks=LostDisks(client, members, volumes, instances, routes),
         lost_sandboxes=lost,
         moves=Moves(volumes, layers, helper, place),
+        routes=routes,
     )
 
 

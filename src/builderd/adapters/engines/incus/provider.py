@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.incus import preflight
+from builderd.adapters.engines.incus import preflight, routes
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.image import ensure_image
 from builderd.adapters.engines.incus.options import IncusOptions
@@ -56,3 +56,6 @@ class IncusProvider:
 
     async def claim(self, service: str) -> None:
         await Witness(self._incus).claim(service)
+
+    async def put_standby_routes(self, hops: Mapping[str, str]) -> None:
+        await routes.put_standby_routes(hops)

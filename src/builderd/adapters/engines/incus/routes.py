@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
 
@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 #: Marks the service's own routes (rtnetlink(7), rtm_protocol; free for use by programs of one's own).
 PROTOCOL = "152"
+#: Marks those of a standby, which leads visits to apps while no service works.
+STANDBY_PROTOCOL = "153"
 
 
 class Routes:
@@ -24,19 +26,27 @@ class Routes:
     def __init__(self, own: str, address_of: Callable[[str], Awaitable[str]]) -> None:
         self._own = own
         self._address_of = address_of
-        self._known: set[str] = set()
+        #: Address of the member to which each address is routed.
+        self._known: dict[str, str] = {}
 
     async def sync(self, wanted: Mapping[str, str]) -> None:
         """Have routes to exactly these addresses (address → member) but for those on this machine."""
         if not self._own:
             return
         shown = await _ip("route", "show", "proto", PROTOCOL)
-        self._known = {line.split()[0] for line in shown.splitlines()}
+        # "10.99.0.20 via 10.98.0.12 dev eth0"
+        self._known = {words[0]: words[2] for words in map(str.split, shown.splitlines()) if len(words) > 2}
         remote = {address: member for address, member in wanted.items() if member != self._own}
-        for address in self._known - remote.keys():
+        for address in self._known.keys() - remote.keys():
             await self.remove(address)
         for address, member in remote.items():
             await self.add(address, member)
+        # Those that this service has had as a standby, and that are none of its own now.
+        await _ip("route", "flush", "proto", STANDBY_PROTOCOL)
+
+    def next_hop(self, address: str) -> str:
+        """Return the address of the member to which an address is routed; "" of one on this machine."""
+        return self._known.get(address, "")
 
     async def add(self, address: str, member: str) -> None:
         """Route an address to its member; to this machine's own bridge, where it lies here."""
@@ -47,20 +57,28 @@ class Routes:
         if not via:
             raise EngineUnavailable(f"The member {member} of the cluster has no IPv4 address: see incus cluster list.")
         await _ip("route", "replace", f"{address}/32", "via", via, "proto", PROTOCOL)
-        self._known.add(address)
+        self._known[address] = via
 
     async def remove(self, address: str) -> None:
         """Remove the route to an address. Idempotent."""
         if address in self._known:
-            self._known.discard(address)
+            del self._known[address]
             await _ip("route", "del", f"{address}/32", "proto", PROTOCOL)
 
 
-async def _ip(*words: str) -> str:
+async def put_standby_routes(hops: Mapping[str, str]) -> None:
+    """Have routes of a standby to exactly these addresses (address → address of its member)."""
+    lines = [f"route flush proto {STANDBY_PROTOCOL}"]
+    lines += [f"route replace {address}/32 via {via} proto {STANDBY_PROTOCOL}" for address, via in hops.items()]
+    # Goes on after a line that fails, such as to a member that is no neighbour now.
+    await _ip("-force", "-batch", "-", lines=lines)
+
+
+async def _ip(*words: str, lines: Iterable[str] = ()) -> str:
     program = await asyncio.create_subprocess_exec(
-        "ip", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        "ip", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    shown, complaint = await program.communicate()
+    shown, complaint = await program.communicate("\n".join(lines).encode())
     if program.returncode:
         log.warning("route not changed command=%s error=%s", " ".join(words), complaint.decode().strip())
     return shown.decode()

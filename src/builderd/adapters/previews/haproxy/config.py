@@ -43,8 +43,13 @@ _OURS = (
 )
 #: A browser accepts text/html; a client that accepts JSON, or neither, gets no page.
 READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
+#: A repeatable request without a token to an open public app: it needs none of the full path's rules.
+PLAIN_VISIT = "public repeatable path_only !odd_port !brought !challenge"
 #: Of IPv6, a /64: its user has 2^64 addresses.
 _ADDRESS = "src,ipmask(32,64)"
+#: A refused connection is not tried again: HAProxy would dial the same address a second later, which by then may be
+#: another tenant's.
+_RETRIES = "retries 1\nretry-on empty-response"
 _DOMAIN = r";[ \t]*domain[ \t]*="
 #: The rest is matched without backtracking: it would exceed the matcher's limit for a long rest, and HAProxy takes an
 #: aborted match for no match.
@@ -69,7 +74,7 @@ class Configuration:
 
 def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuration:
     sections = (
-        _defaults(options),
+        defaults(options, "base"),
         _frontend(options, files, host),
         *(_fast_path(options, files, form) for form in Form),
         *(_full_path(options, files, form) for form in Form),
@@ -113,10 +118,11 @@ def _from_standbys(options: ProxyOptions, files: ProxyFiles, host: Host) -> tupl
     return receiving.sections(options.receiving, files, host.max_connections, chrooted=host.user is not None)
 
 
-def _defaults(options: ProxyOptions) -> str:
+def defaults(options: ProxyOptions, name: str) -> str:
+    """Return the defaults of sections that serve visitors."""
     times = options.timeouts
     return section(
-        "defaults base",
+        f"defaults {name}",
         f"""
         mode http
         timeout connect {times.connect}s
@@ -142,30 +148,21 @@ def _defaults(options: ProxyOptions) -> str:
 
 def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     """Return the frontend. Plain requests take the fast path, since every rule costs each request time."""
-    is_fast = "public repeatable path_only !odd_port !brought !at_port"
+    is_fast = f"{PLAIN_VISIT} !at_port"
     return section(
         "frontend visitors from base",
         f"""
         {_binds(options, files, host)}
         {admission(options, host)}
-        {_sender(options)}
-        {_share(options, host)}
-        # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
-        http-request set-var(txn.asked) req.hdr(host),host_only,rtrim(.)
-        http-request set-var(txn.host) var(txn.asked)
+        {sender(options, behind_standbys=options.receiving is not None)}
+        {share(options, host)}
+        {asked_host()}
         # state|access|ip|port|sha256 of the token|builder, and |h2c for an app that speaks HTTP/2
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
         {domains.end_lookup(options)}
         {shares.ports(files)}
-        acl challenge path_beg {domains.CHALLENGE_PATH}
         {domains.rules(options, files)}
-
-        acl public var(txn.route) -m beg open|public|
-        acl repeatable method GET HEAD OPTIONS
-        acl path_only url -m beg /
-        acl path_only req.ver 2.0 3.0
-        acl odd_port {domains.ODD_PORT}
-        {tokens.token_acl()}
+        {plain_visit()}
         use_backend challenge if challenge
         use_backend fast_page if {READS_PAGES} {is_fast}
         use_backend fast_envelope if {is_fast}
@@ -174,6 +171,28 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         default_backend full_envelope
         """,
     )
+
+
+def asked_host() -> str:
+    """Return the rules for the host that a visitor asks for."""
+    return """
+        # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
+        http-request set-var(txn.asked) req.hdr(host),host_only,rtrim(.)
+        http-request set-var(txn.host) var(txn.asked)
+        """
+
+
+def plain_visit() -> str:
+    """Return the ACLs that ``PLAIN_VISIT`` names."""
+    return f"""
+        acl challenge path_beg {domains.CHALLENGE_PATH}
+        acl public var(txn.route) -m beg open|public|
+        acl repeatable method GET HEAD OPTIONS
+        acl path_only url -m beg /
+        acl path_only req.ver 2.0 3.0
+        acl odd_port {domains.ODD_PORT}
+        {tokens.token_acl()}
+        """
 
 
 def _binds(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
@@ -201,14 +220,17 @@ def listen(host: str, port: int) -> str:
         return f"{host}:{port}"
 
 
-def _sender(options: ProxyOptions) -> str:
-    """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection."""
+def sender(options: ProxyOptions, *, behind_standbys: bool) -> str:
+    """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection.
+
+    ``behind_standbys``: connections come with the header of a standby's proxy, too.
+    """
     if not options.trusted_proxies:
         return _own_proto(options) if options.has_both_schemes else ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
     return f"""
         acl from_proxy fc_src {networks}
-        {receiving.from_proxy(networks) if options.receiving else ""}
+        {receiving.from_proxy(networks) if behind_standbys else ""}
         acl has_sender req.hdr_ip(x-forwarded-for,-1) -m found
         http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender
         # Only the last of several lines counts.
@@ -250,7 +272,7 @@ def admission(options: ProxyOptions, host: Host) -> str:
     return limit + limit.replace("tcp-request connection", "tcp-request session") if options.receiving else limit
 
 
-def _share(options: ProxyOptions, host: Host) -> str:
+def share(options: ProxyOptions, host: Host) -> str:
     """Count each request of a shared connection for its address, since it holds a connection to an app.
 
     These are requests of HTTP/2 and HTTP/3, and those of a trusted proxy, which count for the visitor that it names.
@@ -281,11 +303,14 @@ def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     """
     return section(
         f"backend fast_{form} from base",
-        _forward_rules(options),
+        counting.requests(),
+        forward_rules(options),
+        counting.all_answers(),
         answers.crashed(files, form),
-        """
+        f"""
+        {_RETRIES}
         http-reuse never
-        http-request disable-l7-retry if { req.timer.idle lt 50 }
+        http-request disable-l7-retry if {{ req.timer.idle lt 50 }}
         server app 0.0.0.0:0
         """,
     )
@@ -314,14 +339,17 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}
         {tokens.removal()}
         """,
-        _forward_rules(options),
+        counting.requests(),
+        forward_rules(options),
+        counting.all_answers(),
         shares.dial(),
         answers.crashed(files, form),
-        """
+        f"""
+        {_RETRIES}
         acl repeatable method GET HEAD OPTIONS
         http-request disable-l7-retry if !repeatable
         acl h2c var(txn.route),field(7,|) -m str h2c
-        use-server h2c if h2c !{ var(txn.at_port) -m found }
+        use-server h2c if h2c !{{ var(txn.at_port) -m found }}
         use-server kept if repeatable
         use-server fresh if !repeatable
         # Without a low mark, threads steal each other's idle connections as soon as there are several apps.
@@ -332,13 +360,9 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     )
 
 
-def _forward_rules(options: ProxyOptions) -> str:
-    """Return the rules that prepare a request for the app, and its answer for the visitor."""
+def forward_rules(options: ProxyOptions) -> str:
+    """Return the rules that prepare a request for the app of ``txn.route``, and its answer for the visitor."""
     return f"""
-        # Streams have no time limit: they are counted apart.
-        http-request track-sc0 var(txn.host) table streams if {{ req.hdr(upgrade) -m found }}
-        http-request track-sc0 var(txn.host) table streams if {{ req.hdr(accept) -m beg -i text/event-stream }}
-        http-request track-sc0 var(txn.host) table activity
         http-request set-dst var(txn.route),field(3,|)
         http-request set-dst-port var(txn.route),field(4,|)
         http-request del-header (?i)^({"|".join(_OURS)})$ -m reg
@@ -354,14 +378,6 @@ def _forward_rules(options: ProxyOptions) -> str:
         http-response set-header Clear-Site-Data '"cache", "storage"' if clears_cookies
         # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
         http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
-        {counting.usual_answer()}
-        {counting.answers()}
-        {counting.times()}
-        {counting.class_times()}
-        retries 1
-        # A refused connection is not tried again: HAProxy would dial the same address a second later, which by then may
-        # be another tenant's.
-        retry-on empty-response
         """
 
 

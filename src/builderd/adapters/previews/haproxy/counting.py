@@ -15,6 +15,21 @@ ANSWER_CLASSES = (2, 3, 4, 5)
 TABLES = ("activity", "streams")
 
 
+def requests() -> str:
+    """Return the rules that count a request for its host."""
+    return """
+        # Streams have no time limit: they are counted apart.
+        http-request track-sc0 var(txn.host) table streams if { req.hdr(upgrade) -m found }
+        http-request track-sc0 var(txn.host) table streams if { req.hdr(accept) -m beg -i text/event-stream }
+        http-request track-sc0 var(txn.host) table activity
+        """
+
+
+def all_answers() -> str:
+    """Return the rules that count an app's answer. They end the rules for answers of the section."""
+    return f"{usual_answer()}\n{answers()}\n{times()}\n{class_times()}"
+
+
 def usual_answer() -> str:
     """Return the rules that count a 2xx and a time within the first span, and end there if the answer is both."""
     first = _spans()[0]

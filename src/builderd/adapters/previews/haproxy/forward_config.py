@@ -1,7 +1,8 @@
 """Configuration of a standby's proxy, which passes its ports on to the service that works. Pure.
 
 Previews and SSH pass byte by byte, so that TLS ends at the service that works. Requests to the API are parsed: this
-service answers those about its own health, and all while no other one works. A connection that finds the other service
+service answers those about its own health, and all while no other one works; then it serves visits, too, of those apps
+that its list of routes has (``listed_config``). A connection that finds the other service
 gone is tried again each second, at the address that the runtime API has set by then.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from builderd.adapters.previews.haproxy import answers, pages
+from builderd.adapters.previews.haproxy import answers, listed_config, pages
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.config import (
     DESCRIPTION,
@@ -49,6 +50,10 @@ class ForwardOptions:
         https = (PassedOn.HTTPS,) if self.proxy.tls_port else ()
         return (PassedOn.API, PassedOn.HTTP, *https, *((PassedOn.SSH,) if self.ssh_port else ()))
 
+    @property
+    def serves_list(self) -> bool:
+        return listed_config.is_served(self.proxy)
+
 
 def backend_name(service: PassedOn) -> str:
     return f"to_{service}"
@@ -60,9 +65,10 @@ def render(options: ForwardOptions, files: ProxyFiles, host: Host) -> Configurat
         _api(options, host),
         _own(files, chrooted=host.user is not None),
         *(_stream(options, host, one) for one in options.services if one is not PassedOn.API),
-        *(_backend(options, files, one) for one in options.services),
+        *(_backend(options, files, host, one) for one in options.services),
         *(_nobody(files, form) for form in Form),
         visitors(),
+        *(listed_config.sections(options.proxy, files, host) if options.serves_list else ()),
     )
     rest = "\n".join(sections)
     content = (_global(files, host, ""), rest, *pages.documents().values())
@@ -166,8 +172,12 @@ def _stream(options: ForwardOptions, host: Host, service: PassedOn) -> str:
     )
 
 
-def _backend(options: ForwardOptions, files: ProxyFiles, service: PassedOn) -> str:
-    """Return the backend that leads to the service that works; the runtime API sets its address and state."""
+def _backend(options: ForwardOptions, files: ProxyFiles, host: Host, service: PassedOn) -> str:
+    """Return the backend that leads to the service that works; the runtime API sets its address and state.
+
+    A visitor's connection that waits for it goes on to the list of routes, once that is used.
+    """
+    has_list = service is PassedOn.HTTP and options.serves_list
     fields = {SECRET_FIELD: options.secret, SERVICE_FIELD: str(service)}
     header = " ".join(f'set-proxy-v2-tlv-fmt({key}) "%[str({value})]"' for key, value in fields.items())
     if service is PassedOn.API:
@@ -185,6 +195,7 @@ def _backend(options: ForwardOptions, files: ProxyFiles, service: PassedOn) -> s
         f"backend {backend_name(service)} from base",
         mode,
         f"server {SERVER} {_NOWHERE} send-proxy-v2 {header} disabled",
+        listed_config.server(files, chrooted=host.user is not None) if has_list else "",
     )
 
 

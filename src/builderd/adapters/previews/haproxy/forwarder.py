@@ -13,16 +13,16 @@ import os
 import pwd
 import shutil
 import signal
-from collections.abc import Collection, Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.previews.haproxy import forward_config, guard, pages, process, runtime_api
+from builderd.adapters.previews.haproxy import forward_config, guard, listed_config, pages, process, runtime_api
 from builderd.adapters.previews.haproxy.forward_config import SERVER, ForwardOptions, backend_name
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.receiving import PassedOn
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, Worker
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux import atomic_files
 
@@ -33,12 +33,16 @@ CLOSING_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Address of the service that works, and whether calls, and visitors and logins, are passed on to it now."""
+    """Address of the service that works, and whether calls, and visitors and logins, are passed on to it now.
+
+    ``listed``: visitors are served by the list of routes instead.
+    """
 
     address: str
     port: int
     api: bool
     streams: bool
+    listed: bool = False
 
 
 class Forwarder:
@@ -48,6 +52,8 @@ class Forwarder:
         self._files = ProxyFiles(directory.absolute())
         self._options: ForwardOptions | None = None
         self._target: Target | None = None
+        #: Entries of the list of routes that the proxy has; None where it has to be asked.
+        self._listed: Mapping[str, str] | None = {}
 
     @property
     def own_socket(self) -> Path:
@@ -71,6 +77,8 @@ class Forwarder:
         files.pages.mkdir(mode=0o700, exist_ok=True)
         for name, text in pages.documents().items():
             atomic_files.replace(files.pages / name, text.encode(), mode=0o644)
+        files.routes.write_text("")
+        self._listed = {}
         host = process.host(options.proxy)
         atomic_files.replace(files.config, forward_config.render(options, files, host).text.encode())
         await _finish(process.start(options.proxy, files))
@@ -82,15 +90,47 @@ class Forwarder:
         """Pass connections on to this service, also those that wait for another one. Idempotent."""
         if target == self._target or self._options is None:
             return
-        try:
+        with _available():
+            if target.listed:
+                # First: a visitor finds one of both.
+                await self._use_list(self._options, is_used=True)
             for service in self._options.services:
                 server = f"{backend_name(service)}/{SERVER}"
                 is_open = target.api if service is PassedOn.API else target.streams
-                for change in (f"addr {target.address} port {target.port}", f"state {'ready' if is_open else 'maint'}"):
+                is_open &= not (service is PassedOn.HTTP and target.listed)
+                for change in (f"addr {target.address} port {target.port}", f"state {_state(is_open)}"):
                     await runtime_api.set_server(self._files.admin_socket, f"{server} {change}")
-        except (ProxyGone, CommandRefused) as error:
-            raise EngineUnavailable(f"the standby's proxy does not work: {error}", retry_after=5) from error
+            if not target.listed:
+                await self._use_list(self._options, is_used=False)
         self._target = target
+
+    async def put_list(self, routes: Mapping[str, str]) -> None:
+        """Have exactly these entries (host → encoded route) in the list of routes, used or not."""
+        if routes == self._listed or self._options is None or not self._options.serves_list:
+            return
+        worker, table, have, self._listed = Worker(self._files.admin_socket), self._files.routes, self._listed, None
+        with _available():
+            if have is None:
+                # The last change failed in the middle.
+                have = await runtime_api.entries(worker, table)
+            await runtime_api.change_entries(worker, table, have, routes)
+        self._listed = dict(routes)
+
+    async def allow_list(self, until: int) -> None:
+        """Let the list of routes be used until this time, in seconds since 1970; 0: not from now on."""
+        if self._options is None or not self._options.serves_list:
+            return
+        table, key = listed_config.TABLE, listed_config.KEY
+        with _available():
+            if answer := await runtime_api.ask(
+                self._files.admin_socket, f"set table {table} key {key} data.gpt0 {until}"
+            ):
+                raise CommandRefused(answer)
+
+    async def _use_list(self, options: ForwardOptions, *, is_used: bool) -> None:
+        if options.serves_list:
+            server = f"{backend_name(PassedOn.HTTP)}/{listed_config.SERVER}"
+            await runtime_api.set_server(self._files.admin_socket, f"{server} state {_state(is_used)}")
 
     async def retire(self) -> None:
         """Free the ports, and serve what is open to its end. Idempotent; also of an earlier service that was killed."""
@@ -124,6 +164,18 @@ class Forwarder:
                     words = (folder / "cmdline").read_bytes().split(b"\0")
                     if config in words and b"-W" in words and _is_own_proxy(folder):
                         yield int(folder.name)
+
+
+def _state(is_open: bool) -> str:
+    return "ready" if is_open else "maint"
+
+
+@contextlib.contextmanager
+def _available() -> Iterator[None]:
+    try:
+        yield
+    except (ProxyGone, CommandRefused) as error:
+        raise EngineUnavailable(f"the standby's proxy does not work: {error}", retry_after=5) from error
 
 
 def _is_own_proxy(folder: Path) -> bool:

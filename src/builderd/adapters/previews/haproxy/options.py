@@ -189,8 +189,13 @@ class ProxyFiles:
         return self.jail / "pssh.sock"
 
     @property
+    def passed_routes_socket(self) -> Path:
+        """The socket on which the service tells standbys its routes, behind a PROXY header."""
+        return self.jail / "routes.sock"
+
+    @property
     def http_socket(self) -> Path:
-        """The proxy's own socket for visitors that a standby passes on."""
+        """The proxy's own socket: of visitors that a standby passes on, or serves itself by its list of routes."""
         return self.jail / "http.sock"
 
     @property

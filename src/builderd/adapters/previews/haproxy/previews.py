@@ -69,6 +69,17 @@ class HaproxyPreviews:
         """Return True for an address that a route leads to, or led to a short while ago: no other app may get it."""
         return self._open_map is not None and self._open_map.is_reserved(ip)
 
+    def routes_since(self, version: int | None) -> tuple[int, bool, Mapping[str, Route | None]]:
+        """Return the present version, and the routes that were changed after another one, None for no route any more.
+
+        The flag is True where these are all routes, since that version is not known.
+        """
+        routes = self._map
+        hosts = routes.changed_since(version) if version is not None else None
+        if hosts is None:
+            return routes.version, True, dict(routes.routes)
+        return routes.version, False, {host: routes.routes.get(host) for host in hosts}
+
     def receive_nothing(self) -> None:
         """Take nothing from standbys, from the next start on."""
         self._options = replace(self._options, receiving=None)

@@ -30,6 +30,8 @@ class PassedOn(StrEnum):
     HTTP = "http"
     HTTPS = "https"
     SSH = "ssh"
+    #: The list of routes, for the standby itself.
+    ROUTES = "routes"
 
 
 def bind(socket: Path, user: str | None, tls: str = "") -> str:
@@ -55,6 +57,7 @@ def sections(receiving: Receiving, files: ProxyFiles, connections: int, *, chroo
         PassedOn.HTTP: files.http_socket,
         PassedOn.HTTPS: files.https_socket,
         PassedOn.SSH: files.passed_ssh_socket,
+        PassedOn.ROUTES: files.passed_routes_socket,
     }
     part = max(connections // PART, 1)
     paths = {one: f"/{path.name}" if chrooted else str(path) for one, path in sockets.items()}

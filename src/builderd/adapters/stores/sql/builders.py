@@ -43,7 +43,7 @@ from builderd.adapters.stores.sql.tables import (
     sandboxes,
     versions,
 )
-from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.quotas import Allocation
@@ -79,6 +79,7 @@ _tenant_of_few = func.coalesce(builders.c.tenant_id, "")
 _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
 _BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
 _LIVE_HOSTS = select(builders.c.host).where(text(LIVE))
+_VISITED_HOSTS = _LIVE_HOSTS.where(builders.c.desired == Desired.RUNNING, builders.c.visibility == Visibility.PUBLIC)
 _ROUTED = select(*(builders.c[name] for name in RoutedBuilder._fields)).where(
     text(LIVE), builders.c.host.in_(bindparam("hosts", expanding=True))
 )
@@ -259,6 +260,9 @@ class Builders(Claims):
 
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
+
+    def visited_hosts(self) -> Sequence[str]:
+        return self._connection.execute(_VISITED_HOSTS).scalars().all()
 
     def live_hosts(self) -> Sequence[str]:
         return self._connection.execute(_LIVE_HOSTS).scalars().all()

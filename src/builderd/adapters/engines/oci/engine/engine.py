@@ -94,6 +94,9 @@ class OciEngine:
     def further_address(self) -> str:
         return ""
 
+    def next_hop(self, ip: str) -> str:
+        return ""
+
     @property
     def _here(self) -> Machine:
         return self._opened.here

@@ -1,0 +1,154 @@
+"""The list of open routes that the service that works tells its standbys, and that each of them keeps.
+
+What it is for, and why two tenants never meet by it: ``domain.route_list``.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
+
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.previews.haproxy.route_map import encode
+from builderd.api.server.answers import failure
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.route_list import LEASE_SECONDS, LIST_SECONDS, ListedRoute
+
+#: Path at which the service that works tells its list.
+PATH = "/routes"
+
+
+class RouteSource:
+    """Routes of the service that works. ``next_hop``: as of the engine; ``own``: the address of this member."""
+
+    def __init__(
+        self, previews: HaproxyPreviews, term: int, next_hop: Callable[[str], str], own: Callable[[], str]
+    ) -> None:
+        self._previews = previews
+        self._term = term
+        self._next_hop = next_hop
+        self._own = own
+        #: Versions of another run say nothing about this one's.
+        self._run = secrets.token_hex(8)
+
+    def app(self) -> Starlette:
+        """Return the app that answers standbys, and nobody else: its socket is behind the check of who they are."""
+
+        async def routes(request: Request) -> Response:
+            known, _, version = request.query_params.get("since", "").partition("-")
+            is_known = known == self._run and version.isdecimal()
+            try:
+                return JSONResponse(self.answer(int(version) if is_known else None))
+            except EngineUnavailable as error:
+                return failure(error).response()
+
+        return Starlette(routes=[Path(PATH, routes)])
+
+    def answer(self, version: int | None) -> dict[str, Any]:
+        """Return the open routes that were changed after a version of this run; None: all."""
+        version, is_whole, changed = self._previews.routes_since(version)
+        is_open = {host: one for host, one in changed.items() if one is not None and one.destination is not None}
+        return {
+            "term": self._term,
+            "version": f"{self._run}-{version}",
+            "whole": is_whole,
+            "routes": [self._entry(one, one.destination) for one in is_open.values() if one.destination is not None],
+            "closed": [] if is_whole else [host for host in changed if host not in is_open],
+        }
+
+    def _entry(self, route: Route, address: Address) -> list[Any]:
+        via = self._next_hop(address.ip) or self._own()
+        return [route.host, address.ip, address.port, route.token_hash is None, route.h2c, via]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time by two clocks: since the boot, which nobody sets, and since 1970, which the proxy can read, too."""
+
+    boot: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+    wall: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLease:
+    """What the database said of the lease. ``is_over``: its owner has ended, or renews it no more. ``at``: before."""
+
+    term: int
+    is_over: bool
+    at: Moment
+
+
+class RouteList:
+    """A standby's list of the open routes of the service that works."""
+
+    def __init__(self) -> None:
+        self.routes: dict[str, ListedRoute] = {}
+        #: The term of the service that told it.
+        self.term: int | None = None
+        self._version = ""
+        self._asked_at: Moment | None = None
+
+    @property
+    def query(self) -> str:
+        """Return the path by which changes are asked for."""
+        return f"{PATH}?since={self._version}"
+
+    def take(self, content: bytes, asked_at: Moment) -> bool:
+        """Take an answer over; return True if it changes the list. Raises ``EngineUnavailable`` for what is none."""
+        try:
+            found = json.loads(content)
+            routes = [_listed(*one) for one in found["routes"]]
+            closed, term, version = found["closed"], int(found["term"]), str(found["version"])
+            is_whole = bool(found["whole"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineUnavailable(f"the list of its routes is not understood: {error!r}") from None
+        before = self.routes
+        if is_whole:
+            self.routes = {}
+        for host in closed:
+            self.routes.pop(host, None)
+        self.routes |= {one.host: one for one in routes}
+        self.term, self._version, self._asked_at = term, version, asked_at
+        return (is_whole and before != self.routes) or bool(routes or closed)
+
+    def is_of(self, term: int, at: Moment | None = None) -> bool:
+        """Return True if the service of this term told it, no longer ago than it may be used."""
+        now = at or Moment()
+        return term == self.term and self._asked_at is not None and now.boot - self._asked_at.boot < LIST_SECONDS
+
+    def until(self, lease: SeenLease) -> int:
+        """Return the time since 1970 up to which the list may be used, as far as is known now; 0: not at all."""
+        asked, now = self._asked_at, Moment()
+        if asked is None or not lease.is_over or not self.is_of(lease.term, now):
+            return 0
+        if now.boot - lease.at.boot >= LEASE_SECONDS:
+            return 0
+        return int(min(asked.wall + LIST_SECONDS, lease.at.wall + LEASE_SECONDS))
+
+    def entries(self, hosts: Collection[str] | None = None) -> dict[str, str]:
+        """Return the proxy's entries of the routes that a standby may serve; with ``hosts``, of those alone."""
+        plain = {host: one for host, one in self.routes.items() if one.is_plain and (hosts is None or host in hosts)}
+        return {host: encode(Route(host, RouteState.OPEN, one.address)) for host, one in plain.items()}
+
+    def hops(self, own: str | None) -> Mapping[str, str]:
+        """Return the way to each app that is not on this member: its address, and that of its member."""
+        return {one.address.ip: one.via for one in self.routes.values() if one.via not in ("", own)}
+
+
+def _listed(host: str, ip: str, port: int, public: bool, h2c: bool, via: str) -> ListedRoute:
+    address = Address(ip, port)
+    # It becomes a part of the proxy's commands: checked as any route.
+    Route(host, RouteState.OPEN, address)
+    if via and not all(part.isdecimal() for part in via.split(".")):
+        raise ValueError(f"no address of a member: {via!r}")
+    return ListedRoute(host, address, public is True, h2c is True, via)

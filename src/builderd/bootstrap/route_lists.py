@@ -108,7 +108,7 @@ class RouteList:
         try:
             found = json.loads(content)
             routes = [_listed(*one) for one in found["routes"]]
-            closed, term, version = found["closed"], int(found["term"]), str(found["version"])
+            closed, term, version = list(found["closed"]), int(found["term"]), str(found["version"])
             is_whole = bool(found["whole"])
         except (ValueError, KeyError, TypeError) as error:
             raise EngineUnavailable(f"the list of its routes is not understood: {error!r}") from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,8 +21,9 @@ from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.passing_on import NotReached, PassingOn, ask_readiness
 from builderd.bootstrap.route_lists import Moment, SeenLease
-from builderd.domain.cluster_services import ClusterService
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.cluster_services import CLAIM_AFTER, ClusterService
+from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.domain.route_list import LEASE_SECONDS
 from builderd.operations import proxy_header
 from builderd.settings import Settings
 
@@ -112,6 +114,15 @@ class FakeForwarder:
 
     def __init__(self) -> None:
         self.led: list[Target] = []
+        self.listed: dict[str, str] = {}
+        #: The times up to which the list may be used.
+        self.allowed: list[int] = []
+
+    async def put_list(self, routes: dict[str, str]) -> None:
+        self.listed = dict(routes)
+
+    async def allow_list(self, until: int) -> None:
+        self.allowed.append(until)
 
     async def run(self, options: object) -> None:
         pass
@@ -193,3 +204,134 @@ async def test_waiting_ends_after_some_seconds_and_previews_outlive_the_api(
         await passing._look()
         assert (led(passing).api, led(passing).streams) == (False, True)
     assert "takes nothing from this member" in passing.way.fault
+
+
+# The list of routes
+
+
+VISITED, CHANGED = "visited.localhost", "changed.localhost"
+
+
+@dataclass
+class Listing:
+    """A standby that has a list of two public apps, of which the first lies on another member."""
+
+    passing: PassingOn
+    port: int
+    #: Public hosts by the database; None while it is away.
+    public: list[str] | None = field(default_factory=lambda: [VISITED])
+
+    async def visited_hosts(self) -> list[str]:
+        if self.public is None:
+            raise StoreUnavailable("The database does not answer.")
+        return self.public
+
+    def read(self, term: int = 1) -> None:
+        routes = [[VISITED, "10.99.0.20", 1, True, False, "10.98.0.12"], [CHANGED, "10.99.0.21", 1, True, False, ""]]
+        answer = {"term": term, "version": "a-1", "whole": True, "routes": routes, "closed": []}
+        self.passing.list.take(json.dumps(answer).encode(), Moment())
+
+    async def look(self, *, is_over: bool, term: int = 1) -> None:
+        self.passing.follow(replace(OWNER, address=f"127.0.0.1:{self.port}"), lease(term, is_over=is_over))
+        await self.passing._look()
+
+    @property
+    def forwarder(self) -> FakeForwarder:
+        return cast("FakeForwarder", self.passing._forwarder)
+
+    @property
+    def hops(self) -> list[dict[str, str]]:
+        return cast("FakeCluster", self.passing._membership.provider).hops
+
+
+@pytest.fixture
+async def listing(passing: PassingOn, unused_tcp_port: int) -> Listing:
+    made = Listing(passing, unused_tcp_port)
+    passing._visited_hosts = made.visited_hosts
+    await passing._membership.describe()
+    made.read()
+    return made
+
+
+async def test_visits_are_served_by_the_list_once_nobody_works(listing: Listing) -> None:
+    await listing.look(is_over=False)
+    assert (led(listing.passing).listed, led(listing.passing).streams) == (False, True), "they wait"
+    assert listing.forwarder.allowed == []
+    await listing.look(is_over=True)
+    assert (led(listing.passing).listed, led(listing.passing).api) == (True, True)
+    assert listing.forwarder.listed.keys() == {VISITED}, "the other one is not public any more"
+    assert listing.hops == [{"10.99.0.20": "10.98.0.12"}]
+    assert 0 < listing.forwarder.allowed[-1] - time.time() <= LEASE_SECONDS
+    listing.public = []
+    await listing.look(is_over=True)
+    assert listing.forwarder.listed == {}
+
+
+async def test_visits_wait_for_the_lease_to_be_over_and_no_longer(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    for later, waits in ((passing_on.HOLD_SECONDS + 1, True), (passing_on.HOLD_SECONDS + CLAIM_AFTER, False)):
+        monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda later=later: began + later))
+        listing.passing._reached_at = began
+        listing.passing._seen = f"127.0.0.1:{listing.port}"
+        await listing.look(is_over=False)
+        assert led(listing.passing).streams is waits
+
+
+async def test_list_is_not_used_while_the_service_is_reached(listing: Listing) -> None:
+    await listing.look(is_over=True)
+    assert led(listing.passing).listed
+    async with service(b"") as target:
+        listing.port = target.port
+        await listing.look(is_over=True)
+    assert led(listing.passing) == replace(target, api=True)
+    assert listing.forwarder.allowed[-1] == 0
+    assert listing.hops[-1] == {}
+    assert listing.forwarder.listed.keys() == {VISITED, CHANGED}, "ready for the next time"
+
+
+async def test_list_is_not_used_before_the_database_says_what_is_public(listing: Listing) -> None:
+    listing.public = None
+    await listing.look(is_over=True)
+    assert listing.forwarder.allowed == []
+    assert not led(listing.passing).listed
+
+
+async def test_list_ends_by_itself_once_another_service_has_the_lease(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await listing.look(is_over=True)
+    (until,) = listing.forwarder.allowed
+    listing.public = []
+    await listing.look(is_over=False, term=2)
+    assert listing.forwarder.allowed == [until], "it gets no more time"
+    assert led(listing.passing).listed
+    assert listing.forwarder.listed == {}, "what became private meanwhile is not served"
+    monkeypatch.setattr(passing_on, "Moment", lambda: Moment(0.0, until + 1.0))
+    await listing.look(is_over=False, term=2)
+    assert not led(listing.passing).listed
+    assert listing.forwarder.allowed[-1] == 0
+
+
+async def test_routes_stay_for_the_service_itself_when_it_takes_over(listing: Listing) -> None:
+    listing.passing._lease = lease(1, is_over=True)
+    listing.passing._forwarder.retire = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+    await listing.passing.close(replace(OWNER, address="127.0.0.1:1"))
+    assert listing.hops[-1] == {"10.99.0.20": "10.98.0.12"}
+    await listing.passing.close()
+    assert listing.hops[-1] == {}
+
+
+async def test_routes_are_read_as_a_member_and_what_is_no_list_is_refused() -> None:
+    received = bytearray()
+    async with service(b"HTTP/1.1 200 OK\r\n\r\n{}", received) as target:
+        assert await passing_on.ask_routes(target, "ab" * 32, "/routes?since=") == b"{}"
+    header = proxy_header.parse(received)
+    assert header is not None
+    assert b"\xe1\x00\x06routes" in received[: header.size]
+    assert received[header.size :].startswith(b"GET /routes?since= HTTP/1.1\r\n")
+    for answer in (b"", b"HTTP/1.1 503 x\r\n\r\n{}", b"SSH-2.0-x\r\n"):
+        async with service(answer) as target:
+            with pytest.raises(EngineUnavailable, match="tells no routes now"):
+                await passing_on.ask_routes(target, "ab" * 32, "/routes")

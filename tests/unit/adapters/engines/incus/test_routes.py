@@ -1,0 +1,73 @@
+"""Routes of this machine to apps on other members: those of a service that works, and those of a standby."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.incus import routes
+from builderd.adapters.engines.incus.routes import Routes
+
+
+async def address_of(member: str) -> str:
+    return {"node1": "10.98.0.11", "node2": "10.98.0.12"}[member]
+
+
+async def test_next_hop_is_known_for_apps_of_other_members_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = "10.99.0.20 via 10.98.0.12 dev eth0\n10.99.0.29 via 10.98.0.13 dev eth0 onlink\n"
+    ran: list[str] = []
+
+    async def ip(*words: str) -> str:
+        ran.append(" ".join(words))
+        return shown if words[:2] == ("route", "show") else ""
+
+    monkeypatch.setattr(routes, "_ip", ip)
+    made = Routes("node1", address_of)
+    await made.sync({"10.99.0.20": "node2", "10.99.0.21": "node1"})
+    assert ran[-1] == "route flush proto 153", "what this service had as a standby"
+    assert "route del 10.99.0.29/32 proto 152" in ran
+    assert [made.next_hop(f"10.99.0.{last}") for last in (20, 21, 29)] == ["10.98.0.12", "", ""]
+    await made.add("10.99.0.22", "node2")
+    await made.remove("10.99.0.20")
+    assert [made.next_hop(f"10.99.0.{last}") for last in (20, 22)] == ["", "10.98.0.12"]
+
+
+#: In a network of its own: an interface to members, and routes of a service that works.
+SCRIPT = """
+import asyncio, subprocess
+from builderd.adapters.engines.incus.routes import put_standby_routes
+def ip(*words): return subprocess.run(("ip", *words), capture_output=True, text=True, check=True).stdout
+ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+ip("address", "add", "10.98.0.11/24", "dev", "eth0")
+for name in ("eth0", "eth1"): ip("link", "set", name, "up")
+ip("route", "add", "10.99.0.1/32", "via", "10.98.0.13", "proto", "152")
+async def run():
+    await put_standby_routes({})
+    hops = {f"10.99.{n // 250}.{n % 250}": "10.98.0.12" for n in range(10, 1010)}
+    await put_standby_routes({"10.99.9.9": "192.0.2.1", **hops})
+    print(len(ip("route", "show", "proto", "153").splitlines()), ip("route", "get", "10.99.3.3").split()[2])
+    await put_standby_routes({"10.99.0.10": "10.98.0.13"})
+    print(ip("route", "show", "proto", "153").strip())
+    await put_standby_routes({})
+    print(repr(ip("route", "show", "proto", "153")), ip("route", "show", "proto", "152").split()[0])
+asyncio.run(run())
+"""
+
+
+@pytest.mark.root
+def test_standby_has_exactly_the_routes_of_its_list_and_leaves_others() -> None:
+    """One member that cannot be reached keeps no other route away."""
+    unshare = shutil.which("unshare")
+    assert unshare is not None
+    source = str(Path(__file__).parents[5] / "src")
+    argv = (unshare, "--net", sys.executable, "-c", SCRIPT)
+    env = {"PYTHONPATH": source, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
+    first, second, third = done.stdout.splitlines()
+    assert first == "1000 10.98.0.12"
+    assert second == "10.99.0.10 via 10.98.0.13 dev eth0"
+    assert third == "'' 10.99.0.1"

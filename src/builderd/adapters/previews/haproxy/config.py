@@ -174,18 +174,18 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
 
 
 def asked_host() -> str:
-    """Return the rules for the host that a visitor asks for."""
-    return """
+    """Return the rules for the host that a visitor asks for, and for the path of authorities."""
+    return f"""
         # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
         http-request set-var(txn.asked) req.hdr(host),host_only,rtrim(.)
         http-request set-var(txn.host) var(txn.asked)
+        acl challenge path_beg {domains.CHALLENGE_PATH}
         """
 
 
 def plain_visit() -> str:
-    """Return the ACLs that ``PLAIN_VISIT`` names."""
+    """Return the ACLs that ``PLAIN_VISIT`` names, behind ``asked_host``."""
     return f"""
-        acl challenge path_beg {domains.CHALLENGE_PATH}
         acl public var(txn.route) -m beg open|public|
         acl repeatable method GET HEAD OPTIONS
         acl path_only url -m beg /

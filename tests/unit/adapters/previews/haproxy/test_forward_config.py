@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.previews.haproxy import pages
+from builderd.adapters.previews.haproxy import config, pages
 from builderd.adapters.previews.haproxy.config import Host
 from builderd.adapters.previews.haproxy.forward_config import ForwardOptions, render
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
+from builderd.domain.route_list import LEASE_SECONDS
 
 HERE = Host(max_connections=1000)
 FILES = ProxyFiles(Path("/data/standby"))
@@ -47,6 +48,7 @@ def assert_taken(options: ForwardOptions, directory: Path, host: Host) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.documents().items():
         (files.pages / name).write_text(text)
+    files.routes.write_text("a.localhost open|public|10.0.0.1|8000|-|-\n")
     files.config.write_text(render(options, files, host).text)
     checked = subprocess.run(
         ("/usr/sbin/haproxy", "-c", "-f", str(files.config)), capture_output=True, text=True, check=False
@@ -80,3 +82,25 @@ def test_health_of_a_service_that_was_killed_is_known_at_once() -> None:
     text = render(PLAIN, FILES, HERE).text
     own = text[text.index("backend own") :]
     assert "retries 0" in own[: own.index("\nfrontend")]
+
+
+def test_list_of_routes_serves_plain_http_alone(tmp_path: Path) -> None:
+    pem = tmp_path / "own.pem"
+    write_certificate(pem, "test")
+    for proxy, is_served in (
+        (ProxyOptions(), True),
+        (ProxyOptions(trusted_proxies=(ip_network("10.0.0.0/8"),)), True),
+        (ProxyOptions(certificate=pem), False),
+        (ProxyOptions(tls_port=8443), False),
+    ):
+        options = replace(PLAIN, proxy=proxy)
+        text = render(options, FILES, HERE).text
+        assert options.serves_list is is_served
+        assert ("server listed" in text) is ("frontend listed" in text) is is_served
+
+
+def test_visits_of_the_list_have_the_rules_of_the_service_that_works() -> None:
+    text = render(PLAIN, FILES, HERE).text
+    for line in filter(None, map(str.strip, config.forward_rules(PLAIN.proxy).splitlines())):
+        assert text.count(f"    {line}\n") == 2, "for pages and for JSON"
+    assert f"expire {LEASE_SECONDS:.0f}s" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,13 +27,13 @@ from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.machine import describe_database
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.passing_on import VisitedHosts
-from builderd.bootstrap.route_lists import RouteList, SeenLease
+from builderd.bootstrap.route_lists import Moment, RouteList, SeenLease
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain import cluster_services
 from builderd.domain.cluster_services import ClusterService
-from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, Instance, LeaseLost
+from builderd.domain.database_lease import RENEW_INTERVAL, DatabaseLease, DatabaseOwned, Instance, LeaseLost
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS
+from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS, LIST_SECONDS
 from builderd.ports.engine import MemberAddresses
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
@@ -122,10 +123,15 @@ class FakePassingOn:
     """A standby's ports, as ``bootstrap.passing_on.PassingOn``; all calls, by data directory, in ``CALLS``."""
 
     CALLS: ClassVar[list[tuple[str, str, object]]] = []
+    #: By data directory.
+    MADE: ClassVar[dict[str, FakePassingOn]] = {}
 
     def __init__(self, membership: Membership, visited_hosts: VisitedHosts) -> None:
         self._membership = membership
+        self.visited_hosts = visited_hosts
         self.list = RouteList()
+        self.leases: list[SeenLease] = []
+        self.MADE[membership.settings.data_dir.name] = self
         self._name = membership.settings.data_dir.name
 
     async def open(self) -> None:
@@ -133,6 +139,7 @@ class FakePassingOn:
         self.CALLS.append((self._name, "open", None))
 
     def follow(self, owner: ClusterService | None, lease: SeenLease) -> None:
+        self.leases.append(lease)
         self.CALLS.append((self._name, "follow", owner.address if owner else None))
 
     async def close(self, successor: ClusterService | None = None) -> None:
@@ -333,6 +340,40 @@ async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(
     assert proxy.taken_down == [two.data_dir, two.data_dir]
     # What has ended is no standby.
     await second.until(lambda: not proxy.deadlines)
+
+
+@pytest.mark.parametrize(("age", "term", "count"), [(0.0, 1, 1), (LIST_SECONDS, 1, 0), (0.0, 2, 0)])
+async def test_list_of_the_earlier_service_is_inherited_while_it_holds(
+    services: Services, one: Settings, two: Settings, age: float, term: int, count: int
+) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    passing = FakePassingOn.MADE["two"]
+    assert not passing.leases[-1].is_over
+    route = ["a.localhost", "10.99.0.20", 8000, False, False, "10.98.0.12"]
+    answer = {"term": term, "version": "a-1", "whole": True, "routes": [route], "closed": []}
+    now = Moment()
+    passing.list.take(json.dumps(answer).encode(), Moment(now.boot - age, now.wall - age))
+    assert list(await passing.visited_hosts()) == []
+    await first.stop()
+    await second.until(lambda: second.works)
+    assert (passing.leases[-1].is_over, passing.leases[-1].term) == (True, 1), "released"
+    assert second.owned.standby is not None
+    assert len(second.owned.standby.inherited) == count
+
+
+async def test_lease_is_over_once_it_is_silent(services: Services, one: Settings, two: Settings) -> None:
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    began = time.monotonic()
+    await first.kill()
+    leases = FakePassingOn.MADE["two"].leases
+    await second.until(lambda: leases[-1].is_over)
+    # A renewal may have been under way.
+    assert time.monotonic() - began >= cluster_services.CLAIM_AFTER - RENEW_INTERVAL / HURRY
+    assert not second.works
 
 
 async def test_service_after_another_one_gives_no_address_while_lists_of_the_earlier_term_are_used(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -83,3 +85,18 @@ def test_visits_go_on_while_a_service_that_ends_in_order_is_continued(services: 
     services.stand_by(services.one)
     services.one.wait_ready()
     replaced(services.two, services.one, services.two.terminate)
+
+
+def test_visits_wait_and_go_on_while_a_service_is_continued_that_was_lost_with_its_proxy(services: Services) -> None:
+    """As with its machine: nothing tells the standby before the lease is silent."""
+    services.stand_by(services.two)
+    services.two.wait_ready()
+    one = services.one
+
+    def lose() -> None:
+        pids = [int((one.data_dir / f"previews/{name}.pid").read_text()) for name in ("fence", "guard", "haproxy")]
+        one.kill()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    replaced(one, services.two, lose)

@@ -88,7 +88,7 @@ def test_visits_go_on_while_a_service_that_ends_in_order_is_continued(services: 
 
 
 def test_visits_wait_and_go_on_while_a_service_is_continued_that_was_lost_with_its_proxy(services: Services) -> None:
-    """As with its machine: nothing tells the standby before the lease is silent."""
+    """A lost machine does the same: the standby learns of it by the silent lease alone."""
     services.stand_by(services.two)
     services.two.wait_ready()
     one = services.one

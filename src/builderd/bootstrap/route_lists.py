@@ -1,6 +1,6 @@
-"""The list of open routes that the service that works tells its standbys, and that each of them keeps.
+"""List of open routes: the service that works sends it to its standbys, and each of them keeps it.
 
-What it is for, and why two tenants never meet by it: ``domain.route_list``.
+``domain.route_list`` says for what, and why two tenants never meet by it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.route_list import LEASE_SECONDS, LIST_SECONDS, ListedRoute
 
-#: Path at which the service that works tells its list.
+#: Path at which the service that works sends its list.
 PATH = "/routes"
 
 
@@ -81,7 +81,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class SeenLease:
-    """What the database said of the lease. ``is_over``: its owner has ended, or renews it no more. ``at``: before."""
+    """The lease as a standby has read it. ``is_over``: its owner has ended, or renews it no more. ``at``: before."""
 
     term: int
     is_over: bool

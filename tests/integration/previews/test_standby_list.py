@@ -186,7 +186,7 @@ def test_clock_that_is_set_back_makes_no_list_last_longer(
 def test_proxy_that_finishes_what_is_open_leads_to_no_app_later(
     make_listing: Callable[..., tuple[Standby, str]], make_proxy: Callable[..., Proxy]
 ) -> None:
-    """Its service was killed, or works now: nobody moves the time up to which the list may be used."""
+    """Nobody moves the time up to which it may use the list: its service was killed, or works now."""
     standby, host = make_listing()
     allow(standby, 2)
     with dial(standby.options.proxy.port) as slow, dial(standby.options.proxy.port) as late:
@@ -204,7 +204,7 @@ def test_proxy_that_finishes_what_is_open_leads_to_no_app_later(
 
 
 def test_app_that_left_the_list_is_not_served(listing: tuple[Standby, str], app: App) -> None:
-    """As one that was made private or deleted."""
+    """An app leaves it when it is made private or deleted."""
     standby, host = listing
     other = new_host()
     put(standby, app, other)

@@ -64,12 +64,12 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 async def read(listing: RouteList, service: Service, at: Moment | None = None) -> tuple[bool, int]:
-    """Bring the list up to date; return whether it changed, and how many routes were told."""
+    """Bring the list up to date; return whether it changed, and how many routes the answer had."""
     content = await service.ask(listing.query)
     return listing.take(content, at or Moment()), len(json.loads(content)["routes"])
 
 
-async def test_list_follows_the_routes_at_the_cost_of_what_has_changed(service: Service, tmp_path: Path) -> None:
+async def test_list_is_brought_up_to_date_by_changed_routes_alone(service: Service, tmp_path: Path) -> None:
     listing = RouteList()
     assert await read(listing, service) == (True, 3)
     assert listing.routes[PRIVATE.host] == ListedRoute(PRIVATE.host, Address("10.99.0.21", 8000), False, False, THERE)
@@ -98,7 +98,7 @@ async def test_proxy_gets_plain_routes_alone_and_those_that_are_still_public(ser
     assert listing.hops(THERE) == {"10.99.0.20": HERE, "10.99.0.22": HERE}
 
 
-async def test_list_is_told_only_once_the_ways_to_apps_are_known(service: Service) -> None:
+async def test_service_sends_no_list_before_its_engine_is_ready(service: Service) -> None:
     def unknown(ip: str) -> str:
         raise EngineUnavailable("The engine is not ready.")
 
@@ -168,7 +168,7 @@ def test_clock_that_was_set_makes_no_list_last_longer(monkeypatch: pytest.Monkey
     assert listing.until(SeenLease(3, True, Moment(1100.0 - LEASE_SECONDS, wall))) == 0
 
 
-def test_list_is_used_in_no_other_term_and_not_while_somebody_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_is_used_in_no_other_term_and_not_while_a_service_works(monkeypatch: pytest.MonkeyPatch) -> None:
     listing = taken(Moment(1000.0, 5000.0))
     at(monkeypatch, 1001.0, 5001.0)
     now = Moment(1001.0, 5001.0)
@@ -185,7 +185,7 @@ def test_address_outlives_each_list_that_leads_to_it() -> None:
     assert FIRST_ADDRESS_AFTER >= LEASE_SECONDS + 5
 
 
-async def test_list_of_10000_routes_is_told_and_taken(tmp_path: Path) -> None:
+async def test_list_of_10000_routes_is_sent_and_taken_over(tmp_path: Path) -> None:
     service, listing = Service(tmp_path), RouteList()
     for number in range(10_000):
         service.routes.put(route(f"n{number}", number % 250))

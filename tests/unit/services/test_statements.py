@@ -159,7 +159,7 @@ async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> No
 
 
 async def test_service_after_another_one_begins_with_its_routes_to_apps_that_run(world: World) -> None:
-    """Visibility and token are those of the database: they may have changed since the list was told."""
+    """Visibility and token are those of the database: they may have changed since the list was read."""
     running = {"desired": Desired.RUNNING, "status": Status.RUNNING}
     kinds: dict[str, dict[str, Any]] = {
         "public": running,

@@ -4,7 +4,7 @@ Its proxy has a list of routes to running, public apps at all times (``domain.ro
 time that the service moves: by this machine's clock, and no longer than ``LEASE_SECONDS`` from then by the proxy's own,
 which nobody sets. So a proxy whose service was killed, or that finishes what is open, ends its use by itself.
 
-Visits that a working proxy would send on its fast path go to the app; all others are told to come back.
+Visits that a working proxy would send on its fast path go to the app; all others get 503 with ``Retry-After``.
 """
 
 from __future__ import annotations

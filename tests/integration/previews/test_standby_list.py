@@ -186,7 +186,7 @@ def test_clock_that_is_set_back_makes_no_list_last_longer(
 def test_proxy_that_finishes_what_is_open_leads_to_no_app_later(
     make_listing: Callable[..., tuple[Standby, str]], make_proxy: Callable[..., Proxy]
 ) -> None:
-    """Nobody moves the time up to which it may use the list: its service was killed, or works now."""
+    """A killed service moves the time no more up to which it may use the list, nor does one that works now."""
     standby, host = make_listing()
     allow(standby, 2)
     with dial(standby.options.proxy.port) as slow, dial(standby.options.proxy.port) as late:

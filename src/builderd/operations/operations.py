@@ -13,6 +13,7 @@ from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.operations.idempotency import Answer, Begun, Retries, Retry
+from builderd.operations.last_uses import LastUses
 from builderd.operations.rates import Rates
 from builderd.operations.token_calls import TokenCalls
 from builderd.ports.store import UnitOfWork
@@ -68,6 +69,7 @@ class Operations:
         self.file_writes = TenantQueue(4, "files")
         self.paged_reads = PagedReads()
         self.token_calls = TokenCalls()
+        self.last_uses = LastUses(application, self.token_calls)
         #: Memory that the calls of each tenant hold.
         self.held_bytes = HeldBytes()
         self._following: set[asyncio.Task[Any]] = set()
@@ -147,4 +149,4 @@ class Operations:
         """Stop following all calls: what they began continues by itself."""
         for task in self._following:
             task.cancel()
-        await asyncio.gather(*self._following, return_exceptions=True)
+        await asyncio.gather(*self._following, self.last_uses.close(), return_exceptions=True)

@@ -28,5 +28,9 @@ class TokenCalls:
         """Return the calls and begin anew."""
         return self._counts.pop(token, NO_CALLS)
 
+    def give_back(self, token: TokenId, calls: CallHours) -> None:
+        """Count calls again that could not be recorded."""
+        self._counts[token] = self._counts.pop(token, NO_CALLS).add_all(calls)
+
     def pending(self, token: TokenId) -> CallHours:
         return self._counts.get(token, NO_CALLS)

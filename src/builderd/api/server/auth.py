@@ -115,14 +115,11 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
 async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identity:
     """Return the caller with this valid token, whose last use is recorded. Raises ``RateLimited``."""
-    application: Application = request.app.state.application
     recognise(request, token.tenant_id)
     operations: Operations = request.app.state.operations
-    token_calls = operations.token_calls
-    token_calls.count(token.id, now)
+    operations.token_calls.count(token.id, now)
     if tokens.needs_touch(token, now):
-        calls = token_calls.take(token.id)
-        await application.store.write(lambda uow: uow.tokens.touch(token.id, now, calls))
+        await operations.last_uses.record(token.id, now)
     request.state.tenant_id = token.tenant_id
     client = request.headers.get(CLIENT, "")
     return Identity(token, client if CLIENT_NAME.fullmatch(client) else "")

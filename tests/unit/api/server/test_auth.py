@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,9 +15,10 @@ from fastapi.routing import APIRoute
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.clocks.system import ClockReading, read_clocks
-from builderd.api.server.auth import accept
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
+from builderd.operations.last_uses import LastUses
 from builderd.services import tokens
 
 BUILDERS = "/api/v1/builders"
@@ -101,6 +103,34 @@ async def test_a_tokens_last_use_is_written_down(service: Service) -> None:
     assert used.last_used_at is not None
 
 
+async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process held SQLite's lock: a neighbour's ``GET /builders`` took 15 s, for the record of its use."""
+    client, store, unlocked = service.client(service.read), service.application.store, asyncio.Event()
+    real, tries = store.write, 0
+
+    async def write(work: Any) -> Any:
+        nonlocal tries
+        if work.__qualname__.startswith(LastUses.__name__):
+            tries += 1
+            await unlocked.wait()
+            if tries == 1:
+                raise StoreUnavailable("The database is locked.")
+        return await real(work)
+
+    monkeypatch.setattr(store, "write", write)
+    for _ in range(3):
+        assert (await client.get(BUILDERS)).status_code == 200
+    assert tries == 1, "one record at a time"
+    unlocked.set()
+    await asyncio.sleep(0)
+    assert (await client.get(BUILDERS)).status_code == 200
+    token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
+    assert token is not None
+    assert token.calls.of_day(service.application.clock.calendar()) == 4
+
+
 async def test_calls_of_a_token_are_counted_without_a_write_for_each(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +138,7 @@ async def test_calls_of_a_token_are_counted_without_a_write_for_each(
     written, real = [], store.write
 
     async def write(work: Any) -> Any:
-        if work.__qualname__.startswith(accept.__name__):
+        if work.__qualname__.startswith(LastUses.__name__):
             written.append(work)
         return await real(work)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -45,6 +45,15 @@ class IncusCluster:
         return subprocess.run(
             [SCRIPT, *words], env=self.env, check=check, capture_output=True, text=True, timeout=UP_SECONDS
         )
+
+    def inside(self, member: str) -> list[str]:
+        """Return the command that runs the words after it inside a member."""
+        names = [f"{name}={self.env[name]}" for name in ("BUILDERD_INCUS_NAME", "BUILDERD_INCUS_DIR")]
+        return ["env", *names, str(SCRIPT), "exec", member.removeprefix("node")]
+
+    def in_pool(self, member: str, names: Iterable[str]) -> list[str]:
+        """Return the folders of volumes (``custom/PROJECT_NAME``) and instances (``containers/…``) inside a member."""
+        return [f"{self.folder}/{member}/storage-pools/default/{name}" for name in names]
 
     def socket(self, member: int = 1) -> Path:
         return self.folder / f"node{member}/unix.socket"

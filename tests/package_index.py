@@ -1,4 +1,4 @@
-"""A package index for a test's cluster, which does not reach the internet: it asks PyPI for its callers."""
+"""Package indexes for a test's cluster, which does not reach the internet: PyPI and npm's registry are asked for it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 INDEX, FILES = "https://pypi.org", "https://files.pythonhosted.org"
+REGISTRY = "https://registry.npmjs.org"
+#: Of answers that name packages' files: the URL there, and the path here that stands for it.
+REPLACED = {INDEX: (FILES, "/files"), REGISTRY: (REGISTRY, "/npm")}
 SECONDS = 60
 
 
+class Indexes(NamedTuple):
+    """URLs for uv and for npm."""
+
+    python: str
+    npm: str
+
+
 def source_of(path: str) -> str | None:
-    """Return the URL at PyPI that a path of the index stands for; None if it stands for none."""
+    """Return the URL at PyPI or npm's registry that a path of the index stands for; None if it stands for none."""
     if path.startswith("/simple/"):
         return INDEX + path
+    if path.startswith("/npm/"):
+        return REGISTRY + path.removeprefix("/npm")
     return FILES + path.removeprefix("/files") if path.startswith("/files/") else None
 
 
@@ -41,8 +54,9 @@ class _Passing(BaseHTTPRequestHandler):
         except (OSError, HTTPException):
             self.send_error(502)
             return
-        if url.startswith(INDEX):
-            content = content.replace(FILES.encode(), f"http://{self.headers['Host']}/files".encode())
+        for index, (there, here) in REPLACED.items():
+            if url.startswith(index) and not url.endswith(".tgz"):
+                content = content.replace(there.encode(), f"http://{self.headers['Host']}{here}".encode())
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -58,14 +72,15 @@ class _Passing(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def package_index(address: str, network: AbstractContextManager[None]) -> Iterator[str]:
-    """URL of an index that listens at the address in this network; PyPI is asked from the network of the caller."""
+def package_index(address: str, network: AbstractContextManager[None]) -> Iterator[Indexes]:
+    """URLs of indexes that listen at the address in this network; the internet is asked from that of the caller."""
     with network:
         server = ThreadingHTTPServer((address, 0), _Passing)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://{address}:{server.server_port}/simple"
+        url = f"http://{address}:{server.server_port}"
+        yield Indexes(f"{url}/simple", f"{url}/npm/")
     finally:
         server.shutdown()
         server.server_close()

@@ -86,8 +86,8 @@ def running(cluster: IncusCluster, member: str) -> set[str]:
 
 def lines_of(cluster: IncusCluster, member: int, disk: str) -> list[str]:
     """Return what the app has written on its disk, read on the member itself; also while it is cut off."""
-    path = f"{cluster.folder}/node{member}/storage-pools/default/custom/builderd_{disk}/app/written"
-    return cluster.run("exec", str(member), "cat", path).stdout.splitlines()
+    (folder,) = cluster.in_pool(f"node{member}", [f"custom/builderd_{disk}"])
+    return cluster.run("exec", str(member), "cat", f"{folder}/app/written").stdout.splitlines()
 
 
 def runs_of(lines: list[str]) -> list[str]:

@@ -51,11 +51,21 @@ def is_on_incus(service: LiveService) -> bool:
 
 def ask_incus(service: LiveService, path: str, method: str = "GET") -> Any:
     """Return the metadata of Incus's answer, in the project of a service."""
-    project = service.settings.get("BUILDERD_INCUS__PROJECT", "builderd")
+    project = project_of(service)
     url = f"http://incus/1.0/{path}{'&' if '?' in path else '?'}project={project}"
     socket = service.settings["BUILDERD_INCUS__SOCKET"]
     command = ["curl", "-sS", "--max-time", "60", "-X", method, "--unix-socket", socket, url]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["metadata"]
+
+
+def project_of(service: LiveService) -> str:
+    return service.settings.get("BUILDERD_INCUS__PROJECT", "builderd")
+
+
+def instances_on_incus(service: LiveService) -> dict[str, str]:
+    """Return the member of each instance of an app by its name, also of ended ones that are kept for their logs."""
+    found = ask_incus(service, "instances?recursion=1")
+    return {one["name"]: one["location"] for one in found if one["name"].startswith("s-")}
 
 
 def disks_on_incus(service: LiveService) -> dict[str, str]:
@@ -65,13 +75,15 @@ def disks_on_incus(service: LiveService) -> dict[str, str]:
 
 
 def incus_traces(service: LiveService) -> dict[str, list[str]]:
-    """Return instances of the service in the cluster, volumes of disks, routes to apps, and bundles."""
-    instances = [one["name"] for one in ask_incus(service, "instances?recursion=1")]
+    """Return instances of the service in the cluster, those that run, volumes of disks, routes to apps, and bundles."""
+    instances = ask_incus(service, "instances?recursion=1")
+    made = {one["name"]: one["status"] for one in instances if one["name"].startswith(("s-", "build-"))}
     routes = subprocess.run(["ip", "-4", "route"], check=True, capture_output=True, text=True).stdout.splitlines()
     bundles = service.data_dir / "bundles"
     return {
-        # As processes: no service at rest runs any.
-        "processes": sorted(name for name in instances if name.startswith(("s-", "build-"))),
+        # As processes: no service at rest has any. A stopped one is kept for its log.
+        "processes": sorted(made),
+        "running": sorted(name for name, status in made.items() if status == "Running"),
         "disks": sorted(disks_on_incus(service)),
         "routes": sorted(line for line in routes if not line.startswith(("default", "10.98.")) and " dev " in line),
         "bundles": sorted(str(path.relative_to(bundles)) for path in bundles.rglob("*") if path.is_file()),

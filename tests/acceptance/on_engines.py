@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 import pytest
-from tests.acceptance.incus_service import INCUS, ask_incus, disks_on_incus, running_on
+from tests.acceptance.incus_service import (
+    INCUS,
+    ask_incus,
+    disks_on_incus,
+    instances_on_incus,
+    project_of,
+    running_on,
+)
 from tests.acceptance.live_service import LiveService, live_service
 from tests.backends import RestServer, rest_server
 from tests.incus import IncusCluster, address_of
@@ -38,11 +45,34 @@ EVERY_RUN = frozenset(
     }
 )
 
-#: Tests that say nothing about Incus, with the reason.
+#: Tests, and whole files, that run on this machine's engine alone, with the reason. docs/development.md has this table.
 NOT_ON_INCUS: Mapping[str, str] = {
-    "test_lost_store_is_restored_from_backups": "the pools are Incus's: a lost one is a lost member, "
-    "tests/acceptance/test_incus_members.py",
+    # files
+    "test_domains.py": "certificates and the proxy, which know no engine",
+    "test_every_command.py": "each command calls a route of the API; `test_command_line.py` has a user's story there",
+    "test_exec_soak.py": "counts control groups and descriptors of this machine's engine",
+    "test_full_store.py": "fills the store of this machine; a full pool was not tried there",
+    "test_isolation.py": "gVisor; `strong` is refused there: `test_incus.py`",
+    "test_killed_monitors.py": "conmon; ends there come by events: `tests/integration/incus`",
+    "test_mcp.py": "tools call the API through the client",
+    "test_memory_pressure.py": "control groups of this machine",
+    "test_pages.py": "pages call the API; a browser's work",
+    "test_postgresql.py": "the database; `test_cluster_services.py` works on one there",
+    "test_qa_soak.py": "verdicts on 34 apps; `test_qa_reports.py` makes copies and their reports there",
+    "test_sdk_documentation.py": "the client's examples",
+    "test_upgrade.py": "migrations of the database; a new service adopts apps: `test_service.py`",
+    "test_wheel.py": "installs the service on this machine",
+    # tests
+    "test_app_gets_credentials_under_strong_isolation": "`strong` is refused there: `test_incus.py`",
+    "test_builder_of_another_tenant_is_not_found": "the API, before any engine",
     "test_lost_host_network_is_created_again_at_start": "the network is Incus's, which makes it at its own start",
+    "test_lost_store_is_restored_from_backups": "the pools are Incus's: a lost one is a lost member, "
+    "`test_incus_members.py`",
+    "test_port_in_use_is_named": "the start, before any engine",
+    "test_readiness_is_notified_once_and_not_passed_to_apps": "apps there are no children of the service",
+    "test_scanner_ends_with_the_service": "the review's processes beside the service",
+    "test_second_service_on_the_data_directory_is_refused": "the start, before any engine",
+    "test_token_can_be_created_while_the_service_runs": "the database, beside any engine",
 }
 
 
@@ -65,14 +95,20 @@ class OwnEngine:
         return rest_server(folder)
 
     def disks(self, service: LiveService) -> set[str]:
-        instance = json.loads((service.data_dir / "instance.json").read_text())["id"]
-        return {path.name for path in Path(f"/run/builderd/{instance}/store/disks").iterdir()}
+        return {path.name for path in self._disks(service).iterdir()}
 
     def destroy(self, service: LiveService, disk: str) -> None:
         """Remove a disk that no app uses, as a fault of the machine would."""
+        path = self._disks(service) / disk
+        subprocess.run(["btrfs", "subvolume", "delete", str(path)], check=True, capture_output=True)
+
+    def disk_files_with(self, service: LiveService, text: str) -> list[str]:
+        """Return files on the service's disks that contain a text."""
+        return files_with(text, *map(str, self._disks(service).iterdir()))
+
+    def _disks(self, service: LiveService) -> Path:
         instance = json.loads((service.data_dir / "instance.json").read_text())["id"]
-        path = f"/run/builderd/{instance}/store/disks/{disk}"
-        subprocess.run(["btrfs", "subvolume", "delete", path], check=True, capture_output=True)
+        return Path("/run/builderd", instance, "store", "disks")
 
 
 @dataclass(frozen=True)
@@ -80,7 +116,8 @@ class OnIncus:
     """A cluster; tests work in the network of its first member. One service has the settings of all shared ones."""
 
     cluster: IncusCluster
-    index: str
+    #: Settings of a service for the packages of its apps.
+    packages: Mapping[str, str]
     shared: str = "incus_service"
     idle: str = "incus_service"
     impatient: str = "incus_service"
@@ -95,15 +132,31 @@ class OnIncus:
             "BUILDERD_INCUS__PROJECT": f"own{number}",
             "BUILDERD_INCUS__NETWORK": f"own{number}",
             "BUILDERD_INCUS__SUBNET": f"10.{100 + number}.0.0/16",
-            "BUILDERD_PACKAGE_INDEX": self.index,
-            "BUILDERD_EGRESS__ALLOW": f"{address_of(1)}/32",
         }
-        with running_on(self.cluster, data_dir, **own, **settings) as service:
+        with running_on(self.cluster, data_dir, **self.sources, **own, **settings) as service:
             yield service
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Settings of a service for the packages of its apps, and the way to a repository on the first member."""
+        return {**self.packages, "BUILDERD_EGRESS__ALLOW": f"{address_of(1)}/32"}
 
     def repository(self, folder: Path) -> AbstractContextManager[RestServer]:
         """A server for backups that every member reaches."""
         return rest_server(folder, address_of(1), self.cluster.network_of)
+
+    def disk_files_with(self, service: LiveService, text: str) -> list[str]:
+        """Return files on the service's disks, and on the roots of its instances, that contain a text."""
+        places = [*disks_on_incus(service).items(), *instances_on_incus(service).items()]
+        folders: dict[str, list[str]] = {}
+        for name, member in places:
+            kind = "custom" if name.startswith("disk-") else "containers"
+            folders.setdefault(member, []).append(f"{kind}/{project_of(service)}_{name}")
+        return [
+            path
+            for member, names in folders.items()
+            for path in files_with(text, *self.cluster.in_pool(member, names), inside=self.cluster.inside(member))
+        ]
 
     def disks(self, service: LiveService) -> set[str]:
         return set(disks_on_incus(service))
@@ -116,6 +169,18 @@ class OnIncus:
                 ask_incus(service, f"instances/{one['name']}", "DELETE")
         ask_incus(service, f"storage-pools/default/volumes/custom/{disk}?target={member}", "DELETE")
         assert disk not in disks_on_incus(service)
+
+
+def files_with(text: str, *folders: str | Path, inside: Sequence[str] = ()) -> list[str]:
+    """Return files below these folders that contain a text; an image is looked at by its mount.
+
+    ``inside`` is a command before grep's, which enters the machine that has the folders.
+    """
+    assert folders, "there is nothing to look at"
+    command = [*inside, "grep", "-rlaF", "--exclude=*.img", "--devices=skip", text, *map(str, folders)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode in (0, 1), found.stderr
+    return found.stdout.splitlines()
 
 
 def engine_params(test: str) -> list[object]:

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.acceptance.conftest import METRICS_TOKEN
 from tests.acceptance.live_service import PATIENCE, LiveService, body
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 
 @pytest.mark.parametrize("moment", ["StartSandbox.done", "CheckApp.done"])

@@ -7,19 +7,18 @@ and no disk is left that nobody has.
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tests.acceptance.conftest import ServiceOfModule
 from tests.acceptance.live_service import PATIENCE, LiveService
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 TAKING = [f"{step}.{moment}" for step in ("HoldCopy", "SaveCopy") for moment in ("begun", "done", "recorded")]
 RESTORING = ["FillDisk.begun", "FillDisk.done", "FillDisk.recorded", "HandOver.begun", "HandOver.recorded"]
@@ -31,16 +30,16 @@ def often(faults: list[str], *chosen: str) -> list[Any]:
     return [pytest.param(fault, marks=[] if fault in chosen else [pytest.mark.slow]) for fault in faults]
 
 
-@pytest.fixture(scope="module")
-def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    service = LiveService(tmp_path_factory.mktemp("c") / "data")
-    service.start()
-    yield service
-    service.down()
+@pytest.fixture
+def crashing(
+    engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule, request: pytest.FixtureRequest
+) -> LiveService:
+    settings = {"BUILDERD_BACKUP__REPOSITORY": request.getfixturevalue("rest_on_incus")} if engine.is_incus else {}
+    return service_of_module(engine, **settings)
 
 
 @pytest.fixture
-def builder(crashing: LiveService) -> Iterator[dict[str, Any]]:
+def builder(engine: OwnEngine | OnIncus, crashing: LiveService) -> Iterator[dict[str, Any]]:
     """A running builder with a note that says ``before``."""
     if not crashing.is_up:
         crashing.start()
@@ -50,12 +49,7 @@ def builder(crashing: LiveService) -> Iterator[dict[str, Any]]:
     if not crashing.is_up:
         crashing.start()
     crashing.call("DELETE", f"/builders/{data['uuid']}?purge=true")
-    _until(lambda: not list(_disks(crashing).iterdir()), "a disk is left over")
-
-
-def _disks(service: LiveService) -> Path:
-    instance = json.loads((service.data_dir / "instance.json").read_text())["id"]
-    return Path(f"/run/builderd/{instance}/store/disks")
+    _until(lambda: not engine.disks(crashing), "a disk is left over")
 
 
 def _write(service: LiveService, data: dict[str, Any], note: str) -> None:
@@ -97,14 +91,14 @@ def _killed_at(service: LiveService, fault: str, ask: Callable[[], object]) -> N
 
 @pytest.mark.parametrize("fault", often(TAKING, "SaveCopy.done"))
 def test_interrupted_backup_is_finished_after_restart(
-    crashing: LiveService, builder: dict[str, Any], fault: str
+    engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
     started = run(crashing, builder["uuid"], "cut -d' ' -f22 /proc/1/stat")
     path = f"/builders/{builder['uuid']}/backups"
     _killed_at(crashing, fault, lambda: crashing.call("POST", path))
     assert crashing.visit(builder).status_code == 200, "it stands still"
     _until(lambda: [one["status"] for one in _backups(crashing, builder)] == ["done"], "the backup is not ended")
-    _until(lambda: len(list(_disks(crashing).iterdir())) == 1, "a copy is left over")
+    _until(lambda: len(engine.disks(crashing)) == 1, "a copy is left over")
     assert run(crashing, builder["uuid"], "cut -d' ' -f22 /proc/1/stat") == started
     (backup,) = _backups(crashing, builder)
     _write(crashing, builder, "after")
@@ -114,7 +108,7 @@ def test_interrupted_backup_is_finished_after_restart(
 
 @pytest.mark.parametrize("fault", often(RESTORING, "FillDisk.done"))
 def test_interrupted_restore_is_finished_after_restart(
-    crashing: LiveService, builder: dict[str, Any], fault: str
+    engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
     path = f"/builders/{builder['uuid']}/backups"
     backup = crashing.call("POST", path).json()["data"]
@@ -123,7 +117,7 @@ def test_interrupted_restore_is_finished_after_restart(
     _until(lambda: crashing.builder(builder["uuid"])["version"] == 2, "the restore is not ended")
     crashing.wait_served(builder)
     assert _note(crashing, builder) == "before"
-    _until(lambda: len(list(_disks(crashing).iterdir())) == 1, "a disk is left over")
+    _until(lambda: len(engine.disks(crashing)) == 1, "a disk is left over")
     (safety,) = (one for one in _backups(crashing, builder) if one["kind"] == "before_restore")
     _restore(crashing, builder, safety)
     assert _note(crashing, builder) == "after"
@@ -131,16 +125,15 @@ def test_interrupted_restore_is_finished_after_restart(
 
 @pytest.mark.parametrize("fault", often(RECOVERING, "HandOver.recorded"))
 def test_interrupted_recovery_is_finished_after_restart(
-    crashing: LiveService, builder: dict[str, Any], fault: str
+    engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
     uuid = builder["uuid"]
     assert crashing.call("POST", f"/builders/{uuid}/backups").status_code == 201
     assert crashing.call("POST", f"/builders/{uuid}/stop").status_code == 200
-    _until(lambda: len(list(_disks(crashing).iterdir())) == 1, "a copy is left over")
-    (disk,) = _disks(crashing).iterdir()
-    subprocess.run(["btrfs", "subvolume", "delete", str(disk)], check=True, capture_output=True)
+    _until(lambda: len(engine.disks(crashing)) == 1, "a copy is left over")
+    engine.destroy(crashing, *engine.disks(crashing))
     _killed_at(crashing, fault, lambda: crashing.call("POST", f"/builders/{uuid}/start"))
     crashing.wait_status(uuid, "running")
     crashing.wait_served(builder)
     assert _note(crashing, builder) == "before"
-    _until(lambda: len(list(_disks(crashing).iterdir())) == 1, "a disk is left over")
+    _until(lambda: len(engine.disks(crashing)) == 1, "a disk is left over")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.live_service import LiveService
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
 from tests.acceptance.test_backups import WRITER
 
@@ -19,12 +20,16 @@ CHECK = "sha256sum --quiet -c hashes && cat hashes"
 
 
 @pytest.fixture
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    with live_service(tmp_path_factory.mktemp("s") / "data") as running:
+def service(
+    engine: OwnEngine | OnIncus, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[LiveService]:
+    settings = {"BUILDERD_BACKUP__REPOSITORY": request.getfixturevalue("rest_on_incus")} if engine.is_incus else {}
+    with engine.running(tmp_path_factory.mktemp("s") / "data", **settings) as running:
         yield running
 
 
 @pytest.mark.root
+@pytest.mark.engines
 @pytest.mark.parametrize("rounds", [2, pytest.param(ROUNDS, marks=[pytest.mark.slow], id="soak")])
 def test_every_restore_is_complete_and_consistent(service: LiveService, rounds: int) -> None:
     data = service.create("writer", WRITER)

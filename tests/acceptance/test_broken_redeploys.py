@@ -11,7 +11,7 @@ from tests.acceptance.live_service import LiveService
 from tests.acceptance.load import load
 from tests.acceptance.redeploy_app import APP, FILES, SHY
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 RATE = 25
 #: Longer than this no visitor waits, even where the new version has to be given up after the old one has ended.

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
 import pytest
+from tests.acceptance.conftest import ServiceOfModule
 from tests.acceptance.live_service import LiveService
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 REASON = "spending cap of 0.00 EUR reached"
 
 
-@pytest.fixture(scope="module")
-def capping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    service = LiveService(tmp_path_factory.mktemp("cap") / "data")
-    service.start()
-    yield service
-    service.down()
+@pytest.fixture
+def capping(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) -> LiveService:
+    return service_of_module(engine)
 
 
 # The soak kills it before and after that too; on fakes it is each of them every time.

@@ -63,6 +63,7 @@ class Shell:
 
 @pytest.mark.root
 @pytest.mark.haproxy
+@pytest.mark.engines
 def test_a_user_goes_from_login_to_a_jobs_output(service: LiveService, tmp_path: Path) -> None:
     shell, app, job = Shell(tmp_path), tmp_path / "flask-app", tmp_path / "flask-job"
     app.mkdir()

@@ -7,14 +7,14 @@ bring the builder where it was wanted, and leave nothing over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
+from tests.acceptance.conftest import ServiceOfModule
 from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.live_service import LiveService, body
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 STEPS = {
     "create": ("SetRoute", "Review", "StartSandbox", "AwaitListening", "CheckApp"),
@@ -46,27 +46,20 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    service = LiveService(tmp_path_factory.mktemp("crash") / "data")
-    service.start()
-    service.call("DELETE", f"/builders/{service.create('first')['uuid']}")  # what is made once and kept
-    yield service
-    service.down()
-
-
-@pytest.fixture(autouse=True)
-def fresh_start(crashing: LiveService) -> None:
-    """The service is up, and whatever a failed case left over is no concern of the next one."""
-    if not crashing.is_up:
-        crashing.start()
-    for builder in crashing.call("GET", "/builders").json()["data"]:
-        crashing.call("DELETE", f"/builders/{builder['uuid']}")
+@pytest.fixture
+def crashing(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) -> LiveService:
+    """A service that is up; whatever a failed case left over is no concern of the next one."""
+    service = service_of_module(engine, used=True)
+    if not service.is_up:
+        service.start()
+    for builder in service.call("GET", "/builders").json()["data"]:
+        service.call("DELETE", f"/builders/{builder['uuid']}")
+    return service
 
 
 @pytest.mark.parametrize(("operation", "fault"), CASES)
 def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operation: str, fault: str) -> None:
-    before = traces_at_rest(crashing.data_dir)
+    before = traces_at_rest(crashing)
     uuid = prepare(crashing, operation)
     crashing.terminate()
 
@@ -80,7 +73,7 @@ def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operatio
     uuid = assert_outcome(crashing, operation, uuid)
     if operation != "delete":
         crashing.call("DELETE", f"/builders/{uuid}")
-    assert_traces(crashing.data_dir, before)
+    assert_traces(crashing, before)
 
 
 def prepare(service: LiveService, operation: str) -> str:

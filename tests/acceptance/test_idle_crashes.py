@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from tests.acceptance.conftest import ServiceOfModule
 from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.idling import COUNTING_APP, eventually, make_idle, until_frozen, until_idled
 from tests.acceptance.live_service import PATIENCE, LiveService
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 FREEZE_AFTER = "BUILDERD_IDLE__FREEZE_AFTER"
 #: What the service does next to a builder that is …
@@ -45,21 +47,14 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    service = LiveService(tmp_path_factory.mktemp("idle-crash") / "data", {FREEZE_AFTER: "0"})
-    service.start()
-    service.call("DELETE", f"/builders/{service.create('first')['uuid']}")  # what is made once and kept
-    yield service
-    service.down()
-
-
-@pytest.fixture(autouse=True)
-def fresh_start(crashing: LiveService) -> None:
-    """The service is up, and whatever a failed case left over is no concern of the next one."""
-    live(crashing, freezes=False)
-    for builder in crashing.call("GET", "/builders").json()["data"]:
-        crashing.call("DELETE", f"/builders/{builder['uuid']}")
+@pytest.fixture
+def crashing(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) -> LiveService:
+    """A service that is up; whatever a failed case left over is no concern of the next one."""
+    service = service_of_module(engine, used=True, **{FREEZE_AFTER: "0"})
+    live(service, freezes=False)
+    for builder in service.call("GET", "/builders").json()["data"]:
+        service.call("DELETE", f"/builders/{builder['uuid']}")
+    return service
 
 
 def live(service: LiveService, *, freezes: bool, fault: str | None = None) -> None:
@@ -74,7 +69,7 @@ def live(service: LiveService, *, freezes: bool, fault: str | None = None) -> No
 def test_killed_service_continues_freeze_wake_or_stop_after_restart(
     crashing: LiveService, operation: str, fault: str
 ) -> None:
-    before = traces_at_rest(crashing.data_dir)
+    before = traces_at_rest(crashing)
     data = prepare(crashing, operation)
     with ThreadPoolExecutor(1) as pool:
         live(crashing, freezes=operation in ("freeze", "thaw"), fault=fault)
@@ -91,7 +86,7 @@ def test_killed_service_continues_freeze_wake_or_stop_after_restart(
     eventually(lambda: crashing.builder(data["uuid"])["status"] == "running")
     eventually(lambda: ledger(crashing, data) == told(crashing, data))
     crashing.call("DELETE", f"/builders/{data['uuid']}")
-    assert_traces(crashing.data_dir, before)
+    assert_traces(crashing, before)
 
 
 def prepare(service: LiveService, operation: str) -> dict[str, Any]:

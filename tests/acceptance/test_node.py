@@ -8,7 +8,7 @@ import pytest
 from tests.acceptance.live_service import LiveService
 from tests.acceptance.scenarios import run
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 APP = """\
 const http = require("http"), ms = require("ms");

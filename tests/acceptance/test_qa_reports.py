@@ -7,13 +7,14 @@ import struct
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.acceptance.live_service import TINY_APP, LiveService, body, live_service
+from tests.acceptance.conftest import ServiceOfModule
+from tests.acceptance.live_service import TINY_APP, LiveService, body
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 #: Answers `/` once `/go` was asked for, or just before the gate would give it up; everything else at once.
 SLOW_HOME = """\
@@ -64,10 +65,9 @@ ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
 """
 
 
-@pytest.fixture(scope="module")
-def reporting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    with live_service(tmp_path_factory.mktemp("reporting") / "data", BUILDERD_QA__REPORT="true") as service:
-        yield service
+@pytest.fixture
+def reporting(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) -> LiveService:
+    return service_of_module(engine, BUILDERD_QA__REPORT="true")
 
 
 def reported(service: LiveService, uuid: str) -> dict[str, Any]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
 import httpx
 import pytest
+from tests.acceptance.conftest import ServiceOfModule
 from tests.acceptance.host_traces import assert_traces, settled_traces, traces, traces_at_rest
 from tests.acceptance.live_service import PATIENCE, LiveService, body
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.redeploy_app import APP, FILES, SHY
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 BEFORE = ("Review", "Install", "PlanTrial", "TryCandidate", "SetRoute", "StopSandbox", "CreateDisk")
 AFTER = ("PlanSandbox", "StartSandbox", "AwaitListening", "Settle", "DropDisks")
@@ -67,31 +68,26 @@ OUTCOMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    service = LiveService(tmp_path_factory.mktemp("crash") / "data")
-    service.start()
-    service.call("DELETE", f"/builders/{service.create('first')['uuid']}")  # what is made once and kept
-    yield service
-    service.down()
-
-
-@pytest.fixture(autouse=True)
-def fresh_start(crashing: LiveService) -> None:
-    """The service is up, and whatever a failed case left over is no concern of the next one."""
-    if not crashing.is_up:
-        crashing.start()
-    for builder in crashing.call("GET", "/builders").json()["data"]:
-        crashing.call("DELETE", f"/builders/{builder['uuid']}")
+@pytest.fixture
+def crashing(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) -> LiveService:
+    """A service that is up; whatever a failed case left over is no concern of the next one."""
+    service = service_of_module(engine, used=True)
+    if not service.is_up:
+        service.start()
+    for builder in service.call("GET", "/builders").json()["data"]:
+        service.call("DELETE", f"/builders/{builder['uuid']}")
+    return service
 
 
 @pytest.mark.parametrize(("operation", "fault"), CASES)
-def test_one_version_serves_after_a_kill_at_any_step(crashing: LiveService, operation: str, fault: str) -> None:
-    before = traces_at_rest(crashing.data_dir)
+def test_one_version_serves_after_a_kill_at_any_step(
+    engine: OwnEngine | OnIncus, crashing: LiveService, operation: str, fault: str
+) -> None:
+    before = traces_at_rest(crashing)
     data = two_versions(crashing)
     # The first version's sandbox is removed while the second one serves already.
-    links = len(before["links"]) + 1
-    with_one = settled_traces(crashing.data_dir, lambda seen: len(seen["links"]) == links)
+    one = "running" if engine.is_incus else "links"
+    with_one = settled_traces(crashing, lambda seen: len(seen[one]) == len(before[one]) + 1)
     crashing.terminate()
 
     crashing.start(fault)
@@ -107,7 +103,7 @@ def test_one_version_serves_after_a_kill_at_any_step(crashing: LiveService, oper
     assert_counts(crashing, with_one)
     assert_versions(crashing, data, operation)
     crashing.call("DELETE", f"/builders/{data['uuid']}")
-    assert_traces(crashing.data_dir, before)
+    assert_traces(crashing, before)
     assert_ledger(crashing, data)
 
 
@@ -159,16 +155,17 @@ def database(service: LiveService) -> sqlite3.Connection:
 
 
 def assert_counts(service: LiveService, with_one: dict[str, list[str]]) -> None:
-    """Assert the mounts, links, groups, processes and disks of exactly one version."""
+    """Assert the mounts, links, groups, processes and disks of exactly one version; on Incus, its app and its route."""
+    names = ("running", "routes") if "running" in with_one else ("mounts", "links", "cgroups", "processes")
 
     def counts(found: dict[str, list[str]]) -> dict[str, int]:
-        return {name: len(found[name]) for name in ("mounts", "links", "cgroups", "processes")}
+        return {name: len(found[name]) for name in names}
 
     deadline = time.monotonic() + PATIENCE
-    while counts(traces(service.data_dir)) != counts(with_one) and time.monotonic() < deadline:
+    while counts(traces(service)) != counts(with_one) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert counts(traces(service.data_dir)) == counts(with_one)
-    disks = {path.split("/")[0] for path in traces(service.data_dir)["disks"]}
+    assert counts(traces(service)) == counts(with_one)
+    disks = {path.split("/")[0] for path in traces(service)["disks"]}
     assert len(disks) == 1
 
 

@@ -11,26 +11,30 @@ import httpx
 import pytest
 from tests.acceptance import scenarios
 from tests.acceptance.host_traces import assert_traces, traces
-from tests.acceptance.live_service import LiveService, cold_service, live_service
+from tests.acceptance.live_service import LiveService, cold_service
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 
 pytestmark = pytest.mark.root
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("end", [LiveService.kill, LiveService.terminate], ids=["SIGKILL", "SIGTERM"])
 def test_apps_and_previews_keep_serving_without_the_service(
-    data_dir: Path, end: Callable[[LiveService], object]
+    engine: OwnEngine | OnIncus, data_dir: Path, end: Callable[[LiveService], object]
 ) -> None:
-    with live_service(data_dir) as service:
+    with engine.running(data_dir) as service:
         scenarios.absence_of_the_service(service, end)
 
 
-def test_down_removes_all_host_traces_and_serve_restarts_apps(data_dir: Path) -> None:
-    with live_service(data_dir) as service:
+@pytest.mark.engines
+def test_down_removes_all_host_traces_and_serve_restarts_apps(engine: OwnEngine | OnIncus, data_dir: Path) -> None:
+    with engine.running(data_dir) as service:
         data = service.create("comes-back")
         service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "echo kept > note"})
         service.down()
-        left = traces(data_dir)
-        assert_traces(data_dir, {**left, "mounts": [], "links": [], "cgroups": [], "processes": []})
+        left = traces(service)
+        gone = ("running",) if engine.is_incus else ("mounts", "links", "cgroups", "processes")
+        assert_traces(service, {**left, **{name: [] for name in gone}})
         with pytest.raises(httpx.TransportError):
             service.visit(data)
         service.start()
@@ -39,8 +43,9 @@ def test_down_removes_all_host_traces_and_serve_restarts_apps(data_dir: Path) ->
         assert kept.json()["data"]["output"] == "kept\n"
 
 
-def test_two_services_on_one_machine_are_independent(tmp_path: Path) -> None:
-    with live_service(tmp_path / "one") as one, live_service(tmp_path / "two") as two:
+@pytest.mark.engines
+def test_two_services_on_one_machine_are_independent(engine: OwnEngine | OnIncus, tmp_path: Path) -> None:
+    with engine.running(tmp_path / "one") as one, engine.running(tmp_path / "two") as two:
         first = one.create("same-name", env={"GREETING": "one"})
         second = two.create("same-name", env={"GREETING": "two"})
         assert one.visit(first).text == "one"

@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.live_service import LiveService, free_port
 from tests.acceptance.ssh_box import Box, box_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 #: Downloads nothing, but does what a bootstrap does besides: looks around, unpacks, starts a server, says its port.
 BOOTSTRAP = r"""

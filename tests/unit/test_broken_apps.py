@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
+from tests.acceptance.broken_apps import BROKEN
 
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
@@ -161,3 +162,7 @@ def test_message_names_the_cause_and_the_change(name: str) -> None:
 
 def test_table_has_25_ways_to_fail() -> None:
     assert len(CASES) >= 25
+
+
+def test_table_of_the_acceptance_test_has_25_ways_to_fail() -> None:
+    assert len(BROKEN) >= 25

@@ -29,12 +29,44 @@ def test_heavy_files_are_there_and_not_among_the_fast() -> None:
 def test_tests_named_for_incus_are_there_and_run_on_each_engine() -> None:
     files = [file for file in (ROOT / "acceptance").glob("test_*.py") if may_use_incus(file)]
     names = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
-    assert EVERY_RUN | NOT_ON_INCUS.keys() <= names
+    assert names >= EVERY_RUN
     assert EVERY_RUN.isdisjoint(NOT_ON_INCUS)
 
 
+def test_each_acceptance_test_of_a_service_runs_on_incus_or_is_named_with_a_reason() -> None:
+    missing, needless = set(), set(NOT_ON_INCUS)
+    for file in (ROOT / "acceptance").glob("test_*.py"):
+        text = file.read_text()
+        # These make clusters of their own.
+        if file.name.startswith(("test_incus", "test_cluster")) or not re.search(r"LiveService|live_service", text):
+            continue
+        whole = re.search(r"^pytestmark = .*mark\.engines", text, re.MULTILINE)
+        own = set() if whole else names_without_mark(text)
+        own = {file.name} if own == names_in(text) else own
+        missing |= own - NOT_ON_INCUS.keys()
+        # Of a marked file, the collection refuses those that are not named and know no engine.
+        needless -= names_in(text) if whole else own
+    assert (missing, needless) == (set(), set())
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE))
+
+
+def names_without_mark(text: str) -> set[str]:
+    """Return the tests of a file's text that have no decorator ``engines``."""
+    found = re.findall(r"^((?:@.*\n(?:[ )\]].*\n)*)*)(?:async )?def (test_\w+)", text, re.MULTILINE)
+    return {name for decorators, name in found if "mark.engines" not in decorators}
+
+
+def test_documentation_lists_what_does_not_run_on_incus() -> None:
+    text = (ROOT.parent / "docs/development.md").read_text()
+    rows = set(re.findall(r"^\| `(test_\w+(?:\.py)?)` \| (.*) \|$", text, re.MULTILINE))
+    assert rows == set(NOT_ON_INCUS.items())
+
+
 @pytest.mark.parametrize("fixtures", [["service", "engine"], ["data_dir"]])
-def test_name_of_every_run_is_refused_without_the_engine_fixture(fixtures: list[str]) -> None:
+def test_marked_test_without_the_engine_fixture_is_refused(fixtures: list[str]) -> None:
     engines: list[Any] = []
     found = SimpleNamespace(
         fixturenames=fixtures,

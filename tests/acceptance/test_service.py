@@ -51,9 +51,7 @@ def test_two_services_on_one_machine_are_independent(engine: OwnEngine | OnIncus
         assert one.visit(first).text == "one"
         assert two.visit(second).text == "two"
         # The address that it sends from: its name may stand for a loopback address.
-        own = (
-            "import socket as s; u = s.socket(type=s.SOCK_DGRAM); u.connect(('192.0.2.1', 9)); print(*u.getsockname())"
-        )
+        own = "import socket; s = socket.socket(type=2); s.connect(('192.0.2.1', 9)); print(*s.getsockname())"
         address = scenarios.run(two, second["uuid"], f'python3 -c "{own}"')[1].split()[0]
         reach = f"curl -s -m 2 http://{address}:8000/ || echo refused"
         answer = one.call("POST", f"/builders/{first['uuid']}/exec", json={"command": reach})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE
 from builderd.adapters.engines.oci.runtime.secret_files import relative
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.layers import APP
@@ -68,9 +69,11 @@ run() {{
 
 #: ``run USER JOINED CAPABILITIES``: as root without capabilities but those, or as the app (USER 1000), which gets the
 #: app's variables. tini is a subreaper here too: whatever the program starts stays below its process, and ``end`` finds
-#: it. A terminal echoes nothing while ``begin`` reads.
+#: it. A terminal echoes nothing while ``begin`` reads. What Incus executes has incusd's score of kills for memory, and
+#: not the instance's.
 RUN = rf"""#!/bin/sh
 user=$1 joined=$2 kept=$3 modes=
+{{ echo {OOM_SCORE} >/proc/self/oom_score_adj; }} 2>/dev/null
 [ "$joined" = 0 ] || exec 2>&1
 if [ -t 0 ]; then modes=$(stty -g); stty raw -echo; fi
 if [ "$user" = {APP_UID} ] && [ -e /run/builderd/environment ]; then

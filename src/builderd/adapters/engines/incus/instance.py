@@ -10,7 +10,7 @@ from typing import Any
 from builderd.adapters.engines.incus.guest import INIT
 from builderd.adapters.engines.incus.network import mac
 from builderd.adapters.engines.incus.system_calls import denied_calls
-from builderd.adapters.engines.oci.runtime.bundle import MASKED
+from builderd.adapters.engines.oci.runtime.bundle import MASKED, OOM_SCORE
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.layers import APP, NODE_MODULES, app_folder
@@ -124,6 +124,7 @@ def volume_device(pool: str, volume: Volume) -> dict[str, str]:
 def _raw(instance: Instance) -> list[str]:
     lines = [
         f"lxc.init.cmd = {INIT}",
+        f"lxc.proc.oom_score_adj = {OOM_SCORE}",
         "lxc.signal.halt = SIGTERM",
         "lxc.signal.stop = SIGKILL",
         "lxc.mount.auto =",

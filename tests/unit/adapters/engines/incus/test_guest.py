@@ -20,6 +20,14 @@ def test_programs_are_valid_shell(tmp_path: Path) -> None:
         subprocess.run(["/bin/sh", "-n", script], check=True)
 
 
+def test_commands_are_killed_for_the_memory_of_the_member_as_early_as_apps(tmp_path: Path) -> None:
+    (script := tmp_path / "run").write_text(
+        RUN.replace("exec /usr/bin/tini -s --", "cat /proc/self/oom_score_adj; exit\n#")
+    )
+    done = subprocess.run(["/bin/sh", script, "0", "0", "-all"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("500\n", "")
+
+
 def begin(tmp_path: Path, *words: str, kept: bytes = b"", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run ``begin`` with the variables ``kept`` at descriptor 3."""
     script, variables = tmp_path / "begin", tmp_path / "variables"

@@ -37,6 +37,10 @@ def test_instance_has_its_own_ids_and_limits_and_no_privileges() -> None:
     assert (config["limits.processes"], config["limits.memory.swap"]) == ("512", "false")
 
 
+def test_app_is_killed_for_the_memory_of_the_member_before_the_members_own_processes() -> None:
+    assert "lxc.proc.oom_score_adj = 500" in make()["config"]["raw.lxc"].splitlines()
+
+
 def test_network_interface_keeps_its_address_and_reaches_no_neighbour() -> None:
     body = make(network="apps", address="10.99.1.2", gateway="10.99.0.1")
     nic = body["devices"]["eth0"]

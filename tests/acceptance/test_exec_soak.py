@@ -17,6 +17,7 @@ import pytest
 from benchmarks.cpu import spent
 from tests.acceptance.host_traces import settled_traces, traces
 from tests.acceptance.live_service import PLAIN, LiveService, cold_service
+from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.descriptors import held_by
 
 #: Minutes for which the sandbox is driven; an hour is what the zoo's issue asks for.
@@ -87,8 +88,10 @@ class Driver:
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_a_driven_sandbox_leaves_the_service_as_it_was(data_dir: Path) -> None:
-    with cold_service(data_dir, BUILDERD_RATES__REQUESTS="0") as service:
+@pytest.mark.engines
+def test_a_driven_sandbox_leaves_the_service_as_it_was(engine: OwnEngine | OnIncus, data_dir: Path) -> None:
+    running = engine.running if engine.is_incus else cold_service
+    with running(data_dir, BUILDERD_RATES__REQUESTS="0") as service:
         headers = {"Authorization": f"Bearer {service.token}"}
         with httpx.Client(base_url=f"{service.url}/api/v1", headers=headers, timeout=120, **PLAIN) as client:
             created = client.post("/builders", json={"name": "driven", "job_type": "sandbox"})
@@ -96,7 +99,7 @@ def test_a_driven_sandbox_leaves_the_service_as_it_was(data_dir: Path) -> None:
             driver = Driver(client, f"/builders/{created.json()['data']['uuid']}")
             samples = drive(service, driver)
             assert_same(samples)
-            settled_traces(data_dir, lambda seen: not {"sleep 5 ", "sleep 60 "} & set(seen["processes"]))
+            settled_traces(service, lambda seen: not {"sleep 5 ", "sleep 60 "} & set(seen["processes"]))
             assert client.delete(f"/builders/{created.json()['data']['uuid']}").status_code == 200
 
 
@@ -137,7 +140,7 @@ def assert_same(samples: list[Sample]) -> None:
 
 
 def _sample(service: LiveService, turns: int, cpu: float, took: list[float]) -> Sample:
-    status, seen = _status(service), traces(service.data_dir)
+    status, seen = _status(service), traces(service)
     log = service.log_file.read_text(errors="replace")
     return Sample(
         turns,
@@ -148,7 +151,7 @@ def _sample(service: LiveService, turns: int, cpu: float, took: list[float]) -> 
         len(held_by(_pid(service))),
         int(status["Threads"]),
         len(seen["processes"]),
-        len(seen["cgroups"]),
+        len(seen.get("cgroups", ())),
         sum(1 for line in log.splitlines() if any(word in line for word in (" WARNING ", " ERROR ", "Traceback"))),
         len(log),
         sum(file.stat().st_size for file in service.data_dir.glob("*.db*")),

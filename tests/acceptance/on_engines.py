@@ -125,12 +125,14 @@ class OnIncus:
 
     @contextmanager
     def running(self, data_dir: Path, **settings: str) -> Iterator[LiveService]:
-        """A service with a project and a network of its own, so that it sees nothing of the shared one."""
+        """A service with a project, a network and ports of its own, so that it sees nothing of the shared one."""
         number = next(self._made)
         own = {
             "BUILDERD_INCUS__PROJECT": f"own{number}",
             "BUILDERD_INCUS__NETWORK": f"own{number}",
             "BUILDERD_INCUS__SUBNET": f"10.{100 + number}.0.0/16",
+            "BUILDERD_INSIDE_PORT": str(8100 + number),
+            "BUILDERD_MEMBERS_PORT": str(8200 + number),
         }
         with running_on(self.cluster, data_dir, **self.sources, **own, **settings) as service:
             yield service

@@ -33,7 +33,7 @@ def test_tests_named_for_incus_are_there_and_run_on_each_engine() -> None:
     assert EVERY_RUN.isdisjoint(NOT_ON_INCUS)
 
 
-def test_each_acceptance_test_of_a_service_runs_on_incus_or_is_named_with_a_reason() -> None:
+def test_acceptance_tests_run_on_incus_or_are_listed_with_a_reason() -> None:
     missing, needless = set(), set(NOT_ON_INCUS)
     for file in (ROOT / "acceptance").glob("test_*.py"):
         text = file.read_text()

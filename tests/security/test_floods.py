@@ -20,7 +20,7 @@ from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import connections
+from builderd.api.server import connections, listener, streams
 from builderd.api.server.connections import ConnectionLimits
 from builderd.domain.files import FileEntry, FileKind
 from builderd.domain.ids import BuilderId
@@ -51,7 +51,10 @@ print(seen)
 
 
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
+async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    """On a slow machine, an answer waits for longer until its client comes to read it, and is not closed as unread."""
+    monkeypatch.setattr(streams, "STALL_SECONDS", patience(streams.STALL_SECONDS))
+    monkeypatch.setattr(listener, "UNREAD_SECONDS", round(patience(listener.UNREAD_SECONDS)))
     async with running_service() as running:
         yield running
 

@@ -52,7 +52,7 @@ print(seen)
 
 @pytest.fixture
 async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
-    """On a slow machine, an answer waits for longer until its client comes to read it, and is not closed as unread."""
+    """Return a service that waits longer on a slow machine before it closes an answer as unread."""
     monkeypatch.setattr(streams, "STALL_SECONDS", patience(streams.STALL_SECONDS))
     monkeypatch.setattr(listener, "UNREAD_SECONDS", round(patience(listener.UNREAD_SECONDS)))
     async with running_service() as running:
@@ -225,7 +225,7 @@ async def test_unread_lists_count_in_the_memory_budget_of_their_tenant(service: 
     head = f"GET {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\n\r\n"
     async with listening(service.app) as url, asyncio.timeout(DEADLINE):
         place = urlsplit(url)
-        unread = [await asyncio.open_connection(place.hostname, place.port) for _ in range(20)]
+        unread = [await _open_small(str(place.hostname), place.port or 0) for _ in range(20)]
         for _, writer in unread:
             writer.write(head.encode())
         most, queue = 0, service.app.state.operations.lists
@@ -239,6 +239,15 @@ async def test_unread_lists_count_in_the_memory_budget_of_their_tenant(service: 
             writer.close()
         while service.app.state.operations.held_bytes._accounts or queue._calls:
             await asyncio.sleep(0.02)
+
+
+async def _open_small(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect with a small receive buffer: the kernel may take a whole list, and the service holds nothing of it."""
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+    small.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(small, (host, port))
+    return await asyncio.open_connection(sock=small)
 
 
 async def test_few_files_of_a_tenant_are_written_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,10 +87,12 @@ def podman() -> Iterator[Podman | None]:
         command = ["unshare", "-m", "--propagation", "slave", sys.executable, "-m", "benchmarks.podman", folder]
         had_table = _has_table()
         side = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        lent = Podman(side, folder)
         try:
-            yield Podman(side, folder)
+            yield lent
         finally:
             side.communicate()
+            lent.rest()  # its clean-up writes into the folder, which is removed next
             if not had_table and _has_table():
                 subprocess.run(["nft", "delete", "table", *TABLE], check=True)
 

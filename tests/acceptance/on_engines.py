@@ -58,8 +58,6 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_pages.py": "pages call the API; a browser's work",
     "test_postgresql.py": "the database; `test_cluster_services.py` works on one there",
     "test_qa_soak.py": "verdicts on 34 apps; `test_qa_reports.py` makes copies and their reports there",
-    "test_redeploy_crashes.py": "fails there, not mended yet: a version whose trial is cut off by a kill of the "
-    "service is given up, since its sandbox is being started already",
     "test_sdk_documentation.py": "the client's examples",
     "test_upgrade.py": "migrations of the database; a new service adopts apps: `test_service.py`",
     "test_wheel.py": "installs the service on this machine",

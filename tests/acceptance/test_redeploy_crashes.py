@@ -19,7 +19,7 @@ from tests.acceptance.live_service import PATIENCE, LiveService, body
 from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.redeploy_app import APP, FILES, SHY
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 BEFORE = ("Review", "Install", "PlanTrial", "TryCandidate", "SetRoute", "StopSandbox", "CreateDisk")
 AFTER = ("PlanSandbox", "StartSandbox", "AwaitListening", "Settle", "DropDisks")

@@ -549,3 +549,12 @@ async def test_kept_layer_is_usable_after_collection(engine: Engine) -> None:
     await engine.start(again)
     await until_state(engine, again.id, SandboxState.EXITED)
     assert await log_text(engine, again.id) == ["done"]
+
+
+async def test_removed_sandbox_is_started_another_time(engine: Engine) -> None:
+    """A service that is killed after a trial, before that is recorded, repeats it under its id."""
+    spec = await make_spec(engine, apps.DONE)
+    for _ in range(2):
+        await engine.start(spec)
+        await until_state(engine, spec.id, SandboxState.EXITED)
+        await engine.remove(spec.id)

@@ -90,6 +90,8 @@ class Sandboxes:
             if await self._has_order(found):
                 return await self._report(found)
             await self._abandon(found)
+        else:
+            await self._drop_removed(name_of(spec.id))
         await self.refuse_while_used(spec.disk)
         await self._prune(spec.builder_id)
         member = await self._disks.member(spec.disk)
@@ -110,6 +112,13 @@ class Sandboxes:
             "config": {f"{OWN}{key}": value for key, value in own.items()},
         }
         return make_report(made)
+
+    async def _drop_removed(self, name: str) -> None:
+        """Delete an instance that is kept for its log: its sandbox is started another time, as a repeated trial is."""
+        found = await self._instances.find(name)
+        if found and "removed" in own_of(found):
+            self._ordered.discard(name)
+            await self._instances.delete(name)
 
     async def _make(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
         """Make the instance and the way to it, and return its address; nothing of it is left where that fails."""

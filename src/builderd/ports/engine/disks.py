@@ -16,7 +16,7 @@ class DiskReport:
 
     ``build_key``: the layer whose files were written with it, empty without one. Of a cluster's disk alone are known
     ``copy_of``, the disk that it was copied from, until a version is written to it or it is adopted, and ``is_blank``,
-    that no version was ever written to it.
+    that the service made it and no version was ever written to it.
     """
 
     id: DiskId

@@ -26,7 +26,10 @@ class Members(Protocol):
         """
 
     async def adopt_copy(self, disk: DiskId) -> None:
-        """Note that a copy is a builder's own disk from now on: never a left-over, whatever records say. Idempotent."""
+        """Note that a copy is a builder's own disk from now on: never a left-over, whatever records say. Idempotent.
+
+        This comes before an app runs on it, and before a record makes it the builder's. Raises ``NotFound``.
+        """
 
     def write_off(self, disk: DiskId) -> None:
         """Report a disk on a member that is away as gone, and its sandbox as ended with its machine.

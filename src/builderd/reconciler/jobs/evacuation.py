@@ -101,9 +101,10 @@ class Evacuation:
             await self._hand_over(move)
             return
         await engine.clone_disk(builder.disk, move.target, move.version.settings.resources.disk_bytes)
+        # First: a service that is killed after the record does not come back to it.
+        await engine.adopt_copy(move.target)
         if await self._app.store.write(lambda uow: _replace_disk(uow, move, location)):
             self._app.signals.desired_changed(builder.id)
-            await engine.adopt_copy(move.target)
         else:
             await self._discard(move)
 
@@ -120,9 +121,7 @@ class Evacuation:
                 after = await outcomes.wait_until_settled(self._app, begun.id, begun.generation)
         except TimeoutError:
             return  # it goes on
-        if after.disk == move.target:
-            await self._app.engine.adopt_copy(move.target)
-        else:
+        if after.disk != move.target:
             log.warning("builder did not come up elsewhere builder=%s member=%s", begun.id, move.member)
             self._retry_at[begun.id] = self._app.clock.now() + RETRY
 

@@ -11,14 +11,14 @@ import logging
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import DiskId
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
 
-#: For how long a disk must have been without a record: a copy that is being made gets one at its end.
+#: For how long a complete disk must have been without a record: a copy that is being made gets one after its end.
 UNNAMED_FOR = timedelta(hours=1)
 
 
@@ -41,17 +41,18 @@ class LeftoverDisks:
         now = self._app.clock.now()
         self._since = {disk: self._since.get(disk, now) for disk in held.difference(named)}
         self._told.intersection_update(self._since)
-        for disk, since in self._since.items():
+        for disk, since in tuple(self._since.items()):
             if now - since >= UNNAMED_FOR:
                 try:
                     await self._remove(disk, held)
-                except EngineUnavailable as error:
-                    log.info("disk without a record not looked at, retrying later disk=%s error=%s", disk, error)
+                except BuilderdError as error:  # another one is looked at all the same
+                    log.info("disk without a record not removed, retrying later disk=%s error=%s", disk, error)
 
     async def _remove(self, disk: DiskId, held: Collection[DiskId]) -> None:
         found = await self._app.engine.disk(disk)
-        if found is None:
-            return  # a copy that is being made
+        if found is None:  # a copy that is being made: its hour begins when it is complete
+            self._since[disk] = self._app.clock.now()
+            return
         if found.copy_of is None and not found.is_blank:
             self._tell(disk, "it has files of its own")
             return

@@ -286,6 +286,9 @@ class Steps:
         except NotFound as lack:
             stage, code = ("release", ReleaseFailed.code) if sandbox.release else ("start", StartFailed.code)
             return self._failed(item, stage, code, lack.message, since=sandbox.created_at)
+        if sandbox.disk != item.builder.disk:
+            # The candidate's app writes to it, and it becomes the builder's where the candidate comes up.
+            await self._app.engine.adopt_copy(sandbox.disk)
         report = await self._app.engine.start(spec)
         version, now = item.version, self._now()
         is_up = item.builder.job_type is JobType.SANDBOX and version.settings.entrypoint == SANDBOX_COMMAND

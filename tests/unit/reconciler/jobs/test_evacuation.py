@@ -163,6 +163,32 @@ async def test_stopped_builder_gets_its_files_on_another_member_and_stays_stoppe
     assert "member.moved" in await scene.told(builder)
 
 
+@pytest.mark.parametrize("runs", [True, False])
+async def test_copy_is_adopted_before_the_record_that_gives_it_to_the_builder(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    """A service that is killed in between does not come back to it."""
+    world = scene.world
+    builder = await world.create()
+    if not runs:
+        await world.reached(builders.stop, builder)
+    scene.evacuate()
+    adopt, owned = world.engine.adopt_copy, [builder.disk]
+
+    async def note_owner(disk: DiskId) -> None:
+        await adopt(disk)
+        owned.append((await world.builder(builder)).disk)
+
+    monkeypatch.setattr(world.engine, "adopt_copy", note_owner)
+    await scene.evacuation.check()
+    moved = await world.builder(builder)
+    assert moved.disk != builder.disk
+    assert owned == [builder.disk, builder.disk]
+    report = await world.engine.disk(moved.disk)
+    assert report is not None
+    assert report.copy_of is None
+
+
 async def test_builder_that_is_started_while_its_disk_is_copied_is_left_alone(scene: Scene) -> None:
     world = scene.world
     builder = await world.create()

@@ -10,7 +10,8 @@ import pytest
 from tests.application import World, fake_world, hurry
 
 from builderd.adapters.fakes.disk_files import FakeDisk
-from builderd.domain.builders import Builder, Candidate
+from builderd.domain.builders import Builder, Candidate, Status
+from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.members import MemberAway, MemberReport
 from builderd.ports.engine import DiskReport, Readiness
@@ -87,6 +88,68 @@ async def test_copy_of_a_deleted_builders_disk_goes(scene: Scene) -> None:
     disk = scene.add(copy_of=builder.disk, bundle_hash="a" * 64)
     await scene.world.reached(builders.delete, builder)
     assert disk not in await scene.after_an_hour()
+
+
+@pytest.mark.parametrize("restored", ["a row that names an earlier disk", "no row"])
+async def test_disk_on_which_a_change_of_settings_runs_stays_after_a_restore_of_an_older_database(
+    scene: Scene, restored: str
+) -> None:
+    """The change runs on a copy, to which nothing is written where the code is the same."""
+    builder = await scene.world.create()
+    for value in ("1", "2"):
+        await scene.world.configure(builder, env={"N": value})
+    changed = await scene.world.reached(builders.stop, builder)
+    assert changed.disk != builder.disk
+
+    async def dropped() -> bool:
+        return not (await scene.world.builder(builder)).spare_disks
+
+    await scene.world.until(dropped)
+    disks = scene.world.engine.disks
+    assert set(disks) == {changed.disk}
+    disks[builder.disk] = FakeDisk(GB, {}, "a" * 64)
+
+    def as_before(uow: UnitOfWork) -> None:
+        found = uow.builders.get(builder.id, lock=True)
+        assert found is not None
+        named = replace(found, disk=builder.disk)
+        uow.builders.save(replace(named, status=Status.DELETED) if restored == "no row" else named)
+
+    await scene.world.application.store.write(as_before)
+    assert changed.disk in await scene.after_an_hour()
+
+
+async def test_copy_that_took_more_than_an_hour_has_an_hour_from_its_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = await scene.world.create()
+    disk = scene.add(copy_of=builder.disk)
+
+    async def no_disk_yet(asked: DiskId) -> DiskReport | None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.world.engine, "disk", no_disk_yet)
+        await scene.after_an_hour()
+    scene.world.clock.move(1)
+    await scene.sweep.check()
+    assert disk in scene.world.engine.disks
+    assert disk not in await scene.after_an_hour()
+
+
+async def test_disk_that_cannot_be_removed_keeps_no_other_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = await scene.world.create()
+    used, other = scene.add(copy_of=builder.disk), scene.add(copy_of=builder.disk)
+    delete = scene.world.engine.delete_disk
+
+    async def unless_used(disk: DiskId) -> None:
+        if disk == used:
+            raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+        await delete(disk)
+
+    monkeypatch.setattr(scene.world.engine, "delete_disk", unless_used)
+    assert await scene.after_an_hour() == {builder.disk, used}
+    assert other not in scene.world.engine.disks
 
 
 @pytest.mark.parametrize("kind", ["builder", "spare", "candidate"])

@@ -26,8 +26,9 @@ FULL = (28, 27, 122)
 _PREFIX = "disk-"
 #: Key of a copy that is not complete yet (``moves``).
 MOVING = "moving"
-#: Key of a copy: its original, "" once it is a builder's own disk.
-COPY = "copy_of"
+#: Key of a copy: its original, "" once it is a builder's own disk. An earlier key, ``copy_of``, stayed on builders'
+#: own disks: it says nothing.
+COPY = "unused_copy_of"
 #: Key of a disk to which a version was written, or begun to be.
 _FILLED = "filled"
 
@@ -74,10 +75,11 @@ class Disks:
         return DiskReport(
             disk,
             own.get("bundle") or None,
-            int(own["size"]),
+            int(own.get("size", 0)),
             own.get("build", ""),
             copy_of=DiskId(own[COPY]) if own.get(COPY) else None,
-            is_blank=not (own.get("bundle") or own.get("replaced") or own.get(_FILLED)),
+            # One without a size was made by something else.
+            is_blank="size" in own and not (own.get("bundle") or own.get("replaced") or own.get(_FILLED)),
         )
 
     async def take_back(self, away: Collection[str]) -> None:

@@ -24,6 +24,7 @@ class ScriptedVolumes:
     def __init__(self, **members: str) -> None:
         self.members = {f"disk-{disk}": member for disk, member in members.items()}
         self.away: Collection[str] = ()
+        self.config = {"user.builderd.size": "1"}
 
     async def find(self, name: str, member: str = "") -> dict[str, Any] | None:
         if name not in self.members:
@@ -39,7 +40,7 @@ class ScriptedVolumes:
         return list(self.members.items())
 
     def _volume(self, name: str) -> dict[str, Any]:
-        return {"name": name, "location": self.members[name], "config": {"user.builderd.size": "1"}}
+        return {"name": name, "location": self.members[name], "config": self.config}
 
 
 def disks_of(volumes: ScriptedVolumes) -> Disks:
@@ -69,6 +70,19 @@ async def test_disk_that_was_read_again_is_not_gone_when_its_member_restarts() -
     volumes.away = {"node1"}
     with pytest.raises(MemberAway):
         await disks.report(ONE)
+
+
+async def test_disk_with_the_key_of_earlier_versions_and_a_volume_without_keys_have_files_of_their_own() -> None:
+    """The key stayed on builders' own disks."""
+    volumes = ScriptedVolumes(one="node1")
+    volumes.config = {"user.builderd.size": "1", "user.builderd.bundle": "b", "user.builderd.copy_of": "two"}
+    report = await disks_of(volumes).report(ONE)
+    assert report is not None
+    assert (report.copy_of, report.is_blank) == (None, False)
+    volumes.config = {}
+    report = await disks_of(volumes).report(ONE)
+    assert report is not None
+    assert (report.copy_of, report.is_blank) == (None, False)
 
 
 async def test_members_of_disks_are_known_also_while_they_are_away() -> None:

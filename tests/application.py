@@ -47,6 +47,7 @@ from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application, Limits
 from builderd.services.builders import Caller, Command, NewBuilder
+from builderd.services.code_space import SentCode
 from builderd.services.deployments import Change
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.reviews import Gate
@@ -99,8 +100,7 @@ class World:
         now = self.clock.now()
         return await bundles.keep(
             self.application,
-            self.caller.tenant_id,
-            bundle,
+            SentCode(self.caller.tenant_id, bundle),
             lambda uow: builders.create(uow, self.application, self.caller, new, now),
         )
 
@@ -122,7 +122,7 @@ class World:
             made.append(deployed.version)
             return deployed.builder
 
-        await bundles.keep(self.application, self.caller.tenant_id, bundle, deploy)
+        await bundles.keep(self.application, SentCode(self.caller.tenant_id, bundle, builder.id), deploy)
         assert made[-1] is not None
         return made[-1]
 

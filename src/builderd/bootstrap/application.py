@@ -34,6 +34,7 @@ from builderd.domain import ssh
 from builderd.domain.identities import ClaimRules
 from builderd.domain.resources import GB
 from builderd.services.application import Application
+from builderd.services.code_space import CodeSpace
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.settings import OpenIdSettings, Settings
@@ -69,6 +70,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             vault=make_vault(settings),
             webhooks=HttpWebhookSender(settings.webhooks.allow, engine_provider(settings).networks),
             limits=settings.to_limits(),
+            code_space=CodeSpace(settings.limits.code_share),
             prices=settings.to_prices(),
             tenant_limits=settings.to_tenant_limits(),
             ssh=_ssh_gateway(settings),

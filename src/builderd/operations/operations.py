@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
@@ -20,19 +20,13 @@ from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder
+from builderd.services.code_space import SentCode
 from builderd.services.deployments import Deployed
 from builderd.services.held_bytes import HeldBytes
 from builderd.services.paged_reads import PagedReads
 from builderd.services.tenant_queue import TenantQueue
 
 A = TypeVar("A", bound=Answer)
-
-
-class SentCode(NamedTuple):
-    """New code of a version, and the tenant that sent it."""
-
-    tenant_id: TenantId
-    bundle: Bundle
 
 
 def sent_by(caller: Caller, bundle: Bundle | None) -> SentCode | None:
@@ -96,7 +90,7 @@ class Operations:
                 self.retries.record(uow, retry, Deployed(builder, None), now)
             return builder
 
-        return await bundles.keep(self.application, caller.tenant_id, bundle, record)
+        return await bundles.keep(self.application, SentCode(caller.tenant_id, bundle), record)
 
     async def change(
         self,
@@ -117,7 +111,7 @@ class Operations:
         async def commit() -> Deployed:
             if sent is None:
                 return await self.application.commit(record)
-            return await bundles.keep(self.application, sent.tenant_id, sent.bundle, record)
+            return await bundles.keep(self.application, sent._replace(replaces=BuilderId(builder_id)), record)
 
         return await outcomes.after_take_over(self.application, BuilderId(builder_id), commit)
 

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from builderd.domain.bundles import Alteration, Bundle, folder_of
-from builderd.domain.errors import BundleLost, ValidationFailed
-from builderd.domain.ids import TenantId
+from builderd.domain.errors import BuilderdError, BundleLost, ValidationFailed
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application, Change
 from builderd.services.builders import Caller
+from builderd.services.code_space import SentCode
 
 
-async def keep(
-    application: Application, tenant_id: TenantId, bundle: Bundle, refer: Callable[[UnitOfWork], Change]
-) -> Change:
+async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOfWork], Change]) -> Change:
     """Store a tenant's bundle and run ``refer``, which records the reference; remove the bundle if that fails.
 
-    Raises ``NoCapacity`` where there is no room for the bundle, or not for this tenant.
+    Raises ``NoCapacity`` where there is no room for the bundle, ``QuotaExceeded`` where the tenant has its share.
     Large bundles take many seconds to store: others are stored beside them, and the pin keeps them from being removed.
     """
+    stored, bundle, kept = application.bundles, sent.bundle, application.limits.kept_versions
     try:
         async with AsyncExitStack() as held:
-            await held.enter_async_context(_reserved(application, tenant_id, bundle))
-            async with application.bundles.exclusive():  # no removal is under way that the pin would come too late for
-                held.enter_context(application.bundles.pinned(bundle.hash))
-            await application.bundles.put(bundle)
-            async with application.bundles.exclusive():
-                return await application.commit(refer)
+            replaced = await held.enter_async_context(
+                application.code_space.reserved(stored, application.store, sent, kept)
+            )
+            async with stored.exclusive():  # no removal is under way that the pin would come too late for
+                held.enter_context(stored.pinned(bundle.hash))
+            await stored.put(bundle)
+            async with stored.exclusive():
+                change = await application.commit(refer)
     except BaseException:
         await drop_unused(application, bundle.hash)
         raise
-
-
-def _reserved(application: Application, tenant_id: TenantId, bundle: Bundle) -> AbstractAsyncContextManager[None]:
-    return application.code_space.reserved(application.bundles, application.store, tenant_id, bundle)
+    with suppress(BuilderdError):  # the sweep does it, too; until then others lack the space
+        for one in replaced:
+            await drop_unused(application, one)
+    return change
 
 
 async def fetch(application: Application, version: Version) -> Bundle:

@@ -2,77 +2,157 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Collection
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import NoCapacity
-from builderd.domain.ids import TenantId
-from builderd.domain.resources import GB
-from builderd.ports.bundles import Bundles
+from builderd.domain.errors import NoCapacity, QuotaExceeded
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.resources import size_text
+from builderd.domain.versions import Version, VersionStatus
+from builderd.ports.bundles import Bundles, BundleSpace
 from builderd.ports.store import Store, UnitOfWork
 
-#: Part of its own code and the free space together that one tenant's code may take: others always find some.
+#: Part of its own code and the free space together that one of several tenants may take: others always find some.
 SHARE = 0.5
 RETRY_SECONDS = 60
 
 
-class CodeSpace:
-    """Bytes of bundles that are being stored, in the memory of this process, by tenant."""
+class SentCode(NamedTuple):
+    """Code that a tenant sends: ``replaces`` is the builder that gets it as a new version, None for a new builder."""
 
-    def __init__(self) -> None:
-        self._reserved: Counter[TenantId] = Counter()
+    tenant_id: TenantId
+    bundle: Bundle
+    replaces: BuilderId | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grant:
+    """Space of one bundle that is being stored. ``more``: its bytes, 0 where it is stored already.
+
+    ``freed``: bundles in whose place it was let through.
+    """
+
+    tenant_id: TenantId
+    bundle: str
+    size: int
+    more: int
+    freed: Collection[str] = ()
+
+
+class _Bytes(NamedTuple):
+    """Bytes of a tenant's code, of what a deployment drops of it, and those that are free."""
+
+    stored: int
+    freed: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    """Bundles that a tenant with neighbours has, and those of them that a deployment drops."""
+
+    bundles: Collection[str]
+    dropped: Collection[str]
+    has_neighbours: bool
+
+
+class CodeSpace:
+    """Bundles that are being stored, in the memory of this process. ``share``: of one tenant, where there are more."""
+
+    def __init__(self, share: float = SHARE) -> None:
+        self._share = share
+        self._granted: list[_Grant] = []
+        #: Calls of one tenant are looked at one after the other, so that they count each other.
+        self._looks: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def reserved(
-        self, bundles: Bundles, store: Store, tenant_id: TenantId, bundle: Bundle
-    ) -> AsyncIterator[None]:
-        """Reserve the space of a bundle that is stored in the block. Raises ``NoCapacity`` when there is none.
+        self, bundles: Bundles, store: Store, sent: SentCode, kept_versions: int
+    ) -> AsyncIterator[Collection[str]]:
+        """Reserve the space of a bundle that is stored in the block.
 
-        A bundle that is stored already takes none, and counts in full for each tenant that has it.
+        Yields the bundles in whose place it was let through, which nothing uses once it is deployed. Raises
+        ``NoCapacity`` when there is no room, ``QuotaExceeded`` when the tenant's share is used up.
+
+        A bundle that is stored already takes no space, and counts in full for each tenant that has it.
         """
-        size = bundle.packed_size
-        # Before the first look: calls of one tenant that look at the same time count each other.
-        self._reserved[tenant_id] += size
+        async with self._looks.setdefault(sent.tenant_id, asyncio.Lock()):
+            grant = await self._grant(bundles, store, sent, kept_versions)
         try:
-            await self._check(bundles, store, tenant_id, bundle)
-            yield
+            yield grant.freed
         finally:
-            self._reserved[tenant_id] -= size
-            if not self._reserved[tenant_id]:
-                del self._reserved[tenant_id]
+            self._granted.remove(grant)
 
-    async def _check(self, bundles: Bundles, store: Store, tenant_id: TenantId, bundle: Bundle) -> None:
-        space, ahead, size = await bundles.space(), self._reserved.total(), bundle.packed_size
+    async def _grant(self, bundles: Bundles, store: Store, sent: SentCode, kept_versions: int) -> _Grant:
+        # What is granted now counts, although it may be stored and released while this call looks.
+        before, size = tuple(self._granted), sent.bundle.packed_size
+        is_stored = await bundles.stored_bytes([sent.bundle.hash]) > 0
+        grant = _Grant(sent.tenant_id, sent.bundle.hash, size, 0 if is_stored else size)
+        space = await bundles.space()
         # Whatever a tenant has, it is within its share then.
-        if space.used + ahead <= SHARE * (space.used + space.free):
-            return
-        hashes = await store.read(partial(_bundles_of, tenant_id=tenant_id))
-        is_stored = await bundles.stored_bytes([bundle.hash]) > 0
-        if is_stored and bundle.hash in hashes:
-            return
-        if not is_stored and ahead > space.free:
-            raise NoCapacity(
-                f"There is no room for {_gb(size)} of code: {_gb(space.free)} are left for the code "
-                f"of all builders. {space.remedy}",
-                retry_after=RETRY_SECONDS,
-            )
-        stored = await bundles.stored_bytes(hashes)
-        more = await bundles.stored_bytes([bundle.hash]) if is_stored else self._reserved[tenant_id]
-        if stored + more > SHARE * (stored + space.free):
-            raise NoCapacity(
-                f"Your builders have {_gb(stored)} of stored code, and {_gb(space.free)} are free: one tenant's code "
-                f"takes at most {SHARE:.0%} of both together. Delete builders or backups that you do not need, or keep "
-                f"less in the code. {space.remedy}",
-                retry_after=RETRY_SECONDS,
-            )
+        if space.used + self._ahead(before, grant) > self._share * (space.used + space.free):
+            usage = await store.read(partial(_usage_of, sent=sent, kept_versions=kept_versions))
+            stored, freed = await bundles.stored_bytes(usage.bundles), await bundles.stored_bytes(usage.dropped)
+            before, space = tuple({*before, *self._granted}), await bundles.space()
+            if grant.more and self._ahead(before, grant) > space.free:
+                raise _full(size, space)
+            if usage.has_neighbours and sent.bundle.hash not in usage.bundles:
+                own = [one for one in before if one.tenant_id == sent.tenant_id]
+                grant = self._within_share(grant, own, usage, _Bytes(stored, freed, space.free))
+        self._granted.append(grant)
+        return grant
+
+    def _within_share(self, grant: _Grant, own: Sequence[_Grant], usage: _Usage, has: _Bytes) -> _Grant:
+        """Return the grant if the tenant has its share with it, or no more than before. Raises ``QuotaExceeded``."""
+        coming = {one.bundle: one for one in (*own, grant) if one.bundle not in usage.bundles}.values()
+        after = has.stored + sum(one.size for one in coming)
+        # An upload lies in its place already: what it takes is not free any more.
+        placed = sum(one.size - one.more for one in coming)
+        if after <= self._share * (has.stored + placed + has.free):
+            return grant
+        taken = {bundle for one in own for bundle in one.freed}
+        if grant.size <= has.freed and not taken.intersection(usage.dropped):
+            return replace(grant, freed=usage.dropped)
+        raise QuotaExceeded(
+            f"Your builders have {size_text(has.stored)} of stored code, {size_text(has.free)} are free, and this "
+            f"takes {size_text(grant.size)}: one tenant's code may have {self._share:.0%} of its own and the free "
+            "space together. Delete builders or backups that you do not need, or keep less in the code; the operator "
+            "sets the share (limits.code_share)."
+        )
+
+    def _ahead(self, before: Iterable[_Grant], grant: _Grant) -> int:
+        """Return the bytes that are being stored, of all tenants, this bundle's among them."""
+        return sum({one.bundle: one.more for one in (*before, *self._granted, grant)}.values())
 
 
-def _bundles_of(uow: UnitOfWork, tenant_id: TenantId) -> Collection[str]:
-    return uow.versions.bundles_of_tenant(tenant_id)
+def _full(size: int, space: BundleSpace) -> NoCapacity:
+    return NoCapacity(
+        f"There is no room for {size_text(size)} of code: {size_text(space.free)} are left for the code of all "
+        f"builders. {space.remedy}",
+        retry_after=RETRY_SECONDS,
+    )
 
 
-def _gb(size: float) -> str:
-    return f"{max(size, 0) / GB:.2f} GB"
+def old_versions(uow: UnitOfWork, builder_id: BuilderId, current: int, kept: int) -> Collection[Version]:
+    """Return the versions beyond the last ``kept`` that are not dropped yet, never the current one."""
+    found = uow.versions.list(builder_id)[kept:]
+    return [one for one in found if one.number != current and one.status is not VersionStatus.DROPPED]
+
+
+def _usage_of(uow: UnitOfWork, sent: SentCode, kept_versions: int) -> _Usage:
+    if not uow.tenants.are_several():
+        return _Usage((), (), has_neighbours=False)
+    bundles = uow.versions.bundles_of_tenant(sent.tenant_id)
+    builder = uow.builders.get(sent.replaces) if sent.replaces is not None else None
+    if builder is None or builder.tenant_id != sent.tenant_id:
+        return _Usage(bundles, (), has_neighbours=True)
+    # The new version is one of those that are kept.
+    old = old_versions(uow, builder.id, builder.version, kept_versions - 1)
+    left = uow.versions.bundles_of_tenant(sent.tenant_id, builder.id, [one.number for one in old])
+    return _Usage(bundles, frozenset(bundles).difference(left), has_neighbours=True)

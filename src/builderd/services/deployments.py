@@ -30,6 +30,7 @@ from builderd.services.builders import (
     get,
     want_run,
 )
+from builderd.services.code_space import old_versions
 
 #: A version takes over within seconds.
 RETRY_AFTER = 5
@@ -346,9 +347,8 @@ def _launch(
 
 def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> None:
     """Drop versions beyond the last ``kept_versions``, never the current one; the sweep removes their files."""
-    for old in uow.versions.list(builder.id)[application.limits.kept_versions :]:
-        if old.number != builder.version and old.status is not VersionStatus.DROPPED:
-            uow.versions.save(replace(old, status=VersionStatus.DROPPED))
+    for old in old_versions(uow, builder.id, builder.version, application.limits.kept_versions):
+        uow.versions.save(replace(old, status=VersionStatus.DROPPED))
 
 
 def _adopt(

@@ -58,6 +58,7 @@ class LimitSettings(Section):
     """Limits of every builder: bounds of ``resources`` in vCPU and GB; times in seconds; sizes in MB (10^6 bytes).
 
     ``stored_code``: of the code of all builders together, where a cluster keeps it in its database.
+    ``code_share``: part of its own code and the free space together that one of several tenants may have.
     """
 
     cpu: float = Field(default=8, ge=0.25)
@@ -75,6 +76,7 @@ class LimitSettings(Section):
     uploads_per_tenant: float = Field(default=5000, gt=0)
     code: float = Field(default=1000, gt=0)
     stored_code: float = Field(default=100_000, gt=0)
+    code_share: float = Field(default=0.5, gt=0, le=1)
     code_files: int = Field(default=100_000, gt=0)
 
 

@@ -157,6 +157,22 @@ async def test_bundles_of_a_tenant_are_those_of_its_live_builders_and_kept_backu
     assert not await store.read(lambda uow: uow.versions.bundles_of_tenant(OTHER_TENANT.id))
 
 
+async def test_bundles_of_a_tenant_without_versions_that_are_to_be_dropped(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    for number, bundle in ((2, "b"), (3, "c")):
+        await add(store, make_version(builder.id, number=number, bundle_hash=bundle * 64))
+    await add(store, make_version(other.id, number=2, bundle_hash="c" * 64))
+
+    async def without(*numbers: int) -> set[str]:
+        found = await store.read(lambda uow: uow.versions.bundles_of_tenant(TENANT.id, builder.id, numbers))
+        return {one[0] for one in found}
+
+    assert await without() == {"a", "b", "c"}
+    assert await without(1) == {"a", "b", "c"}, "the first version of the other builder has it"
+    assert await without(2) == {"a", "c"}
+    assert await without(2, 3) == {"a", "c"}, "the other builder has it"
+
+
 async def test_bundle_is_in_use_while_a_live_builder_has_it(store: Store) -> None:
     builder = await add_builder(store)
     assert await uses_bundle(store, "a" * 64)

@@ -15,9 +15,9 @@ from tests.service import MINIMAL, Service, running_service
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
 from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import NoCapacity
+from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId, new_id
-from builderd.services.code_space import SHARE, CodeSpace
+from builderd.services.code_space import SHARE, CodeSpace, SentCode
 
 BUILDERS = "/api/v1/builders"
 MB = 1_000_000
@@ -58,8 +58,8 @@ async def fill(client: httpx.AsyncClient, name: str) -> list[str]:
     while True:
         answer = await client.post(BUILDERS, json=app(f"{name}-{len(made)}"))
         if answer.status_code != 201:
-            assert (answer.status_code, answer.json()["code"]) == (503, "no_capacity"), answer.text
-            assert int(answer.headers["Retry-After"]) > 0
+            assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded"), answer.text
+            assert "Retry-After" not in answer.headers, "waiting frees nothing"
             return made
         made.append(answer.json()["data"]["uuid"])
 
@@ -72,7 +72,7 @@ async def test_greedy_tenant_is_stopped_at_its_share_and_others_still_deploy(
     assert (await other.post(BUILDERS, json=app("neighbour", 2 * SIZE))).status_code == 201
     # Versions count as builders do.
     answer = await greedy.put(f"{BUILDERS}/{made[0]}", json={**app("greedy-0")})
-    assert (answer.status_code, answer.json()["code"]) == (503, "no_capacity")
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
     assert "stored code" in answer.json()["message"]
     for uuid in made[:2]:
         assert (await greedy.delete(f"{BUILDERS}/{uuid}")).status_code == 200
@@ -85,7 +85,7 @@ async def test_crowd_of_calls_at_once_gets_no_more(
     headers = {"Prefer": "respond-async"}
     calls = (greedy.post(BUILDERS, json=app(f"at-once-{number}"), headers=headers) for number in range(20))
     answers = await asyncio.gather(*calls)
-    assert {answer.status_code for answer in answers} == {202, 503}
+    assert {answer.status_code for answer in answers} == {202, 429}
     assert await used(service) <= MOST * SHARE
     assert (await other.post(BUILDERS, json=app("neighbour"))).status_code == 201
 
@@ -114,7 +114,7 @@ async def test_code_of_another_tenant_counts_for_each_that_has_it(
     made = await fill(greedy, "greedy")
     assert made
     answer = await greedy.post(BUILDERS, json={**shared, "name": "copied"})
-    assert (answer.status_code, answer.json()["code"]) == (503, "no_capacity")
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
 
 
 async def test_code_of_deleted_builders_with_kept_backups_counts_on(
@@ -139,11 +139,11 @@ async def test_bundles_in_a_database_are_within_its_limit(tmp_path: Any, service
         nonlocal kept
         while kept < 100:
             bundle = make_bundle([BundleFile("noise", os.urandom(SIZE))])
-            async with space.reserved(shared, service.store, tenant, bundle):
+            async with space.reserved(shared, service.store, SentCode(tenant, bundle), 10):
                 await shared.put(bundle)
             kept += 1
 
-    with pytest.raises(NoCapacity, match=r"limits\.stored_code"):
+    with pytest.raises(QuotaExceeded, match=r"limits\.code_share"):
         await keep_on()
     assert 0 < (await shared.space()).used <= MOST
     sizes = await service.store.read(lambda uow: uow.stored_bundles.sizes())
@@ -160,7 +160,7 @@ async def test_code_is_refused_below_the_floor_of_the_data_directory(tmp_path: A
     await LocalBundles(folder).put(bundle)
     full = LocalBundles(folder, 1 << 60)
     await full.put(bundle)
-    with pytest.raises(NoCapacity, match="no room for code on the machine"):
+    with pytest.raises(NoCapacity, match="of code on the machine"):
         await full.put(make_bundle([BundleFile("main.py", b"print(1)")]))
     assert await full.hashes() == {bundle.hash}
     assert await full.get(bundle.hash) == bundle

@@ -13,6 +13,7 @@ from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BundleLost, NameTaken
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles
+from builderd.services.code_space import SentCode
 
 BUNDLE = make_bundle([MAIN])
 
@@ -23,7 +24,7 @@ async def test_a_bundle_is_there_before_anything_refers_to_it(world: World) -> N
         raise LookupError
 
     with pytest.raises(LookupError):
-        await bundles.keep(world.application, world.caller.tenant_id, BUNDLE, refer)
+        await bundles.keep(world.application, SentCode(world.caller.tenant_id, BUNDLE), refer)
 
 
 async def test_a_bundle_of_a_refused_request_is_not_left(world: World) -> None:

@@ -34,7 +34,7 @@ from builderd.domain.bundles import (
     hash_of_digests,
 )
 from builderd.domain.errors import NoCapacity
-from builderd.domain.resources import GB
+from builderd.domain.resources import size_text
 from builderd.ports.bundles import BundleSpace
 
 log = logging.getLogger(__name__)
@@ -204,8 +204,8 @@ class LocalBundles:
         """Raise ``NoCapacity`` when so many bytes more would leave less free than the floor."""
         if (free := self._free()) < more:
             raise NoCapacity(
-                f"There is no room for code on the machine: {max(free, 0) / GB:.2f} GB are free, and "
-                f"{more / GB:.2f} GB are needed. {REMEDY}",
+                f"There is no room for {size_text(more)} of code on the machine: {size_text(free)} are free above the "
+                f"floor. {REMEDY}",
                 retry_after=60,
             )
 

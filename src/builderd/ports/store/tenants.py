@@ -18,6 +18,9 @@ class Tenants(Protocol):
     def all(self) -> Sequence[Tenant]:
         """Return all tenants, oldest first."""
 
+    def are_several(self) -> bool:
+        """Return True if there is more than one tenant."""
+
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         """Set the spending cap of a month, and let the warning be sent again."""
 

@@ -28,8 +28,13 @@ class Versions(Protocol):
         A dropped version has none.
         """
 
-    def bundles_of_tenant(self, tenant_id: TenantId) -> Collection[str]:
-        """Return the bundles that the tenant's live builders and backups have, each once."""
+    def bundles_of_tenant(
+        self, tenant_id: TenantId, builder: BuilderId | None = None, without: Collection[int] = ()
+    ) -> Collection[str]:
+        """Return the bundles that the tenant's live builders and backups have, each once.
+
+        Those that only versions ``without`` of this builder have are left out.
+        """
 
     def used_bundles(self, bundles: Collection[str]) -> Collection[str]:
         """Return those among these bundles that are used, as ``uses_bundle`` says."""

@@ -20,6 +20,7 @@ _SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIEL
 _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
 _ALL = _SELECT.order_by(tenants.c.created_at, tenants.c.id)
+_TWO = select(tenants.c.id).limit(2)
 _at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
 _UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
 # A transaction that makes the spending check due takes a shared lock on the tenant's row; one that postpones the check
@@ -52,6 +53,9 @@ class Tenants:
 
     def all(self) -> Sequence[Tenant]:
         return [Tenant(**row) for row in self._connection.execute(_ALL).mappings()]
+
+    def are_several(self) -> bool:
+        return len(self._connection.execute(_TWO).all()) > 1
 
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         values = {"tenant": tenant, "spending_cap": amount, "cap_warned_at": None}

@@ -71,11 +71,14 @@ _named = (
     select(versions.c.bundle_hash).where(versions.c.bundle_hash.in_(bindparam("bundles", expanding=True))).distinct()
 ).cte("named")
 _USED_BUNDLES = select(_named.c.bundle_hash).where(_uses_bundle(versions.c.bundle_hash == _named.c.bundle_hash))
+_LEFT_OUT = (versions.c.builder_id == bindparam("builder")) & versions.c.number.in_(
+    bindparam("without", expanding=True)
+)
 _BUNDLES_OF_TENANT = union(
     select(versions.c.bundle_hash)
     .join(builders, builders.c.id == versions.c.builder_id)
     .where(builders.c.tenant_id == bindparam("tenant"), builders.c.status != Status.DELETED)
-    .where(versions.c.status != VersionStatus.DROPPED),
+    .where(versions.c.status != VersionStatus.DROPPED, ~_LEFT_OUT),
     select(versions.c.bundle_hash)
     .join(backups, (backups.c.builder_id == versions.c.builder_id) & (backups.c.version == versions.c.number))
     .where(backups.c.tenant_id == bindparam("tenant"), backups.c.status != BackupStatus.FAILED),
@@ -156,8 +159,11 @@ class Versions:
     def uses_bundle(self, bundle_hash: str) -> bool:
         return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
 
-    def bundles_of_tenant(self, tenant_id: TenantId) -> Collection[str]:
-        return frozenset(self._connection.execute(_BUNDLES_OF_TENANT, {"tenant": tenant_id}).scalars())
+    def bundles_of_tenant(
+        self, tenant_id: TenantId, builder: BuilderId | None = None, without: Collection[int] = ()
+    ) -> Collection[str]:
+        values = {"tenant": tenant_id, "builder": builder or "", "without": list(without)}
+        return frozenset(self._connection.execute(_BUNDLES_OF_TENANT, values).scalars())
 
     def used_bundles(self, bundles: Collection[str]) -> frozenset[str]:
         wanted, found = list(bundles), set[str]()

@@ -20,9 +20,10 @@ from builderd.domain.backups import (
     key_associated_data,
 )
 from builderd.domain.builders import Builder, Candidate, name_error
-from builderd.domain.errors import Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
+from builderd.domain.errors import Conflict, EngineUnavailable, InvalidState, NameTaken, NotFound, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
+from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import TenantRepository
@@ -31,6 +32,7 @@ from builderd.ports.vault import Vault
 from builderd.services import admission, builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.services.reach import Reach
 
 #: How long to trust that a change of this process is signalled before looking again, in seconds.
 LOOK_INTERVAL = 0.5
@@ -145,7 +147,11 @@ def _is_there(backup: Backup, now: datetime) -> bool:
 
 
 async def taken(application: Application, backup: Backup) -> Backup:
-    """Wait for the backup and return it. Raises ``BackupFailed`` with the reason, or its external cause's error."""
+    """Wait for the backup and return it. Raises ``BackupFailed`` with the reason, or its external cause's error.
+
+    Raises ``EngineUnavailable`` while the engine is out of reach; the backup is taken later.
+    """
+    reach = Reach(application)
     while True:
         seen = application.signals.count(backup.builder_id)
         found = await application.store.read(lambda uow: uow.backups.get(backup.id))
@@ -155,11 +161,16 @@ async def taken(application: Application, backup: Backup) -> Backup:
             raise failure_of(found)
         if found.status is BackupStatus.DONE:
             return found
+        _check_reach(reach, backup.builder_id, "backup")
         await application.signals.wait(backup.builder_id, seen, LOOK_INTERVAL)
 
 
 async def restored(application: Application, restore: Restore) -> Restore:
-    """Wait for the restore and return it. Raises ``BackupFailed`` with the reason, or its external cause's error."""
+    """Wait for the restore and return it. Raises ``BackupFailed`` with the reason, or its external cause's error.
+
+    Raises ``EngineUnavailable`` while the engine is out of reach; the restore goes on later.
+    """
+    reach = Reach(application)
     while True:
         seen = application.signals.count(restore.builder_id)
         found = await application.store.read(lambda uow: uow.restores.get(restore.id))
@@ -169,7 +180,18 @@ async def restored(application: Application, restore: Restore) -> Restore:
             raise failure_of(found)
         if found.status is RestoreStatus.DONE:
             return found
+        _check_reach(reach, restore.builder_id, "restore")
         await application.signals.wait(restore.builder_id, seen, LOOK_INTERVAL)
+
+
+def _check_reach(reach: Reach, builder_id: BuilderId, what: str) -> None:
+    if (lost := reach.lost()) is not None:
+        raise EngineUnavailable(
+            f"The {what} is stored and goes on, but may still fail: see GET /api/v1/builders/{builder_id}/backups. "
+            f"{lost}",
+            data={"uuid": builder_id},
+            retry_after=RETRY_AFTER,
+        )
 
 
 # Remove

@@ -35,6 +35,7 @@ from builderd.ports.signals import outcome_of
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver, releases
+from builderd.services.reach import Reach
 from builderd.services.stalled_ends import not_yet
 
 T = TypeVar("T")
@@ -46,9 +47,6 @@ MAX_WAIT_SECONDS = 30.0
 LOOK_INTERVAL = 0.5
 #: Interval of polls for results that take moments, in seconds.
 SHORT_INTERVAL = 0.01
-
-#: Seconds without an outcome after which a call is answered while nothing that starts or ends sandboxes answers.
-MAX_UNREACHABLE_SECONDS = 10.0
 
 FAILURES: dict[str, type[BuilderdError]] = {
     error.code: error
@@ -80,7 +78,7 @@ class WaitLimit:
         self._app = application
         self._wanted = wanted
         self._failures_before = application.stalled.number
-        self._unreachable_since: float | None = None
+        self._reach = Reach(application)
 
     def check(self) -> None:
         """Raise when no outcome is to be expected soon.
@@ -88,13 +86,8 @@ class WaitLimit:
         ``EngineUnavailable`` while the engine has been out of reach; the error of a stop or deletion that keeps
         failing.
         """
-        readiness, now = self._app.engine.readiness(), asyncio.get_running_loop().time()
-        if not readiness.engine_unreachable:
-            self._unreachable_since = None
-        elif self._unreachable_since is None:
-            self._unreachable_since = now
-        elif now - self._unreachable_since >= MAX_UNREACHABLE_SECONDS:
-            raise not_yet(self._wanted, EngineUnavailable(readiness.message))
+        if (lost := self._reach.lost()) is not None:
+            raise not_yet(self._wanted, EngineUnavailable(lost))
         if self._wanted.desired is not Desired.RUNNING:
             error = self._app.stalled.error_since(self._wanted, self._failures_before)
             if error is not None:
@@ -104,7 +97,7 @@ class WaitLimit:
 async def wait(application: Application, builder_id: BuilderId, generation: int) -> Builder:
     """Wait until the generation, or a newer one that replaced it, has an outcome; return the builder.
 
-    Raises the error of the stage that failed, with ``data.uuid`` and ``data.version``.
+    Raises the error of the stage that failed, with ``data.uuid`` and ``data.version``, and what ``WaitLimit`` raises.
     """
     builder = await wait_until_settled(application, builder_id, generation)
     await raise_failure(application, builder, generation)
@@ -118,14 +111,22 @@ async def raise_failure(application: Application, builder: Builder, generation: 
         raise await _with_findings(application, failure, builder, builder.version)
 
 
-async def wait_until_settled(application: Application, builder_id: BuilderId, generation: int) -> Builder:
-    """Wait until the generation, or a newer one, has an outcome; return the builder, also if it failed."""
-    outcome = outcome_of(builder_id)
+async def wait_until_settled(
+    application: Application, builder_id: BuilderId, generation: int, *, limited: bool = True
+) -> Builder:
+    """Wait until the generation, or a newer one, has an outcome; return the builder, also if it failed.
+
+    Raises what ``WaitLimit`` raises where the wait is ``limited``.
+    """
+    outcome, limit = outcome_of(builder_id), None
     while True:
         seen = application.signals.count(outcome)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))
         if is_over(builder, generation):
             return builder
+        limit = limit or WaitLimit(application, builder)
+        if limited:
+            limit.check()
         await application.signals.wait(outcome, seen, LOOK_INTERVAL)
 
 

@@ -13,6 +13,15 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFaul
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import RETRY_AFTER, machine_fault
 
+#: A run is given up after some failures, a stop or a deletion never.
+_STORED = {
+    Desired.DELETED: "The builder is deleted and not to be seen any more, but its app and its files are not removed "
+    "yet: that is tried until it succeeds.",
+    Desired.STOPPED: "The change is stored, and tried until it succeeds.",
+    Desired.RUNNING: "The change is stored and goes on, but may still fail: see GET /api/v1/builders/{uuid}, or send "
+    "the call again with the same Idempotency-Key.",
+}
+
 
 class _Failure(NamedTuple):
     #: Grows with each failure of any builder.
@@ -48,12 +57,7 @@ class StalledEnds:
 def not_yet(builder: Builder, error: BuilderdError) -> BuilderdError:
     """Return the error of a change that is stored and was not carried out so far because of ``error``."""
     kind = type(error) if isinstance(error, MachineFault | NoCapacity) else EngineUnavailable
-    stored = (
-        "The builder is deleted and not to be seen any more, but its app and its files are not removed yet: that is "
-        "tried until it succeeds."
-        if builder.desired is Desired.DELETED
-        else "The change is stored, and tried until it succeeds."
-    )
+    stored = _STORED[builder.desired].format(uuid=builder.id)
     return kind(f"{stored} {error.message}", data={"uuid": builder.id}, retry_after=RETRY_AFTER)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,12 +11,15 @@ import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 
 from builderd.adapters.fakes.sandboxes import Behaviour
-from builderd.domain.builders import Builder, Desired, Status, Visibility
+from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
+from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
-from builderd.domain.ids import BuilderId, new_id
+from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.layers import BuildOutcome
+from builderd.domain.machine_faults import RETRY_AFTER
+from builderd.ports.engine import Readiness
 from builderd.ports.store import UnitOfWork
-from builderd.services import builders, outcomes, settled_views
+from builderd.services import backups, builders, outcomes, reach, settled_views, wake
 
 
 async def test_a_run_that_comes_up_is_answered_with_the_builder(world: World) -> None:
@@ -59,6 +63,44 @@ async def test_machine_failure_raises_machine_fault(world: World, error: NoCapac
             await asyncio.sleep(0.002)
         with pytest.raises(type(error), match=error.message):
             await asking
+
+
+@pytest.mark.parametrize("wait", ["a start", "a command in a stopped app", "a restore", "a backup"])
+async def test_wait_ends_while_the_engine_is_out_of_reach(
+    world: World, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    builder = await world.ask(auto_stop_interval=15)
+    application = world.application
+    if wait == "a command in a stopped app":
+        await world.change(builder, desired=Desired.STOPPED, status=Status.STOPPED, stop_kind=StopKind.IDLE)
+    backup = Backup(
+        *(BackupId(new_id()), builder.tenant_id, builder.id, builder.name, 1),
+        *(BackupKind.REQUESTED, BackupStatus.PLANNED, "token acme", "", world.clock.now()),
+    )
+    restore = Restore(
+        *(RestoreId(new_id()), builder.tenant_id, builder.id, backup.id, RestoreKind.SAME),
+        *(RestoreStatus.PLANNED, "token acme", "", world.clock.now(), DiskId(new_id())),
+    )
+
+    def add(uow: UnitOfWork) -> None:
+        uow.backups.add(backup)
+        uow.restores.add(restore)
+
+    await application.store.write(add)
+    monkeypatch.setattr(reach, "MAX_UNREACHABLE_SECONDS", 0.05)
+    monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(backups, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(world.engine, "readiness", lambda: Readiness(False, "no quorum", engine_unreachable=True))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "a start": lambda: outcomes.wait(application, builder.id, 1),
+        "a command in a stopped app": lambda: wake.awake(application, builder.id),
+        "a restore": lambda: backups.restored(application, restore),
+        "a backup": lambda: backups.taken(application, backup),
+    }
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineUnavailable, match=r"stored and goes on, but may still fail.*no quorum") as raised:
+            await calls[wait]()
+    assert (raised.value.data, raised.value.retry_after) == ({"uuid": builder.id}, RETRY_AFTER)
 
 
 async def test_wait_for_stop_or_delete_of_a_failed_builder_returns(world: World) -> None:

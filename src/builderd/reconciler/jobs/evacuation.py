@@ -118,7 +118,7 @@ class Evacuation:
         self._app.signals.change(begun.id)
         try:
             async with asyncio.timeout(TAKE_OVER_SECONDS):
-                after = await outcomes.wait_until_settled(self._app, begun.id, begun.generation)
+                after = await outcomes.wait_until_settled(self._app, begun.id, begun.generation, limited=False)
         except TimeoutError:
             return  # it goes on
         if after.disk != move.target:

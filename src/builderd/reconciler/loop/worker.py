@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -66,14 +65,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """Shared state of one reconciler's workers. ``failures`` counts failed steps since a builder was last settled."""
+    """Shared state of one reconciler's workers. ``failures`` counts failed steps by builder.
+
+    They count since the builder was last settled, or its desired state changed.
+    """
 
     steps: Steps
     fault: FaultPoint
     #: Called with each builder that is settled: nothing to do for it now.
     settled: Callable[[WorkItem], None]
     step_limit: asyncio.Semaphore
-    failures: Counter[BuilderId] = field(default_factory=Counter)
+    failures: dict[BuilderId, tuple[Desired, int]] = field(default_factory=dict)
 
 
 class Worker:
@@ -88,6 +90,8 @@ class Worker:
         self._repeats = 0
         #: The present step is for the candidate, while the builder itself waits.
         self._is_for_candidate = False
+        #: As it was read last.
+        self._desired: Desired | None = None
 
     def request_pass(self) -> None:
         """Make the worker observe the builder again before it ends."""
@@ -121,6 +125,7 @@ class Worker:
                     stored = await self._read()
                 if stored is None:
                     return None
+                self._desired = stored.item.builder.desired
                 if stored.item.builder.starts:
                     self._app.engine.prewarm()
                 observation = await observe(self._app, stored)
@@ -228,8 +233,7 @@ class Worker:
         A stop or a deletion is tried until it succeeds; calls that wait for it end with its failure.
         An unreachable database gives no run up: its failures are not counted.
         """
-        self._context.failures[self._id] += not isinstance(error, StoreUnavailable)
-        failures = self._context.failures[self._id]
+        failures = self._count(error)
         shown = None if isinstance(error, MemberAway) else error
         log.warning("step failed builder=%s failures=%d error=%s", self._id, failures, error, exc_info=shown)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
@@ -243,6 +247,14 @@ class Worker:
             self._app.signals.change(self._id)
         delay = min(FIRST_RETRY * 2 ** min(failures - 1, 10), LAST_RETRY)
         return self._app.clock.now() + timedelta(seconds=delay)
+
+    def _count(self, error: Exception) -> int:
+        """Return the number of failed steps towards the present desired state."""
+        towards, before = self._context.failures.get(self._id, (None, 0))
+        desired = self._desired or towards or Desired.RUNNING
+        failures = (before if towards is desired else 0) + (not isinstance(error, StoreUnavailable))
+        self._context.failures[self._id] = desired, failures
+        return failures
 
     def _waited_for(self, builder: Builder) -> int | None:
         """Return the version that the failed step was for, if its outcome is open."""

@@ -23,8 +23,10 @@ from builderd.domain.sandboxes import EndCause
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import claim as claiming
 from builderd.reconciler.core.claim import LEASE
+from builderd.reconciler.core.faults import no_fault
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop import worker as working
+from builderd.reconciler.loop.steps import Steps
 from builderd.services import builders
 
 T = TypeVar("T")
@@ -52,6 +54,32 @@ async def test_a_passing_trouble_is_overcome(world: World, method: str) -> None:
         up = await pass_time(world, asyncio.create_task(world.outcome(builder)))
     assert up.status is Status.RUNNING
     await check_ledger(world, builder)
+
+
+async def test_failures_of_a_start_do_not_count_for_the_stop_that_follows(world: World) -> None:
+    builder, context = await world.ask(), context_of(world)
+
+    async def passes(number: int) -> int:
+        """Return after how many of these passes the callers of a stop were answered."""
+        before = world.application.stalled.number
+        for _ in range(number):
+            await working.Worker(world.application, builder.id, context).run()
+            world.clock.move(working.LAST_RETRY)
+        return world.application.stalled.number - before
+
+    world.engine.fail_next("start", *[DOWN] * (working.MAX_FAILURES - 1))
+    assert await passes(working.MAX_FAILURES - 1) == 0
+    await world.want(builders.stop, builder)
+    world.engine.fail_next("stop", *[DOWN] * (working.MAX_FAILURES + 1))
+    assert await passes(working.MAX_FAILURES - 1) == 0
+    assert await passes(2) == 2
+    assert await passes(1) == 0
+    assert (await world.builder(builder)).status is Status.STOPPED
+
+
+def context_of(world: World) -> working.WorkerContext:
+    limit = asyncio.Semaphore(working.MAX_CONCURRENT_STEPS)
+    return working.WorkerContext(Steps(world.application, limit), no_fault, lambda _: None, limit)
 
 
 @pytest.mark.parametrize("method", ["stop", "remove", "delete_disk", "delete_logs"])

@@ -11,7 +11,7 @@ from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.resources import GB
-from builderd.ports.bundles import Bundles
+from builderd.ports.bundles import Bundles, BundleSpace
 from builderd.ports.engine import ClusterProvider
 from builderd.ports.store import Store
 from builderd.settings import Settings
@@ -27,7 +27,7 @@ async def open_bundles(settings: Settings, store: Store) -> Bundles:
     """Return the bundle store; one in the database gets what only the data directory has so far."""
     if not is_shared(settings):
         return _local(settings)
-    shared = SharedBundles(store, _local(settings), int(settings.limits.stored_code * 1_000_000))
+    shared = _shared(settings, store)
     await shared.upload_used()
     return shared
 
@@ -47,6 +47,15 @@ async def bundle_sizes(settings: Settings, store: Store) -> Mapping[str, int]:
     if is_shared(settings):
         return await store.read(lambda uow: uow.stored_bundles.sizes())
     return await _local(settings).sizes()
+
+
+async def bundle_space(settings: Settings, store: Store) -> BundleSpace:
+    """Return the space of all bundles."""
+    return await (_shared(settings, store) if is_shared(settings) else _local(settings)).space()
+
+
+def _shared(settings: Settings, store: Store) -> SharedBundles:
+    return SharedBundles(store, _local(settings), int(settings.limits.stored_code * 1_000_000))
 
 
 def _local(settings: Settings) -> LocalBundles:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import preflight as testers_preflight
-from builderd.bootstrap.bundles import bundle_sizes
+from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
@@ -20,7 +20,7 @@ from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory
 from builderd.domain.preflight import PreflightCheck
-from builderd.domain.resources import GB
+from builderd.domain.resources import GB, size_text
 from builderd.services import inventory
 from builderd.settings import Settings
 
@@ -97,6 +97,20 @@ async def load_inventory(settings: Settings) -> Inventory | None:
     with suppress(OSError, EngineUnavailable):
         held = await asyncio.to_thread(engine_provider(settings).read_inventory, settings.data_dir.absolute())
     return Inventory(users, sizes, used, held)
+
+
+async def describe_code(settings: Settings) -> Sequence[str]:
+    """Return a line on the space for stored code; none when there is no database yet. Raises as ``load_inventory``."""
+    if not _database_exists(settings):
+        return []
+    refuse_another_database(settings)
+    opened = SqlStore(settings.database)
+    try:
+        space = await bundle_space(settings, opened)
+    finally:
+        await opened.close()
+    line = f"stored code: {size_text(space.used)}, and {size_text(space.free)} are free for more"
+    return [f"{line}: nearly full. {space.remedy}" if space.is_nearly_full else line]
 
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:

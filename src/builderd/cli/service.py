@@ -85,13 +85,13 @@ def _print_database(settings: Settings) -> None:
 def _print_usage(settings: Settings) -> None:
     """Print the storage of each tenant and builder; an error is printed too, so that the checks above are seen."""
     try:
-        inventory = asyncio.run(machine.load_inventory(settings))
+        inventory, code = asyncio.run(machine.load_inventory(settings)), asyncio.run(machine.describe_code(settings))
     except Exception as error:
         click.echo(f"\nstorage: cannot be read: {error}")
         return
     if inventory is not None:
         click.echo("")
-        for line in usage.lines(inventory):
+        for line in (*usage.lines(inventory), *code):
             click.echo(line)
 
 

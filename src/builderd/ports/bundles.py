@@ -19,6 +19,11 @@ class BundleSpace:
     free: int
     remedy: str
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """True when a fifth of the space or less is left."""
+        return self.used >= 0.8 * (self.used + max(self.free, 0))
+
 
 class Bundles(Protocol):
     def exclusive(self) -> AbstractAsyncContextManager[object]:

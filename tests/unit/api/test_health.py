@@ -108,6 +108,9 @@ async def test_requests_builders_previews_and_the_engine_are_counted(
     assert found["builderd_builders{status=running}"] == 1
     assert found["builderd_builders{status=stopped}"] == 0
     assert found["builderd_engine_ready{}"] == 1
+    space = await service.bundles.space()
+    assert found["builderd_code_stored_bytes{}"] == space.used > 0
+    assert found["builderd_code_free_bytes{}"] == space.free
     route = "/api/v1/builders/{uuid}"
     assert found[f"builderd_http_requests_total{{method=GET,route={route},status=200}}"] == 2
     assert found[f"builderd_http_request_duration_seconds_count{{method=GET,route={route}}}"] == 2

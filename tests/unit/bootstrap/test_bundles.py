@@ -14,6 +14,7 @@ from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
 from builderd.bootstrap import state
 from builderd.bootstrap.bundles import bundle_sizes, is_shared, open_bundles
+from builderd.bootstrap.machine import describe_code
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.settings import Settings
 
@@ -32,6 +33,16 @@ POSTGRESQL = "postgresql://builderd@db.example/builderd"
 )
 def test_bundles_are_shared_where_disks_and_database_are(given: dict[str, Any], shared: bool, tmp_path: Path) -> None:
     assert is_shared(Settings(data_dir=tmp_path, **given)) is shared
+
+
+async def test_doctor_tells_when_little_is_left_for_code(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    async with open_store(settings.database):
+        (line,) = await describe_code(settings)
+        assert line.endswith("are free for more")
+        full = settings.model_copy(update={"store": settings.store.model_copy(update={"floor": 1e9})})
+        (line,) = await describe_code(full)
+        assert "0.0 kB are free for more: nearly full. Its operator can free space" in line
 
 
 @pytest.mark.postgres

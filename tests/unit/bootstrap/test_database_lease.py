@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -18,7 +19,7 @@ from builderd.bootstrap import state
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
-from builderd.bootstrap.machine import describe_database, load_inventory
+from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, LeaseLost
@@ -223,6 +224,8 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
         assert await load_inventory(one) is not None
         (line,) = await describe_database(one)
         assert f"belongs to the service on host {owned.instance.host_name}" in line
+        (line,) = await describe_code(one)
+        assert re.fullmatch(r"stored code: 0\.0 kB, and \S+ GB are free for more", line)
         with pytest.raises(InvalidState, match="no key yet"):
             await rotate_vault(one, print)
         await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)

@@ -18,6 +18,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.members import MemberReport
 from builderd.domain.metrics import UsageSample, response_counts
 from builderd.domain.previews import RESPONSE_BOUNDS, STATUS_CLASSES, PreviewActivity
+from builderd.ports.bundles import BundleSpace
 from builderd.ports.engine import Engine
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
@@ -75,8 +76,9 @@ async def _look(application: Application) -> _Snapshot:
     today = application.clock.calendar()
     days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
     members = await _members(application.engine) if ready else ()
+    code, busiest = await application.bundles.space(), _busiest(activity)
     return _Snapshot(
-        builders, _busiest(activity), readings[:MAX_SERIES], ready, previews_ready, backups, days, failures, members
+        builders, busiest, readings[:MAX_SERIES], ready, previews_ready, backups, days, failures, code, members
     )
 
 
@@ -108,6 +110,7 @@ class _Snapshot(Collector):
     certificates: Mapping[str, float]
     #: Failed tries in a row of certificates of the service's own, by host.
     failures: Mapping[str, int]
+    code: BundleSpace
     members: Sequence[tuple[MemberReport, int]] = ()
 
     def collect(self) -> Iterator[Metric]:
@@ -138,6 +141,11 @@ class _Snapshot(Collector):
         for host, count in self.failures.items():
             failures.add_metric([host], count)
         yield failures
+        for name, text, value in (
+            ("stored", "Bytes of the stored code of all builders.", self.code.used),
+            ("free", "Bytes that are free for more code.", max(self.code.free, 0)),
+        ):
+            yield GaugeMetricFamily(f"builderd_code_{name}_bytes", text, value=float(value))
         yield from self._cluster()
         yield from self._kept()
         yield from self._previews()

@@ -6,6 +6,7 @@ https://doc.libsodium.org/secret-key_cryptography/aead/chacha20-poly1305/xchacha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from nacl import bindings
@@ -14,6 +15,8 @@ from nacl.utils import random
 
 from builderd.adapters.vaults.keys import ID_BYTES, ConfiguredKeys, Key, Keys
 from builderd.domain.errors import EngineUnavailable, ValidationFailed
+
+log = logging.getLogger(__name__)
 
 #: Seconds after which a caller may try again while the keys cannot be read.
 RETRY_SECONDS = 30
@@ -63,8 +66,12 @@ class SodiumVault:
         try:
             return self._keys.load()
         except (ValidationFailed, OSError) as error:
-            why = error.message if isinstance(error, ValidationFailed) else str(error)
-            raise EngineUnavailable(f"The vault's key cannot be read: {why}", retry_after=RETRY_SECONDS) from None
+            # Path and mode of the file are the operator's: callers get this error, too.
+            log.warning("vault key cannot be read error=%s", getattr(error, "message", error))
+            raise EngineUnavailable(
+                "The vault's key cannot be read: its operator finds the cause in the service's log.",
+                retry_after=RETRY_SECONDS,
+            ) from None
 
 
 def key_id(sealed: bytes) -> bytes | None:

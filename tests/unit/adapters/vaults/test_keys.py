@@ -41,7 +41,10 @@ def test_a_file_without_a_key_is_refused_and_kept(tmp_path: Path, text: str) -> 
     assert file.read_text() == text
 
 
-def test_key_that_cannot_be_read_is_a_fault_of_the_service_until_it_is_put_back(tmp_path: Path) -> None:
+def test_key_that_cannot_be_read_is_a_fault_of_the_service_until_it_is_put_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callers are not told where the operator's file is; the log has it."""
     file = tmp_path / "vault.key"
     running = SodiumVault(KeyFile(file))
     sealed = running.seal(b"secret", "a")
@@ -52,9 +55,13 @@ def test_key_that_cannot_be_read_is_a_fault_of_the_service_until_it_is_put_back(
         lambda: running.open(sealed, "a"),
         lambda: running.is_current(sealed),
     ):
-        with pytest.raises(EngineUnavailable, match="put back the one from your backup") as refused:
+        caplog.clear()
+        with pytest.raises(EngineUnavailable, match="The vault's key cannot be read") as refused:
             work()
         assert refused.value.retry_after
+        assert str(file) not in refused.value.message
+        assert str(file) in caplog.text
+        assert "put back the one from your backup" in caplog.text
     file.write_bytes(whole)
     assert running.open(sealed, "a") == b"secret"
 

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from builderd.adapters.engines.incus.errors import RETRY_SECONDS
-from builderd.domain.errors import BuilderdError, EngineUnavailable
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
+from builderd.domain.members import MemberAway
 
 #: Sandboxes that are stopped at a time: with hundreds at once, members of Incus stop answering each other.
 AT_A_TIME = 16
@@ -16,18 +17,21 @@ ATTEMPTS = 3
 
 
 async def stop_each(stop: Callable[[SandboxId], Awaitable[object]], sandboxes: Collection[SandboxId]) -> None:
-    """Stop all sandboxes, ``AT_A_TIME`` at once, and those that failed again.
+    """Stop all sandboxes, ``AT_A_TIME`` at once, and those that failed again, but for those of members that are away.
 
     Raises ``EngineUnavailable`` with their number and one cause once some have failed ``ATTEMPTS`` times.
     """
     turns = asyncio.Semaphore(AT_A_TIME)
-    failed: dict[SandboxId, BuilderdError] = {}
+    failed: dict[SandboxId, Exception] = {}
+    away: dict[SandboxId, MemberAway] = {}
 
     async def stop_one(sandbox: SandboxId) -> None:
         async with turns:
             try:
                 await stop(sandbox)
-            except BuilderdError as error:
+            except MemberAway as error:
+                away[sandbox] = error
+            except Exception as error:  # whatever it is, the others end
                 failed[sandbox] = error
 
     left = sandboxes
@@ -36,11 +40,14 @@ async def stop_each(stop: Callable[[SandboxId], Awaitable[object]], sandboxes: C
             await asyncio.sleep(RETRY_SECONDS)
         failed.clear()
         await asyncio.gather(*map(stop_one, left))
-        if not failed:
-            return
         left = tuple(failed)
-    raise EngineUnavailable(
-        f"{len(failed)} of {len(sandboxes)} sandboxes could not be stopped: run builderd down again. "
-        f"The last failure: {next(reversed(failed.values()))}",
-        retry_after=RETRY_SECONDS,
-    )
+        if not left:
+            break
+    if failed or away:
+        count, last = len(failed) + len(away), next(reversed([*away.values(), *failed.values()]))
+        there = f", {len(away)} of them on members that are away" if away else ""
+        raise EngineUnavailable(
+            f"{count} of {len(sandboxes)} sandboxes could not be stopped{there}: run builderd down again. "
+            f"The last failure: {last!r}",
+            retry_after=RETRY_SECONDS,
+        )

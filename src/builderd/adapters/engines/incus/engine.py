@@ -348,6 +348,11 @@ class IncusEngine:
         machine = self._machine
         self._readiness = Readiness(False, "going down")
         alive = [report.id for report in await machine.sandboxes.all() if report.alive]
-        await stop_each(lambda sandbox: machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS), alive)
+        try:
+            await stop_each(lambda sandbox: machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS), alive)
+        except EngineUnavailable:
+            with suppress(BuilderdError):
+                await machine.remove_own_instances()
+            raise
         await machine.remove_own_instances()
         self._readiness = Readiness(False, "down")

@@ -118,7 +118,8 @@ async def wait_until_settled(
 
     Raises what ``WaitLimit`` raises where the wait is ``limited``.
     """
-    outcome, limit = outcome_of(builder_id), None
+    outcome = outcome_of(builder_id)
+    limit: WaitLimit | None = None
     while True:
         seen = application.signals.count(outcome)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))

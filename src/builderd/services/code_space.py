@@ -99,8 +99,9 @@ class CodeSpace:
         if space.used + self._ahead(before, grant) > self._share * (space.used + space.free):
             usage = await store.read(partial(_usage_of, sent=sent, kept_versions=kept_versions))
             stored, freed = await bundles.stored_bytes(usage.bundles), await bundles.stored_bytes(usage.dropped)
-            before, space = tuple({*before, *self._granted}), await bundles.space()
-            if grant.more and self._ahead(before, grant) > space.free:
+            # What was granted and released before is in the space.
+            now, space = tuple(self._granted), await bundles.space()
+            if grant.more and self._ahead(now, grant) > space.free:
                 raise _full(size, space)
             if usage.has_neighbours and sent.bundle.hash not in usage.bundles:
                 own = [one for one in before if one.tenant_id == sent.tenant_id]

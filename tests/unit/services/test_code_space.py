@@ -127,7 +127,7 @@ async def test_calls_that_are_refused_take_no_space_of_others(scene: Scene) -> N
     await scene.stored(ONE, code(5, "large"))
     scene.store.asked.clear()
     scene.store.go_on.clear()
-    asked = [asyncio.create_task(scene.keep(ONE, code(5, f"{number}"))) for number in range(10)]
+    asked = [asyncio.create_task(scene.keep(ONE, code(3, f"{number}"))) for number in range(10)]
     await scene.store.asked.wait()
     small = asyncio.create_task(scene.keep(OTHER, code(1, "small")))
     scene.store.go_on.set()

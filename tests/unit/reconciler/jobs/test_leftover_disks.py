@@ -10,7 +10,7 @@ import pytest
 from tests.application import World, fake_world, hurry
 
 from builderd.adapters.fakes.disk_files import FakeDisk
-from builderd.domain.builders import Builder, Candidate, Status
+from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.members import MemberAway, MemberReport
@@ -113,7 +113,8 @@ async def test_disk_on_which_a_change_of_settings_runs_stays_after_a_restore_of_
         found = uow.builders.get(builder.id, lock=True)
         assert found is not None
         named = replace(found, disk=builder.disk)
-        uow.builders.save(replace(named, status=Status.DELETED) if restored == "no row" else named)
+        gone = replace(named, status=Status.DELETED, desired=Desired.DELETED, deleted_at=scene.world.clock.now())
+        uow.builders.save(gone if restored == "no row" else named)
 
     await scene.world.application.store.write(as_before)
     assert changed.disk in await scene.after_an_hour()

@@ -46,7 +46,7 @@ class _Grant:
 
 
 class _Bytes(NamedTuple):
-    """Bytes of a tenant's code, of what a deployment drops of it, and those that are free."""
+    """Bytes of a tenant's code, of the part that a deployment drops, and of the free space."""
 
     stored: int
     freed: int

@@ -29,6 +29,8 @@ from builderd.linux import atomic_files
 log = logging.getLogger(__name__)
 #: Seconds within which a retired proxy has closed its ports; it takes some hundredths.
 CLOSING_SECONDS = 10.0
+#: Seconds within which it answers its last commands; it takes some milliseconds.
+LAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,8 @@ class Forwarder:
         """Let the list of routes be used until this time, in seconds since 1970; 0: not from now on."""
         if self._options is None or not self._options.serves_list:
             return
-        table, key = listed_config.TABLE, listed_config.KEY
         with _available():
-            if answer := await runtime_api.ask(
-                self._files.admin_socket, f"set table {table} key {key} data.gpt0 {until}"
-            ):
+            if answer := await runtime_api.ask(self._files.admin_socket, _allow(until)):
                 raise CommandRefused(answer)
 
     async def _use_list(self, options: ForwardOptions, *, is_used: bool) -> None:
@@ -133,17 +132,28 @@ class Forwarder:
             await runtime_api.set_server(self._files.admin_socket, f"{server} state {_state(is_used)}")
 
     async def retire(self) -> None:
-        """Free the ports, and serve what is open to its end. Idempotent; also of an earlier service that was killed."""
+        """Free the ports, and serve what is open to its end. Idempotent; also of an earlier service that was killed.
+
+        No visitor is led by the list of routes any more, also none whose request is open.
+        """
         pids = list(self._processes())
         self._options = None
         if not pids:
             return
+        await self._ask_once(_allow(0))
         # A master passes it on to its workers.
         _signal(pids, signal.SIGUSR1)
         if not await _wait_until_closed(pids):
             _signal(pids, signal.SIGKILL)
             if not await _wait_until_closed(pids):
                 log.warning("proxy of a standby keeps its ports pids=%s", ",".join(map(str, pids)))
+
+    async def _ask_once(self, *commands: str) -> None:
+        """Give commands to a proxy that may be another one's, or answer no more: its permission ends by itself then."""
+        with contextlib.suppress(ProxyGone, TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS):
+                for command in commands:
+                    await runtime_api.ask(self._files.admin_socket, command)
 
     async def end(self) -> None:
         """End the proxy with all that it serves, and remove its files. Idempotent."""
@@ -164,6 +174,10 @@ class Forwarder:
                     words = (folder / "cmdline").read_bytes().split(b"\0")
                     if config in words and b"-W" in words and _is_own_proxy(folder):
                         yield int(folder.name)
+
+
+def _allow(until: int) -> str:
+    return f"set table {listed_config.TABLE} key {listed_config.KEY} data.gpt0 {until}"
 
 
 def _state(is_open: bool) -> str:

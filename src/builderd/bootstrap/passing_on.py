@@ -244,13 +244,15 @@ class PassingOn:
             self._list_fault(error.message)
             return
         await self._forwarder.put_list(self.list.entries(hosts))
-        if not until:
+        if not until or lease is None:
             return
         if not self._listed_until:
             log.warning("no service works, visits of running apps are served routes=%d", len(self.list.routes))
             await self._membership.provider.put_standby_routes(self.list.hops(self._membership.own_address))
-        await self._forwarder.allow_list(until)
-        self._listed_until = until
+        # All this took time, in which another service may have the lease.
+        if until := self.list.until(self._lease or lease):
+            await self._forwarder.allow_list(until)
+            self._listed_until = until
 
     async def _end_list(self) -> None:
         if not self._listed_until:

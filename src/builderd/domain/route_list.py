@@ -19,8 +19,12 @@ LIST_SECONDS = 120.0
 RESERVED_SECONDS = LIST_SECONDS + 30.0
 #: What the database said of the lease is believed for so many seconds.
 LEASE_SECONDS = 15.0
-#: Seconds from the taking of a lease to the first address that its owner gives, with some for visits as above.
-FIRST_ADDRESS_AFTER = LEASE_SECONDS + 5.0
+#: A proxy uses the list for so many seconds after it was allowed to, by a clock that nobody sets.
+PROXY_SECONDS = 10.0
+#: Seconds from the taking of a lease to the first address that its owner gives: a proxy may have been allowed to use an
+#: earlier list ``LEASE_SECONDS`` after the lease was read, and uses it for ``PROXY_SECONDS`` more where the machine's
+#: clock was set back. With some for visits as above.
+FIRST_ADDRESS_AFTER = LEASE_SECONDS + PROXY_SECONDS + 5.0
 
 
 @dataclass(frozen=True, slots=True)

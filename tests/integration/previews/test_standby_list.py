@@ -176,7 +176,7 @@ def test_clock_that_is_set_back_makes_no_list_last_longer(
     make_listing: Callable[..., tuple[Standby, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The proxy forgets by its own clock up to when the list may be used."""
-    monkeypatch.setattr(listed_config, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(listed_config, "PROXY_SECONDS", 1.0)
     standby, host = make_listing()
     allow(standby, 86_400)
     assert standby.visitor.get(host).status == 200

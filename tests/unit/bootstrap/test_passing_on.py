@@ -16,7 +16,7 @@ import pytest
 from tests.unit.bootstrap.test_standby import FakeCluster, instance
 
 from builderd.adapters.previews.haproxy.forwarder import Target
-from builderd.bootstrap import passing_on
+from builderd.bootstrap import passing_on, route_lists
 from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.passing_on import NotReached, PassingOn, ask_readiness
@@ -296,6 +296,23 @@ async def test_list_is_not_used_before_the_database_says_what_is_public(listing:
     await listing.look(is_over=True)
     assert listing.forwarder.allowed == []
     assert not led(listing.passing).listed
+
+
+@pytest.mark.parametrize("later", [LEASE_SECONDS - 1, LEASE_SECONDS])
+async def test_lease_that_was_read_too_long_ago_allows_no_list(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, later: float
+) -> None:
+    """The database took that long to say what is public. Meanwhile the machine's clock was set back."""
+    boot, wall = time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+
+    async def slow() -> list[str]:
+        clocks = {"clock_gettime": lambda _: boot + later, "time": lambda: wall - 3600, "CLOCK_BOOTTIME": 7}
+        monkeypatch.setattr(route_lists, "time", SimpleNamespace(**clocks))
+        return [VISITED]
+
+    listing.passing._visited_hosts = slow
+    await listing.look(is_over=True)
+    assert bool(listing.forwarder.allowed) is (later < LEASE_SECONDS)
 
 
 async def test_list_ends_by_itself_once_another_service_has_the_lease(

@@ -1,7 +1,7 @@
 """Configuration by which a standby serves visits of listed routes itself, while no service works. Pure.
 
 Its proxy has a list of routes to running, public apps at all times (``domain.route_list``), and uses it only up to a
-time that the service moves: by this machine's clock, and no longer than ``LEASE_SECONDS`` from then by the proxy's own,
+time that the service moves: by this machine's clock, and no longer than ``PROXY_SECONDS`` from then by the proxy's own,
 which nobody sets. So a proxy whose service was killed, or that finishes what is open, ends its use by itself.
 
 Visits that a working proxy would send on its fast path go to the app; all others get 503 with ``Retry-After``.
@@ -24,7 +24,7 @@ from builderd.adapters.previews.haproxy.config import (
 )
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
-from builderd.domain.route_list import LEASE_SECONDS
+from builderd.domain.route_list import PROXY_SECONDS
 
 #: Server of the backend of visitors that leads to these sections.
 SERVER = "listed"
@@ -83,6 +83,6 @@ if {{ var(txn.left) -m int gt 0 }}
         ),
         section(
             f"backend {TABLE} from visits",
-            f"stick-table type string len 8 size 1 expire {LEASE_SECONDS:.0f}s store gpt0",
+            f"stick-table type string len 8 size 1 expire {PROXY_SECONDS:.0f}s store gpt0",
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 from ipaddress import ip_network
@@ -14,7 +15,7 @@ from builderd.adapters.previews.haproxy import config, pages
 from builderd.adapters.previews.haproxy.config import Host
 from builderd.adapters.previews.haproxy.forward_config import ForwardOptions, render
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.domain.route_list import LEASE_SECONDS
+from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS
 
 HERE = Host(max_connections=1000)
 FILES = ProxyFiles(Path("/data/standby"))
@@ -103,4 +104,13 @@ def test_visits_of_the_list_have_the_rules_of_the_service_that_works() -> None:
     text = render(PLAIN, FILES, HERE).text
     for line in filter(None, map(str.strip, config.forward_rules(PLAIN.proxy).splitlines())):
         assert text.count(f"    {line}\n") == 2, "for pages and for JSON"
-    assert f"expire {LEASE_SECONDS:.0f}s" in text
+
+
+def test_no_list_is_used_any_more_when_the_next_service_gives_its_first_address() -> None:
+    """Not even by a proxy that was allowed to at the last moment, on a machine whose clock is set back then."""
+    text = render(PLAIN, FILES, HERE).text
+    allowed = re.search(r"stick-table .* expire (\d+)s store gpt0", text)
+    dials = re.search(r"timeout connect (\d+)s", text)
+    assert allowed is not None
+    assert dials is not None
+    assert LEASE_SECONDS + int(allowed[1]) + int(dials[1]) < FIRST_ADDRESS_AFTER

@@ -55,8 +55,8 @@ class PassingOn:
         self._owner: ClusterService | None = None
         #: Another service works than before.
         self._changed = asyncio.Event()
-        #: Address of the service that was looked at last.
-        self._seen: str | None = None
+        #: Address and term of the service that was looked at last.
+        self._seen: tuple[str | None, int] | None = None
         #: Where the ports lead.
         self._target: Target | None = None
         self.way = Way()
@@ -172,8 +172,10 @@ class PassingOn:
             )
             await self._lead(self._target)
             return
-        if self._seen != owner.address:
-            self._seen = owner.address
+        seen = owner.address, self._lease.term if self._lease is not None else 0
+        if self._seen != seen:
+            # Connections wait anew, also for one that was started again.
+            self._seen = seen
             self._answered_at = self._reached_at = time.monotonic()
         await self._lead(target)
         try:
@@ -234,8 +236,8 @@ class PassingOn:
         """Serve visitors by the list for as long as it is sure that nobody works and that the list holds."""
         lease = self._lease
         until = self.list.until(lease) if lease is not None else 0
-        # While the proxy may use it, also where it gets no more time, what became private leaves it.
-        if not until and self._listed_until <= Moment().wall:
+        # In another term at once. Else, while the proxy may use it, what became private leaves it.
+        if not until and (not self._has_list() or self._listed_until <= Moment().wall):
             await self._end_list()
             return
         try:

@@ -274,7 +274,7 @@ async def test_visits_wait_for_the_lease_to_be_over_and_no_longer(
     for later, waits in ((passing_on.HOLD_SECONDS + 1, True), (passing_on.HOLD_SECONDS + CLAIM_AFTER, False)):
         monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda later=later: began + later))
         listing.passing._reached_at = began
-        listing.passing._seen = f"127.0.0.1:{listing.port}"
+        listing.passing._seen = f"127.0.0.1:{listing.port}", 1
         await listing.look(is_over=False)
         assert led(listing.passing).streams is waits
 
@@ -315,20 +315,34 @@ async def test_lease_that_was_read_too_long_ago_allows_no_list(
     assert bool(listing.forwarder.allowed) is (later < LEASE_SECONDS)
 
 
-async def test_list_ends_by_itself_once_another_service_has_the_lease(
+async def test_list_gets_no_more_time_from_a_lease_that_was_read_too_long_ago(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await listing.look(is_over=True)
     (until,) = listing.forwarder.allowed
     listing.public = []
-    await listing.look(is_over=False, term=2)
+    await listing.look(is_over=False)
     assert listing.forwarder.allowed == [until], "it gets no more time"
     assert led(listing.passing).listed
     assert listing.forwarder.listed == {}, "what became private meanwhile is not served"
     monkeypatch.setattr(passing_on, "Moment", lambda: Moment(0.0, until + 1.0))
-    await listing.look(is_over=False, term=2)
+    await listing.look(is_over=False)
     assert not led(listing.passing).listed
     assert listing.forwarder.allowed[-1] == 0
+
+
+async def test_list_ends_once_another_service_has_the_lease_and_visits_wait_for_it(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was paused is late by as much: its clocks stood still, those of the other services did not."""
+    await listing.look(is_over=True)
+    later = time.monotonic() + passing_on.HOLD_SECONDS
+    monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda: later))
+    await listing.look(is_over=True)
+    assert (led(listing.passing).listed, led(listing.passing).streams) == (True, False)
+    await listing.look(is_over=False, term=2)
+    assert listing.forwarder.allowed[-1] == 0
+    assert (led(listing.passing).listed, led(listing.passing).streams) == (False, True)
 
 
 async def test_routes_stay_for_the_service_itself_when_it_takes_over(listing: Listing) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 
 from builderd.domain.errors import EngineUnavailable
 
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 PROTOCOL = "152"
 #: Marks those of a standby, which leads visits to apps while no service works.
 STANDBY_PROTOCOL = "153"
+#: Seconds within which ``ip`` ends; it takes some milliseconds for a route, and less for each of many.
+IP_SECONDS = 30.0
 
 
 class Routes:
@@ -67,7 +70,10 @@ class Routes:
 
 
 async def put_standby_routes(hops: Mapping[str, str]) -> None:
-    """Have routes of a standby to exactly these addresses (address → address of its member)."""
+    """Have routes of a standby to exactly these addresses (address → address of its member).
+
+    Raises ``EngineUnavailable`` where they cannot be changed at all.
+    """
     lines = [f"route flush proto {STANDBY_PROTOCOL}"]
     lines += [f"route replace {address}/32 via {via} proto {STANDBY_PROTOCOL}" for address, via in hops.items()]
     # Goes on after a line that fails, such as to a member that is no neighbour now.
@@ -75,10 +81,22 @@ async def put_standby_routes(hops: Mapping[str, str]) -> None:
 
 
 async def _ip(*words: str, lines: Iterable[str] = ()) -> str:
-    program = await asyncio.create_subprocess_exec(
-        "ip", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    shown, complaint = await program.communicate("\n".join(lines).encode())
+    """Run ``ip``; a cancelled caller leaves none running, which would change routes later."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        program = await asyncio.create_subprocess_exec("ip", *words, stdin=pipe, stdout=pipe, stderr=pipe)
+    except OSError as error:
+        raise EngineUnavailable(f"The program ip (package iproute2) cannot be run: {error.strerror}.") from None
+    try:
+        async with asyncio.timeout(IP_SECONDS):
+            shown, complaint = await program.communicate("\n".join(lines).encode())
+    except TimeoutError:
+        raise EngineUnavailable(f"The program ip {' '.join(words)} has not ended within {IP_SECONDS:g} s.") from None
+    finally:
+        if program.returncode is None:
+            with suppress(ProcessLookupError):
+                program.kill()
+            await program.wait()
     if program.returncode:
         log.warning("route not changed command=%s error=%s", " ".join(words), complaint.decode().strip())
     return shown.decode()

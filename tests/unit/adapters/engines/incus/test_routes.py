@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from builderd.adapters.engines.incus import routes
 from builderd.adapters.engines.incus.routes import Routes
+from builderd.domain.errors import EngineUnavailable
 
 
 async def address_of(member: str) -> str:
@@ -34,6 +37,38 @@ async def test_next_hop_is_known_for_apps_of_other_members_alone(monkeypatch: py
     await made.add("10.99.0.22", "node2")
     await made.remove("10.99.0.20")
     assert [made.next_hop(f"10.99.0.{last}") for last in (20, 22)] == ["", "10.98.0.12"]
+
+
+@pytest.fixture
+def slow_ip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program ``ip`` that does not end; the file that it writes its pid into."""
+    program, pid = tmp_path / "ip", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ >{pid}.new && mv {pid}.new {pid} && exec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return pid
+
+
+async def test_cancelled_change_of_routes_goes_on_no_more(slow_ip: Path) -> None:
+    """It would add its routes after they were removed."""
+    putting = asyncio.create_task(routes.put_standby_routes({"10.99.0.20": "10.98.0.12"}))
+    async with asyncio.timeout(30):
+        while not slow_ip.exists():
+            await asyncio.sleep(0.01)
+    putting.cancel()
+    await asyncio.wait({putting})
+    assert not Path(f"/proc/{slow_ip.read_text().strip()}").exists()
+
+
+async def test_program_that_hangs_or_is_missing_is_an_error_of_the_engine(
+    slow_ip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "IP_SECONDS", 0.3)
+    with pytest.raises(EngineUnavailable, match="has not ended within"):
+        await routes.put_standby_routes({})
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(EngineUnavailable, match="cannot be run: No such file"):
+        await routes.put_standby_routes({})
 
 
 #: In a network of its own: an interface to members, and routes of a service that works.

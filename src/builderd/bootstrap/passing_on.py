@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from builderd.bootstrap.previews import proxy_options
 from builderd.bootstrap.route_lists import Moment, RouteList, SeenLease
 from builderd.domain.cluster_services import CLAIM_AFTER, ClusterService
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
+from builderd.domain.route_list import PROXY_SECONDS
 from builderd.operations import proxy_header
 from builderd.settings import Settings
 
@@ -36,6 +37,8 @@ LOOK_SECONDS = 4.0
 LIST_READ_SECONDS = 10.0
 #: Seconds for which connections still wait for a service that does not answer any more. Later they are refused at once.
 HOLD_SECONDS = 8.0
+#: Seconds that visits by the list have to end once it is used no more; then their way to other members goes.
+VISIT_SECONDS = 5.0
 #: Most bytes of its answer, and of its list of routes: 100,000 of them have some ten.
 MAX_ANSWER, MAX_LIST = 65_536, 32_000_000
 #: Returns the hosts of public previews that shall run, as the database has them now.
@@ -64,6 +67,8 @@ class PassingOn:
         self._lease: SeenLease | None = None
         #: Visitors are served by the list, up to this time since 1970; 0: they are not.
         self._listed_until = 0
+        #: When visitors were led by the list last, and whether the kernel has its routes to apps of other members.
+        self._listed_at, self._has_routes = time.monotonic(), False
         #: What kept the list from being read last.
         self._said = ""
         #: When the service that works answered last, and when its member took a connection.
@@ -73,9 +78,9 @@ class PassingOn:
         """Open the ports; raise ``EngineUnavailable`` where one of them is taken."""
         if self._servers is not None:
             return
-        await self._forwarder.retire()
         # Left by a standby that was killed.
-        await self._membership.provider.put_standby_routes({})
+        await self._forwarder.retire(ends_visits=True)
+        await self._put_routes({})
         self._check_ports()
         self._forwarder.prepare()
         servers = Servers()
@@ -103,7 +108,10 @@ class PassingOn:
         self._owner = owner
 
     async def close(self, successor: ClusterService | None = None) -> None:
-        """Free the ports; what waits is passed on to ``successor``, which is this service itself. Idempotent."""
+        """Free the ports; what waits is passed on to ``successor``, which is this service itself. Idempotent.
+
+        Without one, visits that the list led end, since the way to apps of other members does.
+        """
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
@@ -113,10 +121,12 @@ class PassingOn:
                 await self._forwarder.lead(target)
             except EngineUnavailable as error:
                 log.warning("waiting connections not passed on error=%s", error.message)
-        hops = self.list.hops(self._membership.own_address) if successor is not None and self._has_list() else {}
-        await self._membership.provider.put_standby_routes(hops)
         # Also that of a service which was killed.
-        await self._forwarder.retire()
+        await self._forwarder.retire(ends_visits=successor is None)
+        hops = self.list.hops(self._membership.own_address) if successor is not None and self._has_list() else {}
+        if hops or self._has_routes:
+            await self._put_routes(hops)
+        self._listed_until = 0
         servers, self._servers = self._servers, None
         if servers is not None:
             await servers.__aexit__(None, None, None)
@@ -154,6 +164,7 @@ class PassingOn:
             self._changed.clear()
 
     async def _look(self) -> None:
+        await self._remove_routes()
         # Also a proxy that died, and a key that was copied since.
         options = await self._options()
         await self._forwarder.run(options)
@@ -170,6 +181,7 @@ class PassingOn:
                 f"the service on {owner.host_name} tells no address of its member: it is of an earlier version, or its "
                 "machine is no member (incus cluster list)"
             )
+            await self._end_list()
             await self._lead(self._target)
             return
         seen = owner.address, self._lease.term if self._lease is not None else 0
@@ -237,7 +249,7 @@ class PassingOn:
         lease = self._lease
         until = self.list.until(lease) if lease is not None else 0
         # In another term at once. Else, while the proxy may use it, what became private leaves it.
-        if not until and (not self._has_list() or self._listed_until <= Moment().wall):
+        if not until and not (self._has_list() and self._is_listed()):
             await self._end_list()
             return
         try:
@@ -250,20 +262,44 @@ class PassingOn:
             return
         if not self._listed_until:
             log.warning("no service works, visits of running apps are served routes=%d", len(self.list.routes))
-            await self._membership.provider.put_standby_routes(self.list.hops(self._membership.own_address))
+            await self._put_routes(self.list.hops(self._membership.own_address))
         # All this took time, in which another service may have the lease.
         if until := self.list.until(self._lease or lease):
             await self._forwarder.allow_list(until)
-            self._listed_until = until
+            self._listed_until, self._listed_at = until, time.monotonic()
+
+    def _is_listed(self) -> bool:
+        """Return True while the proxy may lead visitors by the list."""
+        return Moment().wall < self._listed_until and time.monotonic() - self._listed_at < PROXY_SECONDS
 
     async def _end_list(self) -> None:
+        """Lead no visitor by the list any more; ``_remove_routes`` does the rest."""
         if not self._listed_until:
             return
         log.info("visits are not served by the list of routes any more")
-        self._listed_until = 0
+        self._listed_until, self._listed_at = 0, time.monotonic()
         await self._forwarder.allow_list(0)
         await self._forwarder.put_list(self.list.entries())
-        await self._membership.provider.put_standby_routes({})
+
+    async def _remove_routes(self) -> None:
+        """End what the list led, and its way to other members, some seconds after its use. Tried at each look.
+
+        Without their way visits would hang. One that is open, such as a WebSocket, is closed: its client opens it anew.
+        """
+        if self._has_routes and not self._is_listed() and time.monotonic() - self._listed_at >= VISIT_SECONDS:
+            self._listed_until = 0
+            await self._forwarder.end_visits()
+            await self._put_routes({})
+
+    async def _put_routes(self, hops: Mapping[str, str]) -> None:
+        """Have the kernel lead to exactly these apps of other members. Without routes their visits alone fail."""
+        self._has_routes = True
+        try:
+            await self._membership.provider.put_standby_routes(hops)
+        except EngineUnavailable as error:
+            log.warning("routes to apps of other members not changed error=%s", error.message)
+        else:
+            self._has_routes = bool(hops)
 
     def _fail(self, reason: str) -> None:
         worker = self._owner.host_name if self._owner else None

@@ -34,6 +34,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
+from builderd.ports.engine import ClusterProvider
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
@@ -105,7 +106,7 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
             try:
                 await make_previews(settings).down()
             finally:
-                await make_forwarder(settings).end()
+                await _end_standby(settings)
             if (owner := await owner_elsewhere(settings)) is not None:
                 say(f"The apps are those of {owner}, and go on.")
                 return
@@ -115,6 +116,17 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
             await engine.close()
             clock.save()
     say("Everything is stopped. `builderd serve` with the same data directory brings it back.")
+
+
+async def _end_standby(settings: Settings) -> None:
+    """End the proxy of a standby, and remove the routes by which it led visits to apps of other members."""
+    await make_forwarder(settings).end()
+    provider = engine_provider(settings)
+    if isinstance(provider, ClusterProvider):
+        try:
+            await provider.put_standby_routes({})
+        except EngineUnavailable as error:
+            log.warning("routes to apps of other members not removed error=%s", error.message)
 
 
 def _log_to_stderr(level: str) -> None:

@@ -204,6 +204,34 @@ def test_proxy_that_finishes_what_is_open_leads_to_no_app_any_more(
         assert parse(read_all(slow)).status == 200
 
 
+def open_websocket(standby: Standby, host: str) -> socket.socket:
+    visit = dial(standby.options.proxy.port)
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    lines = (f"GET /websocket HTTP/1.1\r\nHost: {host}", "Connection: Upgrade", "Upgrade: websocket")
+    visit.sendall("\r\n".join((*lines, key, "Sec-WebSocket-Version: 13", "", "")).encode())
+    assert visit.recv(100).startswith(b"HTTP/1.1 101 ")
+    return visit
+
+
+@pytest.mark.parametrize("retires", [False, True])
+def test_visits_of_the_list_end_with_their_way_and_no_others(
+    make_listing: Callable[..., tuple[Standby, str]], make_proxy: Callable[..., Proxy], app: App, *, retires: bool
+) -> None:
+    standby, host = make_listing()
+    worker = receiving(make_proxy())
+    worker.open(app, host=host)
+    with open_websocket(standby, host) as by_list:
+        lead(standby, port_of(worker), listed=False)
+        with open_websocket(standby, host) as by_worker:
+            work = standby.forwarder.retire(ends_visits=True) if retires else standby.forwarder.end_visits()
+            standby.run(work)
+            by_list.settimeout(PATIENCE)
+            assert by_list.recv(1) == b""
+            by_worker.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                by_worker.recv(1)
+
+
 def test_app_that_left_the_list_is_not_served(listing: tuple[Standby, str], app: App) -> None:
     """An app leaves it when it is made private or deleted."""
     standby, host = listing
@@ -270,12 +298,7 @@ def test_trusted_proxy_names_visitors_who_have_the_limit(make_listing: Callable[
 
 
 def test_websocket_of_a_public_app_opens(listing: tuple[Standby, str]) -> None:
-    standby, host = listing
-    with dial(standby.options.proxy.port) as visit:
-        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
-        lines = (f"GET /websocket HTTP/1.1\r\nHost: {host}", "Connection: Upgrade", "Upgrade: websocket")
-        visit.sendall("\r\n".join((*lines, key, "Sec-WebSocket-Version: 13", "", "")).encode())
-        assert visit.recv(100).startswith(b"HTTP/1.1 101 ")
+    open_websocket(*listing).close()
 
 
 def test_proxy_that_died_has_its_list_again(listing: tuple[Standby, str], app: App) -> None:

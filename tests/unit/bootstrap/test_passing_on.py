@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,12 +117,24 @@ class FakeForwarder:
         self.listed: dict[str, str] = {}
         #: The times up to which the list may be used.
         self.allowed: list[int] = []
+        #: Calls that end visits.
+        self.ended = 0
+        #: The proxy died: it takes no command.
+        self.is_dead = False
 
     async def put_list(self, routes: dict[str, str]) -> None:
         self.listed = dict(routes)
 
     async def allow_list(self, until: int) -> None:
+        if self.is_dead:
+            raise EngineUnavailable("The standby's proxy does not work.")
         self.allowed.append(until)
+
+    async def end_visits(self) -> None:
+        self.ended += 1
+
+    async def retire(self, *, ends_visits: bool = False) -> None:
+        self.ended += ends_visits
 
     async def run(self, options: object) -> None:
         pass
@@ -240,8 +252,12 @@ class Listing:
         return cast("FakeForwarder", self.passing._forwarder)
 
     @property
+    def cluster(self) -> FakeCluster:
+        return cast("FakeCluster", self.passing._membership.provider)
+
+    @property
     def hops(self) -> list[dict[str, str]]:
-        return cast("FakeCluster", self.passing._membership.provider).hops
+        return self.cluster.hops
 
 
 @pytest.fixture
@@ -287,8 +303,80 @@ async def test_list_is_not_used_while_the_service_is_reached(listing: Listing) -
         await listing.look(is_over=True)
     assert led(listing.passing) == replace(target, api=True)
     assert listing.forwarder.allowed[-1] == 0
-    assert listing.hops[-1] == {}
     assert listing.forwarder.listed.keys() == {VISITED, CHANGED}, "ready for the next time"
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = time.monotonic() + seconds
+    monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda: now))
+
+
+async def test_open_visits_have_some_seconds_and_end_with_their_way(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A WebSocket to an app of another member would hang for long: its packets would go to this machine's bridge."""
+    await listing.look(is_over=True)
+    await listing.look(is_over=False, term=2)
+    await listing.look(is_over=False, term=2)
+    assert (listing.forwarder.allowed[-1], listing.forwarder.ended, len(listing.hops)) == (0, 0, 1)
+    later(monkeypatch, passing_on.VISIT_SECONDS)
+    for _ in range(2):
+        await listing.look(is_over=False, term=2)
+        assert (listing.forwarder.ended, listing.hops[1:]) == (1, [{}])
+
+
+async def test_visits_within_one_member_go_on(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing.passing.list.routes.pop(VISITED)
+    listing.public = [CHANGED]
+    await listing.look(is_over=True)
+    await listing.look(is_over=False, term=2)
+    later(monkeypatch, passing_on.VISIT_SECONDS)
+    await listing.look(is_over=False, term=2)
+    assert (listing.forwarder.ended, listing.hops) == (0, [{}])
+
+
+@pytest.mark.parametrize("dies", ["before its use", "at its end"])
+async def test_routes_of_a_list_go_although_the_proxy_died(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """An app of this member that gets such an address later would not be reached."""
+    listing.forwarder.is_dead = dies == "before its use"
+    with suppress(EngineUnavailable):
+        await listing.look(is_over=True)
+    assert listing.hops == [{"10.99.0.20": "10.98.0.12"}]
+    listing.forwarder.is_dead = True
+    with suppress(EngineUnavailable):
+        await listing.look(is_over=False, term=2)
+    later(monkeypatch, passing_on.VISIT_SECONDS)
+    await listing.look(is_over=False, term=2)
+    assert listing.hops[-1] == {}
+
+
+async def test_routes_that_cannot_be_removed_are_removed_at_the_next_look(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await listing.look(is_over=True)
+    await listing.look(is_over=False, term=2)
+    later(monkeypatch, passing_on.VISIT_SECONDS)
+    put = listing.cluster.put_standby_routes
+
+    async def fail(hops: object) -> None:
+        raise EngineUnavailable("The program ip cannot be run.")
+
+    monkeypatch.setattr(listing.cluster, "put_standby_routes", fail)
+    await listing.look(is_over=False, term=2)
+    monkeypatch.setattr(listing.cluster, "put_standby_routes", put)
+    await listing.look(is_over=False, term=2)
+    assert listing.hops[-1] == {}
+
+
+async def test_list_ends_where_the_next_service_tells_no_address(listing: Listing) -> None:
+    """It is of an earlier version, and gives addresses at once."""
+    await listing.look(is_over=True)
+    listing.passing.follow(replace(OWNER, address=None), lease(2))
+    await listing.passing._look()
+    assert listing.forwarder.allowed[-1] == 0
+    assert not led(listing.passing).listed
 
 
 async def test_list_is_not_used_before_the_database_says_what_is_public(listing: Listing) -> None:
@@ -336,8 +424,7 @@ async def test_list_ends_once_another_service_has_the_lease_and_visits_wait_for_
 ) -> None:
     """A machine that was paused is late by as much: its clocks stood still, those of the other services did not."""
     await listing.look(is_over=True)
-    later = time.monotonic() + passing_on.HOLD_SECONDS
-    monkeypatch.setattr(passing_on, "time", SimpleNamespace(monotonic=lambda: later))
+    later(monkeypatch, passing_on.HOLD_SECONDS)
     await listing.look(is_over=True)
     assert (led(listing.passing).listed, led(listing.passing).streams) == (True, False)
     await listing.look(is_over=False, term=2)
@@ -345,13 +432,24 @@ async def test_list_ends_once_another_service_has_the_lease_and_visits_wait_for_
     assert (led(listing.passing).listed, led(listing.passing).streams) == (False, True)
 
 
-async def test_routes_stay_for_the_service_itself_when_it_takes_over(listing: Listing) -> None:
+async def test_routes_and_visits_stay_for_the_service_itself_when_it_takes_over(listing: Listing) -> None:
     listing.passing._lease = lease(1, is_over=True)
-    listing.passing._forwarder.retire = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
     await listing.passing.close(replace(OWNER, address="127.0.0.1:1"))
-    assert listing.hops[-1] == {"10.99.0.20": "10.98.0.12"}
+    assert (listing.hops, listing.forwarder.ended) == ([{"10.99.0.20": "10.98.0.12"}], 0)
     await listing.passing.close()
-    assert listing.hops[-1] == {}
+    assert listing.hops[1:] == [{}]
+
+
+async def test_standby_that_ends_takes_the_way_and_the_visits_of_its_list_along(listing: Listing) -> None:
+    await listing.look(is_over=True)
+    await listing.passing.close()
+    assert (listing.hops[1:], listing.forwarder.ended) == ([{}], 1)
+
+
+async def test_service_that_never_stood_by_changes_no_route(listing: Listing, passing: PassingOn) -> None:
+    for successor in (OWNER, None):
+        await passing.close(successor)
+    assert listing.hops == []
 
 
 async def test_routes_are_read_as_a_member_and_what_is_no_list_is_refused() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from tests.unit.bootstrap.test_standby import FakeCluster
 
 from builderd.adapters.previews.haproxy import process
+from builderd.bootstrap import service
 from builderd.bootstrap.service import take_down
 from builderd.domain.errors import EngineUnavailable
 from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSettings
@@ -47,3 +49,12 @@ def test_proxy_of_a_standby_ends_although_that_of_previews_does_not(
     with pytest.raises(EngineUnavailable, match="does not end"):
         asyncio.run(take_down(Settings(data_dir=tmp_path), lambda _: None))
     assert not (tmp_path / "standby").exists()
+
+
+def test_routes_of_a_standby_that_was_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app of this member that gets such an address later would not be reached."""
+    cluster = FakeCluster()
+    (tmp_path / "service.lock").touch()
+    monkeypatch.setattr(service, "engine_provider", lambda _: cluster)
+    asyncio.run(take_down(Settings(data_dir=tmp_path), lambda _: None))
+    assert cluster.hops == [{}]

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 CLOSING_SECONDS = 10.0
 #: Seconds within which it answers its last commands; it takes some milliseconds.
 LAST_SECONDS = 2.0
+_END_VISITS = tuple(f"shutdown sessions server {server}" for server in listed_config.APPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +132,21 @@ class Forwarder:
             server = f"{backend_name(PassedOn.HTTP)}/{listed_config.SERVER}"
             await runtime_api.set_server(self._files.admin_socket, f"{server} state {_state(is_used)}")
 
-    async def retire(self) -> None:
+    async def end_visits(self) -> None:
+        """End the visits that the list of routes led, as far as the proxy answers."""
+        await self._ask_once(*_END_VISITS)
+
+    async def retire(self, *, ends_visits: bool = False) -> None:
         """Free the ports, and serve what is open to its end. Idempotent; also of an earlier service that was killed.
 
-        No visitor is led by the list of routes any more, also none whose request is open.
+        No visitor is led by the list of routes any more, also none whose request is open. ``ends_visits``: those that
+        it led before end, too.
         """
         pids = list(self._processes())
         self._options = None
         if not pids:
             return
-        await self._ask_once(_allow(0))
+        await self._ask_once(_allow(0), *(_END_VISITS if ends_visits else ()))
         # A master passes it on to its workers.
         _signal(pids, signal.SIGUSR1)
         if not await _wait_until_closed(pids):

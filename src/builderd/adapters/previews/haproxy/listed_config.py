@@ -30,6 +30,8 @@ from builderd.domain.route_list import PROXY_SECONDS
 SERVER = "listed"
 #: Table whose one entry has the time, in seconds since 1970, up to which the list may be used.
 TABLE, KEY = "list_until", "list"
+#: Servers by which visits go to apps.
+APPS = tuple(f"listed_{form}/app" for form in Form)
 
 
 def is_served(options: ProxyOptions) -> bool:

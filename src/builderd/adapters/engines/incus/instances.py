@@ -19,6 +19,7 @@ from builderd.adapters.engines.incus.network import addresses, gateway
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.domain.errors import NoCapacity
+from builderd.domain.route_list import RESERVED_SECONDS
 
 #: Attempts to find an address that no instance of another service on the same network has.
 _ATTEMPTS = 8
@@ -139,14 +140,20 @@ class Instances:
         await self.index.load()
         used = {*self.index.addresses(), *self._taken, *refused}
         network = addresses(self._options.subnet, egress=egress)
-        first, count = int(network[0]), network.num_addresses
+        first, count, kept = int(network[0]), network.num_addresses, ""
         for _ in range(1000):
             number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
             address = str(IPv4Address(first + number))
-            if address not in used and not self._reserved(address):
+            if address in used:
+                continue
+            if not self._reserved(address):
                 self._taken.add(address)
                 return address
-        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
+            kept = (
+                f" While services stand by, that of an app that has ended is kept for {RESERVED_SECONDS:.0f} s: try again "
+                "then, or set a larger incus.subnet for a new cluster."
+            )
+        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.{kept}")
 
     async def kept(self, builder: str) -> Sequence[str]:
         """Return the instances that are kept for a builder's logs, the oldest first, of members that answer."""

@@ -66,15 +66,20 @@ class HaproxyPreviews:
         return self._options.receiving
 
     def is_reserved(self, ip: str) -> bool:
-        """Return True for an address that a route leads to, or led to a short while ago: no other app may get it."""
-        return self._open_map is not None and self._open_map.is_reserved(ip)
+        """Return True for an address that a route leads to, or a standby's list may: no other app may get it.
+
+        Any may be one before the routes are known.
+        """
+        return self._open_map is None or self._open_map.is_reserved(ip)
 
     def routes_since(self, version: int | None) -> tuple[int, bool, Mapping[str, Route | None]]:
         """Return the present version, and the routes that were changed after another one, None for no route any more.
 
-        The flag is True where these are all routes, since that version is not known.
+        The flag is True where these are all routes, since that version is not known. For standbys: addresses of these
+        routes are given to no other app for as long as their lists may lead there.
         """
         routes = self._map
+        routes.mark_told()
         hosts = routes.changed_since(version) if version is not None else None
         if hosts is None:
             return routes.version, True, dict(routes.routes)

@@ -12,6 +12,7 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import routes
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, error_of, unreachable
 from builderd.adapters.engines.incus.instance import Instance
+from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.resources import GB
 
@@ -266,6 +267,11 @@ async def test_reserved_address_is_given_to_nobody(incus: CountingIncus, monkeyp
     assert await instances.create(instance("s-2"), "node2", egress=True) == "10.99.0.21"
     reserved.clear()
     assert await instances.create(instance("s-3"), "node2", egress=True) == first
+
+
+async def test_error_says_that_addresses_are_kept_for_a_while(incus: CountingIncus) -> None:
+    with pytest.raises(NoCapacity, match="that of an app that has ended is kept for 150 s"):
+        await machine_on(incus, reserved=lambda _: True).instances.create(instance("s-1"), "node2", egress=True)
 
 
 async def test_first_address_is_given_once_lists_of_an_earlier_service_are_used_no_more(incus: CountingIncus) -> None:

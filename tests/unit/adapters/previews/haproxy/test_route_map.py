@@ -173,10 +173,8 @@ def test_after_any_changes_the_file_says_what_the_memory_says(
 WRITER = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from builderd.adapters.previews.haproxy.route_map import RouteMap
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.route_list import RESERVED_SECONDS
 routes = RouteMap(Path(sys.argv[1]))
 print("ready", flush=True)
 number = 0
@@ -222,12 +220,14 @@ def test_address_that_a_route_led_to_is_reserved_for_a_while(tmp_path: Path, mon
         assert routes.is_reserved(first), "the other route leads there"
         routes.put(Route(other.host, RouteState.STOPPED))
         routes.remove(OPEN.host)
+        routes.mark_told()
         now += RESERVED_SECONDS - 0.1
         assert (routes.is_reserved(first), routes.is_reserved(second)) == (True, True)
         now += 0.2
         assert (routes.is_reserved(first), routes.is_reserved(second)) == (False, False)
         # The address comes back, and is kept anew.
         routes.put(OPEN)
+        routes.mark_told()
         routes.remove(OPEN.host)
         assert routes.is_reserved(first)
         assert list(routes._ended) == [first], "what is over is forgotten"
@@ -235,6 +235,22 @@ def test_address_that_a_route_led_to_is_reserved_for_a_while(tmp_path: Path, mon
         routes.put(OPEN)
     with opened(tmp_path / "routes.map") as routes:
         assert routes.is_reserved(first), "also of routes that an earlier service left"
+
+
+def test_address_is_free_at_once_where_no_standby_has_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small network would have none left while an app is started again and again."""
+    now = 1000.0
+    monkeypatch.setattr(route_map, "time", SimpleNamespace(monotonic=lambda: now))
+    with opened(tmp_path / "routes.map") as routes:
+        routes.put(OPEN)
+        routes.remove(OPEN.host)
+        assert not routes.is_reserved("10.0.0.1"), "nobody ever stood by"
+        routes.mark_told()
+        now += RESERVED_SECONDS
+        routes.put(OPEN)
+        assert routes.is_reserved("10.0.0.1")
+        routes.remove(OPEN.host)
+        assert not routes.is_reserved("10.0.0.1"), "the last list is used no more"
 
 
 def test_changes_since_a_version_cost_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

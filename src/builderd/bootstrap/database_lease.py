@@ -32,7 +32,7 @@ from builderd.domain.database_lease import (
     needed_silence,
 )
 from builderd.domain.errors import StoreUnavailable
-from builderd.domain.route_list import FIRST_ADDRESS_AFTER, RESERVED_SECONDS
+from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS, LIST_SECONDS, RESERVED_SECONDS
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
@@ -250,12 +250,14 @@ class Acquisition:
 def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> bool:
     """Adopt the work of the previous owner, which counts as a standby once it announces itself again.
 
-    Return True if there are, or were, services that stood by for it, beside this one.
+    Return True if there are services beside this one that may have a list of its routes: they read the lease with each
+    announcement of theirs, and believe it no longer than ``LEASE_SECONDS``. The rest is for clocks.
     """
     uow.database_lease.adopt(instance)
     if previous is not None:
         uow.services.remove(previous.member)
-    return any(one.service.id != instance.member for one in uow.services.list())
+    others = (one for one in uow.services.list() if one.service.id != instance.member)
+    return any(one.age < LIST_SECONDS + LEASE_SECONDS for one in others)
 
 
 async def _retry_until_available(run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor) -> T:

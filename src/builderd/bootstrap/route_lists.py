@@ -81,7 +81,10 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class SeenLease:
-    """The lease as a standby has read it. ``is_over``: its owner has ended, or renews it no more. ``at``: before."""
+    """The lease as a standby has read it. ``is_over``: its owner has ended, or renews it no more. ``at``: before.
+
+    Never over for a service that does not stand by for the owner, such as one with another key.
+    """
 
     term: int
     is_over: bool

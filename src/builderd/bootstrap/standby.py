@@ -107,13 +107,16 @@ class Standby:
         # While the database was away, the owner could not renew its lease either.
         if self._lease is None or lease.was_renewed(self._lease) or gap > CLAIM_AFTER:
             await self._restart(lease)
+        owner = view.owner.service if view.owner is not None else None
+        reason = unfit_reason(own, owner) if owner is not None else None
         is_silent = now - self._quiet_since >= CLAIM_AFTER and lease.age >= CLAIM_AFTER
-        seen = SeenLease(lease.term, lease.released or is_silent, looked_at)
-        self._passing.follow(view.owner.service if view.owner is not None else None, seen)
+        # A service that announces itself no more uses no list: the next one would not wait for it.
+        is_over = (lease.released or is_silent) and owner is not None and reason is None
+        self._passing.follow(owner, SeenLease(lease.term, is_over, looked_at))
         if view.owner is None:
             self._refuse_strangers(lease)
             return None
-        if (reason := unfit_reason(own, view.owner.service)) is not None:
+        if reason is not None:
             if self._was_fit:
                 self._say(reason)
                 return None

@@ -15,6 +15,7 @@ import pytest
 from tests.stores import write_database
 from tests.unit.bootstrap.test_database_lease import _execute
 
+from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.migrations import revisions
 from builderd.adapters.stores.sql.services import Services as StoredServices
 from builderd.adapters.stores.sql.store import SqlStore
@@ -33,7 +34,7 @@ from builderd.domain import cluster_services
 from builderd.domain.cluster_services import ClusterService
 from builderd.domain.database_lease import RENEW_INTERVAL, DatabaseLease, DatabaseOwned, Instance, LeaseLost
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS, LIST_SECONDS
+from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS, LIST_SECONDS, RESERVED_SECONDS
 from builderd.ports.engine import MemberAddresses
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
@@ -376,6 +377,25 @@ async def test_lease_is_over_once_it_is_silent(services: Services, one: Settings
     assert not second.works
 
 
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_service_that_announces_itself_no_more_uses_no_list(
+    services: Services, one: Settings, two: Settings, make: Callable[[str], Settings], *, in_order: bool
+) -> None:
+    """The next service waits for those that announced themselves a short while ago."""
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    new = make("new")
+    await share_keys(new, new)
+    (two.data_dir / "ssh_host_key").write_bytes((new.data_dir / "ssh_host_key").read_bytes())
+    await services.until_known()
+    await (first.stop() if in_order else first.kill())
+    leases = FakePassingOn.MADE["two"].leases
+    seen, until = len(leases), time.monotonic() + 2 * cluster_services.CLAIM_AFTER
+    await second.until(lambda: time.monotonic() > until and len(leases) > seen + 1)
+    assert not any(one.is_over for one in leases)
+
+
 async def test_service_after_another_one_gives_no_address_while_lists_of_the_earlier_term_are_used(
     services: Services, one: Settings, two: Settings
 ) -> None:
@@ -389,13 +409,49 @@ async def test_service_after_another_one_gives_no_address_while_lists_of_the_ear
     await first.kill()
     first = await services.start_working(one)
     wait = FIRST_ADDRESS_AFTER / HURRY
-    assert wait > LEASE_SECONDS / HURRY
     assert 0 < first.owned.first_address_at - time.monotonic() <= wait, "the other one has a list"
     await services.until_known("two")
     await first.stop()
     began = time.monotonic()
     await second.until(lambda: second.works)
     assert second.owned.first_address_at >= began + wait
+
+
+async def test_service_that_cannot_write_its_lease_waits_for_the_end_of_all_lists(
+    services: Services, one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standbys do not learn that it is another process than the one that told them their lists."""
+    first = await services.start_working(one)
+    services.start(two)
+    await services.until_known("two")
+    await first.kill()
+
+    def full(*_: object) -> None:
+        raise StoreUnavailable("The disk is full.")
+
+    monkeypatch.setattr(DatabaseLeases, "take", full)
+    first = await services.start_working(one)
+    assert first.owned.first_address_at - time.monotonic() > (RESERVED_SECONDS - 30) / HURRY
+
+
+async def test_service_does_not_wait_for_a_standby_that_was_taken_away(
+    services: Services, one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its announcement stays for a week, but its list is used no more."""
+    first = await services.start_working(one)
+    second = services.start(two)
+    await services.until_known("two")
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredServices, "remove", lambda *_: None)
+        await second.kill()
+    await first.stop()
+    kept = (LIST_SECONDS + LEASE_SECONDS) / HURRY
+    for age, waits in ((kept - 2, True), (kept + 1, False)):
+        seen_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-{age} seconds')"
+        _execute(one, f"UPDATE services SET seen_at = {seen_at} WHERE data_dir = '{two.data_dir}'")
+        first = await services.start_working(one)
+        assert (first.owned.first_address_at > 0) is waits
+        await first.stop()
 
 
 async def test_standby_continues_a_killed_service_after_its_previews_have_ended(

@@ -57,13 +57,14 @@ class RouteSource:
     def answer(self, version: int | None) -> dict[str, Any]:
         """Return the open routes that were changed after a version of this run; None: all."""
         version, is_whole, changed = self._previews.routes_since(version)
-        is_open = {host: one for host, one in changed.items() if one is not None and one.destination is not None}
+        routes = [one for one in changed.values() if one is not None]
+        entries = {one.host: self._entry(one, one.destination) for one in routes if one.destination is not None}
         return {
             "term": self._term,
             "version": f"{self._run}-{version}",
             "whole": is_whole,
-            "routes": [self._entry(one, one.destination) for one in is_open.values() if one.destination is not None],
-            "closed": [] if is_whole else [host for host in changed if host not in is_open],
+            "routes": list(entries.values()),
+            "closed": [] if is_whole else [host for host in changed if host not in entries],
         }
 
     def _entry(self, route: Route, address: Address) -> list[Any]:
@@ -113,7 +114,7 @@ class RouteList:
             routes = [_listed(*one) for one in found["routes"]]
             closed, term, version = list(found["closed"]), int(found["term"]), str(found["version"])
             is_whole = bool(found["whole"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineUnavailable(f"the list of its routes is not understood: {error!r}") from None
         before = self.routes
         if is_whole:

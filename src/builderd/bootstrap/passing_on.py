@@ -31,9 +31,9 @@ from builderd.settings import Settings
 log = logging.getLogger(__name__)
 #: Seconds between two looks at the way while nothing is passed on, and while all is well.
 LOOK_INTERVAL, CALM_INTERVAL = 1.0, 3.0
-#: Seconds within which the service that works must answer a look.
+#: Seconds within which the service that works must answer a look, and send the next piece of its list of routes.
 LOOK_SECONDS = 4.0
-#: Seconds within which its list of routes must be read.
+#: Seconds within which all of the list must be read.
 LIST_READ_SECONDS = 10.0
 #: Seconds for which connections still wait for a service that does not answer any more. Later they are refused at once.
 HOLD_SECONDS = 8.0
@@ -69,6 +69,8 @@ class PassingOn:
         self._listed_until = 0
         #: When visitors were led by the list last, and whether the kernel has its routes to apps of other members.
         self._listed_at, self._has_routes = time.monotonic(), False
+        #: The proxy may not have all of the list.
+        self._lacks_list = False
         #: What kept the list from being read last.
         self._said = ""
         #: When the service that works answered last, and when its member took a connection.
@@ -167,7 +169,7 @@ class PassingOn:
         await self._remove_routes()
         # Also a proxy that died, and a key that was copied since.
         options = await self._options()
-        await self._forwarder.run(options)
+        self._lacks_list |= await self._forwarder.run(options)
         owner = self._owner
         if owner is None:
             # As just after another one has taken the lease.
@@ -233,16 +235,18 @@ class PassingOn:
         asked_at = Moment()
         try:
             content = await ask_routes(target, secret, self.list.query)
-            if self.list.take(content, asked_at):
+            self._lacks_list |= self.list.take(content, asked_at)
+            if self._lacks_list:
                 await self._forwarder.put_list(self.list.entries())
+                self._lacks_list = False
             self._list_fault("")
         except EngineUnavailable as error:
-            self._list_fault(error.message)
+            self._list_fault(f"list of routes not read, visits fail should the service end now error={error.message}")
 
-    def _list_fault(self, reason: str) -> None:
-        if reason and reason != self._said:
-            log.warning("list of routes not read, visits fail should the service end now error=%s", reason)
-        self._said = reason
+    def _list_fault(self, message: str) -> None:
+        if message and message != self._said:
+            log.warning("%s", message)
+        self._said = message
 
     async def _use_list(self) -> None:
         """Serve visitors by the list for as long as it is sure that nobody works and that the list holds."""
@@ -255,8 +259,9 @@ class PassingOn:
         try:
             hosts = frozenset(await self._visited_hosts())
         except StoreUnavailable as error:
-            self._list_fault(error.message)
+            self._list_fault(f"visits are not led by the list, what is public is not known error={error.message}")
             return
+        self._lacks_list = True
         await self._forwarder.put_list(self.list.entries(hosts))
         if not until or lease is None:
             return
@@ -282,10 +287,7 @@ class PassingOn:
         await self._forwarder.put_list(self.list.entries())
 
     async def _remove_routes(self) -> None:
-        """End what the list led, and its way to other members, some seconds after its use. Tried at each look.
-
-        Without their way visits would hang. One that is open, such as a WebSocket, is closed: its client opens it anew.
-        """
+        """Remove the way to other members some seconds after the list's use, and end visits, which would hang."""
         if self._has_routes and not self._is_listed() and time.monotonic() - self._listed_at >= VISIT_SECONDS:
             self._listed_until = 0
             await self._forwarder.end_visits()
@@ -349,7 +351,10 @@ async def ask_routes(target: Target, secret: str, path: str) -> bytes:
         async with asyncio.timeout(LIST_READ_SECONDS):
             answer = await _ask(target, secret, PassedOn.ROUTES, path, MAX_LIST)
     except TimeoutError:
-        raise EngineUnavailable(f"its routes were not read within {LIST_READ_SECONDS:g} s") from None
+        limits = f"{LOOK_SECONDS:g} s, or not all within {LIST_READ_SECONDS:g} s"
+        raise EngineUnavailable(f"nothing of its routes came within {limits}") from None
+    if len(answer) >= MAX_LIST:
+        raise EngineUnavailable(f"the list of its routes is longer than {MAX_LIST / 1e6:g} MB")
     head, _, content = answer.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200 "):
         first = head.partition(b"\r\n")[0].decode(errors="replace")
@@ -364,9 +369,11 @@ async def _ask(target: Target, secret: str, service: PassedOn, path: str, limit:
         header = proxy_header.build((own[0], own[1]), {SECRET_FIELD: secret, SERVICE_FIELD: service})
         writer.write(header + f"GET {path} HTTP/1.1\r\nHost: standby\r\nConnection: close\r\n\r\n".encode())
         content = bytearray()
-        while len(content) < limit and (piece := await reader.read(MAX_ANSWER)):
+        while len(content) < limit and (piece := await asyncio.wait_for(reader.read(MAX_ANSWER), LOOK_SECONDS)):
             content += piece
         return bytes(content)
+    except TimeoutError:
+        raise
     except OSError:
         # As closes a proxy that takes nothing from here.
         return b""

@@ -121,9 +121,15 @@ class FakeForwarder:
         self.ended = 0
         #: The proxy died: it takes no command.
         self.is_dead = False
+        #: The next look starts it anew.
+        self.starts = False
+        self.puts = 0
 
     async def put_list(self, routes: dict[str, str]) -> None:
+        if self.is_dead:
+            raise EngineUnavailable("The standby's proxy does not work.")
         self.listed = dict(routes)
+        self.puts += 1
 
     async def allow_list(self, until: int) -> None:
         if self.is_dead:
@@ -136,8 +142,11 @@ class FakeForwarder:
     async def retire(self, *, ends_visits: bool = False) -> None:
         self.ended += ends_visits
 
-    async def run(self, options: object) -> None:
-        pass
+    async def run(self, options: object) -> bool:
+        started, self.starts = self.starts, False
+        if started:
+            self.listed = {}
+        return started
 
     async def lead(self, target: Target) -> None:
         self.led.append(target)
@@ -379,9 +388,13 @@ async def test_list_ends_where_the_next_service_tells_no_address(listing: Listin
     assert not led(listing.passing).listed
 
 
-async def test_list_is_not_used_before_the_database_says_what_is_public(listing: Listing) -> None:
+async def test_list_is_not_used_before_the_database_says_what_is_public(
+    listing: Listing, caplog: pytest.LogCaptureFixture
+) -> None:
     listing.public = None
     await listing.look(is_over=True)
+    assert "visits are not led by the list, what is public is not known" in caplog.text
+    assert "not read" not in caplog.text
     assert listing.forwarder.allowed == []
     assert not led(listing.passing).listed
 
@@ -450,6 +463,51 @@ async def test_service_that_never_stood_by_changes_no_route(listing: Listing, pa
     for successor in (OWNER, None):
         await passing.close(successor)
     assert listing.hops == []
+
+
+async def test_proxy_has_all_of_the_list_although_it_was_started_again_or_refused_it(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next change of a route may be hours later, and 10,000 entries are not put in the second that counts."""
+    unchanged = {"term": 1, "version": "a-1", "whole": False, "routes": [], "closed": []}
+    monkeypatch.setattr(passing_on, "ask_readiness", answers(DATA))
+    monkeypatch.setattr(passing_on, "ask_routes", answers(json.dumps(unchanged).encode()))
+    listing.forwarder.starts = listing.forwarder.is_dead = True
+    for is_dead in (True, False):
+        listing.forwarder.is_dead = is_dead
+        await listing.look(is_over=False)
+        assert bool(listing.forwarder.listed) is not is_dead
+    await listing.look(is_over=False)
+    assert listing.forwarder.puts == 1, "unchanged"
+
+
+def answers(content: object) -> Callable[..., Awaitable[object]]:
+    async def answer(*_: object) -> object:
+        return content
+
+    return answer
+
+
+async def test_service_that_vanishes_while_it_sends_its_list_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passing_on, "LOOK_SECONDS", 0.2)
+
+    async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n{")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(vanish, "127.0.0.1", 0) as server:
+        target = Target("127.0.0.1", server.sockets[0].getsockname()[1], api=True, streams=True)
+        async with asyncio.timeout(passing_on.LIST_READ_SECONDS):
+            with pytest.raises(EngineUnavailable, match="came within 0.2 s"):
+                await passing_on.ask_routes(target, "ab" * 32, "/routes")
+
+
+async def test_list_that_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passing_on, "MAX_LIST", 2_000_000)
+    async with service(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 3_000_000) as target:
+        with pytest.raises(EngineUnavailable, match="is longer than 2 MB"):
+            await passing_on.ask_routes(target, "ab" * 32, "/routes")
 
 
 async def test_routes_are_read_as_a_member_and_what_is_no_list_is_refused() -> None:

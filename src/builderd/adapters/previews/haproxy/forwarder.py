@@ -70,10 +70,13 @@ class Forwarder:
         self._files.jail.mkdir(mode=0o711, exist_ok=True)
         self._files.jail.chmod(0o711)
 
-    async def run(self, options: ForwardOptions) -> None:
-        """Start the proxy with these options, or again if it has ended or they have changed. Idempotent."""
+    async def run(self, options: ForwardOptions) -> bool:
+        """Start the proxy with these options, or again if it has ended or they have changed. Idempotent.
+
+        Return True if it was started: its list of routes is empty.
+        """
         if options == self._options and guard.find_process(self._files.pid, self._files) is not None:
-            return
+            return False
         await self.retire()
         files = self._files
         self.prepare()
@@ -88,6 +91,7 @@ class Forwarder:
         self._options, target, self._target = options, self._target, None
         if target is not None:
             await self.lead(target)
+        return True
 
     async def lead(self, target: Target) -> None:
         """Pass connections on to this service, also those that wait for another one. Idempotent."""

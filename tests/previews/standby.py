@@ -33,7 +33,7 @@ class Standby:
         self.options = ForwardOptions(proxy, free_port(), free_port(), SECRET)
         self.run(self.forwarder.run(self.options))
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Coroutine[Any, Any, object]) -> None:
         self._runner.run(work)
 
     def lead(self, port: int, *, is_open: bool = True) -> None:

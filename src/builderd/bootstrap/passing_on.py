@@ -99,7 +99,7 @@ class PassingOn:
             # As without a key. The ports open once there is one.
             self._fail(error.message)
         else:
-            await self._forwarder.run(options)
+            self._lacks_list |= await self._forwarder.run(options)
         self._watch = asyncio.create_task(self._keep_looking())
 
     def follow(self, owner: ClusterService | None, lease: SeenLease) -> None:

@@ -150,8 +150,8 @@ class Instances:
                 self._taken.add(address)
                 return address
             kept = (
-                f" While services stand by, that of an app that has ended is kept for {RESERVED_SECONDS:.0f} s: try again "
-                "then, or set a larger incus.subnet for a new cluster."
+                f" While services stand by, that of an app that has ended is kept for {RESERVED_SECONDS:.0f} s: try "
+                "again then, or set a larger incus.subnet for a new cluster."
             )
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.{kept}")
 

@@ -114,7 +114,7 @@ class RouteList:
             routes = [_listed(*one) for one in found["routes"]]
             closed, term, version = list(found["closed"]), int(found["term"]), str(found["version"])
             is_whole = bool(found["whole"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise EngineUnavailable(f"the list of its routes is not understood: {error!r}") from None
         before = self.routes
         if is_whole:
@@ -150,6 +150,8 @@ class RouteList:
 
 
 def _listed(host: str, ip: str, port: int, public: bool, h2c: bool, via: str) -> ListedRoute:
+    if not isinstance(ip, str) or not isinstance(via, str):
+        raise TypeError(f"no text: {ip!r}, {via!r}")
     address = Address(ip, port)
     # It becomes a part of the proxy's commands: checked as any route.
     Route(host, RouteState.OPEN, address)

@@ -119,22 +119,24 @@ class FakeForwarder:
         self.allowed: list[int] = []
         #: Calls that end visits.
         self.ended = 0
-        #: The proxy died: it takes no command.
-        self.is_dead = False
+        #: The proxy died before this command.
+        self.refuses = ""
         #: The next look starts it anew.
         self.starts = False
         self.puts = 0
 
     async def put_list(self, routes: dict[str, str]) -> None:
-        if self.is_dead:
-            raise EngineUnavailable("The standby's proxy does not work.")
+        self._answer("put_list")
         self.listed = dict(routes)
         self.puts += 1
 
     async def allow_list(self, until: int) -> None:
-        if self.is_dead:
-            raise EngineUnavailable("The standby's proxy does not work.")
+        self._answer("allow_list")
         self.allowed.append(until)
+
+    def _answer(self, command: str) -> None:
+        if command == self.refuses:
+            raise EngineUnavailable("The standby's proxy does not work.")
 
     async def end_visits(self) -> None:
         self.ended += 1
@@ -349,11 +351,11 @@ async def test_routes_of_a_list_go_although_the_proxy_died(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, dies: str
 ) -> None:
     """An app of this member that gets such an address later would not be reached."""
-    listing.forwarder.is_dead = dies == "before its use"
+    listing.forwarder.refuses = "allow_list" if dies == "before its use" else ""
     with suppress(EngineUnavailable):
         await listing.look(is_over=True)
     assert listing.hops == [{"10.99.0.20": "10.98.0.12"}]
-    listing.forwarder.is_dead = True
+    listing.forwarder.refuses = "allow_list"
     with suppress(EngineUnavailable):
         await listing.look(is_over=False, term=2)
     later(monkeypatch, passing_on.VISIT_SECONDS)
@@ -399,7 +401,7 @@ async def test_list_is_not_used_before_the_database_says_what_is_public(
     assert not led(listing.passing).listed
 
 
-@pytest.mark.parametrize("later", [LEASE_SECONDS - 1, LEASE_SECONDS])
+@pytest.mark.parametrize("later", [LEASE_SECONDS - 2, LEASE_SECONDS + 1])
 async def test_lease_that_was_read_too_long_ago_allows_no_list(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, later: float
 ) -> None:
@@ -472,11 +474,11 @@ async def test_proxy_has_all_of_the_list_although_it_was_started_again_or_refuse
     unchanged = {"term": 1, "version": "a-1", "whole": False, "routes": [], "closed": []}
     monkeypatch.setattr(passing_on, "ask_readiness", answers(DATA))
     monkeypatch.setattr(passing_on, "ask_routes", answers(json.dumps(unchanged).encode()))
-    listing.forwarder.starts = listing.forwarder.is_dead = True
-    for is_dead in (True, False):
-        listing.forwarder.is_dead = is_dead
+    listing.forwarder.starts = True
+    for refuses in ("put_list", ""):
+        listing.forwarder.refuses = refuses
         await listing.look(is_over=False)
-        assert bool(listing.forwarder.listed) is not is_dead
+        assert bool(listing.forwarder.listed) is not bool(refuses)
     await listing.look(is_over=False)
     assert listing.forwarder.puts == 1, "unchanged"
 

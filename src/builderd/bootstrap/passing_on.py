@@ -241,12 +241,12 @@ class PassingOn:
                 self._lacks_list = False
             self._list_fault("")
         except EngineUnavailable as error:
-            self._list_fault(f"list of routes not read, visits fail should the service end now error={error.message}")
+            self._list_fault("not read, visits fail should the service end now", error.message)
 
-    def _list_fault(self, message: str) -> None:
-        if message and message != self._said:
-            log.warning("%s", message)
-        self._said = message
+    def _list_fault(self, fault: str, reason: str = "") -> None:
+        if reason and reason != self._said:
+            log.warning("list of routes %s error=%s", fault, reason)
+        self._said = reason
 
     async def _use_list(self) -> None:
         """Serve visitors by the list for as long as it is sure that nobody works and that the list holds."""
@@ -259,7 +259,7 @@ class PassingOn:
         try:
             hosts = frozenset(await self._visited_hosts())
         except StoreUnavailable as error:
-            self._list_fault(f"visits are not led by the list, what is public is not known error={error.message}")
+            self._list_fault("not used, what is public is not known", error.message)
             return
         self._lacks_list = True
         await self._forwarder.put_list(self.list.entries(hosts))

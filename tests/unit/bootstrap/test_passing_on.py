@@ -382,7 +382,7 @@ async def test_routes_that_cannot_be_removed_are_removed_at_the_next_look(
 
 
 async def test_list_ends_where_the_next_service_tells_no_address(listing: Listing) -> None:
-    """It is of an earlier version, and gives addresses at once."""
+    """A service of an earlier version gives addresses at once."""
     await listing.look(is_over=True)
     listing.passing.follow(replace(OWNER, address=None), lease(2))
     await listing.passing._look()
@@ -395,7 +395,7 @@ async def test_list_is_not_used_before_the_database_says_what_is_public(
 ) -> None:
     listing.public = None
     await listing.look(is_over=True)
-    assert "visits are not led by the list, what is public is not known" in caplog.text
+    assert "list of routes not used, what is public is not known" in caplog.text
     assert "not read" not in caplog.text
     assert listing.forwarder.allowed == []
     assert not led(listing.passing).listed

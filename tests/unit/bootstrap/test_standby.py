@@ -437,7 +437,7 @@ async def test_service_that_cannot_write_its_lease_waits_for_the_end_of_all_list
 async def test_service_does_not_wait_for_a_standby_that_was_taken_away(
     services: Services, one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its announcement stays for a week, but its list is used no more."""
+    """An announcement stays for a week; the list of a service that was killed is used no more."""
     first = await services.start_working(one)
     second = services.start(two)
     await services.until_known("two")

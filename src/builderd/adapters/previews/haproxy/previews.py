@@ -79,7 +79,7 @@ class HaproxyPreviews:
         routes are given to no other app for as long as their lists may lead there.
         """
         routes = self._map
-        routes.mark_told()
+        routes.mark_listed()
         hosts = routes.changed_since(version) if version is not None else None
         if hosts is None:
             return routes.version, True, dict(routes.routes)

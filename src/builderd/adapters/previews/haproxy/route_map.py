@@ -77,8 +77,8 @@ class RouteMap:
         #: How many open routes lead to an IP address, and when the last one has ended.
         self._leads: Counter[str] = Counter()
         self._ended: dict[str, float] = {}
-        #: When a list of routes was told to a standby last.
-        self._told = float("-inf")
+        #: When a standby got a list of routes last.
+        self._listed_at = float("-inf")
         self._lines: dict[str, int] = {}
         self._free: list[int] = []
         self._end = 0
@@ -93,16 +93,16 @@ class RouteMap:
     def is_reserved(self, ip: str) -> bool:
         """Return True for an address that an open route leads to, or that a standby's list may lead to.
 
-        That is one to which a route led within ``RESERVED_SECONDS``, where a list was told within as long.
+        That is one to which a route led within ``RESERVED_SECONDS``, where a standby got a list within as long.
         """
         if ip in self._leads:
             return True
         ended = self._ended.get(ip)
-        return ended is not None and time.monotonic() - min(ended, self._told) < RESERVED_SECONDS
+        return ended is not None and time.monotonic() - min(ended, self._listed_at) < RESERVED_SECONDS
 
-    def mark_told(self) -> None:
+    def mark_listed(self) -> None:
         """Note that a standby gets a list of these routes now."""
-        self._told = time.monotonic()
+        self._listed_at = time.monotonic()
 
     def changed_since(self, version: int) -> Sequence[str] | None:
         """Return the hosts whose routes were changed after that version; None where it is not known any more."""

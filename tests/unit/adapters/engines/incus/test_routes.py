@@ -50,7 +50,7 @@ def slow_ip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_cancelled_change_of_routes_goes_on_no_more(slow_ip: Path) -> None:
-    """It would add its routes after they were removed."""
+    """Routes would be added after they were removed."""
     putting = asyncio.create_task(routes.put_standby_routes({"10.99.0.20": "10.98.0.12"}))
     async with asyncio.timeout(30):
         while not slow_ip.exists():

@@ -220,14 +220,14 @@ def test_address_that_a_route_led_to_is_reserved_for_a_while(tmp_path: Path, mon
         assert routes.is_reserved(first), "the other route leads there"
         routes.put(Route(other.host, RouteState.STOPPED))
         routes.remove(OPEN.host)
-        routes.mark_told()
+        routes.mark_listed()
         now += RESERVED_SECONDS - 0.1
         assert (routes.is_reserved(first), routes.is_reserved(second)) == (True, True)
         now += 0.2
         assert (routes.is_reserved(first), routes.is_reserved(second)) == (False, False)
         # The address comes back, and is kept anew.
         routes.put(OPEN)
-        routes.mark_told()
+        routes.mark_listed()
         routes.remove(OPEN.host)
         assert routes.is_reserved(first)
         assert list(routes._ended) == [first], "what is over is forgotten"
@@ -245,7 +245,7 @@ def test_address_is_free_at_once_where_no_standby_has_a_list(tmp_path: Path, mon
         routes.put(OPEN)
         routes.remove(OPEN.host)
         assert not routes.is_reserved("10.0.0.1"), "nobody ever stood by"
-        routes.mark_told()
+        routes.mark_listed()
         now += RESERVED_SECONDS
         routes.put(OPEN)
         assert routes.is_reserved("10.0.0.1")

@@ -239,14 +239,14 @@ class PassingOn:
             if self._lacks_list:
                 await self._forwarder.put_list(self.list.entries())
                 self._lacks_list = False
-            self._list_fault("")
+            self._is_new_fault("")
         except EngineUnavailable as error:
-            self._list_fault("not read, visits fail should the service end now", error.message)
+            if self._is_new_fault(error.message):
+                log.warning("list of routes not read, visits fail should the service end error=%s", error.message)
 
-    def _list_fault(self, fault: str, reason: str = "") -> None:
-        if reason and reason != self._said:
-            log.warning("list of routes %s error=%s", fault, reason)
-        self._said = reason
+    def _is_new_fault(self, reason: str) -> bool:
+        said, self._said = self._said, reason
+        return bool(reason) and reason != said
 
     async def _use_list(self) -> None:
         """Serve visitors by the list for as long as it is sure that nobody works and that the list holds."""
@@ -259,7 +259,8 @@ class PassingOn:
         try:
             hosts = frozenset(await self._visited_hosts())
         except StoreUnavailable as error:
-            self._list_fault("not used, what is public is not known", error.message)
+            if self._is_new_fault(error.message):
+                log.warning("list of routes not used, what is public is not known error=%s", error.message)
             return
         self._lacks_list = True
         await self._forwarder.put_list(self.list.entries(hosts))

@@ -352,8 +352,7 @@ async def ask_routes(target: Target, secret: str, path: str) -> bytes:
         async with asyncio.timeout(LIST_READ_SECONDS):
             answer = await _ask(target, secret, PassedOn.ROUTES, path, MAX_LIST)
     except TimeoutError:
-        limits = f"{LOOK_SECONDS:g} s, or not all within {LIST_READ_SECONDS:g} s"
-        raise EngineUnavailable(f"nothing of its routes came within {limits}") from None
+        raise EngineUnavailable(f"its routes stopped for {LOOK_SECONDS:g} s, or took {LIST_READ_SECONDS:g} s") from None
     if len(answer) >= MAX_LIST:
         raise EngineUnavailable(f"the list of its routes is longer than {MAX_LIST / 1e6:g} MB")
     head, _, content = answer.partition(b"\r\n\r\n")

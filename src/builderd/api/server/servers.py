@@ -86,7 +86,7 @@ class Servers:
         Raises ``EngineUnavailable`` with the name of the setting when the port is taken, and other errors of the start.
         """
         listener = bind(host, port, setting, early=early)
-        counted = connections or Connections()
+        counted = Connections() if connections is None else connections
         await self._serve(listener, server_config(app, counted), counted)
 
     async def add_behind_proxy(

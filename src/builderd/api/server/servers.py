@@ -27,11 +27,15 @@ IP_FREEBIND = 15
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to the process, which has more to end than one server, and accepting to ``Acceptor``."""
+    """Leaves the signals to the process, which has more to end than one server, and accepting to ``Acceptor``.
 
-    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+    ``is_proxied``: a proxy names the client of each connection.
+    """
+
+    def __init__(self, config: uvicorn.Config, connections: Connections, *, is_proxied: bool = False) -> None:
         super().__init__(config)
         self._starts = connections.starts
+        self._is_proxied = is_proxied
         self._acceptors: list[Acceptor] = []
 
     @contextlib.contextmanager
@@ -47,7 +51,7 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        self._acceptors += [Acceptor(one, make, self._starts) for one in sockets or ()]
+        self._acceptors += [Acceptor(one, make, self._starts, is_proxied=self._is_proxied) for one in sockets or ()]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for acceptor in self._acceptors:
@@ -87,7 +91,7 @@ class Servers:
         """
         listener = bind(host, port, setting, early=early)
         counted = Connections() if connections is None else connections
-        await self._serve(listener, server_config(app, counted), counted)
+        await self._serve(listener, Server(server_config(app, counted), counted))
 
     async def add_behind_proxy(
         self,
@@ -102,10 +106,9 @@ class Servers:
         ``user`` of the machine may connect beside the service's own.
         """
         config = server_config(app, connections, protocol, lifespan=False)
-        await self._serve(bind_path(path, user), config, connections)
+        await self._serve(bind_path(path, user), Server(config, connections, is_proxied=True))
 
-    async def _serve(self, listener: socket.socket, config: uvicorn.Config, connections: Connections) -> None:
-        server = Server(config, connections)
+    async def _serve(self, listener: socket.socket, server: Server) -> None:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it

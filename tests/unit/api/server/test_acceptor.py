@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.patience import patience
 
-from builderd.api.server import acceptor
+from builderd.api.server import acceptor, listener
 from builderd.api.server.acceptor import Acceptor
 from builderd.api.server.fair_queue import RequestStarts
 from builderd.domain.ids import TenantId, secret_hash
@@ -19,6 +19,7 @@ from builderd.operations.proxy_header import build
 
 DEADLINE = patience(30)
 KNOWN = b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer known\r\n\r\n"
+OTHER = KNOWN.replace(b"known", b"other")
 STRANGE = b"GET / HTTP/1.1\r\nHost: a\r\nCookie: other\r\nAuthorization: Bearer guess\r\n\r\n"
 
 
@@ -40,17 +41,20 @@ class Begun(asyncio.Protocol):
 class Flooded:
     """An acceptor, its clients, and what has begun."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, *, is_proxied: bool = False) -> None:
         self.listener = listener
         self.begun: list[bytes] = []
         self.clients: list[socket.socket] = []
         starts = RequestStarts()
-        starts.learn(secret_hash("Bearer known"), TenantId("acme"))
-        self.acceptor = Acceptor(listener, lambda: Begun(self.begun), starts)
+        starts.learn(secret_hash("known"), TenantId("acme"))
+        starts.learn(secret_hash("other"), TenantId("neighbour"))
+        self.acceptor = Acceptor(listener, lambda: Begun(self.begun), starts, is_proxied=is_proxied)
 
-    def connect(self, content: bytes = b"") -> socket.socket:
+    def connect(self, content: bytes = b"", source: str | None = None) -> socket.socket:
         """Connect while the event loop does something else: the kernel does it alone."""
         made = socket.socket(self.listener.family)
+        if source is not None:
+            made.bind((source, 0))
         made.connect(self.listener.getsockname())
         made.sendall(content)
         made.setblocking(False)
@@ -73,10 +77,10 @@ def is_closed(client: socket.socket) -> bool:
 
 
 @asynccontextmanager
-async def flooded(listener: socket.socket | None = None) -> AsyncIterator[Flooded]:
+async def flooded(listener: socket.socket | None = None, *, is_proxied: bool = False) -> AsyncIterator[Flooded]:
     with listener or socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         listening.setblocking(False)
-        made = Flooded(listening)
+        made = Flooded(listening, is_proxied=is_proxied)
         try:
             yield made
         finally:
@@ -95,25 +99,123 @@ async def test_connection_with_a_known_token_begins_before_the_flood_that_came_e
         await some.until(lambda: some.begun.count(STRANGE) == 300)
 
 
-async def test_only_so_many_of_an_address_wait_and_the_oldest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "MAX_WAITING", 20)
+async def test_flood_with_a_valid_token_takes_its_tenants_turns() -> None:
     async with flooded() as some:
-        made = [some.connect(STRANGE) for _ in range(200)]
-        newest = made[-1]
-        await some.until(lambda: sum(map(is_closed, made)) > 100)
-        await some.until(lambda: sum(map(is_closed, made)) + some.begun.count(STRANGE) == 200)
-        assert not is_closed(newest)
+        for _ in range(300):
+            some.connect(KNOWN)
+        some.connect(OTHER)
+        await some.until(lambda: OTHER in some.begun)
+        assert some.begun.index(OTHER) < 30
+        await some.until(lambda: some.begun.count(KNOWN) == 300)
 
 
-async def test_silent_connections_begin_too_and_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_of_a_flood_are_closed_and_no_more_wait_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "MAX_STRANGERS", 20)
+    async with flooded() as some:
+        made, most = [some.connect(STRANGE) for _ in range(400)], 0
+
+        def is_over() -> bool:
+            nonlocal most
+            most = max(most, len(some.acceptor._of_addresses))
+            return sum(map(is_closed, made)) + some.begun.count(STRANGE) == 400
+
+        await some.until(is_over)
+        assert most == 20
+        assert sum(map(is_closed, made)) > 300
+        assert not is_closed(made[-1])
+
+
+async def test_flood_from_many_addresses_leaves_a_neighbours_first_call_in_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Descriptors are everybody's: all addresses together have only so many that wait."""
+    monkeypatch.setattr(acceptor, "MAX_STRANGERS", 50)
+    first = STRANGE.replace(b"guess", b"first")
+    async with flooded() as some:
+        flood = [some.connect(STRANGE, f"127.0.2.{number % 20 + 1}") for number in range(300)]
+        neighbour = some.connect(first, "127.0.0.2")
+        flood += [some.connect(STRANGE, f"127.0.2.{number % 20 + 1}") for number in range(300)]
+        await some.until(lambda: sum(map(is_closed, flood)) + len(some.begun) == 601)
+        assert sum(map(is_closed, flood)) > 400
+        assert not is_closed(neighbour)
+        assert some.begun.index(first) < 100
+
+
+async def test_tenant_with_most_waiting_connections_loses_its_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "MAX_OF_TENANTS", 20)
+    async with flooded() as some:
+        flood = [some.connect(KNOWN) for _ in range(200)]
+        others = [some.connect(OTHER) for _ in range(5)]
+        await some.until(lambda: sum(map(is_closed, flood)) + len(some.begun) == 205)
+        assert sum(map(is_closed, flood)) > 100
+        assert not any(map(is_closed, others))
+
+
+async def test_silent_connections_wait_without_a_protocol_and_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "MAX_SILENT", 50)
     async with flooded() as some:
         made = [some.connect() for _ in range(300)]
-        await some.until(lambda: sum(map(is_closed, made)) + len(some.begun) == 300)
-        assert len(some.begun) >= 50
-        assert not is_closed(made[-1])
+        await some.until(lambda: sum(map(is_closed, made)) == 250)
+        assert not any(map(is_closed, made[-50:]))
+        assert not some.begun
         made[-1].sendall(KNOWN)
-        await some.until(lambda: KNOWN in some.begun)
+        made[-2].sendall(STRANGE)
+        await some.until(lambda: some.begun in ([KNOWN, STRANGE], [STRANGE, KNOWN]))
+
+
+async def test_token_that_is_sent_late_is_served_amid_silent_connections_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(acceptor, "MAX_SILENT", 50)
+    async with flooded() as some:
+        flood = [some.connect() for _ in range(200)]
+        late = some.connect(source="127.0.0.2")
+        flood += [some.connect() for _ in range(400)]
+        await some.until(lambda: sum(map(is_closed, flood)) >= 500)
+        late.sendall(KNOWN)
+        await some.until(lambda: KNOWN in some.begun or is_closed(late))
+        assert KNOWN in some.begun
+
+
+@pytest.mark.parametrize("content", [b"", STRANGE])
+async def test_token_that_came_before_its_connection_is_closed_is_looked_at(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flood comes from its own address, and its token after the connection was accepted."""
+    monkeypatch.setattr(acceptor, "MAX_SILENT", 50)
+    monkeypatch.setattr(acceptor, "MAX_STRANGERS", 50)
+    async with flooded() as some:
+        some.connect(content)
+        late = some.connect(content[:20])
+        some.acceptor._accept()
+        late.sendall(KNOWN[len(content[:20]) :])
+        for _ in range(300):
+            some.connect(content)
+        for _ in range(5):
+            some.acceptor._accept()
+        await some.until(lambda: KNOWN in some.begun or is_closed(late))
+        assert KNOWN in some.begun
+
+
+async def test_connection_that_stays_silent_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.05)
+    async with flooded() as some:
+        silent = some.connect()
+        await some.until(lambda: is_closed(silent))
+        assert not some.acceptor._silent
+
+
+async def test_client_that_has_gone_takes_no_turn() -> None:
+    async with flooded() as some:
+        for _ in range(100):
+            some.connect().close()
+        waiting = some.connect()
+        some.acceptor._accept()
+        some.acceptor._accept()
+        waiting.close()
+        some.connect(STRANGE)
+        await some.until(lambda: STRANGE in some.begun and not some.acceptor._silent)
+        assert some.begun == [STRANGE]
 
 
 async def test_a_token_that_comes_after_its_connection_was_accepted_is_seen() -> None:
@@ -133,7 +235,7 @@ async def test_addresses_that_the_proxy_names_take_turns(tmp_path_factory: pytes
     listener.bind(str(tmp_path_factory.mktemp("a") / "s"))
     listener.listen(2048)
     other = build(("192.0.2.2", 1), {}) + STRANGE
-    async with flooded(listener) as some:
+    async with flooded(listener, is_proxied=True) as some:
         for _ in range(300):
             some.connect(build(("192.0.2.1", 1), {}) + STRANGE)
         some.connect(other)
@@ -141,6 +243,16 @@ async def test_addresses_that_the_proxy_names_take_turns(tmp_path_factory: pytes
         await some.until(lambda: other in some.begun)
         assert some.begun.index(other) < 30
         await some.until(lambda: len(some.begun) == 302)
+
+
+async def test_header_of_a_proxy_is_believed_from_the_proxy_alone() -> None:
+    """Otherwise one client has as many turns as it names addresses."""
+    async with flooded() as some:
+        for number in range(300):
+            some.connect(build((f"192.0.2.{number % 250}", number), {}) + STRANGE)
+        some.connect(STRANGE, "127.0.0.2")
+        await some.until(lambda: STRANGE in some.begun)
+        assert some.begun.index(STRANGE) < 30
 
 
 async def test_accepting_goes_on_after_descriptors_ran_out(

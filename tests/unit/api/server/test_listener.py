@@ -203,7 +203,9 @@ async def test_there_are_only_so_many_connections(service: Service, monkeypatch:
         newest = await door.connect()
         await newest.send(OK.replace(b"healthz", b"readyz"))
         assert await idle.ended()
-        status, headers, body = await (await door.connect()).answer()
+        refused = await door.connect()
+        await refused.send(OK)
+        status, headers, body = await refused.answer()
         assert (status, body["code"], headers["retry-after"]) == (503, "no_capacity", "1")
         go_on.set()
         assert [(await one.answer())[0] for one in (busy, newest)] == [200, 200]

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from builderd.api.server.bodies import read_body
-from builderd.api.server.connections import recognise
+from builderd.api.server.connections import count_for_tenant, reject
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from builderd.domain.sessions import Session
@@ -189,12 +189,13 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     try:
         session, token, tenant = await application.store.read(lambda uow: _find(uow, secret, now))
     except Unauthenticated:
+        reject(connection)
         rates.failed(connection.client.host if connection.client else "", secret)
         raise
     standing = rates.count(secret)
     if standing is not None and standing.retry_after is not None:
         raise too_many(standing)
-    recognise(connection, token.tenant_id)
+    count_for_tenant(connection, token.tenant_id)
     if sessions.needs_touch(session, now):
         await application.store.write(lambda uow: sessions.touch(uow, session, now))
     return session, token, tenant, application.clock.now()

@@ -6,10 +6,16 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import httpx
 import pytest
 from tests.unit.web.conftest import Pages
 
+from builderd.api.server.connections import STATE, Connections, CountedConnection
+from builderd.api.server.fair_queue import credential_of
+from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
+from builderd.web.app import Site
+from builderd.web.cookies import PLAIN_NAME, SECURE_NAME
 from builderd.web.rendering import Renderer
 
 
@@ -58,3 +64,26 @@ async def test_more_than_a_hundred_waiting_pages_are_refused(pages: Pages, monke
     assert first.result().status_code == 429
     assert first.result().headers["retry-after"]
     assert sum(task.result().status_code == 200 for task in opened) == 102
+
+
+async def test_session_that_was_signed_out_takes_no_more_turns_of_its_tenant(pages: Pages) -> None:
+    counted, site = Connections(), Site(pages.service.app, pages.web)
+
+    async def listener(scope: Any, receive: Any, send: Any) -> None:
+        connection: Any = None
+        scope["state"] = {STATE: CountedConnection(connection, counted, credential_of(scope["headers"]))}
+        await site(scope, receive, send)
+
+    secret = pages.browser.cookies[PLAIN_NAME]
+    headers = {"Cookie": f"{PLAIN_NAME}={secret}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(listener), base_url="http://builderd") as copy:
+        assert (await copy.get("/builders", headers=headers)).status_code == 200
+        assert counted.starts.tenant_of(secret_hash(secret))
+        await pages.browser.post("/sign-out")
+        assert (await copy.get("/builders", headers=headers)).status_code == 303
+        assert counted.starts.tenant_of(secret_hash(secret)) is None
+
+
+@pytest.mark.parametrize("name", [PLAIN_NAME, SECURE_NAME])
+def test_listener_knows_the_cookie_of_a_session(name: str) -> None:
+    assert credential_of([(b"cookie", f"theme=dark; {name}=secret".encode())]) == secret_hash("secret")

@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from starlette.requests import HTTPConnection
 
-from builderd.api.server.connections import recognise, reject
+from builderd.api.server.connections import count_for_tenant, reject
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations
@@ -115,7 +115,7 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
 async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identity:
     """Return the caller with this valid token, whose last use is recorded. Raises ``RateLimited``."""
-    recognise(request, token.tenant_id)
+    count_for_tenant(request, token.tenant_id)
     operations: Operations = request.app.state.operations
     operations.token_calls.count(token.id, now)
     if tokens.needs_touch(token, now):

@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 
 from builderd.api.server.fair_queue import RequestStarts
 from builderd.domain.addresses import network_of
-from builderd.domain.errors import NoCapacity, RateLimited
+from builderd.domain.errors import BuilderdError, NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
 
 #: Key of a request's connection in its scope's state.
@@ -48,10 +48,17 @@ class Connection(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Return whether no request is being answered on it: none came, or it waits for its turn to start."""
+        """Return whether no request is being answered on it: none came, or it waits for its turn to start.
 
-    def abort(self) -> None:
-        """Close it now."""
+        A request with a credential that was valid lately is not idle while it waits.
+        """
+
+    @property
+    def presents_credential(self) -> bool:
+        """Return whether a request waits on it for its turn that presents a credential, valid or not."""
+
+    def abort(self, error: BuilderdError) -> None:
+        """Close it now; a client whose request presents a credential reads the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +86,12 @@ class Connections:
     def admit(self, connection: Connection, address: str) -> None:
         """Count a new connection. Raises ``RateLimited`` or ``NoCapacity`` where no other can be closed for it."""
         owner = _Address(network_of(address))
-        most = self._limits.address + self._limits.newcomers
-        if self._count(owner) >= most and not self._close_one_of(owner):
-            raise too_many_of_address()
+        most, error = self._limits.address + self._limits.newcomers, too_many_of_address()
+        if self._count(owner) >= most and not self._close_one_of(owner, error):
+            raise error
         full = self._strangers >= self._limits.strangers or len(self) >= self._limits.total
         if full and not (self._close_idle(_Address) or (self._can_evict and self._close_idle(str))):
-            raise NoCapacity("Too many connections are open: try again later.", retry_after=1)
+            raise _too_many()
         self._add(connection, owner)
 
     @property
@@ -92,22 +99,25 @@ class Connections:
         """Return whether another connection without a token may replace an idle one with a token."""
         return self._strangers < self._limits.strangers
 
-    def may_ask(self, connection: Connection) -> bool:
-        """Return whether a request without a credential may start: newcomers' room is for those that present one."""
+    def may_start_without_credential(self, connection: Connection) -> bool:
+        """Return whether a request without a credential may start: newcomers' room is for those that present one.
+
+        Another connection of its address is closed for it, but none whose request presents a credential.
+        """
         owner = self._owners.get(connection)
         if not isinstance(owner, _Address) or self._count(owner) <= self._limits.address:
             return True
-        return self._close_one_of(owner)
+        return self._close_one_of(owner, too_many_of_address(), spare_credentials=True)
 
-    def recognise(self, connection: Connection, tenant_id: TenantId) -> None:
+    def count_for_tenant(self, connection: Connection, tenant_id: TenantId) -> None:
         """Count it for this tenant, whose valid token it has presented. Raises ``RateLimited`` for one too many."""
         if connection not in self._owners or self._owners[connection] == tenant_id:
             return
-        if self._count(tenant_id) >= self._limits.tenant and not self._close_one_of(tenant_id):
-            raise RateLimited(
-                f"{self._limits.tenant} connections with your tokens are open already: close some of them.",
-                retry_after=1,
-            )
+        if self._count(tenant_id) >= self._limits.tenant:
+            message = f"{self._limits.tenant} connections with your tokens are open already: close some of them."
+            error = RateLimited(message, retry_after=1)
+            if not self._close_one_of(tenant_id, error):
+                raise error
         self.forget(connection)
         self._add(connection, tenant_id)
 
@@ -144,15 +154,21 @@ class Connections:
     def _close_idle(self, kind: type) -> bool:
         """Close an idle connection of the owner of this kind that has most; return whether there was one."""
         owners = sorted((one for one in self._owned if isinstance(one, kind)), key=self._count, reverse=True)
-        return any(self._close_one_of(owner) for owner in owners)
+        return any(self._close_one_of(owner, _too_many()) for owner in owners)
 
-    def _close_one_of(self, owner: _Owner) -> bool:
-        idle = next((one for one in self._owned.get(owner, ()) if one.is_idle), None)
-        if idle is None:
+    def _close_one_of(self, owner: _Owner, error: BuilderdError, *, spare_credentials: bool = False) -> bool:
+        """Close an idle connection of the owner for this reason; return whether there was one."""
+        idle = (one for one in self._owned.get(owner, ()) if one.is_idle)
+        closed = next((one for one in idle if not (spare_credentials and one.presents_credential)), None)
+        if closed is None:
             return False
-        self.forget(idle)
-        idle.abort()
+        self.forget(closed)
+        closed.abort(error)
         return True
+
+
+def _too_many() -> NoCapacity:
+    return NoCapacity("Too many connections are open: try again later.", retry_after=1)
 
 
 def too_many_of_address() -> RateLimited:
@@ -166,17 +182,17 @@ class CountedConnection:
 
     connection: Connection
     connections: Connections
-    #: Hash of the header with the request's token or session.
+    #: Hash of the request's token or session.
     credential: str | None = None
 
 
-def recognise(request: HTTPConnection, tenant_id: TenantId) -> None:
+def count_for_tenant(request: HTTPConnection, tenant_id: TenantId) -> None:
     """Count the connection of this request for the tenant whose token it has. Raises ``RateLimited``."""
     counted: CountedConnection | None = getattr(request.state, STATE, None)
     if counted is not None:
         if counted.credential is not None:
             counted.connections.starts.learn(counted.credential, tenant_id)
-        counted.connections.recognise(counted.connection, tenant_id)
+        counted.connections.count_for_tenant(counted.connection, tenant_id)
 
 
 def reject(request: HTTPConnection) -> None:

@@ -12,7 +12,8 @@ import logging
 import re
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -83,6 +84,14 @@ def _counted(protocol: Any, connections: Connections) -> type[asyncio.Protocol]:
     return cast("type[asyncio.Protocol]", made)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What waits for its turn: a request, or a WebSocket's handshake, which has no cycle. ``credential``: its hash."""
+
+    credential: str | None
+    cycle: RequestResponseCycle | None = None
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """HTTP protocol of one connection, with limits."""
 
@@ -95,8 +104,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._left = MAX_LINGER_BYTES
         self._timer: asyncio.TimerHandle | None = None
         self._is_refused = False
-        #: The request that waits for its turn to start.
-        self._waiting: RequestResponseCycle | None = None
+        #: What waits for its turn to start.
+        self._waiting: _Waiting | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -111,13 +120,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete or self._waiting is not None
+        if self._waiting is not None:
+            return self._counted.starts.tenant_of(self._waiting.credential) is None
+        return self.cycle is None or self.cycle.response_complete
 
-    def abort(self) -> None:
-        waiting = self._waiting
-        if waiting is not None and waiting.scope["state"][STATE].credential is not None:
+    @property
+    def presents_credential(self) -> bool:
+        return self._waiting is not None and self._waiting.credential is not None
+
+    def abort(self, error: BuilderdError) -> None:
+        if self._waiting is not None and self.presents_credential:
             # It may be a valid token's first request: its client can tell a refusal from a fault.
-            self._drop(waiting)
+            self._drop(self._waiting, error)
         else:
             self.transport.abort()
 
@@ -150,25 +164,29 @@ class LimitedProtocol(HttpToolsProtocol):
         """Start the request that is next on this connection once it is its turn; uvicorn starts it at once."""
         counted: CountedConnection = cycle.scope["state"][STATE]
         counted.credential = credential_of(cycle.scope["headers"])
-        if counted.credential is None and not self._counted.may_ask(self):
-            self._drop(cycle)
-            return
-        begin = super()._start_asgi_task
+        start = super()._start_asgi_task
+        self._wait_for_turn(_Waiting(counted.credential, cycle), lambda: start(cycle, app))
 
-        def start() -> bool:
+    def _wait_for_turn(self, waiting: _Waiting, start: Callable[[], None]) -> None:
+        if waiting.credential is None and not self._counted.may_start_without_credential(self):
+            self._drop(waiting, too_many_of_address())
+            return
+
+        def start_if_needed() -> bool:
             self._waiting = None
-            if cycle.response_complete or self.transport.is_closing():
+            if self._is_refused or self.transport.is_closing():
                 return False
-            begin(cycle, app)
+            start()
             return True
 
-        self._waiting = cycle
-        self._counted.starts.enter(counted.credential, address_of(self.client), start)
+        self._waiting = waiting
+        self._counted.starts.enter(waiting.credential, address_of(self.client), start_if_needed)
 
-    def _drop(self, cycle: RequestResponseCycle) -> None:
-        """Refuse a request that was not started, and with it the connection."""
-        cycle.response_complete = True
-        self._refuse(too_many_of_address())
+    def _drop(self, waiting: _Waiting, error: BuilderdError) -> None:
+        """Refuse what was not started, and with it the connection."""
+        if waiting.cycle is not None:
+            waiting.cycle.response_complete = True
+        self._refuse(error)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -199,9 +217,17 @@ class LimitedProtocol(HttpToolsProtocol):
         )
 
     def handle_websocket_upgrade(self) -> None:
-        # From here on the WebSocket counts.
-        self._counted.forget(self)
-        super().handle_websocket_upgrade()
+        """Make it a WebSocket once it is its turn; nothing more is read until then."""
+        upgrade = super().handle_websocket_upgrade
+
+        def start() -> None:
+            self.flow.resume_reading()
+            # From here on the WebSocket counts.
+            self._counted.forget(self)
+            upgrade()
+
+        self.flow.pause_reading()
+        self._wait_for_turn(_Waiting(credential_of(self.headers)), start)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore offers of another protocol, as HTTP allows (RFC 9110, 7.8), without a log line."""
@@ -234,6 +260,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self._is_refused = True
+        self.flow.resume_reading()
         self.transport.write(_whole(error))
         if not self._counted.may_linger(self):
             self.transport.close()
@@ -268,11 +295,17 @@ class Socket(WebSocketsSansIOProtocol):
         """Return False: a session is in use for as long as it is open."""
         return False
 
-    def abort(self) -> None:
+    @property
+    def presents_credential(self) -> bool:
+        """Return False: no request waits on it."""
+        return False
+
+    def abort(self, error: BuilderdError) -> None:
         self.transport.abort()
 
     async def run_asgi(self) -> None:
-        self.scope["state"][STATE] = CountedConnection(self, self._counted)
+        credential = credential_of(self.scope["headers"])
+        self.scope["state"][STATE] = CountedConnection(self, self._counted, credential)
         await super().run_asgi()
 
     async def send(self, message: Any) -> None:

@@ -12,7 +12,7 @@ from builderd.api import openapi
 from builderd.api.server.answers import success
 from builderd.api.server.auth import TheApplication, Writer
 from builderd.api.server.bodies import Received, announced_length, optional_json_body, pieces
-from builderd.api.server.connections import recognise
+from builderd.api.server.connections import count_for_tenant
 from builderd.api.server.paths import PREFIX
 from builderd.domain.errors import BadRequest
 from builderd.domain.uploads import SHA256, Upload
@@ -97,7 +97,7 @@ async def receive_upload(
     `Content-Range` continues from there.
     """
     upload = await uploads.signed(application, upload_id.lower(), signature)
-    recognise(request, upload.tenant_id)
+    count_for_tenant(request, upload.tenant_id)
     part, check_sum = part_of(request), check_sum_of(request)
     body = pieces(request, UPLOAD_SECONDS)
     upload, received = await uploads.receive(application, upload, part, body, check_sum)

@@ -86,7 +86,7 @@ def _counted(protocol: Any, connections: Connections) -> type[asyncio.Protocol]:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What waits for its turn: a request, or a WebSocket's handshake, which has no cycle. ``credential``: its hash."""
+    """Request that waits for its turn, or a WebSocket's handshake, which has no cycle. ``credential``: its hash."""
 
     credential: str | None
     cycle: RequestResponseCycle | None = None

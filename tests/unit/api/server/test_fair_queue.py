@@ -114,7 +114,7 @@ async def test_excess_is_of_the_key_that_has_most_and_its_oldest() -> None:
 
 
 async def test_addresses_of_one_ipv6_network_share_a_turn() -> None:
-    """Its user has all of them."""
+    """One user has all of them."""
     starts, started = RequestStarts(), Started()
     for number in range(1, 50):
         starts.enter(None, f"2001:db8::{number:x}", started.named(f"flood{number}"))

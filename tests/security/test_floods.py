@@ -20,10 +20,11 @@ from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import connections, listener, streams
+from builderd.api.server import acceptor, connections, listener, streams
 from builderd.api.server.connections import ConnectionLimits
 from builderd.domain.files import FileEntry, FileKind
 from builderd.domain.ids import BuilderId
+from builderd.operations.proxy_header import build
 from builderd.services.held_bytes import LIMIT
 from builderd.services.tenant_queue import MAX_WAITING
 
@@ -388,6 +389,38 @@ async def test_burst_from_the_address_of_a_valid_token_neither_refuses_nor_reset
         for one in made:
             one.close()
         assert answers == [b"HTTP/1.1 200"] * 7
+
+
+@pytest.mark.parametrize("flood", ["silent", "invented addresses", "many addresses", "valid token"])
+async def test_valid_token_is_served_beside_a_flood_of_new_connections(
+    service: Service, flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MAX_SILENT", "MAX_STRANGERS", "MAX_OF_TENANTS"):
+        monkeypatch.setattr(acceptor, name, 60)
+    known = f"GET {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\nConnection: close\r\n\r\n"
+    guess = known.replace(service.write, "bd_" + "x" * 43).encode()
+    made = []
+    async with listening(service.app) as url, clients(url, "127.0.0.1") as (tenant,):
+        for secret in (service.write, service.other):
+            assert await tenant.ask(await tenant.connect(), BUILDERS, secret) == 200
+        place = urlsplit(url)
+        for number in range(400):
+            content, source = {
+                "silent": (b"", "127.0.0.1"),
+                "invented addresses": (build((f"192.0.2.{number % 250}", 1), {}) + guess, "127.0.0.1"),
+                "many addresses": (guess, f"127.0.2.{number % 250 + 1}"),
+                "valid token": (known.replace(service.write, service.other).encode(), "127.0.0.1"),
+            }[flood]
+            if number % 80 == 40:
+                content, source = known.encode(), "127.0.0.1"
+            address = place.hostname or "", place.port or 0
+            made.append(socket.create_connection(address, source_address=(source, 0)))
+            made[-1].sendall(content)
+        async with asyncio.timeout(DEADLINE):
+            answers = [await _first_bytes(made[number]) for number in range(40, 400, 80)]
+        for one in made:
+            one.close()
+    assert answers == [b"HTTP/1.1 200"] * 5
 
 
 async def _first_bytes(connection: socket.socket) -> bytes:

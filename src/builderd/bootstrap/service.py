@@ -61,9 +61,9 @@ PREPARE_RETRY = 15.0
 #: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
 #: request, would slow all callers while one lists a large folder or reads a long log.
 SWITCH_SECONDS = 0.001
-#: Limit of open files: 4,000 connections of each API, at most three, 2,000 that wait at each of at most six listeners,
-#: and what the engine needs.
-DESCRIPTORS = 30_000
+#: Limit of open files: at most seven listeners, each with 4,000 connections and 2,000 that wait, and what the engine
+#: needs.
+DESCRIPTORS = 50_000
 
 
 def serve(settings: Settings, *, take_over: bool = False) -> None:

@@ -25,6 +25,7 @@ from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
+from builderd.bootstrap.full_disk import keep_room
 from builderd.bootstrap.membership import owner_elsewhere
 from builderd.bootstrap.passing_on import make_forwarder
 from builderd.bootstrap.previews import api_socket, make_previews
@@ -235,6 +236,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers, r
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())
+        group.create_task(keep_room(settings))
 
 
 async def _warm_up(app: Application) -> None:

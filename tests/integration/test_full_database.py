@@ -1,0 +1,87 @@
+"""The disk of the data directory is full: records are written there for a while, so that deletions free space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.contract.store.samples import TENANT, add, add_builder
+from tests.small_disk import fill, small_disk
+from tests.stores import open_store
+
+from builderd.adapters.stores.sql.sqlite_room import ROOM, keep_room
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.domain.errors import StoreUnavailable
+from builderd.linux import atomic_files
+from builderd.linux.spare_files import COUNT, FOLDER, SIZE, make_spares
+
+pytestmark = pytest.mark.root
+
+DISK = 256 << 20
+#: Builders that are recorded on the full disk: each takes a few pages.
+WRITES = 500
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, DISK) as disk:
+        yield disk
+
+
+async def write_until_full(store: SqlStore) -> int:
+    """Return how many builders could be recorded, ``WRITES`` at most."""
+    for number in range(WRITES):
+        try:
+            await add_builder(store)
+        except StoreUnavailable:
+            return number
+    return WRITES
+
+
+@pytest.mark.parametrize("has_room", [False, True], ids=["without room", "with room"])
+async def test_room_lets_hundreds_of_records_be_written_to_a_full_disk(disk: Path, *, has_room: bool) -> None:
+    url = f"sqlite:///{disk}/data/builderd.db"
+    async with open_store(url) as store:
+        await add(store, TENANT)
+        if has_room:
+            keep_room(url)
+        fill(disk)
+        written = await write_until_full(store)
+    assert written == WRITES if has_room else written < WRITES // 2
+
+
+async def test_room_is_allocated_once_and_changes_no_size(disk: Path) -> None:
+    url, file = f"sqlite:///{disk}/data/builderd.db", disk / "data/builderd.db"
+    async with open_store(url) as store:
+        await add(store, TENANT)
+        size = file.stat().st_size
+        for _ in range(3):
+            keep_room(url)
+            assert file.stat().st_size == size
+            assert ROOM <= file.stat().st_blocks * 512 - size < ROOM + (1 << 20)
+        await add_builder(store)
+
+
+def test_spares_replace_small_files_of_the_data_directory_on_a_full_disk(disk: Path) -> None:
+    record = disk / "data/sandboxes/one/record.json"
+    record.parent.mkdir(parents=True)
+    atomic_files.replace(record, b"old")
+    fill(disk)
+    with pytest.raises(OSError, match="No space"):
+        atomic_files.replace(record, b"new")
+    assert record.read_bytes() == b"old"
+    (disk / "filler").unlink()
+
+    make_spares(disk / "data")
+    fill(disk)
+    for number in range(COUNT):
+        atomic_files.replace(record, b"%d" % number * 1000, mode=0o644)
+        assert (record.read_bytes(), record.stat().st_mode & 0o777) == (b"%d" % number * 1000, 0o644)
+    with pytest.raises(OSError, match="No space"):
+        atomic_files.replace(record, bytes(SIZE + 1))
+    assert [one.name for one in record.parent.iterdir()] == ["record.json"]
+
+    (disk / "filler").unlink()
+    make_spares(disk / "data")
+    assert len(list((disk / "data" / FOLDER).iterdir())) == COUNT

@@ -1,49 +1,72 @@
-"""Last uses of API tokens, recorded without delaying the calls: the store may be locked, or take no writes."""
+"""Last uses of API tokens and sessions, recorded without delaying requests: the store may be locked, or full."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import TokenId
+from builderd.domain.sessions import Session
 from builderd.operations.token_calls import TokenCalls
+from builderd.services import sessions
 from builderd.services.application import Application
 
-#: Seconds for which a call waits for the record of its token's use.
+#: Seconds for which a request waits for the record of its token's or session's use.
 WAIT_SECONDS = 0.2
+#: Seconds after a failed record in which none of the same token or session is tried.
+RETRY_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class LastUses:
-    """Records in progress, at most one for each token."""
+    """Records in progress, at most one for each token and session. A later request repeats one that failed."""
 
     def __init__(self, application: Application, calls: TokenCalls) -> None:
         self._application = application
         self._calls = calls
-        self._recording: dict[TokenId, asyncio.Task[None]] = {}
+        #: By the id of the token or session; one that failed stays for ``RETRY_SECONDS``.
+        self._recording: dict[str, asyncio.Task[None]] = {}
 
     async def record(self, token: TokenId, now: datetime) -> None:
-        """Record a use, with the calls since the one before; return after ``WAIT_SECONDS`` while that goes on.
+        """Record a token's use, with its calls since the one before; return after ``WAIT_SECONDS`` at most."""
+        await self._start(token, partial(self._record_token, token, now))
 
-        It is tried again with a later call, if the store cannot be written to.
-        """
-        if token in self._recording:
+    async def record_session(self, session: Session, now: datetime) -> None:
+        """Record a session's use, and its token's; return after ``WAIT_SECONDS`` at most."""
+        await self._start(session.id, partial(self._record_session, session, now))
+
+    async def _start(self, key: str, write: Callable[[], Awaitable[None]]) -> None:
+        if key in self._recording:
             return
-        task = self._recording[token] = asyncio.create_task(self._record(token, now))
+        task = self._recording[key] = asyncio.create_task(self._record(key, write))
         await asyncio.wait({task}, timeout=WAIT_SECONDS)
 
-    async def _record(self, token: TokenId, now: datetime) -> None:
+    async def _record(self, key: str, write: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await write()
+        except Exception as error:
+            # The store logs that it is unavailable, twice a minute at most.
+            level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.ERROR
+            log.log(level, "last use not recorded, retrying in %g s id=%s error=%r", RETRY_SECONDS, key, error)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._recording.pop, key, None)
+        else:
+            del self._recording[key]
+
+    async def _record_token(self, token: TokenId, now: datetime) -> None:
         calls = self._calls.take(token)
         try:
             await self._application.store.write(lambda uow: uow.tokens.touch(token, now, calls))
-        except StoreUnavailable as error:
+        except BaseException:
             self._calls.give_back(token, calls)
-            log.warning("last use of a token not recorded, retrying with a later call token=%s error=%s", token, error)
-        finally:
-            del self._recording[token]
+            raise
+
+    async def _record_session(self, session: Session, now: datetime) -> None:
+        await self._application.store.write(lambda uow: sessions.touch(uow, session, now))
 
     async def close(self) -> None:
         """End what is in progress."""

@@ -197,7 +197,7 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
         raise too_many(standing)
     count_for_tenant(connection, token.tenant_id)
     if sessions.needs_touch(session, now):
-        await application.store.write(lambda uow: sessions.touch(uow, session, now))
+        await operations.last_uses.record_session(session, now)
     return session, token, tenant, application.clock.now()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -12,8 +13,11 @@ from tests.unit.web.conftest import Pages
 
 from builderd.api.server.connections import STATE, Connections, CountedConnection
 from builderd.api.server.fair_queue import credential_of
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
+from builderd.operations.last_uses import LastUses
+from builderd.services import sessions
 from builderd.web.app import Site
 from builderd.web.cookies import PLAIN_NAME, SECURE_NAME
 from builderd.web.rendering import Renderer
@@ -87,3 +91,41 @@ async def test_session_that_was_signed_out_takes_no_more_turns_of_its_tenant(pag
 @pytest.mark.parametrize("name", [PLAIN_NAME, SECURE_NAME])
 def test_listener_knows_the_cookie_of_a_session(name: str) -> None:
     assert credential_of([(b"cookie", f"theme=dark; {name}=secret".encode())]) == secret_hash("secret")
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+async def test_a_store_that_takes_no_write_delays_and_refuses_no_page(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch, *, is_locked: bool
+) -> None:
+    """The session's last use is due: its record waits for the lock, or fails, and the page is shown."""
+    monkeypatch.setattr(sessions, "TOUCH_INTERVAL", timedelta())
+    store, unlocked, tries = pages.service.store, asyncio.Event(), 0
+    real = store.write
+
+    async def write(work: Any) -> Any:
+        nonlocal tries
+        if work.__qualname__.startswith(LastUses.__name__):
+            tries += 1
+            if not is_locked:
+                raise StoreUnavailable("The disk is full.")
+            await unlocked.wait()
+        return await real(work)
+
+    monkeypatch.setattr(store, "write", write)
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            assert (await pages.browser.get("/builders")).status_code == 200
+    assert tries == 1
+    unlocked.set()
+
+
+async def test_a_sessions_last_use_is_recorded(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "TOUCH_INTERVAL", timedelta())
+    secret = pages.browser.cookies[PLAIN_NAME]
+    assert secret
+    before = await pages.service.store.read(lambda uow: uow.sessions.by_secret_hash(secret_hash(secret)))
+    assert (await pages.browser.get("/builders")).status_code == 200
+    after = await pages.service.store.read(lambda uow: uow.sessions.by_secret_hash(secret_hash(secret)))
+    assert before is not None
+    assert after is not None
+    assert after.last_used_at > before.last_used_at

@@ -18,6 +18,7 @@ from builderd.adapters.clocks.system import ClockReading, read_clocks
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
+from builderd.operations import last_uses
 from builderd.operations.last_uses import LastUses
 from builderd.services import tokens
 
@@ -107,6 +108,7 @@ async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process held SQLite's lock: a neighbour's ``GET /builders`` took 15 s, for the record of its use."""
+    monkeypatch.setattr(last_uses, "RETRY_SECONDS", 0)
     client, store, unlocked = service.client(service.read), service.application.store, asyncio.Event()
     real, tries = store.write, 0
 
@@ -124,11 +126,41 @@ async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
         assert (await client.get(BUILDERS)).status_code == 200
     assert tries == 1, "one record at a time"
     unlocked.set()
-    await asyncio.sleep(0)
+    for _ in range(3):
+        # The record fails, and a step of the event loop later the next one may be tried.
+        await asyncio.sleep(0)
     assert (await client.get(BUILDERS)).status_code == 200
     token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
     assert token is not None
     assert token.calls.of_day(service.application.clock.calendar()) == 4
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("The disk is full."), ValueError("no date")])
+async def test_a_record_that_failed_is_not_repeated_by_each_call(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """On a full disk each read would be a failed write and a line in the log."""
+    client, store, tries = service.client(service.read), service.application.store, 0
+    token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
+    assert token is not None
+    real = store.write
+
+    async def write(work: Any) -> Any:
+        nonlocal tries
+        if work.__qualname__.startswith(LastUses.__name__):
+            tries += 1
+            raise error
+        return await real(work)
+
+    monkeypatch.setattr(store, "write", write)
+    for _ in range(20):
+        assert (await client.get(BUILDERS)).status_code == 200
+    assert tries == 1
+    assert service.app.state.operations.token_calls.pending(token.id).counts == (20,)
+    lines = [record for record in caplog.records if record.name == last_uses.__name__]
+    # The store has its own line, twice a minute, for a fault that all its callers meet.
+    assert len([record for record in lines if record.levelname == "ERROR"]) == (not isinstance(error, StoreUnavailable))
+    assert not [record for record in lines if record.levelname == "WARNING"]
 
 
 async def test_calls_of_a_token_are_counted_without_a_write_for_each(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
 from tests.contract.store.test_backups import _backup
 from tests.statements import statements
 
+from builderd.adapters.stores.sql.tables import versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
@@ -107,6 +110,24 @@ async def test_save_of_a_version_that_was_read_writes_what_changed(store: Store)
     assert "entrypoint" in written[0]
     assert written[1].count("=") == 1
     assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == replace(version, status_reason="once")
+
+
+async def test_version_read_before_its_builder_was_locked_is_read_and_saved_anew(store: Store) -> None:
+    """Another transaction may have changed it before the lock: compared with the value read then, nothing changes."""
+    builder = await add_builder(store)
+    before = await store.read(lambda uow: uow.versions.get(builder.id, 1))
+    assert before is not None
+
+    def change(uow: Any) -> str | None:
+        uow.versions.get(builder.id, 1)
+        uow.versions._connection.execute(update(versions).values(status_reason="of another transaction"))
+        uow.builders.get(builder.id, lock=True)
+        found: str | None = uow.versions.get(builder.id, 1).status_reason
+        uow.versions.save(before)
+        return found
+
+    assert await store.write(change) == "of another transaction"
+    assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == before
 
 
 async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -188,10 +188,11 @@ _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
 
 
 class Builders(Claims):
-    """Builders and their leases. Only a write transaction locks rows."""
+    """Builders and their leases. Only a write transaction locks rows; ``on_lock`` is called with each that it locks."""
 
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
+    def __init__(self, connection: Connection, on_lock: Callable[[BuilderId], None], *, locks: bool) -> None:
         super().__init__(connection, locks=locks)
+        self._on_lock = on_lock
         self._own: set[BuilderId] = set()
         #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
         self._known: dict[BuilderId, Builder] = {}
@@ -345,7 +346,9 @@ class Builders(Claims):
 
     def _keep(self, row: Row[Any]) -> Builder:
         """Return the builder of a row that this transaction has locked."""
-        self._own.add(row.id)
+        if row.id not in self._own:
+            self._own.add(row.id)
+            self._on_lock(row.id)
         builder = self._known[row.id] = read_builder(row)
         self.live_counts.note(builder)
         return builder

@@ -80,10 +80,11 @@ class UnitOfWork:
         self.tokens: port.Tokens = Tokens(connection)
         self.builder_lists: port.BuilderLists = BuilderLists(connection)
         self.builder_reads: port.BuilderReads = BuilderReads(connection)
-        builders = Builders(connection, locks=writes)
+        versions = Versions(connection)
+        builders = Builders(connection, versions.forget, locks=writes)
         self.builders: port.Builders = builders
         self._live_counts = builders.live_counts
-        self.versions: port.Versions = Versions(connection)
+        self.versions: port.Versions = versions
         self.sandboxes: port.Sandboxes = Sandboxes(connection)
         self.ledger: port.Ledger = Ledger(connection)
         self.named_disks: port.NamedDisks = NamedDisks(connection)

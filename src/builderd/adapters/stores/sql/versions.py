@@ -112,8 +112,13 @@ _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindpa
 class Versions:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        #: As read or saved last in this transaction: who saves one has locked its builder.
+        #: As read or saved last in this transaction, since its builder was locked: nobody else changes them then.
         self._known: dict[tuple[BuilderId, int], Version] = {}
+
+    def forget(self, builder: BuilderId) -> None:
+        """Read the builder's versions anew: another transaction may have changed them before this one locked it."""
+        for key in [key for key in self._known if key[0] == builder]:
+            del self._known[key]
 
     def add(self, version: Version) -> None:
         self._connection.execute(_INSERT, _row(version))
@@ -147,7 +152,7 @@ class Versions:
     def save(self, version: Version) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none.
 
-        Of a row that is known, only the columns that changed are written: all of them take four times as long.
+        Of a row that is known, only the columns that changed are written, if any: all of them take four times as long.
         """
         key = {"builder": version.builder_id, "which": version.number}
         row, known = omit(_row(version), "builder_id", "number"), self._known.get((version.builder_id, version.number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -22,10 +23,12 @@ from tests.contract.store.samples import (
     make_version,
     save,
 )
+from tests.statements import statements
 from tests.stores import open_store, write_database
 from tests.upgrades import old_schema
 
 from builderd.adapters.stores.sql import builder_lists
+from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId, new_id
 from builderd.domain.prices import Billing, Sum, total
@@ -271,3 +274,26 @@ async def test_builders_of_a_database_from_before_are_counted_by_its_upgrade(sha
 
 def _total(uow: UnitOfWork, tenant: TenantId) -> int:
     return uow.builder_lists.count(tenant, BuilderQuery())
+
+
+LISTS: dict[str, Callable[[UnitOfWork, BuilderQuery], Sequence[object]]] = {
+    "page": lambda uow, query: uow.builder_lists.page(TENANT.id, query, NOW),
+    "shown": lambda uow, query: uow.builder_lists.shown(TENANT.id, query, NOW),
+    "lives": lambda uow, query: uow.builder_lists.lives(TENANT.id, query),
+    "costs": lambda uow, query: uow.builder_lists.costs(TENANT.id, query.page, query.per_page, NOW),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_all_pages_are_one_statement_on_sqlite(store: Store, name: str) -> None:
+    """Each text of a statement is compiled anew there; PostgreSQL plans numbers better than parameters (ADR 311)."""
+    for _ in range(3):
+        await add_with_version(store)
+    with statements(store) as seen:
+        read = [partial(LISTS[name], query=BuilderQuery(page=page, per_page=1)) for page in (1, 2, 3)]
+        pages = [await store.write(one) for one in read]
+    assert [len(page) for page in pages] == [1, 1, 1]
+    assert len({repr(page) for page in pages}) == 3
+    assert isinstance(store, SqlStore)
+    is_postgresql = store._database.writing.dialect.name == "postgresql"
+    assert len({one for one in seen if "LIMIT" in one}) == (3 if is_postgresql else 1)

@@ -58,11 +58,18 @@ _RESOURCES = ("cpu", "memory", "disk")
 #: Columns of a page for people, besides those of the builder's state, and those of its version's gates.
 _SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
 _GATES = ("skip_review", "skip_qa", "qa_passed", "review_passed", "review_until")
-#: Written into the statement: PostgreSQL plans one with parameters anew each time, as if it read a tenth of the table.
-_LIMIT = bindparam("limit", type_=Integer, literal_execute=True)
-_OFFSET = bindparam("offset", type_=BigInteger, literal_execute=True)
 _ONE: ColumnElement[int] = literal_column("1", Integer)
 _LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in BuilderLife._fields)
+
+
+def _limited(found: Select[Any], *, literal: bool) -> Select[Any]:
+    """Cut ``limit`` rows at ``offset``. With ``literal``, both are written into the statement.
+
+    PostgreSQL plans one with parameters anew each time, as if it read a tenth of the table. SQLite would prepare a
+    statement for each page.
+    """
+    limit = bindparam("limit", type_=Integer, literal_execute=literal)
+    return found.limit(limit).offset(bindparam("offset", type_=BigInteger, literal_execute=literal))
 
 
 def _order(sort: str, table: FromClause) -> tuple[ColumnElement[Any], ...]:
@@ -136,30 +143,25 @@ def _is_open(segment: FromClause, page: Subquery) -> ColumnElement[bool]:
 @cache
 def _page(filters: _Filters, *, lateral: bool) -> Select[Any]:
     """Return the statement: the page is cut first, so that nothing is read for builders on other pages."""
-    cut = _cut(filters, (builders.c[name] for name in _OF_PAGE)).subquery("page")
+    cut = _cut(filters, (builders.c[name] for name in _OF_PAGE), literal=lateral).subquery("page")
     page = _Page.of(cut, lateral=lateral)
     return page.select(_columns(page)).order_by(*_order(filters.sort, cut))
 
 
-def _cut(filters: _Filters, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
-    return (
-        select(*columns)
-        .where(*_conditions(filters))
-        .order_by(*_order(filters.sort, builders))
-        .limit(_LIMIT)
-        .offset(_OFFSET)
-    )
+def _cut(filters: _Filters, columns: Iterable[ColumnElement[Any]], *, literal: bool) -> Select[Any]:
+    found = select(*columns).where(*_conditions(filters)).order_by(*_order(filters.sort, builders))
+    return _limited(found, literal=literal)
 
 
 @cache
-def _lives(filters: _Filters) -> Select[Any]:
-    return _cut(filters, (builders.c[name] for name in _LIFE))
+def _lives(filters: _Filters, *, literal: bool) -> Select[Any]:
+    return _cut(filters, (builders.c[name] for name in _LIFE), literal=literal)
 
 
 @cache
 def _shown(filters: _Filters, *, lateral: bool) -> Select[Any]:
     names = dict.fromkeys((*_SHOWN, *_LIFE, "created_at", "updated_at"))
-    cut = _cut(filters, (builders.c[name] for name in names)).subquery("page")
+    cut = _cut(filters, (builders.c[name] for name in names), literal=lateral).subquery("page")
     page = _Page.of(cut, lateral=lateral)
     return page.select(_shown_columns(page)).order_by(*_order(filters.sort, cut))
 
@@ -220,20 +222,18 @@ def _months(page: Subquery, *which: ColumnElement[bool]) -> ColumnElement[Any]:
 
 
 _of_tenant = builders.c.tenant_id == bindparam("tenant")
-_page_of_all = (
+_all = (
     select(builders.c.id, builders.c.name, builders.c.version, builders.c.created_at)
     .where(_of_tenant)
     .order_by(*_order("created_at", builders))
-    .limit(_LIMIT)
-    .offset(_OFFSET)
-    .subquery("page")
 )
 
 
 @cache
 def _costs(*, lateral: bool) -> Select[Any]:
-    page = _Page.of(_page_of_all, lateral=lateral)
-    return page.select(_cost_columns(page)).order_by(*_order("created_at", _page_of_all))
+    cut = _limited(_all, literal=lateral).subquery("page")
+    page = _Page.of(cut, lateral=lateral)
+    return page.select(_cost_columns(page)).order_by(*_order("created_at", cut))
 
 
 def _cost_columns(page: _Page) -> Iterator[ColumnElement[Any]]:
@@ -268,7 +268,8 @@ class BuilderLists:
         return [_shown_builder(row, now, month) for row in rows]
 
     def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
-        rows = self._connection.execute(_lives(_filters(query)), {**_values(tenant, query), **_bounds(query)})
+        statement = _lives(_filters(query), literal=self._lateral)
+        rows = self._connection.execute(statement, {**_values(tenant, query), **_bounds(query)})
         return [BuilderLife._make(row) for row in rows]
 
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:

@@ -90,8 +90,6 @@ class Sandboxes:
             if await self._has_order(found):
                 return await self._report(found)
             await self._abandon(found)
-        else:
-            await self._drop_removed(name_of(spec.id))
         await self.refuse_while_used(spec.disk)
         await self._prune(spec.builder_id)
         member = await self._disks.member(spec.disk)
@@ -113,17 +111,28 @@ class Sandboxes:
         }
         return make_report(made)
 
-    async def _drop_removed(self, name: str) -> None:
-        """Delete an instance that is kept for its log: its sandbox is started another time, as a repeated trial is."""
+    async def _drop_removed(self, name: str) -> bool:
+        """Delete an instance that is kept for its log; return whether there was one."""
         found = await self._instances.find(name)
-        if found and "removed" in own_of(found):
-            self._ordered.discard(name)
-            await self._instances.delete(name)
+        if found is None or "removed" not in own_of(found):
+            return False
+        self._ordered.discard(name)
+        await self._instances.delete(name)
+        return True
+
+    async def _create(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
+        """Make the instance. A sandbox that is started another time, as a repeated trial, replaces its removed one."""
+        try:
+            return await self._instances.create(instance, member, egress=spec.egress)
+        except IncusConflict:
+            if not await self._drop_removed(instance.name):
+                raise
+        return await self._instances.create(instance, member, egress=spec.egress)
 
     async def _make(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
         """Make the instance and the way to it, and return its address; nothing of it is left where that fails."""
         try:
-            address = await self._instances.create(instance, member, egress=spec.egress)
+            address = await self._create(spec, instance, member)
             await self._routes.add(address, member)
         except IncusConflict as error:
             raise InvalidState(f"The sandbox {spec.id} is being started already.") from error

@@ -114,3 +114,34 @@ def test_machine_that_cannot_be_is_refused_with_those_that_are(machines: Machine
         assert "COUNT is 1 to 9" in machines("up", count).stderr
     assert "machines have this image" in machines("install", "true").stderr
     assert runs(machines.pid(1))
+
+
+def test_remove_keeps_what_the_script_did_not_make(machines: Machines) -> None:
+    (machines.folder / "node_modules").mkdir()
+    (machines.folder / "notes").touch()
+    machines("up", "1")
+    removed = machines("remove")
+    assert removed.returncode == 1
+    assert "other files, which are kept: node_modules notes" in removed.stderr
+    assert {path.name for path in machines.folder.iterdir()} == {"node_modules", "notes"}
+
+
+def test_folder_without_machines_is_left_alone(machines: Machines) -> None:
+    """BUILDERD_VM_DIR may name a home, by mistake."""
+    (machines.folder / "node1").mkdir()
+    for command in ("down", "remove"):
+        refused = machines(command)
+        assert refused.returncode == 1
+        assert "nothing is removed" in refused.stderr
+    assert {path.name for path in machines.folder.iterdir()} == {"image", "node1"}
+    (machines.folder / "node1").rmdir()
+
+
+def test_folder_that_others_can_write_to_is_refused(machines: Machines) -> None:
+    """An image, or a link in place of the lock, may be theirs: root would boot the one and write to the other."""
+    machines.folder.chmod(0o777)
+    for command in ("up", "status", "remove"):
+        refused = machines(command)
+        assert refused.returncode == 1
+        assert "no folder of yours alone" in refused.stderr
+    assert {path.name for path in machines.folder.iterdir()} == {"image"}

@@ -33,7 +33,7 @@ from tests.acceptance.live_service import LiveService, body, free_port, running
 RESOURCES = {"cpu": 1, "memory": 0.125, "disk": 1}
 #: For the background jobs that follow a create (they look 0.1 s after it), and for filling the pool.
 SETTLE_SECONDS = 1.5
-#: The longest span for what the service and the batch's apps use without a create; else it is as long as theirs.
+#: The longest span for what the service and the batch's apps use without a create; else it is as long as the creates took.
 MOST_IDLE_SECONDS = 20.0
 HOST_ROUNDS = 10
 _NOTHING = (0.0, 0)
@@ -118,7 +118,7 @@ class _Creates:
         return _Reading(of_machine(self._pid, self._service.data_dir), steps)
 
     def _add(self, before: _Reading, after: _Reading, idle: _Reading, spans: float) -> None:
-        """Add what creates took; an idle span with the batch's apps, of which theirs has so many, is taken off."""
+        """Add what creates took; ``spans`` times an idle one with the batch's apps is taken off."""
         for part, took in after.cpu.items():
             # A process that ended meanwhile used nothing more.
             self.cpu[part[0]] += took - before.cpu[part] - spans * (idle.cpu.get(part, took) - took)

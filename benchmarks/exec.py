@@ -47,7 +47,7 @@ SETTLE_SECONDS, MOST_IDLE_SECONDS = 1.5, 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Theirs:
+class PodmanContainer:
     """A container of podman's, in which the same command runs."""
 
     podman: Podman
@@ -60,7 +60,7 @@ class Theirs:
     def run_to_the_end(self) -> float:
         """Return the same, once the clean-up has ended, too."""
         took = self.run()
-        self.podman.rest()
+        self.podman.wait_until_idle()
         return took
 
 
@@ -70,7 +70,7 @@ class Bench:
 
     service: int
     run: Callable[[], object]
-    theirs: Theirs | None
+    container: PodmanContainer | None
 
     def kinds(self) -> Mapping[str, Callable[[], object]]:
         """Return what may come before a command, by its name."""
@@ -80,9 +80,9 @@ class Bench:
             "a process that computes": lambda: subprocess.run([sys.executable, "-ISc", COMPUTES], check=True),
             "a process that writes 64 MB": lambda: subprocess.run([sys.executable, "-ISc", WRITES], check=True),
         }
-        if self.theirs is not None:
-            kinds["podman exec"] = self.theirs.run
-            kinds["podman exec, its clean-up too"] = self.theirs.run_to_the_end
+        if self.container is not None:
+            kinds["podman exec"] = self.container.run
+            kinds["podman exec, its clean-up too"] = self.container.run_to_the_end
         return kinds
 
 
@@ -102,7 +102,7 @@ class Samples:
 
 @contextmanager
 def prepared() -> Iterator[Bench]:
-    """Lend a service and a container of podman's, in each of which a command has run."""
+    """Yield a service and a container of podman's, in each of which a command has run."""
     with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as place:
         folder = Path(place)
         folder.chmod(0o755)
@@ -118,32 +118,35 @@ def prepared() -> Iterator[Bench]:
                 assert response.json()["data"]["exit_code"] == 0, response.text
 
             assert service.process
-            theirs = Theirs(other, other.start("--network", "none", command=("/bin/sleep", "3600"))) if other else None
+            container = None
+            if other:
+                sleeping = other.start("--network", "none", command=("/bin/sleep", "3600"))
+                container = PodmanContainer(other, sleeping)
             for _ in range(WARM_UP):
                 run()
-                if theirs:
-                    theirs.run_to_the_end()
-            yield Bench(service.process.pid, run, theirs)
+                if container:
+                    container.run_to_the_end()
+            yield Bench(service.process.pid, run, container)
 
 
 def measure(rounds: int) -> dict[str, Any]:
     """Return wall and CPU of commands in turns with podman's."""
-    ours, theirs = Samples(), list[float]()
+    own, of_podman = Samples(), list[float]()
     with prepared() as bench:
         until_idle(bench.service)
         before, begun = spent(bench.service), time.perf_counter()
         for _ in range(rounds):
-            ours.add(bench)
-            if bench.theirs is not None:
-                theirs.append(bench.theirs.run_to_the_end())
+            own.add(bench)
+            if bench.container is not None:
+                of_podman.append(bench.container.run_to_the_end())
         time.sleep(SETTLE_SECONDS)
         after, ended = spent(bench.service), time.perf_counter()
         time.sleep(min(ended - begun, MOST_IDLE_SECONDS))
         idle = (spent(bench.service)["service"] - after["service"]) / (time.perf_counter() - ended)
     cpu = between(before, after, rounds)
     cpu["service, whole run without idle"] = round(cpu["service"] - idle * (ended - begun) / rounds, 1)
-    cpu["service"] = round(statistics.fmean(ours.cpu), 1)
-    ms = {name: both(of) for name, of in (("builderd: exec", ours.took), ("podman: exec", theirs)) if of}
+    cpu["service"] = round(statistics.fmean(own.cpu), 1)
+    ms = {name: both(of) for name, of in (("builderd: exec", own.took), ("podman: exec", of_podman)) if of}
     return {"rounds": rounds, "load": os.getloadavg()[0], "cpu_ms": cpu, "ms": ms}
 
 

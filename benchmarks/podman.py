@@ -23,7 +23,7 @@ UNIFIED = Path("/sys/fs/cgroup/unified")
 #: What podman's network leaves in the packet filter.
 TABLE = ("inet", "netavark")
 #: Against hanging only.
-REST_SECONDS = 60.0
+IDLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ class Podman:
             raise RuntimeError(f"podman {' '.join(words)}: {error[-500:]}")
         return Run(took, output)
 
-    def rest(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until podman's own processes have ended: after an exec, its clean-up runs on for 20 ms of CPU or more.
 
         Raises ``TimeoutError``.
         """
-        deadline = time.monotonic() + REST_SECONDS
+        deadline = time.monotonic() + IDLE_SECONDS
         while any(self._is_ours(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"podman's clean-up still runs after {REST_SECONDS:g} s")
+                raise TimeoutError(f"podman's clean-up still runs after {IDLE_SECONDS:g} s")
             time.sleep(0.01)
 
     def _is_ours(self, cmdline: Path) -> bool:
@@ -87,12 +87,12 @@ def podman() -> Iterator[Podman | None]:
         command = ["unshare", "-m", "--propagation", "slave", sys.executable, "-m", "benchmarks.podman", folder]
         had_table = _has_table()
         side = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        lent = Podman(side, folder)
+        made = Podman(side, folder)
         try:
-            yield lent
+            yield made
         finally:
             side.communicate()
-            lent.rest()  # its clean-up writes into the folder, which is removed next
+            made.wait_until_idle()  # its clean-up writes into the folder, which is removed next
             if not had_table and _has_table():
                 subprocess.run(["nft", "delete", "table", *TABLE], check=True)
 

@@ -348,7 +348,7 @@ ROWS: Sequence[tuple[str, Callable[[Row, Row], str], str, Callable[[Row, Row], b
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """Lend the URL of a database on a server of its own."""
+    """Yield the URL of a database on a server of its own."""
     binaries = find_binaries()
     if binaries is None:
         sys.exit("PostgreSQL is not installed: apt-get install postgresql")

@@ -70,7 +70,7 @@ run() {{
 #: ``run USER JOINED CAPABILITIES``: as root without capabilities but those, or as the app (USER 1000), which gets the
 #: app's variables. tini is a subreaper here too: whatever the program starts stays below its process, and ``end`` finds
 #: it. A terminal echoes nothing while ``begin`` reads. What Incus executes has incusd's score of kills for memory, and
-#: not the instance's.
+#: not the instance's; a command can lower its own to that again, since only the host's root sets a least one.
 RUN = rf"""#!/bin/sh
 user=$1 joined=$2 kept=$3 modes=
 {{ echo {OOM_SCORE} >/proc/self/oom_score_adj; }} 2>/dev/null

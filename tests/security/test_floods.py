@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -244,11 +245,50 @@ async def test_unread_lists_count_in_the_memory_budget_of_their_tenant(service: 
 
 async def _open_small(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect with a small receive buffer: the kernel may take a whole list, and the service holds nothing of it."""
-    small = socket.socket()
-    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-    small.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(small, (host, port))
-    return await asyncio.open_connection(sock=small)
+    return await asyncio.open_connection(sock=await _connect(host, port, 64 << 10))
+
+
+async def _connect(host: str, port: int, receive_buffer: int) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, (host, port))
+    return connection
+
+
+async def test_unread_answers_take_a_bounded_part_of_the_kernels_memory(service: Service) -> None:
+    """What the kernel has taken is in no tenant's budget; it took 4 MB for each connection."""
+    service.engine.answer("flood", Answer(0, "\0" * 2_000_000))
+    own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
+    body = json.dumps({"command": "flood"})
+    head = (
+        f"POST {BUILDERS}/{own['uuid']}/exec HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+    async with listening(service.app) as url, asyncio.timeout(DEADLINE):
+        place = urlsplit(url)
+        port = place.port or 0
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                # A large window: what the client's kernel takes lets the sender's grow.
+                attacker = stack.enter_context(await _connect(str(place.hostname), port, 4 << 20))
+                await asyncio.get_running_loop().sock_sendall(attacker, head.encode())
+            looks: list[list[int]] = []
+            # Until the kernel has taken what it takes of each answer.
+            while len(looks) < 5 or any(look != looks[-1] for look in looks[-5:]) or len(looks[-1]) < 4:
+                await asyncio.sleep(0.1)
+                looks.append(_unsent(port))
+            async with service.client(service.other, url) as neighbour:
+                assert (await neighbour.get(BUILDERS)).status_code == 200
+    # One piece more may be taken while there is room.
+    assert 0 < max(looks[-1]) <= 2 * listener.SEND_BUFFER + (64 << 10)
+
+
+def _unsent(port: int) -> list[int]:
+    """Return the bytes of each connection of a local port that its peer has not acknowledged, without empty ones."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = [int(row[4].split(":")[0], 16) for row in rows if int(row[1].split(":")[1], 16) == port]
+    return sorted(queue for queue in queues if queue)
 
 
 async def test_few_files_of_a_tenant_are_written_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

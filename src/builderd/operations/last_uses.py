@@ -51,8 +51,9 @@ class LastUses:
             await write()
         except Exception as error:
             # The store logs that it is unavailable, twice a minute at most.
-            level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.ERROR
-            log.log(level, "last use not recorded, retrying in %g s id=%s error=%r", RETRY_SECONDS, key, error)
+            is_known = isinstance(error, StoreUnavailable)
+            said = "last use not recorded, retrying in %g s id=%s"
+            log.log(logging.DEBUG if is_known else logging.ERROR, said, RETRY_SECONDS, key, exc_info=not is_known)
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._recording.pop, key, None)
         else:
             del self._recording[key]

@@ -33,7 +33,7 @@ from tests.acceptance.live_service import LiveService, body, free_port, running
 RESOURCES = {"cpu": 1, "memory": 0.125, "disk": 1}
 #: For the background jobs that follow a create (they look 0.1 s after it), and for filling the pool.
 SETTLE_SECONDS = 1.5
-#: The longest span for what the service and the batch's apps use without a create; else it is as long as the creates took.
+#: The longest span for what the service and the batch's apps use without a create; else as long as they took.
 MOST_IDLE_SECONDS = 20.0
 HOST_ROUNDS = 10
 _NOTHING = (0.0, 0)

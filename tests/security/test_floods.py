@@ -257,7 +257,7 @@ async def _connect(host: str, port: int, receive_buffer: int) -> socket.socket:
 
 
 async def test_unread_answers_take_a_bounded_part_of_the_kernels_memory(service: Service) -> None:
-    """What the kernel has taken is in no tenant's budget; it took 4 MB for each connection."""
+    """No budget of a tenant counts what the kernel has taken: it was 4 MB for each connection."""
     service.engine.answer("flood", Answer(0, "\0" * 2_000_000))
     own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
     body = json.dumps({"command": "flood"})

@@ -138,7 +138,7 @@ async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
 async def test_a_record_that_failed_is_not_repeated_by_each_call(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """On a full disk each read would be a failed write and a line in the log."""
+    """Each read would be a failed write and a line in the log while the disk is full."""
     client, store, tries = service.client(service.read), service.application.store, 0
     token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
     assert token is not None

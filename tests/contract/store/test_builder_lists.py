@@ -289,9 +289,12 @@ async def test_all_pages_are_one_statement_on_sqlite(store: Store, name: str) ->
     """Each text of a statement is compiled anew there; PostgreSQL plans numbers better than parameters (ADR 311)."""
     for _ in range(3):
         await add_with_version(store)
+
+    def read(uow: UnitOfWork, page: int) -> Sequence[object]:
+        return LISTS[name](uow, BuilderQuery(page=page, per_page=1))
+
     with statements(store) as seen:
-        read = [partial(LISTS[name], query=BuilderQuery(page=page, per_page=1)) for page in (1, 2, 3)]
-        pages = [await store.write(one) for one in read]
+        pages = [await store.write(partial(read, page=page)) for page in (1, 2, 3)]
     assert [len(page) for page in pages] == [1, 1, 1]
     assert len({repr(page) for page in pages}) == 3
     assert isinstance(store, SqlStore)

@@ -9,9 +9,8 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import routes
 from builderd.adapters.engines.incus.errors import error_of
-from builderd.domain.builders import BuilderId
 from builderd.domain.errors import InvalidState
-from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.domain.versions import Isolation

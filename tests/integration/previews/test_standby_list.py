@@ -209,7 +209,10 @@ def open_websocket(standby: Standby, host: str) -> socket.socket:
     key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
     lines = (f"GET /websocket HTTP/1.1\r\nHost: {host}", "Connection: Upgrade", "Upgrade: websocket")
     visit.sendall("\r\n".join((*lines, key, "Sec-WebSocket-Version: 13", "", "")).encode())
-    assert visit.recv(100).startswith(b"HTTP/1.1 101 ")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += visit.recv(1)
+    assert head.startswith(b"HTTP/1.1 101 ")
     return visit
 
 

@@ -210,8 +210,8 @@ def open_websocket(standby: Standby, host: str) -> socket.socket:
     lines = (f"GET /websocket HTTP/1.1\r\nHost: {host}", "Connection: Upgrade", "Upgrade: websocket")
     visit.sendall("\r\n".join((*lines, key, "Sec-WebSocket-Version: 13", "", "")).encode())
     head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += visit.recv(1)
+    while not head.endswith(b"\r\n\r\n") and (piece := visit.recv(1)):
+        head += piece
     assert head.startswith(b"HTTP/1.1 101 ")
     return visit
 

@@ -34,6 +34,9 @@ def test_apps_are_killed_for_memory_before_what_runs_the_member(service: LiveSer
         kept = scenarios.run(service, data["uuid"], lower)[1].splitlines()[-1] == str(OOM_SCORE)
         # The kernel takes the score as the least one only from a process with this capability, as the host's root has.
         assert kept == has_capability(CAP_SYS_RESOURCE)
+        # A command's own score is set inside the instance, which sets no least one: docs/cluster.md.
+        own = "cat /proc/self/oom_score_adj; echo 0 >/proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
+        assert scenarios.run(service, data["uuid"], own) == (0, f"{OOM_SCORE}\n0\n")
 
 
 def test_strong_isolation_is_refused_in_words(service: LiveService) -> None:

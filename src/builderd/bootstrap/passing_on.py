@@ -69,10 +69,8 @@ class PassingOn:
         self._listed_until = 0
         #: When visitors were led by the list last, and whether the kernel has its routes to apps of other members.
         self._listed_at, self._has_routes = time.monotonic(), False
-        #: The proxy may not have all of the list.
-        self._lacks_list = False
-        #: What kept the list from being read last.
-        self._said = ""
+        #: The proxy may not have all of the list; what kept the list from being read or used last.
+        self._lacks_list, self._said = False, ""
         #: When the service that works answered last, and when its member took a connection.
         self._answered_at = self._reached_at = time.monotonic()
 
@@ -123,11 +121,13 @@ class PassingOn:
                 await self._forwarder.lead(target)
             except EngineUnavailable as error:
                 log.warning("waiting connections not passed on error=%s", error.message)
-        # Also that of a service which was killed.
-        await self._forwarder.retire(ends_visits=successor is None)
         hops = self.list.hops(self._membership.own_address) if successor is not None and self._has_list() else {}
-        if hops or self._has_routes:
+        if hops:
             await self._put_routes(hops)
+        # The ports are closed from here on. Also those of a service that was killed.
+        await self._forwarder.retire(ends_visits=successor is None)
+        if self._has_routes and not hops:
+            await self._put_routes({})
         self._listed_until = 0
         servers, self._servers = self._servers, None
         if servers is not None:
@@ -299,10 +299,9 @@ class PassingOn:
         self._has_routes = True
         try:
             await self._membership.provider.put_standby_routes(hops)
+            self._has_routes = bool(hops)
         except EngineUnavailable as error:
             log.warning("routes to apps of other members not changed error=%s", error.message)
-        else:
-            self._has_routes = bool(hops)
 
     def _fail(self, reason: str) -> None:
         worker = self._owner.host_name if self._owner else None

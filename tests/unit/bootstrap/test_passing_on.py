@@ -124,6 +124,9 @@ class FakeForwarder:
         #: The next look starts it anew.
         self.starts = False
         self.puts = 0
+        #: Those of the cluster, and how many were put when the proxy was retired.
+        self.hops: list[dict[str, str]] = []
+        self.hops_at_end: list[int] = []
 
     async def put_list(self, routes: dict[str, str]) -> None:
         self._answer("put_list")
@@ -143,6 +146,7 @@ class FakeForwarder:
 
     async def retire(self, *, ends_visits: bool = False) -> None:
         self.ended += ends_visits
+        self.hops_at_end.append(len(self.hops))
 
     async def run(self, options: object) -> bool:
         started, self.starts = self.starts, False
@@ -275,6 +279,7 @@ class Listing:
 async def listing(passing: PassingOn, unused_tcp_port: int) -> Listing:
     made = Listing(passing, unused_tcp_port)
     passing._visited_hosts = made.visited_hosts
+    made.forwarder.hops = made.hops
     await passing._membership.describe()
     made.read()
     return made
@@ -451,6 +456,7 @@ async def test_routes_and_visits_stay_for_the_service_itself_when_it_takes_over(
     listing.passing._lease = lease(1, is_over=True)
     await listing.passing.close(replace(OWNER, address="127.0.0.1:1"))
     assert (listing.hops, listing.forwarder.ended) == ([{"10.99.0.20": "10.98.0.12"}], 0)
+    assert listing.forwarder.hops_at_end == [1], "the ports are closed for no longer than it takes"
     await listing.passing.close()
     assert listing.hops[1:] == [{}]
 

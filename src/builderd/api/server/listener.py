@@ -8,6 +8,7 @@ client gets the reason in the envelope.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -270,7 +271,9 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._disarm()
         self._timer = self.loop.call_later(REFUSED_SECONDS, self.transport.abort)
-        self.transport.write_eof()
+        # A client that has reset the connection meanwhile.
+        with contextlib.suppress(OSError):
+            self.transport.write_eof()
 
 
 class Socket(WebSocketsSansIOProtocol):

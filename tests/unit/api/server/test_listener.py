@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -224,6 +225,26 @@ async def test_a_refused_client_that_still_sends_reads_why(service: Service) -> 
         assert await refused.ended()
         await refused.send(OK)
         await door.close()
+
+
+async def test_a_refused_client_that_has_reset_its_connection_is_no_fault_in_the_log(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = asyncio.Event()
+
+    def fail(_: object) -> None:
+        ended.set()
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", fail)
+    async with listening(service.app, ConnectionLimits(address=0, newcomers=0)) as url:
+        door = Door(url)
+        refused = await door.connect()
+        await refused.send(OK)
+        await ended.wait()
+        await asyncio.sleep(0)
+        await door.close()
+    assert "Exception in callback" not in caplog.text
 
 
 async def test_a_refused_client_that_goes_on_sending_is_hung_up_on(

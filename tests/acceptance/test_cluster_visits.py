@@ -42,7 +42,8 @@ def replaced(worker: LiveService, standby: LiveService, end: Callable[[], object
 
     The visits are those of public apps on both members, of a private one, and of one that was made private just before.
     """
-    name = worker.data_dir.name
+    # Each time other names: those of the same service are taken by then.
+    name = f"{worker.data_dir.name}-{end.__name__}"
     public = [worker.create(f"public{number}-{name}") for number in range(2)]
     assert len({worker.builder(one["uuid"])["member"] for one in public}) == 2, "on both members"
     private = worker.create(f"private-{name}", visibility="private")

@@ -65,6 +65,9 @@ class App:
                 writer.write(base64.urlsafe_b64decode(query.partition("&")[0]))
                 await writer.drain()
                 return False
+            case "/flood":
+                await flood(writer)
+                return False
             case "/exit":
                 os._exit(3)
             case "/drop":
@@ -142,6 +145,13 @@ async def reply(writer: asyncio.StreamWriter, said: dict[str, Any]) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
     )
     await writer.drain()
+
+
+async def flood(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 64000000\r\n\r\n")
+    for _ in range(1000):
+        writer.write(bytes(64_000))
+        await writer.drain()
 
 
 async def websocket(headers: dict[str, str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -47,6 +47,9 @@ READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub
 PLAIN_VISIT = "public repeatable path_only !odd_port !brought !challenge"
 #: Of IPv6, a /64: its user has 2^64 addresses.
 _ADDRESS = "src,ipmask(32,64)"
+#: Bytes of an answer that the kernel takes for a visitor who reads nothing; it doubles the value, and without one takes
+#: 4 MB, so that one address might fill the machine's memory for TCP. 5 MB/s at 100 ms.
+SEND_BUFFER = 256 << 10
 #: A refused connection is not tried again: HAProxy would dial the same address a second later, which by then may be
 #: another tenant's.
 _RETRIES = "retries 1\nretry-on empty-response"
@@ -100,6 +103,7 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         f"description {quoted(f'{DESCRIPTION} {digest}')}",
         f"nbthread {options.threads}" if options.threads else "",
         f"maxconn {host.max_connections}",
+        f"tune.sndbuf.client {SEND_BUFFER}",
         "# A taken port is an error, not a port that two services share by halves.",
         "noreuseport",
         f"user {host.user}\nchroot {quoted(files.jail)}" if host.user else "",

@@ -16,6 +16,7 @@ from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.config import (
     DESCRIPTION,
     READS_PAGES,
+    SEND_BUFFER,
     Configuration,
     Host,
     admission,
@@ -81,6 +82,7 @@ def _global(files: ProxyFiles, host: Host, digest: str) -> str:
         "global",
         f"description {quoted(f'{DESCRIPTION} {digest}')}",
         f"maxconn {host.max_connections}",
+        f"tune.sndbuf.client {SEND_BUFFER}",
         "noreuseport",
         f"user {host.user}\nchroot {quoted(files.jail)}" if host.user else "",
         f"stats socket {quoted(files.admin_socket)} mode 600 level admin",

@@ -17,8 +17,9 @@ GB = 1_000_000_000
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path, 11 * GB) as host:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    # A short name: a Unix socket's path must be.
+    with small_disk(tmp_path_factory.mktemp("h"), 11 * GB) as host:
         yield host
 
 

@@ -157,8 +157,8 @@ def test_nothing_but_a_plain_visit_of_a_listed_host_reaches_an_app(listing: tupl
 def test_header_that_claims_another_client_is_not_believed(listing: tuple[Standby, str]) -> None:
     standby, host = listing
     with dial(standby.options.proxy.port) as visit:
-        visit.sendall(b"PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n")
-        visit.sendall(f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        request = f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        visit.sendall(f"PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n{request}".encode())
         assert parse(read_all(visit)).status == 400
 
 

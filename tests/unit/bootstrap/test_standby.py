@@ -411,8 +411,8 @@ async def test_service_after_another_one_gives_no_address_while_lists_of_the_ear
     wait = FIRST_ADDRESS_AFTER / HURRY
     assert 0 < first.owned.first_address_at - time.monotonic() <= wait, "the other one has a list"
     await services.until_known("two")
-    await first.stop()
     began = time.monotonic()
+    await first.stop()
     await second.until(lambda: second.works)
     assert second.owned.first_address_at >= began + wait
 

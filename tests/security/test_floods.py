@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from tests.patience import patience
+from tests.send_queues import unacknowledged
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.processes import Answer
@@ -277,18 +277,11 @@ async def test_unread_answers_take_a_bounded_part_of_the_kernels_memory(service:
             # Until the kernel has taken what it takes of each answer.
             while len(looks) < 5 or any(look != looks[-1] for look in looks[-5:]) or len(looks[-1]) < 4:
                 await asyncio.sleep(0.1)
-                looks.append(_unsent(port))
+                looks.append(unacknowledged(port))
             async with service.client(service.other, url) as neighbour:
                 assert (await neighbour.get(BUILDERS)).status_code == 200
     # One piece more may be taken while there is room.
     assert 0 < max(looks[-1]) <= 2 * listener.SEND_BUFFER + (64 << 10)
-
-
-def _unsent(port: int) -> list[int]:
-    """Return the bytes of each connection of a local port that its peer has not acknowledged, without empty ones."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    queues = [int(row[4].split(":")[0], 16) for row in rows if int(row[1].split(":")[1], 16) == port]
-    return sorted(queue for queue in queues if queue)
 
 
 async def test_few_files_of_a_tenant_are_written_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from tests.previews.proxy import App, Proxy
 from tests.previews.visitor import PATIENCE
+from tests.send_queues import unacknowledged
 
 from builderd.adapters.previews.haproxy.config import SEND_BUFFER
 
@@ -34,13 +34,6 @@ def test_unread_answers_take_a_bounded_part_of_the_kernels_memory(proxy: Proxy, 
         while len(looks) < ALIKE or len(looks[-1]) < 4 or any(look != looks[-1] for look in looks[-ALIKE:]):
             assert time.monotonic() < deadline, looks[-ALIKE:]
             time.sleep(0.1)
-            looks.append(unsent(proxy.options.port))
+            looks.append(unacknowledged(proxy.options.port))
         assert proxy.visitor.get(host).status == 200
     assert 0 < max(looks[-1]) <= 2 * SEND_BUFFER + (64 << 10)
-
-
-def unsent(port: int) -> list[int]:
-    """Return the bytes of each connection of a local port that its peer has not acknowledged, without empty ones."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    queues = [int(row[4].split(":")[0], 16) for row in rows if int(row[1].split(":")[1], 16) == port]
-    return sorted(queue for queue in queues if queue)

@@ -120,14 +120,15 @@ async def test_disk_on_which_a_change_of_settings_runs_stays_after_a_restore_of_
     assert changed.disk in await scene.after_an_hour()
 
 
+async def no_disk_yet(_: DiskId) -> DiskReport | None:
+    return None
+
+
 async def test_copy_that_took_more_than_an_hour_has_an_hour_from_its_end(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder = await scene.world.create()
     disk = scene.add(copy_of=builder.disk)
-
-    async def no_disk_yet(asked: DiskId) -> DiskReport | None:
-        return None
 
     with monkeypatch.context() as patch:
         patch.setattr(scene.world.engine, "disk", no_disk_yet)
@@ -206,9 +207,6 @@ async def test_copy_under_way_and_an_engine_that_is_not_ready_are_left_alone(
 ) -> None:
     builder = await scene.world.create()
     disk = scene.add(copy_of=builder.disk)
-
-    async def no_disk_yet(asked: DiskId) -> DiskReport | None:
-        return None
 
     with monkeypatch.context() as patch:
         patch.setattr(scene.world.engine, "disk", no_disk_yet)

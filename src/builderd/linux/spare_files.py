@@ -7,6 +7,7 @@ becomes the new file, so that nobody else gets its blocks in between.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -47,9 +48,15 @@ def take_spare(path: Path) -> bool:
 
 
 def _spares(path: Path) -> Iterator[Path]:
-    for folder in path.parents:
+    for folder in (parent / FOLDER for parent in path.parents):
         try:
-            spares = list((folder / FOLDER).iterdir())
+            spares = list(folder.iterdir()) if _is_own(folder) else []
         except OSError:
             continue
         yield from spares
+
+
+def _is_own(folder: Path) -> bool:
+    """Return False where somebody else may have put a file that he keeps open: what is written may be secret."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022

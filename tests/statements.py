@@ -16,13 +16,17 @@ from builderd.ports.store import Store
 def statements(store: Store) -> Iterator[list[str]]:
     """Collect the statements that the store executes meanwhile."""
     assert isinstance(store, SqlStore)
-    engine, seen = store._database.writing, list[str]()
+    database, seen = store._database, list[str]()
+    # In memory, reads use the engine of the writes.
+    engines = {id(one.pool): one for one in (database.reading, database.writing)}.values()
 
     def collect(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         seen.append(statement)
 
-    event.listen(engine, "before_cursor_execute", collect)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", collect)
     try:
         yield seen
     finally:
-        event.remove(engine, "before_cursor_execute", collect)
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", collect)

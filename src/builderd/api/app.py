@@ -14,7 +14,9 @@ from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
 from builderd.api.server.hot_commands import HotCommands
+from builderd.api.server.hot_lists import HotLists
 from builderd.api.server.hot_reads import HotReads
+from builderd.api.server.known_tenants import KnownTenants
 from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
@@ -130,7 +132,9 @@ def bare_app(application: Application, meter: Meter, *, hot: bool = False, **opt
     app.add_middleware(Masking, application=application)
     app.add_middleware(Heads)
     if hot:
-        app.add_middleware(HotReads, hot=builders.HOT)
+        tenants = KnownTenants()
+        app.add_middleware(HotLists[builders.ListQuery], hot=builders.HOT_LIST, tenants=tenants)
+        app.add_middleware(HotReads, hot=builders.HOT, tenants=tenants)
         app.add_middleware(HotCommands, hot=executions.HOT)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)

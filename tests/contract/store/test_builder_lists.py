@@ -20,6 +20,7 @@ from tests.contract.store.samples import (
     add_builder,
     make_builder,
     make_segment,
+    make_token,
     make_version,
     save,
 )
@@ -33,6 +34,7 @@ from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType
 from builderd.domain.ids import BuilderId, TenantId, new_id
 from builderd.domain.prices import Billing, Sum, total
 from builderd.domain.resources import Resources
+from builderd.domain.tokens import Token
 from builderd.domain.versions import VersionSettings
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
@@ -245,6 +247,25 @@ async def test_total_follows_creates_deletes_and_rollbacks(store: Store) -> None
     assert await total() == 1
     await asyncio.gather(*(add_builder(store) for _ in range(10)))
     assert await total() == 11
+
+
+async def test_a_token_is_read_with_the_total_of_its_tenant(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    token = make_token()
+    await add(store, token)
+    for _ in range(2):
+        await add_with_version(store)
+    await add_with_version(store, tenant_id=OTHER_TENANT.id)
+
+    def read(uow: UnitOfWork) -> tuple[Token | None, int, int, int]:
+        found = uow.builder_lists.by_secret(token.secret_hash)
+        own, other = (uow.builder_lists.count(one, BuilderQuery()) for one in (TENANT.id, OTHER_TENANT.id))
+        return found, own, other, uow.builder_lists.count(TENANT.id, BuilderQuery(name="none"))
+
+    with statements(store) as seen:
+        assert await store.read(read) == (token, 2, 1, 0)
+    assert len([one for one in seen if "live_builders" in one]) == 2
+    assert await store.read(lambda uow: uow.builder_lists.by_secret("unknown")) is None
 
 
 def _add_and_fail(uow: UnitOfWork, builder: Builder) -> None:

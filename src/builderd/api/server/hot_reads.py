@@ -7,7 +7,6 @@ the tenant's turn. What is not plain, such as a large answer or another method, 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,17 +19,17 @@ from starlette.types import Scope as Connection
 
 from builderd.api.server import masking
 from builderd.api.server.auth import IDENTITY, accept, application_of, operations_of, recognize
+from builderd.api.server.known_tenants import KnownTenants
 from builderd.api.server.problems import coded
 from builderd.domain.errors import BuilderdError, Unauthenticated
-from builderd.domain.ids import TenantId, secret_hash
+from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
 _BEARER = re.compile(rb"bearer (\S+)", re.IGNORECASE)
-_COLD = frozenset({masking.HEADER.lower().encode()})
-#: Tokens whose tenant is remembered, for nothing but its place in the queue.
-MAX_KNOWN = 10_000
+#: Headers of a request that the call itself answers.
+COLD = frozenset({masking.HEADER.lower().encode()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,10 @@ class HotRead:
 class HotReads:
     """ASGI middleware that answers one hot read."""
 
-    def __init__(self, app: ASGIApp, hot: HotRead) -> None:
+    def __init__(self, app: ASGIApp, hot: HotRead, tenants: KnownTenants) -> None:
         self._app = app
         self._hot = hot
-        #: By the hash of the secret.
-        self._tenants: OrderedDict[str, TenantId] = OrderedDict()
+        self._tenants = tenants
         self._route: object = None
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
@@ -74,7 +72,7 @@ class HotReads:
         path = self._hot.path.fullmatch(scope["path"])
         if path is None:
             return None
-        secret = match_bearer(scope["headers"], _COLD)
+        secret = match_bearer(scope["headers"], COLD)
         return (path[1], secret) if secret is not None else None
 
     async def _answer(self, request: Request, parameter: str, secret: str) -> Response | None:
@@ -109,11 +107,9 @@ class HotReads:
                 )
         except Unauthenticated:
             # A token that is no longer valid takes no more turns of its tenant.
-            self._tenants.pop(digest, None)
+            self._tenants.forget(digest)
             raise
-        self._tenants[digest] = found.token.tenant_id
-        if len(self._tenants) > MAX_KNOWN:
-            self._tenants.popitem(last=False)
+        self._tenants.remember(digest, found.token.tenant_id)
         return found
 
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.server.answers import Answer
-from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer, accept, application_of
+from builderd.api.server.hot_lists import HotList, PresumedCaller
 from builderd.api.server.hot_reads import HotAnswer, HotRead
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.listed_builders import encode_listed
-from builderd.api.v1.pages import MAX_PER_PAGE, Listing, encoded, listed, page_of, single
+from builderd.api.v1.pages import MAX_PER_PAGE, Listing, encode_in_turn, encoded, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.ids import BuilderId
-from builderd.domain.tokens import Scope
+from builderd.domain.ids import BuilderId, secret_hash
+from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
@@ -62,18 +64,67 @@ async def list_builders(
 ) -> Response:
     """Your builders, the newest first unless sorted otherwise."""
     now = application.clock.now()
-    asked = BuilderQuery(**query.model_dump())
-
-    def load(uow: UnitOfWork) -> tuple[Sequence[str], int]:
-        page, total = builder_lists.page(uow, application, identity.token.tenant_id, asked, now)
-        return [encode_listed(entry, with_token=identity.may_write) for entry in page], total
 
     async def listing() -> Listing:
-        entries, total = await application.store.read(load)
-        meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
-        return page_of(f"{len(entries)} of {total} builders.", meta, entries)
+        found = await application.store.read(lambda uow: _load(uow, application, identity.token, query, now))
+        return _page(query, found)
 
     return await listed(request, identity.token.tenant_id, listing)
+
+
+class _Page(NamedTuple):
+    """Entries of a list as JSON, and the number of builders on all pages."""
+
+    entries: Sequence[str]
+    total: int
+
+
+def _load(uow: UnitOfWork, application: Application, token: Token, query: ListQuery, now: datetime) -> _Page:
+    """Read and encode a page, in the store's thread."""
+    asked = BuilderQuery(**query.model_dump())
+    page, total = builder_lists.page(uow, application, token.tenant_id, asked, now)
+    may_write = token.allows(Scope.WRITE)
+    return _Page([encode_listed(entry, with_token=may_write) for entry in page], total)
+
+
+def _page(query: ListQuery, found: _Page) -> Listing:
+    meta = PageMeta(page=query.page, per_page=query.per_page, total=found.total)
+    return page_of(f"{len(found.entries)} of {found.total} builders.", meta, found.entries)
+
+
+async def _list_hot(caller: PresumedCaller, query: ListQuery) -> Response:
+    """Return the answer of ``list_builders``, read in one transaction with the token."""
+    request, application = caller.request, application_of(caller.request)
+    now, calendar, digest = application.clock.now(), application.clock.calendar(), secret_hash(caller.secret)
+
+    def read(uow: UnitOfWork) -> tuple[Token, _Page]:
+        token = tokens.check(uow.builder_lists.by_secret(digest), calendar)
+        may_read = token.allows(Scope.READ)
+        return token, _load(uow, application, token, query, now) if may_read else _Page((), 0)
+
+    recognized: list[Token] = []
+
+    async def listing() -> Listing:
+        token, found = await application.store.read(read)
+        recognized.append(token)
+        return _page(query, found)
+
+    async with AsyncExitStack() as stack:
+        answer = await caller.recognize(lambda: encode_in_turn(stack, request, caller.tenant_id, listing))
+        identity = await accept(request, recognized.pop(), calendar)
+        identity.require(Scope.READ)
+        return answer.response(stack)
+
+
+def _parse(values: Mapping[str, str]) -> ListQuery | None:
+    try:
+        return ListQuery.model_validate(values)
+    except ValidationError:
+        return None
+
+
+#: Polled by those who show or watch all of their builders.
+HOT_LIST = HotList(f"{PREFIX}/builders", _parse, _list_hot)
 
 
 def _read_hot(uow: UnitOfWork, application: Application, digest: str, uuid: str, calendar: datetime) -> HotAnswer:

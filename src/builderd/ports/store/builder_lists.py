@@ -10,6 +10,7 @@ from builderd.domain.builders import Desired, JobType, Status, StopKind, Visibil
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Sum
 from builderd.domain.resources import Resources
+from builderd.domain.tokens import Token
 from builderd.ports.store.builders import BuilderQuery
 
 
@@ -136,6 +137,9 @@ class ShownBuilder(NamedTuple):
 
 
 class BuilderLists(Protocol):
+    def by_secret(self, secret_hash: str) -> Token | None:
+        """Return the token of this secret, by one statement with the number that ``count`` returns without filters."""
+
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         """Return one page of a tenant's live builders as people see it, with costs of the month up to ``now``."""
 

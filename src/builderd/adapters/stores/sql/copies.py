@@ -211,7 +211,7 @@ def _save_postgresql(url: str, target: Path) -> None:
             raise StoreUnavailable(f"The database cannot be copied now: {reason}.") from error
         raise
     finally:
-        for engine in (database.writing, copy.writing, copy.reading):
+        for engine in (database.writing, database.reading, copy.writing, copy.reading):
             engine.dispose()
 
 
@@ -233,7 +233,7 @@ def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
             _copy_rows(source, filled)
             _count_on(filled)
     finally:
-        for engine in (database.writing, copy.writing, copy.reading):
+        for engine in (database.writing, database.reading, copy.writing, copy.reading):
             engine.dispose()
 
 

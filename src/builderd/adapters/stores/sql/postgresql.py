@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
@@ -23,6 +24,9 @@ R = TypeVar("R")
 
 WRITERS = 8
 READERS = 4
+#: What a transaction begins with.
+WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: The server ends a session whose transaction is idle for so many milliseconds, which releases its locks.
 IDLE_IN_TRANSACTION = 60_000
 #: The server ends a statement after so many milliseconds, the wait for locks included.
@@ -61,26 +65,56 @@ def open_postgresql(url: URL) -> Database:
 
     The URL's query may hold libpq parameters, such as ``?sslmode=verify-full&sslrootcert=…``.
     """
-    engine = create_engine(
-        url.set(drivername="postgresql+psycopg"),
-        isolation_level="READ COMMITTED",
-        pool_size=WRITERS + READERS,
-        max_overflow=0,
-        # Replace connections that broke when the server restarted, so that no request fails on one.
-        pool_pre_ping=True,
-        connect_args=connect_arguments(url),
-        **ENGINE_OPTIONS,
-    )
-    event.listen(engine, "do_connect", lambda _dialect, _record, args, options: Link.connect(*args, **options))
+    writing, reading = _engine(url, WRITERS, WRITING), _engine(url, READERS, READING)
     return Database(
-        writing=engine,
-        reading=engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
+        writing=writing,
+        reading=reading,
         writers=WRITERS,
         readers=READERS,
-        begin_migration=lambda: _begin_migration(engine),
+        begin_migration=lambda: _begin_migration(writing),
         is_passing=is_passing,
         outage_reason=outage_reason,
     )
+
+
+def _engine(url: URL, connections: int, begin: str) -> Engine:
+    """Return an engine whose transactions begin with this statement."""
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=connections,
+        max_overflow=0,
+        # The connection used last: its server process has the catalog in memory, and the statements prepared.
+        pool_use_lifo=True,
+        # The driver itself begins no transaction.
+        connect_args={**connect_arguments(url), "autocommit": True},
+        **ENGINE_OPTIONS,
+    )
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, options: Link.connect(*args, **options))
+    event.listen(engine, "checkout", lambda link, *_: _begin_on(link, begin))
+    event.listen(engine, "begin", lambda connection: _begin_again(connection, begin))
+    return engine
+
+
+def _begin_on(link: Link, begin: str) -> None:
+    """Begin the transaction as soon as a connection is taken from the pool.
+
+    A connection that broke, as all do when the server restarts, is replaced then, so that no call fails on one. The
+    pool's own check would be one more question to the server.
+    """
+    try:
+        link.execute(begin, prepare=False)
+    except psycopg.OperationalError as error:
+        if not link.has_worked:
+            raise
+        raise InvalidatePoolError from error
+    link.has_worked = True
+
+
+def _begin_again(connection: Connection, begin: str) -> None:
+    """Begin a second transaction on a connection that was not given back to the pool in between."""
+    link = _link(connection)
+    if link.info.transaction_status is TransactionStatus.IDLE:
+        link.execute(begin, prepare=False)
 
 
 class Link(psycopg.Connection[Any]):
@@ -91,6 +125,8 @@ class Link(psycopg.Connection[Any]):
     """
 
     silence = SILENCE_SECONDS
+    #: A transaction was begun on it: its server was there once.
+    has_worked = False
 
     def wait(self, gen: Generator[Any, Any, R], *args: Any, **options: Any) -> R:
         try:
@@ -163,8 +199,7 @@ def _begin_migration(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def _no_statement_timeout(connection: Connection) -> Iterator[None]:
     """Raise the timeouts of statements and of silence to ``MIGRATION_SECONDS``, for this transaction only."""
-    link = connection.connection.dbapi_connection
-    assert isinstance(link, Link)
+    link = _link(connection)
     connection.execute(text(f"SET LOCAL statement_timeout = {int(MIGRATION_SECONDS * 1000)}"))
     link.silence = MIGRATION_SECONDS
     try:
@@ -172,3 +207,9 @@ def _no_statement_timeout(connection: Connection) -> Iterator[None]:
     finally:
         # Fall back to the class attribute.
         del link.silence
+
+
+def _link(connection: Connection) -> Link:
+    link = connection.connection.dbapi_connection
+    assert isinstance(link, Link)
+    return link

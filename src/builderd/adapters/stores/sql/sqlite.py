@@ -78,6 +78,8 @@ def _file_engine(url: URL, path: Path, connections: int) -> Engine:
         poolclass=QueuePool,
         pool_size=connections,
         max_overflow=0,
+        # The connection used last: its cache has the pages, and its statements are prepared.
+        pool_use_lifo=True,
         connect_args={"timeout": BUSY_TIMEOUT, "cached_statements": 256},
         **ENGINE_OPTIONS,
     )

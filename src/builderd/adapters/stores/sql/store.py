@@ -48,7 +48,7 @@ from builderd.adapters.stores.sql.uploads import Uploads
 from builderd.adapters.stores.sql.versions import Versions
 from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
 from builderd.domain.database_lease import LeaseLost
-from builderd.domain.errors import StoreUnavailable
+from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.ports import store as port
 
 T = TypeVar("T")
@@ -216,12 +216,19 @@ class SqlStore:
             return result
 
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
+        refused: BuilderdError | None = None
         try:
             with self._database.reading.begin() as connection:
-                return work(UnitOfWork(connection, writes=False))
+                try:
+                    return work(UnitOfWork(connection, writes=False))
+                except BuilderdError as error:
+                    # Not rolled back: after that the driver of PostgreSQL prepares all statements anew.
+                    refused = error
         except Exception as error:
             self._check(error)
             raise
+        assert refused is not None
+        raise refused
 
     def _check_lease(self, connection: Connection) -> None:
         """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""

@@ -7,21 +7,29 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import Connection, make_url, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError
 from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
 from tests.postgres import PostgresServer
 from tests.stores import open_store
 
 from builderd.adapters.stores.sql import store as store_module
-from builderd.adapters.stores.sql.postgresql import Link, connect_arguments, is_passing, outage_reason
+from builderd.adapters.stores.sql.postgresql import (
+    READING,
+    WRITING,
+    Link,
+    connect_arguments,
+    is_passing,
+    outage_reason,
+)
 from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
-from builderd.domain.errors import StoreUnavailable
+from builderd.domain.errors import NotFound, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
 
@@ -134,6 +142,87 @@ async def test_closed_server_connections_fail_no_call(store: SqlStore, postgres_
         )
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
     await add_builder(store)
+
+
+@pytest.mark.postgres
+async def test_a_transaction_costs_no_more_than_its_begin_its_statements_and_its_end(
+    store: SqlStore, postgres_url: str
+) -> None:
+    await store.read(lambda uow: uow.tenants.get(TENANT.id))
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+
+        def begun_by(call: Callable[[], object]) -> list[str]:
+            """Return what the sessions have sent last, one after the other, as the server saw it."""
+            seen: list[str] = []
+            wait = Link.wait
+
+            def noted(self: Link, gen: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
+                found = wait(self, gen, *args, **options)
+                row = other.execute(_LAST, [self.info.backend_pid]).fetchone() if self is not other else None
+                if row and (not seen or seen[-1] != row[0]):
+                    seen.append(row[0])
+                return found
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Link, "wait", noted)
+                call()
+            return seen
+
+        get = lambda uow: uow.tenants.get(TENANT.id)  # noqa: E731
+        read, written = begun_by(lambda: store._read(get)), begun_by(lambda: store._write(get))
+    assert [words.split(" FROM")[0].split(" tenants")[0] for words in read] == [READING, "SELECT", "COMMIT"]
+    assert [words.split(" FROM")[0].split(" tenants")[0] for words in written] == [WRITING, "SELECT", "COMMIT"]
+
+
+_LAST = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+
+
+@pytest.mark.postgres
+async def test_calls_one_after_the_other_use_one_connection_each_for_reads_and_writes(store: SqlStore) -> None:
+    async def of_some(call: Callable[..., Any]) -> set[int]:
+        await asyncio.gather(*(call(lambda uow: uow.builders.ids()) for _ in range(4)))
+        return {await call(backend_of) for _ in range(6)}
+
+    reading, writing = await of_some(store.read), await of_some(store.write)
+    assert (len(reading), len(writing), len(reading & writing)) == (1, 1, 0)
+
+
+@pytest.mark.postgres
+async def test_a_refused_read_leaves_statements_prepared(store: SqlStore) -> None:
+    def prepared(uow: UnitOfWork) -> int:
+        number: int = connection(uow).execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
+        return number
+
+    def refused(uow: UnitOfWork) -> None:
+        raise NotFound("There is none.")
+
+    for _ in range(8):
+        await store.read(lambda uow: uow.tenants.get(TENANT.id))
+    before = await store.read(prepared)
+    with pytest.raises(NotFound, match="There is none"):
+        await store.read(refused)
+    assert await store.read(prepared) == before > 0
+
+
+@pytest.mark.postgres
+async def test_reads_write_nothing_and_see_one_snapshot(store: SqlStore) -> None:
+    def mode(uow: UnitOfWork) -> tuple[str, str]:
+        found = (connection(uow).execute(text(f"SHOW transaction_{name}")) for name in ("isolation", "read_only"))
+        first, second = (one.scalar_one() for one in found)
+        return first, second
+
+    assert await store.read(mode) == ("repeatable read", "on")
+    assert await store.write(mode) == ("read committed", "off")
+    with pytest.raises(InternalError, match="read-only transaction"):
+        await store.read(lambda uow: uow.tenants.add(TENANT))
+
+
+@pytest.mark.postgres
+async def test_a_connection_begins_each_of_its_transactions(store: SqlStore) -> None:
+    with store._database.writing.connect() as connected:
+        for _ in range(2):
+            assert connected.execute(text("SELECT now() = statement_timestamp()")).scalar_one() is False
+            connected.rollback()
 
 
 @pytest.mark.postgres

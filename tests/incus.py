@@ -112,9 +112,12 @@ def cluster_named(name: str, root: Path = ROOT) -> IncusCluster:
     return IncusCluster(name, folder, env)
 
 
-def running_cluster(members: int) -> AbstractContextManager[IncusCluster]:
-    """A cluster of its own, removed at the end. Where Incus cannot run, the test fails and says why."""
-    return _powered_on("up", members)
+def running_cluster(members: int, pool: str = "") -> AbstractContextManager[IncusCluster]:
+    """A cluster of its own, removed at the end. Where Incus cannot run, the test fails and says why.
+
+    ``pool`` is the size of each member's pool, where it is not the usual one.
+    """
+    return _powered_on("up", members, pool)
 
 
 def blank_members(members: int) -> AbstractContextManager[IncusCluster]:
@@ -123,9 +126,11 @@ def blank_members(members: int) -> AbstractContextManager[IncusCluster]:
 
 
 @contextmanager
-def _powered_on(how: str, members: int) -> Iterator[IncusCluster]:
+def _powered_on(how: str, members: int, pool: str = "") -> Iterator[IncusCluster]:
     sweep_clusters()
     cluster = cluster_named(f"bd{os.getpid() % 100_000}{chr(97 + next(_MADE))}")
+    if pool:
+        cluster.env["BUILDERD_INCUS_POOL"] = pool
     owner = cluster.folder.with_name(f"{cluster.name}{OWNER}")
     owner.write_text(f"{os.getpid()} {start_time(os.getpid())}")
     try:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from builderd.adapters.engines.incus import carry
 from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.errors import unless_full
 from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.guest import READY, root_argv, specified
 from builderd.adapters.engines.incus.instance import Instance, document
 from builderd.adapters.engines.incus.instances import Instances
-from builderd.domain.errors import BuilderdError, EngineUnavailable
+from builderd.domain.errors import BuilderdError
 from builderd.ports.engine import Progress
 
 PREFIX = "build-"
@@ -113,7 +114,7 @@ class Runner:
             return
         code, output = await run_to_end(self._client, name, ("tar", "-xf", "-", "-C", "/"), packed(files))
         if code:
-            raise EngineUnavailable(f"The build's files could not be sent: {output.decode(errors='replace')}")
+            raise unless_full(output, "The build's files could not be sent")
 
     async def _follow(self, name: str, program: Program, output: Progress) -> BuildExit:
         session = await ExecSession.open(self._client, name, root_argv(user=program.user, kept=program.kept))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _BOUNDARY = "builderd-image-part"
 _PIECE_BYTES = 1 << 20
+#: For so long a member whose pool was full gets no new disks while others do.
+FULL_SECONDS = 60.0
 #: Key of a member that is to be emptied, and states of one that answers.
 EVACUATE = f"{OWN}evacuate"
 _ANSWERS = ("Online", "Evacuated")
@@ -58,6 +62,8 @@ class Cluster:
         #: The member that answers at the socket.
         self.own = ""
         self.architecture = ""
+        #: When a member's pool was last found full, by the monotonic clock.
+        self._full: dict[str, float] = {}
 
     async def look(self) -> None:
         """Ask what this server is. Raises ``EngineUnavailable``, also when it does not trust the service."""
@@ -203,11 +209,23 @@ class Cluster:
         return min((1 - space["used"] / space["total"] for space in spaces if space["total"]), default=0.0)
 
     async def place(self, disks: Sequence[str]) -> str:
-        """Return the online member with the fewest of these disks (their members). Raises ``NoCapacity``."""
+        """Return the online member with the fewest of these disks (their members). Raises ``NoCapacity``.
+
+        One whose pool was full a moment ago is taken where all were: space may have come back there.
+        """
         online = [member.name for member in await self.members() if member.online and not member.leaving]
         if not online:
             raise NoCapacity("No member of the cluster takes new disks: see builderd cluster status.")
-        return min(online, key=lambda name: (disks.count(name), name != self.own, name))
+        return min(online, key=lambda name: (self._was_full(name), disks.count(name), name != self.own, name))
+
+    def note_full(self, member: str) -> None:
+        """Note that a member's pool has no space left: new disks go to others for a while."""
+        if not self._was_full(member):
+            log.warning("storage pool is full pool=%s member=%s", self._options.pool, member or "-")
+        self._full[member] = time.monotonic()
+
+    def _was_full(self, member: str) -> bool:
+        return time.monotonic() - self._full.get(member, -math.inf) < FULL_SECONDS
 
 
 async def _image_parts(image: Image, architecture: str) -> AsyncIterator[bytes]:

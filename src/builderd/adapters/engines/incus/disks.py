@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
 from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound, PoolFull
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
@@ -20,8 +20,8 @@ from builderd.domain.members import MemberAway
 from builderd.domain.resources import GB
 from builderd.ports.engine import DiskReport
 
-#: errno of a full disk or quota: ENOSPC, EFBIG, EDQUOT.
-FULL = (28, 27, 122)
+#: errno of a disk that has reached its limit: EFBIG, EDQUOT. ENOSPC is a full pool's, and ``PoolFull``.
+FULL = (27, 122)
 
 _PREFIX = "disk-"
 #: Key of a copy that is not complete yet (``moves``).
@@ -46,6 +46,8 @@ class Disks:
         self._volumes = volumes
         self._helper = helper
         self._place = place
+        #: Called with a member whose pool had no space left.
+        self.on_full: Callable[[str], None] = _ignore
         #: Disks that are reported as gone while their member is away.
         self.written_off: set[DiskId] = set()
 
@@ -154,6 +156,9 @@ class Disks:
             ) as task:
                 await send_files(task, sent)
                 await task.answer()
+        except PoolFull:
+            self.on_full(member)
+            raise
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -204,6 +209,11 @@ class Disks:
         await self._helper(member).detach(volume_of(disk))
         await self._volumes.delete(volume_of(disk), member)
 
+    async def pool_is_full(self, disk: DiskId) -> bool:
+        """Return True if the pool has no space for this disk, which has not reached its own limit."""
+        volume = volume_of(disk)
+        return await self._helper(await self.member(disk)).pool_is_full(volume)
+
     async def too_full(self, disk: DiskId) -> TooLarge:
         """Return the error for a file that does not fit."""
         return TooLarge(
@@ -228,6 +238,10 @@ async def send_files(task: Task, files: tuple[BundleFile, ...]) -> None:
 
 def _sized(size_bytes: int) -> dict[str, str]:
     return {"size": str(size_bytes)}
+
+
+def _ignore(member: str) -> None:
+    """Do nothing."""
 
 
 def _full(size_bytes: int) -> NoCapacity:

@@ -27,7 +27,16 @@ _STILL_RUNS = "failed shutting down instance"
 #: Words for an instance whose last process ended while Incus looked at it.
 _ENDED = "invalid pid"
 _AMBIGUOUS = "more than one cluster member has a volume"
-_FULL = ("no space left on device", "disk quota exceeded", "not enough space")
+#: Words for a pool without space, and for an instance's root or a volume that has reached its limit.
+NO_SPACE = "no space left on device"
+_POOL_FULL = (NO_SPACE, "not enough space", "out of space")
+_LIMIT_REACHED = "disk quota exceeded"
+#: Seconds after which a write to a full pool is worth another try: space comes back in the background.
+FULL_RETRY_SECONDS = 60
+
+
+class PoolFull(NoCapacity):
+    """The storage pool of a member has no space left."""
 
 
 class IncusError(EngineUnavailable):
@@ -52,6 +61,32 @@ class InstanceEnded(IncusError):
 
 class IncusConflict(IncusError):
     """An object of this name or address exists, or is in use."""
+
+
+def pool_full(why: str, member: str = "") -> PoolFull:
+    """Return the error for a write that a storage pool has no space for, that of ``member`` where it is known."""
+    where = f" on the member {member}" if member else ""
+    return PoolFull(
+        f"The storage pool of Incus{where} is full ({why}). Delete a builder that is not needed: stopping one frees "
+        "nothing. Or its operator frees space or enlarges the pool (incus storage info). Then try again.",
+        retry_after=FULL_RETRY_SECONDS,
+    )
+
+
+def names_full_pool(text: str) -> bool:
+    """Return True if a program's words, or those of Incus, say that there is no space left."""
+    words = text.lower()
+    return any(part in words for part in _POOL_FULL)
+
+
+def unless_full(output: bytes, what: str) -> BuilderdError:
+    """Return the error for a program of the service's own that failed, by its output; ``PoolFull`` where it says so."""
+    told = output.decode(errors="replace")
+    return (
+        pool_full(NO_SPACE)
+        if names_full_pool(told)
+        else EngineUnavailable(f"{what}: {told}", retry_after=RETRY_SECONDS)
+    )
 
 
 def member_away(member: str) -> MemberAway:
@@ -88,8 +123,11 @@ def error_of(status: int, text: str, action: str) -> BuilderdError:
             "incus cluster list.",
             retry_after=2 * RETRY_SECONDS,
         )
-    if any(part in words for part in _FULL):
-        return NoCapacity(f"The storage pool of Incus is full ({text}): its operator must free space.")
+    if names_full_pool(words):
+        # Without paths of the member.
+        return pool_full(text.rpartition(": ")[2])
+    if _LIMIT_REACHED in words:
+        return NoCapacity(f"{message}. What it writes to has reached its limit.", retry_after=FULL_RETRY_SECONDS)
     if _AMBIGUOUS in words:
         return IncusAmbiguous(status, message)
     if _ENDED in words:

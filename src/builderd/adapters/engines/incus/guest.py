@@ -29,19 +29,33 @@ ASKING = b"\x05"
 #: Process 1. As a subreaper it takes over what an ended command leaves in the background.
 INIT = f"/usr/bin/tini -s -- {FOLDER}/entry"
 
+#: Seconds for which lines of a log without space are dropped at a time, and what stands in their place.
+DROP_SECONDS = 5
+DROPPED = "builderd: lines were dropped here: no space was left for the log"
+
 _CONFINED = "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs"
 _AS_APP = f"{_CONFINED} --reuid={APP_UID} --regid={APP_UID} --clear-groups"
 
 #: Waits for its order, which only the service gives and only once: an instance that somebody else starts (Incus when a
 #: member returns) never runs the app, and one that is started again ends at once. So an app has one writer at most.
 #: The order is a file of shell commands through a FIFO in memory, so that Incus stores neither variables nor secrets.
+#: While s6-log cannot write, on a full pool or root, it reads nothing and says so every two seconds. An app must not
+#: wait for that: ``drop`` reads instead then, and leaves a line in the log.
 ENTRY = rf"""#!/bin/sh
 umask 022
 if [ -e {ORDERED} ]; then : >{RESTARTED}; exit 0; fi
 mkdir -m 700 /run/builderd
-mkfifo -m 600 /run/builderd/order /run/builderd/out /run/builderd/err
+mkfifo -m 600 /run/builderd/order /run/builderd/out /run/builderd/err /run/builderd/stuck
 log() {{
-  LD_LIBRARY_PATH={FOLDER}/lib exec {FOLDER}/s6-log -b -l 1048576 n3 s"$LOG_BYTES" T {LOG}/"$1" </run/builderd/"$1"
+  LD_LIBRARY_PATH={FOLDER}/lib exec {FOLDER}/s6-log -b -l 1048576 n3 s"$LOG_BYTES" T {LOG}/"$1" </run/builderd/"$1" \
+    2<>/run/builderd/stuck
+}}
+drop() {{
+  while read -r line; do
+    for name in out err stuck; do timeout {DROP_SECONDS} cat /run/builderd/$name >/dev/null & done
+    wait
+    timeout 1 echo "{DROPPED}" >/run/builderd/err
+  done </run/builderd/stuck
 }}
 killed() {{
   cat /run/cgroup/memory.events /run/cgroup/memory/memory.oom_control 2>/dev/null |
@@ -50,6 +64,7 @@ killed() {{
 run() {{
   log out & out=$!
   log err & err=$!
+  drop 2>/dev/null &
   cd "$APP_FOLDER"
   setsid {_AS_APP} -- {FOLDER}/begin app "$@" \
     >/run/builderd/out 2>/run/builderd/err </dev/null 3</run/builderd/environment & app=$!
@@ -58,8 +73,8 @@ run() {{
   exec >/dev/null 2>&1
   wait $app; code=$?
   while kill -0 $app 2>/dev/null; do wait $app; code=$?; done
-  # A process that the app left behind may keep the log open.
-  ( sleep 0.5; kill -TERM $out $err ) & wait $out $err
+  # A process that the app left behind may keep the log open, and s6-log stays while it cannot write.
+  ( sleep 0.5; kill -TERM $out $err; sleep {DROP_SECONDS}; kill -KILL $out $err ) & wait $out $err
   set -- $(killed)
   echo "$code ${{1:-0}} $(date +%s.%N)" >{EXIT_RECORD}.new && mv {EXIT_RECORD}.new {EXIT_RECORD}
   exit $code

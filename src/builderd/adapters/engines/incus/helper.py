@@ -7,6 +7,7 @@ name has their hash, so that another release makes another.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import builderd
 from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.errors import NO_SPACE, IncusConflict, IncusError, IncusNotFound, pool_full
 from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.helper_program import VOLUMES
 from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
@@ -155,7 +156,7 @@ class Helper:
     async def _put_devices(self, found: Json, devices: Json) -> None:
         kept = ("architecture", "config", "profiles", "ephemeral", "description")
         body = {name: found[name] for name in kept} | {"devices": devices}
-        await self._client.call("PUT", f"/instances/{self.name}", body)
+        await self._instances.change(self.name, "PUT", body)
 
     @asynccontextmanager
     async def _using(self, volumes: Sequence[str]) -> AsyncIterator[None]:
@@ -184,7 +185,7 @@ class Helper:
         pool = self._instances.pool
         devices = {device_of(name): volume_device(pool, Volume(name, str(VOLUMES / name))) for name in volumes}
         try:
-            await self._client.call("PATCH", f"/instances/{self.name}", {"devices": devices})
+            await self._instances.change(self.name, "PATCH", {"devices": devices})
         except IncusNotFound:
             if await self._instances.find(self.name) is None:
                 raise HelperEndedError from None
@@ -214,7 +215,7 @@ class Helper:
             session = await self._begin(name, volumes, held)
             held.push_async_callback(session.close)
             await session.write(json.dumps(request).encode() + b"\n")
-            yield Task(session)
+            yield Task(session, self._member)
 
     async def _begin(self, name: str, volumes: Sequence[str], held: AsyncExitStack) -> ExecSession:
         """Start the program, with the volumes attached while ``held`` lasts; a helper that has ended is made again."""
@@ -239,6 +240,11 @@ class Helper:
             await task.close_input()
             return await task.answer()
 
+    async def pool_is_full(self, volume: str) -> bool:
+        """Return True if the member's pool has no space for this volume, which has not reached its own limit."""
+        answer = await self.run("try_space", {"volume": volume}, [volume])
+        return answer["errno"] == errno.ENOSPC
+
 
 def device_of(volume: str) -> str:
     return f"v-{hashlib.sha256(volume.encode()).hexdigest()[:24]}"
@@ -247,8 +253,9 @@ def device_of(volume: str) -> str:
 class Task:
     """A running task: its answers, and content in both directions."""
 
-    def __init__(self, session: ExecSession) -> None:
+    def __init__(self, session: ExecSession, member: str) -> None:
         self._session = session
+        self._member = member
         self._buffer = bytearray()
 
     async def send(self, data: bytes) -> None:
@@ -273,7 +280,7 @@ class Task:
         self._buffer = bytearray(rest)
         answer: Json = json.loads(line)
         if "error" in answer:
-            raise _error_of(answer)
+            raise _error_of(answer, self._member)
         return answer
 
     async def frames(self) -> AsyncIterator[bytes]:
@@ -296,10 +303,13 @@ class Task:
         self._buffer += piece
 
 
-def _error_of(answer: Json) -> Exception:
+def _error_of(answer: Json, member: str) -> Exception:
     match answer["error"]:
         case "ValidationFailed":
             return ValidationFailed(answer["errors"])
+        case "OSError" if answer["errno"] == errno.ENOSPC:
+            # A volume that has reached its own limit tells EDQUOT.
+            return pool_full(NO_SPACE, member)
         case "OSError":
             return OSError(answer["errno"], answer["message"])
         case "Exception":

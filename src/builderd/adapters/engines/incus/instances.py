@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +13,14 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.errors import (
+    NO_SPACE,
+    IncusConflict,
+    IncusError,
+    IncusNotFound,
+    PoolFull,
+    pool_full,
+)
 from builderd.adapters.engines.incus.instance import OWN, Instance, document
 from builderd.adapters.engines.incus.instance_index import InstanceIndex
 from builderd.adapters.engines.incus.network import addresses, gateway
@@ -20,6 +28,8 @@ from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.domain.errors import NoCapacity
 from builderd.domain.route_list import RESERVED_SECONDS
+
+log = logging.getLogger(__name__)
 
 #: Attempts to find an address that no instance of another service on the same network has.
 _ATTEMPTS = 8
@@ -59,6 +69,8 @@ class Instances:
         self.index = InstanceIndex(self._list, self._list_addresses)
         #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
         self.on_left: Callable[[str], None] = _ignore
+        #: Called with a member whose pool had no space left for an instance.
+        self.on_full: Callable[[str], None] = _ignore
         #: Addresses of instances that are being made.
         self._taken: set[str] = set()
 
@@ -129,6 +141,9 @@ class Instances:
                         raise
                 # Incus may have made it: its address stays taken until it is deleted, or a list does not have it.
                 self.index.note(made)
+                if isinstance(error, PoolFull):
+                    self.on_full(member)
+                    raise pool_full(NO_SPACE, member) from error
                 raise
             finally:
                 self._taken.discard(address)
@@ -208,7 +223,9 @@ class Instances:
         """Call again while Incus still works on the instance, such as on its end; make room in one that is full."""
         for _ in range(_BUSY_TRIES):
             try:
-                return await self._client.call(method, path, body)
+                return await self._call(method, path, body)
+            except PoolFull:
+                raise
             except NoCapacity:
                 # Incus keeps a file of its own on the instance's root, which the app may have filled.
                 await self._enlarge(path)
@@ -222,6 +239,35 @@ class Instances:
                     raise
             await asyncio.sleep(_BUSY_SECONDS)
         return await self._client.call(method, path, body)
+
+    async def change(self, name: str, method: str, body: Json) -> None:
+        """Change configuration and devices of an instance, by PUT or PATCH.
+
+        Incus records a change, and then writes a copy of the instance's configuration on its root. A change whose copy
+        a full pool had no space for holds all the same: removals depend on it. Raises ``PoolFull`` of any other.
+        """
+        path = f"/instances/{name}"
+        try:
+            await self._client.call(method, path, body)
+        except PoolFull:
+            if not _holds(await self._client.get(path), body, whole=method == "PUT"):
+                raise
+            log.warning("pool is full: change recorded without Incus's own copy instance=%s", name)
+
+    async def _call(self, method: str, path: str, body: Any) -> Any:
+        place, _, name = path.rpartition("/")
+        if method in ("PUT", "PATCH") and place == "/instances":
+            return await self.change(name, method, body)
+        return await self._client.call(method, path, body)
+
+
+def _holds(found: Json, wanted: Json, *, whole: bool) -> bool:
+    """Return True if an instance has these keys and devices; ``whole``: no other devices. Incus's own keys change."""
+    config = {name: value for name, value in wanted.get("config", {}).items() if not name.startswith("volatile.")}
+    devices = wanted.get("devices", {})
+    return config.items() <= found["config"].items() and (
+        devices == found["devices"] if whole else devices.items() <= found["devices"].items()
+    )
 
 
 def _ignore(member: str) -> None:

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, send_files
-from builderd.adapters.engines.incus.errors import IncusConflict
+from builderd.adapters.engines.incus.errors import NO_SPACE, IncusConflict, names_full_pool, pool_full
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
@@ -154,7 +154,7 @@ class Layers:
             progress(step.title)
             end = await self._run_step(plan, step, new, member, dependencies, transcript)
             if end.exit_code:
-                await self._refuse_full(plan, new, member)
+                await self._refuse_full(plan, new, member, transcript)
                 return _outcome(end, transcript, begun)
         return await self._finish(plan, new, member, transcript, begun)
 
@@ -250,10 +250,15 @@ class Layers:
         self._used[plan.key] = time.time()
         return _outcome(BuildExit(0), transcript, begun)
 
-    async def _refuse_full(self, plan: LayerPlan, new: str, member: str) -> None:
-        """Raise ``InstallFailed`` where the tenant's limit ended the build: the installer cannot say so."""
+    async def _refuse_full(self, plan: LayerPlan, new: str, member: str, transcript: Transcript) -> None:
+        """Raise ``InstallFailed`` where the tenant's limit ended the build, ``PoolFull`` where a full pool did.
+
+        The installer cannot say the first. Any program can print the words of the second, so the pool is tried then.
+        """
         if plan.limit_bytes and await self._volumes.used_bytes(new, member) > plan.limit_bytes * 0.95:
             raise _over_limit(plan)
+        if any(map(names_full_pool, transcript.last)) and await self._helper(member).pool_is_full(new):
+            raise pool_full(NO_SPACE, member)
 
     async def compile(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which replaces it for sandboxes started later. Runs once a layer."""

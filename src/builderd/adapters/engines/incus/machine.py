@@ -218,6 +218,7 @@ def make_machine(
 
     runner = Runner(client, instances)
     disks = Disks(volumes, helper, place)
+    disks.on_full = instances.on_full = cluster.note_full
     layers = Layers(volumes, instances, runner, helper, place, host_files)
 
     async def url_on(member: str) -> str:

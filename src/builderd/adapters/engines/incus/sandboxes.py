@@ -14,7 +14,7 @@ from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.ends import Ends
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
+from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, unless_full
 from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
@@ -100,7 +100,7 @@ class Sandboxes:
         code, told = await run_to_end(self._client, name, guest.DELIVER, await self._order(spec, address, member))
         # An app that ends at once ends its instance, and with it the program that delivered its order.
         if code and not await self._got_order(name):
-            raise EngineUnavailable(f"The app could not be started: {told.decode(errors='replace')}", retry_after=5)
+            raise unless_full(told, "The app could not be started")
         self._ordered.add(name)
         # An app that has ended by now is reported by its next observation.
         made = {

@@ -75,7 +75,8 @@ class Tools:
             made=[f"/{_CACHE}"] if _CACHE in tool.folders and not is_here else [],
         )
         ended = await self._runner.run(instance, program, member, output, network=tool.network)
-        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out)
+        full = bool(ended.exit_code) and tool.disk is not None and await self._disks.pool_is_full(tool.disk)
+        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full=full)
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus.guest import BEGIN, END, ENTRY, RUN, exec_argv, order, root_argv, specified
+from builderd.adapters.engines.incus.guest import (
+    BEGIN,
+    DROP_SECONDS,
+    DROPPED,
+    END,
+    ENTRY,
+    RUN,
+    exec_argv,
+    order,
+    root_argv,
+    specified,
+)
 
 QUOTED = 'it\'s "quoted" $HOME `id`\nsecond line'
 
@@ -18,6 +29,26 @@ def test_programs_are_valid_shell(tmp_path: Path) -> None:
         script = tmp_path / str(number)
         script.write_text(text)
         subprocess.run(["/bin/sh", "-n", script], check=True)
+
+
+def test_app_writes_on_while_its_log_has_no_space(tmp_path: Path) -> None:
+    """Descriptors 8 and 9 stand for s6-log, which reads nothing while it cannot write, and says so."""
+    functions = ENTRY.replace("/run/builderd", f"{tmp_path}/run").replace(f"timeout {DROP_SECONDS}", "timeout 0.5")
+    functions = functions.partition("umask 022\n")[2].partition("\n")[2].rpartition(". ")[0]
+    steps = """\
+exec 7<>$R/stuck 8<>$R/out 9<>$R/err
+drop & dropping=$!
+( while sleep 0.2; do echo warning >$R/stuck; done ) & warning=$!
+head -c 1000000 /dev/zero >$R/out
+head -c 1000000 /dev/zero >$R/err
+kill $warning
+read -r line <$R/err
+kill $dropping
+echo "$line" | tr -d "\\0"
+""".replace("$R", f"{tmp_path}/run")
+    argv = ["/bin/sh", "-c", functions + steps]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"{DROPPED}\n"
 
 
 def test_commands_are_killed_for_the_memory_of_the_member_as_early_as_apps(tmp_path: Path) -> None:

@@ -20,22 +20,33 @@ from builderd.ports.engine.usages import read_each
 
 #: So many sandboxes are asked for one by one.
 FEW = 4
+#: Look at the ports that listen; its last line is the program's own CPU time (proc_pid_schedstat(5)).
+LOOK = ("cat", "/proc/net/tcp", "/proc/net/tcp6", "/proc/self/schedstat")
+_SCHEDSTAT_FIELDS = 3
+#: Starts of which the time of looks is known at once.
+_MOST_LOOKED = 1000
 
 
 class Usage:
     def __init__(self, client: IncusClient, sandboxes: Sandboxes) -> None:
         self._client = client
         self._sandboxes = sandboxes
+        #: CPU seconds of looks at the ports of each sandbox, which Incus counts as its own.
+        self._looked: dict[SandboxId, float] = {}
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         found = await self._sandboxes.running(sandbox)
         if found is None or found["status"] != "Running":
             return Listening(frozenset())
         try:
-            _, told = await run_to_end(self._client, found["name"], ("cat", "/proc/net/tcp", "/proc/net/tcp6"))
+            _, told = await run_to_end(self._client, found["name"], LOOK)
         except InvalidState:
             return Listening(frozenset())
-        sockets = parse_listening(told.decode())
+        tables, seconds = parse_look(told.decode())
+        self._looked[sandbox] = self._looked.pop(sandbox, 0.0) + seconds
+        if len(self._looked) > _MOST_LOOKED:
+            del self._looked[next(iter(self._looked))]
+        sockets = parse_listening(tables)
         alone = {port for ip, port in sockets if ip == "::"} - {port for ip, port in sockets if ip == "0.0.0.0"}  # noqa: S104
         for port in alone:
             if not await _answers(own_of(found)["ip"], port):
@@ -76,12 +87,16 @@ class Usage:
         return _usage(found, state) if state and state_of(found) is not SandboxState.EXITED else None
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        """Return the CPU time alone: Incus does not tell the states of threads."""
+        """Return the app's CPU time alone, without that of looks at its ports: an app that waits would seem to work.
+
+        Incus does not tell the states of threads.
+        """
         found = await self._sandboxes.running(sandbox)
-        if found is None:
+        state = await self._state(found["name"]) if found else None
+        if state is None:
+            self._looked.pop(sandbox, None)
             return None
-        state = await self._state(found["name"])
-        return SandboxEffort(state["cpu"]["usage"] / 1e9) if state else None
+        return SandboxEffort(max(state["cpu"]["usage"] / 1e9 - self._looked.get(sandbox, 0.0), 0.0))
 
     async def _state(self, name: str) -> Json | None:
         """Return an instance's state; None if it has ended since it was listed."""
@@ -89,6 +104,15 @@ class Usage:
             return await self._client.get(f"/instances/{name}/state")  # type: ignore[no-any-return]
         except (IncusNotFound, InstanceEnded):
             return None
+
+
+def parse_look(told: str) -> tuple[str, float]:
+    """Return the tables of a look, and the CPU seconds that it took, 0 where the kernel does not tell them."""
+    lines = told.splitlines()
+    last = lines[-1].split() if lines else []
+    if len(last) == _SCHEDSTAT_FIELDS and all(map(str.isdigit, last)):
+        return "\n".join(lines[:-1]), int(last[0]) / 1e9
+    return told, 0.0
 
 
 def _usage(found: Json, state: Json) -> SandboxUsage:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
+from builderd.adapters.engines.incus import usage as module
 from builderd.adapters.engines.incus.helper import device_of
-from builderd.adapters.engines.incus.usage import FEW
+from builderd.adapters.engines.incus.usage import FEW, parse_look
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.members import MemberAway
@@ -31,6 +33,8 @@ class StatefulIncus(ScriptedIncus):
         self.paths.append(path)
         if path == "/instances":
             assert query["recursion"] == "2"
+        if path.endswith("/state"):
+            return self.instances[path.split("/")[2]]["state"]
         return await super().get(path, **query)
 
 
@@ -94,3 +98,27 @@ async def test_entry_that_cannot_be_read_is_the_error_of_its_sandbox_alone() -> 
     found = await machine_on(incus).usage.usages(MANY)
     assert isinstance(found[MANY[0]], KeyError)
     assert all(isinstance(found[sandbox], SandboxUsage) for sandbox in MANY[1:])
+
+
+async def test_looks_at_ports_are_no_work_of_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incus counts what is executed in an instance as its own: an app that waits would be given five times its time."""
+    incus = StatefulIncus()
+    usage = machine_on(incus).usage
+    usage._sandboxes._ordered.update(incus.instances)
+
+    async def look(*_: object) -> tuple[int, bytes]:
+        return 0, b"  sl  local_address\n   0: 00000000:1F40 00000000:0000 0A\n400000000 7 1\n"
+
+    monkeypatch.setattr(module, "run_to_end", look)
+    for _ in range(3):
+        assert (await usage.listening(MANY[0])).sockets == {("0.0.0.0", 8000)}
+    effort, other = await usage.effort(MANY[0]), await usage.effort(MANY[1])
+    assert effort is not None
+    assert effort.cpu_seconds == pytest.approx(1.5 - 3 * 0.4)
+    assert other is not None
+    assert other.cpu_seconds == 1.5
+
+
+@pytest.mark.parametrize("told", ["", "table\n", "table\n1 2\n", "table\n1 2 x\n"])
+def test_look_without_its_own_time_takes_none(told: str) -> None:
+    assert parse_look(told) == (told, 0.0)

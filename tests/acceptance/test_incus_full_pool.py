@@ -41,6 +41,13 @@ while True:
         except OSError:
             time.sleep(0.05)
 """
+TAKING = {
+    "name": "taker",
+    "entrypoint": "python3 main.py",
+    "files": {"main.py": TAKER},
+    "job_type": "worker",
+    "resources": LARGE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,9 @@ def test_full_pool_is_named_removals_free_space_and_neighbours_serve_on(service:
     made["sleeper"] = service.create("sleeper", resources=SMALL, auto_stop_interval=10)
     uuid = {name: one["uuid"] for name, one in made.items()}
     until_frozen(service, made["sleeper"])
-    taker = service.create("taker", TAKER, job_type="worker", port=None, resources=LARGE)["uuid"]
+    started = service.call("POST", "/builders", json=TAKING)
+    assert started.status_code == 201, started.text
+    taker = started.json()["data"]["uuid"]
     eventually(lambda: without_space(written(service, uuid["stopped"])))
 
     with Visitor(service, made["neighbour"]) as visitor:

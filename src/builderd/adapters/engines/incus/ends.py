@@ -7,7 +7,7 @@ import time
 
 from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
+from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound, PoolFull
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.reports import SHUTDOWN_CODES, Exit, make_end
 from builderd.adapters.engines.incus.volumes import own_of
@@ -32,7 +32,12 @@ class Ends:
         if not restarted and (exit_ is None or exit_.code in SHUTDOWN_CODES):
             restarted = await self._was_cut_off(name)
         end = make_end(own, exit_, host_restarted=restarted, now=time.time())
-        await self._instances.mark(name, {"end": end})
+        try:
+            await self._instances.mark(name, {"end": end})
+        except PoolFull:
+            # Another look may have written its own meanwhile.
+            if "end" not in own_of(await self._client.get(f"/instances/{name}")):
+                raise
         return await self._client.get(f"/instances/{name}")  # type: ignore[no-any-return]
 
     async def read(self, name: str, path: str) -> str | None:

@@ -243,7 +243,7 @@ class Helper:
     async def pool_is_full(self, volume: str) -> bool:
         """Return True if the member's pool has no space for this volume, which has not reached its own limit."""
         answer = await self.run("try_space", {"volume": volume}, [volume])
-        return answer["errno"] == errno.ENOSPC
+        return bool(answer["errno"] == errno.ENOSPC)
 
 
 def device_of(volume: str) -> str:

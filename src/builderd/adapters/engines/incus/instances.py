@@ -262,12 +262,14 @@ class Instances:
 
 
 def _holds(found: Json, wanted: Json, *, whole: bool) -> bool:
-    """Return True if an instance has these keys and devices; ``whole``: no other devices. Incus's own keys change."""
+    """Return True if an instance has these keys and devices; ``whole``: no other devices.
+
+    Incus changes keys of its own, and drops those without a value.
+    """
     config = {name: value for name, value in wanted.get("config", {}).items() if not name.startswith("volatile.")}
     devices = wanted.get("devices", {})
-    return config.items() <= found["config"].items() and (
-        devices == found["devices"] if whole else devices.items() <= found["devices"].items()
-    )
+    has_devices = devices == found["devices"] if whole else devices.items() <= found["devices"].items()
+    return bool(has_devices and all(found["config"].get(name, "") == value for name, value in config.items()))
 
 
 def _ignore(member: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus.cluster import FULL_SECONDS, Cluster
+from builderd.adapters.engines.incus.ends import Ends
 from builderd.adapters.engines.incus.errors import PoolFull, error_of
 from builderd.adapters.engines.incus.helper import _error_of
 from builderd.adapters.engines.incus.instance import Instance
@@ -24,11 +25,14 @@ COPY = "Failed to write backup file: Failed to create file: no space left on dev
 FIRST = "Failed to mount: no space left on device"
 
 
-def refuse(words: str) -> Callable[[str, str], Any]:
+def refuse(incus: ScriptedIncus, words: str) -> Callable[[str, str], Any]:
     """Return a hook that refuses changes of instances, as a member with a full pool does."""
 
     async def hook(method: str, path: str) -> None:
         if path.startswith("/instances") and method in ("PUT", "PATCH"):
+            for found in incus.instances.values():
+                # As Incus does.
+                found["config"] = {name: value for name, value in found["config"].items() if value}
             raise error_of(500, words, f"{method} {path}")
 
     return hook
@@ -43,23 +47,47 @@ def stopped_app() -> ScriptedIncus:
 async def test_recorded_change_holds_where_its_copy_has_no_space() -> None:
     incus = stopped_app()
     instances = machine_on(incus).instances
-    incus.after = refuse(COPY)
+    incus.after = refuse(incus, COPY)
     await instances.mark("s-a", {"frozen": "2"})
     found = await incus.get("/instances/s-a")
     assert found["config"]["user.builderd.frozen"] == "2"
-    await instances.strip(found, {"removed": "3"})
+    await instances.strip(found, {"removed": "3", "ip": ""})
     assert incus.attached("s-a") == set(), "its disk can be deleted"
+    assert await instances.kept("b") == ["s-a"], "it is deleted with its builder"
 
 
 async def test_change_that_was_not_recorded_is_no_capacity() -> None:
     incus = stopped_app()
     instances = machine_on(incus).instances
-    incus.before = refuse(FIRST)
+    incus.before = refuse(incus, FIRST)
     with pytest.raises(PoolFull, match="no space left on device"):
         await instances.mark("s-a", {"frozen": "2"})
     with pytest.raises(PoolFull):
         await instances.strip(await incus.get("/instances/s-a"), {})
     assert incus.attached("s-a") == {"disk-d"}
+
+
+async def test_end_that_another_look_wrote_meanwhile_stands() -> None:
+    incus = stopped_app()
+    instances = machine_on(incus).instances
+    ends = Ends(instances)
+    del incus.instances["s-a"]["config"]["user.builderd.end"]
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    async def written(method: str, path: str) -> None:
+        incus.instances["s-a"]["config"]["user.builderd.end"] = "theirs"
+        raise error_of(500, COPY, f"{method} {path}")
+
+    ends.read = nothing  # type: ignore[method-assign]
+    incus.after = written
+    found = await ends.write(await incus.get("/instances/s-a"))
+    assert found["config"]["user.builderd.end"] == "theirs"
+    del incus.instances["s-a"]["config"]["user.builderd.end"]
+    incus.before = refuse(incus, FIRST)
+    with pytest.raises(PoolFull):
+        await ends.write(await incus.get("/instances/s-a"))
 
 
 async def test_disk_is_let_go_by_a_helper_of_a_full_pool() -> None:
@@ -68,10 +96,10 @@ async def test_disk_is_let_go_by_a_helper_of_a_full_pool() -> None:
     helper = machine.helper("node2")
     incus.has_instance(helper.name, volumes=["disk-d"])
     helper._attached["disk-d"] = 0
-    incus.after = refuse(COPY)
+    incus.after = refuse(incus, COPY)
     await helper.detach("disk-d")
     assert incus.attached(helper.name) == set()
-    incus.before, incus.after = refuse(FIRST), incus.before
+    incus.before, incus.after = refuse(incus, FIRST), incus.before
     helper._attached["disk-d"] = 0
     incus.has_instance(helper.name, volumes=["disk-d"])
     with pytest.raises(PoolFull):

@@ -51,7 +51,7 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_domains.py": "certificates and the proxy, which know no engine",
     "test_every_command.py": "each command calls a route of the API; `test_command_line.py` has a user's story there",
     "test_full_host.py": "fills the disk below the store of this machine",
-    "test_full_store.py": "fills the store of this machine; a full pool was not tried there",
+    "test_full_store.py": "fills the store of this machine; a full pool: `test_incus_full_pool.py`",
     "test_isolation.py": "gVisor; `strong` is refused there: `test_incus.py`",
     "test_killed_monitors.py": "conmon; ends there come by events: `tests/integration/incus`",
     "test_mcp.py": "tools call the API through the client",

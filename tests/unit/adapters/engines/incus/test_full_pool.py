@@ -80,7 +80,7 @@ async def test_end_that_another_look_wrote_meanwhile_stands() -> None:
         incus.instances["s-a"]["config"]["user.builderd.end"] = "theirs"
         raise error_of(500, COPY, f"{method} {path}")
 
-    ends.read = nothing  # type: ignore[method-assign]
+    ends.read = nothing  # type: ignore[method-assign, assignment]
     incus.after = written
     found = await ends.write(await incus.get("/instances/s-a"))
     assert found["config"]["user.builderd.end"] == "theirs"

@@ -9,7 +9,15 @@ from builderd.adapters.engines.incus.provider import IncusProvider
 from builderd.adapters.engines.oci.provider import OciProvider
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
-from builderd.ports.engine import ConfigurableProvider, Engine, EngineOptions, EngineProvider, StoreOptions
+from builderd.ports.engine import (
+    ConfigurableProvider,
+    Engine,
+    EngineOptions,
+    EngineProvider,
+    PauseRequests,
+    StoreOptions,
+    pause_nothing,
+)
 from builderd.settings import Settings
 
 #: A further engine is a folder in ``adapters/engines`` and a line here.
@@ -34,8 +42,9 @@ def make_engine(
     clock: SystemClock,
     reserved: Callable[[str], bool] = lambda _: False,
     first_address_at: float = 0.0,
+    pause_requests: PauseRequests = pause_nothing,
 ) -> Engine:
-    """Return the selected engine, not prepared yet. ``reserved``, ``first_address_at``: as of ``EngineOptions``."""
+    """Return the selected engine, not prepared yet. The last three arguments are fields of ``EngineOptions``."""
     store, egress = settings.store, settings.egress
     return engine_provider(settings).make(
         EngineOptions(
@@ -49,6 +58,7 @@ def make_engine(
             at=clock.at,
             reserved=reserved,
             first_address_at=first_address_at,
+            pause_requests=pause_requests,
             store=StoreOptions(
                 device=store.device,
                 size_bytes=int(store.size * GB) if store.size else None,

@@ -19,7 +19,9 @@ from builderd.ports.engine.provider import (
     EngineOptions,
     EngineProvider,
     MemberAddresses,
+    PauseRequests,
     StoreOptions,
+    pause_nothing,
 )
 from builderd.ports.engine.sandboxes import Sandboxes
 from builderd.ports.engine.tools import TOOL_FOLDERS, Tool, ToolExit, Tools
@@ -38,6 +40,7 @@ __all__ = [
     "Logs",
     "MemberAddresses",
     "Members",
+    "PauseRequests",
     "Progress",
     "Readiness",
     "Sandboxes",
@@ -45,4 +48,5 @@ __all__ = [
     "Tool",
     "ToolExit",
     "Tools",
+    "pause_nothing",
 ]

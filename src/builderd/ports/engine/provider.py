@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -13,6 +14,13 @@ from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
 from builderd.ports.engine.engine import Engine
 from builderd.ports.engine.progress import Progress
+
+#: Returns a context in which requests to the app at an IP address wait.
+PauseRequests = Callable[[str], AbstractAsyncContextManager[None]]
+
+
+def pause_nothing(ip: str) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class EngineOptions:
     ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
     ``reserved`` returns True for an IP address that no sandbox may get now, and ``first_address_at`` is the time by
     ``time.monotonic`` before which none gets any: other services of a cluster may still lead visitors there.
+    ``pause_requests`` keeps visitors waiting while an app is frozen for a copy of its disk: it accepts no connections.
     """
 
     data_dir: Path
@@ -46,6 +55,7 @@ class EngineOptions:
     at: Callable[[float], float] = float
     reserved: Callable[[str], bool] = field(default=lambda _: False)
     first_address_at: float = 0.0
+    pause_requests: PauseRequests = pause_nothing
 
 
 class EngineProvider(Protocol):

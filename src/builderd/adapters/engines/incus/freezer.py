@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -29,13 +29,15 @@ _DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thaw
 class _Turn:
     """An instance's turn, held by all copies of its disk together, or by one freeze or thaw of another kind.
 
-    ``copies`` counts the former, which come and go one at a time (``changing``); ``froze``: they have frozen it.
+    ``copies`` counts the former, which come and go one at a time (``changing``); ``froze``: they have frozen it, and
+    ``pause`` keeps its visitors waiting.
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     copies: int = 0
     froze: bool = False
+    pause: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
 class Freezer:
@@ -71,7 +73,7 @@ class Freezer:
 
     @asynccontextmanager
     async def frozen_meanwhile(self, name: str) -> AsyncIterator[None]:
-        """Keep an instance frozen while the context lasts; copies at the same time share one freeze.
+        """Keep an instance frozen, and its visitors waiting, while the context lasts; copies at once share one freeze.
 
         Raises ``IncusError`` where the freeze fails.
         """
@@ -87,9 +89,9 @@ class Freezer:
             if not turn.copies:
                 await turn.lock.acquire()
                 try:
-                    turn.froze = await self._freeze_running(name)
+                    turn.froze = await self._freeze_running(turn, name)
                 except BaseException:
-                    turn.lock.release()
+                    await asyncio.shield(self._end(turn))
                     raise
             turn.copies += 1
 
@@ -102,13 +104,21 @@ class Freezer:
                 if turn.froze:
                     await self._thaw(name)
             finally:
-                turn.lock.release()
+                await self._end(turn)
 
-    async def _freeze_running(self, name: str) -> bool:
+    async def _end(self, turn: _Turn) -> None:
+        try:
+            await turn.pause.aclose()
+        finally:
+            turn.lock.release()
+
+    async def _freeze_running(self, turn: _Turn, name: str) -> bool:
         """Freeze an instance that runs; return False for one that sleeps or has ended."""
         found = await self._instances.find(name)
         if found is None or found["status"] in _DONE["freeze"]:
             return False
+        if ip := own_of(found).get("ip"):
+            await turn.pause.enter_async_context(self._instances.pause_requests(ip))
         try:
             await self.freeze(name)
         except BaseException:

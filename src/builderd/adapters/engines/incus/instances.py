@@ -28,6 +28,7 @@ from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.domain.errors import NoCapacity
 from builderd.domain.route_list import RESERVED_SECONDS
+from builderd.ports.engine import PauseRequests, pause_nothing
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Instances:
         self._reserved = reserved
         #: By ``time.monotonic``: the first address is given then.
         self.first_address_at = 0.0
+        #: Keeps visitors of an address waiting.
+        self.pause_requests: PauseRequests = pause_nothing
         self.pool = options.pool
         self.index = InstanceIndex(self._list, self._list_addresses)
         #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from builderd.adapters.previews.haproxy.domain_table import DomainTable
 from builderd.adapters.previews.haproxy.link_table import LinkTable
 from builderd.adapters.previews.haproxy.member_table import MemberTable
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Receiving
+from builderd.adapters.previews.haproxy.paused_addresses import paused_at
 from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
@@ -71,6 +73,10 @@ class HaproxyPreviews:
         Any may be one before the routes are known.
         """
         return self._open_map is None or self._open_map.is_reserved(ip)
+
+    def paused_at(self, ip: str) -> AbstractAsyncContextManager[None]:
+        """Pause requests to the app at an address while the context lasts; stored routes stay as they are."""
+        return nullcontext() if self._open_map is None else paused_at(self._open_map, ip, self._send_again)
 
     def routes_since(self, version: int | None) -> tuple[int, bool, Mapping[str, Route | None]]:
         """Return the present version, and the routes that were changed after another one, None for no route any more.
@@ -141,14 +147,12 @@ class HaproxyPreviews:
             self._map.put(route)
             self._paused.stop_rejecting(route.host)
             # Paused requests get the route itself, before the map has it.
-            if route.state not in PAUSING_STATES:
-                self._paused.release(route.host, encode(route))
-            elif route.state is RouteState.ASLEEP:
+            self._release(route)
+            if route.state is RouteState.ASLEEP:
                 self._paused.report_again(route.host)
             await self._apply(route.host, new=new)
             # Requests that arrived while the map was changed are paused as well.
-            if route.state not in PAUSING_STATES:
-                self._paused.release(route.host, encode(route))
+            self._release(route)
 
     async def get(self, host: str) -> Route | None:
         if host in self._unapplied:
@@ -295,7 +299,7 @@ class HaproxyPreviews:
             async with guard.start_lock(files):
                 await self._adopt_or_start(config.render(self._options, files, host))
             await self._workers.refresh()
-            await self._workers.sync(routes.routes)
+            await self._workers.sync(routes.all_in_force())
             await self._domains.sync()
             await self._links.sync()
             if self._options.receiving is not None:
@@ -347,19 +351,31 @@ class HaproxyPreviews:
 
     async def _apply(self, host: str, *, new: bool = False) -> None:
         """Send a host's route to the proxy. A proxy that must be started first reads it from the file."""
-        route = self._map.routes.get(host)
+        routes, route = self._map, self._map.routes.get(host)
         try:
-            await (self._workers.remove(host) if route is None else self._workers.put(route, new=new))
+            await (self._workers.remove(host) if route is None else self._workers.put(routes.in_force(route), new=new))
         except ProxyGone:
             await self._start()
         except CommandRefused as error:
             raise EngineUnavailable(f"the preview proxy rejects a route: {error}", retry_after=5) from error
         self._unapplied.discard(host)
 
+    def _release(self, route: Route) -> None:
+        """Release the host's paused requests with its route, unless that pauses."""
+        if (route := self._map.in_force(route)).state not in PAUSING_STATES:
+            self._paused.release(route.host, encode(route))
+
+    async def _send_again(self, host: str) -> None:
+        async with self._lock:
+            if self._open_map is not None and (route := self._open_map.routes.get(host)) is not None:
+                self._unapplied.add(host)
+                await self._apply(host)
+                self._release(route)
+
     async def _refresh_workers(self) -> None:
         """Find replaced workers. A reload may have read the file just before a route was put, so sync after one."""
         if await self._workers.refresh():
-            await self._workers.sync(self._map.routes)
+            await self._workers.sync(self._map.all_in_force())
             await self._domains.sync()
             await self._links.sync()
 

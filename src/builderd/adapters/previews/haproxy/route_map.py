@@ -16,7 +16,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from builderd.domain.ids import BuilderId
@@ -74,9 +75,11 @@ class RouteMap:
         self._changes: dict[str, int] = {}
         #: Changes up to this version may be missing there.
         self._forgotten = 0
-        #: How many open routes lead to an IP address, and when the last one has ended.
-        self._leads: Counter[str] = Counter()
+        #: Hosts whose open routes lead to an IP address, and when the last one has ended.
+        self._leads: dict[str, set[str]] = {}
         self._ended: dict[str, float] = {}
+        #: How often requests to an IP address are paused now.
+        self._pauses: Counter[str] = Counter()
         #: When a standby got a list of routes last.
         self._listed_at = float("-inf")
         self._lines: dict[str, int] = {}
@@ -99,6 +102,28 @@ class RouteMap:
             return True
         ended = self._ended.get(ip)
         return ended is not None and time.monotonic() - min(ended, self._listed_at) < RESERVED_SECONDS
+
+    def pause(self, ip: str) -> None:
+        """Let the proxy pause requests to an address, whatever routes lead there, until as many calls of ``resume``."""
+        self._pauses[ip] += 1
+
+    def resume(self, ip: str) -> None:
+        self._pauses[ip] -= 1
+        if not self._pauses[ip]:
+            del self._pauses[ip]
+
+    def hosts_at(self, ip: str) -> Sequence[str]:
+        """Return the hosts whose open routes lead to an address."""
+        return sorted(self._leads.get(ip, ()))
+
+    def in_force(self, route: Route) -> Route:
+        """Return the route as the proxy is to have it: one to an address with a pause pauses."""
+        if route.destination is None or route.destination.ip not in self._pauses:
+            return route
+        return replace(route, state=RouteState.PAUSED, destination=None, h2c=False)
+
+    def all_in_force(self) -> Mapping[str, Route]:
+        return {host: self.in_force(route) for host, route in self.routes.items()} if self._pauses else self.routes
 
     def mark_listed(self) -> None:
         """Note that a standby gets a list of these routes now."""
@@ -138,11 +163,11 @@ class RouteMap:
 
     def _note(self, before: Route | None, after: Route | None) -> None:
         """Count the addresses that routes lead to, and remember the change."""
-        # In this order, an address that stays is never one that is left.
-        if after is not None and after.destination is not None:
-            self._leads[after.destination.ip] += 1
-        if before is not None and before.destination is not None:
-            self._leave(before.destination.ip)
+        left, led_to = _ip_of(before), _ip_of(after)
+        if after is not None and led_to is not None:
+            self._leads.setdefault(led_to, set()).add(after.host)
+        if before is not None and left is not None and left != led_to:
+            self._leave(left, before.host)
         if (changed := after or before) is not None:
             self.version += 1
             self._changes.pop(changed.host, None)
@@ -152,8 +177,8 @@ class RouteMap:
             oldest = next(iter(self._changes))
             self._forgotten = self._changes.pop(oldest)
 
-    def _leave(self, ip: str) -> None:
-        self._leads[ip] -= 1
+    def _leave(self, ip: str, host: str) -> None:
+        self._leads[ip].discard(host)
         if self._leads[ip]:
             return
         del self._leads[ip]
@@ -198,6 +223,10 @@ class RouteMap:
 
     def _write(self, line: int, text: str) -> None:
         os.pwrite(self._file, _line(text), line * LINE)
+
+
+def _ip_of(route: Route | None) -> str | None:
+    return route.destination.ip if route is not None and route.destination is not None else None
 
 
 def _line(text: str) -> bytes:

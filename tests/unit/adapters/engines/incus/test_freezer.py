@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -59,6 +61,59 @@ async def test_two_copies_at_once_share_one_freeze_until_the_last_ends() -> None
     await second.__aexit__(None, None, None)
     assert incus.instances[NAME]["status"] == "Running"
     assert [path for _, path in incus.changes] == [f"/instances/{NAME}/state"] * 2
+
+
+class Visitors:
+    """Writes down the status of the instance when its visitors begin and cease to wait."""
+
+    def __init__(self, incus: ScriptedIncus) -> None:
+        self._incus = incus
+        self.seen: list[tuple[str, str]] = []
+
+    @asynccontextmanager
+    async def paused(self, ip: str) -> AsyncIterator[None]:
+        self.seen.append((ip, self._incus.instances[NAME]["status"]))
+        try:
+            yield
+        finally:
+            self.seen.append((ip, self._incus.instances[NAME]["status"]))
+
+
+async def test_visitors_wait_from_before_the_freeze_until_after_the_thaw() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, ip="10.99.0.2")
+    visitors = Visitors(incus)
+    freezer = Freezer(machine_on(incus, pause_requests=visitors.paused).instances)
+    for times in (1, 2):
+        async with freezer.frozen_meanwhile(NAME), freezer.frozen_meanwhile(NAME):
+            assert incus.instances[NAME]["status"] == "Frozen"
+            assert len(visitors.seen) == 2 * times - 1
+        assert visitors.seen == [("10.99.0.2", "Running")] * 2 * times
+
+
+async def test_visitors_wait_no_more_after_a_freeze_that_failed() -> None:
+    incus = ScriptedIncus()
+    incus.has_instance(NAME, ip="10.99.0.2")
+    visitors = Visitors(incus)
+    freezer = Freezer(machine_on(incus, pause_requests=visitors.paused).instances)
+    refuse(incus, IncusError(500, "cgroup"))
+    with pytest.raises(IncusError):
+        async with freezer.frozen_meanwhile(NAME):
+            pass
+    assert visitors.seen == [("10.99.0.2", "Running")] * 2
+    async with freezer.turn(NAME):
+        pass
+
+
+async def test_visitors_of_an_app_that_sleeps_or_has_ended_are_not_kept_waiting() -> None:
+    incus = ScriptedIncus()
+    visitors = Visitors(incus)
+    freezer = Freezer(machine_on(incus, pause_requests=visitors.paused).instances)
+    for status in ("Frozen", "Stopped"):
+        incus.has_instance(NAME, status=status, ip="10.99.0.2")
+        async with freezer.frozen_meanwhile(NAME):
+            pass
+    assert visitors.seen == []
 
 
 async def test_app_that_sleeps_is_copied_and_sleeps_on() -> None:

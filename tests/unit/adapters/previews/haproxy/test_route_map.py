@@ -253,6 +253,39 @@ def test_address_is_free_at_once_where_no_standby_has_a_list(tmp_path: Path, mon
         assert not routes.is_reserved("10.0.0.1"), "the last list is used no more"
 
 
+def test_routes_to_a_paused_address_pause_until_the_last_pause_ends(tmp_path: Path) -> None:
+    ip, other = "10.0.0.1", Route("other.localhost", RouteState.OPEN, Address("10.0.0.2", 1), h2c=True)
+    with opened(tmp_path / "routes.map") as routes:
+        for route in (
+            OPEN,
+            replace(OPEN, host="alias.localhost"),
+            other,
+            Route("closed.localhost", RouteState.STOPPED),
+        ):
+            routes.put(route)
+        # As often as wanted: it is one host there.
+        routes.put(OPEN)
+        assert routes.hosts_at(ip) == sorted([OPEN.host, "alias.localhost"])
+        assert routes.all_in_force() == routes.routes
+        for _ in range(2):
+            routes.pause(ip)
+        routes.pause("10.0.0.2")
+        for _ in range(2):
+            assert routes.in_force(OPEN) == replace(OPEN, state=RouteState.PAUSED, destination=None)
+            assert routes.all_in_force()[other.host] == Route(other.host, RouteState.PAUSED)
+            assert routes.all_in_force()["closed.localhost"].state is RouteState.STOPPED
+            assert decode(OPEN.host, encode(routes.in_force(OPEN))).state is RouteState.PAUSED
+            moved = replace(OPEN, destination=Address("10.0.0.3", 1))
+            assert routes.in_force(moved) == moved
+            assert routes.routes[OPEN.host] == OPEN
+            routes.resume(ip)
+        assert routes.in_force(OPEN) == OPEN
+        routes.remove(OPEN.host)
+        assert routes.hosts_at(ip) == ["alias.localhost"]
+        routes.put(Route("alias.localhost", RouteState.STOPPED))
+        assert routes.hosts_at(ip) == []
+
+
 def test_changes_since_a_version_cost_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_map, "LEAST_CHANGES", 3)
     with opened(tmp_path / "routes.map") as routes:

@@ -78,7 +78,15 @@ class Machine:
         )
         heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
         self.context = RunContext(
-            config, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat
+            config,
+            records,
+            self.launcher,
+            self.cgroups,
+            self.network,
+            slots,
+            self.runtimes,
+            heartbeat,
+            settings.pause_requests,
         )
         self.runs = Runs(self.context)
         self.listening_ports = ListeningPorts(self.runs)

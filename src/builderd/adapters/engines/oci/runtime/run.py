@@ -16,6 +16,7 @@ from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.records import Records
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
+from builderd.ports.engine import PauseRequests, pause_nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +97,4 @@ class RunContext:
     slots: Slots
     runtimes: Mapping[str, Runtime]
     heartbeat: Heartbeat
+    pause_requests: PauseRequests = pause_nothing

@@ -45,6 +45,7 @@ class Runs:
         self.network = context.network
         self.reclaiming = Reclaiming(cgroups)
         self.heartbeat = context.heartbeat
+        self._pause_requests = context.pause_requests
         self._netlink = NetlinkWatch(self._processes, self._kill_for_memory)
         self.commands = RuntimeCommands(context.runtimes, context.launcher)
         self._creation = Creation(context)
@@ -259,13 +260,15 @@ class Runs:
         return record.counts_as_frozen and self.cgroups.is_frozen(record.id)
 
     async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
-        """Run the work in a thread while the sandbox is frozen, a matter of milliseconds.
+        """Run the work in a thread while the sandbox is frozen, and requests to it wait: a matter of milliseconds.
 
         ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
         not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
         """
         async with self._lock(record):
-            await run_to_completion(self._work_while_frozen, self._newest(record), work)
+            record = self._newest(record)
+            async with self._pause_requests(record.ip):
+                await run_to_completion(self._work_while_frozen, record, work)
 
     def _work_while_frozen(self, record: Record, work: Callable[[], None]) -> None:
         if self.is_frozen(record) or not self.is_running(record):

@@ -339,6 +339,42 @@ async def test_crowd_is_released_at_the_pace_of_an_app_that_answers_one_at_a_tim
         assert 0 < max(seen) < 2 * WAVE
 
 
+async def test_next_wave_of_a_crowd_waits_until_the_last_one_has_set_out(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that releases is ahead, on a busy machine, of those whose requests are to be counted."""
+    at_the_apps_pace(monkeypatch)
+    change(monkeypatch, "SET_OUT = 100", "SET_OUT = 600000")
+    change(monkeypatch, "request.queue:pop_wait()", "request.queue:pop_wait()\n  core.msleep(50)")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
+    async with serving(threads=1) as service:
+        host = await service.asleep()
+        many = [asyncio.create_task(visit(service.visitor.get, host, "/gate")) for _ in range(CROWD)]
+        await service.knocked(host)
+        await service.held(CROWD)
+        await service.wake(host, app)
+        await asked(app, WAVE)
+        await asyncio.sleep(0.2)
+        await asked(app, WAVE)
+        await let(app, CROWD)
+        assert [(await one).status for one in many] == [200] * CROWD
+
+
+async def test_visitor_who_has_left_does_not_hold_the_next_wave(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_the_apps_pace(monkeypatch)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
+    async with serving(threads=1) as service:
+        host = await service.asleep()
+        with service.visitor.dial() as left:
+            left.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            await service.held(1)
+            many = [asyncio.create_task(visit(service.visitor.get, host)) for _ in range(2 * WAVE)]
+            await service.held(2 * WAVE + 1)
+        await service.wake(host, app)
+        async with asyncio.timeout(PATIENCE):
+            assert [(await one).status for one in many] == [200] * len(many)
+
+
 async def test_crowd_is_spread_over_time_where_the_app_takes_long(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     change(monkeypatch, "WAVE_WAIT = 1000", "WAVE_WAIT = 50")
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))

@@ -14,6 +14,7 @@ local MAX_PAUSED = 2000 -- paused requests of one host
 local WAVE = 4 -- requests released at once: many apps have a listen backlog of five
 local BUSY = 4 -- requests in progress at which the next wave waits
 local WAVE_POLL = 1 -- ms between two checks for the next wave
+local SET_OUT = 100 -- ms that the last wave's requests may take to set out: their thread may wait for a processor
 local WAVE_WAIT = 1000 -- ms that a wave waits at most
 local PACED = 10000 -- ms for which the app sets the pace, if all are released by then
 local JUDGED = 2000 -- ms after which its pace is judged
@@ -46,6 +47,20 @@ local function interval(begun, wave, released, all)
   end
 end
 
+-- Return true once the last wave's requests are counted as in progress, which they are when they go on in their threads.
+-- One whose visitor has left never does.
+local function has_set_out(requests, number, wave)
+  if milliseconds() - wave > SET_OUT then
+    return true
+  end
+  for last = number - WAVE + 1, number do
+    if not requests[last].goes_on then
+      return false
+    end
+  end
+  return true
+end
+
 -- Release all requests with this route; in waves if it leads to an app, since connections beyond its listen backlog are
 -- dropped, and fail. The map may not have the service's new route yet, so its entry is ignored until it has been open
 -- once. After that the map decides, since an app can crash under many requests: if the map pauses again, the remaining
@@ -62,7 +77,7 @@ local function release(host, requests, route)
         now = routes:lookup(host)
         map_is_current = map_is_current or not pauses(now)
         spread = spread or interval(begun, wave, number, #requests)
-      until spread or in_progress(host) < BUSY
+      until spread or (has_set_out(requests, number, wave) and in_progress(host) < BUSY)
       if map_is_current then
         route = now or "gone|"
       end
@@ -159,7 +174,9 @@ local function wait(host, deadline)
   end
   local request = { queue = core.queue(), deadline = deadline }
   pause.requests[#pause.requests + 1] = request
-  return request.queue:pop_wait()
+  local route = request.queue:pop_wait()
+  request.goes_on = true
+  return route
 end
 
 core.register_action("pause", { "http-req" }, function(txn)

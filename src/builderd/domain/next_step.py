@@ -10,7 +10,7 @@ from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.restarts import MAX_EXITS, delay_before_restart, end_time, is_crash, next_attempt, recent_crashes
 from builderd.domain.routes import closed_route, make_route
-from builderd.domain.sandboxes import EndCause, Sandbox, SandboxState
+from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.domain.steps import (
     AwaitListening,
     AwaitRelease,
@@ -132,7 +132,7 @@ def _towards_frozen(builder: Builder, seen: Observation) -> Step:
 
 
 def _is_frozen(seen: Observation) -> bool:
-    return seen.report is not None and seen.report.state is SandboxState.FROZEN
+    return seen.report is not None and seen.report.sleeps
 
 
 def _open_route(builder: Builder, seen: Observation) -> Step | None:

@@ -112,6 +112,13 @@ class SandboxReport:
         """True if it was started and has not ended."""
         return self.state in (SandboxState.RUNNING, SandboxState.FROZEN)
 
+    @property
+    def sleeps(self) -> bool:
+        """True if it was frozen until somebody uses it, not for a copy of its disk, which writes down no time."""
+        if self.state is not SandboxState.FROZEN or self.frozen_at is None:
+            return False
+        return self.thawed_at is None or self.thawed_at <= self.frozen_at
+
 
 #: Address of a socket that listens on [::] for IPv6 alone; one for both is at "::".
 IPV6_ONLY = "::%ipv6only"

@@ -69,7 +69,9 @@ STARTED = replace(PLANNED, started_at=NOW, ip="10.0.0.2")
 LISTENING = replace(STARTED, listening_at=NOW)
 OLD_RUN = replace(LISTENING, generation=0)
 REPORT = SandboxReport(PLANNED.id, BUILDER, SandboxState.RUNNING, "10.0.0.2", NOW)
-FROZEN = replace(REPORT, state=SandboxState.FROZEN)
+FROZEN = replace(REPORT, state=SandboxState.FROZEN, frozen_at=NOW)
+#: Of an app that slept before, while its disk is copied.
+COPIED = replace(FROZEN, thawed_at=NOW + timedelta(seconds=1))
 ABSENT = SandboxReport(PLANNED.id, None, SandboxState.ABSENT)
 EXITED = replace(REPORT, state=SandboxState.EXITED, ip=None, end=SandboxEnd(EndCause.EXITED, 1, NOW))
 PARTIAL = replace(REPORT, state=SandboxState.PARTIAL, ip=None)
@@ -196,6 +198,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     ),
     "then it stands still": (SLEEPY, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), Freeze()),
     "and is paid so": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP), Freeze()),
+    "also one whose disk is being copied": (SLEEPY, seen(sandbox=LISTENING, report=COPIED, route=ASLEEP), Freeze()),
     "and stays asleep": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True), Wait()),
     "one that was thawed by a command is frozen again": (
         SLEEPY,
@@ -212,6 +215,12 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True),
         Thaw(OPEN),
     ),
+    "one that is frozen for a copy of its disk is left alone": (
+        UP,
+        seen(sandbox=LISTENING, report=replace(REPORT, state=SandboxState.FROZEN), route=OPEN),
+        Wait(),
+    ),
+    "also one that has slept before": (UP, seen(sandbox=LISTENING, report=COPIED, route=OPEN), Wait()),
     "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw(OPEN)),
     "then visitors are let in again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), SetRoute(OPEN)),
     "one that ends in its sleep has ended": (

@@ -12,7 +12,7 @@ from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.restarts import MAX_EXITS, recent_crashes
-from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
@@ -111,7 +111,7 @@ def caught_up(
         return
     by = replace(builder, cause=Cause(SYSTEM, "recorded after an interruption"))
     # The sandbox's state decides which came last when both have the same time.
-    stands = report.state is SandboxState.FROZEN
+    stands = report.sleeps
     paid = uow.ledger.current(builder.id)
     if paid is not None and paid.billing is Billing.RUNNING and (stands or report.frozen_at > paid.start):
         frozen(uow, by, prices, sandbox, report.frozen_at)

@@ -256,3 +256,32 @@ async def test_a_region_that_is_refused_for_now_is_asked_for_again() -> None:
 
         await eventually(is_shown)
         assert len(asked) >= 2
+
+
+@pytest.mark.root
+async def test_dialog_that_is_opened_while_its_region_is_asked_for_stays_open() -> None:
+    """Expect no late answer to close what the reader has opened; the region is asked for again once that is closed."""
+    async with site() as opened:
+        await plant(opened.service)
+        page, asked, may_answer = opened.page, asyncio.Semaphore(0), asyncio.Event()
+
+        async def answer_late(route: Route_) -> None:
+            asked.release()
+            await may_answer.wait()
+            await route.continue_()
+
+        await page.route("**/versions?*part=history*", answer_late)
+        await page.goto(opened.url("/builders/planted/versions?from=1&to=2"))
+        await page.evaluate("builderd.happened(null)")
+        async with asyncio.timeout(30):
+            await asked.acquire()
+        await page.click("button:has-text('Roll back')")
+        await page.wait_for_selector("dialog[open]")
+        async with page.expect_response("**/versions?*part=history*") as answered:
+            may_answer.set()
+        await (await answered.value).finished()
+        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert await page.locator("dialog[open]").count() == 1
+        await page.click("dialog[open] button:has-text('Cancel')")
+        async with asyncio.timeout(30):
+            await asked.acquire()

@@ -43,23 +43,28 @@
     due.clear();
     for (const name of names) await region(name);
   }
+  // To morph an open dialog would close it under the reader's hands: the region waits until it is closed.
+  function waits(element, name) {
+    const open = $("dialog[open]", element);
+    open?.addEventListener("close", () => { due.set(name, true); timer ||= setTimeout(refresh, 150); }, { once: true });
+    return Boolean(open);
+  }
   async function region(name) {
     const url = new URL(location.href);
     url.searchParams.set("part", name);
     url.searchParams.delete("done");
     url.hash = "";
     const element = document.getElementById(name);
-    if (!element) return;
-    // To morph an open dialog would close it under the reader's hands: the region waits until it is closed.
-    const open = $("dialog[open]", element);
-    if (open) return open.addEventListener("close", () => { due.set(name, true); timer ||= setTimeout(refresh, 150); }, { once: true });
+    if (!element || waits(element, name)) return;
     try {
       const answer = await fetch(url, { headers: { "HX-Request": "true" }, redirect: "error" });
       if (answer.status === 401) return signedOut();
       if (answer.status === 429 || answer.status === 503) return later(name, answer);
       if (!answer.ok) return;
-      const was = element.dataset.state;
-      await htmx.swap({ target: element, swap: "outerMorph", text: await answer.text(), sourceElement: element });
+      const text = await answer.text(), was = element.dataset.state;
+      // It may have been opened since; the swap begins in this same turn.
+      if (waits(element, name)) return;
+      await htmx.swap({ target: element, swap: "outerMorph", text, sourceElement: element });
       const fresh = document.getElementById(name);
       if (fresh) { times(fresh); if (was && fresh.dataset.state !== was) happenedTo(fresh); }
     } catch { /* The stream says when the service is away. */ }

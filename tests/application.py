@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from sqlalchemy import Connection, select
 from tests.stores import memory_store
 
 from builderd.adapters.fakes.backup_repository import FakeBackupRepository
@@ -25,6 +26,7 @@ from builderd.adapters.fakes.unpaid_builds import FakeUnpaidBuilds
 from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.adapters.signals.local import LocalSignals
+from builderd.adapters.stores.sql.tables import builders as builders_table
 from builderd.adapters.vaults.sodium import in_memory
 from builderd.bootstrap.review import make_review_policy
 from builderd.domain.builders import Builder, JobType, Status
@@ -285,7 +287,10 @@ class World:
         await self.until(lambda: not self.engine.sandboxes)
 
     async def until_nothing_is_left(self) -> None:
-        await self.until(self._nothing_is_left)
+        try:
+            await self.until(self._nothing_is_left)
+        except TimeoutError:
+            raise AssertionError(f"left: {await self.left()}; claims: {await self.read(_claims)}") from None
 
     async def _nothing_is_left(self) -> bool:
         return not await self.left()
@@ -323,6 +328,14 @@ class World:
         tenant = Tenant(TenantId(new_id()), name, self.clock.now())
         await self.application.store.write(lambda uow: uow.tenants.add(tenant))
         return Caller(tenant.id, f"token {name}")
+
+
+def _claims(uow: UnitOfWork) -> Sequence[Any]:
+    """Who works on each builder until when, and when it is due: no port tells, since only a failed test asks."""
+    connection: Connection = uow.builders._connection  # type: ignore[attr-defined]
+    columns = builders_table.c
+    wanted = select(columns.id, columns.desired, columns.claimed_by, columns.claimed_until, columns.due_at)
+    return connection.execute(wanted).all()
 
 
 @asynccontextmanager

@@ -85,6 +85,29 @@ def test_clients_of_a_standby_have_limits_of_their_own(
             one.close()
 
 
+def test_address_counts_once_by_whichever_member_it_comes(
+    worker: Proxy, app: App, make_standby: Callable[..., Standby]
+) -> None:
+    """Otherwise a flood has the limit of an address as often as the cluster has members."""
+    standbys = [make_standby(address_connections=0) for _ in range(2)]
+    for standby in standbys:
+        standby.lead(port_of(worker))
+    host, ports = worker.open(app), [worker.options.port, *(one.options.proxy.port for one in standbys)]
+    held = []
+    try:
+        for port in ports:
+            held.append(dial(port))
+            assert ask(held[-1], host).status == 200
+        for port in ports:
+            with pytest.raises((OSError, AssertionError)), dial(port) as fourth:
+                ask(fourth, host)
+            with dial(port, "127.0.0.78") as other:
+                assert ask(other, host).status == 200
+    finally:
+        for one in held:
+            one.close()
+
+
 def test_standby_limits_the_connections_of_an_address_while_nobody_works(
     worker: Proxy, make_standby: Callable[..., Standby]
 ) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import random
 import shlex
 import shutil
 import subprocess
@@ -180,6 +182,19 @@ def test_calls_visits_logins_and_uploads_go_through_the_standby(services: Servic
     assert one.builder(uuid)["status"] == "running"
 
 
+def test_wrong_tokens_of_an_address_count_once_by_whichever_service_they_come(services: Services) -> None:
+    one, two = services.one, services.two
+
+    def guess(service: LiveService, number: int) -> int:
+        headers = {"Authorization": f"Bearer bd_{service.port}-{number}"}
+        return httpx.get(f"{service.url}/api/v1/builders", headers=headers, timeout=PATIENCE, **PLAIN).status_code
+
+    # 60 a minute of one address: neither service alone has seen so many.
+    assert {guess(one, number) for number in range(45)} == {401}
+    assert 429 in {guess(two, number) for number in range(45)}
+    assert one.call("GET", "/builders").status_code == two.call("GET", "/builders").status_code == 200
+
+
 def log_in(service: LiveService, uuid: str, folder: Path, command: str) -> tuple[int, bytes]:
     """Run a command by SSH at this service's port, with the host key that the API named."""
     grant = service.call("POST", f"/builders/{uuid}/ssh", json={}).json()["data"]
@@ -299,6 +314,9 @@ def test_service_that_ends_in_order_is_continued_at_once_with_its_code(services:
 def test_killed_service_is_continued_while_clients_ask_the_standby(services: Services) -> None:
     one, two = services.one, services.two
     data = one.create("watched")
+    content = random.Random(1).randbytes(3_000_000)
+    place = one.call("POST", "/uploads", json={"sha256": hashlib.sha256(content).hexdigest()}).json()["data"]
+    assert put_part(two, place, content, 0, 1_500_000) == {"received": 1_500_000, "complete": False}
     with Asking(lambda: two.call("GET", "/builders")) as calls, Asking(lambda: two.visit(data)) as visits:
         began = time.monotonic()
         one.kill()
@@ -310,6 +328,18 @@ def test_killed_service_is_continued_while_clients_ask_the_standby(services: Ser
     services.stand_by(one)
     one.wait_ready()
     assert one.visit(data).text == "hello"
+    # The service that was killed had received it.
+    assert put_part(one, place, content, 1_500_000, len(content)) == {"received": len(content), "complete": True}
+
+
+def put_part(service: LiveService, place: dict[str, str], content: bytes, start: int, end: int) -> dict[str, object]:
+    """Send a part of an upload, as the service's own count says; return how far it is then."""
+    target = urlsplit(place["upload_url"])
+    url = f"{service.url}{target.path}?{target.query}"
+    assert httpx.get(url, timeout=PATIENCE, **PLAIN).json()["data"]["received"] == start
+    headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+    state = httpx.put(url, content=content[start:end], headers=headers, timeout=PATIENCE, **PLAIN).json()["data"]
+    return {name: state[name] for name in ("received", "complete")}
 
 
 def wait_working(service: LiveService) -> None:

@@ -21,10 +21,9 @@ from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.unpaid_builds.local import LocalUnpaidBuilds
-from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
-from builderd.bootstrap.bundles import open_bundles
+from builderd.bootstrap.bundles import open_bundles, open_uploads
 from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.bootstrap.engines import engine_provider, make_engine
@@ -32,7 +31,6 @@ from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import ssh
 from builderd.domain.identities import ClaimRules
-from builderd.domain.resources import GB
 from builderd.services.application import Application
 from builderd.services.code_space import CodeSpace
 from builderd.services.latest_usage import LatestUsage
@@ -55,7 +53,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             engine=engine,
             previews=previews,
             bundles=await open_bundles(settings, owned.store),
-            uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
+            uploads=open_uploads(settings, owned.store),
             unpaid_builds=LocalUnpaidBuilds(settings.data_dir / "unpaid-builds"),
             public_url=settings.public_url,
             upload_rules=settings.to_upload_rules(),

@@ -1,4 +1,4 @@
-"""Choose where bundles are stored: in the data directory, or in a database that several services share."""
+"""Choose where bundles and uploads are stored: in the data directory, or in a database that several services share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from sqlalchemy import make_url
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.uploads.local import LocalUploads
+from builderd.adapters.uploads.shared import SharedUploads
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.resources import GB
 from builderd.ports.bundles import Bundles, BundleSpace
 from builderd.ports.engine import ClusterProvider
 from builderd.ports.store import Store
+from builderd.ports.uploads import Uploads
 from builderd.settings import Settings
+
+#: Part of ``limits.stored_code`` that uploads may take beside the bundles.
+UPLOADS_SHARE = 0.25
 
 
 def is_shared(settings: Settings) -> bool:
@@ -30,6 +36,13 @@ async def open_bundles(settings: Settings, store: Store) -> Bundles:
     shared = _shared(settings, store)
     await shared.upload_used()
     return shared
+
+
+def open_uploads(settings: Settings, store: Store) -> Uploads:
+    """Return the store of uploads' bytes."""
+    local = LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB))
+    most_bytes = int(settings.limits.stored_code * 1_000_000 * UPLOADS_SHARE)
+    return SharedUploads(store, local, most_bytes) if is_shared(settings) else local
 
 
 async def download_bundles(settings: Settings) -> None:

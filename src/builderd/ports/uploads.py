@@ -23,7 +23,7 @@ class Uploads(Protocol):
     async def sha256(self, upload: UploadId) -> str:
         """Return the SHA-256 of all stored bytes, as 64 hex characters. Raises ``KeyError`` when there is nothing."""
 
-    def open(self, upload: UploadId) -> BinaryIO:
+    async def open(self, upload: UploadId) -> BinaryIO:
         """Open the stored bytes for reading. Raises ``KeyError`` when there is nothing."""
 
     async def delete(self, upload: UploadId) -> None:

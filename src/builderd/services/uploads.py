@@ -146,7 +146,7 @@ async def bundle(application: Application, tenant_id: TenantId, upload_id: str) 
         received = await application.uploads.size(upload.id)
         raise ValidationFailed({"source.upload_id": [f"is not complete: {received} bytes have arrived"]})
     try:
-        archive = application.uploads.open(upload.id)
+        archive = await application.uploads.open(upload.id)
     except KeyError:
         raise ValidationFailed({"source.upload_id": ["is gone: send it again"]}) from None
     with archive:

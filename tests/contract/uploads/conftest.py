@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.stores import memory_store
 
 from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.uploads.local import LocalUploads
+from builderd.adapters.uploads.shared import SharedUploads
 from builderd.ports.uploads import Uploads
 
 
-@pytest.fixture(params=["fake", "local"])
-def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> Uploads:
-    return FakeUploads() if request.param == "fake" else LocalUploads(tmp_path / "uploads")
+@pytest.fixture(params=["fake", "local", "shared"])
+async def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Uploads]:
+    if request.param == "fake":
+        yield FakeUploads()
+    elif request.param == "local":
+        yield LocalUploads(tmp_path / "uploads")
+    else:
+        async with memory_store() as store:
+            yield SharedUploads(store, LocalUploads(tmp_path / "uploads"))

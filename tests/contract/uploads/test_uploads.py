@@ -27,8 +27,8 @@ async def interrupted(*parts: bytes) -> AsyncIterator[bytes]:
     raise ConnectionError
 
 
-def content(uploads: Uploads) -> bytes:
-    with uploads.open(ONE) as file:
+async def content(uploads: Uploads) -> bytes:
+    with await uploads.open(ONE) as file:
         return file.read()
 
 
@@ -36,7 +36,7 @@ async def test_an_upload_in_parts_is_stored_as_one(uploads: Uploads) -> None:
     assert await uploads.size(ONE) == 0
     assert await uploads.write(ONE, 0, chunks(b"ab", b"cd"), LIMIT) == 4
     assert await uploads.write(ONE, 4, chunks(b"ef"), LIMIT) == 6
-    assert content(uploads) == b"abcdef"
+    assert await content(uploads) == b"abcdef"
     assert await uploads.size(ONE) == 6
     assert await uploads.sha256(ONE) == hashlib.sha256(b"abcdef").hexdigest()
     assert list(await uploads.ids()) == [ONE]
@@ -47,7 +47,7 @@ async def test_an_interrupted_upload_is_kept_and_resumed(uploads: Uploads) -> No
         await uploads.write(ONE, 0, interrupted(b"abc"), LIMIT)
     assert await uploads.size(ONE) == 3
     assert await uploads.write(ONE, 2, chunks(b"CD"), LIMIT) == 4
-    assert content(uploads) == b"abCD"
+    assert await content(uploads) == b"abCD"
 
 
 async def test_a_gap_is_refused(uploads: Uploads) -> None:
@@ -55,7 +55,7 @@ async def test_a_gap_is_refused(uploads: Uploads) -> None:
     with pytest.raises(Conflict) as raised:
         await uploads.write(ONE, 4, chunks(b"e"), LIMIT)
     assert raised.value.data == {"received": 3}
-    assert content(uploads) == b"abc"
+    assert await content(uploads) == b"abc"
 
 
 async def test_an_upload_over_the_limit_is_refused(uploads: Uploads) -> None:
@@ -80,7 +80,7 @@ async def test_a_second_writer_is_refused(uploads: Uploads) -> None:
         await uploads.delete(ONE)
     go_on.set()
     assert await first == 3
-    assert content(uploads) == b"abc"
+    assert await content(uploads) == b"abc"
 
 
 async def test_a_deleted_upload_is_gone(uploads: Uploads) -> None:
@@ -89,6 +89,6 @@ async def test_a_deleted_upload_is_gone(uploads: Uploads) -> None:
     await uploads.delete(ONE)
     assert list(await uploads.ids()) == []
     with pytest.raises(KeyError):
-        uploads.open(ONE)
+        await uploads.open(ONE)
     with pytest.raises(KeyError):
         await uploads.sha256(ONE)

@@ -42,7 +42,7 @@ class FakeUploads:
     async def sha256(self, upload: UploadId) -> str:
         return hashlib.sha256(self.stored[upload]).hexdigest()
 
-    def open(self, upload: UploadId) -> BinaryIO:
+    async def open(self, upload: UploadId) -> BinaryIO:
         return io.BytesIO(self.stored[upload])
 
     async def delete(self, upload: UploadId) -> None:

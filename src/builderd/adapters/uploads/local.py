@@ -78,12 +78,15 @@ class LocalUploads:
 
     async def sha256(self, upload: UploadId) -> str:
         def work() -> str:
-            with self.open(upload) as file:
+            with self._opened(upload) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
 
         return await asyncio.to_thread(work)
 
-    def open(self, upload: UploadId) -> BufferedReader:
+    async def open(self, upload: UploadId) -> BufferedReader:
+        return self._opened(upload)
+
+    def _opened(self, upload: UploadId) -> BufferedReader:
         try:
             return self._path(upload).open("rb")
         except FileNotFoundError:

@@ -11,14 +11,16 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from builderd.client._async.transport import AsyncTransport
-from builderd.client.errors import BadRequest, BuilderdError, Conflict, NoAnswer, NotFound, ValidationFailed
+from builderd.client.errors import ApiError, BadRequest, BuilderdError, Conflict, NoAnswer, NotFound, ValidationFailed
 from builderd.client.folders import Folder
 from builderd.client.models import UploadPlace, UploadState
+from builderd.client.retries import repeats_error
 from builderd.client.waiting import async_sleep, in_thread
 
 PIECE_BYTES = 1 << 20
-#: Seconds before an interrupted upload is resumed, and attempts in all.
-RETRY_SECONDS, ATTEMPTS = 1.0, 5
+#: Seconds before an interrupted upload is resumed, doubled each time up to the second number; attempts in all: a
+#: cluster's next service answers after some 35 s.
+RETRY_SECONDS, MOST_SECONDS, ATTEMPTS = 1.0, 8.0, 8
 
 #: Called with the bytes that are sent and their total.
 OnProgress = Callable[[int, int], None]
@@ -88,9 +90,11 @@ class AsyncUploads:
                 break
             except BuilderdError as error:
                 # A conflict: the service may not have noticed yet that the request before has ended.
-                if attempt == ATTEMPTS or not isinstance(error, NoAnswer | Conflict):
+                passes = isinstance(error, NoAnswer | Conflict) or repeats_error(error, self._transport.timeout)
+                if attempt == ATTEMPTS or not passes:
                     raise
-                await async_sleep(RETRY_SECONDS)
+                told = error.retry_after if isinstance(error, ApiError) else None
+                await async_sleep(told or min(RETRY_SECONDS * 2 ** (attempt - 1), MOST_SECONDS))
         return _parts(upload_url)[0]
 
     async def _send(self, upload_url: str, archive: IO[bytes], size: int, on_progress: OnProgress | None) -> None:

@@ -33,6 +33,7 @@ from builderd.ports.store.services import Services
 from builderd.ports.store.sessions import Sessions, SignInLinks
 from builderd.ports.store.ssh_grants import SshGrants
 from builderd.ports.store.stored_bundles import StoredBundles
+from builderd.ports.store.stored_uploads import StoredUploads
 from builderd.ports.store.tenants import Tenants
 from builderd.ports.store.tokens import Tokens
 from builderd.ports.store.uploads import Uploads
@@ -71,6 +72,7 @@ __all__ = [
     "SshGrants",
     "Store",
     "StoredBundles",
+    "StoredUploads",
     "Tenants",
     "Tokens",
     "UnitOfWork",
@@ -138,6 +140,8 @@ class UnitOfWork(Protocol):
     def leases(self) -> Leases: ...
     @property
     def stored_bundles(self) -> StoredBundles: ...
+    @property
+    def stored_uploads(self) -> StoredUploads: ...
     @property
     def uploads(self) -> Uploads: ...
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import tarfile
@@ -76,7 +77,7 @@ def test_an_upload_goes_on_where_its_connection_broke_off(running: Running, monk
         assert transport.begun[0].startswith("bytes 0-")
         assert len(transport.begun) == 2
         assert 0 < int(transport.begun[1].removeprefix("bytes ").partition("-")[0]) <= 300_000
-        stored = running.service.application.uploads.open(upload)  # type: ignore[arg-type]
+        stored = asyncio.run(running.service.application.uploads.open(upload))  # type: ignore[arg-type]
         assert hashlib.sha256(stored.read()).digest() == hashlib.sha256(archive.getvalue()).digest()
         made = client.create(
             NewBuilder.model_validate(

@@ -18,7 +18,14 @@ from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.sqlite import open_sqlite
-from builderd.adapters.stores.sql.tables import bundle_chunks, database_lease, metadata, services, stored_bundles
+from builderd.adapters.stores.sql.tables import (
+    bundle_chunks,
+    database_lease,
+    metadata,
+    services,
+    stored_bundles,
+    upload_chunks,
+)
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseOwned, Instance, describe_owner, needed_silence
@@ -44,8 +51,8 @@ _SEALED = {
     "acme_accounts": "key",
     "wildcard_certificates": "certificate",
 }
-#: A copy has no owner and no standby, and a backup keeps the bundles in files.
-_NOT_COPIED = (database_lease, services, stored_bundles, bundle_chunks)
+#: A copy has no owner and no standby, and a backup keeps the bundles in files, and no uploads.
+_NOT_COPIED = (database_lease, services, stored_bundles, bundle_chunks, upload_chunks)
 _BESIDE = ("-wal", "-shm", "-journal")
 
 

@@ -42,6 +42,7 @@ from builderd.adapters.stores.sql.sessions import Sessions, SignInLinks
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
 from builderd.adapters.stores.sql.stored_bundles import StoredBundles
+from builderd.adapters.stores.sql.stored_uploads import StoredUploads
 from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.uploads import Uploads
@@ -104,6 +105,7 @@ class UnitOfWork:
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
         self.leases: port.Leases = Leases(connection)
         self.stored_bundles: port.StoredBundles = StoredBundles(connection)
+        self.stored_uploads: port.StoredUploads = StoredUploads(connection)
         self.uploads: port.Uploads = Uploads(connection)
         self.sessions: port.Sessions = Sessions(connection)
         self.sign_in_links: port.SignInLinks = SignInLinks(connection)

@@ -30,6 +30,7 @@ from builderd.adapters.stores.sql.tables.services import services
 from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
 from builderd.adapters.stores.sql.tables.stored_bundles import bundle_chunks, stored_bundles
 from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, tokens
+from builderd.adapters.stores.sql.tables.upload_chunks import upload_chunks
 from builderd.adapters.stores.sql.tables.versions import versions
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "tenant_months",
     "tenants",
     "tokens",
+    "upload_chunks",
     "uploads",
     "versions",
     "webhooks",

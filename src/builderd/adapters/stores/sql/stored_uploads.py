@@ -1,0 +1,52 @@
+"""Bytes of uploads in SQL: one row a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
+
+from builderd.adapters.stores.sql.tables import upload_chunks
+from builderd.domain.ids import UploadId
+
+_chunk = upload_chunks.c
+_of_upload = _chunk.upload_id == bindparam("upload")
+
+_INSERT = insert(upload_chunks)
+_CHUNK = select(_chunk.content).where(_of_upload, _chunk.number == bindparam("at"))
+_TOTAL = select(func.coalesce(func.sum(_chunk.size), 0))
+_SIZE = _TOTAL.where(_of_upload)
+_SIZE_FROM = _SIZE.where(_chunk.number >= bindparam("at"))
+_IDS = select(_chunk.upload_id).where(_chunk.number == 0)
+_DELETE = delete(upload_chunks).where(_of_upload)
+_DELETE_FROM = _DELETE.where(_chunk.number >= bindparam("at"))
+
+
+class StoredUploads:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def put_last(self, upload: UploadId, number: int, content: bytes) -> int:
+        place = {"upload": upload, "at": number}
+        replaced = int(self._connection.execute(_SIZE_FROM, place).scalar_one())
+        if replaced:
+            self._connection.execute(_DELETE_FROM, place)
+        if content:
+            values = {"upload_id": upload, "number": number, "size": len(content), "content": content}
+            self._connection.execute(_INSERT, values)
+        return len(content) - replaced
+
+    def chunk(self, upload: UploadId, number: int) -> bytes | None:
+        return self._connection.execute(_CHUNK, {"upload": upload, "at": number}).scalar()
+
+    def size(self, upload: UploadId) -> int:
+        return int(self._connection.execute(_SIZE, {"upload": upload}).scalar_one())
+
+    def total(self) -> int:
+        return int(self._connection.execute(_TOTAL).scalar_one())
+
+    def ids(self) -> Collection[UploadId]:
+        return frozenset(map(UploadId, self._connection.execute(_IDS).scalars()))
+
+    def delete(self, upload: UploadId) -> None:
+        self._connection.execute(_DELETE, {"upload": upload})

@@ -373,7 +373,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         used = sum(len(content) for content in disk.files.values()) if disk else 0
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
-    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+    async def usages(
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await read_each(self.usage, sandboxes)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:

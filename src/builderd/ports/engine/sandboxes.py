@@ -90,8 +90,15 @@ class Sandboxes(Protocol):
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         """Return its usage, or None when it does not run. 0 bytes of disk when the disk is gone."""
 
-    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        """Return the usage of those that run, or the error of reading it. Many cost less than each by ``usage``."""
+    async def usages(
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        """Return the usage of those that run, or the error of reading it. Many cost less than each by ``usage``.
+
+        Readings that an engine has from the last ``max_age`` seconds are as good; where they cost much, it may give one
+        of up to a minute. One with an ``age_seconds`` may be some seconds older than it says, its bytes of disk some
+        minutes.
+        """
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         """Return its CPU time and whether it works now, or None when it does not run. Costs less than ``usage``."""

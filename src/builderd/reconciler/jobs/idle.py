@@ -10,6 +10,7 @@ from functools import partial
 from math import inf
 
 from builderd.domain.builders import Builder, Cause, Desired, StopKind
+from builderd.domain.errors import BuilderdError
 from builderd.domain.events import SYSTEM
 from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.ids import BuilderId, SandboxId
@@ -24,6 +25,10 @@ from builderd.services.application import Application
 #: How often it is checked what is used, in seconds; more often where things are frozen sooner.
 INTERVAL = 5.0
 LOOKS_PER_FREEZE = 4
+#: Of readings of usage, in seconds: sampling takes one each ten.
+MAX_AGE = 12.0
+#: Two readings tell what an app did in the last moments where they are no further apart, in seconds.
+PAIR_SECONDS = 15.0
 #: Seconds by which two readings of visits overlap.
 MARGIN = 1.0
 
@@ -32,12 +37,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CpuSample:
-    """CPU seconds of a sandbox at a time, and since when it has used next to none."""
+    """CPU seconds of a sandbox at a time, and since when it has used next to none.
+
+    ``is_exact``: read at that time. Another one may be older, and so tells nothing about the last moments.
+    """
 
     sandbox: SandboxId
     at: datetime
     cpu_seconds: float
     quiet_since: datetime
+    is_exact: bool = True
 
 
 class Idleness:
@@ -46,6 +55,8 @@ class Idleness:
     def __init__(self, application: Application) -> None:
         self._app = application
         self._samples: dict[BuilderId, CpuSample] = {}
+        #: Readings of builders that are about to be frozen, where those before may be old.
+        self._exact: dict[BuilderId, CpuSample] = {}
         self._noted_at: datetime | None = None
 
     async def watch(self) -> None:
@@ -67,6 +78,10 @@ class Idleness:
         await self._take_readings(candidates)
         now = self._app.clock.now()
         for builder in candidates:
+            # One check ahead: a second reading of the CPU use follows then.
+            soon = self._judge(builder, (), now + timedelta(seconds=self.interval))
+            if soon is IdleAction.FREEZE and not await self._is_quiet_now(builder, now):
+                continue
             if self._judge(builder, (), now) is None:
                 continue
             changed = await self._app.store.write(partial(self._decide, builder_id=builder.id, now=now))
@@ -79,20 +94,63 @@ class Idleness:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: uow.sandboxes.open_of_all(awake))
-        found = await self._app.engine.usages([one.id for one in sandboxes])
+        found = await self._app.engine.usages([one.id for one in sandboxes], self._max_age)
         if errors := [one for one in found.values() if isinstance(one, Exception)]:
             # Builders without a reading sleep later; the check of the others continues.
             log.warning("idle check skipped, usage unavailable builders=%d", len(errors), exc_info=errors[0])
         before, now = self._samples, self._app.clock.now()
-        readings = {
-            one.builder_id: CpuSample(one.id, now, used.cpu_seconds, now)
+        self._exact = {builder: one for builder, one in self._exact.items() if builder in before}
+        self._samples = {
+            one.builder_id: self._compare(before.get(one.builder_id), _sample(one.id, used, now))
             for one in sandboxes
             if isinstance(used := found.get(one.id), SandboxUsage)
         }
-        self._samples = {
-            builder: _compare(before.get(builder), sample, self._app.limits.quiet_cpu)
-            for builder, sample in readings.items()
-        }
+
+    async def _is_quiet_now(self, builder: Builder, now: datetime) -> bool:
+        """Return True if the CPU use of this moment is next to none, too, where the last reading may be old.
+
+        That takes two readings by ``usage``, this check's and an earlier one's: ``usages`` may count in another way.
+        """
+        last = self._samples[builder.id]
+        if last.is_exact:
+            return True
+        leases = await self._app.store.read(lambda uow: uow.leases.of_builder(builder.id))
+        if self._judge(builder, leases, now + timedelta(seconds=self.interval)) is None:
+            return False
+        sample, before = await self._read_now(builder.id, last.sandbox), self._exact.get(builder.id)
+        if sample is None:
+            return False
+        if before and sample.at - before.at > timedelta(seconds=PAIR_SECONDS):
+            before = None
+        sample = self._exact[builder.id] = self._compare(before, sample)
+        is_quiet = sample.quiet_since < sample.at
+        if before and not is_quiet:
+            self._samples[builder.id] = replace(last, quiet_since=sample.at)
+        return is_quiet
+
+    async def _read_now(self, builder: BuilderId, sandbox: SandboxId) -> CpuSample | None:
+        try:
+            used = await self._app.engine.usage(sandbox)
+        except BuilderdError as error:
+            log.warning("idle check skipped, usage unavailable builder=%s error=%s", builder, error)
+            return None
+        return _sample(sandbox, used, self._app.clock.now()) if used else None
+
+    def _compare(self, before: CpuSample | None, sample: CpuSample) -> CpuSample:
+        """Return the sample with the time since which it is quiet; the one before where that is the later one."""
+        if before is None or before.sandbox != sample.sandbox:
+            return sample
+        if sample.at <= before.at:
+            return replace(before, is_exact=False)
+        # Two readings that follow each other at once tell nothing about a part of a CPU.
+        seconds = max((sample.at - before.at).total_seconds(), self.interval)
+        is_quiet = sample.cpu_seconds - before.cpu_seconds <= self._app.limits.quiet_cpu * seconds
+        return replace(sample, quiet_since=before.quiet_since) if is_quiet else sample
+
+    @property
+    def _max_age(self) -> float:
+        """Age of readings that will do: those that sampling has just taken, but where apps are frozen soon."""
+        return min(MAX_AGE, self._app.limits.freeze_after / LOOKS_PER_FREEZE)
 
     def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> IdleAction | None:
         sample = self._samples.get(builder.id)
@@ -130,10 +188,6 @@ class Idleness:
         return replace(wanted, cause=Cause(SYSTEM, reason), updated_at=now)
 
 
-def _compare(before: CpuSample | None, sample: CpuSample, quiet_cpu: float) -> CpuSample:
-    """``quiet_cpu``: so much of one CPU is next to none."""
-    if before is None or before.sandbox != sample.sandbox:
-        return sample
-    seconds = (sample.at - before.at).total_seconds()
-    is_quiet = sample.cpu_seconds - before.cpu_seconds <= quiet_cpu * seconds
-    return replace(sample, quiet_since=before.quiet_since) if is_quiet else sample
+def _sample(sandbox: SandboxId, used: SandboxUsage, now: datetime) -> CpuSample:
+    at = now - timedelta(seconds=used.age_seconds)
+    return CpuSample(sandbox, at, used.cpu_seconds, at, is_exact=not used.age_seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import SandboxId
@@ -66,18 +66,19 @@ class Sampling:
             used = usages.get(one.sandbox_id)
             if isinstance(used, Exception):
                 errors[one.sandbox_id] = used
-            elif used is not None:
+            elif used is not None and not self._is_known(one, used):
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
         # The check of members reports one that is away, once.
         if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:
             log.warning("usage unavailable builders=%d", len(untold), exc_info=untold[0])
-        # The next reading of one that failed continues from its last.
-        kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in errors}
+        # The next reading of one that failed, or was not taken again yet, continues from its last.
+        alive = {*errors, *usages}
+        kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in alive and sandbox not in found}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
         self._steps += [
             UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()
         ]
-        self._show(list(found.values()))
+        self._show([one for sandbox, one in self._last.items() if sandbox not in errors])
 
     async def _visits(self) -> Mapping[str, PreviewActivity]:
         try:
@@ -86,13 +87,20 @@ class Sampling:
             # Visits are unknown while the proxy does not answer.
             return self._visited or {}
 
+    def _is_known(self, watched: SampleTarget, used: SandboxUsage) -> bool:
+        """Return True if this is the reading that the last sample has: an engine may not have taken another one."""
+        last = self._last.get(watched.sandbox_id)
+        taken_at = self._app.clock.now() - timedelta(seconds=used.age_seconds)
+        return bool(last and used.age_seconds and taken_at <= last.at)
+
     def _reading(self, watched: SampleTarget, used: SandboxUsage, visited: PreviewActivity | None) -> UsageSample:
         now, last = self._app.clock.now(), self._last.get(watched.sandbox_id)
         is_new = self._at is not None and watched.started_at >= self._at
         since = last.at if last else watched.started_at if is_new else now
         before = last.used if last else None if is_new else used
         # Counts from before the first sample are ignored; a host that is new since then is counted from zero.
-        seen = visited if self._visited is None else self._visited.get(watched.host)
+        first = visited if self._visited is None else self._visited.get(watched.host)
+        seen = last.visited if last else first
         seconds = max((now - since).total_seconds(), 0)
         return UsageSample(watched, now, used, visited, usage_between(used, before, visited, seen, seconds))
 

@@ -104,6 +104,27 @@ class IncusClient:
             _metadata(response, f"GET {action} {path}")
         return response.content
 
+    async def text(self, path: str, limit: int, **query: str) -> bytes:
+        """Return the content of a GET that is no JSON. Raises ``EngineUnavailable`` for more bytes than the limit."""
+        self._refuse_unanswered(path)
+        # Compression would cost both sides more than it saves.
+        request = self._http.build_request("GET", self._path(path, query), headers={"Accept-Encoding": "identity"})
+        content = bytearray()
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                async for piece in response.aiter_bytes():
+                    content += piece
+                    if len(content) > limit:
+                        raise EngineUnavailable(f"Incus's answer to GET {path} has more than {limit >> 20} MiB.")
+            finally:
+                await response.aclose()
+        except (httpx.TransportError, OSError) as error:
+            raise unreachable(self._options.place, _words(error)) from error
+        if response.status_code != httpx.codes.OK:
+            _metadata(httpx.Response(response.status_code, content=bytes(content)), f"GET {path}")
+        return bytes(content)
+
     async def _answer(
         self, method: str, path: str, body: object, query: Mapping[str, str], seconds: float = CALL_SECONDS
     ) -> Any:
@@ -114,14 +135,17 @@ class IncusClient:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str], *, seconds: float = CALL_SECONDS, **parts: Any
     ) -> httpx.Response:
-        if (why := self.unavailable_reason()) and not path.startswith(_ALWAYS_ASKED):
-            # Incus itself would refuse it, after up to a minute.
-            raise EngineUnavailable(why, retry_after=2 * RETRY_SECONDS)
+        self._refuse_unanswered(path)
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         try:
             return await self._http.request(method, self._path(path, query), timeout=timeout, **parts)
         except (httpx.TransportError, OSError) as error:
             raise unreachable(self._options.place, _words(error)) from error
+
+    def _refuse_unanswered(self, path: str) -> None:
+        """Raise ``EngineUnavailable`` while the cluster answers nothing: Incus itself takes up to a minute for that."""
+        if (why := self.unavailable_reason()) and not path.startswith(_ALWAYS_ASKED):
+            raise EngineUnavailable(why, retry_after=2 * RETRY_SECONDS)
 
     def _path(self, path: str, query: Mapping[str, str]) -> str:
         named = {"project": self.project, **{name: value for name, value in query.items() if value}}

@@ -287,8 +287,10 @@ class IncusEngine:
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         return await self._here.usage.usage(sandbox)
 
-    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        return await self._here.usage.usages(sandboxes)
+    async def usages(
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        return await self._here.usage.usages(sandboxes, max_age)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         return await self._here.usage.effort(sandbox)

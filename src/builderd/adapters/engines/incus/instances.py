@@ -131,7 +131,8 @@ class Instances:
                 routed=egress,
                 own={**instance.own, "ip": address},
             )
-            made = {"name": placed.name, "location": member, "config": {f"{OWN}ip": address}}
+            known = {f"{OWN}{key}": placed.own[key] for key in ("ip", "disk") if key in placed.own}
+            made = {"name": placed.name, "location": member, "config": known}
             try:
                 await self._client.call("POST", "/instances", document(placed), target=member)
             except BaseException as error:

@@ -7,15 +7,15 @@ from collections.abc import Collection, Mapping
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.disks import volume_of
-from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded, member_away, state_unknown
+from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded
 from builderd.adapters.engines.incus.exec_session import run_to_end
-from builderd.adapters.engines.incus.reports import is_sandbox, name_of, state_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
+from builderd.adapters.engines.incus.usages import Usages
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
-from builderd.domain.errors import BuilderdError, InvalidState
+from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxState, SandboxUsage
+from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxUsage
 from builderd.ports.engine.usages import read_each
 
 #: So many sandboxes are asked for one by one.
@@ -28,8 +28,9 @@ _MOST_LOOKED = 1000
 
 
 class Usage:
-    def __init__(self, client: IncusClient, sandboxes: Sandboxes) -> None:
+    def __init__(self, client: IncusClient, sandboxes: Sandboxes, many: Usages) -> None:
         self._client = client
+        self._many = many
         self._sandboxes = sandboxes
         #: CPU seconds of looks at the ports of each sandbox, which Incus counts as its own.
         self._looked: dict[SandboxId, float] = {}
@@ -60,31 +61,13 @@ class Usage:
         state = await self._state(found["name"])
         return _usage(found, state) if state else None
 
-    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        """Return the usage of those that run, of many by one list of all instances with their states."""
+    async def usages(
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        """Return the usage of those that run, of many by the metrics of their members, with disks read before."""
         if len(sandboxes) <= FEW:
             return await read_each(self.usage, sandboxes)
-        try:
-            listed = await self._client.get("/instances", recursion="2")
-        except BuilderdError as error:
-            return dict.fromkeys(sandboxes, error)
-        instances = {found["name"]: found for found in listed}
-
-        async def usage(sandbox: SandboxId) -> SandboxUsage | None:
-            found = instances.get(name_of(sandbox))
-            return self._listed(found) if found else None
-
-        return await read_each(usage, sandboxes)
-
-    def _listed(self, found: Json) -> SandboxUsage | None:
-        if not is_sandbox(found) or self._sandboxes.is_lost(found):
-            return None
-        if found["status"] == "Error":
-            raise (
-                member_away(str(found["location"])) if self._sandboxes.is_away(found) else state_unknown(found["name"])
-            )
-        state = found.get("state")
-        return _usage(found, state) if state and state_of(found) is not SandboxState.EXITED else None
+        return await self._many.read(sandboxes, max_age)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         """Return the app's CPU time alone, without that of looks at its ports: an app that waits would seem to work.

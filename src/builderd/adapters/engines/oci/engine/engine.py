@@ -323,7 +323,9 @@ class OciEngine:
         disk = await asyncio.to_thread(self._disk_usage, DiskId(record.disk))
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
 
-    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
+    async def usages(
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await read_each(self.usage, sandboxes)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:

@@ -1,0 +1,81 @@
+"""Answers of Incus that are no JSON: their size is limited, and an error in them is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.errors import IncusNotFound
+from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.domain.errors import EngineUnavailable
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def client_of(folder: Path, answer: Answer) -> AsyncIterator[tuple[IncusClient, list[bytes]]]:
+    """Yield a client of a server that answers so, and the heads of the requests that it got."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        with suppress(ConnectionError):
+            await answer(writer)
+        writer.close()
+
+    path = folder / "incus.sock"
+    async with await asyncio.start_unix_server(serve, path):
+        client = IncusClient(IncusOptions(socket=path))
+        try:
+            yield client, heads
+        finally:
+            await client.close()
+
+
+def text(status: str, content: bytes) -> Answer:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+        await writer.drain()
+
+    return answer
+
+
+async def endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+        await writer.drain()
+
+
+async def test_text_is_asked_of_a_member_without_compression(tmp_path: Path) -> None:
+    async with client_of(tmp_path, text("200 OK", b"# EOF\n")) as (client, heads):
+        assert await client.text("/metrics", 6, target="node2") == b"# EOF\n"
+    assert heads[0].startswith(b"GET /1.0/metrics?project=builderd&target=node2 HTTP/1.1\r\n")
+    assert b"accept-encoding: identity\r\n" in heads[0].lower()
+
+
+@pytest.mark.parametrize("answer", [text("200 OK", bytes(7)), endless])
+async def test_text_above_its_limit_is_refused(tmp_path: Path, answer: Answer) -> None:
+    async with client_of(tmp_path, answer) as (client, _):
+        with pytest.raises(EngineUnavailable, match="more than"):
+            await client.text("/metrics", 6)
+
+
+async def test_error_in_place_of_text_is_told(tmp_path: Path) -> None:
+    body = b'{"type": "error", "error": "Member not found", "error_code": 404}'
+    async with client_of(tmp_path, text("404 Not Found", body)) as (client, _):
+        with pytest.raises(IncusNotFound, match="Member not found"):
+            await client.text("/metrics", 1 << 20)
+
+
+async def test_text_is_not_asked_for_while_the_cluster_answers_nothing(tmp_path: Path) -> None:
+    async with client_of(tmp_path, text("200 OK", b"")) as (client, heads):
+        client.unavailable_reason = lambda: "no quorum"
+        with pytest.raises(EngineUnavailable, match="no quorum"):
+            await client.text("/metrics", 1 << 20)
+        assert heads == []

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from builderd.domain.ids import UploadId
 
-#: Bytes of a chunk; the last one of an upload is shorter. A request of one byte stores a chunk again: of a larger one it
-#: would cost the database much more than its client.
+#: Bytes of a chunk; the last one of an upload is shorter. A request of one byte stores a chunk again: larger ones would
+#: cost the database much more than the client.
 CHUNK_BYTES = 1 << 18
 
 

@@ -331,7 +331,7 @@ class World:
 
 
 def _claims(uow: UnitOfWork) -> Sequence[Any]:
-    """Who works on each builder until when, and when it is due: no port tells, since only a failed test asks."""
+    """Return the claims on builders and when they are due, for the message of a failed test."""
     connection: Connection = uow.builders._connection  # type: ignore[attr-defined]
     columns = builders_table.c
     wanted = select(columns.id, columns.desired, columns.claimed_by, columns.claimed_until, columns.due_at)

@@ -66,7 +66,7 @@ def _note(found: _Found, kind: bytes, labels: bytes, value: float) -> None:
     if not labels.startswith(prefix) or (labels and not prefix):
         return
     values, key = (found.cpu, labels) if kind == _CPU else (found.values, kind)
-    # Of a limit's free memory alone: an app may be above it for a moment.
+    # Free memory may be negative: the kernel lets an app exceed its limit while it reclaims.
     lowest = -_GREATEST if kind == _FREE else 0.0
     found.is_contradictory |= key in values or not lowest <= value <= _GREATEST
     values[key] = value

@@ -1,4 +1,4 @@
-"""Answers of Incus that are no JSON: their size is limited, and an error in them is told."""
+"""Answers of Incus that are no JSON: their size is limited, and errors in their place are raised."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_text_above_its_limit_is_refused(tmp_path: Path, answer: Answer) -
             await client.text("/metrics", 6)
 
 
-async def test_error_in_place_of_text_is_told(tmp_path: Path) -> None:
+async def test_error_in_place_of_text_is_raised(tmp_path: Path) -> None:
     body = b'{"type": "error", "error": "Member not found", "error_code": 404}'
     async with client_of(tmp_path, text("404 Not Found", body)) as (client, _):
         with pytest.raises(IncusNotFound, match="Member not found"):

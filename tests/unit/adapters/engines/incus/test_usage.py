@@ -122,7 +122,7 @@ async def test_readings_that_are_young_enough_are_not_taken_again(
 async def test_member_is_left_alone_for_a_multiple_of_the_time_that_it_took(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What many apps cost their members has a bound; no reading is older than a minute."""
+    """The cost of many apps for their member has a bound; no reading is older than a minute."""
     now, took, text = time.monotonic(), 0.6, incus.text
     for one in incus.instances.values():
         one["location"] = "node2"
@@ -146,7 +146,7 @@ async def test_member_is_left_alone_for_a_multiple_of_the_time_that_it_took(
     assert asked == [1, 1, 2, 2, 2, 3]
 
 
-async def test_what_ended_is_left_out_and_lost_members_are_named(incus: MeteredIncus) -> None:
+async def test_ended_apps_are_left_out_and_lost_members_are_named(incus: MeteredIncus) -> None:
     machine = machine_on(incus)
     away, noted, ended, removed, gone, *_ = (f"s-{sandbox}" for sandbox in MANY)
     incus.has_instance(away, "node9", status="Error")

@@ -97,7 +97,7 @@ class Sandboxes(Protocol):
 
         Readings that an engine has from the last ``max_age`` seconds are as good; where they cost much, it may give one
         of up to a minute. One with an ``age_seconds`` may be some seconds older than it says, its bytes of disk some
-        minutes.
+        minutes, and its CPU time may be counted in another way than by ``usage``.
         """
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:

@@ -91,9 +91,7 @@ async def test_request_that_breaks_off_is_stored_to_its_last_byte(store: SqlStor
 
 
 @pytest.mark.parametrize("start", [0, 3, 10, 12, 20, 25])
-async def test_part_that_is_sent_again_replaces_all_later_bytes(
-    store: SqlStore, tmp_path: Path, start: int
-) -> None:
+async def test_part_that_is_sent_again_replaces_all_later_bytes(store: SqlStore, tmp_path: Path, start: int) -> None:
     one = service(store, tmp_path / "one")
     await one.write(ONE, 0, pieces(b"a" * 25), LIMIT)
     assert await one.write(ONE, start, pieces(b"b" * 2), LIMIT) == start + 2

@@ -114,8 +114,11 @@ class Worker:
         except ClaimLost:
             log.info("claim lost builder=%s", self._id)
         finally:
-            await self._context.steps.leave(self._id)
-            await claim.release(due)
+            try:
+                await self._context.steps.leave(self._id)
+            finally:
+                # Also of a worker that is cancelled just then: nobody else could work on the builder for the lease.
+                await claim.release(due)
 
     async def _work(self, stored: StoredState | None) -> datetime | None:
         """Take steps until there are none; return when the next is due. ``stored`` is as the claim was taken."""

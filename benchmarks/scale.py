@@ -105,7 +105,7 @@ def builder_row(original: Row, builder_id: str) -> Row:
     created = original["created_at"] - timedelta(microseconds=uuid.UUID(builder_id).int % 10**9)
     own |= {"disk": new_id(), "service_token": new_secret("bds"), "reserved_disk": TINY}
     now = datetime.now(UTC)
-    # As if each had been looked at: a copy of a builder whose last step was not yet over would be worked on at the start.
+    # As a settled one: copies of a builder that is still claimed would all be worked on at the start.
     own |= {"claimed_by": None, "claimed_until": None, "due_at": None}
     own |= {"backup_interval_hours": 24, "backup_check_at": now + timedelta(hours=24), "drill_base_at": now}
     return {**original, **own, "created_at": created}

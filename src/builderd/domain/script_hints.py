@@ -17,7 +17,8 @@ FILE = "package.json"
 MAX_NAMED = 8
 #: Folders whose ``package.json`` belongs to something else.
 _OTHERS = re.compile(r"(?:^|/)(?:node_modules|\.[^/]*)/")
-_NO_PACKAGE = re.compile(r"open '/app/(?P<folder>(?:[A-Za-z0-9_.@+-]{1,100}/){0,10})package\.json'")
+#: npm takes the lowest folder that has the file or ``node_modules``: the root, in an instance of Incus.
+_NO_PACKAGE = re.compile(r"open '/(?:app/(?P<folder>(?:[A-Za-z0-9_.@+-]{1,100}/){0,10})|/)package\.json'")
 _NO_SCRIPT = re.compile(r"Missing script: \"?(?P<name>[A-Za-z0-9_.:@/-]{1,100})")
 _NAME = re.compile(r"[A-Za-z0-9_.:@/-]{1,60}")
 
@@ -25,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.:@/-]{1,60}")
 def script_hint(line: str, bundle: Bundle | None, root: str = "") -> str:
     """Return the cure if this line is such a message, else "". The bundle's paths are relative to the ``root``."""
     if match := _NO_PACKAGE.search(line):
-        return _for_package(match["folder"].rstrip("/"), bundle, root)
+        return _for_package((match["folder"] or "").rstrip("/"), bundle, root)
     if match := _NO_SCRIPT.search(line):
         return _for_script(match["name"], bundle)
     return ""

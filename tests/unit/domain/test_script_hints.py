@@ -64,3 +64,11 @@ def test_scripts_that_exist_are_named(bundle: Bundle, says: str) -> None:
 def test_build_hint_names_missing_files_and_no_full_disk() -> None:
     assert "no package.json" in build_hint(["npm ERR! code ENOENT", NO_FILE, "npm ERR! a log"], bundle_of(a=""))
     assert build_hint(["OSError: [Errno 122] Disk quota exceeded", "Address already in use"], bundle_of()) == ""
+
+
+def test_missing_file_is_that_of_the_app_where_npm_looked_for_it_at_the_root() -> None:
+    """A sandbox on Incus has ``/node_modules``, by which npm takes the root for the app's folder."""
+    hint = script_hint(NO_FILE.replace("/app/package.json", "//package.json"), bundle_of(**{"web/package.json": "{}"}))
+    assert "no package.json at the top" in hint
+    assert '"root": "web"' in hint
+    assert script_hint(NO_FILE.replace("/app/", "/etc/"), None) == ""

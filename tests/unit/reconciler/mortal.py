@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tests.application import World
 
-from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.store import Kind, Store, UnitOfWork
 from builderd.reconciler.core.faults import no_fault
 from builderd.reconciler.loop.reconciler import Reconciler
 
@@ -34,6 +34,12 @@ class MortalStore:
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
         self._check()
         return await self._store.read(work)
+
+    def writes(self, *kinds: Kind) -> int:
+        return self._store.writes(*kinds)
+
+    async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
+        await self._store.wait_for_write(*kinds, seen=seen, timeout_seconds=timeout_seconds)
 
     async def ready(self) -> bool:
         return not self.dead.is_set()

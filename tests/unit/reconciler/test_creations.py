@@ -22,8 +22,7 @@ from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, VersionStatus
 from builderd.reconciler.core import transitions
-from builderd.reconciler.core.observe import StoredState
-from builderd.reconciler.core.transitions import REUSED, Record
+from builderd.reconciler.core.transitions import REUSED, Record, Recorded
 from builderd.services import builders
 from builderd.services.application import Application
 
@@ -257,7 +256,7 @@ async def test_a_create_without_packages_takes_few_writes(
     held: list[BuilderId] = []
     guarded = transitions.apply
 
-    async def apply(application: Application, builder_id: BuilderId, record: Record) -> StoredState | None:
+    async def apply(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
         held.append(builder_id)
         return await guarded(application, builder_id, record)
 

@@ -39,6 +39,7 @@ from builderd.ports.store.tokens import Tokens
 from builderd.ports.store.uploads import Uploads
 from builderd.ports.store.versions import Versions
 from builderd.ports.store.webhooks import Deliveries, Webhooks
+from builderd.ports.store.writes import Kind
 
 __all__ = [
     "Acceptances",
@@ -56,6 +57,7 @@ __all__ = [
     "Domains",
     "Events",
     "Idempotency",
+    "Kind",
     "Leases",
     "Ledger",
     "Metrics",
@@ -172,6 +174,15 @@ class Store(Protocol):
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
         """Run ``work``, which only reads, on one consistent state of the database."""
+
+    def writes(self, *kinds: Kind) -> int:
+        """Return how many transactions of this process wrote records of these kinds; pass it to ``wait_for_write``."""
+
+    async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
+        """Return when ``writes`` of these kinds differs from ``seen``, or at the timeout.
+
+        Writes of other processes do not count, so whoever waits looks from time to time as well.
+        """
 
     async def ready(self) -> bool:
         """Return True if the database answers."""

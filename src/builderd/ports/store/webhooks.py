@@ -30,6 +30,9 @@ class Webhooks(Protocol):
     def delete(self, webhook: WebhookId) -> None:
         """Delete it with its deliveries."""
 
+    def any_active(self) -> bool:
+        """Return True if any tenant has an active one."""
+
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         """Return the active ones whose tenant has events after their cursor (``place``)."""
 

@@ -12,8 +12,7 @@ from builderd.domain.backups import DRILL_RETRY, NEVER, Backup, BackupCheck, Bac
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BackupId, BuilderId, RestoreId
-from builderd.ports.signals import ANY
-from builderd.ports.store import UnitOfWork
+from builderd.ports.store import Kind, UnitOfWork
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
@@ -23,8 +22,8 @@ from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
 
-#: Seconds between two checks for requested work, for due work, and for expired backups. Changes in this process are
-#: signalled; ``LEAST_INTERVAL`` bounds how often a busy service checks.
+#: Seconds between two checks for requested work, for due work, and for expired backups. What this process requests is
+#: found at once; ``LEAST_INTERVAL`` bounds how often a busy service checks.
 POLL_INTERVAL, PLAN_INTERVAL, UPKEEP_INTERVAL = 1.0, 10.0, 600.0
 LEAST_INTERVAL = 0.1
 #: Builders that are looked at in one transaction, and seconds before the next, so that other writers get their turn.
@@ -49,9 +48,9 @@ class BackupSchedule:
         ]
         try:
             while True:
-                seen = self._app.signals.count(ANY)
+                seen = self._app.store.writes(Kind.BACKUPS)
                 await self._guarded(self.begin_open())
-                await self._app.signals.wait(ANY, seen, POLL_INTERVAL)
+                await self._app.store.wait_for_write(Kind.BACKUPS, seen=seen, timeout_seconds=POLL_INTERVAL)
                 # Those who were woken by the change go first: a caller waits for most changes.
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:

@@ -22,6 +22,8 @@ class Claim:
     def __init__(self, application: Application, builder_id: BuilderId) -> None:
         self._app = application
         self._id = builder_id
+        #: A record released it (``transitions.apply``).
+        self.released = False
 
     async def take(self) -> bool:
         """Take or renew the claim; return False while another control plane holds it."""
@@ -29,7 +31,9 @@ class Claim:
 
     async def take_and_read(self) -> tuple[bool, StoredState | None]:
         """Take the claim and read the stored state in one transaction: a visitor's request may wait for it."""
-        return await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
+        is_ours, stored = await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
+        self.released = False
+        return is_ours, stored
 
     def _claim(self, uow: UnitOfWork) -> bool:
         now = self._app.clock.now()
@@ -39,13 +43,23 @@ class Claim:
         """Renew the claim every ``RENEW_INTERVAL`` seconds; return when it is lost."""
         while True:
             await asyncio.sleep(RENEW_INTERVAL)
+            if self.released:
+                continue
             try:
                 if not await self.take():
                     return
+                if self.released:  # a record released it meanwhile
+                    await self._release(None)
             except Exception:
                 log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
 
     async def release(self, due_at: datetime | None) -> None:
         """Release the claim if still held; the builder is due at ``due_at``, or (None) only when something changes."""
+        if not self.released:
+            await self._release(due_at)
+        elif due_at is not None:
+            await self._app.store.write(lambda uow: uow.builders.make_due(self._id, due_at))
+
+    async def _release(self, due_at: datetime | None) -> None:
         owner = self._app.instance
         await self._app.store.write(lambda uow: uow.builders.release(self._id, owner, due_at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
@@ -34,21 +34,40 @@ class Transition:
     now: datetime
 
 
+class Recorded(NamedTuple):
+    """Stored state after a record, and whether the claim was released with it."""
+
+    state: StoredState | None
+    released: bool
+
+
 class ClaimLost(Exception):
     """Raised when another control plane holds the builder: stop working on it."""
 
 
-async def apply(application: Application, builder_id: BuilderId, record: Record) -> StoredState | None:
-    """Apply the record to the locked builder; return the stored state after it. Raises ``ClaimLost``."""
+async def apply(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
+    """Apply the record to the locked builder; release the claim with it where nothing seems left to do.
 
-    def guarded(uow: UnitOfWork) -> StoredState | None:
+    Who goes on all the same takes it again. Raises ``ClaimLost``.
+    """
+
+    def guarded(uow: UnitOfWork) -> Recorded:
         builder = uow.builders.get_held(builder_id, application.instance, application.clock.now())
         if builder is None:
             raise ClaimLost
         record(uow, builder)
-        return read(uow, builder_id)
+        state = read(uow, builder_id)
+        rests = state is not None and _rests(state.item.builder)
+        if rests:
+            uow.builders.release(builder_id, application.instance, None)
+        return Recorded(state, rests)
 
     return await application.store.write(guarded)
+
+
+def _rests(builder: Builder) -> bool:
+    """Return whether a builder probably needs no further step, as long as nothing else is wanted."""
+    return builder.settled and builder.candidate is None and builder.handover is None and not builder.spare_disks
 
 
 def same_generation(builder: Builder, looked_at: Builder) -> bool:

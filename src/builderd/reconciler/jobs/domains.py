@@ -17,7 +17,7 @@ from builderd.domain.host_names import is_wildcard, refusal
 from builderd.domain.ids import DomainId, TenantId
 from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import OrderFailed
-from builderd.ports.signals import ANY
+from builderd.ports.store import Kind
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import domain_checks, domains
 from builderd.services.application import Application
@@ -51,16 +51,16 @@ class DomainJob:
         """Work on due domains and keep the proxy's up to date, until cancelled."""
         if self._app.name_servers is None:
             return
-        signals = self._app.signals
+        store = self._app.store
         try:
             await self._resume()
             while True:
-                seen = signals.count(ANY)
+                seen = store.writes(Kind.DOMAINS)
                 try:
                     await self.poll()
                 except Exception:
                     log.warning("domain poll failed, retrying delay=%g", LOOK_INTERVAL, exc_info=True)
-                await signals.wait(ANY, seen, LOOK_INTERVAL)
+                await store.wait_for_write(Kind.DOMAINS, seen=seen, timeout_seconds=LOOK_INTERVAL)
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
             tasks = list(self._in_work.values())

@@ -22,7 +22,7 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.linux.cpu_time import children_seconds
-from builderd.ports.store import UnitOfWork
+from builderd.ports.store import Kind, UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint
 from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs.copies import Copy, remove_disk
@@ -61,22 +61,27 @@ class Reporting:
         self._app = application
         self._fault = fault
         self._again = asyncio.Event()
+        #: Whether a report was open at the last look, and the writes of open ones by then.
+        self._is_any, self._seen = True, 0
         #: Number of the latest report of each tenant, counted over all: the one served longest ago is next.
         self._served: dict[TenantId, int] = {}
         self._count = itertools.count(1)
 
     def request_report(self) -> None:
-        """Make the worker look for wanted reports now."""
-        self._again.set()
+        """Make the worker look for wanted reports now, unless none was open at its last look and none came since."""
+        if self._is_any or self._app.store.writes(Kind.REPORTS) != self._seen:
+            self._again.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
             self._again.clear()
+            seen = self._app.store.writes(Kind.REPORTS)
             try:
                 is_any = await self._remove_leftovers()
                 while is_any and await self._one():
                     pass
+                self._is_any, self._seen = is_any, seen
             except Exception:
                 log.warning("QA report failed, retrying in 5 s", exc_info=True)
                 await asyncio.sleep(INTERVAL)

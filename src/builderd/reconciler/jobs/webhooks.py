@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -31,14 +32,13 @@ from builderd.domain.webhooks import (
     new_delivery,
     payload,
 )
-from builderd.ports.signals import ANY
-from builderd.ports.store import UnitOfWork
+from builderd.ports.store import Kind, UnitOfWork
 from builderd.ports.store.events import EventQuery
 from builderd.ports.webhooks import Reply
 from builderd.services import webhooks
 from builderd.services.application import Application
 
-#: How long to trust that a change of this process is signalled before looking again, and the least between two looks.
+#: Seconds after which events of other processes are found, and the least between two looks.
 LOOK_INTERVAL, LEAST_INTERVAL = 1.0, 0.2
 #: Longer than sending takes: after this another task may send a claimed delivery.
 CLAIM = timedelta(seconds=60)
@@ -60,15 +60,15 @@ class WebhookJob:
 
     async def run(self) -> None:
         """Deliver events as they happen, until cancelled."""
-        signals = self._app.signals
+        store = self._app.store
         try:
             while True:
-                seen = signals.count(ANY)
-                try:
-                    await self.poll()
-                except Exception:
-                    log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
-                await signals.wait(ANY, seen, LOOK_INTERVAL)
+                events, changed = store.writes(Kind.EVENTS), store.writes(Kind.WEBHOOKS)
+                if await self._are_any():
+                    seen = events + changed
+                    await store.wait_for_write(Kind.EVENTS, Kind.WEBHOOKS, seen=seen, timeout_seconds=LOOK_INTERVAL)
+                else:  # nobody wants events, of which each step of each builder writes some
+                    await store.wait_for_write(Kind.WEBHOOKS, seen=changed, timeout_seconds=LOOK_INTERVAL)
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
             tasks = list(self._served.values())
@@ -76,10 +76,21 @@ class WebhookJob:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def poll(self) -> None:
-        """Make deliveries of new events, and serve the webhooks with due ones."""
+    async def _are_any(self) -> bool:
+        """Look once; return False if no webhook is active."""
+        try:
+            return await self.poll()
+        except Exception:
+            log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
+            return True
+
+    async def poll(self) -> bool:
+        """Make deliveries of new events, and serve the webhooks with due ones. Return False if no webhook is active."""
         store, now = self._app.store, self._app.clock.now()
-        undelivered, due = await store.read(lambda uow: (uow.webhooks.with_undelivered_events(), uow.webhooks.due(now)))
+        found = await store.read(lambda uow: _look(uow, now))
+        if found is None:
+            return False
+        undelivered, due = found
         for webhook_id in undelivered:
             try:
                 await self._fan_out(webhook_id)
@@ -93,6 +104,7 @@ class WebhookJob:
         for webhook_id in due:
             if webhook_id not in self._served:
                 self._served[webhook_id] = asyncio.create_task(self._serve(webhook_id))
+        return True
 
     async def rest(self) -> None:
         """Wait until the deliveries now under way have ended."""
@@ -160,6 +172,13 @@ class WebhookJob:
         body = payload(event)
         signed = headers(delivery.id, self._app.clock.now(), body, secret)
         return await self._app.webhooks.post(webhook.url, signed, body)
+
+
+def _look(uow: UnitOfWork, now: datetime) -> tuple[Sequence[WebhookId], Sequence[WebhookId]] | None:
+    """Return the webhooks with undelivered events and those with due deliveries; None if none is active."""
+    if not uow.webhooks.any_active():
+        return None
+    return uow.webhooks.with_undelivered_events(), uow.webhooks.due(now)
 
 
 def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webhook, Delivery, Event | None] | None:

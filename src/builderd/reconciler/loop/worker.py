@@ -85,6 +85,7 @@ class Worker:
         self._app = application
         self._id = builder_id
         self._context = context
+        self._claim = Claim(application, builder_id)
         self._again = asyncio.Event()
         self._last: Step | None = None
         self._repeats = 0
@@ -103,7 +104,7 @@ class Worker:
 
     async def run(self) -> None:
         """Claim the builder, take its steps, release the claim."""
-        claim = Claim(self._app, self._id)
+        claim = self._claim
         # Work that is cut off is due at once for the next worker.
         due: datetime | None = self._app.clock.now()
         try:
@@ -154,8 +155,14 @@ class Worker:
                     return due
 
     async def _read(self) -> StoredState | None:
+        """Read the builder; take its claim again if it was released. Raises ``ClaimLost``."""
         self._again.clear()
-        return await self._app.store.read(lambda uow: read(uow, self._id))
+        if not self._claim.released:
+            return await self._app.store.read(lambda uow: read(uow, self._id))
+        is_ours, stored = await self._claim.take_and_read()
+        if not is_ours:
+            raise ClaimLost
+        return stored
 
     def _check_progress(self, step: Step) -> None:
         self._repeats = self._repeats + 1 if step == self._last else 0
@@ -169,8 +176,11 @@ class Worker:
     ) -> StoredState | None:
         """Do and record one step. Return the state stored afterwards, None when it must be read again.
 
-        A step for the candidate is cancelled at ``until``.
+        A step for the candidate is cancelled at ``until``. Without the claim, which a record released since nothing
+        seemed left, none is done.
         """
+        if self._claim.released:
+            return None
         name = type(step).__name__
         self._context.fault(f"{name}.begun")
         result = await self._perform(stored.item, observation, step, until)
@@ -179,7 +189,7 @@ class Worker:
         self._context.fault(f"{name}.done")
         after: StoredState | None = stored
         if result.record is not None:
-            after = await transitions.apply(self._app, self._id, result.record)
+            after, self._claim.released = await transitions.apply(self._app, self._id, result.record)
             if not result.quiet:
                 self._signal(after)
                 # Those who wait go on before the next look at the builder.
@@ -280,6 +290,6 @@ class Worker:
             if transitions.still_wanted(builder, looked_at, version):
                 version_transitions.failed(transition, version, code=code, reason=reason)
 
-        await transitions.apply(self._app, self._id, record)
+        _, self._claim.released = await transitions.apply(self._app, self._id, record)
         self._app.signals.change(self._id)
         self._context.failures.pop(self._id, None)

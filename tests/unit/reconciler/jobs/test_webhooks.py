@@ -228,7 +228,6 @@ async def test_unresponsive_webhook_does_not_delay_others(world: World) -> None:
     running = asyncio.create_task(WebhookJob(world.application).run())
     for _ in range(3):
         await happen(world)
-        world.application.signals.change(BuilderId("x"))
     await world.until(lambda: len(told(world)) == 3)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

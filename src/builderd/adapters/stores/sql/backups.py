@@ -39,6 +39,7 @@ from builderd.adapters.stores.sql.tables import (
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
+from builderd.ports.store.writes import Kind
 
 _newest_first = (backups.c.created_at.desc(), backups.c.id)
 
@@ -115,12 +116,14 @@ BATCH = 10_000
 
 
 class Backups:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, written: set[Kind]) -> None:
         self._connection = connection
+        self._written = written
 
     # The builder's row is locked first, as it is by all who change a builder and then its backups.
 
     def add(self, backup: Backup) -> None:
+        self._written.add(Kind.BACKUPS)
         clear(self._connection, backup.builder_id)
         self._connection.execute(_INSERT, row_of(backup))
 
@@ -129,6 +132,7 @@ class Backups:
         return Backup(*row) if row else None
 
     def save(self, backup: Backup) -> None:
+        self._written.add(Kind.BACKUPS)
         clear(self._connection, backup.builder_id)
         if self._connection.execute(_UPDATE, {"of_id": backup.id, **omit(row_of(backup), "id")}).rowcount != 1:
             raise LookupError(f"no backup {backup.id} to save")
@@ -217,10 +221,12 @@ _LAST_DRILLS = (
 
 
 class Restores:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, written: set[Kind]) -> None:
         self._connection = connection
+        self._written = written
 
     def add(self, restore: Restore) -> None:
+        self._written.add(Kind.BACKUPS)
         clear(self._connection, restore.builder_id)
         self._connection.execute(_INSERT_RESTORE, row_of(restore))
 
@@ -229,6 +235,7 @@ class Restores:
         return Restore(**row) if row else None
 
     def save(self, restore: Restore) -> None:
+        self._written.add(Kind.BACKUPS)
         clear(self._connection, restore.builder_id)
         values = {"of_id": restore.id, **omit(row_of(restore), "id")}
         if self._connection.execute(_UPDATE_RESTORE, values).rowcount != 1:

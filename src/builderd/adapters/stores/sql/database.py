@@ -24,7 +24,8 @@ ENGINE_OPTIONS: dict[str, Any] = {
 class Database:
     """Engines and error rules of one database.
 
-    ``writing`` and ``reading`` open transactions of their kind; ``begin_migration`` opens one that migrates alone.
+    ``writing`` and ``reading`` open transactions of their kind, for units of work by ``begin``; ``begin_migration``
+    opens one that migrates alone.
     ``writers`` and ``readers`` limit the concurrent transactions of each kind; with 0 readers, reads run in the threads
     of the writers. ``is_passing`` returns True for an error after which the whole transaction may succeed when run
     again. ``outage_reason`` describes a fault of the database (no answer, cannot read or write) and its remedy, and
@@ -35,6 +36,7 @@ class Database:
     reading: Engine
     writers: int
     readers: int
+    begin: Callable[[Engine], AbstractContextManager[Connection]]
     begin_migration: Callable[[], AbstractContextManager[Connection]]
     is_passing: Callable[[DBAPIError], bool]
     outage_reason: Callable[[Exception], str | None]

@@ -13,6 +13,7 @@ from builderd.adapters.stores.sql.tables import acme_accounts, builders, domains
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import BuilderId, DomainId, TenantId
+from builderd.ports.store.writes import Kind
 
 _c = domains.c
 _live = _c.released_at.is_(None)
@@ -90,11 +91,13 @@ _DELETE_WILDCARD = delete(wildcard_certificates).where(wildcard_certificates.c.d
 
 
 class Domains:
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
+    def __init__(self, connection: Connection, written: set[Kind], *, locks: bool) -> None:
         self._connection = connection
+        self._written = written
         self._locks = locks
 
     def add(self, domain: Domain) -> None:
+        self._written.add(Kind.DOMAINS)
         self._connection.execute(_INSERT, row_of(domain))
 
     def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
@@ -152,9 +155,11 @@ class Domains:
         return self._read(_ALL)
 
     def save(self, domain: Domain) -> None:
+        self._written.add(Kind.DOMAINS)
         self._connection.execute(_UPDATE, {"domain": domain.id, **omit(row_of(domain), "id")})
 
     def delete(self, domain: DomainId) -> None:
+        self._written.add(Kind.DOMAINS)
         self._connection.execute(_DELETE, {"domain": domain})
 
     def _one(self, statement: Select[Any], **values: Any) -> Domain | None:

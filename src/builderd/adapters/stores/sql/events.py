@@ -20,6 +20,7 @@ from builderd.adapters.stores.sql.tables import events
 from builderd.domain.events import ALL, Event, prefix_of
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.store.events import EventQuery
+from builderd.ports.store.writes import Kind
 
 #: First key of the advisory locks; the second is a hash of the tenant's id. Tenants with equal hashes share a lock.
 LOCK_CLASS = 0x62640001
@@ -41,12 +42,14 @@ _EXPIRE = delete(events).where(
 
 
 class Events:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, written: set[Kind]) -> None:
         self._connection = connection
+        self._written = written
 
     def add(self, event: Event) -> Event:
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(_LOCK, {"tenant": event.tenant_id})
+        self._written.add(Kind.EVENTS)
         row = row_of(event)
         del row["id"]
         row["details"] = dict(event.details)

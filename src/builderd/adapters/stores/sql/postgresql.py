@@ -71,6 +71,7 @@ def open_postgresql(url: URL) -> Database:
         reading=reading,
         writers=WRITERS,
         readers=READERS,
+        begin=Engine.begin,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=is_passing,
         outage_reason=outage_reason,

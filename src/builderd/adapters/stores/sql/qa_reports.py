@@ -12,6 +12,7 @@ from builderd.adapters.stores.sql.tables import qa_reports, qa_screenshots
 from builderd.adapters.stores.sql.types import UNSTORABLE
 from builderd.domain.ids import BuilderId
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
+from builderd.ports.store.writes import Kind
 
 _OPEN = (ReportStatus.WAITING, ReportStatus.RUNNING)
 
@@ -34,8 +35,9 @@ _PICTURE = select(qa_screenshots).where(*_PICTURES, qa_screenshots.c.name == bin
 
 
 class QaReports:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, written: set[Kind]) -> None:
         self._connection = connection
+        self._written = written
         #: Reports that this transaction found lacking: who saves one has locked its builder.
         self._lacking: set[tuple[BuilderId, int]] = set()
 
@@ -46,6 +48,8 @@ class QaReports:
         return _report(row) if row else None
 
     def save(self, report: QaReport) -> None:
+        if report.is_open:
+            self._written.add(Kind.REPORTS)
         key = {"builder": report.builder_id, "number": report.version}
         row, is_new = _row(report), (report.builder_id, report.version) in self._lacking
         self._lacking.discard((report.builder_id, report.version))

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
 READERS = 4
@@ -36,6 +37,7 @@ def open_sqlite(url: URL) -> Database:
         reading=reading.execution_options(read_only=True),
         writers=1,
         readers=0 if path is None else READERS,
+        begin=prepared.begin,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
         outage_reason=outage_reason,

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -48,9 +48,11 @@ from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.uploads import Uploads
 from builderd.adapters.stores.sql.versions import Versions
 from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
+from builderd.adapters.stores.sql.writes import Writes
 from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.ports import store as port
+from builderd.ports.store.writes import Kind
 
 T = TypeVar("T")
 
@@ -75,6 +77,8 @@ class UnitOfWork:
     """One transaction. With ``writes`` it may write, and so lock rows."""
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
+        #: Kinds of what it has written so far.
+        self.written = written = set[Kind]()
         self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
         self.services: port.Services = Services(connection)
         self.tenants: port.Tenants = Tenants(connection)
@@ -90,17 +94,17 @@ class UnitOfWork:
         self.ledger: port.Ledger = Ledger(connection)
         self.named_disks: port.NamedDisks = NamedDisks(connection)
         self.open_builds: port.OpenBuilds = OpenBuilds(connection)
-        self.events: port.Events = Events(connection)
+        self.events: port.Events = Events(connection, written)
         self.metrics: port.Metrics = Metrics(connection)
-        self.webhooks: port.Webhooks = Webhooks(connection, locks=writes)
+        self.webhooks: port.Webhooks = Webhooks(connection, written, locks=writes)
         self.deliveries: port.Deliveries = Deliveries(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)
         self.credentials: port.Credentials = Credentials(connection, locks=writes)
-        self.domains: port.Domains = Domains(connection, locks=writes)
+        self.domains: port.Domains = Domains(connection, written, locks=writes)
         self.acme_accounts: port.AcmeAccounts = AcmeAccounts(connection)
         self.wildcard_certificates: port.WildcardCertificates = WildcardCertificates(connection)
-        self.backups: port.Backups = Backups(connection)
-        self.restores: port.Restores = Restores(connection)
+        self.backups: port.Backups = Backups(connection, written)
+        self.restores: port.Restores = Restores(connection, written)
         self.backup_checks: port.BackupChecks = BackupChecks(connection, locks=writes)
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
         self.leases: port.Leases = Leases(connection)
@@ -112,7 +116,7 @@ class UnitOfWork:
         self.preview_links: port.PreviewLinks = PreviewLinks(connection)
         self.ssh_grants: port.SshGrants = SshGrants(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
-        self.qa_reports: port.QaReports = QaReports(connection)
+        self.qa_reports: port.QaReports = QaReports(connection, written)
         self.reviews: port.Reviews = Reviews(connection)
         self.acceptances: port.Acceptances = Acceptances(connection)
 
@@ -133,6 +137,7 @@ class SqlStore:
         self._database = database
         #: Term of the database lease that every write checks; None: no check.
         self._term: int | None = None
+        self._writes = Writes()
         self._schema_checked_until = 0.0
         self._said_until = 0.0
         self._writers = ThreadPoolExecutor(database.writers, "store-write")
@@ -146,12 +151,14 @@ class SqlStore:
         """
         queued = self._writers.submit(self._write, work)
         written = asyncio.wrap_future(queued)
+        # A write whose caller is cancelled counts as well.
+        written.add_done_callback(self._count_write)
         try:
             await asyncio.wait({written}, timeout=DEADLINE)
             if not written.done() and queued.cancel():
                 raise _unavailable(f"calls before this one have kept it busy for {DEADLINE:g} s")
             # A write that has started may be committing: only its end tells if it was done.
-            return await asyncio.shield(written)
+            return (await asyncio.shield(written))[0]
         except asyncio.CancelledError:
             await asyncio.wait({written})
             raise
@@ -162,6 +169,17 @@ class SqlStore:
                 return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
         except TimeoutError:
             raise _unavailable(f"a read had no answer within {DEADLINE:g} s") from None
+
+    def writes(self, *kinds: Kind) -> int:
+        return self._writes.count(frozenset(kinds))
+
+    async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
+        await self._writes.wait(frozenset(kinds), seen, timeout_seconds)
+
+    def _count_write(self, written: asyncio.Future[tuple[Any, set[Kind]]]) -> None:
+        if not written.cancelled() and written.exception() is None:
+            _, kinds = written.result()
+            self._writes.add(kinds)
 
     def fence(self, term: int) -> None:
         """Let every later write raise ``LeaseLost`` unless the database lease has this term."""
@@ -197,7 +215,8 @@ class SqlStore:
         """Wait for running and queued calls, then close all connections."""
         await asyncio.to_thread(self._close)
 
-    def _write(self, work: Callable[[port.UnitOfWork], T]) -> T:
+    def _write(self, work: Callable[[port.UnitOfWork], T]) -> tuple[T, set[Kind]]:
+        """Return the work's result, and the kinds of what it wrote."""
         run = 1
         while True:
             try:
@@ -209,18 +228,18 @@ class SqlStore:
             time.sleep(random.uniform(0, min(FIRST_PAUSE * 2**run, LAST_PAUSE)))  # noqa: S311
             run += 1
 
-    def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        with self._database.writing.begin() as connection:
+    def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> tuple[T, set[Kind]]:
+        with self._database.begin(self._database.writing) as connection:
             self._check_lease(connection)
             uow = UnitOfWork(connection, writes=True)
             result = work(uow)
             uow.finish()
-            return result
+        return result, uow.written
 
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
         refused: BuilderdError | None = None
         try:
-            with self._database.reading.begin() as connection:
+            with self._database.begin(self._database.reading) as connection:
                 try:
                     return work(UnitOfWork(connection, writes=False))
                 except BuilderdError as error:

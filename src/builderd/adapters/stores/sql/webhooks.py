@@ -12,6 +12,7 @@ from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import deliveries, events, webhooks
 from builderd.domain.ids import TenantId, WebhookId
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
+from builderd.ports.store.writes import Kind
 
 _hook, _delivery = webhooks.c, deliveries.c
 _now = bindparam("now", type_=_delivery.due_at.type)
@@ -25,6 +26,7 @@ _ONE_LOCKED = _ONE.with_for_update(key_share=True)
 _OF_TENANT = _ALL.where(_hook.tenant_id == bindparam("tenant"))
 _UPDATE = update(webhooks).where(_hook.id == bindparam("webhook"))
 _DELETE = delete(webhooks).where(_hook.id == bindparam("webhook"))
+_ANY_ACTIVE = select(exists().where(_is_active))
 _BEHIND = select(_hook.id).where(
     _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
 )
@@ -59,11 +61,13 @@ _EXPIRE = delete(deliveries).where(_delivery.id.in_(_OVER))
 
 
 class Webhooks:
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
+    def __init__(self, connection: Connection, written: set[Kind], *, locks: bool) -> None:
         self._connection = connection
+        self._written = written
         self._locks = locks
 
     def add(self, webhook: Webhook) -> None:
+        self._written.add(Kind.WEBHOOKS)
         self._connection.execute(_INSERT, _row(webhook))
 
     def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
@@ -78,11 +82,15 @@ class Webhooks:
         return self._read(_ALL)
 
     def save(self, webhook: Webhook) -> None:
+        self._written.add(Kind.WEBHOOKS)
         self._connection.execute(_UPDATE, {"webhook": webhook.id, **omit(_row(webhook), "id")})
 
     def delete(self, webhook: WebhookId) -> None:
         self._connection.execute(_DELETE_DELIVERIES, {"webhook": webhook})
         self._connection.execute(_DELETE, {"webhook": webhook})
+
+    def any_active(self) -> bool:
+        return bool(self._connection.execute(_ANY_ACTIVE).scalar_one())
 
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         return self._connection.execute(_BEHIND).scalars().all()

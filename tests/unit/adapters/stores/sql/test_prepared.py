@@ -1,0 +1,249 @@
+"""Statements by their compiled text give what SQLAlchemy gives, with the errors of the same kinds."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    Executable,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    case,
+    create_engine,
+    delete,
+    event,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    union_all,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, StatementError
+
+from builderd.adapters.stores.sql import prepared
+from builderd.adapters.stores.sql.prepared import PreparedConnection, Rows
+from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, enum_column
+from builderd.domain.builders import Status
+
+NOW = datetime(2026, 11, 30, 10, 24, 0, 123456, UTC)
+things = Table(
+    "things",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("at", UtcDateTime),
+    Column("status", enum_column(Status)),
+    Column("price", ExactDecimal),
+    Column("open", Boolean),
+    Column("tags", JSON(none_as_null=True)),
+    Column("share", Double),
+    Column("content", LargeBinary),
+    Column("said", ForeignText),
+    Column("other_name", Integer, key="number"),
+)
+FULL = {
+    "id": 1,
+    "name": "full",
+    "at": NOW,
+    "status": Status.RUNNING,
+    "price": Decimal("0.1000"),
+    "open": True,
+    "tags": ["a", {"b": None}],
+    "share": 0.25,
+    "content": b"\0\xff",
+    "said": "a\0b",
+    "number": 7,
+}
+EMPTY = {**dict.fromkeys(FULL), "id": 2, "name": "empty"}
+
+_others = things.alias()
+_ALL = select(things).order_by(things.c.id)
+_ONE = _ALL.where(things.c.id == bindparam("which"))
+_KINDS: dict[str, tuple[Executable, dict[str, Any] | None]] = {
+    "columns of each type": (_ALL, None),
+    "a row by its key": (_ONE, {"which": 1}),
+    "no row": (_ONE, {"which": 9}),
+    "values in the statement": (_ALL.where(things.c.status == Status.RUNNING, things.c.at <= NOW), {}),
+    "a parameter with a type": (_ALL.where(things.c.at <= bindparam("at", type_=UtcDateTime)), {"at": NOW}),
+    "a parameter twice": (
+        _ALL.where((things.c.name == bindparam("a")) | (things.c.said == bindparam("a"))),
+        {"a": "full"},
+    ),
+    "a default of a parameter": (_ALL.where(things.c.id == bindparam("which", 2)), {}),
+    "columns of one name": (select(things.c.id, _others.c.id).where(things.c.id == _others.c.id), {}),
+    "functions": (select(func.count(), func.max(things.c.at), func.coalesce(func.sum(things.c.share), 0.0)), {}),
+    "a case": (select(case((things.c.open, things.c.price), else_=None).label("paid")).order_by(things.c.id), {}),
+    "a union": (union_all(select(things.c.id, things.c.at), select(literal(3), literal(NOW, UtcDateTime))), {}),
+    "exists": (select(exists().where(things.c.id == bindparam("which"))), {"which": 2}),
+    "a limit": (_ALL.limit(bindparam("limit")), {"limit": 1}),
+    "a list of values": (_ALL.where(things.c.id.in_(bindparam("ids", expanding=True))), {"ids": [1, 2]}),
+    "a fixed list": (_ALL.where(things.c.id.in_([1, 2])), {}),
+    "text": (text("SELECT id, name FROM things ORDER BY id"), {}),
+}
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = create_engine("sqlite://", hide_parameters=True)
+    with made.begin() as connection:
+        things.create(connection)
+        connection.execute(insert(things), [FULL, EMPTY])
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Iterator[Connection]:
+    with prepared.begin(engine) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(("statement", "values"), _KINDS.values(), ids=list(_KINDS))
+def test_each_execution_gives_the_same(
+    engine: Engine, connection: Connection, statement: Executable, values: dict[str, Any] | None
+) -> None:
+    with engine.begin() as other:
+        rows = [tuple(row) for row in other.execute(statement, values)]
+        mappings = [dict(row) for row in other.execute(statement, values).mappings()]
+    for _ in range(3):
+        assert [tuple(row) for row in connection.execute(statement, values)] == rows
+        assert [tuple(row) for row in connection.execute(statement, values).all()] == rows
+        assert [dict(row) for row in connection.execute(statement, values).mappings()] == mappings
+        assert connection.execute(statement, values).scalars().all() == [row[0] for row in rows]
+        assert connection.execute(statement, values).scalar() == (rows[0][0] if rows else None)
+        first, mapping = connection.execute(statement, values).first(), connection.execute(statement, values).mappings()
+        assert (None if first is None else tuple(first)) == (rows[0] if rows else None)
+        assert mapping.first() == (mappings[0] if mappings else None)
+
+
+def test_a_statement_is_prepared_from_its_second_execution_on(connection: Connection) -> None:
+    statement = _ALL.where(things.c.id == bindparam("a"))
+    assert not isinstance(connection.execute(statement, {"a": 1}), Rows)
+    assert isinstance(connection.execute(statement, {"a": 1}), Rows)
+
+
+def test_rows_have_the_names_of_their_columns(connection: Connection) -> None:
+    statement = select(things.c.id, things.c.at.label("since"), func.count().label("count"))
+    for _ in range(2):
+        row = connection.execute(statement).one()
+        assert [row.id, row.since, row.count] == [1, NOW, 2]
+        assert row._asdict() == {"id": 1, "since": NOW, "count": 2}
+
+
+def test_writes_tell_their_rows_and_take_any_set_of_columns(connection: Connection) -> None:
+    change, remove = update(things).where(things.c.id == bindparam("which")), delete(things).where(things.c.id > 2)
+    for number in range(3):
+        assert connection.execute(insert(things), {"name": f"new-{number}"}).inserted_primary_key == (3,)
+        assert connection.execute(change, {"which": 1, "at": None, "status": Status.FAILED}).rowcount == 1
+        assert connection.execute(change, {"which": 1, "tags": {"number": number}}).rowcount == 1
+        assert connection.execute(change, {"which": 9, "tags": None}).rowcount == 0
+        row = connection.execute(_ONE, {"which": 1}).one()
+        assert (row.at, row.status, row.tags) == (None, Status.FAILED, {"number": number})
+        assert connection.execute(remove).rowcount == 1
+
+
+def test_the_key_of_each_inserted_row_is_told(connection: Connection) -> None:
+    statement = insert(things)
+    keys = [connection.execute(statement, {"name": name}).inserted_primary_key for name in ("a", "b", "c")]
+    assert keys == [(3,), (4,), (5,)]
+
+
+def test_a_derived_statement_is_another_one(connection: Connection) -> None:
+    for _ in range(3):
+        connection.execute(_ALL)
+    assert [row.id for row in connection.execute(_ALL.where(things.c.id == 2))] == [2]
+
+
+def test_statements_of_one_call_are_not_kept(connection: Connection) -> None:
+    before = len(prepared._forms)
+    for number in range(20):
+        statement = _ALL.where(things.c.id == number)
+        for _ in range(3):
+            connection.execute(statement)
+    gc.collect()
+    # SQLAlchemy's cache keeps the first of statements that differ in their values alone; one is in the variable.
+    assert len(prepared._forms) <= before + 2
+
+
+def test_more_sets_of_columns_than_are_kept_work_as_well(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "MAX_FORMS", 1)
+    change = update(things).where(things.c.id == bindparam("which"))
+    for _ in range(2):
+        for name, value in {"at": NOW, "open": False, "share": 0.5}.items():
+            assert connection.execute(change, {"which": 2, name: value}).rowcount == 1
+    row = connection.execute(_ONE, {"which": 2}).one()
+    assert (row.at, row.open, row.share) == (NOW, False, 0.5)
+    assert len(prepared._forms[change]) == 1
+
+
+def test_an_error_is_of_its_kind_and_hides_the_values(connection: Connection) -> None:
+    statement = insert(things)
+    for _ in range(3):
+        with pytest.raises(IntegrityError) as caught:
+            connection.execute(statement, {"name": "full", "said": "confidential"})
+        assert "confidential" not in str(caught.value)
+        assert caught.value.orig is not None
+        assert caught.value.orig.sqlite_errorcode  # type: ignore[attr-defined]
+
+
+def test_a_lacking_value_is_an_error(connection: Connection) -> None:
+    for _ in range(3):
+        with pytest.raises(StatementError, match="which"):
+            connection.execute(_ONE, {})
+
+
+@pytest.mark.parametrize(("values", "error"), [({"least": 5}, NoResultFound), ({"least": 0}, MultipleResultsFound)])
+def test_one_row_is_exactly_one(connection: Connection, values: dict[str, int], error: type[Exception]) -> None:
+    statement = _ALL.where(things.c.id > bindparam("least"))
+    for _ in range(3):
+        with pytest.raises(error):
+            connection.execute(statement, values).one()
+        with pytest.raises(error):
+            connection.execute(statement, values).scalar_one()
+        with pytest.raises(error):
+            connection.execute(statement, values).mappings().one()
+
+
+def test_listeners_see_each_execution(engine: Engine) -> None:
+    seen: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *call: seen.append(call[2]))
+    with prepared.begin(engine) as connection:
+        for _ in range(3):
+            connection.execute(_ALL)
+    assert len(seen) == 3
+
+
+def _fail_after(engine: Engine, statement: Executable) -> None:
+    with prepared.begin(engine) as connection:
+        assert isinstance(connection, PreparedConnection)
+        connection.execute(statement, {"name": "new"})
+        raise ZeroDivisionError
+
+
+def test_what_fails_is_rolled_back(engine: Engine) -> None:
+    statement = insert(things)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            _fail_after(engine, statement)
+    with engine.begin() as connection:
+        assert len(connection.execute(_ALL).all()) == 2

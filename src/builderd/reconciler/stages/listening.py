@@ -14,7 +14,7 @@ from builderd.services.start_time import StartTime, TimeLimit
 #: Seconds for an app that listens only on an unreachable address to open its port as well; longer while it works.
 ELSEWHERE_GRACE = 5.0
 #: Pause between two looks at the port, as a share of the time since the sandbox's start, and its bounds in seconds.
-PAUSE_SHARE, LEAST_PAUSE, LAST_PAUSE = 0.01, 0.002, 0.1
+PAUSE_SHARE, LEAST_PAUSE, LAST_PAUSE = 0.02, 0.002, 0.1
 #: Seconds between two questions to the engine for the sandbox's state and for what listens elsewhere, and the bounds in
 #: looks: a question takes ten times the CPU time of a look at the port.
 REPORT_SECONDS, LEAST_LOOKS, MOST_LOOKS = 0.25, 5, 25

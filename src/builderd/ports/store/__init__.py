@@ -181,7 +181,7 @@ class Store(Protocol):
     async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
         """Return when ``writes`` of these kinds differs from ``seen``, or at the timeout.
 
-        Writes of other processes do not count, so whoever waits looks from time to time as well.
+        Writes of other processes do not count, so a task that waits looks from time to time as well.
         """
 
     async def ready(self) -> bool:

@@ -166,7 +166,7 @@ async def test_a_write_counts_also_when_its_caller_has_gone(world: World) -> Non
     assert store.writes(Kind.BACKUPS) == before + 1
 
 
-async def test_what_fails_counts_as_no_write(world: World) -> None:
+async def test_a_failed_transaction_counts_as_no_write(world: World) -> None:
     store = world.application.store
     builder, before = await world.ask(), store.writes(*Kind)
 

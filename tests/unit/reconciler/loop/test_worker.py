@@ -516,7 +516,7 @@ async def end_with_the_record(
     return builder
 
 
-async def test_what_happens_with_that_record_is_found_by_the_look_after_it(
+async def test_the_look_after_that_record_finds_an_app_that_ended_with_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder = await end_with_the_record(world, monkeypatch, also=lambda _: asyncio.sleep(0))

@@ -171,7 +171,7 @@ class Mappings:
 class PreparedConnection(Connection):
     """Connection of SQLAlchemy that executes statements by their text from the second time on.
 
-    Whoever listens to executions, as tests do, gets all of them from SQLAlchemy.
+    Where executions are listened to, as in tests, SQLAlchemy does all of them.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -77,7 +77,7 @@ class UnitOfWork:
     """One transaction. With ``writes`` it may write, and so lock rows."""
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
-        #: Kinds of what it has written so far.
+        #: Kinds of the records that it has written so far.
         self.written = written = set[Kind]()
         self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
         self.services: port.Services = Services(connection)
@@ -216,7 +216,7 @@ class SqlStore:
         await asyncio.to_thread(self._close)
 
     def _write(self, work: Callable[[port.UnitOfWork], T]) -> tuple[T, set[Kind]]:
-        """Return the work's result, and the kinds of what it wrote."""
+        """Return the work's result, and the kinds of the records that it wrote."""
         run = 1
         while True:
             try:

@@ -160,7 +160,7 @@ def test_writes_tell_their_rows_and_take_any_set_of_columns(connection: Connecti
         assert connection.execute(remove).rowcount == 1
 
 
-def test_the_key_of_each_inserted_row_is_told(connection: Connection) -> None:
+def test_an_insert_returns_the_key_of_its_row(connection: Connection) -> None:
     statement = insert(things)
     keys = [connection.execute(statement, {"name": name}).inserted_primary_key for name in ("a", "b", "c")]
     assert keys == [(3,), (4,), (5,)]
@@ -240,7 +240,7 @@ def _fail_after(engine: Engine, statement: Executable) -> None:
         raise ZeroDivisionError
 
 
-def test_what_fails_is_rolled_back(engine: Engine) -> None:
+def test_a_failed_transaction_is_rolled_back(engine: Engine) -> None:
     statement = insert(things)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):

@@ -55,7 +55,7 @@ async def test_volumes_that_another_service_left_attached_are_detached_at_start(
     old = Instance(
         "helper-of-an-earlier-release", here.image.name, here.instances.pool, 1, GB, 100, here.instances.root()
     )
-    body = document(old) | {"start": False}
+    body = document(old, here.client.project) | {"start": False}
     body["devices"]["v-1"] = {"type": "disk", "pool": old.pool, "source": volume_of(disk), "path": "/mnt/x"}
     await here.client.call("POST", "/instances", body)
     other = IncusEngine(settings_in(data_dir), cluster.options())

@@ -86,7 +86,7 @@ class Runner:
             if network:
                 await self._instances.create(named, member, egress=True)
             else:
-                await self._client.call("POST", "/instances", document(named), target=member)
+                await self._client.call("POST", "/instances", document(named, self._client.project), target=member)
             await self._send(name, program.files)
             for path in program.made:
                 await carry.make(self._client, name, path, program.user)

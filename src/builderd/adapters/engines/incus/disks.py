@@ -108,31 +108,35 @@ class Disks:
 
     async def member(self, disk: DiskId) -> str:
         """Return the member that the disk lies on; "" without a cluster. Raises ``NotFound``."""
-        return str((await self._existing(disk)).get("location") or "")
+        return str((await self.existing(disk)).get("location") or "")
 
     async def users(self, disk: DiskId) -> list[str]:
         """Return the instances that have the disk, running or not. Raises ``NotFound``."""
-        return list(users_of(await self._existing(disk)))
+        return list(users_of(await self.existing(disk)))
 
     async def limit(self, disk: DiskId) -> int:
-        return int(own_of(await self._existing(disk))["size"])
+        return int(own_of(await self.existing(disk))["size"])
 
     async def used(self, disk: DiskId) -> int:
         """Return its used bytes, 0 when it is gone."""
         return await self._volumes.used_bytes(volume_of(disk))
 
-    async def _existing(self, disk: DiskId) -> Json:
-        found = await self._volumes.find(volume_of(disk))
+    async def find(self, disk: DiskId) -> Json | None:
+        """Return the volume of the disk. Raises ``MemberAway``."""
+        return await self._volumes.find(volume_of(disk))
+
+    async def existing(self, disk: DiskId) -> Json:
+        """Return the volume of the disk. Raises ``NotFound``, ``MemberAway``."""
+        found = await self.find(disk)
         if found is None:
             raise NotFound(f"There is no disk {disk}.")
         return found
 
     async def put_bundle(
-        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None, build_key: str, build_volume: str
+        self, found: Json, bundle: Bundle, replaced: Bundle | None, build_key: str, build_volume: str
     ) -> None:
-        """Write the version, with the files of the build in ``build_volume`` ("" without one)."""
-        found = await self._existing(disk)
-        own, member, volume = own_of(found), str(found.get("location") or ""), volume_of(disk)
+        """Write the version to a disk's volume, with the files of the build in ``build_volume`` ("" without one)."""
+        own, member, volume = own_of(found), str(found.get("location") or ""), str(found["name"])
         recorded = {own.get("bundle"), own.get("replaced")} - {None, ""}
         before = replaced if replaced and replaced.hash in recorded else Bundle("", ())
         written, removed = changes(before, bundle)
@@ -168,14 +172,14 @@ class Disks:
         )
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        found = await self._existing(disk)
+        found = await self.existing(disk)
         volume, member = volume_of(disk), str(found.get("location") or "")
         await self._helper(member).run("take_home_out", {"volume": volume}, [volume])
         await self._volumes.change(volume, member, {"bundle": bundle_hash, _FILLED: "1"})
 
     async def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         """Make a copy on the same member; one that exists stays."""
-        found = await self._existing(source)
+        found = await self.existing(source)
         own = {**own_of(found), **_sized(size_bytes), COPY: source}
         with suppress(IncusConflict):
             try:
@@ -191,7 +195,7 @@ class Disks:
 
     async def adopt(self, disk: DiskId) -> None:
         """Note that a copy is a builder's own disk. Raises ``NotFound``."""
-        found = await self._existing(disk)
+        found = await self.existing(disk)
         if own_of(found).get(COPY):
             await self._volumes.change(volume_of(disk), str(found.get("location") or ""), {COPY: ""})
 
@@ -200,11 +204,8 @@ class Disks:
         volume = volume_of(disk)
         await self._helper(await self.member(disk)).run("put_home_in", {"volume": volume}, [volume])
 
-    async def delete(self, disk: DiskId) -> None:
-        """Delete a disk that no sandbox has. Idempotent."""
-        found = await self._volumes.find(volume_of(disk))
-        if found is None:
-            return
+    async def delete(self, disk: DiskId, found: Json) -> None:
+        """Delete a disk that no sandbox has, as it was found. Idempotent."""
         member = str(found.get("location") or "")
         await self._helper(member).detach(volume_of(disk))
         await self._volumes.delete(volume_of(disk), member)

@@ -8,8 +8,9 @@ import time
 from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound, PoolFull
+from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.instances import Instances
-from builderd.adapters.engines.incus.reports import SHUTDOWN_CODES, Exit, make_end
+from builderd.adapters.engines.incus.reports import SHUTDOWN_CODES, Exit, make_end, was_stopped
 from builderd.adapters.engines.incus.volumes import own_of
 
 #: Seconds within which Incus notes that a stopped instance was stopped and not cut off with its machine.
@@ -22,23 +23,40 @@ class Ends:
     def __init__(self, instances: Instances) -> None:
         self._client = instances.client
         self._instances = instances
+        #: Ends that are being found out, by instance.
+        self._writing: dict[str, asyncio.Future[str]] = {}
 
     async def write(self, found: Json) -> Json:
-        """Find out how an instance ended, and write it on it, so that every later report says the same."""
+        """Find out how an instance ended, and write it on it, so that every later report says the same.
+
+        Return the instance with it. Calls at the same time share one: a stop, and the event that it causes.
+        """
+        name = found["name"]
+        if (writing := self._writing.get(name)) is None:
+            writing = self._writing[name] = asyncio.ensure_future(self._write(found))
+            writing.add_done_callback(lambda _: self._writing.pop(name, None))
+        end = {f"{OWN}end": await asyncio.shield(writing)}
+        return {**found, "config": found["config"] | end}
+
+    async def _write(self, found: Json) -> str:
         own, name = own_of(found), found["name"]
         recorded = await self.read(name, guest.EXIT_RECORD)
         exit_ = Exit.parse(recorded) if recorded else None
-        restarted = exit_ is None and await self.read(name, guest.RESTARTED) is not None
-        if not restarted and (exit_ is None or exit_.code in SHUTDOWN_CODES):
-            restarted = await self._was_cut_off(name)
+        restarted = False
+        if not was_stopped(own, exit_):
+            restarted = exit_ is None and await self.read(name, guest.RESTARTED) is not None
+            if not restarted and (exit_ is None or exit_.code in SHUTDOWN_CODES):
+                restarted = await self._was_cut_off(name)
         end = make_end(own, exit_, host_restarted=restarted, now=time.time())
         try:
             await self._instances.mark(name, {"end": end})
         except PoolFull:
-            # Another look may have written its own meanwhile.
-            if "end" not in own_of(await self._client.get(f"/instances/{name}")):
+            # An earlier service may have written its own meanwhile.
+            written: str | None = own_of(await self._client.get(f"/instances/{name}")).get("end")
+            if written is None:
                 raise
-        return await self._client.get(f"/instances/{name}")  # type: ignore[no-any-return]
+            return written
+        return end
 
     async def read(self, name: str, path: str) -> str | None:
         """Return the text of a file of an instance, None when there is none."""

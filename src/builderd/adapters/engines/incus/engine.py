@@ -8,17 +8,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from datetime import datetime
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.down import stop_each
+from builderd.adapters.engines.incus.exec_session import NotRunningError
 from builderd.adapters.engines.incus.machine import Machine, open_machine
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.reports import name_of
+from builderd.adapters.engines.incus.volumes import users_of
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NoCapacity
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
@@ -157,11 +165,12 @@ class IncusEngine:
         self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
     ) -> None:
         here = self._here
-        await here.sandboxes.refuse_while_used(disk)
+        found = await here.disks.existing(disk)
+        await here.sandboxes.refuse_users(disk, users_of(found))
         volume = ""
         if build_key:
-            volume, _ = await here.layers.volume(build_key, await here.disks.member(disk))
-        await here.disks.put_bundle(disk, bundle, replaced, build_key, volume)
+            volume, _ = await here.layers.volume(build_key, str(found.get("location") or ""))
+        await here.disks.put_bundle(found, bundle, replaced, build_key, volume)
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         await self._here.disks.mark_bundle(disk, bundle_hash)
@@ -180,11 +189,12 @@ class IncusEngine:
         try:
             if await here.lost_disks.delete_later(disk):
                 return
-            # A copy that was never completed is no disk yet.
-            if await here.disks.report(disk) is not None:
-                await here.sandboxes.refuse_while_used(disk)
-                await here.sandboxes.release(disk)
-            await here.disks.delete(disk)
+            if (found := await here.disks.find(disk)) is None:
+                return
+            users = users_of(found)
+            await here.sandboxes.refuse_users(disk, users)
+            await here.sandboxes.release(users)
+            await here.disks.delete(disk, found)
         finally:
             # A move of it, or to it, is over, also where the member does not answer: its files may be written again.
             here.moves.forget(disk)
@@ -243,7 +253,7 @@ class IncusEngine:
         return await self._here.sandboxes.all()
 
     def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
-        return nullcontext(lambda: True)
+        return self._here.sandboxes.deliveries.watch(name_of(sandbox))
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         return await self._here.usage.listening(sandbox)
@@ -276,12 +286,19 @@ class IncusEngine:
     @asynccontextmanager
     async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
         here = self._here
-        found = await here.sandboxes.running(sandbox)
-        if found is None:
-            raise InvalidState("The sandbox does not run.")
-        if found["status"] == "Frozen":
-            await here.sandboxes.thaw(sandbox)
-        async with here.processes.open(found["name"], spec) as process:
+        async with AsyncExitStack() as held:
+            process = None
+            if here.sandboxes.is_at_hand(sandbox):
+                # Most run, and need no question before.
+                with suppress(NotRunningError):
+                    process = await held.enter_async_context(here.processes.open(name_of(sandbox), spec))
+            if process is None:
+                found = await here.sandboxes.running(sandbox)
+                if found is None:
+                    raise NotRunningError
+                if found["status"] == "Frozen":
+                    await here.sandboxes.thaw(sandbox)
+                process = await held.enter_async_context(here.processes.open(found["name"], spec))
             yield process
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:

@@ -27,6 +27,13 @@ _CONTROL, _INPUT, _OUTPUT, _ERRORS = "control", "0", "1", "2"
 _NOT_RUNNING = ("is not running", "not running", "is frozen", "instance is stopped", "isn't running")
 
 
+class NotRunningError(InvalidState):
+    """The instance does not run, or is frozen: nothing was started."""
+
+    def __init__(self) -> None:
+        super().__init__("The sandbox does not run.")
+
+
 class ExecSession:
     """Streams of one program; each has at most one reader. ``close`` hangs up, which kills it if it still runs."""
 
@@ -41,7 +48,7 @@ class ExecSession:
     async def open(
         cls, client: IncusClient, instance: str, argv: Sequence[str], window: Window | None = None
     ) -> ExecSession:
-        """Start the program as root. Raises ``InvalidState`` when the instance does not run."""
+        """Start the program as root. Raises ``NotRunningError``."""
         body: Json = {
             "command": list(argv),
             "environment": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -57,10 +64,10 @@ class ExecSession:
         try:
             operation = await client.begin("POST", f"/instances/{instance}/exec", body)
         except IncusNotFound:
-            raise InvalidState("The sandbox does not run.") from None
+            raise NotRunningError from None
         except IncusError as error:
             if any(words in error.message.lower() for words in _NOT_RUNNING):
-                raise InvalidState("The sandbox does not run.") from None
+                raise NotRunningError from None
             raise
         return cls(client, operation, await _connect(client, operation))
 
@@ -143,12 +150,18 @@ async def _connect(client: IncusClient, operation: Json) -> dict[str, ClientConn
     secrets = operation["metadata"]["fds"]
     path = f"/operations/{operation['id']}/websocket"
     sockets: dict[str, ClientConnection] = {}
+
+    async def connect(name: str) -> None:
+        sockets[name] = await client.open_websocket(path, secret=secrets[name])
+
     try:
-        for name in (_CONTROL, *sorted(secrets.keys() - {_CONTROL})):
-            sockets[name] = await client.open_websocket(path, secret=secrets[name])
-    except BaseException:
+        await connect(_CONTROL)
+        async with asyncio.TaskGroup() as connecting:
+            for name in sorted(secrets.keys() - {_CONTROL}):
+                connecting.create_task(connect(name))
+    except BaseException as error:
         await asyncio.gather(*(socket.close() for socket in sockets.values()), return_exceptions=True)
-        raise
+        raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None
     return sockets
 
 

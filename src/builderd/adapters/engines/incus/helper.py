@@ -26,6 +26,7 @@ from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.helper_program import VOLUMES
 from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
 from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.spare_program import SpareProgram
 from builderd.domain import errors
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.resources import GB
@@ -92,6 +93,11 @@ class Helper:
         self._changing = asyncio.Lock()
         #: Attached volumes, the last used at the end, and how many tasks use each.
         self._attached: OrderedDict[str, int] = OrderedDict()
+        self._spare = SpareProgram(self._start_program)
+
+    async def close(self) -> None:
+        """End the program that waits for a task; the instance goes on."""
+        await self._spare.close()
 
     async def open(self) -> None:
         """Make the instance, or find it. Idempotent."""
@@ -99,6 +105,7 @@ class Helper:
             if not self._ready:
                 await self._open()
                 self._ready = True
+                self._spare.prepare()
 
     async def _open(self) -> None:
         found = await self._instances.find(self.name)
@@ -106,7 +113,7 @@ class Helper:
             wanted = Instance(
                 self.name, self._instances.image, self._instances.pool, 2, GB, 512, self._instances.root()
             )
-            body = document(wanted)
+            body = document(wanted, self._client.project)
             # Volumes are attached while it runs, by a mount that Incus shares with it.
             raw: str = body["config"]["raw.lxc"]
             body["config"]["raw.lxc"] = raw.replace("lxc.mount.auto =\n", "")
@@ -212,20 +219,19 @@ class Helper:
     async def task(self, name: str, request: Json, volumes: Sequence[str]) -> AsyncIterator[Task]:
         """Run a task of the program while the context lasts, on volumes that are attached for it."""
         async with AsyncExitStack() as held:
-            session = await self._begin(name, volumes, held)
+            session = await self._begin(volumes, held)
             held.push_async_callback(session.close)
-            await session.write(json.dumps(request).encode() + b"\n")
+            held.callback(self._spare.prepare)
+            await session.write(json.dumps({**request, "task": name}).encode() + b"\n")
             yield Task(session, self._member)
 
-    async def _begin(self, name: str, volumes: Sequence[str], held: AsyncExitStack) -> ExecSession:
-        """Start the program, with the volumes attached while ``held`` lasts; a helper that has ended is made again."""
-        confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
-        argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM, name)
+    async def _begin(self, volumes: Sequence[str], held: AsyncExitStack) -> ExecSession:
+        """Return a program, with the volumes attached while ``held`` lasts; a helper that has ended is made again."""
         for _ in range(_TRIES):
             async with AsyncExitStack() as using:
                 try:
                     await using.enter_async_context(self._using(volumes))
-                    session = await ExecSession.open(self._client, self.name, argv)
+                    session = await self._spare.take() or await self._start_program()
                 except (HelperEndedError, InvalidState):
                     log.warning("helper instance ended, making it again helper=%s", self.name)
                     self._ready = False
@@ -233,6 +239,11 @@ class Helper:
                 held.push_async_exit(using.pop_all())
                 return session
         raise EngineUnavailable(f"The helper instance {self.name} ends as soon as it is started.", retry_after=10)
+
+    async def _start_program(self) -> ExecSession:
+        confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
+        argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM)
+        return await ExecSession.open(self._client, self.name, argv)
 
     async def run(self, name: str, request: Json, volumes: Sequence[str]) -> Json:
         """Run a task without content, and return its answer."""

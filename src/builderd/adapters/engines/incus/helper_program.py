@@ -1,8 +1,8 @@
 """Program of the helper instance: works on the files of volumes that are attached to it. Standard library only.
 
-Called with the name of a task. It reads a line of JSON, then frames where the task has content, from its input; it
-writes a line of JSON, then frames where the answer has content. A frame is its length in eight digits of hex, then the
-bytes; an empty one ends the content. Content without its end was broken off.
+It reads a line of JSON, which names its one task, then frames where the task has content, from its input; it writes a
+line of JSON, then frames where the answer has content. A frame is its length in eight digits of hex, then the bytes; an
+empty one ends the content. Content without its end was broken off. It may be started before there is a task.
 """
 
 from __future__ import annotations
@@ -307,10 +307,15 @@ def error_json(error: Exception) -> Json:
     return {"error": "Exception", "message": f"{type(error).__name__}: {error}"}
 
 
-def main(task: str) -> None:
-    request = json.loads(sys.stdin.buffer.readline())
+def main() -> None:
+    """Say that the program is there, each time that it is asked for by an empty line, then do the task that follows."""
+    while (line := sys.stdin.buffer.readline()) == b"\n":
+        say({})
+    if not line:
+        return
+    request = json.loads(line)
     try:
-        TASKS[task](request)
+        TASKS[request["task"]](request)
     except BrokenOffError:
         sys.exit(1)
     except Exception as error:
@@ -319,4 +324,4 @@ def main(task: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -60,7 +60,7 @@ class Instance:
     denied: str = ""
 
 
-def document(instance: Instance, *, start: bool = True) -> dict[str, Any]:
+def document(instance: Instance, project: str, *, start: bool = True) -> dict[str, Any]:
     """Return the body of ``POST /1.0/instances``."""
     return {
         "name": instance.name,
@@ -85,7 +85,7 @@ def document(instance: Instance, *, start: bool = True) -> dict[str, Any]:
             "security.syscalls.deny_default": "true",
             "security.syscalls.deny_compat": "true",
             "security.syscalls.deny": instance.denied or denied_calls(),
-            "raw.lxc": _joined(_raw(instance)),
+            "raw.lxc": _joined([*_raw(instance), *_stop_hooks(project, instance.name)]),
             **{f"{OWN}{name}": value for name, value in instance.own.items()},
         },
         "devices": devices(instance),
@@ -144,6 +144,16 @@ def _raw(instance: Instance) -> list[str]:
         if instance.routed:
             lines.append(f"lxc.net.0.ipv4.gateway = {instance.gateway}")
     return lines
+
+
+def _stop_hooks(project: str, name: str) -> list[str]:
+    """Return the hooks after the instance's end: Incus's own alone, and not that of lxcfs before it.
+
+    lxcfs, which Debian's Incus brings along, waits for half a second there, for the sake of reboots. The monitor that
+    runs hooks is Incus's program, and a newer one takes these arguments too: it ends instances that an older started.
+    """
+    call = f'exec /proc/$PPID/exe callhook "${{INCUS_DIR:-/var/lib/incus}}" {shlex.join([project, name])} stop'
+    return ["lxc.hook.post-stop =", f"lxc.hook.post-stop = /bin/sh -c {shlex.quote(call)}"]
 
 
 def _mask(path: str) -> str:

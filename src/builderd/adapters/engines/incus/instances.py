@@ -81,6 +81,10 @@ class Instances:
         """Return True if the instance is one of a member that is away."""
         return found["status"] == "Error" and found.get("location") in self._away()
 
+    def is_on_away(self, name: str) -> bool:
+        """Return True for an instance that the service knows to be on a member that is away."""
+        return self.index.member(name) in self._away()
+
     def root(self, own_bytes: int = 256 << 20) -> int:
         """Return the limit of a root: the image counts against it too."""
         return self._image_bytes + own_bytes
@@ -134,7 +138,7 @@ class Instances:
             known = {f"{OWN}{key}": placed.own[key] for key in ("ip", "disk") if key in placed.own}
             made = {"name": placed.name, "location": member, "config": known}
             try:
-                await self._client.call("POST", "/instances", document(placed), target=member)
+                await self._client.call("POST", "/instances", document(placed, self._client.project), target=member)
             except BaseException as error:
                 if isinstance(error, IncusConflict):
                     if _ADDRESS_TAKEN in error.message:
@@ -199,6 +203,17 @@ class Instances:
         await self.kill(name)
         with suppress(IncusNotFound):
             await self._patient("DELETE", f"/instances/{name}")
+        self.index.forget(name)
+
+    async def delete_ended(self, name: str) -> None:
+        """Delete an instance that is kept for its log, without a question whether it runs. Idempotent."""
+        try:
+            await self._client.call("DELETE", f"/instances/{name}")
+        except IncusNotFound:
+            pass
+        except (IncusError, NoCapacity):
+            # Somebody else has started it, or Incus is at work on it.
+            await self.delete(name)
         self.index.forget(name)
 
     async def strip(self, found: Json, own: Mapping[str, str]) -> None:

@@ -63,6 +63,7 @@ class Machine:
     tools: Tools
     events: Events
     helper: Callable[[str], Helper]
+    helpers: Mapping[str, Helper]
     members: Members
     lost_disks: LostDisks
     lost_sandboxes: LostSandboxes
@@ -137,7 +138,7 @@ class Machine:
         await self.lost_sandboxes.end_on({member.name for member in arrived})
         await self.prepare_network()
         await self.remove_left_overs({member.name for member in arrived})
-        await self.sandboxes.adopt_on({member.name for member in arrived})
+        await self.sandboxes.adoption.adopt_on({member.name for member in arrived})
         await self.measure()
 
     async def remove_own_instances(self) -> None:
@@ -148,6 +149,9 @@ class Machine:
 
     async def close(self) -> None:
         await self.members.close()
+        await self.sandboxes.deliveries.close()
+        for helper in self.helpers.values():
+            await helper.close()
         await self.events.close()
         await self.client.close()
 
@@ -186,7 +190,7 @@ async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) ->
     await machine.lost_disks.delete_on({member.name for member in machine.members.all() if member.online})
     await machine.lost_sandboxes.end_on({member.name for member in machine.members.all() if member.online})
     machine.members.prepared()
-    await machine.sandboxes.adopt()
+    await machine.sandboxes.adoption.adopt()
     await machine.measure()
     await machine.events.open()
     machine.members.watch(machine.on_arrival)
@@ -253,6 +257,7 @@ def make_machine(
         tools=Tools(runner, instances, disks, members, host_files()),
         events=Events(client, sandboxes.unreported_ends),
         helper=helper,
+        helpers=helpers,
         members=members,
         lost_disks=LostDisks(client, members, volumes, instances, routes),
         lost_sandboxes=lost,

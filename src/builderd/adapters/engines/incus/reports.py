@@ -106,15 +106,20 @@ def make_report(found: Json) -> SandboxReport:
     return SandboxReport(sandbox, builder, state, None, started, read, frozen, thawed, oom, member_of(found))
 
 
+def was_stopped(own: Mapping[str, str], exit_: Exit | None) -> bool:
+    """Return True if it ended since the service stopped it: what else befell its machine says nothing then."""
+    return "stopping" in own and (exit_ is None or exit_.at >= float(own["stopping"]) - _CLOCKS)
+
+
 def make_end(own: Mapping[str, str], exit_: Exit | None, *, host_restarted: bool, now: float) -> str:
     """Return the value of the key ``end``. A forced end leaves no exit record."""
     started = float(own["started"])
     if exit_ is None:
-        cause = EndCause.STOPPED if "stopping" in own else EndCause.MONITOR_LOST
-        cause = EndCause.HOST_RESTARTED if host_restarted and "stopping" not in own else cause
+        cause = EndCause.HOST_RESTARTED if host_restarted else EndCause.MONITOR_LOST
+        cause = EndCause.STOPPED if was_stopped(own, exit_) else cause
         return _end(cause, None, max(now, started))
     at = max(exit_.at, started)
-    if "stopping" in own and exit_.at >= float(own["stopping"]) - _CLOCKS:
+    if was_stopped(own, exit_):
         return _end(EndCause.STOPPED, exit_.code, at)
     if host_restarted and exit_.code in SHUTDOWN_CODES:
         return _end(EndCause.HOST_RESTARTED, None, at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -11,11 +10,12 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 from builderd.adapters.engines.incus import guest
+from builderd.adapters.engines.incus.adoption import Adoption
 from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.deliveries import Deliveries
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.ends import Ends
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, unless_full
-from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
 from builderd.adapters.engines.incus.instances import Instances
@@ -34,15 +34,13 @@ from builderd.adapters.engines.incus.reports import (
     stopped_report,
 )
 from builderd.adapters.engines.incus.routes import Routes
-from builderd.adapters.engines.incus.volumes import own_of
+from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brings_packages
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
 from builderd.domain.sandboxes import SandboxReport, SandboxSpec, SandboxState
-
-log = logging.getLogger(__name__)
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
@@ -78,7 +76,9 @@ class Sandboxes:
         self._layers = layers
         self._files = files
         self._freezer = Freezer(instances)
+        self.adoption = Adoption(instances, routes, self._freezer)
         self._ends = Ends(instances)
+        self.deliveries = Deliveries(instances.client)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
 
@@ -86,20 +86,23 @@ class Sandboxes:
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         """Start the sandbox, or find it. Only one call at a time for each disk."""
-        if found := await self._find(spec.id):
+        found, disk = await asyncio.gather(self._find(spec.id), self._disks.find(spec.disk))
+        if found:
             if await self._has_order(found):
                 return await self._report(found)
             await self._abandon(found)
-        await self.refuse_while_used(spec.disk)
+        if disk is None:
+            raise NotFound(f"There is no disk {spec.disk}.")
+        await self.refuse_users(spec.disk, users_of(disk))
         await self._prune(spec.builder_id)
-        member = await self._disks.member(spec.disk)
+        member = str(disk.get("location") or "")
         instance = await self._instance(spec, member)
         name = instance.name
         address = await self._make(spec, instance, member)
         own = {**instance.own, "ip": address}
-        code, told = await run_to_end(self._client, name, guest.DELIVER, await self._order(spec, address, member))
+        told = await self.deliveries.deliver(name, await self._order(spec, address, member), address, spec.port)
         # An app that ends at once ends its instance, and with it the program that delivered its order.
-        if code and not await self._got_order(name):
+        if told is not None and not await self._got_order(name):
             raise unless_full(told, "The app could not be started")
         self._ordered.add(name)
         # An app that has ended by now is reported by its next observation.
@@ -109,7 +112,9 @@ class Sandboxes:
             "status": "Running",
             "config": {f"{OWN}{key}": value for key, value in own.items()},
         }
-        return make_report(made)
+        report = make_report(made)
+        self.deliveries.note(name, report)
+        return report
 
     async def _drop_removed(self, name: str) -> bool:
         """Delete an instance that is kept for its log; return whether there was one."""
@@ -192,11 +197,15 @@ class Sandboxes:
     async def _prune(self, builder: BuilderId) -> None:
         """Remove the oldest instances that are kept for their logs."""
         for name in (await self._instances.kept(builder))[:-KEPT_LOGS]:
-            await self._instances.delete(name)
+            await self._instances.delete_ended(name)
 
     async def refuse_while_used(self, disk: DiskId) -> None:
         """Raise ``InvalidState`` while a sandbox runs on the disk, ``NotFound`` without the disk."""
-        if user := await self.user(disk):
+        await self.refuse_users(disk, await self._disks.users(disk))
+
+    async def refuse_users(self, disk: DiskId, users: Collection[str]) -> None:
+        """Raise ``InvalidState`` while a sandbox runs in one of these instances, which have the disk."""
+        if user := await self._running_of(users):
             if self._lost.has(user["name"]):
                 # Its member has just returned.
                 await self._lost.end(user["name"])
@@ -205,7 +214,10 @@ class Sandboxes:
 
     async def user(self, disk: DiskId) -> Json | None:
         """Return the instance of the running sandbox of this disk, or None."""
-        for name in await self._disks.users(disk):
+        return await self._running_of(await self._disks.users(disk))
+
+    async def _running_of(self, users: Collection[str]) -> Json | None:
+        for name in users:
             found = await self._instances.find(name) if name.startswith(PREFIX) else None
             if found and _runs(found) and await self._has_order(found):
                 return found
@@ -225,6 +237,11 @@ class Sandboxes:
         """Return the instance of a sandbox that runs or is frozen."""
         found = await self._find(sandbox)
         return found if found and _runs(found) and await self._has_order(found) else None
+
+    def is_at_hand(self, sandbox: SandboxId) -> bool:
+        """Return True for a sandbox that got its order, on a member that answers; it may have ended."""
+        name = name_of(sandbox)
+        return name in self._ordered and not self._lost.has(name) and not self._instances.is_on_away(name)
 
     async def _got_order(self, name: str) -> bool:
         found = await self._instances.find(name)
@@ -252,6 +269,8 @@ class Sandboxes:
         return self._instances.is_away(found)
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
+        if (started := self.deliveries.report(name_of(sandbox))) and self.is_at_hand(sandbox):
+            return started
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
         if found and self._lost.has(found["name"]):
             return stopped_report(found)
@@ -290,6 +309,7 @@ class Sandboxes:
             if (found := await self.running(sandbox)) and found["status"] != "Frozen":
                 # Written first: an instance frozen without it was frozen for a copy of its disk.
                 await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
+                self.deliveries.end(found["name"])
                 await self._freezer.freeze(found["name"])
         return await self.report(sandbox)
 
@@ -305,43 +325,6 @@ class Sandboxes:
         user = await self.user(disk)
         return self._freezer.frozen_meanwhile(user["name"]) if user else nullcontext()
 
-    async def adopt(self) -> None:
-        """Route to what runs, and thaw instances that an earlier service froze for a copy of their disks."""
-        alive = await self._routed()
-        await self._routes.sync({own_of(found)["ip"]: found["location"] for found in alive})
-        for found in alive:
-            await self._freezer.thaw_left(found)
-
-    async def adopt_on(self, members: Collection[str]) -> None:
-        """Route to what runs on members that returned, and thaw what a copy left frozen, while apps start and end."""
-        alive = await self._routed()
-        for found in alive:
-            if found["location"] in members:
-                # No route is removed: the list may be older than an app that has started.
-                await self._routes.add(own_of(found)["ip"], found["location"])
-        for found in alive:
-            await self._freezer.thaw_left(found)
-
-    async def _routed(self) -> Sequence[Json]:
-        """Return the sandboxes that have an address. No two have the same: one that has a later one's is ended."""
-        listed = [found for found in await self._instances.all() if is_sandbox(found) and own_of(found).get("ip")]
-        routed: dict[str, Json] = {}
-        for found in sorted(listed, key=lambda one: float(own_of(one).get("started", 0))):
-            if earlier := routed.get(own_of(found)["ip"]):
-                await self._end_doubled(earlier, found)
-            routed[own_of(found)["ip"]] = found
-        return list(routed.values())
-
-    async def _end_doubled(self, found: Json, later: Json) -> None:
-        """End a sandbox whose address another got while their members did not know of each other."""
-        address = own_of(found)["ip"]
-        log.error(
-            "app ended: another has its address instance=%s other=%s ip=%s", found["name"], later["name"], address
-        )
-        # First: what is removed takes the route to its address with it.
-        await self._instances.mark(found["name"], {"ip": ""})
-        await self._instances.kill(found["name"])
-
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         found = await self._find(sandbox)
         if found is None:
@@ -356,16 +339,27 @@ class Sandboxes:
         # On a member that answers, Incus may fail to read the state of an instance, too.
         if found["status"] != "Error" and state_of(found) is SandboxState.EXITED:
             return await self._report(found)
-        await self._instances.mark(name, {"stopping": f"{time.time():.6f}"})
+        now = f"{time.time():.6f}"
+        await self._instances.mark(name, {"stopping": now})
         if found["status"] == "Frozen":
             with suppress(IncusError):
                 await self._freezer.unfreeze(name)
-        if grace_seconds > 0:
-            body = {"action": "stop", "timeout": max(math.ceil(grace_seconds), 1), "force": False}
-            with suppress(IncusError):
-                await self._client.call("PUT", f"/instances/{name}/state", body)
-        await self._instances.kill(name)
-        return await self.report(sandbox)
+        if not await self._stop(name, grace_seconds):
+            await self._instances.kill(name)
+            return await self.report(sandbox)
+        ended = {**found, "status": "Stopped", "config": {**found["config"], f"{OWN}stopping": now}}
+        return await self._report(ended)
+
+    async def _stop(self, name: str, grace_seconds: float) -> bool:
+        """Have an instance end by itself; return whether it did in time."""
+        if grace_seconds <= 0:
+            return False
+        body = {"action": "stop", "timeout": max(math.ceil(grace_seconds), 1), "force": False}
+        try:
+            await self._client.call("PUT", f"/instances/{name}/state", body)
+        except IncusError:
+            return False
+        return True
 
     async def remove(self, sandbox: SandboxId) -> None:
         """Take the disk and the layer from an ended sandbox; its instance stays for its log."""
@@ -380,9 +374,9 @@ class Sandboxes:
         await self._routes.remove(own_of(found).get("ip", ""))
         await self._instances.strip(found, {"removed": f"{time.time():.0f}", "ip": ""})
 
-    async def release(self, disk: DiskId) -> None:
-        """Take a disk that is to be deleted from ended sandboxes."""
-        for name in await self._disks.users(disk):
+    async def release(self, users: Collection[str]) -> None:
+        """Take a disk that is to be deleted from ended sandboxes, which are among the instances that have it."""
+        for name in users:
             if name.startswith(PREFIX) and (found := await self._instances.find(name)):
                 if not await self._has_order(found):
                     await self._abandon(found)
@@ -392,8 +386,7 @@ class Sandboxes:
                     await self._instances.strip(found, {})
 
     async def delete_logs(self, builder: BuilderId) -> None:
-        for name in await self._instances.kept(builder):
-            await self._instances.delete(name)
+        await asyncio.gather(*map(self._instances.delete_ended, await self._instances.kept(builder)))
 
 
 def _runs(found: Json) -> bool:

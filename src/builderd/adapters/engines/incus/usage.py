@@ -9,6 +9,8 @@ from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded
 from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.port_looks import LOOK, parse_look
+from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.usages import Usages
 from builderd.adapters.engines.incus.volumes import own_of
@@ -20,9 +22,6 @@ from builderd.ports.engine.usages import read_each
 
 #: So many sandboxes are asked for one by one.
 FEW = 4
-#: Look at the ports that listen; its last line is the program's own CPU time (proc_pid_schedstat(5)).
-LOOK = ("cat", "/proc/net/tcp", "/proc/net/tcp6", "/proc/self/schedstat")
-_SCHEDSTAT_FIELDS = 3
 #: Starts of which the time of looks is known at once.
 _MOST_LOOKED = 1000
 
@@ -36,23 +35,20 @@ class Usage:
         self._looked: dict[SandboxId, float] = {}
 
     async def listening(self, sandbox: SandboxId) -> Listening:
+        if told := self._sandboxes.deliveries.told(name_of(sandbox)):
+            return await _told_apart(*told)
         found = await self._sandboxes.running(sandbox)
         if found is None or found["status"] != "Running":
             return Listening(frozenset())
         try:
-            _, told = await run_to_end(self._client, found["name"], LOOK)
+            _, output = await run_to_end(self._client, found["name"], LOOK)
         except InvalidState:
             return Listening(frozenset())
-        tables, seconds = parse_look(told.decode())
+        tables, seconds = parse_look(output.decode())
         self._looked[sandbox] = self._looked.pop(sandbox, 0.0) + seconds
         if len(self._looked) > _MOST_LOOKED:
             del self._looked[next(iter(self._looked))]
-        sockets = parse_listening(tables)
-        alone = {port for ip, port in sockets if ip == "::"} - {port for ip, port in sockets if ip == "0.0.0.0"}  # noqa: S104
-        for port in alone:
-            if not await _answers(own_of(found)["ip"], port):
-                sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
-        return Listening(sockets)
+        return await _told_apart(own_of(found).get("ip", ""), parse_listening(tables))
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         found = await self._sandboxes.running(sandbox)
@@ -79,7 +75,8 @@ class Usage:
         if state is None:
             self._looked.pop(sandbox, None)
             return None
-        return SandboxEffort(max(state["cpu"]["usage"] / 1e9 - self._looked.get(sandbox, 0.0), 0.0))
+        looks = self._looked.get(sandbox, 0.0) + self._sandboxes.deliveries.cpu_seconds(name_of(sandbox))
+        return SandboxEffort(max(state["cpu"]["usage"] / 1e9 - looks, 0.0))
 
     async def _state(self, name: str) -> Json | None:
         """Return an instance's state; None if it has ended since it was listed."""
@@ -87,15 +84,6 @@ class Usage:
             return await self._client.get(f"/instances/{name}/state")  # type: ignore[no-any-return]
         except (IncusNotFound, InstanceEnded):
             return None
-
-
-def parse_look(told: str) -> tuple[str, float]:
-    """Return the tables of a look, and the CPU seconds that it took, 0 where the kernel does not tell them."""
-    lines = told.splitlines()
-    last = lines[-1].split() if lines else []
-    if len(last) == _SCHEDSTAT_FIELDS and all(map(str.isdigit, last)):
-        return "\n".join(lines[:-1]), int(last[0]) / 1e9
-    return told, 0.0
 
 
 def _usage(found: Json, state: Json) -> SandboxUsage:
@@ -111,6 +99,15 @@ def _usage(found: Json, state: Json) -> SandboxUsage:
         network_out_bytes=counters.get("bytes_sent", 0),
         processes=max(state["processes"], 0),
     )
+
+
+async def _told_apart(ip: str, sockets: frozenset[tuple[str, int]]) -> Listening:
+    """Mark sockets that only IPv6 reaches."""
+    alone = {port for at, port in sockets if at == "::"} - {port for at, port in sockets if at == "0.0.0.0"}  # noqa: S104
+    for port in alone:
+        if not await _answers(ip, port):
+            sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
+    return Listening(sockets)
 
 
 async def _answers(ip: str, port: int) -> bool:

@@ -21,11 +21,13 @@ def test_sent_modules_are_all_that_the_program_needs(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(packed_program())) as archive:
         archive.extractall(tmp_path)
     program = "builderd.adapters.engines.incus.helper_program"
-    request = json.dumps({"volume": "none", "path": "", "skip": 0, "count": 1}).encode() + b"\n"
+    request = json.dumps({"task": "list_files", "volume": "none", "path": "", "skip": 0, "count": 1}).encode() + b"\n"
     # Isolated from installed packages, as in the instance.
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from {program} import main; main('list_files')"
-    done = subprocess.run([sys.executable, "-ISc", code], input=request, capture_output=True, check=True)
-    assert json.loads(done.stdout)["error"] == "OSError"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from {program} import main; main()"
+    done = subprocess.run([sys.executable, "-ISc", code], input=b"\n" + request, capture_output=True, check=True)
+    is_there, answer = done.stdout.splitlines()
+    assert json.loads(is_there) == {}
+    assert json.loads(answer)["error"] == "OSError"
 
 
 def helper_on(incus: ScriptedIncus, *volumes: str) -> Helper:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +23,7 @@ def make(**changes: object) -> dict[str, dict[str, str]]:
         "processes": 512,
         "root_bytes": 1 << 30,
     }
-    return document(Instance(**{**values, **changes}))  # type: ignore[arg-type]
+    return document(Instance(**{**values, **changes}), "builderd")  # type: ignore[arg-type]
 
 
 def test_only_the_service_starts_an_instance() -> None:
@@ -35,6 +38,17 @@ def test_instance_has_its_own_ids_and_limits_and_no_privileges() -> None:
     assert config["security.privileged"] == config["security.nesting"] == config["security.guestapi"] == "false"
     assert (config["limits.cpu.allowance"], config["limits.memory"]) == ("50ms/100ms", str(1 << 28))
     assert (config["limits.processes"], config["limits.memory.swap"]) == ("512", "false")
+
+
+def test_end_calls_incus_alone_and_not_the_wait_of_lxcfs(tmp_path: Path) -> None:
+    *_, cleared, hook = make()["config"]["raw.lxc"].splitlines()
+    assert cleared == "lxc.hook.post-stop ="
+    command = hook.removeprefix("lxc.hook.post-stop = ")
+    # As LXC runs it. This program stands for the monitor, which is Incus's; it takes its first argument for a script.
+    (tmp_path / "callhook").write_text("import sys; print(sys.argv)")
+    monitor = f"import subprocess; subprocess.run(['sh', '-c', {'exec ' + command!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", monitor], cwd=tmp_path, env={}, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == str(["callhook", "/var/lib/incus", "builderd", "s-1", "stop"])
 
 
 def test_app_is_killed_for_the_memory_of_the_member_before_the_members_own_processes() -> None:

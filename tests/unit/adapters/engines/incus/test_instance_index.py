@@ -139,8 +139,8 @@ async def test_sandbox_whose_address_a_later_one_has_is_ended_and_gets_no_visito
     incus.has_instance("s-2", "node2", builder="c", ip="10.99.0.20", started="2.0")
     machine = machine_on(incus)
     await machine.members.look()
-    await machine.sandboxes.adopt()
-    await machine.sandboxes.adopt_on({"node3"})
+    await machine.sandboxes.adoption.adopt()
+    await machine.sandboxes.adoption.adopt_on({"node3"})
     assert [one for one in changed if "replace" in one] == ["route replace 10.99.0.20/32 via 10.0.0.2 proto 152"]
     assert (incus.instances["s-1"]["status"], incus.instances["s-2"]["status"]) == ("Stopped", "Running")
     # Its removal leaves the route of the other.

@@ -11,7 +11,8 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import disk_usage, usages
 from builderd.adapters.engines.incus import usage as module
-from builderd.adapters.engines.incus.usage import FEW, parse_look
+from builderd.adapters.engines.incus.port_looks import parse_look
+from builderd.adapters.engines.incus.usage import FEW
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.members import MemberAway

@@ -1,0 +1,110 @@
+"""Stops of sandboxes and deletions of what is kept of them: no more is asked of Incus than a caller must wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
+
+from builderd.adapters.engines.incus import guest
+from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxReport
+
+ONE = SandboxId("1")
+OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}
+#: Code, kills for memory and time of an app that ends long after each stop of these tests.
+RECORD = b"143 0 9999999999.5\n"
+
+
+class Incus(ScriptedIncus):
+    """Has the files of instances in memory; ``asked`` are its reads, ``stops`` the bodies of stops."""
+
+    def __init__(self, **files: bytes) -> None:
+        super().__init__()
+        self.files = {guest.ORDERED: b"", **files}
+        self.asked: list[str] = []
+        self.stops: list[dict[str, Any]] = []
+        self.refuses_to_stop = False
+
+    async def get(self, path: str, **query: str) -> Any:
+        self.asked.append(path)
+        return await super().get(path, **query)
+
+    async def file(self, instance: str, path: str) -> bytes:
+        await asyncio.sleep(0)
+        self.asked.append(path)
+        if path not in self.files:
+            raise IncusNotFound(404, path)
+        return self.files[path]
+
+    async def call(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        if path.endswith("/state"):
+            self.stops.append(body)
+            if self.refuses_to_stop and not body["force"]:
+                raise IncusError(500, "Failed shutting down instance: context deadline exceeded")
+        return await super().call(method, path, body, **query)
+
+
+async def test_app_that_ends_in_time_is_not_killed_and_its_end_is_read_once() -> None:
+    incus = Incus(**{guest.EXIT_RECORD: RECORD})
+    incus.has_instance("s-1", **OWN)
+    sandboxes = machine_on(incus).sandboxes
+    observed: list[asyncio.Task[SandboxReport]] = []
+
+    async def after(method: str, path: str) -> None:
+        if path.endswith("/state"):
+            # As the event of its end has it done.
+            observed.append(asyncio.create_task(sandboxes.report(ONE)))
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    incus.after = after
+    report = await sandboxes.stop(ONE, 10)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.STOPPED, 143)
+    assert (await observed[0]).end == report.end
+    assert [body["force"] for body in incus.stops] == [False]
+    assert incus.asked.count(guest.EXIT_RECORD) == 1
+    written = [path for method, path in incus.changes if method == "PATCH"]
+    assert written == ["/instances/s-1"] * 2, "stopping, and the end"
+    assert await sandboxes.report(ONE) == report
+
+
+@pytest.mark.parametrize(("grace", "forced"), [(10, [False, True]), (0, [True])])
+async def test_app_that_does_not_end_is_killed(grace: float, forced: list[bool]) -> None:
+    incus = Incus()
+    incus.refuses_to_stop = True
+    incus.has_instance("s-1", **OWN)
+    report = await machine_on(incus).sandboxes.stop(ONE, grace)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.STOPPED, None)
+    assert [body["force"] for body in incus.stops] == forced
+
+
+async def test_end_before_the_stop_is_the_apps_own() -> None:
+    incus = Incus(**{guest.EXIT_RECORD: b"3 0 5.0\n"})
+    incus.has_instance("s-1", **OWN)
+    report = await machine_on(incus).sandboxes.stop(ONE, 10)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 3)
+
+
+async def test_kept_logs_are_deleted_without_a_kill_but_for_what_somebody_started() -> None:
+    incus = Incus()
+    for name, status in (("s-1", "Stopped"), ("s-2", "Running")):
+        incus.has_instance(name, status=status, removed="1", **OWN)
+    incus.has_instance("s-3", status="Stopped", removed="1", **{**OWN, "builder": "another"})
+
+    async def before(method: str, path: str) -> None:
+        if method == "DELETE" and incus.instances[path.rpartition("/")[2]]["status"] == "Running":
+            raise IncusError(400, "The instance is currently running, stop it first")
+
+    incus.before = before
+    machine = machine_on(incus)
+    await machine.sandboxes.delete_logs(BuilderId("b"))
+    assert set(incus.instances) == {"s-3"}
+    assert [body["force"] for body in incus.stops] == [True]
+    assert await machine.instances.kept("b") == []

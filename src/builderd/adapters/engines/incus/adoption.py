@@ -1,4 +1,4 @@
-"""Adoption of what runs, by a service that starts and on members that return: ways to it, and what was left frozen."""
+"""Adoption of apps that run, by a starting service and on members that return: routes, and thawing after copies."""
 
 from __future__ import annotations
 

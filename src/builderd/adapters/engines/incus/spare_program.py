@@ -16,7 +16,7 @@ _HERE = b"{}\n"
 
 
 class SpareProgram:
-    """At most one program that waits for its task. ``start`` starts one; a task in its session has it to itself."""
+    """Holder of at most one program that waits for its task. ``start`` starts one and returns its session."""
 
     def __init__(self, start: Callable[[], Awaitable[ExecSession]]) -> None:
         self._start = start

@@ -1,4 +1,4 @@
-"""What listens in an instance that has just got its order, as the program that delivered it tells."""
+"""Listening sockets of an instance that has just got its order, from the program that delivered it."""
 
 from __future__ import annotations
 

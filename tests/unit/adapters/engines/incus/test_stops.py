@@ -1,4 +1,4 @@
-"""Stops of sandboxes and deletions of what is kept of them: no more is asked of Incus than a caller must wait for."""
+"""Stops of sandboxes and deletions of kept logs: they ask Incus for no more than a caller must wait for."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_end_before_the_stop_is_the_apps_own() -> None:
     assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 3)
 
 
-async def test_kept_logs_are_deleted_without_a_kill_but_for_what_somebody_started() -> None:
+async def test_instances_kept_for_logs_are_deleted_without_a_kill_unless_they_run() -> None:
     incus = Incus()
     for name, status in (("s-1", "Stopped"), ("s-2", "Running")):
         incus.has_instance(name, status=status, removed="1", **OWN)

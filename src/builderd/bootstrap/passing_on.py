@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from builderd.adapters.previews.haproxy.forward_config import ForwardOptions
 from builderd.adapters.previews.haproxy.forwarder import Forwarder, Target
 from builderd.adapters.previews.haproxy.process import worker_user
-from builderd.adapters.previews.haproxy.receiving import SECRET_FIELD, SERVICE_FIELD, PassedOn
 from builderd.api.server.connections import Connections
 from builderd.api.server.proxied import PassedOnProtocol
 from builderd.api.server.servers import Servers, bind
 from builderd.api.standby import Way, create_standby_app, create_standby_metrics
+from builderd.bootstrap.direct_visits import DirectVisits
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.previews import proxy_options
 from builderd.bootstrap.route_lists import Moment, RouteList, SeenLease
+from builderd.bootstrap.standby_hops import StandbyHops
+from builderd.bootstrap.worker_calls import NotReached, ask_readiness, target_of
 from builderd.domain.cluster_services import CLAIM_AFTER, ClusterService
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.domain.route_list import PROXY_SECONDS
-from builderd.operations import proxy_header
 from builderd.settings import Settings
 
 log = logging.getLogger(__name__)
 #: Seconds between two looks at the way while nothing is passed on, and while all is well.
 LOOK_INTERVAL, CALM_INTERVAL = 1.0, 3.0
-#: Seconds within which the service that works must answer a look, and send the next piece of its list of routes.
-LOOK_SECONDS = 4.0
-#: Seconds within which all of the list must be read.
-LIST_READ_SECONDS = 10.0
 #: Seconds for which connections still wait for a service that does not answer any more. Later they are refused at once.
 HOLD_SECONDS = 8.0
 #: Seconds that visits by the list have to end once it is used no more; then their way to other members goes.
 VISIT_SECONDS = 5.0
-#: Most bytes of its answer, and of its list of routes: 100,000 of them have some ten.
-MAX_ANSWER, MAX_LIST = 65_536, 32_000_000
+#: The same of visits that were led directly: a service that is started again confirms the list within that time, and
+#: another one gives no address before (``domain.route_list.FIRST_ADDRESS_AFTER``).
+DIRECT_VISIT_SECONDS = 20.0
 #: Returns the hosts of public previews that shall run, as the database has them now.
 VisitedHosts = Callable[[], Awaitable[Collection[str]]]
 
@@ -48,11 +44,11 @@ VisitedHosts = Callable[[], Awaitable[Collection[str]]]
 class PassingOn:
     """The standby's proxy and its own answers. ``open`` and ``close`` may be called again."""
 
-    def __init__(self, membership: Membership, visited_hosts: VisitedHosts) -> None:
+    def __init__(self, membership: Membership, visited_hosts: VisitedHosts, forwarder: Forwarder | None = None) -> None:
         self._membership = membership
         self._visited_hosts = visited_hosts
         self._settings = membership.settings
-        self._forwarder = make_forwarder(membership.settings)
+        self._forwarder = forwarder or make_forwarder(membership.settings)
         self._servers: Servers | None = None
         self._watch: asyncio.Task[None] | None = None
         self._owner: ClusterService | None = None
@@ -67,10 +63,14 @@ class PassingOn:
         self._lease: SeenLease | None = None
         #: Visitors are served by the list, up to this time since 1970; 0: they are not.
         self._listed_until = 0
-        #: When visitors were led by the list last, and whether the kernel has its routes to apps of other members.
-        self._listed_at, self._has_routes = time.monotonic(), False
-        #: The proxy may not have all of the list; what kept the list from being read or used last.
-        self._lacks_list, self._said = False, ""
+        #: When visitors were led by the list last, while no service worked.
+        self._listed_at = time.monotonic()
+        self._hops = StandbyHops(membership.provider)
+        self.direct = DirectVisits(
+            self._forwarder, self.list, self._hops, lambda: self._lease, lambda: membership.own_address
+        )
+        #: What kept the list from being used last.
+        self._said = ""
         #: When the service that works answered last, and when its member took a connection.
         self._answered_at = self._reached_at = time.monotonic()
 
@@ -80,7 +80,7 @@ class PassingOn:
             return
         # Left by a standby that was killed.
         await self._forwarder.retire(ends_visits=True)
-        await self._put_routes({})
+        await self._hops.clear()
         self._check_ports()
         self._forwarder.prepare()
         servers = Servers()
@@ -97,7 +97,7 @@ class PassingOn:
             # As without a key. The ports open once there is one.
             self._fail(error.message)
         else:
-            self._lacks_list |= await self._forwarder.run(options)
+            self.direct.lacks_list |= await self._forwarder.run(options)
         self._watch = asyncio.create_task(self._keep_looking())
 
     def follow(self, owner: ClusterService | None, lease: SeenLease) -> None:
@@ -110,24 +110,27 @@ class PassingOn:
     async def close(self, successor: ClusterService | None = None) -> None:
         """Free the ports; what waits is passed on to ``successor``, which is this service itself. Idempotent.
 
-        Without one, visits that the list led end, since the way to apps of other members does.
+        Without one, visits that the list led have some seconds to end, since the way to apps of other members does.
         """
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
             self._watch = None
-        if successor is not None and (target := _target(successor)):
+            await self.direct.stop()
+            if successor is None:
+                await self.direct.drain()
+        if successor is not None and (target := target_of(successor)):
             try:
                 await self._forwarder.lead(target)
             except EngineUnavailable as error:
                 log.warning("waiting connections not passed on error=%s", error.message)
         hops = self.list.hops(self._membership.own_address) if successor is not None and self._has_list() else {}
         if hops:
-            await self._put_routes(hops)
+            await self._hops.put(hops)
         # The ports are closed from here on. Also those of a service that was killed.
         await self._forwarder.retire(ends_visits=successor is None)
-        if self._has_routes and not hops:
-            await self._put_routes({})
+        if self._hops.has_any and not hops:
+            await self._hops.clear()
         self._listed_until = 0
         servers, self._servers = self._servers, None
         if servers is not None:
@@ -169,20 +172,22 @@ class PassingOn:
         await self._remove_routes()
         # Also a proxy that died, and a key that was copied since.
         options = await self._options()
-        self._lacks_list |= await self._forwarder.run(options)
+        self.direct.lacks_list |= await self._forwarder.run(options)
         owner = self._owner
         if owner is None:
             # As just after another one has taken the lease.
             self.way, self._membership.way = Way(), Way().fault
+            await self.direct.stop()
             await self._use_list()
             await self._lead(self._target)
             return
-        target = _target(owner)
+        target = target_of(owner)
         if target is None:
             self._fail(
                 f"the service on {owner.host_name} tells no address of its member: it is of an earlier version, or its "
                 "machine is no member (incus cluster list)"
             )
+            await self.direct.stop()
             await self._end_list()
             await self._lead(self._target)
             return
@@ -196,6 +201,7 @@ class PassingOn:
             answer = await ask_readiness(target, options.secret)
         except NotReached as error:
             self._fail(error.message)
+            await self.direct.stop()
             await self._use_list()
             await self._lead(target)
             return
@@ -203,6 +209,7 @@ class PassingOn:
             # Its previews go on without its API.
             self._reached_at = time.monotonic()
             self._fail(error.message)
+            await self.direct.stop()
             await self._end_list()
             await self._lead(target)
             return
@@ -212,7 +219,7 @@ class PassingOn:
         self.way, self._membership.way = Way(owner.host_name, "", answer), ""
         await self._forwarder.lead(target)
         await self._end_list()
-        await self._read_list(target, options.secret)
+        self.direct.start(target, options.secret)
 
     async def _lead(self, target: Target | None) -> None:
         """Lead the ports there while connections may wait for it, and visitors to the list where that is used."""
@@ -229,20 +236,6 @@ class PassingOn:
 
     def _has_list(self) -> bool:
         return self._lease is not None and self.list.is_of(self._lease.term)
-
-    async def _read_list(self, target: Target, secret: str) -> None:
-        """Bring the list of routes, and that of the proxy, up to date."""
-        asked_at = Moment()
-        try:
-            content = await ask_routes(target, secret, self.list.query)
-            self._lacks_list |= self.list.take(content, asked_at)
-            if self._lacks_list:
-                await self._forwarder.put_list(self.list.entries())
-                self._lacks_list = False
-            self._is_new_fault("")
-        except EngineUnavailable as error:
-            if self._is_new_fault(error.message):
-                log.warning("list of routes not read, visits fail should the service end error=%s", error.message)
 
     def _is_new_fault(self, reason: str) -> bool:
         said, self._said = self._said, reason
@@ -262,13 +255,13 @@ class PassingOn:
             if self._is_new_fault(error.message):
                 log.warning("list of routes not used, what is public is not known error=%s", error.message)
             return
-        self._lacks_list = True
+        self.direct.lacks_list = True
         await self._forwarder.put_list(self.list.entries(hosts))
         if not until or lease is None:
             return
         if not self._listed_until:
             log.warning("no service works, visits of running apps are served routes=%d", len(self.list.routes))
-            await self._put_routes(self.list.hops(self._membership.own_address))
+            await self._hops.put(self.list.hops(self._membership.own_address))
         # All this took time, in which another service may have the lease.
         if until := self.list.until(self._lease or lease):
             await self._forwarder.allow_list(until)
@@ -289,19 +282,12 @@ class PassingOn:
 
     async def _remove_routes(self) -> None:
         """Remove the way to other members some seconds after the list's use, and end visits, which would hang."""
-        if self._has_routes and not self._is_listed() and time.monotonic() - self._listed_at >= VISIT_SECONDS:
+        if self._is_listed() or self.direct.was_confirmed(DIRECT_VISIT_SECONDS):
+            return
+        if self._hops.has_any and time.monotonic() - self._listed_at >= VISIT_SECONDS:
             self._listed_until = 0
             await self._forwarder.end_visits()
-            await self._put_routes({})
-
-    async def _put_routes(self, hops: Mapping[str, str]) -> None:
-        """Have the kernel lead to exactly these apps of other members. Without routes their visits alone fail."""
-        self._has_routes = True
-        try:
-            await self._membership.provider.put_standby_routes(hops)
-            self._has_routes = bool(hops)
-        except EngineUnavailable as error:
-            log.warning("routes to apps of other members not changed error=%s", error.message)
+            await self._hops.clear()
 
     def _fail(self, reason: str) -> None:
         worker = self._owner.host_name if self._owner else None
@@ -311,88 +297,9 @@ class PassingOn:
         self.way, self._membership.way = Way(worker, reason), reason
 
 
-class NotReached(EngineUnavailable):
-    """Nothing takes connections at the address of the service that works."""
-
-
 def _held(since: float) -> bool:
     """Return True while connections may wait for a service that was seen then for the last time."""
     return time.monotonic() - since < HOLD_SECONDS
-
-
-async def ask_readiness(target: Target, secret: str) -> dict[str, Any]:
-    """Ask the service that works for its readiness as a client of this standby; return the answer's data.
-
-    Raises ``EngineUnavailable`` where it does not answer.
-    """
-    try:
-        async with asyncio.timeout(LOOK_SECONDS):
-            answer = await _ask(target, secret, PassedOn.API, "/readyz")
-    except TimeoutError:
-        raise EngineUnavailable(f"it does not answer within {LOOK_SECONDS:g} s") from None
-    if not answer:
-        raise EngineUnavailable(
-            "it takes nothing from this member: its vault.key is another one, or this machine's address is no member's"
-        )
-    try:
-        head, _, content = answer.partition(b"\r\n\r\n")
-        found = json.loads(content)
-    except ValueError:
-        raise EngineUnavailable("what answers at its members_port is no builderd") from None
-    data = found.get("data") if isinstance(found, dict) and head.startswith(b"HTTP/1.1 ") else None
-    if not isinstance(data, dict):
-        raise EngineUnavailable("its API does not answer: it is being restarted, or has more to do than it can take")
-    return data
-
-
-async def ask_routes(target: Target, secret: str, path: str) -> bytes:
-    """Ask the service that works for its routes; return the answer's content. Raises ``EngineUnavailable``."""
-    try:
-        async with asyncio.timeout(LIST_READ_SECONDS):
-            answer = await _ask(target, secret, PassedOn.ROUTES, path, MAX_LIST)
-    except TimeoutError:
-        raise EngineUnavailable(f"its routes stopped for {LOOK_SECONDS:g} s, or took {LIST_READ_SECONDS:g} s") from None
-    if len(answer) >= MAX_LIST:
-        raise EngineUnavailable(f"the list of its routes is longer than {MAX_LIST / 1e6:g} MB")
-    head, _, content = answer.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200 "):
-        first = head.partition(b"\r\n")[0].decode(errors="replace")
-        raise EngineUnavailable(f"it tells no routes now, or is of an earlier version ({first or 'no answer'})")
-    return content
-
-
-async def _ask(target: Target, secret: str, service: PassedOn, path: str, limit: int = MAX_ANSWER) -> bytes:
-    reader, writer = await _connect(target)
-    try:
-        own = writer.get_extra_info("sockname")
-        header = proxy_header.build((own[0], own[1]), {SECRET_FIELD: secret, SERVICE_FIELD: service})
-        writer.write(header + f"GET {path} HTTP/1.1\r\nHost: standby\r\nConnection: close\r\n\r\n".encode())
-        content = bytearray()
-        while len(content) < limit and (piece := await asyncio.wait_for(reader.read(MAX_ANSWER), LOOK_SECONDS)):
-            content += piece
-        return bytes(content)
-    except TimeoutError:
-        raise
-    except OSError:
-        # As closes a proxy that takes nothing from here.
-        return b""
-    finally:
-        writer.close()
-
-
-async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    try:
-        async with asyncio.timeout(LOOK_SECONDS / 2):
-            return await asyncio.open_connection(target.address, target.port, limit=MAX_ANSWER)
-    except TimeoutError:
-        raise NotReached(f"its members_port is not reached within {LOOK_SECONDS / 2:g} s") from None
-    except OSError as error:
-        raise NotReached(f"its members_port is not reached ({error.strerror or error})") from None
-
-
-def _target(service: ClusterService) -> Target | None:
-    address, _, port = (service.address or "").rpartition(":")
-    return Target(address, int(port), api=True, streams=True) if address and port.isdecimal() else None
 
 
 def make_forwarder(settings: Settings) -> Forwarder:

@@ -20,12 +20,22 @@ from starlette.routing import Route as Path
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.previews.haproxy.route_map import encode
 from builderd.api.server.answers import failure
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.route_list import LEASE_SECONDS, LIST_SECONDS, ListedRoute
+from builderd.domain.errors import BadRequest, EngineUnavailable, TooLarge
+from builderd.domain.previews import Address, Route, RouteState, is_host
+from builderd.domain.route_list import (
+    DIRECT_LEASE_SECONDS,
+    DIRECT_SECONDS,
+    EXCHANGE_SECONDS,
+    LEASE_SECONDS,
+    LIST_SECONDS,
+    ListedRoute,
+)
+from builderd.domain.standby_reports import StandbyReport, decode
 
-#: Path at which the service that works sends its list.
-PATH = "/routes"
+#: Paths at which the service that works sends its list, and at which a standby reports beside its question for it.
+PATH, EXCHANGE_PATH = "/routes", "/exchange"
+#: Most bytes of a report: 100,000 visited hosts have some twenty.
+MAX_REPORT = 32_000_000
 
 
 class RouteSource:
@@ -45,14 +55,44 @@ class RouteSource:
         """Return the app that answers standbys, and nobody else: its socket is behind the check of who they are."""
 
         async def routes(request: Request) -> Response:
-            known, _, version = request.query_params.get("since", "").partition("-")
-            is_known = known == self._run and version.isdecimal()
             try:
-                return JSONResponse(self.answer(int(version) if is_known else None))
+                return JSONResponse(self.answer(self._known(request.query_params.get("since", ""))))
             except EngineUnavailable as error:
                 return failure(error).response()
 
-        return Starlette(routes=[Path(PATH, routes)])
+        async def exchange(request: Request) -> Response:
+            at, content = time.monotonic(), bytearray()
+            async for piece in request.stream():
+                content += piece
+                if len(content) > MAX_REPORT:
+                    return failure(TooLarge(f"A report has {MAX_REPORT} bytes at most.")).response()
+            try:
+                return JSONResponse(await self.exchange(decode(bytes(content)), at))
+            except ValueError as error:
+                return failure(BadRequest(f"The report is not understood: {error}.")).response()
+            except EngineUnavailable as error:
+                return failure(error).response()
+
+        return Starlette(routes=[Path(PATH, routes), Path(EXCHANGE_PATH, exchange, methods=["POST"])])
+
+    async def exchange(self, report: StandbyReport, at: float) -> dict[str, Any]:
+        """Take a standby's report, and answer once a route is closed, after ``EXCHANGE_SECONDS`` at the latest.
+
+        Raises ``EngineUnavailable``; the standby leads no visits by such an answer.
+        """
+        standbys, version = self._previews.standbys, self._known(report.version)
+        hosts = self._previews.hosts
+        standbys.take(report, at, knows_run=version is not None, hosts=hosts)
+        if version is not None:
+            await standbys.news(report.standby, EXCHANGE_SECONDS)
+        routes = self.answer(version)
+        # At once: no route is closed between both.
+        return routes | standbys.answer(report.standby, at)
+
+    def _known(self, text: str) -> int | None:
+        """Return the version of this run that the text names, None for none."""
+        run, _, version = text.partition("-")
+        return int(version) if run == self._run and version.isascii() and version.isdecimal() else None
 
     def answer(self, version: int | None) -> dict[str, Any]:
         """Return the open routes that were changed after a version of this run; None: all."""
@@ -92,11 +132,21 @@ class SeenLease:
     at: Moment
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer to a report has beside the routes (``adapters.previews.haproxy.standbys``)."""
+
+    mark: int = 0
+    asked: Collection[str] = ()
+    recount: bool = True
+
+
 class RouteList:
     """A standby's list of the open routes of the service that works."""
 
     def __init__(self) -> None:
         self.routes: dict[str, ListedRoute] = {}
+        self.told = Told()
         #: The term of the service that told it.
         self.term: int | None = None
         self._version = ""
@@ -114,6 +164,7 @@ class RouteList:
             routes = [_listed(*one) for one in found["routes"]]
             closed, term, version = list(found["closed"]), int(found["term"]), str(found["version"])
             is_whole = bool(found["whole"])
+            told = Told(int(found.get("mark", 0)), [*map(_host, found.get("asked", ()))], found.get("recount") is True)
         except (ValueError, KeyError, TypeError) as error:
             raise EngineUnavailable(f"the list of its routes is not understood: {error!r}") from None
         before = self.routes
@@ -122,7 +173,7 @@ class RouteList:
         for host in closed:
             self.routes.pop(host, None)
         self.routes |= {one.host: one for one in routes}
-        self.term, self._version, self._asked_at = term, version, asked_at
+        self.term, self._version, self._asked_at, self.told = term, version, asked_at, told
         return (is_whole and before != self.routes) or bool(routes or closed)
 
     def is_of(self, term: int, at: Moment | None = None) -> bool:
@@ -139,6 +190,24 @@ class RouteList:
             return 0
         return int(min(asked.wall + LIST_SECONDS, lease.at.wall + LEASE_SECONDS))
 
+    def direct_until(self, lease: SeenLease) -> int:
+        """Return the time since 1970 up to which visits may be led directly: its service works; 0: not at all."""
+        asked, now = self._asked_at, Moment()
+        if asked is None or lease.is_over or lease.term != self.term:
+            return 0
+        is_late = now.boot - asked.boot >= DIRECT_SECONDS or now.boot - lease.at.boot >= DIRECT_LEASE_SECONDS
+        return 0 if is_late else int(asked.wall + DIRECT_SECONDS)
+
+    @property
+    def version(self) -> str:
+        """Return the version of the list, as its service names it."""
+        return self._version
+
+    @property
+    def run(self) -> str:
+        """Return the run of the service that told it, "" before one did."""
+        return self._version.partition("-")[0]
+
     def entries(self, hosts: Collection[str] | None = None) -> dict[str, str]:
         """Return the proxy's entries of the routes that a standby may serve; with ``hosts``, of those alone."""
         plain = {host: one for host, one in self.routes.items() if one.is_plain and (hosts is None or host in hosts)}
@@ -147,6 +216,13 @@ class RouteList:
     def hops(self, own: str | None) -> Mapping[str, str]:
         """Return the way to each app that is not on this member: its address, and that of its member."""
         return {one.address.ip: one.via for one in self.routes.values() if one.via not in ("", own)}
+
+
+def _host(text: str) -> str:
+    """Check a host that becomes a part of the proxy's commands."""
+    if not is_host(text):
+        raise ValueError(f"not a host: {text!r}")
+    return text
 
 
 def _listed(host: str, ip: str, port: int, public: bool, h2c: bool, via: str) -> ListedRoute:

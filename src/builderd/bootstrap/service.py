@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from builderd.bootstrap.previews import api_socket, make_previews
 from builderd.bootstrap.receiving import Receiver
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
+from builderd.domain.route_list import FIRST_CLOSE_AFTER
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
@@ -164,6 +166,9 @@ async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over:
 async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) -> None:
     previews = make_previews(settings)
     receiver = Receiver(owned.standby.membership, previews) if owned.standby is not None else None
+    if owned.first_address_at:
+        # Others stand by, and may lead visits by what an earlier service told them.
+        previews.standbys.begin(time.monotonic() + FIRST_CLOSE_AFTER)
     async with application(settings, owned, previews) as app:
         note_database(settings)
         meter = Meter()

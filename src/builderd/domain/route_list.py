@@ -1,4 +1,6 @@
-"""List of open routes that each standby of a cluster keeps, for visits while no service works.
+"""List of open routes that each standby of a cluster keeps, and by which it leads visits itself.
+
+It does so at all times: while the service that works confirms the list, *directly*, and while no service works.
 
 Two tenants never meet by it. A standby read the list from the service that works, whose route led to the address then.
 That service gives the address to nobody else for ``RESERVED_SECONDS`` after its route has gone, and no standby uses a
@@ -25,6 +27,16 @@ PROXY_SECONDS = 10.0
 #: earlier list ``LEASE_SECONDS`` after the lease was read, and uses it for ``PROXY_SECONDS`` more where the machine's
 #: clock was set back. With some for visits as above.
 FIRST_ADDRESS_AFTER = LEASE_SECONDS + PROXY_SECONDS + 5.0
+#: The service that works answers a standby at once when a route is closed, else after so many seconds.
+EXCHANGE_SECONDS = 0.5
+#: A standby leads visits directly for no longer than so many seconds after it has asked the service that works.
+DIRECT_SECONDS = 3.0
+#: It does so only while it has read in the database, so many seconds ago at most, that this service has the lease.
+DIRECT_LEASE_SECONDS = 4.0
+#: A closed route is closed for sure so many seconds after a standby that acknowledges nothing was answered last.
+CLOSED_AFTER = DIRECT_SECONDS + 0.5
+#: The same after another service, or another process, has worked: a standby may have asked that one at the last moment.
+FIRST_CLOSE_AFTER = DIRECT_LEASE_SECONDS + CLOSED_AFTER + 0.5
 
 
 @dataclass(frozen=True, slots=True)

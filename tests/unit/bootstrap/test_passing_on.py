@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,12 @@ import pytest
 from tests.unit.bootstrap.test_standby import FakeCluster, instance
 
 from builderd.adapters.previews.haproxy.forwarder import Target
-from builderd.bootstrap import passing_on, route_lists
+from builderd.bootstrap import direct_visits, passing_on, route_lists, worker_calls
 from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.membership import Membership
-from builderd.bootstrap.passing_on import NotReached, PassingOn, ask_readiness
+from builderd.bootstrap.passing_on import PassingOn
 from builderd.bootstrap.route_lists import Moment, SeenLease
+from builderd.bootstrap.worker_calls import NotReached, ask_readiness
 from builderd.domain.cluster_services import CLAIM_AFTER, ClusterService
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.domain.route_list import LEASE_SECONDS
@@ -96,7 +97,7 @@ async def test_port_that_is_closed_differs_from_a_service_that_is_silent(
 ) -> None:
     with pytest.raises(NotReached, match="is not reached"):
         await ask_readiness(Target("127.0.0.1", unused_tcp_port, api=True, streams=True), "ab" * 32)
-    monkeypatch.setattr(passing_on, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(worker_calls, "LOOK_SECONDS", 0.2)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -121,8 +122,11 @@ class FakeForwarder:
         self.ended = 0
         #: The proxy died before this command.
         self.refuses = ""
-        #: The next look starts it anew.
-        self.starts = False
+        #: The next look starts it anew; how often it was started.
+        self.starts_anew, self.starts = False, 1
+        self.serves_list = True
+        #: The times up to which visits may be led directly, with the hosts of the list then.
+        self.direct: list[tuple[int, frozenset[str]]] = []
         self.puts = 0
         #: Those of the cluster, and how many were put when the proxy was retired.
         self.hops: list[dict[str, str]] = []
@@ -137,6 +141,14 @@ class FakeForwarder:
         self._answer("allow_list")
         self.allowed.append(until)
 
+    async def allow_direct(self, until: int) -> None:
+        self._answer("allow_direct")
+        self.direct.append((until, frozenset(self.listed)))
+
+    async def counts(self, commands: Sequence[str]) -> list[str]:
+        self._answer("counts")
+        return [""] * len(commands)
+
     def _answer(self, command: str) -> None:
         if command == self.refuses:
             raise EngineUnavailable("The standby's proxy does not work.")
@@ -149,9 +161,9 @@ class FakeForwarder:
         self.hops_at_end.append(len(self.hops))
 
     async def run(self, options: object) -> bool:
-        started, self.starts = self.starts, False
+        started, self.starts_anew = self.starts_anew, False
         if started:
-            self.listed = {}
+            self.listed, self.starts = {}, self.starts + 1
         return started
 
     async def lead(self, target: Target) -> None:
@@ -170,9 +182,8 @@ def lease(term: int = 1, *, is_over: bool = False) -> SeenLease:
 def passing(tmp_path: Path) -> PassingOn:
     settings = Settings(data_dir=tmp_path)
     make_keys(settings).load()
-    made = PassingOn(Membership(settings, instance(settings), FakeCluster()), no_hosts)
-    made._forwarder = cast("Any", FakeForwarder())
-    return made
+    forwarder = cast("Any", FakeForwarder())
+    return PassingOn(Membership(settings, instance(settings), FakeCluster()), no_hosts, forwarder)
 
 
 def led(passing: PassingOn) -> Target:
@@ -348,7 +359,7 @@ async def test_visits_within_one_member_go_on(listing: Listing, monkeypatch: pyt
     await listing.look(is_over=False, term=2)
     later(monkeypatch, passing_on.VISIT_SECONDS)
     await listing.look(is_over=False, term=2)
-    assert (listing.forwarder.ended, listing.hops) == (0, [{}])
+    assert (listing.forwarder.ended, listing.hops) == (0, [])
 
 
 @pytest.mark.parametrize("dies", ["before its use", "at its end"])
@@ -473,20 +484,37 @@ async def test_service_that_never_stood_by_changes_no_route(listing: Listing, pa
     assert listing.hops == []
 
 
-async def test_proxy_has_all_of_the_list_although_it_was_started_again_or_refused_it(
+async def test_list_is_read_while_the_service_answers_and_no_visit_led_directly_once_it_does_not(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next change of a route may be hours later, and 10,000 entries are not put in the second that counts."""
-    unchanged = {"term": 1, "version": "a-1", "whole": False, "routes": [], "closed": []}
+    asked: list[bytes] = []
+
+    async def ask(target: Target, secret: str, path: str, report: bytes = b"") -> bytes:
+        asked.append(report)
+        told = {"term": 1, "version": "a-1", "whole": False, "routes": [], "closed": []}
+        return json.dumps(told | {"mark": 0, "asked": [], "recount": False}).encode()
+
     monkeypatch.setattr(passing_on, "ask_readiness", answers(DATA))
-    monkeypatch.setattr(passing_on, "ask_routes", answers(json.dumps(unchanged).encode()))
-    listing.forwarder.starts = True
-    for refuses in ("put_list", ""):
-        listing.forwarder.refuses = refuses
-        await listing.look(is_over=False)
-        assert bool(listing.forwarder.listed) is not bool(refuses)
+    monkeypatch.setattr(direct_visits, "ask_routes", ask)
     await listing.look(is_over=False)
-    assert listing.forwarder.puts == 1, "unchanged"
+    async with asyncio.timeout(10):
+        while len(asked) < 3:
+            await asyncio.sleep(0.01)
+    assert listing.forwarder.direct[-1][0] > time.time()
+    assert listing.forwarder.listed.keys() == listing.forwarder.direct[-1][1] == {VISITED, CHANGED}
+    assert listing.hops == [{"10.99.0.20": "10.98.0.12"}]
+    monkeypatch.setattr(passing_on, "ask_readiness", fails)
+    await listing.look(is_over=False)
+    count = len(asked)
+    assert listing.forwarder.direct[-1][0] == 0
+    await asyncio.sleep(0.3)
+    assert len(asked) == count
+    await listing.passing.close()
+    assert listing.hops[1:] == [{}]
+
+
+async def fails(*_: object) -> object:
+    raise EngineUnavailable("its API does not answer")
 
 
 def answers(content: object) -> Callable[..., Awaitable[object]]:
@@ -497,7 +525,7 @@ def answers(content: object) -> Callable[..., Awaitable[object]]:
 
 
 async def test_service_that_vanishes_while_it_sends_its_list_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passing_on, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(worker_calls, "LOOK_SECONDS", 0.2)
 
     async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n{")
@@ -506,22 +534,22 @@ async def test_service_that_vanishes_while_it_sends_its_list_is_given_up_soon(mo
 
     async with await asyncio.start_server(vanish, "127.0.0.1", 0) as server:
         target = Target("127.0.0.1", server.sockets[0].getsockname()[1], api=True, streams=True)
-        async with asyncio.timeout(passing_on.LIST_READ_SECONDS):
+        async with asyncio.timeout(worker_calls.LIST_READ_SECONDS):
             with pytest.raises(EngineUnavailable, match=r"stopped for 0\.2 s"):
-                await passing_on.ask_routes(target, "ab" * 32, "/routes")
+                await worker_calls.ask_routes(target, "ab" * 32, "/routes")
 
 
 async def test_list_that_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passing_on, "MAX_LIST", 2_000_000)
+    monkeypatch.setattr(worker_calls, "MAX_LIST", 2_000_000)
     async with service(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 3_000_000) as target:
         with pytest.raises(EngineUnavailable, match="is longer than 2 MB"):
-            await passing_on.ask_routes(target, "ab" * 32, "/routes")
+            await worker_calls.ask_routes(target, "ab" * 32, "/routes")
 
 
 async def test_routes_are_read_as_a_member_and_what_is_no_list_is_refused() -> None:
     received = bytearray()
     async with service(b"HTTP/1.1 200 OK\r\n\r\n{}", received) as target:
-        assert await passing_on.ask_routes(target, "ab" * 32, "/routes?since=") == b"{}"
+        assert await worker_calls.ask_routes(target, "ab" * 32, "/routes?since=") == b"{}"
     header = proxy_header.parse(received)
     assert header is not None
     assert b"\xe1\x00\x06routes" in received[: header.size]
@@ -529,4 +557,4 @@ async def test_routes_are_read_as_a_member_and_what_is_no_list_is_refused() -> N
     for answer in (b"", b"HTTP/1.1 503 x\r\n\r\n{}", b"SSH-2.0-x\r\n"):
         async with service(answer) as target:
             with pytest.raises(EngineUnavailable, match="tells no routes now"):
-                await passing_on.ask_routes(target, "ab" * 32, "/routes")
+                await worker_calls.ask_routes(target, "ab" * 32, "/routes")

@@ -14,6 +14,7 @@ import pytest
 from builderd.adapters.previews.haproxy import route_map
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.previews.haproxy.route_map import RouteMap
+from builderd.adapters.previews.haproxy.standbys import Standbys
 from builderd.bootstrap import route_lists
 from builderd.bootstrap.route_lists import Moment, RouteList, RouteSource, SeenLease
 from builderd.domain.errors import EngineUnavailable
@@ -36,16 +37,23 @@ class Service:
 
     def __init__(self, folder: Path, term: int = 1) -> None:
         self.routes = RouteMap(folder / "routes.map")
-        previews = SimpleNamespace(_map=self.routes)
+        self.standbys = Standbys()
+        previews = SimpleNamespace(_map=self.routes, standbys=self.standbys, hosts=self.routes.routes.keys())
         previews.routes_since = lambda version: HaproxyPreviews.routes_since(cast("HaproxyPreviews", previews), version)
         self.source = RouteSource(
             cast("HaproxyPreviews", previews), term, lambda ip: THERE if ip == "10.99.0.21" else "", lambda: HERE
         )
 
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.source.app()), base_url="http://x")
+
     async def ask(self, path: str) -> bytes:
-        transport = httpx.ASGITransport(self.source.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        async with self.client() as client:
             return (await client.get(path)).content
+
+    async def post(self, path: str, content: bytes) -> bytes:
+        async with self.client() as client:
+            return (await client.post(path, content=content)).content
 
 
 @pytest.fixture

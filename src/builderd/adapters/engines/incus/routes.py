@@ -17,8 +17,10 @@ log = logging.getLogger(__name__)
 
 #: Marks the service's own routes (rtnetlink(7), rtm_protocol; free for use by programs of one's own).
 PROTOCOL = "152"
-#: Marks those of a standby, which leads visits to apps while no service works.
-STANDBY_PROTOCOL = "153"
+#: Marks those of a standby, which leads visits to apps itself. They have a table of their own, with a rule by which
+#: connections of this machine alone find them: what another member sends to an app here is never led away by one that
+#: a killed standby has left.
+STANDBY_PROTOCOL, STANDBY_TABLE, STANDBY_RULE = "153", "15300", "15300"
 #: Seconds within which ``ip`` ends; it takes some milliseconds for a route, and less for each of many.
 IP_SECONDS = 30.0
 
@@ -45,7 +47,7 @@ class Routes:
         for address, member in remote.items():
             await self.add(address, member)
         # Those that this service has had as a standby, and that are none of its own now.
-        await _ip("route", "flush", "proto", STANDBY_PROTOCOL)
+        await _ip("route", "flush", "table", "all", "proto", STANDBY_PROTOCOL)
 
     def next_hop(self, address: str) -> str:
         """Return the address of the member to which an address is routed; "" of one on this machine."""
@@ -72,12 +74,23 @@ class Routes:
 async def put_standby_routes(hops: Mapping[str, str]) -> None:
     """Have routes of a standby to exactly these addresses (address → address of its member).
 
-    Raises ``EngineUnavailable`` where they cannot be changed at all.
+    Those that stay are not touched, so that no visit meets a moment without its way. Raises ``EngineUnavailable`` where
+    they cannot be changed at all.
     """
-    lines = [f"route flush proto {STANDBY_PROTOCOL}"]
-    lines += [f"route replace {address}/32 via {via} proto {STANDBY_PROTOCOL}" for address, via in hops.items()]
-    # Goes on after a line that fails, such as to a member that is no neighbour now.
-    await _ip("-force", "-batch", "-", lines=lines)
+    shown = await _ip("route", "show", "table", "all", "proto", STANDBY_PROTOCOL)
+    # "10.99.0.20 via 10.98.0.12 dev eth0 table 15300"; without a table those of an earlier version.
+    found = [line.split() for line in shown.splitlines()]
+    have = {words[0]: words[2] for words in found if words[-2:] == ["table", STANDBY_TABLE]}
+    lines = [] if len(have) == len(found) else [f"route flush proto {STANDBY_PROTOCOL}"]
+    has_rule = bool(await _ip("rule", "show", "pref", STANDBY_RULE))
+    if has_rule is not bool(hops):
+        lines.append(f"rule {'add' if hops else 'del'} pref {STANDBY_RULE} iif lo lookup {STANDBY_TABLE}")
+    in_table = f"proto {STANDBY_PROTOCOL} table {STANDBY_TABLE}"
+    lines += [f"route del {address}/32 {in_table}" for address in have.keys() - hops.keys()]
+    lines += [f"route replace {one}/32 via {via} {in_table}" for one, via in hops.items() if have.get(one) != via]
+    if lines:
+        # Goes on after a line that fails, such as to a member that is no neighbour now.
+        await _ip("-force", "-batch", "-", lines=lines)
 
 
 async def _ip(*words: str, lines: Iterable[str] = ()) -> str:

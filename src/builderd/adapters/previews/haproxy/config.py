@@ -224,10 +224,10 @@ def listen(host: str, port: int) -> str:
         return f"{host}:{port}"
 
 
-def sender(options: ProxyOptions, *, behind_standbys: bool) -> str:
+def sender(options: ProxyOptions, *, behind_standbys: bool, condition: str = "") -> str:
     """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection.
 
-    ``behind_standbys``: connections come with the header of a standby's proxy, too.
+    ``behind_standbys``: connections come with the header of a standby's proxy, too. ``condition``: of the address.
     """
     if not options.trusted_proxies:
         return _own_proto(options) if options.has_both_schemes else ""
@@ -236,7 +236,7 @@ def sender(options: ProxyOptions, *, behind_standbys: bool) -> str:
         acl from_proxy fc_src {networks}
         {receiving.from_proxy(networks) if behind_standbys else ""}
         acl has_sender req.hdr_ip(x-forwarded-for,-1) -m found
-        http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender
+        http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender {condition}
         # Only the last of several lines counts.
         http-request set-var(txn.proto) req.fhdr(x-forwarded-proto,-1),lower if from_proxy
         {_own_proto(options, "!{ var(txn.proto) -m str http https }")}
@@ -276,17 +276,18 @@ def admission(options: ProxyOptions, host: Host) -> str:
     return limit + limit.replace("tcp-request connection", "tcp-request session") if options.receiving else limit
 
 
-def share(options: ProxyOptions, host: Host) -> str:
+def share(options: ProxyOptions, host: Host, *, condition: str = "") -> str:
     """Count each request of a shared connection for its address, since it holds a connection to an app.
 
-    These are requests of HTTP/2 and HTTP/3, and those of a trusted proxy, which count for the visitor that it names.
+    These are requests of HTTP/2 and HTTP/3, and those of a trusted proxy, which count for the visitor that it names;
+    with a ``condition``, those alone for which it holds.
     """
     if not (most := _most(options, host)):
         return ""
-    forwarded = " or from_proxy has_sender" if options.trusted_proxies else ""
+    forwarded = f" or from_proxy has_sender {condition}" if options.trusted_proxies else ""
     return f"""
         acl multiplexed req.ver 2.0 3.0
-        http-request track-sc2 {_ADDRESS} table visitors if multiplexed{forwarded}
+        http-request track-sc2 {_ADDRESS} table visitors if multiplexed {condition}{forwarded}
         http-request deny deny_status 429 if {{ sc2_conn_cur gt {most} }}
         """
 
@@ -311,13 +312,18 @@ def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         forward_rules(options),
         counting.all_answers(),
         answers.crashed(files, form),
-        f"""
+        dial(),
+    )
+
+
+def dial() -> str:
+    """Return the rules by which the fast path reaches an app."""
+    return f"""
         {_RETRIES}
         http-reuse never
         http-request disable-l7-retry if {{ req.timer.idle lt 50 }}
         server app 0.0.0.0:0
-        """,
-    )
+        """
 
 
 def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:

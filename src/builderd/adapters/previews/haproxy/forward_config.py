@@ -1,13 +1,14 @@
 """Configuration of a standby's proxy, which passes its ports on to the service that works. Pure.
 
 Previews and SSH pass byte by byte, so that TLS ends at the service that works. Requests to the API are parsed: this
-service answers those about its own health, and all while no other one works; then it serves visits, too, of those apps
-that its list of routes has (``listed_config``). A connection that finds the other service
+service answers those about its own health, and all while no other one works. It serves plain visits itself of those
+apps that its list of routes has, while it may use it (``listed_config``). A connection that finds the other service
 gone is tried again each second, at the address that the runtime API has set by then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -52,6 +53,12 @@ class ForwardOptions:
         return (PassedOn.API, PassedOn.HTTP, *https, *((PassedOn.SSH,) if self.ssh_port else ()))
 
     @property
+    def backends(self) -> Mapping[str, PassedOn]:
+        """Return the backends that lead to the service that works, and what each passes on."""
+        more = {listed_config.PASSED: PassedOn.HTTP} if self.serves_list else {}
+        return {backend_name(one): one for one in self.services} | more
+
+    @property
     def serves_list(self) -> bool:
         return listed_config.is_served(self.proxy)
 
@@ -65,8 +72,8 @@ def render(options: ForwardOptions, files: ProxyFiles, host: Host) -> Configurat
         _defaults(options),
         _api(options, host),
         _own(files, chrooted=host.user is not None),
-        *(_stream(options, host, one) for one in options.services if one is not PassedOn.API),
-        *(_backend(options, files, host, one) for one in options.services),
+        *(_stream(options, files, host, one) for one in options.services if one is not PassedOn.API),
+        *(_backend(options, files, host, name) for name in options.backends),
         *(_nobody(files, form) for form in Form),
         visitors(),
         *(listed_config.sections(options.proxy, files, host) if options.serves_list else ()),
@@ -144,7 +151,7 @@ def _own(files: ProxyFiles, *, chrooted: bool) -> str:
     )
 
 
-def _stream(options: ForwardOptions, host: Host, service: PassedOn) -> str:
+def _stream(options: ForwardOptions, files: ProxyFiles, host: Host, service: PassedOn) -> str:
     """Return the frontend of a port that is passed on byte by byte."""
     port = {
         PassedOn.HTTP: options.proxy.port,
@@ -154,9 +161,12 @@ def _stream(options: ForwardOptions, host: Host, service: PassedOn) -> str:
     assert port is not None, "only ports that are set are served"
     nobody = f"{{ nbsrv({backend_name(service)}) eq 0 }}"
     if service is PassedOn.HTTP and not options.proxy.speaks_tls_only:
+        stays = listed_config.STAYS if options.serves_list else ""
         end = f"""
             tcp-request inspect-delay {options.proxy.timeouts.request}s
-            tcp-request content switch-mode http if {nobody}
+            {listed_config.choice(files) if stays else ""}
+            tcp-request content switch-mode http if {nobody}{f" !{stays}" if stays else ""}
+            {f"use_backend {listed_config.BACKEND} if {stays}" if stays else ""}
             use_backend nobody_page if {nobody} {READS_PAGES}
             use_backend nobody_envelope if {nobody}
             """
@@ -174,31 +184,33 @@ def _stream(options: ForwardOptions, host: Host, service: PassedOn) -> str:
     )
 
 
-def _backend(options: ForwardOptions, files: ProxyFiles, host: Host, service: PassedOn) -> str:
-    """Return the backend that leads to the service that works; the runtime API sets its address and state.
+def _backend(options: ForwardOptions, files: ProxyFiles, host: Host, name: str) -> str:
+    """Return a backend that leads to the service that works; the runtime API sets its address and state.
 
-    A visitor's connection that waits for it goes on to the list of routes, once that is used.
+    A visitor's connection that waits for it goes on to the list of routes, once that is used while no service works.
     """
-    has_list = service is PassedOn.HTTP and options.serves_list
+    service = options.backends[name]
+    has_list = name == backend_name(PassedOn.HTTP) and options.serves_list
     fields = {SECRET_FIELD: options.secret, SERVICE_FIELD: str(service)}
     header = " ".join(f'set-proxy-v2-tlv-fmt({key}) "%[str({value})]"' for key, value in fields.items())
-    if service is PassedOn.API:
-        mode = f"""
-            mode http
-            option http-no-delay
-            option abortonclose
-            option http-server-close
-            http-reuse never
-            {answers.standby_errors(files)}
-            """
-    else:
-        mode = "mode tcp"
     return section(
-        f"backend {backend_name(service)} from base",
-        mode,
+        f"backend {name} from base",
+        _request_mode(files) if name in (backend_name(PassedOn.API), listed_config.PASSED) else "mode tcp",
+        # Each connection is one client's, whom its header names.
+        "option http-server-close" if service is PassedOn.API else "",
         f"server {SERVER} {_NOWHERE} send-proxy-v2 {header} disabled",
-        listed_config.server(files, chrooted=host.user is not None) if has_list else "",
+        f"{listed_config.server(files, chrooted=host.user is not None)} disabled" if has_list else "",
     )
+
+
+def _request_mode(files: ProxyFiles) -> str:
+    return f"""
+        mode http
+        option http-no-delay
+        option abortonclose
+        http-reuse never
+        {answers.standby_errors(files)}
+        """
 
 
 def _nobody(files: ProxyFiles, form: Form) -> str:

@@ -57,6 +57,7 @@ class Forwarder:
         self._target: Target | None = None
         #: Entries of the list of routes that the proxy has; None where it has to be asked.
         self._listed: Mapping[str, str] | None = {}
+        self._starts = 0
 
     @property
     def own_socket(self) -> Path:
@@ -87,6 +88,7 @@ class Forwarder:
         self._listed = {}
         host = process.host(options.proxy)
         atomic_files.replace(files.config, forward_config.render(options, files, host).text.encode())
+        self._starts += 1
         await _finish(process.start(options.proxy, files))
         self._options, target, self._target = options, self._target, None
         if target is not None:
@@ -101,8 +103,8 @@ class Forwarder:
             if target.listed:
                 # First: a visitor finds one of both.
                 await self._use_list(self._options, is_used=True)
-            for service in self._options.services:
-                server = f"{backend_name(service)}/{SERVER}"
+            for name, service in self._options.backends.items():
+                server = f"{name}/{SERVER}"
                 is_open = target.api if service is PassedOn.API else target.streams
                 is_open &= not (service is PassedOn.HTTP and target.listed)
                 for change in (f"addr {target.address} port {target.port}", f"state {_state(is_open)}"):
@@ -113,7 +115,7 @@ class Forwarder:
 
     async def put_list(self, routes: Mapping[str, str]) -> None:
         """Have exactly these entries (host → encoded route) in the list of routes, used or not."""
-        if routes == self._listed or self._options is None or not self._options.serves_list:
+        if routes == self._listed or not self.serves_list:
             return
         worker, table, have, self._listed = Worker(self._files.admin_socket), self._files.routes, self._listed, None
         with _available():
@@ -125,11 +127,33 @@ class Forwarder:
 
     async def allow_list(self, until: int) -> None:
         """Let the list of routes be used until this time, in seconds since 1970; 0: not from now on."""
-        if self._options is None or not self._options.serves_list:
+        await self._allow(_allow(until))
+
+    async def allow_direct(self, until: int) -> None:
+        """Let visits be led by the list beside the service that works, until this time as above."""
+        await self._allow(_allow(until, listed_config.DIRECT_TABLE))
+
+    async def _allow(self, command: str) -> None:
+        if not self.serves_list:
             return
         with _available():
-            if answer := await runtime_api.ask(self._files.admin_socket, _allow(until)):
+            if answer := await runtime_api.ask(self._files.admin_socket, command):
                 raise CommandRefused(answer)
+
+    @property
+    def serves_list(self) -> bool:
+        """Return True while a proxy runs that may serve visits by the list of routes."""
+        return self._options is not None and self._options.serves_list
+
+    @property
+    def starts(self) -> int:
+        """Return how many proxies were started: each has its own counters, and an earlier one may go on."""
+        return self._starts
+
+    async def counts(self, commands: Collection[str]) -> list[str]:
+        """Return the answers to commands that read counters."""
+        with _available():
+            return [await runtime_api.ask(self._files.admin_socket, command) for command in commands]
 
     async def _use_list(self, options: ForwardOptions, *, is_used: bool) -> None:
         if options.serves_list:
@@ -150,7 +174,8 @@ class Forwarder:
         self._options = None
         if not pids:
             return
-        await self._ask_once(_allow(0), *(_END_VISITS if ends_visits else ()))
+        direct = _allow(0, listed_config.DIRECT_TABLE)
+        await self._ask_once(_allow(0), direct, *(_END_VISITS if ends_visits else ()))
         # A master passes it on to its workers.
         _signal(pids, signal.SIGUSR1)
         if not await _wait_until_closed(pids):
@@ -186,8 +211,8 @@ class Forwarder:
                         yield int(folder.name)
 
 
-def _allow(until: int) -> str:
-    return f"set table {listed_config.TABLE} key {listed_config.KEY} data.gpt0 {until}"
+def _allow(until: int, table: str = listed_config.TABLE) -> str:
+    return f"set table {table} key {listed_config.KEY} data.gpt0 {until}"
 
 
 def _state(is_open: bool) -> str:

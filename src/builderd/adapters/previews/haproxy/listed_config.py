@@ -1,15 +1,17 @@
-"""Configuration by which a standby serves visits of listed routes itself, while no service works. Pure.
+"""Configuration by which a standby serves visits of listed routes itself. Pure.
 
 Its proxy has a list of routes to running, public apps at all times (``domain.route_list``), and uses it only up to a
-time that the service moves: by this machine's clock, and no longer than ``PROXY_SECONDS`` from then by the proxy's own,
-which nobody sets. So a proxy whose service was killed, or that finishes what is open, ends its use by itself.
+time that the service moves: by this machine's clock, and for some seconds from then by the proxy's own, which nobody
+sets. So a proxy whose service was killed, or that finishes what is open, ends its use by itself. There are two such
+times: one for visits that are led directly, beside the service that works, and one for those while no service works.
 
-Visits that a working proxy would send on its fast path go to the app; all others get 503 with ``Retry-After``.
+Visits that a working proxy would send on its fast path go to the app; all others to the service that works. While there
+is none, they get 503 with ``Retry-After``.
 """
 
 from __future__ import annotations
 
-from builderd.adapters.previews.haproxy import answers, receiving
+from builderd.adapters.previews.haproxy import answers, counting, receiving
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.config import (
     PLAIN_VISIT,
@@ -17,6 +19,7 @@ from builderd.adapters.previews.haproxy.config import (
     Host,
     asked_host,
     defaults,
+    dial,
     forward_rules,
     plain_visit,
     sender,
@@ -24,12 +27,15 @@ from builderd.adapters.previews.haproxy.config import (
 )
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
-from builderd.domain.route_list import PROXY_SECONDS
+from builderd.domain.route_list import DIRECT_SECONDS, PROXY_SECONDS
 
-#: Server of the backend of visitors that leads to these sections.
-SERVER = "listed"
-#: Table whose one entry has the time, in seconds since 1970, up to which the list may be used.
-TABLE, KEY = "list_until", "list"
+#: Server of the backend of visitors that leads to these sections, and the backend that leads to nothing else.
+SERVER, BACKEND = "listed", "by_list"
+#: Tables whose one entry has the time, in seconds since 1970, up to which the list may be used: while no service works,
+#: and beside the one that works.
+TABLE, DIRECT_TABLE, KEY = "list_until", "direct_until", "list"
+#: Backend that passes requests on which came between visits of the list.
+PASSED = "to_http_request"
 #: Servers by which visits go to apps.
 APPS = tuple(f"listed_{form}/app" for form in Form)
 
@@ -40,51 +46,87 @@ def is_served(options: ProxyOptions) -> bool:
 
 
 def server(files: ProxyFiles, *, chrooted: bool) -> str:
-    """Return the line for the server that leads to these sections; the runtime API turns it on."""
+    """Return the line for the server that leads to these sections."""
     path = f"/{files.http_socket.name}" if chrooted else str(files.http_socket)
-    return f"server {SERVER} {quoted(f'unix@{path}')} send-proxy-v2 disabled"
+    return f"server {SERVER} {quoted(f'unix@{path}')} send-proxy-v2"
+
+
+def choice(files: ProxyFiles) -> str:
+    """Return the rules of the visitors' port: a connection that begins with a request for a listed host stays here.
+
+    Only while visits are led directly it is waited for that request; all other connections pass byte by byte.
+    """
+    return f"""
+        {_time_left("tcp-request content", DIRECT_TABLE, "direct")}
+        acl direct var(txn.direct) -m int gt 0
+        acl listed req.hdr(host),host_only,rtrim(.),map_str({quoted(files.routes)}) -m beg open|public|
+        tcp-request content set-var(txn.listed) bool(true) if direct listed
+        """
+
+
+#: Condition on such a connection, behind ``choice``.
+STAYS = "{ var(txn.listed) -m bool }"
+
+
+def _time_left(rule: str, table: str, name: str) -> str:
+    """Return the rules that set a variable to the seconds for which a table lets the list be used."""
+    return f"""
+        {rule} set-var(txn.{name}_until) str({KEY}),table_gpt0({table})
+        {rule} set-var(txn.{name}) date,neg,add(txn.{name}_until)
+        """
 
 
 def sections(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str, ...]:
-    """Return the sections. Backends ``nobody_page`` and ``nobody_envelope`` answer what is not served."""
+    """Return the sections. Backends ``nobody_page`` and ``nobody_envelope`` answer what nobody serves."""
+    networks = " ".join(map(str, options.trusted_proxies))
+    nobody, is_plain = f"{{ nbsrv({PASSED}) eq 0 }}", "{ var(txn.plain) -m bool }"
     return (
+        section(f"backend {BACKEND} from base", "mode tcp", server(files, chrooted=host.user is not None)),
         defaults(options, "visits"),
         section(
             "frontend listed from visits",
             f"""
             {receiving.bind(files.http_socket, host.user, "proto h1")}
-            # So that the next visit of a client goes to the service that works by then.
-            option httpclose
-            {sender(options, behind_standbys=True)}
-            {share(options, host)}
+            {receiving.from_proxy(networks) if networks else ""}
             {asked_host()}
-            http-request set-var(txn.until) str({KEY}),table_gpt0({TABLE})
-            http-request set-var(txn.left) date,neg,add(txn.until)
-            http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)}) \
-if {{ var(txn.left) -m int gt 0 }}
+            {_time_left("http-request", TABLE, "left")}
+            {_time_left("http-request", DIRECT_TABLE, "direct")}
+            acl allowed var(txn.left) -m int gt 0
+            acl allowed var(txn.direct) -m int gt 0
+            http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)}) if allowed
             {plain_visit()}
-            use_backend listed_page if {READS_PAGES} {PLAIN_VISIT}
-            use_backend listed_envelope if {PLAIN_VISIT}
-            use_backend nobody_page if {READS_PAGES}
-            default_backend nobody_envelope
+            acl stream req.hdr(upgrade) -m found
+            acl stream req.hdr(accept) -m beg -i text/event-stream
+            # Streams last: they are served where they outlive this standby, as long as they can be.
+            http-request set-var(txn.plain) bool(true) if {PLAIN_VISIT} !stream
+            http-request set-var(txn.plain) bool(true) if {PLAIN_VISIT} {{ var(txn.left) -m int gt 0 }}
+            # What is passed on has its rules where it is served.
+            {sender(options, behind_standbys=False, condition=is_plain)}
+            {share(options, host, condition=is_plain)}
+            use_backend listed_page if {READS_PAGES} {is_plain}
+            use_backend listed_envelope if {is_plain}
+            use_backend nobody_page if {nobody} {READS_PAGES}
+            use_backend nobody_envelope if {nobody}
+            default_backend {PASSED}
             """,
         ),
         *(
             section(
                 f"backend listed_{form} from visits",
+                counting.requests(),
                 forward_rules(options),
+                counting.all_answers(),
                 answers.crashed(files, form),
-                """
-                http-reuse never
-                # An address is dialled once, as long as it is the app's for sure.
-                retries 0
-                server app 0.0.0.0:0
-                """,
+                dial(),
             )
             for form in Form
         ),
-        section(
-            f"backend {TABLE} from visits",
-            f"stick-table type string len 8 size 1 expire {PROXY_SECONDS:.0f}s store gpt0",
+        *(counting.table(name) for name in counting.TABLES),
+        *(
+            section(
+                f"backend {table} from visits",
+                f"stick-table type string len 8 size 1 expire {seconds:.0f}s store gpt0",
+            )
+            for table, seconds in ((TABLE, PROXY_SECONDS), (DIRECT_TABLE, DIRECT_SECONDS))
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from builderd.adapters.previews.haproxy.member_table import MemberTable
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Receiving
 from builderd.adapters.previews.haproxy.paused_addresses import paused_at
 from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
-from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
+from builderd.adapters.previews.haproxy.route_map import RouteMap, encode, led_directly
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
+from builderd.adapters.previews.haproxy.standbys import Standbys
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
@@ -44,6 +45,7 @@ class HaproxyPreviews:
 
     def __init__(self, directory: Path, options: ProxyOptions) -> None:
         self._options = options
+        self.standbys = Standbys()
         self._files = ProxyFiles(directory.absolute())
         self._lock = asyncio.Lock()
         self._workers = Workers(self._files)
@@ -88,8 +90,14 @@ class HaproxyPreviews:
         routes.mark_listed()
         hosts = routes.changed_since(version) if version is not None else None
         if hosts is None:
-            return routes.version, True, dict(routes.routes)
-        return routes.version, False, {host: routes.routes.get(host) for host in hosts}
+            return routes.version, True, dict(routes.all_in_force())
+        changed = {host: routes.routes.get(host) for host in hosts}
+        return routes.version, False, {host: route and routes.in_force(route) for host, route in changed.items()}
+
+    @property
+    def hosts(self) -> Container[str]:
+        """Return the hosts that have a route."""
+        return self._map.routes.keys()
 
     def receive_nothing(self) -> None:
         """Take nothing from standbys, from the next start on."""
@@ -140,11 +148,14 @@ class HaproxyPreviews:
             return False
 
     async def put(self, route: Route) -> None:
-        """Write the host's route to the map file and to the running proxy."""
+        """Write the host's route to the map file and to the running proxy; no standby uses the one before then."""
         async with self._lock:
-            new = route.host not in self._map.routes
+            before = self._map.routes.get(route.host)
+            new, closes = before is None, led_directly(before) not in (None, led_directly(route))
             self._unapplied.add(route.host)
             self._map.put(route)
+            if closes:
+                self.standbys.close(route.host)
             self._paused.stop_rejecting(route.host)
             # Paused requests get the route itself, before the map has it.
             self._release(route)
@@ -153,6 +164,7 @@ class HaproxyPreviews:
             await self._apply(route.host, new=new)
             # Requests that arrived while the map was changed are paused as well.
             self._release(route)
+        await self.standbys.closed(route.host, is_closed=closes)
 
     async def get(self, host: str) -> Route | None:
         if host in self._unapplied:
@@ -160,14 +172,23 @@ class HaproxyPreviews:
             async with self._lock:
                 if host in self._unapplied:
                     await self._apply(host)
-        return self._map.routes.get(host)
+        while True:
+            route = self._map.routes.get(host)
+            # As above: its caller was cancelled, or its process killed, before all standbys had it.
+            await self.standbys.closed(host, is_closed=led_directly(route) is None)
+            if self._map.routes.get(host) is route:
+                return route
 
     async def remove(self, host: str) -> None:
         async with self._lock:
-            if host in self._map.routes or host in self._unapplied:
+            before = self._map.routes.get(host)
+            if before is not None or host in self._unapplied:
                 self._unapplied.add(host)
                 self._map.remove(host)
+                if led_directly(before) is not None:
+                    self.standbys.close(host)
                 await self._apply(host)
+        await self.standbys.closed(host, is_closed=led_directly(before) is not None)
 
     async def routes(self) -> Mapping[str, Route]:
         return dict(self._map.routes)
@@ -180,7 +201,8 @@ class HaproxyPreviews:
             except ProxyGone:
                 await self._start()
                 counted = {}
-            return {host: one for host, one in counted.items() if host in known}
+            added = activity.total((counted, self.standbys.activity()))
+            return {host: one for host, one in added.items() if host in known}
 
     def visitors(self) -> AsyncIterator[str]:
         return self._paused.hosts()
@@ -195,10 +217,11 @@ class HaproxyPreviews:
             try:
                 await self._refresh_workers()
                 answers = await self._workers.ask(activity.open_requests_command(host))
-                return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
+                own = sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
             except ProxyGone:
                 await self._start()
-                return 0
+                own = 0
+        return own or await self.standbys.open_requests(host)
 
     async def put_domain(self, alias: DomainAlias) -> None:
         async with self._lock:
@@ -367,10 +390,17 @@ class HaproxyPreviews:
 
     async def _send_again(self, host: str) -> None:
         async with self._lock:
-            if self._open_map is not None and (route := self._open_map.routes.get(host)) is not None:
-                self._unapplied.add(host)
-                await self._apply(host)
-                self._release(route)
+            if self._open_map is None or (route := self._open_map.routes.get(host)) is None:
+                return
+            self._unapplied.add(host)
+            self._map.mark_changed(host)
+            # Standbys pass its visits on, which are paused here.
+            if closes := led_directly(self._map.in_force(route)) != led_directly(route):
+                self.standbys.close(host)
+            await self._apply(host)
+            self._release(route)
+        if closes:
+            await self.standbys.closed(host)
 
     async def _refresh_workers(self) -> None:
         """Find replaced workers. A reload may have read the file just before a route was put, so sync after one."""

@@ -63,6 +63,13 @@ def decode(host: str, value: str) -> Route:
     )
 
 
+def led_directly(route: Route | None) -> Address | None:
+    """Return the address to which a standby leads plain visits of the route; None if it leads none."""
+    if route is None or route.token_hash is not None or route.h2c:
+        return None
+    return route.destination
+
+
 class RouteMap:
     """The open file and its routes."""
 
@@ -124,6 +131,12 @@ class RouteMap:
 
     def all_in_force(self) -> Mapping[str, Route]:
         return {host: self.in_force(route) for host, route in self.routes.items()} if self._pauses else self.routes
+
+    def mark_changed(self, host: str) -> None:
+        """Note that standbys have to learn a host's route anew."""
+        self.version += 1
+        self._changes.pop(host, None)
+        self._changes[host] = self.version
 
     def mark_listed(self) -> None:
         """Note that a standby gets a list of these routes now."""

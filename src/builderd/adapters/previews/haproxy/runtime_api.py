@@ -108,11 +108,11 @@ async def change_entries(worker: Worker, table: Path, have: Mapping[str, str], w
         f"set map {path} {key} {wanted[key]}" for key, value in have.items() if wanted.get(key, value) != value
     ]
     # The master passes on one command at a time.
-    for line in commands if worker.pid is not None else _lines(commands):
+    for line in commands if worker.pid is not None else command_lines(commands):
         _expect(await worker.ask(line), _NO_KEY)
 
 
-def _lines(commands: Iterable[str]) -> Iterator[str]:
+def command_lines(commands: Iterable[str]) -> Iterator[str]:
     """Yield lines of commands, carried out one after the other, that are not longer than the proxy reads."""
     line = ""
     for command in commands:

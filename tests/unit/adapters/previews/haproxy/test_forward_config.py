@@ -15,7 +15,15 @@ from builderd.adapters.previews.haproxy import config, pages
 from builderd.adapters.previews.haproxy.config import Host
 from builderd.adapters.previews.haproxy.forward_config import ForwardOptions, render
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS
+from builderd.bootstrap.passing_on import CALM_INTERVAL, DIRECT_VISIT_SECONDS
+from builderd.domain.route_list import (
+    CLOSED_AFTER,
+    DIRECT_LEASE_SECONDS,
+    DIRECT_SECONDS,
+    FIRST_ADDRESS_AFTER,
+    FIRST_CLOSE_AFTER,
+    LEASE_SECONDS,
+)
 
 HERE = Host(max_connections=1000)
 FILES = ProxyFiles(Path("/data/standby"))
@@ -63,6 +71,7 @@ def test_port_that_speaks_tls_alone_is_passed_on_without_a_look_at_it(tmp_path: 
     write_certificate(pem, "test")
     text = render(replace(PLAIN, proxy=ProxyOptions(certificate=pem)), FILES, HERE).text
     assert "switch-mode" not in text
+    assert "direct" not in text
     assert str(pem) not in text, "TLS ends at the service that works"
 
 
@@ -109,8 +118,11 @@ def test_visits_of_the_list_have_the_rules_of_the_service_that_works() -> None:
 def test_no_list_is_used_any_more_when_the_next_service_gives_its_first_address() -> None:
     """Not even by a proxy that was allowed to at the last moment, on a machine whose clock is set back then."""
     text = render(PLAIN, FILES, HERE).text
-    allowed = re.search(r"stick-table .* expire (\d+)s store gpt0", text)
+    allowed, directly = re.findall(r"stick-table .* expire (\d+)s store gpt0", text)
     dials = re.search(r"timeout connect (\d+)s", text)
-    assert allowed is not None
     assert dials is not None
-    assert LEASE_SECONDS + int(allowed[1]) + int(dials[1]) < FIRST_ADDRESS_AFTER
+    assert LEASE_SECONDS + int(allowed) + int(dials[1]) < FIRST_ADDRESS_AFTER
+    assert int(directly) == DIRECT_SECONDS < CLOSED_AFTER
+    assert DIRECT_LEASE_SECONDS + CLOSED_AFTER < FIRST_CLOSE_AFTER
+    # Of a standby that answers no more: its visits have their way until the next look ends them.
+    assert DIRECT_LEASE_SECONDS + DIRECT_VISIT_SECONDS + CALM_INTERVAL < FIRST_ADDRESS_AFTER

@@ -83,7 +83,7 @@ class DirectVisits:
         """Wait for some seconds until no request is open that was led directly."""
         deadline = time.monotonic() + DRAIN_SECONDS
         with suppress(EngineUnavailable):
-            while await self._counts.has_open_requests() and time.monotonic() < deadline:
+            while await self._counts.has_open_requests() and time.monotonic() < deadline:  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(DRAIN_INTERVAL)
 
     async def _keep_asking(self, target: Target, secret: str, before: asyncio.Task[None] | None) -> None:

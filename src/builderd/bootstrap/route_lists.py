@@ -134,7 +134,7 @@ class SeenLease:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What an answer to a report has beside the routes (``adapters.previews.haproxy.standbys``)."""
+    """Part of an answer to a report beside the routes (``adapters.previews.haproxy.standbys``)."""
 
     mark: int = 0
     asked: Collection[str] = ()

@@ -110,7 +110,7 @@ def test_wait_that_was_cut_off_is_gone_on_with_by_the_next_look(service: Proxy, 
 
 
 def test_closed_route_of_a_killed_service_is_none_to_the_next_one_too_soon(service: Proxy, app: App) -> None:
-    """It was written, and its standbys were not heard any more."""
+    """The route was written, and its standbys were not heard any more."""
     host = service.open(app)
     service.put(Route(host, RouteState.PAUSED))
     other = service.open(app)

@@ -69,7 +69,7 @@ def pair(make_pair: Callable[..., Pair]) -> Pair:
 def test_plain_visits_are_led_directly_and_all_others_passed_on(pair: Pair, neighbour: App) -> None:
     assert pair.name() == pair.name(None, "GET", "Accept: text/html") == "app"
     with dial(pair.standby.options.proxy.port) as kept:
-        # The first request chooses the way of the connection, each of them its own.
+        # Each request has its own way, whichever began the connection.
         for _ in range(2):
             assert pair.name(kept) == "app"
             assert pair.name(kept, "POST", "Content-Length: 0") == "neighbour"
@@ -108,7 +108,7 @@ def test_trusted_proxy_names_visitors_of_both_ways(make_pair: Callable[..., Pair
 
 
 def test_use_of_the_list_ends_by_itself(make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the standby is killed, or stopped: nothing tells its proxy to end it."""
+    """A standby that was killed, or stopped, tells its proxy nothing."""
     monkeypatch.setattr(listed_config, "DIRECT_SECONDS", 1.0)
     pair = make_pair()
     pair.allow(86_400)
@@ -173,7 +173,7 @@ def test_other_protocols_pass_byte_by_byte(pair: Pair) -> None:
     ],
 )
 def test_request_that_means_something_else_is_never_led_by_the_list(pair: Pair, attempt: str) -> None:
-    """As the first one of a connection, and behind a plain visit."""
+    """Try it as the first one of a connection, and behind a plain visit."""
     request = f"{attempt.format(host=pair.host, other=new_host())}\r\nConnection: close\r\n\r\n".encode()
     hidden = f"GET /head HTTP/1.1\r\nHost: {pair.host}\r\n\r\n".encode()
     assert b'"app"' not in pair.standby.visitor.exchange(request + hidden)

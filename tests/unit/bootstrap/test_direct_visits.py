@@ -275,7 +275,7 @@ async def test_report_that_is_none_is_refused(exchange: Exchange, content: bytes
 
 
 async def test_answer_with_hosts_that_are_none_is_not_understood(exchange: Exchange) -> None:
-    """They become a part of the proxy's commands."""
+    """Hosts become a part of the proxy's commands."""
     content = b'{"term":1,"version":"a-1","whole":true,"routes":[],"closed":[],"mark":1,"asked":["a; shutdown"]}'
     with pytest.raises(EngineUnavailable, match="not understood"):
         exchange.list.take(content, Moment())

@@ -70,6 +70,6 @@ def counts(place: int, value: object) -> dict[str, Any]:
         changed(open=5),
     ],
 )
-def test_what_is_no_report_is_refused(content: bytes) -> None:
+def test_malformed_report_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode(content)

@@ -72,7 +72,7 @@ def render(options: ForwardOptions, files: ProxyFiles, host: Host) -> Configurat
         _defaults(options),
         _api(options, host),
         _own(files, chrooted=host.user is not None),
-        *(_stream(options, files, host, one) for one in options.services if one is not PassedOn.API),
+        *(_stream(options, host, one) for one in options.services if one is not PassedOn.API),
         *(_backend(options, files, host, name) for name in options.backends),
         *(_nobody(files, form) for form in Form),
         visitors(),
@@ -151,7 +151,7 @@ def _own(files: ProxyFiles, *, chrooted: bool) -> str:
     )
 
 
-def _stream(options: ForwardOptions, files: ProxyFiles, host: Host, service: PassedOn) -> str:
+def _stream(options: ForwardOptions, host: Host, service: PassedOn) -> str:
     """Return the frontend of a port that is passed on byte by byte."""
     port = {
         PassedOn.HTTP: options.proxy.port,
@@ -164,7 +164,7 @@ def _stream(options: ForwardOptions, files: ProxyFiles, host: Host, service: Pas
         stays = listed_config.STAYS if options.serves_list else ""
         end = f"""
             tcp-request inspect-delay {options.proxy.timeouts.request}s
-            {listed_config.choice(files) if stays else ""}
+            {listed_config.choice() if stays else ""}
             tcp-request content switch-mode http if {nobody}{f" !{stays}" if stays else ""}
             {f"use_backend {listed_config.BACKEND} if {stays}" if stays else ""}
             use_backend nobody_page if {nobody} {READS_PAGES}

@@ -34,7 +34,7 @@ SERVER, BACKEND = "listed", "by_list"
 #: Tables whose one entry has the time, in seconds since 1970, up to which the list may be used: while no service works,
 #: and beside the one that works.
 TABLE, DIRECT_TABLE, KEY = "list_until", "direct_until", "list"
-#: Backend that passes requests on which came between visits of the list.
+#: Backend that passes on the requests of such connections which are no visits of the list.
 PASSED = "to_http_request"
 #: Servers by which visits go to apps.
 APPS = tuple(f"listed_{form}/app" for form in Form)
@@ -51,21 +51,23 @@ def server(files: ProxyFiles, *, chrooted: bool) -> str:
     return f"server {SERVER} {quoted(f'unix@{path}')} send-proxy-v2"
 
 
-def choice(files: ProxyFiles) -> str:
-    """Return the rules of the visitors' port: a connection that begins with a request for a listed host stays here.
+def choice() -> str:
+    """Return the rules of the visitors' port: a connection that begins with a request of HTTP/1 stays here.
 
-    Only while visits are led directly it is waited for that request; all other connections pass byte by byte.
+    Its requests may be for any host, now or later. Only while visits are led directly it is waited for the first one;
+    all other connections pass byte by byte, and so do WebSockets.
     """
     return f"""
         {_time_left("tcp-request content", DIRECT_TABLE, "direct")}
         acl direct var(txn.direct) -m int gt 0
-        acl listed req.hdr(host),host_only,rtrim(.),map_str({quoted(files.routes)}) -m beg open|public|
-        tcp-request content set-var(txn.listed) bool(true) if direct listed
+        acl request req.hdr(host) -m found
+        acl upgrade req.hdr(upgrade) -m found
+        tcp-request content set-var(txn.stays) bool(true) if direct request !upgrade
         """
 
 
 #: Condition on such a connection, behind ``choice``.
-STAYS = "{ var(txn.listed) -m bool }"
+STAYS = "{ var(txn.stays) -m bool }"
 
 
 def _time_left(rule: str, table: str, name: str) -> str:

@@ -61,7 +61,7 @@ class _Mark:
 
 
 class Standbys:
-    """Of one run of a service."""
+    """Standbys that one run of a service knows."""
 
     def __init__(self) -> None:
         self._mark = 0
@@ -72,7 +72,7 @@ class Standbys:
         self._asked: dict[str, int] = {}
         #: Visits that forgotten standbys have led.
         self._gone: dict[str, _Counted] = {}
-        #: Set, and replaced, when standbys have to be told something, and when one has reported.
+        #: Set, and replaced, when standbys have something to learn, and when one has reported.
         self._news, self._reports = asyncio.Event(), asyncio.Event()
         self._first_close_at = 0.0
         self._pruned_at = time.monotonic()
@@ -150,7 +150,7 @@ class Standbys:
                     await event.wait()
 
     def answer(self, standby: str, at: float) -> dict[str, Any]:
-        """Return what the standby is told beside the routes of this moment, for its question that came at ``at``.
+        """Return what the standby learns beside the routes of this moment, for its question that came at ``at``.
 
         From then on it may lead visits by them.
         """

@@ -1,4 +1,4 @@
-"""What needs a route closed waits until each standby has acknowledged it, or may not use it any more: no longer."""
+"""Closed routes wait for each standby to acknowledge them, or for the end of its permission, and no longer."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_standby_that_never_acknowledges_costs_its_time_once_for_all_route
 
 
 async def test_standby_that_asks_and_applies_nothing_costs_each_route_its_time_alone(service: Service) -> None:
-    """Its proxy refuses commands. It is told of the closed route, and leads nothing before it has applied that."""
+    """A standby whose proxy refuses commands leads nothing by an answer that it has not applied."""
     report = service.known("a")
     began = time.monotonic()
     async with service.waiting() as task:
@@ -128,7 +128,7 @@ async def test_answer_that_is_under_way_counts_as_permission(service: Service) -
 
 
 @pytest.mark.parametrize("forged", [StandbyReport("stranger", mark=MOST), StandbyReport("a", mark=MOST)])
-async def test_mark_that_was_not_told_acknowledges_no_later_route(service: Service, forged: StandbyReport) -> None:
+async def test_forged_mark_acknowledges_no_later_route(service: Service, forged: StandbyReport) -> None:
     service.known("a")
     service.asks(forged)
     async with service.waiting() as task:
@@ -193,7 +193,7 @@ async def test_open_requests_of_a_standby_that_says_nothing_any_more_are_none(se
 
 
 async def test_visits_are_counted_from_the_first_report_on(service: Service) -> None:
-    """Those before were counted by an earlier service, or are those of the time without one."""
+    """Visits before were counted by an earlier service, or are those of the time without one."""
     first = StandbyReport("a", whole=True, counts={HOST: VISITED})
     assert service.asks(replace(first, whole=False))["recount"]
     assert service.standbys.activity() == {}

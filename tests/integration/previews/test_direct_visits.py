@@ -5,17 +5,19 @@ The app of the standby's list and that of the service's route differ, so that ea
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import ip_network
 
 import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, eventually, free_port, new_host, route_to
 from tests.previews.standby import CLIENT, Standby, dial, port_of, receiving
-from tests.previews.visitor import PATIENCE, Answer, ask, parse, read_all
+from tests.previews.visitor import PATIENCE, Answer, ask, parse, read_all, read_until
 
 from builderd.adapters.previews.haproxy import listed_config
 from builderd.adapters.previews.haproxy.forwarder import Forwarder
@@ -216,3 +218,45 @@ def test_service_that_is_gone_is_waited_for_and_direct_visits_go_on(pair: Pair) 
     assert (answer.status, answer.header("retry-after")) == (503, "5")
     pair.standby.run(pair.standby.forwarder.allow_direct(0))
     assert pair.standby.visitor.get(pair.host).status == 503
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["a new connection", "a kept connection"])
+def test_websocket_is_passed_on_and_outlives_the_permission(pair: Pair, *, is_kept: bool) -> None:
+    with dial(pair.standby.options.proxy.port) as socket_:
+        if is_kept:
+            assert pair.name(socket_) == "app"
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        lines = (f"GET /websocket HTTP/1.1\r\nHost: {pair.host}", "Connection: Upgrade", "Upgrade: websocket", key)
+        socket_.sendall("\r\n".join((*lines, "Sec-WebSocket-Version: 13", "", "")).encode())
+        assert read_until(socket_, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        assert pair.worker.activity()[pair.host].open_connections == 1
+        pair.standby.run(pair.standby.forwarder.allow_direct(0))
+        pair.standby.run(pair.standby.forwarder.put_list({}))
+        # A masked text frame of one byte, which comes back without the mask (RFC 6455, 5.2).
+        socket_.sendall(b"\x81\x81\0\0\0\0x")
+        assert socket_.recv(3) == b"\x81\x01x"
+
+
+def test_uploads_are_passed_on_whole(pair: Pair) -> None:
+    content = bytes(range(256)) * 20_480
+    digest = sha256(content).hexdigest()
+    parts = [content[at : at + 65_536] for at in range(0, len(content), 65_536)]
+    chunked = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    with dial(pair.standby.options.proxy.port) as kept:
+        assert pair.name(kept) == "app"
+        for body, more in (
+            (content, f"Content-Length: {len(content)}"),
+            (chunked, "Transfer-Encoding: chunked"),
+            (content, f"Content-Length: {len(content)}\r\nExpect: 100-continue"),
+        ):
+            kept.sendall(f"POST /upload HTTP/1.1\r\nHost: {pair.host}\r\n{more}\r\n\r\n".encode() + body)
+            head = read_until(kept, b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 100 "):
+                head = read_until(kept, b"\r\n\r\n")
+            length = int(parse(head).header("content-length") or 0)
+            told = b""
+            while len(told) < length:
+                told += kept.recv(length - len(told))
+            seen = json.loads(told)
+            assert (seen["name"], seen["size"], seen["sha256"]) == ("neighbour", len(content), digest)
+        assert pair.name(kept) == "app"

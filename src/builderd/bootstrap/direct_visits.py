@@ -67,13 +67,14 @@ class DirectVisits:
             self._service = target, secret
             self._task = asyncio.create_task(self._keep_asking(target, secret, self._task))
 
-    async def stop(self) -> None:
-        """Lead no visit directly any more: all are passed on."""
+    async def stop(self, *, at_once: bool = True) -> None:
+        """Lead no visit directly any more: all are passed on. Else than ``at_once``, by the permission's own end."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
-        await self._end()
+        if at_once:
+            await self._end()
 
     def was_confirmed(self, seconds: float) -> bool:
         """Return True if visits were led within the last seconds: their apps must still be reached."""
@@ -99,7 +100,7 @@ class DirectVisits:
             except Exception as error:
                 log.exception("question for routes failed, retrying delay=%g", RETRY_INTERVAL)
                 self._fail(f"{type(error).__name__}: {error}")
-            await self._end()
+            # What was allowed ends by itself, within seconds in which a visit would wait for a service that is gone.
             await asyncio.sleep(RETRY_INTERVAL)
 
     def _fail(self, reason: str) -> None:

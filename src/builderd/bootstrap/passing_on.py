@@ -201,7 +201,7 @@ class PassingOn:
             answer = await ask_readiness(target, options.secret)
         except NotReached as error:
             self._fail(error.message)
-            await self.direct.stop()
+            await self.direct.stop(at_once=False)
             await self._use_list()
             await self._lead(target)
             return

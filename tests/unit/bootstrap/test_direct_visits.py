@@ -15,7 +15,7 @@ from tests.unit.bootstrap.test_standby import FakeCluster
 
 from builderd.adapters.previews.haproxy.forwarder import Target
 from builderd.adapters.previews.haproxy.standbys import Standbys
-from builderd.bootstrap import direct_visits
+from builderd.bootstrap import direct_visits, route_lists
 from builderd.bootstrap.direct_visits import DirectVisits
 from builderd.bootstrap.route_lists import EXCHANGE_PATH, MAX_REPORT, Moment, RouteList, SeenLease
 from builderd.bootstrap.standby_hops import StandbyHops
@@ -43,6 +43,7 @@ class Exchange:
         #: Answers that are lost.
         self.loses = 0
         monkeypatch.setattr(direct_visits, "ask_routes", self._ask)
+        monkeypatch.setattr(route_lists, "EXCHANGE_SECONDS", 0.02)
 
     async def _ask(self, target: Target, secret: str, path: str, report: bytes = b"") -> bytes:
         content = await self.service.post(path, report) if report else await self.service.ask(path)
@@ -247,7 +248,7 @@ async def test_standby_whose_visits_are_encrypted_keeps_the_list_alone(exchange:
     assert exchange.reports == []
 
 
-async def test_failed_question_ends_direct_visits_until_the_next_one(
+async def test_failed_question_gives_no_permission_and_the_next_one_does(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(direct_visits, "RETRY_INTERVAL", 0.05)
@@ -255,11 +256,15 @@ async def test_failed_question_ends_direct_visits_until_the_next_one(
     async with asyncio.timeout(5):
         while not exchange.until:
             await asyncio.sleep(0.01)
-        exchange.loses = 1
-        while exchange.until:
+        exchange.loses = 5
+        while exchange.loses > 3:
+            await asyncio.sleep(0.01)
+        allowed = len(exchange.forwarder.direct)
+        while exchange.loses:
             await asyncio.sleep(0.01)
         assert "stopped" in exchange.direct.fault
-        while not exchange.until:
+        assert len(exchange.forwarder.direct) == allowed
+        while len(exchange.forwarder.direct) == allowed:
             await asyncio.sleep(0.01)
     await exchange.direct.stop()
     assert exchange.until == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -140,3 +140,29 @@ def test_open_requests_and_visits_of_standbys_are_added(service: Proxy, app: App
         return await counting
 
     assert service.run(count()) == 2
+
+
+def test_app_that_is_frozen_for_a_copy_is_led_to_by_no_standby(service: Proxy, make_app: Callable[[str], App]) -> None:
+    """Its visits are paused at the service meanwhile: more of them than its backlog holds would fail."""
+    app = make_app("frozen")
+    host = service.open(app)
+    report(service)
+    version = service.previews.routes_since(None)[0]
+
+    async def run() -> None:
+        pause = service.previews.paused_at(app.address.ip)
+        pausing = asyncio.create_task(pause.__aenter__())
+        await asyncio.sleep(0.1)
+        assert not pausing.done()
+        route = service.previews.routes_since(version)[2][host]
+        assert route is not None
+        assert route.destination is None
+        for mark in range(1, 100):
+            report(service, mark=mark)
+            await asyncio.sleep(0)
+        await asyncio.wait_for(pausing, 5)
+        paused = service.previews.routes_since(None)[0]
+        await pause.__aexit__(None, None, None)
+        assert service.previews.routes_since(paused)[2][host] == await service.previews.get(host)
+
+    service.run(run())

@@ -143,7 +143,9 @@ def test_open_requests_and_visits_of_standbys_are_added(service: Proxy, app: App
 
 
 def test_app_that_is_frozen_for_a_copy_is_led_to_by_no_standby(service: Proxy, make_app: Callable[[str], App]) -> None:
-    """Its visits are paused at the service meanwhile: more of them than its backlog holds would fail."""
+    """Visits are paused at the service meanwhile: more of them than the backlog of the app holds would fail."""
+    for other in service.run(service.previews.routes()):
+        service.run(service.previews.remove(other))
     app = make_app("frozen")
     host = service.open(app)
     report(service)

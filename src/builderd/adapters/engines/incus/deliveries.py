@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from builderd.adapters.engines.incus import guest
@@ -19,6 +19,10 @@ from builderd.domain.sandboxes import Listening, SandboxReport
 
 #: Seconds after the wait for the port in which ``report`` still serves the steps that follow.
 REPORTED_SECONDS = 2.0
+#: Seconds within which that wait begins; nobody waits for the port of a worker, a job or a release.
+UNWATCHED_SECONDS = 5.0
+#: Most seconds of a wait: the program ends by itself after 60, and where its member vanishes nothing says so.
+WATCHED_SECONDS = 65.0
 #: Starts of which the CPU time is known.
 MOST_USED = 1000
 
@@ -37,6 +41,8 @@ class PortWatch:
         self.cpu_seconds = 0.0
         #: Nothing listens before the order is given. None once the program has ended.
         self.sockets: frozenset[tuple[str, int]] | None = frozenset()
+        #: Ends the watch, whatever Incus says.
+        self.timer: asyncio.TimerHandle | None = None
         self._following = asyncio.ensure_future(self._follow(received))
 
     async def _follow(self, received: bytes) -> None:
@@ -52,6 +58,8 @@ class PortWatch:
                 received += piece
         except ValueError as error:
             log.warning("listening sockets not understood error=%s", error)
+        except Exception:
+            log.warning("watch of a port failed, Incus is asked instead", exc_info=True)
         finally:
             self.sockets = None
             await self._session.close()
@@ -77,28 +85,46 @@ class Deliveries:
         self._watches: dict[str, PortWatch] = {}
         #: CPU seconds of programs that have ended, the newest at the end.
         self._used: dict[str, float] = {}
+        #: Instances that are being given their order; not those that have ended meanwhile.
+        self._delivering: set[str] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def deliver(self, name: str, order: bytes, address: str, port: int) -> bytes | None:
         """Give an instance its order. Return None once it has it, and else what the program said."""
+        self.end(name)
+        self._delivering.add(name)
+        try:
+            return await self._deliver(name, order, address, port)
+        finally:
+            self._delivering.discard(name)
+
+    async def _deliver(self, name: str, order: bytes, address: str, port: int) -> bytes | None:
         session = await ExecSession.open(self._client, name, guest.DELIVER)
         try:
             await session.write(order)
             await session.close_input()
             received = await session.read()
             if not received.startswith(guest.DELIVERED):
-                told = received + await session.read_errors()
+                failure = received + await session.read_errors()
                 await session.close()
-                return told
+                return failure
         except BaseException:
             await asyncio.shield(session.close())
             raise
         for other in [other for other, watch in self._watches.items() if watch.is_over]:
             self.end(other)
-        self._watches[name] = PortWatch(session, address, port, received.removeprefix(guest.DELIVERED))
+        watch = self._watches[name] = PortWatch(session, address, port, received.removeprefix(guest.DELIVERED))
+        if name in self._delivering:
+            self._end_in(UNWATCHED_SECONDS, name, watch)
+        else:
+            self.end(name)
         return None
 
-    def told(self, name: str) -> tuple[str, frozenset[tuple[str, int]]] | None:
+    def followed(self) -> Sequence[str]:
+        """Return the instances that ``report`` may know."""
+        return list(self._watches)
+
+    def sockets(self, name: str) -> tuple[str, frozenset[tuple[str, int]]] | None:
         """Return the instance's address and the sockets that listen there, None where they are to be asked for."""
         watch = self._watches.get(name)
         return None if watch is None or watch.sockets is None else (watch.address, watch.sockets)
@@ -122,19 +148,33 @@ class Deliveries:
     def watch(self, name: str) -> Iterator[Callable[[], bool]]:
         """Yield a check of the app's port, as ``watch_port`` of the engine. The program in it ends soon afterwards."""
         watch = self._watches.get(name)
+        if watch:
+            self._end_in(WATCHED_SECONDS, name, watch)
         try:
             yield watch.may_listen if watch else lambda: True
         finally:
             if watch:
-                asyncio.get_running_loop().call_later(REPORTED_SECONDS, self._end, name, watch)
+                self._end_in(REPORTED_SECONDS, name, watch)
+
+    def _end_in(self, seconds: float, name: str, watch: PortWatch) -> None:
+        """End the watch in so many seconds, instead of at the time set before."""
+        if watch.timer:
+            watch.timer.cancel()
+        watch.timer = asyncio.get_running_loop().call_later(seconds, self._end, name, watch)
 
     def _end(self, name: str, watch: PortWatch) -> None:
         if self._watches.get(name) is watch:
             self.end(name)
 
     def end(self, name: str) -> None:
-        """Have the program in an instance end. Idempotent."""
+        """Have the program in an instance end: from now on its state is asked for. Idempotent.
+
+        Called before the instance is stopped, and once its end is known.
+        """
+        self._delivering.discard(name)
         if watch := self._watches.pop(name, None):
+            if watch.timer:
+                watch.timer.cancel()
             self._used[name] = watch.cpu_seconds
             if len(self._used) > MOST_USED:
                 del self._used[next(iter(self._used))]
@@ -143,6 +183,6 @@ class Deliveries:
             closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        for name in list(self._watches):
+        for name in self.followed():
             self.end(name)
         await asyncio.gather(*self._closing)

@@ -276,6 +276,7 @@ class IncusEngine:
         try:
             while True:
                 sandbox = await queue.get()
+                here.sandboxes.deliveries.end(name_of(sandbox))
                 with suppress(EngineUnavailable):
                     # Its end is written down, also when nobody asks for it.
                     await here.sandboxes.report(sandbox)

@@ -132,6 +132,7 @@ class Machine:
 
     async def on_arrival(self, arrived: Sequence[Member]) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
+        self._end_deliveries_on({member.name for member in arrived})
         await self.disks.take_back(self.members.away_names())
         # First: what was overtaken must not run beside what took its place. With a disk goes the app that had it.
         await self.lost_disks.delete_on({member.name for member in arrived})
@@ -140,6 +141,12 @@ class Machine:
         await self.remove_left_overs({member.name for member in arrived})
         await self.sandboxes.adoption.adopt_on({member.name for member in arrived})
         await self.measure()
+
+    def _end_deliveries_on(self, members: Collection[str]) -> None:
+        """Have apps on these members asked for again: one that restarted says nothing of the ends of its apps."""
+        for name in self.sandboxes.deliveries.followed():
+            if self._is_on(self.instances.index.member(name) or "", {*members, ""}):
+                self.sandboxes.deliveries.end(name)
 
     async def remove_own_instances(self) -> None:
         """Remove helpers and builds: what is not an app's."""

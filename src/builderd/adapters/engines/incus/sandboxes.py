@@ -100,10 +100,10 @@ class Sandboxes:
         name = instance.name
         address = await self._make(spec, instance, member)
         own = {**instance.own, "ip": address}
-        told = await self.deliveries.deliver(name, await self._order(spec, address, member), address, spec.port)
+        failure = await self.deliveries.deliver(name, await self._order(spec, address, member), address, spec.port)
         # An app that ends at once ends its instance, and with it the program that delivered its order.
-        if told is not None and not await self._got_order(name):
-            raise unless_full(told, "The app could not be started")
+        if failure is not None and not await self._got_order(name):
+            raise unless_full(failure, "The app could not be started")
         self._ordered.add(name)
         # An app that has ended by now is reported by its next observation.
         made = {
@@ -208,6 +208,7 @@ class Sandboxes:
         if user := await self._running_of(users):
             if self._lost.has(user["name"]):
                 # Its member has just returned.
+                self.deliveries.end(user["name"])
                 await self._lost.end(user["name"])
                 return
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
@@ -341,6 +342,7 @@ class Sandboxes:
             return await self._report(found)
         now = f"{time.time():.6f}"
         await self._instances.mark(name, {"stopping": now})
+        self.deliveries.end(name)
         if found["status"] == "Frozen":
             with suppress(IncusError):
                 await self._freezer.unfreeze(name)

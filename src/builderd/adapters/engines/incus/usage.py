@@ -35,8 +35,8 @@ class Usage:
         self._looked: dict[SandboxId, float] = {}
 
     async def listening(self, sandbox: SandboxId) -> Listening:
-        if told := self._sandboxes.deliveries.told(name_of(sandbox)):
-            return await _told_apart(*told)
+        if known := self._sandboxes.deliveries.sockets(name_of(sandbox)):
+            return await _mark_ipv6_only(*known)
         found = await self._sandboxes.running(sandbox)
         if found is None or found["status"] != "Running":
             return Listening(frozenset())
@@ -48,7 +48,7 @@ class Usage:
         self._looked[sandbox] = self._looked.pop(sandbox, 0.0) + seconds
         if len(self._looked) > _MOST_LOOKED:
             del self._looked[next(iter(self._looked))]
-        return await _told_apart(own_of(found).get("ip", ""), parse_listening(tables))
+        return await _mark_ipv6_only(own_of(found).get("ip", ""), parse_listening(tables))
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         found = await self._sandboxes.running(sandbox)
@@ -101,7 +101,7 @@ def _usage(found: Json, state: Json) -> SandboxUsage:
     )
 
 
-async def _told_apart(ip: str, sockets: frozenset[tuple[str, int]]) -> Listening:
+async def _mark_ipv6_only(ip: str, sockets: frozenset[tuple[str, int]]) -> Listening:
     """Mark sockets that only IPv6 reaches."""
     alone = {port for at, port in sockets if at == "::"} - {port for at, port in sockets if at == "0.0.0.0"}  # noqa: S104
     for port in alone:

@@ -82,7 +82,7 @@ async def test_last_list_is_what_listens(monkeypatch: pytest.MonkeyPatch, pieces
     with deliveries.watch("s-1") as may_listen:
         await until_read(session)
         assert may_listen()
-        assert deliveries.told("s-1") == ("10.99.0.20", frozenset({("0.0.0.0", PORT)}))
+        assert deliveries.sockets("s-1") == ("10.99.0.20", frozenset({("0.0.0.0", PORT)}))
     await deliveries.close()
     assert session.closed
 
@@ -105,7 +105,7 @@ async def test_port_is_not_asked_for_before_it_can_be_reached(monkeypatch: pytes
         session.pieces.put_nowait(LOOPBACK + guest.TABLE_END)
         await until_read(session)
         assert not may_listen()
-        assert deliveries.told("s-1") == ("10.99.0.20", frozenset({("127.0.0.1", PORT)}))
+        assert deliveries.sockets("s-1") == ("10.99.0.20", frozenset({("127.0.0.1", PORT)}))
     await deliveries.close()
 
 
@@ -120,7 +120,7 @@ async def test_incus_is_asked_once_the_program_ends_or_says_too_much(
     assert deliveries.report("s-1") == REPORT
     session.pieces.put_nowait(last)
     await until_read(session)
-    assert deliveries.told("s-1") is None
+    assert deliveries.sockets("s-1") is None
     assert deliveries.report("s-1") is None
     with deliveries.watch("s-1") as may_listen:
         assert may_listen()
@@ -132,7 +132,7 @@ async def test_program_that_fails_says_why_and_is_not_followed(monkeypatch: pyte
     deliveries, told = await delivered(monkeypatch, session)
     assert told == b"/run/builderd/order: No space left on device\n"
     assert session.closed
-    assert deliveries.told("s-1") is None
+    assert deliveries.sockets("s-1") is None
 
 
 def test_program_passes_the_order_on_and_lists_what_listens(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, sec
     return await store.write(lambda uow: uow.builders.claim(builder, owner, now, now + seconds * SECOND))
 
 
+async def renew(store: Store, builder: BuilderId, owner: str, now: datetime) -> bool:
+    return await store.write(lambda uow: uow.builders.renew(builder, owner, now, now + 30 * SECOND))
+
+
 async def holds(store: Store, builder: BuilderId, owner: str, now: datetime) -> bool:
     def look(uow: UnitOfWork) -> bool:
         stored, held = uow.builders.get(builder), uow.builders.get_held(builder, owner, now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.contract.store.calls import claim, due, holds, make_due, release
+from tests.contract.store.calls import claim, due, holds, make_due, release, renew
 from tests.contract.store.samples import NOW, SECOND, add_builder, save
 
 from builderd.domain.builders import Status
@@ -36,6 +36,36 @@ async def test_a_claim_is_renewed_by_its_owner(store: Store) -> None:
     assert await claim(store, builder, "one", NOW + 20 * SECOND)
     assert not await claim(store, builder, "two", NOW + 40 * SECOND)
     assert await holds(store, builder, "one", NOW + 49 * SECOND)
+
+
+async def test_renewal_keeps_a_claim_and_what_made_its_builder_due(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await make_due(store, builder, NOW)
+    assert await renew(store, builder, "one", NOW + 20 * SECOND)
+    assert await holds(store, builder, "one", NOW + 49 * SECOND)
+    await release(store, builder, "one", None)
+    assert await due(store, NOW) == [builder]
+
+
+async def test_renewal_takes_no_claim_that_was_released(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await release(store, builder, "one", None)
+    await make_due(store, builder, NOW)
+    assert await renew(store, builder, "one", NOW)
+    assert not await holds(store, builder, "one", NOW)
+    assert await due(store, NOW) == [builder]
+
+
+async def test_claim_of_another_is_not_renewed(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await claim(store, builder, "two", NOW + 30 * SECOND)
+    assert not await renew(store, builder, "one", NOW + 31 * SECOND)
+    assert await holds(store, builder, "two", NOW + 59 * SECOND)
+    assert not await holds(store, builder, "two", NOW + 60 * SECOND)
+    assert not await renew(store, BuilderId(new_id()), "one", NOW)
 
 
 async def test_a_released_builder_can_be_claimed_at_once(store: Store) -> None:

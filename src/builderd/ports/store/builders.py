@@ -133,7 +133,13 @@ class Builders(Protocol):
     # Claims: one worker at a time reconciles a builder. Compare-and-set on owner and time.
 
     def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
-        """Take or renew the claim; return False while another owner's has not expired."""
+        """Take the claim, or keep it; return False while another owner's has not expired."""
+
+    def renew(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
+        """Let this owner's claim hold until then; one that was released stays so.
+
+        Return False while another owner's has not expired.
+        """
 
     def get_held(self, builder: BuilderId, owner: str, now: datetime) -> Builder | None:
         """Return it, locked, if the claim is this owner's and has not expired; needs a unit of work that writes."""

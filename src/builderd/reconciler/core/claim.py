@@ -25,19 +25,27 @@ class Claim:
         #: A record released it (``transitions.apply``).
         self.released = False
 
-    async def take(self) -> bool:
-        """Take or renew the claim; return False while another control plane holds it."""
-        return await self._app.store.write(self._claim)
-
     async def take_and_read(self) -> tuple[bool, StoredState | None]:
-        """Take the claim and read the stored state in one transaction: a visitor's request may wait for it."""
-        is_ours, stored = await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
-        self.released = False
-        return is_ours, stored
+        """Take the claim and read the stored state in one transaction: a visitor's request may wait for it.
+
+        Returns False while another control plane holds it.
+        """
+        released, self.released = self.released, False
+        try:
+            return await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
+        except Exception:
+            # A caller that is cancelled has it: the write runs to its end.
+            self.released = released
+            raise
 
     def _claim(self, uow: UnitOfWork) -> bool:
         now = self._app.clock.now()
         return uow.builders.claim(self._id, self._app.instance, now, now + LEASE)
+
+    async def renew(self) -> bool:
+        """Renew the claim, unless a record released it; return False while another control plane holds it."""
+        now, owner = self._app.clock.now(), self._app.instance
+        return await self._app.store.write(lambda uow: uow.builders.renew(self._id, owner, now, now + LEASE))
 
     async def hold(self) -> None:
         """Renew the claim every ``RENEW_INTERVAL`` seconds; return when it is lost."""
@@ -46,10 +54,8 @@ class Claim:
             if self.released:
                 continue
             try:
-                if not await self.take():
+                if not await self.renew():
                     return
-                if self.released:  # a record released it meanwhile
-                    await self._release(None)
             except Exception:
                 log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Desired
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.layers import Built, Installed
@@ -48,7 +48,7 @@ class ClaimLost(Exception):
 async def apply(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
     """Apply the record to the locked builder; release the claim with it where nothing seems left to do.
 
-    Who goes on all the same takes it again. Raises ``ClaimLost``.
+    Who finds a step all the same takes it again. Raises ``ClaimLost``.
     """
 
     def guarded(uow: UnitOfWork) -> Recorded:
@@ -57,7 +57,7 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
             raise ClaimLost
         record(uow, builder)
         state = read(uow, builder_id)
-        rests = state is not None and _rests(state.item.builder)
+        rests = state is not None and _rests(state)
         if rests:
             uow.builders.release(builder_id, application.instance, None)
         return Recorded(state, rests)
@@ -65,9 +65,19 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
     return await application.store.write(guarded)
 
 
-def _rests(builder: Builder) -> bool:
-    """Return whether a builder probably needs no further step, as long as nothing else is wanted."""
-    return builder.settled and builder.candidate is None and builder.handover is None and not builder.spare_disks
+def _rests(state: StoredState) -> bool:
+    """Return whether a builder probably needs no further step, as long as nothing else is wanted.
+
+    An app that was up stays settled while it is started again after a crash.
+    """
+    builder, sandbox = state.item.builder, state.sandbox
+    if not builder.settled or builder.candidate or builder.handover or builder.spare_disks or state.trial:
+        return False
+    if builder.desired is not Desired.RUNNING:
+        return sandbox is None
+    if sandbox is None or sandbox.started_at is None:
+        return False
+    return sandbox.listening_at is not None or not builder.job_type.stays_up
 
 
 def same_generation(builder: Builder, looked_at: Builder) -> bool:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Desired, Status
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.core.observe import WorkItem
@@ -53,6 +55,9 @@ class Reconciler:
         self._context = WorkerContext(Steps(application, limit), fault, self._settled, limit)
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: When builders are looked at again whose worker failed: without the store neither a claim nor a due time of
+        #: theirs may be stored.
+        self._retry_at: dict[BuilderId, datetime] = {}
         self._compilation = BytecodeCompilation(application)
         self._reporting = Reporting(application, fault)
         self._members = LostMembers(application)
@@ -85,7 +90,7 @@ class Reconciler:
                 self._wake(changed)
                 if time.monotonic() >= next_poll:
                     # One that was woken just now has not taken its claim yet, and will see what made it due.
-                    self._wake(one for one in await self._due() if one not in changed)
+                    self._wake(one for one in (*await self._due(), *self._retries()) if one not in changed)
                     next_poll = time.monotonic() + POLL_INTERVAL
         finally:
             for task in (*helpers, *self._tasks):
@@ -106,6 +111,13 @@ class Reconciler:
             log.warning("poll for due builders failed, retrying in 0.5 s", exc_info=True)
             return ()
 
+    def _retries(self) -> Sequence[BuilderId]:
+        now = self._app.clock.now()
+        found = [one for one, at in self._retry_at.items() if at <= now]
+        for one in found:
+            del self._retry_at[one]
+        return found
+
     def _wake(self, builders: Iterable[BuilderId]) -> None:
         for builder_id in builders:
             worker = self._workers.get(builder_id)
@@ -124,7 +136,8 @@ class Reconciler:
         try:
             await worker.run()
         except Exception:
-            log.exception("worker failed builder=%s", builder_id)
+            log.exception("worker failed builder=%s retry_seconds=%.0f", builder_id, LEASE.total_seconds())
+            self._retry_at[builder_id] = self._app.clock.now() + LEASE
         finally:
             del self._workers[builder_id]
             if worker.pass_requested:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,15 +22,13 @@ from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import claim as claiming
-from builderd.reconciler.core import transitions
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.faults import no_fault
-from builderd.reconciler.core.transitions import Record, Recorded
+from builderd.reconciler.core.observe import StoredState
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop import worker as working
 from builderd.reconciler.loop.steps import Steps
 from builderd.services import builders
-from builderd.services.application import Application
 
 T = TypeVar("T")
 DOWN = EngineUnavailable("The engine does not answer.")
@@ -294,19 +292,19 @@ async def test_work_is_broken_off_when_the_claim_is_lost(world: World, monkeypat
 async def test_claim_survives_a_short_outage_of_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claiming, "RENEW_INTERVAL", 0.001)
     failures = 3
-    take = claiming.Claim.take
+    renew = claiming.Claim.renew
 
-    async def take_or_fail(claim: claiming.Claim) -> bool:
+    async def renew_or_fail(claim: claiming.Claim) -> bool:
         nonlocal failures
         if world.called("listening") and failures:
             failures -= 1
             raise OSError("the database does not answer")
-        return await take(claim)
+        return await renew(claim)
 
     async def sleep(_: float) -> None:
         await asyncio.sleep(0.002)
 
-    monkeypatch.setattr(claiming.Claim, "take", take_or_fail)
+    monkeypatch.setattr(claiming.Claim, "renew", renew_or_fail)
     monkeypatch.setattr(world.clock, "sleep", sleep)
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=20))
     async with world.reconciling():
@@ -404,19 +402,20 @@ async def test_short_outage_of_the_store_does_not_end_the_reconciler(
 async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = claiming.Claim.take
+    take = claiming.Claim.take_and_read
     failures = 2
 
-    async def fail_or_take(claim: claiming.Claim) -> bool:
+    async def fail_or_take(claim: claiming.Claim) -> tuple[bool, StoredState | None]:
         nonlocal failures
         if failures:
             failures -= 1
             raise OSError("the database does not answer")
         return await take(claim)
 
-    monkeypatch.setattr(claiming.Claim, "take", fail_or_take)
+    monkeypatch.setattr(claiming.Claim, "take_and_read", fail_or_take)
     async with world.reconciling():
-        assert (await world.create()).status is Status.RUNNING
+        assert (await pass_time(world, asyncio.create_task(world.create()))).status is Status.RUNNING
+    assert failures == 0
 
 
 async def test_engine_is_prewarmed_only_for_builders_about_to_start(world: World) -> None:
@@ -463,77 +462,3 @@ async def test_exits_are_watched_again_after_the_watch_broke(world: World, monke
 
 async def test_how_long_a_claim_lasts_leaves_room_for_renewals() -> None:
     assert timedelta(seconds=2 * claiming.RENEW_INTERVAL) < LEASE
-
-
-# The release with the last record
-
-
-async def is_free(world: World, builder: Builder) -> bool:
-    """Return True, and have the claim, if nobody had it."""
-    now = world.clock.now()
-    return await world.application.store.write(lambda uow: uow.builders.claim(builder.id, "other", now, now + LEASE))
-
-
-async def test_the_record_that_settles_a_builder_releases_its_claim(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released, apply = list[bool](), transitions.apply
-
-    async def noted(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
-        recorded = await apply(application, builder_id, record)
-        released.append(recorded.released)
-        return recorded
-
-    monkeypatch.setattr(transitions, "apply", noted)
-    async with world.reconciling() as reconciler:
-        builder = await world.create()
-        for command in (builders.stop, builders.start, builders.delete):
-            assert released.pop(), "the last record releases"
-            assert not any(released), "no other does"
-            released.clear()
-            await world.reached(command, builder)
-            await world.until(lambda: not reconciler._workers)
-        assert released.pop()
-        assert not any(released)
-    assert await is_free(world, builder)
-
-
-async def end_with_the_record(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, also: Callable[[BuilderId], Awaitable[object]]
-) -> Builder:
-    """Work on a new builder whose app ends, and nobody tells, in the moment of the record that settles it."""
-    builder, apply = await world.ask(), transitions.apply
-
-    async def ends(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
-        recorded = await apply(application, builder_id, record)
-        if recorded.released and world.running:
-            world.engine.end(world.running[0].spec.id, EndCause.EXITED, 1)
-            await also(builder_id)
-        return recorded
-
-    monkeypatch.setattr(transitions, "apply", ends)
-    await working.Worker(world.application, builder.id, context_of(world)).run()
-    return builder
-
-
-async def test_the_look_after_that_record_finds_an_app_that_ended_with_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    builder = await end_with_the_record(world, monkeypatch, also=lambda _: asyncio.sleep(0))
-    (sandbox,) = await world.records(builder)
-    assert sandbox.end is not None
-    assert await world.read(lambda uow: uow.builders.due(world.clock.now() + LEASE, 1)) == [builder.id]
-    assert await is_free(world, builder)
-
-
-async def test_without_the_claim_that_it_released_a_worker_does_nothing_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def take(builder_id: BuilderId) -> Awaitable[object]:
-        now = world.clock.now()
-        return world.application.store.write(lambda uow: uow.builders.claim(builder_id, "third", now, now + LEASE))
-
-    builder = await end_with_the_record(world, monkeypatch, also=take)
-    (sandbox,) = await world.records(builder)
-    assert sandbox.end is None
-    assert not await is_free(world, builder)

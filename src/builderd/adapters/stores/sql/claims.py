@@ -18,17 +18,21 @@ from builderd.domain.ids import BuilderId
 _row = builders.c
 _owner: BindParameter[str] = bindparam("owner", type_=_row.claimed_by.type)
 _now: BindParameter[datetime] = bindparam("now", type_=_row.due_at.type)
+_until: BindParameter[datetime] = bindparam("until", type_=_row.claimed_until.type)
 _at: BindParameter[datetime] = bindparam("at", type_=_row.due_at.type)
 _earlier: Case[datetime] = case((_row.due_at < _at, _row.due_at), else_=_at)
 
 _UPDATE = update(builders).where(_row.id == bindparam("builder"))
 _OWNED = _UPDATE.where(_row.claimed_by == _owner)
-_CLAIM = _UPDATE.where(or_(_row.claimed_by.is_(None), _row.claimed_by == _owner, _row.claimed_until <= _now)).values(
+_NOT_ANOTHERS = _UPDATE.where(or_(_row.claimed_by.is_(None), _row.claimed_by == _owner, _row.claimed_until <= _now))
+_CLAIM = _NOT_ANOTHERS.values(
     claimed_by=_owner,
-    claimed_until=bindparam("until"),
-    # A new claim clears due_at, since its owner observes the builder next; a renewal keeps what came in meanwhile.
+    claimed_until=_until,
+    # A new claim clears due_at, since its owner observes the builder next; one that it has keeps what came in since.
     due_at=case((_row.claimed_by == _owner, _row.due_at)),
 )
+# Changes nothing of one that was released: who takes it next reads the builder, which a renewal does not.
+_RENEW = _NOT_ANOTHERS.values(claimed_until=case((_row.claimed_by == _owner, _until), else_=_row.claimed_until))
 #: Condition for a row whose claim is the owner's and has not expired.
 is_held = and_(_row.claimed_by == _owner, _row.claimed_until > _now)
 _RELEASE = _OWNED.values(claimed_by=None, claimed_until=None)
@@ -64,6 +68,10 @@ class Claims:
     def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
         values = {"builder": builder, "owner": owner, "now": now, "until": until}
         return self._connection.execute(_CLAIM, values).rowcount == 1
+
+    def renew(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
+        values = {"builder": builder, "owner": owner, "now": now, "until": until}
+        return self._connection.execute(_RENEW, values).rowcount == 1
 
     def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
         values = {"builder": builder, "owner": owner}

@@ -249,7 +249,11 @@ class SqlStore:
             self._check(error)
             raise
         assert refused is not None
-        raise refused
+        try:
+            raise refused
+        finally:
+            # Its traceback holds this frame: the rows of the work would stay until a collection of garbage.
+            del refused
 
     def _check_lease(self, connection: Connection) -> None:
         """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""

@@ -34,9 +34,14 @@ class Ends:
         name = found["name"]
         if (writing := self._writing.get(name)) is None:
             writing = self._writing[name] = asyncio.ensure_future(self._write(found))
-            writing.add_done_callback(lambda _: self._writing.pop(name, None))
+            writing.add_done_callback(lambda done: self._forget(name, done))
         end = {f"{OWN}end": await asyncio.shield(writing)}
         return {**found, "config": found["config"] | end}
+
+    def _forget(self, name: str, done: asyncio.Future[str]) -> None:
+        self._writing.pop(name, None)
+        if not done.cancelled():
+            done.exception()  # all who wait for it may have been cancelled
 
     async def _write(self, found: Json) -> str:
         own, name = own_of(found), found["name"]

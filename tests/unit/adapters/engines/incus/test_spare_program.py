@@ -77,6 +77,23 @@ async def test_program_that_does_not_answer_is_ended_and_gets_no_task(answer: by
     assert starter.sessions[0].closed
 
 
+async def test_program_that_is_being_started_for_too_long_is_not_waited_for() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> Any:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    spare = SpareProgram(hang)
+    spare.prepare()
+    await begun.wait()
+    assert await asyncio.wait_for(spare.take(), 10) is None
+    assert ended.is_set()
+
+
 async def test_program_that_could_not_be_started_is_not_missed() -> None:
     spare = await prepared(Starter(EngineUnavailable("away")))
     assert await spare.take() is None
@@ -92,8 +109,10 @@ async def test_waiting_program_ends_with_the_service() -> None:
     await spare.close()
     assert starter.sessions[0].closed
     spare.prepare()
+    await asyncio.sleep(0.01)
+    assert spare._starting is None, "a task that ends after that prepares no other"
     await spare.close()
-    assert spare._starting is None
+    assert len(starter.sessions) == 1
 
 
 async def test_caller_that_gives_up_leaves_no_program() -> None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Desired, Status
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
@@ -40,7 +41,7 @@ SWEEP_INTERVAL = 300.0
 LINKS_INTERVAL = 60.0
 #: How often members of the cluster that were lost, or have returned, are looked for, in seconds.
 MEMBERS_INTERVAL = 5.0
-#: After the exits could not be watched: how long until the next try, in seconds.
+#: After the exits could not be watched, or one not looked up: how long until the next try, in seconds.
 RETRY_INTERVAL = 1.0
 
 log = logging.getLogger(__name__)
@@ -166,9 +167,18 @@ class Reconciler:
 
     async def _watch_exits(self) -> None:
         async for sandbox_id in self._app.engine.exits():
-            sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
+            sandbox = await self._read_ended(sandbox_id)
             if sandbox is not None:
                 self._app.signals.desired_changed(sandbox.builder_id)
+
+    async def _read_ended(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """Return a sandbox once the store answers: the engine tells an exit once, and the sweep may be far off."""
+        while True:
+            try:
+                return await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
+            except StoreUnavailable as error:
+                log.warning("exit not looked up, retrying in 1 s sandbox=%s error=%s", sandbox_id, error)
+                await asyncio.sleep(RETRY_INTERVAL)
 
 
 def _sandbox(uow: UnitOfWork, sandbox_id: SandboxId) -> Sandbox | None:

@@ -460,5 +460,29 @@ async def test_exits_are_watched_again_after_the_watch_broke(world: World, monke
         await world.until(lambda: world.called("start") == 2)
 
 
+async def test_exit_is_noticed_that_comes_while_the_store_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "RETRY_INTERVAL", 0.001)
+    read = world.application.store.read
+    is_away, lost = True, 0
+
+    async def fail_or_read(work: Callable[[UnitOfWork], T]) -> T:
+        nonlocal lost
+        if not is_away:
+            return await read(work)
+        lost += getattr(work, "func", None) is reconciling._sandbox
+        raise StoreUnavailable("The database does not answer.")
+
+    async with world.reconciling() as reconciler:
+        await world.create()
+        await world.until(lambda: not reconciler._workers)
+        monkeypatch.setattr(world.application.store, "read", fail_or_read)
+        world.engine.restart_host()
+        await world.until(lambda: lost)
+        is_away = False
+        await world.until(lambda: world.called("start") == 2)
+
+
 async def test_how_long_a_claim_lasts_leaves_room_for_renewals() -> None:
     assert timedelta(seconds=2 * claiming.RENEW_INTERVAL) < LEASE

@@ -212,7 +212,7 @@ class Instances:
         except IncusNotFound:
             pass
         except (IncusError, NoCapacity):
-            # Somebody else has started it, or Incus is at work on it.
+            # It runs: something other than this service started it, or Incus is at work on it.
             await self.delete(name)
         self.index.forget(name)
 

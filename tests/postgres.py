@@ -67,6 +67,12 @@ class PostgresServer:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(START_TIMEOUT)
 
+    def become_standby(self) -> None:
+        """Restart it as a standby of nobody: it takes only reads."""
+        self.stop()
+        (self._folder / "data" / "standby.signal").touch()
+        self.start()
+
     def url(self, database: str) -> str:
         return f"postgresql://{USER}@/{database}?host={self._folder}"
 

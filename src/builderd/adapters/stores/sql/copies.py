@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Connection, Engine, func, insert, make_url, select, text
+from sqlalchemy import BigInteger, Connection, func, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from builderd.adapters.stores.sql.database import Database
@@ -152,7 +152,7 @@ def holds_something(url: str) -> bool:
     source = file_of(url)
     if source is not None:
         return source.exists()
-    with _postgresql(url) as engine, engine.connect() as connection:
+    with _postgresql(url) as database, database.reading.connect() as connection:
         if connection.execute(text("SELECT to_regclass('tenants')")).scalar_one() is None:
             return False
         return connection.execute(text("SELECT EXISTS (SELECT FROM tenants)")).scalar_one() is True
@@ -193,16 +193,17 @@ def _save_sqlite(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _postgresql(url: str) -> Iterator[Engine]:
+def _postgresql(url: str) -> Iterator[Database]:
     database = open_postgresql(make_url(url))
     try:
-        yield database.writing
+        yield database
     except DBAPIError as error:
         if reason := database.outage_reason(error):
             raise StoreUnavailable(f"The database cannot be copied now: {reason}.") from error
         raise
     finally:
-        database.writing.dispose()
+        for engine in (database.writing, database.reading):
+            engine.dispose()
 
 
 def _save_postgresql(url: str, target: Path) -> None:

@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 WRITERS = 8
 READERS = 4
-#: What a transaction begins with.
+#: First statement of a transaction.
 WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: The server ends a session whose transaction is idle for so many milliseconds, which releases its locks.
@@ -103,7 +103,7 @@ def _begin_on(link: Link, begin: str) -> None:
     pool's own check would be one more question to the server.
     """
     try:
-        link.execute(begin, prepare=False)
+        _execute(link, begin)
     except psycopg.OperationalError as error:
         if not link.has_worked:
             raise
@@ -115,7 +115,20 @@ def _begin_again(connection: Connection, begin: str) -> None:
     """Begin a second transaction on a connection that was not given back to the pool in between."""
     link = _link(connection)
     if link.info.transaction_status is TransactionStatus.IDLE:
+        _execute(link, begin)
+
+
+def _execute(link: Link, begin: str) -> None:
+    """Begin a transaction. Raises ``StandbyError``."""
+    try:
         link.execute(begin, prepare=False)
+    except psycopg.errors.FeatureNotSupported as error:
+        # "cannot set transaction read-write mode during recovery": other statements have this code for other faults.
+        raise StandbyError(str(error)) from error
+
+
+class StandbyError(psycopg.OperationalError):
+    """The server is a standby: it begins no transaction that writes."""
 
 
 class Link(psycopg.Connection[Any]):
@@ -182,6 +195,8 @@ def outage_reason(error: Exception) -> str | None:
         return "all connections to it are in use"
     if not isinstance(error, DBAPIError):
         return None
+    if isinstance(error.orig, StandbyError):
+        return "its server is a standby, which takes only reads: name the one that takes writes, or promote it"
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         # An error without a SQLSTATE did not come from the server.

@@ -16,14 +16,16 @@ import pytest
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError
 from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, find_binaries, run_server
 from tests.stores import open_store
 
+from builderd.adapters.stores.sql import copies
 from builderd.adapters.stores.sql import store as store_module
 from builderd.adapters.stores.sql.postgresql import (
     READING,
     WRITING,
     Link,
+    StandbyError,
     connect_arguments,
     is_passing,
     outage_reason,
@@ -256,12 +258,37 @@ async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: 
         (psycopg.errors.DeadlockDetected(), False),
         (psycopg.errors.DiskFull(), True),
         (psycopg.errors.QueryCanceled(), True),
+        (psycopg.errors.ReadOnlySqlTransaction(), False),
+        (StandbyError(), True),
+        (psycopg.errors.FeatureNotSupported(), False),
         (psycopg.errors.NotNullViolation(), False),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_missing_server_differs_from_a_refusing_one(error: psycopg.Error, expected: bool) -> None:
     assert bool(outage_reason(OperationalError("", {}, error))) is expected
+
+
+@pytest.mark.postgres
+async def test_server_that_takes_only_reads_serves_them_and_refuses_writes_with_a_reason(
+    request: pytest.FixtureRequest,
+) -> None:
+    request.getfixturevalue("postgres_server")  # skips where there is none
+    binaries = find_binaries()
+    assert binaries is not None
+    with run_server(binaries) as server:
+        url = server.url("postgres")
+        async with open_store(url) as store:
+            await add(store, TENANT)
+        server.become_standby()
+        store = SqlStore(url)
+        try:
+            assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+            with pytest.raises(StoreUnavailable, match="is a standby"):
+                await store.write(lambda uow: uow.builders.ids())
+        finally:
+            await store.close()
+        assert await asyncio.to_thread(copies.holds_something, url)
 
 
 async def test_a_server_that_is_not_there_is_a_coded_error_and_its_words_stay_in_the_log(

@@ -22,6 +22,8 @@ from builderd.ports.engine.usages import read_each
 
 #: So many sandboxes are asked for one by one.
 FEW = 4
+#: Ports that are dialled at once to tell sockets for IPv6 alone, the lowest ones, and seconds for all of them.
+MOST_DIALLED, DIAL_SECONDS = 16, 1.0
 #: Starts of which the time of looks is known at once.
 _MOST_LOOKED = 1000
 
@@ -102,18 +104,18 @@ def _usage(found: Json, state: Json) -> SandboxUsage:
 
 
 async def _mark_ipv6_only(ip: str, sockets: frozenset[tuple[str, int]]) -> Listening:
-    """Mark sockets that only IPv6 reaches."""
+    """Mark sockets that only IPv6 reaches. An app may listen on many ports, and leave a caller of each waiting."""
     alone = {port for at, port in sockets if at == "::"} - {port for at, port in sockets if at == "0.0.0.0"}  # noqa: S104
-    for port in alone:
-        if not await _answers(ip, port):
-            sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
-    return Listening(sockets)
+    dialled = sorted(alone)[:MOST_DIALLED]
+    answers = await asyncio.gather(*(_answers(ip, port) for port in dialled))
+    refused = {("::", port) for port, answered in zip(dialled, answers, strict=True) if not answered}
+    return Listening(sockets - refused | {(IPV6_ONLY, port) for _, port in refused})
 
 
 async def _answers(ip: str, port: int) -> bool:
     """Return True unless the port refuses connections by IPv4: the kernel's tables do not tell sockets for both."""
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(DIAL_SECONDS):
             _, writer = await asyncio.open_connection(ip, port)
     except ConnectionRefusedError:
         return False

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +16,12 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import disk_usage, usages
 from builderd.adapters.engines.incus import usage as module
-from builderd.adapters.engines.incus.port_looks import parse_look
+from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
 from builderd.adapters.engines.incus.usage import FEW
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.members import MemberAway
-from builderd.domain.sandboxes import SandboxUsage
+from builderd.domain.sandboxes import IPV6_ONLY, SandboxUsage
 
 MANY = [SandboxId(str(number)) for number in range(FEW + 4)]
 USED = SandboxUsage(1.50005, 10_000_000, 3, 7, 8, 4)
@@ -225,3 +230,68 @@ async def test_looks_at_ports_are_no_work_of_the_app(incus: MeteredIncus, monkey
 @pytest.mark.parametrize("told", ["", "table\n", "table\n1 2\n", "table\n1 2 x\n"])
 def test_look_without_its_own_time_takes_none(told: str) -> None:
     assert parse_look(told) == (told, 0.0)
+
+
+def test_look_lists_each_socket_once_and_no_more_than_fit(tmp_path: Path) -> None:
+    """Run its program with tables of this test's own."""
+    for folder in ("net", "self"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "self/schedstat").write_text("400000000 7 1\n")
+    table = "  sl  local_address\n" + "   0: 00000000:FFFF 00000000:0000 01 more\n" * 5000
+    (tmp_path / "net/tcp").write_text(table + "   1: 00000000:1F40 00000000:0000 0A more\n" * 5000)
+    program = LOOK[-1].replace("/proc/", f"{tmp_path}/")
+
+    def look() -> tuple[list[str], float]:
+        told = subprocess.run([*LOOK[:-1], program], check=True, capture_output=True, text=True).stdout
+        text, seconds = parse_look(told)
+        return text.splitlines(), seconds
+
+    assert look() == (["0: 00000000:1F40 0 0A"], 0.4)
+    lines = (f"   {port}: {0:032X}:{port:04X} {0:032X}:0000 0A more\n" for port in range(20_000, 1_000, -1))
+    (tmp_path / "net/tcp6").write_text("  sl\n" + "".join(lines))
+    listed, _ = look()
+    assert (len(listed), listed[0], "0: 00000000:1F40 0 0A" in listed) == (
+        MOST_SOCKETS,
+        f"0: {0:032X}:03E9 0 0A",
+        False,
+    )
+
+
+@contextlib.contextmanager
+def unanswering(count: int) -> Iterator[list[int]]:
+    """Ports that listen at the loopback address, with queues that are full: a caller waits."""
+    with contextlib.ExitStack() as held:
+        ports = []
+        for _ in range(count):
+            server = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            ports.append(server.getsockname()[1])
+            held.enter_context(socket.create_connection(server.getsockname()))
+        yield ports
+
+
+async def test_ports_that_leave_callers_waiting_hold_up_a_look_once_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "DIAL_SECONDS", 0.2)
+    with socket.socket() as closed, unanswering(20) as ports:
+        closed.bind(("127.0.0.1", 0))
+        refusing = closed.getsockname()[1]
+        began = time.monotonic()
+        found = await module._mark_ipv6_only("127.0.0.1", frozenset(("::", port) for port in [*ports, refusing]))
+        assert time.monotonic() - began < 20 * 0.2
+    assert {port for _, port in found.sockets} == {*ports, refusing}
+    assert {at for at, port in found.sockets if port in ports} == {"::"}
+
+
+async def test_only_the_lowest_ports_are_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled = []
+
+    async def refuse(_: str, port: int) -> bool:
+        dialled.append(port)
+        return False
+
+    monkeypatch.setattr(module, "_answers", refuse)
+    found = await module._mark_ipv6_only("10.99.0.20", frozenset(("::", port) for port in range(8000, 10_000)))
+    assert dialled == list(range(8000, 8000 + module.MOST_DIALLED))
+    assert {port for at, port in found.sockets if at == IPV6_ONLY} == set(dialled)
+    assert len(found.sockets) == 2000

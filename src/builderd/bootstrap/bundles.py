@@ -41,8 +41,9 @@ async def open_bundles(settings: Settings, store: Store) -> Bundles:
 def open_uploads(settings: Settings, store: Store) -> Uploads:
     """Return the store of uploads' bytes."""
     local = LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB))
-    most_bytes = int(settings.limits.stored_code * 1_000_000 * UPLOADS_SHARE)
-    return SharedUploads(store, local, most_bytes) if is_shared(settings) else local
+    limits = settings.limits
+    most_bytes = int(limits.stored_code * 1_000_000 * UPLOADS_SHARE)
+    return SharedUploads(store, local, most_bytes, limits.code_share) if is_shared(settings) else local
 
 
 async def download_bundles(settings: Settings) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from tests.contract.store.samples import NOW, TENANT
+
 from builderd.domain.ids import UploadId, new_id
+from builderd.domain.uploads import LIFETIME, Upload
 from builderd.ports.store import Store
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())
@@ -23,8 +26,18 @@ async def test_chunks_are_stored_one_after_the_other(store: Store) -> None:
     await put(store, OTHER, 0, b"other")
     assert await chunks(store, ONE) == [b"first\x00", b"\xffsecond", None]
     assert await store.read(lambda uow: uow.stored_uploads.size(ONE)) == 13
-    assert await store.read(lambda uow: uow.stored_uploads.total()) == 18
+    assert await store.read(lambda uow: uow.stored_uploads.of_tenants()) == {None: 18}
     assert set(await store.read(lambda uow: uow.stored_uploads.ids())) == {ONE, OTHER}
+
+
+async def test_bytes_are_counted_by_tenant(store: Store) -> None:
+    record = Upload(ONE, TENANT.id, "h1", NOW, NOW + LIFETIME)
+    await store.write(lambda uow: uow.uploads.add(record))
+    for number in range(2):
+        await put(store, ONE, number, b"mine")
+    await put(store, OTHER, 0, b"no one's")
+    for _ in range(2):
+        assert await store.read(lambda uow: uow.stored_uploads.of_tenants()) == {TENANT.id: 8, None: 8}
 
 
 async def test_chunk_that_is_put_again_is_the_last_one(store: Store) -> None:

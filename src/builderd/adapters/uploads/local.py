@@ -99,6 +99,11 @@ class LocalUploads:
 
         await asyncio.to_thread(work)
 
+    async def cut(self, upload: UploadId, size: int) -> None:
+        """Keep the first ``size`` bytes alone. Raises ``Conflict`` while the upload is sent."""
+        with suppress(FileNotFoundError), self._locked(upload) as file:
+            os.ftruncate(file.fileno(), size)
+
     async def ids(self) -> Collection[UploadId]:
         if not self._folder.is_dir():
             return ()

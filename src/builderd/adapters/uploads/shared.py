@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 from builderd.adapters.uploads.local import LocalUploads
-from builderd.domain.errors import Conflict, NoCapacity
-from builderd.domain.ids import UploadId
-from builderd.domain.resources import GB
+from builderd.adapters.uploads.space import UploadSpace
+from builderd.domain.errors import Conflict
+from builderd.domain.ids import TenantId, UploadId
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.stored_uploads import CHUNK_BYTES
+
+#: A chunk of more than ``FREE_BYTES`` costs the database much more than the client if less than one byte in
+#: ``MOST_FACTOR`` is new: each upload stores one such in ``PACE_SECONDS``, and waits otherwise.
+FREE_BYTES, MOST_FACTOR, PACE_SECONDS = 1 << 12, 16, 1.0
 
 
 class SharedUploads:
@@ -23,22 +28,35 @@ class SharedUploads:
     A whole chunk is stored as soon as it has arrived, the rest when the request ends: what a kill takes is sent again.
     """
 
-    def __init__(self, store: Store, local: LocalUploads, most_bytes: int = 1 << 50) -> None:
-        """``most_bytes``: what all uploads in the database may take; it does not tell what is free on its machine."""
+    def __init__(
+        self,
+        store: Store,
+        local: LocalUploads,
+        most_bytes: int = 1 << 50,
+        share: float = 1.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``most_bytes``: what all uploads in the database may take; it does not tell what is free on its machine.
+
+        ``share``: part of its own and the free bytes together that one of several tenants may have.
+        """
         self._store = store
         self._local = local
-        self._most_bytes = most_bytes
+        self._space = UploadSpace(store, most_bytes, share)
+        self._sleep = sleep
         self._locks: WeakValueDictionary[UploadId, asyncio.Lock] = WeakValueDictionary()
         #: Uploads whose file is as the database has it; any other file may be of an earlier life of this service.
         self._fetched: set[UploadId] = set()
-        #: Bytes of all uploads in the database; None: to be read.
-        self._total: int | None = None
+        #: Uploads whose file begins as the database has it, if it is as long, and may have more: a put has failed.
+        self._ahead: set[UploadId] = set()
+        #: When each upload may store the next chunk that has little new, by ``time.monotonic``.
+        self._paces: dict[UploadId, float] = {}
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
         async with self._alone(upload):
             await self._fetch(upload)
-            stored = await self._store.read(lambda uow: uow.stored_uploads.size(upload))
-            copy = _Copy(min(start, stored) // CHUNK_BYTES, cuts=start < stored)
+            tenant_id, stored = await self._store.read(lambda uow: _state(uow, upload))
+            copy = _Copy(tenant_id, stored, min(start, stored) // CHUNK_BYTES, cuts=start < stored)
             try:
                 return await self._local.write(upload, start, self._copied(upload, copy, content), limit)
             finally:
@@ -59,7 +77,15 @@ class SharedUploads:
     async def _finish(self, upload: UploadId, copy: _Copy) -> None:
         """Store what is left to store, also for a request that was cut off."""
         self._fetched.discard(upload)
-        await asyncio.shield(self._put_chunks(upload, copy, with_rest=True))
+        self._ahead.add(upload)
+        putting = asyncio.ensure_future(self._put_chunks(upload, copy, with_rest=True))
+        try:
+            await asyncio.shield(putting)
+        except asyncio.CancelledError:
+            # The next request for this upload comes after it.
+            await asyncio.wait({putting})
+            raise
+        self._ahead.discard(upload)
         self._fetched.add(upload)
 
     async def _put_chunks(self, upload: UploadId, copy: _Copy, *, with_rest: bool = False) -> None:
@@ -67,36 +93,38 @@ class SharedUploads:
         with await self._local.open(upload) as file:
             file.seek(copy.number * CHUNK_BYTES)
             while len(chunk := await asyncio.to_thread(file.read, CHUNK_BYTES)) == CHUNK_BYTES:
-                await self._put(upload, copy.number, chunk)
+                await self._put(upload, copy, chunk)
                 copy.number += 1
         if with_rest:
-            await self._put(upload, copy.number, chunk)
+            await self._put(upload, copy, chunk)
 
-    async def _put(self, upload: UploadId, number: int, chunk: bytes) -> None:
-        if self._total is None:
-            self._total = await self._store.read(lambda uow: uow.stored_uploads.total())
-        room = self._most_bytes - self._total
+    async def _put(self, upload: UploadId, copy: _Copy, chunk: bytes) -> None:
+        end = copy.number * CHUNK_BYTES + len(chunk)
+        if end == copy.stored:
+            return
+        if len(chunk) > FREE_BYTES and (end - copy.stored) * MOST_FACTOR < len(chunk):
+            await self._pace(upload)
+        await self._space.put_last(upload, copy.tenant_id, copy.number, chunk)
+        copy.stored = end
 
-        def put(uow: UnitOfWork) -> int:
-            grown = uow.stored_uploads.put_last(upload, number, chunk)
-            if grown > max(room, 0):
-                raise NoCapacity(
-                    f"The database keeps {self._most_bytes / GB:.1f} GB of uploads at most, and is full of them: try "
-                    "again later. Its operator can raise limits.stored_code.",
-                    retry_after=60,
-                )
-            return grown
-
-        self._total += await self._store.write(put)
+    async def _pace(self, upload: UploadId) -> None:
+        seconds = self._paces.get(upload, 0.0) - time.monotonic()
+        if seconds > 0:
+            await self._sleep(seconds)
+        self._paces[upload] = time.monotonic() + PACE_SECONDS
 
     async def _fetch(self, upload: UploadId) -> None:
-        """Have the file as the database has it. A file of which that has nothing is of a release that kept none."""
+        """Have the file as the database has it, and none of an upload of which that has nothing."""
         if upload in self._fetched:
             return
         size = await self._store.read(lambda uow: uow.stored_uploads.size(upload))
-        if size:
+        if upload in self._ahead and size <= await self._local.size(upload):
+            await self._local.cut(upload, size)
+        else:
             await self._local.delete(upload)
-            await self._local.write(upload, 0, self._chunks(upload, size), size)
+            if size:
+                await self._local.write(upload, 0, self._chunks(upload, size), size)
+        self._ahead.discard(upload)
         self._fetched.add(upload)
 
     async def _chunks(self, upload: UploadId, size: int) -> AsyncIterator[bytes]:
@@ -105,11 +133,9 @@ class SharedUploads:
             yield content or b""
 
     async def size(self, upload: UploadId) -> int:
-        if upload not in self._fetched:
-            stored = await self._store.read(lambda uow: uow.stored_uploads.size(upload))
-            if stored:
-                return stored
-        return await self._local.size(upload)
+        if upload in self._fetched:
+            return await self._local.size(upload)
+        return await self._store.read(lambda uow: uow.stored_uploads.size(upload))
 
     async def sha256(self, upload: UploadId) -> str:
         await self._fetch_once(upload)
@@ -127,9 +153,10 @@ class SharedUploads:
     async def delete(self, upload: UploadId) -> None:
         async with self._alone(upload):
             # First: a file alone would be found and swept.
-            await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
-            self._total = None
+            await self._space.delete(upload)
             self._fetched.discard(upload)
+            self._ahead.discard(upload)
+            self._paces.pop(upload, None)
             await self._local.delete(upload)
 
     async def ids(self) -> Collection[UploadId]:
@@ -149,8 +176,13 @@ class SharedUploads:
 
 @dataclass(slots=True)
 class _Copy:
-    """Copy of a file into the database: the number of the chunk that comes next; ``cuts``: bytes are sent again."""
+    """Copy of a tenant's file into the database.
 
+    ``stored``: bytes that the database has; ``number`` of the chunk that comes next; ``cuts``: bytes are sent again.
+    """
+
+    tenant_id: TenantId | None
+    stored: int
     number: int
     cuts: bool
     has_begun: bool = False
@@ -158,3 +190,9 @@ class _Copy:
 
 def _chunk(uow: UnitOfWork, upload: UploadId, number: int) -> bytes | None:
     return uow.stored_uploads.chunk(upload, number)
+
+
+def _state(uow: UnitOfWork, upload: UploadId) -> tuple[TenantId | None, int]:
+    """Return the upload's tenant, None without a record, and the bytes that are stored of it."""
+    record = uow.uploads.get(upload)
+    return record.tenant_id if record else None, uow.stored_uploads.size(upload)

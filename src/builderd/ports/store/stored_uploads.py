@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from builderd.domain.ids import UploadId
+from builderd.domain.ids import TenantId, UploadId
 
 #: Bytes of a chunk; the last one of an upload is shorter. A request of one byte stores a chunk again: larger ones would
-#: cost the database much more than the client.
+#: cost the database more yet.
 CHUNK_BYTES = 1 << 18
 
 
@@ -25,8 +25,8 @@ class StoredUploads(Protocol):
     def size(self, upload: UploadId) -> int:
         """Return the bytes of all chunks of an upload."""
 
-    def total(self) -> int:
-        """Return the bytes of all uploads together."""
+    def of_tenants(self) -> Mapping[TenantId | None, int]:
+        """Return the bytes of each tenant's uploads together; None has those without a record."""
 
     def ids(self) -> Collection[UploadId]:
         """Return the uploads that have chunks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,17 @@ from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.uploads import shared as module
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
-from builderd.domain.errors import NoCapacity, StoreUnavailable
-from builderd.domain.ids import UploadId, new_id
+from builderd.domain.errors import Conflict, NoCapacity, QuotaExceeded, StoreUnavailable
+from builderd.domain.ids import TenantId, UploadId, new_id
+from builderd.domain.tenants import Tenant
+from builderd.domain.uploads import LIFETIME, Upload
+from builderd.ports.store import UnitOfWork
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())
 #: Of a chunk, in place of a MiB.
 CHUNK = 10
 LIMIT = 1000
+NOW = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +39,26 @@ async def store() -> AsyncIterator[SqlStore]:
         yield store
 
 
-def service(store: SqlStore, folder: Path, most_bytes: int = LIMIT) -> SharedUploads:
+def service(store: SqlStore, folder: Path, most_bytes: int = LIMIT, share: float = 1.0) -> SharedUploads:
     """Return the uploads of a service, as after its start."""
-    return SharedUploads(store, LocalUploads(folder), most_bytes)
+    return SharedUploads(store, LocalUploads(folder), most_bytes, share)
+
+
+async def total(store: SqlStore) -> int:
+    return sum((await store.read(lambda uow: uow.stored_uploads.of_tenants())).values())
+
+
+async def upload_of(store: SqlStore, name: str) -> UploadId:
+    """Return an upload of a new tenant."""
+    tenant, upload = Tenant(TenantId(new_id()), name, NOW), UploadId(new_id())
+    record = Upload(upload, tenant.id, upload, NOW, NOW + LIFETIME)
+
+    def add(uow: UnitOfWork) -> None:
+        uow.tenants.add(tenant)
+        uow.uploads.add(record)
+
+    await store.write(add)
+    return upload
 
 
 async def pieces(content: bytes, size: int = 4) -> AsyncIterator[bytes]:
@@ -108,12 +130,19 @@ async def test_file_of_an_earlier_life_is_not_believed(store: SqlStore, tmp_path
     assert await read(again) == b"b" * 15 + b"c"
 
 
-async def test_bytes_that_only_a_file_has_are_kept_and_stored_with_the_next(store: SqlStore, tmp_path: Path) -> None:
-    await LocalUploads(tmp_path / "one").write(ONE, 0, pieces(b"a" * 25), LIMIT)
-    one = service(store, tmp_path / "one")
-    assert await one.size(ONE) == 25
-    assert await one.write(ONE, 25, pieces(b"bb"), LIMIT) == 27
-    assert await read(service(store, tmp_path / "two")) == b"a" * 25 + b"bb"
+async def test_file_of_an_upload_that_another_service_discarded_is_not_believed(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    await service(store, tmp_path / "one").write(ONE, 0, pieces(b"a" * 25), LIMIT)
+    await service(store, tmp_path / "two").delete(ONE)
+    again = service(store, tmp_path / "one")
+    assert await again.size(ONE) == 0
+    with pytest.raises(KeyError):
+        await again.open(ONE)
+    with pytest.raises(Conflict):
+        await again.write(ONE, 25, pieces(b"bb"), LIMIT)
+    assert await again.write(ONE, 0, pieces(b"bb"), LIMIT) == 2
+    assert await read(again) == b"bb"
 
 
 async def test_uploads_together_have_a_limit_in_the_database(store: SqlStore, tmp_path: Path) -> None:
@@ -121,13 +150,95 @@ async def test_uploads_together_have_a_limit_in_the_database(store: SqlStore, tm
     await one.write(OTHER, 0, pieces(bytes(25)), LIMIT)
     with pytest.raises(NoCapacity, match=r"limits\.stored_code"):
         await one.write(ONE, 0, pieces(bytes(100)), LIMIT)
-    assert await store.read(lambda uow: uow.stored_uploads.total()) <= 40
+    assert await total(store) <= 40
     await one.delete(OTHER)
     await one.delete(ONE)
     assert await one.write(ONE, 0, pieces(bytes(40)), LIMIT) == 40
     # Sent again and again, it counts once.
     for _ in range(5):
         assert await one.write(ONE, 20, pieces(bytes(20)), LIMIT) == 40
+
+
+async def test_uploads_at_the_same_time_keep_the_limit_too(store: SqlStore, tmp_path: Path) -> None:
+    one = service(store, tmp_path / "one", most_bytes=40)
+    writes = (one.write(UploadId(new_id()), 0, pieces(bytes(30)), LIMIT) for _ in range(4))
+    ends = await asyncio.gather(*writes, return_exceptions=True)
+    assert any(isinstance(end, NoCapacity) for end in ends)
+    assert 30 <= await total(store) <= 40
+
+
+async def test_bytes_deleted_beside_a_write_are_free_again(store: SqlStore, tmp_path: Path) -> None:
+    one = service(store, tmp_path / "one", most_bytes=40)
+    await one.write(OTHER, 0, pieces(bytes(30)), LIMIT)
+    await asyncio.gather(one.write(ONE, 0, pieces(bytes(10)), LIMIT), one.delete(OTHER))
+    assert await one.write(ONE, 10, pieces(bytes(30)), LIMIT) == 40
+
+
+async def test_write_that_is_cut_off_in_the_database_counts_as_it_is_stored(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, write = service(store, tmp_path / "one", most_bytes=40), store.write
+
+    async def lost(work: object) -> object:
+        await write(work)  # type: ignore[arg-type]
+        raise StoreUnavailable("The answer was lost.")
+
+    monkeypatch.setattr(store, "write", lost)
+    with pytest.raises(StoreUnavailable):
+        await one.write(OTHER, 0, pieces(bytes(10)), LIMIT)
+    monkeypatch.setattr(store, "write", write)
+    with pytest.raises(NoCapacity):
+        await one.write(ONE, 0, pieces(bytes(40)), LIMIT)
+    assert await total(store) <= 40
+
+
+async def test_one_of_several_tenants_leaves_space_for_the_others(store: SqlStore, tmp_path: Path) -> None:
+    one = service(store, tmp_path / "one", most_bytes=80, share=0.5)
+    greedy = await upload_of(store, "greedy")
+    assert await one.write(greedy, 0, pieces(bytes(50)), LIMIT) == 50, "a tenant alone has all of it"
+    await one.delete(greedy)
+    modest = await upload_of(store, "modest")
+    with pytest.raises(QuotaExceeded, match="code_share"):
+        await one.write(greedy, 0, pieces(bytes(50)), LIMIT)
+    assert await total(store) == 40
+    assert await one.write(modest, 0, pieces(bytes(20)), LIMIT) == 20
+
+
+async def test_refused_part_costs_no_second_read_of_the_upload(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = service(store, tmp_path / "one", most_bytes=40)
+    await one.write(ONE, 0, pieces(b"a" * 40), LIMIT)
+    reads: list[int] = []
+    monkeypatch.setattr(module, "_chunk", lambda uow, upload, number: reads.append(number))
+    for _ in range(3):
+        with pytest.raises(NoCapacity):
+            await one.write(ONE, 40, pieces(b"b" * 10), LIMIT)
+        assert await one.size(ONE) == 40
+    assert await one.write(ONE, 35, pieces(b"c" * 5), LIMIT) == 40
+    assert reads == []
+    assert await read(one) == b"a" * 35 + b"c" * 5
+
+
+async def test_requests_with_a_byte_each_are_paced(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 16)
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    one = SharedUploads(store, LocalUploads(tmp_path / "one"), sleep=sleep)
+    size = await one.write(ONE, 0, pieces(bytes(60_000), 1 << 14), 1 << 20)
+    assert waits == [], "all of it is new"
+    for start in (size, size + 1, size):
+        await one.write(ONE, start, pieces(b"x"), 1 << 20)
+    # The second stores it once, the third, which cuts, also before its byte.
+    assert len(waits) == 3
+    assert max(waits) <= module.PACE_SECONDS
+    await one.write(ONE, size + 1, pieces(bytes(5_000), 1 << 14), 1 << 20)
+    assert len(waits) == 3
 
 
 async def test_bytes_that_the_database_did_not_take_do_not_count(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
-from builderd.adapters.stores.sql.tables import upload_chunks
-from builderd.domain.ids import UploadId
+from builderd.adapters.stores.sql.tables import upload_chunks, uploads
+from builderd.domain.ids import TenantId, UploadId
 
 _chunk = upload_chunks.c
 _of_upload = _chunk.upload_id == bindparam("upload")
 
 _INSERT = insert(upload_chunks)
 _CHUNK = select(_chunk.content).where(_of_upload, _chunk.number == bindparam("at"))
-_TOTAL = select(func.coalesce(func.sum(_chunk.size), 0))
-_SIZE = _TOTAL.where(_of_upload)
+_BYTES = func.coalesce(func.sum(_chunk.size), 0)
+_SIZE = select(_BYTES).where(_of_upload)
 _SIZE_FROM = _SIZE.where(_chunk.number >= bindparam("at"))
+_OF_TENANTS = (
+    select(uploads.c.tenant_id, _BYTES)
+    .select_from(upload_chunks.outerjoin(uploads, uploads.c.id == _chunk.upload_id))
+    .group_by(uploads.c.tenant_id)
+)
 _IDS = select(_chunk.upload_id).where(_chunk.number == 0)
 _DELETE = delete(upload_chunks).where(_of_upload)
 _DELETE_FROM = _DELETE.where(_chunk.number >= bindparam("at"))
@@ -42,8 +47,8 @@ class StoredUploads:
     def size(self, upload: UploadId) -> int:
         return int(self._connection.execute(_SIZE, {"upload": upload}).scalar_one())
 
-    def total(self) -> int:
-        return int(self._connection.execute(_TOTAL).scalar_one())
+    def of_tenants(self) -> Mapping[TenantId | None, int]:
+        return {tenant and TenantId(tenant): int(size) for tenant, size in self._connection.execute(_OF_TENANTS)}
 
     def ids(self) -> Collection[UploadId]:
         return frozenset(map(UploadId, self._connection.execute(_IDS).scalars()))

@@ -40,6 +40,7 @@ class CpuSample:
     """CPU seconds of a sandbox at a time, and since when it has used next to none.
 
     ``is_exact``: read at that time. Another one may be older, and so tells nothing about the last moments.
+    ``unclear_seconds``: the longest time between two readings since then in which it may have worked in bursts.
     """
 
     sandbox: SandboxId
@@ -47,6 +48,7 @@ class CpuSample:
     cpu_seconds: float
     quiet_since: datetime
     is_exact: bool = True
+    unclear_seconds: float = 0
 
 
 class Idleness:
@@ -110,6 +112,7 @@ class Idleness:
         """Return True if the CPU use of this moment is next to none, too, where the last reading may be old.
 
         That takes two readings by ``usage``, this check's and an earlier one's: ``usages`` may count in another way.
+        Where it may have worked in bursts, one each check for so long that one of them would show.
         """
         last = self._samples[builder.id]
         if last.is_exact:
@@ -123,10 +126,10 @@ class Idleness:
         if before and sample.at - before.at > timedelta(seconds=PAIR_SECONDS):
             before = None
         sample = self._exact[builder.id] = self._compare(before, sample)
-        is_quiet = sample.quiet_since < sample.at
-        if before and not is_quiet:
-            self._samples[builder.id] = replace(last, quiet_since=sample.at)
-        return is_quiet
+        quiet_for = (sample.at - sample.quiet_since).total_seconds()
+        if before and not quiet_for:
+            self._samples[builder.id] = replace(last, quiet_since=sample.at, unclear_seconds=0)
+        return 0 < quiet_for >= last.unclear_seconds
 
     async def _read_now(self, builder: BuilderId, sandbox: SandboxId) -> CpuSample | None:
         try:
@@ -144,8 +147,13 @@ class Idleness:
             return replace(before, is_exact=False)
         # Two readings that follow each other at once tell nothing about a part of a CPU.
         seconds = max((sample.at - before.at).total_seconds(), self.interval)
-        is_quiet = sample.cpu_seconds - before.cpu_seconds <= self._app.limits.quiet_cpu * seconds
-        return replace(sample, quiet_since=before.quiet_since) if is_quiet else sample
+        used, quiet_cpu = sample.cpu_seconds - before.cpu_seconds, self._app.limits.quiet_cpu
+        if used > quiet_cpu * seconds:
+            return sample
+        # Spread evenly it is next to none; all in a few of these seconds it is not.
+        unclear = seconds if used > quiet_cpu * PAIR_SECONDS else 0
+        unclear = max(unclear, before.unclear_seconds)
+        return replace(sample, quiet_since=before.quiet_since, unclear_seconds=unclear)
 
     @property
     def _max_age(self) -> float:

@@ -171,6 +171,44 @@ async def test_counts_of_many_that_differ_from_those_of_one_prevent_no_freeze(wo
         await world.until(frozen(world))
 
 
+def rare_readings(world: World, seconds: float) -> None:
+    """Have the engine answer for many with readings that it renews once they are so old."""
+    real, known, at = world.engine.usage, dict[SandboxId, SandboxUsage](), world.clock.now()
+
+    async def usages(
+        sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        nonlocal known, at
+        age = (world.clock.now() - at).total_seconds()
+        if not known or age >= seconds:
+            known, at, age = {one: used for one in sandboxes if (used := await real(one))}, world.clock.now(), 0
+        # Older than now in any case: these readings are of many.
+        return {one: replace(used, age_seconds=age + 0.001) for one, used in known.items() if one in sandboxes}
+
+    world.engine.usages = usages  # type: ignore[method-assign]
+
+
+async def test_app_that_works_in_short_bursts_is_not_frozen_where_readings_are_rare(world: World) -> None:
+    async with world.reconciling():
+        builder, idleness = await up(world, minutes=60)
+        rare_readings(world, 40)
+        for _ in range(20):
+            sandbox(world).cpu_seconds += 0.7
+            await pass_checks(world, idleness, 40)
+        assert (await world.builder(builder)).asleep_since is None
+
+
+async def test_app_that_always_uses_a_little_is_frozen_where_readings_are_rare(world: World) -> None:
+    async with world.reconciling():
+        builder, idleness = await up(world, minutes=60)
+        rare_readings(world, 40)
+        for _ in range(60):
+            sandbox(world).cpu_seconds += 0.07
+            await pass_checks(world, idleness, 5)
+        assert (await world.builder(builder)).asleep_since is not None
+        await world.until(frozen(world))
+
+
 async def test_leased_builder_is_not_read_again_at_each_check(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)

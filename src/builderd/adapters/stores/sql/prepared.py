@@ -53,12 +53,16 @@ class Prepared:
 
     def execute(self, driver: sqlite3.Connection, values: Mapping[str, Any]) -> Rows:
         given = [fixed if name is None else values[name] for name, fixed in self._binds]
-        for index, convert in self._writes:
-            given[index] = convert(given[index])
         try:
+            for index, convert in self._writes:
+                given[index] = convert(given[index])
             return Rows(driver.execute(self._text, given), self)
-        except sqlite3.Error as error:
-            raise DBAPIError.instance(self._text, None, error, sqlite3.Error, hide_parameters=True) from error
+        except Exception as error:
+            raise self.wrapped(error) from error
+
+    def wrapped(self, error: Exception) -> BaseException:
+        """Return the error that SQLAlchemy raises for one of the driver, or of converting a parameter."""
+        return DBAPIError.instance(self._text, None, error, sqlite3.Error, hide_parameters=True)
 
     def make_row(self, cursor: sqlite3.Cursor) -> Callable[[Sequence[Any]], Any]:
         """Return what makes a named tuple of a row's converted values. The columns' names are the database's."""
@@ -95,14 +99,21 @@ class Rows:
 
     def __iter__(self) -> Iterator[Any]:
         make, converted = self._prepared.make_row(self._cursor), self._prepared.converted
-        for raw in self._cursor:
-            yield make(converted(raw))
+        try:
+            for raw in self._cursor:
+                yield make(converted(raw))
+        except sqlite3.Error as error:
+            raise self._prepared.wrapped(error) from error
 
     def all(self) -> list[Any]:
         return list(self)
 
     def first(self) -> Any | None:
-        make, raw = self._prepared.make_row(self._cursor), self._cursor.fetchone()
+        make = self._prepared.make_row(self._cursor)
+        try:
+            raw = self._cursor.fetchone()
+        except sqlite3.Error as error:
+            raise self._prepared.wrapped(error) from error
         self._cursor.close()
         return None if raw is None else make(self._prepared.converted(raw))
 

@@ -36,7 +36,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, StatementError
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, OperationalError, StatementError
 
 from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.prepared import PreparedConnection, Rows
@@ -210,6 +210,23 @@ def test_a_lacking_value_is_an_error(connection: Connection) -> None:
     for _ in range(3):
         with pytest.raises(StatementError, match="which"):
             connection.execute(_ONE, {})
+
+
+def test_a_value_that_cannot_be_converted_is_an_error_of_the_statement(connection: Connection) -> None:
+    statement = _ALL.where(things.c.at == bindparam("at", type_=UtcDateTime))
+    for _ in range(3):
+        with pytest.raises(StatementError, match="no time zone"):
+            connection.execute(statement, {"at": NOW.replace(tzinfo=None)})
+
+
+@pytest.mark.parametrize("fetch", ["all", "first", "scalar"])
+def test_an_error_while_rows_are_read_is_of_its_kind(connection: Connection, fetch: str) -> None:
+    # The driver computes the second row while the first one is read.
+    statement = select(func.json(case((things.c.id == 1, "{}"), else_="no JSON"))).order_by(things.c.id)
+    for _ in range(3):
+        found = connection.execute(statement)
+        with pytest.raises(OperationalError, match="JSON"):
+            getattr(found, fetch)()
 
 
 @pytest.mark.parametrize(("values", "error"), [({"least": 5}, NoResultFound), ({"least": 0}, MultipleResultsFound)])

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import shutil
+import socket
+import struct
 import tempfile
 import threading
 import time
@@ -370,6 +372,29 @@ async def test_visitor_who_has_left_does_not_hold_the_next_wave(app: App, monkey
             await service.held(1)
             many = [asyncio.create_task(visit(service.visitor.get, host)) for _ in range(2 * WAVE)]
             await service.held(2 * WAVE + 1)
+        await service.wake(host, app)
+        async with asyncio.timeout(PATIENCE):
+            assert [(await one).status for one in many] == [200] * len(many)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+async def test_wave_of_visitors_who_have_left_does_not_hold_the_next_one(
+    app: App, monkeypatch: pytest.MonkeyPatch, *, resets: bool
+) -> None:
+    """Requests of those who left go on to nobody; the wait for a wave that does not set out is no part of it."""
+    at_the_apps_pace(monkeypatch)
+    change(monkeypatch, "SET_OUT = 100", "SET_OUT = 600000")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
+    async with serving(threads=1) as service:
+        host = await service.asleep()
+        with contextlib.ExitStack() as leaving:
+            for number in range(WAVE):
+                left = leaving.enter_context(service.visitor.dial())
+                left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", resets, 0))
+                left.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                await service.held(number + 1)
+            many = [asyncio.create_task(visit(service.visitor.get, host)) for _ in range(2 * WAVE)]
+            await service.held(3 * WAVE)
         await service.wake(host, app)
         async with asyncio.timeout(PATIENCE):
             assert [(await one).status for one in many] == [200] * len(many)

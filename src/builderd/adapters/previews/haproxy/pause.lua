@@ -48,7 +48,7 @@ local function interval(begun, wave, released, all)
 end
 
 -- Return true once the last wave's requests are counted as in progress, which they are when they go on in their threads.
--- One whose visitor has left never does.
+-- One whose visitor has left does so, too.
 local function has_set_out(requests, number, wave)
   if milliseconds() - wave > SET_OUT then
     return true

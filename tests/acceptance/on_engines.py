@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from tests.acceptance.incus_service import (
     project_of,
     running_on,
 )
-from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.live_service import PATIENCE, LiveService, live_service
 from tests.backends import RestServer, rest_server
 from tests.incus import IncusCluster, address_of
 
@@ -85,6 +86,8 @@ class OwnEngine:
     idle: str = "idle_service"
     impatient: str = "impatient_service"
     is_incus: bool = False
+    #: Between two looks at an app that does not freeze at once.
+    freeze_look_seconds: float = 0.0
 
     def running(self, data_dir: Path, **settings: str) -> AbstractContextManager[LiveService]:
         """A service of its own, which is up until the block ends."""
@@ -143,6 +146,11 @@ class OnIncus:
         """Settings of a service for the packages of its apps, and the way to a repository on the first member."""
         return {**self.packages, "BUILDERD_EGRESS__ALLOW": f"{address_of(1)}/32"}
 
+    @property
+    def freeze_look_seconds(self) -> float:
+        """Between two looks at an app that does not freeze at once: LXC's, but on cgroups of version 2, which tell."""
+        return 0.0 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1.0
+
     def repository(self, folder: Path) -> AbstractContextManager[RestServer]:
         """A server for backups that every member reaches."""
         return rest_server(folder, address_of(1), self.cluster.network_of)
@@ -164,13 +172,26 @@ class OnIncus:
         return set(disks_on_incus(service))
 
     def destroy(self, service: LiveService, disk: str) -> None:
-        """Remove a disk that no app uses, and what is left of the one that used it, behind the service's back."""
-        member = disks_on_incus(service)[disk]
-        for one in ask_incus(service, "instances?recursion=1"):
-            if any(device.get("source") == disk for device in one["devices"].values()):
-                ask_incus(service, f"instances/{one['name']}", "DELETE")
+        """Remove a disk that no app uses, and the instances that have it, behind the service's back.
+
+        That of an ended app may lose the disk at this moment, by the service's own removal.
+        """
+        member, deadline = disks_on_incus(service)[disk], time.monotonic() + PATIENCE
+        while users := _users_of(service, disk):
+            assert time.monotonic() < deadline, f"instances have the disk {disk}: {users}"
+            for name in users:
+                self.cluster.run("incus", "1", "delete", "--force", "--project", project_of(service), name, check=False)
         ask_incus(service, f"storage-pools/default/volumes/custom/{disk}?target={member}", "DELETE")
         assert disk not in disks_on_incus(service)
+
+
+def _users_of(service: LiveService, disk: str) -> list[str]:
+    """Return the instances that have a disk: its app's, and the helper that wrote its files."""
+    return [
+        one["name"]
+        for one in ask_incus(service, "instances?recursion=1")
+        if any(device.get("source") == disk for device in one["devices"].values())
+    ]
 
 
 def files_with(text: str, *folders: str | Path, inside: Sequence[str] = ()) -> list[str]:

@@ -297,7 +297,7 @@ def test_lost_host_network_is_created_again_at_start(backed_up: LiveService) -> 
 # What a visitor notices
 
 
-def test_backup_pauses_the_app_only_briefly(backed_up: LiveService) -> None:
+def test_backup_pauses_the_app_only_briefly(engine: OwnEngine | OnIncus, backed_up: LiveService) -> None:
     """The goal is 200 ms; here the machine may be busy with other tests, so the test allows more.
 
     What the same app takes at the same time without a backup is the machine's, not the backup's.
@@ -316,7 +316,7 @@ def test_backup_pauses_the_app_only_briefly(backed_up: LiveService) -> None:
             if backup["status"] == "done":
                 break
             assert time.monotonic() < deadline
-    assert slowest - usual.longest < 1
+    assert slowest - usual.longest < 1 + engine.freeze_look_seconds
 
 
 def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(

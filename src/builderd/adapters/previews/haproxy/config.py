@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from builderd.adapters.previews.haproxy import (
     answers,
     api,
+    app_connections,
     counting,
     domains,
     http3,
@@ -50,9 +51,6 @@ _ADDRESS = "src,ipmask(32,64)"
 #: Bytes of an answer that the kernel takes for a visitor who reads nothing; it doubles the value, and without one takes
 #: 4 MB, so that one address might fill the machine's memory for TCP. 5 MB/s at 100 ms.
 SEND_BUFFER = 256 << 10
-#: A refused connection is not tried again: HAProxy would dial the same address a second later, which by then may be
-#: another tenant's.
-_RETRIES = "retries 1\nretry-on empty-response"
 _DOMAIN = r";[ \t]*domain[ \t]*="
 #: The rest is matched without backtracking: it would exceed the matcher's limit for a long rest, and HAProxy takes an
 #: aborted match for no match.
@@ -79,7 +77,7 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
     sections = (
         defaults(options, "base"),
         _frontend(options, files, host),
-        *(_fast_path(options, files, form) for form in Form),
+        *(backend for form in Form for backend in _fast_path(options, files, form)),
         *(_full_path(options, files, form) for form in Form),
         *(
             api.backend(options, files, form, _part(host, api.PART), chrooted=host.user is not None)
@@ -167,9 +165,9 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         {shares.ports(files)}
         {domains.rules(options, files)}
         {plain_visit()}
+        {app_connections.quick()}
         use_backend challenge if challenge
-        use_backend fast_page if {READS_PAGES} {is_fast}
-        use_backend fast_envelope if {is_fast}
+        {app_connections.choice("fast", READS_PAGES, is_fast)}
         {api.choice(READS_PAGES) if options.serves_api else ""}
         use_backend full_page if {READS_PAGES}
         default_backend full_envelope
@@ -300,37 +298,24 @@ def _scheme(options: ProxyOptions) -> str:
     return "%[var(txn.proto)]" if options.has_both_schemes else _own_scheme(options)
 
 
-def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
-    """Return the backend of the fast path: repeatable requests without a token to a public app.
-
-    Each visitor's connection has an app connection of its own. An app may close it just as a request is sent on it:
-    after 50 ms of silence such a request is sent once more on a new connection; keeping a copy of each costs more.
-    """
-    return section(
-        f"backend fast_{form} from base",
+def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> tuple[str, ...]:
+    """Return the backends of the fast path: repeatable requests without a token to a public app."""
+    return app_connections.backends(
+        "fast",
+        "base",
+        form,
         counting.requests(),
         forward_rules(options),
         counting.all_answers(),
         answers.crashed(files, form),
-        dial(),
     )
-
-
-def dial() -> str:
-    """Return the rules by which the fast path reaches an app."""
-    return f"""
-        {_RETRIES}
-        http-reuse never
-        http-request disable-l7-retry if {{ req.timer.idle lt 50 }}
-        server app 0.0.0.0:0
-        """
 
 
 def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     """Return the backend of the full path: all other requests, and the answers for routes without an app.
 
-    Three servers lead to the app: connections of ``kept`` are reused, for repeatable requests; ``fresh`` opens one
-    each; ``h2c`` speaks HTTP/2, whose connections carry many requests. Other ports of the app speak HTTP/1.
+    Two servers lead to the app, by connections that are closed once they carry no request: ``fresh``, and ``h2c``, which
+    speaks HTTP/2, so that several may be on one. Other ports of the app speak HTTP/1.
     """
     return section(
         f"backend full_{form} from base",
@@ -355,17 +340,11 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         shares.dial(),
         answers.crashed(files, form),
         f"""
-        {_RETRIES}
-        acl repeatable method GET HEAD OPTIONS
-        http-request disable-l7-retry if !repeatable
+        {app_connections.ONCE}
         acl h2c var(txn.route),field(7,|) -m str h2c
         use-server h2c if h2c !{{ var(txn.at_port) -m found }}
-        use-server kept if repeatable
-        use-server fresh if !repeatable
-        # Without a low mark, threads steal each other's idle connections as soon as there are several apps.
-        server kept 0.0.0.0:0 weight 0 pool-low-conn 10000
-        server fresh 0.0.0.0:0 pool-max-conn 0
-        server h2c 0.0.0.0:0 weight 0 proto h2 pool-low-conn 10000
+        server fresh {app_connections.FRESH_SERVER}
+        server h2c {app_connections.FRESH_SERVER} weight 0 proto h2
         """,
     )
 

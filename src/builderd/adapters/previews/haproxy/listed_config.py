@@ -11,7 +11,7 @@ is none, they get 503 with ``Retry-After``.
 
 from __future__ import annotations
 
-from builderd.adapters.previews.haproxy import answers, counting, receiving
+from builderd.adapters.previews.haproxy import answers, app_connections, counting, receiving
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.config import (
     PLAIN_VISIT,
@@ -19,7 +19,6 @@ from builderd.adapters.previews.haproxy.config import (
     Host,
     asked_host,
     defaults,
-    dial,
     forward_rules,
     plain_visit,
     sender,
@@ -37,7 +36,7 @@ TABLE, DIRECT_TABLE, KEY = "list_until", "direct_until", "list"
 #: Backend that passes on the requests of such connections which are no visits of the list.
 PASSED = "to_http_request"
 #: Servers by which visits go to apps.
-APPS = tuple(f"listed_{form}/app" for form in Form)
+APPS = app_connections.servers("listed")
 
 
 def is_served(options: ProxyOptions) -> bool:
@@ -105,23 +104,25 @@ def sections(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str,
             # What is passed on has its rules where it is served.
             {sender(options, behind_standbys=False, condition=is_plain)}
             {share(options, host, condition=is_plain)}
-            use_backend listed_page if {READS_PAGES} {is_plain}
-            use_backend listed_envelope if {is_plain}
+            {app_connections.quick()}
+            {app_connections.choice("listed", READS_PAGES, is_plain)}
             use_backend nobody_page if {nobody} {READS_PAGES}
             use_backend nobody_envelope if {nobody}
             default_backend {PASSED}
             """,
         ),
         *(
-            section(
-                f"backend listed_{form} from visits",
+            backend
+            for form in Form
+            for backend in app_connections.backends(
+                "listed",
+                "visits",
+                form,
                 counting.requests(),
                 forward_rules(options),
                 counting.all_answers(),
                 answers.crashed(files, form),
-                dial(),
             )
-            for form in Form
         ),
         *(counting.table(name) for name in counting.TABLES),
         *(

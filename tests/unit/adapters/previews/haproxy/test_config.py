@@ -179,7 +179,7 @@ def test_an_address_of_the_api_that_is_none_is_refused(url: str) -> None:
 SPANS = (0, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10_000)
 
 
-@pytest.mark.parametrize("backend", ["fast_page", "fast_envelope", "full_page", "full_envelope"])
+@pytest.mark.parametrize("backend", ["fast_page", "fast_envelope_fresh", "full_page", "full_envelope"])
 @pytest.mark.parametrize("status", [101, 200, 204, 301, 404, 500, 503])
 def test_each_answer_is_counted_once_by_its_class_and_its_time(backend: str, status: int) -> None:
     """The rules as HAProxy reads them: each in its order, up to an ``allow`` that applies."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.previews.haproxy import config, pages
+from builderd.adapters.previews.haproxy import config, listed_config, pages
 from builderd.adapters.previews.haproxy.config import Host
 from builderd.adapters.previews.haproxy.forward_config import ForwardOptions, render
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
@@ -112,7 +112,16 @@ def test_list_of_routes_serves_plain_http_alone(tmp_path: Path) -> None:
 def test_visits_of_the_list_have_the_rules_of_the_service_that_works() -> None:
     text = render(PLAIN, FILES, HERE).text
     for line in filter(None, map(str.strip, config.forward_rules(PLAIN.proxy).splitlines())):
-        assert text.count(f"    {line}\n") == 2, "for pages and for JSON"
+        assert text.count(f"    {line}\n") == len(listed_config.APPS) == 4
+
+
+def test_no_address_of_an_app_is_dialled_twice_for_a_request() -> None:
+    listed, service = render(PLAIN, FILES, HERE).text, config.render(PLAIN.proxy, FILES, HERE).text
+    assert "retry-on" not in listed + service
+    for text, names in ((listed, ["listed"]), (service, ["fast", "full"])):
+        found = [part for part in text.split("\nbackend ") if part.startswith(tuple(f"{name}_" for name in names))]
+        assert len(found) == (4 if text is listed else 6)
+        assert all("    retries 0\n" in part for part in found)
 
 
 def test_no_list_is_used_any_more_when_the_next_service_gives_its_first_address() -> None:

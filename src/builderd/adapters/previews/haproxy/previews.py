@@ -10,9 +10,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, fence, guard, pages, pause, process
+from builderd.adapters.previews.haproxy import activity, config, fence, guard, launch, pages, process
 from builderd.adapters.previews.haproxy.certificate import Certificate
-from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.domain_table import DomainTable
 from builderd.adapters.previews.haproxy.link_table import LinkTable
 from builderd.adapters.previews.haproxy.member_table import MemberTable
@@ -25,7 +24,6 @@ from builderd.adapters.previews.haproxy.standbys import Standbys
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
-from builderd.linux import atomic_files
 from builderd.ports.previews import LostRoutes
 
 log = logging.getLogger(__name__)
@@ -320,7 +318,7 @@ class HaproxyPreviews:
         try:
             await self._paused.open(host.user)
             async with guard.start_lock(files):
-                await self._adopt_or_start(config.render(self._options, files, host))
+                await launch.adopt_or_start(self._options, files, config.render(self._options, files, host))
             await self._workers.refresh()
             await self._workers.sync(routes.all_in_force())
             await self._domains.sync()
@@ -336,41 +334,6 @@ class HaproxyPreviews:
             if routes is not self._open_map:
                 routes.close()
         self._watch_certificate()
-
-    async def _adopt_or_start(self, wanted: Configuration) -> None:
-        """Adopt the running proxy, reload it if its configuration changed, or start one."""
-        if await process.find(self._files) is not None:
-            try:
-                if await process.started_with(self._files) != wanted.digest:
-                    await self._reload(wanted)
-            except ProxyGone:
-                # No worker answers, so the master is about to exit.
-                await process.end(self._files)
-            else:
-                return
-        self._write(wanted)
-        await process.start(self._options, self._files)
-
-    async def _reload(self, wanted: Configuration) -> None:
-        """Reload; on failure write the earlier files back, since the guard restarts the proxy from them."""
-        files = self._files
-        pieces = (files.config, files.pause_script, *(files.pages / name for name in pages.documents()))
-        before = {piece: piece.read_text() for piece in pieces if piece.exists()}
-        self._write(wanted)
-        try:
-            await process.reload(self._options, files)
-        except EngineUnavailable:
-            for piece, text in before.items():
-                _write(piece, text, mode=0o600 if piece == files.config else 0o644)
-            raise
-
-    def _write(self, wanted: Configuration) -> None:
-        self._files.pages.mkdir(mode=0o700, exist_ok=True)
-        for name, text in pages.documents().items():
-            _write(self._files.pages / name, text)
-        _write(self._files.pause_script, pause.script())
-        # It has the secret of the cluster's members.
-        _write(self._files.config, wanted.text, mode=0o600)
 
     async def _apply(self, host: str, *, new: bool = False) -> None:
         """Send a host's route to the proxy. A proxy that must be started first reads it from the file."""
@@ -420,7 +383,3 @@ class HaproxyPreviews:
         if file is not None and (self._certificate_watch is None or self._certificate_watch.done()):
             watch = Certificate(file, self._files.admin_socket).watch()
             self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
-
-
-def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
-    atomic_files.replace(path, text.encode(), mode=mode)

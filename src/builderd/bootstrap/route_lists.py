@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -24,6 +25,7 @@ from builderd.domain.errors import BadRequest, EngineUnavailable, TooLarge
 from builderd.domain.previews import Address, Route, RouteState, is_host
 from builderd.domain.route_list import (
     DIRECT_LEASE_SECONDS,
+    DIRECT_PROXY_SECONDS,
     DIRECT_SECONDS,
     EXCHANGE_SECONDS,
     LEASE_SECONDS,
@@ -36,6 +38,8 @@ from builderd.domain.standby_reports import StandbyReport, decode
 PATH, EXCHANGE_PATH = "/routes", "/exchange"
 #: Most bytes of a report: 100,000 visited hosts have some twenty.
 MAX_REPORT = 32_000_000
+#: Bytes of a report above which it is parsed beside the event loop.
+LONG_REPORT = 65_536
 
 
 class RouteSource:
@@ -67,7 +71,10 @@ class RouteSource:
                 if len(content) > MAX_REPORT:
                     return failure(TooLarge(f"A report has {MAX_REPORT} bytes at most.")).response()
             try:
-                return JSONResponse(await self.exchange(decode(bytes(content)), at))
+                # The first one after a start has all visited hosts: seconds of work for 100,000.
+                is_long = len(content) > LONG_REPORT
+                report = await asyncio.to_thread(decode, bytes(content)) if is_long else decode(bytes(content))
+                return JSONResponse(await self.exchange(report, at))
             except ValueError as error:
                 return failure(BadRequest(f"The report is not understood: {error}.")).response()
             except EngineUnavailable as error:
@@ -83,11 +90,11 @@ class RouteSource:
         standbys, version = self._previews.standbys, self._known(report.version)
         hosts = self._previews.hosts
         standbys.take(report, at, knows_run=version is not None, hosts=hosts)
-        if version is not None:
+        if version is not None and report.leads:
             await standbys.news(report.standby, EXCHANGE_SECONDS)
         routes = self.answer(version)
         # At once: no route is closed between both.
-        return routes | standbys.answer(report.standby, at)
+        return routes | standbys.answer(report.standby, at, leads=report.leads)
 
     def _known(self, text: str) -> int | None:
         """Return the version of this run that the text names, None for none."""
@@ -195,7 +202,7 @@ class RouteList:
         asked, now = self._asked_at, Moment()
         if asked is None or lease.is_over or lease.term != self.term:
             return 0
-        is_late = now.boot - asked.boot >= DIRECT_SECONDS or now.boot - lease.at.boot >= DIRECT_LEASE_SECONDS
+        is_late = now.boot - asked.boot >= DIRECT_PROXY_SECONDS or now.boot - lease.at.boot >= DIRECT_LEASE_SECONDS
         return 0 if is_late else int(asked.wall + DIRECT_SECONDS)
 
     @property
@@ -208,10 +215,14 @@ class RouteList:
         """Return the run of the service that told it, "" before one did."""
         return self._version.partition("-")[0]
 
-    def entries(self, hosts: Collection[str] | None = None) -> dict[str, str]:
-        """Return the proxy's entries of the routes that a standby may serve; with ``hosts``, of those alone."""
-        plain = {host: one for host, one in self.routes.items() if one.is_plain and (hosts is None or host in hosts)}
-        return {host: encode(Route(host, RouteState.OPEN, one.address)) for host, one in plain.items()}
+    def entries(self, hosts: Collection[str] | None = None, *, lost: Collection[str] = ()) -> dict[str, str]:
+        """Return the proxy's entries of the routes that a standby may serve: with ``hosts``, of those alone.
+
+        ``lost``: addresses that are not reached from here.
+        """
+        plain = {host: one for host, one in self.routes.items() if one.is_plain and one.address.ip not in lost}
+        chosen = {host: one for host, one in plain.items() if hosts is None or host in hosts}
+        return {host: encode(Route(host, RouteState.OPEN, one.address)) for host, one in chosen.items()}
 
     def hops(self, own: str | None) -> Mapping[str, str]:
         """Return the way to each app that is not on this member: its address, and that of its member."""

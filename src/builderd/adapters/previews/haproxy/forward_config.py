@@ -9,7 +9,7 @@ gone is tried again each second, at the address that the runtime API has set by 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from builderd.adapters.previews.haproxy import answers, listed_config, pages
@@ -34,6 +34,9 @@ TRIES = 9
 SERVER = "worker"
 #: Paths that this service answers itself.
 OWN_PATHS = "/healthz /readyz /metrics /api/v1/healthz /api/v1/readyz"
+#: Part of all connections that each port may have where it serves the list: a visitor's has another one behind it, and
+#: at the limit of all that one would wait for ever for those in front.
+PARTS = {PassedOn.HTTP: 3, PassedOn.API: 4, PassedOn.SSH: 12}
 #: ``set server`` fills it in.
 _NOWHERE = "127.0.0.1:1"
 
@@ -55,7 +58,7 @@ class ForwardOptions:
     @property
     def backends(self) -> Mapping[str, PassedOn]:
         """Return the backends that lead to the service that works, and what each passes on."""
-        more = {listed_config.PASSED: PassedOn.HTTP} if self.serves_list else {}
+        more = dict.fromkeys(listed_config.PASSED, PassedOn.HTTP) if self.serves_list else {}
         return {backend_name(one): one for one in self.services} | more
 
     @property
@@ -76,7 +79,7 @@ def render(options: ForwardOptions, files: ProxyFiles, host: Host) -> Configurat
         *(_backend(options, files, host, name) for name in options.backends),
         *(_nobody(files, form) for form in Form),
         visitors(),
-        *(listed_config.sections(options.proxy, files, host) if options.serves_list else ()),
+        *(listed_config.sections(options.proxy, files, _part(host, PassedOn.HTTP)) if options.serves_list else ()),
     )
     rest = "\n".join(sections)
     content = (_global(files, host, ""), rest, *pages.documents().values())
@@ -126,12 +129,24 @@ def _api(options: ForwardOptions, host: Host) -> str:
         mode http
         option http-no-delay
         bind {quoted(listen(options.proxy.host, options.api_port))} proto h1
-        {admission(options.proxy, host)}
+        {_admission(options, host, PassedOn.API)}
         use_backend own if {{ path {OWN_PATHS} }}
         use_backend own if {{ nbsrv({backend_name(PassedOn.API)}) eq 0 }}
         default_backend {backend_name(PassedOn.API)}
         """,
     )
+
+
+def _admission(options: ForwardOptions, host: Host, service: PassedOn) -> str:
+    """Return the limits of a port: of all its connections, and of those of one address."""
+    if not options.serves_list:
+        return admission(options.proxy, host)
+    part = _part(host, service)
+    return f"maxconn {part.max_connections}\n{admission(options.proxy, part)}"
+
+
+def _part(host: Host, service: PassedOn) -> Host:
+    return replace(host, max_connections=max(host.max_connections // PARTS[service], 1))
 
 
 def _own(files: ProxyFiles, *, chrooted: bool) -> str:
@@ -177,7 +192,7 @@ def _stream(options: ForwardOptions, host: Host, service: PassedOn) -> str:
         f"""
         mode tcp
         bind {quoted(listen(options.proxy.host, port))}
-        {admission(options.proxy, host)}
+        {_admission(options, host, service)}
         {end}
         default_backend {backend_name(service)}
         """,
@@ -195,7 +210,7 @@ def _backend(options: ForwardOptions, files: ProxyFiles, host: Host, name: str) 
     header = " ".join(f'set-proxy-v2-tlv-fmt({key}) "%[str({value})]"' for key, value in fields.items())
     return section(
         f"backend {name} from base",
-        _request_mode(files) if name in (backend_name(PassedOn.API), listed_config.PASSED) else "mode tcp",
+        _request_mode(_errors(files, name)),
         # Each connection is one client's, whom its header names.
         "option http-server-close" if service is PassedOn.API else "",
         f"server {SERVER} {_NOWHERE} send-proxy-v2 {header} disabled",
@@ -203,13 +218,23 @@ def _backend(options: ForwardOptions, files: ProxyFiles, host: Host, name: str) 
     )
 
 
-def _request_mode(files: ProxyFiles) -> str:
+def _errors(files: ProxyFiles, name: str) -> str:
+    """Return the error answers of a backend that parses requests, "" for one that does not."""
+    if name == backend_name(PassedOn.API):
+        return answers.standby_errors(files)
+    form = listed_config.PASSED.get(name)
+    return answers.visit_errors(files, form) if form is not None else ""
+
+
+def _request_mode(errors: str) -> str:
+    if not errors:
+        return "mode tcp"
     return f"""
         mode http
         option http-no-delay
         option abortonclose
         http-reuse never
-        {answers.standby_errors(files)}
+        {errors}
         """
 
 

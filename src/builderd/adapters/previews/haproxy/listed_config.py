@@ -26,15 +26,15 @@ from builderd.adapters.previews.haproxy.config import (
 )
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
-from builderd.domain.route_list import DIRECT_SECONDS, PROXY_SECONDS
+from builderd.domain.route_list import DIRECT_PROXY_SECONDS, PROXY_SECONDS
 
 #: Server of the backend of visitors that leads to these sections, and the backend that leads to nothing else.
 SERVER, BACKEND = "listed", "by_list"
 #: Tables whose one entry has the time, in seconds since 1970, up to which the list may be used: while no service works,
 #: and beside the one that works.
 TABLE, DIRECT_TABLE, KEY = "list_until", "direct_until", "list"
-#: Backend that passes on the requests of such connections which are no visits of the list.
-PASSED = "to_http_request"
+#: Backends that pass on the requests of such connections which are no visits of the list.
+PASSED = {f"to_http_request_{form}": form for form in Form}
 #: Servers by which visits go to apps.
 APPS = app_connections.servers("listed")
 
@@ -80,7 +80,8 @@ def _time_left(rule: str, table: str, name: str) -> str:
 def sections(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str, ...]:
     """Return the sections. Backends ``nobody_page`` and ``nobody_envelope`` answer what nobody serves."""
     networks = " ".join(map(str, options.trusted_proxies))
-    nobody, is_plain = f"{{ nbsrv({PASSED}) eq 0 }}", "{ var(txn.plain) -m bool }"
+    page, envelope = PASSED
+    nobody, is_plain = f"{{ nbsrv({page}) eq 0 }}", "{ var(txn.plain) -m bool }"
     return (
         section(f"backend {BACKEND} from base", "mode tcp", server(files, chrooted=host.user is not None)),
         defaults(options, "visits"),
@@ -108,7 +109,8 @@ def sections(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str,
             {app_connections.choice("listed", READS_PAGES, is_plain)}
             use_backend nobody_page if {nobody} {READS_PAGES}
             use_backend nobody_envelope if {nobody}
-            default_backend {PASSED}
+            use_backend {page} if {READS_PAGES}
+            default_backend {envelope}
             """,
         ),
         *(
@@ -128,8 +130,8 @@ def sections(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str,
         *(
             section(
                 f"backend {table} from visits",
-                f"stick-table type string len 8 size 1 expire {seconds:.0f}s store gpt0",
+                f"stick-table type string len 8 size 1 expire {seconds * 1000:.0f} store gpt0",
             )
-            for table, seconds in ((TABLE, PROXY_SECONDS), (DIRECT_TABLE, DIRECT_SECONDS))
+            for table, seconds in ((TABLE, PROXY_SECONDS), (DIRECT_TABLE, DIRECT_PROXY_SECONDS))
         ),
     )

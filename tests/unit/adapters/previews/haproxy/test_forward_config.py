@@ -19,6 +19,7 @@ from builderd.bootstrap.passing_on import CALM_INTERVAL, DIRECT_VISIT_SECONDS
 from builderd.domain.route_list import (
     CLOSED_AFTER,
     DIRECT_LEASE_SECONDS,
+    DIRECT_PROXY_SECONDS,
     DIRECT_SECONDS,
     FIRST_ADDRESS_AFTER,
     FIRST_CLOSE_AFTER,
@@ -124,14 +125,26 @@ def test_no_address_of_an_app_is_dialled_twice_for_a_request() -> None:
         assert all("    retries 0\n" in part for part in found)
 
 
+def test_ports_leave_room_for_the_connection_behind_each_visitor() -> None:
+    """At the limit of all connections it would wait for those in front, and they for it."""
+    text = render(replace(PLAIN, proxy=ProxyOptions(address_connections=100)), FILES, HERE).text
+    everything, api, http, ssh = map(int, re.findall(r"^    maxconn (\d+)$", text, re.MULTILINE))
+    assert (everything, api, http, ssh) == (1000, 250, 333, 83)
+    assert api + 2 * http + ssh <= everything
+    small = render(PLAIN, FILES, Host(max_connections=200)).text
+    assert f"sc1_conn_cur gt {200 // 3 // config.ADDRESS_PART} " in small
+    tls = replace(PLAIN, proxy=ProxyOptions(tls_port=8443))
+    assert render(tls, FILES, HERE).text.count("maxconn") == 1
+
+
 def test_no_list_is_used_any_more_when_the_next_service_gives_its_first_address() -> None:
     """Not even by a proxy that was allowed to at the last moment, on a machine whose clock is set back then."""
     text = render(PLAIN, FILES, HERE).text
-    allowed, directly = re.findall(r"stick-table .* expire (\d+)s store gpt0", text)
+    allowed, directly = re.findall(r"stick-table .* expire (\d+) store gpt0", text)
     dials = re.search(r"timeout connect (\d+)s", text)
     assert dials is not None
-    assert LEASE_SECONDS + int(allowed) + int(dials[1]) < FIRST_ADDRESS_AFTER
-    assert int(directly) == DIRECT_SECONDS < CLOSED_AFTER
+    assert LEASE_SECONDS + int(allowed) / 1000 + int(dials[1]) < FIRST_ADDRESS_AFTER
+    assert 2 * int(directly) / 1000 == 2 * DIRECT_PROXY_SECONDS <= DIRECT_SECONDS < CLOSED_AFTER
     assert DIRECT_LEASE_SECONDS + CLOSED_AFTER < FIRST_CLOSE_AFTER
     # Of a standby that answers no more: its visits have their way until the next look ends them.
     assert DIRECT_LEASE_SECONDS + DIRECT_VISIT_SECONDS + CALM_INTERVAL < FIRST_ADDRESS_AFTER

@@ -44,8 +44,12 @@ class DirectVisits:
         self._hops = hops
         self._lease = lease
         self._own = own
-        #: The proxy may not have all of the list.
-        self.lacks_list = False
+        #: The proxy may not have all of the list, and the kernel not all of its routes.
+        self.lacks_list = self._lacks_hops = False
+        #: Addresses that the proxy's list leaves out, since they are not reached.
+        self._lost: frozenset[str] = frozenset()
+        #: The last answer was applied: only then the next one may lead visits.
+        self._applies = True
         #: What failed last, "" for nothing; logged once.
         self.fault = ""
         self._task: asyncio.Task[None] | None = None
@@ -115,7 +119,8 @@ class DirectVisits:
             await self._read(target, secret)
             return LIST_INTERVAL
         starts = self._begin_proxy()
-        report = await self._report()
+        leads, self._applies = self._applies, False
+        report = await self._report(leads=leads)
         try:
             content = await ask_routes(target, secret, EXCHANGE_PATH, report.encode())
         except NoExchange:
@@ -129,8 +134,10 @@ class DirectVisits:
         self._applied = self._routes.run, told.mark
         self._is_counted = (self._is_counted or report.whole) and not told.recount
         self._counts.sent()
-        await self._allow()
-        is_news = changes or told.asked or not self._is_counted
+        if leads:
+            await self._allow()
+        self._applies = True
+        is_news = changes or told.asked or not self._is_counted or not leads
         return 0.0 if is_news or time.monotonic() - began > LEAST_INTERVAL else LEAST_INTERVAL
 
     def _begin_proxy(self) -> int:
@@ -141,7 +148,7 @@ class DirectVisits:
             self.lacks_list = True
         return starts
 
-    async def _report(self) -> StandbyReport:
+    async def _report(self, *, leads: bool) -> StandbyReport:
         run, mark = self._applied
         is_same = bool(run) and run == self._routes.run
         asked = self._routes.told.asked if is_same else ()
@@ -153,6 +160,7 @@ class DirectVisits:
             not self._is_counted,
             counts,
             opened,
+            leads,
         )
 
     async def _read(self, target: Target, secret: str) -> None:
@@ -164,26 +172,35 @@ class DirectVisits:
         """Take an answer over, and give the proxy what it changes; return True if that is something."""
         changes = self._routes.take(content, asked_at)
         self.lacks_list |= changes
-        # The way first, as its apps are visited as soon as the proxy has them.
-        needs_hops = leads and (changes or not self._hops.is_put)
-        if needs_hops and not await self._hops.put(self._routes.hops(self._own())):
-            raise EngineUnavailable("apps of other members are not reached from here")
-        if self.lacks_list:
-            await self._forwarder.put_list(self._routes.entries())
-            self.lacks_list = False
+        self._lacks_hops |= changes
+        # The way first, as its apps are visited as soon as the proxy has them. None while the lease allows no visits:
+        # the standby removes it then.
+        if leads and self._until() and (self._lacks_hops or not self._hops.is_put):
+            if not await self._hops.put(self._routes.hops(self._own())):
+                raise EngineUnavailable("apps of other members are not reached from here")
+            self._lacks_hops = False
+        if self.lacks_list or self._hops.lost != self._lost:
+            lost = self._hops.lost
+            await self._forwarder.put_list(self._routes.entries(lost=lost))
+            self.lacks_list, self._lost = False, lost
         return changes
 
-    async def _allow(self) -> None:
+    def _until(self) -> int:
+        """Return the time since 1970 up to which visits may be led directly; 0: not at all."""
         lease = self._lease()
-        until = self._routes.direct_until(lease) if lease is not None else 0
-        if not until:
+        return self._routes.direct_until(lease) if lease is not None else 0
+
+    async def _allow(self) -> None:
+        if not (until := self._until()):
             await self._end()
             return
+        if self._lacks_hops or not self._hops.is_put:
+            raise EngineUnavailable("the way to apps of other members was removed meanwhile")
         if not self._is_allowed:
             log.info("plain visits are led directly routes=%d", len(self._routes.routes))
-        self._is_allowed = True
+        # First: from here on nobody removes the way.
+        self._is_allowed, self._confirmed_at = True, time.monotonic()
         await self._forwarder.allow_direct(until)
-        self._confirmed_at = time.monotonic()
 
     async def _end(self) -> None:
         if self._is_allowed:

@@ -256,7 +256,7 @@ class PassingOn:
                 log.warning("list of routes not used, what is public is not known error=%s", error.message)
             return
         self.direct.lacks_list = True
-        await self._forwarder.put_list(self.list.entries(hosts))
+        await self._forwarder.put_list(self.list.entries(hosts, lost=self._hops.lost))
         if not until or lease is None:
             return
         if not self._listed_until:
@@ -278,16 +278,20 @@ class PassingOn:
         log.info("visits are not served by the list of routes any more")
         self._listed_until, self._listed_at = 0, time.monotonic()
         await self._forwarder.allow_list(0)
-        await self._forwarder.put_list(self.list.entries())
+        await self._forwarder.put_list(self.list.entries(lost=self._hops.lost))
 
     async def _remove_routes(self) -> None:
         """Remove the way to other members some seconds after the list's use, and end visits, which would hang."""
-        if self._is_listed() or self.direct.was_confirmed(DIRECT_VISIT_SECONDS):
-            return
-        if self._hops.has_any and time.monotonic() - self._listed_at >= VISIT_SECONDS:
+        if self._is_led():
+            await self._hops.renew()
+        elif self._hops.has_any and time.monotonic() - self._listed_at >= VISIT_SECONDS:
             self._listed_until = 0
             await self._forwarder.end_visits()
-            await self._hops.clear()
+            await self._hops.clear(unless=self._is_led)
+
+    def _is_led(self) -> bool:
+        """Return True while visits are led by the list, or were directly some seconds ago."""
+        return self._is_listed() or self.direct.was_confirmed(DIRECT_VISIT_SECONDS)
 
     def _fail(self, reason: str) -> None:
         worker = self._owner.host_name if self._owner else None

@@ -25,6 +25,7 @@ class StandbyReport:
     ``mark`` numbers the last closed route that its proxy has, of the run of the service that ``version`` names.
     ``counts`` are those of visited hosts since its proxy began, and of all visited hosts if they are ``whole``.
     ``open`` are the requests that are open now, of the hosts that it was asked for.
+    ``leads`` is False where it leads no visits by the answer: it could not apply the last one.
     """
 
     standby: str
@@ -33,6 +34,7 @@ class StandbyReport:
     whole: bool = False
     counts: Mapping[str, PreviewActivity] = field(default_factory=dict)
     open: Mapping[str, int] = field(default_factory=dict)
+    leads: bool = True
 
     def encode(self) -> bytes:
         return json.dumps(
@@ -43,6 +45,7 @@ class StandbyReport:
                 "whole": self.whole,
                 "counts": {host: _encoded(one) for host, one in self.counts.items()},
                 "open": dict(self.open),
+                "leads": self.leads,
             }
         ).encode()
 
@@ -54,12 +57,12 @@ def decode(content: bytes) -> StandbyReport:
         standby, version, whole = found["standby"], found["version"], found["whole"]
         counts = {_host(host): _decoded(values) for host, values in found["counts"].items()}
         opened = {_host(host): _number(count) for host, count in found["open"].items()}
-        mark = _number(found["mark"])
+        mark, leads = _number(found["mark"]), found.get("leads") is not False
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a report of a standby: {error!r}") from None
     if not (isinstance(standby, str) and _ID.fullmatch(standby) and isinstance(version, str)):
         raise ValueError(f"not a standby: {standby!r} {version!r}")
-    return StandbyReport(standby, version, mark, whole is True, counts, opened)
+    return StandbyReport(standby, version, mark, whole is True, counts, opened, leads)
 
 
 def _encoded(activity: PreviewActivity) -> list[Any]:

@@ -21,7 +21,7 @@ from builderd.bootstrap.route_lists import EXCHANGE_PATH, MAX_REPORT, Moment, Ro
 from builderd.bootstrap.standby_hops import StandbyHops
 from builderd.bootstrap.worker_calls import NoExchange
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.route_list import DIRECT_LEASE_SECONDS, DIRECT_SECONDS
+from builderd.domain.route_list import DIRECT_LEASE_SECONDS, DIRECT_PROXY_SECONDS, DIRECT_SECONDS
 from builderd.domain.standby_reports import StandbyReport, decode
 
 TARGET = Target("10.98.0.12", 1, api=True, streams=True)
@@ -115,6 +115,83 @@ async def test_refused_change_of_the_proxy_is_no_acknowledgement(exchange: Excha
     assert exchange.forwarder.listed == {}
 
 
+async def test_standby_that_cannot_apply_an_answer_takes_no_permission_before_it_can(exchange: Exchange) -> None:
+    await exchange.ask(2)
+    allowed = len(exchange.forwarder.direct)
+    exchange.close().cancel()
+    exchange.forwarder.refuses = "put_list"
+    for _ in range(3):
+        with pytest.raises(EngineUnavailable):
+            await exchange.ask()
+    assert [one.leads for one in exchange.reports] == [True, True, True, False, False]
+    exchange.forwarder.refuses = ""
+    assert await exchange.direct._ask(TARGET, "ab") == 0.0, "the next question comes at once"
+    assert len(exchange.forwarder.direct) == allowed
+    await exchange.ask()
+    assert (exchange.reports[-2].leads, exchange.reports[-1].leads) == (False, True)
+    assert len(exchange.forwarder.direct) == allowed + 1
+
+
+async def test_kernel_gets_no_routes_while_the_lease_allows_no_visits(exchange: Exchange) -> None:
+    """The standby removes them meanwhile, again and again."""
+    exchange.lease = None
+    await exchange.ask(2)
+    assert (exchange.cluster.hops, exchange.until) == ([], 0)
+    exchange.lease = SeenLease(1, False, Moment())
+    await exchange.ask()
+    assert exchange.cluster.hops == [{"10.99.0.20": HERE}]
+    assert exchange.until
+
+
+async def test_routes_that_changed_while_the_lease_allowed_no_visits_are_put_first(exchange: Exchange) -> None:
+    await exchange.ask()
+    exchange.lease = None
+    exchange.service.routes.put(route("new", 24))
+    await exchange.ask()
+    exchange.lease = SeenLease(1, False, Moment())
+    await exchange.ask()
+    assert exchange.cluster.hops[-1] == {"10.99.0.20": HERE, "10.99.0.24": HERE}
+
+
+async def test_change_of_routes_that_was_cancelled_is_made_before_visits_are_led(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await exchange.ask()
+
+    async def hang(hops: object) -> list[str]:
+        await asyncio.sleep(60)
+        return []
+
+    exchange.service.routes.put(route("new", 24))
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange.cluster, "put_standby_routes", hang)
+        asking = asyncio.create_task(exchange.ask())
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        await asyncio.wait({asking})
+    await exchange.ask(2)
+    assert exchange.cluster.hops[-1] == {"10.99.0.20": HERE, "10.99.0.24": HERE}
+    assert exchange.forwarder.direct[-1][1] == {PUBLIC.host, "new.localhost"}
+
+
+async def test_visits_of_apps_that_are_not_reached_are_passed_on(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ["10.99.0.24"]
+
+    async def put(hops: object) -> list[str]:
+        return lost
+
+    monkeypatch.setattr(exchange.cluster, "put_standby_routes", put)
+    exchange.service.routes.put(route("new", 24))
+    await exchange.ask()
+    assert exchange.forwarder.direct[-1][1] == {PUBLIC.host}
+    lost.clear()
+    await exchange.direct._hops.renew()
+    await exchange.ask()
+    assert exchange.forwarder.direct[-1][1] == {PUBLIC.host, "new.localhost"}
+
+
 async def test_lost_answer_is_asked_for_again_with_all_that_the_report_had(exchange: Exchange) -> None:
     await exchange.ask(2)
     closing = exchange.close()
@@ -152,7 +229,7 @@ async def test_proxy_that_is_started_again_meanwhile_leads_nothing_by_that_answe
         with pytest.raises(EngineUnavailable, match="started again"):
             await exchange.ask()
     assert exchange.until == 0
-    await exchange.ask()
+    await exchange.ask(2)
     assert exchange.forwarder.direct[-1][1] == {PUBLIC.host}
 
 
@@ -193,7 +270,8 @@ async def test_nothing_is_led_by_a_service_that_may_not_work(exchange: Exchange,
 
 async def test_answer_that_took_too_long_leads_nothing(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     await exchange.ask()
-    past = Moment(time.clock_gettime(time.CLOCK_BOOTTIME) - DIRECT_SECONDS, time.time() - DIRECT_SECONDS)
+    late = DIRECT_PROXY_SECONDS
+    past = Moment(time.clock_gettime(time.CLOCK_BOOTTIME) - late, time.time() - late)
     monkeypatch.setattr(direct_visits, "Moment", lambda: past)
     await exchange.ask()
     assert exchange.until == 0
@@ -210,7 +288,7 @@ async def test_nothing_is_led_where_apps_of_other_members_are_not_reached(
         with pytest.raises(EngineUnavailable, match="not reached from here"):
             await exchange.ask()
     assert (exchange.until, exchange.forwarder.listed) == (0, {})
-    await exchange.ask()
+    await exchange.ask(2)
     assert exchange.until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -76,8 +76,9 @@ class FakeCluster:
         self._answer()
         return self.claimed
 
-    async def put_standby_routes(self, hops: Mapping[str, str]) -> None:
+    async def put_standby_routes(self, hops: Mapping[str, str]) -> Collection[str]:
         self.hops.append(dict(hops))
+        return ()
 
     async def claim(self, service: str) -> None:
         self._answer()

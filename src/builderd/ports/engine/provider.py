@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -103,10 +103,10 @@ class ClusterProvider(Protocol):
     async def claimant(self) -> str:
         """Return the service that claimed the work last, "" before the first claim."""
 
-    async def put_standby_routes(self, hops: Mapping[str, str]) -> None:
+    async def put_standby_routes(self, hops: Mapping[str, str]) -> Collection[str]:
         """Reach exactly these apps of other members from this machine, whose service stands by.
 
-        ``hops``: address of an app → address of its member.
+        ``hops``: address of an app → address of its member. Return the addresses that cannot be reached.
         """
 
     async def claim(self, service: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -57,5 +57,5 @@ class IncusProvider:
     async def claim(self, service: str) -> None:
         await Witness(self._incus).claim(service)
 
-    async def put_standby_routes(self, hops: Mapping[str, str]) -> None:
-        await routes.put_standby_routes(hops)
+    async def put_standby_routes(self, hops: Mapping[str, str]) -> Collection[str]:
+        return await routes.put_standby_routes(hops)

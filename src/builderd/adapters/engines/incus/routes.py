@@ -47,7 +47,7 @@ class Routes:
         for address, member in remote.items():
             await self.add(address, member)
         # Those that this service has had as a standby, and that are none of its own now.
-        await _ip("route", "flush", "table", "all", "proto", STANDBY_PROTOCOL)
+        await put_standby_routes({})
 
     def next_hop(self, address: str) -> str:
         """Return the address of the member to which an address is routed; "" of one on this machine."""
@@ -71,26 +71,36 @@ class Routes:
             await _ip("route", "del", f"{address}/32", "proto", PROTOCOL)
 
 
-async def put_standby_routes(hops: Mapping[str, str]) -> None:
-    """Have routes of a standby to exactly these addresses (address → address of its member).
+async def put_standby_routes(hops: Mapping[str, str]) -> frozenset[str]:
+    """Have routes of a standby to exactly these addresses (address → address of its member), and the rule for them.
 
-    Those that stay are not touched, so that no visit meets a moment without its way. Raises ``EngineUnavailable`` where
-    they cannot be changed at all.
+    Those that stay are not touched, so that no visit meets a moment without its way. Return the addresses to which the
+    kernel takes none, such as by a member that is no neighbour now. Raises ``EngineUnavailable`` where they cannot be
+    changed at all.
     """
-    shown = await _ip("route", "show", "table", "all", "proto", STANDBY_PROTOCOL)
-    # "10.99.0.20 via 10.98.0.12 dev eth0 table 15300"; without a table those of an earlier version.
-    found = [line.split() for line in shown.splitlines()]
-    have = {words[0]: words[2] for words in found if words[-2:] == ["table", STANDBY_TABLE]}
-    lines = [] if len(have) == len(found) else [f"route flush proto {STANDBY_PROTOCOL}"]
+    have, others = await _standby_routes()
+    lines = [f"route flush proto {STANDBY_PROTOCOL}"] if others else []
     has_rule = bool(await _ip("rule", "show", "pref", STANDBY_RULE))
     if has_rule is not bool(hops):
         lines.append(f"rule {'add' if hops else 'del'} pref {STANDBY_RULE} iif lo lookup {STANDBY_TABLE}")
     in_table = f"proto {STANDBY_PROTOCOL} table {STANDBY_TABLE}"
     lines += [f"route del {address}/32 {in_table}" for address in have.keys() - hops.keys()]
     lines += [f"route replace {one}/32 via {via} {in_table}" for one, via in hops.items() if have.get(one) != via]
-    if lines:
-        # Goes on after a line that fails, such as to a member that is no neighbour now.
-        await _ip("-force", "-batch", "-", lines=lines)
+    if not lines:
+        return frozenset()
+    # Goes on after a line that fails.
+    await _ip("-force", "-batch", "-", lines=lines)
+    have, _ = await _standby_routes() if hops else ({}, 0)
+    return frozenset(one for one, via in hops.items() if have.get(one) != via)
+
+
+async def _standby_routes() -> tuple[dict[str, str], int]:
+    """Return the routes of the standby's table, and how many of its routes are elsewhere: of an earlier version."""
+    shown = await _ip("route", "show", "table", "all", "proto", STANDBY_PROTOCOL)
+    # "10.99.0.20 via 10.98.0.12 dev eth0 table 15300 linkdown"; of the main table without its name.
+    found = [line.split() for line in shown.splitlines()]
+    own = [words for words in found if f"table {STANDBY_TABLE}" in " ".join(words)]
+    return {words[0]: words[2] for words in own}, len(found) - len(own)
 
 
 async def _ip(*words: str, lines: Iterable[str] = ()) -> str:

@@ -118,11 +118,19 @@ class Forwarder:
         if routes == self._listed or not self.serves_list:
             return
         worker, table, have, self._listed = Worker(self._files.admin_socket), self._files.routes, self._listed, None
-        with _available():
-            if have is None:
-                # The last change failed in the middle.
-                have = await runtime_api.entries(worker, table)
-            await runtime_api.change_entries(worker, table, have, routes)
+        starts = self._starts
+        try:
+            with _available():
+                if have is None:
+                    # The last change failed in the middle.
+                    have = await runtime_api.entries(worker, table)
+                await runtime_api.change_entries(worker, table, have, routes)
+        finally:
+            if starts != self._starts:
+                # Another proxy was started meanwhile, without entries, and may have got some of these.
+                self._listed = None
+        if starts != self._starts:
+            raise EngineUnavailable("the standby's proxy was started again", retry_after=5)
         self._listed = dict(routes)
 
     async def allow_list(self, until: int) -> None:

@@ -2,7 +2,7 @@
 
 A standby leads plain visits by its list of routes for ``DIRECT_SECONDS`` after each question that was answered. What
 needs a route closed waits until all of them have acknowledged it, or their time has ended: once for all routes, since
-a standby whose time has ended is not waited for until it asks again.
+a standby whose time has ended is not waited for until it leads visits again.
 """
 
 from __future__ import annotations
@@ -149,15 +149,16 @@ class Standbys:
                 async with asyncio.timeout(seconds):
                     await event.wait()
 
-    def answer(self, standby: str, at: float) -> dict[str, Any]:
+    def answer(self, standby: str, at: float, *, leads: bool = True) -> dict[str, Any]:
         """Return what the standby learns beside the routes of this moment, for its question that came at ``at``.
 
-        From then on it may lead visits by them.
+        From then on it may lead visits by them, if it ``leads``.
         """
         found = self._known.get(standby)
         if found is None:
             raise EngineUnavailable("this standby is not known any more", retry_after=1)
-        found.answered = max(found.answered, at)
+        if leads:
+            found.answered = max(found.answered, at)
         asked = [host for host, mark in self._asked.items() if mark > found.mark]
         return {"mark": self._mark, "asked": asked, "recount": found.base is None}
 

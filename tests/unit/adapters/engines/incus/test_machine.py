@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
@@ -26,8 +27,8 @@ def ip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Commands of ip(8) that were given."""
     commands: list[str] = []
 
-    async def record(*words: str) -> str:
-        commands.append(" ".join(words))
+    async def record(*words: str, lines: Iterable[str] = ()) -> str:
+        commands.append("\n".join(lines) or " ".join(words))
         return "10.99.0.99 via 10.0.0.2 proto 152\n" if words[1] == "show" else ""
 
     monkeypatch.setattr(routes, "_ip", record)
@@ -180,4 +181,5 @@ async def test_start_of_the_service_removes_routes_of_apps_that_are_gone(ip: lis
     await machine.sandboxes.adoption.adopt()
     assert "route del 10.99.0.99/32 proto 152" in ip
     # Then those that the service has had as a standby, without a moment without a route.
-    assert ip[-2:] == ["route replace 10.99.0.20/32 via 10.0.0.2 proto 152", "route flush table all proto 153"]
+    assert ip[-1] == "route flush proto 153\nrule del pref 15300 iif lo lookup 15300"
+    assert "route replace 10.99.0.20/32 via 10.0.0.2 proto 152" in ip

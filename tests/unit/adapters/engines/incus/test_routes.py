@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,14 @@ async def test_next_hop_is_known_for_apps_of_other_members_alone(monkeypatch: py
     shown = "10.99.0.20 via 10.98.0.12 dev eth0\n10.99.0.29 via 10.98.0.13 dev eth0 onlink\n"
     ran: list[str] = []
 
-    async def ip(*words: str) -> str:
-        ran.append(" ".join(words))
-        return shown if words[:2] == ("route", "show") else ""
+    async def ip(*words: str, lines: Iterable[str] = ()) -> str:
+        ran.append("\n".join(lines) or " ".join(words))
+        return shown if words[1] == "show" else ""
 
     monkeypatch.setattr(routes, "_ip", ip)
     made = Routes("node1", address_of)
     await made.sync({"10.99.0.20": "node2", "10.99.0.21": "node1"})
-    assert ran[-1] == "route flush table all proto 153", "what this service had as a standby"
+    assert ran[-1] == "route flush proto 153\nrule del pref 15300 iif lo lookup 15300", "what it had as a standby"
     assert "route del 10.99.0.29/32 proto 152" in ran
     assert [made.next_hop(f"10.99.0.{last}") for last in (20, 21, 29)] == ["10.98.0.12", "", ""]
     await made.add("10.99.0.22", "node2")
@@ -86,7 +87,7 @@ def standby(): return ip("route", "show", "table", "all", "proto", "153")
 async def run():
     await put_standby_routes({})
     hops = {f"10.99.{n // 250}.{n % 250}": "10.98.0.12" for n in range(10, 1010)}
-    await put_standby_routes({"10.99.9.9": "192.0.2.1", **hops})
+    print(*await put_standby_routes({"10.99.9.9": "192.0.2.1", **hops}))
     print(len(standby().splitlines()), ip("route", "get", "10.99.3.3").split()[2])
     # Of an earlier version, in the table of all.
     ip("route", "add", "10.99.3.3/32", "via", "10.98.0.14", "proto", "153")
@@ -94,7 +95,12 @@ async def run():
     for name in ("eth0", "br0"): open(f"/proc/sys/net/ipv4/conf/{name}/forwarding", "w").write("1")
     passed = ip("route", "get", "10.99.0.10", "from", "10.98.0.12", "iif", "eth0")
     print(ip("route", "get", "10.99.0.10").split()[2], "dev br0" in passed)
+    # As a restarted network daemon does, and an uplink without a carrier.
+    ip("rule", "del", "pref", "15300")
     await put_standby_routes({"10.99.0.10": "10.98.0.13"})
+    assert ip("route", "get", "10.99.0.10").split()[2] == "10.98.0.13"
+    ip("link", "set", "eth1", "down")
+    assert "linkdown" in standby(), standby()
     print(standby().strip())
     await put_standby_routes({})
     print(repr(standby()), ip("route", "show", "proto", "152").split()[0], repr(ip("rule", "show", "pref", "15300")))
@@ -111,7 +117,8 @@ def test_standby_has_exactly_the_routes_of_its_list_and_leaves_others() -> None:
     argv = (unshare, "--net", sys.executable, "-c", SCRIPT)
     env = {"PYTHONPATH": source, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
-    first, led, second, third = done.stdout.splitlines()
+    lost, first, led, second, third = done.stdout.splitlines()
+    assert lost == "10.99.9.9"
     assert first == "1000 10.98.0.12"
     assert led == "10.98.0.12 True"
     assert second.split()[:5] == ["10.99.0.10", "via", "10.98.0.13", "dev", "eth0"]

@@ -31,7 +31,7 @@ class Service:
         """Take a question and answer it at once."""
         at = time.monotonic() if at is None else at
         self.standbys.take(report, at, knows_run=knows_run, hosts=HOSTS)
-        return self.standbys.answer(report.standby, at)
+        return self.standbys.answer(report.standby, at, leads=report.leads)
 
     def known(self, standby: str) -> StandbyReport:
         """Return a report of a standby that the service knows, and that knows all."""
@@ -93,15 +93,21 @@ async def test_standby_that_never_acknowledges_costs_its_time_once_for_all_route
         assert task.done(), "it has not asked since"
 
 
-async def test_standby_that_asks_and_applies_nothing_costs_each_route_its_time_alone(service: Service) -> None:
-    """A standby whose proxy refuses commands leads nothing by an answer that it has not applied."""
+async def test_standby_that_asks_and_applies_nothing_costs_its_time_once(service: Service) -> None:
+    """A standby whose proxy refuses commands leads nothing by its answers, and says so."""
     report = service.known("a")
     began = time.monotonic()
     async with service.waiting() as task:
         while not task.done():
-            service.asks(report)
+            service.asks(replace(report, leads=False))
             await asyncio.sleep(0.05)
     assert 0.35 < time.monotonic() - began < 0.7
+    service.asks(replace(report, leads=False))
+    async with service.waiting(OTHER) as task:
+        assert task.done()
+    service.asks(replace(report, mark=2))
+    async with service.waiting() as task:
+        assert not task.done(), "it leads again"
 
 
 async def test_standby_that_acknowledges_late_is_waited_for_again(service: Service) -> None:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_network
@@ -17,13 +18,15 @@ from ipaddress import ip_network
 import pytest
 from tests.previews.next_owner import NextOwner
 from tests.previews.proxy import TOKEN, App, Proxy, eventually, free_port, new_host, route_to
-from tests.previews.standby import CLIENT, Standby, dial, port_of, receiving
+from tests.previews.standby import CLIENT, SECRET, Standby, dial, port_of, receiving
 from tests.previews.visitor import PATIENCE, Answer, ask, parse, read_all, read_until
 
-from builderd.adapters.previews.haproxy import listed_config
+from builderd.adapters.previews.haproxy import listed_config, runtime_api
 from builderd.adapters.previews.haproxy.forwarder import Forwarder
+from builderd.adapters.previews.haproxy.options import Receiving
 from builderd.adapters.previews.haproxy.route_map import encode
 from builderd.adapters.previews.haproxy.visit_counts import VisitCounts
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
@@ -112,7 +115,7 @@ def test_trusted_proxy_names_visitors_of_both_ways(make_pair: Callable[..., Pair
 
 def test_use_of_the_list_ends_by_itself(make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby that was killed, or stopped, tells its proxy nothing."""
-    monkeypatch.setattr(listed_config, "DIRECT_SECONDS", 1.0)
+    monkeypatch.setattr(listed_config, "DIRECT_PROXY_SECONDS", 1.0)
     pair = make_pair()
     pair.allow(86_400)
     with dial(pair.standby.options.proxy.port) as kept:
@@ -254,6 +257,67 @@ def test_websocket_is_passed_on_and_outlives_the_permission(pair: Pair, *, is_ke
         # A masked text frame of one byte, which comes back without the mask (RFC 6455, 5.2).
         socket_.sendall(b"\x81\x81\0\0\0\0x")
         assert socket_.recv(3) == b"\x81\x01x"
+
+
+def test_all_visitors_of_a_full_proxy_are_served(make_pair: Callable[..., Pair]) -> None:
+    """Each has a second connection in the proxy, which must not wait for those of the others, and they for it."""
+    pair = make_pair(max_connections=40, address_connections=0)
+    visits = [dial(pair.standby.options.proxy.port) for _ in range(40)]
+    try:
+        time.sleep(0.3)
+        for one in visits:
+            one.sendall(f"GET /head HTTP/1.1\r\nHost: {pair.host}\r\nConnection: close\r\n\r\n".encode())
+        assert {str(parse(read_all(one)).json["name"]) for one in visits} == {"app"}
+    finally:
+        for one in visits:
+            one.close()
+
+
+def test_address_counts_at_each_proxy_that_leads_its_visits_and_once_for_what_is_passed_on(
+    make_standby: Callable[..., Standby], make_proxy: Callable[..., Proxy], app: App, neighbour: App
+) -> None:
+    worker = receiving(make_proxy(address_connections=1))
+    pairs = [Pair(make_standby(address_connections=1), worker, worker.open(neighbour)) for _ in range(2)]
+    with ExitStack() as stack:
+        kept = []
+        for pair in pairs:
+            pair.standby.lead(port_of(worker))
+            pair.standby.run(pair.standby.forwarder.put_list({pair.host: encode(route_to(app, host=pair.host))}))
+            pair.allow()
+            kept.append(stack.enter_context(dial(pair.standby.options.proxy.port)))
+            assert pair.name(kept[-1]) == "app"
+            with pytest.raises((OSError, AssertionError)), dial(pair.standby.options.proxy.port) as second:
+                pair.name(second)
+        assert pairs[0].name(kept[0], "POST", "Content-Length: 0") == "neighbour"
+        assert ask(kept[1], pairs[1].host, "/head", "Content-Length: 0", method="POST").status == 502
+
+
+def test_list_that_is_put_while_the_proxy_is_started_again_is_put_once_more(
+    pair: Pair, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwarder, entries = pair.standby.forwarder, {pair.host: encode(route_to(app, host=pair.host))}
+    pair.standby.run(forwarder.put_list({}))
+
+    async def start_again(*_: object) -> None:
+        await forwarder.retire()
+        await forwarder.run(pair.standby.options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime_api, "change_entries", start_again)
+        with pytest.raises(EngineUnavailable, match="started again"):
+            pair.standby.run(forwarder.put_list(entries))
+    pair.standby.run(forwarder.put_list(entries))
+    pair.allow()
+    assert pair.name() == "app"
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+def test_visitor_whose_way_breaks_off_reads_of_the_visit_and_a_browser_a_page(pair: Pair, accept: str) -> None:
+    """The service that works closes what comes from no member."""
+    pair.worker.run(pair.worker.previews.receive(Receiving("127.0.0.1", port_of(pair.worker), SECRET), [CLIENT]))
+    answer = pair.standby.visitor.get(pair.host, "/", "Content-Length: 0", f"Accept: {accept}", method="POST")
+    assert (answer.status, "visit" in answer.text, "Idempotency-Key" in answer.text) == (502, True, False)
+    assert answer.text.startswith("<!doctype") is (accept == "text/html")
 
 
 def test_uploads_are_passed_on_whole(pair: Pair) -> None:

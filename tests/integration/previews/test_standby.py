@@ -88,7 +88,7 @@ def test_clients_of_a_standby_have_limits_of_their_own(
 def test_address_counts_once_by_whichever_member_it_comes(
     worker: Proxy, app: App, make_standby: Callable[..., Standby]
 ) -> None:
-    """Otherwise a flood has the limit of an address as often as the cluster has members."""
+    """Of what is passed on: otherwise a flood has the limit of an address as often as the cluster has members."""
     standbys = [make_standby(address_connections=0) for _ in range(2)]
     for standby in standbys:
         standby.lead(port_of(worker))
@@ -178,6 +178,60 @@ def test_forged_headers_are_refused(worker: Proxy, app: App) -> None:
     # At the port for visitors it is garbage, as ever.
     assert b"203.0.113.9" not in knock(worker.options.port, forged(right, service) + request)
     assert worker.visitor.get(host).status == 200
+
+
+@pytest.fixture
+def exchanged(worker: Proxy) -> Iterator[list[bytes]]:
+    """Requests for routes that reach the service."""
+    path, received = worker.previews._files.passed_routes_socket, []
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o666)
+        server.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with server.accept()[0] as one:
+                        received.append(one.recv(65_536))
+                        one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield received
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+    path.unlink()
+
+
+def test_routes_and_reports_are_for_members_with_the_secret_alone(
+    worker: Proxy, exchanged: list[bytes], make_standby: Callable[..., Standby]
+) -> None:
+    """Whoever exchanges reports learns all addresses, and may acknowledge closed routes or make up visits."""
+    port, standby = port_of(worker), make_standby()
+    standby.lead(port)
+    request = b"POST /exchange HTTP/1.1\r\nHost: standby\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    right, service = (SECRET_FIELD, SECRET), (SERVICE_FIELD, "routes")
+    attempts = (
+        b"",
+        forged(service),
+        forged((SECRET_FIELD, "cd" * 32), service),
+        forged((SECRET_FIELD, SECRET[:-1]), service),
+        forged((SECRET_FIELD, SECRET.upper()), service),
+        forged((SECRET_FIELD, "wrong"), right, service),
+        forged((SECRET_FIELD, ""), service),
+    )
+    for attempt in attempts:
+        assert knock(port, attempt + request) == b"", attempt
+    # A visitor and an app are no members, even with the right words. Their own ports know no such service.
+    assert knock(port, forged(right, service) + request, CLIENT) == b""
+    for other in (worker.options.port, standby.options.proxy.port, standby.options.api_port):
+        for attempt in (b"", forged(right, service)):
+            knock(other, attempt + request)
+    assert exchanged == []
+    assert b" 200 " in knock(port, forged(right, service) + request)
+    assert b"POST /exchange" in exchanged[0]
 
 
 def test_connections_of_members_without_a_header_keep_no_visitor_out(

@@ -349,7 +349,8 @@ async def test_failed_question_gives_no_permission_and_the_next_one_does(
 
 
 @pytest.mark.parametrize(
-    ("content", "status"), [(b"", 400), (b"{}", 400), (b"[1]", 400), (b"x" * (MAX_REPORT + 1), 413)]
+    ("content", "status"),
+    [(b"", 400), (b"{}", 400), (b"[1]", 400), (b"x" * 100_000, 400), (b"x" * (MAX_REPORT + 1), 413)],
 )
 async def test_report_that_is_none_is_refused(exchange: Exchange, content: bytes, status: int) -> None:
     answer = await exchange.service.client().post(EXCHANGE_PATH, content=content)

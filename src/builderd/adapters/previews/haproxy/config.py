@@ -314,7 +314,7 @@ def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> tuple[st
 def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     """Return the backend of the full path: all other requests, and the answers for routes without an app.
 
-    Two servers lead to the app, by connections that are closed once they carry no request: ``fresh``, and ``h2c``, which
+    Two servers lead to the app, by connections that end once they carry no request: ``fresh``, and ``h2c``, which
     speaks HTTP/2, so that several may be on one. Other ports of the app speak HTTP/1.
     """
     return section(

@@ -142,7 +142,7 @@ def test_request_without_an_answer_never_reaches_who_has_the_address_next(
         host = proxy.put(Route(new_host(), RouteState.OPEN, owner.address, owner_hash=secret_hash(TOKEN))).host
         with proxy.visitor.dial() as visit:
             time.sleep(pause)
-            visit.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n{header}\r\n\r\n".encode())
+            visit.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n{header}\r\nConnection: close\r\n\r\n".encode())
             assert owner.take_over() == b""
             assert parse(read_all(visit)).status == 502
 

@@ -150,7 +150,7 @@ def test_visit_without_an_answer_never_reaches_who_has_the_address_next(pair: Pa
         route = Route(pair.host, RouteState.OPEN, owner.address)
         pair.standby.run(pair.standby.forwarder.put_list({pair.host: encode(route)}))
         time.sleep(pause)
-        visit.sendall(f"GET / HTTP/1.1\r\nHost: {pair.host}\r\n\r\n".encode())
+        visit.sendall(f"GET / HTTP/1.1\r\nHost: {pair.host}\r\nConnection: close\r\n\r\n".encode())
         assert owner.take_over() == b""
         assert parse(read_all(visit)).status == 502
 
@@ -262,15 +262,23 @@ def test_websocket_is_passed_on_and_outlives_the_permission(pair: Pair, *, is_ke
 def test_all_visitors_of_a_full_proxy_are_served(make_pair: Callable[..., Pair]) -> None:
     """Each has a second connection in the proxy, which must not wait for those of the others, and they for it."""
     pair = make_pair(max_connections=40, address_connections=0)
-    visits = [dial(pair.standby.options.proxy.port) for _ in range(40)]
-    try:
-        time.sleep(0.3)
-        for one in visits:
+    begins, names = threading.Event(), list[str]()
+
+    def visit() -> None:
+        # Connected at once, or once there is room.
+        with dial(pair.standby.options.proxy.port) as one:
+            begins.wait()
             one.sendall(f"GET /head HTTP/1.1\r\nHost: {pair.host}\r\nConnection: close\r\n\r\n".encode())
-        assert {str(parse(read_all(one)).json["name"]) for one in visits} == {"app"}
-    finally:
-        for one in visits:
-            one.close()
+            names.append(parse(read_all(one)).json["name"])
+
+    visits = [threading.Thread(target=visit, daemon=True) for _ in range(40)]
+    for one in visits:
+        one.start()
+    time.sleep(0.5)
+    begins.set()
+    for one in visits:
+        one.join(PATIENCE)
+    assert names == ["app"] * 40
 
 
 def test_address_counts_at_each_proxy_that_leads_its_visits_and_once_for_what_is_passed_on(

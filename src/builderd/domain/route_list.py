@@ -31,8 +31,8 @@ FIRST_ADDRESS_AFTER = LEASE_SECONDS + PROXY_SECONDS + 5.0
 EXCHANGE_SECONDS = 0.5
 #: A standby leads visits directly for no longer than so many seconds after it has asked the service that works.
 DIRECT_SECONDS = 3.0
-#: Its proxy does so by the machine's clock, which may be set back, and for so many seconds by one that nobody sets. It
-#: is told so within the same time after the question, so that both together are the time above.
+#: Its proxy does so by the machine's clock, which may be set back, and for so many seconds by one that nobody sets. Its
+#: standby allows it within the same time after the question, so that both together are the time above.
 DIRECT_PROXY_SECONDS = DIRECT_SECONDS / 2
 #: It does so only while it has read in the database, so many seconds ago at most, that this service has the lease.
 DIRECT_LEASE_SECONDS = 4.0

@@ -137,7 +137,7 @@ def test_a_refused_request_never_reaches_who_has_the_address_next(proxy: Proxy, 
 def test_request_without_an_answer_never_reaches_who_has_the_address_next(
     proxy: Proxy, header: str, pause: float
 ) -> None:
-    """As of a sandbox that was killed with its network: the next owner's kernel resets the connection."""
+    """The sandbox was killed with its network, and the next owner's kernel resets the connection."""
     with NextOwner() as owner:
         host = proxy.put(Route(new_host(), RouteState.OPEN, owner.address, owner_hash=secret_hash(TOKEN))).host
         with proxy.visitor.dial() as visit:

@@ -88,7 +88,7 @@ def test_clients_of_a_standby_have_limits_of_their_own(
 def test_address_counts_once_by_whichever_member_it_comes(
     worker: Proxy, app: App, make_standby: Callable[..., Standby]
 ) -> None:
-    """Of what is passed on: otherwise a flood has the limit of an address as often as the cluster has members."""
+    """Passed-on connections count at the service: otherwise a flood has the limit of an address as often as the cluster has members."""
     standbys = [make_standby(address_connections=0) for _ in range(2)]
     for standby in standbys:
         standby.lead(port_of(worker))
@@ -208,7 +208,7 @@ def exchanged(worker: Proxy) -> Iterator[list[bytes]]:
 def test_routes_and_reports_are_for_members_with_the_secret_alone(
     worker: Proxy, exchanged: list[bytes], make_standby: Callable[..., Standby]
 ) -> None:
-    """Whoever exchanges reports learns all addresses, and may acknowledge closed routes or make up visits."""
+    """A client that exchanges reports learns all addresses, and may acknowledge closed routes or make up visits."""
     port, standby = port_of(worker), make_standby()
     standby.lead(port)
     request = b"POST /exchange HTTP/1.1\r\nHost: standby\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"

@@ -126,7 +126,7 @@ def test_no_address_of_an_app_is_dialled_twice_for_a_request() -> None:
 
 
 def test_ports_leave_room_for_the_connection_behind_each_visitor() -> None:
-    """At the limit of all connections it would wait for those in front, and they for it."""
+    """Otherwise it waits for those in front at the limit of all connections, and they for it."""
     text = render(replace(PLAIN, proxy=ProxyOptions(address_connections=100)), FILES, HERE).text
     everything, api, http, ssh = map(int, re.findall(r"^    maxconn (\d+)$", text, re.MULTILINE))
     assert (everything, api, http, ssh) == (1000, 250, 333, 83)

@@ -88,7 +88,7 @@ def test_clients_of_a_standby_have_limits_of_their_own(
 def test_address_counts_once_by_whichever_member_it_comes(
     worker: Proxy, app: App, make_standby: Callable[..., Standby]
 ) -> None:
-    """Passed-on connections count at the service: otherwise a flood has the limit of an address as often as the cluster has members."""
+    """Passed-on connections count at the service. Otherwise a flood has the limit once for each member."""
     standbys = [make_standby(address_connections=0) for _ in range(2)]
     for standby in standbys:
         standby.lead(port_of(worker))

@@ -41,8 +41,14 @@ class DiskUsage:
             if not isinstance(self._known.get(disk, (error,))[0], int):
                 self._known[disk] = error, time.monotonic()
         else:
-            again = MAX_AGE_SECONDS * random.uniform(0.5, 1)  # noqa: S311 (no secret)
-            self._known[disk] = used, time.monotonic() + again
+            # btrfs counts a volume's own bytes when it writes them, and none is empty then: 0 is not kept for long.
+            again = MAX_AGE_SECONDS * random.uniform(0.5, 1) if used else 0.0  # noqa: S311 (no secret)
+            self._known[disk] = used or self._last(disk), time.monotonic() + again
+
+    def _last(self, disk: DiskId) -> int:
+        """Return the bytes of the last reading that there is, 0 without one."""
+        used, _ = self._known.get(disk, (0, 0.0))
+        return used if isinstance(used, int) else 0
 
     def of(self, disk: DiskId) -> int:
         """Return the bytes as last read. Raises the error of a disk that could not be read yet."""

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ async def test_used_bytes_of_a_disk_are_read_now_and_then(incus: MeteredIncus, m
     monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
     found = await machine.usage.usages(MANY)
     assert {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)} == {5}
+
+
+async def test_disk_without_bytes_is_read_again_at_once_and_keeps_its_last_ones(
+    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new volume of btrfs has none until its first commit."""
+    machine = machine_on(incus)
+    incus.used = 0
+    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, replace(USED, disk_bytes=0))
+    incus.used = 3
+    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
+    incus.used = 0
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
+    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
 
 
 async def test_disk_that_cannot_be_read_again_keeps_its_last_bytes(

@@ -170,7 +170,7 @@ class OciEngine:
                 await run_to_completion(clone)
             else:  # written out before the freeze, so that the freeze is shorter
                 await run_to_completion(here.disks.write_out, source)
-                await here.runs.while_frozen(user, clone)
+                await here.runs.freezing.while_frozen(user, clone)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._refuse_while_used(disk)
@@ -251,7 +251,7 @@ class OciEngine:
         return make_report(
             record,
             running=runs.is_running(record),
-            frozen=runs.is_frozen(record),
+            frozen=runs.freezing.is_frozen(record),
             exit_=runs.records.exit(record.id),
             oom=oom_cause(runs.records, runs.cgroups, record.id),
             boot=boot_id(),
@@ -271,13 +271,13 @@ class OciEngine:
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         if record := self._running(sandbox):
-            await self._here.runs.freeze(record)
+            await self._here.runs.freezing.freeze(record)
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
         # Visitors wait for this: one lookup only.
         if record := self._running(sandbox):
-            return self._report(await self._here.runs.thaw(record))
+            return self._report(await self._here.runs.freezing.thaw(record))
         return await self.report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
@@ -311,7 +311,7 @@ class OciEngine:
         record = self._running(sandbox)
         if record is None:
             raise InvalidState("The sandbox does not run.")
-        await self._here.runs.thaw(record)
+        await self._here.runs.freezing.thaw(record)
         async with self._executions.open(self._here.runs, record, spec) as process:
             yield process
 

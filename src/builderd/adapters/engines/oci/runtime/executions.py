@@ -51,7 +51,7 @@ async def end_left_over(runs: Runs, record: Record) -> None:
 
     The document of a command is removed at its end, so what an ended command left in the background goes on.
     """
-    if not runs.is_running(record) or runs.is_frozen(record):
+    if not runs.is_running(record) or runs.freezing.is_frozen(record):
         return
     for document in runs.config.bundle(record.id).glob(f"{INNER}*.json"):
         if document.stem.endswith(".kill"):

@@ -1,4 +1,4 @@
-"""Life of sandboxes on this machine: created, started, adopted by the next service, frozen, stopped, removed.
+"""Life of sandboxes on this machine: created, started, adopted by the next service, stopped, removed.
 
 A crash may interrupt any step: a sandbox's record is written first and removed last, so leftovers are found by it.
 """
@@ -8,22 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.runtime import command, exec_fifo
 from builderd.adapters.engines.oci.runtime.creation import Creation
 from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending
 from builderd.adapters.engines.oci.runtime.exits import Exits
+from builderd.adapters.engines.oci.runtime.freezing import Freezing
 from builderd.adapters.engines.oci.runtime.netlink_watch import NetlinkWatch
-from builderd.adapters.engines.oci.runtime.reclaiming import Reclaiming
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import Process, boot_id, find_process, is_alive
-from builderd.linux.threads import run_to_completion
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +41,8 @@ class Runs:
         self.launcher = context.launcher
         self.cgroups = cgroups
         self.network = context.network
-        self.reclaiming = Reclaiming(cgroups)
+        self.freezing = Freezing(context, self)
         self.heartbeat = context.heartbeat
-        self._pause_requests = context.pause_requests
         self._netlink = NetlinkWatch(self._processes, self._kill_for_memory)
         self.commands = RuntimeCommands(context.runtimes, context.launcher)
         self._creation = Creation(context)
@@ -54,8 +51,6 @@ class Runs:
         self._known: dict[str, Record] = {}
         #: Builds and tools of an earlier service that could not be killed yet.
         self._left_over: dict[str, Record] = {}
-        #: One lock a sandbox, held while it is frozen or thawed, and while work needs it frozen.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._warming: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -123,10 +118,10 @@ class Runs:
                 return
         if connecting:
             await self._connect_again(record)
-        record = self._newest(record)
-        if not self.is_frozen(record):
+        record = self.newest(record)
+        if not self.freezing.is_frozen(record):
             # A service that died during a disk copy or a freeze left it frozen.
-            self._resume(record)
+            self.freezing.resume(record)
 
     async def _connect_again(self, record: Record) -> None:
         """Connect a sandbox again whose link or bridge another program deleted; end it under gVisor."""
@@ -162,7 +157,7 @@ class Runs:
         self._stop_warming()
         for task in self._leaving:
             task.cancel()
-        self.reclaiming.close()
+        self.freezing.close()
         self.exits.close()
 
     def find(self, name: str) -> Record | None:
@@ -176,7 +171,7 @@ class Runs:
         # Asked first: usually it is alive, and one file says so.
         if record.process and not record.process.alive and self.is_running(record):
             await self.exits.wait(record.id, SHIM_SECONDS)
-        return self._newest(record)
+        return self.newest(record)
 
     def is_running(self, record: Record) -> bool:
         if record.started_at is None or record.process is None or record.boot != boot_id():
@@ -256,80 +251,13 @@ class Runs:
         self.exits.watch(run.id, record.process, record.shim)
         return record
 
-    def is_frozen(self, record: Record) -> bool:
-        return record.counts_as_frozen and self.cgroups.is_frozen(record.id)
-
-    async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
-        """Run the work in a thread while the sandbox is frozen, and requests to it wait: a matter of milliseconds.
-
-        ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
-        not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
-        """
-        async with self._lock(record):
-            record = self._newest(record)
-            async with self._pause_requests(record.ip):
-                await run_to_completion(self._work_while_frozen, record, work)
-
-    def _work_while_frozen(self, record: Record, work: Callable[[], None]) -> None:
-        if self.is_frozen(record) or not self.is_running(record):
-            work()
-            return
-        try:
-            self._freeze(record)
-            work()
-        finally:
-            self.cgroups.thaw(record.id)
-
-    def _freeze(self, record: Record) -> None:
-        try:
-            self.cgroups.freeze(record.id)
-        except (TimeoutError, FileNotFoundError) as error:
-            raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
-
-    async def freeze(self, record: Record) -> None:
-        """Freeze the sandbox; its memory is moved out in the background. Idempotent.
-
-        Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
-        """
-        async with self._lock(record):
-            record = self._newest(record)
-            if self.is_frozen(record) or not self.is_running(record):
-                return
-            record = self.save(replace(record, frozen_at=self.records.now()))
-            try:
-                await run_to_completion(self._freeze, record)
-            except EngineUnavailable:
-                if self.is_running(record):
-                    self._resume(record)
-                raise
-            self.reclaiming.begin(record.id)
-
-    async def thaw(self, record: Record) -> Record:
-        """Thaw the sandbox. Idempotent."""
-        async with self._lock(record):
-            record = self._newest(record)
-            if not self.is_frozen(record):
-                return record
-            self.reclaiming.end(record.id)
-            return self._resume(record)
-
-    def _resume(self, record: Record) -> Record:
-        """Thaw it, also when only its record says that it is frozen."""
-        if record.counts_as_frozen:
-            record = self.save(replace(record, thawed_at=self.records.now()))
-        self.cgroups.thaw(record.id)
-        return record
-
-    def _lock(self, record: Record) -> asyncio.Lock:
-        return self._locks.setdefault(record.id, asyncio.Lock())
-
-    def _newest(self, record: Record) -> Record:
+    def newest(self, record: Record) -> Record:
         """Return the present record, such as after a wait."""
         return self._known.get(record.id, record)
 
     async def stop(self, record: Record, grace_seconds: float) -> Record:
         """Send TERM, then KILL. Returns when its exit is recorded and its mounts are gone."""
-        record = await self.thaw(record)
+        record = await self.freezing.thaw(record)
         record = self.save(replace(record, stopping_at=record.stopping_at or self.records.now()))
         if not await self._ends_by_term(record, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)
@@ -367,10 +295,10 @@ class Runs:
         if record is None or self.records.exit(name) or (is_alive(record.shim) and is_alive(record.process)):
             return False
         log.warning("sandbox monitor (conmon) died, ending the sandbox sandbox=%s builder=%s", name, record.owner)
-        async with self._lock(record):
-            self.reclaiming.end(name)
+        async with self.freezing.lock(record):
+            self.freezing.end_reclaim(name)
             if is_alive(record.process):
-                record = self.save(replace(self._newest(record), seen_at=self.records.now()))
+                record = self.save(replace(self.newest(record), seen_at=self.records.now()))
             await self._ending.kill_all(record)
         return True
 

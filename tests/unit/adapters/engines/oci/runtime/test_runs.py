@@ -144,7 +144,7 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
         engine, copies = OciEngine(EngineOptions(host.data, inside_port=8080)), Copies(host.cgroups)
         engine._opened.machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies, store=None))
         yield engine, copies
-        assert not runs._locks, "nothing is remembered of what is over"
+        assert runs.freezing.is_idle, "nothing is remembered of what is over"
 
 
 async def test_end_of_a_dying_sandbox_is_read_after_its_exit_file(host: Host) -> None:

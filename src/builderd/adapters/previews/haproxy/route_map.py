@@ -103,9 +103,10 @@ class RouteMap:
     def is_reserved(self, ip: str) -> bool:
         """Return True for an address that an open route leads to, or that a standby's list may lead to.
 
-        That is one to which a route led within ``RESERVED_SECONDS``, where a standby got a list within as long.
+        That is one to which a route led within ``RESERVED_SECONDS``, where a standby got a list within as long. One
+        with a pause is reserved, too: the visitors of the app that came there would wait for the copy of another.
         """
-        if ip in self._leads:
+        if ip in self._leads or ip in self._pauses:
             return True
         ended = self._ended.get(ip)
         return ended is not None and time.monotonic() - min(ended, self._listed_at) < RESERVED_SECONDS

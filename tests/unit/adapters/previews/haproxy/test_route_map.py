@@ -253,6 +253,19 @@ def test_address_is_free_at_once_where_no_standby_has_a_list(tmp_path: Path, mon
         assert not routes.is_reserved("10.0.0.1"), "the last list is used no more"
 
 
+def test_address_with_a_pause_is_given_to_no_other_app(tmp_path: Path) -> None:
+    with opened(tmp_path / "routes.map") as routes:
+        routes.put(OPEN)
+        for _ in range(2):
+            routes.pause("10.0.0.1")
+        # The app was stopped and removed while its disk is still copied.
+        routes.remove(OPEN.host)
+        for _ in range(2):
+            assert routes.is_reserved("10.0.0.1")
+            routes.resume("10.0.0.1")
+        assert not routes.is_reserved("10.0.0.1")
+
+
 def test_routes_to_a_paused_address_pause_until_the_last_pause_ends(tmp_path: Path) -> None:
     ip, other = "10.0.0.1", Route("other.localhost", RouteState.OPEN, Address("10.0.0.2", 1), h2c=True)
     with opened(tmp_path / "routes.map") as routes:

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
+from tests.fake_application import make_application
 from tests.stores import memory_store
 
-from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.domains import FakeAuthority, FakeNameServers, FakeProbe
@@ -22,26 +22,19 @@ from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.fakes.sandboxes import FakeSandbox
 from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
-from builderd.adapters.fakes.unpaid_builds import FakeUnpaidBuilds
-from builderd.adapters.fakes.uploads import FakeUploads
-from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.tables import builders as builders_table
-from builderd.adapters.vaults.sodium import in_memory
-from builderd.bootstrap.review import make_review_policy
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.domains import DomainRules
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, new_id
 from builderd.domain.logs import LogLine
-from builderd.domain.previews import PreviewDomain, Route, RouteState
-from builderd.domain.prices import Billing, Prices, Segment
+from builderd.domain.previews import Route, RouteState
+from builderd.domain.prices import Billing, Segment
 from builderd.domain.sandboxes import Sandbox
-from builderd.domain.ssh import Gateway
 from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
-from builderd.ports.clock import Clock
 from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.loop import reconciler as reconciling
@@ -52,17 +45,14 @@ from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Change
 from builderd.services.latest_usage import LatestUsage
-from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.services.stalled_ends import StalledEnds
-from builderd.settings import Settings
 
 T = TypeVar("T")
 
 MAIN = BundleFile("main.py", b"print('hello')\n")
 REQUIREMENTS = BundleFile("requirements.txt", b"flask\n")
 ENTRYPOINT = "python3 main.py"
-POLICY = make_review_policy(Settings())
 #: Against hanging only.
 PATIENCE = 30.0
 #: Seconds between two looks: soon at first, and then not so often that looking keeps what is waited for from its turn.
@@ -380,43 +370,6 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
         )
         world.caller = await world.tenant("acme")
         yield world
-
-
-def make_application(
-    store: Store,
-    engine: FakeEngine,
-    previews: FakePreviews,
-    stored: FakeBundles,
-    installer: FakeInstaller,
-    testers: FakeTesters,
-    scanner: FakeScanner,
-    clock: Clock,
-    limits: Limits,
-) -> Application:
-    """The application on these fakes."""
-    return Application(
-        store=store,
-        engine=engine,
-        previews=previews,
-        bundles=stored,
-        installer=installer,
-        uploads=FakeUploads(),
-        unpaid_builds=FakeUnpaidBuilds(),
-        testers=testers,
-        review=Gate(scanner, POLICY),
-        signals=LocalSignals(),
-        clock=clock,
-        vault=in_memory(),
-        webhooks=FakeWebhookSender(),
-        limits=limits,
-        prices=Prices(),
-        preview_domain=PreviewDomain("http", "localhost", 8080),
-        instance="first",
-        ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
-        backup_repository=FakeBackupRepository(engine),
-        usage=LatestUsage(),
-        scratch=ScratchSandboxes(),
-    )
 
 
 def hurry(patch: Callable[[Any, str, float], None]) -> None:

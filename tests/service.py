@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from sqlalchemy import func, select
-from tests.application import make_application
+from tests.fake_application import make_application
 from tests.patience import patience
 from tests.stores import MEMORY, memory_store, open_store
 

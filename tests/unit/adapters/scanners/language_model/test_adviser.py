@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from tests.application import POLICY
+from tests.fake_application import POLICY
 from tests.gate import bundle_of
 
 from builderd.adapters.fakes.scanners import FakeScanner

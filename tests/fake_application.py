@@ -1,0 +1,66 @@
+"""The application, put together from fakes."""
+
+from __future__ import annotations
+
+from builderd.adapters.fakes.backup_repository import FakeBackupRepository
+from builderd.adapters.fakes.bundles import FakeBundles
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.adapters.fakes.installer import FakeInstaller
+from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.fakes.scanners import FakeScanner
+from builderd.adapters.fakes.testers import FakeTesters
+from builderd.adapters.fakes.unpaid_builds import FakeUnpaidBuilds
+from builderd.adapters.fakes.uploads import FakeUploads
+from builderd.adapters.fakes.webhooks import FakeWebhookSender
+from builderd.adapters.signals.local import LocalSignals
+from builderd.adapters.vaults.sodium import in_memory
+from builderd.bootstrap.review import make_review_policy
+from builderd.domain.previews import PreviewDomain
+from builderd.domain.prices import Prices
+from builderd.domain.ssh import Gateway
+from builderd.ports.clock import Clock
+from builderd.ports.store import Store
+from builderd.services.application import Application, Limits
+from builderd.services.latest_usage import LatestUsage
+from builderd.services.reviews import Gate
+from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.settings import Settings
+
+POLICY = make_review_policy(Settings())
+
+
+def make_application(
+    store: Store,
+    engine: FakeEngine,
+    previews: FakePreviews,
+    stored: FakeBundles,
+    installer: FakeInstaller,
+    testers: FakeTesters,
+    scanner: FakeScanner,
+    clock: Clock,
+    limits: Limits,
+) -> Application:
+    """Return the application on these fakes."""
+    return Application(
+        store=store,
+        engine=engine,
+        previews=previews,
+        bundles=stored,
+        installer=installer,
+        uploads=FakeUploads(),
+        unpaid_builds=FakeUnpaidBuilds(),
+        testers=testers,
+        review=Gate(scanner, POLICY),
+        signals=LocalSignals(),
+        clock=clock,
+        vault=in_memory(),
+        webhooks=FakeWebhookSender(),
+        limits=limits,
+        prices=Prices(),
+        preview_domain=PreviewDomain("http", "localhost", 8080),
+        instance="first",
+        ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
+        backup_repository=FakeBackupRepository(engine),
+        usage=LatestUsage(),
+        scratch=ScratchSandboxes(),
+    )

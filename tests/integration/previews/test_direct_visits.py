@@ -147,6 +147,7 @@ def test_connection_that_was_let_in_before_leads_nowhere_by_a_closed_route(pair:
 def test_visit_without_an_answer_never_reaches_who_has_the_address_next(pair: Pair, pause: float) -> None:
     """The kernel may send its packets again for longer than its address is reserved."""
     with NextOwner() as owner, dial(pair.standby.options.proxy.port) as visit:
+        assert pair.name(visit) == "app"
         route = Route(pair.host, RouteState.OPEN, owner.address)
         pair.standby.run(pair.standby.forwarder.put_list({pair.host: encode(route)}))
         time.sleep(pause)

@@ -342,9 +342,10 @@ async def test_crowd_is_released_at_the_pace_of_an_app_that_answers_one_at_a_tim
 
 
 async def test_next_wave_of_a_crowd_waits_until_the_last_one_has_set_out(
-    app: App, monkeypatch: pytest.MonkeyPatch
+    make_app: Callable[[str], App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that releases is ahead, on a busy machine, of those whose requests are to be counted."""
+    app = make_app("counted")
     at_the_apps_pace(monkeypatch)
     change(monkeypatch, "SET_OUT = 100", "SET_OUT = 600000")
     change(monkeypatch, "request.queue:pop_wait()", "request.queue:pop_wait()\n  core.msleep(50)")
@@ -400,7 +401,10 @@ async def test_wave_of_visitors_who_have_left_does_not_hold_the_next_one(
             assert [(await one).status for one in many] == [200] * len(many)
 
 
-async def test_crowd_is_spread_over_time_where_the_app_takes_long(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_crowd_is_spread_over_time_where_the_app_takes_long(
+    make_app: Callable[[str], App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app("counted")
     change(monkeypatch, "WAVE_WAIT = 1000", "WAVE_WAIT = 50")
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
     async with serving() as service:

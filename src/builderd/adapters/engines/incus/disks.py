@@ -117,10 +117,6 @@ class Disks:
     async def limit(self, disk: DiskId) -> int:
         return int(own_of(await self.existing(disk))["size"])
 
-    async def used(self, disk: DiskId) -> int:
-        """Return its used bytes, 0 when it is gone."""
-        return await self._volumes.used_bytes(volume_of(disk))
-
     async def find(self, disk: DiskId) -> Json | None:
         """Return the volume of the disk. Raises ``MemberAway``."""
         return await self._volumes.find(volume_of(disk))

@@ -1,4 +1,4 @@
-"""Members, addresses and disks of instances, and instances that are kept for logs, as the service made and ended them.
+"""Members and addresses of instances, and instances that are kept for logs, as the service made and ended them.
 
 One service works on a project: it knows them without asking for Incus's list, which grows with all apps of the cluster.
 The list is read once, and what later ones show is taken over.
@@ -37,7 +37,6 @@ class InstanceIndex:
         self._readings: set[_Reading] = set()
         self._addresses: dict[str, str] = {}
         self._members: dict[str, str] = {}
-        self._disks: dict[str, str] = {}
         #: When each instance was made that is kept for its log, by builder and name.
         self._kept: dict[str, dict[str, str]] = {}
         self._builders: dict[str, str] = {}
@@ -91,8 +90,6 @@ class InstanceIndex:
             self._addresses[name] = address
         elif own:
             self._addresses.pop(name, None)
-        if disk := own.get("disk"):
-            self._disks[name] = disk
         if "removed" in own:
             builder = self._builders[name] = own.get("builder", "")
             self._kept.setdefault(builder, {})[name] = str(found.get("created_at", ""))
@@ -100,7 +97,6 @@ class InstanceIndex:
     def _drop(self, name: str) -> None:
         self._members.pop(name, None)
         self._addresses.pop(name, None)
-        self._disks.pop(name, None)
         if (builder := self._builders.pop(name, None)) is not None:
             self._kept[builder].pop(name, None)
             if not self._kept[builder]:
@@ -109,10 +105,6 @@ class InstanceIndex:
     def member(self, name: str) -> str | None:
         """Return the member of an instance, which it never leaves; None of one that is not known."""
         return self._members.get(name)
-
-    def disk(self, name: str) -> str:
-        """Return the id of the disk of an instance; "" of one without, or whose disk is not known."""
-        return self._disks.get(name, "")
 
     def addresses(self) -> Collection[str]:
         """Return the addresses in use."""

@@ -10,7 +10,6 @@ from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disk_usage import DiskUsage
 from builderd.adapters.engines.incus.disks import MOVING, Disks
 from builderd.adapters.engines.incus.events import Events
 from builderd.adapters.engines.incus.files import Files
@@ -31,7 +30,6 @@ from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
 from builderd.adapters.engines.incus.tools import Tools
 from builderd.adapters.engines.incus.usage import Usage
-from builderd.adapters.engines.incus.usages import Usages
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
@@ -244,7 +242,6 @@ def make_machine(
     routes = Routes(cluster.own, members.address)
     files = AppFiles(url_on, own_resolv_conf(), options.log_limit)
     lost = LostSandboxes(client, instances, routes)
-    many = Usages(client, instances.index, DiskUsage(volumes), members.away_names, lost.has)
     sandboxes = Sandboxes(instances, disks, layers, files, routes, lost)
     return Machine(
         options=options,
@@ -258,7 +255,7 @@ def make_machine(
         runner=runner,
         layers=layers,
         sandboxes=sandboxes,
-        usage=Usage(client, sandboxes, many),
+        usage=Usage(client, sandboxes, instances.index, members.away_names, lost.has),
         processes=Processes(client),
         logs=Logs(client),
         tools=Tools(runner, instances, disks, members, host_files()),

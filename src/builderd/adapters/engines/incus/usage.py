@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.disk_usage import DiskUsage
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded
 from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.instance_index import InstanceIndex
 from builderd.adapters.engines.incus.port_looks import LOOK, parse_look
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
@@ -29,9 +31,18 @@ _MOST_LOOKED = 1000
 
 
 class Usage:
-    def __init__(self, client: IncusClient, sandboxes: Sandboxes, many: Usages) -> None:
+    """``away`` returns members that are away; ``is_lost`` is True for an instance that is to end when its returns."""
+
+    def __init__(
+        self,
+        client: IncusClient,
+        sandboxes: Sandboxes,
+        index: InstanceIndex,
+        away: Callable[[], Collection[str]],
+        is_lost: Callable[[str], bool],
+    ) -> None:
         self._client = client
-        self._many = many
+        self._many = Usages(client, index, DiskUsage(self.usage), away, is_lost)
         self._sandboxes = sandboxes
         #: CPU seconds of looks at the ports of each sandbox, which Incus counts as its own.
         self._looked: dict[SandboxId, float] = {}

@@ -14,7 +14,7 @@ from builderd.adapters.engines.incus.instance_index import InstanceIndex
 from builderd.adapters.engines.incus.metrics import InstanceMetrics, parse_metrics
 from builderd.adapters.engines.incus.reports import member_of, name_of
 from builderd.domain.errors import BuilderdError
-from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.ports.engine.usages import read_each
 
@@ -80,8 +80,8 @@ class Usages:
         known = {name: self._index.member(name) for name in names}
         places = {name: member_of({"location": member}) for name, member in known.items() if member is not None}
         readings = await self._of_members(frozenset(places.values()), max_age)
-        running = [name for name, member in places.items() if readings[member].instances.get(name)]
-        await self._disks.read({disk: places[name] for name in running if (disk := self._disk(name))})
+        running = {name for name, member in places.items() if readings[member].instances.get(name)}
+        await self._disks.read([one for one in sandboxes if name_of(one) in running])
 
         async def usage(sandbox: SandboxId) -> SandboxUsage | None:
             name = name_of(sandbox)
@@ -89,13 +89,9 @@ class Usages:
             metrics = reading.of(name) if reading else None
             if reading is None or metrics is None:
                 return None
-            disk = self._disk(name)
-            return _usage(metrics, self._disks.of(disk) if disk else 0, time.monotonic() - reading.at)
+            return _usage(metrics, self._disks.of(sandbox), time.monotonic() - reading.at)
 
         return await read_each(usage, sandboxes)
-
-    def _disk(self, name: str) -> DiskId:
-        return DiskId(self._index.disk(name))
 
     async def _of_members(self, members: Collection[str], max_age: float) -> Mapping[str, _Reading]:
         now = time.monotonic()

@@ -126,7 +126,7 @@ class Volumes:
         await self._client.call("PATCH", f"{self._path}/{name}", {"config": config}, target=member)
 
     async def used_bytes(self, name: str, member: str = "") -> int:
-        """Return the bytes that no clone shares; 0 when the volume is gone."""
+        """Return the bytes that no clone shares; 0 when the volume is gone, or on another member than the service's."""
         with suppress(IncusNotFound):
             state: Json = await self._client.get(f"{self._path}/{name}/state", target=member)
             return int((state.get("usage") or {}).get("used", 0))

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import disk_usage, usages
 from builderd.adapters.engines.incus import usage as module
+from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
 from builderd.adapters.engines.incus.usage import FEW
 from builderd.domain.errors import EngineUnavailable
@@ -35,7 +35,7 @@ class MeteredIncus(ScriptedIncus):
         super().__init__()
         self.paths: list[str] = []
         self.used = 3
-        #: By member, in place of its metrics; of volumes.
+        #: By member, in place of its metrics; of states.
         self.failing: dict[str, Exception] = {}
         for number, sandbox in enumerate(MANY):
             disk, member = f"disk-{sandbox}", f"node{number % 2 + 2}"
@@ -47,12 +47,21 @@ class MeteredIncus(ScriptedIncus):
         assert query.get("recursion") != "2", "Incus runs three programs for each instance then"
         self.paths.append(f"{path} {query.get('target', '')}".strip())
         if path.startswith("/instances/") and path.endswith("/state"):
-            return {"cpu": {"usage": 1_500_000_000}}
-        if path.endswith("/state"):
-            if error := self.failing.get("volumes"):
+            if error := self.failing.get("states"):
                 raise error
-            return {"usage": {"used": self.used}}
+            devices = self.instances[path.split("/")[2]]["devices"]
+            disk = next(name for name, one in devices.items() if one.get("source", "").startswith("disk-"))
+            return {
+                "cpu": {"usage": 1_500_000_000},
+                "memory": {"usage": 1},
+                "disk": {"root": {"usage": 1 << 20}, disk: {"usage": self.used}},
+                "processes": 1,
+            }
         return await super().get(path, **query)
+
+    async def file(self, instance: str, path: str) -> bytes:
+        """All have got their order."""
+        return b""
 
     async def text(self, path: str, limit: int, **query: str) -> bytes:
         member = query["target"]
@@ -88,39 +97,44 @@ async def test_used_bytes_of_a_disk_are_read_now_and_then(incus: MeteredIncus, m
     await machine.usage.usages(MANY)
     assert len(incus.asked("/state")) == len(MANY)
     incus.used = 5
-    found = await machine.usage.usages(MANY)
+    assert await disks_of(machine) == {3}
     assert len(incus.asked("/state")) == len(MANY)
-    assert {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)} == {3}
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
-    found = await machine.usage.usages(MANY)
-    assert {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)} == {5}
+    assert await disks_of(machine) == {5}
 
 
-async def test_disk_without_bytes_is_read_again_at_once_and_keeps_its_last_ones(
+async def test_disk_without_bytes_is_read_again_soon_and_keeps_its_last_ones(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new volume of btrfs has none until its first commit."""
     machine = machine_on(incus)
     incus.used = 0
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, replace(USED, disk_bytes=0))
+    assert await disks_of(machine) == {0}
     incus.used = 3
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
-    incus.used = 0
+    assert await disks_of(machine) == {0}
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
+    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.EMPTY_SECONDS)
+    assert await disks_of(machine) == {3}
+    incus.used = 0
+    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.EMPTY_SECONDS + disk_usage.MAX_AGE_SECONDS)
+    assert await disks_of(machine) == {3}
+
+
+async def disks_of(machine: Machine) -> set[int]:
+    found = await machine.usage.usages(MANY)
+    return {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)}
 
 
 async def test_disk_that_cannot_be_read_again_keeps_its_last_bytes(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = machine_on(incus)
-    incus.failing["volumes"] = EngineUnavailable("busy")
+    incus.failing["states"] = EngineUnavailable("busy")
     assert {str(one) for one in (await machine.usage.usages(MANY)).values()} == {"busy"}
     incus.failing.clear()
     assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
-    incus.failing["volumes"] = EngineUnavailable("busy")
+    incus.failing["states"] = EngineUnavailable("busy")
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
     assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
@@ -218,11 +232,11 @@ async def test_app_that_is_started_has_its_disk_known(incus: MeteredIncus) -> No
     machine.instances.index.note(
         {"name": "s-new", "location": "node2", "config": {"user.builderd.ip": "10.0.0.9", "user.builderd.disk": "d"}}
     )
-    incus.has_instance("s-new", "node2")
-    incus.has_volume("disk-d", "node2")
+    own = {"builder": "b", "disk": "d", "started": "1.0"}
+    incus.has_instance("s-new", "node2", volumes=["disk-d"], **own)
     found = await machine.usage.usages([*MANY, SandboxId("new")])
     assert found[SandboxId("new")] == USED
-    assert incus.asked("disk-d/state") == ["/storage-pools/default/volumes/custom/disk-d/state node2"]
+    assert incus.asked("s-new/state") == ["/instances/s-new/state"]
 
 
 async def test_looks_at_ports_are_no_work_of_the_app(incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -24,6 +25,7 @@ from builderd.domain.prices import Billing, total
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
 from builderd.domain.versions import VersionStatus
+from builderd.reconciler.core import claim
 from builderd.reconciler.jobs import waking
 from builderd.services import builders, deployments, files, outcomes, wake
 
@@ -181,6 +183,7 @@ BROKEN: dict[str, tuple[Any, type[BuilderdError], str]] = {
 }
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 @pytest.mark.parametrize("stage", BROKEN)
 async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world: World, stage: str) -> None:
     break_it, error, words = BROKEN[stage]
@@ -208,6 +211,7 @@ async def has_run(world: World, count: int) -> bool:
     return len(world.running) == count
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
@@ -235,6 +239,12 @@ async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World) -> None
     runs = total(await world.segments(builder), now).money
     spent = await world.read(lambda uow: uow.ledger.month_of_tenant(tenant, now))
     assert spent.money >= runs + total([trial], now).money
+
+
+@pytest.fixture
+def claims_outlast_fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims are renewed in real time; fake time lets one that is held for a tenth of a second expire, ever again."""
+    monkeypatch.setattr(claim, "LEASE", timedelta(days=1))
 
 
 async def until_over(world: World, builder: Builder, number: int) -> None:

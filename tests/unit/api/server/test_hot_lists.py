@@ -141,6 +141,8 @@ async def test_without_a_valid_token_nothing_is_answered(service: Service, heade
 
 async def test_a_revoked_token_is_refused_at_once_and_takes_no_turn_from_then_on(service: Service) -> None:
     await created(service)
+    # Slowly refilled, so that both answers have the same number left.
+    service.app.state.rates = Rates(requests=10)
     client = await known(service, service.read)
     tenant = (await token_of(service, service.read)).tenant_id
     same = await known(service, await service.token("acme", Scope.READ))

@@ -78,13 +78,16 @@ def incus_traces(service: LiveService) -> dict[str, list[str]]:
     """Return instances of the service in the cluster, those that run, volumes of disks, routes to apps, and bundles."""
     instances = ask_incus(service, "instances?recursion=1")
     made = {one["name"]: one["status"] for one in instances if one["name"].startswith(("s-", "build-"))}
-    routes = subprocess.run(["ip", "-4", "route"], check=True, capture_output=True, text=True).stdout.splitlines()
+    # Its own: apps of other services in this network come and go.
+    subnet = service.settings.get("BUILDERD_INCUS__SUBNET", "10.99.0.0/16")
+    listed = ["ip", "-4", "route", "show", "root", subnet, "type", "unicast"]
+    routes = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.splitlines()
     bundles = service.data_dir / "bundles"
     return {
         # As processes: no service at rest has any. A stopped one is kept for its log.
         "processes": sorted(made),
         "running": sorted(name for name, status in made.items() if status == "Running"),
         "disks": sorted(disks_on_incus(service)),
-        "routes": sorted(line for line in routes if not line.startswith(("default", "10.98.")) and " dev " in line),
+        "routes": sorted(line for line in routes if " via " in line),
         "bundles": sorted(str(path.relative_to(bundles)) for path in bundles.rglob("*") if path.is_file()),
     }

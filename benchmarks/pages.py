@@ -21,7 +21,8 @@ from pathlib import Path
 
 import httpx
 from benchmarks.lifecycle import BARE, User
-from benchmarks.scale import copy_builder, cpu_seconds, open_database, spans
+from benchmarks.scale.rows import copy_builder, open_database
+from benchmarks.scale.subject import cpu_seconds, spans
 from playwright.sync_api import CDPSession, sync_playwright
 from sqlalchemy import select
 from tests.acceptance.live_service import LiveService, body

@@ -1,0 +1,1 @@
+"""What many stored builders cost: ``script/bench scale``."""

@@ -49,8 +49,10 @@ def table(results: Sequence[Row]) -> str:
     heads = [f"{NAMES[result['database']]}: {result['builders']:,}" for result in results]
     lines = [f"| what | {' | '.join(heads)} | goal | met |", "|---" * (len(results) + 3) + "|"]
     for title, cell, goal, limit in ROWS:
+        cells = [cell(result) for result in results]
         met = "" if limit is None else "yes" if all(map(limit, results)) else "**no**"
-        lines.append(f"| {title} | {' | '.join(map(cell, results))} | {goal} | {met} |")
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} | {goal} | {met} |")
     return "\n".join(lines)
 
 

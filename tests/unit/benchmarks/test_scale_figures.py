@@ -72,6 +72,7 @@ def test_figure_without_cpu_of_a_server_is_compared_by_the_others() -> None:
         result["rounds"][of_server] = [value]
         result |= {of_server: value, "database": "postgresql"}
     compare([few, many])
+    assert "PostgreSQL" not in table([without])
     assert _line(table([without, few, many]), "start and stop, CPU ms of PostgreSQL")[1:4] == ["", "20", "22, 1.10 x"]
 
 

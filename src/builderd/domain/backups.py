@@ -114,6 +114,10 @@ class Backup:
         """True until it is done or failed."""
         return self.status in (BackupStatus.PLANNED, BackupStatus.HELD)
 
+    def is_kept(self, now: datetime) -> bool:
+        """True until it expires or is removed."""
+        return self.expires_at is None or self.expires_at > now
+
 
 class RestoreKind(StrEnum):
     #: Into the builder from which it was taken, in place of its present disk.

@@ -44,7 +44,7 @@ from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
-from builderd.services import backups, webhooks
+from builderd.services import backup_keys, webhooks
 from builderd.services.builders import Caller
 
 ROUNDS = 20
@@ -353,7 +353,7 @@ async def test_resealing_and_checking_a_backup_key_lose_no_change(one: Store, tw
     await one.write(lambda uow: uow.backup_keys.add(key))
     desk = BackupContext(cast("Any", SimpleNamespace(store=two)))
 
-    sealing = asyncio.create_task(one.write(lambda uow: backups.reseal(uow, PausedVault(step, pause))))
+    sealing = asyncio.create_task(one.write(lambda uow: backup_keys.reseal(uow, PausedVault(step, pause))))
     await pause.reached()
     checking = asyncio.create_task(upkeep._save_key(desk, TENANT.id, checked_at=NOW + SECOND, fault="damaged"))
     await pause.let_go_after(checking)

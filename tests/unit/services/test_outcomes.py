@@ -19,7 +19,7 @@ from builderd.domain.layers import BuildOutcome
 from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.ports.engine import Readiness
 from builderd.ports.store import UnitOfWork
-from builderd.services import backups, builders, outcomes, reach, settled_views, wake
+from builderd.services import backup_outcomes, builders, outcomes, reach, settled_views, wake
 
 
 async def test_a_run_that_comes_up_is_answered_with_the_builder(world: World) -> None:
@@ -89,13 +89,13 @@ async def test_wait_ends_while_the_engine_is_out_of_reach(
     await application.store.write(add)
     monkeypatch.setattr(reach, "MAX_UNREACHABLE_SECONDS", 0.05)
     monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 0.02)
-    monkeypatch.setattr(backups, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(backup_outcomes, "LOOK_INTERVAL", 0.02)
     monkeypatch.setattr(world.engine, "readiness", lambda: Readiness(False, "no quorum", engine_unreachable=True))
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "a start": lambda: outcomes.wait(application, builder.id, 1),
         "a command in a stopped app": lambda: wake.awake(application, builder.id),
-        "a restore": lambda: backups.restored(application, restore),
-        "a backup": lambda: backups.taken(application, backup),
+        "a restore": lambda: backup_outcomes.restored(application, restore),
+        "a backup": lambda: backup_outcomes.taken(application, backup),
     }
     async with asyncio.timeout(30):
         with pytest.raises(EngineUnavailable, match=r"stored and goes on, but may still fail.*no quorum") as raised:

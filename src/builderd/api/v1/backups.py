@@ -25,7 +25,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import backups as wire
 from builderd.schemas.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
 from builderd.schemas.v1.builders import BuilderAnswer
-from builderd.services import backups, outcomes
+from builderd.services import backup_outcomes, backups, outcomes, restores
 from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BACKUPS])
@@ -90,7 +90,7 @@ async def take_backup(request: Request, application: TheApplication, identity: W
         if wants_async(request):
             message = "The backup is being taken."
             return success(BackupAnswer(message=message, data=_present(planned)), 202, APPLIED).response()
-        taken = await until_disconnect(request, backups.taken(application, planned))
+        taken = await until_disconnect(request, backup_outcomes.taken(application, planned))
     return success(BackupAnswer(message="The backup is taken.", data=_present(taken)), 201).response()
 
 
@@ -134,8 +134,8 @@ async def _restore(
     def want(uow: UnitOfWork) -> tuple[Backup, Restore]:
         backup = backups.find(uow, caller.tenant_id, backup_id.lower(), now, uuid)
         if name is None:
-            return backup, backups.restore(uow, application, caller, backup, now)
-        return backup, backups.restore_as(uow, application, caller, backup, name, now)
+            return backup, restores.request(uow, application, caller, backup, now)
+        return backup, restores.request_new(uow, application, caller, backup, name, now)
 
     with count_blocking_call(request, identity):
         backup, wanted = await application.store.write(want)
@@ -147,7 +147,7 @@ async def _restore(
 
 
 async def _restored(application: Application, wanted: Restore) -> Answer:
-    done = await backups.restored(application, wanted)
+    done = await backup_outcomes.restored(application, wanted)
     try:
         if done.number is not None:
             await outcomes.deployed(application, done.builder_id, done.number)
@@ -189,7 +189,7 @@ async def _remove(application: Application, identity: Identity, backup_id: str, 
 
     def remove(uow: UnitOfWork) -> Backup:
         backup = backups.find(uow, identity.token.tenant_id, backup_id.lower(), now, uuid)
-        backups.remove(uow, backup, now)
+        backups.remove(uow, backup)
         return backup
 
     removed = await application.store.write(remove)

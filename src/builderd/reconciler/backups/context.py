@@ -17,7 +17,7 @@ from builderd.domain.machine_faults import machine_fault
 from builderd.ports.backup_repository import OnProgress, TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint, no_fault
-from builderd.services import backups
+from builderd.services import backup_keys, backups
 from builderd.services.application import Application
 
 #: Interval between two saves of the progress, in seconds.
@@ -58,7 +58,7 @@ class BackupContext:
     async def repository(self, tenant_id: TenantId) -> AsyncIterator[TenantRepository]:
         """Open the tenant's repository, with exclusive use of it while the context lasts."""
         async with self.locks[tenant_id], self.repository_limit:
-            yield await backups.repository(self.app, tenant_id)
+            yield await backup_keys.repository(self.app, tenant_id)
 
     @asynccontextmanager
     async def drill(self, tenant_id: TenantId) -> AsyncIterator[None]:

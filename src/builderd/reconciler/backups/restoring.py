@@ -30,7 +30,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.backups.drilling import run_drill
 from builderd.reconciler.backups.recovering import attach_restored_disk, give_up, is_lost
-from builderd.services import backups, builders, deployments
+from builderd.services import backups, builders, deployments, restores
 from builderd.services.builders import Caller, NewBuilder
 
 #: Maximum number of differing files that an error names.
@@ -112,7 +112,7 @@ def _load(uow: UnitOfWork, restore: Restore) -> StoredState:
     assert backup is not None, "a restore refers to its backup"
     assert builder is not None, "a restore refers to its builder"
     safety = uow.backups.get(restore.safety) if restore.safety else None
-    return StoredState(backup, builder, backups.version_of(uow, backup), safety)
+    return StoredState(backup, builder, restores.version_of(uow, backup), safety)
 
 
 async def _fill(context: BackupContext, restore: Restore, stored: StoredState) -> Restore:

@@ -19,7 +19,7 @@ from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import drop, take
 from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
-from builderd.services import backups
+from builderd.services import backup_keys, backups, restores
 from builderd.services.application import Application
 
 #: Seconds between two checks for requested work, for due work, and for expired backups. What this process requests is
@@ -72,7 +72,7 @@ class BackupSchedule:
 
     async def plan(self) -> None:
         """Plan the backups and drills that are due."""
-        await backups.make_keys(self._app)
+        await backup_keys.make_keys(self._app)
         now, store = self._app.clock.now(), self._app.store
         while await store.read(lambda uow: self._due(uow, now, 1)):
             if await store.write(lambda uow: self._plan(uow, now)) < BATCH:
@@ -132,7 +132,7 @@ class BackupSchedule:
             base = max(base, last + min(DRILL_RETRY, every) - every)
         if not every or now - base < every:
             return base
-        backups.drill(uow, self._app, done[0], SYSTEM, now)
+        restores.drill(uow, self._app, done[0], SYSTEM, now)
         return None
 
     # What is planned

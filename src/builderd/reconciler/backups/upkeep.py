@@ -19,7 +19,7 @@ from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext, reason_of
 from builderd.reconciler.backups.taking import drop
-from builderd.services import backups
+from builderd.services import backup_keys
 
 #: Time that a failed backup stays listed.
 KEEP_FAILED = timedelta(days=7)
@@ -186,7 +186,7 @@ async def check(context: BackupContext) -> None:
 
 async def _is_used(context: BackupContext, key: BackupKey, now: datetime) -> bool:
     """Return whether the tenant has backups; without one there is no repository either."""
-    return await context.app.store.read(lambda uow: backups.holds_something(uow, key.tenant_id, now))
+    return await context.app.store.read(lambda uow: backup_keys.holds_something(uow, key.tenant_id, now))
 
 
 async def check_one(context: BackupContext, key: BackupKey) -> str:

@@ -15,7 +15,7 @@ from builderd.domain.steps import Observation, VersionState
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Protocol, Version
 from builderd.ports.engine import DiskReport
 from builderd.ports.store import UnitOfWork
-from builderd.services import backups
+from builderd.services import restores
 from builderd.services.application import Application
 
 
@@ -91,7 +91,7 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     # Of no interest before: a disk is made after the version's preparation.
     needs_disk = disk is None and item.builder.desired is Desired.RUNNING and prepare(version) is None
     own_is_gone = needs_disk and await _own_is_gone(application, item)
-    loss = await _loss(application, item) if own_is_gone else backups.Loss()
+    loss = await _loss(application, item) if own_is_gone else restores.Loss()
     return Observation(
         now=application.clock.now(),
         version=version,
@@ -141,10 +141,10 @@ async def _own_is_gone(application: Application, item: WorkItem) -> bool:
     return item.disk == item.builder.disk or await application.engine.disk(item.builder.disk) is None
 
 
-async def _loss(application: Application, item: WorkItem) -> backups.Loss:
+async def _loss(application: Application, item: WorkItem) -> restores.Loss:
     """Return what a backup can bring back."""
     now = application.clock.now()
-    return await application.store.read(lambda uow: backups.loss(uow, item.builder.id, now))
+    return await application.store.read(lambda uow: restores.loss(uow, item.builder.id, now))
 
 
 async def _version(

@@ -17,7 +17,7 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberReport
 from builderd.ports.store import UnitOfWork
-from builderd.services import backups
+from builderd.services import restores
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -113,14 +113,14 @@ class LostMembers:
 
 
 def _is_recovering(uow: UnitOfWork, builder: Builder, now: datetime) -> bool:
-    return backups.loss(uow, builder.id, now).recovering
+    return restores.loss(uow, builder.id, now).recovering
 
 
 def _is_recoverable(uow: UnitOfWork, builder: Builder, now: datetime) -> bool:
     """Return True if its backup is to take the place of its disk, and nothing has begun that yet."""
     if builder.desired is not Desired.RUNNING:
         return False
-    lost = backups.loss(uow, builder.id, now)
+    lost = restores.loss(uow, builder.id, now)
     return lost.backup is not None and not lost.recovering
 
 

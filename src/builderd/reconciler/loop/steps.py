@@ -33,7 +33,7 @@ from builderd.reconciler.stages.settling import Settling, note_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle, reserve
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
-from builderd.services import backups, verdicts
+from builderd.services import restores, verdicts
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 
@@ -204,7 +204,7 @@ class Steps:
     def _recover_disk(self, item: WorkItem) -> Result:
         """The backups' schedule does it, and says so: this only has it done."""
         now = self._now()
-        return Result(lambda uow, builder: backups.recover(uow, self._app, builder, item.builder.disk, now))
+        return Result(lambda uow, builder: restores.recover(uow, self._app, builder, item.builder.disk, now))
 
     async def _make_disk(self, item: WorkItem) -> None:
         """A candidate takes over the data on a copy, so that it can be given up without a trace."""

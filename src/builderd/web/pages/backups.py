@@ -10,7 +10,7 @@ from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.errors import BadRequest
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
-from builderd.services import backups
+from builderd.services import backups, restores
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.visits import Visit, page, see_other
 
@@ -23,7 +23,7 @@ async def show_backups(visit: Visit) -> Response:
         found = backups.of_builder(uow, visit.token.tenant_id, frame.builder.id, visit.now)
         return frame, found, uow.restores.open_of(frame.builder.id)
 
-    frame, found, restores = await visit.read(look)
+    frame, found, open_restores = await visit.read(look)
     done = [one for one in found if one.status is BackupStatus.DONE]
     return await builder_page(
         visit,
@@ -31,7 +31,7 @@ async def show_backups(visit: Visit) -> Response:
         "backups",
         frame,
         backups=found,
-        restores=restores,
+        restores=open_restores,
         added=sum(one.added_bytes for one in done),
     )
 
@@ -49,11 +49,11 @@ async def change(visit: Visit) -> Response:
     def work(uow: UnitOfWork) -> None:
         backup = backups.find(uow, visit.token.tenant_id, form.text("backup"), visit.now, builder.id)
         if action == "restore":
-            backups.restore(uow, application, visit.caller, backup, visit.now)
+            restores.request(uow, application, visit.caller, backup, visit.now)
         elif action == "restore-as":
-            backups.restore_as(uow, application, visit.caller, backup, form.text("as").strip(), visit.now)
+            restores.request_new(uow, application, visit.caller, backup, form.text("as").strip(), visit.now)
         else:
-            backups.remove(uow, backup, visit.now)
+            backups.remove(uow, backup)
 
     await visit.write(work)
     application.signals.change(builder.id)

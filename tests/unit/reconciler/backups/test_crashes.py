@@ -22,7 +22,7 @@ from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.services import backups, builders, outcomes
+from builderd.services import backup_keys, backups, builders, outcomes, restores
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ async def test_a_backup_survives(scene: Scene, point: str, end: BaseException) -
     assert (done.status, done.copy) == (BackupStatus.DONE, None)
     assert set(scene.world.engine.disks) == {builder.disk}
     scene.world.clock.move(25 * 3600)
-    await upkeep._forget_strays(scene.schedule.context, await backups.repository(app, builder.tenant_id))
+    await upkeep._forget_strays(scene.schedule.context, await backup_keys.repository(app, builder.tenant_id))
     assert list(scene.backup_repository.repositories[builder.tenant_id].snapshots) == [done.snapshot]
 
 
@@ -77,7 +77,9 @@ async def test_a_restore_survives(scene: Scene, point: str, end: BaseException) 
     await scene.write(builder, "note", b"hello")
     backup = await scene.take(builder)
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore_as(uow, app, scene.world.caller, backup, "second", now))
+    wanted = await app.store.write(
+        lambda uow: restores.request_new(uow, app, scene.world.caller, backup, "second", now)
+    )
     await _end_at(scene, point, end)
     await scene.settle()
     done = await scene.restore(wanted)
@@ -96,7 +98,7 @@ async def test_a_restore_in_place_survives(scene: Scene, point: str, end: BaseEx
     backup = await scene.take(builder)
     await scene.write(builder, "note", b"after")
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    wanted = await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, backup, now))
     if point in RESTORING:
         await scene.settle_backups()
     await _end_at(scene, point, end)
@@ -119,7 +121,7 @@ async def test_a_drill_survives(scene: Scene, point: str, end: BaseException) ->
     builder = await scene.world.create()
     backup = await scene.take(builder)
     app, now = scene.world.application, scene.world.clock.now()
-    await app.store.write(lambda uow: backups.drill(uow, app, backup, "system", now))
+    await app.store.write(lambda uow: restores.drill(uow, app, backup, "system", now))
     await _end_at(scene, point, end)
     await scene.settle()
     assert (await scene.backup(backup)).verified_at
@@ -169,8 +171,8 @@ async def _filled(scene: Scene, name: str) -> Restore:
 async def _ask(scene: Scene, backup: Backup, name: str) -> Restore:
     app, caller, now = scene.world.application, scene.world.caller, scene.world.clock.now()
     if name:
-        return await app.store.write(lambda uow: backups.restore_as(uow, app, caller, backup, name, now))
-    return await app.store.write(lambda uow: backups.restore(uow, app, caller, backup, now))
+        return await app.store.write(lambda uow: restores.request_new(uow, app, caller, backup, name, now))
+    return await app.store.write(lambda uow: restores.request(uow, app, caller, backup, now))
 
 
 async def _comes_back(scene: Scene, restore: Restore) -> None:
@@ -284,7 +286,7 @@ async def test_a_drill_that_was_killed_between_its_disk_and_its_verdict_is_held_
     builder = await scene.world.create()
     backup = await scene.take(builder)
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.drill(uow, app, backup, "system", now))
+    wanted = await app.store.write(lambda uow: restores.drill(uow, app, backup, "system", now))
     await _end_at(scene, "HandOver.begun", Killed())
     _dying_at_a_deletion(scene, monkeypatch)
     with pytest.raises(Killed):

@@ -15,7 +15,7 @@ from builderd.domain.errors import BackupFailed, InvalidState, NotFound
 from builderd.domain.ids import DiskId
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import upkeep
-from builderd.services import backups, builders, outcomes
+from builderd.services import backups, builders, outcomes, restores
 
 SECOND = BundleFile("main.py", b"print('second')\n")
 
@@ -68,7 +68,7 @@ async def test_disk_that_reappeared_is_not_recovered(scene: Scene) -> None:
         def recover(uow: UnitOfWork) -> None:
             found = uow.builders.get(back.id, lock=True)
             assert found is not None
-            backups.recover(uow, app, found, disk, now)
+            restores.recover(uow, app, found, disk, now)
 
         await app.store.write(recover)
         return len(await app.store.read(lambda uow: uow.restores.open_of(back.id)))
@@ -109,7 +109,7 @@ async def test_an_older_backup_is_restored_by_hand_though_there_is_nothing_to_ba
     await scene.take(builder)
     await _stopped_without_disk(scene, builder)
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, older, now))
+    wanted = await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, older, now))
     await scene.settle()
     done = await scene.restore(wanted)
     assert done.status is RestoreStatus.DONE
@@ -171,11 +171,11 @@ async def test_backup_cannot_be_removed_while_it_is_brought_back(scene: Scene) -
     def begin(uow: UnitOfWork) -> None:
         found = uow.builders.get(builder.id, lock=True)
         assert found is not None
-        backups.recover(uow, app, found, found.disk, now)
+        restores.recover(uow, app, found, found.disk, now)
 
     await app.store.write(begin)
     with pytest.raises(InvalidState, match="being restored"):
-        await app.store.write(lambda uow: backups.remove(uow, backup, now))
+        await app.store.write(lambda uow: backups.remove(uow, backup))
     await app.store.write(lambda uow: uow.backups.save(replace(backup, expires_at=now)))
     scene.world.clock.move(1)
     await upkeep.clean_up(scene.schedule.context)
@@ -190,16 +190,16 @@ async def test_restore_of_a_backup_whose_snapshot_is_being_removed_is_refused(sc
     builder = await scene.world.create()
     backup = await scene.take(builder)
     app, caller, now = scene.world.application, scene.world.caller, scene.world.clock.now()
-    await app.store.write(lambda uow: backups.remove(uow, backup, now))
+    await app.store.write(lambda uow: backups.remove(uow, backup))
 
     def restore(uow: UnitOfWork) -> Restore:
         match kind:
             case "same":
-                return backups.restore(uow, app, caller, backup, now)
+                return restores.request(uow, app, caller, backup, now)
             case "new":
-                return backups.restore_as(uow, app, caller, backup, "another", now)
+                return restores.request_new(uow, app, caller, backup, "another", now)
             case _:
-                return backups.drill(uow, app, backup, "me", now)
+                return restores.drill(uow, app, backup, "me", now)
 
     refused: list[object] = []
 

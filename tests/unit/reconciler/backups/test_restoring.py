@@ -22,12 +22,12 @@ from builderd.domain.errors import (
     ValidationFailed,
 )
 from builderd.domain.ids import DiskId
-from builderd.services import backups, builders, credentials, outcomes
+from builderd.services import backup_outcomes, backups, builders, credentials, outcomes, restores
 
 
 async def _ask(scene: Scene, backup: Backup, name: str) -> Restore:
     app, now = scene.world.application, scene.world.clock.now()
-    return await app.store.write(lambda uow: backups.restore_as(uow, app, scene.world.caller, backup, name, now))
+    return await app.store.write(lambda uow: restores.request_new(uow, app, scene.world.caller, backup, name, now))
 
 
 async def _as(scene: Scene, backup: Backup, name: str) -> Restore:
@@ -49,13 +49,13 @@ async def test_a_backup_becomes_a_builder_of_its_own_and_keeps_what_its_app_wrot
     made = await scene.world.until_status(made, Status.RUNNING)
     assert scene.files(made.disk)["main.py"] == b"changed by the app"
     assert scene.files(builder.disk)["main.py"] == b"changed again"
-    assert await backups.restored(scene.world.application, done) == done
+    assert await backup_outcomes.restored(scene.world.application, done) == done
 
 
 async def _restore(scene: Scene, backup: Backup) -> Restore:
     scene.world.clock.move(1)
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    wanted = await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, backup, now))
     await scene.settle()
     return await scene.restore(wanted)
 
@@ -106,7 +106,7 @@ async def _begin(scene: Scene, backup: Backup) -> Restore:
     """Asked for, and what is there now is backed up."""
     scene.world.clock.move(1)
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    wanted = await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, backup, now))
     await scene.settle_backups()
     return wanted
 
@@ -128,7 +128,7 @@ async def test_a_stop_in_the_meantime_is_not_undone(scene: Scene, at_rest: bool,
     assert failed.status is RestoreStatus.FAILED
     assert failed.error == "The restore was given up: the builder was stopped by token acme."
     with pytest.raises(InvalidState, match="given up") as told:
-        await backups.restored(world.application, wanted)
+        await backup_outcomes.restored(world.application, wanted)
     assert told.value.data == {"uuid": builder.id}
     left = await world.builder(builder)
     assert (left.status, left.version, left.status_reason) == (Status.STOPPED, 1, "stopped by token acme")
@@ -159,7 +159,7 @@ async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None
     failed = await scene.restore(wanted)
     assert failed.error == "The restore was given up: token acme deployed another version in the meantime."
     with pytest.raises(InvalidState, match="given up"):
-        await backups.restored(world.application, wanted)
+        await backup_outcomes.restored(world.application, wanted)
     serving = await world.builder(builder)
     assert (serving.status, serving.version) == (Status.RUNNING, 2)
     assert scene.files(serving.disk)["main.py"] == b"newer\n"
@@ -173,7 +173,7 @@ async def test_delete_cancels_the_restore(scene: Scene) -> None:
     await scene.settle()
     assert (await scene.restore(wanted)).error == "The restore was given up: the builder was deleted by token acme."
     with pytest.raises(NotFound, match="given up") as told:
-        await backups.restored(world.application, wanted)
+        await backup_outcomes.restored(world.application, wanted)
     assert told.value.data == {"uuid": builder.id}
     await world.until_status(builder, Status.DELETED)
     assert world.engine.disks == {}
@@ -205,11 +205,11 @@ async def test_one_restore_at_a_time(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
     app, now = scene.world.application, scene.world.clock.now()
-    await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, backup, now))
     with pytest.raises(InvalidState):
-        await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+        await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, backup, now))
     with pytest.raises(InvalidState):
-        await app.store.write(lambda uow: backups.remove(uow, backup, now))
+        await app.store.write(lambda uow: backups.remove(uow, backup))
 
 
 async def test_a_deleted_builder_comes_back_under_its_name(scene: Scene) -> None:
@@ -240,7 +240,7 @@ async def test_a_name_is_refused_at_once_or_when_it_was_taken_meanwhile(scene: S
     assert (done.status, failed.status) == (RestoreStatus.DONE, RestoreStatus.FAILED)
     assert failed.disk not in scene.world.engine.disks
     with pytest.raises(NameTaken, match="third") as told:
-        await backups.restored(scene.world.application, failed)
+        await backup_outcomes.restored(scene.world.application, failed)
     assert told.value.data == {"uuid": done.made}
 
 
@@ -259,7 +259,7 @@ async def test_where_no_more_is_allowed_none_is_made_and_no_disk_filled_where_th
         return
     await limited.settle()
     with pytest.raises(QuotaExceeded) as told:
-        await backups.restored(scene.world.application, wanted)
+        await backup_outcomes.restored(scene.world.application, wanted)
     assert told.value.data == {"builders": {"limit": 2, "used": 2, "wanted": 1}}
 
 
@@ -278,7 +278,7 @@ async def test_restore_without_capacity_is_no_capacity(scene: Scene) -> None:
     scene.world.engine.fail_next("create_disk", NoCapacity("The store is full.", data={"free": 1}, retry_after=60))
     failed = await _as(scene, backup, "second")
     with pytest.raises(NoCapacity, match="store is full") as told:
-        await backups.restored(scene.world.application, failed)
+        await backup_outcomes.restored(scene.world.application, failed)
     assert (told.value.data, told.value.retry_after) == ({"free": 1}, 60)
 
 
@@ -305,7 +305,7 @@ async def test_a_credential_that_was_deleted_since_is_named(scene: Scene, name: 
     await forget()
     await scene.settle()
     with pytest.raises(ValidationFailed) as told:
-        await backups.restored(app, wanted)
+        await backup_outcomes.restored(app, wanted)
     assert list(told.value.errors) == ["credentials.0"]
 
 
@@ -315,7 +315,7 @@ async def test_restore_of_a_bad_backup_is_backup_failed(scene: Scene) -> None:
         scene.backup_repository.fail_next("restore", error)  # type: ignore[arg-type]
         failed = await _as(scene, backup, "second")
         with pytest.raises(BackupFailed):
-            await backups.restored(scene.world.application, failed)
+            await backup_outcomes.restored(scene.world.application, failed)
 
 
 async def test_files_that_are_not_those_of_the_backup_become_no_builder(scene: Scene) -> None:
@@ -337,7 +337,7 @@ async def test_only_a_finished_backup_is_restored_and_none_is_removed_meanwhile(
     with pytest.raises(InvalidState):
         await _as(scene, planned, "second")
     with pytest.raises(InvalidState):
-        await app.store.write(lambda uow: backups.remove(uow, planned, now))
+        await app.store.write(lambda uow: backups.remove(uow, planned))
     with pytest.raises(InvalidState):
         await app.store.write(lambda uow: backups.request(uow, app, caller, builder.id, now))
 
@@ -399,7 +399,7 @@ async def test_many_drills_that_are_due_at_once_have_few_disks(scene: Scene, mon
     made = [await scene.world.create(name=f"app-{number}") for number in range(5)]
     app, now, engine = scene.world.application, scene.world.clock.now(), scene.world.engine
     for backup in [await scene.take(one) for one in made]:
-        await app.store.write(lambda uow, backup=backup: backups.drill(uow, app, backup, "system", now))  # type: ignore[misc]
+        await app.store.write(lambda uow, backup=backup: restores.drill(uow, app, backup, "system", now))  # type: ignore[misc]
     counts, create = list[int](), engine.create_disk
 
     async def counted(disk: DiskId, size: int) -> None:
@@ -415,7 +415,7 @@ async def test_many_drills_that_are_due_at_once_have_few_disks(scene: Scene, mon
 
 async def _drilled(scene: Scene, backup: Backup) -> Backup:
     app, now = scene.world.application, scene.world.clock.now()
-    await app.store.write(lambda uow: backups.drill(uow, app, backup, "system", now))
+    await app.store.write(lambda uow: restores.drill(uow, app, backup, "system", now))
     await scene.settle()
     assert timedelta(0) <= scene.world.clock.now() - now
     return await scene.backup(backup)
@@ -427,6 +427,6 @@ async def test_restore_whose_first_backup_finds_no_room_is_no_capacity(scene: Sc
     scene.backup_repository.fail_next("save", NoCapacity("The store is full.", retry_after=60))
     failed = await _restore(scene, backup)
     with pytest.raises(NoCapacity, match="so it stays: The store is full") as told:
-        await backups.restored(scene.world.application, failed)
+        await backup_outcomes.restored(scene.world.application, failed)
     assert told.value.retry_after == 60
     assert set(scene.world.engine.disks) == {builder.disk}

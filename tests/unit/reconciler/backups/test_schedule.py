@@ -14,7 +14,7 @@ from builderd.domain.backups import BackupStatus, RestoreStatus
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import ReviewFailed, StartFailed
 from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.services import backups, builders, outcomes
+from builderd.services import backups, builders, outcomes, restores
 
 
 async def _late(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
@@ -66,7 +66,7 @@ async def test_a_restore_that_was_done_meanwhile_keeps_its_disk(scene: Scene, mo
     builder = await scene.world.create()
     backup = await scene.take(builder)
     app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    wanted = await app.store.write(lambda uow: restores.request(uow, app, scene.world.caller, backup, now))
     await scene.settle_backups()
     come_back = await _late(scene, monkeypatch)
     await scene.settle()

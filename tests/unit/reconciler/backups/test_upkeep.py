@@ -22,7 +22,7 @@ from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.domain.machine_faults import RETRY_AFTER, helper_died
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
 from builderd.reconciler.backups import upkeep
-from builderd.services import backups
+from builderd.services import backup_keys, backups
 
 
 async def _kept(scene: Scene, builder: Builder) -> list[str]:
@@ -49,8 +49,7 @@ async def test_unretained_backups_are_removed_everywhere(scene: Scene) -> None:
 async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    now = scene.world.clock.now()
-    await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, now))
+    await scene.world.application.store.write(lambda uow: backups.remove(uow, backup))
     scene.backup_repository.fail_next("forget", BackupFailed("not now"))
     await upkeep.clean_up(scene.schedule.context)
     assert len(await scene.of(builder)) == 1
@@ -75,7 +74,7 @@ async def test_a_clock_set_forward_and_back_deletes_no_backup(scene: Scene) -> N
     scene.world.clock.move(2 * 86_400)
     await upkeep.clean_up(scene.schedule.context)
     assert backup.snapshot in await _kept(scene, builder)
-    await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, scene.world.clock.now()))
+    await scene.world.application.store.write(lambda uow: backups.remove(uow, backup))
     await upkeep.clean_up(scene.schedule.context)
     assert backup.snapshot not in await _kept(scene, builder)
 
@@ -84,12 +83,11 @@ async def test_unknown_snapshot_is_pruned(scene: Scene) -> None:
     builder = await scene.world.create()
     first = await scene.take(builder)
     second = await scene.take(builder)
-    repository = await backups.repository(scene.world.application, builder.tenant_id)
+    repository = await backup_keys.repository(scene.world.application, builder.tenant_id)
     await scene.backup_repository.save(
         repository, SaveRequest(BackupId(new_id()), builder.id, builder.disk, 1 << 30), lambda _: None
     )
-    now = scene.world.clock.now()
-    await scene.world.application.store.write(lambda uow: backups.remove(uow, first, now))
+    await scene.world.application.store.write(lambda uow: backups.remove(uow, first))
     scene.world.clock.move(25 * 3600)
     await upkeep.clean_up(scene.schedule.context)
     assert await _kept(scene, builder) == [second.snapshot]
@@ -165,7 +163,7 @@ async def test_a_key_that_the_vault_does_not_open_fails_the_backup_loudly(scene:
     await scene.take(builder)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
-    assert isinstance(await backups.repository(scene.world.application, builder.tenant_id), TenantRepository)
+    assert isinstance(await backup_keys.repository(scene.world.application, builder.tenant_id), TenantRepository)
     broken = replace(key, sealed=b"x" * len(key.sealed))
     await scene.world.application.store.write(lambda uow: uow.backup_keys.save(broken))
     failed = await scene.take(builder)
@@ -200,8 +198,8 @@ async def test_repository_is_recreated_after_removing_its_backups(scene: Scene, 
     builder = await scene.world.create()
     lost = await scene.take(builder)
     scene.backup_repository.repositories.clear()
-    app, now = scene.world.application, scene.world.clock.now()
-    await app.store.write(lambda uow: backups.remove(uow, lost, now))
+    app = scene.world.application
+    await app.store.write(lambda uow: backups.remove(uow, lost))
     if tidied_first:
         await upkeep.clean_up(scene.schedule.context)
     again = await scene.take(builder)
@@ -219,10 +217,10 @@ async def test_lists_go_with_the_last_backup_of_a_builder_and_after_a_restore_th
     disk, gone = DiskId(new_id()), TenantId(new_id())
     scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
     scene.backup_repository.manifest_names[gone].add(disk)
-    app, now = scene.world.application, scene.world.clock.now()
+    app = scene.world.application
     await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.manifest_names == {builder.tenant_id: {builder.id, other.id}, gone: set()}
-    await app.store.write(lambda uow: backups.remove(uow, last, now))
+    await app.store.write(lambda uow: backups.remove(uow, last))
     await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.manifest_names[builder.tenant_id] == {other.id}
 

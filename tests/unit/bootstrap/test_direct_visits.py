@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.unit.bootstrap.test_passing_on import FakeForwarder
+from tests.unit.bootstrap.fake_cluster import FakeCluster
+from tests.unit.bootstrap.fake_forwarder import FakeForwarder
 from tests.unit.bootstrap.test_route_lists import HERE, PUBLIC, THERE, Service, route
-from tests.unit.bootstrap.test_standby import FakeCluster
 
 from builderd.adapters.previews.haproxy.forwarder import Target
 from builderd.adapters.previews.haproxy.standbys import Standbys

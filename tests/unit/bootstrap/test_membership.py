@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.bootstrap.test_standby import FakeCluster
+from tests.unit.bootstrap.fake_cluster import FakeCluster
 
 from builderd.bootstrap import membership
 from builderd.bootstrap.data_directory import DATABASE_NOTE, LOCK_FILE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.unit.bootstrap.test_standby import FakeCluster, instance
+from tests.unit.bootstrap.fake_cluster import FakeCluster, instance
 
 from builderd.adapters.previews.haproxy.options import Receiving
 from builderd.bootstrap import receiving

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
-from tests.unit.bootstrap.test_standby import FakeCluster
+from tests.unit.bootstrap.fake_cluster import FakeCluster
 
 from builderd.adapters.previews.haproxy import process
 from builderd.bootstrap import service

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
-from tests.unit.bootstrap.test_standby import FakeCluster
+from tests.unit.bootstrap.fake_cluster import FakeCluster
 
 from builderd.bootstrap.standby_hops import StandbyHops
 

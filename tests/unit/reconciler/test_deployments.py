@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -207,20 +207,25 @@ async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world
         await serves(world, builder, 3)
 
 
-async def has_run(world: World, count: int) -> bool:
-    return len(world.running) == count
-
-
 @pytest.mark.usefixtures("claims_outlast_fake_time")
-async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World) -> None:
+async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, poll = asyncio.Event(), world.clock.poll
+
+    async def poll_once_seen(check: Callable[[], bool], pause: float, most: int) -> int:
+        """Polls take fake time alone: the trial would be over before the test looks for it."""
+        await seen.wait()
+        return await poll(check, pause, most)
+
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, DEAF)
+        monkeypatch.setattr(world.clock, "poll", poll_once_seen)
         number = await world.put(builder, NEW, entrypoint=OTHER)
-        await world.until(lambda: has_run(world, 2))
+        await world.until(lambda: len(world.running) == 2)
         world.clock.move(12)
         tried = next(one for one in world.running if one.spec.disk != builder.disk)
         world.engine.end(tried.spec.id, exit_code=1)
+        seen.set()
         await until_over(world, builder, number)
         await serves(world, builder, 1)
     (trial,) = await world.trials(builder)
@@ -291,10 +296,11 @@ async def test_crashed_old_version_is_restarted_during_the_install(world: World)
         await serves(world, builder, 2)
 
 
-async def test_a_version_makes_way_for_a_newer_one(world: World) -> None:
+async def test_a_version_makes_way_for_a_newer_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, DEAF)
+        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
         second = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: len(world.running) == 2)
         third = await world.put(builder, NEW, entrypoint=ENTRYPOINT)
@@ -684,11 +690,12 @@ async def test_preview_stays_private_if_its_version_fails(world: World) -> None:
 
 @pytest.mark.parametrize(("later", "stays_private"), [({}, False), ({"visibility": Visibility.PRIVATE}, True)])
 async def test_a_version_that_comes_after_the_one_that_was_to_be_shown_is_shown_unless_it_says_otherwise(
-    world: World, later: dict[str, Any], stays_private: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, later: dict[str, Any], stays_private: bool
 ) -> None:
     async with world.reconciling():
         builder = await world.create(visibility=Visibility.PRIVATE)
         world.engine.behave(OTHER, DEAF)
+        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
         await world.put(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
         await world.until(lambda: len(world.running) == 2)
         assert await is_private(world, builder)
@@ -697,10 +704,13 @@ async def test_a_version_that_comes_after_the_one_that_was_to_be_shown_is_shown_
         await world.until(lambda: is_private(world, builder) if stays_private else is_public(world, builder))
 
 
-async def test_older_code_is_not_shown_in_place_of_the_version_that_was_to_be(world: World) -> None:
+async def test_older_code_is_not_shown_in_place_of_the_version_that_was_to_be(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with world.reconciling():
         builder = await world.create(visibility=Visibility.PRIVATE)
         world.engine.behave(OTHER, DEAF)
+        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
         await world.put(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
         await world.until(lambda: len(world.running) == 2)
         await world.roll_back(builder, 1)

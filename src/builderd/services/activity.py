@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 #: How often a use that continues is written down, in seconds; more often where things are frozen sooner.
 INTERVAL = 15.0
-#: Uses of a builder's files, and commands in it, within this time of each other are recorded once.
+#: Visits, uses of a builder's files, and commands in it, within this time of each other are recorded once; less where
+#: things are frozen sooner.
 NOTICED = timedelta(seconds=1)
 #: A use that continues is recorded so many times in the shortest time after which its builder may be frozen.
 NOTES_PER_FREEZE = 3
@@ -55,10 +56,10 @@ def touched(builder: Builder, at: datetime) -> Builder:
     return replace(builder, last_active_at=at)
 
 
-def is_recorded(application: Application, builder: Builder, now: datetime) -> bool:
-    """Return True if a use was recorded so lately that another one now need not be."""
+def is_recorded(application: Application, builder: Builder, at: datetime) -> bool:
+    """Return True if a use was recorded so lately before ``at`` that one at that time need not be."""
     within = min(NOTICED, timedelta(seconds=_interval(application)))
-    return builder.last_active_at is not None and now - builder.last_active_at < within
+    return builder.last_active_at is not None and at - builder.last_active_at < within
 
 
 @asynccontextmanager

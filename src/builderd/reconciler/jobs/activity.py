@@ -9,7 +9,7 @@ from math import inf
 
 from builderd.domain.previews import PreviewActivity
 from builderd.ports.store import UnitOfWork
-from builderd.services.activity import used
+from builderd.services.activity import is_recorded, used
 from builderd.services.application import Application
 
 
@@ -19,19 +19,21 @@ async def note(application: Application, within: float = inf) -> None:
     recent = {host: one for host, one in activity.items() if one.open_connections or one.idle_seconds <= within}
     if recent:
         now = application.clock.now()
-        news = await application.store.read(lambda uow: _changed_activity(uow, recent, now))
+        news = await application.store.read(lambda uow: _changed_activity(uow, application, recent, now))
         # Each by itself: a transaction that holds one of them may be about to take another.
         for host, at in news.items():
             await application.store.write(partial(_write, host=host, at=at))
 
 
-def _changed_activity(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> Mapping[str, datetime]:
-    """Return the last visit of each host whose builder has none stored, or one at least a second older."""
+def _changed_activity(
+    uow: UnitOfWork, application: Application, recent: Mapping[str, PreviewActivity], now: datetime
+) -> Mapping[str, datetime]:
+    """Return the last visit of each host whose builder has none recorded that is about as late."""
     news = {}
     for host, builder in uow.builders.by_hosts(list(recent)).items():
         activity = recent[host]
         at = now if activity.open_connections else now - timedelta(seconds=activity.idle_seconds)
-        if builder.last_active_at is None or at - builder.last_active_at >= timedelta(seconds=1):
+        if not is_recorded(application, builder, at):
             news[host] = at
     return news
 

@@ -62,6 +62,22 @@ async def billing(world: World, builder: Builder, state: Billing) -> bool:
     return (await world.segments(builder))[-1].billing is state
 
 
+async def test_visits_prevent_a_freeze_after_one_second(world: World) -> None:
+    """A visit a moment ago is not taken for one that was recorded up to a second before it."""
+    limits = replace(world.application.limits, freeze_after=1)
+    world.application = replace(world.application, limits=limits)
+    async with world.reconciling():
+        builder, idleness = await up(world)
+        visit = replace(VISITOR, open_connections=0)
+        for number in range(20):
+            world.previews.visit(builder.host, replace(visit, idle_seconds=0.02 * (number % 3)))
+            await pass_time(world, idleness, idleness.interval)
+            assert (await world.builder(builder)).asleep_since is None
+        world.previews.visit(builder.host, replace(visit, idle_seconds=1))
+        await pass_time(world, idleness, 1)
+        await world.until(frozen(world))
+
+
 async def test_cpu_use_prevents_a_freeze(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)

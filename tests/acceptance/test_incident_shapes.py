@@ -64,7 +64,7 @@ def _python(cases: Mapping[str, tuple[Files, str]]) -> dict[str, tuple[Files, st
 
 
 def rules_of_scripts(files: Files, trees: Mapping[str, dict[str, object]]) -> set[str]:
-    hits = flow_rules.find_flows({path: ecmascript.translate(tree) for path, tree in trees.items()})
+    hits = flow_rules.follow({path: ecmascript.translate(tree) for path, tree in trees.items()}).hits
     found = {hit.rule for hit in hits}
     for text in map(str, files.values()):
         found |= {match.rule for match in patterns.matches(Kind.JAVASCRIPT, text)}

@@ -112,7 +112,6 @@ RATE = {
     "RateLimit-Policy": {"description": "Calls that a token may make in a minute.", "schema": {"type": "string"}},
 }
 RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
-ALLOW = {"Allow": {"description": "The methods of this path.", "schema": {"type": "string"}}}
 
 
 def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, Any]]:

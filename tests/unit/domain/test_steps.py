@@ -67,7 +67,6 @@ FOR_JOB, OPEN = route(RouteState.JOB), route(RouteState.OPEN, "10.0.0.2")
 PLANNED = make_sandbox()
 STARTED = replace(PLANNED, started_at=NOW, ip="10.0.0.2")
 LISTENING = replace(STARTED, listening_at=NOW)
-OLD_RUN = replace(LISTENING, generation=0)
 REPORT = SandboxReport(PLANNED.id, BUILDER, SandboxState.RUNNING, "10.0.0.2", NOW)
 FROZEN = replace(REPORT, state=SandboxState.FROZEN, frozen_at=NOW)
 #: Of an app that slept before, while its disk is copied.

@@ -173,7 +173,7 @@ class Reporting:
     async def _make(self, report: QaReport, copy: Copy) -> None:
         try:
             async with asyncio.timeout(REPORT_SECONDS):
-                found = await race(self._inspect(report, copy), self._overtaken(report))
+                found = await race(self._inspect(copy), self._overtaken(report))
         except TimeoutError:
             await self._drop(report, f"It was not made within {REPORT_SECONDS:g} seconds.")
         except BuilderdError as error:
@@ -181,7 +181,7 @@ class Reporting:
         else:
             await (self._drop(report, OVERTAKEN) if found is None else self._keep(report, found))
 
-    async def _inspect(self, report: QaReport, copy: Copy) -> Findings:
+    async def _inspect(self, copy: Copy) -> Findings:
         await copy.make()
         self._fault("Report.begun")
         found = await Inspection(self._app, copy, gate_passed=copy.version.qa_passed is True).run()

@@ -308,7 +308,7 @@ class IncusEngine:
     async def usages(
         self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        return await self._here.usage.usages(sandboxes, max_age)
+        return await self._here.usages.read(sandboxes, max_age)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         return await self._here.usage.effort(sandbox)

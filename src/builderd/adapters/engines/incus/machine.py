@@ -30,6 +30,7 @@ from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
 from builderd.adapters.engines.incus.tools import Tools
 from builderd.adapters.engines.incus.usage import Usage
+from builderd.adapters.engines.incus.usages import Usages
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
@@ -56,6 +57,7 @@ class Machine:
     layers: Layers
     sandboxes: Sandboxes
     usage: Usage
+    usages: Usages
     processes: Processes
     logs: Logs
     tools: Tools
@@ -172,14 +174,14 @@ async def open_machine(
         image = await run_to_completion(ensure_image, progress)
         machine = make_machine(options, incus, client, cluster, image)
         if prepare:
-            await _prepare(machine, incus, progress)
+            await _prepare(machine, progress)
     except BaseException:
         await client.close()
         raise
     return machine
 
 
-async def _prepare(machine: Machine, incus: IncusOptions, progress: Progress) -> None:
+async def _prepare(machine: Machine, progress: Progress) -> None:
     cluster = machine.cluster
     await cluster.ensure_project()
     await cluster.ensure_pool()
@@ -243,6 +245,7 @@ def make_machine(
     files = AppFiles(url_on, own_resolv_conf(), options.log_limit)
     lost = LostSandboxes(client, instances, routes)
     sandboxes = Sandboxes(instances, disks, layers, files, routes, lost)
+    usage = Usage(client, sandboxes)
     return Machine(
         options=options,
         client=client,
@@ -255,7 +258,8 @@ def make_machine(
         runner=runner,
         layers=layers,
         sandboxes=sandboxes,
-        usage=Usage(client, sandboxes, instances.index, members.away_names, lost.has),
+        usage=usage,
+        usages=Usages(client, instances.index, usage.usage, members.away_names, lost.has),
         processes=Processes(client),
         logs=Logs(client),
         tools=Tools(runner, instances, disks, members, host_files()),

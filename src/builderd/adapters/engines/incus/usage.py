@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.disk_usage import DiskUsage
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded
 from builderd.adapters.engines.incus.exec_session import run_to_end
-from builderd.adapters.engines.incus.instance_index import InstanceIndex
 from builderd.adapters.engines.incus.port_looks import LOOK, parse_look
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
-from builderd.adapters.engines.incus.usages import Usages
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxUsage
-from builderd.ports.engine.usages import read_each
 
-#: So many sandboxes are asked for one by one.
-FEW = 4
 #: Ports that are dialled at once to tell sockets for IPv6 alone, the lowest ones, and seconds for all of them.
 MOST_DIALLED, DIAL_SECONDS = 16, 1.0
 #: Starts of which the time of looks is known at once.
@@ -31,18 +24,8 @@ _MOST_LOOKED = 1000
 
 
 class Usage:
-    """``away`` returns members that are away; ``is_lost`` is True for an instance that is to end when its returns."""
-
-    def __init__(
-        self,
-        client: IncusClient,
-        sandboxes: Sandboxes,
-        index: InstanceIndex,
-        away: Callable[[], Collection[str]],
-        is_lost: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, client: IncusClient, sandboxes: Sandboxes) -> None:
         self._client = client
-        self._many = Usages(client, index, DiskUsage(self.usage), away, is_lost)
         self._sandboxes = sandboxes
         #: CPU seconds of looks at the ports of each sandbox, which Incus counts as its own.
         self._looked: dict[SandboxId, float] = {}
@@ -69,14 +52,6 @@ class Usage:
             return None
         state = await self._state(found["name"])
         return _usage(found, state) if state else None
-
-    async def usages(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        """Return the usage of those that run, of many by the metrics of their members, with disks read before."""
-        if len(sandboxes) <= FEW:
-            return await read_each(self.usage, sandboxes)
-        return await self._many.read(sandboxes, max_age)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         """Return the app's CPU time alone, without that of looks at its ports: an app that waits would seem to work.

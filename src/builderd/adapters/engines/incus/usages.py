@@ -1,10 +1,10 @@
-"""Usage of many sandboxes at once: by the metrics of their members, in place of the state of each instance."""
+"""Usage of several sandboxes: of many by the metrics of their members, in place of the state of each instance."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from builderd.adapters.engines.incus.client import IncusClient
@@ -18,6 +18,8 @@ from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.ports.engine.usages import read_each
 
+#: So many sandboxes are asked for one by one.
+FEW = 4
 #: Of the metrics of one member: an app has some 6 KB, and 200 bytes more for each processor where cgroups are v1.
 MOST_BYTES = 64 << 20
 #: A member is left alone for so many times as long as it took to answer, and so many seconds at most.
@@ -50,28 +52,34 @@ class _Reading:
 
 
 class Usages:
-    """``away`` returns members that are away; ``is_lost`` is True for an instance that is to end when its returns."""
+    """``read_one`` reads the usage of a sandbox by its state; ``away`` returns members that are away.
+
+    ``is_lost`` is True for an instance that is to end when its member returns.
+    """
 
     def __init__(
         self,
         client: IncusClient,
         index: InstanceIndex,
-        disks: DiskUsage,
+        read_one: Callable[[SandboxId], Awaitable[SandboxUsage | None]],
         away: Callable[[], Collection[str]],
         is_lost: Callable[[str], bool],
     ) -> None:
         self._client = client
         self._index = index
-        self._disks = disks
+        self._read_one = read_one
+        self._disks = DiskUsage(read_one)
         self._away = away
         self._is_lost = is_lost
         #: Last readings of members.
         self._readings: dict[str, _Reading] = {}
 
     async def read(
-        self, sandboxes: Collection[SandboxId], max_age: float
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        """Return the usage of those that run, or the error of reading it."""
+        """Return the usage of those that run, or the error of reading it; of many with disks read before."""
+        if len(sandboxes) <= FEW:
+            return await read_each(self._read_one, sandboxes)
         try:
             await self._index.load()
         except BuilderdError as error:

@@ -18,7 +18,7 @@ from builderd.adapters.engines.incus import disk_usage, usages
 from builderd.adapters.engines.incus import usage as module
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
-from builderd.adapters.engines.incus.usage import FEW
+from builderd.adapters.engines.incus.usages import FEW
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.members import MemberAway
@@ -85,16 +85,16 @@ def incus(monkeypatch: pytest.MonkeyPatch) -> MeteredIncus:
 
 async def test_many_are_read_by_the_metrics_of_their_members(incus: MeteredIncus) -> None:
     machine = machine_on(incus)
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
     assert sorted(incus.asked("/metrics")) == ["/metrics node2", "/metrics node3"]
     incus.paths.clear()
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
     assert sorted(incus.paths) == ["/metrics node2", "/metrics node3"]
 
 
 async def test_used_bytes_of_a_disk_are_read_now_and_then(incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_on(incus)
-    await machine.usage.usages(MANY)
+    await machine.usages.read(MANY)
     assert len(incus.asked("/state")) == len(MANY)
     incus.used = 5
     assert await disks_of(machine) == {3}
@@ -122,7 +122,7 @@ async def test_disk_without_bytes_is_read_again_soon_and_keeps_its_last_ones(
 
 
 async def disks_of(machine: Machine) -> set[int]:
-    found = await machine.usage.usages(MANY)
+    found = await machine.usages.read(MANY)
     return {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)}
 
 
@@ -131,26 +131,26 @@ async def test_disk_that_cannot_be_read_again_keeps_its_last_bytes(
 ) -> None:
     machine = machine_on(incus)
     incus.failing["states"] = EngineUnavailable("busy")
-    assert {str(one) for one in (await machine.usage.usages(MANY)).values()} == {"busy"}
+    assert {str(one) for one in (await machine.usages.read(MANY)).values()} == {"busy"}
     incus.failing.clear()
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
     incus.failing["states"] = EngineUnavailable("busy")
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
-    assert await machine.usage.usages(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
 
 
 async def test_readings_that_are_young_enough_are_not_taken_again(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = machine_on(incus)
-    await machine.usage.usages(MANY)
+    await machine.usages.read(MANY)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 10)
-    found = await machine.usage.usages(MANY[1:], max_age=11)
+    found = await machine.usages.read(MANY[1:], max_age=11)
     assert len(incus.asked("/metrics")) == 2
     assert all(isinstance(one, SandboxUsage) and 10 <= one.age_seconds < 11 for one in found.values())
-    found = await machine.usage.usages(MANY[1:], max_age=9)
+    found = await machine.usages.read(MANY[1:], max_age=9)
     assert len(incus.asked("/metrics")) == 4
     assert all(isinstance(one, SandboxUsage) and one.age_seconds < 1 for one in found.values())
 
@@ -177,7 +177,7 @@ async def test_member_is_left_alone_for_a_multiple_of_the_time_that_it_took(
         now += seconds
         if len(incus.asked("/metrics")) == 1:
             took = 30.0
-        await machine.usage.usages(MANY)
+        await machine.usages.read(MANY)
         asked.append(len(incus.asked("/metrics")))
     assert asked == [1, 1, 2, 2, 2, 3]
 
@@ -192,7 +192,7 @@ async def test_ended_apps_are_left_out_and_lost_members_are_named(incus: Metered
     incus.instances[ended]["status"] = incus.instances[removed]["status"] = "Stopped"
     incus.instances[removed]["config"]["user.builderd.removed"] = "1"
     del incus.instances[gone]
-    found = await machine.usage.usages(MANY)
+    found = await machine.usages.read(MANY)
     assert found.keys() == {MANY[0], *MANY[5:]}
     assert isinstance(found[MANY[0]], MemberAway)
 
@@ -203,13 +203,13 @@ async def test_list_that_fails_is_the_error_of_each(incus: MeteredIncus) -> None
 
     machine = machine_on(incus)
     incus.get = fail  # type: ignore[method-assign]
-    found = await machine.usage.usages(MANY)
+    found = await machine.usages.read(MANY)
     assert [str(error) for error in found.values()] == ["no quorum"] * len(MANY)
 
 
 async def test_member_that_fails_is_the_error_of_its_sandboxes_alone(incus: MeteredIncus) -> None:
     incus.failing["node3"] = EngineUnavailable("no answer")
-    found = await machine_on(incus).usage.usages(MANY)
+    found = await machine_on(incus).usages.read(MANY)
     assert [found[one] for one in MANY[::2]] == [USED] * (len(MANY) // 2)
     assert {str(found[one]) for one in MANY[1::2]} == {"no answer"}
 
@@ -221,7 +221,7 @@ async def test_instance_that_cannot_be_read_is_the_error_of_its_sandbox_alone(
         return metrics(instance(f"s-{one}", without="procs" if one == MANY[0] else "none") for one in MANY)
 
     monkeypatch.setattr(incus, "text", text)
-    found = await machine_on(incus).usage.usages(MANY)
+    found = await machine_on(incus).usages.read(MANY)
     assert type(found[MANY[0]]) is EngineUnavailable
     assert [found[one] for one in MANY[1:]] == [USED] * (len(MANY) - 1)
 
@@ -234,7 +234,7 @@ async def test_app_that_is_started_has_its_disk_known(incus: MeteredIncus) -> No
     )
     own = {"builder": "b", "disk": "d", "started": "1.0"}
     incus.has_instance("s-new", "node2", volumes=["disk-d"], **own)
-    found = await machine.usage.usages([*MANY, SandboxId("new")])
+    found = await machine.usages.read([*MANY, SandboxId("new")])
     assert found[SandboxId("new")] == USED
     assert incus.asked("s-new/state") == ["/instances/s-new/state"]
 

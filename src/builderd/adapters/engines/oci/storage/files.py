@@ -52,7 +52,6 @@ ARCHIVER = (
 )
 #: Exit status of tar(1) for files that changed or went while they were read.
 CHANGED = 1
-_COMPLAINT_BYTES = 1000
 
 
 class Files:

@@ -74,9 +74,7 @@ def _recorded(data_dir: Path) -> StoreRecord | None:
 def _refuse_beside(data_dir: Path, backing: Backing) -> None:
     for location in (folder_of(data_dir), image_of(data_dir)):
         if location != backing.location and os.path.lexists(location):
-            raise EngineUnavailable(
-                f"The disks of this service lie in {location}. {_others(location, backing, location)}"
-            )
+            raise EngineUnavailable(f"The disks of this service lie in {location}. {_others(backing, location)}")
 
 
 def _another(data_dir: Path, recorded: StoreRecord, backing: Backing) -> EngineUnavailable:
@@ -88,11 +86,11 @@ def _another(data_dir: Path, recorded: StoreRecord, backing: Backing) -> EngineU
             "with this one, without those disks."
         )
     mark = record if recorded.kind is Kind.DEVICE else location
-    return EngineUnavailable(f"{words} {_others(location, backing, mark)}")
+    return EngineUnavailable(f"{words} {_others(backing, mark)}")
 
 
-def _others(location: Path, backing: Backing, mark: Path) -> str:
-    """Return the remedy: without the file at ``mark``, the service takes another store than the one at ``location``."""
+def _others(backing: Backing, mark: Path) -> str:
+    """Return the remedy: without the file at ``mark``, the service takes another store."""
     return (
         f"{backing.location} is another store, without them: set store.device back to what it was. To enlarge or "
         f"move a store, see docs/storage.md. To begin with an empty one, in which apps come back from their backups or "

@@ -31,13 +31,13 @@ class Effects(Flow):
             through = merge(*map(carried, given), carried(owner, places.ENVIRONMENT))
         if method in ("encrypt", "update", "encryptor") and owner.names and through.has("content"):
             through = merge(through, tainted(places.ENCRYPTED, scope.path, call.lineno))
-        kinds = [*self._sources(names, method, owner, given), *self._read(names, method, owner, given)]
+        kinds = [*self._sources(names, method, given), *self._read(names, method, owner, given)]
         found = merge(*(tainted(kind, scope.path, call.lineno) for kind in kinds))
-        opened = self._opened(scope, call, names, method, owner, given)
+        opened = self._opened(scope, call, names, method, owner)
         text = self._temporary(scope, call, names)
         return merge(found, through, opened, text)
 
-    def _sources(self, names: Sequence[str], method: str, owner: Value, given: Sequence[Value]) -> Iterator[str]:
+    def _sources(self, names: Sequence[str], method: str, given: Sequence[Value]) -> Iterator[str]:
         known = set(names)
         if any(places.FETCHERS.match(name) for name in names):
             yield places.FETCHED
@@ -91,9 +91,7 @@ class Effects(Flow):
         if any(places.DOCUMENTS.search(text) for text in texts):
             yield places.DOCUMENT
 
-    def _opened(
-        self, scope: Scope, call: ast.Call, names: Sequence[str], method: str, owner: Value, given: Sequence[Value]
-    ) -> Value:
+    def _opened(self, scope: Scope, call: ast.Call, names: Sequence[str], method: str, owner: Value) -> Value:
         """Return an open file's names, and the kinds of data that were written to a file of that name."""
         reads = bool(set(names) & (places.READERS | places.OPENERS)) or method in ("read_text", "read_bytes", "open")
         if not reads:

@@ -39,11 +39,6 @@ def follow(trees: Mapping[str, ast.Module]) -> Flows:
     return Flows(hits, sorted(flow.commands()))
 
 
-def find_flows(trees: Mapping[str, ast.Module]) -> list[FlowHit]:
-    """Return the hits alone."""
-    return follow(trees).hits
-
-
 class FlowRules(Effects):
     """Judges the calls."""
 

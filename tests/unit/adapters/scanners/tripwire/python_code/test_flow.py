@@ -11,7 +11,7 @@ import pytest
 
 from builderd.adapters.scanners.tripwire import python_code
 from builderd.adapters.scanners.tripwire.python_code import places
-from builderd.adapters.scanners.tripwire.python_code.flow_rules import FlowRules, _runs, find_flows
+from builderd.adapters.scanners.tripwire.python_code.flow_rules import FlowRules, _runs, follow
 from builderd.adapters.scanners.tripwire.python_code.values import MAX_LENGTH
 
 FOLDED = {
@@ -66,12 +66,12 @@ def test_large_result_is_not_computed(code: str) -> None:
 
 def test_recursive_functions_end() -> None:
     code = "def f(x):\n    return f(x + 'a') + g(x)\ndef g(x):\n    return f(x) + f(x[::-1])\ny = f('a')\n" * 20
-    assert find_flows({"app.py": ast.parse(code)}) == []
+    assert follow({"app.py": ast.parse(code)}).hits == []
 
 
 def test_endless_names_end() -> None:
     code = "a = a.b\n" * 200 + "s = 'x'\n" + "s = s + s\n" * 200
-    assert find_flows({"app.py": ast.parse(code)}) == []
+    assert follow({"app.py": ast.parse(code)}).hits == []
 
 
 def test_path_goes_through_functions_and_files() -> None:
@@ -79,7 +79,7 @@ def test_path_goes_through_functions_and_files() -> None:
         "app.py": "from lib import keep\nimport requests\nrequests.post('u', data=keep())\n",
         "lib.py": "import os\n\n\ndef keep():\n    return dict(os.environ)\n",
     }
-    (hit,) = find_flows({path: ast.parse(code) for path, code in files.items()})
+    (hit,) = follow({path: ast.parse(code) for path, code in files.items()}).hits
     assert (hit.rule, hit.path, hit.line) == ("MAL-environment-sent", "app.py", 3)
     assert hit.trace == (("lib.py", 5), ("app.py", 3), ("app.py", 3))
 
@@ -89,7 +89,7 @@ def test_module_that_hides_a_name_of_the_bundle_is_followed() -> None:
         "app.py": "import code\ncode.go()\n",
         "code.py": "def go():\n    getattr(__builtins__, 'ev' + 'al')('1')\n",
     }
-    assert [hit.rule for hit in find_flows({path: ast.parse(code) for path, code in files.items()})] == [
+    assert [hit.rule for hit in follow({path: ast.parse(code) for path, code in files.items()}).hits] == [
         "MAL-hidden-name"
     ]
 
@@ -170,10 +170,10 @@ KEYS_SENT = {
 
 @pytest.mark.parametrize(("code", "found"), KEYS_SENT.items(), ids=KEYS_SENT)
 def test_key_of_a_wallet_is_not_sent_and_credential_of_an_api_is(code: str, found: bool) -> None:
-    hits = find_flows({"app.py": ast.parse(f"import requests\n{code}\n")})
+    hits = follow({"app.py": ast.parse(f"import requests\n{code}\n")}).hits
     assert [hit.rule for hit in hits] == ["RSK-key-sent"] * found
 
 
 def test_secret_key_in_a_field_that_is_a_long_number_is_read() -> None:
     tree = ast.parse(f"import requests\nrequests.post(u, json={{0x{'f' * 5000}: a.private_key}})\n")
-    assert [hit.rule for hit in find_flows({"app.py": tree})] == ["RSK-key-sent"]
+    assert [hit.rule for hit in follow({"app.py": tree}).hits] == ["RSK-key-sent"]

@@ -59,6 +59,12 @@ PATIENCE = 30.0
 FIRST_PAUSE, LAST_PAUSE = 0.001, 0.02
 
 
+async def wait_for_ever(*_: object) -> int:
+    """Stand for a clock's poll: polls take fake time alone, and would end what a test is about to look for."""
+    await asyncio.Event().wait()
+    return 1
+
+
 @dataclass(slots=True)
 class World:
     """The application, the fakes that it works on, and a caller of its one tenant."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,30 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
     broken = [path for path in paths if not (page.parent / path).exists()]
     assert not broken, f"{page.relative_to(ROOT)} links to files that do not exist: {broken}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names(PAGES))
+def test_links_to_headings_lead_to_them(page: Path) -> None:
+    links = [link.partition("#") for link in _LINK.findall(_CODE.sub("", page.read_text())) if "://" not in link]
+    broken = []
+    for path, _, heading in links:
+        target = page.parent / path if path else page
+        if heading and target.suffix == ".md" and heading not in _anchors(target):
+            broken.append(f"{path}#{heading}")
+    assert not broken, f"{page.relative_to(ROOT)} links to headings that do not exist: {broken}"
+
+
+@cache
+def _anchors(page: Path) -> frozenset[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return frozenset(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+
+
+def test_index_of_the_docs_lists_each_page_once() -> None:
+    listed = _LINK.findall((ROOT / "docs/README.md").read_text())
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert sorted(listed) == sorted(pages | {"adr/README.md"})
 
 
 def test_glossary_defines_each_word_once() -> None:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, wait_for_ever
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.sandboxes import Behaviour
@@ -33,12 +33,6 @@ NEW = BundleFile("main.py", b"print('new')\n")
 OTHER = "python3 -X dev main.py"
 HASTY = Behaviour(exits_at=0, exit_code=3, lines=("no such module",))
 DEAF = Behaviour(listens_at=None)
-
-
-async def wait_for_ever(*_: object) -> int:
-    """Stand for a poll: fake time would race with what a test does meanwhile."""
-    await asyncio.Event().wait()
-    return 1
 
 
 async def serves(world: World, builder: Builder, version: int) -> Builder:
@@ -273,12 +267,12 @@ async def test_trial_failing_without_network_is_no_verdict(world: World) -> None
 
 
 async def test_crashed_old_version_is_restarted_during_the_install(world: World) -> None:
-    building = asyncio.Event()
+    building, restarted = asyncio.Event(), asyncio.Event()
     build = world.engine.build_layer
 
     async def slow(*arguments: Any) -> BuildOutcome:
         building.set()
-        await asyncio.sleep(0.05)
+        await restarted.wait()
         return await build(*arguments)
 
     async with world.reconciling():
@@ -292,6 +286,7 @@ async def test_crashed_old_version_is_restarted_during_the_install(world: World)
         world.clock.move(1)
         await world.until_route(builder, RouteState.OPEN)
         assert (await world.builder(builder)).version == 1
+        restarted.set()
         await world.deployed(builder, number)
         await serves(world, builder, 2)
 

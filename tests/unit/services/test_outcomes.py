@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, wait_for_ever
 
 from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
@@ -113,8 +113,9 @@ async def test_wait_for_stop_or_delete_of_a_failed_builder_returns(world: World)
         assert (await world.reached(builders.delete, builder)).status is Status.DELETED
 
 
-async def test_waiter_for_a_start_gets_a_later_stop(world: World) -> None:
+async def test_waiter_for_a_start_gets_a_later_stop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    monkeypatch.setattr(world.clock, "poll", wait_for_ever)
     async with world.reconciling():
         waiting = asyncio.create_task(world.create())
         await world.until(lambda: world.running)
@@ -176,8 +177,11 @@ async def test_failed_stage_is_yielded_last(world: World) -> None:
     assert "good bye" in told[-1].reason
 
 
-async def test_a_start_that_is_called_off_is_no_stage_that_went_well(world: World) -> None:
+async def test_a_start_that_is_called_off_is_no_stage_that_went_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    monkeypatch.setattr(world.clock, "poll", wait_for_ever)
     async with world.reconciling():
         builder = await world.ask()
         await world.until(lambda: world.running)

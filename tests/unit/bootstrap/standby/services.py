@@ -1,4 +1,4 @@
-"""Services on one database, with fakes of what they share and of their ports."""
+"""Services that share one database, with fakes of the proxy and of a standby's ports."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.application import World, fake_world, hurry
+from tests.application import World, fake_world, hurry, wait_for_ever
 
 from builderd.adapters.fakes.processes import Answer
 from builderd.adapters.fakes.sandboxes import Behaviour
@@ -203,8 +203,9 @@ async def test_report_of_another_service_is_skipped(world: World) -> None:
     assert await report_of(world, builder) == others
 
 
-async def test_a_builder_that_is_deleted_takes_its_report_along(world: World) -> None:
+async def test_a_builder_that_is_deleted_takes_its_report_along(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.engine.behave("python3 main.py", Behaviour(), Behaviour(listens_at=None))
+    monkeypatch.setattr(world.clock, "poll", wait_for_ever)
     async with world.reconciling():
         builder = await world.create()
         await world.until(lambda: len(world.engine.sandboxes) == 2)

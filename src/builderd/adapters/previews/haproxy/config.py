@@ -166,8 +166,8 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         {domains.rules(options, files)}
         {plain_visit()}
         {app_connections.quick()}
-        use_backend challenge if challenge
         {app_connections.choice("fast", READS_PAGES, is_fast)}
+        use_backend challenge if challenge
         {api.choice(READS_PAGES) if options.serves_api else ""}
         use_backend full_page if {READS_PAGES}
         default_backend full_envelope
@@ -306,7 +306,7 @@ def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> tuple[st
         form,
         counting.requests(),
         forward_rules(options),
-        counting.all_answers(),
+        answer_rules(),
         answers.crashed(files, form),
     )
 
@@ -336,7 +336,7 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         """,
         counting.requests(),
         forward_rules(options),
-        counting.all_answers(),
+        answer_rules(),
         shares.dial(),
         answers.crashed(files, form),
         f"""
@@ -365,8 +365,19 @@ def forward_rules(options: ProxyOptions) -> str:
         # Cookies are cleared for all of the site, the siblings' with them; what else there is, for this host alone.
         acl clears_cookies res.fhdr(clear-site-data) -m sub -i cookies *
         http-response set-header Clear-Site-Data '"cache", "storage"' if clears_cookies
+        """
+
+
+def answer_rules() -> str:
+    """Return the rules that count an app's answer and set its status. They end the rules for answers of the section.
+
+    Most answers are usual: they meet none of the rules behind the first.
+    """
+    return f"""
+        {counting.usual_answer()}
         # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
         http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
+        {counting.other_answers()}
         """
 
 

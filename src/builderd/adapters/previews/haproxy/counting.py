@@ -25,11 +25,6 @@ def requests() -> str:
         """
 
 
-def all_answers() -> str:
-    """Return the rules that count an app's answer. They end the rules for answers of the section."""
-    return f"{usual_answer()}\n{answers()}\n{times()}\n{class_times()}"
-
-
 def usual_answer() -> str:
     """Return the rules that count a 2xx and a time within the first span, and end there if the answer is both."""
     first = _spans()[0]
@@ -38,6 +33,11 @@ def usual_answer() -> str:
         http-after-response sc-inc-gpc({len(ANSWER_CLASSES)},0) if {{ res.timer.hdr {first} }}
         http-after-response allow if {{ status 200:299 }} {{ res.timer.hdr {first} }}
         """
+
+
+def other_answers() -> str:
+    """Return the rules that count an app's answer behind those of ``usual_answer``."""
+    return f"{answers()}\n{times()}\n{class_times()}"
 
 
 def answers() -> str:

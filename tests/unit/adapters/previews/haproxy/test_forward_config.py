@@ -112,7 +112,8 @@ def test_list_of_routes_serves_plain_http_alone(tmp_path: Path) -> None:
 
 def test_visits_of_the_list_have_the_rules_of_the_service_that_works() -> None:
     text = render(PLAIN, FILES, HERE).text
-    for line in filter(None, map(str.strip, config.forward_rules(PLAIN.proxy).splitlines())):
+    rules = f"{config.forward_rules(PLAIN.proxy)}\n{config.answer_rules()}"
+    for line in filter(None, map(str.strip, rules.splitlines())):
         assert text.count(f"    {line}\n") == len(listed_config.APPS) == 4
 
 

@@ -8,8 +8,9 @@ level would catch cannot happen, since only locked builders can be saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -18,6 +19,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, func, sele
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
+from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
 R = TypeVar("R")
@@ -71,7 +73,7 @@ def open_postgresql(url: URL) -> Database:
         reading=reading,
         writers=WRITERS,
         readers=READERS,
-        begin=Engine.begin,
+        begin=partial(prepared.begin, send=_send),
         begin_migration=lambda: _begin_migration(writing),
         is_passing=is_passing,
         outage_reason=outage_reason,
@@ -91,9 +93,23 @@ def _engine(url: URL, connections: int, begin: str) -> Engine:
         **ENGINE_OPTIONS,
     )
     event.listen(engine, "do_connect", lambda _dialect, _record, args, options: Link.connect(*args, **options))
+    event.listen(engine, "connect", lambda link, _record: _set_formats(link))
     event.listen(engine, "checkout", lambda link, *_: _begin_on(link, begin))
     event.listen(engine, "begin", lambda connection: _begin_again(connection, begin))
     return engine
+
+
+def _set_formats(link: Link) -> None:
+    """Have times written in UTC and in ISO style, whatever the URL's options, the role or a pooler in between say."""
+    formats = {"TimeZone": "UTC", "DateStyle": "ISO"}
+    for name, value in formats.items():
+        if (link.info.parameter_status(name) or "").split(",")[0] != value:
+            link.execute(f"SET {name} = '{value}'", prepare=False)
+
+
+def _send(link: Link, statement: str, values: Sequence[Any]) -> psycopg.Cursor[Any]:
+    """Execute a statement whose parameters are ``$1``, ``$2``: the driver would look for names anew each time."""
+    return psycopg.RawCursor(link).execute(statement, values)
 
 
 def _begin_on(link: Link, begin: str) -> None:
@@ -175,7 +191,7 @@ def _within(seconds: float, work: Generator[Any, Any, R]) -> Generator[Any, Any,
 def connect_arguments(url: URL) -> dict[str, Any]:
     """Return psycopg's arguments for each connection; a parameter in the URL overrides the default here."""
     settings = (
-        f"-c timezone=UTC -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION} "
+        f"-c timezone=UTC -c datestyle=ISO -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION} "
         f"-c statement_timeout={STATEMENT_TIMEOUT}"
     )
     defaults = {"application_name": "builderd", "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10}

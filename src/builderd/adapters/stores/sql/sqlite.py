@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def open_sqlite(url: URL) -> Database:
         reading=reading.execution_options(read_only=True),
         writers=1,
         readers=0 if path is None else READERS,
-        begin=prepared.begin,
+        begin=partial(prepared.begin, send=sqlite3.Connection.execute),
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
         outage_reason=outage_reason,

@@ -10,12 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError
-from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
+from tests.contract.store.samples import NOW, TENANT, add, add_builder, make_sandbox
 from tests.postgres import PostgresServer, find_binaries, run_server
 from tests.stores import open_store
 
@@ -34,6 +35,8 @@ from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
 from builderd.domain.errors import NotFound, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
+from builderd.schemas.v1.envelope import rfc3339
 
 
 @pytest.fixture
@@ -49,7 +52,8 @@ def test_connections_are_named_and_end_stuck_transactions() -> None:
         "connect_timeout": 10,
         "keepalives_idle": 30,
         "keepalives_interval": 10,
-        "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=60000 -c statement_timeout=20000",
+        "options": "-c timezone=UTC -c datestyle=ISO -c idle_in_transaction_session_timeout=60000 "
+        "-c statement_timeout=20000",
     }
 
 
@@ -147,6 +151,27 @@ async def test_closed_server_connections_fail_no_call(store: SqlStore, postgres_
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("writes", [False, True], ids=["read", "write"])
+async def test_connection_that_breaks_within_a_transaction_is_an_outage_and_not_used_again(
+    store: SqlStore, postgres_url: str, writes: bool
+) -> None:
+    call, backends = store.write if writes else store.read, list[int]()
+
+    def broken(uow: UnitOfWork) -> None:
+        backends.append(backend_of(uow))
+        for _ in range(3):
+            uow.tenants.get(TENANT.id)
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", [backends[0]])
+        uow.tenants.get(TENANT.id)
+
+    with pytest.raises(StoreUnavailable, match=r"its server is stopping|does not answer"):
+        await call(broken)
+    assert await call(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+    assert await call(backend_of) not in backends
+
+
+@pytest.mark.postgres
 async def test_a_transaction_costs_no_more_than_its_begin_its_statements_and_its_end(
     store: SqlStore, postgres_url: str
 ) -> None:
@@ -235,6 +260,17 @@ async def test_times_are_read_in_utc_whatever_the_servers_zone(store: SqlStore, 
     assert tenant is not None
     assert tenant.created_at == TENANT.created_at
     assert tenant.created_at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.postgres
+async def test_lists_write_times_in_utc_whatever_the_urls_options_say(store: SqlStore, postgres_url: str) -> None:
+    builder = await add_builder(store)
+    options = quote("-c timezone=Asia/Kolkata -c datestyle=SQL,DMY -c work_mem=5MB")
+    async with open_store(f"{postgres_url}&options={options}") as other:
+        setting = await other.read(lambda uow: connection(uow).execute(text("SHOW work_mem")).scalar_one())
+        (shown,) = await other.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(), NOW))
+    assert setting == "5MB"
+    assert shown.fields.created_at == rfc3339(builder.created_at)
 
 
 @pytest.mark.postgres

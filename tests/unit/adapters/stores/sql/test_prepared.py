@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from sqlalchemy import (
     Column,
     Connection,
     Double,
-    Engine,
     Executable,
     Integer,
     LargeBinary,
@@ -24,13 +24,14 @@ from sqlalchemy import (
     Text,
     bindparam,
     case,
-    create_engine,
     delete,
     event,
     exists,
     func,
     insert,
     literal,
+    literal_column,
+    make_url,
     select,
     text,
     union_all,
@@ -39,7 +40,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, OperationalError, StatementError
 
 from builderd.adapters.stores.sql import prepared
+from builderd.adapters.stores.sql.database import Database
+from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.prepared import PreparedConnection, Rows
+from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, enum_column
 from builderd.domain.builders import Status
 
@@ -59,8 +63,8 @@ things = Table(
     Column("said", ForeignText),
     Column("other_name", Integer, key="number"),
 )
+#: Their ids are 1 and 2.
 FULL = {
-    "id": 1,
     "name": "full",
     "at": NOW,
     "status": Status.RUNNING,
@@ -72,7 +76,7 @@ FULL = {
     "said": "a\0b",
     "number": 7,
 }
-EMPTY = {**dict.fromkeys(FULL), "id": 2, "name": "empty"}
+EMPTY = {**dict.fromkeys(FULL), "name": "empty"}
 
 _others = things.alias()
 _ALL = select(things).order_by(things.c.id)
@@ -93,6 +97,18 @@ _KINDS: dict[str, tuple[Executable, dict[str, Any] | None]] = {
     "a case": (select(case((things.c.open, things.c.price), else_=None).label("paid")).order_by(things.c.id), {}),
     "a union": (union_all(select(things.c.id, things.c.at), select(literal(3), literal(NOW, UtcDateTime))), {}),
     "exists": (select(exists().where(things.c.id == bindparam("which"))), {"which": 2}),
+    "a value that is written into the text": (
+        _ALL.where(things.c.share < bindparam("share")).limit(bindparam("limit", type_=Integer, literal_execute=True)),
+        {"limit": 1, "share": 9.5},
+    ),
+    "a fixed value that is written into the text": (
+        select(func.coalesce(things.c.said, literal("%s ?", literal_execute=True))).order_by(things.c.id),
+        {},
+    ),
+    "a percent sign": (
+        _ALL.where(things.c.name.like("%ul%"), literal_column("7 % 5") == bindparam("rest")),
+        {"rest": 2},
+    ),
     "a limit": (_ALL.limit(bindparam("limit")), {"limit": 1}),
     "a list of values": (_ALL.where(things.c.id.in_(bindparam("ids", expanding=True))), {"ids": [1, 2]}),
     "a fixed list": (_ALL.where(things.c.id.in_([1, 2])), {}),
@@ -100,27 +116,33 @@ _KINDS: dict[str, tuple[Executable, dict[str, Any] | None]] = {
 }
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = create_engine("sqlite://", hide_parameters=True)
-    with made.begin() as connection:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    is_sqlite = request.param == "sqlite"
+    url = make_url(f"sqlite:///{tmp_path}/things.db" if is_sqlite else request.getfixturevalue("postgres_url"))
+    made = open_sqlite(url) if is_sqlite else open_postgresql(url)
+    with made.writing.begin() as connection:
         things.create(connection)
         connection.execute(insert(things), [FULL, EMPTY])
     yield made
-    made.dispose()
+    made.writing.dispose()
+    made.reading.dispose()
+
+
+sqlite_alone = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    with prepared.begin(engine) as opened:
+def connection(database: Database) -> Iterator[Connection]:
+    with database.begin(database.writing) as opened:
         yield opened
 
 
 @pytest.mark.parametrize(("statement", "values"), _KINDS.values(), ids=list(_KINDS))
 def test_each_execution_gives_the_same(
-    engine: Engine, connection: Connection, statement: Executable, values: dict[str, Any] | None
+    database: Database, connection: Connection, statement: Executable, values: dict[str, Any] | None
 ) -> None:
-    with engine.begin() as other:
+    with database.reading.begin() as other:
         rows = [tuple(row) for row in other.execute(statement, values)]
         mappings = [dict(row) for row in other.execute(statement, values).mappings()]
     for _ in range(3):
@@ -141,9 +163,9 @@ def test_a_statement_is_prepared_from_its_second_execution_on(connection: Connec
 
 
 def test_rows_have_the_names_of_their_columns(connection: Connection) -> None:
-    statement = select(things.c.id, things.c.at.label("since"), func.count().label("count"))
+    statement = select(things.c.id, things.c.at.label("since"), literal(2).label("count")).order_by(things.c.id)
     for _ in range(2):
-        row = connection.execute(statement).one()
+        row = connection.execute(statement).all()[0]
         assert [row.id, row.since, row.count] == [1, NOW, 2]
         assert row._asdict() == {"id": 1, "since": NOW, "count": 2}
 
@@ -151,7 +173,7 @@ def test_rows_have_the_names_of_their_columns(connection: Connection) -> None:
 def test_writes_tell_their_rows_and_take_any_set_of_columns(connection: Connection) -> None:
     change, remove = update(things).where(things.c.id == bindparam("which")), delete(things).where(things.c.id > 2)
     for number in range(3):
-        assert connection.execute(insert(things), {"name": f"new-{number}"}).inserted_primary_key == (3,)
+        connection.execute(insert(things), {"name": f"new-{number}"})
         assert connection.execute(change, {"which": 1, "at": None, "status": Status.FAILED}).rowcount == 1
         assert connection.execute(change, {"which": 1, "tags": {"number": number}}).rowcount == 1
         assert connection.execute(change, {"which": 9, "tags": None}).rowcount == 0
@@ -173,14 +195,15 @@ def test_a_derived_statement_is_another_one(connection: Connection) -> None:
 
 
 def test_statements_of_one_call_are_not_kept(connection: Connection) -> None:
-    before = len(prepared._forms)
+    forms = prepared._forms[connection.dialect.name]
+    before = len(forms)
     for number in range(20):
         statement = _ALL.where(things.c.id == number)
         for _ in range(3):
             connection.execute(statement)
     gc.collect()
     # SQLAlchemy's cache keeps the first of statements that differ in their values alone; one is in the variable.
-    assert len(prepared._forms) <= before + 2
+    assert len(forms) <= before + 2
 
 
 def test_more_sets_of_columns_than_are_kept_work_as_well(
@@ -193,17 +216,16 @@ def test_more_sets_of_columns_than_are_kept_work_as_well(
             assert connection.execute(change, {"which": 2, name: value}).rowcount == 1
     row = connection.execute(_ONE, {"which": 2}).one()
     assert (row.at, row.open, row.share) == (NOW, False, 0.5)
-    assert len(prepared._forms[change]) == 1
+    assert len(prepared._forms[connection.dialect.name][change]) == 1
 
 
 def test_an_error_is_of_its_kind_and_hides_the_values(connection: Connection) -> None:
     statement = insert(things)
     for _ in range(3):
-        with pytest.raises(IntegrityError) as caught:
+        with pytest.raises(IntegrityError) as caught, connection.begin_nested():
             connection.execute(statement, {"name": "full", "said": "confidential"})
         assert "confidential" not in str(caught.value)
-        assert caught.value.orig is not None
-        assert caught.value.orig.sqlite_errorcode  # type: ignore[attr-defined]
+        assert getattr(caught.value.orig, "sqlite_errorcode", 0) or getattr(caught.value.orig, "sqlstate", "")
 
 
 def test_a_lacking_value_is_an_error(connection: Connection) -> None:
@@ -219,6 +241,7 @@ def test_a_value_that_cannot_be_converted_is_an_error_of_the_statement(connectio
             connection.execute(statement, {"at": NOW.replace(tzinfo=None)})
 
 
+@sqlite_alone
 @pytest.mark.parametrize("fetch", ["all", "first", "scalar"])
 def test_an_error_while_rows_are_read_is_of_its_kind(connection: Connection, fetch: str) -> None:
     # The driver computes the second row while the first one is read.
@@ -241,26 +264,26 @@ def test_one_row_is_exactly_one(connection: Connection, values: dict[str, int], 
             connection.execute(statement, values).mappings().one()
 
 
-def test_listeners_see_each_execution(engine: Engine) -> None:
+def test_listeners_see_each_execution(database: Database) -> None:
     seen: list[str] = []
-    event.listen(engine, "before_cursor_execute", lambda *call: seen.append(call[2]))
-    with prepared.begin(engine) as connection:
+    event.listen(database.writing, "before_cursor_execute", lambda *call: seen.append(call[2]))
+    with database.begin(database.writing) as connection:
         for _ in range(3):
             connection.execute(_ALL)
     assert len(seen) == 3
 
 
-def _fail_after(engine: Engine, statement: Executable) -> None:
-    with prepared.begin(engine) as connection:
+def _fail_after(database: Database, statement: Executable) -> None:
+    with database.begin(database.writing) as connection:
         assert isinstance(connection, PreparedConnection)
         connection.execute(statement, {"name": "new"})
         raise ZeroDivisionError
 
 
-def test_a_failed_transaction_is_rolled_back(engine: Engine) -> None:
+def test_a_failed_transaction_is_rolled_back(database: Database) -> None:
     statement = insert(things)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
-            _fail_after(engine, statement)
-    with engine.begin() as connection:
+            _fail_after(database, statement)
+    with database.writing.begin() as connection:
         assert len(connection.execute(_ALL).all()) == 2

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
+from typing import NamedTuple
 
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 
 SECONDS_PER_HOUR = Decimal(3600)
+_ZERO, _MICROSECOND = Decimal(0), Decimal("0.000001")
+_CENT, _RATE_DIGITS = Decimal("0.01"), Decimal("0.0001")
 
 
 class Billing(StrEnum):
@@ -111,8 +114,7 @@ class Sum:
         return self.paid / SECONDS_PER_HOUR
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """Cost as shown: the current rate with 4 digits, hours of running time and money with 2."""
 
     currency: str
@@ -136,15 +138,16 @@ def total(
 def seconds_between(start: datetime, end: datetime) -> Decimal:
     """Return the exact seconds from one time to another, 0 if the end comes first."""
     span = end - start
-    exact = Decimal(span.days * 86400 + span.seconds) + Decimal(span.microseconds) / 1_000_000
-    return max(exact, Decimal(0))
+    if span.days < 0:
+        return _ZERO
+    return Decimal((span.days * 86400 + span.seconds) * 1_000_000 + span.microseconds) * _MICROSECOND
 
 
 def cents(amount: Decimal) -> Decimal:
     """Round half up to 2 digits, as money is shown."""
-    return amount.quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return amount.quantize(_CENT, ROUND_HALF_UP)
 
 
 def rate_digits(amount: Decimal) -> Decimal:
     """Round half up to 4 digits, as rates are shown."""
-    return amount.quantize(Decimal("0.0001"), ROUND_HALF_UP)
+    return amount.quantize(_RATE_DIGITS, ROUND_HALF_UP)

@@ -21,7 +21,7 @@ from builderd.api.server.hot_reads import HotAnswer, HotRead
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
-from builderd.api.v1.listed_builders import encode_listed
+from builderd.api.v1.listed_builders import encode_page
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, encode_in_turn, encoded, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
@@ -83,8 +83,7 @@ def _load(uow: UnitOfWork, application: Application, token: Token, query: ListQu
     """Read and encode a page, in the store's thread."""
     asked = BuilderQuery(**query.model_dump())
     page, total = builder_lists.page(uow, application, token.tenant_id, asked, now)
-    may_write = token.allows(Scope.WRITE)
-    return _Page([encode_listed(entry, with_token=may_write) for entry in page], total)
+    return _Page(encode_page(page, with_token=token.allows(Scope.WRITE)), total)
 
 
 def _page(query: ListQuery, found: _Page) -> Listing:

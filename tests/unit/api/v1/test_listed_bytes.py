@@ -14,7 +14,7 @@ import pytest
 from tests.application import World, fake_world
 from tests.contract.store.samples import make_builder, make_sandbox, make_version
 
-from builderd.api.v1.listed_builders import encode_listed
+from builderd.api.v1.listed_builders import encode_page
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
@@ -146,7 +146,7 @@ async def test_entries_are_the_bytes_of_the_slow_form(world: World, seed: int, w
 
     found, total, views = await world.read(read)
     assert (len(found), total) == (len(KINDS), len(KINDS))
-    for entry, view in zip(found, views, strict=True):
-        text = encode_listed(entry, with_token=with_token)
+    texts = encode_page(found, with_token=with_token)
+    for text, view in zip(texts, views, strict=True):
         assert text == _reference(view, text, with_token=with_token)
     assert {entry.needs_restart for entry in found} == {True, False}

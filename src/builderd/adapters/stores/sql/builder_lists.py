@@ -26,11 +26,12 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
+    true,
     type_coerce,
 )
 
 from builderd.adapters.stores.sql.claims import BATCH
-from builderd.adapters.stores.sql.shown_times import ShownTime
+from builderd.adapters.stores.sql.shown_times import shown_time
 from builderd.adapters.stores.sql.tables import (
     LIVE,
     backups,
@@ -70,6 +71,8 @@ _RESOURCES = ("cpu", "memory", "disk")
 _SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
 _GATES = ("skip_review", "skip_qa", "qa_passed", "review_passed", "review_until")
 _ONE: ColumnElement[int] = literal_column("1", Integer)
+_ZERO = Decimal(0)
+_IS_GOOD = backups.c.status == BackupStatus.DONE
 _LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in BuilderLife._fields)
 
 
@@ -126,6 +129,8 @@ class _Page(NamedTuple):
     builder: Subquery
     version: FromClause
     segment: FromClause
+    #: Its newest backup, where that is joined.
+    backup: FromClause | None = None
 
     @classmethod
     def of(cls, builder: Subquery, *, lateral: bool) -> Self:
@@ -139,13 +144,19 @@ class _Page(NamedTuple):
         segment = select(ledger).where(_is_open(ledger, builder)).limit(_ONE).lateral("segment")
         return cls(builder, version, segment)
 
+    def with_backup(self) -> Self:
+        """Join by a search for the newest backup too, so that two columns follow from one search."""
+        newest = _newest_backup(self.builder, backups.c.status, backups.c.error, backups.c.created_at)
+        return self._replace(backup=newest.lateral("backup"))
+
     def select(self, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
-        return (
+        found = (
             select(*columns)
             .select_from(self.builder)
             .join(self.version, _is_current(self.version, self.builder))
             .outerjoin(self.segment, _is_open(self.segment, self.builder))
         )
+        return found if self.backup is None else found.outerjoin(self.backup, true())
 
 
 def _is_current(version: FromClause, page: Subquery) -> ColumnElement[bool]:
@@ -161,6 +172,7 @@ def _page(filters: _Filters, *, lateral: bool) -> Select[Any]:
     """Return the statement: the page is cut first, so that nothing is read for builders on other pages."""
     cut = _cut(filters, (builders.c[name] for name in _OF_PAGE), literal=lateral).subquery("page")
     page = _Page.of(cut, lateral=lateral)
+    page = page.with_backup() if lateral else page
     return page.select(_columns(page)).order_by(*_order(filters.sort, cut))
 
 
@@ -203,9 +215,9 @@ def _columns(page: _Page) -> Iterator[ColumnElement[Any]]:
 
 def _field(page: _Page, name: str) -> ColumnElement[Any]:
     if name == "last_backup_at":
-        return _last_good(page.builder)
+        return _last_good(page)
     if name == "last_backup_error":
-        return _last_error(page.builder)
+        return _last_error(page)
     if name == "member":
         return page.builder.c.location
     return _plain(page.builder.c[name] if name in _OF_BUILDER else page.version.c[name])
@@ -214,21 +226,28 @@ def _field(page: _Page, name: str) -> ColumnElement[Any]:
 def _plain(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """Read an enumeration as the text that is stored, and a time as the text that is shown."""
     if isinstance(column.type, UtcDateTime):
-        return ShownTime(column)
+        return shown_time(column)
     return type_coerce(column, Text()) if hasattr(column.type, "enum_class") else column
 
 
-def _last_good(page: Subquery) -> ColumnElement[Any]:
-    # The text is made within: SQLite, which names a time twice to cut it, would search twice.
-    last = select(ShownTime(backups.c.created_at)).where(backups.c.builder_id == page.c.id)
-    done = last.where(backups.c.status == BackupStatus.DONE)
-    return done.order_by(backups.c.created_at.desc()).limit(1).scalar_subquery()
+def _last_good(page: _Page) -> ColumnElement[Any]:
+    good = _newest_backup(page.builder, shown_time(backups.c.created_at)).where(_IS_GOOD).scalar_subquery()
+    newest = page.backup
+    if newest is None:
+        return good
+    is_good = newest.c.status == BackupStatus.DONE
+    return case((is_good, shown_time(newest.c.created_at)), (newest.c.status.is_not(None), good))
 
 
-def _last_error(page: Subquery) -> ColumnElement[Any]:
-    error = case((backups.c.status == BackupStatus.FAILED, backups.c.error))
-    last = select(error).where(backups.c.builder_id == page.c.id)
-    return last.order_by(backups.c.created_at.desc()).limit(1).scalar_subquery()
+def _last_error(page: _Page) -> ColumnElement[Any]:
+    newest = backups if page.backup is None else page.backup
+    error = case((newest.c.status == BackupStatus.FAILED, newest.c.error))
+    return error if page.backup is not None else _newest_backup(page.builder, error).scalar_subquery()
+
+
+def _newest_backup(page: Subquery, *columns: ColumnElement[Any]) -> Select[Any]:
+    of_builder = select(*columns).where(backups.c.builder_id == page.c.id)
+    return of_builder.order_by(backups.c.created_at.desc()).limit(_ONE)
 
 
 def _months(page: Subquery, *which: ColumnElement[bool]) -> ColumnElement[Any]:
@@ -288,7 +307,8 @@ class BuilderLists:
     def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
         statement = _page(_filters(query), lateral=self._lateral)
         rows = self._connection.execute(statement, {**_values(tenant, query), **_bounds(query)})
-        return [_listed(row, now) for row in rows.all()]
+        sizes = _Sizes()
+        return [_listed(row, now, sizes) for row in rows.tuples().all()]
 
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         month = month_of(now)
@@ -363,11 +383,18 @@ _SHOWN_END = 4 + len(ListedFields._fields)
 _DOCUMENTS_END = _SHOWN_END + len(ListedDocuments._fields)
 
 
-def _listed(row: Sequence[Any], now: datetime) -> ListedBuilder:
+class _Sizes(dict[Any, Resources]):
+    """Resources of a page's builders by their amounts: most have the same."""
+
+    def __missing__(self, amounts: Any) -> Resources:
+        return self.setdefault(amounts, Resources(*amounts))
+
+
+def _listed(row: Sequence[Any], now: datetime, sizes: _Sizes) -> ListedBuilder:
     at = _DOCUMENTS_END
     fields = ListedFields._make(row[4:_SHOWN_END])
     documents = ListedDocuments._make(row[_SHOWN_END:at])
-    review, resources = ListedReview(row[at], row[at + 1]), Resources(row[at + 2], row[at + 3], row[at + 4])
+    review, resources = ListedReview(row[at], row[at + 1]), sizes[row[at + 2 : at + 5]]
     return ListedBuilder(
         row[0], row[1], row[2], row[3], fields, documents, review, resources, _spent(row[at + 5 :], now)
     )
@@ -376,7 +403,7 @@ def _listed(row: Sequence[Any], now: datetime) -> ListedBuilder:
 def _spent(amounts_and_segment: Sequence[Any], now: datetime, since: datetime | None = None) -> Sum:
     """Return the sum of the months' amounts, as ``_months`` reads them, and of the open segment after them."""
     months, billing, started_at, rate = amounts_and_segment
-    running = paid = Decimal(0)
+    running = paid = _ZERO
     for month in months.split(",") if months else ():
         more_running, more_paid = month.split(" ")
         running, paid = running + Decimal(more_running), paid + Decimal(more_paid)

@@ -12,7 +12,9 @@ from tests.contract.store.samples import TENANT, add, add_builder, make_segment
 from tests.stores import open_store
 
 from builderd.adapters.stores.sql.store import SqlStore, UnitOfWork
-from builderd.adapters.stores.sql.tables import builders, ledger, versions
+from builderd.adapters.stores.sql.tables import backups, builders, ledger, versions
+from builderd.domain.backups import Backup, BackupKind, BackupStatus
+from builderd.domain.ids import BackupId, new_id
 from builderd.ports.store.builders import BuilderQuery
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -30,18 +32,20 @@ async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
         await add(opened, TENANT)
         builder = await add_builder(opened)
         await add(opened, make_segment(builder.id))
+        made = (BackupId(new_id()), TENANT.id, builder.id, builder.name, 1, BackupKind.SCHEDULED, BackupStatus.FAILED)
+        await opened.write(lambda uow: uow.backups.add(Backup(*made, "system", "me", NOW, error="no space")))
         with opened._database.writing.begin() as connection:
-            for table in (builders, versions, ledger):
+            for table in (builders, versions, ledger, backups):
                 _copy(connection, table)
         yield opened
 
 
 def _copy(connection: Connection, table: Table) -> None:
     """Copy the table's one row for as many builders."""
-    own = ("id", "name", "host", "service_token", "disk") if table is builders else ("builder_id",)
+    own = ("id", "name", "host", "service_token", "disk") if table is builders else ("id", "builder_id")
     names = [column.name for column in table.c if not (table is ledger and column.name == "id")]
-    values = ", ".join("'copy-' || copy" if name in own else name for name in names)
-    copied = f"SELECT {values} FROM {table}, generate_series(1, {ROWS}) AS copies (copy)"
+    values = ", ".join("'copy-' || nth" if name in own else name for name in names)
+    copied = f"SELECT {values} FROM {table}, generate_series(1, {ROWS}) AS copies (nth)"
     connection.execute(text(f"INSERT INTO {table} ({', '.join(names)}) {copied}"))
 
 
@@ -53,8 +57,9 @@ async def test_page_is_joined_with_its_own_rows_alone(store: SqlStore) -> None:
         event.listen(connection, "before_cursor_execute", lambda *args: seen.append((args[2], args[3])))
         for name, call in PAGES.items():
             assert call(UnitOfWork(connection, writes=False)), name
+        assert ["backups" in statement for statement, _ in seen[: len(PAGES)]] == [True, False, False]
         for statement, values in seen[: len(PAGES)]:
             plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", values))
-            for table in (versions, ledger):
+            for table in (versions, ledger, *([backups] if "backups" in statement else [])):
                 assert f" on {table.name} " in plan
                 assert f"Seq Scan on {table.name} " not in plan, plan

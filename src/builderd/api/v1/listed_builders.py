@@ -22,7 +22,7 @@ def encode_page(entries: Iterable[ListEntry], *, with_token: bool) -> Sequence[s
 
 
 class _Amounts(dict[Decimal, str]):
-    """Text of each amount of a page: rates, and costs of what does not run, are often the same."""
+    """Text of each amount of a page: rates and costs, which are often the same."""
 
     def __missing__(self, amount: Decimal) -> str:
         return self.setdefault(amount, repr(float(amount)))

@@ -16,7 +16,7 @@ from tests.acceptance.live_service import LiveService
 _BACKGROUND = (
     "BackupSchedule|WebhookJob|DomainJob|Reporting|check_due|_check_spending|SqlStore._write _take|_check >|"
     "Reconciler._due|Idleness|[Ss]ampl|Heartbeat|NetlinkWatch|ProcFiles.update|Pool|OwnedStore|RepeatedCall|"
-    "Server.serve|desired_changes|Retention|StoreWatch|save_periodically|_watch_exits|BytecodeCompilation|Runs._warm|"
+    "Server.serve|desired_changes|Retention|StoreWatch|save_periodically|_watch_exits|BytecodeCompilation|"
     "Cgroups.counters|_disk_usage|^step every$|MonthToDate|DeferredSync|watch_visits|Evacuation|LostMembers"
 )
 #: Stages by what their steps are named; the first that matches counts.

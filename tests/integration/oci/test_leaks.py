@@ -105,13 +105,6 @@ async def ended(data_dir: Path, instance: str) -> Traces:
     return await settled(data_dir, instance, replace(now, mounts=(), loops=(), links=(), groups=(), processes=()))
 
 
-async def warmed(engine: OciEngine) -> None:
-    """Wait until the launcher has prepared the next start."""
-    warming = engine._here.runs._warming
-    assert warming
-    await warming
-
-
 async def cycle(engine: OciEngine) -> None:
     """One of everything that a sandbox may meet in its life."""
     spec = await make_spec(engine, apps.SERVER)
@@ -147,7 +140,6 @@ async def at_rest(engine: OciEngine) -> tuple[int, int]:
     """Return the number of open descriptors here and in the launcher, once no other work goes on."""
     launcher = engine._here.launcher._process
     assert launcher
-    await warmed(engine)
     await asyncio.gather(*engine._here.runs._leaving)
     gc.collect()
     # The watch over the store and the balancing of chunks open a file for a moment now and then: a leak stays open.

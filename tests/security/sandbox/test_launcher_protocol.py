@@ -133,9 +133,9 @@ DAMAGED = {
     "a claim of no process": request(7, CLAIM),
     "a claim with a bind of too little": request(7, CLAIM | {"binds": [{"owner": 5}]}),
     "a claim with files that are none": request(7, CLAIM | {"files": {}}),
-    "owners without end": request(7, {"op": "maps", "uid": 1, "owners": list(range(5000))}),
-    "an owner beyond ids": request(7, {"op": "maps", "uid": 1, "owners": [1 << 60]}),
-    "an owner below none": request(7, {"op": "maps", "uid": 1, "owners": [-5]}),
+    "an owner beyond ids": request(7, RUN | {"mounts": [BIND | {"owner": 1 << 60}]}),
+    "an owner below none": request(7, RUN | {"mounts": [BIND | {"owner": -5}]}),
+    "a namespace that maps ids beyond all": request(7, CLAIM | {"uid": (1 << 32) - 2, "binds": [BIND | {"owner": 5}]}),
 }
 UNREADABLE = {
     "not JSON": b"\x00\x01\x02",
@@ -247,7 +247,7 @@ def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -
             [
                 (RUN | {"fds": [0, 1], "argv": ["/bin/cat"]}, 2),
                 ({"op": "join", "name": "one"}, 5),
-                ({"op": "maps", "uid": (1 << 32) - 2, "owners": [5]}, 0),
+                (CLAIM | {"uid": 700_000, "binds": [BIND | {"owner": owner} for owner in range(5)]}, 0),
                 ({"op": "attach", "pid": pid, "network": LINK}, 0),
                 (CLAIM, 0),
             ]

@@ -67,7 +67,7 @@ class Machine:
         self.disks = Disks(self.store)
         self.files = Files(self.disks)
         self.logs = Logs(settings.data_dir / "logs")
-        self.launcher = Launcher()
+        self.launcher = Launcher([os.path.realpath(one.path) for name, one in self.runtimes.items() if name == "crun"])
         self.cgroups = Cgroups(self.allocation.id)
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
         self.network = Network(self.allocation.id, self.addresses, egress)

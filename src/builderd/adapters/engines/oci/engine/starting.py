@@ -115,16 +115,10 @@ class Starting:
         root = Root(lowers=here.lowers(), scratch=scratch)
         run = make_prepared(name, here.runtimes["standard"], root, self._log_of(name), self._options.log_limit)
         try:
-            record = await self._claims.prepare(run)
+            return await self._claims.prepare(run)
         except BaseException:
             await run_to_completion(here.disks.drop_scratch, name)
             raise
-        try:
-            await self._claims.keep_maps(record)
-        except BaseException:
-            await asyncio.shield(self._drop(record))
-            raise
-        return record
 
     async def _drop(self, prepared: Record) -> None:
         await self._machine.runs.remove(self._machine.runs.find(prepared.id) or prepared)

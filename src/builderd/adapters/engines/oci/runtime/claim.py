@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from builderd.linux.syscalls import (
@@ -23,7 +24,7 @@ from builderd.linux.syscalls import (
 )
 
 
-def claim(request: dict[str, Any], maps: dict[int, int]) -> None:
+def claim(request: dict[str, Any], maps: Mapping[int, int]) -> None:
     """Give a sandbox what ``claims.make_claim`` names. This process stays in its namespaces: it must end afterwards.
 
     ``maps`` holds user namespaces by the owners on disk that they show as the sandbox's root.

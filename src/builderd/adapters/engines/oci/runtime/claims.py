@@ -17,7 +17,6 @@ from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import make_bind
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runs import Runs
-from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import is_alive
 from builderd.linux.threads import completed, run_to_completion
@@ -42,10 +41,6 @@ class Claims:
         except BaseException:
             await asyncio.shield(self._runs.remove(self._runs.find(run.id) or record))
             raise
-
-    async def keep_maps(self, record: Record) -> None:
-        """Have the user namespace ready that the mount of a claim's disk needs."""
-        await self._context.launcher.keep_maps(self._context.slots.uid(record.slot), [DISK_UID])
 
     async def claim(self, run: Run, record: Record) -> Record:
         """Start the run in a prepared sandbox of its id. Raises ``EngineUnavailable`` on failure and leaves nothing."""

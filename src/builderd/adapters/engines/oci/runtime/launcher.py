@@ -4,7 +4,6 @@ The service has threads, so it must not fork and continue in Python; a fresh int
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
 and answers one JSON request per packet (``requests.py``); of a damaged one it does nothing and answers with an error:
 
-``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
 ``claim``   give a prepared sandbox, in which nothing has run yet, its name, folders and files.
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
@@ -15,7 +14,8 @@ and answers one JSON request per packet (``requests.py``); of a damaged one it d
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
-hybrid host (crun refuses to work beside it). It ends with the service; nothing that it started ends with it.
+hybrid host (crun refuses to work beside it), and with the runtime on a read-only mount (docs/adr/0346). It ends with
+the service; nothing that it started ends with it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
 from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, NoJoiner, reap_strays, start_joining
-from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, open_pipes, user_namespace, write
+from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, open_pipes, user_namespaces, write
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
     MAX_PACKET,
@@ -48,6 +48,7 @@ from builderd.adapters.engines.oci.runtime.requests import (
 )
 from builderd.linux.syscalls import (
     CLONE_NEWNS,
+    MOUNT_ATTR_RDONLY,
     MS_REC,
     MS_SLAVE,
     bind,
@@ -70,8 +71,6 @@ class Server:
     def __init__(self, control: socket.socket, joiner: str = "") -> None:
         self._control = control
         self._joiner = joiner
-        #: By the sandbox's first uid: namespaces by the id on disk that they show as that uid.
-        self._maps: dict[int, dict[int, int]] = {}
         #: Those that have a name, for as long as they run.
         self._named: dict[str, int] = {}
         self._children: set[int] = set()
@@ -115,9 +114,6 @@ class Server:
 
     def _handle(self, request: Message, descriptors: list[int]) -> None:
         match request["op"]:
-            case "maps":
-                self._keep_maps(request["uid"], request["owners"])
-                self._answer(request["id"])
             case "attach":
                 attach(request["pid"], Link(**request["network"]))
                 self._answer(request["id"])
@@ -132,46 +128,30 @@ class Server:
                 self._kill(request["name"])
                 self._answer(request["id"])
 
-    def _keep_maps(self, uid: int, owners: list[int]) -> dict[int, int]:
-        maps = self._maps.setdefault(uid, {})
-        for owner in owners:
-            if owner not in maps:
-                maps[owner] = user_namespace(owner, uid)
-        return maps
-
-    def _drop_maps(self, uid: int) -> None:
-        """Close the user namespaces kept for later mounts; mounts made with them keep them alive."""
-        for descriptor in self._maps.pop(uid, {}).values():
-            os.close(descriptor)
-
     def _claim(self, request: Message) -> None:
-        owners = [bound["owner"] for bound in request["binds"] if bound["owner"] is not None]
-        maps = self._keep_maps(request["uid"], owners)
-        words, child_words = open_pipes(1)
-        if (pid := fork_or_close(words, child_words)) == 0:
-            try:
-                claim(request, maps)
-                os._exit(0)
-            except BaseException as error:
-                os.write(child_words, describe(error).encode(errors="replace")[:MAX_ERROR])
-            finally:
-                os._exit(FAILED)
+        with user_namespaces(request["uid"], owners_of(request["binds"])) as maps:
+            words, child_words = open_pipes(1)
+            if (pid := fork_or_close(words, child_words)) == 0:
+                try:
+                    claim(request, maps)
+                    os._exit(0)
+                except BaseException as error:
+                    os.write(child_words, describe(error).encode(errors="replace")[:MAX_ERROR])
+                finally:
+                    os._exit(FAILED)
         os.close(child_words)
         _, status = os.waitpid(pid, 0)
-        self._drop_maps(request["uid"])
         words_of_child = _read_words(words)
         if status:
             raise OSError(0, words_of_child or f"the claim ended with {status}")
 
     def _run(self, request: Message, descriptors: list[int]) -> None:
-        owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
-        maps = self._keep_maps(request["uid"], owners) if owners else {}
-        words, child_words = open_pipes(1)
-        pid = fork_or_close(words, child_words)
-        if pid == 0:
-            run_child(request, maps, descriptors, child_words)
+        with user_namespaces(request["uid"], owners_of(request["mounts"])) as maps:
+            words, child_words = open_pipes(1)
+            pid = fork_or_close(words, child_words)
+            if pid == 0:
+                run_child(request, maps, descriptors, child_words)
         os.close(child_words)
-        self._drop_maps(request["uid"])
         self._watch(pid, partial(self._answer_end, request, pid, words), words)
         if request["name"]:
             self._named[request["name"]] = pid
@@ -258,6 +238,11 @@ class Server:
             self._control.send(json.dumps({"id": request, **answer}).encode())
 
 
+def owners_of(mounts: list[Message]) -> list[int]:
+    """Return the owners on disk that idmapped ones of these mounts show as the sandbox's root."""
+    return [mount["owner"] for mount in mounts if mount.get("owner") is not None]
+
+
 def _read_words(descriptor: int) -> str:
     """Return what a child wrote: the error before it failed, empty when it executed its program."""
     os.set_blocking(descriptor, False)
@@ -269,7 +254,7 @@ def _read_words(descriptor: int) -> str:
         os.close(descriptor)
 
 
-def run_child(request: Message, maps: dict[int, int], descriptors: list[int], words: int) -> None:
+def run_child(request: Message, maps: Mapping[int, int], descriptors: list[int], words: int) -> None:
     """Become the program of a ``run`` request. Never returns."""
     try:
         os.setsid()
@@ -290,7 +275,7 @@ def run_child(request: Message, maps: dict[int, int], descriptors: list[int], wo
         os._exit(FAILED)
 
 
-def prepare_mounts(mounts: list[Message], maps: dict[int, int]) -> None:
+def prepare_mounts(mounts: list[Message], maps: Mapping[int, int]) -> None:
     """Make mounts in a mount namespace of their own; they vanish with the last process in it."""
     if mounts:
         unshare(CLONE_NEWNS)
@@ -298,7 +283,7 @@ def prepare_mounts(mounts: list[Message], maps: dict[int, int]) -> None:
         make_mount(wanted, maps)
 
 
-def make_mount(wanted: Message, maps: dict[int, int]) -> None:
+def make_mount(wanted: Message, maps: Mapping[int, int]) -> None:
     match wanted["kind"]:
         case "bind":
             owner = wanted["owner"]
@@ -329,7 +314,10 @@ def describe(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve on the descriptor named by the first argument; the second is the joining program, or empty."""
+    """Serve on the descriptor named by the first argument; the second is the joining program, or empty.
+
+    The others are programs that nothing started from here on can write to.
+    """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *IGNORED}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -339,6 +327,9 @@ def main() -> None:
     mount("none", "/", None, MS_REC | MS_SLAVE)
     if os.path.ismount(UNIFIED):
         unmount(UNIFIED)
+    for program in sys.argv[3:]:
+        with contextlib.suppress(OSError):  # crun then makes such a mount for itself, at each of its commands
+            bind(program, program, MOUNT_ATTR_RDONLY)
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()

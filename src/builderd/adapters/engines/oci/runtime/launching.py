@@ -20,7 +20,7 @@ from builderd.domain.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
 
-_MODULE = "builderd.adapters.engines.oci.runtime.launcher"
+_COMMAND = (sys.executable, "-s", "-S", "-m", "builderd.adapters.engines.oci.runtime.launcher")
 _SOURCE = str(Path(__file__).parents[5])
 _BUFFER = 1 << 20
 
@@ -58,9 +58,10 @@ class CannotJoin(EngineUnavailable):
 
 
 class Launcher:
-    """One launcher process, for one event loop."""
+    """One launcher process, for one event loop. Nothing that it starts can write to the programs ``read_only``."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_only: Sequence[str] = ()) -> None:
+        self._read_only = read_only
         #: Program by which ``join`` works; set before the first request. None: there is none, or none that works.
         self.joiner: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,13 +69,6 @@ class Launcher:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last = 0
         self._closed = False
-
-    async def keep_maps(self, uid: int, owners: Sequence[int]) -> None:
-        """Prepare the user namespaces for the mounts of a sandbox with this first uid, which takes milliseconds.
-
-        ``owners`` are the ids on disk that its mounts will show as its 0.
-        """
-        await self._ask({"op": "maps", "uid": uid, "owners": list(owners)})
 
     async def attach(self, pid: int, network: Mapping[str, Any]) -> None:
         """Connect the network namespace of a process; ``network`` as ``Network.link`` makes it."""
@@ -171,7 +165,7 @@ class Launcher:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-m", _MODULE, str(theirs.fileno()), str(self.joiner or "")],
+                [*_COMMAND, str(theirs.fileno()), str(self.joiner or ""), *self._read_only],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator, Mapping
 
-from builderd.linux.syscalls import CLONE_NEWUSER, unshare
+from builderd.linux.syscalls import CLONE_NEWUSER, make_ended_child
 
 #: Ids that one namespace maps.
 IDS = 65536
 
 
+@contextlib.contextmanager
+def user_namespaces(outside: int, owners: Iterable[int]) -> Iterator[Mapping[int, int]]:
+    """Hold a user namespace for each owner on disk that mounts show as ``outside``: their descriptors by owner.
+
+    Mounts that were made with one keep it alive afterwards.
+    """
+    with contextlib.ExitStack() as opened:
+        maps: dict[int, int] = {}
+        for owner in dict.fromkeys(owners):
+            maps[owner] = user_namespace(owner, outside)
+            opened.callback(os.close, maps[owner])
+        yield maps
+
+
 def user_namespace(inside: int, outside: int) -> int:
     """Return the descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``."""
-    ready, child_ready, child_done, done = open_pipes(2)
-    pid = fork_or_close(ready, child_ready, child_done, done)
-    if pid == 0:
-        try:
-            unshare(CLONE_NEWUSER)
-            os.write(child_ready, b"r")
-            os.close(done)
-            os.read(child_done, 1)
-        finally:
-            os._exit(0)
+    pid = make_ended_child(CLONE_NEWUSER, "make a user namespace (see user.max_user_namespaces)")
     try:
-        os.close(child_ready)
-        os.close(child_done)
-        if not os.read(ready, 1):
-            raise OSError(0, "the kernel gives no user namespace (see user.max_user_namespaces)")
         for kind in ("uid_map", "gid_map"):
             write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(ready)
-        os.close(done)
         os.waitpid(pid, 0)
 
 

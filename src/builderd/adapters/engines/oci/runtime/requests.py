@@ -16,8 +16,8 @@ MAX_PACKET = 128 * 1024
 MAX_DESCRIPTORS = 8
 #: Descriptors of a ``join``: three streams, a report, a document.
 JOIN_DESCRIPTORS = 5
-#: Most owners on disk of one sandbox's mounts, and the largest number of a program's descriptor.
-MAX_OWNERS, MAX_NUMBER = 16, 63
+#: Largest number of a program's descriptor.
+MAX_NUMBER = 63
 #: Answer to a request that is too damaged to tell its number.
 NO_REQUEST = 0
 
@@ -136,7 +136,6 @@ def _are_distinct(numbers: list[int]) -> bool:
     return len(set(numbers)) == len(numbers)
 
 
-_OWNERS = _list_of(_is_id, most=MAX_OWNERS)
 _NUMBERS = _list_of(_is_number_of_program, most=MAX_DESCRIPTORS)
 _TEXTS = _list_of(_is_text)
 _MOUNTS = _list_of(_is_mount)
@@ -146,7 +145,6 @@ _LINK = _object(link=_is_name, bridge=_is_name, mac=_is_name, ip=_is_name, gatew
 
 #: Fields of each operation beside its number.
 SHAPES: Mapping[str, Mapping[str, Check]] = {
-    "maps": {"uid": _is_id, "owners": _OWNERS},
     "attach": {"pid": is_number, "network": _LINK},
     "claim": {
         "pid": is_number,

@@ -33,11 +33,6 @@ class Root:
     mirrors: Mapping[str, str] = field(default_factory=dict)
     writable: tuple[str, ...] = ()
 
-    @property
-    def owners(self) -> list[int]:
-        """Return the owners on disk that idmapped mounts show as 0 inside."""
-        return sorted({LAYER_OWNER, *(bind.owner for bind in self.binds if bind.owner is not None)})
-
 
 def mount_points(root: Root, bundle: Path) -> list[Path]:
     """Return the bundle's folders that must exist before the mounts are made."""

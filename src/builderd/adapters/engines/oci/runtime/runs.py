@@ -6,9 +6,8 @@ A crash may interrupt any step: a sandbox's record is written first and removed 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from builderd.adapters.engines.oci.runtime import command, exec_fifo
@@ -26,7 +25,6 @@ from builderd.linux.processes import Process, boot_id, find_process, is_alive
 log = logging.getLogger(__name__)
 
 _KILL_SECONDS = 5.0
-_WARM_SECONDS = 0.2
 #: A sandbox younger than this may have missed TERM, which is sent again after so many seconds.
 _YOUNG_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 
@@ -51,7 +49,6 @@ class Runs:
         self._known: dict[str, Record] = {}
         #: Builds and tools of an earlier service that could not be killed yet.
         self._left_over: dict[str, Record] = {}
-        self._warming: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self, *, connecting: bool = True) -> None:
@@ -154,7 +151,6 @@ class Runs:
         """Stop watching; sandboxes continue. Idempotent, also after an incomplete ``open``."""
         self.heartbeat.stop()
         self._netlink.close()
-        self._stop_warming()
         for task in self._leaving:
             task.cancel()
         self.freezing.close()
@@ -191,8 +187,6 @@ class Runs:
         except BaseException:
             await asyncio.shield(self.remove(self._known[record.id]))
             raise
-        self._stop_warming()
-        self._warming = asyncio.get_running_loop().create_task(self._warm(run.root.owners))
         return record
 
     def begin(self, run: Run) -> Record:
@@ -206,18 +200,6 @@ class Runs:
             self._slots.give_back(slot, run.id)
             self.records.remove(run.id)
             raise
-
-    def _stop_warming(self) -> None:
-        if self._warming:
-            self._warming.cancel()
-
-    async def _warm(self, owners: Sequence[int]) -> None:
-        """Prepare the next start, after the app has had the CPU. A failure shows at that start."""
-        await asyncio.sleep(_WARM_SECONDS)
-        slot = self._slots.next()
-        if slot is not None:
-            with contextlib.suppress(EngineUnavailable):
-                await self.launcher.keep_maps(self._slots.uid(slot), owners)
 
     async def create(self, run: Run, record: Record) -> Record:
         """Create the sandbox, up to a first process that waits to execute the program."""

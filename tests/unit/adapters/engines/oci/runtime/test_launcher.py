@@ -20,7 +20,6 @@ from builderd.adapters.engines.oci.runtime import launcher
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.join import STREAMS
 from builderd.adapters.engines.oci.runtime.launcher import Server
-from builderd.adapters.engines.oci.runtime.namespaces import user_namespace
 from builderd.adapters.engines.oci.runtime.requests import JOIN_DESCRIPTORS
 
 #: A server in a process of its own, whose joining child does as ``join`` says. Descriptors of a request: to the test,
@@ -154,7 +153,6 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "run", "name": "one", "uid": 1, "mounts": []},
     {"op": "claim", "uid": 1, "binds": []},
     {"op": "join", "name": "one"},
-    {"op": "maps", "uid": 1, "owners": [5]},
 ]
 
 
@@ -162,10 +160,9 @@ REQUESTS: list[dict[str, Any]] = [
     "work",
     [
         *(lambda server, request=request: server._handle({"id": 1, **request}, []) for request in REQUESTS),
-        lambda _: user_namespace(0, 0),
         lambda _: attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500)),
     ],
-    ids=[*(request["op"] for request in REQUESTS), "user namespace", "attach"],
+    ids=[*(request["op"] for request in REQUESTS), "attach"],
 )
 def test_without_a_fork_no_descriptor_stays_open(
     monkeypatch: pytest.MonkeyPatch, work: Callable[[Server], object]

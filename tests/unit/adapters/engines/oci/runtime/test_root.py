@@ -43,4 +43,3 @@ def test_the_disk_is_bound_into_the_root_and_the_store_let_go_of_last() -> None:
 
 def test_mount_points_that_must_exist_before() -> None:
     assert mount_points(ROOT, BUNDLE) == [BUNDLE / "root", BUNDLE / "lower0", BUNDLE / "lower1"]
-    assert ROOT.owners == [0, 5000]

@@ -22,7 +22,9 @@ from builderd.adapters.engines.oci.runtime.requests import MAX_DESCRIPTORS, MAX_
 SERVER = """
 import socket, sys
 from builderd.adapters.engines.oci.runtime.launcher import Server
-Server(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()
+control = socket.socket(fileno=int(sys.argv[1]))
+control.set_inheritable(False)
+Server(control, sys.argv[2]).serve()
 """
 RUN: dict[str, Any] = {
     "op": "run",

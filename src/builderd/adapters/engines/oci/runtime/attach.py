@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
 from builderd.adapters.engines.oci.runtime.namespaces import write
+from builderd.adapters.engines.oci.runtime.start import spawn
 from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
 #: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
@@ -26,11 +28,14 @@ class Link(NamedTuple):
     mtu: int
 
 
-def attach(pid: int, network: Link) -> None:
-    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
+def attach(pid: int, network: Link, helper: str = "") -> None:
+    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others.
+
+    ``helper`` is the compiled program of ``start.c``; without it, a fork limits the user namespace.
+    """
     with contextlib.ExitStack() as opened:
         inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
-        limits = limit(pid)
+        limits = limit(pid, helper)
         try:
             connect(network, home, inside)
         finally:
@@ -61,17 +66,30 @@ def connect(network: Link, home: int, inside: int) -> None:
         setns(home, CLONE_NEWNET)
 
 
-def limit(pid: int) -> int:
+def limit(pid: int, helper: str = "") -> int:
     """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
-    if (child := os.fork()) == 0:
-        try:
-            setns(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY), CLONE_NEWUSER)
-            for name, most in INOTIFY.items():
-                write(f"/proc/sys/user/{name}", str(most))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
+    limits = {f"/proc/sys/user/{name}": str(most) for name, most in INOTIFY.items()}
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        words = ("limit", str(namespace), *(word for limit in limits.items() for word in limit))
+        if child := spawn(helper, words, {}, [namespace]):
+            return child
+        if (child := os.fork()) == 0:
+            _limit(namespace, limits)
+        return child
+    finally:
+        os.close(namespace)
+
+
+def _limit(namespace: int, limits: Mapping[str, str]) -> None:
+    """Write the limits and end, in a child."""
+    try:
+        setns(namespace, CLONE_NEWUSER)
+        for file, most in limits.items():
+            write(file, most)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def configure_inside(ip: str, gateway: str) -> None:

@@ -11,21 +11,21 @@
  * The report gets READY just before the program is executed. A fault follows it or comes in its place: "ended",
  * "folder", or "failed NUMBER ACTION" with an error number of errno(3), 0 for none.
  *
- * For x86-64, without a C library: each page that a library would touch costs time. `joiner.py` compiles it.
+ * For x86-64, without a C library: each page that a library would touch costs time. `joiner.py` compiles it, with the
+ * launcher's other two programs (start.c) in the same file.
  */
+
+#include "join.h"
 
 /* arch/x86/entry/syscalls/syscall_64.tbl */
 enum {
-  READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, LSEEK = 8, MMAP = 9, SIGACTION = 13, DUP2 = 33, EXECVE = 59, FCNTL = 72,
-  CHDIR = 80, UMASK = 95, SETSID = 112, SETGROUPS = 116, SETRESUID = 117, SETRESGID = 119, CAPSET = 126, PRCTL = 157,
-  SETRLIMIT = 160, EXIT_GROUP = 231, DUP3 = 292, SETNS = 308, SECCOMP = 317, PIDFD_OPEN = 434, CLONE3 = 435,
-  CLOSE_RANGE = 436
+  READ = 0, LSEEK = 8, MMAP = 9, UMASK = 95, SETGROUPS = 116, SETRESUID = 117, SETRESGID = 119, CAPSET = 126,
+  PRCTL = 157, SETRLIMIT = 160, EXIT_GROUP = 231, DUP3 = 292, SECCOMP = 317, PIDFD_OPEN = 434, CLONE3 = 435
 };
 /* include/uapi/asm-generic */
 enum {
-  NO_ENTRY = 2, NO_PROCESS = 3, NOT_VALID = 22, NO_DEVICE = 19, WRITE_ONLY = 1, CLOSE_ON_EXEC = 02000000,
-  DUPLICATE_FROM = 1030, SEEK_TO_END = 2, MAY_READ = 1, MAY_WRITE = 2, MAP_PRIVATE = 2, MAP_ANONYMOUS = 32,
-  BROKEN_PIPE = 13, FILE_TOO_LARGE = 25, LIMIT_CORE = 4, LIMIT_FILES = 7
+  NO_ENTRY = 2, NO_PROCESS = 3, NO_DEVICE = 19, SEEK_TO_END = 2, MAY_READ = 1, MAY_WRITE = 2, MAP_PRIVATE = 2,
+  MAP_ANONYMOUS = 32, FILE_TOO_LARGE = 25, LIMIT_CORE = 4, LIMIT_FILES = 7
 };
 /* include/uapi/linux: prctl.h, capability.h, seccomp.h */
 enum {
@@ -38,7 +38,7 @@ enum {
 
 /* Descriptors once they are in their places. */
 enum { STREAMS = 3, REPORT = 3, DOCUMENT = 4, ANSWER = 5, GIVEN = 6, ASIDE = 16 };
-enum { FAILED = 127, MOST_GROUPS = 64, MOST_RULES = 4096, RULE = 8, STAT_BYTES = 4096, START_TIME = 19 };
+enum { MOST_ACTION = 200, MOST_GROUPS = 64, MOST_RULES = 4096, RULE = 8, STAT_BYTES = 4096, START_TIME = 19 };
 
 struct limit { unsigned long soft, hard; };
 struct capabilities { unsigned version; int pid; };
@@ -53,12 +53,8 @@ struct prepared {
 
 /* The rest of the document. */
 static char *at, *end;
-/* Nowhere until it is known. */
-static long report_to = -1;
+long report_to = -1;
 static char filter[MOST_RULES * RULE + 1];
-
-/* Make a system call; the result is a negative error number for a fault. */
-long call(long number, long a, long b, long c, long d, long e, long f);
 
 __asm__(
   ".globl call\n"
@@ -79,13 +75,11 @@ __asm__(
   "  call begin\n"
   "  hlt\n");
 
-#define CALL(number, a, b, c) call(number, (long)(a), (long)(b), (long)(c), 0, 0, 0)
-
-static void leave(int status) {
+void leave(int status) {
   for (;;) CALL(EXIT_GROUP, status, 0, 0);
 }
 
-static long length(char *text) {
+long length(char *text) {
   long size = 0;
   while (text[size]) size++;
   return size;
@@ -117,16 +111,17 @@ static void give_up(char *kind) {
   leave(FAILED);
 }
 
-/* Return the result of a call; end, with the action in the report, if it failed. */
-static long check(long result, char *action) {
+long check(long result, char *action) {
   char text[256];
   if (result >= 0) return result;
+  /* The end of a long path says most. */
+  if (length(action) > MOST_ACTION) action += length(action) - MOST_ACTION;
   append(append(append_number(append(text, "failed "), -result), " "), action);
   give_up(text);
   return 0;
 }
 
-static long parse_number(char *text) {
+long parse_number(char *text) {
   long number = 0;
   if (!*text) check(-NOT_VALID, "read a number");
   for (; *text; text++) {
@@ -181,8 +176,14 @@ static char **next_list(void) {
   return list;
 }
 
-static long open_file(char *path, long flags) {
+long open_file(char *path, long flags) {
   return CALL(OPEN, path, flags | CLOSE_ON_EXEC, 0);
+}
+
+void write_file(char *path, char *text, char *action) {
+  long file = check(open_file(path, WRITE_ONLY), action);
+  check(CALL(WRITE, file, text, length(text)), action);
+  CALL(CLOSE, file, 0, 0);
 }
 
 /* Read a whole file of at most `most` bytes, and return their number. */
@@ -225,10 +226,7 @@ static void find_target(struct prepared *to) {
 
 static void set_limits(struct prepared *to) {
   struct limit files, core = {0, 0};
-  long score = check(open_file("/proc/self/oom_score_adj", WRITE_ONLY), "open oom_score_adj");
-  char *text = next();
-  check(CALL(WRITE, score, text, length(text)), "set oom_score_adj");
-  CALL(CLOSE, score, 0, 0);
+  write_file("/proc/self/oom_score_adj", next(), "set oom_score_adj");
   files.soft = files.hard = next_number();
   check(CALL(SETRLIMIT, LIMIT_FILES, &files, 0), "limit files");
   check(CALL(SETRLIMIT, LIMIT_CORE, &core, 0), "limit core dumps");
@@ -354,9 +352,12 @@ static void become(struct prepared *from) {
 
 void begin(long *stack) {
   static struct prepared prepared;
+  char **words = (char **)stack + 2;
   forbid_tracing();
+  if (stack[0] > 1 && words[0][0] == 's') start(words + 1, words + stack[0]);
+  if (stack[0] > 1 && words[0][0] == 'l') limit(words + 1);
   if (stack[0] != 1 + GIVEN) leave(FAILED);
-  take_descriptors((char **)stack + 2);
+  take_descriptors(words);
   prepare(&prepared);
   enter(prepared.target);
   clone_beside();

@@ -17,7 +17,7 @@ FAILED = 127
 #: Signals that Python ignores; the launcher has the defaults of all others.
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 #: Faults of starting any program, which pass.
-_PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
+PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
 
 
 class NoJoiner(OSError):
@@ -39,7 +39,7 @@ def start_joining(joiner: str, descriptors: Sequence[int], told: int, tell: int)
         os.close(told)
         os.close(tell)
         if isinstance(error, OSError) and error.filename:
-            kind = OSError if error.errno in _PASSING else NoJoiner
+            kind = OSError if error.errno in PASSING else NoJoiner
             # Without the path, which is the host's.
             raise kind(error.errno, error.strerror) from error
         raise

@@ -1,4 +1,7 @@
-"""The program that joins sandboxes (``join.c``), compiled once a host for each source, options and compiler."""
+"""The program that joins sandboxes (``join.c``) and starts programs for the launcher (``start.c``).
+
+It is compiled once a host for each source, options and compiler.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from builderd.domain.preflight import SEARCH_PATH
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("join.c")
+_START, _HEADER = SOURCE.with_name("start.c"), SOURCE.with_name("join.h")
 #: The source holds this architecture's system calls.
 MACHINE = "x86_64"
 COMPILER = "tcc"
@@ -35,7 +39,7 @@ _SECTIONS, _SECTION_SIZE, _HEADER_BYTES = 40, 58, 64
 def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
     """Return the compiled program, made if there is none (10 ms); None where it cannot be made. Blocks.
 
-    Without it commands begin by the runtime's own ``exec``.
+    Without it commands begin by the runtime's own ``exec``, and other programs of the launcher by a fork.
     """
     if platform.machine() != MACHINE:
         return None
@@ -58,7 +62,8 @@ def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
 
 def _name(compiler: str) -> str:
     """Return a name that differs with all that the program is made of."""
-    parts = (SOURCE.read_bytes(), " ".join(_OPTIONS).encode(), _run(compiler, "-v").stdout.encode())
+    sources = (one.read_bytes() for one in (SOURCE, _START, _HEADER))
+    parts = (*sources, " ".join(_OPTIONS).encode(), _run(compiler, "-v").stdout.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -101,7 +106,7 @@ def _compile(compiler: str, program: Path) -> None:
     handle, unfinished = tempfile.mkstemp(dir=program.parent, prefix=".")
     os.close(handle)
     try:
-        _run(compiler, *_OPTIONS, "-o", unfinished, str(SOURCE))
+        _run(compiler, *_OPTIONS, "-o", unfinished, str(SOURCE), str(_START))
         Path(unfinished).chmod(0o755)
         _refuse_damaged(Path(unfinished))
         # A crash of the machine after the rename must not find an empty file under the final name.

@@ -6,8 +6,8 @@ and answers one JSON request per packet (``requests.py``); of a damaged one it d
 
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
 ``claim``   give a prepared sandbox, in which nothing has run yet, its name, folders and files.
-``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
-            executes a program.
+``run``     start a child (``start.c``, else a fork) that enters cgroups, makes mounts in a mount namespace of its own,
+            takes its terminal, and executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
 ``join``    start a program in a running sandbox (``join.c``). Answers when it has ended, with its exit status; or at
             once with ``no_joiner``, why ``join.c`` cannot be executed.
@@ -38,7 +38,13 @@ from typing import Any
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
 from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, NoJoiner, reap_strays, start_joining
-from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, open_pipes, user_namespaces, write
+from builderd.adapters.engines.oci.runtime.namespaces import (
+    closed_on_error,
+    fork_or_close,
+    open_pipes,
+    user_namespaces,
+    write,
+)
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
     MAX_PACKET,
@@ -46,6 +52,7 @@ from builderd.adapters.engines.oci.runtime.requests import (
     parse,
     request_number,
 )
+from builderd.adapters.engines.oci.runtime.start import fault_of, start
 from builderd.linux.syscalls import (
     CLONE_NEWNS,
     MOUNT_ATTR_RDONLY,
@@ -66,7 +73,7 @@ MAX_ERROR = 4096
 
 
 class Server:
-    """``joiner`` is the compiled program of ``join.c``."""
+    """``joiner`` is the compiled program of ``join.c`` and ``start.c``; without it, programs are started by a fork."""
 
     def __init__(self, control: socket.socket, joiner: str = "") -> None:
         self._control = control
@@ -103,6 +110,8 @@ class Server:
             return False
         if not packet:
             return False
+        for descriptor in descriptors:  # recv_fds of Python 3.13 passes no flags on
+            os.set_inheritable(descriptor, False)
         try:
             self._handle(parse(packet, flags, len(descriptors)), descriptors)
         except Exception as error:  # of this request; what others have started depends on this process
@@ -115,7 +124,7 @@ class Server:
     def _handle(self, request: Message, descriptors: list[int]) -> None:
         match request["op"]:
             case "attach":
-                attach(request["pid"], Link(**request["network"]))
+                attach(request["pid"], Link(**request["network"]), self._joiner)
                 self._answer(request["id"])
             case "claim":
                 self._claim(request)
@@ -148,7 +157,9 @@ class Server:
     def _run(self, request: Message, descriptors: list[int]) -> None:
         with user_namespaces(request["uid"], owners_of(request["mounts"])) as maps:
             words, child_words = open_pipes(1)
-            pid = fork_or_close(words, child_words)
+            with closed_on_error(words, child_words):
+                started = start(self._joiner, request, maps, descriptors, child_words)
+            pid = fork_or_close(words, child_words) if started is None else started
             if pid == 0:
                 run_child(request, maps, descriptors, child_words)
         os.close(child_words)
@@ -229,7 +240,7 @@ class Server:
 
     def _answer_end(self, request: Message, pid: int, words: int | None, status: int) -> None:
         self._forget(request["name"], pid)
-        self._answer(request["id"], status=status, error="" if words is None else _read_words(words))
+        self._answer(request["id"], status=status, error="" if words is None else fault_of(_read_words(words)))
 
     def _answer(self, request: int, **answer: Any) -> None:
         with contextlib.suppress(

@@ -52,8 +52,15 @@ def open_pipes(count: int) -> list[int]:
 
 def fork_or_close(*descriptors: int) -> int:
     """Fork; close these if the kernel refuses to, as when a limit of processes is met."""
-    try:
+    with closed_on_error(*descriptors):
         return os.fork()
+
+
+@contextlib.contextmanager
+def closed_on_error(*descriptors: int) -> Iterator[None]:
+    """Close these when the context ends by an ``OSError``."""
+    try:
+        yield
     except OSError:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from benchmarks.cpu import of_machine
+from benchmarks.cpu import counted_launcher, of_machine
 from benchmarks.lifecycle import BARE, PYTHON, first_answer
 from benchmarks.stages import Traced, table
 from tests.acceptance.live_service import LiveService, body, free_port, running
@@ -48,9 +48,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         kind = traced if options.stages else LiveService(folder / "data", settings, cold=True)
         with running(kind) as service:
             creates = _Creates(service, options)
-            creates.run(options.batch)  # the first ones warm up
-            creates.forget()
-            creates.run(options.apps)
+            creates.run(options.batch)  # the first ones warm up, and begin the launcher
+            creates.run_counted(options.apps)
     cpu = {name: round(took / options.apps, 1) for name, took in creates.cpu.items()}
     return {
         "apps": options.apps,
@@ -78,11 +77,18 @@ class _Creates:
 
     def __init__(self, service: LiveService, options: argparse.Namespace) -> None:
         assert service.process
+        self._group: Path | None = None
         self._service = service
         self._pid = service.process.pid
         self._options = options
         self._number = 0
         self.forget()
+
+    def run_counted(self, apps: int) -> None:
+        """Create so many apps; only they are counted."""
+        with counted_launcher(self._pid) as self._group:
+            self.forget()
+            self.run(apps)
 
     def forget(self) -> None:
         self.cpu: defaultdict[str, float] = defaultdict(float)
@@ -115,7 +121,7 @@ class _Creates:
 
     def _read(self) -> _Reading:
         steps = self._service.totals() if isinstance(self._service, Traced) else {}
-        return _Reading(of_machine(self._pid, self._service.data_dir), steps)
+        return _Reading(of_machine(self._pid, self._service.data_dir, self._group), steps)
 
     def _add(self, before: _Reading, after: _Reading, idle: _Reading, spans: float) -> None:
         """Add what creates took; ``spans`` times an idle one with the batch's apps is taken off."""

@@ -132,7 +132,9 @@ def test_program_is_started_as_by_a_fork(both: tuple[Started, Started], mounts: 
         ({"terminal": True}, "control the terminal: Inappropriate ioctl for device"),
     ],
 )
-def test_fault_is_told_in_words(both: tuple[Started, Started], changes: dict[str, Any], error: str) -> None:
+def test_fault_of_a_start_names_its_path_and_error(
+    both: tuple[Started, Started], changes: dict[str, Any], error: str
+) -> None:
     assert both[1].run(**changes) == {"id": 5, "status": 127, "error": error}
     forked = both[0].run(**changes)
     assert (forked["status"], error.rpartition(": ")[2] in forked["error"]) == (127, True)

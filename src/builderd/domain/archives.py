@@ -38,12 +38,16 @@ class EntryKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """``max_bytes`` of all files unpacked; ``seconds`` that unpacking may take, ``memory_bytes`` that it may use."""
+    """``max_bytes`` of all files unpacked; ``seconds`` that unpacking may take, ``memory_bytes`` that it may use.
+
+    ``room_bytes``: what the file system has for the outcome; None: enough.
+    """
 
     max_files: int = 100_000
     max_bytes: int = 1_000_000_000
     seconds: int = 120
     memory_bytes: int = 1 << 30
+    room_bytes: int | None = None
 
 
 class ArchiveRejected(Exception):

@@ -9,7 +9,7 @@ from enum import StrEnum
 from hashlib import sha256
 
 from builderd.domain.host_names import zone_of
-from builderd.domain.ids import BuilderId, is_id
+from builderd.domain.ids import BuilderId, TenantId, is_id
 
 #: A DNS label has 63 bytes at most (RFC 1035): 54 of the name, a hyphen, 8 of the id.
 NAME_PART = 54
@@ -70,9 +70,9 @@ class Route:
     ``token_hash`` is the sha256 (64 hex) of the service token for a private preview, None for a public one.
 
     ``destination`` is set exactly when ``state`` is ``open``; ``h2c``: it is asked by HTTP/2 without TLS.
-    ``builder_id`` lets the page of a crashed app link
-    its logs, for requests with the service token only: its sha256 is ``token_hash`` or, for a public preview,
-    ``owner_hash``. Raises ``ValueError`` for invalid values: a route becomes part of a proxy's configuration.
+    ``builder_id`` lets the page of a crashed app link its logs, for requests with the service token only: its sha256 is
+    ``token_hash`` or, for a public preview, ``owner_hash``. Paused requests are counted for ``tenant_id``.
+    Raises ``ValueError`` for invalid values: a route becomes part of a proxy's configuration.
     """
 
     host: str
@@ -82,6 +82,7 @@ class Route:
     builder_id: BuilderId | None = None
     owner_hash: str | None = None
     h2c: bool = False
+    tenant_id: TenantId | None = None
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):
@@ -99,6 +100,8 @@ class Route:
                 raise ValueError("a token's hash is 64 lower-case hex characters")
         if self.builder_id is not None and not is_id(self.builder_id):
             raise ValueError(f"not a builder's id: {self.builder_id!r}")
+        if self.tenant_id is not None and not is_id(self.tenant_id):
+            raise ValueError(f"not a tenant's id: {self.tenant_id!r}")
 
 
 @dataclass(frozen=True, slots=True)

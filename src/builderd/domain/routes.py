@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
-from builderd.domain.ids import BuilderId, secret_hash
+from builderd.domain.ids import BuilderId, TenantId, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.route_list import ListedRoute
 
@@ -27,6 +27,8 @@ class Routed(Protocol):
 
     @property
     def id(self) -> BuilderId: ...
+    @property
+    def tenant_id(self) -> TenantId: ...
     @property
     def host(self) -> str: ...
     @property
@@ -92,4 +94,5 @@ def make_route(builder: Routed, state: RouteState, destination: Address | None =
         token_hash=token if private else None,
         builder_id=builder.id,
         owner_hash=None if private else token,
+        tenant_id=builder.tenant_id,
     )

@@ -255,6 +255,7 @@ async def test_builders_are_found_together(store: Store) -> None:
     assert await store.read(lambda uow: uow.builders.live_hosts()) == [one.host]
     routed = await store.read(lambda uow: uow.builders.routed([one.host, gone.host, "unknown.localhost"]))
     assert list(map(closed_route, routed)) == [closed_route(one)]
+    assert closed_route(one).tenant_id == one.tenant_id
     assert await store.read(lambda uow: uow.builders.hosts()) == {one.host: one.id}
     assert await store.read(lambda uow: uow.builders.tenants()) == [one.tenant_id]
 

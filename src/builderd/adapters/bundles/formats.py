@@ -80,12 +80,17 @@ def _is_tar(head: bytes) -> bool:
 # tar
 
 
+def most_bytes(limits: ArchiveLimits) -> int:
+    """Return the most bytes that a bundle within these limits takes as a tar."""
+    return limits.max_bytes + limits.max_files * OVERHEAD_BYTES
+
+
 class _Counted(io.RawIOBase):
     """Limits the bytes read from a stream: a terabyte may compress to a megabyte."""
 
     def __init__(self, stream: BinaryIO, limits: ArchiveLimits) -> None:
         self._stream = stream
-        self._left = limits.max_bytes + limits.max_files * OVERHEAD_BYTES
+        self._left = most_bytes(limits)
         self._limits = limits
         self.entry = ""
 

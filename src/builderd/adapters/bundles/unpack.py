@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from builderd.adapters.bundles.formats import OVERHEAD_BYTES, Entry, entries
+from builderd.adapters.bundles.formats import Entry, entries, most_bytes
 from builderd.domain.archives import ArchiveIndex, ArchiveLimits, ArchiveRejected
 from builderd.domain.bundles import hash_of_digests
 from builderd.sandboxing.limits import Limits
@@ -35,7 +35,7 @@ def confine(limits: ArchiveLimits) -> None:
         Limits(
             cpu_seconds=limits.seconds,
             address_space=limits.memory_bytes,
-            file_bytes=limits.max_bytes + limits.max_files * OVERHEAD_BYTES,
+            file_bytes=most_bytes(limits) if limits.room_bytes is None else limits.room_bytes,
             processes=0,
             # stdin, stdout and stderr: no further file can be opened.
             descriptors=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.errors import NoCapacity, TooLarge, ValidationFailed
 from builderd.domain.machine_faults import RETRY_AFTER, helper_died, machine_fault
+from builderd.domain.resources import size_text
 
 _MODULE = "builderd.adapters.bundles.unpack"
 _SOURCE = str(Path(__file__).parents[3])
@@ -23,36 +25,35 @@ _WALL_TIME_FACTOR = 5
 CONCURRENCY = 2
 
 
-async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, concurrency: asyncio.Semaphore) -> str:
+async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:
     """Write the archive's files as a bundle's tar, and return the bundle's hash, which the caller must check.
 
     Raises ``ValidationFailed``, ``TooLarge``, ``NoCapacity`` or ``MachineFault``.
     """
     in_time = True
-    async with concurrency:
-        program = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-s", "-P", "-m", _MODULE, json.dumps(asdict(limits))),
-            stdin=archive,
-            stdout=out,
-            stderr=asyncio.subprocess.PIPE,
-            cwd="/",
-            env={"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"},
-        )
-        assert program.stderr
-        try:
-            async with asyncio.timeout(limits.seconds * _WALL_TIME_FACTOR):
-                report = await _all(program.stderr)
-                await program.wait()
-        except TimeoutError:
-            report, in_time = b"", False
-        finally:
-            if program.returncode is None:
-                program.kill()
-                await _all(program.stderr)  # unread, it never counts as ended
-                await program.wait()
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-s", "-P", "-m", _MODULE, json.dumps(asdict(limits))),
+        stdin=archive,
+        stdout=out,
+        stderr=asyncio.subprocess.PIPE,
+        cwd="/",
+        env={"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert program.stderr
+    try:
+        async with asyncio.timeout(limits.seconds * _WALL_TIME_FACTOR):
+            report = await _all(program.stderr)
+            await program.wait()
+    except TimeoutError:
+        report, in_time = b"", False
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await _all(program.stderr)  # unread, it never counts as ended
+            await program.wait()
     if in_time and program.returncode == -signal.SIGKILL:
         raise helper_died("the process that unpacks archives", "was killed")
-    return _judge(report, program.returncode)
+    return _judge(report, program.returncode, limits)
 
 
 async def _all(stream: asyncio.StreamReader) -> bytes:
@@ -63,7 +64,7 @@ async def _all(stream: asyncio.StreamReader) -> bytes:
     return kept
 
 
-def _judge(report: bytes, status: int | None) -> str:
+def _judge(report: bytes, status: int | None, limits: ArchiveLimits) -> str:
     try:
         answer = json.loads(report)
     except ValueError:
@@ -73,6 +74,8 @@ def _judge(report: bytes, status: int | None) -> str:
         return str(answer["hash"])
     if "failed" in answer:
         number = str(answer.get("errno", ""))
+        if number == str(errno.EFBIG) and limits.room_bytes is not None:
+            raise no_room(limits.room_bytes)
         fault = machine_fault(OSError(int(number), answer["failed"])) if number.isdecimal() else None
         raise fault or NoCapacity(
             f"There is no room to unpack the archive: {answer['failed']}.", retry_after=RETRY_AFTER
@@ -80,6 +83,15 @@ def _judge(report: bytes, status: int | None) -> str:
     if answer.get("too_large") == "True":
         raise TooLarge(answer["refused"])
     raise refusal(answer["refused"])
+
+
+def no_room(left: int) -> NoCapacity:
+    """Return the error for an archive that takes more than the bytes which are left for it."""
+    return NoCapacity(
+        f"There is no room to unpack the archive on the machine: {size_text(left)} are left for it above the floor. "
+        "Its operator can free space where the data directory is (df -h, builderd doctor).",
+        retry_after=RETRY_AFTER,
+    )
 
 
 def refusal(why: str) -> ValidationFailed:

@@ -32,6 +32,7 @@ class RoutedBuilder(NamedTuple):
     """Fields of a builder that its route follows from, as ``domain.routes.Routed`` names them."""
 
     id: BuilderId
+    tenant_id: TenantId
     host: str
     service_token: str
     job_type: JobType

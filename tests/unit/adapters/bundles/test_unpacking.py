@@ -17,10 +17,9 @@ async def unpack_by(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "taken_over.py").write_text(program)
     monkeypatch.setattr(unpacking, "_MODULE", "taken_over")
     monkeypatch.setattr(unpacking, "_SOURCE", str(tmp_path))
-    concurrency = asyncio.Semaphore(1)
     with (tmp_path / "in").open("w+b") as archive, (tmp_path / "out").open("w+b") as out:
         async with asyncio.timeout(60):
-            return await unpacking.unpack(archive, out, ArchiveLimits(seconds=seconds), concurrency)
+            return await unpacking.unpack(archive, out, ArchiveLimits(seconds=seconds))
 
 
 async def test_a_report_in_pieces_is_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

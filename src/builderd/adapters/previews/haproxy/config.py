@@ -110,7 +110,7 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         f"hard-stop-after {options.timeouts.drain}s",
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
         http3.global_lines() if options.has_http3 else "",
-        pause.load(files, chrooted=host.user is not None),
+        pause.load(files, _part(host, pause.PART), chrooted=host.user is not None),
     )
 
 

@@ -4,9 +4,10 @@
 -- again only when the service does not answer. "watch" polls the map, in case the service has nothing to say, and ends
 -- requests that reached their deadline. Each request sleeps on a queue of its own until one of the tasks wakes it.
 
-local map_file, wake_socket = ...
+local map_file, wake_socket, most = ...
 local routes = Map.new(map_file, Map._str)
 
+local MOST = tonumber(most) -- paused requests of all tenants together
 local POLL = 20 -- ms between two lookups in the map
 local RETRY = 250 -- ms until the service is asked again, after it did not answer
 local ANSWER_TIMEOUT = 35 -- s to wait for its answer: longer than a request is paused
@@ -22,6 +23,30 @@ local SPREAD = 200 -- ms between two waves, at most, for an app that is slower t
 
 -- host -> { requests = the paused requests, over = true once released, answered = whether the service took the question }
 local paused = {}
+-- tenant -> its paused requests, and those of all tenants
+local paused_of, paused_of_all = {}, 0
+
+-- Return the tenant of a route; the host, which is a group of its own then, for a route that names none.
+local function tenant_of(host, route)
+  return route:match("^[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|([^|]+)") or host
+end
+
+-- Return true if the tenant may have one more paused request: as many as are free for all, so that others find room.
+local function has_room(tenant)
+  return (paused_of[tenant] or 0) < MOST - paused_of_all
+end
+
+local function count(tenant, number)
+  local now = (paused_of[tenant] or 0) + number
+  paused_of[tenant] = now > 0 and now or nil
+  paused_of_all = paused_of_all + number
+end
+
+-- Let a request go on. One whose visitor has left counts as paused until then.
+local function let_go(request, route)
+  count(request.tenant, -1)
+  request.queue:push(route)
+end
 
 local function pauses(route)
   return route ~= nil and (route:find("^asleep|") or route:find("^held|")) ~= nil
@@ -69,7 +94,7 @@ local function release(host, requests, route)
   local begun, spread = milliseconds(), nil
   local map_is_current = false
   for number, request in ipairs(requests) do
-    request.queue:push(route)
+    let_go(request, route)
     if route:find("^open|") and number % WAVE == 0 then
       local wave, now = milliseconds(), nil
       repeat
@@ -123,7 +148,7 @@ local function end_overdue(pause)
     if now < request.deadline then
       rest[#rest + 1] = request
     else
-      request.queue:push(pause.answered and "" or "unheard|")
+      let_go(request, pause.answered and "" or "unheard|")
     end
   end
   pause.requests = rest
@@ -167,12 +192,17 @@ local function token(route)
 end
 
 -- Pause one request; return the route that it is released with, or "" to keep its present route.
-local function wait(host, deadline)
+local function wait(host, paused_route, deadline)
+  local tenant = tenant_of(host, paused_route)
+  if not has_room(tenant) then
+    return ""
+  end
   local pause = paused[host] or begin(host)
   if #pause.requests >= MAX_PAUSED then
     return ""
   end
-  local request = { queue = core.queue(), deadline = deadline }
+  local request = { queue = core.queue(), deadline = deadline, tenant = tenant }
+  count(tenant, 1)
   pause.requests[#pause.requests + 1] = request
   local route = request.queue:pop_wait()
   request.goes_on = true
@@ -184,7 +214,7 @@ core.register_action("pause", { "http-req" }, function(txn)
   local deadline = milliseconds() + txn:get_var("txn.max_pause")
   local route = routes:lookup(host)
   while pauses(route) do
-    route = wait(host, deadline)
+    route = wait(host, route, deadline)
   end
   if route == "" then
     return -- the route has not changed, and its page answers the request

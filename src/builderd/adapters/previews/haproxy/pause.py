@@ -12,17 +12,22 @@ from builderd.adapters.previews.haproxy.section import quoted
 #: Seconds that a request is paused at most: of a browser that asks for a page, which then gets one that reloads itself,
 #: and of every other. With more for a page, an app that starts would look like one that hangs.
 MAX_PAGE_PAUSE, MAX_PAUSE = 2, 30
+#: Part of all connections (1 in so many) that paused requests may hold. A tenant may have as many as it leaves free.
+PART = 2
 
 
 def script() -> str:
     return Path(__file__).with_name("pause.lua").read_text()
 
 
-def load(files: ProxyFiles, *, chrooted: bool) -> str:
-    """Return the lines that load the script. A ``chrooted`` worker sees its jail as the root of all paths."""
+def load(files: ProxyFiles, most: int, *, chrooted: bool) -> str:
+    """Return the lines that load the script, for at most so many paused requests.
+
+    A ``chrooted`` worker sees its jail as the root of all paths.
+    """
     socket = f"/{files.wake_socket.name}" if chrooted else str(files.wake_socket)
     return f"""
-        lua-load {quoted(files.pause_script)} {quoted(files.routes)} {quoted(f"unix@{socket}")}
+        lua-load {quoted(files.pause_script)} {quoted(files.routes)} {quoted(f"unix@{socket}")} {most}
         # Counts the time that the script runs, not the time that it waits.
         tune.lua.session-timeout {2 * MAX_PAUSE}s
         """

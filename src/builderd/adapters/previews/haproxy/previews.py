@@ -307,8 +307,8 @@ class HaproxyPreviews:
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)
         routes = self._open_map or RouteMap(files.routes)
-        for number, route in enumerate(await lost(routes.routes.keys()) if lost is not None else ()):
-            routes.put(route)
+        for number, route in enumerate(await lost(routes.with_tenant()) if lost is not None else ()):
+            routes.put_lost(route)
             if number % ROUTES_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._domains.load()

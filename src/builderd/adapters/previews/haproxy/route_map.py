@@ -1,7 +1,8 @@
 """The routes on disk, in the file that HAProxy loads its map from.
 
 A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for missing values. That to
-an app that speaks HTTP/2 ends in ``|h2c``; a public one has the access ``h2c``, which keeps it off the fast path.
+an app that speaks HTTP/2 ends in ``|h2c``; a public one has the access ``h2c``, which keeps it off the fast path. With
+the tenant, for which paused requests are counted, a line ends in ``|h2c|tenant`` or ``|-|tenant``.
 HAProxy ignores blanks at the end of a line and lines that begin with ``#``, so every route has a line of the same
 length, and a change writes that one line in place: 10,000 routes cost as much as one, and a reloading proxy or the next
 service reads every route in its last state. A line never crosses a page of the file, which one write fills at once: a
@@ -16,16 +17,16 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.route_list import RESERVED_SECONDS
 from builderd.linux import atomic_files
 
-#: A host has 253 bytes at most, a value 169. Divides the page size of every machine.
+#: A host has 253 bytes at most, a value 208. Divides the page size of every machine.
 LINE = 512
 #: So many changes of routes are remembered, and more where there are more routes.
 LEAST_CHANGES = 1_000
@@ -42,25 +43,31 @@ def encode(route: Route) -> str:
     ip, port = (route.destination.ip, str(route.destination.port)) if route.destination else (_NONE, _NONE)
     digest = route.token_hash or route.owner_hash or _NONE
     value = "|".join((route.state, access, ip, port, digest, route.builder_id or _NONE))
+    if route.tenant_id:
+        return f"{value}|{_H2C if route.h2c else _NONE}|{route.tenant_id}"
     return f"{value}|{_H2C}" if route.h2c else value
 
 
 def decode(host: str, value: str) -> Route:
     """Parse a value made by ``encode``. Raises ``ValueError`` for any other."""
-    h2c = value.endswith(f"|{_H2C}")
-    parts = value.removesuffix(f"|{_H2C}").split("|")
-    state, access, ip, port, digest, builder = (None if part == _NONE else part for part in parts)
-    if access not in ("private", _H2C if h2c else "public") or (access == "private" and digest is None):
-        raise ValueError(f"a route is public, or private with a token: {value!r}")
-    return Route(
+    # A value of fewer parts names no tenant, or no protocol either.
+    parts = value.split("|")
+    parts += [_NONE] * (8 - len(parts))
+    state, access, ip, port, digest, builder, protocol, tenant = (None if part == _NONE else part for part in parts)
+    private = access == "private"
+    route = Route(
         host,
         RouteState(state or ""),
         Address(ip, int(port)) if ip and port else None,
-        token_hash=digest if access == "private" else None,
+        token_hash=digest if private else None,
         builder_id=BuilderId(builder) if builder else None,
-        owner_hash=None if access == "private" else digest,
-        h2c=h2c,
+        owner_hash=None if private else digest,
+        h2c=protocol == _H2C,
+        tenant_id=TenantId(tenant) if tenant else None,
     )
+    if encode(route) != value:
+        raise ValueError(f"a route is public, or private with a token: {value!r}")
+    return route
 
 
 def led_directly(route: Route | None) -> Address | None:
@@ -163,6 +170,15 @@ class RouteMap:
         self._write(line, f"{route.host} {encode(route)}")
         self._note(self.routes.get(route.host), route)
         self.routes[route.host] = route
+
+    def with_tenant(self) -> Collection[str]:
+        """Return the hosts whose routes name their tenant; those that an earlier version wrote do not."""
+        return {host for host, route in self.routes.items() if route.tenant_id is not None}
+
+    def put_lost(self, route: Route) -> None:
+        """Put the route of a host that has none, or add its tenant to the one that it has."""
+        known = self.routes.get(route.host)
+        self.put(route if known is None else replace(known, tenant_id=route.tenant_id))
 
     def remove(self, host: str) -> None:
         line = self._lines.pop(host, None)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from builderd.adapters.previews.haproxy import route_map
 from builderd.adapters.previews.haproxy.route_map import LINE, RouteMap, decode, encode
-from builderd.domain.ids import BuilderId, new_id, secret_hash
+from builderd.domain.ids import BuilderId, TenantId, new_id, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.route_list import RESERVED_SECONDS
 
@@ -31,6 +31,7 @@ LONGEST = Route(
     Address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65535),
     token_hash="f" * 64,
     builder_id=BuilderId(new_id()),
+    tenant_id=TenantId(new_id()),
 )
 ALL = (OPEN, PRIVATE, STOPPED, LONGEST)
 
@@ -65,6 +66,7 @@ def test_a_route_survives_being_written_down(route: Route) -> None:
     "value",
     [
         *("open|public|10.0.0.1|80|-|-|h2c", "open|h2c|10.0.0.1|80|-|-", "stopped|h2c|-|-|-|-|h2c"),
+        *("stopped|public|-|-|-|-|-|x", "stopped|public|-|-|-|-|-|-", "stopped|public|-|-|-|-|-|x|x"),
         *("", "open", "open|public|10.0.0.1|8000|-", "open|public|10.0.0.1|8000|-|-|-", "shut|public|-|-|-|-"),
         *(
             "open|public|-|-|-|-",
@@ -98,6 +100,19 @@ def test_stored_routes_are_read_after_a_restart(tmp_path: Path) -> None:
     with opened(path) as routes:
         assert routes.routes == left
     assert as_haproxy_reads(path) == {host: encode(route) for host, route in left.items()}
+
+
+def test_tenant_is_added_to_routes_that_an_earlier_version_wrote(tmp_path: Path) -> None:
+    tenant = TenantId(new_id())
+    with opened(tmp_path / "routes.map") as routes:
+        for route in ALL:
+            routes.put(route)
+        assert set(routes.with_tenant()) == {LONGEST.host}
+        routes.put_lost(Route(OPEN.host, RouteState.STARTING, tenant_id=tenant))
+        routes.put_lost(Route("new.localhost", RouteState.STARTING, tenant_id=tenant))
+        assert routes.routes[OPEN.host] == replace(OPEN, tenant_id=tenant), "it leads where it led"
+        assert routes.routes["new.localhost"].state is RouteState.STARTING
+    assert as_haproxy_reads(tmp_path / "routes.map")[OPEN.host].endswith(f"|-|{tenant}")
 
 
 def test_a_line_that_became_free_is_used_again(tmp_path: Path) -> None:

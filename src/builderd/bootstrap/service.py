@@ -166,10 +166,11 @@ async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over:
 async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) -> None:
     previews = make_previews(settings)
     receiver = Receiver(owned.standby.membership, previews) if owned.standby is not None else None
-    if owned.first_address_at:
-        # Others stand by, and may lead visits by what an earlier service told them.
-        previews.standbys.begin(time.monotonic() + FIRST_CLOSE_AFTER)
     async with application(settings, owned, previews) as app:
+        if owned.first_address_at:
+            # Others stand by, and may lead visits by what an earlier service told them.
+            hosts = await app.store.read(lambda uow: uow.builders.hosts().keys())
+            previews.standbys.begin(time.monotonic() + FIRST_CLOSE_AFTER, hosts)
         note_database(settings)
         meter = Meter()
         operations = Operations(app, Rates(**settings.rates.model_dump()))

@@ -114,12 +114,28 @@ def test_closed_route_of_a_killed_service_is_none_to_the_next_one_too_soon(servi
     host = service.open(app)
     service.put(Route(host, RouteState.PAUSED))
     other = service.open(app)
+    lost = new_host()
     began = time.monotonic()
-    service.previews.standbys.begin(began + 0.5)
+    service.previews.standbys.begin(began + 0.5, (host, other, lost))
     assert service.run(service.previews.get(other)) is not None
     assert time.monotonic() - began < 0.4, "one that is open waits for nothing"
-    assert service.run(service.previews.get(host)) is not None
-    assert time.monotonic() - began >= 0.5
+    for closed in (host, lost):
+        service.run(service.previews.get(closed))
+        assert time.monotonic() - began >= 0.5
+
+
+def test_host_that_no_earlier_service_had_waits_for_no_standby(service: Proxy, app: App) -> None:
+    """As that of a builder that is created right after the start of the service."""
+    old, new = service.open(app), new_host()
+    began = time.monotonic()
+    service.previews.standbys.begin(began + 60, (old,))
+    assert service.run(service.previews.get(new)) is None
+    service.put(Route(new, RouteState.STARTING))
+    assert service.run(service.previews.get(new)) is not None
+    service.open(app, host=new)
+    service.put(Route(new, RouteState.PAUSED))
+    service.run(service.previews.remove(new))
+    assert time.monotonic() - began < 30
 
 
 def test_open_requests_and_visits_of_standbys_are_added(service: Proxy, app: App) -> None:

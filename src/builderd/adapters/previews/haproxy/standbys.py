@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -75,11 +75,16 @@ class Standbys:
         #: Set, and replaced, when standbys have something to learn, and when one has reported.
         self._news, self._reports = asyncio.Event(), asyncio.Event()
         self._first_close_at = 0.0
+        #: Hosts that an earlier service may have told standbys.
+        self._told_before: frozenset[str] = frozenset()
         self._pruned_at = time.monotonic()
 
-    def begin(self, first_close_at: float) -> None:
-        """Take no route for closed before this time: standbys may lead by what an earlier service told them."""
-        self._first_close_at = first_close_at
+    def begin(self, first_close_at: float, hosts: Collection[str]) -> None:
+        """Take no route of these hosts for closed before this time, by the monotonic clock.
+
+        Standbys may lead by what an earlier service told them. It told them nothing of other hosts.
+        """
+        self._first_close_at, self._told_before = first_close_at, frozenset(hosts)
 
     # What the service does
 
@@ -91,8 +96,11 @@ class Standbys:
 
     async def closed(self, host: str, *, is_closed: bool = True) -> None:
         """Return once no standby leads by an earlier route of the host. ``is_closed``: it has none to lead by now."""
-        if is_closed and (left := self._first_close_at - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+        if is_closed and host in self._told_before:
+            if (left := self._first_close_at - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+            else:
+                self._told_before = frozenset()
         if (made := self._closed.get(host)) is not None:
             await self._acknowledged(made, host)
             if self._closed.get(host) is made:

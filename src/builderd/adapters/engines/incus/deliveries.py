@@ -9,11 +9,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.exec_session import ExecSession
-from builderd.adapters.engines.incus.port_looks import parse_look
+from builderd.adapters.engines.incus.port_looks import LookPace, parse_look
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
 from builderd.domain.sandboxes import Listening, SandboxReport
 
@@ -64,9 +65,9 @@ class PortWatch:
             self.sockets = None
             await self._session.close()
 
-    def may_listen(self) -> bool:
-        """Return False while the app's port is certainly not reached."""
-        return self.sockets is None or Listening(self.sockets).reachable(self._port)
+    def may_listen(self, pace: LookPace) -> bool:
+        """Return False while the app's port is certainly not reached, or the next look for it is not due."""
+        return pace.is_due() if self.sockets is None else Listening(self.sockets).reachable(self._port)
 
     @property
     def is_over(self) -> bool:
@@ -83,6 +84,8 @@ class Deliveries:
         self._client = client
         #: By instance.
         self._watches: dict[str, PortWatch] = {}
+        #: Of looks by further programs, while the port of an instance is waited for.
+        self._paces: dict[str, LookPace] = {}
         #: CPU seconds of programs that have ended, the newest at the end.
         self._used: dict[str, float] = {}
         #: Instances that are being given their order; not those that have ended meanwhile.
@@ -129,6 +132,10 @@ class Deliveries:
         watch = self._watches.get(name)
         return None if watch is None or watch.sockets is None else (watch.address, watch.sockets)
 
+    def pace(self, name: str) -> LookPace | None:
+        """Return the pace of looks at an instance whose port is waited for; None where nobody waits."""
+        return self._paces.get(name)
+
     def cpu_seconds(self, name: str) -> float:
         """Return the CPU time of the program in an instance, which Incus counts as the app's."""
         watch = self._watches.get(name)
@@ -147,12 +154,15 @@ class Deliveries:
     @contextmanager
     def watch(self, name: str) -> Iterator[Callable[[], bool]]:
         """Yield a check of the app's port, as ``watch_port`` of the engine. The program in it ends soon afterwards."""
-        watch = self._watches.get(name)
+        watch, pace = self._watches.get(name), LookPace()
+        self._paces[name] = pace
         if watch:
             self._end_in(WATCHED_SECONDS, name, watch)
         try:
-            yield watch.may_listen if watch else lambda: True
+            yield partial(watch.may_listen, pace) if watch else pace.is_due
         finally:
+            if self._paces.get(name) is pace:
+                del self._paces[name]
             if watch:
                 self._end_in(REPORTED_SECONDS, name, watch)
 

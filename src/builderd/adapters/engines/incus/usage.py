@@ -33,6 +33,16 @@ class Usage:
     async def listening(self, sandbox: SandboxId) -> Listening:
         if known := self._sandboxes.deliveries.sockets(name_of(sandbox)):
             return await _mark_ipv6_only(*known)
+        pace = self._sandboxes.deliveries.pace(name_of(sandbox))
+        if pace is not None and pace.last is not None and not pace.is_due():
+            return pace.last
+        listening = await self._look(sandbox)
+        if pace is not None:
+            pace.note(listening)
+        return listening
+
+    async def _look(self, sandbox: SandboxId) -> Listening:
+        """Look by a program of its own."""
         found = await self._sandboxes.running(sandbox)
         if found is None or found["status"] != "Running":
             return Listening(frozenset())

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from tests.unit.adapters.engines.incus.metrics_text import instance, metrics
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import disk_usage, usages
+from builderd.adapters.engines.incus import disk_usage, port_looks, usages
 from builderd.adapters.engines.incus import usage as module
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
@@ -255,6 +256,36 @@ async def test_looks_at_ports_are_no_work_of_the_app(incus: MeteredIncus, monkey
     assert effort.cpu_seconds == pytest.approx(1.5 - 3 * 0.4)
     assert other is not None
     assert other.cpu_seconds == 1.5
+
+
+async def test_looks_at_an_app_that_does_not_come_up_become_rare(
+    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program that delivered its order has ended: each look is a program of Incus and one of the app."""
+    machine, clock, looks = machine_on(incus), [100.0], list[float]()
+    machine.usage._sandboxes._ordered.update(incus.instances)
+    monkeypatch.setattr(port_looks, "monotonic", lambda: clock[0])
+
+    async def look(*_: object) -> tuple[int, bytes]:
+        looks.append(clock[0])
+        return 0, b""
+
+    monkeypatch.setattr(module, "run_to_end", look)
+    with machine.sandboxes.deliveries.watch("s-0") as may_listen:
+        # As the reconciler looks: closely at each fifth time.
+        for number in range(6000):
+            if may_listen() or number % 5 == 0:
+                assert not (await machine.usage.listening(MANY[0])).sockets
+            clock[0] += 0.1
+    pauses = [later - earlier for earlier, later in pairwise(looks)]
+    assert all(later > earlier - 0.15 for earlier, later in pairwise(pauses)), "but for the time between two questions"
+    assert max(pauses[:5]) < 0.35, "an app that comes up soon is found soon"
+    assert 1.9 < pauses[-1] < 2.2
+    assert len(looks) < 350, "not six thousand"
+    seen = len(looks)
+    for _ in range(2):
+        await machine.usage.listening(MANY[0])
+    assert len(looks) == seen + 2, "where nobody waits, each question is a look"
 
 
 @pytest.mark.parametrize("told", ["", "table\n", "table\n1 2\n", "table\n1 2 x\n"])

@@ -10,13 +10,16 @@ from pathlib import Path
 
 
 @contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Mount an ext4 of ``size`` bytes, which no sandbox of another service keeps a copy of; unmount it afterwards."""
+def small_disk(folder: Path, size: int, kind: str = "ext4") -> Iterator[Path]:
+    """Mount a file system of ``size`` bytes, ext4 or btrfs, and unmount it afterwards.
+
+    No sandbox of another service keeps a copy of it.
+    """
     image, mount = folder / "disk.img", folder / "disk"
     with image.open("wb") as file:
         file.truncate(size)
     mount.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, mount], check=True)
     subprocess.run(["mount", "--make-private", mount], check=True)
     try:
@@ -28,6 +31,22 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 def free_bytes(disk: Path) -> int:
     status = os.statvfs(disk)
     return status.f_bavail * status.f_frsize
+
+
+def allocate_all(disk: Path) -> None:
+    """Allocate the space of a btrfs, which keeps a little for itself that nothing else can write to."""
+    file = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        end, piece = 0, free_bytes(disk)
+        while piece >= 4096:
+            try:
+                os.posix_fallocate(file, end, piece)
+                end += piece
+            except OSError:
+                piece //= 2
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def fill(disk: Path, left: int = 0) -> Path:

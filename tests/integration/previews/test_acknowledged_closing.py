@@ -125,7 +125,7 @@ def test_closed_route_of_a_killed_service_is_none_to_the_next_one_too_soon(servi
 
 
 def test_host_that_no_earlier_service_had_waits_for_no_standby(service: Proxy, app: App) -> None:
-    """As that of a builder that is created right after the start of the service."""
+    """Builders that are created right after the start of the service have such hosts."""
     old, new = service.open(app), new_host()
     began = time.monotonic()
     service.previews.standbys.begin(began + 60, (old,))

@@ -56,7 +56,8 @@ TOKEN = secret_hash(UP.service_token)
 
 
 def route(state: RouteState, ip: str | None = None, port: int = 8000) -> Route:
-    return Route(UP.host, state, Address(ip, port) if ip else None, builder_id=BUILDER, owner_hash=TOKEN)
+    address = Address(ip, port) if ip else None
+    return Route(UP.host, state, address, builder_id=BUILDER, owner_hash=TOKEN, tenant_id=UP.tenant_id)
 
 
 STARTING, STOPPED, FAILED = route(RouteState.STARTING), route(RouteState.STOPPED), route(RouteState.FAILED)

@@ -170,9 +170,10 @@ async def test_wishes_that_change_quickly_end_with_the_last(world: World) -> Non
 async def test_removal_that_goes_on_beside_the_record_is_over_when_the_reconciler_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, removed = world.engine.remove, list[SandboxId]()
+    remove, removed, is_stopped = world.engine.remove, list[SandboxId](), asyncio.Event()
 
     async def remove_slowly(sandbox: SandboxId) -> None:
+        await is_stopped.wait()
         await asyncio.sleep(0.05)
         await remove(sandbox)
         removed.append(sandbox)
@@ -182,4 +183,5 @@ async def test_removal_that_goes_on_beside_the_record_is_over_when_the_reconcile
         monkeypatch.setattr(world.engine, "remove", remove_slowly)
         await world.reached(builders.stop, builder)
         assert not removed, "its caller does not wait for that"
+        is_stopped.set()
     assert len(removed) == 1

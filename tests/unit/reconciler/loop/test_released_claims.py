@@ -157,6 +157,7 @@ async def test_claim_stays_until_an_app_that_crashed_is_up_again(world: World, m
         world.engine.end(world.running[0].spec.id, EndCause.EXITED, 1)
         await world.until(lambda: not world.running)
         await pass_time(world, asyncio.create_task(until_open(world, builder)))
+        await world.until(lambda: not reconciler._workers)
     assert len(released) >= 3, "its end, a new one, its start, its port"
     assert [is_released for is_released, is_up in released if not is_up] == [False] * (len(released) - 1)
 

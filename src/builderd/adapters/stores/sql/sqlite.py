@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
+from builderd.linux.copy_on_write import write_in_place
 
 READERS = 4
 #: Page cache of each connection in KB, filled as needed. A list of a hundred of many builders reads 4 MB of pages.
@@ -98,8 +99,12 @@ def _make_private(path: Path) -> None:
 
     Uses ``mknod`` instead of opening the file: closing a descriptor of it would drop the locks that SQLite holds in
     this process (https://www.sqlite.org/howtocorrupt.html, 2.2).
+
+    The folder's attribute is for these files as well: on btrfs, a page that is written again would need a block that a
+    full disk does not have, whatever ``sqlite_room`` keeps.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_in_place(path.parent)
     with suppress(FileExistsError):
         os.mknod(path, stat.S_IFREG | 0o600)
     path.chmod(0o600)

@@ -162,7 +162,8 @@ async def test_cancelled_wait_for_a_closed_route_is_gone_on_with(service: Servic
 
 async def test_nothing_is_closed_before_standbys_of_an_earlier_service_have_ended(service: Service) -> None:
     began = time.monotonic()
-    service.standbys.begin(began + 0.3)
+    service.standbys.begin(began + 0.3, (HOST,))
+    await asyncio.wait_for(service.standbys.closed("new.localhost"), 0.1)
     await asyncio.wait_for(service.standbys.closed(HOST, is_closed=False), 0.1)
     await service.standbys.closed(HOST)
     assert time.monotonic() - began >= 0.3

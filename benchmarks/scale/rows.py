@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select, text, update
 
+from builderd.adapters.stores.sql.live_totals import UNITS
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import (
     backups,
@@ -47,7 +48,10 @@ def copy_builder(url: str, number: int) -> None:
                     connection.execute(insert(table), copies)
             connection.execute(insert(backups), [backup_row(original, one) for one in ids])
         add_to_tenant(connection, parts[ledger_months], number)
-        counted = {"live_builders": tenants.c.live_builders + number}
+        counted = {
+            "live_builders": tenants.c.live_builders + number,
+            "live_disk": tenants.c.live_disk + number * round(TINY * UNITS),
+        }
         connection.execute(update(tenants).where(tenants.c.id == original["tenant_id"]).values(**counted))
         if engine.dialect.name == "postgresql":
             # As autovacuum does within a minute. Without it, plans are those for a table of a few rows.

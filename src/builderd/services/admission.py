@@ -102,7 +102,7 @@ def _check_capacity(uow: UnitOfWork, application: Application, more: Allocation)
 
 
 def _allocated(uow: UnitOfWork, more: Allocation, tenant_id: TenantId | None = None) -> Allocation:
-    """Return what is allocated of the resources that grow by ``more``: a start does not sum the disks of all."""
+    """Return what is allocated of the resources that grow by ``more``: a start does not ask for disks."""
     if more.builders > 0 or more.disk > 0:
         return uow.builders.allocated(tenant_id)
     return uow.builders.allocated_to_running(tenant_id)

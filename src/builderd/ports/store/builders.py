@@ -120,7 +120,7 @@ class Builders(Protocol):
         """Return what is reserved for the live builders of a tenant, or of all."""
 
     def allocated_to_running(self, tenant: TenantId | None = None) -> Allocation:
-        """Return ``allocated`` without builders and disks, which are summed over all that are stored."""
+        """Return ``allocated`` without builders and disks: of those that run alone."""
 
     def idle_candidates(self) -> Sequence[Builder]:
         """Return all tenants' builders that run, should run, and have an auto-stop interval."""

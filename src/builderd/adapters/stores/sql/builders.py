@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from builderd.adapters.stores.sql.backup_checks import CHECK_AT_AFTER_SAVE
 from builderd.adapters.stores.sql.claims import BATCH, Claims, is_held
-from builderd.adapters.stores.sql.live_counts import LiveCounts
+from builderd.adapters.stores.sql.live_totals import UNITS, LiveTotals, reserved_units
 from builderd.adapters.stores.sql.rows import changes, omit, row_of
 from builderd.adapters.stores.sql.tables import (
     ACTIVE,
@@ -156,9 +156,6 @@ def _of_running(name: str) -> ColumnElement[float]:
     return _greater(case((_runs, versions.c[name]), else_=0.0), _candidates.c[name])
 
 
-_LIVE_SUMS = select(
-    func.count().label("builders"), func.coalesce(func.sum(builders.c.reserved_disk), 0.0).label("disk")
-).where(text(LIVE))
 _ACTIVE_SUMS = (
     select(
         func.count().label("running_builders"),
@@ -176,7 +173,10 @@ _ACTIVE_SUMS = (
     .where(_active, _not_deleted)
 )
 # An insert that only refers to the row by a foreign key does not wait for this lock.
-_LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
+_LOCKED = {
+    plain: plain.add_columns(reserved_units.label("units")).with_for_update(key_share=True)
+    for plain in (_BY_ID, _BY_HOST)
+}
 _HELD = _LOCKED[_BY_ID].where(is_held)
 
 _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
@@ -190,13 +190,15 @@ _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
 class Builders(Claims):
     """Builders and their leases. Only a write transaction locks rows; ``on_lock`` is called with each that it locks."""
 
-    def __init__(self, connection: Connection, on_lock: Callable[[BuilderId], None], *, locks: bool) -> None:
+    def __init__(
+        self, connection: Connection, totals: LiveTotals, on_lock: Callable[[BuilderId], None], *, locks: bool
+    ) -> None:
         super().__init__(connection, locks=locks)
         self._on_lock = on_lock
         self._own: set[BuilderId] = set()
         #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
         self._known: dict[BuilderId, Builder] = {}
-        self.live_counts = LiveCounts(connection)
+        self._totals = totals
 
     def add(self, builder: Builder) -> None:
         other = self.by_name(builder.tenant_id, builder.name)
@@ -208,7 +210,7 @@ class Builders(Claims):
             )
         self._connection.execute(_INSERT, {**_row(builder), "backup_check_at": builder.created_at})
         self._own.add(builder.id)
-        self.live_counts.change(builder)
+        self._totals.added(builder.id)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
         return self._known.get(builder) or self._one(_BY_ID, {"id": builder}, lock=lock)
@@ -303,10 +305,8 @@ class Builders(Claims):
             self._connection.execute(_LOCK_DEMAND)
 
     def allocated(self, tenant: TenantId | None = None) -> Allocation:
-        of_all = _LIVE_SUMS if tenant is None else _LIVE_SUMS.where(builders.c.tenant_id == tenant)
-        live = self._connection.execute(of_all).mappings().one()
-        active = self._active_sums(tenant)
-        return Allocation(**{**active, "builders": live["builders"], "disk": live["disk"] + active["disk"]})
+        live, active = self._totals.sums(tenant), self._active_sums(tenant)
+        return Allocation(**{**active, "builders": live.builders, "disk": live.disk / UNITS + active["disk"]})
 
     def allocated_to_running(self, tenant: TenantId | None = None) -> Allocation:
         return Allocation(**{**self._active_sums(tenant), "disk": 0})
@@ -335,7 +335,8 @@ class Builders(Claims):
         row, known = omit(_row(builder), "id"), self._known.get(builder.id)
         self._connection.execute(_UPDATE, {**key, **(row if known is None else changes(_row(known), row))})
         self._known[builder.id] = builder
-        self.live_counts.change(builder)
+        if known is None or _reservation(known) != _reservation(builder):
+            self._totals.change(builder.id)
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
@@ -349,9 +350,14 @@ class Builders(Claims):
         if row.id not in self._own:
             self._own.add(row.id)
             self._on_lock(row.id)
-        builder = self._known[row.id] = read_builder(row)
-        self.live_counts.note(builder)
+        builder = self._known[row.id] = read_builder(row[:-1])
+        self._totals.note(builder.id, builder.desired, row.units)
         return builder
+
+
+def _reservation(builder: Builder) -> tuple[object, ...]:
+    """Return what decides whether a builder's disk counts, and which."""
+    return builder.desired is Desired.DELETED, builder.version, builder.disk_released_at is None
 
 
 def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:

@@ -14,18 +14,17 @@ from sqlalchemy import (
     Connection,
     Select,
     bindparam,
-    func,
     insert,
     inspect,
     literal,
     select,
-    text,
     update,
 )
 
 from builderd.adapters.stores.sql.database_clock import database_now
+from builderd.adapters.stores.sql.live_totals import count_anew
 from builderd.adapters.stores.sql.rows import row_of
-from builderd.adapters.stores.sql.tables import LIVE, backups, builders, database_lease, qa_reports, restores, tenants
+from builderd.adapters.stores.sql.tables import backups, builders, database_lease, qa_reports, restores
 from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseLease, Instance
 
@@ -49,11 +48,6 @@ _MOVE_BUILDERS = (
     update(builders).where(_builder.member != _member, _builder.status != Status.DELETED).values(member=_member)
 )
 _DROP_CLAIMS = update(builders).where(_builder.claimed_by != _identity).values(claimed_by=None, claimed_until=None)
-_counted = (
-    select(func.count()).select_from(builders).where(_builder.tenant_id == tenants.c.id, text(LIVE)).scalar_subquery()
-)
-# It is kept by differences: a service of an earlier version, on a database that was rolled back to it, kept none.
-_COUNT_LIVE = update(tenants).where(tenants.c.live_builders != _counted).values(live_builders=_counted)
 # A job without an owner has not started.
 _TAKE_OVER_WORK = [
     update(table).where(table.c.owner.not_in([_identity, ""])).values(owner=_identity)
@@ -93,7 +87,7 @@ class DatabaseLeases:
         owner = {"new_owner": instance.identity}
         self._connection.execute(_MOVE_BUILDERS, {"new_member": instance.member})
         self._connection.execute(_DROP_CLAIMS, owner)
-        self._connection.execute(_COUNT_LIVE)
+        count_anew(self._connection)
         for statement in _TAKE_OVER_WORK:
             self._connection.execute(statement, owner)
 

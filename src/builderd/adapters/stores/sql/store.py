@@ -28,6 +28,7 @@ from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
 from builderd.adapters.stores.sql.leases import Leases
 from builderd.adapters.stores.sql.ledger import Ledger
+from builderd.adapters.stores.sql.live_totals import LiveTotals
 from builderd.adapters.stores.sql.metrics import Metrics
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.named_disks import NamedDisks
@@ -85,10 +86,9 @@ class UnitOfWork:
         self.tokens: port.Tokens = Tokens(connection)
         self.builder_lists: port.BuilderLists = BuilderLists(connection)
         self.builder_reads: port.BuilderReads = BuilderReads(connection)
-        versions = Versions(connection)
-        builders = Builders(connection, versions.forget, locks=writes)
-        self.builders: port.Builders = builders
-        self._live_counts = builders.live_counts
+        self._live_totals = totals = LiveTotals(connection)
+        versions = Versions(connection, totals)
+        self.builders: port.Builders = Builders(connection, totals, versions.forget, locks=writes)
         self.versions: port.Versions = versions
         self.sandboxes: port.Sandboxes = Sandboxes(connection)
         self.ledger: port.Ledger = Ledger(connection)
@@ -122,7 +122,7 @@ class UnitOfWork:
 
     def finish(self) -> None:
         """Write what a transaction writes last."""
-        self._live_counts.write()
+        self._live_totals.write()
 
 
 class SqlStore:

@@ -15,7 +15,7 @@ from builderd.domain.ids import TenantId
 from builderd.domain.tenants import Tenant
 
 _INSERT = insert(tenants)
-_NO_FIELDS = ("spending_due_at", "live_builders")
+_NO_FIELDS = ("spending_due_at", "live_builders", "live_disk")
 _SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIELDS))
 _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))

@@ -24,6 +24,7 @@ from sqlalchemy import (
     update,
 )
 
+from builderd.adapters.stores.sql.live_totals import LiveTotals
 from builderd.adapters.stores.sql.rows import changes, omit, row_of
 from builderd.adapters.stores.sql.tables import LIVE, backups, builders, versions
 from builderd.domain.backups import BackupStatus
@@ -110,8 +111,9 @@ _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindpa
 
 
 class Versions:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, totals: LiveTotals) -> None:
         self._connection = connection
+        self._totals = totals
         #: As read or saved last in this transaction, since its builder was locked: nobody else changes them then.
         self._known: dict[tuple[BuilderId, int], Version] = {}
 
@@ -123,8 +125,10 @@ class Versions:
     def add(self, version: Version) -> None:
         self._connection.execute(_INSERT, _row(version))
         # The first version is the current one of a builder whose row is stored already; its resources never change.
+        self._totals.lock(version.builder_id)
         key = {"builder": version.builder_id, "which": version.number}
-        self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk})
+        if self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk}).rowcount:
+            self._totals.change(version.builder_id)
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
         if (known := self._known.get((builder, number))) is not None:

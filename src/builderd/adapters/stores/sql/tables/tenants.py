@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKey, Integer, LargeBinary, Table, Text, text
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, Table, Text, text
 
 from builderd.adapters.stores.sql.tables.base import NAME, document, metadata
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime
@@ -20,6 +20,9 @@ tenants = Table(
     # Number of its live builders, which lists name: counting them reads an entry of an index for each. Not a field of
     # ``Tenant``: written with the row of a builder that is added or deleted.
     Column("live_builders", Integer, nullable=False, server_default=text("0")),
+    # Their reserved disk, in billionths of a GB: an integer, whose sum does not drift. Written as their number is, and
+    # with a builder whose version takes over or whose disk is given back.
+    Column("live_disk", BigInteger, nullable=False, server_default=text("0")),
 )
 
 

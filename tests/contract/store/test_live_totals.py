@@ -141,6 +141,22 @@ async def test_a_transaction_sees_its_own_changes_and_no_others_do(store: Store)
     assert (await store.read(lambda uow: uow.builders.allocated())).disk == 3
 
 
+async def test_row_that_is_locked_again_after_a_change_counts_once(store: Store) -> None:
+    made = await store.write(partial(create, disk=3))
+
+    def enlarge(uow: UnitOfWork) -> None:
+        builder = locked(uow, made.id)
+        uow.versions.add(sized(builder, 7.7, number=2))
+        uow.builders.save(replace(builder, version=2))
+        found = uow.builders.by_host(builder.host, lock=True)
+        assert found is not None
+        uow.builders.save(replace(found, desired=Desired.STOPPED))
+        assert uow.builders.allocated().disk == 7.7
+
+    await store.write(enlarge)
+    await assert_exact(store)
+
+
 async def test_version_that_is_added_by_itself_counts(store: Store) -> None:
     builder = make_builder()
     await add(store, builder)

@@ -28,8 +28,8 @@ FREEZE_AFTER = "BUILDERD_IDLE__FREEZE_AFTER"
 STEPS = {
     "freeze": ("SetRoute", "Freeze"),
     "thaw": ("Thaw",),
-    "wake": ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
-    "idle stop": ("SetRoute", "StopSandbox", "Settle"),
+    "wake": ("SetRoute", "StartSandbox", "AwaitListening"),
+    "idle stop": ("SetRoute", "StopSandbox"),
 }
 MOMENTS = ("begun", "done", "recorded")
 #: Where the world and the record are furthest apart; the soak kills it everywhere else too.

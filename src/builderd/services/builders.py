@@ -18,7 +18,7 @@ from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_reads import BuilderRead
+from builderd.ports.store.builder_reads import ShownBuilder
 from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
 from builderd.services.application import Application
@@ -210,9 +210,8 @@ def views(
     return shown
 
 
-def view_of(uow: UnitOfWork, application: Application, read: BuilderRead, now: datetime) -> BuilderView:
+def view_of(uow: UnitOfWork, application: Application, read: ShownBuilder, now: datetime) -> BuilderView:
     """Return the view of a builder that was read with its version."""
-    assert read.builder is not None
     assert read.version is not None
     found = _view(uow, application, read.builder, read.version, read.spent, now)
     if not read.has_backups:

@@ -16,7 +16,7 @@ from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.builder_reads import BuilderRead, CommandRead
+from builderd.ports.store.builder_reads import BuilderRead, CommandRead, ShownBuilder
 
 TOKEN = make_token(last_used_at=NOW)
 
@@ -34,6 +34,31 @@ async def _read(store: Store, builder: BuilderId, max_size: int = 100, token: To
     return await store.read(lambda uow: uow.builder_reads.by_secret(token.secret_hash, builder, NOW, max_size))
 
 
+async def _shown(store: Store, builder: BuilderId) -> ShownBuilder | None:
+    return await store.read(lambda uow: uow.builder_reads.shown(builder, NOW))
+
+
+async def test_a_builder_is_shown_as_by_its_parts_also_when_it_is_deleted(store: Store) -> None:
+    gone = make_builder(desired=Desired.DELETED, status=Status.DELETED, deleted_at=NOW)
+    for builder in (make_builder(version=2, spare_disks=("x",)), gone):
+        await _add(
+            store, builder, *(make_version(builder.id, number=number) for number in range(1, builder.version + 1))
+        )
+        segment = Segment(TENANT.id, builder.id, Billing.RUNNING, NOW - timedelta(hours=3), None, Decimal("0.25"))
+        await store.write(lambda uow, one=segment: uow.ledger.open(one))  # type: ignore[misc]
+        found = await _shown(store, builder.id)
+
+        def parts(uow: UnitOfWork, one: BuilderId = builder.id, number: int = builder.version) -> ShownBuilder:
+            stored, version = uow.builders.get(one), uow.versions.get(one, number)
+            assert stored is not None
+            return ShownBuilder(stored, version, uow.ledger.totals([one], NOW)[one], has_backups=False)
+
+        assert found == await store.read(parts)
+        assert found is not None
+        assert found.spent != Sum()
+    assert await _shown(store, BuilderId(new_id())) is None
+
+
 async def test_token_builder_and_version_are_read_together(store: Store) -> None:
     settings = VersionSettings(entrypoint="python3 main.py", env={"A": "b"}, credentials=("one",))
     builder = make_builder(version=2, spare_disks=("x",))
@@ -42,7 +67,7 @@ async def test_token_builder_and_version_are_read_together(store: Store) -> None
     await _add(store, builder, make_version(builder.id), current)
     await _add(store, make_builder())
     found = await _read(store, builder.id)
-    assert found == BuilderRead(TOKEN, builder, current, Sum(), has_backups=False)
+    assert found == BuilderRead(TOKEN, ShownBuilder(builder, current, Sum(), has_backups=False))
 
 
 async def test_an_unknown_secret_reads_nothing(store: Store) -> None:
@@ -59,7 +84,7 @@ async def test_foreign_deleted_and_unknown_builders_are_not_read(store: Store) -
     for builder in (foreign, deleted, gone):
         await _add(store, builder)
     for one in (foreign.id, deleted.id, gone.id, BuilderId(new_id())):
-        assert await _read(store, one) == BuilderRead(TOKEN, None, None, Sum(), has_backups=False)
+        assert await _read(store, one) == BuilderRead(TOKEN, None)
 
 
 async def test_expired_and_revoked_tokens_are_returned(store: Store) -> None:
@@ -77,10 +102,13 @@ async def test_a_large_version_is_left_out(store: Store) -> None:
     await _add(store, builder, make_version(builder.id, settings=settings))
     found, whole = await _read(store, builder.id), await _read(store, builder.id, 1_000)
     assert found is not None
+    assert found.shown is not None
+    assert (found.shown.builder, found.shown.version) == (builder, None)
     assert whole is not None
-    assert (found.builder, found.version) == (builder, None)
-    assert whole.version is not None
-    assert whole.version.settings == settings
+    assert whole.shown is not None
+    assert whole.shown.version is not None
+    assert whole.shown.version.settings == settings
+    assert await _shown(store, builder.id) == whole.shown
 
 
 async def test_costs_are_the_exact_sum_of_all_months_and_the_open_segment(store: Store) -> None:
@@ -99,7 +127,8 @@ async def test_costs_are_the_exact_sum_of_all_months_and_the_open_segment(store:
     await store.write(spend)
     found = await _read(store, builder.id)
     assert found is not None
-    assert found.spent == (await store.read(lambda uow: uow.ledger.totals([builder.id], NOW)))[builder.id]
+    assert found.shown is not None
+    assert found.shown.spent == (await store.read(lambda uow: uow.ledger.totals([builder.id], NOW)))[builder.id]
 
 
 async def _read_for_command(store: Store, builder: BuilderId) -> CommandRead | None:

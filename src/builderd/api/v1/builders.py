@@ -132,11 +132,11 @@ def _read_hot(uow: UnitOfWork, application: Application, digest: str, uuid: str,
     read = uow.builder_reads.by_secret(digest, BuilderId(uuid.lower()), now, MAX_HOT)
     token = tokens.check(read.token if read is not None else None, calendar)
     assert read is not None
-    if read.builder is None:
+    if read.shown is None:
         return HotAnswer(token, error=builders.missing())
-    if read.version is None:
+    if read.shown.version is None:
         return HotAnswer(token)
-    view = builders.view_of(uow, application, read, now)
+    view = builders.view_of(uow, application, read.shown, now)
     data = present_builder(view, with_token=token.allows(Scope.WRITE))
     return HotAnswer(token, encoded(_one(data)))
 

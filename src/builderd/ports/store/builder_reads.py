@@ -1,4 +1,4 @@
-"""One builder and the token that asks for it, read together."""
+"""One builder as it is shown, and the token that asks for it, read together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from builderd.domain.versions import Version
 
 
 @dataclass(frozen=True, slots=True)
-class BuilderRead:
-    """A token, and a live builder of its tenant with the current version; ``spent`` is its total cost.
+class ShownBuilder:
+    """A builder with its current version and its total cost (``spent``)."""
 
-    ``version`` is None if its variables and input are larger than was asked for.
-    """
-
-    token: Token
-    builder: Builder | None
+    builder: Builder
+    #: None if its variables and input are larger than was asked for.
     version: Version | None
     spent: Sum
     has_backups: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderRead:
+    """A token, and a live builder of its tenant."""
+
+    token: Token
+    shown: ShownBuilder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class BuilderReads(Protocol):
 
         ``max_size``: characters that the version's variables and input may have together.
         """
+
+    def shown(self, builder: BuilderId, now: datetime) -> ShownBuilder | None:
+        """Return the builder, also one that is deleted, with its version, however large; None for an unknown one."""
 
     def for_command(self, secret_hash: str, builder: BuilderId) -> CommandRead | None:
         """Return the token of this secret, valid or not, and the builder; None without such a token."""

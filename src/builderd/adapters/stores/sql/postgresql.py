@@ -74,6 +74,7 @@ def open_postgresql(url: URL) -> Database:
         writers=WRITERS,
         readers=READERS,
         begin=partial(prepared.begin, send=_send),
+        close_idle=lambda: None,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=is_passing,
         outage_reason=outage_reason,

@@ -223,6 +223,10 @@ class PreparedConnection(Connection):
     def __init__(self, engine: Engine, send: Send) -> None:
         super().__init__(engine)
         self._send = send
+        self._is_observed = False
+
+    def look_for_observers(self) -> None:
+        """Notice who listens to executions from now on."""
         self._is_observed = bool(self.dispatch.before_cursor_execute or self.dispatch.after_cursor_execute)
 
     @cached_property
@@ -258,8 +262,42 @@ class PreparedConnection(Connection):
 @contextmanager
 def begin(engine: Engine, send: Send) -> Iterator[Connection]:
     """Open a transaction on a connection that prepares statements."""
-    with PreparedConnection(engine, send) as connection, connection.begin():
+    connection = PreparedConnection(engine, send)
+    with connection, connection.begin():
+        connection.look_for_observers()
         yield connection
+
+
+class Transactions:
+    """Opens transactions on connections that stay open in between: to make one takes as long as two statements."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        #: Connections without a transaction, the last used at the end. Several threads use them.
+        self._idle: dict[Engine, list[PreparedConnection]] = {}
+
+    @contextmanager
+    def begin(self, engine: Engine) -> Iterator[Connection]:
+        """Open a transaction. A connection on which anything failed goes back to the engine's pool."""
+        idle = self._idle.setdefault(engine, [])
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = PreparedConnection(engine, self._send)
+        try:
+            connection.look_for_observers()
+            with connection.begin():
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        idle.append(connection)
+
+    def close(self) -> None:
+        """Close all connections without a transaction."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
 
 
 #: Forms by dialect, statement and its parameters, None for one that only SQLAlchemy can execute. A statement that was

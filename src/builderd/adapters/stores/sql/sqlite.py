@@ -8,15 +8,14 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
+from builderd.adapters.stores.sql.prepared import Transactions
 from builderd.linux.copy_on_write import write_in_place
 
 READERS = 4
@@ -34,12 +33,14 @@ def open_sqlite(url: URL) -> Database:
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
+    transactions = Transactions(sqlite3.Connection.execute)
     return Database(
         writing=writing,
         reading=reading.execution_options(read_only=True),
         writers=1,
         readers=0 if path is None else READERS,
-        begin=partial(prepared.begin, send=sqlite3.Connection.execute),
+        begin=transactions.begin,
+        close_idle=transactions.close,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
         outage_reason=outage_reason,
@@ -81,7 +82,8 @@ def _file_engine(url: URL, path: Path, connections: int) -> Engine:
         url,
         poolclass=QueuePool,
         pool_size=connections,
-        max_overflow=0,
+        # Units of work keep the connections; each of their threads may use one beside them, for a migration say.
+        max_overflow=connections,
         # The connection used last: its cache has the pages, and its statements are prepared.
         pool_use_lifo=True,
         connect_args={"timeout": BUSY_TIMEOUT, "cached_statements": 256},

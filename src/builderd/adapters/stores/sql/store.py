@@ -14,41 +14,12 @@ from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from builderd.adapters.stores.sql import schema
-from builderd.adapters.stores.sql.backup_checks import BackupChecks
-from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
-from builderd.adapters.stores.sql.build_logs import BuildLogs
-from builderd.adapters.stores.sql.builder_lists import BuilderLists
-from builderd.adapters.stores.sql.builder_reads import BuilderReads
-from builderd.adapters.stores.sql.builders import Builders
-from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.database_lease import DatabaseLeases
-from builderd.adapters.stores.sql.domains import AcmeAccounts, Domains, WildcardCertificates
-from builderd.adapters.stores.sql.events import Events
-from builderd.adapters.stores.sql.idempotency import Idempotency
-from builderd.adapters.stores.sql.leases import Leases
-from builderd.adapters.stores.sql.ledger import Ledger
-from builderd.adapters.stores.sql.live_totals import LiveTotals
-from builderd.adapters.stores.sql.metrics import Metrics
 from builderd.adapters.stores.sql.migrations import upgrade
-from builderd.adapters.stores.sql.named_disks import NamedDisks
-from builderd.adapters.stores.sql.open_builds import OpenBuilds
 from builderd.adapters.stores.sql.postgresql import open_postgresql
-from builderd.adapters.stores.sql.preview_links import PreviewLinks
-from builderd.adapters.stores.sql.qa_reports import QaReports
-from builderd.adapters.stores.sql.reviews import Acceptances, Reviews
-from builderd.adapters.stores.sql.sandboxes import Sandboxes
-from builderd.adapters.stores.sql.services import Services
-from builderd.adapters.stores.sql.sessions import Sessions, SignInLinks
 from builderd.adapters.stores.sql.sqlite import open_sqlite
-from builderd.adapters.stores.sql.ssh_grants import SshGrants
-from builderd.adapters.stores.sql.stored_bundles import StoredBundles
-from builderd.adapters.stores.sql.stored_uploads import StoredUploads
-from builderd.adapters.stores.sql.tenants import Tenants
-from builderd.adapters.stores.sql.tokens import Tokens
-from builderd.adapters.stores.sql.uploads import Uploads
-from builderd.adapters.stores.sql.versions import Versions
-from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
+from builderd.adapters.stores.sql.unit_of_work import UnitOfWork
 from builderd.adapters.stores.sql.writes import Writes
 from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import BuilderdError, StoreUnavailable
@@ -72,57 +43,6 @@ MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
 #: A queued write that has not started after so many seconds is cancelled; a read without a result fails then, too.
 DEADLINE = 30.0
-
-
-class UnitOfWork:
-    """One transaction. With ``writes`` it may write, and so lock rows."""
-
-    def __init__(self, connection: Connection, *, writes: bool) -> None:
-        #: Kinds of the records that it has written so far.
-        self.written = written = set[Kind]()
-        self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
-        self.services: port.Services = Services(connection)
-        self.tenants: port.Tenants = Tenants(connection)
-        self.tokens: port.Tokens = Tokens(connection)
-        self.builder_lists: port.BuilderLists = BuilderLists(connection)
-        self.builder_reads: port.BuilderReads = BuilderReads(connection)
-        self._live_totals = totals = LiveTotals(connection)
-        versions = Versions(connection, totals)
-        self.builders: port.Builders = Builders(connection, totals, versions.forget, locks=writes)
-        self.versions: port.Versions = versions
-        self.sandboxes: port.Sandboxes = Sandboxes(connection)
-        self.ledger: port.Ledger = Ledger(connection)
-        self.named_disks: port.NamedDisks = NamedDisks(connection)
-        self.open_builds: port.OpenBuilds = OpenBuilds(connection)
-        self.events: port.Events = Events(connection, written)
-        self.metrics: port.Metrics = Metrics(connection)
-        self.webhooks: port.Webhooks = Webhooks(connection, written, locks=writes)
-        self.deliveries: port.Deliveries = Deliveries(connection)
-        self.build_logs: port.BuildLogs = BuildLogs(connection)
-        self.credentials: port.Credentials = Credentials(connection, locks=writes)
-        self.domains: port.Domains = Domains(connection, written, locks=writes)
-        self.acme_accounts: port.AcmeAccounts = AcmeAccounts(connection)
-        self.wildcard_certificates: port.WildcardCertificates = WildcardCertificates(connection)
-        self.backups: port.Backups = Backups(connection, written)
-        self.restores: port.Restores = Restores(connection, written)
-        self.backup_checks: port.BackupChecks = BackupChecks(connection, locks=writes)
-        self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
-        self.leases: port.Leases = Leases(connection)
-        self.stored_bundles: port.StoredBundles = StoredBundles(connection)
-        self.stored_uploads: port.StoredUploads = StoredUploads(connection)
-        self.uploads: port.Uploads = Uploads(connection)
-        self.sessions: port.Sessions = Sessions(connection)
-        self.sign_in_links: port.SignInLinks = SignInLinks(connection)
-        self.preview_links: port.PreviewLinks = PreviewLinks(connection)
-        self.ssh_grants: port.SshGrants = SshGrants(connection)
-        self.idempotency: port.Idempotency = Idempotency(connection)
-        self.qa_reports: port.QaReports = QaReports(connection, written)
-        self.reviews: port.Reviews = Reviews(connection)
-        self.acceptances: port.Acceptances = Acceptances(connection)
-
-    def finish(self) -> None:
-        """Write what a transaction writes last."""
-        self._live_totals.write()
 
 
 class SqlStore:
@@ -326,6 +246,7 @@ class SqlStore:
     def _close(self) -> None:
         self._readers.shutdown()
         self._writers.shutdown()
+        self._database.close_idle()
         self._database.writing.dispose()
         self._database.reading.dispose()
 

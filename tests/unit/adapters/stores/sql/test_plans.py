@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 from tests.stores import memory_store
 
-from builderd.adapters.stores.sql.store import UnitOfWork
+from builderd.adapters.stores.sql.unit_of_work import UnitOfWork
 from builderd.domain.builders import Status
 from builderd.domain.days import DAY
 from builderd.domain.ids import BuilderId, TenantId

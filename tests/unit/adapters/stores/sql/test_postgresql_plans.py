@@ -11,8 +11,9 @@ from sqlalchemy import Connection, Table, event, text
 from tests.contract.store.samples import TENANT, add, add_builder, make_segment
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.store import SqlStore, UnitOfWork
+from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import backups, builders, ledger, versions
+from builderd.adapters.stores.sql.unit_of_work import UnitOfWork
 from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.ids import BackupId, new_id
 from builderd.ports.store.builders import BuilderQuery

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Double,
+    Engine,
     Executable,
     Integer,
     LargeBinary,
@@ -24,6 +26,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     case,
+    create_engine,
     delete,
     event,
     exists,
@@ -42,7 +45,7 @@ from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, 
 from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.postgresql import open_postgresql
-from builderd.adapters.stores.sql.prepared import PreparedConnection, Rows
+from builderd.adapters.stores.sql.prepared import PreparedConnection, Rows, Transactions
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, enum_column
 from builderd.domain.builders import Status
@@ -271,6 +274,65 @@ def test_listeners_see_each_execution(database: Database) -> None:
         for _ in range(3):
             connection.execute(_ALL)
     assert len(seen) == 3
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = create_engine("sqlite://")
+    with made.begin() as connection:
+        things.create(connection)
+        connection.execute(insert(things), [FULL, EMPTY])
+    yield made
+    made.dispose()
+
+
+def test_a_connection_is_used_again_and_sees_who_listens_since(engine: Engine) -> None:
+    seen: list[str] = []
+    transactions, used = Transactions(sqlite3.Connection.execute), list[Connection]()
+    for _ in range(3):
+        with transactions.begin(engine) as connection:
+            connection.execute(_ALL)
+            used.append(connection)
+    event.listen(engine, "before_cursor_execute", lambda *call: seen.append(call[2]))
+    with transactions.begin(engine) as connection:
+        connection.execute(_ALL)
+        used.append(connection)
+    assert len(set(used)) == 1
+    assert len(seen) == 1
+
+
+def test_transactions_at_the_same_time_have_connections_of_their_own(engine: Engine) -> None:
+    transactions = Transactions(sqlite3.Connection.execute)
+    with transactions.begin(engine) as one, transactions.begin(engine.execution_options(other=True)) as other:
+        assert one is not other
+    with transactions.begin(engine) as again:
+        assert again is one
+
+
+def test_a_connection_that_failed_is_not_used_again(engine: Engine) -> None:
+    transactions, used = Transactions(sqlite3.Connection.execute), list[Connection]()
+
+    def fail() -> None:
+        with transactions.begin(engine) as connection:
+            used.append(connection)
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+    assert used[0] is not used[1]
+    assert all(connection.closed for connection in used)
+
+
+def test_connections_are_closed_in_the_end_and_made_anew(engine: Engine) -> None:
+    transactions = Transactions(sqlite3.Connection.execute)
+    with transactions.begin(engine) as first:
+        pass
+    assert not first.closed
+    transactions.close()
+    assert first.closed
+    with transactions.begin(engine) as second:
+        assert second.execute(_ALL).first() is not None
 
 
 def _fail_after(database: Database, statement: Executable) -> None:

@@ -30,6 +30,8 @@ _UPDATE = update(qa_reports).where(
 )
 _PICTURES = qa_screenshots.c.builder_id == bindparam("builder"), qa_screenshots.c.version == bindparam("number")
 _DELETE_PICTURES = delete(qa_screenshots).where(*_PICTURES)
+_DELETE_ALL_PICTURES = delete(qa_screenshots).where(qa_screenshots.c.builder_id == bindparam("builder"))
+_DELETE = delete(qa_reports).where(qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.copy_disk.is_(None))
 _INSERT_PICTURE = insert(qa_screenshots)
 _PICTURE = select(qa_screenshots).where(*_PICTURES, qa_screenshots.c.name == bindparam("picture"))
 
@@ -71,10 +73,8 @@ class QaReports:
         return Screenshot(row["name"], row["width"], row["height"], bytes(row["png"])) if row else None
 
     def delete(self, builder: BuilderId) -> None:
-        self._connection.execute(delete(qa_screenshots).where(qa_screenshots.c.builder_id == builder))
-        self._connection.execute(
-            delete(qa_reports).where(qa_reports.c.builder_id == builder, qa_reports.c.copy_disk.is_(None))
-        )
+        self._connection.execute(_DELETE_ALL_PICTURES, {"builder": builder})
+        self._connection.execute(_DELETE, {"builder": builder})
 
 
 def _row(report: QaReport) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _UNUSED = select(reviews.c.tenant_id, reviews.c.key).where(reviews.c.reviewed_at
 _ACCEPTED = (
     select(acceptances).where(acceptances.c.builder_id == bindparam("builder")).order_by(acceptances.c.accepted_at)
 )
+_DELETE_ACCEPTANCES = delete(acceptances).where(acceptances.c.builder_id == bindparam("builder"))
 _ACCEPT = insert(acceptances)
 _ACCEPT_AGAIN = update(acceptances).where(
     and_(acceptances.c.builder_id == bindparam("builder"), acceptances.c.fingerprint == bindparam("which"))
@@ -71,7 +72,7 @@ class Acceptances:
         return [Acceptance(**row) for row in self._connection.execute(_ACCEPTED, {"builder": builder}).mappings()]
 
     def delete(self, builder: BuilderId) -> None:
-        self._connection.execute(delete(acceptances).where(acceptances.c.builder_id == builder))
+        self._connection.execute(_DELETE_ACCEPTANCES, {"builder": builder})
 
 
 def _document(report: Report) -> dict[str, Any]:

@@ -84,6 +84,7 @@ EMPTY = {**dict.fromkeys(FULL), "name": "empty"}
 _others = things.alias()
 _ALL = select(things).order_by(things.c.id)
 _ONE = _ALL.where(things.c.id == bindparam("which"))
+_OF_STATES = _ONE.where(things.c.status.in_([Status.RUNNING, Status.STOPPED]), things.c.at.in_([NOW]))
 _KINDS: dict[str, tuple[Executable, dict[str, Any] | None]] = {
     "columns of each type": (_ALL, None),
     "a row by its key": (_ONE, {"which": 1}),
@@ -115,6 +116,12 @@ _KINDS: dict[str, tuple[Executable, dict[str, Any] | None]] = {
     "a limit": (_ALL.limit(bindparam("limit")), {"limit": 1}),
     "a list of values": (_ALL.where(things.c.id.in_(bindparam("ids", expanding=True))), {"ids": [1, 2]}),
     "a fixed list": (_ALL.where(things.c.id.in_([1, 2])), {}),
+    "a fixed list that is empty": (_ALL.where(things.c.id.in_([])), {}),
+    "a fixed list of a type, and a parameter": (_OF_STATES, {"which": 1}),
+    "joined text": (
+        select(func.aggregate_strings(things.c.name, ", ")).where(things.c.id < bindparam("id")),
+        {"id": 9},
+    ),
     "text": (text("SELECT id, name FROM things ORDER BY id"), {}),
 }
 
@@ -139,6 +146,30 @@ sqlite_alone = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def connection(database: Database) -> Iterator[Connection]:
     with database.begin(database.writing) as opened:
         yield opened
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_prepared"),
+    [
+        ("a row by its key", True),
+        ("a fixed list of a type, and a parameter", False),
+        ("joined text", True),
+        ("a list of values", False),
+        ("text", False),
+    ],
+)
+def test_statements_whose_text_never_changes_are_prepared(connection: Connection, kind: str, is_prepared: bool) -> None:
+    statement, values = _KINDS[kind]
+    for _ in range(2):
+        connection.execute(statement, values)
+    assert (prepared.find(statement, tuple(values or ()), connection) is not None) is is_prepared
+
+
+def test_a_fixed_list_that_is_given_after_all_is_used(connection: Connection) -> None:
+    statement = _ALL.where(things.c.id.in_(bindparam("ids", [1], expanding=True)))
+    for ids in ([1], [2], [1, 2], []):
+        assert [row.id for row in connection.execute(statement, {"ids": ids})] == ids
+        assert [row.id for row in connection.execute(statement)] == [1]
 
 
 @pytest.mark.parametrize(("statement", "values"), _KINDS.values(), ids=list(_KINDS))

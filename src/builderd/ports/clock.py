@@ -37,7 +37,7 @@ class Clock(Protocol):
         """Let this much time pass."""
 
     async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        """Call a quick check after each ``pause`` seconds until it is True; return how often it was called.
+        """Call a quick check after each ``pause`` seconds or so until it is True; return how often it was called.
 
         It is called ``most`` times at most, and for ``most`` pauses at most, however late each is: ``most`` is returned
         then. It costs less CPU time than ``sleep`` in a loop.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from builderd.domain.failures import listens_elsewhere
@@ -13,8 +14,13 @@ from builderd.services.start_time import StartTime, TimeLimit
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well; longer while it works.
 ELSEWHERE_GRACE = 5.0
-#: Pause between two looks at the port, as a share of the time since the sandbox's start, and its bounds in seconds.
-PAUSE_SHARE, LEAST_PAUSE, LAST_PAUSE = 0.02, 0.002, 0.1
+#: Pause between two looks at the port in seconds: the first until ``FAST_SECONDS`` since the sandbox's start, the next
+#: until twice ``DOUBLED_SECONDS``, twice that until four times as long, and so on up to the last. Few values, so that
+#: the looks at several apps that start wake the loop together.
+FIRST_PAUSE, SECOND_PAUSE, LAST_PAUSE = 0.002, 0.004, 0.1
+FAST_SECONDS, DOUBLED_SECONDS = 0.025, 0.1
+#: Looks after which the pause may have to be longer, while it is the first.
+FAST_LOOKS = 12
 #: Seconds between two questions to the engine for the sandbox's state and for what listens elsewhere, and the bounds in
 #: looks: a question takes ten times the CPU time of a look at the port.
 REPORT_SECONDS, LEAST_LOOKS, MOST_LOOKS = 0.25, 5, 25
@@ -78,8 +84,7 @@ async def wait_until_listening(
                 return Wait(False, listening, None, start_time.seconds, starved, start_time.lacks_memory)
             pause = _pause(start_time.seconds)
             left = _looks(pause) if looks_closely else left
-            # Long pauses are taken one by one: the start time may be over after each.
-            left -= await application.clock.poll(may_listen, pause, left if pause < LAST_PAUSE else 1)
+            left -= await application.clock.poll(may_listen, pause, min(left, _in_a_row(pause)))
 
 
 async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:
@@ -99,7 +104,18 @@ def _start_time(application: Application, sandbox: Sandbox, limit: TimeLimit) ->
 
 
 def _pause(seconds: float) -> float:
-    return min(max(seconds * PAUSE_SHARE, LEAST_PAUSE), LAST_PAUSE)
+    if seconds < FAST_SECONDS:
+        return FIRST_PAUSE
+    doublings = int(math.log2(max(seconds / DOUBLED_SECONDS, 1)))
+    return min(SECOND_PAUSE * (1 << doublings), LAST_PAUSE)
+
+
+def _in_a_row(pause: float) -> int:
+    """Return the looks after which the start time and the pause are looked at again."""
+    if pause == FIRST_PAUSE:
+        return FAST_LOOKS
+    # Long pauses are taken one by one: the start time may be over after each.
+    return MOST_LOOKS if pause < LAST_PAUSE else 1
 
 
 def _looks(pause: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -39,6 +40,28 @@ async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOf
         for one in replaced:
             await drop_unused(application, one)
     return change
+
+
+class SharedFetch:
+    """The bundle of one version, read once for all who call this: a step and what goes on beside it."""
+
+    def __init__(self, application: Application, version: Version) -> None:
+        self._app = application
+        self._version = version
+        self._fetching: asyncio.Task[Bundle] | None = None
+
+    async def __call__(self) -> Bundle:
+        """Return the bundle. Raises ``BundleLost``. A caller that is cancelled stops nobody else's."""
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(fetch(self._app, self._version))
+            self._fetching.add_done_callback(_mark_retrieved)
+        return await asyncio.shield(self._fetching)
+
+
+def _mark_retrieved(fetching: asyncio.Task[Bundle]) -> None:
+    """Ignore the error where all callers were cancelled."""
+    if not fetching.cancelled():
+        fetching.exception()
 
 
 async def fetch(application: Application, version: Version) -> Bundle:

@@ -80,15 +80,20 @@ async def judge(
     target = Target(Address(report.ip, settings.port), url, h2c)
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
     again = await _look_again(application, sandbox.id, settings.port, alive_after)
-    lines = await last_lines(application, sandbox.id)
-    return in_order(
-        [
-            port,
-            check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
-            check_alive(again, settings.port, GATE_PATH, settings.resources, lines),
-            check_memory(again.report, settings.resources),
-        ]
-    )
+
+    def checks(lines: Sequence[str]) -> tuple[Check, ...]:
+        return in_order(
+            [
+                port,
+                check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
+                check_alive(again, settings.port, GATE_PATH, settings.resources, lines),
+                check_memory(again.report, settings.resources),
+            ]
+        )
+
+    passed = checks(())
+    # Only what did not pass quotes the log.
+    return passed if gate_verdict(passed) else checks(await last_lines(application, sandbox.id))
 
 
 async def _look_again(application: Application, sandbox: SandboxId, port: int, seconds: float) -> SecondLook:

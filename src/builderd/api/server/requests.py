@@ -24,11 +24,16 @@ from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.deployments import Change
 
+#: Code of no more files and bytes is hashed at once, which takes less than a change of threads.
+FEW_FILES, SMALL_BYTES = 20, 50_000
+
 
 async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuilder) -> Bundle:
     """Return the code of a request. Raises ``ValidationFailed`` or ``TooLarge`` for an upload that is not taken."""
     if new.source is None:
-        return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+        files = bundle_files(new.files)
+        is_small = len(files) <= FEW_FILES and sum(file.size for file in files) <= SMALL_BYTES
+        return make_bundle(files) if is_small else await asyncio.to_thread(make_bundle, files)
     return await uploads.bundle(application, tenant_id, new.source.upload_id.lower())
 
 

@@ -35,6 +35,7 @@ from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import restores, verdicts
 from builderd.services.application import Application
+from builderd.services.bundles import SharedFetch
 from builderd.services.hints import hint_of
 
 log = logging.getLogger(__name__)
@@ -130,10 +131,11 @@ class Steps:
 
     async def _review(self, item: WorkItem, observation: Observation) -> Result:
         begun = self._now()
+        bundle = SharedFetch(self._app, item.version)
         if item.version.layer_key is None:
-            await self._installs.begin(item)
+            await self._installs.begin(item, bundle)
         tenant_id = item.builder.tenant_id
-        async with self._first_start.disk_beside(item, observation):
+        async with self._first_start.disk_beside(item, observation, bundle):
             report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
             now = self._now()
             installed = await self._installs.nothing_to_install(item)

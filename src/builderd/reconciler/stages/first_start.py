@@ -18,12 +18,14 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, InstallFailed, NoCapacity
 from builderd.domain.next_step import next_step
 from builderd.domain.steps import Observation, PlanSandbox
+from builderd.domain.versions import NO_BUILD
 from builderd.linux.threads import completed
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.starting import Reservation, new_sandbox, put_bundle, reserve
+from builderd.reconciler.stages.starting import Reservation, new_sandbox, reserve
 from builderd.services.application import Application
+from builderd.services.bundles import SharedFetch
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,9 @@ class FirstStart:
         self._limit = limit
 
     @asynccontextmanager
-    async def disk_beside(self, item: WorkItem, observation: Observation) -> AsyncIterator[None]:
+    async def disk_beside(
+        self, item: WorkItem, observation: Observation, bundle: SharedFetch | None = None
+    ) -> AsyncIterator[None]:
         """Make a builder's first disk with the version's files while the block runs; wait for it at the end.
 
         A block that fails or is cancelled leaves none; its error is raised even where the disk cannot be deleted. After
@@ -66,7 +70,7 @@ class FirstStart:
             yield
             return
         try:
-            async with completed(self._make_disk(item)):
+            async with completed(self._make_disk(item, bundle or SharedFetch(self._app, item.version))):
                 yield
         except BaseException as error:
             await self.drop_disk(item, observation)
@@ -74,14 +78,15 @@ class FirstStart:
                 await self._hold_again(item)
             raise
 
-    async def _make_disk(self, item: WorkItem) -> None:
+    async def _make_disk(self, item: WorkItem, bundle: SharedFetch) -> None:
         """Make the disk. A failure is left to the steps for it, which come again and tell it."""
         if await self._app.engine.disk(item.disk) is not None:
             return
         try:
+            files = await bundle()
             async with self._limit:
                 await self._app.engine.create_disk(item.disk, item.version.settings.resources.disk_bytes)
-                await put_bundle(self._app, item, item.disk)
+                await self._app.engine.put_bundle(item.disk, files, None, NO_BUILD)
         except (BuilderdError, OSError) as error:
             log.info("disk not made beside the review builder=%s error=%s", item.builder.id, error)
 

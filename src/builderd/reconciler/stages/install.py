@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, folder_of
 from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
 from builderd.domain.ids import BuilderId, TenantId
@@ -28,6 +28,7 @@ from builderd.reconciler.stages.app_build import explain_build, plan_build
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import bundles, credentials, layer_quota
 from builderd.services.application import Application
+from builderd.services.bundles import SharedFetch
 
 #: How often the lines of a build are written down while it continues, in seconds.
 FLUSH_INTERVAL = 0.3
@@ -78,12 +79,12 @@ class LayerInstalls:
             lambda: asyncio.Semaphore(MAX_OF_TENANT)
         )
 
-    async def begin(self, item: WorkItem) -> None:
+    async def begin(self, item: WorkItem, bundle: SharedFetch) -> None:
         """Build as much of the layer as runs no foreign code, until ``install`` asks for all of it."""
         await self.leave(item.builder.id)
         passed = asyncio.Event()
         planned: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._make(item, passed, planned))
+        task = asyncio.create_task(self._make(item, bundle, passed, planned))
         task.add_done_callback(_mark_retrieved)
         self._early[item.builder.id] = _Early(item.version.number, passed, planned, task)
 
@@ -120,7 +121,7 @@ class LayerInstalls:
                 await self.leave(item.builder.id)
         passed = asyncio.Event()
         passed.set()
-        return await self._make(item, passed)
+        return await self._make(item, SharedFetch(self._app, item.version), passed)
 
     async def build(self, item: WorkItem) -> Built:
         """Run the version's build command, or find its result. Raises ``BuildFailed`` with the command's last lines."""
@@ -143,12 +144,17 @@ class LayerInstalls:
         return Built(plan.key, outcome.seconds, outcome.reused)
 
     async def _make(
-        self, item: WorkItem, passed: asyncio.Event, planned: asyncio.Future[bool] | None = None
+        self,
+        item: WorkItem,
+        bundle: SharedFetch,
+        passed: asyncio.Event,
+        planned: asyncio.Future[bool] | None = None,
     ) -> Installed:
-        plan, tenant = await _plan(self._app, item), item.builder.tenant_id
+        files, tenant = folder_of(await bundle(), item.version.settings.root), item.builder.tenant_id
+        plan = _plan(self._app, item, files)
         if planned is not None:
             planned.set_result(plan is not None)
-        await self._name_unread(item)
+        await self._name_unread(item, files)
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
         final = await self._final(item)
@@ -175,12 +181,11 @@ class LayerInstalls:
             raise InstallFailed(lack.message) from lack
         return _Final(self._app.installer, item, sources, masker)
 
-    async def _name_unread(self, item: WorkItem) -> None:
+    async def _name_unread(self, item: WorkItem, bundle: Bundle) -> None:
         """Name in the log the files that people expect to be read, and versions that do not run here."""
-        bundle = await bundles.fetch_root(self._app, item.version)
         env_file = item.version.settings.env_file
         notes = [*unread_notes({file.path for file in bundle.files}, env_file), *pin_notes(bundle)]
-        ignored = await asyncio.to_thread(ignored_names, bundle, env_file)
+        ignored = await asyncio.to_thread(ignored_names, bundle, env_file) if env_file else ()
         notes += [f"{', '.join(ignored)} of {env_file} is not used: the platform sets it."] if ignored else []
         if notes:
             async with BuildLog(self._app, item) as log:
@@ -225,14 +230,15 @@ def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
 
 async def compile_layer(application: Application, item: WorkItem) -> None:
     """Byte-compile the layer in the background, for sandboxes started from then on. Harmless when repeated."""
-    plan, key = await _plan(application, item), item.version.layer_key
+    bundle, key = await bundles.fetch_root(application, item.version), item.version.layer_key
+    plan = _plan(application, item, bundle)
     if plan is not None and plan.compile_step is not None and key:
         # A fallback has another key than the first plan, and the same later step.
         await application.engine.compile_layer(key, plan.compile_step)
 
 
-async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:
-    bundle = await bundles.fetch_root(application, item.version)
+def _plan(application: Application, item: WorkItem, bundle: Bundle) -> LayerPlan | None:
+    """Return the plan of the layer; ``bundle`` has the files of the version's root."""
     scripts = item.version.settings.install_scripts
     base, tenant = application.engine.base_id, item.builder.tenant_id
     dev = bool(item.version.settings.build)

@@ -120,3 +120,43 @@ async def test_damaged_files_say_what_is_damaged_and_what_to_do(world: World) ->
         ) as raised:
             await world.outcome(wanted)
         assert (raised.value.code, raised.value.retry_after) == ("bundle_lost", None)
+
+
+async def test_a_shared_bundle_is_read_once_for_all(world: World) -> None:
+    shared, found = await _shared(world)
+    got = await asyncio.gather(shared(), shared())
+    assert [one.hash for one in got] == [BUNDLE.hash] * 2
+    assert (await shared()).hash == BUNDLE.hash
+    assert found == [BUNDLE.hash]
+
+
+async def test_a_cancelled_reader_stops_no_other_one(world: World) -> None:
+    shared, found = await _shared(world)
+    first, second = asyncio.create_task(shared()), asyncio.create_task(shared())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).hash == BUNDLE.hash
+    assert first.cancelled()
+    assert found == [BUNDLE.hash]
+
+
+async def test_all_who_share_a_lost_bundle_are_told(world: World) -> None:
+    shared, _ = await _shared(world)
+    world.bundles.stored.clear()
+    for outcome in await asyncio.gather(shared(), shared(), return_exceptions=True):
+        assert isinstance(outcome, BundleLost)
+
+
+async def _shared(world: World) -> tuple[bundles.SharedFetch, list[str]]:
+    """Return the fetch of a new builder's bundle, and the hashes that are read from now on."""
+    builder, read, get = await world.ask(), list[str](), world.bundles.get
+    version = await world.application.store.read(lambda uow: uow.versions.get(builder.id, 1))
+    assert version is not None
+
+    async def noted(bundle_hash: str) -> Bundle:
+        read.append(bundle_hash)
+        await asyncio.sleep(0)
+        return await get(bundle_hash)
+
+    world.application.bundles.get = noted  # type: ignore[method-assign]
+    return bundles.SharedFetch(world.application, version), read

@@ -263,6 +263,7 @@ def test_pause_between_clock_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(time, "time_ns", time_ns)
     read = read_clocks()
     assert read.wall - read.since_boot == machine.wall - machine.since_boot
+    assert next(pauses) == 0.3, "a quick read is the last"
 
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -338,13 +339,13 @@ def test_the_state_of_the_version_before_is_read(machine: Machine, tmp_path: Pat
 
 async def test_poll_ends_at_the_first_check_that_holds() -> None:
     answers = iter([False, False, True, False])
-    assert await SystemClock().poll(lambda: next(answers), 0.001, 9) == 3
+    assert await SystemClock().poll(lambda: next(answers), 0.05, 9) == 3
     assert next(answers) is False, "no check follows"
 
 
 async def test_poll_makes_no_more_checks_than_asked() -> None:
     answers = iter([False] * 9)
-    assert await SystemClock().poll(lambda: next(answers), 0.001, 4) == 4
+    assert await SystemClock().poll(lambda: next(answers), 0.05, 4) == 4
     assert len(list(answers)) == 5
 
 
@@ -359,6 +360,19 @@ async def test_poll_ends_after_its_pauses_however_late_its_checks_are() -> None:
 
     assert await SystemClock().poll(check, 0.001, 25) == 25
     assert calls == 1
+
+
+@pytest.mark.parametrize("pause", [0.002, 0.004, 0.016, 0.1])
+def test_polls_of_one_pause_are_woken_together(pause: float) -> None:
+    """Whatever their phase, they come to the same times, and a timer that comes early does not come twice."""
+    for step in range(40):
+        now = 70_000.0 + step * pause / 40
+        first = system._aligned(now, pause)
+        assert 0.2 * pause < first - now < 1.3 * pause
+        assert system._aligned(first - 1e-5 * pause, pause) == pytest.approx(first + pause)
+        assert system._aligned(70_000.0, pause) - first == pytest.approx(
+            pause * round((system._aligned(70_000.0, pause) - first) / pause), abs=1e-9
+        )
 
 
 async def test_error_of_a_polled_check_is_the_callers() -> None:

@@ -15,8 +15,17 @@ from builderd.domain.errors import MachineFault, StartFailed, ValidationFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import Listening, SandboxEffort
 from builderd.domain.versions import VersionSettings
+from builderd.reconciler.stages import listening
 from builderd.reconciler.stages.listening import ELSEWHERE_GRACE
 from builderd.services.start_time import INTERVAL, MOST, MOST_LIFE, WINDOW
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pause"),
+    [(0, 2), (0.024, 2), (0.025, 4), (0.199, 4), (0.2, 8), (0.4, 16), (1.59, 32), (1.6, 64), (3.2, 100), (900, 100)],
+)
+def test_looks_are_the_rarer_the_longer_an_app_takes(seconds: float, pause: float) -> None:
+    assert listening._pause(seconds) * 1000 == pytest.approx(pause)
 
 
 @pytest.mark.parametrize("far", [3600, 10 * 86400])

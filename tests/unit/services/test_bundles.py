@@ -140,7 +140,7 @@ async def test_a_cancelled_reader_stops_no_other_one(world: World) -> None:
     assert found == [BUNDLE.hash]
 
 
-async def test_all_who_share_a_lost_bundle_are_told(world: World) -> None:
+async def test_each_reader_of_a_lost_bundle_gets_the_error(world: World) -> None:
     shared, _ = await _shared(world)
     world.bundles.stored.clear()
     for outcome in await asyncio.gather(shared(), shared(), return_exceptions=True):

@@ -365,7 +365,7 @@ async def test_poll_ends_after_its_pauses_however_late_its_checks_are() -> None:
 
 @pytest.mark.parametrize("pause", [0.002, 0.004, 0.016, 0.1])
 def test_polls_of_one_pause_are_woken_together(pause: float) -> None:
-    """Whatever their phase, they come to the same times, and a timer that comes early does not come twice."""
+    """Polls come to the same times from each phase, and a timer that comes early does not come twice."""
     for step in range(40):
         now = 70_000.0 + step * pause / 40
         first = system._aligned(now, pause)

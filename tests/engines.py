@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,14 @@ from builderd.services import executions
 def settings_in(data_dir: Path, **changes: Any) -> EngineOptions:
     """Many small disks may be promised on the test machine's own."""
     return replace(EngineOptions(data_dir, inside_port=8080, store=StoreOptions(overcommit=100)), **changes)
+
+
+@contextmanager
+def settings_until_down(data_dir: Path) -> Iterator[EngineOptions]:
+    """Settings of engines on this data directory; at the end all that they left on the host is removed."""
+    settings = settings_in(data_dir)
+    yield settings
+    asyncio.run(OciEngine(settings).down())
 
 
 class StrongEngine(OciEngine):

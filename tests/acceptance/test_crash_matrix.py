@@ -10,6 +10,7 @@ from __future__ import annotations
 import httpx
 import pytest
 from tests.acceptance.conftest import ServiceOfModule
+from tests.acceptance.crash_cases import crash_cases, delete_builders
 from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.live_service import LiveService, body
 from tests.acceptance.on_engines import OnIncus, OwnEngine
@@ -22,7 +23,6 @@ STEPS = {
     "start": ("SetRoute", "StartSandbox", "AwaitListening"),
     "delete": ("RemoveRoute", "StopSandbox", "Forget"),
 }
-MOMENTS = ("begun", "done", "recorded")
 #: Tried in every run: what leaves most on the host when it is cut off. script/soak tries the others; on fakes every
 #: step is tried in every run.
 OFTEN = {
@@ -33,17 +33,7 @@ OFTEN = {
     "start-AwaitListening.done",
     "delete-StopSandbox.done",
 }
-CASES = [
-    pytest.param(
-        operation,
-        f"{step}.{moment}",
-        id=f"{operation}-{step}.{moment}",
-        marks=[] if f"{operation}-{step}.{moment}" in OFTEN else [pytest.mark.slow],
-    )
-    for operation, steps in STEPS.items()
-    for step in steps
-    for moment in MOMENTS
-]
+CASES = crash_cases(STEPS, OFTEN)
 
 
 @pytest.fixture
@@ -52,8 +42,7 @@ def crashing(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) ->
     service = service_of_module(engine, used=True)
     if not service.is_up:
         service.start()
-    for builder in service.call("GET", "/builders").json()["data"]:
-        service.call("DELETE", f"/builders/{builder['uuid']}")
+    delete_builders(service)
     return service
 
 

@@ -190,29 +190,30 @@ def test_no_request_is_404_while_the_service_starts_again(idle: LiveService) -> 
         idle.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_concurrent_requests_cause_one_thaw(idle: LiveService) -> None:
+@pytest.fixture
+def crowded(idle: LiveService) -> Iterator[dict[str, Any]]:
     data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
-    try:
-        until_frozen(idle, data)
-        host = data["preview_url"].split("/")[2]
-        answers = asyncio.run(visit_at_once(idle.preview_port, host, VISITORS))
-        assert answers == [(200, b"1")] * VISITORS
-        assert len(until_reported(idle, data, "sandbox.thawed")) == 1
-        assert len(events(idle, data, "sandbox.started")) == 1
-    finally:
-        idle.call("DELETE", f"/builders/{data['uuid']}")
+    yield data
+    idle.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_concurrent_requests_cause_one_start(idle: LiveService) -> None:
-    data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
-    try:
-        until_idled(idle, data)
-        host = data["preview_url"].split("/")[2]
-        answers = asyncio.run(visit_at_once(idle.preview_port, host, VISITORS))
-        assert answers == [(200, b"2")] * VISITORS
-        assert len(events(idle, data, "sandbox.started")) == 2
-    finally:
-        idle.call("DELETE", f"/builders/{data['uuid']}")
+def test_concurrent_requests_cause_one_thaw(idle: LiveService, crowded: dict[str, Any]) -> None:
+    until_frozen(idle, crowded)
+    assert crowd(idle, crowded) == [(200, b"1")] * VISITORS
+    assert len(until_reported(idle, crowded, "sandbox.thawed")) == 1
+    assert len(events(idle, crowded, "sandbox.started")) == 1
+
+
+def test_concurrent_requests_cause_one_start(idle: LiveService, crowded: dict[str, Any]) -> None:
+    until_idled(idle, crowded)
+    assert crowd(idle, crowded) == [(200, b"2")] * VISITORS
+    assert len(events(idle, crowded, "sandbox.started")) == 2
+
+
+def crowd(service: LiveService, data: dict[str, Any]) -> list[tuple[int, bytes]]:
+    """Return the answers of visitors who come at once."""
+    host = data["preview_url"].split("/")[2]
+    return asyncio.run(visit_at_once(service.preview_port, host, VISITORS))
 
 
 async def visit_at_once(port: int, host: str, visitors: int) -> list[tuple[int, bytes]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.acceptance.conftest import ServiceOfModule
+from tests.acceptance.crash_cases import crash_cases, delete_builders
 from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.idling import COUNTING_APP, eventually, make_idle, until_frozen, until_idled
 from tests.acceptance.live_service import PATIENCE, LiveService
@@ -31,20 +32,9 @@ STEPS = {
     "wake": ("SetRoute", "StartSandbox", "AwaitListening"),
     "idle stop": ("SetRoute", "StopSandbox"),
 }
-MOMENTS = ("begun", "done", "recorded")
 #: Where the world and the record are furthest apart; the soak kills it everywhere else too.
 OFTEN = ("freeze-Freeze.done", "wake-StartSandbox.done")
-CASES = [
-    pytest.param(
-        operation,
-        f"{step}.{moment}",
-        id=f"{operation}-{step}.{moment}",
-        marks=[] if f"{operation}-{step}.{moment}" in OFTEN else [pytest.mark.slow],
-    )
-    for operation, steps in STEPS.items()
-    for step in steps
-    for moment in MOMENTS
-]
+CASES = crash_cases(STEPS, OFTEN)
 
 
 @pytest.fixture
@@ -52,8 +42,7 @@ def crashing(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) ->
     """A service that is up; whatever a failed case left over is no concern of the next one."""
     service = service_of_module(engine, used=True, **{FREEZE_AFTER: "0"})
     live(service, freezes=False)
-    for builder in service.call("GET", "/builders").json()["data"]:
-        service.call("DELETE", f"/builders/{builder['uuid']}")
+    delete_builders(service)
     return service
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.acceptance.conftest import ServiceOfModule
+from tests.acceptance.crash_cases import crash_cases, delete_builders
 from tests.acceptance.host_traces import assert_traces, settled_traces, traces, traces_at_rest
 from tests.acceptance.live_service import PATIENCE, LiveService, body
 from tests.acceptance.on_engines import OnIncus, OwnEngine
@@ -32,25 +33,14 @@ STEPS = {
     "broken": ("StartSandbox", "RecordEnd", "GiveUp", "DropDisks"),
     "token": ("SetRoute", "StopSandbox", "PlanSandbox", "StartSandbox", "AwaitListening"),
 }
-MOMENTS = ("begun", "done", "recorded")
 #: The others are for the soak; on fakes it is each of them every time.
 OFTEN = {
-    ("redeploy", "TryCandidate.done"),
-    ("redeploy", "StartSandbox.done"),
-    ("rollback", "CreateDisk.done"),
-    ("broken", "GiveUp.recorded"),
+    "redeploy-TryCandidate.done",
+    "redeploy-StartSandbox.done",
+    "rollback-CreateDisk.done",
+    "broken-GiveUp.recorded",
 }
-CASES = [
-    pytest.param(
-        operation,
-        f"{step}.{moment}",
-        id=f"{operation}-{step}.{moment}",
-        marks=[] if (operation, f"{step}.{moment}") in OFTEN else [pytest.mark.slow],
-    )
-    for operation, steps in STEPS.items()
-    for step in steps
-    for moment in MOMENTS
-]
+CASES = crash_cases(STEPS, OFTEN)
 CALLS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "redeploy": ("PUT", "", {"files": {**FILES, "new.txt": "new"}, "env": {"GREETING": "new"}}),
     "change": ("PATCH", "", {"env": {"GREETING": "new"}}),
@@ -74,8 +64,7 @@ def crashing(engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule) ->
     service = service_of_module(engine, used=True)
     if not service.is_up:
         service.start()
-    for builder in service.call("GET", "/builders").json()["data"]:
-        service.call("DELETE", f"/builders/{builder['uuid']}")
+    delete_builders(service)
     return service
 
 

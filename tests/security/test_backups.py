@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import stat
@@ -12,11 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from tests.contract.backup_repository.conftest import Scene
-from tests.engines import prepared, settings_in
+from tests.engines import prepared, settings_until_down
 
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
-from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
@@ -46,9 +44,8 @@ HOSTILE_NAMES = (
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions]:
-    found = settings_in(tmp_path_factory.mktemp("hostile"))
-    yield found
-    asyncio.run(OciEngine(found).down())
+    with settings_until_down(tmp_path_factory.mktemp("hostile")) as found:
+        yield found
 
 
 @pytest.fixture

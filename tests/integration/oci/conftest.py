@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from tests.engines import prepared, settings_in
+from tests.engines import prepared, settings_until_down
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.ports.engine import EngineOptions
@@ -14,9 +13,8 @@ from builderd.ports.engine import EngineOptions
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions]:
-    settings = settings_in(tmp_path_factory.mktemp("engine"))
-    yield settings
-    asyncio.run(OciEngine(settings).down())
+    with settings_until_down(tmp_path_factory.mktemp("engine")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import is_let_go, new_store, quiet
 from tests.integration.oci.test_disks import MB, fill, soon
+from tests.small_disk import fill as fill_host
+from tests.small_disk import small_disk
 
 from builderd.adapters.engines.oci.engine.preflight import check_store
 from builderd.adapters.engines.oci.storage import backing, storage_device
-from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
-from builderd.adapters.engines.oci.storage.store import Store, _share, _unmount
+from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
 from builderd.ports.engine import StoreOptions
@@ -35,15 +36,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(backing, "SMALLEST", STORE // 2)
     monkeypatch.setattr(storage_device, "RESERVE", 100 * MB)
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
-    image, folder = tmp_path / "host.img", tmp_path / "host"
-    with image.open("wb") as file:
-        file.truncate(HOST)
-    folder.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    _share(folder)
-    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
-    yield folder
-    _unmount(folder)
+    with small_disk(tmp_path, HOST) as disk:
+        yield disk
 
 
 @pytest.fixture
@@ -53,19 +47,6 @@ def store(host: Path) -> Iterator[Store]:
     yield store
     store.close()
     assert is_let_go(host / "data/store.img")
-
-
-def fill_host(host: Path, left: int) -> None:
-    """Take the host's space but for so many bytes, as anybody on it may."""
-    filler = host / "filler"
-    with filler.open("ab") as file:
-        os.posix_fallocate(file.fileno(), filler.stat().st_size, max(4096, free_bytes(host) - left))
-    while not left:
-        try:
-            with filler.open("ab", buffering=0) as file:
-                file.write(bytes(4096))
-        except OSError:
-            return
 
 
 def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(host: Path, store: Store) -> None:
@@ -81,7 +62,7 @@ def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(hos
     assert soon(lambda: "Free space on the host" in (store.failure_reason() or ""))
     checked = check_store(StorageDevice(store.root, host / "data/store.img", OPTIONS.floor_bytes))
     assert [check.found for check in checked] == [False, True], "doctor says so"
-    fill_host(host, 0)
+    fill_host(host)
     assert fill(disks.app(TWO) / "data", 50 * MB) == 0
     (disks.app(ONE) / "data").unlink()
     for number in range(5):
@@ -102,7 +83,7 @@ def test_read_only_store_is_remounted_when_unused(host: Path, store: Store) -> N
     disks.open()
     disks.create(ONE, 500 * MB)
     disks.write_out(ONE)
-    fill_host(host, 0)
+    fill_host(host)
     _fail_to_write(store, disks)
     store.start_watch()
     assert "is read-only" in (store.failure_reason() or "")

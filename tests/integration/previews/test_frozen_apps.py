@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import pytest
-from tests.integration.previews.test_pause import PATIENCE, Service, fetch, serving, visit
+from tests.integration.previews.waking_service import PATIENCE, Service, fetch, serving, visit
 from tests.previews.proxy import TOKEN, App, new_host, route_to
 
 from builderd.domain.ids import secret_hash

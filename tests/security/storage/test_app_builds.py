@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import execute, make_spec, prepared, settings_in
+from tests.engines import execute, make_spec, prepared, settings_until_down
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.storage import app_builds
@@ -33,9 +32,8 @@ PACKAGES = (
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions]:
-    settings = settings_in(tmp_path_factory.mktemp("builds"))
-    yield settings
-    asyncio.run(OciEngine(settings).down())
+    with settings_until_down(tmp_path_factory.mktemp("builds")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.application import MAIN, REQUIREMENTS, World
+from tests.application import MAIN, PATIENCE, REQUIREMENTS, World
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.bundles import Bundle, make_bundle
@@ -59,10 +61,26 @@ async def test_disconnected_caller_leaves_no_bundle(world: World, monkeypatch: p
     assert world.bundles.stored == {}
 
 
-async def test_caller_that_disconnects_during_the_write_removes_nothing(world: World) -> None:
+async def test_caller_that_disconnects_during_the_write_removes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, loop = world.application.store, asyncio.get_running_loop()
+    write, begun, go_on = store.write, asyncio.Event(), threading.Event()
+
+    async def write_slowly(work: Callable[[UnitOfWork], object]) -> object:
+        def slowly(uow: UnitOfWork) -> object:
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(PATIENCE)
+            return work(uow)
+
+        return await write(slowly)
+
+    monkeypatch.setattr(store, "write", write_slowly)
     asking = asyncio.create_task(world.ask())
-    await world.until(lambda: world.bundles.stored)
+    await begun.wait()
+    assert world.bundles.stored
     asking.cancel()
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await asking
     (builder_id,) = await world.read(lambda uow: uow.builders.ids())

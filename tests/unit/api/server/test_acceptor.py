@@ -89,24 +89,17 @@ async def flooded(listener: socket.socket | None = None, *, is_proxied: bool = F
                 client.close()
 
 
-async def test_connection_with_a_known_token_begins_before_the_flood_that_came_earlier() -> None:
+@pytest.mark.parametrize(
+    ("flood", "one"), [(STRANGE, KNOWN), (KNOWN, OTHER)], ids=["of strangers", "with a valid token"]
+)
+async def test_connection_of_a_tenant_begins_before_a_flood_that_came_earlier(flood: bytes, one: bytes) -> None:
     async with flooded() as some:
         for _ in range(300):
-            some.connect(STRANGE)
-        some.connect(KNOWN)
-        await some.until(lambda: KNOWN in some.begun)
-        assert some.begun.index(KNOWN) < 30
-        await some.until(lambda: some.begun.count(STRANGE) == 300)
-
-
-async def test_flood_with_a_valid_token_takes_its_tenants_turns() -> None:
-    async with flooded() as some:
-        for _ in range(300):
-            some.connect(KNOWN)
-        some.connect(OTHER)
-        await some.until(lambda: OTHER in some.begun)
-        assert some.begun.index(OTHER) < 30
-        await some.until(lambda: some.begun.count(KNOWN) == 300)
+            some.connect(flood)
+        some.connect(one)
+        await some.until(lambda: one in some.begun)
+        assert some.begun.index(one) < 30
+        await some.until(lambda: some.begun.count(flood) == 300)
 
 
 async def test_oldest_of_a_flood_are_closed_and_no_more_wait_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,23 +6,21 @@ from the client, ``{"type": "exit", "exit_code"}`` from the service, which then 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from starlette.datastructures import QueryParams
-from starlette.websockets import WebSocketState
 
-from builderd.api.server.answers import failure
 from builderd.api.server.auth import identity_of
 from builderd.api.server.paths import PREFIX
+from builderd.api.server.terminal_relay import refuse, relay
 from builderd.domain.errors import BadRequest, BuilderdError, ValidationFailed
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window, shell
 from builderd.domain.sandboxes import command_error
 from builderd.domain.tokens import Scope
-from builderd.ports.processes import Process
 from builderd.services import executions, tokens
 from builderd.services.application import Application
 
@@ -33,10 +31,6 @@ router = APIRouter(prefix=PREFIX)
 #: The protocol that is spoken here. A browser, which cannot send a header, names its token as a second one.
 PROTOCOL = "builderd.terminal.v1"
 TOKEN_PROTOCOL = "bearer."  # noqa: S105
-#: Seconds between checks that the token is still valid.
-GUARD_SECONDS = 15.0
-#: Close codes of RFC 6455, 7.4.1.
-NORMAL, POLICY = 1000, 1008
 
 
 @router.websocket("/builders/{uuid}/terminal")
@@ -51,9 +45,9 @@ async def open_terminal(websocket: WebSocket, uuid: str) -> None:
             offered = websocket.scope["subprotocols"]
             await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
             logger.info("terminal opened builder=%s token=%s", uuid.lower(), identity.token.id)
-            await _relay(application, websocket, process)
+            await relay(websocket, process, _window, partial(_check, application, websocket))
     except BuilderdError as error:
-        await _refuse(websocket, error)
+        await refuse(websocket, error)
 
 
 def _secret(websocket: WebSocket) -> str:
@@ -79,38 +73,6 @@ def _size(name: str, value: Any) -> int:
     return int(text)
 
 
-async def _relay(application: Application, websocket: WebSocket, process: Process) -> None:
-    """Relay until the process ends, the client disconnects, or the token expires."""
-    tasks = [
-        asyncio.ensure_future(_show(websocket, process)),
-        asyncio.ensure_future(_take(websocket, process)),
-        asyncio.ensure_future(_guard(application, websocket)),
-    ]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _show(websocket: WebSocket, process: Process) -> None:
-    while piece := await process.read():
-        await websocket.send_bytes(piece)
-    await websocket.send_json({"type": "exit", "exit_code": await process.wait()})
-    await websocket.close(NORMAL)
-
-
-async def _take(websocket: WebSocket, process: Process) -> None:
-    while (message := await websocket.receive())["type"] != "websocket.disconnect":
-        if (typed := message.get("bytes")) is not None:
-            await process.write(typed)
-        else:
-            process.resize(_window(message.get("text") or ""))
-
-
 def _window(text: str) -> Window:
     """Return the window size in a text message. Raises ``BadRequest`` or ``ValidationFailed``."""
     try:
@@ -124,18 +86,7 @@ def _window(text: str) -> Window:
     )
 
 
-async def _guard(application: Application, websocket: WebSocket) -> None:
+async def _check(application: Application, websocket: WebSocket) -> None:
     """Raise ``Unauthenticated`` once the token has ended."""
-    secret = _secret(websocket)
-    while True:
-        await asyncio.sleep(GUARD_SECONDS)
-        now = application.clock.calendar()
-        await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))  # noqa: B023
-
-
-async def _refuse(websocket: WebSocket, error: BuilderdError) -> None:
-    """An answer in the envelope where the connection is none yet."""
-    if websocket.application_state is WebSocketState.CONNECTING:
-        await websocket.send_denial_response(failure(error).response())
-    elif websocket.application_state is WebSocketState.CONNECTED:
-        await websocket.close(POLICY, error.code)
+    secret, now = _secret(websocket), application.clock.calendar()
+    await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))

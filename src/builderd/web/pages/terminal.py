@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
+from functools import partial
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketState
+from starlette.websockets import WebSocket
 
-from builderd.api.server.answers import failure
+from builderd.api.server.terminal_relay import refuse, relay
 from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window
 from builderd.domain.sessions import Session
 from builderd.domain.tokens import Scope
-from builderd.ports.processes import Process
 from builderd.services import executions, sessions
 from builderd.services.application import Application
 from builderd.services.builders import Caller
@@ -24,11 +23,6 @@ from builderd.web.policy import check_origin
 from builderd.web.visits import Visit, page, recognized
 
 log = logging.getLogger(__name__)
-
-#: Seconds between checks that the session is still valid.
-GUARD_SECONDS = 15.0
-#: Close codes of RFC 6455, 7.4.1.
-NORMAL, POLICY = 1000, 1008
 
 
 async def show_terminal(visit: Visit) -> Response:
@@ -55,49 +49,17 @@ async def open_terminal(websocket: WebSocket) -> None:
         async with executions.session(application, caller, builder.id, spec) as process:
             await websocket.accept()
             log.info("terminal opened builder=%s session=%s", builder.id, session.id)
-            await _talk(application, websocket, process, session)
+            await relay(websocket, process, _window_of, partial(_check, application, session))
     except BuilderdError as error:
-        await _refuse(websocket, error)
+        await refuse(websocket, error)
 
 
-async def _talk(application: Application, websocket: WebSocket, process: Process, session: Session) -> None:
-    """Pass bytes on until the process ends, the page leaves, or the session ends."""
-    tasks = [
-        asyncio.ensure_future(_show(websocket, process)),
-        asyncio.ensure_future(_take(websocket, process)),
-        asyncio.ensure_future(_guard(application, session)),
-    ]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _show(websocket: WebSocket, process: Process) -> None:
-    while piece := await process.read():
-        await websocket.send_bytes(piece)
-    await websocket.send_json({"type": "exit", "exit_code": await process.wait()})
-    await websocket.close(NORMAL)
-
-
-async def _take(websocket: WebSocket, process: Process) -> None:
-    while (message := await websocket.receive())["type"] != "websocket.disconnect":
-        if (typed := message.get("bytes")) is not None:
-            await process.write(typed)
-        elif (window := _window(_parsed(message.get("text") or ""))) is not None:
-            process.resize(window)
-
-
-def _parsed(text: str) -> dict[str, object]:
+def _window_of(text: str) -> Window | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return _window(found) if isinstance(found, dict) else None
 
 
 def _window(asked: dict[str, object]) -> Window | None:
@@ -108,20 +70,11 @@ def _window(asked: dict[str, object]) -> Window | None:
     return Window(int(sizes[0]), int(sizes[1]))
 
 
-async def _guard(application: Application, session: Session) -> None:
+async def _check(application: Application, session: Session) -> None:
     """Raise ``Unauthenticated`` once the session has ended."""
-    while True:
-        await asyncio.sleep(GUARD_SECONDS)
-        now = application.clock.calendar()
-        if not await application.store.read(lambda uow: sessions.is_good_still(uow, session, now)):  # noqa: B023
-            raise Unauthenticated("The session is over.")
-
-
-async def _refuse(websocket: WebSocket, error: BuilderdError) -> None:
-    if websocket.application_state is WebSocketState.CONNECTING:
-        await websocket.send_denial_response(failure(error).response())
-    elif websocket.application_state is WebSocketState.CONNECTED:
-        await websocket.close(POLICY, error.code)
+    now = application.clock.calendar()
+    if not await application.store.read(lambda uow: sessions.is_good_still(uow, session, now)):
+        raise Unauthenticated("The session is over.")
 
 
 ROUTES: list[BaseRoute] = [

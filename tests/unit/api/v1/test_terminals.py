@@ -19,7 +19,7 @@ from websockets.typing import Subprotocol
 
 from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import request_log
+from builderd.api.server import request_log, terminal_relay
 from builderd.api.v1 import terminals
 from builderd.domain.processes import LOGIN_SHELL, Window
 
@@ -66,7 +66,7 @@ async def test_terminal_sends_the_exit_code_and_closes(service: Service, url: st
     async with asyncio.timeout(PATIENCE), opened(f"{url}?command=make", service.write) as socket:
         assert await socket.recv() == b"done\n"
         assert json.loads(await socket.recv()) == {"type": "exit", "exit_code": 7}
-        assert await end(socket) == terminals.NORMAL
+        assert await end(socket) == terminal_relay.NORMAL
 
 
 async def test_a_browser_names_its_token_as_a_protocol(service: Service, url: str) -> None:
@@ -153,16 +153,16 @@ async def test_a_stopped_builder_has_no_terminal(service: Service, url: str, cli
 async def test_a_message_that_makes_no_sense_ends_it(service: Service, url: str, text: str) -> None:
     async with opened(url, service.write) as socket:
         await socket.send(text)
-        assert await end(socket) == terminals.POLICY
+        assert await end(socket) == terminal_relay.POLICY
 
 
 async def test_a_token_that_ends_takes_its_terminal_along(
     service: Service, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminals, "GUARD_SECONDS", 0.05)
+    monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.05)
     async with opened(url, service.write) as socket:
         await service.revoke(service.write)
-        assert await end(socket) == terminals.POLICY
+        assert await end(socket) == terminal_relay.POLICY
 
 
 async def test_terminal_requires_a_websocket(service: Service, url: str) -> None:

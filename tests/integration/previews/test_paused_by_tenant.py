@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.integration.previews.test_pause import PATIENCE, Service, fetch
+from tests.integration.previews.waking_service import PATIENCE, Service, fetch
 from tests.previews.proxy import TOKEN, App, new_host, route_to
 
 from builderd.domain.ids import TenantId, new_id, secret_hash

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -11,13 +13,15 @@ from pathlib import Path
 import pytest
 from tests.contract.store.samples import TENANT, add, add_builder
 from tests.small_disk import allocate_all, fill, small_disk
-from tests.stores import open_store
+from tests.stores import open_store, write_database
 
 from builderd.adapters.stores.sql.sqlite_room import ROOM, keep_room
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.bootstrap import state
 from builderd.domain.errors import StoreUnavailable
 from builderd.linux import atomic_files
 from builderd.linux.spare_files import COUNT, FOLDER, SIZE, make_spares
+from builderd.settings import Settings
 
 pytestmark = pytest.mark.root
 
@@ -110,3 +114,16 @@ def test_spares_replace_small_files_of_the_data_directory_on_a_full_disk(disk: P
     (disk / "filler").unlink()
     make_spares(disk / "data")
     assert len(list((disk / "data" / FOLDER).iterdir())) == COUNT
+
+
+def test_restored_database_is_written_in_place_on_btrfs(tmp_path: Path) -> None:
+    """A rename into the data directory keeps the attributes of the file, which its staging folder gave it."""
+    with small_disk(tmp_path, DISK, "btrfs") as disk:
+        home = Settings(data_dir=tmp_path / "home")
+        home.data_dir.mkdir()
+        asyncio.run(write_database(home.data_dir / "builderd.db"))
+        state.back_up(home, tmp_path / "kept", None, print)
+        restored = Settings(data_dir=disk / "data")
+        state.restore(restored, tmp_path / "kept", None, print)
+        shown = subprocess.run(["lsattr", disk / "data/builderd.db"], check=True, capture_output=True, text=True)
+        assert "C" in shown.stdout.split()[0]

@@ -55,6 +55,7 @@ _UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), 
 _RESERVE_DISK = (
     update(builders)
     .where(builders.c.id == bindparam("builder"), builders.c.version == bindparam("which"))
+    .where(builders.c.disk_released_at.is_(None))
     .values(reserved_disk=bindparam("size"))
 )
 

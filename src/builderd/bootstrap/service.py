@@ -43,7 +43,7 @@ from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.faults import kill_at, no_fault
 from builderd.reconciler.core.race import race
-from builderd.reconciler.jobs import waking
+from builderd.reconciler.jobs import totals, waking
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
@@ -242,6 +242,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers, r
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())
+        group.create_task(totals.watch(app))
         group.create_task(keep_room(settings))
 
 

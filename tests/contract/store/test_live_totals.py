@@ -80,6 +80,10 @@ def stored(uow: Any) -> tuple[dict[TenantId, tuple[int, int]], dict[TenantId, tu
     return kept, counted
 
 
+def falsify(uow: Any) -> None:
+    uow.tenants._connection.execute(update(tenants).values(live_builders=9, live_disk=2**62))
+
+
 async def assert_exact(store: Store) -> None:
     kept, counted = await store.read(stored)
     assert kept == counted
@@ -214,9 +218,6 @@ async def test_take_over_corrects_totals_and_says_so(store: Store, caplog: pytes
     await store.write(partial(create, disk=7.7))
     adopt: Callable[[UnitOfWork], None] = lambda uow: uow.database_lease.adopt(HERE)  # noqa: E731
 
-    def falsify(uow: Any) -> None:
-        uow.tenants._connection.execute(update(tenants).values(live_builders=9, live_disk=2**62))
-
     with caplog.at_level(logging.WARNING):
         await store.write(adopt)
         assert not caplog.records
@@ -227,6 +228,38 @@ async def test_take_over_corrects_totals_and_says_so(store: Store, caplog: pytes
         f"totals of a tenant corrected tenant={TENANT.id} builders=-8 disk_units={7_700_000_000 - 2**62}",
         f"totals of a tenant corrected tenant={OTHER_TENANT.id} builders=-9 disk_units={-(2**62)}",
     ]
+
+
+async def test_one_tenant_is_counted_anew_by_itself(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    await add(store, OTHER_TENANT)
+    await store.write(partial(create, disk=7.7))
+    await store.write(falsify)
+    with caplog.at_level(logging.WARNING):
+        await store.write(lambda uow: uow.tenants.count_anew(TENANT.id))
+    kept, counted = await store.read(stored)
+    assert kept == {TENANT.id: counted[TENANT.id], OTHER_TENANT.id: (9, 2**62)}
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"totals of a tenant corrected tenant={TENANT.id} builders=-8 ")
+
+
+async def test_count_beside_open_transactions_corrects_nothing(
+    shared_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(uow: UnitOfWork, number: int) -> None:
+        create(uow, SIZES[number % len(SIZES)], name=f"app-{number}")
+
+    def count(uow: UnitOfWork) -> None:
+        uow.tenants.count_anew(TENANT.id)
+
+    async with open_store(shared_url) as one, open_store(shared_url) as other:
+        await add(one, TENANT)
+        with caplog.at_level(logging.WARNING):
+            await asyncio.gather(
+                *(one.write(partial(change, number=number)) for number in range(40)),
+                *(other.write(count) for _ in range(40)),
+            )
+        await assert_exact(one)
+    assert not caplog.records
 
 
 async def test_migration_sums_the_disks_of_live_builders(shared_url: str) -> None:

@@ -21,6 +21,9 @@ class Tenants(Protocol):
     def are_several(self) -> bool:
         """Return True if there is more than one tenant."""
 
+    def count_anew(self, tenant: TenantId) -> None:
+        """Compare the number and disk of live builders that are kept with the tenant, and correct and log a mistake."""
+
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         """Set the spending cap of a month, and let the warning be sent again."""
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.database_clock import database_now
-from builderd.adapters.stores.sql.live_totals import count_anew
+from builderd.adapters.stores.sql.live_totals import count_all_anew
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import backups, builders, database_lease, qa_reports, restores
 from builderd.domain.builders import Status
@@ -87,7 +87,7 @@ class DatabaseLeases:
         owner = {"new_owner": instance.identity}
         self._connection.execute(_MOVE_BUILDERS, {"new_member": instance.member})
         self._connection.execute(_DROP_CLAIMS, owner)
-        count_anew(self._connection)
+        count_all_anew(self._connection)
         for statement in _TAKE_OVER_WORK:
             self._connection.execute(statement, owner)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam, insert, or_, select, update
 
+from builderd.adapters.stores.sql import live_totals
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import tenants
 from builderd.domain.ids import TenantId
@@ -56,6 +57,9 @@ class Tenants:
 
     def are_several(self) -> bool:
         return len(self._connection.execute(_TWO).all()) > 1
+
+    def count_anew(self, tenant: TenantId) -> None:
+        live_totals.count_anew(self._connection, tenant)
 
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         values = {"tenant": tenant, "spending_cap": amount, "cap_warned_at": None}

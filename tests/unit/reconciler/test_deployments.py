@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +24,6 @@ from builderd.domain.prices import Billing, total
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
 from builderd.domain.versions import VersionStatus
-from builderd.reconciler.core import claim
 from builderd.reconciler.jobs import waking
 from builderd.services import builders, deployments, files, outcomes, wake
 
@@ -238,12 +236,6 @@ async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World, monkeyp
     runs = total(await world.segments(builder), now).money
     spent = await world.read(lambda uow: uow.ledger.month_of_tenant(tenant, now))
     assert spent.money >= runs + total([trial], now).money
-
-
-@pytest.fixture
-def claims_outlast_fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claims are renewed in real time; fake time lets one that is held for a tenth of a second expire, ever again."""
-    monkeypatch.setattr(claim, "LEASE", timedelta(days=1))
 
 
 async def until_over(world: World, builder: Builder, number: int) -> None:

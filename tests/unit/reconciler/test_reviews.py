@@ -166,6 +166,7 @@ async def test_a_scanner_that_fails_lets_nothing_pass_and_is_asked_again(world: 
     assert len(world.scanner.scanned) == 2
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_a_scanner_that_is_killed_is_asked_again_and_never_the_codes_fault(world: World) -> None:
     killed = helper_died("the review's scanner", "was killed")
     world.scanner.faults = [killed] * (1 + MAX_FAILURES)

@@ -141,6 +141,7 @@ async def test_app_that_crashed_is_due_where_the_store_fails_after_the_record_of
     assert await world.read(lambda uow: uow.builders.due(world.clock.now() + LEASE, 1)) == [builder.id]
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_claim_stays_until_an_app_that_crashed_is_up_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     apply, released = transitions.apply, list[tuple[bool, bool]]()
 

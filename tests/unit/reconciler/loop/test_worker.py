@@ -45,6 +45,7 @@ async def pass_time(world: World, task: asyncio.Task[Builder]) -> Builder:
 # Troubles of the machine
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 @pytest.mark.parametrize(
     "method", ["has_layer", "build_layer", "create_disk", "put_bundle", "start", "listening", "report", "disk"]
 )
@@ -83,6 +84,7 @@ def context_of(world: World) -> working.WorkerContext:
     return working.WorkerContext(Steps(world.application, limit), no_fault, lambda _: None, limit)
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 @pytest.mark.parametrize("method", ["stop", "remove", "delete_disk", "delete_logs"])
 async def test_a_passing_trouble_does_not_keep_a_builder_from_being_deleted(world: World, method: str) -> None:
     async with world.reconciling():
@@ -92,6 +94,7 @@ async def test_a_passing_trouble_does_not_keep_a_builder_from_being_deleted(worl
         assert gone.status is Status.DELETED
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_reconciler_waits_for_a_preview_that_is_down(world: World) -> None:
     world.previews.break_down()
     async with world.reconciling():
@@ -101,6 +104,7 @@ async def test_reconciler_waits_for_a_preview_that_is_down(world: World) -> None
         assert (await pass_time(world, up)).status is Status.RUNNING
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_a_run_is_given_up_after_four_troubles_and_says_why(world: World) -> None:
     async with world.reconciling():
         builder = await world.ask()
@@ -114,6 +118,7 @@ async def test_a_run_is_given_up_after_four_troubles_and_says_why(world: World) 
     assert (rests.status, rests.desired, rests.failure_code) == (Status.FAILED, Desired.STOPPED, "engine_unavailable")
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_a_run_that_a_full_disk_stops_is_given_up_as_a_fault_of_the_machine(world: World) -> None:
     async with world.reconciling():
         builder = await world.ask()
@@ -125,6 +130,7 @@ async def test_a_run_that_a_full_disk_stops_is_given_up_as_a_fault_of_the_machin
     assert world.called("start") == 4
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_no_run_is_given_up_for_a_database_that_is_away(world: World) -> None:
     away = StoreUnavailable("The database does not answer.")
     async with world.reconciling():
@@ -158,6 +164,7 @@ async def test_missing_capacity_fails_at_once(world: World) -> None:
     assert world.called("start") == 1
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_an_app_that_was_up_is_not_given_up_for_want_of_room(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
@@ -173,6 +180,7 @@ async def test_an_app_that_was_up_is_not_given_up_for_want_of_room(world: World)
     assert world.called("start") == 8
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_internal_error_is_not_shown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(*_: object) -> None:
         raise OSError("/var/lib/builderd/secret/path")
@@ -185,6 +193,7 @@ async def test_internal_error_is_not_shown(world: World, monkeypatch: pytest.Mon
     assert "log" in failed.value.message
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_step_without_progress_is_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     puts = 0
 
@@ -379,6 +388,7 @@ async def test_an_exit_while_a_worker_is_at_it_is_not_overlooked(world: World) -
     assert (await world.builder(builder)).status is Status.RUNNING
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_short_outage_of_the_store_does_not_end_the_reconciler(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +409,7 @@ async def test_short_outage_of_the_store_does_not_end_the_reconciler(
         assert (await pass_time(world, asyncio.create_task(world.create()))).status is Status.RUNNING
 
 
+@pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

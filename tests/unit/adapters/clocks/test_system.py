@@ -7,6 +7,7 @@ import errno
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -338,12 +339,29 @@ def test_the_state_of_the_version_before_is_read(machine: Machine, tmp_path: Pat
     assert SystemClock(memory, machine).now() == START
 
 
+@pytest.fixture
+async def punctual_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop's time be that of its next timer: on a busy machine a poll may end before its last check."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+
+    def call_at(when: float, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
+        nonlocal now
+        now = max(now, when)
+        return loop.call_soon(callback, *args)
+
+    monkeypatch.setattr(loop, "time", lambda: now)
+    monkeypatch.setattr(loop, "call_at", call_at)
+
+
+@pytest.mark.usefixtures("punctual_timers")
 async def test_poll_ends_at_the_first_check_that_holds() -> None:
     answers = iter([False, False, True, False])
     assert await SystemClock().poll(lambda: next(answers), 0.05, 9) == 3
     assert next(answers) is False, "no check follows"
 
 
+@pytest.mark.usefixtures("punctual_timers")
 async def test_poll_makes_no_more_checks_than_asked() -> None:
     answers = iter([False] * 9)
     assert await SystemClock().poll(lambda: next(answers), 0.05, 4) == 4

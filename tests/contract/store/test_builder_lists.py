@@ -28,7 +28,7 @@ from tests.statements import statements
 from tests.stores import open_store, write_database
 from tests.upgrades import old_schema
 
-from builderd.adapters.stores.sql import builder_lists
+from builderd.adapters.stores.sql import builder_list_statements, builder_lists
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId, new_id
@@ -50,6 +50,16 @@ async def add_with_version(store: Store, **changes: object) -> Builder:
     version = make_version(builder.id, settings=VersionSettings("x", resources=Resources(0.5, 2, 3)))
     await store.write(lambda uow: uow.versions.save(version))
     return builder
+
+
+@pytest.mark.filterwarnings("error::sqlalchemy.exc.SADeprecationWarning")
+async def test_page_is_the_same_by_sqlalchemy_and_by_the_text_of_its_statement(store: Store) -> None:
+    """SQLAlchemy executes a statement for the first time; it is a new one after the cache is cleared."""
+    await add_with_version(store, name="one")
+    builder_list_statements.select_page.cache_clear()
+    first, second = [await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(), NOW)) for _ in "ab"]
+    assert len(first) == 1
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple, NoReturn
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import BindParameter, Connection, Delete, Dialect, Engine, Executable, Insert, Select, Update
+from sqlalchemy import BindParameter, Connection, Delete, Dialect, Engine, Executable, Insert, Integer, Select, Update
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.selectable import CompoundSelect
@@ -301,7 +301,8 @@ class Transactions:
 
 
 #: Forms by dialect, statement and its parameters, None for one that only SQLAlchemy can execute. A statement that was
-#: made for one call goes with it.
+#: made for one call goes with it. Text and conversions depend on the engine's options, which all of a dialect share
+#: (``ENGINE_OPTIONS``).
 _forms: Mapping[str, WeakKeyDictionary[Executable, dict[tuple[str, ...], Prepared | None]]] = defaultdict(
     WeakKeyDictionary
 )
@@ -339,6 +340,8 @@ def _prepare(statement: Executable, names: tuple[str, ...], connection: Connecti
     written = {name: _writer(bind, dialect) for name, bind in literals.items()}
     fixed = {name: bind.value for name, bind in literals.items() if bind.key not in names}
     texts = {name: written.pop(name)(value) for name, value in fixed.items()}
+    # Of those that come with the call: a text's backslashes would have to be doubled where they escape.
+    assert all(isinstance(literals[name].type, Integer) for name in written), text
     text = _WRITTEN.sub(lambda place: texts.get(place[1], place[0]), text)
     columns = [] if is_write else [_reader(column.type, dialect) for column in statement.exported_columns]
     return Prepared(text, [bind for bind in binds if bind is not None], written, columns)

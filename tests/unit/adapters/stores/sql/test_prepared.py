@@ -196,6 +196,14 @@ def test_a_statement_is_prepared_from_its_second_execution_on(connection: Connec
     assert isinstance(connection.execute(statement, {"a": 1}), Rows)
 
 
+def test_text_that_comes_with_a_call_is_not_written_into_a_statement(connection: Connection) -> None:
+    """Numbers are; a text's backslashes would end where the server takes them for escapes."""
+    statement = select(things.c.id).where(things.c.name == bindparam("wanted", type_=Text, literal_execute=True))
+    connection.execute(statement, {"wanted": "first"})
+    with pytest.raises(AssertionError):
+        connection.execute(statement, {"wanted": "first"})
+
+
 def test_rows_have_the_names_of_their_columns(connection: Connection) -> None:
     statement = select(things.c.id, things.c.at.label("since"), literal(2).label("count")).order_by(things.c.id)
     for _ in range(2):

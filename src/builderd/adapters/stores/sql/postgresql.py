@@ -101,11 +101,12 @@ def _engine(url: URL, connections: int, begin: str) -> Engine:
 
 
 def _set_formats(link: Link) -> None:
-    """Have times written in UTC and in ISO style, whatever the URL's options, the role or a pooler in between say."""
-    formats = {"TimeZone": "UTC", "DateStyle": "ISO"}
-    for name, value in formats.items():
-        if (link.info.parameter_status(name) or "").split(",")[0] != value:
-            link.execute(f"SET {name} = '{value}'", prepare=False)
+    """Have times written in UTC and in ISO style for the whole session, whatever the URL's options or the role say.
+
+    Also where the server says so already: a setting of its configuration ends with the next reload of that. A pooler
+    in between has to keep the session, or both parameters with it (pgbouncer does).
+    """
+    link.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO'", prepare=False)
 
 
 def _send(link: Link, statement: str, values: Sequence[Any]) -> psycopg.Cursor[Any]:

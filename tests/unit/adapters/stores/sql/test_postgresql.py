@@ -274,6 +274,13 @@ async def test_lists_write_times_in_utc_whatever_the_urls_options_say(store: Sql
 
 
 @pytest.mark.postgres
+async def test_formats_of_times_stay_when_the_server_reloads_its_configuration(store: SqlStore) -> None:
+    sources = text("SELECT source FROM pg_settings WHERE name IN ('TimeZone', 'DateStyle')")
+    found = await store.read(lambda uow: connection(uow).execute(sources).scalars().all())
+    assert found == ["session", "session"]
+
+
+@pytest.mark.postgres
 async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: PostgresServer) -> None:
     with postgres_server.database() as url:
         store = SqlStore(url)

@@ -8,13 +8,10 @@ memory, and its hash is checked once for each state of the file.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import logging
 import os
 import re
-import tarfile
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import BinaryIO
 from builderd.adapters.bundles.formats import most_bytes
 from builderd.adapters.bundles.pins import Pins
 from builderd.adapters.bundles.stored_sizes import StoredSizes
+from builderd.adapters.bundles.tars import Tar, pack, state_of, unpack_large, whole_files
 from builderd.adapters.bundles.unpacking import CONCURRENCY, no_room, unpack
 from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import (
@@ -33,7 +31,6 @@ from builderd.domain.bundles import (
     bundle_hash,
     check_result,
     check_size,
-    hash_of_digests,
 )
 from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import size_text
@@ -62,7 +59,7 @@ class LocalBundles:
         self._promised: dict[int, int] = {}
         self._lock = asyncio.Lock()
         self.pins = Pins()
-        #: Large files whose hash was checked: ``_Tar.state`` by hash.
+        #: Large files whose hash was checked: ``Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
         #: Small bundles whose hash was checked, with the state of their files. Several threads use it.
         self._read: dict[str, tuple[tuple[int, int, int], Bundle]] = {}
@@ -107,8 +104,8 @@ class LocalBundles:
 
     def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
         """Store the unpacked tar under its name, after checking that its hash is the reported one."""
-        content = _Tar(os.dup(descriptor))
-        files = _unpack_large(content)
+        content = Tar(os.dup(descriptor))
+        files = unpack_large(content)
         if files is None or bundle_hash(files) != name:
             raise RuntimeError("the unpacked archive does not have the reported hash")
         self._publish(name, descriptor, folder)
@@ -120,7 +117,7 @@ class LocalBundles:
         # Another file that has the name already is checked when it is read, or was.
         if _link(descriptor, self._path(name).name, folder):
             os.fsync(folder)
-            self._whole[name] = _state(os.fstat(descriptor))
+            self._whole[name] = state_of(os.fstat(descriptor))
 
     async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         async with self._unpacking:
@@ -138,7 +135,7 @@ class LocalBundles:
             return before
         self._refuse_below_floor(Bundle("", files).packed_size)
         with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
-            name = _pack(files, out)
+            name = pack(files, out)
             check_result(name, alteration)
             out.flush()
             self._publish(name, out.fileno(), folder)
@@ -169,7 +166,7 @@ class LocalBundles:
         return bundle
 
     def _replace(self, name: str, descriptor: int, folder: int) -> Bundle:
-        files = _unpack_large(_Tar(os.dup(descriptor)))
+        files = unpack_large(Tar(os.dup(descriptor)))
         if files is None or bundle_hash(files) != name:
             raise KeyError(name)
         self._path(name).unlink(missing_ok=True)
@@ -205,7 +202,7 @@ class LocalBundles:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._has(bundle.hash):
             self._refuse_below_floor(bundle.packed_size)
-            _write_whole(self._path(bundle.hash), lambda out: _pack(bundle.files, out))
+            _write_whole(self._path(bundle.hash), lambda out: pack(bundle.files, out))
         return self._size(bundle.hash)
 
     async def _note(self, name: str) -> None:
@@ -246,13 +243,13 @@ class LocalBundles:
         if not _HASH.fullmatch(name):
             raise KeyError(name)
         try:
-            content = _Tar(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
+            content = Tar(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise KeyError(name) from None
         state, read = self._read.get(name, (None, None))
         if read is not None and state == content.state:
             return read
-        files = self._large(name, content) if content.size > LARGE_BYTES else _whole_files(name, content)
+        files = self._large(name, content) if content.size > LARGE_BYTES else whole_files(name, content)
         if files is None:
             log.error("bundle damaged on disk, deploy its version again bundle=%s", name)
             raise KeyError(name)
@@ -261,13 +258,13 @@ class LocalBundles:
             self._remember(bundle, content)
         return bundle
 
-    def _remember(self, bundle: Bundle, content: _Tar) -> None:
+    def _remember(self, bundle: Bundle, content: Tar) -> None:
         self._read[bundle.hash] = content.state, bundle
         for oldest in list(self._read)[:-REMEMBERED]:
             self._read.pop(oldest, None)
 
-    def _large(self, name: str, content: _Tar) -> tuple[BundleFile, ...] | None:
-        files, state = _unpack_large(content), content.state
+    def _large(self, name: str, content: Tar) -> tuple[BundleFile, ...] | None:
+        files, state = unpack_large(content), content.state
         if files is None or (self._whole.get(name) != state and bundle_hash(files) != name):
             return None
         self._whole[name] = state
@@ -275,104 +272,6 @@ class LocalBundles:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.tar"
-
-
-def _state(status: os.stat_result) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced or written to."""
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-class _Tar:
-    """An open tar file, closed with its last reference."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        status = os.fstat(descriptor)
-        self.size = status.st_size
-        self.state = _state(status)
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
-class _Stored:
-    """The bytes of one file within a tar. Implements ``domain.bundles.Content``."""
-
-    __slots__ = ("_start", "_tar", "size")
-
-    def __init__(self, tar: _Tar, start: int, size: int) -> None:
-        self._tar = tar
-        self._start = start
-        self.size = size
-
-    def read(self, start: int, length: int) -> bytes:
-        wanted = min(length, self.size - start)
-        read = b"" if wanted <= 0 else os.pread(self._tar.descriptor, wanted, self._start + start)
-        if len(read) < wanted:
-            raise OSError("a bundle was truncated while it was read")
-        return read
-
-
-def _pack(files: Iterable[BundleFile], out: BinaryIO) -> str:
-    """Write the files as a tar; return the bundle's hash of the bytes that were written."""
-    digests = []
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for file in files:
-            member = tarfile.TarInfo(file.path)
-            member.size = file.size
-            member.mode = 0o755 if file.executable else 0o644
-            content = _Reader(file)
-            tar.addfile(member, content)
-            digests.append((file.path, file.executable, content.digest.digest()))
-            tar.members.clear()  # type: ignore[attr-defined]
-    return hash_of_digests(digests)
-
-
-class _Reader(io.RawIOBase):
-    """File-like reader of a bundle file, for ``tarfile``; hashes what it reads."""
-
-    def __init__(self, file: BundleFile) -> None:
-        self._chunks = file.chunks()
-        self._rest = b""
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int | None = -1) -> bytes:
-        assert size is not None
-        while len(self._rest) < size and (chunk := next(self._chunks, b"")):
-            self._rest += chunk
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        self.digest.update(piece)
-        return piece
-
-
-def _whole_files(name: str, content: _Tar) -> tuple[BundleFile, ...] | None:
-    packed = os.pread(content.descriptor, content.size, 0)
-    files = _members(io.BytesIO(packed), lambda start, size: packed[start : start + size])
-    return files if files is not None and bundle_hash(files) == name else None
-
-
-def _unpack_large(content: _Tar) -> tuple[BundleFile, ...] | None:
-    with os.fdopen(os.dup(content.descriptor), "rb") as file:
-        return _members(file, lambda start, size: _Stored(content, start, size))
-
-
-def _members(file: BinaryIO, source: Callable[[int, int], bytes | _Stored]) -> tuple[BundleFile, ...] | None:
-    try:
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            files = list(_files(tar, source))
-    except (tarfile.TarError, EOFError, ValueError):
-        return None
-    return tuple(sorted(files, key=lambda file: file.path))
-
-
-def _files(tar: tarfile.TarFile, source: Callable[[int, int], bytes | _Stored]) -> Iterator[BundleFile]:
-    while (member := tar.next()) is not None:
-        if not member.isreg():
-            raise ValueError(member.name)
-        yield BundleFile(member.name, source(member.offset_data, member.size), executable=bool(member.mode & 0o100))
-        # tarfile keeps a list of all members otherwise.
-        tar.members.clear()  # type: ignore[attr-defined]
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

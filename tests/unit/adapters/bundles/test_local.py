@@ -121,7 +121,7 @@ async def test_code_in_which_nothing_changes_is_not_written_again(
     def written(*_: object) -> str:
         raise AssertionError("a tar was written")
 
-    monkeypatch.setattr(local, "_pack", written)
+    monkeypatch.setattr(local, "pack", written)
     bundles = LocalBundles(folder)
     assert await bundles.alter(BUNDLE.hash, Alteration(files, (), BUNDLE.hash), ArchiveLimits()) == BUNDLE
     with pytest.raises(ValidationFailed):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -167,6 +169,38 @@ def test_a_program_cut_anywhere_is_compiled_again(program: Path, tmp_path: Path)
         made.write_bytes(whole[:size])
         assert ensure_joiner(home) == made
         assert (made.read_bytes(), len(list(made.parent.iterdir()))) == (whole, 1)
+
+
+@pytest.fixture(params=["start", "limit"])
+def faulty(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a ``start.c`` in which one program writes to address 0, as a compiler's fault may do."""
+    source = tmp_path / "faulty" / "start.c"
+    source.parent.mkdir()
+    shutil.copy(joiner.SOURCE.with_name("join.h"), source.parent)
+    text = joiner.SOURCE.with_name("start.c").read_text()
+    changed = re.sub(rf"\nvoid {request.param}\(.*\n", r"\g<0>  *(volatile char *)0 = 1;\n", text)
+    assert changed != text
+    source.write_text(changed)
+    return source
+
+
+def test_a_program_that_crashes_at_starting_or_limiting_is_not_used(
+    tmp_path: Path, faulty: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(joiner, "_START", faulty)
+    assert ensure_joiner(tmp_path / "host") is None
+    assert "ends with -11" in caplog.text
+    assert list((tmp_path / "host" / "join").iterdir()) == []
+
+
+def test_a_kept_program_that_crashes_at_starting_is_compiled_again(program: Path, tmp_path: Path, faulty: Path) -> None:
+    made = ensure_joiner(tmp_path / "host")
+    assert made is not None
+    subprocess.run(
+        [joiner.COMPILER, *joiner._OPTIONS, "-o", made, str(joiner.SOURCE), str(faulty)], check=True, capture_output=True
+    )
+    assert ensure_joiner(tmp_path / "host") == made
+    assert made.read_bytes() == program.read_bytes()
 
 
 def make_compiler(folder: Path, cut: str) -> None:

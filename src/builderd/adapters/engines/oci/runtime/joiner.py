@@ -32,6 +32,12 @@ _OPTIONS = ("-nostdlib", "-static")
 _SECONDS = 60
 #: Programs of other versions, and what a killed service left, are removed when no service has begun with them so long.
 _KEPT_SECONDS = 30 * 86_400
+#: Words for each part of the program that are tried before it is used, and the exit status of each.
+_TRIALS = (
+    ((), FAILED),
+    (("start", "2", "/", "0", "0", "0", "0", "0", "/bin/true"), 0),
+    (("limit", "0"), FAILED),
+)
 #: Of the header of a 64-bit ELF file: place of the section headers, their size and number. They are its end.
 _SECTIONS, _SECTION_SIZE, _HEADER_BYTES = 40, 58, 64
 
@@ -85,9 +91,9 @@ def _is_good(program: Path) -> bool:
 
 
 def _refuse_damaged(program: Path) -> None:
-    """Raise ``OSError`` or ``SubprocessError`` unless it is whole, and ends as it does without its descriptors.
+    """Raise ``OSError`` or ``SubprocessError`` unless it is whole, and each of its parts ends as it should.
 
-    The compiler succeeds also on a full disk, where its output is cut.
+    The compiler succeeds also on a full disk, where its output is cut; one of another version may compile wrongly.
     """
     content = program.read_bytes()
     if len(content) < _HEADER_BYTES:
@@ -96,9 +102,10 @@ def _refuse_damaged(program: Path) -> None:
     size, count = struct.unpack_from("<HH", content, _SECTION_SIZE)
     if len(content) != sections + size * count:
         raise OSError(f"{program} has {len(content)} bytes instead of {sections + size * count}")
-    status = _run(str(program), check=False).returncode
-    if status != FAILED:
-        raise OSError(f"{program} without descriptors ends with {status} instead of {FAILED}")
+    for words, wanted in _TRIALS:
+        status = _run(str(program), *words, check=False).returncode
+        if status != wanted:
+            raise OSError(f"{' '.join((str(program), *words))} ends with {status} instead of {wanted}")
 
 
 def _compile(compiler: str, program: Path) -> None:

@@ -10,14 +10,12 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from builderd.adapters.engines.oci.runtime import launcher
-from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.join import STREAMS
 from builderd.adapters.engines.oci.runtime.launcher import Server
 from builderd.adapters.engines.oci.runtime.requests import JOIN_DESCRIPTORS
@@ -149,41 +147,59 @@ def _server(joiner: str = "") -> tuple[Server, socket.socket]:
     return Server(theirs, joiner), ours
 
 
-REQUESTS: list[dict[str, Any]] = [
-    {"op": "run", "name": "one", "uid": 1, "mounts": []},
-    {"op": "claim", "uid": 1, "binds": []},
-    {"op": "join", "name": "one"},
-]
+RUN: dict[str, Any] = {
+    "op": "run",
+    "argv": ["/bin/true"],
+    "env": {},
+    "cwd": "/",
+    "fds": [],
+    "mounts": [],
+    "cgroups": [],
+    "uid": 1,
+    "terminal": False,
+    "oom_score": 0,
+    "name": "one",
+}
+CLAIM: dict[str, Any] = {"op": "claim", "uid": 1, "binds": []}
+JOIN: dict[str, Any] = {"op": "join", "name": "one"}
+LINK = {"link": "link", "bridge": "lo", "mac": "02", "ip": "10.0.0.2", "gateway": "10.0.0.1", "mtu": 1500}
+ATTACH: dict[str, Any] = {"op": "attach", "pid": os.getpid(), "network": LINK}
 
 
 @pytest.mark.parametrize(
-    "work",
+    ("request_", "program", "call"),
     [
-        *(lambda server, request=request: server._handle({"id": 1, **request}, []) for request in REQUESTS),
-        lambda _: attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500)),
+        pytest.param(RUN, "", "fork", id="run by a fork"),
+        pytest.param(RUN, "/program", "spawn", id="run by the program"),
+        pytest.param(CLAIM, "/program", "fork", id="claim"),
+        pytest.param(JOIN, "/program", "spawn", id="join"),
+        pytest.param(ATTACH, "", "fork", id="attach by a fork"),
+        pytest.param(ATTACH, "/program", "spawn", id="attach by the program"),
     ],
-    ids=[*(request["op"] for request in REQUESTS), "attach"],
 )
-def test_without_a_fork_no_descriptor_stays_open(
-    monkeypatch: pytest.MonkeyPatch, work: Callable[[Server], object]
+def test_without_a_child_no_descriptor_stays_open(
+    monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any], program: str, call: str
 ) -> None:
-    def refuse() -> int:
+    calls = []
+
+    def refuse(call: str) -> int:
+        calls.append(call)
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    server, _ours = _server()
-    monkeypatch.setattr(os, "fork", refuse)
-    monkeypatch.setattr(os, "posix_spawn", lambda *_: refuse())
+    server, _ours = _server(program)
+    monkeypatch.setattr(os, "fork", lambda: refuse("fork"))
+    monkeypatch.setattr(os, "posix_spawn", lambda *_: refuse("spawn"))
     before = open_descriptors()
     with pytest.raises(BlockingIOError):
-        work(server)
-    assert open_descriptors() == before
+        server._handle({"id": 1, **request_}, [])
+    assert (calls, open_descriptors()) == ([call], before)
 
 
 def test_a_join_has_the_descriptors_that_the_joining_child_reads() -> None:
     assert JOIN_DESCRIPTORS == STREAMS + 2
 
 
-@pytest.mark.parametrize("request_", [REQUESTS[0], REQUESTS[2]], ids=["run", "join"])
+@pytest.mark.parametrize("request_", [RUN, JOIN], ids=["run", "join"])
 @pytest.mark.parametrize("refused", ["pidfd_open", "epoll_ctl"])
 def test_a_child_that_cannot_be_watched_is_killed_and_leaves_no_descriptor(
     monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any], refused: str

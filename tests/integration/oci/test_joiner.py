@@ -197,7 +197,9 @@ def test_a_kept_program_that_crashes_at_starting_is_compiled_again(program: Path
     made = ensure_joiner(tmp_path / "host")
     assert made is not None
     subprocess.run(
-        [joiner.COMPILER, *joiner._OPTIONS, "-o", made, str(joiner.SOURCE), str(faulty)], check=True, capture_output=True
+        [joiner.COMPILER, *joiner._OPTIONS, "-o", made, str(joiner.SOURCE), str(faulty)],
+        check=True,
+        capture_output=True,
     )
     assert ensure_joiner(tmp_path / "host") == made
     assert made.read_bytes() == program.read_bytes()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from builderd.adapters.engines.oci.runtime.joiner import ensure_joiner
 from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 pytestmark = pytest.mark.root
+
+LAUNCHER = "builderd.adapters.engines.oci.runtime.launcher"
 
 #: What a program sees of how it was started.
 PROBE = r"""
@@ -37,17 +40,19 @@ ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 class Started:
     """A launcher, with or without the compiled program."""
 
-    def __init__(self, joiner: str) -> None:
+    def __init__(self, joiner: str, launcher: Sequence[str] = (sys.executable, "-c", SERVER)) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.settimeout(60)
         with theirs:
-            command = [sys.executable, "-c", SERVER, str(theirs.fileno()), joiner]
+            command = [*launcher, str(theirs.fileno()), joiner]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 
     def run(self, given: dict[int, int] | None = None, **changes: Any) -> dict[str, Any]:
         given = given or {}
-        request = {"id": 5, **RUN, **changes, "fds": list(given)}
-        socket.send_fds(self._ours, [json.dumps(request).encode()], list(given.values()))
+        return self.ask({**RUN, **changes, "fds": list(given)}, list(given.values()))
+
+    def ask(self, request: dict[str, Any], descriptors: Sequence[int]) -> dict[str, Any]:
+        socket.send_fds(self._ours, [json.dumps({"id": 5, **request}).encode()], descriptors)
         answer: dict[str, Any] = json.loads(self._ours.recv(1 << 20))
         return answer
 
@@ -156,6 +161,21 @@ def test_words_that_no_program_takes_are_answered_alike(both: tuple[Started, Sta
     forked, spawned = (one.run(**changes) for one in both)
     assert spawned["status"] == forked["status"]
     assert bool(spawned["error"]) == bool(forked["error"])
+
+
+@pytest.mark.parametrize("suffix", ["", "-00000000"], ids=["of before", "of other sources"])
+def test_program_that_another_version_compiled_is_not_used(tmp_path: Path, suffix: str) -> None:
+    """The service of before starts this version's launcher while it is being upgraded."""
+    program, marker = tmp_path / f"0123456789abcdef{suffix}", tmp_path / "executed"
+    program.write_text(f"#!/bin/sh\ntouch {marker}\nexit 127\n")
+    program.chmod(0o755)
+    null = os.open("/dev/null", os.O_RDWR)
+    with contextlib.closing(Started(str(program), [sys.executable, "-m", LAUNCHER])) as started:
+        assert started.run() == {"id": 5, "status": 0, "error": ""}
+        answer = started.ask({"op": "join", "name": "one"}, [null] * 5)
+    os.close(null)
+    assert answer == {"id": 5, "no_joiner": "No such file or directory"}
+    assert not marker.exists()
 
 
 def test_program_gets_its_descriptors_and_no_other(both: tuple[Started, Started]) -> None:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from builderd.adapters.engines.oci.runtime.join import FAILED
+from builderd.adapters.engines.oci.runtime.join import FAILED, sources_suffix
 from builderd.adapters.engines.oci.storage.base import HOST_HOME
 from builderd.domain.preflight import SEARCH_PATH
 
@@ -67,10 +67,10 @@ def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
 
 
 def _name(compiler: str) -> str:
-    """Return a name that differs with all that the program is made of."""
+    """Return a name that differs with all that the program is made of, and ends as ``usable`` wants it."""
     sources = (one.read_bytes() for one in (SOURCE, _START, _HEADER))
     parts = (*sources, " ".join(_OPTIONS).encode(), _run(compiler, "-v").stdout.encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16] + sources_suffix()
 
 
 def _is_good(program: Path) -> bool:

@@ -37,7 +37,14 @@ from typing import Any
 
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
-from builderd.adapters.engines.oci.runtime.join import FAILED, IGNORED, NoJoiner, reap_strays, start_joining
+from builderd.adapters.engines.oci.runtime.join import (
+    FAILED,
+    IGNORED,
+    NoJoiner,
+    reap_strays,
+    start_joining,
+    usable,
+)
 from builderd.adapters.engines.oci.runtime.namespaces import (
     closed_on_error,
     fork_or_close,
@@ -325,7 +332,7 @@ def describe(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve on the descriptor named by the first argument; the second is the joining program, or empty.
+    """Serve on the descriptor named by the first argument; the second is the compiled program, or empty.
 
     The others are programs that nothing started from here on can write to.
     """
@@ -344,7 +351,7 @@ def main() -> None:
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()
-    Server(control, sys.argv[2]).serve()
+    Server(control, usable(sys.argv[2])).serve()
 
 
 if __name__ == "__main__":

@@ -214,12 +214,16 @@ def test_program_gets_its_descriptors_and_no_other(both: tuple[Started, Started]
         ["start", "2", "/", "0", "0", "9" * 30],
         ["limit"],
         ["limit", "0", "/proc/sys/user/max_inotify_watches", "1"],
-        ["limit", "77", "/etc/hostname", "x"],
+        ["limit", "77", "FILE", "x"],
     ],
 )
-def test_damaged_words_begin_no_program(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> None:
-    joiner = ensure_joiner(tmp_path_factory.getbasetemp() / "host")
+def test_damaged_words_begin_no_program(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, words: list[str]
+) -> None:
+    joiner, file = ensure_joiner(tmp_path_factory.getbasetemp() / "host"), tmp_path / "file"
+    file.write_text("unchanged")
+    words = [str(file) if word == "FILE" else word for word in words]
     done = subprocess.run([str(joiner), *words], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert done.returncode == 127
-    assert done.stdout == b""
-    assert not done.stderr or done.stderr.startswith(b"failed ")
+    assert (done.returncode, done.stdout, file.read_text()) == (127, b"", "unchanged")
+    # Before it has a report it says nothing, as to words that it does not know.
+    assert done.stderr.startswith(b"failed ") if words[:2] == ["start", "2"] else done.stderr == b""

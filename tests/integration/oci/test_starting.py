@@ -129,10 +129,19 @@ def test_program_is_started_as_by_a_fork(both: tuple[Started, Started], mounts: 
         ({"cwd": "/nowhere"}, "/nowhere: No such file or directory"),
         ({"cgroups": ["/nowhere/tasks"]}, "/nowhere/tasks: No such file or directory"),
         ({"oom_score": 5000}, "/proc/self/oom_score_adj: Invalid argument"),
-        ({"mounts": [BIND | {"source": "/nowhere"}]}, "/nowhere: No such file or directory"),
-        ({"mounts": [BIND | {"source": "/etc", "target": "/nowhere"}]}, "/nowhere: No such file or directory"),
-        ({"mounts": [{"kind": "detach", "target": "/nowhere"}]}, "/nowhere: No such file or directory"),
-        ({"mounts": [{"kind": "nofs", "target": "/mnt"}]}, "/mnt: No such device"),
+        ({"mounts": [BIND | {"source": "/nowhere"}]}, "open /nowhere: No such file or directory"),
+        ({"mounts": [BIND | {"source": "/etc", "target": "/nowhere"}]}, "bind on /nowhere: No such file or directory"),
+        # The kernel lets no file of its own show other owners.
+        (
+            {"mounts": [BIND | {"source": "/proc", "target": "/mnt", "owner": 0}], "uid": 700_000},
+            "set attributes of /proc: Invalid argument",
+        ),
+        ({"mounts": [{"kind": "detach", "target": "/nowhere"}]}, "unmount /nowhere: No such file or directory"),
+        ({"mounts": [{"kind": "nofs", "target": "/mnt"}]}, "mount on /mnt: No such device"),
+        (
+            {"mounts": [BIND | {"source": "/etc", "target": "/" + "x" * 5000}]},
+            "bind on " + "x" * 192 + ": File name too long",
+        ),
         ({"cwd": "/" + "x" * 5000}, "x" * 200 + ": File name too long"),
         ({"terminal": True}, "control the terminal: Inappropriate ioctl for device"),
     ],

@@ -38,7 +38,7 @@ enum {
 
 /* Descriptors once they are in their places. */
 enum { STREAMS = 3, REPORT = 3, DOCUMENT = 4, ANSWER = 5, GIVEN = 6, ASIDE = 16 };
-enum { MOST_ACTION = 200, MOST_GROUPS = 64, MOST_RULES = 4096, RULE = 8, STAT_BYTES = 4096, START_TIME = 19 };
+enum { MOST_GROUPS = 64, MOST_RULES = 4096, RULE = 8, STAT_BYTES = 4096, START_TIME = 19 };
 
 struct limit { unsigned long soft, hard; };
 struct capabilities { unsigned version; int pid; };
@@ -85,7 +85,7 @@ long length(char *text) {
   return size;
 }
 
-static char *append(char *to, char *text) {
+char *append(char *to, char *text) {
   while (*text) *to++ = *text++;
   *to = 0;
   return to;

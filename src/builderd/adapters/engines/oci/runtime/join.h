@@ -4,7 +4,8 @@
 enum { WRITE = 1, OPEN = 2, CLOSE = 3, DUP2 = 33, EXECVE = 59, FCNTL = 72, CHDIR = 80, SETSID = 112, SETNS = 308,
        CLOSE_RANGE = 436, SIGACTION = 13 };
 enum { NOT_VALID = 22, WRITE_ONLY = 1, CLOSE_ON_EXEC = 02000000, DUPLICATE_FROM = 1030, BROKEN_PIPE = 13 };
-enum { FAILED = 127 };
+/* Bytes of a report's action at most: of a longer one, its end. */
+enum { FAILED = 127, MOST_ACTION = 200 };
 
 /* Where a fault is reported: nowhere until it is known. */
 extern long report_to;
@@ -16,6 +17,8 @@ long call(long number, long a, long b, long c, long d, long e, long f);
 
 void leave(int status);
 long length(char *text);
+/* Copy a text with its zero byte, and return the place of that byte. */
+char *append(char *to, char *text);
 /* Return the result of a call; end, with the action in the report, if it failed. */
 long check(long result, char *action);
 long parse_number(char *text);

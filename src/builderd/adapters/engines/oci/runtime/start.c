@@ -37,23 +37,37 @@ static int is(char *text, char *other) {
   return *text == *other;
 }
 
+/* As `check`, with a path after the words of the action: of a long one, its end. */
+static long check_at(long result, char *action, char *path) {
+  char text[MOST_ACTION + 1];
+  long most = MOST_ACTION - length(action);
+  if (result >= 0) return result;
+  if (length(path) > most) path += length(path) - most;
+  append(append(text, action), path);
+  return check(result, text);
+}
+
 static void bind(char *target, char *source, char *attributes, char *namespace) {
   struct attributes wanted = {parse_number(attributes), 0, 0, 0};
-  long tree = check(CALL(OPEN_TREE, FROM_CURRENT_FOLDER, source, TREE_CLONE | CLOSE_ON_EXEC), source);
+  long tree = check_at(CALL(OPEN_TREE, FROM_CURRENT_FOLDER, source, TREE_CLONE | CLOSE_ON_EXEC), "open ", source);
   if (*namespace) {
     wanted.set |= IDMAP;
     wanted.user_namespace = parse_number(namespace);
   }
-  check(call(MOUNT_SETATTR, tree, (long)"", EMPTY_PATH, (long)&wanted, sizeof wanted, 0), source);
-  check(call(MOVE_MOUNT, tree, (long)"", FROM_CURRENT_FOLDER, (long)target, FROM_EMPTY_PATH, 0), target);
+  check_at(
+    call(MOUNT_SETATTR, tree, (long)"", EMPTY_PATH, (long)&wanted, sizeof wanted, 0), "set attributes of ", source);
+  check_at(
+    call(MOVE_MOUNT, tree, (long)"", FROM_CURRENT_FOLDER, (long)target, FROM_EMPTY_PATH, 0), "bind on ", target);
   CALL(CLOSE, tree, 0, 0);
 }
 
 static void make_mount(void) {
   char *kind = next(), *target = next(), *source = next(), *flags = next(), *last = next();
   if (is(kind, "bind")) bind(target, source, flags, last);
-  else if (is(kind, "detach")) check(CALL(UMOUNT, target, DETACH, 0), target);
-  else check(call(MOUNT, (long)kind, (long)target, (long)kind, parse_number(flags), *last ? (long)last : 0, 0), target);
+  else if (is(kind, "detach")) check_at(CALL(UMOUNT, target, DETACH, 0), "unmount ", target);
+  else
+    check_at(
+      call(MOUNT, (long)kind, (long)target, (long)kind, parse_number(flags), *last ? (long)last : 0, 0), "mount on ", target);
 }
 
 static void make_mounts(void) {

@@ -126,10 +126,16 @@ def _object(**fields: Check) -> Check:
 
 
 def _is_mount(value: Any) -> bool:
-    """Check the part of a mount that the launcher itself reads; a child that fails at the rest says so."""
-    if not isinstance(value, dict) or not _is_name(value.get("kind")):
+    """Check a mount of a ``run``: every kind but two is a file system, whose flags and data may be missing."""
+    if not isinstance(value, dict):
         return False
-    return _is_owner(value.get("owner"))
+    match value.get("kind"):
+        case "bind":
+            return _BIND(value)
+        case "detach":
+            return _DETACH(value)
+        case _:
+            return _FILE_SYSTEM({"flags": 0, "data": ""} | value)
 
 
 def _are_distinct(numbers: list[int]) -> bool:
@@ -140,6 +146,8 @@ _NUMBERS = _list_of(_is_number_of_program, most=MAX_DESCRIPTORS)
 _TEXTS = _list_of(_is_text)
 _MOUNTS = _list_of(_is_mount)
 _BIND = _object(kind=_is_name, source=_is_name, target=_is_name, attributes=is_number, owner=_is_owner)
+_DETACH = _object(kind=_is_name, target=_is_name)
+_FILE_SYSTEM = _object(kind=_is_name, target=_is_name, flags=is_number, data=_is_text)
 _FILE = _object(source=_is_name, target=_is_name, owner=_is_id, mode=is_number)
 _LINK = _object(link=_is_name, bridge=_is_name, mac=_is_name, ip=_is_name, gateway=_is_name, mtu=is_number)
 

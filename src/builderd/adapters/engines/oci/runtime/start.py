@@ -20,10 +20,7 @@ def start(
     ``maps`` holds user namespaces by owner. A fault is written to ``report``, for ``fault_of``.
     """
     given = (report, *descriptors, *maps.values())
-    try:
-        words = ("start", *_words_of(request, maps, descriptors, report))
-    except (LookupError, TypeError):  # a damaged mount
-        return None
+    words = ("start", *_words_of(request, maps, descriptors, report))
     return spawn(helper, words, request["env"], given)
 
 
@@ -38,7 +35,7 @@ def spawn(helper: str, words: Sequence[str], env: Mapping[str, str], given: Sequ
         for descriptor in given:
             os.set_inheritable(descriptor, True)
         return os.posix_spawn(helper, (helper, *words), env)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in PASSING:
             # Without the path, which is the host's.
             raise OSError(error.errno, error.strerror) from error

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
-from builderd.adapters.engines.oci.runtime.namespaces import write
+from builderd.adapters.engines.oci.runtime.namespaces import refuse_own, write
 from builderd.adapters.engines.oci.runtime.start import spawn
 from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
@@ -35,6 +35,7 @@ def attach(pid: int, network: Link, helper: str = "") -> None:
     """
     with contextlib.ExitStack() as opened:
         inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
+        refuse_own(inside, "net")
         limits = limit(pid, helper)
         try:
             connect(network, home, inside)

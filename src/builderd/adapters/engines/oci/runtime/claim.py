@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from builderd.adapters.engines.oci.runtime.namespaces import refuse_own
 from builderd.linux.syscalls import (
     CLONE_NEWNS,
     CLONE_NEWUTS,
@@ -30,6 +31,7 @@ def claim(request: dict[str, Any], maps: Mapping[int, int]) -> None:
     ``maps`` holds user namespaces by the owners on disk that they show as the sandbox's root.
     """
     uts, inside = (os.open(f"/proc/{request['pid']}/ns/{name}", os.O_RDONLY) for name in ("uts", "mnt"))
+    refuse_own(uts, "uts")
     binds = [(open_tree(one["source"], one["attributes"], maps.get(one["owner"])), one) for one in request["binds"]]
     files = [(read(file["source"]), file) for file in request["files"]]
     setns(uts, CLONE_NEWUTS)

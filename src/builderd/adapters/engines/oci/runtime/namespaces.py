@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -35,6 +36,16 @@ def user_namespace(inside: int, outside: int) -> int:
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, 0)
+
+
+def refuse_own(namespace: int, kind: str) -> None:
+    """Raise ``OSError`` when this namespace, of a sandbox's first process by its pid, is this process's own.
+
+    The sandbox has ended then, and its pid is a process of the host by now.
+    """
+    own = os.stat(f"/proc/self/ns/{kind}")  # noqa: PTH116
+    if os.path.samestat(os.fstat(namespace), own):
+        raise OSError(errno.ESRCH, "the sandbox has ended, its pid is a process of the host")
 
 
 def open_pipes(count: int) -> list[int]:

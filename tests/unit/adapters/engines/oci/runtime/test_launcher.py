@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import launcher
+from builderd.adapters.engines.oci.runtime import attach, launcher
 from builderd.adapters.engines.oci.runtime.join import STREAMS
 from builderd.adapters.engines.oci.runtime.launcher import Server
 from builderd.adapters.engines.oci.runtime.requests import JOIN_DESCRIPTORS
@@ -24,7 +24,7 @@ from builderd.adapters.engines.oci.runtime.requests import JOIN_DESCRIPTORS
 #: and from it.
 SERVED = textwrap.dedent("""
     import ctypes, json, os, signal, socket, struct, time
-    from builderd.adapters.engines.oci.runtime import launcher
+    from builderd.adapters.engines.oci.runtime import attach, launcher
 
     # Holds the interpreter's lock during the call: a child that began inside would have to take it.
     libc = ctypes.PyDLL(None)
@@ -189,6 +189,7 @@ def test_without_a_child_no_descriptor_stays_open(
     server, _ours = _server(program)
     monkeypatch.setattr(os, "fork", lambda: refuse("fork"))
     monkeypatch.setattr(os, "posix_spawn", lambda *_: refuse("spawn"))
+    monkeypatch.setattr(attach, "refuse_own", lambda *_: None)
     before = open_descriptors()
     with pytest.raises(BlockingIOError):
         server._handle({"id": 1, **request_}, [])

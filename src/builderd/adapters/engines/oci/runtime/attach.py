@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
 from builderd.adapters.engines.oci.runtime.namespaces import refuse_own, write
-from builderd.adapters.engines.oci.runtime.start import spawn
+from builderd.adapters.engines.oci.runtime.start import Helper
 from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
 #: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
@@ -28,10 +28,10 @@ class Link(NamedTuple):
     mtu: int
 
 
-def attach(pid: int, network: Link, helper: str = "") -> None:
+def attach(pid: int, network: Link, helper: Helper) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others.
 
-    ``helper`` is the compiled program of ``start.c``; without it, a fork limits the user namespace.
+    ``helper`` limits the user namespace; without a program of its own, a fork does.
     """
     with contextlib.ExitStack() as opened:
         inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
@@ -67,13 +67,13 @@ def connect(network: Link, home: int, inside: int) -> None:
         setns(home, CLONE_NEWNET)
 
 
-def limit(pid: int, helper: str = "") -> int:
+def limit(pid: int, helper: Helper) -> int:
     """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
     limits = {f"/proc/sys/user/{name}": str(most) for name, most in INOTIFY.items()}
     namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
         words = ("limit", str(namespace), *(word for limit in limits.items() for word in limit))
-        if child := spawn(helper, words, {}, [namespace]):
+        if child := helper.spawn(words, {}, [namespace]):
             return child
         if (child := os.fork()) == 0:
             _limit(namespace, limits)

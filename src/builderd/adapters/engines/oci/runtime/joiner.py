@@ -51,7 +51,10 @@ def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
         return None
     compiler = shutil.which(COMPILER, path=SEARCH_PATH)
     if compiler is None:
-        log.info("joining program not compiled, commands begin by the runtime's exec missing=%s", COMPILER)
+        log.info(
+            "joining program not compiled, commands begin by the runtime's exec, sandboxes by a fork missing=%s",
+            COMPILER,
+        )
         return None
     try:
         program = home / "join" / _name(compiler)
@@ -61,7 +64,10 @@ def ensure_joiner(home: Path = HOST_HOME) -> Path | None:
         os.utime(program)
         _remove_old(program)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("joining program not compiled, commands begin by the runtime's exec error=%s", _words_of(error))
+        log.warning(
+            "joining program not compiled, commands begin by the runtime's exec, sandboxes by a fork error=%s",
+            _words_of(error),
+        )
         return None
     return program
 

@@ -1,4 +1,4 @@
-"""Launcher: a small single-threaded process that forks where the service cannot.
+"""Launcher: a small single-threaded process that starts programs where the service cannot fork.
 
 The service has threads, so it must not fork and continue in Python; a fresh interpreter per step would cost 20 ms.
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
@@ -59,7 +59,7 @@ from builderd.adapters.engines.oci.runtime.requests import (
     parse,
     request_number,
 )
-from builderd.adapters.engines.oci.runtime.start import fault_of, start
+from builderd.adapters.engines.oci.runtime.start import Helper, fault_of, log_event
 from builderd.linux.syscalls import (
     CLONE_NEWNS,
     MOUNT_ATTR_RDONLY,
@@ -84,7 +84,7 @@ class Server:
 
     def __init__(self, control: socket.socket, joiner: str = "") -> None:
         self._control = control
-        self._joiner = joiner
+        self._helper = Helper(joiner)
         #: Those that have a name, for as long as they run.
         self._named: dict[str, int] = {}
         self._children: set[int] = set()
@@ -131,7 +131,7 @@ class Server:
     def _handle(self, request: Message, descriptors: list[int]) -> None:
         match request["op"]:
             case "attach":
-                attach(request["pid"], Link(**request["network"]), self._joiner)
+                attach(request["pid"], Link(**request["network"]), self._helper)
                 self._answer(request["id"])
             case "claim":
                 self._claim(request)
@@ -165,7 +165,7 @@ class Server:
         with user_namespaces(request["uid"], owners_of(request["mounts"])) as maps:
             words, child_words = open_pipes(1)
             with closed_on_error(words, child_words):
-                started = start(self._joiner, request, maps, descriptors, child_words)
+                started = self._helper.start(request, maps, descriptors, child_words)
             pid = fork_or_close(words, child_words) if started is None else started
             if pid == 0:
                 run_child(request, maps, descriptors, child_words)
@@ -207,7 +207,7 @@ class Server:
     def _join(self, request: Message, descriptors: list[int]) -> None:
         told, tell = open_pipes(1)
         try:
-            pid = start_joining(self._joiner, descriptors, told, tell)
+            pid = start_joining(self._helper.path, descriptors, told, tell)
         except NoJoiner as error:
             self._answer(request["id"], no_joiner=str(error.strerror))
             return
@@ -331,6 +331,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:MAX_ERROR]
 
 
+def mount_read_only(program: str) -> None:
+    """Mount a program read-only over itself. Where that fails, crun does so itself at each of its commands."""
+    try:
+        bind(program, program, MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        log_event(f"program not mounted read-only, its commands take longer program={program} error={describe(error)}")
+
+
 def main() -> None:
     """Serve on the descriptor named by the first argument; the second is the compiled program, or empty.
 
@@ -346,8 +354,7 @@ def main() -> None:
     if os.path.ismount(UNIFIED):
         unmount(UNIFIED)
     for program in sys.argv[3:]:
-        with contextlib.suppress(OSError):  # crun then makes such a mount for itself, at each of its commands
-            bind(program, program, MOUNT_ATTR_RDONLY)
+        mount_read_only(program)
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()

@@ -116,7 +116,11 @@ class Launcher:
 
     def _give_up_joining(self, error: str) -> None:
         if self.joiner:
-            log.warning("commands begin by the runtime's exec until a restart joiner=%s error=%s", self.joiner, error)
+            log.warning(
+                "joining program unusable, commands begin by the runtime's exec until a restart joiner=%s error=%s",
+                self.joiner,
+                error,
+            )
         self.joiner = None
 
     async def kill(self, name: str) -> None:

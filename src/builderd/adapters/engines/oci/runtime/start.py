@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,37 +15,59 @@ from builderd.adapters.engines.oci.runtime.join import PASSING
 _FAULT = re.compile(r"failed (\d+) (.*)", re.DOTALL)
 
 
-def start(
-    helper: str, request: Mapping[str, Any], maps: Mapping[int, int], descriptors: Sequence[int], report: int
-) -> int | None:
-    """Start the program of a ``run`` request; return its pid, None when it must be started by a fork.
+class Helper:
+    """The compiled program, until it cannot be executed; without it, the launcher forks.
 
-    ``maps`` holds user namespaces by owner. A fault is written to ``report``, for ``fault_of``.
+    ``path`` is empty for none.
     """
-    given = (report, *descriptors, *maps.values())
-    words = ("start", *_words_of(request, maps, descriptors, report))
-    return spawn(helper, words, request["env"], given)
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+
+    def start(
+        self, request: Mapping[str, Any], maps: Mapping[int, int], descriptors: Sequence[int], report: int
+    ) -> int | None:
+        """Start the program of a ``run`` request; return its pid, None when it must be started by a fork.
+
+        ``maps`` holds user namespaces by owner. A fault is written to ``report``, for ``fault_of``.
+        """
+        given = (report, *descriptors, *maps.values())
+        words = ("start", *_words_of(request, maps, descriptors, report))
+        return self.spawn(words, request["env"], given)
+
+    def spawn(self, words: Sequence[str], env: Mapping[str, str], given: Sequence[int]) -> int | None:
+        """Execute the program with these descriptors; return its pid, None when it or its words cannot be executed.
+
+        Raises ``OSError`` when that is the machine's fault, which passes.
+        """
+        if not self.path:
+            return None
+        try:
+            for descriptor in given:
+                os.set_inheritable(descriptor, True)
+            return os.posix_spawn(self.path, (self.path, *words), env)
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno in PASSING:
+                # Without the path, which is the host's.
+                raise OSError(error.errno, error.strerror) from error
+            if error.errno != errno.E2BIG:
+                self._give_up(error)
+            return None
+        finally:
+            for descriptor in given:
+                os.set_inheritable(descriptor, False)
+
+    def _give_up(self, error: OSError) -> None:
+        log_event(f"programs are started by a fork until a restart program={self.path} error={error.strerror}")
+        self.path = ""
 
 
-def spawn(helper: str, words: Sequence[str], env: Mapping[str, str], given: Sequence[int]) -> int | None:
-    """Execute the helper with these descriptors; return its pid, None when it or its words cannot be executed.
-
-    Raises ``OSError`` when that is the machine's fault, which passes.
-    """
-    if not helper:
-        return None
-    try:
-        for descriptor in given:
-            os.set_inheritable(descriptor, True)
-        return os.posix_spawn(helper, (helper, *words), env)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in PASSING:
-            # Without the path, which is the host's.
-            raise OSError(error.errno, error.strerror) from error
-        return None
-    finally:
-        for descriptor in given:
-            os.set_inheritable(descriptor, False)
+def log_event(event: str) -> None:
+    """Write a line to the launcher's standard error, which is the service's."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"launcher: {event}\n")
 
 
 def fault_of(report: str) -> str:

@@ -19,6 +19,7 @@ from builderd.adapters.engines.oci.runtime import attach, launcher
 from builderd.adapters.engines.oci.runtime.join import STREAMS
 from builderd.adapters.engines.oci.runtime.launcher import Server
 from builderd.adapters.engines.oci.runtime.requests import JOIN_DESCRIPTORS
+from builderd.adapters.engines.oci.runtime.start import Helper
 
 #: A server in a process of its own, whose joining child does as ``join`` says. Descriptors of a request: to the test,
 #: and from it.
@@ -253,6 +254,49 @@ def test_a_machine_that_cannot_start_it_now_is_no_fault_of_the_joining_program(m
     with pytest.raises(OSError, match="Cannot allocate memory") as raised:
         server._handle({"id": 1, "op": "join", "name": "one"}, [])
     assert "/var/lib" not in launcher.describe(raised.value)
+
+
+@pytest.mark.parametrize("request_", [RUN, ATTACH], ids=["run", "attach"])
+def test_a_program_that_cannot_be_executed_is_reported_and_tried_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, request_: dict[str, Any]
+) -> None:
+    spawned, spawn = [], os.posix_spawn
+
+    def counted(path: str, *words: Any) -> int:
+        spawned.append(path)
+        return spawn(path, *words)
+
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    server, ours = _server(str(tmp_path / "gone"))
+    monkeypatch.setattr(os, "posix_spawn", counted)
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(attach, "refuse_own", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(BlockingIOError):
+            server._handle({"id": 1, **request_}, [])
+    assert spawned == [str(tmp_path / "gone")]
+    event = "programs are started by a fork until a restart"
+    assert capsys.readouterr().err == f"launcher: {event} program={tmp_path}/gone error=No such file or directory\n"
+    server._handle({"id": 2, **JOIN}, [])
+    assert json.loads(ours.recv(4096)) == {"id": 2, "no_joiner": "No such file or directory"}
+
+
+def test_words_that_are_too_long_are_not_the_programs_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helper = Helper("/bin/true")
+    assert helper.spawn(["x" * (1 << 20)], {}, []) is None
+    assert helper.spawn(["x\0"], {}, []) is None
+    assert (helper.path, capsys.readouterr().err) == ("/bin/true", "")
+
+
+def test_a_runtime_that_cannot_be_mounted_read_only_is_reported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    launcher.mount_read_only(str(tmp_path / "gone"))
+    assert capsys.readouterr().err.startswith("launcher: program not mounted read-only, its commands take longer")
 
 
 def test_it_waits_for_strays_no_longer_than_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ IDLE_LOOKS, LOOK_SECONDS, IDLE_MS = 2, 0.005, 0.05
 IDLE_DEADLINE = 10.0
 #: Parts of a service's live children, by a word of their command.
 HELPERS = {b"launcher": "launcher and commands", b"tripwire": "review"}
-#: Where version 1 of control groups counts CPU time.
-CPUACCT = Path("/sys/fs/cgroup/cpuacct")
+#: Where version 1 of control groups counts CPU time, and where it shares it out: with systemd, one hierarchy.
+CPUACCT, CPU = Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup/cpu")
+#: A process may fork between the list of a group's processes and their move, or between both and the removal.
+LEAVE_ROUNDS = 100
 #: All that the launcher starts: shims (conmon), and crun with a sandbox's first process up to its own group.
 STARTED = "launcher, shims and crun; commands"
 
@@ -90,23 +92,33 @@ def counted_launcher(service: int) -> Iterator[Path | None]:
     """Count what a service's launcher starts in a control group of its own, to the nanosecond.
 
     The CPU time of an ended process is otherwise known in steps of 10 ms, more than crun takes, and that of conmon's
-    only from conmon. None on version 2.
+    only from conmon. None on version 2, where shims enter groups of the same hierarchy and so leave this one, and
+    before the service has a launcher.
     """
-    if not CPUACCT.exists():
+    launchers = [child for child in _children(service) if b"launcher" in _words(child)]
+    if not CPUACCT.exists() or (CPU.exists() and CPUACCT.samefile(CPU)) or not launchers:
         yield None
         return
     group = CPUACCT / f"builderd-bench-{service}"
     group.mkdir()
-    for child in _children(service):
-        if b"launcher" in _words(child):
-            (group / "cgroup.procs").write_text(str(child))
     try:
+        for launcher in launchers:
+            (group / "cgroup.procs").write_text(str(launcher))
         yield group
     finally:
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Move a group's processes to the root, and remove it. Raises ``OSError`` when there are always new ones."""
+    for _ in range(LEAVE_ROUNDS):
         for left in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(OSError):  # it has ended
-                (CPUACCT / "cgroup.procs").write_text(left)
-        group.rmdir()
+                (group.parent / "cgroup.procs").write_text(left)
+        with contextlib.suppress(OSError):  # a process was forked meanwhile
+            group.rmdir()
+            return
+    group.rmdir()
 
 
 def of_machine(service: int, data_dir: Path, group: Path | None = None) -> defaultdict[tuple[str, int], float]:

@@ -170,6 +170,13 @@ def test_words_that_no_program_takes_are_answered_alike(both: tuple[Started, Sta
     assert bool(spawned["error"]) == bool(forked["error"])
 
 
+def test_program_of_this_version_is_used(tmp_path: Path) -> None:
+    joiner = ensure_joiner(tmp_path)
+    with contextlib.closing(Started(str(joiner), [sys.executable, "-m", LAUNCHER])) as started:
+        # A fork has other words.
+        assert started.run(terminal=True)["error"] == "control the terminal: Inappropriate ioctl for device"
+
+
 @pytest.mark.parametrize("suffix", ["", "-00000000"], ids=["of before", "of other sources"])
 def test_program_that_another_version_compiled_is_not_used(tmp_path: Path, suffix: str) -> None:
     """The service of before starts this version's launcher while it is being upgraded."""

@@ -1,4 +1,4 @@
-"""What a benchmark counts of a service's launcher: nothing by halves, and no group is left."""
+"""Count of what a service's launcher starts: nothing by halves, and no group is left."""
 
 from __future__ import annotations
 

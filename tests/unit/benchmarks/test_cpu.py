@@ -1,4 +1,4 @@
-"""Count of what a service's launcher starts: nothing by halves, and no group is left."""
+"""Counted CPU time of a launcher: nothing by halves, and no group is left."""
 
 from __future__ import annotations
 

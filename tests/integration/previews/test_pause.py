@@ -251,6 +251,17 @@ async def test_browser_gets_a_page_without_the_service(service: Service) -> None
     assert '<meta http-equiv="refresh" content="5">' in page.text, "it asks again by itself"
 
 
+async def test_requests_that_a_broken_release_leaves_are_answered(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(monkeypatch, "local wave, now = milliseconds(), nil", 'error("broken")')
+    async with serving() as service:
+        host = await service.asleep()
+        many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(10)]
+        await service.held(10)
+        await service.wake(host, app)
+        async with asyncio.timeout(PATIENCE):
+            assert sorted(await asyncio.gather(*many)) == [200] * 4 + [503] * 6
+
+
 async def test_a_second_sleep_wakes_like_the_first(service: Service, app: App) -> None:
     host = await service.asleep()
     for number in range(1, 6):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.integration.previews.waking_service import PATIENCE, Service, fetch
+from tests.integration.previews.waking_service import PATIENCE, Service, change, fetch
 from tests.previews.proxy import TOKEN, App, new_host, route_to
+from tests.previews.visitor import BROWSER
 
+from builderd.adapters.previews.haproxy import pause
 from builderd.domain.ids import TenantId, new_id, secret_hash
 from builderd.domain.previews import Route, RouteState
 
@@ -19,12 +22,14 @@ pytestmark = pytest.mark.haproxy
 #: Connections of the proxy; half of them may be held by paused requests, and half of these by one tenant's.
 CONNECTIONS, MOST, SHARE = 80, 40, 20
 APPS, VISITS = 40, 3
+#: Requests of a crowd, and how often two crowds are released at once.
+CROWD, ROUNDS = 150, 3
 
 
-@pytest.fixture
-async def small() -> AsyncIterator[Service]:
-    made = Service()
-    made.options = replace(made.options, max_connections=CONNECTIONS, address_connections=0)
+@contextlib.asynccontextmanager
+async def limited(connections: int = CONNECTIONS, *, threads: int = 2) -> AsyncIterator[Service]:
+    made = Service(threads=threads)
+    made.options = replace(made.options, max_connections=connections, address_connections=0)
     made.previews = made.another()
     try:
         await made.start()
@@ -33,20 +38,40 @@ async def small() -> AsyncIterator[Service]:
         await made.close()
 
 
+@pytest.fixture
+async def small() -> AsyncIterator[Service]:
+    async with limited() as made:
+        yield made
+
+
 async def asleep(service: Service, tenant: TenantId) -> str:
     route = Route(new_host(), RouteState.ASLEEP, owner_hash=secret_hash(TOKEN), tenant_id=tenant)
     await service.previews.put(route)
     return route.host
 
 
+def visit(service: Service, hosts: list[str], accept: str = "*/*") -> list[asyncio.Task[int]]:
+    return [asyncio.create_task(fetch(service.options.port, host, accept)) for host in hosts]
+
+
 async def flood(service: Service, tenant: TenantId) -> list[asyncio.Task[int]]:
     """Visit many sleeping apps of a tenant; return once all of these visits are held or answered."""
     hosts = [await asleep(service, tenant) for _ in range(APPS)]
-    visits = [asyncio.create_task(fetch(service.options.port, host)) for host in hosts * VISITS]
-    async with asyncio.timeout(PATIENCE):
-        while sum(not visit.done() for visit in visits) > SHARE:
-            await asyncio.sleep(0.01)
+    visits = visit(service, hosts * VISITS)
+    await answered(visits, len(visits) - SHARE)
     return visits
+
+
+async def answered(visits: list[asyncio.Task[int]], number: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while sum(visit.done() for visit in visits) < number:
+            await asyncio.sleep(0.01)
+
+
+def rejected(visits: list[asyncio.Task[int]]) -> int:
+    statuses = Counter(visit.result() for visit in visits if visit.done())
+    assert set(statuses) <= {503}
+    return statuses[503]
 
 
 async def cancel(visits: list[asyncio.Task[int]]) -> None:
@@ -91,6 +116,74 @@ async def test_each_of_several_tenants_finds_room(small: Service) -> None:
     assert held == [20, 10, 5]
     for visits in floods:
         await cancel(visits)
+
+
+async def test_counts_are_right_after_crowds_are_released_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use 20 threads: HAProxy then interrupts a script after 500 instructions, if it is not told otherwise."""
+    trust_counts(monkeypatch)
+    # Most interruptions come between the read of the count and its write then, and few without this.
+    line = "paused_of_all = paused_of_all + number"
+    change(monkeypatch, line, "local all = paused_of_all for _ = 1, 1000 do end paused_of_all = all + number")
+    async with limited(CROWD * 8, threads=20) as service:
+        for _ in range(ROUNDS):
+            hosts = [await asleep(service, TenantId(new_id())) for _ in range(2)]
+            crowds = visit(service, hosts * CROWD)
+            await service.held(len(crowds))
+            await asyncio.gather(*(service.previews.reject_visitors(host) for host in hosts))
+            assert Counter(await asyncio.gather(*crowds)) == {503: len(crowds)}
+        visits = visit(service, [await asleep(service, TenantId(new_id()))] * (CROWD * 3))
+        await answered(visits, CROWD)
+        assert rejected(visits) == CROWD, "alone, a tenant finds half of the places"
+        await cancel(visits)
+
+
+async def test_overdue_requests_that_are_released_meanwhile_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust_counts(monkeypatch)
+    line = 'let_go(request, pause.answered and "" or "unheard|")'
+    change(monkeypatch, line, f"{line} core.msleep(600000)")
+    monkeypatch.setattr(pause, "MAX_PAGE_PAUSE", 1)
+    async with limited() as service:
+        host = await asleep(service, TenantId(new_id()))
+        browsers = visit(service, [host] * 10, BROWSER)
+        await answered(browsers, 1)
+        await service.previews.reject_visitors(host)
+        await answered(browsers, 10)
+        visits = await flood(service, TenantId(new_id()))
+        assert rejected(visits) == APPS * VISITS - SHARE
+        await cancel(visits)
+
+
+async def test_requests_that_are_counted_for_ever_find_room_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(monkeypatch, "count(tenant, -1)", "")
+    tenant = TenantId(new_id())
+    async with limited() as service:
+        host = await asleep(service, tenant)
+        crowd = visit(service, [host] * SHARE)
+        await service.held(SHARE)
+        await service.wake(host, app)
+        assert Counter(await asyncio.gather(*crowd)) == {200: SHARE}
+        host = await asleep(service, tenant)
+        visits = visit(service, [host])
+        async with asyncio.timeout(PATIENCE):
+            while host not in service.knocks:
+                await asyncio.sleep(0.01)
+                if visits[0].done():
+                    visits = visit(service, [host])
+            await service.wake(host, app)
+            assert await visits[0] == 200
+
+
+async def test_requests_that_are_not_counted_are_limited_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    change(monkeypatch, "held[request] = tenant\n  count(tenant, 1)", "held[request] = tenant")
+    change(monkeypatch, "RECOUNT = 1000", "RECOUNT = 0")
+    async with limited() as service:
+        visits = await flood(service, TenantId(new_id()))
+        assert rejected(visits) == APPS * VISITS - SHARE
+        await cancel(visits)
+
+
+def trust_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    change(monkeypatch, "RECOUNT = 1000", "RECOUNT = 600000")
 
 
 async def put_open(service: Service, app: App) -> Route:

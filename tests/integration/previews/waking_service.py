@@ -129,9 +129,9 @@ async def visit(look: Callable[..., Answer], *args: Any, **options: str) -> Answ
     return await asyncio.to_thread(look, *args, **options)
 
 
-async def fetch(port: int, host: str) -> int:
+async def fetch(port: int, host: str, accept: str = "*/*") -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET /head HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     return int(answer.split(b" ")[1])

@@ -3,6 +3,10 @@
 -- The first paused request of a host registers two tasks for it. "notify" asks the service for the route, once, and asks
 -- again only when the service does not answer. "watch" polls the map, in case the service has nothing to say, and ends
 -- requests that reached their deadline. Each request sleeps on a queue of its own until one of the tasks wakes it.
+--
+-- All threads share this script's state, and one runs at a time. Another comes between where a function waits (msleep,
+-- pop_wait, the calls of tcp), and nowhere else, since tune.lua.forced-yield is more instructions than any part between
+-- two waits has. The counts, and the lists of requests, are changed in such parts alone.
 
 local map_file, wake_socket, most = ...
 local routes = Map.new(map_file, Map._str)
@@ -20,32 +24,18 @@ local WAVE_WAIT = 1000 -- ms that a wave waits at most
 local PACED = 10000 -- ms for which the app sets the pace, if all are released by then
 local JUDGED = 2000 -- ms after which its pace is judged
 local SPREAD = 200 -- ms between two waves, at most, for an app that is slower than that
+local RECOUNT = 1000 -- ms for which the counts of paused requests are trusted
 
 -- host -> { requests = the paused requests, over = true once released, answered = whether the service took the question }
 local paused = {}
--- tenant -> its paused requests, and those of all tenants
-local paused_of, paused_of_all = {}, 0
+-- paused request -> its tenant, from its begin until it is let go
+local held = {}
+-- tenant -> its paused requests, and those of all tenants: the counts of "held", and when they were last taken from it
+local paused_of, paused_of_all, recounted = {}, 0, 0
 
 -- Return the tenant of a route; the host, which is a group of its own then, for a route that names none.
 local function tenant_of(host, route)
   return route:match("^[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|([^|]+)") or host
-end
-
--- Return true if the tenant may have one more paused request: as many as are free for all, so that others find room.
-local function has_room(tenant)
-  return (paused_of[tenant] or 0) < MOST - paused_of_all
-end
-
-local function count(tenant, number)
-  local now = (paused_of[tenant] or 0) + number
-  paused_of[tenant] = now > 0 and now or nil
-  paused_of_all = paused_of_all + number
-end
-
--- Let a request go on. One whose visitor has left counts as paused until then.
-local function let_go(request, route)
-  count(request.tenant, -1)
-  request.queue:push(route)
 end
 
 local function pauses(route)
@@ -55,6 +45,38 @@ end
 local function milliseconds()
   local now = core.now()
   return now.sec * 1000 + now.usec // 1000
+end
+
+local function count(tenant, number)
+  local now = (paused_of[tenant] or 0) + number
+  paused_of[tenant] = now > 0 and now or nil
+  paused_of_all = paused_of_all + number
+end
+
+-- Take the counts from the paused requests themselves, so that no error in them outlasts RECOUNT.
+local function recount()
+  paused_of, paused_of_all, recounted = {}, 0, milliseconds()
+  for _, tenant in pairs(held) do
+    count(tenant, 1)
+  end
+end
+
+-- Return true if the tenant may have one more paused request: as many as are free for all, so that others find room.
+local function has_room(tenant)
+  if milliseconds() - recounted >= RECOUNT then
+    recount()
+  end
+  return (paused_of[tenant] or 0) < MOST - paused_of_all
+end
+
+-- Let a request go on, once. One whose visitor has left counts as paused until then.
+local function let_go(request, route)
+  local tenant = held[request]
+  if tenant then
+    held[request] = nil
+    count(tenant, -1)
+    request.queue:push(route)
+  end
 end
 
 local function in_progress(host)
@@ -155,8 +177,8 @@ local function end_overdue(pause)
 end
 
 local function watch(host, pause)
+  core.msleep(POLL)
   while not pause.over do
-    core.msleep(POLL)
     local route = routes:lookup(host)
     if not pauses(route) then
       return finish(host, pause, route)
@@ -166,15 +188,17 @@ local function watch(host, pause)
       pause.over = true
       paused[host] = nil
     end
+    core.msleep(POLL)
   end
 end
 
--- Run a task; an error in it releases all requests, so that none waits for ever.
+-- Run a task; an error in it releases all requests, so that none waits for ever: the rest, if it was releasing them.
 local function guarded(task, host, pause)
   local ok, message = pcall(task, host, pause)
   if not ok then
     core.Alert("pause.lua: " .. tostring(message))
     finish(host, pause, "")
+    release(host, pause.requests, "")
   end
 end
 
@@ -201,9 +225,10 @@ local function wait(host, paused_route, deadline)
   if #pause.requests >= MAX_PAUSED then
     return ""
   end
-  local request = { queue = core.queue(), deadline = deadline, tenant = tenant }
-  count(tenant, 1)
+  local request = { queue = core.queue(), deadline = deadline }
   pause.requests[#pause.requests + 1] = request
+  held[request] = tenant
+  count(tenant, 1)
   local route = request.queue:pop_wait()
   request.goes_on = true
   return route

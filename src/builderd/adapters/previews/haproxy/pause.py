@@ -14,6 +14,9 @@ from builderd.adapters.previews.haproxy.section import quoted
 MAX_PAGE_PAUSE, MAX_PAUSE = 2, 30
 #: Part of all connections (1 in so many) that paused requests may hold. A tenant may have as many as it leaves free.
 PART = 2
+#: Lua instructions after which HAProxy may interrupt the script between two of its waits: more than it ever takes, so
+#: that its counts are changed in one piece. At least, and for each request that may be paused.
+UNINTERRUPTED, UNINTERRUPTED_EACH = 1_000_000, 100
 
 
 def script() -> str:
@@ -30,6 +33,7 @@ def load(files: ProxyFiles, most: int, *, chrooted: bool) -> str:
         lua-load {quoted(files.pause_script)} {quoted(files.routes)} {quoted(f"unix@{socket}")} {most}
         # Counts the time that the script runs, not the time that it waits.
         tune.lua.session-timeout {2 * MAX_PAUSE}s
+        tune.lua.forced-yield {max(UNINTERRUPTED, UNINTERRUPTED_EACH * most)}
         """
 
 

@@ -43,7 +43,11 @@ async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOf
 
 
 class SharedFetch:
-    """The bundle of one version, read once for all who call this: a step and what goes on beside it."""
+    """The bundle of one version, read once for all who call at the same time: a step and what goes on beside it.
+
+    It keeps no bundle: a step may wait for its turn for many minutes, and a bundle may take 32 MB of memory. A call
+    after the read has ended reads again.
+    """
 
     def __init__(self, application: Application, version: Version) -> None:
         self._app = application
@@ -54,14 +58,14 @@ class SharedFetch:
         """Return the bundle. Raises ``BundleLost``. A caller that is cancelled stops nobody else's."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(fetch(self._app, self._version))
-            self._fetching.add_done_callback(_mark_retrieved)
+            self._fetching.add_done_callback(self._forget)
         return await asyncio.shield(self._fetching)
 
-
-def _mark_retrieved(fetching: asyncio.Task[Bundle]) -> None:
-    """Ignore the error where all callers were cancelled."""
-    if not fetching.cancelled():
-        fetching.exception()
+    def _forget(self, fetching: asyncio.Task[Bundle]) -> None:
+        """Forget the bundle, and ignore the error where all callers were cancelled."""
+        self._fetching = None
+        if not fetching.cancelled():
+            fetching.exception()
 
 
 async def fetch(application: Application, version: Version) -> Bundle:

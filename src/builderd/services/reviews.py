@@ -53,7 +53,7 @@ def _semaphores() -> defaultdict[TenantId, asyncio.Semaphore]:
 class Gate:
     """Code review: the scanner, the policy, and an optional ``adviser``, which can only add holds.
 
-    ``turns`` limits the concurrent reviews of each tenant.
+    ``concurrency`` limits the concurrent reviews of each tenant.
     """
 
     scanner: Scanner

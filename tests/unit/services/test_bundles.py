@@ -140,12 +140,13 @@ async def test_damaged_files_say_what_is_damaged_and_what_to_do(world: World) ->
         assert (raised.value.code, raised.value.retry_after) == ("bundle_lost", None)
 
 
-async def test_a_shared_bundle_is_read_once_for_all(world: World) -> None:
+async def test_a_shared_bundle_is_read_once_for_all_at_the_same_time(world: World) -> None:
     shared, found = await _shared(world)
     got = await asyncio.gather(shared(), shared())
     assert [one.hash for one in got] == [BUNDLE.hash] * 2
-    assert (await shared()).hash == BUNDLE.hash
     assert found == [BUNDLE.hash]
+    assert (await shared()).hash == BUNDLE.hash
+    assert found == [BUNDLE.hash] * 2, "it was not kept in between"
 
 
 async def test_a_cancelled_reader_stops_no_other_one(world: World) -> None:

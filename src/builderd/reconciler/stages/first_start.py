@@ -83,8 +83,8 @@ class FirstStart:
         if await self._app.engine.disk(item.disk) is not None:
             return
         try:
-            files = await bundle()
             async with self._limit:
+                files = await bundle()  # in its turn: nothing that waits has a bundle in memory
                 await self._app.engine.create_disk(item.disk, item.version.settings.resources.disk_bytes)
                 await self._app.engine.put_bundle(item.disk, files, None, NO_BUILD)
         except (BuilderdError, OSError) as error:

@@ -125,14 +125,14 @@ class LayerInstalls:
 
     async def build(self, item: WorkItem) -> Built:
         """Run the version's build command, or find its result. Raises ``BuildFailed`` with the command's last lines."""
-        bundle, tenant = await bundles.fetch(self._app, item.version), item.builder.tenant_id
-        plan = _own(plan_build(item, bundle, self._app.engine.base_id, self._app.limits.build_timeout), item)
+        tenant, key = item.builder.tenant_id, self._plan_build(item, await bundles.fetch(self._app, item.version)).key
         try:
-            if await self._app.engine.has_layer(plan.key):
-                await layer_quota.check_reuse(self._app, tenant, plan.key)
-                return Built(plan.key, 0.0, reused=True)
+            if await self._app.engine.has_layer(key):
+                await layer_quota.check_reuse(self._app, tenant, key)
+                return Built(key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
-                bounded = await layer_quota.limit_plan(self._app, tenant, plan)
+                bundle = await bundles.fetch(self._app, item.version)  # anew: what waits has no bundle in memory
+                bounded = await layer_quota.limit_plan(self._app, tenant, self._plan_build(item, bundle))
                 outcome = await self._charges.charged(
                     item.builder, lambda: self._app.engine.build_layer(bounded, log.line)
                 )
@@ -141,7 +141,10 @@ class LayerInstalls:
         if not outcome.ok:
             timeout = self._app.limits.build_timeout
             raise BuildFailed(await asyncio.to_thread(explain_build, item, bundle, outcome, timeout))
-        return Built(plan.key, outcome.seconds, outcome.reused)
+        return Built(key, outcome.seconds, outcome.reused)
+
+    def _plan_build(self, item: WorkItem, bundle: Bundle) -> LayerPlan:
+        return _own(plan_build(item, bundle, self._app.engine.base_id, self._app.limits.build_timeout), item)
 
     async def _make(
         self,
@@ -155,6 +158,7 @@ class LayerInstalls:
         if planned is not None:
             planned.set_result(plan is not None)
         await self._name_unread(item, files)
+        del files  # neither while this waits nor while the layer is built
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
         final = await self._final(item)
@@ -230,8 +234,8 @@ def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
 
 async def compile_layer(application: Application, item: WorkItem) -> None:
     """Byte-compile the layer in the background, for sandboxes started from then on. Harmless when repeated."""
-    bundle, key = await bundles.fetch_root(application, item.version), item.version.layer_key
-    plan = _plan(application, item, bundle)
+    # No variable holds the bundle: it would stay in memory during the compilation.
+    plan, key = _plan(application, item, await bundles.fetch_root(application, item.version)), item.version.layer_key
     if plan is not None and plan.compile_step is not None and key:
         # A fallback has another key than the first plan, and the same later step.
         await application.engine.compile_layer(key, plan.compile_step)

@@ -1,0 +1,151 @@
+"""What waits for its turn keeps no bundle in memory: a bundle may take 32 MB, and a queue has no limit."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+from tests.application import MAIN, World
+
+from builderd.domain.bundles import Bundle, BundleFile
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.ports.engine import Progress
+from builderd.reconciler.stages import install
+from builderd.services import reviews
+
+CREATES = 12
+
+
+class _Counted(Bundle):
+    """A bundle whose end can be seen."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.fixture
+def alive(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return the number of bundles that were read from the store and are still in memory."""
+    read: list[weakref.ref[_Counted]] = []
+    get = world.bundles.get
+
+    async def get_anew(bundle_hash: str) -> Bundle:
+        stored = await get(bundle_hash)
+        await asyncio.sleep(0)
+        bundle = _Counted(stored.hash, stored.files)
+        read.append(weakref.ref(bundle))
+        return bundle
+
+    def count() -> int:
+        gc.collect()
+        return sum(one() is not None for one in read)
+
+    monkeypatch.setattr(world.bundles, "get", get_anew)
+    return count
+
+
+async def until_few(world: World, alive: Callable[[], int], most: int) -> None:
+    """Wait until no more than so many bundles are in memory."""
+    seen: list[int] = []
+
+    def are_few() -> bool:
+        seen.append(alive())
+        return seen[-1] <= most
+
+    try:
+        await world.until(are_few)
+    except TimeoutError:
+        raise AssertionError(f"{seen[-1]} bundles are in memory, {most} are worked on") from None
+
+
+def own_layer(number: int) -> tuple[BundleFile, BundleFile]:
+    return MAIN, BundleFile("requirements.txt", f"package{number}\n".encode())
+
+
+async def test_an_installation_that_waits_for_its_turn_keeps_no_bundle(
+    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, build = asyncio.Event(), world.engine.build_layer
+
+    async def build_later(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        await go_on.wait()
+        return await build(plan, progress)
+
+    monkeypatch.setattr(world.engine, "build_layer", build_later)
+    async with world.reconciling():
+        asked = [await world.ask(*own_layer(number), name=f"app{number}") for number in range(CREATES)]
+        await world.until(lambda: world.called("put_bundle") == CREATES and world.called("has_layer") >= 2 * CREATES)
+        await until_few(world, alive, 0)
+        go_on.set()
+        for builder in asked:
+            await world.outcome(builder)
+
+
+@pytest.mark.parametrize("needs_build", [False, True])
+async def test_a_review_that_waits_for_its_turn_keeps_no_bundle(
+    world: World, alive: Callable[[], int], needs_build: bool
+) -> None:
+    world.installer.needs_build = needs_build
+    looks = CREATES if needs_build else 2 * CREATES
+    world.scanner.open.clear()
+    async with world.reconciling():
+        asked = [await world.ask(*own_layer(number), name=f"app{number}") for number in range(CREATES)]
+        await world.until(lambda: world.called("put_bundle") == CREATES and world.called("has_layer") >= looks)
+        await until_few(world, alive, reviews.MAX_OF_TENANT)
+        assert len(world.scanner.scanned) == reviews.MAX_OF_TENANT
+        world.scanner.open.set()
+        for builder in asked:
+            await world.outcome(builder)
+
+
+async def test_a_first_disk_that_waits_for_its_turn_keeps_no_bundle(world: World, alive: Callable[[], int]) -> None:
+    turn = asyncio.Semaphore(0)
+    async with world.reconciling() as reconciler:
+        reconciler._context.steps._first_start._limit = turn
+        asked = [await world.ask(BundleFile("main.py", b"%d" % one), name=f"app{one}") for one in range(CREATES)]
+        try:
+            await world.until(lambda: len(world.scanner.scanned) == CREATES)
+            await until_few(world, alive, 0)
+        finally:  # the steps wait for their disks, also where they are cancelled
+            turn.release()
+        for builder in asked:
+            await world.outcome(builder)
+
+
+async def test_a_build_that_waits_for_its_turn_keeps_no_bundle(
+    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, build = asyncio.Event(), world.engine.build_layer
+
+    async def build_later(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        await go_on.wait()
+        return await build(plan, progress)
+
+    monkeypatch.setattr(world.engine, "build_layer", build_later)
+    async with world.reconciling():
+        files = [(MAIN, BundleFile("page.html", b"%d" % number)) for number in range(CREATES)]
+        asked = [await world.ask(*one, name=f"app{number}", build="make page.html") for number, one in enumerate(files)]
+        await world.until(lambda: world.called("has_layer") >= CREATES)
+        await until_few(world, alive, install.MAX_OF_TENANT)
+        go_on.set()
+        for builder in asked:
+            await world.outcome(builder)
+
+
+async def test_a_compilation_keeps_no_bundle(
+    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling = asyncio.Event()
+
+    async def compile_for_ever(key: str, step: BuildStep) -> BuildOutcome:
+        compiling.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(world.engine, "compile_layer", compile_for_ever)
+    async with world.reconciling():
+        await world.create(*own_layer(1))
+        await world.until(compiling.is_set)
+        await until_few(world, alive, 0)

@@ -82,7 +82,7 @@ def _file_engine(url: URL, path: Path, connections: int) -> Engine:
         url,
         poolclass=QueuePool,
         pool_size=connections,
-        # Units of work keep the connections; each of their threads may use one beside them, for a migration say.
+        # Units of work keep the connections; a migration opens one beside them, which stays in the pool.
         max_overflow=connections,
         # The connection used last: its cache has the pages, and its statements are prepared.
         pool_use_lifo=True,

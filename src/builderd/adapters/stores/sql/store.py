@@ -199,7 +199,7 @@ class SqlStore:
 
     def _answers(self) -> bool:
         try:
-            with self._database.reading.begin() as connection:
+            with self._database.begin(self._database.reading) as connection:
                 return connection.execute(select(literal(1))).scalar_one() == 1
         except Exception as error:
             log.debug("database not ready error=%s", error)
@@ -209,7 +209,7 @@ class SqlStore:
         if time.monotonic() < self._schema_checked_until:
             return []
         try:
-            with self._database.reading.begin() as connection:
+            with self._database.begin(self._database.reading) as connection:
                 found = schema.differences(connection)
         except Exception as error:
             log.warning("schema check failed error=%s", error)
@@ -220,7 +220,7 @@ class SqlStore:
 
     def _foreign_revision(self) -> str:
         try:
-            with self._database.reading.begin() as connection:
+            with self._database.begin(self._database.reading) as connection:
                 return schema.foreign_revision(connection)
         except Exception as error:
             self._check(error)
@@ -228,7 +228,7 @@ class SqlStore:
 
     def _is_migrated(self) -> bool:
         try:
-            with self._database.reading.begin() as connection:
+            with self._database.begin(self._database.reading) as connection:
                 return schema.is_newest(connection)
         except Exception as error:
             self._check(error)

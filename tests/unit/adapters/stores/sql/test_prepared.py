@@ -158,7 +158,7 @@ def connection(database: Database) -> Iterator[Connection]:
         ("text", False),
     ],
 )
-def test_statements_whose_text_never_changes_are_prepared(connection: Connection, kind: str, is_prepared: bool) -> None:
+def test_built_statements_without_lists_are_prepared(connection: Connection, kind: str, is_prepared: bool) -> None:
     statement, values = _KINDS[kind]
     for _ in range(2):
         connection.execute(statement, values)
@@ -340,12 +340,20 @@ def test_a_connection_is_used_again_and_sees_who_listens_since(engine: Engine) -
     assert len(seen) == 1
 
 
-def test_transactions_at_the_same_time_have_connections_of_their_own(engine: Engine) -> None:
-    transactions = Transactions(sqlite3.Connection.execute)
-    with transactions.begin(engine) as one, transactions.begin(engine.execution_options(other=True)) as other:
-        assert one is not other
-    with transactions.begin(engine) as again:
-        assert again is one
+def test_transactions_at_the_same_time_have_connections_of_their_own(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/things.db")
+    with engine.begin() as connection:
+        things.create(connection)
+    transactions, count = Transactions(sqlite3.Connection.execute), select(func.count()).select_from(things)
+    for rows in range(3):
+        with transactions.begin(engine) as one, transactions.begin(engine) as other:
+            assert one is not other
+            one.execute(insert(things), {"name": f"new-{rows}"})
+            assert [one.execute(count).scalar(), other.execute(count).scalar()] == [rows + 1, rows]
+        with transactions.begin(engine) as again:
+            assert again is one
+    transactions.close()
+    engine.dispose()
 
 
 def test_a_connection_that_failed_is_not_used_again(engine: Engine) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -141,6 +142,17 @@ async def test_a_full_disk_is_a_fault_of_the_machine(tmp_path: Path) -> None:
 async def _fill(store: SqlStore) -> None:
     for _ in range(2_000):
         await add_builder(store)
+
+
+async def test_looks_at_the_database_open_no_more_connections_than_reads(store: SqlStore) -> None:
+    made: list[object] = []
+    event.listen(store._database.reading, "connect", lambda driver, _: made.append(driver))
+    together = threading.Barrier(sqlite.READERS, timeout=30)
+    await asyncio.gather(*(store.read(lambda _: together.wait()) for _ in range(sqlite.READERS)))
+    assert len(made) == sqlite.READERS
+    for look in (store.ready, store.schema_differences, store.foreign_revision, store.is_migrated):
+        await asyncio.gather(*(look() for _ in range(sqlite.READERS)))
+    assert len(made) == sqlite.READERS
 
 
 async def test_a_damaged_file_is_a_fault_of_the_machine(path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketState
 
 from builderd.api.server.answers import failure
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.processes import Window
 from builderd.ports.processes import Process
 
@@ -24,7 +25,7 @@ async def relay(
     window_of: Callable[[str], Window | None],
     check: Callable[[], Awaitable[object]],
 ) -> None:
-    """Relay until the process ends, the client disconnects, or ``check`` raises.
+    """Relay until the process ends, the client disconnects, or ``check`` raises anything but ``StoreUnavailable``.
 
     ``window_of`` returns the window size in a text message, None for one to ignore.
     """
@@ -61,7 +62,9 @@ async def _take(websocket: WebSocket, process: Process, window_of: Callable[[str
 async def _guard(check: Callable[[], Awaitable[object]]) -> None:
     while True:
         await asyncio.sleep(GUARD_SECONDS)
-        await check()
+        # A database that is away for a moment says nothing about the client: the next check asks again.
+        with suppress(StoreUnavailable):
+            await check()
 
 
 async def refuse(websocket: WebSocket, error: BuilderdError) -> None:

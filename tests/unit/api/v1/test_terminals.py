@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -21,6 +22,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import request_log, terminal_relay
 from builderd.api.v1 import terminals
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.processes import LOGIN_SHELL, Window
 
 PATIENCE = 60
@@ -162,6 +164,30 @@ async def test_a_token_that_ends_takes_its_terminal_along(
     monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.05)
     async with opened(url, service.write) as socket:
         await service.revoke(service.write)
+        assert await end(socket) == terminal_relay.POLICY
+
+
+async def test_a_database_that_is_away_for_a_moment_ends_no_terminal(
+    service: Service, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, check = asyncio.Semaphore(0), terminals._check
+
+    async def fail_at_first(*args: Any) -> None:
+        asked.release()
+        if not is_back.is_set():
+            raise StoreUnavailable("The database cannot be used now.", retry_after=5)
+        await check(*args)
+
+    is_back = asyncio.Event()
+    monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.02)
+    monkeypatch.setattr(terminals, "_check", fail_at_first)
+    async with asyncio.timeout(PATIENCE), opened(url, service.write) as socket:
+        for _ in range(3):
+            await asked.acquire()
+        await socket.send(b"more")
+        assert await socket.recv() == b"more"
+        await service.revoke(service.write)
+        is_back.set()
         assert await end(socket) == terminal_relay.POLICY
 
 

@@ -394,6 +394,20 @@ def test_polls_of_one_pause_are_woken_together(pause: float) -> None:
         )
 
 
+async def test_polls_that_began_at_different_times_check_together() -> None:
+    loop, looks = asyncio.get_running_loop(), (list[float](), list[float]())
+
+    def look(number: int) -> bool:
+        looks[number].append(loop.time())
+        return False
+
+    first = asyncio.create_task(SystemClock().poll(lambda: look(0), 0.05, 4))
+    await asyncio.sleep(0.02)
+    await SystemClock().poll(lambda: look(1), 0.05, 4)
+    await first
+    assert min(abs(one - other) for one in looks[0] for other in looks[1]) < 0.01
+
+
 async def test_error_of_a_polled_check_is_the_callers() -> None:
     def broken() -> bool:
         raise LookupError("gone")

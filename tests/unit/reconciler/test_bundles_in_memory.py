@@ -1,4 +1,4 @@
-"""What waits for its turn keeps no bundle in memory: a bundle may take 32 MB, and a queue has no limit."""
+"""Steps that wait for their turn keep no bundle in memory: one may take 32 MB, and a queue has no limit."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def _take(websocket: WebSocket, process: Process, window_of: Callable[[str
 async def _guard(check: Callable[[], Awaitable[object]]) -> None:
     while True:
         await asyncio.sleep(GUARD_SECONDS)
-        # A database that is away for a moment says nothing about the client: the next check asks again.
+        # An unavailable database does not mean that the client lost its access: the next check asks again.
         with suppress(StoreUnavailable):
             await check()
 

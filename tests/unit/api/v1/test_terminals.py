@@ -167,7 +167,7 @@ async def test_a_token_that_ends_takes_its_terminal_along(
         assert await end(socket) == terminal_relay.POLICY
 
 
-async def test_a_database_that_is_away_for_a_moment_ends_no_terminal(
+async def test_an_unavailable_database_ends_no_terminal(
     service: Service, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, check = asyncio.Semaphore(0), terminals._check

@@ -93,8 +93,8 @@ async def test_a_review_that_waits_for_its_turn_keeps_no_bundle(
     async with world.reconciling():
         asked = [await world.ask(*own_layer(number), name=f"app{number}") for number in range(CREATES)]
         await world.until(lambda: world.called("put_bundle") == CREATES and world.called("has_layer") >= looks)
+        await world.until(lambda: len(world.scanner.scanned) == reviews.MAX_OF_TENANT)
         await until_few(world, alive, reviews.MAX_OF_TENANT)
-        assert len(world.scanner.scanned) == reviews.MAX_OF_TENANT
         world.scanner.open.set()
         for builder in asked:
             await world.outcome(builder)

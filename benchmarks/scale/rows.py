@@ -53,9 +53,12 @@ def copy_builder(url: str, number: int) -> None:
             "live_disk": tenants.c.live_disk + number * round(TINY * UNITS),
         }
         connection.execute(update(tenants).where(tenants.c.id == original["tenant_id"]).values(**counted))
-        if engine.dialect.name == "postgresql":
-            # As autovacuum does within a minute. Without it, plans are those for a table of a few rows.
-            connection.execute(text("ANALYZE"))
+    if engine.dialect.name == "postgresql":
+        # As autovacuum does within a minute, in the middle of the turns. Without it, plans are those for a table of
+        # a few rows, and each row that is read first is marked as visible.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM (ANALYZE)"))
+            connection.execute(text("CHECKPOINT"))
     engine.dispose()
 
 

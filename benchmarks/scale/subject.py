@@ -28,6 +28,9 @@ CPU_SPAN = 30.0
 CALLS, LISTS = 3, 50
 #: For the background jobs that follow a call (they look 0.1 s after it).
 SETTLE_SECONDS = 0.3
+#: Calls that are not counted: psycopg prepares a statement at its sixth execution on a connection.
+WARM_CALLS = 6
+LIST = "/api/v1/builders?per_page=100"
 #: Seconds in which the CPU time of services without calls is counted.
 IDLE_SPAN = 10.0
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -58,9 +61,11 @@ class Subject:
         self.alone |= {"first create, s": first, "CPU in 30 s, s": spent}
 
     def warm_up(self) -> None:
+        """Start the service, and call it until the database's driver has prepared the statements of the calls."""
         self.service.start()
-        self._start_and_visit()
-        self._create()
+        for _ in range(WARM_CALLS):
+            self._start_and_visit()
+            self._create()
         self._settle()
 
     def take_turn(self) -> None:
@@ -73,8 +78,11 @@ class Subject:
         with self._cpu(found, "spending", CALLS):
             spending = spans(CALLS, lambda: self._user.call("GET", "/builders/spending", 200))
             found["spending, ms"] = statistics.median(spending)
-        with self._cpu(found, "list", LISTS), RawClient(self.service) as raw:
-            self._lists += spans(LISTS, lambda: raw.get("/api/v1/builders?per_page=100"))
+        with RawClient(self.service) as raw:
+            # The other service's turn has taken the processor's caches from this one.
+            spans(WARM_CALLS, lambda: raw.get(LIST))
+            with self._cpu(found, "list", LISTS):
+                self._lists += spans(LISTS, lambda: raw.get(LIST))
         for name, value in found.items():
             self.rounds[name].append(value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monke
     program = "import sys\nwhile True:\n    sys.stderr.write('x' * 100_000)\n"
     with pytest.raises(ValidationFailed, match="takes too long"):
         await unpack_by(program, tmp_path, monkeypatch, seconds=1)
+
+
+@pytest.mark.parametrize("room", range(100_000, 116_000, 3_000))
+async def test_lack_of_room_is_told_wherever_the_last_write_ends(tmp_path: Path, room: int) -> None:
+    """Where it ends within a buffer of the interpreter, that tells of the rest of the buffer at its end, too."""
+    with zipfile.ZipFile(tmp_path / "in", "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("main.py", bytes(1_000_000))
+    with (
+        (tmp_path / "in").open("rb") as archive,
+        (tmp_path / "out").open("w+b") as out,
+        pytest.raises(NoCapacity, match="above the floor"),
+    ):
+        await unpacking.unpack(archive, out, ArchiveLimits(room_bytes=room))
 
 
 async def test_killed_unpacking_process_is_a_machine_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("room", range(100_000, 116_000, 3_000))
-async def test_lack_of_room_is_told_wherever_the_last_write_ends(tmp_path: Path, room: int) -> None:
-    """Where it ends within a buffer of the interpreter, that tells of the rest of the buffer at its end, too."""
+async def test_full_room_is_reported_wherever_the_last_write_ends(tmp_path: Path, room: int) -> None:
+    """Include ends within a buffer of the interpreter, which tells of the rest of it when it closes the file."""
     with zipfile.ZipFile(tmp_path / "in", "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("main.py", bytes(1_000_000))
     with (

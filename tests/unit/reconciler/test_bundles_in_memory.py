@@ -64,9 +64,8 @@ def own_layer(number: int) -> tuple[BundleFile, BundleFile]:
     return MAIN, BundleFile("requirements.txt", f"package{number}\n".encode())
 
 
-async def test_an_installation_that_waits_for_its_turn_keeps_no_bundle(
-    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hold_builds(world: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let builds of the engine begin once the returned event is set."""
     go_on, build = asyncio.Event(), world.engine.build_layer
 
     async def build_later(plan: LayerPlan, progress: Progress) -> BuildOutcome:
@@ -74,6 +73,13 @@ async def test_an_installation_that_waits_for_its_turn_keeps_no_bundle(
         return await build(plan, progress)
 
     monkeypatch.setattr(world.engine, "build_layer", build_later)
+    return go_on
+
+
+async def test_an_installation_that_waits_for_its_turn_keeps_no_bundle(
+    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = hold_builds(world, monkeypatch)
     async with world.reconciling():
         asked = [await world.ask(*own_layer(number), name=f"app{number}") for number in range(CREATES)]
         await world.until(lambda: world.called("put_bundle") == CREATES and world.called("has_layer") >= 2 * CREATES)
@@ -117,13 +123,7 @@ async def test_a_first_disk_that_waits_for_its_turn_keeps_no_bundle(world: World
 async def test_a_build_that_waits_for_its_turn_keeps_no_bundle(
     world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, build = asyncio.Event(), world.engine.build_layer
-
-    async def build_later(plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        await go_on.wait()
-        return await build(plan, progress)
-
-    monkeypatch.setattr(world.engine, "build_layer", build_later)
+    go_on = hold_builds(world, monkeypatch)
     async with world.reconciling():
         files = [(MAIN, BundleFile("page.html", b"%d" % number)) for number in range(CREATES)]
         asked = [await world.ask(*one, name=f"app{number}", build="make page.html") for number, one in enumerate(files)]

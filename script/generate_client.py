@@ -1,22 +1,23 @@
 """Generates the synchronous client ``client/_sync`` from the asynchronous one, ``client/_async``.
 
-python3 script/generate_client.py           write it anew
-python3 script/generate_client.py --check   fail when it is not what the source makes
+    python3 script/generate_client.py
+
+``script/venv``, ``script/check`` and ``script/test`` call it, and so does the build of a wheel, as hatchling's hook.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import unasync
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 CLIENT = Path(__file__).resolve().parents[1] / "src/builderd/client"
 SOURCE, TARGET = CLIENT / "_async", CLIENT / "_sync"
 HEAD = '"""Generated from ``_async`` by ``script/generate_client.py``: change that."""\n\n'
+
 #: Names that do not follow from unasync's own rules: it makes SyncX of AsyncX.
 NAMES = {
     "AbstractAsyncContextManager": "AbstractContextManager",
@@ -46,16 +47,22 @@ def names() -> dict[str, str]:
     return {"AsyncClient": "Client", **{name: name.removeprefix("Async") for name in own}, **NAMES}
 
 
-def generate(target: Path) -> None:
-    """Write the synchronous client into a folder."""
-    target.mkdir(parents=True, exist_ok=True)
-    rule = unasync.Rule(fromdir=f"{SOURCE}/", todir=f"{target}/", additional_replacements=names())
-    unasync.unasync_files([str(path) for path in sorted(SOURCE.glob("*.py"))], [rule])
-    for path in target.glob("*.py"):
-        path.write_text(HEAD + _without_docstring(path.read_text()))
-    for argv in (["check", "--quiet", "--fix", "--select", "I"], ["format", "--quiet"]):
-        config = ["--config", str(CLIENT.parents[2] / "pyproject.toml")]
-        subprocess.run([Path(sys.executable).parent / "ruff", *argv, *config, str(target)], check=True)
+def generate() -> None:
+    """Bring ``client/_sync`` to what the asynchronous client makes. Files change whole: checks and tests read them."""
+    TARGET.mkdir(exist_ok=True)
+    sources = sorted(SOURCE.glob("*.py"))
+    with tempfile.TemporaryDirectory(dir=CLIENT, prefix=".sync-") as folder:
+        rule = unasync.Rule(fromdir=f"{SOURCE}/", todir=f"{folder}/", additional_replacements=names())
+        unasync.unasync_files([str(path) for path in sources], [rule])
+        for made in Path(folder).glob("*.py"):
+            text = HEAD + _without_docstring(made.read_text())
+            target = TARGET / made.name
+            if not target.exists() or target.read_text() != text:
+                made.write_text(text)
+                made.replace(target)
+    for path in TARGET.glob("*.py"):
+        if not (SOURCE / path.name).exists():
+            path.unlink()
 
 
 def _without_docstring(text: str) -> str:
@@ -63,16 +70,14 @@ def _without_docstring(text: str) -> str:
     return rest.partition('"""')[2].lstrip("\n")
 
 
-def main() -> int:
-    # Elsewhere: the project's own configuration leaves the generated folder out.
-    with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        if "--check" in sys.argv:
-            return subprocess.run(["diff", "-ru", "-x", "__pycache__", TARGET, folder], check=False).returncode
-        shutil.rmtree(TARGET, ignore_errors=True)
-        shutil.copytree(folder, TARGET)
-        return 0
+class ClientBuildHook(BuildHookInterface[Any]):
+    """Makes the synchronous client part of each wheel and source distribution."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Generate it before hatchling collects the files."""
+        if SOURCE.exists():
+            generate()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    generate()

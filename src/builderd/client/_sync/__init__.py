@@ -1,1 +1,0 @@
-"""Generated from ``_async`` by ``script/generate_client.py``: change that."""

@@ -329,9 +329,13 @@ def rival(domain: Domain, claims: Iterable[Domain], now: datetime) -> Domain | N
 
 
 def wants_txt(domain: Domain, held: str) -> str:
-    """Return the reason for a host that another tenant holds or held: itself, or by the wildcard ``held``."""
+    """Return the reason for a host whose name, or one above or below it, another tenant holds or held.
+
+    A name below it is another tenant's own, and is not shown.
+    """
+    name = f"a name below {domain.host}" if held.endswith(f".{domain.host}") else held
     return (
-        f"another tenant holds {held}, or held it within the last {HELD_LIFE.days} days: to show that it is "
+        f"another tenant holds {name}, or held it within the last {HELD_LIFE.days} days: to show that {domain.host} is "
         f'yours now, create the TXT record {domain.txt_name} with the value "{domain.txt_value}"'
     )
 

@@ -66,6 +66,13 @@ def wildcard_over(host: str) -> str:
     return f"{WILDCARD}{host.partition('.')[2]}"
 
 
+def names_above(host: str) -> list[str]:
+    """Return the host's zone, each name above it, and the wildcards of all of these."""
+    labels = zone_of(host).split(".")
+    names = [".".join(labels[start:]) for start in range(len(labels))]
+    return [*names, *(f"{WILDCARD}{name}" for name in names)]
+
+
 def _encoded(text: str) -> str:
     if "xn--" not in text.lower() and text.isascii():
         return text.removesuffix(".").lower()

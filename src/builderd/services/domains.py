@@ -19,7 +19,7 @@ from builderd.domain.domains import (
 )
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM
-from builderd.domain.host_names import a_labels, is_wildcard, refusal, wildcard_over
+from builderd.domain.host_names import a_labels, is_wildcard, refusal
 from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
 from builderd.domain.previews import fingerprint
 from builderd.ports.domains import Certificate, OrderFailed
@@ -158,10 +158,11 @@ def checked(
     found, now = _live(uow, domain_id), application.clock.calendar()
     if found is None:
         return None
-    other = domains.rival(found, uow.domains.claims_of(found.host), now)
+    claims = uow.domains.related(found.host)
+    other = domains.rival(found, [one for one in claims if one.host == found.host], now)
     reason = reason or _covers_own(application, found)
     if reason is None and not owns_text:
-        reason = _missing_proof(uow, found, other, now)
+        reason = _missing_proof(found, domains.rival(found, claims, now))
     if reason is not None:
         _fail(uow, found, domains.check_failed(found, reason, now), now)
         return None
@@ -187,15 +188,12 @@ def _covers_own(application: Application, domain: Domain) -> str | None:
     return None if why is None else f"{domain.host} {why}"
 
 
-def _missing_proof(uow: UnitOfWork, domain: Domain, other: Domain | None, now: datetime) -> str | None:
-    """Return which TXT record the claim needs, None if it needs none. ``other``: the rival claim of the same host."""
+def _missing_proof(domain: Domain, rival: Domain | None) -> str | None:
+    """Return which TXT record the claim needs, None if it needs none. ``rival``: of its host, above or below it."""
     if is_wildcard(domain.host):
         # For each order: a tenant that lost the zone must not have its certificate renewed by the operator's DNS.
         return domains.wants_zone_txt(domain)
-    if domain.is_held:
-        return None
-    other = other or domains.rival(domain, uow.domains.claims_of(wildcard_over(domain.host)), now)
-    return domains.wants_txt(domain, other.host) if other is not None else None
+    return None if domain.is_held or rival is None else domains.wants_txt(domain, rival.host)
 
 
 def _order_wait(uow: UnitOfWork, domain: Domain, now: datetime) -> datetime | None:

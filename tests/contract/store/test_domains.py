@@ -76,11 +76,24 @@ async def test_one_claim_of_all_tenants_holds_a_host(store: Store) -> None:
         await store.write(lambda uow: uow.domains.save(replace(theirs, proven_at=NOW)))
     await store.write(lambda uow: uow.domains.save(replace(mine, proven_at=NOW, released_at=NOW)))
     await store.write(lambda uow: uow.domains.save(replace(theirs, proven_at=NOW)))
-    found = await store.read(lambda uow: uow.domains.claims_of(mine.host))
+    found = await store.read(lambda uow: uow.domains.related(mine.host))
     assert {one.id for one in found} == {mine.id, theirs.id}
     assert await store.read(lambda uow: uow.domains.by_host(TENANT.id, mine.host)) is None
     with pytest.raises(Exception, match=r"(?i)unique"):
         await put(store, claim(tenant_id=OTHER_TENANT.id, builder_id=FOREIGN.id))
+
+
+async def test_claims_of_names_above_and_below_are_related(store: Store) -> None:
+    await add(store, OTHER_TENANT, BUILDER, FOREIGN)
+    hosts = ("example.com", "*.example.com", "shop.example.com", "*.shop.example.com", "a.b.shop.example.com")
+    strange = ("myshop.example.com", "a.example.com", "shop.example.com.example.org", "shop-example.com")
+    made = [claim(host=host) for host in (*hosts, *strange)]
+    gone = claim(tenant_id=OTHER_TENANT.id, builder_id=FOREIGN.id, proven_at=NOW, released_at=NOW)
+    await put(store, *made, gone)
+    found = await store.write(lambda uow: uow.domains.related("shop.example.com"))
+    assert sorted(one.host for one in found) == sorted([*hosts, gone.host])
+    of_wildcard = await store.read(lambda uow: uow.domains.related("*.shop.example.com"))
+    assert {one.id for one in of_wildcard} == {one.id for one in found}
 
 
 async def test_released_hosts_are_due_until_the_proxy_has_them_no_more(store: Store) -> None:

@@ -189,7 +189,7 @@ class Lease(Model):
 
 
 class TxtRecord(Model):
-    """TXT record by which you take over a name that another tenant holds, or held within 90 days."""
+    """TXT record by which you get a name that another tenant holds or held within 90 days, as one above or below it."""
 
     name: str
     value: str

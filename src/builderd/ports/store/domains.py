@@ -11,7 +11,7 @@ from builderd.domain.ids import BuilderId, DomainId, TenantId
 
 
 class Domains(Protocol):
-    """Rows with ``released_at`` are returned by ``claims_of``, ``get``, ``released`` and ``all`` only."""
+    """Rows with ``released_at`` are returned by ``related``, ``get``, ``released`` and ``all`` only."""
 
     def add(self, domain: Domain) -> None: ...
     def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
@@ -23,8 +23,11 @@ class Domains(Protocol):
     def of_builder(self, builder: BuilderId) -> Sequence[Domain]:
         """Return the builder's domains, sorted by host."""
 
-    def claims_of(self, host: str) -> Sequence[Domain]:
-        """Return all claims of this host of all tenants, oldest first; a unit of work that writes locks them."""
+    def related(self, host: str) -> Sequence[Domain]:
+        """Return all tenants' claims of this host, of names above it and below it, wildcards too, oldest first.
+
+        A unit of work that writes locks them.
+        """
 
     def count(self, tenant: TenantId) -> int: ...
     def due(self, now: datetime, limit: int) -> Sequence[tuple[TenantId, DomainId]]:

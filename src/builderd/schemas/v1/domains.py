@@ -29,7 +29,10 @@ class NewDomain(Shape):
 
 
 class TxtRecord(View):
-    """TXT record by which you take over a name that another tenant holds, or held within 90 days; for all wildcards."""
+    """TXT record by which you get a name that another tenant holds, or held within 90 days, or one above or below it.
+
+    All wildcards need theirs.
+    """
 
     name: str
     value: str

@@ -216,6 +216,50 @@ async def test_a_domain_of_another_tenant_is_taken_over_by_a_txt_record_only(wor
     assert len(await events(world, builder, "domain.lost")) == 1
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [(HOST, f"login.{HOST}"), (HOST, f"a.b.{HOST}"), (HOST, "example.com")],
+    ids=["below", "far below", "above"],
+)
+async def test_a_name_above_or_below_another_tenants_needs_a_txt_record(
+    world: World, held: str, wanted: str, is_removed: bool
+) -> None:
+    """DNS with a wildcard record leads it here; its app would get the cookies of the name above."""
+    builder, domain = await active(world, held)
+    if is_removed:
+        now = world.clock.now()
+        await world.application.store.write(lambda uow: domains.remove(uow, world.caller, builder.id, held, now))
+    owner, world.caller = world.caller, await world.tenant("other")
+    theirs = await world.ask()
+    world.names.point(wanted, OURS)
+    claim = await add(world, theirs, wanted)
+    await work(world)
+    reason = (await found(world, claim)).reason
+    assert claim.txt_value in reason
+    assert wanted not in await world.previews.domains()
+    # A name below the one that is asked for is another tenant's secret.
+    assert (held in reason) is not held.endswith(f".{wanted}")
+    world.names.texts[claim.txt_name] = (claim.txt_value,)
+    world.clock.move(61)
+    await work(world)
+    assert (await world.previews.domains())[wanted][0] == theirs.host
+    # The name above or below stays its tenant's, which needs no record for others of its own.
+    assert (await found(world, domain)).is_held is not is_removed
+    world.caller = owner
+    world.names.point(f"own.{held}", OURS)
+    own = await add(world, await world.ask(name="own"), f"own.{held}")
+    await work(world)
+    assert (await found(world, own)).is_held is (wanted != "example.com")
+
+
+async def test_a_name_beside_another_tenants_needs_no_record(world: World) -> None:
+    await active(world, HOST)
+    world.caller = await world.tenant("other")
+    _, beside = await active(world, f"my{HOST}")
+    assert beside.is_held
+
+
 async def test_a_deleted_builders_domain_is_not_free_for_others_for_90_days(world: World) -> None:
     builder, domain = await active(world)
     await world.want(builders.delete, builder)

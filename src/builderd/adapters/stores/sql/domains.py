@@ -12,6 +12,7 @@ from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import acme_accounts, builders, domains, wildcard_certificates
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
+from builderd.domain.host_names import names_above, zone_of
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 from builderd.ports.store.writes import Kind
 
@@ -29,7 +30,11 @@ _ONE = select(domains).where(_c.id == bindparam("domain"))
 _ONE_LOCKED = _ONE.with_for_update()
 _BY_HOST = select(domains).where(_live, _c.tenant_id == bindparam("tenant"), _c.host == bindparam("name"))
 _OF_BUILDER = select(domains).where(_live, _c.builder_id == bindparam("builder")).order_by(_c.host)
-_CLAIMS = select(domains).where(_c.host == bindparam("name")).order_by(_c.created_at, _c.id)
+_RELATED = (
+    select(domains)
+    .where(or_(_c.host.in_(bindparam("names", expanding=True)), _c.host.like(bindparam("below"))))
+    .order_by(_c.created_at, _c.id)
+)
 _COUNT = select(func.count()).select_from(domains).where(_live, _c.tenant_id == bindparam("tenant"))
 # One of each tenant: a tenant with many due domains keeps no other waiting.
 # The tenant is an expression here: by the column, SQLite would read the index of all claims, which has its order.
@@ -109,8 +114,9 @@ class Domains:
     def of_builder(self, builder: BuilderId) -> Sequence[Domain]:
         return self._read(_OF_BUILDER, builder=builder)
 
-    def claims_of(self, host: str) -> Sequence[Domain]:
-        return self._read(_CLAIMS.with_for_update() if self._locks else _CLAIMS, name=host)
+    def related(self, host: str) -> Sequence[Domain]:
+        statement = _RELATED.with_for_update() if self._locks else _RELATED
+        return self._read(statement, names=names_above(host), below=f"%.{zone_of(host)}")
 
     def count(self, tenant: TenantId) -> int:
         return self._connection.execute(_COUNT, {"tenant": tenant}).scalar_one()

@@ -221,6 +221,11 @@ def test_lost_database_is_restored_while_apps_run(backed_up: LiveService, tmp_pa
     service.kill()
     for path in service.data_dir.glob("builderd.db*"):
         path.unlink()
+    begun = subprocess.run(
+        service.command("serve"), env=service.environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (begun.returncode, "builderd restore" in begun.stderr) == (4, True), begun.stderr
+    assert service.visit(data).status_code == 200
 
     _bring_state_back(service, tmp_path / "state")
     service.start()

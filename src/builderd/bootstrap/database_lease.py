@@ -14,8 +14,9 @@ from typing import TypeVar
 from builderd.adapters.previews.haproxy import fence
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.bootstrap.data_directory import refuse_half_restored
+from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, refuse_half_restored
 from builderd.bootstrap.database import database_location
+from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.bootstrap.instance import is_copy, this_instance
 from builderd.bootstrap.membership import make_membership
@@ -25,6 +26,7 @@ from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
     RENEW_INTERVAL,
     DatabaseLease,
+    DatabaseLost,
     DatabaseOwned,
     Instance,
     LeaseLost,
@@ -121,10 +123,13 @@ def is_loss(error: BaseException) -> bool:
 
 
 @asynccontextmanager
-async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> AsyncIterator[OwnedStore]:
+async def owned_store(
+    settings: Settings, supervisor: Supervisor, *, take_over: bool, new_database: bool = False
+) -> AsyncIterator[OwnedStore]:
     """Yield the database, owned by this instance and migrated; wait while it is unavailable.
 
-    The data directory must be locked. Raises ``DatabaseOwned`` while another service owns the database.
+    The data directory must be locked. Raises ``DatabaseOwned`` while another service owns the database, and unless with
+    ``new_database``, ``DatabaseLost`` for an empty one where the service has worked before.
     """
     refuse_half_restored(settings.data_dir)
     opened, instance = SqlStore(settings.database), this_instance(settings)
@@ -132,6 +137,8 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
     standby = Standby(opened, membership, supervisor) if membership is not None else None
     try:
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
+        if not new_database:
+            await _retry_until_available(partial(_refuse_empty, opened, settings), acquisition.database, supervisor)
         lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
         owned = OwnedStore(opened, instance, lease.term, guarded, standby, acquisition.first_address_at)
@@ -150,6 +157,27 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
         if standby is not None:
             await standby.end(works=False)
         await opened.close()
+
+
+async def _refuse_empty(opened: SqlStore, settings: Settings) -> None:
+    """Raise ``DatabaseLost`` when the database is empty and the service of this data directory has worked before.
+
+    A database whose builders were all deleted has its owner's lease still; a restored one is marked.
+    """
+    if not await opened.read(lambda uow: uow.database_lease.is_new()) or (settings.data_dir / RESTORED).exists():
+        return
+    if (settings.data_dir / DATABASE_NOTE).exists() or await asyncio.to_thread(_has_disks, settings):
+        raise DatabaseLost(
+            f"The database {database_location(settings)} is empty, but the service of {settings.data_dir} has worked "
+            "before: without its records, every app that runs here would be removed. Bring the records back with "
+            "'builderd restore FOLDER' (a backup of the service's state), or correct database_url. To give the apps up "
+            "and begin with an empty database, run 'builderd serve --new-database' once."
+        )
+
+
+def _has_disks(settings: Settings) -> bool:
+    found = engine_provider(settings).read_inventory(settings.data_dir.absolute())
+    return found is not None and bool(found.disks or found.scratch)
 
 
 @dataclass(slots=True)

@@ -69,11 +69,12 @@ SWITCH_SECONDS = 0.001
 DESCRIPTORS = 50_000
 
 
-def serve(settings: Settings, *, take_over: bool = False) -> None:
+def serve(settings: Settings, *, take_over: bool = False, new_database: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT. Apps and previews keep running after it.
 
     Raises ``ValidationFailed`` for an unknown engine, ``DatabaseOwned`` when another service owns the database, unless
-    with ``take_over`` and the other is silent, and ``LeaseLost`` when another service took it over.
+    with ``take_over`` and the other is silent, ``DatabaseLost`` when the database was emptied, unless with
+    ``new_database``, and ``LeaseLost`` when another service took it over.
     """
     engine_provider(settings)  # refuses an unknown name before anything is made
     supervisor = Supervisor()
@@ -82,7 +83,7 @@ def serve(settings: Settings, *, take_over: bool = False) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_descriptors()
     with lock(settings.data_dir):
-        asyncio.run(_serve(settings, supervisor, take_over=take_over))
+        asyncio.run(_serve(settings, supervisor, take_over=take_over, new_database=new_database))
 
 
 def _allow_descriptors() -> None:
@@ -144,17 +145,18 @@ def _log_to_stderr(level: str) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
-async def _serve(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> None:
+async def _serve(settings: Settings, supervisor: Supervisor, *, take_over: bool, new_database: bool) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await _run_until(stopping, _own_and_run(settings, supervisor, take_over=take_over))
+    work = _own_and_run(settings, supervisor, take_over=take_over, new_database=new_database)
+    await _run_until(stopping, work)
     log.info("service stopped, apps and previews keep running")
 
 
-async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> None:
+async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over: bool, new_database: bool) -> None:
     """Run while this service owns the database. Raises ``LeaseLost`` once another one does."""
-    async with owned_store(settings, supervisor, take_over=take_over) as owned:
+    async with owned_store(settings, supervisor, take_over=take_over, new_database=new_database) as owned:
         try:
             await race(_run(settings, supervisor, owned), owned.keep())
         except BaseException as error:

@@ -6,12 +6,12 @@ import os
 
 import click
 
-from builderd.domain.database_lease import DatabaseOwned, LeaseLost
+from builderd.domain.database_lease import DatabaseLost, DatabaseOwned, LeaseLost
 from builderd.domain.errors import BuilderdError, ValidationFailed
 
 
-class OwnedByAnother(click.ClickException):
-    """Another service owns the database. The unit of ``install-service`` is not restarted after this exit status."""
+class WrongDatabase(click.ClickException):
+    """Another service owns the database, or it was emptied. systemd does not start the service's unit again."""
 
     exit_code = 4
 
@@ -22,8 +22,8 @@ def shown(error: Exception) -> click.ClickException | None:
         case ValidationFailed():
             lines = [f"{field}: {reason}" for field, reasons in error.errors.items() for reason in reasons]
             return click.ClickException("\n".join(lines))
-        case DatabaseOwned() | LeaseLost():
-            return OwnedByAnother(error.message)
+        case DatabaseOwned() | DatabaseLost() | LeaseLost():
+            return WrongDatabase(error.message)
         case BuilderdError():
             return click.ClickException(error.message)
         case OSError():

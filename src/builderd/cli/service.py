@@ -26,6 +26,7 @@ from builderd.settings import Settings
     is_flag=True,
     help="Take the database from another service that was stopped, or was not seen for 60 seconds.",
 )
+@click.option("--new-database", is_flag=True, help="Begin with an empty database: apps that run here are removed.")
 def serve(
     data_dir: Path | None,
     config: Path | None,
@@ -33,11 +34,12 @@ def serve(
     port: int | None,
     preview_port: int | None,
     take_over: bool,
+    new_database: bool,
 ) -> None:
     """Run the service in the foreground. Apps and previews continue when it ends."""
     require_root("builderd serve")
     settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
-    service.serve(settings, take_over=take_over)
+    service.serve(settings, take_over=take_over, new_database=new_database)
 
 
 @click.command()

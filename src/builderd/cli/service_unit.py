@@ -46,7 +46,7 @@ EnvironmentFile=-/etc/default/{name}
 ExecStart={command}
 Restart=always
 RestartSec=1
-# Its database belongs to another service: a person decides.
+# Its database belongs to another service, or was lost: a person decides.
 RestartPreventExitStatus=4
 TimeoutStopSec=60
 # Stopping or restarting the service ends the service alone: sandboxes and the preview process continue and are adopted.

@@ -60,6 +60,10 @@ class DatabaseOwned(InvalidState):
     """Another service owns the database."""
 
 
+class DatabaseLost(InvalidState):
+    """The database is empty, but its service has worked before: everything that runs would be removed as leaked."""
+
+
 class LeaseLost(StoreUnavailable):
     """Another service has taken the database over: this one must not write any more."""
 

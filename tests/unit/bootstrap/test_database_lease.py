@@ -12,18 +12,22 @@ from pathlib import Path
 import pytest
 from tests.contract.store.samples import TENANT
 
+from builderd.adapters.engines.oci.provider import OciProvider
 from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import state
 from builderd.bootstrap.data_directory import LOCK_FILE
+from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
-from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, LeaseLost
+from builderd.domain.database_lease import DatabaseLease, DatabaseLost, DatabaseOwned, LeaseLost
 from builderd.domain.errors import InvalidState, StoreUnavailable
+from builderd.domain.ids import DiskId
+from builderd.domain.inventory import EngineInventory, StoredDisk
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings
 
@@ -215,6 +219,53 @@ async def test_failed_renewal_does_not_lose_the_lease(one: Settings, monkeypatch
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(owned.keep(), 0.2)
         assert tries > 1
+
+
+def _lose(settings: Settings) -> None:
+    file = Path(str(settings.database_url).removeprefix("sqlite:///"))
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("left", ["missing", "empty", "made again by a command"])
+async def test_service_that_worked_does_not_begin_with_an_empty_database(one: Settings, left: str) -> None:
+    await own(one)
+    note_database(one)
+    _lose(one)
+    if left == "empty":
+        Path(str(one.database_url).removeprefix("sqlite:///")).touch()
+    elif left != "missing":
+        await make_token(one, WANTED, print)
+    for _ in range(2):  # as systemd would try
+        with pytest.raises(DatabaseLost, match=r"builderd restore FOLDER.*--new-database"):
+            await own(one)
+    async with owned_store(one, Supervisor(), take_over=False, new_database=True) as owned:
+        assert owned.term == 1
+    assert (await own(one)).term == 2
+
+
+async def test_disks_tell_that_a_service_worked(one: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = StoredDisk(DiskId("d"), 1, 1)
+    found = EngineInventory([], [disk], [], cache_bytes=0, scratch_bytes=0, scratch=0, free_bytes=1, total_bytes=1)
+    monkeypatch.setattr(OciProvider, "read_inventory", lambda *_: found)
+    with pytest.raises(DatabaseLost):
+        await own(one)
+
+
+async def test_service_starts_without_builders_on_its_own_database_and_on_a_restored_one(
+    one: Settings, tmp_path: Path
+) -> None:
+    """All builders may have been deleted, and their records removed."""
+    await own(one)
+    note_database(one)
+    await own(one)
+    await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)
+    _lose(one)
+    with pytest.raises(DatabaseLost):
+        await own(one)
+    # What the refused start left is no obstacle.
+    await asyncio.to_thread(state.restore, one, tmp_path / "kept", None, print)
+    assert (await own(one)).term == 1
 
 
 async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ class DatabaseLeases(Protocol):
     def has_table(self) -> bool:
         """Return True if the schema has the table: revision 0017 and later."""
 
+    def is_new(self) -> bool:
+        """Return True if no service ever owned the database and it has no builder. Works before a migration too."""
+
     def get(self) -> DatabaseLease | None:
         """Return the lease, or None if the database was never owned. Works before a migration too."""
 

@@ -148,14 +148,23 @@ def sealed_in(file: Path) -> Sequence[bytes]:
 
 
 def holds_something(url: str) -> bool:
-    """Return True when the database is in use: the SQLite file exists, or PostgreSQL has at least one tenant."""
+    """Return True when the database is in use: the SQLite file has tables, or PostgreSQL has at least one tenant."""
     source = file_of(url)
     if source is not None:
-        return source.exists()
+        return source.exists() and not _is_empty(source)
     with _postgresql(url) as database, database.reading.connect() as connection:
         if connection.execute(text("SELECT to_regclass('tenants')")).scalar_one() is None:
             return False
         return connection.execute(text("SELECT EXISTS (SELECT FROM tenants)")).scalar_one() is True
+
+
+def _is_empty(file: Path) -> bool:
+    """Return True for a database without tables, such as a service leaves that refused to begin with one."""
+    with closing(sqlite3.connect(file)) as connection:
+        try:
+            return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+        except sqlite3.DatabaseError:
+            return False
 
 
 def restore_copy(file: Path, url: str, instance: Instance) -> None:

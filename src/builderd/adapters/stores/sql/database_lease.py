@@ -41,6 +41,7 @@ _RENEW = update(database_lease).where(_of_term).values(renewed_at=database_now()
 _RELEASE = update(database_lease).where(_of_term).values(released=True)
 _HOLDS = select(literal(1)).where(_of_term).with_for_update(read=True, key_share=True)
 
+_ANY_BUILDER = select(builders.c.id).limit(1)
 _member: BindParameter[str] = bindparam("new_member", type_=builders.c.member.type)
 _identity: BindParameter[str] = bindparam("new_owner", type_=builders.c.claimed_by.type)
 _builder = builders.c
@@ -61,6 +62,11 @@ class DatabaseLeases:
 
     def has_table(self) -> bool:
         return inspect(self._connection).has_table(database_lease.name)
+
+    def is_new(self) -> bool:
+        if self.get() is not None:
+            return False
+        return not inspect(self._connection).has_table(builders.name) or not self._connection.scalar(_ANY_BUILDER)
 
     def get(self) -> DatabaseLease | None:
         return self._one(_GET) if self.has_table() else None

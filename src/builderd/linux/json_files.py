@@ -1,13 +1,23 @@
-"""Small JSON files that are replaced atomically."""
+"""Small JSON files that are replaced atomically, and the dataclasses that they hold."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.atomic_files import replace
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+#: Field of a dataclass for what a later version stored beside the fields that this one knows.
+UNKNOWN = "unknown"
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
@@ -30,3 +40,21 @@ def read_json(path: Path, remedy: str) -> Any:
         return None
     except ValueError as error:
         raise EngineUnavailable(f"{path} is damaged. {remedy}") from error
+
+
+def from_stored(kind: type[T], found: Mapping[str, Any]) -> T:
+    """Return the dataclass of a stored object.
+
+    Fields that only a later version knows are ignored, or kept for ``to_stored`` where the dataclass has ``unknown``.
+    """
+    names = {field.name for field in fields(kind)}
+    values = {name: value for name, value in found.items() if name in names}
+    if UNKNOWN in names:
+        values[UNKNOWN] = {name: value for name, value in found.items() if name not in names}
+    return kind(**values)
+
+
+def to_stored(value: DataclassInstance) -> dict[str, Any]:
+    """Return the object to store, with the fields that a later version had stored."""
+    known = asdict(value)
+    return {**known.pop(UNKNOWN, {}), **known}

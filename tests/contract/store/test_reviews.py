@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
+from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_version
 
+from builderd.adapters.stores.sql.tables import reviews
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
 from builderd.ports.store import Store, UnitOfWork
@@ -25,6 +28,19 @@ async def test_last_stored_report_is_returned(store: Store) -> None:
     assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == REPORT
     await put(store, later, builder)
     assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == later
+
+
+async def test_fields_of_a_later_version_are_ignored(store: Store) -> None:
+    builder = await add_builder(store)
+    await put(store, REPORT, builder)
+    document = {name: value for name, value in asdict(REPORT).items() if name != "reviewed_at"}
+    later = {**document, "findings": [{**asdict(HELD), "column": 7}], "language": "python"}
+
+    def write(uow: Any) -> None:
+        uow.reviews._connection.execute(update(reviews).values(report=later))
+
+    await store.write(write)
+    assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == REPORT
 
 
 async def test_report_is_keyed_by_policy_and_content(store: Store) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event, make_webhook
 
+from builderd.adapters.stores.sql.tables import deliveries
 from builderd.domain.ids import BuilderId, TenantId, WebhookId, new_id
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.ports.store import Store
@@ -55,6 +57,19 @@ async def test_webhooks_are_listed_by_tenant(store: Store) -> None:
     foreign = await added(store, tenant_id=OTHER_TENANT.id, created_at=LATER)
     assert await store.read(lambda uow: uow.webhooks.list(TENANT.id)) == mine
     assert await store.read(lambda uow: uow.webhooks.all()) == [*mine, foreign]
+
+
+async def test_fields_that_a_later_version_stored_with_an_attempt_are_ignored(store: Store) -> None:
+    webhook = await added(store)
+    made = await delivery(store, webhook, await happen(store))
+    attempt = {"at": NOW.isoformat(), "status": 204, "seconds": 0.5, "note": "", "address": "192.0.2.1"}
+
+    def write(uow: Any) -> None:
+        uow.deliveries._connection.execute(update(deliveries).values(attempts=[attempt]))
+
+    await store.write(write)
+    found = await store.read(lambda uow: uow.deliveries.get(made.id))
+    assert found == replace(made, attempts=(Attempt(NOW, 204, 0.5, ""),))
 
 
 async def test_webhook_has_undelivered_events_of_its_tenant_only(store: Store) -> None:

@@ -175,6 +175,13 @@ def test_without_a_passphrase_the_keys_are_left_out_and_the_ones_put_back_by_han
     assert asyncio.run(_read(home))[1] == {"API_KEY": CANARY}
 
 
+def test_fields_that_a_later_version_put_into_the_manifest_are_ignored(home: Settings, kept: Path) -> None:
+    manifest = json.loads((kept / "manifest.json").read_text())
+    (kept / "manifest.json").write_text(json.dumps({**manifest, "host": "one"}))
+    state.restore(home, kept, PASSPHRASE, print)
+    assert asyncio.run(_read(home))[1] == {"API_KEY": CANARY}
+
+
 # What is refused leaves nothing
 
 

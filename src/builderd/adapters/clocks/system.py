@@ -14,13 +14,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from builderd.linux import atomic_files
+from builderd.linux.json_files import from_stored, to_stored
 from builderd.linux.processes import boot_id
 from builderd.ports.clock import Skip
 
@@ -79,6 +80,7 @@ class _State:
     skips: list[tuple[int, int]]
     #: (until, size): steps forward by which ``deletable`` lags until then.
     held: list[tuple[int, int]] = field(default_factory=list)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SystemClock:
@@ -197,7 +199,7 @@ class SystemClock:
         # Without the lock of the readings: a disk may take its time.
         with self._saving:
             with self._lock:
-                content = json.dumps(asdict(self._state)).encode()
+                content = json.dumps(to_stored(self._state)).encode()
             atomic_files.replace(memory, content, mode=0o644)
 
     async def save_periodically(self) -> None:
@@ -216,14 +218,16 @@ class SystemClock:
             return saved
         # Never earlier than before the restart, even if the machine came up with an older time.
         shown = max(reading.wall, saved.last) - reading.since_boot
-        begun = _State(reading.boot, wall, shown, saved.last, saved.shown - saved.wall, saved.skips, saved.held)
+        begun = _State(
+            reading.boot, wall, shown, saved.last, saved.shown - saved.wall, saved.skips, saved.held, saved.unknown
+        )
         _hold(begun, saved.last, reading.since_boot + shown)
         return begun
 
     def _load(self) -> _State | None:
         try:
-            saved = _State(**json.loads(self._memory.read_text())) if self._memory else None
-        except (FileNotFoundError, ValueError, TypeError):
+            saved = from_stored(_State, json.loads(self._memory.read_text())) if self._memory else None
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
         if saved is not None:
             saved.skips = [(since, until) for since, until in saved.skips]

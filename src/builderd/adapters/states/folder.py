@@ -18,6 +18,7 @@ from pathlib import Path
 
 from builderd.domain.errors import InvalidState
 from builderd.linux import durable
+from builderd.linux.json_files import from_stored
 
 FORMAT = 1
 MANIFEST, DATABASE, BUNDLES, KEYS = "manifest.json", "database.sqlite", "bundles", "keys.sealed"
@@ -98,7 +99,7 @@ def read(folder: Path) -> Manifest:
             raise InvalidState(
                 f"{folder} has format {found['format']}: a newer builderd made it; format {FORMAT} is read."
             )
-        return Manifest(**found)
+        return from_stored(Manifest, found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidState(f"{folder} is no complete backup: {error}.") from None
 

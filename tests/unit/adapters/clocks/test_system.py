@@ -339,6 +339,18 @@ def test_the_state_of_the_version_before_is_read(machine: Machine, tmp_path: Pat
     assert SystemClock(memory, machine).now() == START
 
 
+@pytest.mark.parametrize("reboots", [False, True])
+def test_the_state_of_a_later_version_is_read_and_kept(machine: Machine, tmp_path: Path, *, reboots: bool) -> None:
+    memory = tmp_path / "clock.json"
+    SystemClock(memory, machine)
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "source": "ptp"}))
+    if reboots:
+        machine.restart(1)
+    machine.set(-100)
+    assert SystemClock(memory, machine).now() == START
+    assert json.loads(memory.read_text())["source"] == "ptp"
+
+
 @pytest.fixture
 async def punctual_timers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop's time be that of its next timer: on a busy machine a poll may end before its last check."""

@@ -15,6 +15,7 @@ from builderd.adapters.stores.sql.types import UNSTORABLE
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
+from builderd.linux.json_files import from_stored
 
 _ONE = select(reviews).where(reviews.c.tenant_id == bindparam("tenant"), reviews.c.key == bindparam("which"))
 _INSERT = insert(reviews)
@@ -90,6 +91,7 @@ def _finding_row(finding: Finding) -> dict[str, Any]:
 
 def _report(document: Mapping[str, Any], reviewed_at: datetime) -> Report:
     findings = tuple(
-        replace(Finding(**finding), severity=Severity(finding["severity"])) for finding in document["findings"]
+        replace(from_stored(Finding, finding), severity=Severity(finding["severity"]))
+        for finding in document["findings"]
     )
-    return Report(**{**document, "findings": findings}, reviewed_at=reviewed_at)
+    return from_stored(Report, {**document, "findings": findings, "reviewed_at": reviewed_at})

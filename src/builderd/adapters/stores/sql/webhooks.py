@@ -12,6 +12,7 @@ from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import deliveries, events, webhooks
 from builderd.domain.ids import TenantId, WebhookId
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
+from builderd.linux.json_files import from_stored
 from builderd.ports.store.writes import Kind
 
 _hook, _delivery = webhooks.c, deliveries.c
@@ -150,5 +151,7 @@ def _delivery_row(delivery: Delivery) -> dict[str, Any]:
 
 
 def _read_delivery(row: RowMapping) -> Delivery:
-    attempts = [Attempt(**{**attempt, "at": datetime.fromisoformat(attempt["at"])}) for attempt in row["attempts"]]
+    attempts = [
+        from_stored(Attempt, {**attempt, "at": datetime.fromisoformat(attempt["at"])}) for attempt in row["attempts"]
+    ]
     return Delivery(**{**row, "attempts": tuple(attempts)})

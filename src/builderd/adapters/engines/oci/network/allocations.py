@@ -9,14 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.linux.json_files import read_json, write_json
+from builderd.linux.json_files import from_stored, read_json, to_stored, write_json
 
 HOST_DIR = Path("/var/lib/builderd-host")
 
@@ -40,6 +41,7 @@ class Allocation:
     data_dir: str
     subnet: str
     blocks: tuple[int, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def network(self) -> IPv4Network:
@@ -109,10 +111,10 @@ class Allocations:
         entries = read_json(
             self._file, "Remove it and restart the machine: each service gets a share of the host anew."
         )
-        return [Allocation(e["id"], e["data_dir"], e["subnet"], tuple(e["blocks"])) for e in entries or ()]
+        return [from_stored(Allocation, {**entry, "blocks": tuple(entry["blocks"])}) for entry in entries or ()]
 
     def _write(self, allocations: Sequence[Allocation]) -> None:
-        write_json(self._file, [asdict(one) for one in allocations], durable=True)
+        write_json(self._file, [to_stored(one) for one in allocations], durable=True)
 
 
 def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:
@@ -125,11 +127,18 @@ def known_instance(data_dir: Path) -> Allocation | None:
 
     Raises ``EngineUnavailable`` where that is damaged.
     """
-    memory = read_json(
-        data_dir / "instance.json",
-        f'Write {{"id": "…", "subnet": "…"}} into it, with what {HOST_DIR}/allocations.json has for {data_dir}.',
+    memory = _stored_instance(data_dir)
+    return Allocation(memory["id"], str(data_dir), memory["subnet"]) if memory else None
+
+
+def _stored_instance(data_dir: Path) -> Mapping[str, Any]:
+    return (
+        read_json(
+            data_dir / "instance.json",
+            f'Write {{"id": "…", "subnet": "…"}} into it, with what {HOST_DIR}/allocations.json has for {data_dir}.',
+        )
+        or {}
     )
-    return memory and Allocation(memory["id"], str(data_dir), memory["subnet"])
 
 
 def _remembered(data_dir: Path) -> Allocation:
@@ -137,7 +146,8 @@ def _remembered(data_dir: Path) -> Allocation:
 
 
 def _remember(data_dir: Path, mine: Allocation) -> None:
-    write_json(data_dir / "instance.json", {"id": mine.id, "subnet": mine.subnet}, durable=True)
+    content = {**_stored_instance(data_dir), "id": mine.id, "subnet": mine.subnet}
+    write_json(data_dir / "instance.json", content, durable=True)
 
 
 def _is_live(one: Allocation) -> bool:

@@ -12,12 +12,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from builderd.linux.json_files import write_json
+from builderd.linux.json_files import from_stored, to_stored, write_json
 from builderd.linux.processes import Process
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Record:
     thawed_at: float | None = None
     seen_at: float | None = None
     tenant: str = ""
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def is_build(self) -> bool:
@@ -121,7 +123,7 @@ class Records:
     def save(self, record: Record) -> None:
         folder = self.folder(record.id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_json(folder / "record.json", asdict(record))
+        write_json(folder / "record.json", to_stored(record))
 
     def remove(self, name: str) -> None:
         """Remove a record with all its files. Idempotent."""
@@ -170,8 +172,8 @@ class Records:
             self.remove(folder.name)
             return None
         for name in ("process", "shim"):
-            fields[name] = Process(**fields[name]) if fields[name] else None
-        return Record(**fields)
+            fields[name] = from_stored(Process, fields[name]) if fields[name] else None
+        return from_stored(Record, fields)
 
 
 def is_name(text: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from builderd.adapters.engines.oci.runtime.records import Record, Records
+from builderd.linux.processes import Process
 
 
 def record(name: str) -> Record:
@@ -24,6 +27,18 @@ def records(tmp_path: Path) -> Records:
 def test_a_record_is_found_again(records: Records) -> None:
     records.save(record("a1"))
     assert list(records.all()) == [record("a1")]
+
+
+def test_fields_of_a_later_version_are_ignored_and_kept(records: Records) -> None:
+    records.save(replace(record("a1"), process=Process(7, 8)))
+    file = records.folder("a1") / "record.json"
+    stored = json.loads(file.read_text())
+    later = {**stored, "process": {**stored["process"], "thread": 9}, "zone": {"name": "b"}}
+    file.write_text(json.dumps(later))
+    [found] = records.all()
+    assert found == replace(record("a1"), process=Process(7, 8))
+    records.save(replace(found, stopping_at=5.0))
+    assert json.loads(file.read_text()) == {**stored, "zone": {"name": "b"}, "stopping_at": 5.0}
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 80, b'{"id": "b'])

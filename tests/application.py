@@ -11,17 +11,17 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
 from tests.fake_application import make_application
+from tests.fakes.bundles import FakeBundles
+from tests.fakes.clock import FakeClock
+from tests.fakes.domains import FakeAuthority, FakeNameServers, FakeProbe
+from tests.fakes.engine import FakeEngine
+from tests.fakes.installer import FakeInstaller
+from tests.fakes.previews import FakePreviews
+from tests.fakes.sandboxes import FakeSandbox
+from tests.fakes.scanners import FakeScanner
+from tests.fakes.testers import FakeTesters
 from tests.stores import memory_store
 
-from builderd.adapters.fakes.bundles import FakeBundles
-from builderd.adapters.fakes.clock import FakeClock
-from builderd.adapters.fakes.domains import FakeAuthority, FakeNameServers, FakeProbe
-from builderd.adapters.fakes.engine import FakeEngine
-from builderd.adapters.fakes.installer import FakeInstaller
-from builderd.adapters.fakes.previews import FakePreviews
-from builderd.adapters.fakes.sandboxes import FakeSandbox
-from builderd.adapters.fakes.scanners import FakeScanner
-from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.tables import builders as builders_table
 from builderd.domain.builders import Builder, JobType, Status

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.contract.engine.apps import PORT, App
+from tests.fakes.engine import FakeEngine
 from tests.patience import patience
 
 from builderd.adapters.engines.incus.engine import IncusEngine
@@ -19,7 +20,6 @@ from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.processes import TIMEOUT_EXIT_CODE
 from builderd.domain.resources import GB, Resources

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from builderd.adapters.fakes.backup_repository import FakeBackupRepository
-from builderd.adapters.fakes.bundles import FakeBundles
-from builderd.adapters.fakes.engine import FakeEngine
-from builderd.adapters.fakes.installer import FakeInstaller
-from builderd.adapters.fakes.previews import FakePreviews
-from builderd.adapters.fakes.scanners import FakeScanner
-from builderd.adapters.fakes.testers import FakeTesters
-from builderd.adapters.fakes.unpaid_builds import FakeUnpaidBuilds
-from builderd.adapters.fakes.uploads import FakeUploads
-from builderd.adapters.fakes.webhooks import FakeWebhookSender
+from tests.fakes.backup_repository import FakeBackupRepository
+from tests.fakes.bundles import FakeBundles
+from tests.fakes.engine import FakeEngine
+from tests.fakes.installer import FakeInstaller
+from tests.fakes.previews import FakePreviews
+from tests.fakes.scanners import FakeScanner
+from tests.fakes.testers import FakeTesters
+from tests.fakes.unpaid_builds import FakeUnpaidBuilds
+from tests.fakes.uploads import FakeUploads
+from tests.fakes.webhooks import FakeWebhookSender
+
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.vaults.sodium import in_memory
 from builderd.bootstrap.review import make_review_policy

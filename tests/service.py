@@ -13,16 +13,16 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import func, select
 from tests.fake_application import make_application
+from tests.fakes.bundles import FakeBundles
+from tests.fakes.engine import FakeEngine
+from tests.fakes.installer import FakeInstaller
+from tests.fakes.previews import FakePreviews
+from tests.fakes.scanners import FakeScanner
+from tests.fakes.testers import FakeTesters
 from tests.patience import patience
 from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.fakes.bundles import FakeBundles
-from builderd.adapters.fakes.engine import FakeEngine
-from builderd.adapters.fakes.installer import FakeInstaller
-from builderd.adapters.fakes.previews import FakePreviews
-from builderd.adapters.fakes.scanners import FakeScanner
-from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
 from builderd.api.app import create_app

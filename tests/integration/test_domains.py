@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from tests.application import World, fake_world
 from tests.domains.parts import PEBBLE, DnsServer, Pebble
+from tests.fakes.clock import FakeClock
 from tests.integration.previews.test_domains import add as previews_add
 from tests.integration.previews.test_domains import connect, der, get, served
 from tests.previews.proxy import App, Proxy, free_port
@@ -27,7 +28,6 @@ from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
-from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainRules, DomainStatus

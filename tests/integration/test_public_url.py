@@ -17,13 +17,13 @@ from cryptography import x509
 from tests.application import World, fake_world
 from tests.domains.parts import PEBBLE, DnsServer, Pebble
 from tests.domains.public_url import HOST, OURS, ask, connect, get, read_until, while_served
+from tests.fakes.clock import FakeClock
 from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import Visitor, parse, read_all
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
-from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.api.health import _public_url
 from builderd.domain.domains import DomainRules

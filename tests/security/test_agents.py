@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from tests.agents import Agent, agent, service_with_mcp
+from tests.fakes.processes import Answer
+from tests.fakes.sandboxes import Behaviour
 from tests.service import Service
 
-from builderd.adapters.fakes.processes import Answer
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.masking import MASK
 from builderd.domain.qa_gate import Visit
 from builderd.mcp.app_data import NOTICE, mark, visible

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from tests.application import World, fake_world
 from tests.domains.claims import HOST, add, found, work
+from tests.fakes.domains import FakeNameServers
 
-from builderd.adapters.fakes.domains import FakeNameServers
 from builderd.domain.builders import Builder
 from builderd.domain.domains import DomainStatus
 from builderd.domain.errors import ValidationFailed

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from tests.fakes.processes import Answer
 from tests.patience import patience
 from tests.send_queues import unacknowledged
 from tests.service import MINIMAL, Service, listening, running_service
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import acceptor, connections, listener, streams
 from builderd.api.server.connections import ConnectionLimits

@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 from tests.application import World, fake_world
 from tests.domains.claims import add, found, work
+from tests.fakes.domains import FakeDnsUpdates, FakeNameServers
 
-from builderd.adapters.fakes.domains import FakeDnsUpdates, FakeNameServers
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
 from builderd.domain.errors import ValidationFailed

@@ -22,9 +22,11 @@ VIOLATIONS = [
     pytest.param("adapters/bundles", "builderd.services", "Arrows point down", id="adapters-know-services"),
     pytest.param("api", "builderd.cli", "Arrows point down", id="http-knows-cli"),
     pytest.param("cli", "builderd.api", "Interfaces are independent", id="cli-knows-http"),
-    pytest.param("api", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="door-knows-adapter"),
+    pytest.param("api", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="door-knows-adapter"),
     pytest.param("web", "builderd.api.v1", "The web pages use the services", id="web-knows-api"),
-    pytest.param("reconciler", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="reconciler-adapter"),
+    pytest.param(
+        "reconciler", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="reconciler-adapter"
+    ),
     pytest.param(
         "reconciler", "builderd.schemas.v1", "Only interfaces and the client import schemas", id="reconciler-knows-wire"
     ),
@@ -33,9 +35,11 @@ VIOLATIONS = [
     pytest.param("mcp/tools", "builderd.api", "The client needs nothing of the server", id="stdio-needs-the-server"),
     pytest.param("client", "sqlalchemy", "The client needs nothing of the server", id="client-needs-the-server"),
     pytest.param("cli/apps", "builderd.bootstrap", "The client needs nothing of the server", id="cli-knows-bootstrap"),
-    pytest.param("client", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="client-knows-adapter"),
+    pytest.param(
+        "client", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="client-knows-adapter"
+    ),
     pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
-    pytest.param("adapters/fakes", "builderd.adapters.stores.sql", "Adapter families", id="fake-knows-store"),
+    pytest.param("adapters/bundles", "builderd.adapters.stores.sql", "Adapter families", id="bundles-know-store"),
     pytest.param("adapters/bundles", "builderd.settings", "Arrows point down", id="adapter-reads-settings"),
     pytest.param("services", "sqlalchemy", "Frameworks stay at the edges", id="services-know-sqlalchemy"),
     pytest.param("domain", "fastapi", "Frameworks stay at the edges", id="domain-knows-fastapi"),

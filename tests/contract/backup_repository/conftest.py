@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from tests.backends import rest_server, sftp_server
 from tests.engines import prepared, settings_in
+from tests.fakes.backup_repository import FakeBackupRepository
+from tests.fakes.engine import FakeEngine
 
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
-from builderd.adapters.fakes.backup_repository import FakeBackupRepository
-from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.resources import GB
 from builderd.ports.backup_repository import BackupRepository

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.bundles import FakeBundles
 from tests.stores import memory_store
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
-from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.ports.bundles import Bundles
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builderd.adapters.fakes.processes import Answer
-from builderd.adapters.fakes.sandboxes import Behaviour
+from tests.fakes.processes import Answer
+from tests.fakes.sandboxes import Behaviour
+
 from builderd.domain.sandboxes import IPV6_ONLY
 
 PORT = 8000

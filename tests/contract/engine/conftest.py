@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.contract.engine.apps import APPS, COMMANDS
 from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
+from tests.fakes.engine import FakeEngine
 from tests.incus import prepared_incus
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.fakes.engine import FakeEngine
 from builderd.ports.engine import Engine, EngineOptions
 
 REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}

@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from tests.fakes.engine import FakeEngine
 
-from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import DiskId, TenantId, new_id

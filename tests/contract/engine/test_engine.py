@@ -20,8 +20,8 @@ from tests.engines import (
     until_listening,
     until_state,
 )
+from tests.fakes.engine import FakeEngine
 
-from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import DiskId, SandboxId, TenantId, new_id, new_sandbox_id

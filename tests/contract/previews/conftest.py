@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from tests.fakes.previews import FakePreviews
 from tests.previews.proxy import free_port
 
-from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.ports.previews import Previews

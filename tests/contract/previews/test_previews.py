@@ -8,8 +8,8 @@ import signal
 from dataclasses import replace
 
 import pytest
+from tests.fakes.previews import FakePreviews
 
-from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, new_id, secret_hash

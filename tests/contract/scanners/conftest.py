@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.fakes.scanners import FakeScanner
 
-from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.bootstrap.review import make_scanner
 from builderd.ports.scanners import Scanner
 from builderd.settings import Settings

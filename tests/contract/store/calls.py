@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from tests.contract.store.samples import SECOND
+from tests.fakes.clock import FakeClock
 
-from builderd.adapters.fakes.clock import FakeClock
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import Store, UnitOfWork

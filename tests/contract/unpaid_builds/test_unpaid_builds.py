@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.fakes.unpaid_builds import FakeUnpaidBuilds
 
-from builderd.adapters.fakes.unpaid_builds import FakeUnpaidBuilds
 from builderd.adapters.unpaid_builds.local import LocalUnpaidBuilds
 from builderd.ports.unpaid_builds import UnpaidBuilds
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.uploads import FakeUploads
 from tests.stores import memory_store
 
-from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
 from builderd.ports.uploads import Uploads

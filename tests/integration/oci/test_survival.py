@@ -26,9 +26,9 @@ from tests.engines import (
     until_listening,
     until_state,
 )
+from tests.fakes.sandboxes import Behaviour
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.processes import ProcessSpec, shell

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.blocking_calls import until_disconnect
 
 API = "/api/v1"

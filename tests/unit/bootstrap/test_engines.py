@@ -7,10 +7,10 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from tests.fakes.engine import FakeEngine
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.fakes.engine import FakeEngine
 from builderd.bootstrap import engines
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.machine import build_base, run_preflight_checks

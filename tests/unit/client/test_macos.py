@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.application import hurry
+from tests.fakes.sandboxes import Behaviour
 from tests.threaded_service import threaded_service
-
-from builderd.adapters.fakes.sandboxes import Behaviour
 
 PROGRAM = Path(__file__).with_name("on_macos.py")
 

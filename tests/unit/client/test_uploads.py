@@ -10,10 +10,10 @@ from random import Random
 
 import httpx2
 import pytest
+from tests.fakes.uploads import FakeUploads
 from tests.threaded_service import Running
 
 from builderd import Builderd
-from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.client._sync import uploads
 from builderd.client.errors import NoAnswer, Unavailable
 

@@ -6,10 +6,10 @@ import base64
 
 import httpx2
 from tests.agents import Agent, agent, service_with_mcp, text_of
+from tests.fakes.processes import Answer
+from tests.fakes.sandboxes import Behaviour
 from tests.service import Service
 
-from builderd.adapters.fakes.processes import Answer
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope
 from builderd.mcp.in_process import InProcess

@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import Killed, living
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.previews import RouteState

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World, fake_world, hurry
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 from tests.unit.reconciler.witness import Witness, told
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.ids import DiskId, new_id

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Status, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed
 from builderd.domain.events import SYSTEM

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, wait_for_ever
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed

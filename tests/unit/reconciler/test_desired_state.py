@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import SandboxId

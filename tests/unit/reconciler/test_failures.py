@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import NameTaken, StartFailed
 from builderd.domain.previews import RouteState

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Status
 from builderd.domain.errors import NoCapacity, ValidationFailed
 from builderd.domain.previews import RouteState

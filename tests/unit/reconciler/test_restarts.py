@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour, FakeSandbox
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause

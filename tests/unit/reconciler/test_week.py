@@ -18,10 +18,10 @@ from itertools import pairwise
 
 import pytest
 from tests.application import ENTRYPOINT, PATIENCE, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.mortal import Killed, Life, living
 from tests.unit.reconciler.witness import FROZEN, RUNNING, Span, Witness, microseconds, paid, told
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.caps import Account, tightest
 from builderd.domain.errors import BuilderdError, EngineUnavailable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import StartFailed, ValidationFailed

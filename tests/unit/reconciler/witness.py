@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
-from builderd.adapters.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine
+
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec

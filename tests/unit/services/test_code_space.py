@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 from tests.application import MAIN, World, fake_world
+from tests.fakes.bundles import FakeBundles
 
-from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId

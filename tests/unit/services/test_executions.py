@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from tests.application import World
+from tests.fakes.processes import Answer
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult

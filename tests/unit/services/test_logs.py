@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId, SandboxId

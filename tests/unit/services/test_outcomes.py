@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, wait_for_ever
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed

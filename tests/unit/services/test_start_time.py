@@ -6,10 +6,10 @@ import re
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.clock import FakeClock
+from tests.fakes.engine import FakeEngine
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.clock import FakeClock
-from builderd.adapters.fakes.engine import FakeEngine
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import SandboxEffort

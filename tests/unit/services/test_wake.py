@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 from tests.application import PATIENCE, World, fake_world
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Cause, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM

@@ -12,8 +12,8 @@ import asyncssh
 import pytest
 from asyncssh.channel import SSHChannel
 from tests.application import PATIENCE, World, fake_world
+from tests.fakes.processes import Answer, FakeProcess
 
-from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.processes import Window

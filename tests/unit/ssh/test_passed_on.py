@@ -12,8 +12,8 @@ from typing import Any
 import asyncssh
 import pytest
 from tests.application import PATIENCE, World, fake_world
+from tests.fakes.processes import Answer
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.server.servers import bind_path
 from builderd.operations import proxy_header
 from builderd.services import ssh

@@ -8,9 +8,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from tests.fakes.identity import FakeIdentityProvider
 from tests.unit.web.conftest import Pages
 
-from builderd.adapters.fakes.identity import FakeIdentityProvider
 from builderd.domain.identities import Identity
 from builderd.domain.tokens import Scope
 from builderd.web.cookies import PLAIN_ATTEMPT, PLAIN_NAME

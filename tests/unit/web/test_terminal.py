@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
+from tests.fakes.processes import Answer
 from tests.service import listening
 from tests.unit.web.conftest import Pages
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.server import terminal_relay
 from builderd.web.app import Site
 from builderd.web.cookies import PLAIN_NAME

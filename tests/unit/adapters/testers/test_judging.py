@@ -6,8 +6,8 @@ import base64
 from typing import Any
 
 import pytest
+from tests.fakes.testers import PIXEL
 
-from builderd.adapters.fakes.testers import PIXEL
 from builderd.adapters.testers.judging import judge_browser, judge_crawl, judge_probe
 from builderd.domain.qa import CheckName, Outcome
 

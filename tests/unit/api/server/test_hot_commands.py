@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service
 from tests.statements import statements
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.server import auth, hot_commands
 from builderd.api.server.bodies import TINY_BYTES
 from builderd.domain.ids import new_id, secret_hash

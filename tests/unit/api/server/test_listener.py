@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.server import listener
 from builderd.api.server.connections import ConnectionLimits
 

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service, running_service
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.server import masking
 from builderd.domain.masking import MASK
 

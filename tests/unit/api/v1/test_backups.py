@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.backup_repository import FakeBackupRepository
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import new_id
 from builderd.ports.backup_repository import RestoreReport

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_id
 from builderd.ports.engine import Readiness

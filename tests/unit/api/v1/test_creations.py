@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import BuilderdError, InstallFailed, StoreUnavailable
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope

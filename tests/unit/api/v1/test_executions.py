@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import aconnect_sse
+from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.v1 import executions as executions_api
 from builderd.domain.ids import TenantId

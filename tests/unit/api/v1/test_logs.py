@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.server import streams
 from builderd.api.v1 import logs as door
 from builderd.domain.errors import EngineUnavailable

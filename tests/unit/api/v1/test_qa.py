@@ -6,9 +6,9 @@ from collections import deque
 
 import httpx
 import pytest
+from tests.fakes.testers import FakeTesters
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.testers import FakeTesters
 from builderd.domain.qa_gate import Visit
 from builderd.domain.tokens import Scope
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.processes import Answer
 from tests.service import METRICS_TOKEN, MINIMAL, Service, listening
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import request_log, terminal_relay
 from builderd.api.v1 import terminals

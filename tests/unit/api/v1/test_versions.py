@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 from tests.unit.api.v1.test_creations import BUILDERS, KEYS, failing_once, sse
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
 from builderd.domain.tokens import Scope

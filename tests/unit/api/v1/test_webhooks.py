@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fakes.webhooks import FakeWebhookSender
 from tests.service import Service
 
-from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.domain.webhooks import MAX_WEBHOOKS, key_of
 from builderd.ports.webhooks import Reply
 from builderd.reconciler.jobs.webhooks import WebhookJob

@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.fakes.sandboxes import Behaviour
 from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
 from builderd import Builderd, NotFound
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders

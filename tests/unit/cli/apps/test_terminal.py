@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.fakes.processes import Answer, FakeProcess
 from tests.threaded_service import Running
 
-from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.cli.group import builderd
 from builderd.domain.processes import LOGIN_SHELL, Window
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.application import World, fake_world, hurry
+from tests.fakes.backup_repository import FakeBackupRepository
 
-from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import StoreUnavailable

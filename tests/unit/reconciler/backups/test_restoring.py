@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.backups import Backup, BackupKind, Restore, RestoreStatus
 from builderd.domain.builders import Status
 from builderd.domain.bundles import BundleFile

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.backups.conftest import Scene
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.backups import BackupStatus, RestoreStatus
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import ReviewFailed, StartFailed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 from tests.application import ENTRYPOINT, World, fake_world, hurry
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import DiskId

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour, FakeSandbox
 
-from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import EngineUnavailable, NotFound
 from builderd.domain.events import SYSTEM

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 from tests.application import World, fake_world, hurry
+from tests.fakes.disk_files import FakeDisk
 
-from builderd.adapters.fakes.disk_files import FakeDisk
 from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import DiskId, new_id

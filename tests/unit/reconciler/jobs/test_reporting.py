@@ -9,9 +9,9 @@ from datetime import timedelta
 
 import pytest
 from tests.application import World, fake_world, hurry, wait_for_ever
+from tests.fakes.processes import Answer
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.processes import Answer
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id

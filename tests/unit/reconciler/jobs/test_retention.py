@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World, fake_world
 from tests.contract.store.samples import make_event, make_record
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import EngineUnavailable, NameTaken, NoCapacity, StartFailed

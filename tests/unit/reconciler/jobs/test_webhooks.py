@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests.application import World, fake_world
 from tests.contract.store.samples import make_event
+from tests.fakes.webhooks import FakeWebhookSender
 
-from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.domain.errors import MachineFault
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, WebhookId

@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from tests.application import fake_world
+from tests.fakes.clock import FakeClock
+from tests.fakes.domains import FakeDnsUpdates
 
-from builderd.adapters.fakes.clock import FakeClock
-from builderd.adapters.fakes.domains import FakeDnsUpdates
 from builderd.ports.domains import OrderFailed
 from builderd.reconciler.jobs.wildcard import WildcardJob
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId, new_id

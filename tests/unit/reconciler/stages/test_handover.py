@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour, FakeSandbox
 
-from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox
 from builderd.adapters.previews.haproxy.pause import MAX_PAUSE
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import StartFailed

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, World
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import JobType, Status
 from builderd.domain.errors import MachineFault, StartFailed, ValidationFailed
 from builderd.domain.ids import SandboxId

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 from tests.application import MAIN, World
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import InvalidState, MachineFault, ReleaseFailed

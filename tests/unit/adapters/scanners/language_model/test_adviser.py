@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from tests.fake_application import POLICY
+from tests.fakes.scanners import FakeScanner
 from tests.gate import bundle_of
 
-from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.scanners.language_model import prompt
 from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
 from builderd.adapters.scanners.language_model.prompt import Unusable

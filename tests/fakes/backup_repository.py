@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from builderd.adapters.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine
+
 from builderd.domain.errors import BackupFailed, BuilderdError
 from builderd.domain.ids import DiskId, TenantId
 from builderd.ports.backup_repository import (

@@ -1,8 +1,8 @@
 """The scripted installer keeps what its port promises."""
 
 import pytest
+from tests.fakes.installer import FakeInstaller
 
-from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from builderd.adapters.fakes.layers import FakeCalls
+from tests.fakes.layers import FakeCalls
+
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
 

@@ -18,7 +18,7 @@ class Behaviour:
     its threads always has work to do if it ``works``.
     """
 
-    address: str = "0.0.0.0"  # noqa: S104
+    address: str = "0.0.0.0"
     port: int | None = None
     listens_at: int | None = 0
     exits_at: int | None = None

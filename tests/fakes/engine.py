@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
-from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
-from builderd.adapters.fakes.layers import FakeLayers
-from builderd.adapters.fakes.logs import FakeLogs
-from builderd.adapters.fakes.processes import Answer, FakeProcess
-from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
+from tests.fakes.disk_files import FakeDisk, FakeDiskFiles
+from tests.fakes.layers import FakeLayers
+from tests.fakes.logs import FakeLogs
+from tests.fakes.processes import Answer, FakeProcess
+from tests.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
+
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import DiskId, SandboxId

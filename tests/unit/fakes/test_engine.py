@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.fakes.engine import FakeEngine
+from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.fakes.engine import FakeEngine
-from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_sandbox_id
 from builderd.domain.layers import BuildOutcome, LayerPlan

@@ -344,3 +344,35 @@ def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(
         restored = service.call("POST", f"/builders/{data['uuid']}/backups/{good['id']}/restore")
         assert restored.status_code == 503
         _rows(service, data)
+
+
+def test_backup_after_damage_in_the_repository_can_be_restored(engine: OwnEngine | OnIncus, tmp_path: Path) -> None:
+    with (
+        engine.repository(tmp_path / "rest") as server,
+        engine.running(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as service,
+    ):
+        data = service.create("writer", WRITER)
+        hashed, first = _written(service, data), _back_up(service, data)
+        _damage(server.folder)
+        lost = service.call("POST", f"/builders/{data['uuid']}/backups/{first['id']}/restore", json={"as": "lost"})
+        assert (lost.status_code, lost.json()["code"]) == (503, "backup_failed")
+        second = _back_up(service, data)
+        restored = service.call(
+            "POST", f"/builders/{data['uuid']}/backups/{second['id']}/restore", json={"as": "again"}
+        )
+        assert restored.status_code == 200, restored.text
+        again = restored.json()["data"]
+        _rows(service, again)
+        assert _hash(service, again) == hashed
+        _, shown = service.call("GET", f"/builders/{data['uuid']}/backups").json()["data"]
+        assert "is lost" in shown["fault"]
+        assert service.builder(data["uuid"])["last_backup_error"] is None
+
+
+def _damage(repository: Path) -> None:
+    """Overwrite a part of the largest pack, which contains the file of ``_written``."""
+    pack = max(repository.glob("*/data/*/*"), key=lambda path: path.stat().st_size)
+    pack.chmod(0o600)
+    with pack.open("r+b") as file:
+        file.seek(pack.stat().st_size // 2)
+        file.write(b"damage" * 100)

@@ -18,6 +18,7 @@ from builderd.domain.errors import BackupFailed, BuilderdError
 from builderd.domain.ids import DiskId, TenantId
 from builderd.ports.backup_repository import (
     OnProgress,
+    RepositoryDamaged,
     RestoreReport,
     SaveRequest,
     SnapshotDamaged,
@@ -29,15 +30,31 @@ from builderd.ports.backup_repository import (
 
 @dataclass(slots=True)
 class FakeSnapshot:
-    files: dict[str, bytes]
+    """``blobs`` are those of the repository: files of all snapshots with the same content are stored once."""
+
+    hashes: Mapping[str, str]
     digest: str
     record: SnapshotRecord
+    blobs: dict[str, bytes]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {name: self.blobs[hashed] for name, hashed in self.hashes.items()}
+
+    @property
+    def is_incomplete(self) -> bool:
+        return any(hashed not in self.blobs for hashed in self.hashes.values())
 
 
 @dataclass(slots=True)
 class FakeRepository:
     key: bytes
     snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def damaged(self) -> set[str]:
+        return {hashed for hashed, content in self.blobs.items() if _hash(content) != hashed}
 
 
 class FakeBackupRepository:
@@ -47,6 +64,8 @@ class FakeBackupRepository:
         self.repositories: dict[TenantId, FakeRepository] = {}
         self.manifest_names: defaultdict[TenantId, set[str]] = defaultdict(set)
         self.calls: list[str] = []
+        #: Snapshots of which a restore returns other files than were saved.
+        self.altered: set[str] = set()
         self._engine = engine
         self._failures: defaultdict[str, deque[BuilderdError]] = defaultdict(deque)
 
@@ -56,10 +75,10 @@ class FakeBackupRepository:
         self._failures[method].extend(errors)
 
     def damage(self, snapshot: str) -> None:
-        """Corrupt a snapshot: a restore returns other files than were saved."""
+        """Corrupt the stored content of a snapshot's files, also for other snapshots that have the same."""
         for repository in self.repositories.values():
-            if snapshot in repository.snapshots:
-                repository.snapshots[snapshot].files["damaged"] = b"?"
+            if (kept := repository.snapshots.get(snapshot)) is not None:
+                repository.blobs.update(dict.fromkeys(kept.hashes.values(), b"?"))
 
     # The port
 
@@ -75,12 +94,14 @@ class FakeBackupRepository:
         if repository.is_new:
             self.repositories.setdefault(repository.tenant_id, FakeRepository(repository.key))
         opened = self._open(repository)
-        known = {content for one in opened.snapshots.values() for content in one.files.values()}
-        added = sum(len(content) for content in set(files.values()) - known)
+        hashes = {name: _hash(content) for name, content in files.items()}
+        new = {hashes[name]: content for name, content in files.items() if hashes[name] not in opened.blobs}
+        opened.blobs.update(new)
+        added = sum(map(len, new.values()))
         snapshot, digest = secrets.token_hex(32), _digest(files)
         summary = SnapshotSummary(snapshot, digest, len(files), size, added)
         record = SnapshotRecord(request.backup, request.builder, datetime.now(UTC), request.version, summary)
-        opened.snapshots[snapshot] = FakeSnapshot(files, digest, record)
+        opened.snapshots[snapshot] = FakeSnapshot(hashes, digest, record, opened.blobs)
         on_progress(1.0)
         return summary
 
@@ -88,12 +109,16 @@ class FakeBackupRepository:
         self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
     ) -> RestoreReport:
         self._called("restore")
-        kept = self._open(repository).snapshots.get(snapshot)
+        opened = self._open(repository)
+        kept = opened.snapshots.get(snapshot)
         if kept is None:
             raise SnapshotDamaged("There is no such snapshot.")
-        self._engine.disks[disk].files = dict(kept.files)
+        if kept.is_incomplete or not opened.damaged.isdisjoint(kept.hashes.values()):
+            raise SnapshotDamaged("The repository is damaged.")
+        files = {**kept.files, **({"altered": b"?"} if snapshot in self.altered else {})}
+        self._engine.disks[disk].files = files
         on_progress(1.0)
-        differences = () if _digest(kept.files) == kept.digest else ("not in the backup: 'damaged'",)
+        differences = () if _digest(files) == kept.digest else ("not in the backup: 'altered'",)
         return RestoreReport(kept.digest, len(kept.files), sum(map(len, kept.files.values())), differences)
 
     async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
@@ -122,10 +147,22 @@ class FakeBackupRepository:
     async def delete_manifest(self, tenant: TenantId, name: str) -> None:
         self.manifest_names[tenant].discard(name)
 
-    async def check(self, repository: TenantRepository, percent: float) -> None:
+    async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
         self._called("check")
-        if any(_digest(one.files) != one.digest for one in self._open(repository).snapshots.values()):
-            raise BackupFailed("The repository is damaged.")
+        if self._is_missing_and_new(repository):
+            return ()
+        opened = self._open(repository)
+        if opened.damaged:
+            raise RepositoryDamaged("The repository is damaged.")
+        return [name for name, one in opened.snapshots.items() if one.is_incomplete]
+
+    async def repair(self, repository: TenantRepository) -> None:
+        self._called("repair")
+        if self._is_missing_and_new(repository):
+            return
+        opened = self._open(repository)
+        for hashed in opened.damaged:
+            del opened.blobs[hashed]
 
     def _is_missing_and_new(self, repository: TenantRepository) -> bool:
         return repository.is_new and repository.tenant_id not in self.repositories
@@ -144,6 +181,10 @@ class FakeBackupRepository:
             raise self._failures[method].popleft()
 
 
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _digest(files: Mapping[str, bytes]) -> str:
-    listed = [(name, hashlib.sha256(content).hexdigest()) for name, content in sorted(files.items())]
+    listed = [(name, _hash(content)) for name, content in sorted(files.items())]
     return hashlib.sha256(repr(listed).encode()).hexdigest()

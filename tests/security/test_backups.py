@@ -54,6 +54,7 @@ async def scene(settings: EngineOptions, tmp_path: Path) -> AsyncIterator[Scene]
         yield Scene(
             ResticRepository(engine, RepositoryLocation(str(tmp_path / "repositories")), tmp_path / "restic", "mine"),
             engine,
+            tmp_path,
         )
 
 
@@ -237,13 +238,7 @@ async def _leave_lock(scene: Scene, repository: TenantRepository, name: str) -> 
 
 async def test_check_and_restore_report_a_damaged_repository(scene: Scene, repository: TenantRepository) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(3_000_000)))
-    assert isinstance(scene.backup_repository, ResticRepository)
-    folder = scene.backup_repository._context.location.folder(repository.tenant_id)
-    pack = max((path for path in (folder / "data").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    pack.chmod(0o600)
-    with pack.open("r+b") as file:
-        file.seek(pack.stat().st_size // 2)
-        file.write(b"damage" * 100)
+    scene.damage(saved.snapshot)
     with pytest.raises(BackupFailed):
         await scene.backup_repository.check(repository, 100)
     with pytest.raises(BackupFailed):

@@ -21,6 +21,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory
 from builderd.domain.preflight import PreflightCheck
 from builderd.domain.resources import GB, size_text
+from builderd.ports.store import UnitOfWork
 from builderd.services import inventory
 from builderd.settings import Settings
 
@@ -46,6 +47,7 @@ async def describe_database(settings: Settings) -> Sequence[str]:
         services = await opened.read(lambda uow: uow.services.list() if uow.services.has_table() else [])
         differences = await opened.schema_differences()
         public = [] if differences else await _describe_public(settings, opened)
+        damaged = [] if differences else await opened.read(_describe_backups)
     finally:
         await opened.close()
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
@@ -54,6 +56,7 @@ async def describe_database(settings: Settings) -> Sequence[str]:
         *_describe_standbys(services, lease),
         *(f"database: {difference}" for difference in differences),
         *public,
+        *damaged,
     ]
 
 
@@ -72,6 +75,14 @@ async def _describe_public(settings: Settings, opened: SqlStore) -> Sequence[str
     stored = await opened.read(lambda uow: uow.wildcard_certificates.get(public_name(host)))
     _, text = describe_public(host, stored, datetime.now(UTC))
     return [f"public_url: {text}"]
+
+
+def _describe_backups(uow: UnitOfWork) -> Sequence[str]:
+    """Return lines on damaged repositories of backups, and on backups that lack data or failed their drill."""
+    lines = [f"backups of tenant {key.tenant_id}: {key.fault}" for key in uow.backup_keys.all() if key.fault]
+    if unproven := uow.backups.count_damaged():
+        lines.append(f"backups: {unproven} lack data or failed their drill (fault in GET /api/v1/backups)")
+    return lines
 
 
 def _database_exists(settings: Settings) -> bool:

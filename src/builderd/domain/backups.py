@@ -80,8 +80,8 @@ class Backup:
     None until it is done. ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository.
     ``expires_at`` overrides the retention rules. ``owner`` is the service that works on it; ``retry_at`` the next
     attempt to back up a deleted builder's disk. ``drilled_at`` is the last restore drill, ``verified_at`` the last
-    successful one, ``fault`` the damage that the last one found. ``error`` is the reason of a failure, ``hindrance``
-    its external cause (``external_cause_of``).
+    successful one, ``fault`` the damage that a drill or a check of the repository found. ``error`` is the reason of a
+    failure, ``hindrance`` its external cause (``external_cause_of``).
     """
 
     id: BackupId
@@ -209,7 +209,8 @@ class BackupCheck:
 class BackupKey:
     """Sealed key of a tenant's backup repository, and times of its maintenance.
 
-    ``forgotten_at`` is when a snapshot was last removed; ``fault`` the damage that the last check found, or empty.
+    ``forgotten_at`` is when a snapshot was last removed; ``fault`` the damage that was found and is not repaired, or
+    empty: no backup is saved until then.
     """
 
     tenant_id: TenantId

@@ -15,7 +15,11 @@ from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
 
 
-class SnapshotDamaged(BackupFailed):
+class RepositoryDamaged(BackupFailed):
+    """The repository is reachable, but data in it is damaged or missing: ``repair`` comes before the next ``save``."""
+
+
+class SnapshotDamaged(RepositoryDamaged):
     """The repository is reachable, but the snapshot is damaged or missing."""
 
 
@@ -89,7 +93,9 @@ class BackupRepository(Protocol):
     ) -> SnapshotSummary:
         """Save all files of a disk, which must not change meanwhile. Each call makes another snapshot.
 
-        All or nothing: an unreadable file, or files larger than ``limit_bytes`` together, fail the call.
+        All or nothing: an unreadable file, or files larger than ``limit_bytes`` together, fail the call. Content that
+        the repository has is not stored again, also where it is damaged and was not repaired. Raises
+        ``RepositoryDamaged`` if it meets damage.
         """
 
     async def restore(
@@ -115,5 +121,14 @@ class BackupRepository(Protocol):
     async def delete_manifest(self, tenant: TenantId, name: str) -> None:
         """Delete a manifest; the builder's next backup reads all files again. Idempotent."""
 
-    async def check(self, repository: TenantRepository, percent: float) -> None:
-        """Check the whole structure and ``percent`` of the data, another random part each time."""
+    async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
+        """Check the whole structure and ``percent`` of the data, another random part each time.
+
+        Return the snapshots that lack data which a repair found lost. Raises ``RepositoryDamaged`` for other damage.
+        """
+
+    async def repair(self, repository: TenantRepository) -> None:
+        """Read all data and give up what is damaged, so that later calls of ``save`` store it again.
+
+        Snapshots stay: those that need lost data are incomplete until a backup stores the same data. Idempotent.
+        """

@@ -15,8 +15,8 @@ class BackupHealth:
     """Backup counts: ``by_status`` counts the kept backups, and failed ones of the last seven days.
 
     ``failing`` are builders that want backups and whose last one failed, ``behind_seconds`` is the age of the oldest
-    last good backup among builders that want some and have one, ``unproven`` are backups whose last drill found a
-    fault, ``damaged`` repositories whose last check did.
+    last good backup among builders that want some and have one, ``unproven`` are backups that lack data or
+    failed their drill, ``damaged`` repositories that are damaged and not repaired yet.
     """
 
     by_status: Mapping[BackupStatus, int] = field(default_factory=dict)

@@ -31,6 +31,8 @@ class Scene:
 
     backup_repository: BackupRepository
     engine: Engine
+    #: Where the files of a real repository are.
+    folder: Path
 
     async def disk(self, **files: bytes) -> DiskId:
         disk = DiskId(new_id())
@@ -52,6 +54,18 @@ class Scene:
             return self.engine.disks[disk].files
         return {path.name: path.read_bytes() for path in self.app(disk).iterdir()}
 
+    def damage(self, snapshot: str) -> None:
+        """Overwrite a part of the stored content: of this snapshot in the fake, of the largest pack otherwise."""
+        if isinstance(self.backup_repository, FakeBackupRepository):
+            self.backup_repository.damage(snapshot)
+            return
+        packs = [path for path in self.folder.rglob("data/*/*") if len(path.name) == 64]
+        pack = max(packs, key=lambda path: path.stat().st_size)
+        pack.chmod(0o600)
+        with pack.open("r+b") as file:
+            file.seek(pack.stat().st_size // 2)
+            file.write(b"damage" * 100)
+
     def app(self, disk: DiskId) -> Path:
         assert isinstance(self.engine, OciEngine)
         return self.engine._here.disks.app(disk)
@@ -69,11 +83,11 @@ REAL = [
 async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
     if request.param == "fake":
         fake = FakeEngine()
-        yield Scene(FakeBackupRepository(fake), fake)
+        yield Scene(FakeBackupRepository(fake), fake, tmp_path)
         return
     with _location(request.param, tmp_path) as location:
         async with prepared(request.getfixturevalue("archive_settings")) as engine:
-            yield Scene(ResticRepository(engine, location, tmp_path / "restic", "contract"), engine)
+            yield Scene(ResticRepository(engine, location, tmp_path / "restic", "contract"), engine, tmp_path)
 
 
 @contextmanager

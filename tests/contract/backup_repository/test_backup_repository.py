@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,13 @@ from tests.contract.backup_repository.conftest import Scene
 
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId, TenantId, new_id
-from builderd.ports.backup_repository import SaveRequest, SnapshotDamaged, SnapshotSummary, TenantRepository
+from builderd.ports.backup_repository import (
+    RepositoryDamaged,
+    SaveRequest,
+    SnapshotDamaged,
+    SnapshotSummary,
+    TenantRepository,
+)
 
 LIMIT = 10_000_000
 
@@ -140,6 +147,35 @@ async def test_wrong_repository_key_is_refused(scene: Scene) -> None:
     assert not isinstance(refused.value, SnapshotDamaged)
     with pytest.raises(BackupFailed, match="key"):
         await scene.backup_repository.check(wrong, 100)
+
+
+async def test_damage_is_repaired_and_the_next_backup_stores_again_what_is_lost(scene: Scene) -> None:
+    repository, builder = _repository(), BuilderId(new_id())
+    # It does not compress, so its pack is the largest.
+    content = os.urandom(500_000)
+    disk, other = await scene.disk(big=content, note=b"1"), await scene.disk()
+
+    async def save() -> str:
+        request = SaveRequest(BackupId(new_id()), builder, disk, LIMIT)
+        return (await scene.backup_repository.save(repository, request, _ignore)).snapshot
+
+    first = await save()
+    scene.damage(first)
+    relying = await save()
+    for snapshot in (first, relying):
+        with pytest.raises(SnapshotDamaged):
+            await scene.backup_repository.restore(repository, snapshot, await scene.disk(), _ignore)
+    with pytest.raises(RepositoryDamaged):
+        await scene.backup_repository.check(repository, 100)
+    for _ in range(2):
+        await scene.backup_repository.repair(repository)
+        assert set(await scene.backup_repository.check(repository, 100)) == {first, relying}
+    with pytest.raises(SnapshotDamaged):
+        await scene.backup_repository.restore(repository, first, await scene.disk(), _ignore)
+    whole = await save()
+    assert (await scene.backup_repository.restore(repository, whole, other, _ignore)).differences == ()
+    assert scene.read(other) == {"big": content, "note": b"1"}
+    assert not await scene.backup_repository.check(repository, 100), "the same data makes the earlier ones whole too"
 
 
 async def test_restore_over_the_size_limit_is_refused(scene: Scene) -> None:

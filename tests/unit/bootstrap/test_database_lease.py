@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
+from builderd.domain.backups import BackupKey
 from builderd.domain.database_lease import DatabaseLease, DatabaseLost, DatabaseOwned, LeaseLost
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.ids import DiskId
@@ -281,6 +283,17 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
             await rotate_vault(one, print)
         await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)
         assert await owned.store.write(lambda uow: uow.database_lease.renew(owned.term))
+
+
+async def test_damaged_backups_are_named(one: Settings) -> None:
+    async with owned_store(one, Supervisor(), take_over=False) as owned:
+        await make_token(one, WANTED, print)
+        (tenant,) = await owned.store.read(lambda uow: uow.backup_keys.lacking())
+        now = datetime.now(UTC)
+        key = BackupKey(tenant, b"sealed", now, now, now, fault="restic printed: pack 1a2b3c4d is damaged")
+        await owned.store.write(lambda uow: uow.backup_keys.add(key))
+        (_, line) = await describe_database(one)
+        assert line == f"backups of tenant {tenant}: {key.fault}"
 
 
 async def test_state_backup_has_no_lease(one: Settings, two: Settings, tmp_path: Path) -> None:

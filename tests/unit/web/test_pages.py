@@ -17,7 +17,7 @@ from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
-from builderd.services import tenant_queue
+from builderd.services import backup_keys, tenant_queue
 from builderd.web.app import PAGES, Site
 from builderd.web.pages import spending
 from builderd.web.policy import HEADERS
@@ -422,3 +422,17 @@ async def test_a_region_brings_the_dialogs_of_its_buttons(pages: Pages) -> None:
         assert button in text
         wanted = set(re.findall(r'commandfor="([^"]+)"', text))
         assert wanted <= set(re.findall(r'<dialog id="([^"]+)"', text))
+
+
+async def test_damaged_repository_is_shown_beside_the_backups(pages: Pages) -> None:
+    await pages.create()
+    application = pages.service.application
+    await backup_keys.make_keys(application)
+
+    def damage(uow: UnitOfWork) -> None:
+        for key in uow.backup_keys.all():
+            uow.backup_keys.save(replace(key, fault='restic printed: "pack <b> is damaged"'))
+
+    assert "is damaged" not in (await pages.browser.get("/builders/my-api/backups")).text
+    await application.store.write(damage)
+    assert "pack &lt;b&gt; is damaged" in (await pages.browser.get("/builders/my-api/backups")).text

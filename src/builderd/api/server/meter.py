@@ -180,8 +180,8 @@ class _Snapshot(Collector):
         for name, text, value in (
             ("failing_builders", "Builders that want backups and whose last one failed.", self.backups.failing),
             ("behind_seconds", "Age of the oldest of the last good backups.", self.backups.behind_seconds),
-            ("unproven", "Backups whose last drill found a fault.", self.backups.unproven),
-            ("damaged_repositories", "Repositories whose last check found a fault.", self.backups.damaged),
+            ("unproven", "Backups that lack data or failed their drill.", self.backups.unproven),
+            ("damaged_repositories", "Repositories that are damaged and not repaired yet.", self.backups.damaged),
         ):
             yield GaugeMetricFamily(f"builderd_backup_{name}", text, value=float(value))
 

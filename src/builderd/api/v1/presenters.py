@@ -51,7 +51,10 @@ def shown_token(service_token: str, *, in_full: bool) -> str:
 
 
 def _error(backup: Backup | None) -> str | None:
-    return backup.error if backup is not None and backup.status is BackupStatus.FAILED else None
+    """Return why the last backup failed, or what damage was found in it since."""
+    if backup is None or backup.is_open:
+        return None
+    return (backup.error if backup.status is BackupStatus.FAILED else backup.fault) or None
 
 
 def present_cost(cost: Cost) -> wire.Cost:

@@ -40,9 +40,9 @@ class BuilderState(Model):
 
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``needs_restart``: it runs with credentials that were changed since it started.
-    ``last_backup_error`` is null unless the last backup failed. ``disk_released_at`` is when a builder that never came
-    up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which it was last
-    started, empty on a single machine.
+    ``last_backup_error`` is null unless the last backup failed or is damaged. ``disk_released_at`` is when one that
+    never came up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which
+    it was last started, empty on a single machine.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
@@ -160,7 +160,7 @@ class Backup(Model):
     """Backup of a builder's files at ``created_at``, when it had ``version``.
 
     ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository; both 0 until it is ``done``.
-    ``error`` says why it failed, ``fault`` is the damage that the last drill found.
+    ``error`` says why it failed, ``fault`` is the damage that a drill or a check found in it.
     """
 
     id: str

@@ -20,10 +20,11 @@ class Tool:
 
     It runs as the user who owns the disk's files, in a sandbox of its own, and sees the content of ``/app`` of the
     disk at ``/disk`` (read-only unless ``writable``), ``folders`` at their names below ``/`` (of ``TOOL_FOLDERS``), the
-    base, and nothing else. ``folders`` are folders of the machine of the service, made if missing, and written to by
-    tools alone; an engine whose disks lie elsewhere raises ``EngineUnavailable``. ``reads_all`` lets it read files
-    whose own mode would not. With ``network`` it reaches what this machine reaches, otherwise nothing. ``env`` may
-    hold secrets and is never logged; ``argv`` may not. ``hostname`` is the host name that it sees.
+    base, and nothing else; its working directory is its own ``/tmp``. ``folders`` are folders of the machine of the
+    service, made if missing, and written to by tools alone; an engine whose disks lie elsewhere raises
+    ``EngineUnavailable``. ``reads_all`` lets it read files whose own mode would not. With ``network`` it reaches what
+    this machine reaches, otherwise nothing. ``env`` may hold secrets and is never logged; ``argv`` may not.
+    ``hostname`` is the host name that it sees.
     """
 
     argv: tuple[str, ...]

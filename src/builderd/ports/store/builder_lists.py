@@ -17,8 +17,8 @@ from builderd.ports.store.builders import BuilderQuery
 class ListedFields(NamedTuple):
     """Fields that a list shows as they are stored: enumerations as text, times as RFC 3339 text in whole seconds (UTC).
 
-    ``last_backup_at`` is that of the last good backup; ``last_backup_error`` is None unless the last backup failed.
-    ``member`` is where the builder was last started.
+    ``last_backup_at`` is that of the last good backup; ``last_backup_error`` is None unless the last one failed or is
+    damaged. ``member`` is where the builder was last started.
     """
 
     name: str

@@ -27,6 +27,7 @@ from builderd.domain.errors import (
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups import checking
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.backups.drilling import run_drill
 from builderd.reconciler.backups.recovering import attach_restored_disk, give_up, is_lost
@@ -248,20 +249,25 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
         return
     lost = restore.kind is RestoreKind.RECOVERY and await is_lost(context, restore)
 
-    def record(uow: UnitOfWork) -> None:
+    def record(uow: UnitOfWork) -> bool:
         failed = replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason)
         uow.restores.save(replace(failed, hindrance=external_cause_of(error)))
         kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
         backups.notify(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
         backup = uow.backups.get(restore.backup_id)
-        # A full disk or an unreachable repository does not mean that the backup is bad.
-        if restore.kind is RestoreKind.DRILL and isinstance(error, SnapshotDamaged) and backup is not None:
-            uow.backups.save(replace(backup, drilled_at=now, fault=reason))
         if lost:
             give_up(uow, restore, context.app.prices, reason, now)
+        if backup is None or backup.fault == checking.LOST:
+            return False
+        # A full disk or an unreachable repository does not mean that the backup is bad.
+        if restore.kind is RestoreKind.DRILL and isinstance(error, SnapshotDamaged):
+            uow.backups.save(replace(backup, drilled_at=now, fault=reason))
+        return checking.mark(uow, context, restore.tenant_id, error)
 
     # In this order: a restore that is recorded as over must leave no disk, and one that is not is filled again.
     await context.app.engine.delete_disk(restore.disk)
-    await context.write(restore, record)
+    is_marked = await context.write(restore, record)
     if lost:
         context.app.signals.desired_changed(restore.builder_id)
+    if is_marked:
+        await checking.check_one(context, restore.tenant_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Coroutine, Sequence
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BackupId, BuilderId, RestoreId
 from builderd.ports.store import Kind, UnitOfWork
-from builderd.reconciler.backups import upkeep
+from builderd.reconciler.backups import checking, upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import drop, take
@@ -66,7 +67,7 @@ class BackupSchedule:
 
     async def _keep_up(self) -> None:
         await upkeep.clean_up(self.context)
-        await upkeep.check(self.context)
+        await checking.check(self.context)
 
     # What is due
 
@@ -183,8 +184,12 @@ def _is_put_off(backup: Backup, now: datetime) -> bool:
 
 
 def _backup_due_at(builder: Builder, found: Sequence[Backup]) -> datetime:
-    """Return when the builder's next scheduled backup is due. ``found``: its backups, newest first."""
+    """Return when the builder's next scheduled backup is due. ``found``: its backups, newest first.
+
+    A damaged backup counts as failed.
+    """
     tried = [one for one in found if one.kind is not BackupKind.BEFORE_RESTORE]
-    failures = next((i for i, one in enumerate(tried) if one.status is not BackupStatus.FAILED), len(tried))
+    bad = (one.status is BackupStatus.FAILED or bool(one.fault) for one in tried)
+    failures = sum(1 for _ in itertools.takewhile(bool, bad))
     newest = tried[0] if tried else None
     return due_at(builder.backup_interval_hours, newest, failures, builder.created_at)

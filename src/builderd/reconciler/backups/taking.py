@@ -13,8 +13,9 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
-from builderd.ports.backup_repository import SaveRequest, SnapshotSummary, TenantRepository
+from builderd.ports.backup_repository import RepositoryDamaged, SaveRequest, SnapshotSummary, TenantRepository
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups import checking
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.services import backups
 
@@ -26,6 +27,7 @@ async def take(context: BackupContext, backup: Backup) -> None:
     ``StoreUnavailable`` and leaves it open: that is no failure of the backup, and the schedule comes back.
     """
     try:
+        await checking.refuse_damaged(context, backup.tenant_id)
         async with context.repository(backup.tenant_id) as repository:
             if backup.status is BackupStatus.PLANNED:
                 backup = await _hold(context, backup)
@@ -151,12 +153,15 @@ async def _fail(context: BackupContext, backup: Backup, error: Exception) -> Non
             return  # it was done, but the result was not recorded
         failed = replace(found, status=status, finished_at=now, error=reason, retry_at=again)
         uow.backups.save(replace(failed, hindrance=external_cause_of(error)))
+        checking.mark(uow, context, backup.tenant_id, error)
         details = {"will_retry_at": again.isoformat() if again else None}
         backups.notify(uow, failed, "backup.failed", now, reason=reason, details=details)
 
     await context.write(backup, record)
     if again is None and backup.copy is not None:
         await drop(context, backup.id, backup.copy)
+    if isinstance(error, RepositoryDamaged):
+        await checking.check_one(context, backup.tenant_id)
 
 
 def _again(backup: Backup, now: datetime) -> datetime | None:

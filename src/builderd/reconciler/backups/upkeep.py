@@ -1,4 +1,4 @@
-"""Upkeep: remove backups that no rule keeps, free their space, and check repositories periodically."""
+"""Upkeep: remove backups that no rule keeps, and free their space."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
-from builderd.domain.machine_faults import is_by_machine
 from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext, reason_of
+from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext
 from builderd.reconciler.backups.taking import drop
-from builderd.services import backup_keys
 
 #: Time that a failed backup stays listed.
 KEEP_FAILED = timedelta(days=7)
-#: Delay before a check that a machine fault interrupted is repeated.
-CHECK_RETRY = timedelta(hours=6)
 #: Builders whose backups, and manifests, are looked at by one round: the next round goes on with those that follow.
 BATCH = 1_000
 
@@ -151,10 +145,13 @@ def _is_prune_due(context: BackupContext, key: BackupKey, now: datetime) -> bool
 
 async def _prune(context: BackupContext, key: BackupKey) -> None:
     now = context.app.clock.now()
-    async with context.repository(key.tenant_id) as repository:
-        await _forget_strays(context, repository)
-        await context.app.backup_repository.prune(repository)
-    await _save_key(context, key.tenant_id, pruned_at=now)
+    try:
+        async with context.repository(key.tenant_id) as repository:
+            await _forget_strays(context, repository)
+            await context.app.backup_repository.prune(repository)
+    finally:
+        # Tried again a day later: restic refuses as long as a backup lacks data.
+        await _save_key(context, key.tenant_id, pruned_at=now)
 
 
 async def _forget_strays(context: BackupContext, repository: TenantRepository) -> None:
@@ -174,49 +171,6 @@ async def _forget_strays(context: BackupContext, repository: TenantRepository) -
     strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
     if strays:
         await context.app.backup_repository.forget(repository, strays)
-
-
-async def check(context: BackupContext) -> None:
-    """Check the repositories that are due. A fault becomes an event of the tenant and is stored with its key."""
-    now = context.app.clock.now()
-    for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
-        if now - key.checked_at >= context.app.backup_rules.check_every and await _is_used(context, key, now):
-            await check_one(context, key)
-
-
-async def _is_used(context: BackupContext, key: BackupKey, now: datetime) -> bool:
-    """Return whether the tenant has backups; without one there is no repository either."""
-    return await context.app.store.read(lambda uow: backup_keys.holds_something(uow, key.tenant_id, now))
-
-
-async def check_one(context: BackupContext, key: BackupKey) -> str:
-    """Check a repository; return what is wrong with it, "" when nothing is.
-
-    After a machine fault the last known finding is returned. Raises ``StoreUnavailable``.
-    """
-    fault = ""
-    try:
-        async with context.repository(key.tenant_id) as repository:
-            await context.app.backup_repository.check(repository, context.app.backup_rules.check_percent)
-    except StoreUnavailable:
-        raise
-    except Exception as error:
-        fault = reason_of(error)
-        if is_by_machine(error):
-            # A fault of the machine is no finding: keep the last known state of the repository.
-            log.warning(
-                "repository check failed, retrying later tenant=%s delay=%s error=%s", key.tenant_id, CHECK_RETRY, fault
-            )
-            at = context.app.clock.now() - context.app.backup_rules.check_every + CHECK_RETRY
-            await _save_key(context, key.tenant_id, checked_at=at)
-            return key.fault
-    now = context.app.clock.now()
-    await _save_key(context, key.tenant_id, checked_at=now, fault=fault)
-    if fault or key.fault:
-        kind, reason = ("backups.damaged", fault) if fault else ("backups.whole", "the repository is whole again")
-        event = Event(key.tenant_id, None, now, kind, SYSTEM, reason, {})
-        await context.app.store.write(lambda uow: uow.events.add(event))
-    return fault
 
 
 async def _save_key(context: BackupContext, tenant_id: TenantId, **changes: object) -> None:

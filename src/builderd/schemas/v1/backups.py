@@ -14,7 +14,7 @@ class Backup(View):
     """Backup of a builder's files at ``created_at``, when it had ``version``.
 
     ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository; both 0 until it is ``done``.
-    ``error`` says why it failed, ``fault`` is the damage that the last drill found.
+    ``error`` says why it failed, ``fault`` is the damage that a drill or a check found in it.
     """
 
     id: str

@@ -293,9 +293,9 @@ class Builder(View):
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``env_file_values`` are the variables of the file ``env_file``; ``env`` wins over them.
     ``needs_restart``: it runs with credentials that were changed since it started.
-    ``last_backup_error`` is null unless the last backup failed. ``disk_released_at`` is when a builder that never came
-    up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which it was last
-    started, empty on a single machine.
+    ``last_backup_error`` is null unless the last backup failed or is damaged. ``disk_released_at`` is when one that
+    never came up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which
+    it was last started, empty on a single machine.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from builderd.domain.backups import Backup, BackupStatus, Restore
+from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore
 from builderd.domain.errors import BadRequest
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
@@ -18,12 +18,12 @@ from builderd.web.visits import Visit, page, see_other
 async def show_backups(visit: Visit) -> Response:
     """Show the backups, and what is being restored."""
 
-    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Backup], Sequence[Restore]]:
+    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Backup], Sequence[Restore], BackupKey | None]:
         frame = frame_of(uow, visit)
         found = backups.of_builder(uow, visit.token.tenant_id, frame.builder.id, visit.now)
-        return frame, found, uow.restores.open_of(frame.builder.id)
+        return frame, found, uow.restores.open_of(frame.builder.id), uow.backup_keys.get(visit.token.tenant_id)
 
-    frame, found, open_restores = await visit.read(look)
+    frame, found, open_restores, key = await visit.read(look)
     done = [one for one in found if one.status is BackupStatus.DONE]
     return await builder_page(
         visit,
@@ -32,6 +32,7 @@ async def show_backups(visit: Visit) -> Response:
         frame,
         backups=found,
         restores=open_restores,
+        damage=key.fault if key else "",
         added=sum(one.added_bytes for one in done),
     )
 

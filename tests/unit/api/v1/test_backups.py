@@ -85,6 +85,27 @@ async def test_a_failure_after_a_good_one_hides_neither(client: httpx.AsyncClien
     assert "builderd_backup_failing_builders 0.0" in lines
 
 
+async def test_a_backup_that_lost_data_is_the_last_backups_error(client: httpx.AsyncClient, service: Service) -> None:
+    uuid = await _create(client)
+    taken = (await client.post(f"/api/v1/builders/{uuid}/backups")).json()["data"]
+    repository = service.application.backup_repository
+    assert isinstance(repository, FakeBackupRepository)
+    for kept in repository.repositories.values():
+        for snapshot in kept.snapshots:
+            repository.damage(snapshot)
+    answer = await client.post(f"/api/v1/builders/{uuid}/backups/{taken['id']}/restore", json={"as": "lost"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "backup_failed")
+    while "check" not in repository.calls:
+        await asyncio.sleep(0.01)
+    (shown,) = (await client.get(f"/api/v1/builders/{uuid}/backups")).json()["data"]
+    (listed,) = (await client.get("/api/v1/builders")).json()["data"]
+    builder = (await client.get(f"/api/v1/builders/{uuid}")).json()["data"]
+    assert "is lost" in shown["fault"]
+    assert builder["last_backup_error"] == listed["last_backup_error"] == shown["fault"]
+    lines = (await service.client(METRICS_TOKEN).get("/metrics")).text.splitlines()
+    assert "builderd_backup_unproven 1.0" in lines
+
+
 async def test_a_backup_comes_back_in_place(client: httpx.AsyncClient, service: Service) -> None:
     uuid = await _create(client)
     taken = await _take(client, uuid)

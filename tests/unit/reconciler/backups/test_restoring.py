@@ -321,7 +321,7 @@ async def test_restore_of_a_bad_backup_is_backup_failed(scene: Scene) -> None:
 async def test_files_that_are_not_those_of_the_backup_become_no_builder(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    scene.backup_repository.damage(backup.snapshot or "")
+    scene.backup_repository.altered.add(backup.snapshot or "")
     failed = await _as(scene, backup, "second")
     assert failed.status is RestoreStatus.FAILED
     assert "not those of the backup" in failed.error
@@ -359,7 +359,7 @@ async def test_failed_drill_is_an_event(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=24)
     await scene.pass_time(24 * HOUR)
     (backup,) = await scene.of(builder)
-    scene.backup_repository.damage(backup.snapshot or "")
+    scene.backup_repository.altered.add(backup.snapshot or "")
     await scene.world.reached(builders.stop, builder)
     found = await _drilled(scene, backup)
     assert "not those of the backup" in found.fault

@@ -12,16 +12,12 @@ from builderd.domain.backups import BackupStatus, Retention, failure_of
 from builderd.domain.builders import Builder
 from builderd.domain.errors import (
     BackupFailed,
-    BuilderdError,
-    EngineUnavailable,
     MachineFault,
-    NoCapacity,
-    StoreUnavailable,
 )
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.domain.machine_faults import RETRY_AFTER, helper_died
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
-from builderd.reconciler.backups import upkeep
+from builderd.reconciler.backups import checking, upkeep
 from builderd.services import backup_keys, backups
 
 
@@ -93,62 +89,6 @@ async def test_unknown_snapshot_is_pruned(scene: Scene) -> None:
     assert await _kept(scene, builder) == [second.snapshot]
 
 
-async def test_damage_and_repair_of_a_repository_are_events(scene: Scene) -> None:
-    builder = await scene.world.create()
-    backup = await scene.take(builder)
-    await upkeep.check(scene.schedule.context)
-    assert "check" not in scene.backup_repository.calls
-    scene.backup_repository.damage(backup.snapshot or "")
-    scene.world.clock.move(7 * 86_400)
-    await upkeep.check(scene.schedule.context)
-    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
-    assert key is not None
-    assert "damaged" in key.fault
-    assert await upkeep.check_one(scene.schedule.context, key)
-    del scene.backup_repository.repositories[builder.tenant_id].snapshots[backup.snapshot or ""].files["damaged"]
-    assert await upkeep.check_one(scene.schedule.context, key) == ""
-
-
-async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scene: Scene) -> None:
-    builder = await scene.world.create()
-    await scene.take(builder)
-    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
-    assert key is not None
-    with scene.without_database("read"), pytest.raises(StoreUnavailable):
-        await upkeep.check_one(scene.schedule.context, key)
-    assert await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id)) == key
-    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
-    assert key is not None
-    assert key.fault == ""
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        helper_died("restic", "was killed"),
-        NoCapacity("The file system of the backups' repositories is full.", retry_after=60),
-        EngineUnavailable("The sandbox's helper was killed."),
-    ],
-    ids=lambda error: error.code,
-)
-async def test_a_check_that_the_machine_ends_says_nothing_of_a_repository_and_is_made_again(
-    scene: Scene, error: BuilderdError
-) -> None:
-    builder = await scene.world.create()
-    await scene.take(builder)
-    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
-    assert key is not None
-    scene.backup_repository.fail_next("check", error)
-    assert await upkeep.check_one(scene.schedule.context, key) == ""
-    assert "backups.damaged" not in await scene.kinds(builder)
-    scene.backup_repository.calls.clear()
-    await upkeep.check(scene.schedule.context)
-    assert "check" not in scene.backup_repository.calls
-    scene.world.clock.move(upkeep.CHECK_RETRY.total_seconds())
-    await upkeep.check(scene.schedule.context)
-    assert "check" in scene.backup_repository.calls
-
-
 async def test_killed_backup_is_a_machine_fault(scene: Scene) -> None:
     builder = await scene.world.create()
     scene.backup_repository.fail_next("save", helper_died("restic", "was killed"))
@@ -177,10 +117,10 @@ async def test_every_tenant_has_a_key_before_its_first_backup_and_nothing_is_che
     (key,) = await scene.world.read(lambda uow: uow.backup_keys.all())
     assert key.tenant_id == builder.tenant_id
     scene.world.clock.move(8 * 24 * 3600)
-    await upkeep.check(scene.schedule.context)
+    await checking.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
     await scene.take(builder)
-    await upkeep.check(scene.schedule.context)
+    await checking.check(scene.schedule.context)
     assert "check" in scene.backup_repository.calls
 
 

@@ -15,6 +15,8 @@ NO_REPOSITORY, LOCKED, WRONG_KEY, INCOMPLETE = 10, 11, 12, 3
 
 DISK, REPOSITORY, CACHE, WORK = "/disk", "/repository", "/cache", "/work"
 MANIFEST = f"{WORK}/manifest"
+#: Makes a backup read all files, without a parent.
+FORCE = "--force"
 
 #: Writes ssh's key and known hosts, which come in the environment, to files.
 _WITH_SSH = (
@@ -85,7 +87,7 @@ def init() -> tuple[str, ...]:
 
 
 def backup(backup_id: BackupId, builder: BuilderId, facts: Mapping[str, object]) -> tuple[str, ...]:
-    """Back up the disk and its manifest. The builder is the host, so its latest snapshot is the parent.
+    """Back up the disk and its manifest. The builder is the host, so its latest snapshot is the parent (or ``FORCE``).
 
     ``facts`` become tags of the snapshot, for a service whose database lost the backup.
     """
@@ -116,7 +118,22 @@ def prune() -> tuple[str, ...]:
 
 def check(percent: float) -> tuple[str, ...]:
     """Check the repository's structure and a random part of its data."""
-    return ("check", "--read-data-subset", f"{percent:g}%")
+    return ("check", *(("--read-data-subset", f"{percent:g}%") if percent else ()))
+
+
+def repair_packs(packs: Sequence[str]) -> tuple[str, ...]:
+    """Save what is readable of damaged packs to new ones, and delete them; copies go to the working directory."""
+    return ("repair", "packs", *packs)
+
+
+def repair_index() -> tuple[str, ...]:
+    """Make the index list what the packs that exist contain."""
+    return ("repair", "index")
+
+
+def list_incomplete() -> tuple[str, ...]:
+    """Print all snapshots, and of each whose data is missing what a repair would do to it."""
+    return ("repair", "snapshots", "--dry-run")
 
 
 def list_locks() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import asyncio
 import shutil
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from builderd.adapters.backup_repositories.restic.runs import (
     RETRY_FULL,
     DiskAccess,
     NoRepository,
+    ParentLost,
     ResticContext,
     ResticFailed,
     Run,
@@ -34,6 +35,7 @@ from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
 from builderd.ports.backup_repository import (
     OnProgress,
+    RepositoryDamaged,
     RestoreReport,
     SaveRequest,
     SnapshotDamaged,
@@ -45,6 +47,8 @@ from builderd.ports.engine import Tool, Tools
 
 #: Snapshots in one ``forget`` command.
 BATCH = 100
+#: Packs that one command repairs: copies of them, of up to 128 MB, take its memory.
+PACKS = 4
 
 
 class ResticRepository:
@@ -79,7 +83,10 @@ class ResticRepository:
         )
         facts = {"version": request.version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
         argv = command.backup(request.backup, request.builder, facts)
-        messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
+        try:
+            messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
+        except ParentLost:
+            messages = await run(*argv, command.FORCE, timeout=LONG)
         summary = output.find(messages, "summary")
         if summary is None:
             raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
@@ -110,7 +117,7 @@ class ResticRepository:
             await run(*command.restore(snapshot), timeout=LONG)
         except TargetFull as error:
             raise _no_room(error) from error
-        except ResticFailed as error:
+        except (ResticFailed, RepositoryDamaged) as error:
             # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
             await self.snapshots(repository)
             raise SnapshotDamaged(error.message) from error
@@ -149,8 +156,45 @@ class ResticRepository:
     async def delete_manifest(self, tenant: TenantId, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._work_root / tenant / name, ignore_errors=True)
 
-    async def check(self, repository: TenantRepository, percent: float) -> None:
-        await Run(self._context, repository)(*command.check(percent), timeout=LONG)
+    async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
+        damage: list[Mapping[str, Any]] = []
+        run = Run(self._context, repository, on_message=lambda one: _note_damage(one, damage))
+        with _missing_only_if_new(repository):
+            try:
+                await run(*command.check(percent), timeout=LONG)
+            except (ResticFailed, RepositoryDamaged) as error:
+                if damage:
+                    raise RepositoryDamaged(f"The repository of backups is damaged: {run.explain(damage)}.") from error
+                return await self._incomplete(repository)
+        return ()
+
+    async def _incomplete(self, repository: TenantRepository) -> Collection[str]:
+        """Return the snapshots whose data is lost. Raises ``BackupFailed``, also when the repository is unreachable."""
+        short = output.IncompleteSnapshots()
+        await Run(self._context, repository, on_message=short.read)(*command.list_incomplete(), timeout=LONG)
+        return [one for one in await self.snapshots(repository) if one[:8] in short.found]
+
+    async def repair(self, repository: TenantRepository) -> None:
+        run = Run(self._context, repository)
+        with _missing_only_if_new(repository):
+            damaged = await self._damaged_packs(repository)
+            for start in range(0, len(damaged), PACKS):
+                await run(*command.repair_packs(damaged[start : start + PACKS]), timeout=LONG)
+            await run(*command.repair_index(), timeout=LONG)
+
+    async def _damaged_packs(self, repository: TenantRepository) -> Sequence[str]:
+        """Read the whole repository; return its damaged packs."""
+        summaries: list[Mapping[str, Any]] = []
+
+        def note(message: Mapping[str, Any]) -> None:
+            if message.get("message_type") == "summary":
+                summaries.append(message)
+
+        with suppress(ResticFailed, RepositoryDamaged):
+            await Run(self._context, repository, on_message=note)(*command.check(100), timeout=LONG)
+        if not summaries:
+            raise BackupFailed("The repository of backups could not be read: restic reported no result.")
+        return [str(pack) for pack in summaries[-1].get("broken_packs") or ()]
 
     async def _run_manifest(self, work: Path, disk: DiskId, arguments: tuple[str, ...]) -> Mapping[str, Any]:
         """Run the manifest program in a sandbox with the disk."""
@@ -232,6 +276,11 @@ def _data_directory_full() -> NoCapacity:
 def _size_of(repository: Path) -> int:
     """Return the bytes of all files; 0 for a repository that is not there yet."""
     return sum(path.lstat().st_size for path in repository.rglob("*"))
+
+
+def _note_damage(message: Mapping[str, Any], damage: list[Mapping[str, Any]]) -> None:
+    if len(damage) < KEPT_LINES and output.needs_repair(message):
+        damage.append(message)
 
 
 @contextmanager

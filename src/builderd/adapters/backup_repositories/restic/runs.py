@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from builderd.adapters.backup_repositories.restic.command import RepositoryLocat
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import DiskId
 from builderd.domain.machine_faults import helper_died
-from builderd.ports.backup_repository import OnProgress, TenantRepository
+from builderd.ports.backup_repository import OnProgress, RepositoryDamaged, TenantRepository
 from builderd.ports.engine import Tool, ToolExit, Tools
 
 #: Seconds that a backup or a restore may take.
@@ -45,6 +45,10 @@ class ResticFailed(BackupFailed):
     """restic failed for a reason that has no exit code of its own, such as damage or a lost connection."""
 
 
+class ParentLost(ResticFailed):
+    """A backup met data of its parent snapshot that a repair found lost: it has to be made without a parent."""
+
+
 class TargetFull(ResticFailed):
     """There was no room for a file that restic restored. ``store_full``: in the machine's store, not on its disk."""
 
@@ -73,11 +77,13 @@ class Run:
         disk: DiskAccess | None = None,
         work: Path | None = None,
         on_progress: OnProgress | None = None,
+        on_message: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._context = context
         self._repository = repository
         self._disk = disk or DiskAccess()
         self._on_progress = on_progress
+        self._on_message = on_message
         self._folders = {} if work is None else {"work": work}
         if self._context.location.is_local:
             self._folders["repository"] = self._context.location.folder(repository.tenant_id)
@@ -87,7 +93,7 @@ class Run:
     async def __call__(
         self, *argv: str, timeout: float, creates_repository: bool = False
     ) -> Sequence[Mapping[str, Any]]:
-        """Run a command and return its JSON messages. Raises ``BackupFailed`` for any failure."""
+        """Run a command and return its last JSON messages. Raises ``BackupFailed`` for any failure."""
         ended, messages = await self._run(argv, timeout)
         if ended.exit_code == command.NO_REPOSITORY and creates_repository:
             self._raise_for_end(*await self._run(command.init(), QUICK))
@@ -107,6 +113,8 @@ class Run:
                     self._on_progress(min(float(message.get("percent_done", 0)), 1.0))
                 return
             messages.append(message)
+            if self._on_message is not None:
+                self._on_message(message)
 
         tool = Tool(
             argv=command.restic(self._context.location, *argv),
@@ -147,7 +155,12 @@ class Run:
             raise TargetFull(self.explain(messages), store_full=ended.store_full)
         if output.is_full(messages):
             raise repository_full()
-        _raise_for_exit_code(ended.exit_code, self.explain(messages))
+        why = self.explain(messages)
+        if output.is_damaged(messages):
+            raise RepositoryDamaged(f"The repository of backups is damaged: {why}.")
+        if output.is_parent_lost(messages):
+            raise ParentLost(why)
+        _raise_for_exit_code(ended.exit_code, why)
 
     def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Quote what restic printed, without the secrets of this run."""

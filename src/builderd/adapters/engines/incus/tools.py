@@ -66,7 +66,7 @@ class Tools:
         program = Program(
             tool.argv,
             {**env, "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},
-            "/",
+            "/tmp",  # noqa: S108
             tool.timeout_seconds,
             user=APP_UID,
             kept="+dac_read_search" if tool.reads_all else "",

@@ -51,6 +51,7 @@ _RESOURCES = ("cpu", "memory", "disk")
 SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
 GATES = ("skip_review", "skip_qa", "qa_passed", "review_passed", "review_until")
 _ONE: ColumnElement[int] = literal_column("1", Integer)
+_SHOWN_OF_BACKUP = ("status", "error", "fault", "created_at")
 _IS_GOOD = backups.c.status == BackupStatus.DONE
 LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in BuilderLife._fields)
 
@@ -125,7 +126,7 @@ class _Page(NamedTuple):
 
     def with_backup(self) -> Self:
         """Join by a search for the newest backup too, so that two columns follow from one search."""
-        newest = _newest_backup(self.builder, backups.c.status, backups.c.error, backups.c.created_at)
+        newest = _newest_backup(self.builder, *(backups.c[name] for name in _SHOWN_OF_BACKUP))
         return self._replace(backup=newest.lateral("backup"))
 
     def select(self, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
@@ -220,7 +221,9 @@ def _last_good(page: _Page) -> ColumnElement[Any]:
 
 def _last_error(page: _Page) -> ColumnElement[Any]:
     newest = backups if page.backup is None else page.backup
-    error = case((newest.c.status == BackupStatus.FAILED, newest.c.error))
+    status = newest.c.status
+    found = case((status == BackupStatus.FAILED, newest.c.error), (status == BackupStatus.DONE, newest.c.fault))
+    error = func.nullif(found, "")
     return error if page.backup is not None else _newest_backup(page.builder, error).scalar_subquery()
 
 

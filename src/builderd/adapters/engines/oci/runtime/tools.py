@@ -74,7 +74,7 @@ class Tools:
             port=0,
             argv=[*INIT, *tool.argv],
             env={"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},  # noqa: S108
-            cwd="/",
+            cwd="/tmp",  # noqa: S108
             user=APP_UID,
             cpu=_CPU,
             memory_bytes=_MEMORY,

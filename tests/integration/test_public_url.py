@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -41,7 +40,7 @@ SHOP = "shop.example.test"
 @pytest.fixture(scope="module")
 def tls() -> Iterator[Proxy]:
     trusted = (ip_network("127.0.0.9/32"),)
-    proxy = Proxy(tls_port=free_port(), serves_api=True, http3=True, hsts=3600, trusted_proxies=trusted)
+    proxy = Proxy(tls_port=free_port(), serves_api=True, hsts=3600, trusted_proxies=trusted)
     try:
         yield proxy.start()
     finally:
@@ -171,20 +170,6 @@ def test_a_service_that_is_away_is_named_until_it_is_back(tls: Proxy) -> None:
     assert json.loads(away.body)["code"] == "engine_unavailable"
     assert away.header("strict-transport-security") == "max-age=3600"
     assert while_served(tls, lambda: ask(tls, get("/seen"))).status == 200
-
-
-@pytest.mark.usefixtures("certificate")
-def test_http3_serves_the_api_with_its_certificate(tls: Proxy) -> None:
-    if b" HTTP3" not in subprocess.run(("curl", "--version"), stdout=subprocess.PIPE, check=True).stdout:
-        pytest.skip("this curl has no HTTP/3")
-    url = f"https://{HOST}:{tls.options.tls_port}/seen"
-    to = ("--resolve", f"{HOST}:{tls.options.tls_port}:{OURS}")
-    argv = ("curl", "-sk", "--http3-only", "--max-time", "20", *to, "-w", "\n%{http_version}", url)
-    done = while_served(tls, lambda: subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    body, _, version = done.rpartition("\n")
-    assert (json.loads(body), version) == ({"client": OURS, "scheme": "https", "host": HOST}, "3")
-    over_tcp = while_served(tls, lambda: ask(tls, get("/seen")))
-    assert over_tcp.header("alt-svc") == f'h3=":{tls.options.tls_port}"; ma=86400'
 
 
 @pytest.mark.usefixtures("certificate")

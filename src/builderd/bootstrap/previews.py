@@ -31,7 +31,6 @@ def proxy_options(settings: Settings) -> ProxyOptions:
         trusted_proxies=settings.preview.trusted_proxies,
         address_connections=settings.preview.address_connections,
         api_url=settings.api_url,
-        http3=settings.preview.http3,
         serves_api=settings.public_host is not None,
         api_has_certificate=certificate_covers_api(settings),
         hsts=settings.hsts,

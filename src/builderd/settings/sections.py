@@ -96,8 +96,6 @@ class PreviewSettings(Section):
     ``tls_port``: a port that speaks TLS, with certificates of custom domains; ``preview_port`` then speaks plain HTTP.
     ``public_tls_port``: the port for visitors, if something forwards it to ``tls_port``.
 
-    ``http3``: also over UDP, on ``tls_port``.
-
     ``address_connections``: concurrent connections and HTTP/2 requests of one visitor's address; 0: no limit.
     """
 
@@ -105,7 +103,6 @@ class PreviewSettings(Section):
     public_port: Port | None = None
     tls_port: Port | None = None
     public_tls_port: Port | None = None
-    http3: bool = False
     certificate: Path | None = None
     trusted_proxies: Networks = ()
     address_connections: int = Field(default=1_000, ge=0)

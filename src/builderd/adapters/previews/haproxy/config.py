@@ -16,7 +16,6 @@ from builderd.adapters.previews.haproxy import (
     app_connections,
     counting,
     domains,
-    http3,
     pages,
     pause,
     receiving,
@@ -109,7 +108,6 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         "stats timeout 60s",
         f"hard-stop-after {options.timeouts.drain}s",
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
-        http3.global_lines() if options.has_http3 else "",
         pause.load(files, _part(host, pause.PART), chrooted=host.user is not None),
     )
 
@@ -209,7 +207,6 @@ def _binds(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     return f"""
         bind {quoted(listen(options.host, options.port))}
         bind {quoted(listen(options.host, options.tls_port))} {tls}
-        {http3.bind(options, crt) if options.has_http3 else ""}
         {receiving.bind(files.http_socket, host.user) if options.receiving else ""}
         {receiving.bind(files.https_socket, host.user, tls) if options.receiving else ""}
         """
@@ -277,7 +274,7 @@ def admission(options: ProxyOptions, host: Host) -> str:
 def share(options: ProxyOptions, host: Host, *, condition: str = "") -> str:
     """Count each request of a shared connection for its address, since it holds a connection to an app.
 
-    These are requests of HTTP/2 and HTTP/3, and those of a trusted proxy, which count for the visitor that it names;
+    These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names;
     with a ``condition``, those alone for which it holds.
     """
     if not (most := _most(options, host)):

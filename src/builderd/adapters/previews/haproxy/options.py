@@ -49,7 +49,6 @@ class ProxyOptions:
 
     ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are trusted.
     ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may hold at a time, 0 any.
-    ``http3``: also on the UDP port ``tls_port``.
     ``serves_api``: a domain put for ``domain.previews.API`` leads to the API at ``ProxyFiles.api_socket``, over HTTPS
     alone. ``api_has_certificate``: ``certificate`` is for its host too. ``hsts``: seconds for which browsers then
     reach that host by nothing else; 0: they are not told to.
@@ -70,7 +69,6 @@ class ProxyOptions:
     address_connections: int = 1_000
     timeouts: Timeouts = field(default_factory=Timeouts)
     api_url: str = ""
-    http3: bool = False
     serves_api: bool = False
     api_has_certificate: bool = False
     hsts: int = 0
@@ -84,10 +82,6 @@ class ProxyOptions:
     @property
     def speaks_tls_only(self) -> bool:
         return self.certificate is not None and self.tls_port is None
-
-    @property
-    def has_http3(self) -> bool:
-        return self.http3 and self.tls_port is not None
 
     @property
     def has_both_schemes(self) -> bool:

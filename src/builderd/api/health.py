@@ -5,15 +5,15 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from builderd import __version__
 from builderd.api import openapi
 from builderd.api.server.answers import failure, success
 from builderd.api.server.auth import Credentials, TheApplication, check_metrics_token
 from builderd.api.server.meter import Meter
+from builderd.api.starting import alive
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.ports.store import Store
-from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness, ReadinessAnswer
+from builderd.schemas.v1.health import HealthAnswer, Part, Readiness, ReadinessAnswer
 from builderd.services.application import Application
 
 router = APIRouter(tags=[openapi.SERVICE])
@@ -26,7 +26,7 @@ router = APIRouter(tags=[openapi.SERVICE])
 )
 async def healthz() -> Response:
     """Report whether the service is alive."""
-    return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__))).response()
+    return alive().response()
 
 
 @router.get(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.ids import new_id
 from builderd.linux import atomic_files
@@ -53,6 +54,11 @@ def _refuse_foreign(data_dir: Path) -> None:
             f"{data_dir} holds files that are not builderd's, such as {min(found)}: name a folder that is empty or "
             "does not exist yet (--data-dir)."
         )
+
+
+def proxy_files(data_dir: Path) -> ProxyFiles:
+    """Return the files of the previews' proxy."""
+    return ProxyFiles((data_dir / "previews").absolute())
 
 
 def refuse_half_restored(data_dir: Path) -> None:

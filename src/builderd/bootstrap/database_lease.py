@@ -12,9 +12,8 @@ from functools import partial
 from typing import TypeVar
 
 from builderd.adapters.previews.haproxy import fence
-from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, refuse_half_restored
+from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, proxy_files, refuse_half_restored
 from builderd.bootstrap.database import database_location
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.guarded_lease import GuardedLease
@@ -146,7 +145,7 @@ async def owned_store(
             await guarded.begin()
         else:
             # Left by a service that had standbys.
-            await fence.lift(ProxyFiles((settings.data_dir / "previews").absolute()))
+            await fence.lift(proxy_files(settings.data_dir))
             # Left by a standby that was killed: its proxy holds the ports.
             await make_forwarder(settings).retire()
         try:

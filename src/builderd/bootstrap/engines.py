@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.engines.incus.provider import IncusProvider
-from builderd.adapters.engines.oci.provider import OciProvider
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
 from builderd.ports.engine import (
@@ -20,19 +19,25 @@ from builderd.ports.engine import (
 )
 from builderd.settings import Settings
 
-#: A further engine is a folder in ``adapters/engines`` and a line here.
-ENGINES: Mapping[str, EngineProvider] = {
-    "incus": IncusProvider(),
-    "oci": OciProvider(),
+#: The class of each kind of engine, imported when it is selected. A further engine is a folder in ``adapters/engines``
+#: and a line here.
+ENGINES: Mapping[str, str] = {
+    "incus": "builderd.adapters.engines.incus.provider.IncusProvider",
+    "oci": "builderd.adapters.engines.oci.provider.OciProvider",
 }
+
+
+def check_name(engine: str) -> None:
+    """Raise ``ValidationFailed`` for an unknown name."""
+    if engine not in ENGINES:
+        known = ", ".join(sorted(ENGINES))
+        raise ValidationFailed({"engine": [f"there is no engine {engine!r}: set it to one of: {known}"]})
 
 
 def engine_provider(settings: Settings) -> EngineProvider:
     """Return the selected kind of engine. Raises ``ValidationFailed`` for an unknown name."""
-    found = ENGINES.get(settings.engine)
-    if found is None:
-        known = ", ".join(sorted(ENGINES))
-        raise ValidationFailed({"engine": [f"there is no engine {settings.engine!r}: set it to one of: {known}"]})
+    check_name(settings.engine)
+    found: EngineProvider = pkgutil.resolve_name(ENGINES[settings.engine])()
     section = getattr(settings, settings.engine, None)
     return found.configured(dict(section)) if isinstance(found, ConfigurableProvider) and section else found
 

@@ -14,11 +14,10 @@ from builderd.adapters.previews.haproxy import fence
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.bundles import is_shared
-from builderd.bootstrap.data_directory import DATABASE_NOTE
+from builderd.bootstrap.data_directory import DATABASE_NOTE, proxy_files
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys
-from builderd.bootstrap.previews import proxy_files
 from builderd.domain.cluster_services import WITNESS_SECONDS, ClusterService
 from builderd.domain.database_lease import Instance, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable, ValidationFailed
@@ -41,7 +40,7 @@ class Membership:
 
     @property
     def proxy_files(self) -> ProxyFiles:
-        return proxy_files(self.settings)
+        return proxy_files(self.settings.data_dir)
 
     async def end_previews(self) -> None:
         """End previews of an earlier term of this service, and remove their routes. Idempotent.

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
+from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.bootstrap.domains import certificate_covers_api
 from builderd.settings import Settings
 
 
 def make_previews(settings: Settings) -> HaproxyPreviews:
     return HaproxyPreviews(settings.data_dir / "previews", proxy_options(settings))
-
-
-def proxy_files(settings: Settings) -> ProxyFiles:
-    return ProxyFiles((settings.data_dir / "previews").absolute())
 
 
 def proxy_options(settings: Settings) -> ProxyOptions:
@@ -35,8 +28,3 @@ def proxy_options(settings: Settings) -> ProxyOptions:
         api_has_certificate=certificate_covers_api(settings),
         hsts=settings.hsts,
     )
-
-
-def api_socket(settings: Settings) -> tuple[Path, str | None]:
-    """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
-    return proxy_files(settings).api_socket, worker_user()

@@ -12,8 +12,8 @@ from builderd.adapters.previews.haproxy.options import Receiving
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.api.server.servers import bind
+from builderd.bootstrap.data_directory import proxy_files
 from builderd.bootstrap.membership import Membership
-from builderd.bootstrap.previews import proxy_files
 from builderd.bootstrap.route_lists import RouteSource
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.ports.previews import LostRoutes
@@ -37,16 +37,16 @@ class Receiver:
     @property
     def api_socket(self) -> tuple[Path, str | None]:
         """The socket for calls that are passed on, and the user that the proxy is."""
-        return proxy_files(self._membership.settings).passed_api_socket, worker_user()
+        return proxy_files(self._membership.settings.data_dir).passed_api_socket, worker_user()
 
     @property
     def ssh_socket(self) -> tuple[Path, str | None]:
-        return proxy_files(self._membership.settings).passed_ssh_socket, worker_user()
+        return proxy_files(self._membership.settings.data_dir).passed_ssh_socket, worker_user()
 
     @property
     def routes_socket(self) -> tuple[Path, str | None]:
         """The socket for the standbys' questions for routes."""
-        return proxy_files(self._membership.settings).passed_routes_socket, worker_user()
+        return proxy_files(self._membership.settings.data_dir).passed_routes_socket, worker_user()
 
     def source(self, term: int, next_hop: Callable[[str], str]) -> RouteSource:
         """Return what tells standbys the routes of this service."""

@@ -1,17 +1,13 @@
-"""Run the service's process: start up, background workers, shutdown, and ``builderd down``."""
+"""Run the service once its process listens: start up, background workers, shutdown, and ``builderd down``."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import resource
-import signal
-import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app, metrics_app
@@ -19,18 +15,19 @@ from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
 from builderd.api.server.meter import Meter
 from builderd.api.server.proxied import PassedOnProtocol
-from builderd.api.server.request_log import RequestIdFilter
 from builderd.api.server.servers import Servers, bind_path
+from builderd.api.starting import ApiPort
 from builderd.bootstrap.application import application, load_host_key
-from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
+from builderd.bootstrap.data_directory import RESTORED, is_ours, lock
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.full_disk import keep_room
 from builderd.bootstrap.membership import owner_elsewhere
 from builderd.bootstrap.passing_on import make_forwarder
-from builderd.bootstrap.previews import api_socket, make_previews
+from builderd.bootstrap.previews import make_previews
 from builderd.bootstrap.receiving import Receiver
+from builderd.bootstrap.serving import api_socket
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.route_list import FIRST_CLOSE_AFTER
@@ -61,37 +58,6 @@ from builderd.web.app import Site, create_web
 log = logging.getLogger(__name__)
 #: Seconds until the next try when the engine cannot be prepared or the backups cannot be listed.
 PREPARE_RETRY = 15.0
-#: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
-#: request, would slow all callers while one lists a large folder or reads a long log.
-SWITCH_SECONDS = 0.001
-#: Limit of open files: at most seven listeners, each with 4,000 connections and 2,000 that wait, and what the engine
-#: needs.
-DESCRIPTORS = 50_000
-
-
-def serve(settings: Settings, *, take_over: bool = False, new_database: bool = False) -> None:
-    """Run the service until SIGTERM or SIGINT. Apps and previews keep running after it.
-
-    Raises ``ValidationFailed`` for an unknown engine, ``DatabaseOwned`` when another service owns the database, unless
-    with ``take_over`` and the other is silent, ``DatabaseLost`` when the database was emptied, unless with
-    ``new_database``, and ``LeaseLost`` when another service took it over.
-    """
-    engine_provider(settings)  # refuses an unknown name before anything is made
-    supervisor = Supervisor()
-    make(settings.data_dir)
-    _log_to_stderr(settings.log_level)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    _allow_descriptors()
-    with lock(settings.data_dir):
-        asyncio.run(_serve(settings, supervisor, take_over=take_over, new_database=new_database))
-
-
-def _allow_descriptors() -> None:
-    """Raise the soft limit of open files: shells give 1,024, and every connection takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
@@ -134,38 +100,20 @@ async def _end_standby(settings: Settings) -> None:
             log.warning("routes to apps of other members not removed error=%s", error.message)
 
 
-def _log_to_stderr(level: str) -> None:
-    """Log to stderr, one line a record, with the request id. Callers' secrets are never logged."""
-    handler = logging.StreamHandler()
-    handler.addFilter(RequestIdFilter())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    # The API logs its requests itself; requests that the service makes are logged by their purpose.
-    for library in ("uvicorn", "alembic", "asyncssh", "httpx", "acme", "urllib3"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-
-
-async def _serve(settings: Settings, supervisor: Supervisor, *, take_over: bool, new_database: bool) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    work = _own_and_run(settings, supervisor, take_over=take_over, new_database=new_database)
-    await _run_until(stopping, work)
-    log.info("service stopped, apps and previews keep running")
-
-
-async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over: bool, new_database: bool) -> None:
-    """Run while this service owns the database. Raises ``LeaseLost`` once another one does."""
+async def run(
+    settings: Settings, supervisor: Supervisor, servers: Servers, port: ApiPort, *, take_over: bool, new_database: bool
+) -> None:
+    """Run while this service owns the database. Raises as ``owned_store``, and ``LeaseLost`` once another one does."""
     async with owned_store(settings, supervisor, take_over=take_over, new_database=new_database) as owned:
         try:
-            await race(_run(settings, supervisor, owned), owned.keep())
+            await race(_run(settings, supervisor, servers, port, owned), owned.keep())
         except BaseException as error:
             if not is_loss(error):
                 raise
             raise await owned.loss() from None
 
 
-async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) -> None:
+async def _run(settings: Settings, supervisor: Supervisor, servers: Servers, port: ApiPort, owned: OwnedStore) -> None:
     previews = make_previews(settings)
     receiver = Receiver(owned.standby.membership, previews) if owned.standby is not None else None
     async with application(settings, owned, previews) as app:
@@ -179,20 +127,19 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
         api = create_app(operations, metrics_token=settings.metrics_token, meter=meter)
         site = Site(api, create_web(operations, meter=meter))
         # The servers are drained before the calls of agents that still go on are cut off.
-        async with McpEndpoint(api), Servers() as servers:
-            counted = Connections()
+        async with McpEndpoint(api), api.router.lifespan_context(api), servers:
             await owned.end_standby()
-            await servers.add(site, settings.host, settings.port, "--host and --port", counted)
+            await port.listen()
+            port.open(site)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
             inherited = owned.standby.inherited if owned.standby is not None else {}
             lost = partial(lost_routes.read, app.store, inherited)
             await (app.previews.start(lost) if receiver is None else receiver.start(lost))
             if settings.public_host:
-                socket, user = api_socket(settings)
-                await servers.add_behind_proxy(site, socket, user, counted)
+                await port.listen_behind_proxy(*api_socket(settings))
             if receiver is not None:
-                await servers.add_behind_proxy(site, *receiver.api_socket, counted, PassedOnProtocol)
+                await servers.add_behind_proxy(site, *receiver.api_socket, port.connections, PassedOnProtocol)
                 source = receiver.source(owned.term, app.engine.next_hop).app()
                 await servers.add_behind_proxy(source, *receiver.routes_socket, Connections(), PassedOnProtocol)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
@@ -200,19 +147,6 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
             workers = _run_workers(app, settings, servers, receiver)
             # While the engine is not prepared, standbys pass calls on, too.
             await (workers if receiver is None else race(workers, receiver.watch()))
-
-
-async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work until the event is set; raises what the work raises."""
-    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-    finally:
-        for one in (task, stop):
-            one.cancel()
-        await asyncio.gather(task, stop, return_exceptions=True)
 
 
 async def _run_workers(app: Application, settings: Settings, servers: Servers, receiver: Receiver | None) -> None:

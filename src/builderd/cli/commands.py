@@ -81,7 +81,7 @@ MACHINE: dict[str, Entry] = {
         "setup",
         "Install Debian packages and the base root file system, which the service needs on this machine.",
     ),
-    "serve": ("service", "Run the service in the foreground."),
+    "serve": ("serve", "Run the service in the foreground."),
     "token": ("tokens", "Create, list and revoke API tokens."),
     "acme": ("acme", "Manage the service's own certificates and its account at the certificate authority."),
     "vault": ("vault", "Manage the key of stored secrets."),

@@ -1,4 +1,4 @@
-"""``builderd serve``, ``down``, ``doctor`` and ``base``."""
+"""``builderd down``, ``doctor`` and ``base``."""
 
 from __future__ import annotations
 
@@ -13,33 +13,6 @@ from builderd.cli import options, usage
 from builderd.cli.command_group import CommandGroup
 from builderd.cli.privileges import require_root
 from builderd.settings import Settings
-
-
-@click.command()
-@options.data_dir
-@options.config
-@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=click.IntRange(1, 65535), help="The API's port.  [default: 8080]")
-@click.option("--preview-port", type=click.IntRange(1, 65535), help="The port of the previews.  [default: 8081]")
-@click.option(
-    "--take-over",
-    is_flag=True,
-    help="Take the database from another service that was stopped, or was not seen for 60 seconds.",
-)
-@click.option("--new-database", is_flag=True, help="Begin with an empty database: apps that run here are removed.")
-def serve(
-    data_dir: Path | None,
-    config: Path | None,
-    host: str | None,
-    port: int | None,
-    preview_port: int | None,
-    take_over: bool,
-    new_database: bool,
-) -> None:
-    """Run the service in the foreground. Apps and previews continue when it ends."""
-    require_root("builderd serve")
-    settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
-    service.serve(settings, take_over=take_over, new_database=new_database)
 
 
 @click.command()

@@ -19,7 +19,7 @@ from builderd import AsyncBuilderd
 from builderd.api.server import masking
 from builderd.api.server.auth import CLIENT, identity_of
 from builderd.api.server.bodies import read_body
-from builderd.api.server.request_log import HEADER as REQUEST_ID
+from builderd.api.server.request_ids import HEADER as REQUEST_ID
 from builderd.domain import tokens
 from builderd.domain.errors import Unauthenticated
 from builderd.mcp.in_process import InProcess

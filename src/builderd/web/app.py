@@ -125,7 +125,7 @@ class Site:
         self._segments = {_first(getattr(route, "path", "")) for route in web.routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_page = scope["type"] != "lifespan" and _first(scope["path"]) in self._segments
+        is_page = _first(scope["path"]) in self._segments
         await (self._web if is_page else self._api)(scope, receive, send)
 
 

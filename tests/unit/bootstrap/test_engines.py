@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,11 +15,11 @@ from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.bootstrap import engines
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.machine import build_base, run_preflight_checks
-from builderd.bootstrap.service import serve
+from builderd.bootstrap.serving import serve
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
-from builderd.ports.engine import EngineOptions, EngineProvider, Progress
+from builderd.ports.engine import EngineOptions, Progress
 from builderd.settings import Settings
 from builderd.settings.sections import IncusSettings
 
@@ -52,8 +53,8 @@ class FakeProvider:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
     """A second engine, registered by one line."""
     provider = FakeProvider()
-    registered: dict[str, EngineProvider] = {**engines.ENGINES, "fake": provider}
-    monkeypatch.setattr(engines, "ENGINES", registered)
+    monkeypatch.setattr(sys.modules[__name__], "FakeProvider", lambda: provider)
+    monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, "fake": f"{__name__}.FakeProvider"})
     return provider
 
 

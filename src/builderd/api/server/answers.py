@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Response
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from builderd.domain.errors import BuilderdError, ReviewFailed, ValidationFailed
 from builderd.schemas.v1.envelope import Failure
@@ -44,6 +44,8 @@ STATUS = {
     "machine_fault": 503,
     "backup_failed": 503,
 }
+#: Headers of every answer: it holds secrets and speaks of now, so no cache may keep it, no browser guess at its type.
+GUARDS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 @dataclass(frozen=True, slots=True)

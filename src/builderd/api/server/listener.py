@@ -30,7 +30,7 @@ from builderd.api.server.answers import failure
 from builderd.api.server.connections import STATE, Connections, CountedConnection, too_many_of_address
 from builderd.api.server.fair_queue import credential_of
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.request_log import HEADER
+from builderd.api.server.request_ids import HEADER
 from builderd.domain.errors import BadRequest, BuilderdError, TooLarge
 
 HEAD_SECONDS = 10.0
@@ -59,18 +59,16 @@ GRACE_SECONDS = 5
 
 
 def server_config(
-    app: ASGIApp, connections: Connections, protocol: type[LimitedProtocol] | None = None, *, lifespan: bool = True
+    app: ASGIApp, connections: Connections, protocol: type[LimitedProtocol] | None = None
 ) -> uvicorn.Config:
-    """Return uvicorn's configuration for serving an app. Logs go to the loggers that the caller has set up.
-
-    ``lifespan``: tell the app that it starts and ends, which one server of each app does.
-    """
+    """Return uvicorn's configuration for serving an app. Logs go to the loggers that the caller has set up."""
     return uvicorn.Config(
         app,
         http=_counted(protocol or LimitedProtocol, connections),
         ws=_counted(Socket, connections),
         ws_max_size=MAX_MESSAGE_BYTES,
-        lifespan="on" if lifespan else "off",
+        # The service starts and ends the apps: some have several servers, or another app before them.
+        lifespan="off",
         log_config=None,
         # The request log has a line for each request, with its id.
         access_log=False,

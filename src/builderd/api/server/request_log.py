@@ -6,26 +6,20 @@ import asyncio
 import logging
 import re
 import time
-import uuid
-from contextvars import ContextVar
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
+from builderd.api.server.answers import GUARDS
 from builderd.api.server.meter import Meter
 from builderd.api.server.problems import not_found, stopping, unexpected
-
-#: The id of the request that is being answered; empty outside of one.
-request_id: ContextVar[str] = ContextVar("request_id", default="")
+from builderd.api.server.request_ids import HEADER, id_of, request_id
 
 logger = logging.getLogger(__name__)
 
-HEADER = "X-Request-Id"
-#: An id from outside stands in log lines and headers: nothing in it may break out of them.
-ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 #: Message that begins an answer of any kind.
 STARTS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
 #: The status of a WebSocket that was opened.
@@ -35,16 +29,6 @@ CLIENT_LEFT = 499
 MAX_LOGGED_PATH = 200
 #: Codes of one-time links, which are valid until they are spent.
 _SECRET = re.compile(r"^(/sign-in/once/).+")
-#: Answers hold secrets and speak of now: no cache may keep them, no browser may guess at their type.
-GUARDS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-
-
-class RequestIdFilter(logging.Filter):
-    """Gives every record a ``request_id`` for the formatter: the id, or ``-`` outside of a request."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get() or "-"
-        return True
 
 
 class RequestLog:
@@ -58,7 +42,7 @@ class RequestLog:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        token = request_id.set(_id_of(scope))
+        token = request_id.set(id_of(scope))
         # For handlers further in, which must not import this file.
         scope.setdefault("state", {})["request_id"] = request_id.get()
         try:
@@ -102,11 +86,6 @@ class RequestLog:
         method = scope.get("method", "GET")
         logger.info("request method=%s path=%s status=%d ms=%.1f", method, path, status, seconds * 1000)
         self._meter.count(method, _route_of(scope), status, seconds)
-
-
-def _id_of(scope: Scope) -> str:
-    given = Headers(scope=scope).get(HEADER, "")
-    return given if ACCEPTED.fullmatch(given) else str(uuid.uuid4())
 
 
 def _stamp(scope: Scope, message: Message) -> None:

@@ -105,7 +105,7 @@ class Servers:
 
         ``user`` of the machine may connect beside the service's own.
         """
-        config = server_config(app, connections, protocol, lifespan=False)
+        config = server_config(app, connections, protocol)
         await self._serve(bind_path(path, user), Server(config, connections, is_proxied=True))
 
     async def _serve(self, listener: socket.socket, server: Server) -> None:

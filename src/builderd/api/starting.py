@@ -1,0 +1,94 @@
+"""The API's port while the service starts: health checks are answered, all other calls wait for the rest.
+
+Imports little: what it needs is imported before the service listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from builderd import __version__
+from builderd.api.server.answers import GUARDS, Answer, failure, success
+from builderd.api.server.connections import Connections
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.request_ids import HEADER, id_of
+from builderd.api.server.servers import Servers
+from builderd.domain.errors import EngineUnavailable
+from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness
+
+#: Seconds that a call waits for the service to start.
+PATIENCE = 30.0
+
+
+class ApiPort:
+    """The API's address. ``open`` passes its calls to the app, also those that wait."""
+
+    def __init__(self, servers: Servers, host: str, port: int) -> None:
+        self._servers = servers
+        self._address = host, port
+        self._listening: set[object] = set()
+        self._app: ASGIApp | None = None
+        self._decided = asyncio.Event()
+        self.connections = Connections()
+
+    async def listen(self) -> None:
+        """Listen from now on. Idempotent. Raises ``EngineUnavailable`` when the port is taken."""
+        if self._address not in self._listening:
+            await self._servers.add(self, *self._address, "--host and --port", self.connections)
+            self._listening.add(self._address)
+
+    async def listen_behind_proxy(self, socket: Path, user: str | None) -> None:
+        """Listen there, too, as ``Servers.add_behind_proxy`` says. Idempotent."""
+        if socket not in self._listening:
+            await self._servers.add_behind_proxy(self, socket, user, self.connections)
+            self._listening.add(socket)
+
+    def open(self, app: ASGIApp) -> None:
+        """Pass all calls to this app."""
+        self._app = app
+        self._decided.set()
+
+    def give_up(self) -> None:
+        """Refuse what still waits: the service does not start."""
+        self._decided.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app or await self._while_starting(scope)
+        await app(scope, receive, send)
+
+    async def _while_starting(self, scope: Scope) -> ASGIApp:
+        path = scope["path"].removeprefix(PREFIX)
+        if path == "/healthz":
+            return _response(scope, alive())
+        if path == "/readyz":
+            return _response(scope, _not_ready())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self._decided.wait()
+        return self._app or _response(scope, _not_started())
+
+
+def alive() -> Answer:
+    """Return the answer of ``/healthz``."""
+    return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__)))
+
+
+def _not_ready() -> Answer:
+    part = Part(ready=False, message="the service is starting")
+    state = Readiness(database=part, engine=part, previews=part, public_url=part)
+    message = "builderd is not ready yet. The service is starting."
+    return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1))
+
+
+def _not_started() -> Answer:
+    return failure(EngineUnavailable("The service has not started yet. Its log says what it waits for.", retry_after=5))
+
+
+def _response(scope: Scope, answer: Answer) -> ASGIApp:
+    response = answer.response()
+    response.headers.update({HEADER: id_of(scope), **GUARDS})
+    return response

@@ -1,0 +1,121 @@
+"""Run the service's process. It listens first, and then imports and starts what its calls need."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import sys
+from collections.abc import Coroutine
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.previews.haproxy.process import worker_user
+from builderd.api.server.request_ids import RequestIdFilter
+from builderd.api.server.servers import Servers
+from builderd.api.starting import ApiPort
+from builderd.bootstrap.data_directory import lock, make, proxy_files
+from builderd.bootstrap.engines import check_name
+from builderd.bootstrap.supervisor import Supervisor
+from builderd.settings import Settings
+
+log = logging.getLogger(__name__)
+#: The rest of the service: its import and first use cost three times the CPU of all before.
+SERVICE = "builderd.bootstrap.service"
+#: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
+#: request, would slow all callers while one lists a large folder or reads a long log.
+SWITCH_SECONDS = 0.001
+#: Limit of open files: at most seven listeners, each with 4,000 connections and 2,000 that wait, and what the engine
+#: needs.
+DESCRIPTORS = 50_000
+
+
+def serve(settings: Settings, *, take_over: bool = False, new_database: bool = False) -> None:
+    """Run the service until SIGTERM or SIGINT. Apps and previews keep running after it.
+
+    Raises ``ValidationFailed`` for an unknown engine, ``DatabaseOwned`` when another service owns the database, unless
+    with ``take_over`` and the other is silent, ``DatabaseLost`` when the database was emptied, unless with
+    ``new_database``, and ``LeaseLost`` when another service took it over.
+    """
+    check_name(settings.engine)  # before anything is made
+    supervisor = Supervisor()
+    make(settings.data_dir)
+    _log_to_stderr(settings.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    _allow_descriptors()
+    with lock(settings.data_dir):
+        asyncio.run(_serve(settings, supervisor, take_over=take_over, new_database=new_database))
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit of open files: shells give 1,024, and every connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _log_to_stderr(level: str) -> None:
+    """Log to stderr, one line a record, with the request id. Callers' secrets are never logged."""
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # The API logs its requests itself; requests that the service makes are logged by their purpose.
+    for library in ("uvicorn", "alembic", "asyncssh", "httpx", "acme", "urllib3"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+async def _serve(settings: Settings, supervisor: Supervisor, **owning: bool) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await _run_until(stopping, _listen_and_run(settings, supervisor, **owning))
+    log.info("service stopped, apps and previews keep running")
+
+
+async def _listen_and_run(settings: Settings, supervisor: Supervisor, **owning: bool) -> None:
+    async with Servers() as servers:
+        port = ApiPort(servers, settings.host, settings.port)
+        # In a cluster, the proxy of a standby may have the port.
+        if settings.engine != "incus" and not (settings.data_dir / "standby").exists():
+            await port.listen()
+            socket, user = api_socket(settings)
+            if settings.public_host and socket.parent.exists():
+                await port.listen_behind_proxy(socket, user)
+        try:
+            service = await asyncio.to_thread(_import_service)
+            await service.run(settings, supervisor, servers, port, **owning)
+        finally:
+            port.give_up()
+
+
+def api_socket(settings: Settings) -> tuple[Path, str | None]:
+    """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
+    return proxy_files(settings.data_dir).api_socket, worker_user()
+
+
+def _import_service() -> Any:
+    """Import without garbage collection, as ``cli.group.load`` does, and for its reasons."""
+    gc.disable()
+    try:
+        return import_module(SERVICE)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work until the event is set; raises what the work raises."""
+    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        for one in (task, stop):
+            one.cancel()
+        await asyncio.gather(task, stop, return_exceptions=True)

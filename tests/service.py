@@ -80,7 +80,7 @@ class Service:
     async def revoke(self, secret: str) -> None:
         """End this token."""
         now = self.application.clock.now()
-        await self.application.store.write(lambda uow: uow.tokens.revoke(_of_secret(uow, secret).id, now))
+        await self.application.store.write(lambda uow: uow.tokens.revoke([_of_secret(uow, secret).id], now))
 
     async def kept(self) -> Mapping[str, int]:
         """Return the number of all things that a refused request must leave as they were."""

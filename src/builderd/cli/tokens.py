@@ -124,7 +124,12 @@ def list_(data_dir: Path | None, config: Path | None, tenant: str) -> None:
 @click.option("--tenant", required=True)
 @click.argument("token_id")
 def revoke(data_dir: Path | None, config: Path | None, tenant: str, token_id: str) -> None:
-    """Revoke a token at once, by its id in the list."""
+    """Revoke a token at once, by its id in the list, with what it made.
+
+    That is tokens, SSH tokens, preview links, webhooks and uploads. A service that runs follows within 15 seconds.
+    """
     settings = load(config, data_dir=data_dir)
-    asyncio.run(tokens.revoke_token(settings, tenant, token_id))
+    ended = asyncio.run(tokens.revoke_token(settings, tenant, token_id))
     click.echo(f"Token {token_id} is revoked.")
+    for one in ended:
+        click.echo(f"ended: {one.kind} {one.id} {one.name}".rstrip())

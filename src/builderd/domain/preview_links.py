@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import BuilderId, TenantId, TokenId
 
 MIN_MINUTES, DEFAULT_MINUTES, MAX_MINUTES = 1, 60, 30 * 24 * 60
 #: Most links of one builder that are valid at the same time.
@@ -16,7 +16,8 @@ MAX_LINKS = 20
 class Link:
     """Link to a preview; ``port`` None: to the builder's own port.
 
-    ``secret_hash`` is the sha256 of its token, which is not stored; ``created_by`` the actor.
+    ``secret_hash`` is the sha256 of its token, which is not stored; ``created_by`` the actor. ``token_id`` is the API
+    token that made it, with which it ends.
     """
 
     id: str
@@ -27,3 +28,4 @@ class Link:
     created_by: str
     created_at: datetime
     expires_at: datetime
+    token_id: TokenId | None = None

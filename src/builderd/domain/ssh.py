@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import BuilderId, TenantId, TokenId
 
 MIN_MINUTES, DEFAULT_MINUTES, MAX_MINUTES = 5, 60, 7 * 24 * 60
 #: Most grants of one builder that are valid at the same time.
@@ -14,7 +14,10 @@ MAX_GRANTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Grant to log in. ``secret_hash`` is the sha256 of the token, which is not stored; ``created_by`` the actor."""
+    """Grant to log in. ``secret_hash`` is the sha256 of its token, which is not stored; ``created_by`` the actor.
+
+    ``token_id`` is the API token that made it, with which it ends.
+    """
 
     id: str
     tenant_id: TenantId
@@ -25,6 +28,7 @@ class Grant:
     expires_at: datetime
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    token_id: TokenId | None = None
 
     def is_valid(self, now: datetime) -> bool:
         """Return True if it is neither revoked nor expired."""

@@ -1,12 +1,13 @@
-"""API tokens: a tenant's credentials for the API, with scopes."""
+"""API tokens: a tenant's credentials for the API, with scopes; and what ends with one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from builderd.domain.ids import TenantId, TokenId
+from builderd.domain.ids import BuilderId, TenantId, TokenId
 
 #: Characters of a token's name.
 MAX_NAME = 100
@@ -81,7 +82,10 @@ NO_CALLS = CallHours()
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """``secret_hash`` is the sha256 of the secret; the secret itself is never stored."""
+    """``secret_hash`` is the sha256 of the secret; the secret itself is never stored.
+
+    ``made_by`` is the token that made it over the API or the page; None: made on the machine.
+    """
 
     id: TokenId
     tenant_id: TenantId
@@ -93,6 +97,7 @@ class Token:
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
     calls: CallHours = NO_CALLS
+    made_by: TokenId | None = None
 
     def allows(self, scope: Scope) -> bool:
         """Return True if one of the token's scopes is, or includes, this one."""
@@ -101,3 +106,34 @@ class Token:
     def is_valid(self, now: datetime) -> bool:
         """Return True if the token is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class EndedKind(StrEnum):
+    """Things that a token makes, that work without it, and that end with it."""
+
+    TOKEN = "token"  # noqa: S105 -- a word
+    SSH = "ssh"
+    PREVIEW_LINK = "preview_link"
+    WEBHOOK = "webhook"
+    UPLOAD = "upload"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Thing that ended with a token. ``name``: of a token or a builder, a webhook's URL, "" for an upload."""
+
+    kind: EndedKind
+    id: str
+    name: str = ""
+    builder_id: BuilderId | None = None
+
+
+def made_by(maker: TokenId, tokens: Iterable[Token]) -> list[Token]:
+    """Return those of these tokens that this token made, that those made, and so on."""
+    of_maker: dict[TokenId | None, list[Token]] = {}
+    for token in tokens:
+        of_maker.setdefault(token.made_by, []).append(token)
+    found = of_maker.pop(maker, [])
+    for token in found:  # grows meanwhile
+        found += of_maker.pop(token.id, [])
+    return found

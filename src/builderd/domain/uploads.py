@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from builderd.domain.ids import TenantId, UploadId
+from builderd.domain.ids import TenantId, TokenId, UploadId
 
 LIFETIME = timedelta(hours=24)
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -17,6 +17,7 @@ class Upload:
     """Upload. ``size`` in bytes and ``sha256`` (64 hex characters) as announced, or None.
 
     ``complete`` once all bytes arrived and match the announcement. ``secret_hash`` is that of the signature in its URL.
+    ``token_id`` is the API token that made it, with which it ends.
     """
 
     id: UploadId
@@ -27,6 +28,7 @@ class Upload:
     size: int | None = None
     sha256: str | None = None
     complete: bool = False
+    token_id: TokenId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from builderd.domain.addresses import parse
 from builderd.domain.events import Event
-from builderd.domain.ids import TenantId, WebhookId, new_id
+from builderd.domain.ids import TenantId, TokenId, WebhookId, new_id
 
 MAX_URL = 2_000
 #: Limit per tenant.
@@ -59,7 +59,7 @@ class Webhook:
     """Webhook. ``place`` is its cursor: the id of the last event that became a delivery. ``events`` are patterns.
 
     ``secret`` is sealed. ``failures`` counts the failed attempts since the last success; nothing is tried before
-    ``held_until``.
+    ``held_until``. ``token_id`` is the API token that made it, with which it ends: at ``expires_at``, or when revoked.
     """
 
     id: WebhookId
@@ -75,6 +75,8 @@ class Webhook:
     failures: int = 0
     held_until: datetime | None = None
     last_success_at: datetime | None = None
+    token_id: TokenId | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +121,16 @@ def attempted(webhook: Webhook, delivery: Delivery, attempt: Attempt) -> tuple[W
     hold = min(FIRST_HOLD * 2 ** min(webhook.failures, 10), LAST_HOLD)
     failed = replace(webhook, failures=webhook.failures + 1, held_until=attempt.at + hold)
     if attempt.status == GONE:
-        return _disabled(failed, "it answered 410 Gone"), replace(tried, status=DeliveryStatus.GIVEN_UP)
+        return disabled(failed, "it answered 410 Gone"), replace(tried, status=DeliveryStatus.GIVEN_UP)
     if len(attempts) <= len(DELAYS):
         return failed, replace(tried, due_at=attempt.at + DELAYS[len(attempts) - 1])
     given_up = replace(tried, status=DeliveryStatus.GIVEN_UP)
     if webhook.last_success_at is None or webhook.last_success_at < delivery.created_at:
-        return _disabled(failed, f"nothing got through in {len(attempts)} attempts: {attempt.note}"), given_up
+        return disabled(failed, f"nothing got through in {len(attempts)} attempts: {attempt.note}"), given_up
     return failed, given_up
 
 
-def _disabled(webhook: Webhook, reason: str) -> Webhook:
+def disabled(webhook: Webhook, reason: str) -> Webhook:
     return replace(webhook, status=WebhookStatus.DISABLED, status_reason=reason, held_until=None)
 
 

@@ -12,10 +12,11 @@ from builderd.domain.builders import Builder, Cause, Desired, JobType, Status, S
 from builderd.domain.errors import EngineUnavailable, InvalidState, NoCapacity, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.idleness import auto_stop_error
-from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
+from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
+from builderd.domain.tokens import Token
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builder_reads import ShownBuilder
@@ -26,10 +27,25 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Caller of the API: its tenant, and the actor as events name it (``token <name>``)."""
+    """Caller of the API: its tenant, and the actor as events name it (``token <name>``).
+
+    ``token_id`` and ``expires_at`` are those of its token, None for the service itself.
+    """
 
     tenant_id: TenantId
     actor: str
+    token_id: TokenId | None = None
+    expires_at: datetime | None = None
+
+    @classmethod
+    def of(cls, token: Token, program: str = "") -> Caller:
+        """Return the caller with this token; ``program`` is the one that calls, "" without a name."""
+        actor = f"token {token.name}{f' ({program})' if program else ''}"
+        return cls(token.tenant_id, actor, token.id, token.expires_at)
+
+    def end(self, wanted: datetime) -> datetime:
+        """Return until when a thing that works without the token lasts: no longer than the token."""
+        return wanted if self.expires_at is None else min(wanted, self.expires_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.preview_links import MAX_LINKS, Link
 from builderd.domain.previews import PreviewLink, port_host
 from builderd.ports.store import UnitOfWork
-from builderd.services import builders
+from builderd.services import builders, tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 
@@ -54,6 +54,7 @@ async def create(application: Application, caller: Caller, builder_id: str, new:
 
     def write(uow: UnitOfWork) -> Made:
         builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+        tokens.require_unrevoked(uow, caller.token_id)
         url = f"{url_of_port(application, builder, new.port)}?service_token={token}"
         if len(uow.preview_links.valid_of(builder.id, now)) >= MAX_LINKS:
             raise Conflict(f"{MAX_LINKS} links to this builder are valid already: revoke one of them first.")
@@ -65,10 +66,11 @@ async def create(application: Application, caller: Caller, builder_id: str, new:
             port=new.port,
             created_by=caller.actor,
             created_at=now,
-            expires_at=now + timedelta(minutes=new.minutes),
+            expires_at=caller.end(now + timedelta(minutes=new.minutes)),
+            token_id=caller.token_id,
         )
         uow.preview_links.add(link)
-        uow.events.add(_event(link, caller, "preview_link.created", now))
+        uow.events.add(_event(link, "preview_link.created", caller.actor, f"created by {caller.actor}", now))
         return Made(builder, link, url)
 
     made = await application.store.write(write)
@@ -93,7 +95,7 @@ async def revoke(application: Application, caller: Caller, builder_id: str, link
         if found is None:
             raise NotFound("The builder has no such link: GET /api/v1/builders/{uuid}/preview-links lists them.")
         uow.preview_links.remove(found.id)
-        uow.events.add(_event(found, caller, "preview_link.revoked", now))
+        note_revoked(uow, found, caller.actor, f"revoked by {caller.actor}", now)
         return found
 
     revoked = await application.store.write(write)
@@ -106,7 +108,11 @@ async def sync(application: Application) -> None:
     await application.previews.refresh_links(lambda: application.store.read(lambda uow: uow.preview_links.routes(now)))
 
 
-def _event(link: Link, caller: Caller, kind: str, now: datetime) -> Event:
-    verb = kind.partition(".")[2]
+def note_revoked(uow: UnitOfWork, ended: Link, actor: str, reason: str, now: datetime) -> None:
+    """Record that a link was revoked."""
+    uow.events.add(_event(ended, "preview_link.revoked", actor, reason, now))
+
+
+def _event(link: Link, kind: str, actor: str, reason: str, now: datetime) -> Event:
     details = {"link": link.id, "port": link.port, "expires_at": link.expires_at.isoformat()}
-    return Event(link.tenant_id, link.builder_id, now, kind, caller.actor, f"{verb} by {caller.actor}", details)
+    return Event(link.tenant_id, link.builder_id, now, kind, actor, reason, details)

@@ -6,12 +6,13 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from builderd.domain.errors import NotFound, Unauthenticated
+from builderd.domain.events import SYSTEM
 from builderd.domain.identities import Identity
 from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.sessions import IDLE, LINK_SPAN, Session, SessionId, SignInLink
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
-from builderd.services import tokens
+from builderd.services import revocations, tokens
 
 #: Least time between two records of a session's last use.
 TOUCH_INTERVAL = timedelta(minutes=1)
@@ -75,7 +76,8 @@ def sign_in_as(uow: UnitOfWork, identity: Identity, client: str, now: datetime) 
     mine = [one for one in (uow.tokens.list(tenant.id) if tenant else ()) if one.name == name and one.is_valid(now)]
     for one in mine:
         if one.scopes != identity.scopes:
-            uow.tokens.revoke(one.id, now)
+            why = f"{one.name} signed in with other scopes"
+            revocations.revoke(uow, one.tenant_id, one.id, SYSTEM, why, now)
     fresh = [one for one in mine if one.scopes == identity.scopes and _lasts(one, now)]
     made = fresh or [
         tokens.create(uow, identity.tenant, name, now, scopes=identity.scopes, expires_at=now + SSO_SPAN)[0]

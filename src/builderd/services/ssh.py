@@ -12,7 +12,7 @@ from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.ssh import MAX_GRANTS, Grant
 from builderd.ports.store import UnitOfWork
-from builderd.services import builders, outcomes, wake
+from builderd.services import builders, outcomes, tokens, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.wake import User
@@ -24,6 +24,7 @@ def grant(uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: d
     Raises ``NotFound``, and ``Conflict`` for too many.
     """
     builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+    tokens.require_unrevoked(uow, caller.token_id)
     if len(uow.ssh_grants.valid_of(builder.id, now)) >= MAX_GRANTS:
         raise Conflict(f"{MAX_GRANTS} SSH tokens of this builder are valid already: DELETE …/ssh ends them all.")
     token = new_secret("bdssh")
@@ -34,7 +35,8 @@ def grant(uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: d
         secret_hash=secret_hash(token),
         created_by=caller.actor,
         created_at=now,
-        expires_at=now + timedelta(minutes=minutes),
+        expires_at=caller.end(now + timedelta(minutes=minutes)),
+        token_id=caller.token_id,
     )
     uow.ssh_grants.add(made)
     uow.events.add(_event(made, "ssh.granted", now, f"granted by {caller.actor}", minutes=minutes))
@@ -57,8 +59,13 @@ def revoke(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> B
     builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
     for valid in uow.ssh_grants.valid_of(builder.id, now):
         uow.ssh_grants.revoke(valid.id, now)
-        uow.events.add(_event(valid, "ssh.revoked", now, f"revoked by {caller.actor}", actor=caller.actor))
+        note_revoked(uow, valid, caller.actor, f"revoked by {caller.actor}", now)
     return builder
+
+
+def note_revoked(uow: UnitOfWork, ended: Grant, actor: str, reason: str, now: datetime) -> None:
+    """Record that a grant was revoked."""
+    uow.events.add(_event(ended, "ssh.revoked", now, reason, actor=actor))
 
 
 def admit(uow: UnitOfWork, token: str, now: datetime) -> Grant:

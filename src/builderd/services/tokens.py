@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain.errors import Forbidden, NotFound, QuotaExceeded, Unauthenticated, ValidationFailed
@@ -57,24 +56,23 @@ def derive(
         raise ValidationFailed({"expires_at": ["must lie in the future"]})
     if own.expires_at is not None and expires_at is not None and expires_at > own.expires_at:
         raise ValidationFailed({"expires_at": [f"must not be later than your token's own, {own.expires_at:%FT%TZ}"]})
+    require_unrevoked(uow, own.id)
     valid = [token for token in uow.tokens.list(own.tenant_id) if token.is_valid(now)]
-    # The one in use may have been revoked since it was recognized: what it makes would outlive it.
-    if all(token.id != own.id for token in valid):
-        raise Unauthenticated("The token is expired or revoked.")
     if len(valid) >= MAX_VALID_TOKENS:
         raise QuotaExceeded(f"There are {MAX_VALID_TOKENS} valid tokens already: revoke one that is not used.")
-    return _new_token(uow, own.tenant_id, name, now, scopes, expires_at)
+    return _new_token(uow, own.tenant_id, name, now, scopes, expires_at, own.id)
 
 
-def revoke_own(uow: UnitOfWork, tenant: TenantId, token_id: TokenId, now: datetime) -> Token:
-    """End a token of the caller's tenant at once; return it. Raises ``NotFound``."""
-    found = next((token for token in uow.tokens.list(tenant) if token.id == token_id), None)
-    if found is None:
-        raise NotFound("There is no such token.")
-    if found.revoked_at is not None:
-        return found
-    uow.tokens.revoke(token_id, now)
-    return replace(found, revoked_at=now)
+def require_unrevoked(uow: UnitOfWork, token_id: TokenId | None) -> None:
+    """Lock the caller's token. Raises ``Unauthenticated`` if it was revoked since it was recognized.
+
+    What it makes would outlive it else: a revocation waits for the lock, and then finds what was made.
+    """
+    if token_id is None:
+        return
+    found = uow.tokens.get(token_id, lock=True)
+    if found is None or found.revoked_at is not None:
+        raise Unauthenticated("The token is expired or revoked.")
 
 
 def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
@@ -102,17 +100,11 @@ def needs_touch(token: Token, now: datetime) -> bool:
 
 def list_of(uow: UnitOfWork, tenant_name: str) -> Sequence[Token]:
     """Return the tokens of a tenant, revoked ones included. Raises ``NotFound`` for an unknown tenant."""
-    return uow.tokens.list(_tenant(uow, tenant_name).id)
+    return uow.tokens.list(tenant_of(uow, tenant_name).id)
 
 
-def revoke(uow: UnitOfWork, tenant_name: str, token_id: TokenId, now: datetime) -> None:
-    """End a token at once. Raises ``NotFound`` when the tenant has none of this id."""
-    if all(token.id != token_id for token in list_of(uow, tenant_name)):
-        raise NotFound(f"The tenant {tenant_name!r} has no token {token_id}.")
-    uow.tokens.revoke(token_id, now)
-
-
-def _tenant(uow: UnitOfWork, name: str) -> Tenant:
+def tenant_of(uow: UnitOfWork, name: str) -> Tenant:
+    """Return the tenant of this name. Raises ``NotFound``."""
     tenant = uow.tenants.by_name(name)
     if tenant is None:
         raise NotFound(f"There is no tenant {name!r}.")
@@ -126,6 +118,7 @@ def _new_token(
     now: datetime,
     scopes: Collection[Scope],
     expires_at: datetime | None,
+    made_by: TokenId | None = None,
 ) -> tuple[Token, str]:
     secret = new_secret("bd")
     token = Token(
@@ -136,6 +129,7 @@ def _new_token(
         scopes=frozenset(scopes),
         created_at=now,
         expires_at=expires_at,
+        made_by=made_by,
     )
     uow.tokens.add(token)
     return token, secret

@@ -13,7 +13,9 @@ from builderd.domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded
 from builderd.domain.ids import TenantId, UploadId, is_id, new_id, new_secret, secret_hash
 from builderd.domain.uploads import LIFETIME, Upload, UploadRules
 from builderd.ports.store import UnitOfWork
+from builderd.services import tokens
 from builderd.services.application import Application
+from builderd.services.builders import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,13 @@ class Part:
 
 
 def create(
-    uow: UnitOfWork, rules: UploadRules, tenant_id: TenantId, size: int | None, sha256: str | None, now: datetime
+    uow: UnitOfWork, rules: UploadRules, caller: Caller, size: int | None, sha256: str | None, now: datetime
 ) -> tuple[Upload, str]:
     """Announce an upload; return it, and the signature for its URL. Raises ``TooLarge`` or ``QuotaExceeded``."""
     if size is not None and size > rules.max_bytes:
         raise TooLarge(f"The upload is too large: at most {rules.max_bytes} bytes are taken.")
-    live = [upload for upload in uow.uploads.of_tenant(tenant_id) if upload.expires_at > now]
+    tokens.require_unrevoked(uow, caller.token_id)
+    live = [upload for upload in uow.uploads.of_tenant(caller.tenant_id) if upload.expires_at > now]
     promised = sum(upload.size or rules.max_bytes for upload in live) + (size or rules.max_bytes)
     if len(live) >= rules.max_count or promised > rules.max_tenant_bytes:
         raise QuotaExceeded(
@@ -41,7 +44,10 @@ def create(
             else None,
         )
     secret = new_secret("bdu")
-    upload = Upload(UploadId(new_id()), tenant_id, secret_hash(secret), now, now + LIFETIME, size, sha256)
+    end = caller.end(now + LIFETIME)
+    upload = Upload(
+        UploadId(new_id()), caller.tenant_id, secret_hash(secret), now, end, size, sha256, token_id=caller.token_id
+    )
     uow.uploads.add(upload)
     return upload, secret
 

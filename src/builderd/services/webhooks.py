@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from builderd.domain import webhooks as domain
 from builderd.domain.errors import NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, WebhookId, is_id, new_id
-from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, associated_data_of
+from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, WebhookStatus, associated_data_of
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
+from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 
@@ -38,6 +40,7 @@ def create(
     """
     if application.webhooks.refuses(new.url):
         raise ValidationFailed({"url": ["must lead to a public address; the operator may allow others"]})
+    tokens.require_unrevoked(uow, caller.token_id)
     if len(uow.webhooks.list(caller.tenant_id)) >= MAX_WEBHOOKS:
         raise QuotaExceeded(f"There are {MAX_WEBHOOKS} webhooks already: delete one first.")
     webhook_id, secret = WebhookId(new_id()), new.secret or _new_secret()
@@ -50,6 +53,8 @@ def create(
         created_at=now,
         created_by=caller.actor,
         place=0,
+        token_id=caller.token_id,
+        expires_at=caller.expires_at,
     )
     # The event is recorded first, so that the webhook does not receive its own creation.
     event = uow.events.add(_event(webhook, "webhook.created", caller.actor, f"created by {caller.actor}", now))
@@ -81,6 +86,15 @@ def deliveries(
     """Return a page of its deliveries, newest first, and their number. Raises ``NotFound``."""
     webhook = get(uow, tenant_id, webhook_id)
     return uow.deliveries.page(webhook.id, page=page, per_page=per_page)
+
+
+def disable(uow: UnitOfWork, webhook_id: WebhookId, actor: str, reason: str, now: datetime) -> None:
+    """End the webhook: it gets no deliveries any more. Idempotent."""
+    webhook = uow.webhooks.get(webhook_id, lock=True)
+    if webhook is not None and webhook.status is WebhookStatus.ACTIVE:
+        ended = domain.disabled(webhook, reason)
+        uow.webhooks.save(ended)
+        disabled(uow, ended, actor, now)
 
 
 def disabled(uow: UnitOfWork, webhook: Webhook, actor: str, now: datetime) -> None:

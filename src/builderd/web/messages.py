@@ -21,7 +21,6 @@ MESSAGES: Mapping[str, str] = {
     "webhook-deleted": "The webhook is gone.",
     "credential-saved": "The credential is stored. Builders that use it have it from their next start on.",
     "credential-deleted": "The credential is gone.",
-    "token-revoked": "The token is revoked, and its sessions have ended.",
     "session-ended": "The session has ended.",
     "renewed": "The service token is new; the old one has ended.",
     "written": "The file is written.",

@@ -54,7 +54,7 @@ class Visit:
 
     @property
     def caller(self) -> Caller:
-        return Caller(self.token.tenant_id, f"token {self.token.name}")
+        return Caller.of(self.token)
 
     @property
     def part(self) -> str:

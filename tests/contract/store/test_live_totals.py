@@ -272,7 +272,10 @@ async def test_migration_sums_the_disks_of_live_builders(shared_url: str) -> Non
 
         def undo(uow: Any) -> None:
             connection = uow.tenants._connection
-            connection.execute(text("ALTER TABLE tenants DROP COLUMN live_disk"))
+            columns = ("tenants.live_disk", "tokens.made_by", "webhooks.expires_at")
+            made_by_tokens = [f"{table}.token_id" for table in ("ssh_grants", "preview_links", "webhooks", "uploads")]
+            for table, _, column in (one.partition(".") for one in (*columns, *made_by_tokens)):
+                connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0044'"))
 
         await store.write(undo)

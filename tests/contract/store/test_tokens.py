@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_token
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder, make_token
 
 from builderd.domain.ids import TokenId, new_id
+from builderd.domain.ssh import Grant
 from builderd.domain.tokens import NO_CALLS, CallHours, Scope
-from builderd.ports.store import Store
+from builderd.ports.store import Store, UnitOfWork
+from builderd.services import revocations
+from builderd.services.revocations import Revocation
+from builderd.services.tokens import require_unrevoked
 
 EVERYTHING = make_token(
     name="deploy \N{ROCKET}",
@@ -15,6 +22,7 @@ EVERYTHING = make_token(
     expires_at=NOW + SECOND,
     revoked_at=NOW,
     last_used_at=NOW,
+    made_by=TokenId(new_id()),
 )
 
 
@@ -61,12 +69,37 @@ async def test_calls_are_added_by_hour(store: Store) -> None:
 async def test_a_revoked_token_keeps_the_time_of_its_first_revocation(store: Store) -> None:
     token = make_token()
     await add(store, token)
-    await store.write(lambda uow: uow.tokens.revoke(token.id, NOW))
-    await store.write(lambda uow: uow.tokens.revoke(token.id, NOW + SECOND))
+    await store.write(lambda uow: uow.tokens.revoke([token.id], NOW))
+    await store.write(lambda uow: uow.tokens.revoke([token.id], NOW + SECOND))
     found = await store.read(lambda uow: uow.tokens.by_secret_hash(token.secret_hash))
     assert found is not None
     assert found.revoked_at == NOW
     assert not found.is_valid(NOW)
+
+
+async def test_a_revocation_waits_for_what_the_token_is_making(store: Store) -> None:
+    builder, token = make_builder(), make_token()
+    await add(store, token, builder)
+    grant = Grant(new_id(), TENANT.id, builder.id, "a" * 64, "token ci", NOW, NOW + SECOND, token_id=token.id)
+    locked, revoked = threading.Event(), threading.Event()
+
+    def make(uow: UnitOfWork) -> None:
+        require_unrevoked(uow, token.id)
+        locked.set()
+        # It is set only where the lock does not hold: the revocation is over then, and has found no grant.
+        revoked.wait(1)
+        uow.ssh_grants.add(grant)
+
+    def revoke(uow: UnitOfWork) -> Revocation:
+        done = revocations.revoke(uow, TENANT.id, token.id, "me", "", NOW)
+        revoked.set()
+        return done
+
+    making = asyncio.create_task(store.write(make))
+    await asyncio.to_thread(locked.wait)
+    done = await store.write(revoke)
+    await making
+    assert [one.id for one in done.ended] == [grant.id]
 
 
 async def test_one_secret_cannot_belong_to_two_tokens(store: Store) -> None:

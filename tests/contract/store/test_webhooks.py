@@ -9,7 +9,7 @@ from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event, make_webhook
 
 from builderd.adapters.stores.sql.tables import deliveries
-from builderd.domain.ids import BuilderId, TenantId, WebhookId, new_id
+from builderd.domain.ids import BuilderId, TenantId, TokenId, WebhookId, new_id
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.ports.store import Store
 
@@ -44,6 +44,8 @@ async def test_every_field_of_a_webhook_is_stored_and_changed(store: Store) -> N
         failures=3,
         held_until=LATER,
         last_success_at=NOW,
+        token_id=TokenId("t"),
+        expires_at=LATER,
     )
     await store.write(lambda uow: uow.webhooks.save(changed))
     assert await store.write(lambda uow: uow.webhooks.get(webhook.id, lock=True)) == replace(
@@ -86,6 +88,13 @@ async def test_webhook_has_undelivered_events_of_its_tenant_only(store: Store) -
     assert await with_undelivered_events() == [webhook.id]
     await store.write(lambda uow: uow.webhooks.save(replace(webhook, place=event)))
     assert await with_undelivered_events() == []
+
+
+async def test_active_webhooks_of_an_expired_token_are_found(store: Store) -> None:
+    over = await added(store, expires_at=NOW)
+    for changes in ({}, {"expires_at": LATER}, {"expires_at": NOW, "status": WebhookStatus.DISABLED}):
+        await added(store, **changes)
+    assert await store.read(lambda uow: uow.webhooks.expired(NOW)) == [over.id]
 
 
 async def test_webhook_is_due_unless_paused_or_disabled(store: Store) -> None:

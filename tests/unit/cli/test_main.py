@@ -24,6 +24,7 @@ from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens
 from builderd.cli.commands import COMMANDS
 from builderd.cli.group import builderd as main
+from builderd.ports.store import UnitOfWork
 from builderd.services import tokens
 
 
@@ -35,6 +36,21 @@ def make_token(data_dir: Path, *words: str) -> str:
     made = run("token", "create", "--tenant", "acme", *words, data_dir=data_dir)
     assert made.exit_code == 0, made.output
     return made.stdout.splitlines()[-1]
+
+
+def derive(data_dir: Path, secret: str) -> str:
+    """Let a token make another one; return the id of that."""
+
+    def make(uow: UnitOfWork) -> str:
+        now = datetime.now(UTC)
+        own = tokens.authenticate(uow, secret, now)
+        return tokens.derive(uow, own, "child", now, scopes=own.scopes)[0].id
+
+    async def write() -> str:
+        async with open_store(load(data_dir=data_dir)) as store:
+            return await store.write(make)
+
+    return asyncio.run(write())
 
 
 def authenticate(data_dir: Path, secret: str) -> str:
@@ -111,7 +127,9 @@ def test_revoked_token_is_invalid(tmp_path: Path) -> None:
     listed = run("token", "list", "--tenant", "acme", data_dir=tmp_path)
     token_id = listed.output.split()[0]
     assert secret not in listed.output
-    assert run("token", "revoke", "--tenant", "acme", token_id, data_dir=tmp_path).exit_code == 0
+    child = derive(tmp_path, secret)
+    revoked = run("token", "revoke", "--tenant", "acme", token_id, data_dir=tmp_path)
+    assert (revoked.exit_code, revoked.output.splitlines()[1:]) == (0, [f"ended: token {child} child"])
     with pytest.raises(Exception, match="revoked"):
         authenticate(tmp_path, secret)
 

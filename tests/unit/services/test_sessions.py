@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,9 +10,12 @@ from tests.application import World
 from tests.contract.store.samples import NOW
 
 from builderd.domain.errors import NotFound, Unauthenticated
+from builderd.domain.identities import Identity
 from builderd.domain.sessions import IDLE, LINK_SPAN, MAX_AGE, Session
 from builderd.domain.tokens import Scope, Token
-from builderd.services import sessions, tokens
+from builderd.domain.webhooks import WebhookStatus
+from builderd.services import revocations, sessions, tokens, webhooks
+from builderd.services.builders import Caller
 
 
 async def sign_in(world: World) -> tuple[Token, Session, str]:
@@ -49,7 +53,7 @@ async def test_a_session_ends_without_use_and_at_its_age(world: World) -> None:
 async def test_a_session_ends_with_its_token(world: World) -> None:
     token, session, secret = await sign_in(world)
     now = world.clock.now()
-    await world.application.store.write(lambda uow: tokens.revoke(uow, "acme", token.id, now))
+    await world.application.store.write(lambda uow: revocations.revoke(uow, token.tenant_id, token.id, "me", "", now))
     with pytest.raises(Unauthenticated):
         await find(world, secret)
     assert not await world.read(lambda uow: sessions.is_good_still(uow, session, now))
@@ -102,3 +106,23 @@ def test_a_use_is_recorded_once_a_minute() -> None:
     session = Session(None, None, None, "", "", *[NOW] * 2)  # type: ignore[arg-type]
     assert not sessions.needs_touch(session, NOW + timedelta(seconds=59))
     assert sessions.needs_touch(session, NOW + timedelta(seconds=60))
+
+
+async def test_a_sign_in_with_other_scopes_ends_what_the_person_made(world: World) -> None:
+    store, now = world.application.store, world.clock.now()
+    person = Identity("alice", "acme", frozenset({Scope.WRITE}))
+    session, _ = await store.write(lambda uow: sessions.sign_in_as(uow, person, "Firefox", now))
+    token = await world.read(lambda uow: uow.tokens.get(session.token_id))
+    assert token is not None
+    new = webhooks.NewWebhook("https://example.com", ("*",), None)
+    hook, _ = await store.write(lambda uow: webhooks.create(uow, world.application, Caller.of(token), new, now))
+    assert hook.expires_at == token.expires_at
+    await store.write(lambda uow: sessions.sign_in_as(uow, person, "Firefox", now))
+    assert (await world.read(lambda uow: webhooks.get(uow, token.tenant_id, hook.id))).status is WebhookStatus.ACTIVE
+    less = replace(person, scopes=frozenset({Scope.READ}))
+    await store.write(lambda uow: sessions.sign_in_as(uow, less, "Firefox", now))
+    ended = await world.read(lambda uow: webhooks.get(uow, token.tenant_id, hook.id))
+    assert (ended.status, ended.status_reason) == (
+        WebhookStatus.DISABLED,
+        f"its token {token.name} ended: {token.name} signed in with other scopes",
+    )

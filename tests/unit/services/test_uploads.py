@@ -24,7 +24,7 @@ async def content() -> AsyncIterator[bytes]:
 async def sent(world: World) -> tuple[Upload, str]:
     application, now = world.application, world.clock.now()
     upload, signature = await application.store.write(
-        lambda uow: uploads.create(uow, application.upload_rules, world.caller.tenant_id, 3, None, now)
+        lambda uow: uploads.create(uow, application.upload_rules, world.caller, 3, None, now)
     )
     upload, _ = await uploads.receive(application, upload, uploads.Part(0, 3), content(), None)
     return upload, signature
@@ -59,15 +59,15 @@ async def test_resent_part_is_checked_again(world: World) -> None:
 async def test_upload_deleted_on_arrival_is_not_found(
     world: World, monkeypatch: pytest.MonkeyPatch, total: int, sha256: str | None
 ) -> None:
-    application, tenant_id, now = world.application, world.caller.tenant_id, world.clock.now()
+    application, now = world.application, world.clock.now()
     upload, _ = await application.store.write(
-        lambda uow: uploads.create(uow, application.upload_rules, tenant_id, None, None, now)
+        lambda uow: uploads.create(uow, application.upload_rules, world.caller, None, None, now)
     )
     write = application.uploads.write
 
     async def write_and_lose(*arguments: Any) -> int:
         received = await write(*arguments)
-        await uploads.delete(application, tenant_id, upload.id)
+        await uploads.delete(application, upload.tenant_id, upload.id)
         return received
 
     monkeypatch.setattr(application.uploads, "write", write_and_lose)

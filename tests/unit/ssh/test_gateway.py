@@ -17,7 +17,9 @@ from tests.fakes.processes import Answer, FakeProcess
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.processes import Window
-from builderd.services import ssh
+from builderd.domain.tokens import Scope
+from builderd.services import revocations, ssh, tokens
+from builderd.services.builders import Caller
 from builderd.ssh import gateway
 from builderd.ssh.gateway import Gateway
 
@@ -119,6 +121,21 @@ async def test_short_outage_of_the_database_does_not_keep_a_revoked_session_open
         await world.application.store.write(lambda uow: ssh.revoke(uow, world.caller, logged.builder.id, now))
         await logged.is_cut()
     assert "SSH grant check failed" in caplog.text
+
+
+async def test_a_session_is_cut_with_the_api_token_that_made_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The revocation tells the gateway, which would look again in a year only."""
+    monkeypatch.setattr(gateway, "CHECK_SECONDS", 365 * 86_400.0)
+    async with logged_in() as logged:
+        application, now = logged.world.application, logged.world.clock.now()
+        made, _ = await application.store.write(lambda uow: tokens.create(uow, "acme", "ci", now, scopes=[Scope.WRITE]))
+        caller = Caller.of(made)
+        _, _, token = await application.store.write(lambda uow: ssh.grant(uow, caller, logged.builder.id, VALID, now))
+        mine, logged.client = logged.client, await logged.connect(token)
+        await logged.echo()
+        await revocations.end(application, made.tenant_id, made.id, "token admin")
+        await logged.is_cut()
+        assert not mine.is_closed()
 
 
 async def test_a_session_is_cut_when_its_time_is_over_even_if_the_database_does_not_answer(

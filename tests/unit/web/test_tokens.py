@@ -24,7 +24,11 @@ async def test_a_new_token_is_shown_once_and_works(pages: Pages) -> None:
     assert (current["name"], current["scopes"]) == ("ci", ["read", "write"])
     assert current["expires_at"] is not None
 
-    await pages.browser.post("/tokens/revoke", data={"token": current["id"]})
+    made = await pages.service.client(secret).post("/api/v1/webhooks", json={"url": "https://example.com/hook"})
+    assert made.status_code == 201
+    revoked = await pages.browser.post("/tokens/revoke", data={"token": current["id"]})
+    assert "The token ci is revoked" in revoked.text
+    assert 'the webhook to <span class="m">https://example.com/hook</span>' in revoked.text
     assert (await pages.service.client(secret).get("/api/v1/tokens/current")).status_code == 401
 
 

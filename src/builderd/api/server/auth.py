@@ -72,8 +72,7 @@ class Identity:
 
     @property
     def caller(self) -> Caller:
-        program = f" ({self.client})" if self.client else ""
-        return Caller(self.token.tenant_id, f"token {self.token.name}{program}")
+        return Caller.of(self.token, self.client)
 
     @property
     def may_write(self) -> bool:

@@ -16,7 +16,7 @@ from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Token
 from builderd.operations.operations import Operations
 from builderd.schemas.v1 import tokens as wire
-from builderd.services import tokens
+from builderd.services import revocations, tokens
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.TOKENS])
 
@@ -84,7 +84,7 @@ async def read_current_token(request: Request, identity: Reader) -> Response:
 @router.delete(
     "/tokens/{id}",
     response_model=None,
-    responses={**openapi.answer(200, wire.TokenAnswer, "It has ended."), **openapi.failures(401, 403, 404)},
+    responses={**openapi.answer(200, wire.RevokedTokenAnswer, "It has ended."), **openapi.failures(401, 403, 404)},
 )
 async def revoke_token(
     request: Request,
@@ -92,15 +92,17 @@ async def revoke_token(
     identity: Administrator,
     token_id: Annotated[TokenUuid, Path(alias="id")],
 ) -> Response:
-    """Revoke an API token of your tenant at once, also your own. What it streams ends within 15 seconds.
+    """Revoke an API token of your tenant at once, also your own, and end what it made.
 
-    Needs the scope `admin`.
+    That is tokens, with what those made, SSH tokens, preview links, webhooks and uploads: `ended` lists them. What it
+    streams ends within 15 seconds. Service tokens of builders stay. Needs the scope `admin`.
     """
-    now = application.clock.calendar()
-    tenant_id = identity.token.tenant_id
-    token = await application.store.write(lambda uow: tokens.revoke_own(uow, tenant_id, TokenId(token_id.lower()), now))
-    data = _shown(operations_of(request), token, identity.token)
-    return success(wire.TokenAnswer(message=f"The token {token.name} is revoked.", data=data)).response()
+    caller = identity.caller
+    done = await revocations.end(application, caller.tenant_id, TokenId(token_id.lower()), caller.actor)
+    shown = _shown(operations_of(request), done.token, identity.token)
+    ended = [wire.Ended(kind=one.kind, id=one.id, name=one.name, builder=one.builder_id) for one in done.ended]
+    data = wire.RevokedToken(**shown.model_dump(), ended=ended)
+    return success(wire.RevokedTokenAnswer(message=done.message, data=data)).response()
 
 
 def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
@@ -115,4 +117,5 @@ def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
         last_used_at=token.last_used_at,
         calls_in_24_h=calls.of_day(operations.application.clock.calendar()),
         current=token.id == current.id,
+        made_by=token.made_by,
     )

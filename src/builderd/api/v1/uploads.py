@@ -61,10 +61,10 @@ async def create_upload(request: Request, application: TheApplication, identity:
     `PUT` the bytes to `upload_url`, which is good for 24 hours and needs no token. Then create a builder, or deploy a
     version, with `{"source": {"upload_id"}}` in place of `files`.
     """
-    new, tenant_id, now = body.value, identity.token.tenant_id, application.clock.now()
+    new, caller, now = body.value, identity.caller, application.clock.now()
     rules = application.upload_rules
     upload, signature = await application.store.write(
-        lambda uow: uploads.create(uow, rules, tenant_id, new.size, new.sha256, now)
+        lambda uow: uploads.create(uow, rules, caller, new.size, new.sha256, now)
     )
     base = (application.public_url or str(request.base_url)).rstrip("/")
     url = f"{base}{PREFIX}/uploads/{upload.id}?{urlencode({'signature': signature})}"

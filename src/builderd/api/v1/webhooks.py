@@ -114,6 +114,7 @@ def _present(webhook: Webhook) -> wire.Webhook:
         failures=webhook.failures,
         last_success_at=webhook.last_success_at,
         created_at=webhook.created_at,
+        expires_at=webhook.expires_at,
     )
 
 

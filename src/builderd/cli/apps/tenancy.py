@@ -12,6 +12,7 @@ import click
 
 from builderd.cli.apps.inside import Moment
 from builderd.cli.apps.session import Session, command
+from builderd.cli.apps.tables import printable
 from builderd.cli.command_group import CommandGroup
 
 SPAN = re.compile(r"(\d+)([mhdw])")
@@ -171,6 +172,7 @@ def webhooks_list(session: Session) -> None:
         "ID": lambda one: one.id,
         "STATUS": lambda one: one.status,
         "EVENTS": lambda one: ",".join(one.events),
+        "EXPIRES": lambda one: one.expires_at or "never",
         "URL": lambda one: one.url,
     }
     session.table(session.client.webhooks.list(), columns, "There are no webhooks.")
@@ -247,6 +249,7 @@ def tokens_create(session: Session, name: str, scopes: Sequence[str], expires: d
 @command(tokens)
 @click.argument("token")
 def revoke(session: Session, token: str) -> None:
-    """Revoke one at once, by its id."""
-    session.client.tokens.revoke(token)
-    session.result({"revoked": token}, f"The token {token} is revoked.")
+    """Revoke one at once, by its id, with what it made: tokens, SSH tokens, preview links, webhooks and uploads."""
+    revoked = session.client.tokens.revoke(token)
+    rows = [f"\nended: {one.kind} {one.id} {printable(one.name)}".rstrip() for one in revoked.ended]
+    session.result({"revoked": token, "ended": revoked.ended}, f"The token {token} is revoked.{''.join(rows)}")

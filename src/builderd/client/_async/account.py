@@ -13,6 +13,7 @@ from builderd.client.models import (
     DaysSpending,
     Delivery,
     NewToken,
+    RevokedToken,
     Spending,
     SpendingCap,
     Token,
@@ -140,6 +141,6 @@ class AsyncTokens:
         """Return the token in use."""
         return await self._transport.read(Token, "GET", "/tokens/current")
 
-    async def revoke(self, token: str) -> None:
-        """End one at once."""
-        await self._transport.request("DELETE", f"/tokens/{token}")
+    async def revoke(self, token: str) -> RevokedToken:
+        """End one at once, with what it made; return it with what ended."""
+        return await self._transport.read(RevokedToken, "DELETE", f"/tokens/{token}")

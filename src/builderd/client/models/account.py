@@ -10,7 +10,8 @@ from builderd.client.models.base import Model
 class Token(Model):
     """API token without its secret. ``scopes`` are ``read``, ``write``, ``skip-gates``, ``admin``.
 
-    ``calls_in_24_h`` counts calls in this hour and the 23 before, without web pages.
+    ``calls_in_24_h`` counts calls in this hour and the 23 before, without web pages. ``made_by`` is the token that made
+    it and with which it ends.
     """
 
     id: str
@@ -22,12 +23,32 @@ class Token(Model):
     last_used_at: datetime | None = None
     calls_in_24_h: int = 0
     current: bool = False
+    made_by: str | None = None
 
 
 class NewToken(Token):
     """New API token with its ``secret``, which is shown this once."""
 
     secret: str
+
+
+class Ended(Model):
+    """Thing that ended with the token that made it.
+
+    ``kind`` is ``token``, ``ssh``, ``preview_link``, ``webhook`` or ``upload``; ``name`` that of the token or of the
+    builder, a webhook's URL, empty for an upload; ``builder`` its uuid.
+    """
+
+    kind: str
+    id: str
+    name: str
+    builder: str | None = None
+
+
+class RevokedToken(Token):
+    """Revoked API token, and what ``ended`` with it."""
+
+    ended: list[Ended]
 
 
 class CredentialUse(Model):
@@ -115,7 +136,10 @@ class DaysSpending(Model):
 
 
 class Webhook(Model):
-    """Webhook. ``status_reason`` says why it is disabled; ``failures`` counts since the last success."""
+    """Webhook. ``status_reason`` says why it is disabled; ``failures`` counts since the last success.
+
+    ``expires_at``: when the token that made it expires, and the webhook is disabled.
+    """
 
     id: str
     url: str
@@ -125,6 +149,7 @@ class Webhook(Model):
     failures: int
     last_success_at: datetime | None = None
     created_at: datetime
+    expires_at: datetime | None = None
 
 
 class WebhookWithSecret(Webhook):

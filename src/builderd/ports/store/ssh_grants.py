@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, TokenId
 from builderd.domain.ssh import Grant
 
 
@@ -21,5 +21,8 @@ class SshGrants(Protocol):
         """Record the time of the last use."""
 
     def revoke(self, grant_id: str, at: datetime) -> None: ...
+    def revoke_of(self, tokens: Collection[TokenId], at: datetime) -> Sequence[Grant]:
+        """Revoke the valid ones that these API tokens made; return them."""
+
     def expire(self, before: datetime) -> int:
         """Delete those that expired before this time; return the number."""

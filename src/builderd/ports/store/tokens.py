@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -12,10 +12,13 @@ from builderd.domain.tokens import NO_CALLS, CallHours, Token
 
 class Tokens(Protocol):
     def add(self, token: Token) -> None: ...
-    def get(self, token: TokenId) -> Token | None: ...
+    def get(self, token: TokenId, *, lock: bool = False) -> Token | None:
+        """Return it; with ``lock``, other writers of this row wait until the unit of work ends."""
+
     def by_secret_hash(self, secret_hash: str) -> Token | None: ...
     def list(self, tenant: TenantId) -> Sequence[Token]: ...
     def touch(self, token: TokenId, at: datetime, calls: CallHours = NO_CALLS) -> None:
         """Record the time of the last use, and add calls to those of their hours."""
 
-    def revoke(self, token: TokenId, at: datetime) -> None: ...
+    def revoke(self, tokens: Collection[TokenId], at: datetime) -> None:
+        """Mark them as revoked. Those that are revoked already keep their time."""

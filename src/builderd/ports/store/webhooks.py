@@ -33,6 +33,9 @@ class Webhooks(Protocol):
     def any_active(self) -> bool:
         """Return True if any tenant has an active one."""
 
+    def expired(self, now: datetime) -> Sequence[WebhookId]:
+        """Return the active ones whose token has expired."""
+
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         """Return the active ones whose tenant has events after their cursor (``place``)."""
 

@@ -86,11 +86,13 @@ class WebhookJob:
 
     async def poll(self) -> bool:
         """Make deliveries of new events, and serve the webhooks with due ones. Return False if no webhook is active."""
-        store, now = self._app.store, self._app.clock.now()
-        found = await store.read(lambda uow: _look(uow, now))
+        store, now, ended_by = self._app.store, self._app.clock.now(), self._app.clock.deletable()
+        found = await store.read(lambda uow: _look(uow, now, ended_by))
         if found is None:
             return False
-        undelivered, due = found
+        expired, undelivered, due = found
+        if expired:
+            await store.write(lambda uow: _disable(uow, expired, now))
         for webhook_id in undelivered:
             try:
                 await self._fan_out(webhook_id)
@@ -174,11 +176,19 @@ class WebhookJob:
         return await self._app.webhooks.post(webhook.url, signed, body)
 
 
-def _look(uow: UnitOfWork, now: datetime) -> tuple[Sequence[WebhookId], Sequence[WebhookId]] | None:
-    """Return the webhooks with undelivered events and those with due deliveries; None if none is active."""
+def _look(
+    uow: UnitOfWork, now: datetime, ended_by: datetime
+) -> tuple[Sequence[WebhookId], Sequence[WebhookId], Sequence[WebhookId]] | None:
+    """Return the webhooks whose token expired by ``ended_by``, those with undelivered events and those with due
+    deliveries; None if none is active."""
     if not uow.webhooks.any_active():
         return None
-    return uow.webhooks.with_undelivered_events(), uow.webhooks.due(now)
+    return uow.webhooks.expired(ended_by), uow.webhooks.with_undelivered_events(), uow.webhooks.due(now)
+
+
+def _disable(uow: UnitOfWork, expired: Sequence[WebhookId], now: datetime) -> None:
+    for webhook_id in expired:
+        webhooks.disable(uow, webhook_id, SYSTEM, "the token that made it has expired", now)
 
 
 def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webhook, Delivery, Event | None] | None:

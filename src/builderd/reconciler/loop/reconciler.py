@@ -38,7 +38,7 @@ BATCH = 100
 #: How often everything is checked, whether or not anything is known to have changed, in seconds.
 SWEEP_INTERVAL = 300.0
 #: How often the proxy's preview links are compared with the store's, in seconds.
-LINKS_INTERVAL = 60.0
+LINKS_INTERVAL = 15.0
 #: How often members of the cluster that were lost, or have returned, are looked for, in seconds.
 MEMBERS_INTERVAL = 5.0
 #: After the exits could not be watched, or one not looked up: how long until the next try, in seconds.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from builderd.domain.tokens import MAX_NAME, Scope
+from builderd.domain.tokens import MAX_NAME, EndedKind, Scope
 from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.shape import Shape, View
 from builderd.schemas.v1.times import UtcTime
@@ -30,6 +30,7 @@ class NewToken(Shape):
 class Token(View):
     """API token without its secret. ``current``: the one that this call was made with.
 
+    ``made_by`` is the token that made it and with which it ends; null: made on the service's machine.
     ``calls_in_24_h`` counts calls in this hour and the 23 before, without web pages.
     """
 
@@ -42,6 +43,7 @@ class Token(View):
     last_used_at: Time | None
     calls_in_24_h: int
     current: bool
+    made_by: str | None
 
 
 class TokenWithSecret(Token):
@@ -52,6 +54,28 @@ class TokenWithSecret(Token):
 
 class TokenAnswer(Success[Token]):
     """One token."""
+
+
+class Ended(View):
+    """Thing that ended with the token that made it.
+
+    ``name``: of the token or of the builder, a webhook's URL, empty for an upload. ``builder`` is its uuid.
+    """
+
+    kind: EndedKind
+    id: str
+    name: str
+    builder: str | None
+
+
+class RevokedToken(Token):
+    """Revoked API token, and what ended with it in this call."""
+
+    ended: list[Ended]
+
+
+class RevokedTokenAnswer(Success[RevokedToken]):
+    """Response to a revocation."""
 
 
 class NewTokenAnswer(Success[TokenWithSecret]):

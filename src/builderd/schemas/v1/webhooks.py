@@ -44,7 +44,10 @@ class NewWebhook(Shape):
 
 
 class Webhook(View):
-    """Webhook. ``status_reason`` says why it is disabled; ``failures`` counts since the last success."""
+    """Webhook. ``status_reason`` says why it is disabled; ``failures`` counts since the last success.
+
+    ``expires_at``: when the token that made it expires, and the webhook is disabled.
+    """
 
     id: str
     url: str
@@ -54,6 +57,7 @@ class Webhook(View):
     failures: int
     last_success_at: Time | None
     created_at: Time
+    expires_at: Time | None
 
 
 class WebhookWithSecret(Webhook):

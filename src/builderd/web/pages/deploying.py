@@ -135,8 +135,8 @@ async def create_sent(visit: Visit) -> Response:
 async def take_archive(visit: Visit) -> Response:
     """Take an archive (zip, tar, tar.gz or tar.zst) as an upload, and answer its id."""
     application, request = visit.application, visit.request
-    size, tenant, rules = announced_length(request), visit.token.tenant_id, application.upload_rules
-    upload, _ = await visit.write(lambda uow: uploads.create(uow, rules, tenant, size, None, visit.now))
+    size, rules = announced_length(request), application.upload_rules
+    upload, _ = await visit.write(lambda uow: uploads.create(uow, rules, visit.caller, size, None, visit.now))
     await uploads.receive(application, upload, Part(0, size), pieces(request, UPLOAD_SECONDS), None)
     return JSONResponse({"upload_id": upload.id}, 201)
 

@@ -45,7 +45,7 @@ async def open_terminal(websocket: WebSocket) -> None:
         if builder is None:
             raise NotFound(f"You have no builder named {name!r}.")
         spec = ProcessSpec(LOGIN_SHELL, window=_window(dict(websocket.query_params)) or Window(80, 24))
-        caller = Caller(token.tenant_id, f"token {token.name}")
+        caller = Caller.of(token)
         async with executions.session(application, caller, builder.id, spec) as process:
             await websocket.accept()
             log.info("terminal opened builder=%s session=%s", builder.id, session.id)

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TokenId
-from builderd.domain.tokens import Scope
+from builderd.domain.tokens import EndedKind, Scope
 from builderd.schemas.v1.tokens import NewToken
-from builderd.services import tokens
+from builderd.services import revocations, tokens
 from builderd.web import commands
-from builderd.web.visits import Visit, page, see_other
+from builderd.web.visits import Visit, page
 
 #: What a new token may do, with what each scope means. `operator` is granted on the machine alone.
 SCOPES = (
@@ -25,6 +25,15 @@ SCOPES = (
 )
 #: Lifetimes of a new token in days; "" is as long as the token of the session.
 LIFETIMES = ("7", "30", "90", "365", "")
+
+#: What ended with a token, in words.
+KINDS = {
+    EndedKind.TOKEN: "the token",
+    EndedKind.SSH: "an SSH token of",
+    EndedKind.PREVIEW_LINK: "a link to",
+    EndedKind.WEBHOOK: "the webhook to",
+    EndedKind.UPLOAD: "an upload",
+}
 
 
 async def show_tokens(visit: Visit) -> Response:
@@ -42,9 +51,11 @@ async def _shown(visit: Visit, status: int = 200, **values: Any) -> Response:
         "is_admin": visit.allows(Scope.ADMIN),
         "scopes": SCOPES,
         "lifetimes": LIFETIMES,
+        "kinds": KINDS,
         "errors": {},
         "asked": {"name": "", "scopes": [Scope.WRITE], "days": "30"},
         "secret": "",
+        "revocation": None,
     }
     return await visit.page("tokens.html", status, **{**context, **values})
 
@@ -82,11 +93,10 @@ def _by_field(errors: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]
 
 
 async def revoke(visit: Visit) -> Response:
-    """Revoke a token, and so end its sessions."""
-    form = await visit.form()
-    wanted = TokenId(form.text("token"))
-    await visit.write(lambda uow: tokens.revoke(uow, visit.tenant, wanted, visit.now))
-    return see_other("/tokens", {"done": "token-revoked"})
+    """Revoke a token, and so end its sessions and what it made, which is shown."""
+    form, caller = await visit.form(), visit.caller
+    done = await revocations.end(visit.application, caller.tenant_id, TokenId(form.text("token")), caller.actor)
+    return await _shown(visit, revocation=done)
 
 
 ROUTES = [

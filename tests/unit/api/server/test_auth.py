@@ -74,7 +74,7 @@ async def test_a_token_ends_when_it_expires_or_is_revoked(service: Service) -> N
     )
     client = service.client(secret)
     assert (await client.get(BUILDERS)).status_code == 200
-    await application.store.write(lambda uow: uow.tokens.revoke(token.id, now))
+    await application.store.write(lambda uow: uow.tokens.revoke([token.id], now))
     assert (await client.get(BUILDERS)).status_code == 401
 
 

@@ -200,7 +200,7 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     token = box.json("tokens", "create", "ci", "--scope", "read", "--expires", "30d")
     assert token["scopes"] == ["read"]
     assert token["id"] in [one["id"] for one in box.json("tokens", "list")]
-    box.json("tokens", "revoke", token["id"])
+    assert box.json("tokens", "revoke", token["id"]) == {"revoked": token["id"], "ended": []}
 
     # Access
     assert box.run("ssh", "grant", "my-app").stdout.startswith("ssh -p 8022 bdssh_")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -279,3 +280,25 @@ async def test_failing_fan_out_does_not_delay_other_webhooks(world: World) -> No
     event = await happen(world)
     await deliver(world)
     assert [(url, json.loads(body)["data"]["id"]) for url, _, body in sender(world).sent[1:]] == [(OTHER, event.id)]
+
+
+async def test_a_webhook_ends_when_its_token_expires(world: World) -> None:
+    end = world.clock.now() + timedelta(hours=1)
+    brief = await hook(world, URL, caller=replace(world.caller, expires_at=end))
+    other = await hook(world, OTHER)
+    world.clock.move(3_599)
+    await happen(world)
+    await deliver(world)
+    world.clock.move(1)
+    await deliver(world)
+    seen = {one.id: one for one in await world.read(lambda uow: uow.webhooks.all())}
+    assert (seen[brief.id].status, seen[other.id].status) == (WebhookStatus.DISABLED, WebhookStatus.ACTIVE)
+    assert seen[brief.id].status_reason == "the token that made it has expired"
+    await happen(world)
+    await deliver(world)
+    bodies = {
+        url: [json.loads(body)["type"] for one, _, body in sender(world).sent if one == url] for url in (URL, OTHER)
+    }
+    assert bodies[URL].count("builder.status") == 1
+    assert bodies[OTHER].count("builder.status") == 2
+    assert bodies[OTHER].count("webhook.disabled") == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import builders, preview_links
 from builderd.domain.builders import Desired
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, TokenId
 from builderd.domain.preview_links import Link
 from builderd.domain.previews import PreviewLink
 
@@ -28,6 +28,11 @@ _ROUTES = (
     .order_by(_c.secret_hash)
 )
 _REMOVE = delete(preview_links).where(_c.id == bindparam("link"))
+_REMOVE_OF = (
+    delete(preview_links)
+    .where(_c.token_id.in_(bindparam("tokens", expanding=True)), _c.expires_at > bindparam("now"))
+    .returning(preview_links)
+)
 _EXPIRE = delete(preview_links).where(_c.expires_at < bindparam("before"))
 
 
@@ -44,6 +49,10 @@ class PreviewLinks:
 
     def remove(self, link_id: str) -> None:
         self._connection.execute(_REMOVE, {"link": link_id})
+
+    def remove_of(self, tokens: Collection[TokenId], now: datetime) -> Sequence[Link]:
+        rows = self._connection.execute(_REMOVE_OF, {"tokens": list(tokens), "now": now}).mappings()
+        return [Link(**row) for row in rows]
 
     def routes(self, now: datetime) -> Sequence[PreviewLink]:
         rows = self._connection.execute(_ROUTES, {"now": now})

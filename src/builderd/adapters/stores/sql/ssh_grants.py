@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import ssh_grants
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, TokenId
 from builderd.domain.ssh import Grant
 
 _INSERT = insert(ssh_grants)
@@ -23,6 +23,12 @@ _VALID = (
 )
 _UPDATE = update(ssh_grants).where(ssh_grants.c.id == bindparam("grant"))
 _REVOKE = _UPDATE.where(ssh_grants.c.revoked_at.is_(None))
+_REVOKE_OF = (
+    update(ssh_grants)
+    .where(ssh_grants.c.token_id.in_(bindparam("tokens", expanding=True)))
+    .where(ssh_grants.c.revoked_at.is_(None), ssh_grants.c.expires_at > bindparam("now"))
+    .returning(ssh_grants)
+)
 _EXPIRE = delete(ssh_grants).where(ssh_grants.c.expires_at < bindparam("before"))
 
 
@@ -51,6 +57,10 @@ class SshGrants:
     def revoke(self, grant_id: str, at: datetime) -> None:
         """Mark a grant as revoked. One that is revoked already keeps its time."""
         self._connection.execute(_REVOKE, {"grant": grant_id, "revoked_at": at})
+
+    def revoke_of(self, tokens: Collection[TokenId], at: datetime) -> Sequence[Grant]:
+        values = {"tokens": list(tokens), "now": at, "revoked_at": at}
+        return [Grant(**row) for row in self._connection.execute(_REVOKE_OF, values).mappings()]
 
     def expire(self, before: datetime) -> int:
         return self._connection.execute(_EXPIRE, {"before": before}).rowcount

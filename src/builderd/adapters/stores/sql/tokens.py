@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,15 +16,17 @@ from builderd.domain.tokens import NO_CALLS, CallHours, Scope, Token
 _INSERT = insert(tokens)
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
 _BY_ID = select(tokens).where(tokens.c.id == bindparam("token"))
+_BY_ID_LOCKED = _BY_ID.with_for_update()
 _OF_TENANT = select(tokens).where(tokens.c.tenant_id == bindparam("tenant")).order_by(tokens.c.created_at, tokens.c.id)
 _CALLS = select(tokens.c.calls).where(tokens.c.id == bindparam("token")).with_for_update()
 _UPDATE = update(tokens).where(tokens.c.id == bindparam("token"))
-_REVOKE = _UPDATE.where(tokens.c.revoked_at.is_(None))
+_REVOKE = update(tokens).where(tokens.c.id.in_(bindparam("tokens", expanding=True)), tokens.c.revoked_at.is_(None))
 
 
 class Tokens:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
         self._connection = connection
+        self._locks = locks
 
     def add(self, token: Token) -> None:
         row = row_of(token)
@@ -32,8 +34,9 @@ class Tokens:
         row["calls"] = _document(token.calls)
         self._connection.execute(_INSERT, row)
 
-    def get(self, token: TokenId) -> Token | None:
-        row = self._connection.execute(_BY_ID, {"token": token}).mappings().first()
+    def get(self, token: TokenId, *, lock: bool = False) -> Token | None:
+        statement = _BY_ID_LOCKED if lock and self._locks else _BY_ID
+        row = self._connection.execute(statement, {"token": token}).mappings().first()
         return read_token(row) if row else None
 
     def by_secret_hash(self, secret_hash: str) -> Token | None:
@@ -51,9 +54,8 @@ class Tokens:
             values["calls"] = _document(_calls(stored).add_all(calls))
         self._connection.execute(_UPDATE, values)
 
-    def revoke(self, token: TokenId, at: datetime) -> None:
-        """Mark a token as revoked. One that is revoked already keeps its time."""
-        self._connection.execute(_REVOKE, {"token": token, "revoked_at": at})
+    def revoke(self, tokens: Collection[TokenId], at: datetime) -> None:
+        self._connection.execute(_REVOKE, {"tokens": list(tokens), "revoked_at": at})
 
 
 def read_token(row: RowMapping | Mapping[str, Any]) -> Token:

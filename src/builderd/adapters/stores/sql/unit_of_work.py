@@ -67,7 +67,7 @@ class UnitOfWork:
 
     @cached_property
     def tokens(self) -> port.Tokens:
-        return Tokens(self._connection)
+        return Tokens(self._connection, locks=self._writes)
 
     @cached_property
     def builder_lists(self) -> port.BuilderLists:

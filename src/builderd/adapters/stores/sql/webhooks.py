@@ -28,6 +28,7 @@ _OF_TENANT = _ALL.where(_hook.tenant_id == bindparam("tenant"))
 _UPDATE = update(webhooks).where(_hook.id == bindparam("webhook"))
 _DELETE = delete(webhooks).where(_hook.id == bindparam("webhook"))
 _ANY_ACTIVE = select(exists().where(_is_active))
+_EXPIRED = select(_hook.id).where(_is_active, _hook.expires_at <= _now)
 _BEHIND = select(_hook.id).where(
     _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
 )
@@ -92,6 +93,9 @@ class Webhooks:
 
     def any_active(self) -> bool:
         return bool(self._connection.execute(_ANY_ACTIVE).scalar_one())
+
+    def expired(self, now: datetime) -> Sequence[WebhookId]:
+        return self._connection.execute(_EXPIRED, {"now": now}).scalars().all()
 
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         return self._connection.execute(_BEHIND).scalars().all()

@@ -131,6 +131,7 @@ ssh_grants = Table(
     Column("expires_at", UtcDateTime, nullable=False),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
+    Column("token_id", Text),
     Index("ix_ssh_grants_builder_id", "builder_id"),
 )
 
@@ -145,6 +146,7 @@ preview_links = Table(
     Column("created_by", ForeignText, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
+    Column("token_id", Text),
     Index("ix_preview_links_builder_id", "builder_id"),
 )
 

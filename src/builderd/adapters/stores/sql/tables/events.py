@@ -41,6 +41,8 @@ webhooks = Table(
     Column("failures", Integer, nullable=False),
     Column("held_until", UtcDateTime),
     Column("last_success_at", UtcDateTime),
+    Column("token_id", Text),
+    Column("expires_at", UtcDateTime),
 )
 
 

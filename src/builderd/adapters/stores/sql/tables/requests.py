@@ -35,4 +35,5 @@ uploads = Table(
     Column("size", BigInteger),
     Column("sha256", Text),
     Column("complete", Boolean, nullable=False),
+    Column("token_id", Text),
 )

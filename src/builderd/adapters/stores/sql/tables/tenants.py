@@ -40,6 +40,7 @@ tokens = Table(
     Column("last_used_at", UtcDateTime),
     # [the newest hour since 1970, [calls of each hour]]; none before the first that was counted.
     Column("calls", document()),
+    Column("made_by", Text),
 )
 
 

@@ -42,14 +42,14 @@ class Connection:
             struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
         )
 
-    def finish(self, stream: int) -> Stream:
-        """Read until this stream has ended, one way or the other."""
+    def finish(self, stream: int, *, head_only: bool = False) -> Stream:
+        """Read until this stream has ended, one way or the other, or until the head of its response."""
         for frame in iter(self._frame, None):
             kind, flags, number, payload = frame
             if kind == SETTINGS and not flags & ACKNOWLEDGE:
                 self.send(SETTINGS, ACKNOWLEDGE, 0, b"")
             self._take(kind, number, payload)
-            ended = kind in (DATA, HEADERS) and flags & END_STREAM
+            ended = kind in (DATA, HEADERS) and (head_only or flags & END_STREAM)
             if kind == GOAWAY or (number == stream and (ended or kind == RESET)):
                 break
         else:

@@ -18,12 +18,11 @@ from ipaddress import ip_network
 import pytest
 from tests.previews.next_owner import NextOwner
 from tests.previews.proxy import TOKEN, App, Proxy, eventually, free_port, new_host, route_to
-from tests.previews.standby import CLIENT, SECRET, Standby, dial, port_of, receiving
+from tests.previews.standby import CLIENT, Standby, dial, port_of, receiving
 from tests.previews.visitor import PATIENCE, Answer, ask, parse, read_all, read_until
 
 from builderd.adapters.previews.haproxy import listed_config, runtime_api
 from builderd.adapters.previews.haproxy.forwarder import Forwarder
-from builderd.adapters.previews.haproxy.options import Receiving
 from builderd.adapters.previews.haproxy.route_map import encode
 from builderd.adapters.previews.haproxy.visit_counts import VisitCounts
 from builderd.domain.errors import EngineUnavailable
@@ -322,9 +321,19 @@ def test_list_that_is_put_while_the_proxy_is_started_again_is_put_once_more(
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json"])
 def test_visitor_whose_way_breaks_off_reads_of_the_visit_and_a_browser_a_page(pair: Pair, accept: str) -> None:
-    """The service that works closes what comes from no member."""
-    pair.worker.run(pair.worker.previews.receive(Receiving("127.0.0.1", port_of(pair.worker), SECRET), [CLIENT]))
-    answer = pair.standby.visitor.get(pair.host, "/", "Content-Length: 0", f"Accept: {accept}", method="POST")
+    """Break it off once the request is there: one that ends sooner was never a way, which is a 503."""
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        pair.standby.lead(service.getsockname()[1])
+
+        def break_off() -> None:
+            with service.accept()[0] as way:
+                for _ in ("the signature of PROXY", "the request"):
+                    read_until(way, b"\r\n\r\n")
+
+        breaking = threading.Thread(target=break_off, daemon=True)
+        breaking.start()
+        answer = pair.standby.visitor.get(pair.host, "/", "Content-Length: 0", f"Accept: {accept}", method="POST")
+        breaking.join(PATIENCE)
     assert (answer.status, "visit" in answer.text, "Idempotency-Key" in answer.text) == (502, True, False)
     assert answer.text.startswith("<!doctype") is (accept == "text/html")
 

@@ -38,7 +38,10 @@ def test_a_private_websocket_opens_to_its_token(proxy: Proxy, app: App) -> None:
 
 
 def test_a_websocket_over_http2_echoes(proxy: Proxy, app: App) -> None:
-    """Browsers open them this way where a page came over HTTP/2 (RFC 8441)."""
+    """Browsers open them this way where a page came over HTTP/2 (RFC 8441).
+
+    A client sends nothing before the answer (RFC 6455, 4.1): HAProxy answers 500 where frames come with the handshake.
+    """
     handshake = (
         (b":protocol", b"websocket"),
         (b"sec-websocket-version", b"13"),
@@ -48,6 +51,7 @@ def test_a_websocket_over_http2_echoes(proxy: Proxy, app: App) -> None:
     with connection.socket:
         headers = http2.request(proxy.open(app), "/websocket", method="CONNECT")
         connection.open(1, [*headers[:4], *handshake], ends=False)
+        assert connection.finish(1, head_only=True).ok
         connection.send(http2.DATA, 0, 1, b"\x81\x82\0\0\0\0hi" + b"\x88\x80\0\0\0\0")
         answer = connection.finish(1)
     assert answer.ok

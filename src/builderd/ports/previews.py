@@ -55,7 +55,10 @@ class Previews(Protocol):
         """
 
     async def open_requests(self, host: str) -> int:
-        """Return the number of open requests of the host, without event streams and WebSockets."""
+        """Return the number of open requests of the host, without event streams and WebSockets.
+
+        It includes each request that is to reach the app by an earlier route than the present one.
+        """
 
     async def put_domain(self, alias: DomainAlias) -> None:
         """Set or replace a custom domain, and its certificate for new connections. Idempotent.

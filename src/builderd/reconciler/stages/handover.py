@@ -19,9 +19,6 @@ DRAIN_TIMEOUT, GRACE = 10.0, 5.0
 LEAST_GRACE = 1.0
 #: How often they are counted, in seconds.
 DRAIN_INTERVAL = 0.005
-#: Seconds between the two counts of none: a request is counted a moment after its route was looked up, on a loaded
-#: machine some milliseconds; one between both would dial an app that has been removed.
-UNCOUNTED = 0.05
 #: What is left of a visitor's time once the old version has ended, with some to spare, in seconds.
 LEFT = 18.0
 #: Least seconds for a new version to listen.
@@ -34,13 +31,9 @@ async def drained(application: Application, host: str) -> float:
     Return how many seconds that took, about ``DRAIN_TIMEOUT`` at most.
     """
     clock = application.clock
-    begun, seconds, counted_none = clock.passed(), 0.0, False
-    while seconds < DRAIN_TIMEOUT:
-        is_none = not await application.previews.open_requests(host)
-        if is_none and counted_none:
-            break
-        counted_none = is_none
-        await clock.sleep(UNCOUNTED if is_none else DRAIN_INTERVAL)
+    begun, seconds = clock.passed(), 0.0
+    while seconds < DRAIN_TIMEOUT and await application.previews.open_requests(host):
+        await clock.sleep(DRAIN_INTERVAL)
         seconds = clock.passed() - begun
     return seconds
 

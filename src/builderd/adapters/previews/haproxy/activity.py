@@ -12,6 +12,11 @@ from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES, PreviewActiv
 
 COMMANDS = tuple(f"show table {table}" for table in TABLES)
 
+#: Is answered once no thread of the proxy is within its turn (HAProxy isolates the one that answers; the descriptor is
+#: the worker's /dev/null, of which it tells nothing). A request whose route was looked up before is counted then: a
+#: thread does both in one turn, in the midst of which it may wait for a processor.
+AFTER_TURNS = "show fd 0"
+
 #: The general purpose counters in their order.
 _COUNTERS = (*(f"answers_{cls}xx" for cls in ANSWER_CLASSES), *RESPONSE_TIMES)
 _CLASS_COUNTERS = range(len(_COUNTERS), len(_COUNTERS) + len(RESPONSE_TIMES) * len(TIMED_CLASSES))

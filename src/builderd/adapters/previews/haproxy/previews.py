@@ -214,6 +214,7 @@ class HaproxyPreviews:
                 return 0
             try:
                 await self._refresh_workers()
+                await self._workers.ask(activity.AFTER_TURNS)
                 answers = await self._workers.ask(activity.open_requests_command(host))
                 own = sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
             except ProxyGone:

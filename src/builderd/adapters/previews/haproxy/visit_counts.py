@@ -46,7 +46,7 @@ class VisitCounts:
         opened: dict[str, int] = {}
         if hosts := sorted({*asked, *ended}):
             requests, streams = [[f"show table {table} key {host}" for host in hosts] for table in TABLES]
-            found = await self._table(requests)
+            found = await self._table([activity.AFTER_TURNS, *requests])
             opened = {host: found[host].open_connections if host in found else 0 for host in asked}
             counts |= activity.total((found, await self._table(streams)))
         return counts, opened

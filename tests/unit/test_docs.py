@@ -31,15 +31,17 @@ def test_adr_has_number_title_and_sections(adr: Path) -> None:
     number = int(adr.name.split("-")[0])
 
     assert text.startswith(f"# {number}. "), f"{adr.name}: the first line must be `# {number}. <the decision>`"
+    assert re.match(r"[^\n]*\n\n20\d\d-\d\d-\d\d, accepted\.\n", text), f"{adr.name}: needs its date and status"
     found = re.findall(r"^\*\*([^*]+?)[.:]?\*\*", text, re.MULTILINE)
     sections = [name for name in found if name in SECTIONS]
     assert sections == SECTIONS, f"{adr.name}: needs {SECTIONS} in this order, each as `**Context.**`; has {sections}"
 
 
-def test_adr_numbers_are_unique() -> None:
-    numbers = [adr.name.split("-")[0] for adr in ADRS]
+def test_adrs_are_few_and_numbered_from_one() -> None:
+    numbers = [int(adr.name.split("-")[0]) for adr in ADRS]
 
-    assert sorted(set(numbers)) == sorted(numbers)
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) <= 60
 
 
 def test_index_lists_each_adr_once_with_its_title() -> None:

@@ -34,7 +34,7 @@ class ReviewLimits:
     memory_bytes: int = 1_000_000_000
 
     def for_size(self, read_bytes: int) -> ReviewLimits:
-        """Return the limits of a review that reads so many bytes: a tenth more time for each whole MB (ADR 273).
+        """Return the limits of a review that reads so many bytes: a tenth more time for each whole MB.
 
         What the limits of size allow can so be read within those of time: 20 MB within three times that of a small
         bundle. Bundles of less than 1 MB have the same limits, so that a scanner can be prepared for them.

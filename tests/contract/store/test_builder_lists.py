@@ -317,7 +317,7 @@ LISTS: dict[str, Callable[[UnitOfWork, BuilderQuery], Sequence[object]]] = {
 
 @pytest.mark.parametrize("name", LISTS)
 async def test_all_pages_are_one_statement_on_sqlite(store: Store, name: str) -> None:
-    """Each text of a statement is compiled anew there; PostgreSQL plans numbers better than parameters (ADR 311)."""
+    """Each text of a statement is compiled anew there; PostgreSQL plans numbers better than parameters."""
     for _ in range(3):
         await add_with_version(store)
 

@@ -28,7 +28,7 @@ FAILURES = {
     "it never listens": (
         Behaviour(listens_at=None),
         "did not listen on 0.0.0.0:8000 within 7",
-    ),  # 60 and up to 10 of CPU time (ADR 276), or 72: the clock of the tests jumps
+    ),  # 60 and up to 10 of CPU time, or 72: the clock of the tests jumps
 }
 
 

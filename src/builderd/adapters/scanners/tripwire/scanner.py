@@ -44,7 +44,7 @@ START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
 MAX_ANSWER = 16 << 20
 MAX_SCANS = 4
-#: Of these, scans of bundles with 1 MB of code or more, which take up to three times as long (ADR 273).
+#: Of these, scans of bundles with 1 MB of code or more, which take up to three times as long.
 MAX_LARGE_SCANS = 2
 _SIGXCPU, _SIGKILL = 24, 9
 #: A scan whose process is killed is begun again so many times.

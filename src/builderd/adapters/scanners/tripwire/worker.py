@@ -5,7 +5,7 @@ sends ``ready``. Each packet is then one request: limits as JSON, its own and (`
 three descriptors: the files, a pipe for the child's answer, and a pipe for its exit status. A child that a tenant's
 file took over cannot affect other tenants: it ends with its review.
 
-Once a review had scripts, one child is kept in advance for the next such review (docs/adr/0281): confined, with the
+Once a review had scripts, one child is kept in advance for the next such review: confined, with the
 limits of a small bundle, and with a Node.js that has loaded its parser. It has read nothing of anybody.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -I
-"""``df`` of sandboxes: GNU df, with the limits of the builder's disk in place of the machine's store (docs/adr/0268).
+"""``df`` of sandboxes: GNU df, with the limits of the builder's disk in place of the machine's store.
 
 Copied to ``/usr/local/bin/df`` of every sandbox and run by the base's Python. The service writes the limits to
 ``LIMITS``. Options that it does not know, and a sandbox without that file, get GNU df's own output.

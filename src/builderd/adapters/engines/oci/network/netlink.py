@@ -1,6 +1,6 @@
 """The few rtnetlink requests that a sandbox's network needs, each answered by the kernel before it returns.
 
-Why not a library: see docs/adr/0041. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,neighbour,veth}.h.
+Why not a library: see docs/adr/0009. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,neighbour,veth}.h.
 Standard library only, since the launcher uses it.
 """
 
@@ -99,7 +99,7 @@ class Netlink:
         self._add_route(index, attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
 
     def add_fallback_route(self, index: int) -> None:
-        """Route packets without another route into the namespace itself, as the last table: docs/adr/0049.
+        """Route packets without another route into the namespace itself, as the last table: docs/adr/0031.
 
         The table is checked last.
         """

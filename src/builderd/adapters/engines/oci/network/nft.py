@@ -23,7 +23,7 @@ FLOWS = 4096
 #: counts no more and yet is tracked for two minutes.
 NEW_FLOWS = 200
 #: All sandboxes leave the host by one address, which has a source port for each flow to a port of a destination. Each
-#: tenant takes them from a share of its own, or a few sandboxes would take all (docs/adr/0136). From the first port on.
+#: tenant takes them from a share of its own, or a few sandboxes would take all (docs/adr/0030). From the first port on.
 SHARES, SHARE_PORTS, FIRST_PORT = 30, 2048, 4096
 #: Source ports of sandboxes without a tenant, such as builds.
 _COMMON_PORTS = f"1024-{FIRST_PORT - 1}"

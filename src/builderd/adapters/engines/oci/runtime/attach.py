@@ -94,7 +94,7 @@ def _limit(namespace: int, limits: Mapping[str, str]) -> None:
 
 
 def configure_inside(ip: str, gateway: str) -> None:
-    """Set up the network namespace that this process is in, with the gateway as its only neighbour: docs/adr/0049."""
+    """Set up the network namespace that this process is in, with the gateway as its only neighbour: docs/adr/0031."""
     write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
     for link in ("all", "eth0"):
         write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")

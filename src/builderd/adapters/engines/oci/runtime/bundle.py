@@ -48,7 +48,7 @@ MASKED = tuple(
 )
 #: Files of ``/proc`` that a sandbox has of its own (``proc_files``), and their folder in the bundle.
 OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
-#: File in that folder with the limits of its disk, and where it is seen inside (docs/adr/0268).
+#: File in that folder with the limits of its disk, and where it is seen inside.
 DISK_FILE, DISK_TARGET = "disk", "/run/limits/disk"
 #: How a ``config.json`` begins.
 _PROCESS_FIRST = '{"process": '

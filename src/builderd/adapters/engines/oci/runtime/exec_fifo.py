@@ -1,4 +1,4 @@
-"""Start of a created crun container by writing to its exec fifo, without running ``crun start``: docs/adr/0043.
+"""Start of a created crun container by writing to its exec fifo, without running ``crun start``: docs/adr/0024.
 
 A sandbox that was created and not started waits for a byte in ``<state>/exec.fifo``; ``crun start`` writes it and
 removes the file, by which crun tells the two states apart (src/libcrun/status.c).

@@ -1,4 +1,4 @@
-/* Start one program in a running sandbox, as `crun exec` does, in the order of docs/adr/0282.
+/* Start one program in a running sandbox, as `crun exec` does.
  *
  * The launcher executes this with six numbers of descriptors: the program's three streams, its report, its document,
  * and the pipe that gets the program's pid. The document is texts, each ended by a zero byte: pid and start time of the

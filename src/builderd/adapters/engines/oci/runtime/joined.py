@@ -1,4 +1,4 @@
-"""Commands that the launcher starts in a sandbox itself, without a runtime's process: docs/adr/0285.
+"""Commands that the launcher starts in a sandbox itself, without a runtime's process.
 
 For crun's sandboxes, and for commands without a terminal. All others begin by the runtime's own ``exec``.
 """

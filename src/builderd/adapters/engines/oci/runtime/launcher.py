@@ -14,7 +14,7 @@ and answers one JSON request per packet (``requests.py``); of a damaged one it d
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
-hybrid host (crun refuses to work beside it), and with the runtime on a read-only mount (docs/adr/0346). It ends with
+hybrid host (crun refuses to work beside it), and with the runtime on a read-only mount. It ends with
 the service; nothing that it started ends with it.
 """
 

@@ -1,4 +1,4 @@
-"""Kill sandboxes whose netlink sockets hold too much memory, which no control group counts: docs/adr/0126.
+"""Kill sandboxes whose netlink sockets hold too much memory, which no control group counts: docs/adr/0026.
 
 An app needs netlink to list its network links. The answers that it does not read stay in the kernel, up to 4 MB for
 each socket, and nothing limits the number of sockets.

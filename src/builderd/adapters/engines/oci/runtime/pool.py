@@ -1,4 +1,4 @@
-"""Pool of sandboxes that were created in advance and wait for a claim: docs/adr/0225.
+"""Pool of sandboxes that were created in advance and wait for a claim.
 
 Each is a whole sandbox of the base without a layer, with an address and a root of its own, in which nothing has run.
 The pool is filled in the background while a CPU is idle. What is reserved and not claimed in time is removed.

@@ -1,5 +1,5 @@
-"""Files that show a sandbox its own limits: ``meminfo``, ``cpuinfo`` and ``stat`` of ``/proc`` (docs/adr/0280), and
-the limits of its disk, which ``df`` inside reads (docs/adr/0268).
+"""Files that show a sandbox its own limits: ``meminfo``, ``cpuinfo`` and ``stat`` of ``/proc``, and
+the limits of its disk, which ``df`` inside reads.
 
 They lie in the sandbox's bundle and are mounted over the host's. The service writes the changing ones anew every two
 seconds, in place, from the sandbox's control group. While no service runs they keep their last content.

@@ -64,7 +64,7 @@ _BTRFS = 0x94
 _CLONE_IOCTLS = (0x4004_9409, 0x4020_940D, 0xC018_9436)
 
 #: Calls that attach a filter program. The kernel keeps the machine code of all of them in one pool of the host
-#: (``net.core.bpf_jit_limit``), charges it to no one, and may start no sandbox when it is used up: docs/adr/0129.
+#: (``net.core.bpf_jit_limit``), charges it to no one, and may start no sandbox when it is used up: docs/adr/0027.
 _PR_SET_SECCOMP = 22
 _SOL_SOCKET = 1
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 51, 52

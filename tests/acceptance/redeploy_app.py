@@ -7,6 +7,8 @@ from typing import Any
 from tests.acceptance.live_service import LiveService
 
 #: Answers the greeting to GET and POST, keeps what it is told under /note, and streams under /events.
+#: Its listen backlog is that of other servers: on a loaded machine late visits of a test come at once, and the kernel
+#: drops connections beyond http.server's five.
 APP = """\
 import os, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,6 +54,7 @@ class App(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+ThreadingHTTPServer.request_queue_size = 128
 ThreadingHTTPServer((os.environ.get("HOST", "0.0.0.0"), int(os.environ["PORT"])), App).serve_forever()
 """
 #: Starts on trial, where it is let through to nobody, and ends where it takes over, be the service dead or alive: or

@@ -15,7 +15,7 @@ import pytest
 from tests.acceptance.idling import events, until_frozen
 from tests.acceptance.live_service import PATIENCE, PLAIN, LiveService
 from tests.acceptance.load import load
-from tests.acceptance.redeploy_app import APP, FILES, put
+from tests.acceptance.redeploy_app import FILES, put
 from tests.acceptance.test_cluster_services import Services, share_keys
 from tests.incus import running_cluster
 from tests.postgres import PostgresServer
@@ -25,14 +25,6 @@ from builderd.domain.route_list import CLOSED_AFTER
 pytestmark = [pytest.mark.root, pytest.mark.postgres, pytest.mark.slow]
 #: Seconds; short, so that the test sees an app sleep.
 SETTINGS = {"BUILDERD_IDLE__FREEZE_AFTER": "4"}
-#: With room for visitors who wait while it is frozen for a copy of its disk: without, the kernel drops the sixth, whom
-#: the proxy answers 502 after two seconds.
-PATIENT = {
-    **FILES,
-    "main.py": APP.replace(
-        "ThreadingHTTPServer((", "ThreadingHTTPServer.request_queue_size = 128\nThreadingHTTPServer(("
-    ),
-}
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +71,7 @@ def test_no_visit_through_the_standby_fails_during_redeploys_and_changes_of_sett
     one, two = services.one, services.two
     with contextlib.ExitStack() as made:
         apps = [
-            made.enter_context(one.deployed(f"direct{number}", PATIENT, "python3 main.py", env={"GREETING": "v1"}))
+            made.enter_context(one.deployed(f"direct{number}", FILES, "python3 main.py", env={"GREETING": "v1"}))
             for number in range(2)
         ]
         assert len({one.builder(data["uuid"])["member"] for data in apps}) == 2, "on both members"
@@ -91,7 +83,7 @@ def test_no_visit_through_the_standby_fails_during_redeploys_and_changes_of_sett
             posts = [visited.enter_context(load(two, data, 1, "POST")) for data in apps]
             for number in range(3):
                 for data in apps:
-                    put(two, data, files={**PATIENT, "new.txt": str(number)}, env={"GREETING": f"r{number}"})
+                    put(two, data, files={**FILES, "new.txt": str(number)}, env={"GREETING": f"r{number}"})
                     changed = two.call("PATCH", f"/builders/{data['uuid']}", json={"env": {"GREETING": f"p{number}"}})
                     assert changed.status_code == 200, changed.text
             for data in apps:
@@ -107,7 +99,7 @@ def test_no_visit_through_the_standby_fails_during_redeploys_and_changes_of_sett
 
 def test_app_that_is_made_private_is_shown_by_the_standby_no_more(services: Services) -> None:
     one, two = services.one, services.two
-    with one.deployed("hides", PATIENT, "python3 main.py") as data, httpx.Client(**PLAIN) as client:
+    with one.deployed("hides", FILES, "python3 main.py") as data, httpx.Client(**PLAIN) as client:
         url, headers = f"http://127.0.0.1:{two.preview_port}/", {"Host": data["preview_url"].split("/")[2]}
         for _ in range(5):
             wait_led(two, data)
@@ -129,8 +121,8 @@ def test_app_that_is_made_private_is_shown_by_the_standby_no_more(services: Serv
 def test_app_that_is_visited_through_the_standby_alone_does_not_sleep(services: Services) -> None:
     one, two = services.one, services.two
     with (
-        one.deployed("awake", PATIENT, "python3 main.py", auto_stop_interval=600) as visited,
-        one.deployed("sleeps", PATIENT, "python3 main.py", auto_stop_interval=600) as idle,
+        one.deployed("awake", FILES, "python3 main.py", auto_stop_interval=600) as visited,
+        one.deployed("sleeps", FILES, "python3 main.py", auto_stop_interval=600) as idle,
     ):
         wait_led(two, visited)
         with load(two, visited, 2) as visits:
@@ -147,7 +139,7 @@ def test_app_that_is_visited_through_the_standby_alone_does_not_sleep(services: 
 
 def test_killed_standby_delays_one_change_by_its_time_and_no_other_one(services: Services) -> None:
     one, two = services.one, services.two
-    with one.deployed("delayed", PATIENT, "python3 main.py") as data:
+    with one.deployed("delayed", FILES, "python3 main.py") as data:
         wait_led(two, data)
         two.kill()
         seconds = []

@@ -42,8 +42,9 @@ def service(cluster: IncusCluster, incus: SlowIncus, tmp_path_factory: pytest.Te
 
 
 def test_no_visit_fails_while_the_disk_of_its_app_is_copied_slowly(service: LiveService, incus: SlowIncus) -> None:
-    # A frozen app accepts five connections, and is dialled for two seconds.
-    with service.deployed("copied", {"main.py": TINY_APP}, "python3 main.py", env={"GREETING": "v1"}) as data:
+    # A frozen app accepts 16 connections, far fewer than come, and is dialled for two seconds.
+    app = TINY_APP.replace("HTTPServer((", "HTTPServer.request_queue_size = 16\nHTTPServer((")
+    with service.deployed("copied", {"main.py": app}, "python3 main.py", env={"GREETING": "v1"}) as data:
         copies = len(incus.asked)
         incus.seconds = 4.0
         with load(service, data, 50) as visits:

@@ -164,7 +164,7 @@ async def test_crowd_is_released_at_the_pace_of_an_app_that_answers_one_at_a_tim
             seen.append(await service.previews.open_requests(host))
             await asyncio.sleep(0.02)
         assert Counter([answer.status for answer in await many]) == {200: SLOW_CROWD}
-        assert 0 < max(seen) < 2 * WAVE
+        assert 0 < max(seen) <= WAVE, "room is left for visitors who come meanwhile"
 
 
 async def test_next_wave_of_a_crowd_waits_until_the_last_one_has_set_out(

@@ -16,8 +16,7 @@ local POLL = 20 -- ms between two lookups in the map
 local RETRY = 250 -- ms until the service is asked again, after it did not answer
 local ANSWER_TIMEOUT = 35 -- s to wait for its answer: longer than a request is paused
 local MAX_PAUSED = 2000 -- paused requests of one host
-local WAVE = 4 -- requests released at once: many apps have a listen backlog of five
-local BUSY = 4 -- requests in progress at which the next wave waits
+local WAVE = 4 -- requests in progress up to which others are released: many apps have a listen backlog of five
 local WAVE_POLL = 1 -- ms between two checks for the next wave
 local SET_OUT = 100 -- ms that the last wave's requests may take to set out: their thread may wait for a processor
 local WAVE_WAIT = 1000 -- ms that a wave waits at most
@@ -94,13 +93,13 @@ local function interval(begun, wave, released, all)
   end
 end
 
--- Return true once the last wave's requests are counted as in progress, which they are when they go on in their threads.
+-- Return true once the last requests are counted as in progress, which they are when they go on in their threads.
 -- One whose visitor has left does so, too.
 local function has_set_out(requests, number, wave)
   if milliseconds() - wave > SET_OUT then
     return true
   end
-  for last = number - WAVE + 1, number do
+  for last = math.max(number - WAVE + 1, 1), number do
     if not requests[last].goes_on then
       return false
     end
@@ -109,22 +108,28 @@ local function has_set_out(requests, number, wave)
 end
 
 -- Release all requests with this route; in waves if it leads to an app, since connections beyond its listen backlog are
--- dropped, and fail. The map may not have the service's new route yet, so its entry is ignored until it has been open
--- once. After that the map decides, since an app can crash under many requests: if the map pauses again, the remaining
--- requests are paused anew.
+-- dropped, and fail: with WAVE in progress there is room for two visitors who come meanwhile. The map may not have the
+-- service's new route yet, so its entry is ignored until it has been open once. After that the map decides, since an app
+-- can crash under many requests: if the map pauses again, the remaining requests are paused anew.
 local function release(host, requests, route)
   local begun, spread = milliseconds(), nil
-  local map_is_current = false
+  local map_is_current, room = false, WAVE
   for number, request in ipairs(requests) do
     let_go(request, route)
-    if route:find("^open|") and number % WAVE == 0 then
+    room = room - 1
+    if route:find("^open|") and room <= 0 then
       local wave, now = milliseconds(), nil
       repeat
         core.msleep(spread or WAVE_POLL)
         now = routes:lookup(host)
         map_is_current = map_is_current or not pauses(now)
         spread = spread or interval(begun, wave, number, #requests)
-      until spread or (has_set_out(requests, number, wave) and in_progress(host) < BUSY)
+        if spread then
+          room = WAVE
+        elseif has_set_out(requests, number, wave) then
+          room = WAVE - in_progress(host)
+        end
+      until room > 0
       if map_is_current then
         route = now or "gone|"
       end

@@ -67,7 +67,7 @@ class McpEndpoint:
             manager = await self._ready()
             # RFC 9110, 5.5: white space around a value is no part of it. The HTTP parser leaves that behind it.
             headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-            await manager.handle_request({**scope, "headers": headers}, _replayed(body, receive), send)
+            await manager.handle_request({**scope, "headers": headers}, _replayed(body.read(), receive), send)
 
     async def _ready(self) -> Any:
         async with self._starting:

@@ -45,7 +45,7 @@ async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOf
 class SharedFetch:
     """The bundle of one version, read once for all who call at the same time: a step and what goes on beside it.
 
-    It keeps no bundle: a step may wait for its turn for many minutes, and a bundle may take 32 MB of memory. A call
+    It keeps no bundle: a step may wait for its turn for many minutes, and a large bundle has an open file. A call
     after the read has ended reads again.
     """
 

@@ -125,10 +125,10 @@ async def read_form(request: Request) -> Form:
     """Return the fields of the request's form. Raises ``BadRequest`` and ``TooLarge``."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await read_body(request, MAX_FORM_BYTES)
-    if body and kind != "application/x-www-form-urlencoded":
+    if body.size and kind != "application/x-www-form-urlencoded":
         raise BadRequest("The form must be sent as application/x-www-form-urlencoded.")
     try:
-        return Form(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=5_000))
+        return Form(parse_qsl(body.read().decode(), keep_blank_values=True, errors="strict", max_num_fields=5_000))
     except ValueError as error:
         raise BadRequest("The form is no valid UTF-8, or has too many fields.") from error
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 #: How the operator makes room.
 REMEDY = "Its operator can free space where the data directory is (df -h, builderd doctor)."
 #: Larger bundles are not held in memory.
-LARGE_BYTES = 32_000_000
+LARGE_BYTES = 1_000_000
 #: The bundles that were read last are remembered, if they are no larger: a create reads one several times.
 REMEMBERED, SMALL_BYTES = 32, 262_144
 _HASH = re.compile(r"[0-9a-f]{64}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -15,6 +14,7 @@ from fastapi import Request
 from builderd.api.server.auth import TheApplication, Writer, operations_of
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.json_parsing import take
+from builderd.api.server.spool import Body
 from builderd.domain.errors import BadRequest, RateLimited, TooLarge
 from builderd.schemas.v1.shape import Shape
 from builderd.services.application import Application
@@ -70,15 +70,14 @@ async def receive(
     check_media_type(request)
     body = await read_body(request, limit, holding)
     context = {"maximum": application.limits.maximum}
-    if len(body) <= TINY_BYTES:
-        return Received(take(shape, body, context), hashlib.sha256(body).hexdigest(), holding)
-    if len(body) <= SMALL_BYTES:
-        value = await asyncio.to_thread(take, shape, body, context)
+    if body.size <= TINY_BYTES:
+        value = take(shape, body.read(), context)
+    elif body.size <= SMALL_BYTES:
+        value = await asyncio.to_thread(take, shape, body.read(), context)
     else:
         parser: BodyParser = request.app.state.body_parser
         value = await parser.take(shape, body, context)
-    sha256 = await asyncio.to_thread(hashlib.sha256, body)
-    return Received(value, sha256.hexdigest(), holding)
+    return Received(value, body.sha256, holding)
 
 
 def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
@@ -86,10 +85,12 @@ def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[An
 
     async def receive(request: Request, application: TheApplication, _: Writer) -> Received[S]:
         body = await read_body(request, limit)
-        if body:
+        if body.size:
             check_media_type(request)
-        value = take(shape, body or b"{}", {"maximum": application.limits.maximum})
-        return Received(value, hashlib.sha256(body or b"{}").hexdigest())
+        else:
+            body = Body(b"{}")
+        value = take(shape, body.read(), {"maximum": application.limits.maximum})
+        return Received(value, body.sha256)
 
     return receive
 
@@ -106,23 +107,23 @@ def check_media_type(request: Request) -> None:
         raise BadRequest("The body must not be compressed: leave Content-Encoding out.")
 
 
-async def read_body(request: Request, limit: int, holding: Holding | None = None) -> bytes:
-    """Return the body; at most the limit and one piece of it are held in memory.
+async def read_body(request: Request, limit: int, holding: Holding | None = None) -> Body:
+    """Return the body, of at most ``limit`` bytes.
 
     Raises ``TooLarge``, at once where Content-Length tells, and ``BadRequest`` when it comes too slowly.
     """
     announced = announced_length(request)
     if announced is not None and announced > limit:
         raise _too_large(limit)
-    body, counted = bytearray(), 0
+    body, counted = Body(), 0
     async for piece in pieces(request, BODY_SECONDS):
-        body += piece
-        if len(body) > limit:
+        if body.size + len(piece) > limit:
             raise _too_large(limit)
-        if holding and len(body) > SMALL_BYTES:
-            await _count(holding, len(body) - counted)
-            counted = len(body)
-    return bytes(body)
+        await body.add(piece)
+        if holding and body.size > SMALL_BYTES:
+            await _count(holding, body.size - counted)
+            counted = body.size
+    return body
 
 
 async def _count(holding: Holding, size: int) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from builderd.api.server.body_parser import read_message, write_message
+from builderd.api.server.body_parser import read_message, write_answer
 from builderd.api.server.json_parsing import take
 from builderd.domain.errors import BadRequest, TooLarge, ValidationFailed
+from builderd.linux.syscalls import die_with_parent
 from builderd.schemas.v1.shape import Shape
 
 #: Yield the CPU to the service itself.
@@ -18,13 +21,25 @@ NICENESS = 5
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer until the input ends. A child reads each request and answers it; the parent reads nothing."""
     os.nice(NICENESS)
-    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        while True:
-            shape, context = pickle.loads(read_message(sys.stdin.buffer))  # noqa: S301 -- from the service
-            body = read_message(sys.stdin.buffer)
-            write_message(sys.stdout.buffer, pickle.dumps(_answer(shape, body, context)))
+    # When memory runs out, the kernel ends this process before the service: its call alone is answered 503.
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    while (child := os.fork()) and os.waitpid(child, 0)[1] == 0:
+        pass
+    if not child:
+        die_with_parent(signal.SIGKILL)
+        os._exit(_answer_one())
+
+
+def _answer_one() -> int:
+    """Return the exit status, 0 once a request was answered."""
+    with suppress(EOFError, BrokenPipeError):
+        shape, context = pickle.loads(read_message(sys.stdin.buffer))  # noqa: S301 -- from the service
+        body = read_message(sys.stdin.buffer)
+        write_answer(sys.stdout.buffer, _answer(shape, body, context))
+        return 0
+    return 1
 
 
 def _answer(shape: type[Shape], body: bytes, context: dict[str, Any]) -> tuple[str, object]:

@@ -19,10 +19,20 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, MAX_PATH_BYTES, BundleFile, path_error, tree_errors
+from builderd.domain.bundles import (
+    MAX_CONTENT_BYTES,
+    MAX_FILES,
+    MAX_PATH_BYTES,
+    BundleFile,
+    Content,
+    path_error,
+    tree_errors,
+)
 from builderd.domain.errors import TooLarge
 from builderd.schemas.v1.shape import FieldError, Shape, refusal, with_field_errors
 
+#: Contents of files from this many bytes, or characters in JSON, are not loaded into the service's memory.
+LARGE_BYTES = 1 << 16
 #: Rules of ``path_error`` in JSON Schema: segments that are neither empty, nor ``.``, nor ``..``.
 PATH_SCHEMA = {
     "maxLength": MAX_PATH_BYTES,
@@ -42,16 +52,23 @@ class FileContent(Shape):
     encoding: Encoding = Field(default=Encoding.UTF_8, strict=False)
     executable: bool = False
 
-    _data: bytes = PrivateAttr(default=b"")
+    _data: bytes | Content = PrivateAttr(default=b"")
 
     @model_validator(mode="after")
     def _decode(self) -> FileContent:
         return with_field_errors(self._content_errors(), lambda: self)
 
     @property
-    def data(self) -> bytes:
+    def data(self) -> bytes | Content:
         """Bytes of the file."""
         return self._data
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what is pickled: of a large file its bytes alone, without the text that they came as."""
+        state = super().__getstate__()
+        if len(self.content) >= LARGE_BYTES:
+            state["__dict__"] = {**state["__dict__"], "content": ""}
+        return state
 
     def _content_errors(self) -> Iterator[FieldError]:
         try:
@@ -84,7 +101,7 @@ def _tree(value: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, FileCo
     if len(value) > MAX_FILES:
         raise TooLarge(f"There are {len(value)} files: at most {MAX_FILES} are taken.")
     files = with_field_errors(_tree_errors(value), lambda: handler(value))
-    size = sum(len(file.data) for file in files.values())
+    size = sum(file.size for file in bundle_files(files))
     if size > MAX_CONTENT_BYTES:
         raise TooLarge(f"The files have {size} bytes together: at most {MAX_CONTENT_BYTES} are taken.")
     return files

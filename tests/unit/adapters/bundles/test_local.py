@@ -69,6 +69,14 @@ async def test_only_the_service_reads_it(folder: Path, file: Path) -> None:
     assert file.stat().st_mode & 0o077 == 0
 
 
+async def test_code_of_over_a_megabyte_is_not_loaded_into_memory(folder: Path) -> None:
+    large = make_bundle([BundleFile("a", b"x" * 1_100_000)])
+    await LocalBundles(folder).put(large)
+    stored = await LocalBundles(folder).get(large.hash)
+    assert not isinstance(stored.files[0].source, bytes)
+    assert stored == large
+
+
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Treat every bundle as a large one; return the hash of each bundle that is hashed from its files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -102,7 +103,21 @@ async def _listed(pieces: list[bytes]) -> AsyncIterator[bytes]:
 
 
 async def test_a_body_up_to_the_limit_is_read() -> None:
-    assert await read_body(request([b"ab", b"", b"c"]), 3) == b"abc"
+    assert (await read_body(request([b"ab", b"", b"c"]), 3)).read() == b"abc"
+
+
+async def test_a_large_body_is_not_kept_in_memory() -> None:
+    async def large() -> AsyncIterator[bytes]:
+        for number in range(200):
+            yield bytes([number]) * 100_000
+
+    tracemalloc.start()
+    body = await read_body(request(large()), 20_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000
+    assert body.sha256 == hashlib.sha256(body.read()).hexdigest()
+    assert (body.size, len(body.read()), body.read()[-1]) == (20_000_000, 20_000_000, 199)
 
 
 async def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_read() -> None:

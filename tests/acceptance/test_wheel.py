@@ -90,7 +90,7 @@ def build(source: Path, folder: Path) -> Path:
 
 def present(folder: Path) -> Path:
     """Copy the present source, as a later version than the earlier one's."""
-    for name in ("src", "README.md", "LICENSE", "pyproject.toml"):
+    for name in ("src", "script", "README.md", "LICENSE", "pyproject.toml"):
         place = ROOT / name
         (shutil.copytree if place.is_dir() else shutil.copy)(place, folder / name)
     project = folder / "pyproject.toml"

@@ -17,7 +17,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.resources import Resources
 
-#: Resources of one build sandbox; the disk is that of the layer. A version's own build is charged for them.
+#: Resources of one build sandbox; the disk is that of the layer. Builds and QA reports are charged for them.
 BUILD_RESOURCES = Resources(cpu=2, memory=2, disk=0)
 INPUT = "/build/input"
 LAYER = "/build/store/layer"

@@ -24,7 +24,7 @@ class Billing(StrEnum):
     FROZEN = "frozen"
     #: No sandbox runs, the disk is kept: disk only.
     STOPPED = "stopped"
-    #: A version is tried beside the one that serves, or built: its vCPU and memory are paid on top, but no disk.
+    #: A version is tried beside the one that serves, built, or looked at by QA: vCPU and memory are paid, but no disk.
     TRIAL = "trial"
 
 
@@ -60,7 +60,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class OpenBuild:
-    """A build that runs and is charged once it ends. ``seen_at`` is when it was last seen to run."""
+    """A build or QA report that runs and is charged once it ends. ``seen_at`` is when it was last seen to run."""
 
     id: str
     tenant_id: TenantId

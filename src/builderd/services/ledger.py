@@ -50,7 +50,7 @@ def bill_trial(
     start: datetime,
     end: datetime,
 ) -> None:
-    """Bill a finished trial or build of a version with these resources. Call it once for each of them."""
+    """Bill a finished trial, build or QA report of a version with these resources. Call it once for each of them."""
     rate = prices.hourly_rate(resources, Billing.TRIAL)
     uow.ledger.open(Segment(builder.tenant_id, builder.id, Billing.TRIAL, start, end, rate))
     uow.tenants.make_spending_due(builder.tenant_id, end)

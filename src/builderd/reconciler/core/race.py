@@ -7,10 +7,11 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
-async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, None]) -> T | None:
-    """Return the result of ``work``, or None when ``rival`` ended first.
+async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, R]) -> T | R:
+    """Return the result of ``work``, or that of ``rival`` when it ended first.
 
     The slower one is cancelled, and has ended by the time of the return.
     """

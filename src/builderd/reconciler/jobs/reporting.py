@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, QuotaExceeded
 from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
@@ -27,6 +27,8 @@ from builderd.reconciler.core.faults import FaultPoint
 from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs.copies import Copy, remove_disk
 from builderd.reconciler.jobs.inspection import Findings, Inspection
+from builderd.reconciler.stages.build_charges import BuildCharges
+from builderd.services import caps
 from builderd.services.application import Application
 
 #: Seconds between checks for wanted reports without a request, and after an error.
@@ -60,6 +62,7 @@ class Reporting:
     def __init__(self, application: Application, fault: FaultPoint) -> None:
         self._app = application
         self._fault = fault
+        self._charges = BuildCharges(application)
         self._again = asyncio.Event()
         #: Whether a report was open at the last look, and the writes of open ones by then.
         self._is_any, self._seen = True, 0
@@ -124,7 +127,7 @@ class Reporting:
             version = uow.versions.get(report.builder_id, report.version)
             assert builder is not None
             assert version is not None, "a report is of a version that is stored"
-            taken = self._decide(builder, report)
+            taken = self._decide(uow, builder, report)
             if taken is None:
                 continue
             uow.qa_reports.save(taken)
@@ -152,11 +155,11 @@ class Reporting:
         tenants = sorted(waiting, key=lambda tenant: self._served.get(tenant, 0))
         return [report for tenant in tenants for report in reversed(waiting[tenant])]
 
-    def _decide(self, builder: Builder, report: QaReport) -> QaReport | None:
+    def _decide(self, uow: UnitOfWork, builder: Builder, report: QaReport) -> QaReport | None:
         """Return a pending report as it is to be stored: dropped, or running here; None: leave it pending."""
         now = self._app.clock.now()
-        if not _is_worth(builder, report.version):
-            return _dropped(report, OVERTAKEN, now)
+        if why := self._obstacle(uow, builder, report):
+            return _dropped(report, why, now)
         if report.attempts >= MAX_ATTEMPTS:
             return _dropped(report, CUT_OFF, now)
         if not builder.settled or builder.version != report.version:
@@ -173,28 +176,44 @@ class Reporting:
     async def _make(self, report: QaReport, copy: Copy) -> None:
         try:
             async with asyncio.timeout(REPORT_SECONDS):
-                found = await race(self._inspect(copy), self._overtaken(report))
+                found = await race(self._inspect(copy), self._obstructed(report))
         except TimeoutError:
             await self._drop(report, f"It was not made within {REPORT_SECONDS:g} seconds.")
         except BuilderdError as error:
             await self._drop(report, error.message)
         else:
-            await (self._drop(report, OVERTAKEN) if found is None else self._keep(report, found))
+            await (self._drop(report, found) if isinstance(found, str) else self._keep(report, found))
 
     async def _inspect(self, copy: Copy) -> Findings:
         await copy.make()
+        return await self._charges.charged(copy.builder, lambda: self._look_at(copy))
+
+    async def _look_at(self, copy: Copy) -> Findings:
         self._fault("Report.begun")
         found = await Inspection(self._app, copy, gate_passed=copy.version.qa_passed is True).run()
         self._fault("Report.done")
         return found
 
-    async def _overtaken(self, report: QaReport) -> None:
-        """Return when the report is no longer needed."""
-        worth = True
-        while worth:
+    async def _obstructed(self, report: QaReport) -> str:
+        """Return the reason once the report is not to be made."""
+        while True:
             await asyncio.sleep(OVERTAKEN_INTERVAL)
-            builder = await self._app.store.read(lambda uow: uow.builders.get(report.builder_id))
-            worth = builder is not None and _is_worth(builder, report.version)
+            why = await self._app.store.read(
+                lambda uow: self._obstacle(uow, uow.builders.get(report.builder_id), report)
+            )
+            if why:
+                return why
+
+    def _obstacle(self, uow: UnitOfWork, builder: Builder | None, report: QaReport) -> str | None:
+        """Return why the report is not to be made: nobody needs it, or a spending cap is reached."""
+        versions = (builder.version, builder.candidate_version) if builder is not None else ()
+        if builder is None or builder.desired is Desired.DELETED or report.version not in versions:
+            return OVERTAKEN
+        try:
+            caps.check(uow, self._app, builder.tenant_id, builder, self._app.clock.now())
+        except QuotaExceeded as reached:
+            return reached.message
+        return None
 
     async def _keep(self, report: QaReport, found: Findings) -> None:
         def record(uow: UnitOfWork, now: QaReport) -> QaReport:
@@ -244,10 +263,6 @@ def _drop_oldest(waiting: dict[TenantId, list[QaReport]]) -> list[QaReport]:
         dropped.append(longest.pop(0))
         total -= 1
     return dropped
-
-
-def _is_worth(builder: Builder, version: int) -> bool:
-    return builder.desired is not Desired.DELETED and version in (builder.version, builder.candidate_version)
 
 
 def _dropped(report: QaReport, why: str, now: datetime) -> QaReport:

@@ -1,4 +1,8 @@
-"""Charges for builds: recorded before a build starts, so that a kill of the service does not make it free."""
+"""Charges for builds: recorded before a build starts, so that a kill of the service does not make it free.
+
+A build is what runs a tenant's or a stranger's code beside the app: a version's build command, an install that may run
+code of packages, a QA report on a copy of the app.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import new_id
@@ -23,6 +28,8 @@ SEEN_INTERVAL = 5.0
 #: Seconds between two tries to write the end of a build.
 RETRY_INTERVAL = 5.0
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +40,7 @@ class BuildCharges:
         self._app = application
         self._unwritten: set[asyncio.Task[None]] = set()
 
-    async def charged(self, builder: Builder, building: Callable[[], Awaitable[BuildOutcome]]) -> BuildOutcome:
+    async def charged(self, builder: Builder, building: Callable[[], Awaitable[T]]) -> T:
         """Wait for the build and charge its time, also if it fails or is cancelled, but not if the machine fails."""
         app, now = self._app, self._app.clock.now()
         build = OpenBuild(new_id(), builder.tenant_id, builder.id, now, now)
@@ -50,7 +57,7 @@ class BuildCharges:
         finally:
             if seeing is not None:
                 seeing.cancel()
-        await self._end(build, is_paid=not outcome.reused)
+        await self._end(build, is_paid=not (isinstance(outcome, BuildOutcome) and outcome.reused))
         return outcome
 
     async def _end(self, build: OpenBuild, *, is_paid: bool) -> None:

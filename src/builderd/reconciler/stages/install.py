@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle, folder_of
 from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
@@ -133,9 +134,7 @@ class LayerInstalls:
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
                 bundle = await bundles.fetch(self._app, item.version)  # anew: what waits has no bundle in memory
                 bounded = await layer_quota.limit_plan(self._app, tenant, self._plan_build(item, bundle))
-                outcome = await self._charges.charged(
-                    item.builder, lambda: self._app.engine.build_layer(bounded, log.line)
-                )
+                outcome = await self._run(item.builder, bounded, log)
         except InstallFailed as refusal:  # the limit of all layers
             raise BuildFailed(refusal.message) from refusal
         if not outcome.ok:
@@ -197,9 +196,9 @@ class LayerInstalls:
                     log.line(note)
 
     async def _build(self, plan: LayerPlan, final: _Final, log: BuildLog, passed: asyncio.Event) -> Installed:
-        engine, installer = self._app.engine, self._app.installer
+        installer, builder = self._app.installer, final.item.builder
         made = final.of(plan)
-        outcome = await engine.build_layer(made, log.line)
+        outcome = await self._run(builder, made, log)
         seconds = outcome.seconds
         fallback = None if outcome.ok else installer.fallback(plan, outcome.output, final.tenant)
         if fallback is not None:
@@ -208,13 +207,19 @@ class LayerInstalls:
             made = final.of(
                 replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes, quota_bytes=plan.quota_bytes)
             )
-            outcome = await engine.build_layer(made, log.line)
+            outcome = await self._run(builder, made, log)
             seconds += outcome.seconds
         if not outcome.ok:
             bundle = await bundles.fetch_root(self._app, final.item.version)
             message = await asyncio.to_thread(_explain, self._app, made, outcome, bundle)
             raise InstallFailed(final.masker.text(message))
         return Installed(made.key, seconds, outcome.reused)
+
+    async def _run(self, builder: Builder, plan: LayerPlan, log: BuildLog) -> BuildOutcome:
+        """Make the layer. Only what runs no code of a package is free."""
+        if not plan.needs_review_first:
+            return await self._app.engine.build_layer(plan, log.line)
+        return await self._charges.charged(builder, lambda: self._app.engine.build_layer(plan, log.line))
 
 
 def _mark_retrieved(task: asyncio.Task[Installed]) -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from tests.application import World, fake_world, hurry, wait_for_ever
 from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
+from tests.unit.reconciler.mortal import Killed, living
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.sandboxes import SandboxSpec
+from builderd.ports.testers import Target
 from builderd.reconciler.jobs import reporting
 from builderd.reconciler.jobs.copies import DUMMY
 from builderd.reconciler.jobs.inspection import FILES, NETWORK
+from builderd.reconciler.stages import build_charges
 from builderd.services import builders, qa
 
 
@@ -297,3 +302,83 @@ async def test_worker_rests_after_a_costly_report(world: World, monkeypatch: pyt
 
 async def _is_true(found: object) -> bool:
     return bool(found)
+
+
+def crawl_for(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the crawl of each copy take so long."""
+    crawl = world.testers.crawl
+
+    async def slow(target: Target) -> Sequence[Check]:
+        world.clock.move(seconds)
+        return await crawl(target)
+
+    monkeypatch.setattr(world.testers, "crawl", slow)
+
+
+async def test_report_is_charged_like_a_build_and_counts_for_the_cap(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawl_for(world, monkeypatch, 3600)
+    prices = world.application.prices
+    rate = 2 * (prices.cpu + prices.memory)
+    async with world.reconciling():
+        builder = await world.create()
+        assert (await finished(world, builder)).status is ReportStatus.DONE
+        [charge] = await world.trials(builder)
+        assert 3600 <= charge.seconds(world.clock.now()) < 3660
+        assert charge.hourly_rate == rate
+        assert await world.read(lambda uow: uow.open_builds.all()) == []
+        await world.change(builder, spending_cap=2 * rate)
+        await qa.again(world.application, world.caller, builder.id)
+        await world.until_reason(builder, "spending cap")
+        before = await world.trials(builder)
+        await qa.again(world.application, world.caller, builder.id)
+        report = await finished(world, builder)
+        assert report.status is ReportStatus.DROPPED
+        assert "spending cap" in report.note
+        assert await world.trials(builder) == before
+
+
+async def test_cap_that_is_reached_ends_a_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.testers, "crawl", wait_for_ever)
+    async with world.reconciling():
+        builder = await world.create()
+        await world.until(lambda: len(world.engine.sandboxes) == 2)
+        await world.change(builder, spending_cap=Decimal("0.01"))
+        world.clock.move(3600)
+        report = await finished(world, builder)
+        assert report.status is ReportStatus.DROPPED
+        assert "spending cap" in report.note
+        [charge] = await world.trials(builder)
+        assert charge.seconds(world.clock.now()) >= 3600
+
+
+async def test_report_cut_by_a_kill_of_the_service_is_charged_once_as_far_as_it_was_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_charges, "SEEN_INTERVAL", 0.01)
+    seen: list[datetime] = []
+
+    async def killed(_: Target) -> Sequence[Check]:
+        world.clock.move(90)
+        while not await world.read(lambda uow: [one for one in uow.open_builds.all() if one.seen_at > one.started_at]):
+            await asyncio.sleep(0.01)
+        seen.extend(one.seen_at for one in await world.read(lambda uow: uow.open_builds.all()))
+        life._store.dead.set()
+        raise Killed
+
+    monkeypatch.setattr(world.testers, "crawl", killed)
+    async with living(world, "never") as life:
+        builder = await life.world.create()
+        await world.until(lambda: life.is_over)
+    assert await world.trials(builder) == []
+
+    async def closed() -> bool:
+        return await world.read(lambda uow: uow.open_builds.all()) == []
+
+    for _ in range(2):
+        async with living(world):
+            await world.until(closed)
+        [charge] = await world.trials(builder)
+        assert charge.end == seen[0]
+        assert charge.seconds(world.clock.now()) >= 90

@@ -187,3 +187,39 @@ async def test_files_that_are_not_read_are_named_in_the_log(world: World) -> Non
         builder = await world.create(MAIN, BundleFile("Pipfile", b"[packages]\n"), BundleFile(".env", b"A=1\n"))
     lines = [line.text for line in await world.build_log(builder)]
     assert [line.partition(" ")[0] for line in lines] == [".env", "Pipfile"]
+
+
+@pytest.mark.usefixtures("claims_outlast_fake_time")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "charged"),
+    [("", []), ("needs_build", [60]), ("may_run_code", [60]), ("has_fallback", [60])],
+    ids=["wheels", "from source", "npm", "from source after wheels"],
+)
+async def test_installs_that_may_run_code_of_packages_are_charged(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str, charged: list[int], *, fails: bool
+) -> None:
+    if kind:
+        setattr(world.installer, kind, True)
+
+    async def build(plan: LayerPlan, _: Progress) -> BuildOutcome:
+        world.clock.move(60)
+        if fails or (kind == "has_fallback" and not plan.runs_foreign_code):
+            return BuildOutcome(1, ("no",), 60.0)
+        world.engine.layers[plan.key] = 1
+        return BuildOutcome(0, (), 60.0)
+
+    monkeypatch.setattr(world.engine, "build_layer", build)
+    prices = world.application.prices
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        if fails:
+            await world.until_reason(builder, "no")
+        else:
+            await world.outcome(builder)
+            again = await world.create(MAIN, REQUIREMENTS, name="again")
+            assert await world.trials(again) == []
+    trials = await world.trials(builder)
+    assert [one.seconds(world.clock.now()) for one in trials] == charged
+    assert {one.hourly_rate for one in trials} <= {2 * (prices.cpu + prices.memory)}
+    assert await world.read(lambda uow: uow.open_builds.all()) == []

@@ -37,7 +37,7 @@ class Cache(StrEnum):
     NONE = "none"
     #: The step writes the cache that all tenants share: it must run no code of a package or a user.
     SHARED = "shared"
-    #: The step reads the shared cache; what it writes there is thrown away.
+    #: The step has an empty cache of its own, thrown away after the build: its code learns nothing of other builds.
     SCRATCH = "scratch"
 
 

@@ -393,18 +393,23 @@ async def test_only_a_few_names_of_a_large_layer_are_read_outside_of_the_loop(
     assert threading.main_thread() not in lookers
 
 
-async def test_cache_writes_of_a_foreign_build_are_discarded(layers: Layers, runner: StandIn, store: Store) -> None:
+async def test_build_of_foreign_code_has_a_cache_that_shows_and_keeps_nothing_of_others(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
     shared = store.root / "cache/wheel"
     shared.write_text("good")
+    seen_in_cache: list[list[str]] = []
 
     def poison(seen: dict[str, Path]) -> int:
-        assert (seen[CACHE] / "wheel").read_text() == "good"
+        seen_in_cache.append([path.name for path in seen[CACHE].iterdir()])
         (seen[CACHE] / "wheel").write_text("evil")
         (seen[CACHE] / "more").write_text("evil")
         return install(seen)
 
     runner.action = poison
-    assert (await layers.build(plan(KEY, step(Cache.SCRATCH)), print)).ok
+    for key in (KEY, OTHER):
+        assert (await layers.build(plan(key, step(Cache.SCRATCH)), print)).ok
+    assert seen_in_cache == [[], []]
     assert shared.read_text() == "good"
     assert [path.name for path in (store.root / "cache").iterdir()] == ["wheel"]
     assert is_tidy(store)

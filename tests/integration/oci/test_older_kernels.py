@@ -11,7 +11,6 @@ from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_disks import MB, ONE, TWO, fill, soon
 
 from builderd.adapters.engines.oci.storage.disks import SCRATCH_BYTES, Disks
-from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.resources import GB
@@ -53,14 +52,6 @@ def test_a_copy_has_a_limit_of_its_own(disks: Disks) -> None:
     disks.clone(ONE, TWO, 40 * MB)
     assert (disks.app(TWO) / "data").stat().st_size == 20 * MB
     assert fill(disks.app(TWO) / "more", 60 * MB) <= 40 * MB
-
-
-def test_a_copy_of_the_cache_takes_the_same_however_much_is_in_the_cache(store: Store) -> None:
-    cache = LayerCache(store)
-    cache.open(100 * MB)
-    fill(cache.path / "wheel", 60 * MB)
-    cache.copy(cache.path, store.builds / "copy", 20 * MB)
-    assert 10 * MB < fill(store.builds / "copy/more", 40 * MB) <= 20 * MB
 
 
 def test_a_full_disk_with_subvolumes_in_it_is_deleted_whole(disks: Disks, store: Store) -> None:

@@ -4,8 +4,8 @@ Install scripts are off unless the builder asks for them. But a registry package
 prepares with the package's own scripts despite ``--ignore-scripts`` (``lib/git.js``, ``lib/dir.js`` of pacote). This
 is known only once npm has asked the registry, so every npm plan may run code and waits for the review.
 
-npm is a large program and a lock is hostile input, so npm never writes to the cache that all tenants share: it gets a
-snapshot that is discarded after each build.
+npm is a large program and a lock is hostile input, so npm never sees the cache that all tenants share: it gets an
+empty one that is discarded after each build.
 """
 
 from __future__ import annotations

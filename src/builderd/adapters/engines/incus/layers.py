@@ -212,23 +212,22 @@ class Layers:
 
     @asynccontextmanager
     async def _cache(self, kind: Cache, member: str) -> AsyncIterator[str]:
-        """Yield the volume of downloads that a step sees; of its own where what it writes is thrown away."""
+        """Yield the volume of downloads that a step sees: the shared one, or an empty one that is thrown away."""
         if kind is Cache.NONE:
             yield ""
-            return
-        if await self._volumes.find(_CACHE, member) is None:
-            with suppress(IncusConflict):
-                await self._volumes.create(_CACHE, MAX_CACHE, {}, member, mode="0755")
-        if kind is Cache.SHARED:
+        elif kind is Cache.SHARED:
+            if await self._volumes.find(_CACHE, member) is None:
+                with suppress(IncusConflict):
+                    await self._volumes.create(_CACHE, MAX_CACHE, {}, member, mode="0755")
             async with self._cache_lock:
                 yield _CACHE
-            return
-        with self._new_name() as copied:
-            await self._volumes.copy(_CACHE, copied, MAX_CACHE, {}, member)
-            try:
-                yield copied
-            finally:
-                await asyncio.shield(self._volumes.delete(copied, member))
+        else:
+            with self._new_name() as own:
+                await self._volumes.create(own, MAX_CACHE, {}, member, mode="0755")
+                try:
+                    yield own
+                finally:
+                    await asyncio.shield(self._volumes.delete(own, member))
 
     async def _finish(
         self, plan: LayerPlan, new: str, member: str, transcript: Transcript, begun: float

@@ -1,4 +1,4 @@
-"""The cache that all layers are made from: written by steps that run no foreign code, copied for the others.
+"""The cache of downloads that all tenants share: for steps that run no foreign code alone.
 
 A cache that is over its high-water mark while builds write to it cannot be emptied. Builds that come get another one
 then, and the full one is removed with its last build: one tenant's downloads do not stop the builds of others.
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.errors import NoCapacity
 from builderd.linux.threads import run_to_completion
 
@@ -105,8 +105,3 @@ class LayerCache:
     def _is_high(self) -> bool:
         quota = self._store.quota
         return quota.used(quota.group(self.path)) > self._size * HIGH_WATER
-
-    def copy(self, cache: Path, target: Path, size_bytes: int) -> None:
-        """Make a copy to throw away: it takes an instant, shares every block, and may take this much of its own."""
-        snapshot(cache, target)
-        self._store.quota.limit_copy(target, size_bytes)

@@ -1,7 +1,7 @@
 """Layers: installed dependencies, made once a key, in sandboxes that reach the new layer and little else.
 
 A build has a folder of its own: ``layer``, the subvolume that becomes the layer; ``input``, the plan's files; and
-``cache``, a copy of the shared cache, for steps that run foreign code. Each is a mount of its own in the sandbox, so
+``cache``, an empty one for steps that may run foreign code. Each is a mount of its own in the sandbox, so
 that nothing in one can be linked to from another.
 """
 
@@ -163,19 +163,12 @@ class Layers:
             return BuildOutcome(0, (), 0.0, reused=True)
         if plan.app is not None:
             return await self._build_app(plan, plan.app, progress)
-        async with AsyncExitStack() as entered:
-            cache = await entered.enter_async_context(self._cache.in_use())
-            return await self._build(plan, cache, entered, progress)
-
-    async def _build(self, plan: LayerPlan, cache: Path, entered: AsyncExitStack, progress: Progress) -> BuildOutcome:
-        """Leave the cache as soon as only a copy is needed: a package's code would hold it as long as it likes."""
         caches = {step.cache for step in plan.steps}
-        scratch, shared = Cache.SCRATCH in caches, cache if Cache.SHARED in caches else None
-        copies = 2 if scratch else 1
-        async with self._new_layer(plan.key, copies, shared, plan) as build:
-            await run_to_completion(self._fill, build, plan, cache if scratch else None)
-            if shared is None:
-                await entered.aclose()
+        async with AsyncExitStack() as entered:
+            shared = await entered.enter_async_context(self._cache.in_use()) if Cache.SHARED in caches else None
+            copies = 2 if Cache.SCRATCH in caches else 1
+            build = await entered.enter_async_context(self._new_layer(plan.key, copies, shared, plan))
+            await run_to_completion(self._fill, build, plan)
             return await self._make(build, plan.key, plan.steps, progress)
 
     async def _build_app(self, plan: LayerPlan, app: AppBuild, progress: Progress) -> BuildOutcome:
@@ -263,12 +256,12 @@ class Layers:
     def _most(self) -> int:
         return min(MAX_LAYER, int(total_bytes(self._store.root) * SHARE))
 
-    def _fill(self, build: Build, plan: LayerPlan, copied: Path | None) -> None:
-        create_subvolume(build.layer)
-        self._store.quota.limit(build.layer, build.size)
+    def _fill(self, build: Build, plan: LayerPlan) -> None:
+        has_own_cache = any(step.cache is Cache.SCRATCH for step in plan.steps)
+        for subvolume in (build.layer, build.cache) if has_own_cache else (build.layer,):
+            create_subvolume(subvolume)
+            self._store.quota.limit(subvolume, build.size)
         _write_inputs(build.input, plan.inputs)
-        if copied is not None:
-            self._cache.copy(copied, build.cache, build.size)
 
     def _copy(self, build: Build, layer: Path) -> None:
         snapshot(layer, build.layer)

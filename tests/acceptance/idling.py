@@ -33,10 +33,10 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The newest first."""
+def events(service: LiveService, data: Mapping[str, Any], *kinds: str) -> list[dict[str, Any]]:
+    """Return the builder's events of these kinds, newest first."""
     answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100")
-    return [event for event in answer.json()["data"] if event["type"] == kind]
+    return [event for event in answer.json()["data"] if event["type"] in kinds]
 
 
 def told_at(service: LiveService, data: Mapping[str, Any], kind: str) -> list[datetime]:

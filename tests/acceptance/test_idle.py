@@ -200,7 +200,11 @@ def crowded(idle: LiveService) -> Iterator[dict[str, Any]]:
 def test_concurrent_requests_cause_one_thaw(idle: LiveService, crowded: dict[str, Any]) -> None:
     until_frozen(idle, crowded)
     assert crowd(idle, crowded) == [(200, b"1")] * VISITORS
-    assert len(until_reported(idle, crowded, "sandbox.thawed")) == 1
+    until_reported(idle, crowded, "sandbox.thawed")
+    # On a loaded machine the crowd may take longer than the second after which the app is frozen again.
+    moves = [event["type"] for event in reversed(events(idle, crowded, "sandbox.frozen", "sandbox.thawed"))]
+    assert set(moves[::2]) == {"sandbox.frozen"}
+    assert set(moves[1::2]) == {"sandbox.thawed"}
     assert len(events(idle, crowded, "sandbox.started")) == 1
 
 

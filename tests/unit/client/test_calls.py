@@ -141,8 +141,8 @@ def test_on_retry_is_called_before_each_wait() -> None:
     script = Script("broken", failure(503, "machine_fault", **{"Retry-After": "7"}), data(HEALTH))
     mocked(script, on_retry=waits.append).health()
     assert [(one.method, one.path, one.attempt, one.seconds) for one in waits] == [
-        ("GET", "//healthz", 1, 0.02),
-        ("GET", "//healthz", 2, 0.02),
+        ("GET", "/healthz", 1, 0.02),
+        ("GET", "/healthz", 2, 0.02),
     ]
     assert isinstance(waits[0].error, builderd.NoAnswer)
     assert isinstance(waits[1].error, builderd.Unavailable)
@@ -157,7 +157,7 @@ async def test_on_retry_is_called_for_deployments_of_the_asynchronous_client() -
     client = AsyncBuilderd("http://builderd", "t", transport=httpx2.MockTransport(script))
     with pytest.raises(builderd.StartFailed):
         await client.with_options(on_retry=waits.append).builders.create("one", files=CODE)
-    assert [(one.path, one.error.message) for one in waits] == [("/builders", "no")]
+    assert [(one.path, one.error.message) for one in waits] == [("/api/v1/builders", "no")]
     await client.aclose()
 
 

@@ -15,9 +15,6 @@ from builderd import __version__
 from builderd.cli.apps.session import Exit, NotSignedIn, Session, command, exit_code_of, pairs
 from builderd.client.errors import BuilderdError
 
-#: Calls that lie outside of /api/v1.
-OUTSIDE = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
-
 
 @command()
 @click.argument("method")
@@ -35,9 +32,7 @@ def api(
     if data is not None:
         options["content"] = _body(data)
         headers.setdefault("Content-Type", "application/json")
-    call = f"/{path.strip('/')}"
-    where = f"/{call}" if call in OUTSIDE else call
-    response = session.client.request(method.upper(), where, **options)
+    response = session.client.request(method.upper(), f"/{path.strip('/')}", **options)
     try:
         session.as_json = True
         session.result(response.json())

@@ -20,6 +20,7 @@ from builderd.client.models import (
     Webhook,
     WebhookWithSecret,
 )
+from builderd.client.paths import api_path
 
 
 class AsyncCredentials:
@@ -32,20 +33,20 @@ class AsyncCredentials:
         """Store secrets under a name; ``restart`` restarts the builders that run with the old values."""
         params = {"restart": True} if restart else {}
         body = {"values": dict(values)}
-        return await self._transport.read(Credential, "PUT", f"/credentials/{name}", json=body, params=params)
+        return await self._transport.read(Credential, "PUT", api_path("credentials", name), json=body, params=params)
 
     async def get(self, name: str) -> Credential:
         """Return one, without its values."""
-        return await self._transport.read(Credential, "GET", f"/credentials/{name}")
+        return await self._transport.read(Credential, "GET", api_path("credentials", name))
 
     def list(self) -> AsyncPages[Credential]:
         """List them, by name."""
-        return AsyncPages(self._transport, "/credentials", reader(Credential))
+        return AsyncPages(self._transport, api_path("credentials"), reader(Credential))
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete one; ``force`` also while builders use it."""
         params = {"force": True} if force else {}
-        await self._transport.request("DELETE", f"/credentials/{name}", params=params)
+        await self._transport.request("DELETE", api_path("credentials", name), params=params)
 
 
 class AsyncWebhooks:
@@ -57,19 +58,19 @@ class AsyncWebhooks:
     async def create(self, url: str, *, events: Sequence[str] = ("*",), secret: str | None = None) -> WebhookWithSecret:
         """Create one; only this answer has its secret."""
         body = {"url": url, "events": list(events), **({"secret": secret} if secret else {})}
-        return await self._transport.read(WebhookWithSecret, "POST", "/webhooks", json=body)
+        return await self._transport.read(WebhookWithSecret, "POST", api_path("webhooks"), json=body)
 
     def list(self) -> AsyncPages[Webhook]:
         """List them, oldest first."""
-        return AsyncPages(self._transport, "/webhooks", reader(Webhook))
+        return AsyncPages(self._transport, api_path("webhooks"), reader(Webhook))
 
     async def delete(self, webhook: str) -> None:
         """Delete one; its pending deliveries are dropped."""
-        await self._transport.request("DELETE", f"/webhooks/{webhook}")
+        await self._transport.request("DELETE", api_path("webhooks", webhook))
 
     def deliveries(self, webhook: str) -> AsyncPages[Delivery]:
         """List its deliveries, newest event first."""
-        return AsyncPages(self._transport, f"/webhooks/{webhook}/deliveries", reader(Delivery))
+        return AsyncPages(self._transport, api_path("webhooks", webhook, "deliveries"), reader(Delivery))
 
 
 class AsyncSpendings:
@@ -98,7 +99,7 @@ class AsyncSpendings:
     ) -> Spending:
         """Return the cost of all builders together, and of each on one page, oldest first."""
         params = {"from": since, "to": until, "page": number, "per_page": per_page}
-        return await self._transport.read(Spending, "GET", "/builders/spending", params=params)
+        return await self._transport.read(Spending, "GET", api_path("builders", "spending"), params=params)
 
     async def days(self, *, since: date | None = None, until: date | None = None) -> DaysSpending:
         """Return the cost of all builders together by day (UTC), from ``since`` on, up to before ``until``.
@@ -106,15 +107,15 @@ class AsyncSpendings:
         At most 366 days; without them, this month up to today.
         """
         params = {"from": since, "to": until}
-        return await self._transport.read(DaysSpending, "GET", "/spending/days", params=params)
+        return await self._transport.read(DaysSpending, "GET", api_path("spending", "days"), params=params)
 
     async def cap(self) -> SpendingCap:
         """Return the monthly cap of all builders together, and what they have cost this month."""
-        return await self._transport.read(SpendingCap, "GET", "/spending-cap")
+        return await self._transport.read(SpendingCap, "GET", api_path("spending-cap"))
 
     async def set_cap(self, monthly: float | None) -> SpendingCap:
         """Set the monthly cap; None lifts it, but not the operator's. Needs the scope ``admin``."""
-        return await self._transport.read(SpendingCap, "PUT", "/spending-cap", json={"monthly": monthly})
+        return await self._transport.read(SpendingCap, "PUT", api_path("spending-cap"), json={"monthly": monthly})
 
 
 class AsyncTokens:
@@ -131,16 +132,16 @@ class AsyncTokens:
         body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
         if expires_at is not None:
             body["expires_at"] = expires_at.isoformat()
-        return await self._transport.read(NewToken, "POST", "/tokens", json=body)
+        return await self._transport.read(NewToken, "POST", api_path("tokens"), json=body)
 
     def list(self) -> AsyncPages[Token]:
         """List them, revoked ones included."""
-        return AsyncPages(self._transport, "/tokens", reader(Token))
+        return AsyncPages(self._transport, api_path("tokens"), reader(Token))
 
     async def current(self) -> Token:
         """Return the token in use."""
-        return await self._transport.read(Token, "GET", "/tokens/current")
+        return await self._transport.read(Token, "GET", api_path("tokens", "current"))
 
     async def revoke(self, token: str) -> RevokedToken:
         """End one at once, with what it made; return it with what ended."""
-        return await self._transport.read(RevokedToken, "DELETE", f"/tokens/{token}")
+        return await self._transport.read(RevokedToken, "DELETE", api_path("tokens", token))

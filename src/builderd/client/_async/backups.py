@@ -5,6 +5,7 @@ from __future__ import annotations
 from builderd.client._async.pages import AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.models import Backup, BuilderState
+from builderd.client.paths import api_path
 
 
 class AsyncBuilderBackups:
@@ -16,17 +17,17 @@ class AsyncBuilderBackups:
 
     def list(self) -> AsyncPages[Backup]:
         """List them, newest first, also those being taken and those that failed."""
-        return AsyncPages(self._transport, f"/builders/{self._uuid}/backups", reader(Backup))
+        return AsyncPages(self._transport, api_path("builders", self._uuid, "backups"), reader(Backup))
 
     async def take(self) -> Backup:
         """Take one now and wait for it. The app is frozen for some milliseconds."""
-        return await self._transport.read(Backup, "POST", f"/builders/{self._uuid}/backups", waits=True)
+        return await self._transport.read(Backup, "POST", api_path("builders", self._uuid, "backups"), waits=True)
 
     async def restore(self, backup: str) -> BuilderState:
         """Replace the files by the backup's, after a backup of the present ones; wait until it serves."""
-        path = f"/builders/{self._uuid}/backups/{backup}/restore"
+        path = api_path("builders", self._uuid, "backups", backup, "restore")
         return await self._transport.read(BuilderState, "POST", path, waits=True)
 
     async def remove(self, backup: str) -> None:
         """Remove one from all lists; its space comes back with the next pruning."""
-        await self._transport.request("DELETE", f"/builders/{self._uuid}/backups/{backup}")
+        await self._transport.request("DELETE", api_path("builders", self._uuid, "backups", backup))

@@ -40,6 +40,7 @@ from builderd.client.models import (
     VersionDiff,
 )
 from builderd.client.options import SettingOptions
+from builderd.client.paths import RequestPath, api_path
 from builderd.client.waiting import async_sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
@@ -90,7 +91,7 @@ class AsyncBuilder:
 
     async def refresh(self) -> AsyncBuilder:
         """Read its state again."""
-        return self._with(await self._transport.read(BuilderState, "GET", f"/builders/{self.uuid}"))
+        return self._with(await self._transport.read(BuilderState, "GET", api_path("builders", self.uuid)))
 
     async def wait(
         self, *, finished: bool = False, on_line: Callable[[LogLine], None] | None = None, interval: float = 1.0
@@ -131,26 +132,28 @@ class AsyncBuilder:
         """Start it and wait until it is up."""
         return self._with(
             await self._transport.read(
-                BuilderState, "POST", f"/builders/{self.uuid}/start", waits=True, repeatable=True
+                BuilderState, "POST", api_path("builders", self.uuid, "start"), waits=True, repeatable=True
             )
         )
 
     async def stop(self) -> AsyncBuilder:
         """Stop it; files and settings are kept."""
         return self._with(
-            await self._transport.read(BuilderState, "POST", f"/builders/{self.uuid}/stop", waits=True, repeatable=True)
+            await self._transport.read(
+                BuilderState, "POST", api_path("builders", self.uuid, "stop"), waits=True, repeatable=True
+            )
         )
 
     async def restart(self) -> AsyncBuilder:
         """Stop it if it runs, and start it."""
         return self._with(
-            await self._transport.read(BuilderState, "POST", f"/builders/{self.uuid}/restart", waits=True)
+            await self._transport.read(BuilderState, "POST", api_path("builders", self.uuid, "restart"), waits=True)
         )
 
     async def delete(self, *, purge: bool = False) -> None:
         """Delete it with its files; ``purge`` removes its backups too, and takes no last one."""
         params = {"purge": True} if purge else {}
-        await self._transport.request("DELETE", f"/builders/{self.uuid}", params=params, waits=True)
+        await self._transport.request("DELETE", api_path("builders", self.uuid), params=params, waits=True)
 
     async def deploy(
         self,
@@ -163,7 +166,7 @@ class AsyncBuilder:
         """
         call, body = await prepare(self._transport, path, options)
         params = {"fresh": True} if body.pop("fresh", False) else {}
-        return self._with(await call.run("PUT", f"/builders/{self.uuid}", body, params))
+        return self._with(await call.run("PUT", api_path("builders", self.uuid), body, params))
 
     async def update(
         self,
@@ -174,19 +177,19 @@ class AsyncBuilder:
     ) -> AsyncBuilder:
         """Change settings: at once where the app need not know of them, else as a new version of the same code."""
         call = AsyncDeployment(self._transport, idempotency_key, on_stage)
-        return self._with(await call.run("PATCH", f"/builders/{self.uuid}", dict(options)))
+        return self._with(await call.run("PATCH", api_path("builders", self.uuid), dict(options)))
 
     async def set_auto_stop(self, minutes: int) -> AsyncBuilder:
         """Stop it by itself after so many minutes without use; 0: never."""
         return self._with(
             await self._transport.read(
-                BuilderState, "PUT", f"/builders/{self.uuid}/auto-stop", json={"interval": minutes}
+                BuilderState, "PUT", api_path("builders", self.uuid, "auto-stop"), json={"interval": minutes}
             )
         )
 
     def versions(self) -> AsyncPages[Version]:
         """List the versions that are kept, newest first."""
-        return AsyncPages(self._transport, f"/builders/{self.uuid}/versions", reader(Version))
+        return AsyncPages(self._transport, api_path("builders", self.uuid, "versions"), reader(Version))
 
     async def diff(self, old: int | None = None, new: int | None = None) -> VersionDiff:
         """Compare the files and settings of two versions.
@@ -195,13 +198,15 @@ class AsyncBuilder:
         """
         new = self.data.version if new is None else new
         old = await self._version_before() if old is None else old
-        return await self._transport.read(VersionDiff, "GET", f"/builders/{self.uuid}/versions/{old}/diff/{new}")
+        return await self._transport.read(
+            VersionDiff, "GET", api_path("builders", self.uuid, "versions", old, "diff", new)
+        )
 
     async def patch(self, old: int | None = None, new: int | None = None) -> str:
         """Return the difference between the files of two versions as a patch, by default as ``diff``."""
         new = self.data.version if new is None else new
         old = await self._version_before() if old is None else old
-        response = await self._transport.request("GET", f"/builders/{self.uuid}/versions/{old}/patch/{new}")
+        response = await self._transport.request("GET", api_path("builders", self.uuid, "versions", old, "patch", new))
         return response.text
 
     async def rollback(
@@ -214,7 +219,7 @@ class AsyncBuilder:
         """Deploy an old version again, by default the one before the current. What the app wrote stays."""
         number = await self._version_before() if version is None else version
         call = AsyncDeployment(self._transport, idempotency_key, on_stage)
-        return self._with(await call.run("POST", f"/builders/{self.uuid}/rollback", {"version": number}))
+        return self._with(await call.run("POST", api_path("builders", self.uuid, "rollback"), {"version": number}))
 
     async def _version_before(self) -> int:
         async for one in self.versions():
@@ -225,7 +230,9 @@ class AsyncBuilder:
     async def renew_service_token(self) -> AsyncBuilder:
         """Replace its service token and restart the app with the new one."""
         return self._with(
-            await self._transport.read(BuilderState, "POST", f"/builders/{self.uuid}/service-token", waits=True)
+            await self._transport.read(
+                BuilderState, "POST", api_path("builders", self.uuid, "service-token"), waits=True
+            )
         )
 
     # Looking into it
@@ -244,7 +251,7 @@ class AsyncBuilder:
         ``stream`` is ``stdout``, ``stderr``, ``build`` or ``release``; ``search`` is a text in the lines, in any case.
         """
         params = {"tail": tail, "since": since, "stream": stream, "search": search}
-        path = f"/builders/{self.uuid}/logs"
+        path = api_path("builders", self.uuid, "logs")
         if follow:
             lines = follow_stream(self._transport, path, params, lambda event: parsed(LogLine, event.json()))
         else:
@@ -261,7 +268,9 @@ class AsyncBuilder:
     ) -> LogDensity:
         """Count the lines of its log over time, as ``logs`` filters them."""
         params = {"buckets": buckets, "since": since, "stream": stream, "search": search}
-        return await self._transport.read(LogDensity, "GET", f"/builders/{self.uuid}/logs/density", params=params)
+        return await self._transport.read(
+            LogDensity, "GET", api_path("builders", self.uuid, "logs", "density"), params=params
+        )
 
     def events(
         self,
@@ -275,7 +284,7 @@ class AsyncBuilder:
 
         ``types`` such as ``builder.status,stage.*``; ``after`` is the id of the last event that was seen.
         """
-        return events_of(self._transport, f"/builders/{self.uuid}/events", follow, types, since, after)
+        return events_of(self._transport, api_path("builders", self.uuid, "events"), follow, types, since, after)
 
     async def exec(self, command: str, **options: Unpack[ExecOptions]) -> Execution:
         """Run a shell command beside the app and wait for it, at most ``timeout`` seconds (then its exit code is 124).
@@ -294,7 +303,7 @@ class AsyncBuilder:
     async def metrics(self, *, hours: int = 24, step: str = "5m") -> Metrics:
         """Return its present usage, and its usage in steps of ``5m``, ``15m`` or ``1h``."""
         params = {"hours": hours, "step": step}
-        return await self._transport.read(Metrics, "GET", f"/builders/{self.uuid}/metrics", params=params)
+        return await self._transport.read(Metrics, "GET", api_path("builders", self.uuid, "metrics"), params=params)
 
     @property
     def files(self) -> AsyncFiles:
@@ -333,7 +342,7 @@ class AsyncBuilder:
 
     async def port_url(self, port: int) -> str:
         """Return the URL of one of its ports, which wants the service token or a link."""
-        path = f"/builders/{self.uuid}/ports/{port}/preview-url"
+        path = api_path("builders", self.uuid, "ports", port, "preview-url")
         return (await self._transport.read(PortPreview, "GET", path)).url
 
     def lease(self, seconds: int = 600, reason: str = "") -> AsyncHeldLease:
@@ -346,24 +355,26 @@ class AsyncBuilder:
         """Make a token for logins by SSH; ``alone`` ends all others."""
         body = {"expires_minutes": expires_minutes}
         if alone:
-            return await self._transport.read(SshGrant, "POST", f"/builders/{self.uuid}/ssh/recreate", json=body)
-        return await self._transport.read(SshGrant, "POST", f"/builders/{self.uuid}/ssh", json=body)
+            return await self._transport.read(
+                SshGrant, "POST", api_path("builders", self.uuid, "ssh", "recreate"), json=body
+            )
+        return await self._transport.read(SshGrant, "POST", api_path("builders", self.uuid, "ssh"), json=body)
 
     async def end_ssh(self) -> None:
         """End all its SSH tokens, and cut their sessions."""
-        await self._transport.request("DELETE", f"/builders/{self.uuid}/ssh")
+        await self._transport.request("DELETE", api_path("builders", self.uuid, "ssh"))
 
     async def clear_build_cache(self) -> RemovedBuilds:
         """Remove the kept results of its builds; a rollback builds again."""
-        return await self._transport.read(RemovedBuilds, "DELETE", f"/builders/{self.uuid}/build-cache")
+        return await self._transport.read(RemovedBuilds, "DELETE", api_path("builders", self.uuid, "build-cache"))
 
     async def cap(self) -> SpendingCap:
         """Return its monthly spending cap, and what it has cost this month."""
-        return await self._transport.read(SpendingCap, "GET", f"/builders/{self.uuid}/spending-cap")
+        return await self._transport.read(SpendingCap, "GET", api_path("builders", self.uuid, "spending-cap"))
 
     async def set_cap(self, monthly: float | None) -> SpendingCap:
         """Set its monthly cap; None lifts it, but not the operator's. Needs the scope ``admin``."""
-        path = f"/builders/{self.uuid}/spending-cap"
+        path = api_path("builders", self.uuid, "spending-cap")
         return await self._transport.read(SpendingCap, "PUT", path, json={"monthly": monthly})
 
     def _with(self, data: BuilderState) -> AsyncBuilder:
@@ -373,7 +384,7 @@ class AsyncBuilder:
 
 def events_of(
     transport: AsyncTransport,
-    path: str,
+    path: RequestPath,
     follow: bool,
     types: str | None,
     since: datetime | None,

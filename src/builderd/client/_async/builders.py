@@ -13,6 +13,7 @@ from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Backup, BuilderState
+from builderd.client.paths import api_path
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -36,13 +37,13 @@ class AsyncBuilders:
         builder is kept as failed.
         """
         call, body = await prepare(self._transport, path, {**options, "files": options.get("files") or {}})
-        return AsyncBuilder(self._transport, await call.run("POST", "/builders", {"name": name, **body}))
+        return AsyncBuilder(self._transport, await call.run("POST", api_path("builders"), {"name": name, **body}))
 
     async def get(self, name: str) -> AsyncBuilder:
         """Return the builder with this name or uuid. Raises ``NotFound``."""
         if UUID.fullmatch(name):
             return AsyncBuilder(
-                self._transport, await self._transport.read(BuilderState, "GET", f"/builders/{name.lower()}")
+                self._transport, await self._transport.read(BuilderState, "GET", api_path("builders", name.lower()))
             )
         found, _ = await self.list(name=name).page(per_page=1)
         if not found:
@@ -60,7 +61,10 @@ class AsyncBuilders:
         """List the builders, newest first unless sorted by ``created_at`` or ``name``."""
         params = {"name": name, "status": status, "job_type": job_type, "sort": sort}
         return AsyncPages(
-            self._transport, "/builders", lambda one: AsyncBuilder(self._transport, parsed(BuilderState, one)), params
+            self._transport,
+            api_path("builders"),
+            lambda one: AsyncBuilder(self._transport, parsed(BuilderState, one)),
+            params,
         )
 
 
@@ -72,15 +76,15 @@ class AsyncBackups:
 
     def list(self) -> AsyncPages[Backup]:
         """List them, newest first."""
-        return AsyncPages(self._transport, "/backups", reader(Backup))
+        return AsyncPages(self._transport, api_path("backups"), reader(Backup))
 
     async def restore(self, backup: str, name: str) -> AsyncBuilder:
         """Make a new builder of a backup, also of a deleted builder's; wait until it serves."""
         state = await self._transport.read(
-            BuilderState, "POST", f"/backups/{backup}/restore", json={"as": name}, waits=True
+            BuilderState, "POST", api_path("backups", backup, "restore"), json={"as": name}, waits=True
         )
         return AsyncBuilder(self._transport, state)
 
     async def remove(self, backup: str) -> None:
         """Remove one from all lists."""
-        await self._transport.request("DELETE", f"/backups/{backup}")
+        await self._transport.request("DELETE", api_path("backups", backup))

@@ -23,6 +23,7 @@ from builderd.client.connections import certificates
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
+from builderd.client.paths import HEALTH, OPENAPI, READINESS, api_path, written_path
 from builderd.client.retries import OnRetry, ignore_retry
 
 MAX_RETRIES = 2
@@ -143,20 +144,23 @@ class AsyncBuilderd:
         after: int | None = None,
     ) -> AsyncStream[Event]:
         """Iterate over the events of all builders, as ``AsyncBuilder.events`` does over those of one."""
-        return events_of(self._transport, "/events", follow, types, since, after)
+        return events_of(self._transport, api_path("events"), follow, types, since, after)
 
     async def health(self) -> Health:
         """Return the version of the service."""
-        return await self._transport.read(Health, "GET", "//healthz")
+        return await self._transport.read(Health, "GET", HEALTH)
 
     async def readiness(self) -> Readiness:
         """Return the parts of a ready service. Raises ``Unavailable`` while it is not, with the reason."""
-        return await self._transport.read(Readiness, "GET", "//readyz")
+        return await self._transport.read(Readiness, "GET", READINESS)
 
     async def openapi(self) -> dict[str, Any]:
         """Return the service's OpenAPI document."""
-        return await self._transport.json("GET", "//openapi.json")
+        return await self._transport.json("GET", OPENAPI)
 
     async def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        """Send any call, such as ``request("GET", "/builders", params={"status": "running"})``."""
-        return await self._transport.request(method, path.removeprefix("/api/v1"), **options)
+        """Send any call, such as ``request("GET", "/builders", params={"status": "running"})``.
+
+        Quote what you put into ``path``.
+        """
+        return await self._transport.request(method, written_path(path), **options)

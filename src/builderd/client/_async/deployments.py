@@ -26,6 +26,7 @@ from builderd.client.errors import (
 from builderd.client.folders import Folder, encoded, read_folder
 from builderd.client.models import BuilderState, Qa, Stage
 from builderd.client.options import BuilderOptions, FileContent, StoredCode, VersionOptions
+from builderd.client.paths import RequestPath, api_path
 from builderd.client.retries import is_going_on, new_key, repeats_error
 from builderd.client.waiting import in_thread
 
@@ -116,7 +117,7 @@ class AsyncDeployment:
         self._told: set[str] = set()
 
     async def run(
-        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None = None
+        self, method: str, path: RequestPath, body: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> BuilderState:
         """Send the call until its outcome is known. Raises the error of the stage that failed, with its details."""
         try:
@@ -134,7 +135,7 @@ class AsyncDeployment:
                 await AsyncUploads(self._transport).delete(self.upload_id)
 
     async def _repeat(
-        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None
+        self, method: str, path: RequestPath, body: Mapping[str, Any], params: Mapping[str, Any] | None
     ) -> BuilderState:
         attempt = 0
         while True:
@@ -151,7 +152,7 @@ class AsyncDeployment:
                 await self._transport.wait(method, path, waits, error)
 
     async def _once(
-        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None
+        self, method: str, path: RequestPath, body: Mapping[str, Any], params: Mapping[str, Any] | None
     ) -> BuilderState:
         async with self._transport.events(
             method,
@@ -217,10 +218,10 @@ async def explained(transport: AsyncTransport, error: BuilderdError) -> Builderd
             stream = "build" if isinstance(error, InstallFailed | BuildFailed) else None
             stream = "release" if isinstance(error, ReleaseFailed) else stream
             params = {"tail": TAIL_LINES, "stream": stream}
-            answer = await transport.json("GET", f"/builders/{error.builder}/logs", params=params)
+            answer = await transport.json("GET", api_path("builders", error.builder, "logs"), params=params)
             error.log_tail = [line["text"] for line in answer["data"]]
         if isinstance(error, QaFailed):
             with suppress(BuilderdError):
                 params = {"version": error.data.get("version")}
-                error.report = await transport.read(Qa, "GET", f"/builders/{error.builder}/qa", params=params)
+                error.report = await transport.read(Qa, "GET", api_path("builders", error.builder, "qa"), params=params)
     return error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 from builderd.client._async.pages import AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.models import Domain
+from builderd.client.paths import api_path
 
 
 class AsyncDomains:
@@ -14,7 +13,8 @@ class AsyncDomains:
 
     def __init__(self, transport: AsyncTransport, uuid: str) -> None:
         self._transport = transport
-        self._path = f"/builders/{uuid}/domains"
+        self._uuid = uuid
+        self._path = api_path("builders", uuid, "domains")
 
     def list(self) -> AsyncPages[Domain]:
         """List them by host, with what is wrong with each."""
@@ -26,8 +26,8 @@ class AsyncDomains:
 
     async def check(self, host: str) -> Domain:
         """Have it checked now, after its records were changed."""
-        return await self._transport.read(Domain, "POST", f"{self._path}/{quote(host, safe='')}/check")
+        return await self._transport.read(Domain, "POST", api_path("builders", self._uuid, "domains", host, "check"))
 
     async def remove(self, host: str) -> None:
         """Remove it: it leads nowhere from then on."""
-        await self._transport.request("DELETE", f"{self._path}/{quote(host, safe='')}")
+        await self._transport.request("DELETE", api_path("builders", self._uuid, "domains", host))

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client.errors import NoAnswer, error_of
 from builderd.client.models import Execution
+from builderd.client.paths import api_path
 
 
 class ExecOptions(TypedDict, total=False):
@@ -39,7 +40,7 @@ async def execute(transport: AsyncTransport, uuid: str, command: str, options: E
         body["cwd"] = cwd
     if options.get("separate") or on_errors is not None:
         body["separate"] = True
-    path = f"/builders/{uuid}/exec"
+    path = api_path("builders", uuid, "exec")
     if on_output is None:
         return await transport.read(Execution, "POST", path, json=body, waits=True)
     async with transport.events("POST", path, json={**body, "stream": True}, deadline=transport.deadline()) as events:

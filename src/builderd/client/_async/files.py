@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote
 
 from builderd.client._async.pages import AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.errors import NotFound, ValidationFailed
 from builderd.client.folders import read_folder
 from builderd.client.models import FileEntry
+from builderd.client.paths import RequestPath, api_path
 
 PIECE_BYTES = 1 << 20
 
@@ -25,21 +25,19 @@ class AsyncFiles:
 
     def list(self, path: str = "") -> AsyncPages[FileEntry]:
         """List a folder's entries, by name."""
-        return AsyncPages(self._transport, f"/builders/{self._uuid}/files", reader(FileEntry), {"path": path})
+        return AsyncPages(self._transport, api_path("builders", self._uuid, "files"), reader(FileEntry), {"path": path})
 
     async def read(self, path: str) -> bytes:
         """Return a file's content."""
-        uuid, name = self._uuid, quote(path)
-        return (await self._transport.request("GET", f"/builders/{uuid}/files/{name}", waits=True)).content
+        return (await self._transport.request("GET", self._path(path), waits=True)).content
 
     async def write(self, path: str, content: str | bytes | IO[bytes], *, executable: bool | None = None) -> FileEntry:
         """Write a file with the folders that are missing. ``executable`` None: as the file that it replaces."""
-        uuid, name = self._uuid, quote(path)
         body = content.encode() if isinstance(content, str) else content
         return await self._transport.read(
             FileEntry,
             "PUT",
-            f"/builders/{uuid}/files/{name}",
+            self._path(path),
             content=body if isinstance(body, bytes) else _pieces(body),
             params={"executable": executable},
             waits=True,
@@ -48,13 +46,12 @@ class AsyncFiles:
 
     async def delete(self, path: str, *, recursive: bool = False) -> None:
         """Delete a file or an empty folder; with ``recursive`` a folder with all that is in it."""
-        uuid, name = self._uuid, quote(path)
         params = {"recursive": recursive}
-        await self._transport.request("DELETE", f"/builders/{uuid}/files/{name}", params=params, waits=True)
+        await self._transport.request("DELETE", self._path(path), params=params, waits=True)
 
     async def archive(self, out: IO[bytes]) -> int:
         """Write all files as one ``tar.zst`` to ``out``; return the number of bytes."""
-        return await self._receive(f"/builders/{self._uuid}/archive", out)
+        return await self._receive(api_path("builders", self._uuid, "archive"), out)
 
     async def upload(self, local: str | Path, path: str) -> int:
         """Send a file, or a folder with all that a deployment would send of it; return the number of files."""
@@ -85,7 +82,9 @@ class AsyncFiles:
         for entry in entries:
             # A name comes from the app's disk: it must not lead out of the target.
             if entry.type in {"file", "folder"} and entry.name not in {"", ".", ".."} and "/" not in entry.name:
-                count += await self._download_entry(entry, f"{path}/{entry.name}".lstrip("/"), target / entry.name)
+                count += await self._download_entry(
+                    entry, f"{path.strip('/')}/{entry.name}".lstrip("/"), target / entry.name
+                )
         return count
 
     async def _download_entry(self, entry: FileEntry, path: str, target: Path) -> int:
@@ -97,12 +96,15 @@ class AsyncFiles:
         return 1
 
     async def _download_file(self, path: str, target: Path) -> None:
-        uuid, name = self._uuid, quote(path)
+        source = self._path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
-            await self._receive(f"/builders/{uuid}/files/{name}", out)
+            await self._receive(source, out)
 
-    async def _receive(self, path: str, out: IO[bytes]) -> int:
+    def _path(self, path: str) -> RequestPath:
+        return api_path("builders", self._uuid, "files", *path.split("/"))
+
+    async def _receive(self, path: RequestPath, out: IO[bytes]) -> int:
         size = 0
         async with self._transport.stream("GET", path) as response:
             async for piece in response.aiter_raw():

@@ -8,6 +8,7 @@ from typing import Self
 from builderd.client._async.pages import AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.models import Lease
+from builderd.client.paths import api_path
 
 
 class AsyncLeases:
@@ -19,22 +20,22 @@ class AsyncLeases:
 
     def list(self) -> AsyncPages[Lease]:
         """List the leases that last, oldest first."""
-        return AsyncPages(self._transport, f"/builders/{self._uuid}/leases", reader(Lease))
+        return AsyncPages(self._transport, api_path("builders", self._uuid, "leases"), reader(Lease))
 
     async def take(self, seconds: int, reason: str = "") -> Lease:
         """Take a lease of at most 3,600 seconds."""
         body = {"seconds": seconds, "reason": reason}
-        return await self._transport.read(Lease, "POST", f"/builders/{self._uuid}/leases", json=body)
+        return await self._transport.read(Lease, "POST", api_path("builders", self._uuid, "leases"), json=body)
 
     async def renew(self, lease: str, seconds: int) -> Lease:
         """Renew a lease for so many seconds from now."""
         return await self._transport.read(
-            Lease, "PUT", f"/builders/{self._uuid}/leases/{lease}", json={"seconds": seconds}
+            Lease, "PUT", api_path("builders", self._uuid, "leases", lease), json={"seconds": seconds}
         )
 
     async def end(self, lease: str) -> None:
         """End a lease early."""
-        await self._transport.request("DELETE", f"/builders/{self._uuid}/leases/{lease}")
+        await self._transport.request("DELETE", api_path("builders", self._uuid, "leases", lease))
 
 
 class AsyncHeldLease:

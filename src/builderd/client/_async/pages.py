@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from builderd.client._async.transport import AsyncTransport, parsed
+from builderd.client.paths import RequestPath
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -19,7 +20,11 @@ class AsyncPages(Generic[T]):
     """List of the service. Iterate over it: each page is fetched when it is needed."""
 
     def __init__(
-        self, transport: AsyncTransport, path: str, read: Callable[[Any], T], params: Mapping[str, Any] | None = None
+        self,
+        transport: AsyncTransport,
+        path: RequestPath,
+        read: Callable[[Any], T],
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         self._transport = transport
         self._path = path

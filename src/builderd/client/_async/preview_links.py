@@ -5,6 +5,7 @@ from __future__ import annotations
 from builderd.client._async.pages import AsyncPages, reader
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.models import NewPreviewLink, PreviewLink
+from builderd.client.paths import api_path
 
 
 class AsyncPreviewLinks:
@@ -12,7 +13,8 @@ class AsyncPreviewLinks:
 
     def __init__(self, transport: AsyncTransport, builder: str) -> None:
         self._transport = transport
-        self._path = f"/builders/{builder}/preview-links"
+        self._builder = builder
+        self._path = api_path("builders", builder, "preview-links")
 
     async def create(self, *, expires_minutes: int = 60, port: int | None = None) -> NewPreviewLink:
         """Make a link; its URL is shown once."""
@@ -25,4 +27,4 @@ class AsyncPreviewLinks:
 
     async def revoke(self, link: str) -> None:
         """End a link at once."""
-        await self._transport.request("DELETE", f"{self._path}/{link}")
+        await self._transport.request("DELETE", api_path("builders", self._builder, "preview-links", link))

@@ -13,6 +13,7 @@ from builderd.client._async.transport import AsyncTransport
 from builderd.client.errors import NoAnswer, TimedOut, Unavailable
 from builderd.client.events import Event
 from builderd.client.logs import RowDecoder
+from builderd.client.paths import RequestPath
 from builderd.client.waiting import async_sleep
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class AsyncStream(Generic[T]):
 
 async def follow(
     transport: AsyncTransport,
-    path: str,
+    path: RequestPath,
     params: Mapping[str, Any],
     read: Callable[[Event], T],
     *,
@@ -90,7 +91,7 @@ async def follow(
 
 
 async def rows(
-    transport: AsyncTransport, path: str, params: Mapping[str, Any], read: Callable[[Any], T]
+    transport: AsyncTransport, path: RequestPath, params: Mapping[str, Any], read: Callable[[Any], T]
 ) -> AsyncIterator[T]:
     """Yield the rows of a long answer as they arrive; few of them are held in memory."""
     decoder, text = RowDecoder(), codecs.getincrementaldecoder("utf-8")()

@@ -14,6 +14,7 @@ from wsproto.utilities import LocalProtocolError
 
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.errors import NoAnswer, error_in
+from builderd.client.paths import api_path
 
 PROTOCOL = "builderd.terminal.v1"
 NORMAL = 1000
@@ -65,7 +66,7 @@ async def open_terminal(
     params: dict[str, Any] = {"columns": columns, "rows": rows, **({"command": command} if command else {})}
     try:
         async with transport.http.websocket(
-            f"/api/v1/builders/{uuid}/terminal", params=params, subprotocols=[PROTOCOL]
+            api_path("builders", uuid, "terminal"), params=params, subprotocols=[PROTOCOL]
         ) as socket:
             yield AsyncTerminal(socket)
     except WebSocketUpgradeError as refused:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from builderd.client.connections import is_loopback
 from builderd.client.errors import BuilderdError, NoAnswer, NotFound, TimedOut, error_in
 from builderd.client.events import Event, EventDecoder
+from builderd.client.paths import RequestPath
 from builderd.client.retries import (
     IDEMPOTENT,
     OnRetry,
@@ -30,7 +31,6 @@ from builderd.client.waiting import async_sleep
 
 M = TypeVar("M", bound=BaseModel)
 
-BASE = "/api/v1"
 CONNECT_SECONDS = 10.0
 #: Default read timeout of calls that are answered at once.
 ANSWER_SECONDS = 30.0
@@ -56,7 +56,7 @@ class AsyncTransport:
             on_retry=on_retry or self.on_retry,
         )
 
-    async def wait(self, method: str, path: str, attempt: int, error: BuilderdError) -> None:
+    async def wait(self, method: str, path: RequestPath, attempt: int, error: BuilderdError) -> None:
         """Wait before a call is sent again; ``attempt`` counts from 0."""
         seconds = wait_before(attempt, error)
         self.on_retry(Retry(method, path, error, attempt + 1, seconds))
@@ -66,18 +66,18 @@ class AsyncTransport:
         """Return when a call that begins now has to end, by the monotonic clock; None without ``timeout``."""
         return None if self.timeout is None else time.monotonic() + self.timeout
 
-    async def read(self, shape: type[M], method: str, path: str, **options: Any) -> M:
+    async def read(self, shape: type[M], method: str, path: RequestPath, **options: Any) -> M:
         """Return ``data`` of the answer."""
         return parsed(shape, (await self.json(method, path, **options)).get("data"))
 
-    async def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    async def json(self, method: str, path: RequestPath, **options: Any) -> dict[str, Any]:
         """Return the answer, which is a JSON object."""
         return json_of(await self.request(method, path, **options))
 
     async def request(
         self,
         method: str,
-        path: str,
+        path: RequestPath,
         *,
         waits: bool = False,
         repeatable: bool | None = None,
@@ -96,7 +96,7 @@ class AsyncTransport:
         for attempt in range(retries + 1):
             try:
                 response = await self.http.request(
-                    method, _path(path), headers=headers, params=given(params), timeout=self._timeout(waits), **options
+                    method, path, headers=headers, params=given(params), timeout=self._timeout(waits), **options
                 )
             except httpx2.TransportError as broken:
                 failure = self._broken(method, path, broken)
@@ -119,7 +119,7 @@ class AsyncTransport:
     async def stream(
         self,
         method: str,
-        path: str,
+        path: RequestPath,
         *,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
@@ -130,7 +130,7 @@ class AsyncTransport:
         timeout = httpx2.Timeout(CONNECT_SECONDS, read=read_seconds)
         try:
             async with self.http.stream(
-                method, _path(path), headers=headers, params=given(params), timeout=timeout, **options
+                method, path, headers=headers, params=given(params), timeout=timeout, **options
             ) as response:
                 if not response.is_success:
                     raise error_in(response.status_code, response.headers, await response.aread())
@@ -142,7 +142,7 @@ class AsyncTransport:
     async def events(
         self,
         method: str,
-        path: str,
+        path: RequestPath,
         *,
         headers: Mapping[str, str] | None = None,
         deadline: float | None = None,
@@ -166,7 +166,7 @@ class AsyncTransport:
         read = None if waits else ANSWER_SECONDS
         return httpx2.Timeout(CONNECT_SECONDS, read=self.timeout or read, write=60, pool=CONNECT_SECONDS)
 
-    def _broken(self, method: str, path: str, error: httpx2.TransportError) -> NoAnswer:
+    def _broken(self, method: str, path: RequestPath, error: httpx2.TransportError) -> NoAnswer:
         if isinstance(error, httpx2.ReadTimeout) and self.timeout is not None:
             return TimedOut(f"{method} {path}: no answer within {self.timeout:g} s")
         return no_answer(method, path, error)
@@ -241,8 +241,3 @@ def given(params: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a query without parameters that are None, with times in RFC 3339, and with days."""
     found = {name: value for name, value in (params or {}).items() if value is not None}
     return {name: value.isoformat() if isinstance(value, date) else value for name, value in found.items()}
-
-
-def _path(path: str) -> str:
-    """Return the path of a call; those outside of the API begin with two slashes."""
-    return path[1:] if path.startswith("//") else f"{BASE}{path}"

@@ -14,6 +14,7 @@ from builderd.client._async.transport import AsyncTransport
 from builderd.client.errors import ApiError, BadRequest, BuilderdError, Conflict, NoAnswer, NotFound, ValidationFailed
 from builderd.client.folders import Folder
 from builderd.client.models import UploadPlace, UploadState
+from builderd.client.paths import api_path
 from builderd.client.retries import repeats_error
 from builderd.client.waiting import async_sleep, in_thread
 
@@ -36,16 +37,18 @@ class AsyncUploads:
 
     async def create(self, *, size: int | None = None, sha256: str | None = None) -> UploadPlace:
         """Announce an upload. Its URL needs no token, since it contains a secret."""
-        return await self._transport.read(UploadPlace, "POST", "/uploads", json={"size": size, "sha256": sha256})
+        return await self._transport.read(
+            UploadPlace, "POST", api_path("uploads"), json={"size": size, "sha256": sha256}
+        )
 
     async def state(self, upload_url: str) -> UploadState:
         """Return how many bytes have arrived."""
         upload, query = _parts(upload_url)
-        return await self._transport.read(UploadState, "GET", f"/uploads/{upload}", params=query)
+        return await self._transport.read(UploadState, "GET", api_path("uploads", upload), params=query)
 
     async def delete(self, upload_id: str) -> None:
         """Delete an upload; versions deployed from it stay."""
-        await self._transport.request("DELETE", f"/uploads/{upload_id}")
+        await self._transport.request("DELETE", api_path("uploads", upload_id))
 
     async def send(self, archive: IO[bytes], on_progress: OnProgress | None = None) -> str:
         """Upload a zip, tar, tar.gz or tar.zst; return its id for ``source``. Goes on where it was interrupted."""
@@ -107,7 +110,7 @@ class AsyncUploads:
         upload, query = _parts(upload_url)
         await self._transport.request(
             "PUT",
-            f"/uploads/{upload}",
+            api_path("uploads", upload),
             params=query,
             content=_pieces(archive, size, on_progress),
             headers={"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"},

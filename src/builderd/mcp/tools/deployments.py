@@ -13,6 +13,7 @@ from builderd.client._async.builder import AsyncBuilder
 from builderd.client._async.deployments import AsyncDeployment
 from builderd.client.errors import BuilderdError, NameTaken
 from builderd.client.models import BuilderState
+from builderd.client.paths import RequestPath, api_path
 from builderd.mcp.calls import Call
 from builderd.mcp.failures import failure_of_state
 from builderd.mcp.results import (
@@ -107,7 +108,7 @@ async def deploy_code(
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
     try:
-        state = await _send(call, _Request("POST", "/builders", body), idempotency_key or call.key, wait=wait)
+        state = await _send(call, _Request("POST", api_path("builders"), body), idempotency_key or call.key, wait=wait)
     except NameTaken as taken:
         return await _same_deployment(call, taken, files or {}, wait=wait)
     return _deployed(state)
@@ -158,7 +159,7 @@ async def redeploy(
         root=root,
         **_switches(require_qa, skip_review, skip_qa, install_scripts),
     )
-    sent = _Request("PUT", f"/builders/{builder.uuid}", body, {"fresh": True} if fresh else {})
+    sent = _Request("PUT", api_path("builders", builder.uuid), body, {"fresh": True} if fresh else {})
     return _deployed(await _send(call, sent, idempotency_key or call.key, wait=wait))
 
 
@@ -207,7 +208,7 @@ class _Request:
     """Operation of the API that deploys."""
 
     method: str
-    path: str
+    path: RequestPath
     body: Mapping[str, Any]
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -219,8 +220,8 @@ async def _send(call: Call, sent: _Request, key: str | None, *, wait: bool) -> B
             deployment = AsyncDeployment(call.client._transport, key, progress.stage)
             return await deployment.run(sent.method, sent.path, sent.body, sent.params)
     headers = {**AT_ONCE, **({"Idempotency-Key": key} if key else {})}
-    answer = await call.client.request(sent.method, sent.path, json=sent.body, params=sent.params, headers=headers)
-    return BuilderState.model_validate(answer.json()["data"])
+    options = {"json": sent.body, "params": sent.params, "headers": headers}
+    return await call.client._transport.read(BuilderState, sent.method, sent.path, **options)
 
 
 async def _same_deployment(

@@ -7,13 +7,14 @@ import binascii
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 from mcp_types import CallToolResult
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from builderd.client._async.builder import AsyncBuilder
 from builderd.client.errors import NotFound, RangeNotSatisfiable
+from builderd.client.paths import api_path
+from builderd.domain.bundles import path_error
 from builderd.domain.masking import MASK
 from builderd.mcp.app_data import mark, visible
 from builderd.mcp.calls import Call
@@ -23,7 +24,16 @@ from builderd.mcp.tools.arguments import Name
 PER_PAGE = 200
 #: Bytes of a file in one result.
 MAX_BYTES = 20_000
-Path = Annotated[str, Field(description="Relative to the app's folder.")]
+
+
+def _relative(path: str) -> str:
+    """Return a path of a file within the app's folder. Raises ``ValueError`` for others."""
+    if why := path_error(path):
+        raise ValueError(f"{path!r} {why}")
+    return path
+
+
+Path = Annotated[str, AfterValidator(_relative), Field(description="Relative to the app's folder.")]
 
 
 async def get_deployment_files(
@@ -136,8 +146,9 @@ def _unconfirmed(builder: AsyncBuilder, path: str, replaced: _Replaced) -> Failu
 async def _part(call: Call, uuid: str, path: str, offset: int) -> tuple[bytes, int, int]:
     """Return at most ``MAX_BYTES`` of a file, their end in it, and its size. Masked bytes have another length."""
     headers = {"Range": f"bytes={offset}-{offset + MAX_BYTES - 1}"}
+    source = api_path("builders", uuid, "files", *path.split("/"))
     try:
-        answer = await call.client.request("GET", f"/builders/{uuid}/files/{quote(path)}", headers=headers)
+        answer = await call.client._transport.request("GET", source, headers=headers)
     except RangeNotSatisfiable as error:
         size = error.data.get("size")
         if isinstance(size, int):

@@ -37,7 +37,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tell(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """Set the version that the service tells."""
-    monkeypatch.setattr("builderd.api.health.__version__", version)
+    monkeypatch.setattr("builderd.api.starting.__version__", version)
 
 
 @pytest.mark.parametrize("version", ["0.1.1", "0.10.0", "1.0"])

@@ -21,6 +21,7 @@ class FakeClock:
         self._held: list[tuple[float, timedelta]] = []
         self._set_back = timedelta()
         self._passed = 0.0
+        self._fault = ""
 
     def now(self) -> datetime:
         return self._now
@@ -52,7 +53,7 @@ class FakeClock:
         self._skips.remove(skip)
 
     def skip(self, seconds: float) -> None:
-        """Set the clock forward by ``seconds``, as a changed system time: no time passes."""
+        """Follow a wall clock that was set forward by ``seconds``: no time passes."""
         since = self._now
         self._now += timedelta(seconds=seconds)
         if seconds > HELD_STEP:
@@ -62,6 +63,13 @@ class FakeClock:
     def set_back(self, seconds: float) -> None:
         """Set the wall clock back; ``now`` stays."""
         self._set_back += timedelta(seconds=seconds)
+
+    def fault(self) -> str:
+        return self._fault
+
+    def fail(self, fault: str) -> None:
+        """Report this from now on."""
+        self._fault = fault
 
     def move(self, seconds: float) -> None:
         """Let ``seconds`` pass."""

@@ -18,7 +18,10 @@ class Skip:
 
 class Clock(Protocol):
     def now(self) -> datetime:
-        """The time in UTC, timezone-aware, with microseconds. Never earlier than it was."""
+        """The time in UTC, timezone-aware, with microseconds: measures elapsed time, but for ``skips``.
+
+        It begins no later than the wall clock, and never goes back while the service runs.
+        """
 
     def calendar(self) -> datetime:
         """The wall clock's time in UTC, at most ``now``; goes back when it is set back. For dates that users set."""
@@ -47,4 +50,7 @@ class Clock(Protocol):
         """Return skips that have not been settled, also from before this process."""
 
     def settle(self, skip: Skip) -> None:
-        """Mark the skip as excluded from all bills."""
+        """Mark the skip as excluded from all bills and ends."""
+
+    def fault(self) -> str:
+        """Return how the machine's clock was set or rows may lie in the future, and what to do; "" for neither."""

@@ -202,10 +202,11 @@ class Login(asyncssh.SSHServer):
     async def _watch(self, grant: Grant) -> None:
         """Disconnect when the grant is revoked or expires, or its builder is deleted.
 
-        Expiry is checked by the clock alone; while the store is unavailable the revocation check is retried.
+        Expiry is a time that passes from the login on; while the store is unavailable the revocation check is retried.
         """
         signals, clock = self._app.signals, self._app.clock
-        while (left := (grant.expires_at - clock.now()).total_seconds()) > 0:
+        end = clock.passed() + (grant.expires_at - clock.now()).total_seconds()
+        while (left := end - clock.passed()) > 0:
             seen = signals.count(grant.builder_id)
             try:
                 async with asyncio.timeout(left):

@@ -1,9 +1,11 @@
 """A monotonic system clock: billed time is never counted twice, and none is left out.
 
-It advances with ``CLOCK_BOOTTIME``, which cannot be set and which counts during a suspend. When the wall clock is
-set back, this clock continues as before and is ahead of it from then on, until the wall clock is set forward again or
-the machine restarts. When the wall clock is set forward, this clock follows at once and reports a ``Skip``: no time
-passed in it. The state is saved in a file, so that the next service also notices a change made while none ran.
+It advances with ``CLOCK_BOOTTIME``, which cannot be set and which counts during a suspend. The wall clock decides at
+the start: no clock begins ahead of it. After that a step of the wall clock changes nothing for an hour, so that a wrong
+clock which is put right passes unnoticed. A step forward that lasts is followed then, with a ``Skip``: no time passed
+in it. A step back is followed at the next start, since this clock never goes back while it runs.
+
+The state is saved in a file, so that the next service also notices a change made while none ran.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +38,10 @@ ATTEMPTS, QUICK = 3, 50_000
 SAVE_INTERVAL = 10.0
 #: Nanoseconds. A longer step forward, also one over a restart of the machine, deletes nothing for ``HOLD``.
 HELD_STEP, HOLD = 3_600 * 10**9, 24 * 3_600 * 10**9
+#: Nanoseconds. A step forward is followed once it has lasted so long; a shorter one, such as NTP's slewing, at once.
+FOLLOW_AFTER, FOLLOWED_STEP = 3_600 * 10**9, 10**9
+#: Nanoseconds. A difference from the wall clock that is reported.
+REPORTED = 5 * 10**9
 
 
 class ClockReading(NamedTuple):
@@ -80,22 +86,29 @@ class _State:
     skips: list[tuple[int, int]]
     #: (until, size): steps forward by which ``deletable`` lags until then.
     held: list[tuple[int, int]] = field(default_factory=list)
+    #: When the wall clock was last set, in nanoseconds since the boot, and by how much this clock was ahead before.
+    set_at: int = 0
+    ahead_before_set: int = 0
+    #: The latest time that any service returned: rows may have it, also where this clock began before it.
+    latest: int = 0
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SystemClock:
     """Implements ``ports.clock.Clock``. ``memory`` is the state file; without one, the state ends with the process."""
 
-    def __init__(self, memory: Path | None = None, read: Callable[[], ClockReading] = read_clocks) -> None:
+    def __init__(
+        self, memory: Path | None = None, read: Callable[[], ClockReading] = read_clocks, *, begins: bool = True
+    ) -> None:
+        """Begin no later than the wall clock. Without ``begins``: show a running service's clock, and save nothing."""
         self._memory = memory
+        self._begins = begins
         self._read = read
         self._lock = threading.Lock()
         #: Held while the file is written, so that the newest state is the last.
         self._saving = threading.Lock()
         #: True if the last save failed: the next failure is not logged again.
         self._save_failed = False
-        #: Nanoseconds by which this clock was ahead of the wall clock before that was last set.
-        self._ahead_before_set = 0
         first = read()
         self._state = self._begin(first)
         self.now()
@@ -168,23 +181,53 @@ class SystemClock:
     def at(self, wall: float) -> float:
         """Translate a wall clock time, such as a file's mtime, to this clock. In seconds since 1970, never after now.
 
-        A wall time in the future was read before the wall clock was set back. Of a time that the wall clock passed
-        twice, the second is meant.
+        A wall time that lies in the future, or that a step forward left out, was read before the wall clock was set.
+        Of a time that the wall clock passed twice, the second is meant.
         """
         now = self._now()
         with self._lock:
             state, then = self._state, int(wall * 1e9)
-            if then > now - state.shown + state.wall + STEP_TOLERANCE:
-                ahead = self._ahead_before_set
-            elif then >= state.wall:
-                ahead = state.shown - state.wall
-            else:
+            ahead, before = state.shown - state.wall, state.ahead_before_set
+            is_later = then > now - ahead + STEP_TOLERANCE
+            if is_later or (before > ahead and then < state.set_at + state.wall - STEP_TOLERANCE):
+                ahead = before
+            if not is_later and then < state.shown - ahead:
                 ahead = state.ahead_before
         return min(wall + ahead / 1e9, now / 1e9)
 
+    def fault(self) -> str:
+        now = self._now()
+        with self._lock:
+            state = self._state
+        ahead, latest = state.shown - state.wall, state.latest
+        if ahead > REPORTED:
+            return (
+                f"the machine's clock was set back: the service is {_duration(ahead)} ahead of it until it is "
+                "restarted. Set the clock right if it is wrong, or restart the service."
+            )
+        if -ahead > REPORTED:
+            follows = _time(state.shown + state.set_at + FOLLOW_AFTER)
+            return (
+                f"the machine's clock was set forward by {_duration(-ahead)}: the service follows it at "
+                f"{follows:%H:%M} UTC of its own time. Set the clock right before that if it is wrong."
+            )
+        if latest - now > REPORTED:
+            return (
+                f"the service had times until {_time(latest):%Y-%m-%d %H:%M} UTC before: rows may lie in the future. "
+                "Set the machine's clock right if it is wrong; otherwise stop the service and run `builderd clock "
+                "repair`."
+            )
+        return ""
+
+    def forget_latest(self) -> None:
+        """Forget that there were later times than now: no row has one any more."""
+        with self._lock:
+            self._state.latest = 0
+        self.save()
+
     def save(self) -> None:
         """Write the state file. A failure, such as a full disk, is logged; a later call tries again."""
-        if self._memory is None:
+        if self._memory is None or not self._begins:
             return
         try:
             self._write(self._memory)
@@ -214,14 +257,16 @@ class SystemClock:
         saved = self._load()
         if saved is None:
             return _State(reading.boot, wall, wall, reading.wall, 0, [])
+        saved.latest = max(saved.latest, saved.last)
         if saved.boot == reading.boot:
+            if self._begins and (ahead := saved.shown - wall) > 0:
+                saved.shown = wall
+                saved.ahead_before_set -= ahead
+                saved.held = [(until - ahead, size) for until, size in saved.held]
             return saved
-        # Never earlier than before the restart, even if the machine came up with an older time.
-        shown = max(reading.wall, saved.last) - reading.since_boot
-        begun = _State(
-            reading.boot, wall, shown, saved.last, saved.shown - saved.wall, saved.skips, saved.held, saved.unknown
-        )
-        _hold(begun, saved.last, reading.since_boot + shown)
+        begun = replace(saved, boot=reading.boot, wall=wall, shown=wall, ahead_before=saved.shown - saved.wall)
+        begun.set_at = begun.ahead_before_set = 0
+        _hold(begun, saved.last, reading.wall)
         return begun
 
     def _load(self) -> _State | None:
@@ -240,21 +285,31 @@ class SystemClock:
             wall = reading.wall - reading.since_boot
             was_set = abs(wall - state.wall) > STEP_TOLERANCE
             if was_set:
-                self._follow(wall, reading.since_boot)
+                if abs(wall - state.wall) > FOLLOWED_STEP:
+                    state.set_at, state.ahead_before_set = reading.since_boot, state.shown - state.wall
+                state.wall = wall
+            follows = state.wall > state.shown and self._is_followed(reading.since_boot)
+            if follows:
+                self._follow(reading.since_boot)
             state.last = reading.since_boot + state.shown
-        if was_set:
+        if was_set or follows:
             self.save()
         return state.last
 
-    def _follow(self, wall: int, since_boot: int) -> None:
-        """React to a step of the wall clock: ignore a step back, follow a step past this clock with a skip."""
+    def _is_followed(self, since_boot: int) -> bool:
+        """Return True if the step forward is short, has lasted, or ends a time before that of earlier rows."""
         state = self._state
-        self._ahead_before_set = state.shown - state.wall
-        state.wall = wall
-        if wall > state.shown:
-            state.skips.append((since_boot + state.shown, since_boot + wall))
-            _hold(state, since_boot + state.shown, since_boot + wall)
-            state.shown = wall
+        is_short = state.wall - state.shown <= FOLLOWED_STEP
+        return is_short or since_boot - state.set_at >= FOLLOW_AFTER or since_boot + state.shown < state.latest
+
+    def _follow(self, since_boot: int) -> None:
+        """Follow a step forward, with a skip of the time that no row can have yet."""
+        state = self._state
+        now, after = since_boot + state.shown, since_boot + state.wall
+        state.shown = state.wall
+        if (since := max(now, state.latest)) < after:
+            state.skips.append((since, after))
+            _hold(state, since, after)
 
 
 def _aligned(now: float, pause: float) -> float:
@@ -273,3 +328,7 @@ def _hold(state: _State, before: int, after: int) -> None:
 
 def _time(nanoseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def _duration(nanoseconds: int) -> str:
+    return str(timedelta(seconds=nanoseconds // 10**9))

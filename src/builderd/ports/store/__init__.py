@@ -33,6 +33,7 @@ from builderd.ports.store.services import Services
 from builderd.ports.store.sessions import Sessions, SignInLinks
 from builderd.ports.store.ssh_grants import SshGrants
 from builderd.ports.store.stored_bundles import StoredBundles
+from builderd.ports.store.stored_times import StoredTimes
 from builderd.ports.store.stored_uploads import StoredUploads
 from builderd.ports.store.tenants import Tenants
 from builderd.ports.store.tokens import Tokens
@@ -74,6 +75,7 @@ __all__ = [
     "SshGrants",
     "Store",
     "StoredBundles",
+    "StoredTimes",
     "StoredUploads",
     "Tenants",
     "Tokens",
@@ -144,6 +146,8 @@ class UnitOfWork(Protocol):
     def stored_bundles(self) -> StoredBundles: ...
     @property
     def stored_uploads(self) -> StoredUploads: ...
+    @property
+    def stored_times(self) -> StoredTimes: ...
     @property
     def uploads(self) -> Uploads: ...
     @property

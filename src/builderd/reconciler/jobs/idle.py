@@ -37,16 +37,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CpuSample:
-    """CPU seconds of a sandbox at a time, and since when it has used next to none.
+    """CPU seconds of a sandbox at a time, and since when it has used next to none. Times are those of ``passed``.
 
     ``is_exact``: read at that time. Another one may be older, and so tells nothing about the last moments.
     ``unclear_seconds``: the longest time between two readings since then in which it may have worked in bursts.
     """
 
     sandbox: SandboxId
-    at: datetime
+    at: float
     cpu_seconds: float
-    quiet_since: datetime
+    quiet_since: float
     is_exact: bool = True
     unclear_seconds: float = 0
 
@@ -59,7 +59,7 @@ class Idleness:
         self._samples: dict[BuilderId, CpuSample] = {}
         #: Readings of builders that are about to be frozen, where those before may be old.
         self._exact: dict[BuilderId, CpuSample] = {}
-        self._noted_at: datetime | None = None
+        self._noted_at: float | None = None
 
     async def watch(self) -> None:
         """Run the check every ``interval`` seconds until cancelled."""
@@ -72,16 +72,18 @@ class Idleness:
 
     async def check(self) -> None:
         """Run one check: visits are read first, so that a visited builder is not idle."""
-        begun = self._app.clock.now()
-        within = (begun - self._noted_at).total_seconds() + MARGIN if self._noted_at else inf
+        begun = self._app.clock.passed()
+        within = begun - self._noted_at + MARGIN if self._noted_at is not None else inf
         await activity.note(self._app, within)
         self._noted_at = begun
         candidates = await self._app.store.read(lambda uow: uow.builders.idle_candidates())
         await self._take_readings(candidates)
         now = self._app.clock.now()
+        if self._app.clock.skips():
+            return  # the time that the clock was set forward by counts as idle until it is taken out
         for builder in candidates:
             # One check ahead: a second reading of the CPU use follows then.
-            soon = self._judge(builder, (), now + timedelta(seconds=self.interval))
+            soon = self._judge(builder, (), now, self.interval)
             if soon is IdleAction.FREEZE and not await self._is_quiet_now(builder, now):
                 continue
             if self._judge(builder, (), now) is None:
@@ -100,7 +102,7 @@ class Idleness:
         if errors := [one for one in found.values() if isinstance(one, Exception)]:
             # Builders without a reading sleep later; the check of the others continues.
             log.warning("idle check skipped, usage unavailable builders=%d", len(errors), exc_info=errors[0])
-        before, now = self._samples, self._app.clock.now()
+        before, now = self._samples, self._app.clock.passed()
         self._exact = {builder: one for builder, one in self._exact.items() if builder in before}
         self._samples = {
             one.builder_id: self._compare(before.get(one.builder_id), _sample(one.id, used, now))
@@ -118,15 +120,15 @@ class Idleness:
         if last.is_exact:
             return True
         leases = await self._app.store.read(lambda uow: uow.leases.of_builder(builder.id))
-        if self._judge(builder, leases, now + timedelta(seconds=self.interval)) is None:
+        if self._judge(builder, leases, now, self.interval) is None:
             return False
         sample, before = await self._read_now(builder.id, last.sandbox), self._exact.get(builder.id)
         if sample is None:
             return False
-        if before and sample.at - before.at > timedelta(seconds=PAIR_SECONDS):
+        if before and sample.at - before.at > PAIR_SECONDS:
             before = None
         sample = self._exact[builder.id] = self._compare(before, sample)
-        quiet_for = (sample.at - sample.quiet_since).total_seconds()
+        quiet_for = sample.at - sample.quiet_since
         if before and not quiet_for:
             self._samples[builder.id] = replace(last, quiet_since=sample.at, unclear_seconds=0)
         return 0 < quiet_for >= last.unclear_seconds
@@ -137,7 +139,7 @@ class Idleness:
         except BuilderdError as error:
             log.warning("idle check skipped, usage unavailable builder=%s error=%s", builder, error)
             return None
-        return _sample(sandbox, used, self._app.clock.now()) if used else None
+        return _sample(sandbox, used, self._app.clock.passed()) if used else None
 
     def _compare(self, before: CpuSample | None, sample: CpuSample) -> CpuSample:
         """Return the sample with the time since which it is quiet; the one before where that is the later one."""
@@ -146,7 +148,7 @@ class Idleness:
         if sample.at <= before.at:
             return replace(before, is_exact=False)
         # Two readings that follow each other at once tell nothing about a part of a CPU.
-        seconds = max((sample.at - before.at).total_seconds(), self.interval)
+        seconds = max(sample.at - before.at, self.interval)
         used, quiet_cpu = sample.cpu_seconds - before.cpu_seconds, self._app.limits.quiet_cpu
         if used > quiet_cpu * seconds:
             return sample
@@ -160,10 +162,12 @@ class Idleness:
         """Age of readings that will do: those that sampling has just taken, but where apps are frozen soon."""
         return min(MAX_AGE, self._app.limits.freeze_after / LOOKS_PER_FREEZE)
 
-    def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> IdleAction | None:
+    def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime, later: float = 0) -> IdleAction | None:
+        """Judge the builder as it will be ``later`` seconds from now, if nothing happens."""
         sample = self._samples.get(builder.id)
-        cpu_idle_for = now - sample.quiet_since if sample else timedelta()
-        return idle_action(builder, leases, now, self._freeze_after, cpu_idle_for)
+        quiet_for = self._app.clock.passed() + later - sample.quiet_since if sample else 0
+        at = now + timedelta(seconds=later)
+        return idle_action(builder, leases, at, self._freeze_after, timedelta(seconds=quiet_for))
 
     @property
     def _freeze_after(self) -> timedelta | None:
@@ -196,6 +200,6 @@ class Idleness:
         return replace(wanted, cause=Cause(SYSTEM, reason), updated_at=now)
 
 
-def _sample(sandbox: SandboxId, used: SandboxUsage, now: datetime) -> CpuSample:
-    at = now - timedelta(seconds=used.age_seconds)
+def _sample(sandbox: SandboxId, used: SandboxUsage, passed: float) -> CpuSample:
+    at = passed - used.age_seconds
     return CpuSample(sandbox, at, used.cpu_seconds, at, is_exact=not used.age_seconds)

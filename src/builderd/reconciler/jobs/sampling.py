@@ -44,7 +44,7 @@ class Sampling:
         self._visited: Mapping[str, PreviewActivity] | None = None
         self._at: datetime | None = None
         self._steps: list[UsageBucket] = []
-        self._flushed_at = application.clock.now()
+        self._flushed_at = application.clock.passed()
 
     async def run(self) -> None:
         """Sample every ``INTERVAL`` seconds and write the sums every ``FLUSH_INTERVAL``."""
@@ -52,7 +52,7 @@ class Sampling:
 
     async def _sample_and_flush(self) -> None:
         await self.sample()
-        if (self._app.clock.now() - self._flushed_at).total_seconds() >= FLUSH_INTERVAL:
+        if self._app.clock.passed() - self._flushed_at >= FLUSH_INTERVAL:
             await self.flush()
 
     async def sample(self) -> None:
@@ -113,7 +113,7 @@ class Sampling:
         await self._app.store.write(lambda uow: uow.metrics.add(steps))
         # Cleared only after the write, so that a failed write loses nothing.
         self._steps.clear()
-        self._flushed_at = now
+        self._flushed_at = self._app.clock.passed()
         await self._app.store.write(lambda uow: uow.metrics.expire(start_of(now) - SPAN - BUCKET))
 
 

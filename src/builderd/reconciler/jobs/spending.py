@@ -26,14 +26,16 @@ LEASE = timedelta(seconds=5)
 
 
 async def exclude_clock_skips(application: Application) -> None:
-    """Take the time that the clock was set forward by out of every bill.
+    """Take the time that the clock was set forward by out of every bill, idle time, lease and other end.
 
-    One transaction a builder, so that none blocks the others; after a crash half-way, the work begins again.
+    One transaction a builder, so that none blocks the others; after a crash half-way, the work begins again. A crash
+    between the last of them and ``settle`` lets leases and idle times last longer, and bills nothing twice.
     """
     for skip in application.clock.skips():
-        log.warning("clock set forward, time in between not billed since=%s until=%s", skip.since, skip.until)
+        log.warning("clock set forward, time in between not counted since=%s until=%s", skip.since, skip.until)
         for builder in await application.store.read(partial(_builders_over, skip=skip)):
             await application.store.write(partial(_exclude, builder=builder, skip=skip))
+        await application.store.write(lambda uow, skip=skip: uow.stored_times.move(skip.since, skip.until))  # type: ignore[misc]
         application.clock.settle(skip)
 
 

@@ -1,4 +1,4 @@
-"""The system clock under steps of the wall clock and reboots: no time is counted twice or left out."""
+"""The system clock under steps of the wall clock and restarts: it measures elapsed time, and ends up right."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ from hypothesis import strategies as st
 from tests.application import PATIENCE
 
 from builderd.adapters.clocks import system
-from builderd.adapters.clocks.system import STEP_TOLERANCE, ClockReading, SystemClock, read_clocks
+from builderd.adapters.clocks.system import (
+    FOLLOW_AFTER,
+    FOLLOWED_STEP,
+    STEP_TOLERANCE,
+    ClockReading,
+    SystemClock,
+    read_clocks,
+)
 from builderd.linux import atomic_files
 from builderd.ports.clock import Clock, Skip
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
+MILLISECOND = timedelta(milliseconds=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -49,6 +58,13 @@ class Machine:
     def set(self, seconds: float) -> None:
         """Set the wall clock forward or back."""
         self.wall += int(seconds * 1e9)
+
+    def set_for_good(self, seconds: float, clock: SystemClock) -> None:
+        """Set the wall clock forward, and let pass what it takes until the clock follows."""
+        self.set(seconds)
+        clock.now()
+        self.live(FOLLOW_AFTER / 1e9)
+        clock.now()
 
     def restart(self, seconds: float) -> None:
         self.live(seconds)
@@ -80,47 +96,107 @@ def test_clock_keeps_advancing_when_the_wall_clock_is_set_back(machine: Machine)
     assert (clock.now(), clock.skips()) == (START + 30 * SECOND, [])
 
 
-def test_the_clock_follows_a_step_forward_and_reports_a_skip(machine: Machine) -> None:
+def test_a_step_forward_is_followed_after_an_hour_and_reported_as_a_skip(machine: Machine) -> None:
     clock = SystemClock(read=machine)
     machine.live(10)
-    machine.set(3600)
+    machine.set(7200)
     machine.live(5)
-    assert clock.now() == START + 3615 * SECOND
+    assert clock.now() == START + 15 * SECOND
+    machine.live(3599)
+    assert (clock.now(), clock.skips()) == (START + 3614 * SECOND, [])
+    machine.live(1)
+    assert clock.now() == START + (3615 + 7200) * SECOND
     (skip,) = clock.skips()
-    assert skip == Skip(START + 15 * SECOND, START + 3615 * SECOND)
+    assert skip == Skip(START + 3615 * SECOND, START + (3615 + 7200) * SECOND)
     clock.settle(skip)
     assert clock.skips() == []
+
+
+def test_a_step_of_less_than_a_second_is_followed_at_once(machine: Machine) -> None:
+    clock = SystemClock(read=machine)
+    machine.set(0.9)
+    assert (clock.now(), skipped(clock)) == (START + 0.9 * SECOND, 0.9 * SECOND)
+
+
+def test_a_wrong_clock_that_is_put_right_changes_nothing(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    machine.live(10)
+    machine.set(365 * DAY.total_seconds())
+    assert clock.now() == clock.calendar() == clock.deletable() == START + 10 * SECOND
+    machine.live(18)
+    clock = SystemClock(memory, machine)
+    machine.live(18)
+    assert clock.now() == START + 46 * SECOND
+    machine.set(-365 * DAY.total_seconds())
+    for passed in (46, 10_046, 20_046):
+        assert (clock.now(), clock.calendar()) == (START + passed * SECOND,) * 2
+        assert (clock.skips(), clock.fault()) == ([], "")
+        machine.live(10_000)
+
+
+@pytest.mark.parametrize("back", [3600, 365 * 86_400])
+def test_no_clock_begins_ahead_of_the_wall_clock(machine: Machine, tmp_path: Path, back: int) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    machine.live(100)
+    machine.set(-back)
+    assert clock.now() == START + 100 * SECOND
+    assert SystemClock(memory, machine).now() == START + (100 - back) * SECOND
+    machine.live(10)
+    clock = SystemClock(memory, machine)
+    clock.save()
+    machine.restart(10)
+    assert SystemClock(memory, machine).now() == START + (120 - back) * SECOND
+
+
+def test_a_clock_that_began_too_early_follows_at_once(machine: Machine, tmp_path: Path) -> None:
+    """A machine without a battery starts with an old time, which NTP sets forward soon after."""
+    memory = tmp_path / "clock.json"
+    SystemClock(memory, machine)
+    machine.live(100)
+    SystemClock(memory, machine)
+    machine.set(-365 * DAY.total_seconds())
+    machine.restart(50)
+    clock = SystemClock(memory, machine)
+    assert "rows may lie in the future" in clock.fault()
+    machine.set(365 * DAY.total_seconds())
+    assert clock.now() == START + 150 * SECOND
+    # Rows have times until the last save: a time up to there is no skip.
+    assert (skipped(clock), clock.fault()) == (50 * SECOND, "")
+
+
+def test_each_change_of_the_wall_clock_is_reported_with_its_remedy(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    assert clock.fault() == ""
+    machine.set(7200)
+    assert "set forward by 2:00:00: the service follows it at 01:00 UTC" in clock.fault()
+    machine.set(-2 * 7200)
+    assert "set back: the service is 2:00:00 ahead of it until it is restarted" in clock.fault()
+    shown = SystemClock(memory, machine, begins=False)
+    assert (shown.fault(), shown.now()) == (clock.fault(), clock.now())
+    clock = SystemClock(memory, machine)
+    assert "the service had times until 2026-01-01 00:00 UTC before" in clock.fault()
+    assert "`builderd clock repair`" in clock.fault()
+    clock.forget_latest()
+    assert SystemClock(memory, machine).fault() == ""
 
 
 def test_a_step_while_no_service_ran_is_noticed_at_the_next_start(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     SystemClock(memory, machine)
     machine.live(100)
-    machine.set(-50)
-    assert SystemClock(memory, machine).now() == START + 100 * SECOND
-    machine.live(100)
-    machine.set(150)
+    machine.set(100)
     clock = SystemClock(memory, machine)
-    assert clock.now() == START + 300 * SECOND
+    assert clock.now() == START + 100 * SECOND
+    machine.live(3600)
+    assert clock.now() == START + 3800 * SECOND
     assert skipped(clock) == 100 * SECOND
     # A skip is reported until it is settled.
     assert skipped(SystemClock(memory, machine)) == 100 * SECOND
     clock.settle(clock.skips()[0])
     assert SystemClock(memory, machine).skips() == []
-
-
-def test_the_clock_is_never_earlier_after_a_reboot(machine: Machine, tmp_path: Path) -> None:
-    memory = tmp_path / "clock.json"
-    clock = SystemClock(memory, machine)
-    machine.set(-3600)
-    machine.live(60)
-    clock.now()
-    clock.save()
-    machine.restart(30)
-    after = SystemClock(memory, machine)
-    assert after.now() == START + 60 * SECOND
-    machine.live(10)
-    assert after.now() == START + 70 * SECOND
 
 
 def test_at_translates_a_file_time_also_after_a_reboot(machine: Machine, tmp_path: Path) -> None:
@@ -133,6 +209,20 @@ def test_at_translates_a_file_time_also_after_a_reboot(machine: Machine, tmp_pat
     clock.save()
     machine.restart(7200)
     assert SystemClock(memory, machine).at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_at_translates_file_times_from_both_sides_of_a_step_forward(machine: Machine, follows: bool) -> None:
+    clock = SystemClock(read=machine)
+    machine.live(60)
+    before, shown_before = machine.wall / 1e9, clock.now().timestamp()
+    machine.set(7200)
+    machine.live(60)
+    if follows:
+        machine.set_for_good(0, clock)
+    after, shown_after = machine.wall / 1e9, clock.now().timestamp()
+    assert clock.at(before) == pytest.approx(shown_before, abs=1e-3)
+    assert clock.at(after) == pytest.approx(shown_after, abs=1e-3)
 
 
 @pytest.mark.parametrize("serves", [True, False], ids=["while it serves", "while no service runs"])
@@ -150,7 +240,9 @@ def test_at_is_never_in_the_future_for_files_from_before_a_step_back(
     machine.live(30)
     if not serves:
         clock = SystemClock(memory, machine)
-    assert clock.at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
+    # A clock that began behind puts what was before as much earlier.
+    earlier = 0 if serves else 3700
+    assert clock.at(written) == pytest.approx(shown.timestamp() - earlier, abs=1e-3)
     assert clock.at(machine.wall / 1e9) == pytest.approx(clock.seconds(), abs=1e-3)
     assert clock.at(written + 100_000) == clock.seconds()
 
@@ -208,16 +300,13 @@ async def test_a_full_disk_is_logged_once_and_the_state_is_saved_when_there_is_s
 
     monkeypatch.setattr(atomic_files, "replace", fail)
     machine.live(100)
-    machine.set(3600)
-    assert clock.now() == START + 3700 * SECOND
+    clock.now()
     keeping = asyncio.create_task(clock.save_periodically())
     async with asyncio.timeout(PATIENCE):
         while not is_saved:
             await asyncio.sleep(0.001)
     keeping.cancel()
-    machine.restart(0)
-    machine.set(-1000)
-    assert SystemClock(memory, machine).now() == START + 3700 * SECOND
+    assert json.loads(memory.read_text())["last"] == clock._state.last
     assert caplog.text.count("clock state not saved") == 1
 
 
@@ -239,17 +328,23 @@ def test_shown_time_equals_elapsed_time_plus_skips(tmp_path: Path, happened: lis
     machine, memory = Machine(), tmp_path / "clock.json"
     memory.unlink(missing_ok=True)
     clock = SystemClock(memory, machine)
-    last = clock.now()
+    latest = START
     for what, seconds in happened:
+        before, lived, skips = clock.now(), machine.lived, skipped(clock)
+        wall_ahead = machine.wall / 1e9 - before.timestamp()
         if what == "restart service":
-            clock = SystemClock(memory, machine)
-        else:
-            getattr(machine, what)(seconds)
-        now = clock.now()
-        assert now >= last
-        last = now
-        lived = timedelta(microseconds=machine.lived / 1000)
-        assert abs(now - START - lived - skipped(clock)) < timedelta(milliseconds=1)
+            clock, latest = SystemClock(memory, machine), max(latest, before)
+            assert clock.now() <= datetime.fromtimestamp(machine.wall / 1e9, UTC) + MILLISECOND
+            if wall_ahead > FOLLOWED_STEP / 1e9:
+                assert abs(clock.now() - before) < MILLISECOND or before < latest
+            continue
+        getattr(machine, what)(seconds)
+        now, elapsed = clock.now(), timedelta(microseconds=(machine.lived - lived) / 1000)
+        if abs(now - before - elapsed) > MILLISECOND:
+            assert now > before
+            assert abs(now.timestamp() - machine.wall / 1e9) < 0.001, "it follows to the wall clock's time"
+        new = max(now - max(before + elapsed, latest), timedelta())
+        assert abs(skipped(clock) - skips - new) < MILLISECOND
 
 
 def test_pause_between_clock_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,37 +363,46 @@ def test_pause_between_clock_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -
     assert next(pauses) == 0.3, "a quick read is the last"
 
 
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
 def test_nothing_may_be_deleted_by_a_step_forward_for_a_day(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     clock = SystemClock(memory, machine)
-    machine.set(400 * DAY.total_seconds())
-    assert clock.deletable() == START
+    machine.set_for_good(400 * DAY.total_seconds(), clock)
+    assert clock.now() == START + 400 * DAY + HOUR
+    assert clock.deletable() == START + HOUR
     machine.live(60)
-    assert clock.deletable() == START + MINUTE
-    assert SystemClock(memory, machine).deletable() == START + MINUTE
+    assert clock.deletable() == START + HOUR + MINUTE
+    assert SystemClock(memory, machine).deletable() == START + HOUR + MINUTE
     machine.live(DAY.total_seconds() - 61)
-    assert clock.deletable() == START + DAY - SECOND
+    assert clock.deletable() == START + HOUR + DAY - SECOND
     machine.live(1)
-    assert clock.deletable() == clock.now() == START + 401 * DAY
+    assert clock.deletable() == clock.now() == START + 401 * DAY + HOUR
 
 
 def test_a_step_forward_that_was_set_back_deletes_nothing_ever(machine: Machine, tmp_path: Path) -> None:
     clock = SystemClock(tmp_path / "clock.json", machine)
-    machine.set(400 * DAY.total_seconds())
-    clock.now()
+    machine.set_for_good(400 * DAY.total_seconds(), clock)
     machine.set(-400 * DAY.total_seconds())
-    assert clock.calendar() == START
-    assert clock.deletable() < START
+    assert clock.calendar() == START + HOUR
+    assert clock.deletable() < START + HOUR
     machine.live(2 * DAY.total_seconds())
-    assert clock.deletable() == clock.calendar() == START + 2 * DAY
-    assert clock.now() == START + 402 * DAY
+    assert clock.deletable() == clock.calendar() == START + 2 * DAY + HOUR
+    assert clock.now() == START + 402 * DAY + HOUR
     machine.restart(60)
     again = SystemClock(tmp_path / "clock.json", machine)
-    assert again.calendar() == START + 2 * DAY + MINUTE
+    assert again.now() == again.calendar() == START + 2 * DAY + HOUR + MINUTE
     assert again.deletable() <= again.calendar()
+
+
+def test_a_clock_that_begins_behind_may_delete_again_after_a_day(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    machine.set_for_good(400 * DAY.total_seconds(), SystemClock(memory, machine))
+    clock = SystemClock(memory, machine)
+    machine.set_for_good(400 * DAY.total_seconds(), clock)
+    machine.set(-400 * DAY.total_seconds())
+    clock = SystemClock(memory, machine)
+    assert clock.deletable() < clock.now()
+    machine.live(DAY.total_seconds())
+    assert clock.deletable() == clock.now()
 
 
 def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Machine, tmp_path: Path) -> None:
@@ -314,29 +418,29 @@ def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Mach
 
 def test_several_steps_are_each_held_for_their_own_day(machine: Machine) -> None:
     clock = SystemClock(read=machine)
-    machine.set(10 * HOUR.total_seconds())
-    clock.now()
+    machine.set_for_good(10 * HOUR.total_seconds(), clock)
     machine.live(12 * HOUR.total_seconds())
-    machine.set(20 * HOUR.total_seconds())
-    clock.now()
+    machine.set_for_good(20 * HOUR.total_seconds(), clock)
     machine.live(13 * HOUR.total_seconds())
     assert clock.now() - clock.deletable() == 20 * HOUR
 
 
 def test_short_steps_hold_nothing(machine: Machine) -> None:
     clock = SystemClock(read=machine)
-    machine.set(HOUR.total_seconds())
-    assert clock.deletable() == clock.now()
+    machine.set_for_good(HOUR.total_seconds(), clock)
+    assert clock.deletable() == clock.now() == START + 2 * HOUR
 
 
 def test_the_state_of_the_version_before_is_read(machine: Machine, tmp_path: Path) -> None:
+    """That version stayed a year ahead of a clock that was wrong for 36 seconds."""
     memory = tmp_path / "clock.json"
     SystemClock(memory, machine)
     state = json.loads(memory.read_text())
-    del state["held"]
-    memory.write_text(json.dumps(state))
-    machine.set(-100)
-    assert SystemClock(memory, machine).now() == START
+    for name in ("set_at", "ahead_before_set", "latest"):
+        del state[name]
+    memory.write_text(json.dumps(state | {"shown": state["shown"] + int(365 * DAY.total_seconds()) * 10**9}))
+    clock = SystemClock(memory, machine)
+    assert clock.now() == START
 
 
 @pytest.mark.parametrize("reboots", [False, True])
@@ -346,8 +450,9 @@ def test_the_state_of_a_later_version_is_read_and_kept(machine: Machine, tmp_pat
     memory.write_text(json.dumps({**json.loads(memory.read_text()), "source": "ptp"}))
     if reboots:
         machine.restart(1)
-    machine.set(-100)
-    assert SystemClock(memory, machine).now() == START
+    machine.set(100)
+    # A clock without a state would begin with the wall clock's time in the same boot, too.
+    assert SystemClock(memory, machine).now() == START + (101 * SECOND if reboots else 0 * SECOND)
     assert json.loads(memory.read_text())["source"] == "ptp"
 
 

@@ -128,6 +128,7 @@ UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Before and after all segments.
 EVER, NEVER = UNIX_EPOCH, datetime(9999, 1, 1, tzinfo=UTC)
 _OVER = _OF_BUILDER.where(_begins_before, _ends_after)
+_LATER = _SELECT.where(or_(ledger.c.started_at > _since, ledger.c.ended_at > _since))
 _BUILDERS_OVER = select(ledger.c.builder_id).where(_begins_before, _ends_after).distinct().order_by(ledger.c.builder_id)
 _SET_SPAN = (
     update(ledger)
@@ -192,6 +193,15 @@ class Ledger:
         for row in self._connection.execute(_OVER, values).mappings().all():
             self._cut(row["id"], read_segment(row), since, until)
         self._known.pop(builder, None)
+
+    def end_at(self, now: datetime) -> None:
+        """End all segments that end after ``now``, and begin those that go on no later. Not in the port."""
+        for row in self._connection.execute(_LATER, {"since": now}).mappings().all():
+            segment = read_segment(row)
+            if segment.end is not None:
+                self._discount(segment, max(segment.start, now), segment.end)
+            self._set_within(row["id"], min(segment.start, now), segment.end and now)
+        self._known.clear()
 
     def _cut(self, segment_id: int, segment: Segment, since: datetime, until: datetime) -> None:
         if segment.end is not None:

@@ -34,6 +34,7 @@ from builderd.adapters.stores.sql.services import Services
 from builderd.adapters.stores.sql.sessions import Sessions, SignInLinks
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
 from builderd.adapters.stores.sql.stored_bundles import StoredBundles
+from builderd.adapters.stores.sql.stored_times import StoredTimes
 from builderd.adapters.stores.sql.stored_uploads import StoredUploads
 from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
@@ -168,6 +169,10 @@ class UnitOfWork:
     @cached_property
     def stored_uploads(self) -> port.StoredUploads:
         return StoredUploads(self._connection)
+
+    @cached_property
+    def stored_times(self) -> port.StoredTimes:
+        return StoredTimes(self._connection)
 
     @cached_property
     def uploads(self) -> port.Uploads:

@@ -35,7 +35,8 @@ class ProcessSpec:
     """Program to run as the app's user, with the app's environment plus ``env``.
 
     ``cwd`` is absolute or below ``/app``. With a ``window`` it runs on a terminal of that size, without one on pipes,
-    where ``joined`` sends its stderr to its stdout.
+    where ``joined`` sends its stderr to its stdout. ``outlives_service``: it continues, without its streams, when the
+    service is killed; otherwise the next service kills it.
     """
 
     argv: tuple[str, ...]
@@ -43,6 +44,7 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     window: Window | None = None
     joined: bool = False
+    outlives_service: bool = False
 
     @property
     def folder(self) -> str:

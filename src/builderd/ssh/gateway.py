@@ -319,7 +319,7 @@ def _spec(channel: asyncssh.SSHServerProcess[bytes]) -> ProcessSpec:
         return ProcessSpec(SFTP if channel.subsystem == "sftp" else ("/bin/false",))
     argv = ("/bin/bash", "-c", channel.command) if channel.command is not None else LOGIN_SHELL
     if channel.term_type is None:
-        return ProcessSpec(argv, env=env)
+        return ProcessSpec(argv, env=env, outlives_service=True)
     columns, rows, *_ = channel.term_size
     window = Window(min(columns, 1000) or 80, min(rows, 1000) or 24)
-    return ProcessSpec(argv, env={**env, "TERM": channel.term_type}, window=window)
+    return ProcessSpec(argv, env={**env, "TERM": channel.term_type}, window=window, outlives_service=True)

@@ -61,6 +61,8 @@ _KILL_SECONDS = 2.0
 _RUNSC_FAILED, _GONE_SECONDS = 128, 1.0
 log = logging.getLogger(__name__)
 
+#: Beginning of the names of programs with ``ProcessSpec.outlives_service``.
+OUTLIVES = f"{INNER}session-"
 #: Grace time of a process after its streams were closed.
 HANG_UP_SECONDS = 1.0
 
@@ -73,7 +75,8 @@ class Execution:
         self._record = record
         self._spec = spec
         self._runtime = runs.commands.runtime(record)
-        self._name = name or f"{INNER}{secrets.token_hex(4)}"
+        prefix = OUTLIVES if spec.outlives_service else INNER
+        self._name = name or f"{prefix}{secrets.token_hex(4)}"
         self._folder = runs.config.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
         self._document = self._folder / f"{self._name}.json"
@@ -330,8 +333,10 @@ class Execution:
             await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
 
     async def end_left_over(self) -> None:
-        """Kill the command of this name, which another service started."""
-        if self._runtime.is_gvisor:
+        """Kill the command of this name, which another service started, unless it outlives that."""
+        if self._name.startswith(OUTLIVES):
+            pass
+        elif self._runtime.is_gvisor:
             while not await kill_marked(self._runs, self._record, self._name):  # noqa: ASYNC110
                 await asyncio.sleep(1)
         else:

@@ -49,7 +49,8 @@ async def _begin(runs: Runs, record: Record, spec: ProcessSpec) -> Execution:
 async def end_left_over(runs: Runs, record: Record) -> None:
     """Kill commands that were open when an earlier service was killed: nobody reads them, and their timeouts are gone.
 
-    The document of a command is removed at its end, so what an ended command left in the background goes on.
+    The document of a command is removed at its end, so what an ended command left in the background goes on; so does
+    what outlives the service.
     """
     if not runs.is_running(record) or runs.freezing.is_frozen(record):
         return
@@ -63,7 +64,7 @@ async def end_left_over(runs: Runs, record: Record) -> None:
         except (TimeoutError, EngineUnavailable) as error:
             log.warning("command of an earlier service not killed sandbox=%s error=%s", record.id, error)
         else:
-            log.info("command of an earlier service killed sandbox=%s command=%s", record.id, document.stem)
+            log.info("command of an earlier service ended sandbox=%s command=%s", record.id, document.stem)
 
 
 async def read_all(begun: Execution, limit_bytes: int) -> bytes:

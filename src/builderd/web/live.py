@@ -123,7 +123,7 @@ def _text(one: Event) -> str:
 
 async def open_stream(request: Request) -> Response:
     """Tell a page of each change: ``change`` (type and builder), or ``reset`` when it must look at everything anew."""
-    check_origin(request.method, request.headers)
+    check_origin(request)
     visit = await visit_of(request)
     feeds: Feeds = request.app.state.feeds
     feeds.listeners.admit(visit.token.tenant_id)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from builderd.domain.errors import Forbidden
@@ -32,14 +33,15 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED = "This request comes from another site, and was refused: open the page itself, and repeat it there."
 
 
-def check_origin(method: str, headers: Headers) -> None:
+def check_origin(connection: HTTPConnection) -> None:
     """Raise ``Forbidden`` for a request that another origin caused, unless it is a plain visit of a page.
 
-    A request that changes something, and the opening of a WebSocket (method ""), must say where it comes from.
+    A request that changes something, and the opening of a WebSocket, must say where it comes from.
     """
+    method, headers = connection.scope.get("method", ""), connection.headers
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     changes = method not in SAFE
-    if changes and origin is not None and not _is_own(origin, headers):
+    if changes and origin is not None and not _is_own(origin, connection):
         raise Forbidden(_REFUSED)
     if site is not None:
         visits = not changes and headers.get("sec-fetch-mode") == "navigate" and _is_document(headers)
@@ -49,8 +51,13 @@ def check_origin(method: str, headers: Headers) -> None:
         raise Forbidden("This request does not say from which site it comes (Origin), and was refused.")
 
 
-def _is_own(origin: str, headers: Headers) -> bool:
-    return urlsplit(origin).netloc == headers.get("host") and origin != "null"
+def _is_own(origin: str, connection: HTTPConnection) -> bool:
+    """Compare scheme, host and port; behind a proxy that ends TLS the scheme is that of ``public_url``."""
+    host = connection.headers.get("host")
+    public = urlsplit(connection.app.state.application.public_url or "")
+    is_public = public.netloc == host and bool(public.scheme)
+    scheme = public.scheme if is_public else connection.url.scheme.replace("ws", "http")
+    return origin == f"{scheme}://{host}"
 
 
 def _is_document(headers: Headers) -> bool:

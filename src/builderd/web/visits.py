@@ -143,7 +143,7 @@ def page(path: str, handler: Handler, *, post: bool = False, scope: Scope = Scop
     """
 
     async def answer(request: Request) -> Response:
-        check_origin(request.method, request.headers)
+        check_origin(request)
         try:
             visit = await visit_of(request)
         except Unauthenticated:

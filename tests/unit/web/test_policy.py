@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
-from starlette.datastructures import Headers
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 
 from builderd.domain.errors import Forbidden
 from builderd.web.policy import CONTENT_SECURITY_POLICY, check_origin
+
+
+def connection(method: str, headers: dict[str, str], scheme: str = "https", public_url: str = "") -> HTTPConnection:
+    app = Starlette()
+    app.state.application = SimpleNamespace(public_url=public_url)
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "app": app, "scheme": scheme, "path": "/", "query_string": b"", "headers": raw}
+    return HTTPConnection({**scope, **({"method": method} if method else {"type": "websocket"})})
+
 
 OWN = {"host": "builderd.example.com", "origin": "https://builderd.example.com"}
 
@@ -27,7 +40,7 @@ OWN = {"host": "builderd.example.com", "origin": "https://builderd.example.com"}
     ],
 )
 def test_the_page_itself_and_plain_visits_pass(method: str, headers: dict[str, str]) -> None:
-    check_origin(method, Headers(headers))
+    check_origin(connection(method, headers))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +65,25 @@ def test_the_page_itself_and_plain_visits_pass(method: str, headers: dict[str, s
 )
 def test_other_origins_are_refused(method: str, headers: dict[str, str]) -> None:
     with pytest.raises(Forbidden):
-        check_origin(method, Headers(headers))
+        check_origin(connection(method, headers))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "public_url", "passes"),
+    [
+        ("http", "", False),
+        ("ws", "", False),
+        ("wss", "", True),
+        ("http", "https://builderd.example.com", True),
+        ("https", "http://builderd.example.com", False),
+        ("http", "https://elsewhere.example.com", False),
+    ],
+)
+def test_an_origin_of_another_scheme_is_refused_unless_a_proxy_ends_tls(
+    scheme: str, public_url: str, passes: bool
+) -> None:
+    with nullcontext() if passes else pytest.raises(Forbidden):
+        check_origin(connection("POST", OWN, scheme, public_url))
 
 
 def test_the_policy_allows_no_inline_code_and_no_other_origin() -> None:

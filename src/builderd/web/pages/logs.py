@@ -67,7 +67,7 @@ async def show_logs(visit: Visit) -> Response:
 
 async def stream_logs(request: Request) -> Response:
     """Send the last lines and then each as it is written, in batches: [microseconds, stream, version, text]."""
-    check_origin(request.method, request.headers)
+    check_origin(request)
     visit = await visit_of(request)
     builder = await visit.find()
     listeners = visit.operations.log_streams

@@ -77,7 +77,7 @@ async def show_sign_in(request: Request) -> Response:
 
 async def sign_in(request: Request) -> Response:
     """Begin a session with a token."""
-    check_origin(request.method, request.headers)
+    check_origin(request)
     form = await read_form(request)
     secret, target = form.text("token").strip(), next_of(form.text("next"))
     try:
@@ -108,7 +108,7 @@ async def show_link(request: Request) -> Response:
 
 async def spend_link(request: Request) -> Response:
     """Begin a session with a one-time link."""
-    check_origin(request.method, request.headers)
+    check_origin(request)
     code = request.path_params["code"]
     try:
         return await _begin(

@@ -36,7 +36,7 @@ async def open_terminal(websocket: WebSocket) -> None:
     application: Application = websocket.app.state.application
     try:
         # An opening changes something: it must come from this very origin.
-        check_origin("", websocket.headers)
+        check_origin(websocket)
         session, token, _, _ = await recognized(websocket)
         if not token.allows(Scope.WRITE):
             raise Unauthenticated("The terminal needs a token with the scope write.")

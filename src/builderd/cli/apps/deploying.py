@@ -15,7 +15,7 @@ import click
 from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Pending, Project, State, fingerprint
 from builderd.cli.apps.sending import Job, Sending, size
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command
-from builderd.cli.apps.tables import printable
+from builderd.cli.apps.tables import printable, shown
 from builderd.client.detection import Start, detect, roots_with_a_start
 from builderd.client.errors import (
     ApiError,
@@ -60,7 +60,7 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
     if start is None:
         session.say(f"Nothing that starts the code was found: add an entrypoint to {directory / FILE}.")
     else:
-        session.say(f"Starts with: {start.command}\n  because {printable(start.reason)}")
+        session.say(f"Starts with: {printable(start.command)}\n  because {printable(start.reason)}")
     session.result({"file": str(directory / FILE), **settings}, f"Wrote {directory / FILE}.")
 
 
@@ -243,11 +243,11 @@ def _start(session: Session, project: Project, folder: Folder, entrypoint: str |
             *apps,
             f"builderd deploy {where} --entrypoint 'COMMAND'",
         )
-    session.say(f"Starts with: {found.command}\n  because {printable(found.reason)}")
+    session.say(f"Starts with: {printable(found.command)}\n  because {printable(found.reason)}")
     if found.entrypoint is None or yes:
         return found
     where = shlex.quote(str(project.root))
-    question = f"Start the code with `{found.command}`?"
+    question = f"Start the code with `{printable(found.command)}`?"
     if not session.confirm(
         question, f"builderd deploy {where} --yes", f"builderd deploy {where} --entrypoint 'COMMAND'", default=True
     ):
@@ -344,4 +344,5 @@ def _print_line(session: Session, line: LogLine) -> None:
     if session.as_json:
         session.row(line, "")
     elif line.stream not in ("build", "release"):
-        click.echo(line.text, err=line.stream == "stderr")
+        is_error = line.stream == "stderr"
+        click.echo(shown(line.text, sys.stderr if is_error else sys.stdout), err=is_error)

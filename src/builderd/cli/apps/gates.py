@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.session import Session, command, named
+from builderd.cli.apps.tables import shown
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def qa(
     """Show whether an app works: the verdict of the gate, and the report. Exits with 1 when it failed."""
     builder = session.builder(name)
     if form != "text":
-        click.echo(builder.qa.export(form, version).decode())
+        click.echo(shown(builder.qa.export(form, version).decode(), sys.stdout))
         return
     found = builder.qa.run() if again else builder.qa.get(version)
     if screenshots is not None:

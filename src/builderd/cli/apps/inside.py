@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import click
 
 from builderd.cli.apps.session import Session, command, named, pairs
+from builderd.cli.apps.tables import shown
 from builderd.cli.command_group import CommandGroup
 from builderd.client.errors import NotFound
 
@@ -143,12 +144,12 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
 
 
 def _write_error(piece: str) -> None:
-    sys.stderr.write(piece)
+    sys.stderr.write(shown(piece, sys.stderr))
     sys.stderr.flush()
 
 
 def _write(piece: str) -> None:
-    sys.stdout.write(piece)
+    sys.stdout.write(shown(piece, sys.stdout))
     sys.stdout.flush()
 
 
@@ -284,6 +285,8 @@ def cat(session: Session, name: str, path: str) -> None:
     content = session.builder(name).files.read(path)
     if session.as_json:
         session.result({"path": path, "content": content.decode(errors="replace")})
+    elif sys.stdout.isatty():
+        click.echo(shown(content.decode(errors="replace"), sys.stdout), nl=False)
     else:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()

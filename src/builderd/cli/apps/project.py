@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import click
 
+from builderd.cli.apps.tables import printable
 from builderd.client import folders
 
 FILE = "builder.toml"
@@ -107,11 +108,11 @@ class Project:
         except FileNotFoundError:
             return cls(root)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise click.ClickException(f"{file} is no TOML: {error}") from error
+            raise click.ClickException(printable(f"{file} is no TOML: {error}")) from error
         unknown = sorted(set(settings) - set(SCHEMA["properties"]))
         if unknown:
             known = ", ".join(SCHEMA["properties"])
-            raise click.ClickException(f"{file} has {unknown[0]!r}, which is not known. Known are: {known}")
+            raise click.ClickException(printable(f"{file} has {unknown[0]!r}, which is not known. Known are: {known}"))
         return cls(root, settings)
 
     @classmethod

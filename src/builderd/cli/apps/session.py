@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd import __version__
-from builderd.cli.apps.tables import aligned, printable
+from builderd.cli.apps.tables import aligned, printable, shown
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -161,11 +161,11 @@ class Session:
         if self.as_json:
             click.echo(json.dumps(plain(value), indent=2 if sys.stdout.isatty() else None))
         elif text is not None:
-            click.echo(text)
+            click.echo(shown(text, sys.stdout))
 
     def row(self, value: Any, text: str) -> None:
         """Print one entry of a stream: a line of text, or of JSON."""
-        click.echo(json.dumps(plain(value)) if self.as_json else text)
+        click.echo(json.dumps(plain(value)) if self.as_json else shown(text, sys.stdout))
 
     def table(self, rows: Iterable[Any], columns: dict[str, Callable[[Any], Any]], empty: str) -> None:
         """Print a list as a table, or as one JSON array; where it is empty, say so on standard error."""
@@ -185,7 +185,7 @@ class Session:
     def say(self, text: str = "") -> None:
         """Tell of progress on standard error; not with ``--json``."""
         if not self.as_json:
-            click.echo(text, err=True)
+            click.echo(shown(text, sys.stderr), err=True)
 
     def _tell_retry(self, retry: Retry) -> None:
         """Tell on standard error why a call waits and until when; with ``--json`` as one object there."""
@@ -286,7 +286,7 @@ def _fail(session: Session, code: int, body: dict[str, Any], lines: Iterable[str
         click.echo(json.dumps(body))
     else:
         for line in lines:
-            click.echo(line, err=True)
+            click.echo(shown(line, sys.stderr), err=True)
     raise SystemExit(code)
 
 

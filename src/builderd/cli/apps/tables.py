@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 #: Least columns in which a text is wrapped: in fewer, it is left to the terminal.
 LEAST_COLUMNS = 20
+#: Sequences that set colour and style of the text after them.
+COLOUR, RESET = re.compile(r"(\x1b\[[0-9;]*m)"), "\x1b[0m"
 
 
 def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]], width: int | None = None) -> list[str]:
@@ -35,6 +38,17 @@ def _wrapped(text: str, width: int | None) -> list[str]:
 def printable(text: str) -> str:
     """Return text from elsewhere without what moves the cursor, sets a title or turns the direction of a line."""
     return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def shown(text: str, out: TextIO) -> str:
+    """Return text of an app, a file or a service as a stream gets it: as it is, but for a terminal without controls.
+
+    Colours stay there. Others could set the clipboard (OSC 52) or the title, or write over what was shown before.
+    """
+    if not out.isatty():
+        return text
+    parts = COLOUR.split(text.replace("\r\n", "\n"))
+    return "".join(part if at % 2 else printable(part) for at, part in enumerate(parts)) + RESET * (len(parts) > 1)
 
 
 def _cell(value: Any) -> str:

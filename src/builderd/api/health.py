@@ -40,20 +40,22 @@ async def readyz(application: TheApplication) -> Response:
     vital = {"database": state.database, "engine": state.engine, "previews": state.previews}
     waiting = [f"{name}: {part.message}" for name, part in vital.items() if not part.ready]
     if not waiting:
-        note = "" if state.public_url.ready else f" public_url: {state.public_url.message}."
+        warnings = {"public_url": state.public_url, "clock": state.clock}
+        note = "".join(f" {name}: {part.message.rstrip('.')}." for name, part in warnings.items() if not part.ready)
         return success(ReadinessAnswer(message=f"builderd is ready.{note}", data=state)).response()
     message = f"builderd is not ready yet. {'; '.join(waiting)}"
     return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1)).response()
 
 
 async def _readiness(application: Application) -> Readiness:
-    engine = application.engine.readiness()
+    engine, fault = application.engine.readiness(), application.clock.fault()
     previews = await application.previews.ready()
     return Readiness(
         database=await _database(application.store),
         engine=Part(ready=engine.ready, message=engine.message),
         previews=Part(ready=previews, message="the proxy answers" if previews else "the proxy does not answer"),
         public_url=await _public_url(application),
+        clock=Part(ready=not fault, message=fault or "it was not set since the start"),
     )
 
 

@@ -11,6 +11,7 @@ from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
+from builderd.bootstrap.clock import describe_clock
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
@@ -56,6 +57,7 @@ async def describe_database(settings: Settings) -> Sequence[str]:
         *_describe_standbys(services, lease),
         *(f"database: {difference}" for difference in differences),
         *public,
+        *([] if differences else await describe_clock(settings)),
         *damaged,
     ]
 

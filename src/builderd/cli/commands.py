@@ -84,6 +84,7 @@ MACHINE: dict[str, Entry] = {
     "serve": ("serve", "Run the service in the foreground."),
     "token": ("tokens", "Create, list and revoke API tokens."),
     "acme": ("acme", "Manage the service's own certificates and its account at the certificate authority."),
+    "clock": ("clock", "Mend what a wrong clock of this machine left."),
     "vault": ("vault", "Manage the key of stored secrets."),
     "backup": (
         "state",

@@ -40,6 +40,15 @@ async def test_readyz_requires_all_parts(anybody: httpx.AsyncClient) -> None:
     assert (data["role"], data["worker"], data["way"]) == ("working", None, None)
 
 
+async def test_a_clock_that_was_set_is_reported_and_holds_up_nothing(
+    anybody: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.application.clock, "fault", lambda: "the machine's clock was set back.")
+    body = (await anybody.get("/readyz")).json()
+    assert body["message"] == "builderd is ready. clock: the machine's clock was set back."
+    assert body["data"]["clock"] == {"ready": False, "message": "the machine's clock was set back."}
+
+
 async def test_until_then_it_says_what_is_still_being_made(anybody: httpx.AsyncClient, service: Service) -> None:
     service.engine.ready = False
     service.previews.break_down()

@@ -223,6 +223,7 @@ class Readiness(Model):
     engine: Part
     previews: Part
     public_url: Part | None = None
+    clock: Part | None = None
     role: str = "working"
     worker: str | None = None
     way: Part | None = None

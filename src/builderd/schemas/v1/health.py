@@ -42,6 +42,8 @@ class Readiness(View):
     #: The certificate of ``public_url`` that the service gets by itself. It holds up nothing: the API answers on
     #: ``host`` and ``port`` meanwhile.
     public_url: Part = Part(ready=True, message="an earlier service does not say")
+    #: The machine's clock was set while the service ran, or rows may lie in the future. It holds up nothing.
+    clock: Part = Part(ready=True, message="an earlier service does not say")
     role: Role = "working"
     worker: str | None = None
     way: Part | None = None

@@ -13,6 +13,7 @@ from builderd.api.starting import alive
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.ports.store import Store
+from builderd.ports.vault import Vault
 from builderd.schemas.v1.health import HealthAnswer, Part, Readiness, ReadinessAnswer
 from builderd.services.application import Application
 
@@ -37,7 +38,7 @@ async def healthz() -> Response:
 async def readyz(application: TheApplication) -> Response:
     """Report whether the service can take work; 503 names the parts that are not ready, and why."""
     state = await _readiness(application)
-    vital = {"database": state.database, "engine": state.engine, "previews": state.previews}
+    vital = {"database": state.database, "engine": state.engine, "previews": state.previews, "vault": state.vault}
     waiting = [f"{name}: {part.message}" for name, part in vital.items() if not part.ready]
     if not waiting:
         warnings = {"public_url": state.public_url, "clock": state.clock}
@@ -54,6 +55,7 @@ async def _readiness(application: Application) -> Readiness:
         database=await _database(application.store),
         engine=Part(ready=engine.ready, message=engine.message),
         previews=Part(ready=previews, message="the proxy answers" if previews else "the proxy does not answer"),
+        vault=_vault(application.vault),
         public_url=await _public_url(application),
         clock=Part(ready=not fault, message=fault or "it was not set since the start"),
     )
@@ -70,6 +72,14 @@ async def _public_url(application: Application) -> Part:
         return Part(ready=False, message=error.message)
     ready, message = describe_public(host, stored, application.clock.calendar())
     return Part(ready=ready, message=message)
+
+
+def _vault(vault: Vault) -> Part:
+    try:
+        vault.check()
+    except EngineUnavailable as error:
+        return Part(ready=False, message=error.message)
+    return Part(ready=True, message="its keys can be read")
 
 
 async def _database(store: Store) -> Part:

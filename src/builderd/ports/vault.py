@@ -17,5 +17,8 @@ class Vault(Protocol):
     def open(self, sealed: bytes, associated_data: str) -> bytes:
         """Return the secret. Raises ``EngineUnavailable``: its key is missing, or it was damaged or moved."""
 
+    def check(self) -> None:
+        """Raise ``EngineUnavailable`` if the keys cannot be read. Makes no key."""
+
     def is_current(self, sealed: bytes) -> bool:
         """Return True if it is sealed with the key that ``seal`` uses now: False after a rotation, until resealed."""

@@ -169,7 +169,7 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     Raises ``InvalidState`` while it is being created, ``QuotaExceeded`` and ``NoCapacity``.
     """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    if builder.status is Status.CREATING:
+    if builder.status is Status.CREATING and not builder.settled:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
     wanted = want_run(uow, application, builder, caller, "restarted", now)
     if builder.status is Status.RUNNING:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from builderd.domain.builders import Builder, Desired
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
 from builderd.domain.sandboxes import Sandbox
@@ -168,16 +170,24 @@ async def follow(
 ) -> AsyncGenerator[FollowedLine]:
     """Yield the last ``wanted.tail`` lines, then each new line until the builder is deleted; both pass the filter.
 
-    Ends at once for a builder that does not exist.
+    Ends at once for a builder that does not exist. While the engine is unavailable, it waits: a service that has just
+    started opens it, and an answer that has begun cannot become a failure.
     """
     pages = pages or PagedReads()
+
+    async def once_readable(read: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            with suppress(EngineUnavailable):
+                return await read()
+            await asyncio.sleep(FOLLOW_INTERVAL * pages.slowdown(tenant_id))
+
     follower = Follower(application, tenant_id, builder_id, replace(wanted, spare=LOOK_BACK), pages)
     with pages.following(tenant_id):
-        found = await follower.begin()
+        found = await once_readable(follower.begin)
         too_many = 0 if wanted.tail is None else found - wanted.tail
         time, nth = None, 0
         while True:
-            await follower.poll()
+            await once_readable(follower.poll)
             for line in follower.due():
                 nth = nth + 1 if line.line.time == time else 1
                 time = line.line.time

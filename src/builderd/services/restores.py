@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
-from builderd.domain.builders import Builder, Candidate, name_error
+from builderd.domain.builders import Builder, Candidate, Status, name_error
 from builderd.domain.errors import InvalidState, NameTaken, NotFound, ValidationFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
-from builderd.services import admission, backups, builders
+from builderd.services import admission, backups, builders, statuses
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 
@@ -98,7 +98,10 @@ def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: D
     wanted = _planned(application, lost.backup, RestoreKind.RECOVERY, SYSTEM, now)
     uow.restores.add(wanted)
     reason = f"its disk is gone: the backup of {backups.when(lost.backup)} is being brought back"
-    uow.builders.save(replace(builder, status_reason=reason, updated_at=now))
+    changed = replace(builder, status_reason=reason, updated_at=now)
+    if builder.status is Status.RUNNING and builder.handover is None:
+        changed = statuses.change(uow, builder, Status.CREATING, reason, now)
+    uow.builders.save(changed)
     backups.notify(
         uow, wanted, "disk.lost", now, reason=reason, details={"disk": builder.disk, "backup": lost.backup.id}
     )

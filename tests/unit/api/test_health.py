@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
+from builderd.adapters.vaults.keys import KeyFile
 from builderd.api.app import create_app, metrics_app
 from builderd.api.server.meter import Meter
 from builderd.domain.ids import DiskId
@@ -58,6 +60,19 @@ async def test_until_then_it_says_what_is_still_being_made(anybody: httpx.AsyncC
     assert "engine: " in body["message"]
     assert "previews: the proxy does not answer" in body["message"]
     assert (body["data"]["engine"]["ready"], body["data"]["database"]["ready"]) == (False, True)
+
+
+async def test_a_vault_without_its_key_is_not_ready(
+    anybody: httpx.AsyncClient, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "vault.key"
+    monkeypatch.setattr(service.application.vault, "_keys", KeyFile(key))
+    assert (await anybody.get("/readyz")).json()["data"]["vault"]["ready"]
+    key.write_bytes(b"")
+    key.chmod(0o600)
+    response = await anybody.get("/readyz")
+    assert (response.status_code, response.json()["data"]["vault"]["ready"]) == (503, False)
+    assert "vault: The vault's key cannot be read" in response.json()["message"]
 
 
 async def test_a_database_with_another_schema_is_not_ready_and_says_what_is_missing(

@@ -12,7 +12,7 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.builders import Builder
-from builderd.domain.errors import NotFound
+from builderd.domain.errors import EngineUnavailable, NotFound
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogMatch, LogPiece, LogStream
 from builderd.services import builders, logs
@@ -145,6 +145,22 @@ async def test_follower_gets_each_line_once_until_the_deletion(world: World) -> 
         await world.reached(builders.delete, builder)
         await reader.task
         assert reader.told == ["second 2", "more", "after the restart"]
+
+
+async def test_a_follower_goes_on_once_the_engine_is_open(world: World) -> None:
+    async with world.reconciling():
+        builder = await two_runs(world)
+        away = EngineUnavailable("The engine is not ready: opening the store.")
+        world.engine.fail_next("search_log", away)
+        world.engine.fail_next("read_log", away, away)
+        reader = Reader(follow(world, builder, tail=1))
+        await world.until(lambda: reader.task.done() or reader.told == ALL[-1:])
+        assert reader.told == ALL[-1:]
+        world.engine.fail_next("read_log", away)
+        world.engine.print(newest(world), "more")
+        await world.until(lambda: reader.task.done() or reader.told == [ALL[-1], "more"])
+        assert reader.told == [ALL[-1], "more"]
+        reader.task.cancel()
 
 
 async def test_a_follower_may_begin_with_everything_since_a_time(world: World) -> None:

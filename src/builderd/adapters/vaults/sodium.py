@@ -7,7 +7,7 @@ https://doc.libsodium.org/secret-key_cryptography/aead/chacha20-poly1305/xchacha
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nacl import bindings
 from nacl.exceptions import CryptoError
@@ -47,6 +47,9 @@ class SodiumVault:
         except CryptoError:
             raise EngineUnavailable(f"The secret of {associated_data} is damaged: write it again.") from None
 
+    def check(self) -> None:
+        self._read(self._keys.existing)
+
     def is_current(self, sealed: bytes) -> bool:
         return sealed[len(_FORMAT) : _HEADER] == self._load()[0].id
 
@@ -62,9 +65,12 @@ class SodiumVault:
         )
 
     def _load(self) -> Sequence[Key]:
+        return self._read(self._keys.load)
+
+    def _read(self, read: Callable[[], Sequence[Key]]) -> Sequence[Key]:
         """Return the keys. Raises ``EngineUnavailable`` while they cannot be read: no caller can mend that."""
         try:
-            return self._keys.load()
+            return read()
         except (ValidationFailed, OSError) as error:
             # Path and mode of the file are the operator's: callers get this error, too.
             log.warning("vault key cannot be read error=%s", getattr(error, "message", error))

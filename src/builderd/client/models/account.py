@@ -222,6 +222,7 @@ class Readiness(Model):
     database: Part
     engine: Part
     previews: Part
+    vault: Part | None = None
     public_url: Part | None = None
     clock: Part | None = None
     role: str = "working"

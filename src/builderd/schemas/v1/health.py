@@ -39,6 +39,7 @@ class Readiness(View):
     database: Part
     engine: Part
     previews: Part
+    vault: Part = Part(ready=True, message="an earlier service does not say")
     #: The certificate of ``public_url`` that the service gets by itself. It holds up nothing: the API answers on
     #: ``host`` and ``port`` meanwhile.
     public_url: Part = Part(ready=True, message="an earlier service does not say")

@@ -57,6 +57,22 @@ async def test_the_newest_backup_comes_back_by_itself(scene: Scene) -> None:
     assert scene.files(back.disk)["note"] == b"new"
 
 
+async def test_a_builder_is_not_running_while_its_disk_comes_back(scene: Scene) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    app, now = scene.world.application, scene.world.clock.now()
+
+    def lose(uow: UnitOfWork) -> None:
+        found = uow.builders.get(builder.id, lock=True)
+        assert found is not None
+        restores.recover(uow, app, found, found.disk, now)
+
+    await app.store.write(lose)
+    seen = await scene.world.builder(builder)
+    assert seen.status is Status.CREATING
+    assert seen.status_reason == f"its disk is gone: the backup of {backups.when(backup)} is being brought back"
+
+
 async def test_disk_that_reappeared_is_not_recovered(scene: Scene) -> None:
     builder = await scene.world.create()
     await scene.take(builder)

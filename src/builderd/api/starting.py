@@ -6,6 +6,7 @@ Imports little: what it needs is imported before the service listens.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +28,9 @@ PATIENCE = 30.0
 class ApiPort:
     """The API's address. ``open`` passes its calls to the app, also those that wait."""
 
-    def __init__(self, servers: Servers, host: str, port: int) -> None:
+    def __init__(self, servers: Servers, host: str, port: int, waits_for: Callable[[], str] = str) -> None:
+        """``waits_for`` returns what keeps the service from starting, "" for nothing unusual."""
+        self._waits_for = waits_for
         self._servers = servers
         self._address = host, port
         self._listening: set[object] = set()
@@ -65,11 +68,11 @@ class ApiPort:
         if path == "/healthz":
             return _response(scope, alive())
         if path == "/readyz":
-            return _response(scope, _not_ready())
+            return _response(scope, _not_ready(self._waits_for()))
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await self._decided.wait()
-        return self._app or _response(scope, _not_started())
+        return self._app or _response(scope, _not_started(self._waits_for()))
 
 
 def alive() -> Answer:
@@ -77,15 +80,17 @@ def alive() -> Answer:
     return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__)))
 
 
-def _not_ready() -> Answer:
+def _not_ready(reason: str) -> Answer:
     part = Part(ready=False, message="the service is starting")
-    state = Readiness(database=part, engine=part, previews=part, public_url=part)
-    message = "builderd is not ready yet. The service is starting."
+    database = Part(ready=False, message=reason or part.message)
+    state = Readiness(database=database, engine=part, previews=part, public_url=part)
+    message = f"builderd is not ready yet. The service is {reason or 'starting'}."
     return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1))
 
 
-def _not_started() -> Answer:
-    return failure(EngineUnavailable("The service has not started yet. Its log says what it waits for.", retry_after=5))
+def _not_started(reason: str) -> Answer:
+    message = f"The service has not started yet: it is {reason}." if reason else "The service has not started yet."
+    return failure(EngineUnavailable(f"{message} Its log says what it waits for.", retry_after=5))
 
 
 def _response(scope: Scope, answer: Answer) -> ASGIApp:

@@ -40,6 +40,8 @@ from builderd.settings import Settings
 log = logging.getLogger(__name__)
 #: Seconds between tries, and between log lines, while the database is unavailable at the start.
 START_RETRY, START_LOG_INTERVAL = 2.0, 30.0
+#: Seconds without an answer after which the log says that the start waits for one.
+SILENCE = 5.0
 #: What to do after a cluster's service has lost its work.
 START = "Start it again, and it stands by; systemd does so itself."
 T = TypeVar("T")
@@ -136,8 +138,8 @@ async def owned_store(
     standby = Standby(opened, membership, supervisor) if membership is not None else None
     try:
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
-        if not new_database:
-            await _retry_until_available(partial(_refuse_empty, opened, settings), acquisition.database, supervisor)
+        first_read = partial(_refuse_empty, opened, settings, new_database=new_database)
+        await _retry_until_available(first_read, acquisition.database, supervisor, SILENCE)
         lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
         owned = OwnedStore(opened, instance, lease.term, guarded, standby, acquisition.first_address_at)
@@ -158,12 +160,13 @@ async def owned_store(
         await opened.close()
 
 
-async def _refuse_empty(opened: SqlStore, settings: Settings) -> None:
+async def _refuse_empty(opened: SqlStore, settings: Settings, *, new_database: bool) -> None:
     """Raise ``DatabaseLost`` when the database is empty and the service of this data directory has worked before.
 
     A database whose builders were all deleted has its owner's lease still; a restored one is marked.
     """
-    if not await opened.read(lambda uow: uow.database_lease.is_new()) or (settings.data_dir / RESTORED).exists():
+    is_new = await opened.read(lambda uow: uow.database_lease.is_new())
+    if not is_new or new_database or (settings.data_dir / RESTORED).exists():
         return
     if (settings.data_dir / DATABASE_NOTE).exists() or await asyncio.to_thread(_has_disks, settings):
         raise DatabaseLost(
@@ -287,30 +290,46 @@ def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> bo
     return any(one.age < LIST_SECONDS + LEASE_SECONDS for one in others)
 
 
-async def _retry_until_available(run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor) -> T:
-    """Retry ``run`` while the database is unavailable; log that, and show it in ``systemctl status``."""
+async def _retry_until_available(
+    run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor, silence: float | None = None
+) -> T:
+    """Retry ``run`` while the database is unavailable; log that, and show it in ``systemctl status`` and ``/readyz``.
+
+    So does a try that takes longer than ``silence`` seconds.
+    """
     began, logged = time.monotonic(), 0.0
+
+    def report(reason: str, remedy: str) -> None:
+        nonlocal logged
+        now = time.monotonic()
+        if not logged or now - logged >= START_LOG_INTERVAL:
+            logged = now
+            log.warning(
+                "database unavailable, waiting for it to start database=%s waited=%.0f error=%s remedy=%s",
+                *(database, now - began, reason, remedy),
+            )
+            supervisor.status(f"waiting for the database {database}: {remedy}")
+
     while True:
+        timer = None
+        if silence is not None:
+            text = f"it has not answered for {silence:g} s: look at its disk (dmesg) or its server"
+            timer = asyncio.get_running_loop().call_later(silence, report, "no answer", text)
         try:
             result = await run()
         except LeaseLost:
             raise
         except StoreUnavailable as error:
-            now = time.monotonic()
-            if not logged or now - logged >= START_LOG_INTERVAL:
-                logged = now
-                reason = _reason(error)
-                log.warning(
-                    "database unavailable, waiting for it to start database=%s waited=%.0f error=%s",
-                    *(database, now - began, reason),
-                )
-                supervisor.status(f"waiting for the database {database}: {reason}")
+            report(_reason(error), error.message)
             await asyncio.sleep(START_RETRY)
         else:
             if logged:
                 log.info("database available database=%s waited=%.0f", database, time.monotonic() - began)
                 supervisor.status("")
             return result
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 def _reason(error: StoreUnavailable) -> str:

@@ -38,6 +38,7 @@ from builderd.ports.engine import ClusterProvider
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
+from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import kill_at, no_fault
 from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs import totals, waking
@@ -58,6 +59,8 @@ from builderd.web.app import Site, create_web
 log = logging.getLogger(__name__)
 #: Seconds until the next try when the engine cannot be prepared or the backups cannot be listed.
 PREPARE_RETRY = 15.0
+#: Seconds between two checks of the database for damage. The start of the service is the first one.
+CHECK_INTERVAL = 86_400.0
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
@@ -144,12 +147,14 @@ async def _run(settings: Settings, supervisor: Supervisor, servers: Servers, por
                 await servers.add_behind_proxy(source, *receiver.routes_socket, Connections(), PassedOnProtocol)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
-            workers = _run_workers(app, settings, servers, receiver)
+            workers = _run_workers(app, owned, settings, servers, receiver)
             # While the engine is not prepared, standbys pass calls on, too.
             await (workers if receiver is None else race(workers, receiver.watch()))
 
 
-async def _run_workers(app: Application, settings: Settings, servers: Servers, receiver: Receiver | None) -> None:
+async def _run_workers(
+    app: Application, owned: OwnedStore, settings: Settings, servers: Servers, receiver: Receiver | None
+) -> None:
     """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
     # The bridge of an evacuated member of a cluster, and the address with it, is away until the member is restored.
@@ -180,6 +185,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers, r
         group.create_task(RetentionJob(app).run())
         group.create_task(totals.watch(app))
         group.create_task(keep_room(settings))
+        group.create_task(every(CHECK_INTERVAL, owned.store.find_damage, event="check of the database"))
 
 
 async def _warm_up(app: Application) -> None:

@@ -79,7 +79,7 @@ async def _serve(settings: Settings, supervisor: Supervisor, **owning: bool) -> 
 
 async def _listen_and_run(settings: Settings, supervisor: Supervisor, **owning: bool) -> None:
     async with Servers() as servers:
-        port = ApiPort(servers, settings.host, settings.port)
+        port = ApiPort(servers, settings.host, settings.port, lambda: supervisor.text)
         # In a cluster, the proxy of a standby may have the port.
         if settings.engine != "incus" and not (settings.data_dir / "standby").exists():
             await port.listen()

@@ -17,13 +17,16 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        #: The last text of ``status``.
+        self.text = ""
 
     def ready(self) -> None:
         """Send that the service listens."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """Show one line of text in ``systemctl status``."""
+        """Show one line of text in ``systemctl status``, and in ``/readyz`` while the service starts."""
+        self.text = text
         self._send(f"STATUS={text}")
 
     def _send(self, message: str) -> None:

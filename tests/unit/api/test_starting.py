@@ -60,3 +60,15 @@ async def test_a_call_is_refused_when_the_service_does_not_start(anybody: httpx.
 async def test_a_call_waits_for_a_limited_time(anybody: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "PATIENCE", 0)
     assert (await anybody.get("/api/v1/builders")).status_code == 503
+
+
+async def test_health_names_the_reason_of_a_waiting_start() -> None:
+    port = ApiPort(Servers(), "127.0.0.1", 0, lambda: "waiting for the database builderd.db: its disk fails")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(port), base_url="http://builderd") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        ready = (await client.get("/readyz")).json()
+        port.give_up()
+        refused = (await client.get("/api/v1/builders")).json()
+    assert ready["data"]["database"]["message"] == "waiting for the database builderd.db: its disk fails"
+    assert "its disk fails" in ready["message"]
+    assert "its disk fails" in refused["message"]

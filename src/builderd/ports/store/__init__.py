@@ -192,7 +192,7 @@ class Store(Protocol):
         """Return True if the database answers."""
 
     async def schema_differences(self) -> Sequence[str]:
-        """Return how the schema differs from what this program needs: revision, missing tables and columns.
+        """Return how the database differs from what this program needs: revision, missing tables and columns, damage.
 
         Returns within seconds, even if the database hangs.
         """

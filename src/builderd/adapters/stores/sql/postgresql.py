@@ -78,6 +78,7 @@ def open_postgresql(url: URL) -> Database:
         begin_migration=lambda: _begin_migration(writing),
         is_passing=is_passing,
         outage_reason=outage_reason,
+        find_damage=list,
     )
 
 

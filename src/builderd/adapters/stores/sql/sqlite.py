@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import stat
+import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,15 @@ from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 from builderd.adapters.stores.sql.prepared import Transactions
 from builderd.linux.copy_on_write import write_in_place
 
+log = logging.getLogger(__name__)
+
 READERS = 4
 #: Page cache of each connection in KB, filled as needed. A list of a hundred of many builders reads 4 MB of pages.
 CACHE_SIZE = 8192
+#: Seconds after which a check for damage ends, and those in which a damaged file is read to see whether the disk can.
+CHECK_SECONDS, _READING = 30.0, 10.0
+#: Steps of SQLite's machine between two looks at the time; faults that a check lists, and characters of them.
+_PROGRESS_STEPS, _MOST_FINDINGS, _MOST_TEXT = 10_000, 3, 300
 #: Wait for another process that writes, at most so many seconds.
 BUSY_TIMEOUT = 30
 
@@ -43,10 +52,16 @@ def open_sqlite(url: URL) -> Database:
         close_idle=transactions.close,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        outage_reason=outage_reason,
+        outage_reason=partial(_outage_reason, path),
+        find_damage=partial(_find_damage, path),
     )
 
 
+#: Remedy of a damaged file.
+RESTORE = (
+    "look at its disk (dmesg, smartctl), stop the service, move the database away, and bring back a backup of the "
+    "service's state (builderd restore)"
+)
 #: Fault of the file and its remedy, by result code (https://www.sqlite.org/rescode.html).
 _OUTAGES = {
     sqlite3.SQLITE_BUSY: f"is locked: another process has been writing to it for {BUSY_TIMEOUT} s (fuser names it)",
@@ -54,9 +69,10 @@ _OUTAGES = {
     sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk (dmesg, df -h)",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: look at its folder, its disk (df -h) and the limit of open files",
     sqlite3.SQLITE_NOMEM: "cannot be used: the machine is out of memory",
-    sqlite3.SQLITE_CORRUPT: "is damaged: bring back a backup of the service's state (builderd restore)",
-    sqlite3.SQLITE_NOTADB: "is damaged: bring back a backup of the service's state (builderd restore)",
+    sqlite3.SQLITE_CORRUPT: f"is damaged: {RESTORE}",
+    sqlite3.SQLITE_NOTADB: f"is damaged: {RESTORE}",
 }
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def outage_reason(error: Exception) -> str | None:
@@ -68,6 +84,45 @@ def outage_reason(error: Exception) -> str | None:
     if isinstance(original, OSError):
         return f"cannot be opened: {original.strerror or original}"
     return _OUTAGES.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
+
+
+def _outage_reason(path: Path | None, error: Exception) -> str | None:
+    """Describe the fault as ``outage_reason``. SQLite reports a disk that cannot be read as damage of the file, too."""
+    reason = outage_reason(error)
+    is_damage = reason in {_OUTAGES[code] for code in _DAMAGE}
+    return _OUTAGES[sqlite3.SQLITE_IOERR] if is_damage and path is not None and _disk_fails(path) else reason
+
+
+def _disk_fails(path: Path) -> bool:
+    """Return True when the disk does not give the bytes of the database's files.
+
+    By a program of its own: this process would drop SQLite's locks by closing a descriptor of them.
+    """
+    files, null = [file for file in (path, Path(f"{path}-wal")) if file.exists()], subprocess.DEVNULL
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(["cat", *files], check=False, stdout=null, stderr=null, timeout=_READING)
+        return done.returncode != 0
+    return False
+
+
+def _find_damage(path: Path | None) -> Sequence[str]:
+    """Return what ``PRAGMA quick_check`` finds within ``CHECK_SECONDS``, with the remedy; [] for nothing."""
+    if path is None or not path.exists():
+        return []
+    until = time.monotonic() + CHECK_SECONDS
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", timeout=BUSY_TIMEOUT, uri=True)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > until, _PROGRESS_STEPS)
+            found = [str(row[0]) for row in connection.execute(f"PRAGMA quick_check({_MOST_FINDINGS})")]
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            log.info("database check not finished seconds=%g", CHECK_SECONDS)
+            return []
+        reason = _outage_reason(path, error)
+        return [f"it {reason}"] if reason and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY else []
+    if found == ["ok"]:
+        return []
+    return [f"it is damaged ({' '.join('; '.join(found).split())[:_MOST_TEXT]}): {RESTORE}"]
 
 
 def _memory_engine(url: URL) -> Engine:

@@ -59,6 +59,8 @@ class SqlStore:
         self._term: int | None = None
         self._writes = Writes()
         self._schema_checked_until = 0.0
+        #: What the last ``find_damage`` has found.
+        self._damage: Sequence[str] = []
         self._said_until = 0.0
         self._writers = ThreadPoolExecutor(database.writers, "store-write")
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
@@ -116,9 +118,17 @@ class SqlStore:
     async def schema_differences(self) -> Sequence[str]:
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                return await asyncio.get_running_loop().run_in_executor(self._readers, self._schema_differences)
+                found = await asyncio.get_running_loop().run_in_executor(self._readers, self._schema_differences)
         except TimeoutError:
-            return ["it did not answer in time"]
+            found = ["it did not answer in time"]
+        return [*self._damage, *found]
+
+    async def find_damage(self) -> Sequence[str]:
+        """Look for damage in the files, for a bounded time; ``schema_differences`` has it from then on."""
+        self._damage = await asyncio.to_thread(self._database.find_damage)
+        for one in self._damage:
+            log.error("database check failed error=%s", one)
+        return self._damage
 
     async def foreign_revision(self) -> str:
         """Return the revision of a schema that a newer program made, "" for one that this program knows."""
@@ -186,16 +196,16 @@ class SqlStore:
         """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log."""
         reason = self._database.outage_reason(error)
         if reason is not None:
-            self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error))
+            self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error), reason)
             raise _unavailable(reason) from error
 
-    def _say_unavailable(self, reason: str) -> None:
+    def _say_unavailable(self, error: str, reason: str) -> None:
         """Log a warning every ``FAULT_LOG_INTERVAL`` seconds at most, since every call meets the fault; else debug."""
         now = time.monotonic()
         level = logging.WARNING if now >= self._said_until else logging.DEBUG
         if level == logging.WARNING:
             self._said_until = now + FAULT_LOG_INTERVAL
-        log.log(level, "database unavailable error=%s", " ".join(reason.split()))
+        log.log(level, "database unavailable error=%s reason=%s", " ".join(error.split()), reason)
 
     def _answers(self) -> bool:
         try:

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -89,7 +89,7 @@ def test_connections_write_ahead_and_hold_foreign_keys(path: Path) -> None:
     database = open_sqlite(make_url(f"sqlite:///{path}"))
     with database.writing.begin() as connection:
         found = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous")]
-        assert found == ["wal", 1]
+        assert found == ["wal", 2]
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
     database.writing.dispose()
 
@@ -159,7 +159,7 @@ async def test_a_damaged_file_is_a_fault_of_the_machine(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database" * 1_000)
     store = SqlStore(f"sqlite:///{path}")
-    with pytest.raises(StoreUnavailable, match="damaged: bring back a backup"):
+    with pytest.raises(StoreUnavailable, match=r"damaged: look at its disk.*builderd restore"):
         await store.migrate()
     assert not await store.ready()
     await store.close()
@@ -234,3 +234,35 @@ async def test_a_word_that_this_version_does_not_know_is_an_error(store: SqlStor
     other.close()
     with pytest.raises(LookupError, match="levitating"):
         await store.read(lambda uow: uow.builders.get(builder.id))
+
+
+def _damage(path: Path, table: str) -> None:
+    """Overwrite the page at the root of the table."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+
+async def test_check_finds_damage_and_names_the_remedy(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_store(f"sqlite:///{path}") as store:
+        await add(store, TENANT)
+        assert await store.find_damage() == []
+    _damage(path, "tokens")
+    store = SqlStore(f"sqlite:///{path}")
+    try:
+        (found,) = await store.find_damage()
+        assert await store.schema_differences() == [found]
+    finally:
+        await store.close()
+    assert re.match(r"it is damaged( \(.*\))?: look at its disk .*builderd restore", found)
+    assert "database check failed error=it is damaged" in caplog.text
+
+
+async def test_check_ends_within_its_time(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(sqlite, "_PROGRESS_STEPS", 1)
+    assert await store.find_damage() == []

@@ -22,7 +22,6 @@ pytest_plugins = [
     "tests.garbage",
     "tests.postgres",
     "tests.previews.proxy",
-    "tests.previews.standby",
     "tests.domains.parts",
     "tests.times",
 ]

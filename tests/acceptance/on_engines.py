@@ -136,7 +136,6 @@ class OnIncus:
             "BUILDERD_INCUS__NETWORK": f"own{number}",
             "BUILDERD_INCUS__SUBNET": f"10.{100 + number}.0.0/16",
             "BUILDERD_INSIDE_PORT": str(8100 + number),
-            "BUILDERD_MEMBERS_PORT": str(8200 + number),
         }
         with running_on(self.cluster, data_dir, **self.sources, **own, **settings) as service:
             yield service

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from tests.fakes.processes import Answer
 from tests.patience import patience
+from tests.proxied import build
 from tests.send_queues import unacknowledged
 from tests.service import MINIMAL, Service, listening, running_service
 
@@ -25,7 +26,6 @@ from builderd.api.server import acceptor, connections, listener, streams
 from builderd.api.server.connections import ConnectionLimits
 from builderd.domain.files import FileEntry, FileKind
 from builderd.domain.ids import BuilderId
-from builderd.operations.proxy_header import build
 from builderd.services.held_bytes import LIMIT
 from builderd.services.tenant_queue import MAX_WAITING
 
@@ -440,7 +440,7 @@ async def test_valid_token_is_served_beside_a_flood_of_new_connections(
         for number in range(400):
             content, source = {
                 "silent": (b"", "127.0.0.1"),
-                "invented addresses": (build((f"192.0.2.{number % 250}", 1), {}) + guess, "127.0.0.1"),
+                "invented addresses": (build(f"192.0.2.{number % 250}") + guess, "127.0.0.1"),
                 "many addresses": (guess, f"127.0.2.{number % 250 + 1}"),
                 "valid token": (known.replace(service.write, service.other).encode(), "127.0.0.1"),
             }[flood]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -145,3 +146,16 @@ def test_each_test_on_the_page_of_attacks_exists() -> None:
     ]
     assert len(named) >= 40
     assert not missing, f"docs/attacks.md names tests that moved: {missing}"
+
+
+@pytest.mark.root
+def test_keepalived_takes_the_example_for_a_cluster(tmp_path: Path) -> None:
+    """In a network of its own, which has an interface of the name that the example has."""
+    page = (ROOT / "docs/cluster.md").read_text()
+    [example] = re.findall(r"^```\n(global_defs .*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "keepalived.conf").write_text(example)
+    script = 'ip link add eth0 type veth && exec keepalived --config-test="$0/report" -f "$0/keepalived.conf"'
+    words = ["unshare", "--net", "sh", "-c", script, str(tmp_path)]
+    checked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    report = tmp_path / "report"
+    assert checked.returncode == 0, checked.stderr + (report.read_text() if report.exists() else "")

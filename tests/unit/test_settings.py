@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from builderd.bootstrap.configuration import load
 from builderd.domain.errors import ValidationFailed
@@ -279,10 +279,3 @@ def _all_settings() -> set[str]:
 
 def test_each_setting_is_described_and_none_that_there_is_not() -> None:
     assert _documented() - {"tenants.<name>.…"} == _all_settings()
-
-
-def test_default_of_members_port_refuses_no_other_port() -> None:
-    """A service that never opens it may have had this port for something else so far."""
-    assert Settings(preview_port=8083).members_port == 8083
-    with pytest.raises(ValidationError, match="members_port must differ"):
-        Settings(preview_port=8083, members_port=8083)

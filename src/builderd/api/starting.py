@@ -1,5 +1,7 @@
 """The API's port while the service starts: health checks are answered, all other calls wait for the rest.
 
+A service that stands by refuses them: another one of its cluster works.
+
 Imports little: what it needs is imported before the service listens.
 """
 
@@ -36,6 +38,8 @@ class ApiPort:
         self._listening: set[object] = set()
         self._app: ASGIApp | None = None
         self._decided = asyncio.Event()
+        #: Host of the service that works, "" for one not known yet, while this one stands by.
+        self._worker: str | None = None
         self.connections = Connections()
 
     async def listen(self) -> None:
@@ -55,6 +59,13 @@ class ApiPort:
         self._app = app
         self._decided.set()
 
+    def stand_by(self, worker: str | None) -> None:
+        """Refuse calls from now on as a standby of the service on this host, "" for one that is not known yet.
+
+        None: this service takes the work over, and calls wait.
+        """
+        self._worker = worker
+
     def give_up(self) -> None:
         """Refuse what still waits: the service does not start."""
         self._decided.set()
@@ -66,7 +77,9 @@ class ApiPort:
     async def _while_starting(self, scope: Scope) -> ASGIApp:
         path = scope["path"].removeprefix(PREFIX)
         if path == "/healthz":
-            return _response(scope, alive())
+            return _response(scope, alive(self._worker))
+        if self._worker is not None:
+            return _response(scope, _stands_by(self._worker, readiness=path == "/readyz"))
         if path == "/readyz":
             return _response(scope, _not_ready(self._waits_for()))
         with suppress(TimeoutError):
@@ -75,9 +88,21 @@ class ApiPort:
         return self._app or _response(scope, _not_started(self._waits_for()))
 
 
-def alive() -> Answer:
-    """Return the answer of ``/healthz``."""
-    return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__)))
+def alive(worker: str | None = None) -> Answer:
+    """Return the answer of ``/healthz``; with ``worker``, of a service that stands by."""
+    if worker is None:
+        return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__)))
+    data = Health(version=__version__, role="standby", worker=worker or None)
+    return success(HealthAnswer(message="builderd is alive and stands by.", data=data))
+
+
+def _stands_by(worker: str, *, readiness: bool) -> Answer:
+    works = f"the service on {worker}" if worker else "another service of its cluster"
+    message = f"This service stands by for {works}: call that one, or the address that moves with it."
+    part = Part(ready=False, message="this service stands by")
+    state = Readiness(database=part, engine=part, previews=part, public_url=part, role="standby", worker=worker or None)
+    data = state.model_dump(mode="json") if readiness else None
+    return failure(EngineUnavailable(message, data=data, retry_after=5))
 
 
 def _not_ready(reason: str) -> Answer:

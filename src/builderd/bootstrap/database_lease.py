@@ -19,7 +19,6 @@ from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.bootstrap.instance import is_copy, this_instance
 from builderd.bootstrap.membership import make_membership
-from builderd.bootstrap.passing_on import make_forwarder
 from builderd.bootstrap.standby import Standby
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
@@ -33,7 +32,6 @@ from builderd.domain.database_lease import (
     needed_silence,
 )
 from builderd.domain.errors import StoreUnavailable
-from builderd.domain.route_list import FIRST_ADDRESS_AFTER, LEASE_SECONDS, LIST_SECONDS, RESERVED_SECONDS
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
@@ -58,10 +56,6 @@ class OwnedStore:
     term: int
     #: Of a service that others may continue; None where the lease passes to nobody by itself.
     guarded: GuardedLease | None = None
-    #: The standby that this service was, or may have been, whose ports it still passes on.
-    standby: Standby | None = None
-    #: By ``time.monotonic``: no app gets an address before, since lists of an earlier term may lead to it.
-    first_address_at: float = 0.0
 
     async def keep(self) -> None:
         """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` once another service has it.
@@ -78,11 +72,6 @@ class OwnedStore:
                 raise
             except Exception as error:
                 log.warning("database lease not renewed, retrying delay=%g error=%s", RENEW_INTERVAL, error)
-
-    async def end_standby(self) -> None:
-        """Free the ports that this service passed on while it stood by. Idempotent."""
-        if self.standby is not None:
-            await self.standby.end(works=True)
 
     async def release(self) -> None:
         """Record that this service ended in order: another may take over at once."""
@@ -125,38 +114,40 @@ def is_loss(error: BaseException) -> bool:
 
 @asynccontextmanager
 async def owned_store(
-    settings: Settings, supervisor: Supervisor, *, take_over: bool, new_database: bool = False
+    settings: Settings,
+    supervisor: Supervisor,
+    *,
+    take_over: bool,
+    new_database: bool = False,
+    stand_by: Callable[[str | None], None] = lambda _: None,
 ) -> AsyncIterator[OwnedStore]:
     """Yield the database, owned by this instance and migrated; wait while it is unavailable.
 
-    The data directory must be locked. Raises ``DatabaseOwned`` while another service owns the database, and unless with
-    ``new_database``, ``DatabaseLost`` for an empty one where the service has worked before.
+    ``stand_by`` is called as ``ApiPort.stand_by``. The data directory must be locked. Raises ``DatabaseOwned`` while
+    another service owns the database, and unless with ``new_database``, ``DatabaseLost`` for an empty one where the
+    service has worked before.
     """
     refuse_half_restored(settings.data_dir)
     opened, instance = SqlStore(settings.database), this_instance(settings)
     membership = make_membership(settings, instance)
-    standby = Standby(opened, membership, supervisor) if membership is not None else None
+    standby = Standby(opened, membership, supervisor, stand_by) if membership is not None else None
     try:
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
         first_read = partial(_refuse_empty, opened, settings, new_database=new_database)
         await _retry_until_available(first_read, acquisition.database, supervisor, SILENCE)
         lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
-        owned = OwnedStore(opened, instance, lease.term, guarded, standby, acquisition.first_address_at)
+        owned = OwnedStore(opened, instance, lease.term, guarded)
         if guarded is not None:
             await guarded.begin()
         else:
             # Left by a service that had standbys.
             await fence.lift(proxy_files(settings.data_dir))
-            # Left by a standby that was killed: its proxy holds the ports.
-            await make_forwarder(settings).retire()
         try:
             yield owned
         finally:
             await owned.release()
     finally:
-        if standby is not None:
-            await standby.end(works=False)
         await opened.close()
 
 
@@ -192,8 +183,6 @@ class Acquisition:
     take_over: bool
     #: Of a cluster's service: waits for another owner, instead of being refused.
     standby: Standby | None = None
-    #: As of ``OwnedStore``, once ``run`` has returned.
-    first_address_at: float = 0.0
 
     async def run(self) -> DatabaseLease:
         """Take the lease, and return it. May be run again after ``StoreUnavailable``."""
@@ -203,16 +192,11 @@ class Acquisition:
         if seen is not None:
             seen = await self._watch(seen)
         lease = await self._take(seen)
-        taken_at = time.monotonic()
         self.store.fence(lease.term)
         # Only the owner of the lease may migrate.
         await self.store.migrate()
         previous = seen.instance if seen else None
-        others = await self.store.write(partial(_adopt, instance=self.instance, previous=previous))
-        if self.standby is not None and (others or (previous and previous.member != self.instance.member)):
-            # Where the lease could not be written, standbys do not learn that their lists are of an earlier service.
-            is_new = seen is None or lease.term != seen.term
-            self.first_address_at = taken_at + (FIRST_ADDRESS_AFTER if is_new else RESERVED_SECONDS)
+        await self.store.write(partial(_adopt, instance=self.instance, previous=previous))
         if seen is not None and seen.instance.member != self.instance.member:
             log.warning("database lease taken over from=%s term=%d", describe_owner(seen), lease.term)
         return lease
@@ -277,17 +261,11 @@ class Acquisition:
         )
 
 
-def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> bool:
-    """Adopt the work of the previous owner, which counts as a standby once it announces itself again.
-
-    Return True if there are services beside this one that may have a list of its routes: they read the lease with each
-    announcement of theirs, and believe it no longer than ``LEASE_SECONDS``. The rest is for clocks.
-    """
+def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> None:
+    """Adopt the work of the previous owner, which counts as a standby once it announces itself again."""
     uow.database_lease.adopt(instance)
     if previous is not None:
         uow.services.remove(previous.member)
-    others = (one for one in uow.services.list() if one.service.id != instance.member)
-    return any(one.age < LIST_SECONDS + LEASE_SECONDS for one in others)
 
 
 async def _retry_until_available(

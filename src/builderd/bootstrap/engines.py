@@ -46,10 +46,9 @@ def make_engine(
     settings: Settings,
     clock: SystemClock,
     reserved: Callable[[str], bool] = lambda _: False,
-    first_address_at: float = 0.0,
     pause_requests: PauseRequests = pause_nothing,
 ) -> Engine:
-    """Return the selected engine, not prepared yet. The last three arguments are fields of ``EngineOptions``."""
+    """Return the selected engine, not prepared yet. The last two arguments are fields of ``EngineOptions``."""
     store, egress = settings.store, settings.egress
     return engine_provider(settings).make(
         EngineOptions(
@@ -62,7 +61,6 @@ def make_engine(
             now=clock.seconds,
             at=clock.at,
             reserved=reserved,
-            first_address_at=first_address_at,
             pause_requests=pause_requests,
             store=StoreOptions(
                 device=store.device,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from builderd.bootstrap.keys import make_keys
 from builderd.domain.cluster_services import WITNESS_SECONDS, ClusterService
 from builderd.domain.database_lease import Instance, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable, ValidationFailed
-from builderd.ports.engine import ClusterProvider, MemberAddresses
+from builderd.ports.engine import ClusterProvider
 from builderd.settings import Settings
 from builderd.ssh import host_key
 
@@ -33,10 +32,7 @@ class Membership:
     settings: Settings
     instance: Instance
     provider: ClusterProvider
-    #: What a standby announces of its way to the service that works, "" for nothing in it.
-    way: str | None = None
     _disks: str = ""
-    _own_address: str | None = None
 
     @property
     def proxy_files(self) -> ProxyFiles:
@@ -54,11 +50,9 @@ class Membership:
 
         Raises ``EngineUnavailable`` until the cluster has said what it is, and while a key cannot be read.
         """
-        if self._own_address is None:
+        if not self._disks:
             async with _in_time():
-                disks, own = await self.provider.disks_id(), (await self.provider.addresses()).own
-            # Together: one without the other would be announced for good.
-            self._disks, self._own_address = disks, own
+                self._disks = await self.provider.disks_id()
         vault_key, ssh_key = await asyncio.to_thread(self._fingerprints, make_keys_first=make_keys_first)
         return ClusterService(
             id=self.instance.member,
@@ -70,35 +64,7 @@ class Membership:
             vault_key_file="" if self.settings.vault.key else str(self.settings.vault_key_file),
             ssh_key=ssh_key,
             ssh_key_file=str(self._ssh_key_file),
-            address=f"{self._own_address}:{self.settings.members_port}" if self._own_address else None,
-            way=self.way,
         )
-
-    async def addresses(self) -> MemberAddresses:
-        """Return the addresses of all members; announce this one's from then on. Raises ``EngineUnavailable``."""
-        async with _in_time():
-            found = await self.provider.addresses()
-        if self._own_address is not None:
-            self._own_address = found.own
-        return found
-
-    @property
-    def own_address(self) -> str | None:
-        """Return the address of this member, None before the cluster has told it."""
-        return self._own_address
-
-    def secret(self) -> str:
-        """Return what all services of the cluster derive from their shared key, in hexadecimal digits.
-
-        With it, a standby shows that it is one. Raises ``EngineUnavailable`` while there is no key, or none that can be
-        read: without one, everybody could derive it.
-        """
-        with _readable_keys():
-            keys = make_keys(self.settings).existing()
-        if not keys:
-            file = self.settings.vault_key_file
-            raise EngineUnavailable(f"there is no key in {file}, from which services show each other who they are")
-        return hashlib.blake2b(key=keys[0].material, person=b"builderd-members", digest_size=32).hexdigest()
 
     async def claimant(self) -> str:
         """Return the service that claimed the work last. Raises ``EngineUnavailable``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,27 +13,22 @@ from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
 from builderd.api.server.meter import Meter
-from builderd.api.server.proxied import PassedOnProtocol
-from builderd.api.server.servers import Servers, bind_path
+from builderd.api.server.servers import Servers
 from builderd.api.starting import ApiPort
 from builderd.bootstrap.application import application, load_host_key
 from builderd.bootstrap.data_directory import RESTORED, is_ours, lock
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
-from builderd.bootstrap.engines import engine_provider, make_engine
+from builderd.bootstrap.engines import make_engine
 from builderd.bootstrap.full_disk import keep_room
 from builderd.bootstrap.membership import owner_elsewhere
-from builderd.bootstrap.passing_on import make_forwarder
 from builderd.bootstrap.previews import make_previews
-from builderd.bootstrap.receiving import Receiver
 from builderd.bootstrap.serving import api_socket
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
-from builderd.domain.route_list import FIRST_CLOSE_AFTER
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.ports.engine import ClusterProvider
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
@@ -77,10 +71,7 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
         engine = make_engine(settings, clock)
         try:
             say("Stopping the previews …")
-            try:
-                await make_previews(settings).down()
-            finally:
-                await _end_standby(settings)
+            await make_previews(settings).down()
             if (owner := await owner_elsewhere(settings)) is not None:
                 say(f"The apps are those of {owner}, and go on.")
                 return
@@ -92,22 +83,13 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
     say("Everything is stopped. `builderd serve` with the same data directory brings it back.")
 
 
-async def _end_standby(settings: Settings) -> None:
-    """End the proxy of a standby, and remove the routes by which it led visits to apps of other members."""
-    await make_forwarder(settings).end()
-    provider = engine_provider(settings)
-    if isinstance(provider, ClusterProvider):
-        try:
-            await provider.put_standby_routes({})
-        except EngineUnavailable as error:
-            log.warning("routes to apps of other members not removed error=%s", error.message)
-
-
 async def run(
     settings: Settings, supervisor: Supervisor, servers: Servers, port: ApiPort, *, take_over: bool, new_database: bool
 ) -> None:
     """Run while this service owns the database. Raises as ``owned_store``, and ``LeaseLost`` once another one does."""
-    async with owned_store(settings, supervisor, take_over=take_over, new_database=new_database) as owned:
+    async with owned_store(
+        settings, supervisor, take_over=take_over, new_database=new_database, stand_by=port.stand_by
+    ) as owned:
         try:
             await race(_run(settings, supervisor, servers, port, owned), owned.keep())
         except BaseException as error:
@@ -118,12 +100,7 @@ async def run(
 
 async def _run(settings: Settings, supervisor: Supervisor, servers: Servers, port: ApiPort, owned: OwnedStore) -> None:
     previews = make_previews(settings)
-    receiver = Receiver(owned.standby.membership, previews) if owned.standby is not None else None
     async with application(settings, owned, previews) as app:
-        if owned.first_address_at:
-            # Others stand by, and may lead visits by what an earlier service told them.
-            hosts = await app.store.read(lambda uow: uow.builders.hosts().keys())
-            previews.standbys.begin(time.monotonic() + FIRST_CLOSE_AFTER, hosts)
         note_database(settings)
         meter = Meter()
         operations = Operations(app, Rates(**settings.rates.model_dump()))
@@ -131,30 +108,18 @@ async def _run(settings: Settings, supervisor: Supervisor, servers: Servers, por
         site = Site(api, create_web(operations, meter=meter))
         # The servers are drained before the calls of agents that still go on are cut off.
         async with McpEndpoint(api), api.router.lifespan_context(api), servers:
-            await owned.end_standby()
-            await port.listen()
             port.open(site)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            inherited = owned.standby.inherited if owned.standby is not None else {}
-            lost = partial(lost_routes.read, app.store, inherited)
-            await (app.previews.start(lost) if receiver is None else receiver.start(lost))
+            await app.previews.start(partial(lost_routes.read, app.store))
             if settings.public_host:
                 await port.listen_behind_proxy(*api_socket(settings))
-            if receiver is not None:
-                await servers.add_behind_proxy(site, *receiver.api_socket, port.connections, PassedOnProtocol)
-                source = receiver.source(owned.term, app.engine.next_hop).app()
-                await servers.add_behind_proxy(source, *receiver.routes_socket, Connections(), PassedOnProtocol)
             log.info("API listening host=%s port=%d", settings.host, settings.port)
             supervisor.ready()
-            workers = _run_workers(app, owned, settings, servers, receiver)
-            # While the engine is not prepared, standbys pass calls on, too.
-            await (workers if receiver is None else race(workers, receiver.watch()))
+            await _run_workers(app, owned, settings, servers)
 
 
-async def _run_workers(
-    app: Application, owned: OwnedStore, settings: Settings, servers: Servers, receiver: Receiver | None
-) -> None:
+async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, servers: Servers) -> None:
     """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
     # The bridge of an evacuated member of a cluster, and the address with it, is away until the member is restored.
@@ -178,8 +143,6 @@ async def _run_workers(
         if settings.ssh.port:
             gateway = SshGateway(app, load_host_key(settings))
             group.create_task(gateway.serve(settings.host, settings.ssh.port))
-            if receiver is not None:
-                group.create_task(gateway.serve_passed_on(bind_path(*receiver.ssh_socket)))
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())

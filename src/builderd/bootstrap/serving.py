@@ -80,12 +80,10 @@ async def _serve(settings: Settings, supervisor: Supervisor, **owning: bool) -> 
 async def _listen_and_run(settings: Settings, supervisor: Supervisor, **owning: bool) -> None:
     async with Servers() as servers:
         port = ApiPort(servers, settings.host, settings.port, lambda: supervisor.text)
-        # In a cluster, the proxy of a standby may have the port.
-        if settings.engine != "incus" and not (settings.data_dir / "standby").exists():
-            await port.listen()
-            socket, user = api_socket(settings)
-            if settings.public_host and socket.parent.exists():
-                await port.listen_behind_proxy(socket, user)
+        await port.listen()
+        socket, user = api_socket(settings)
+        if settings.public_host and socket.parent.exists():
+            await port.listen_behind_proxy(socket, user)
         try:
             service = await asyncio.to_thread(_import_service)
             await service.run(settings, supervisor, servers, port, **owning)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.membership import Membership
-from builderd.bootstrap.passing_on import PassingOn
-from builderd.bootstrap.route_lists import Moment, SeenLease
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.cluster_services import CLAIM_AFTER, TAKE_AFTER_CLAIM, ClusterService, SeenService, unfit_reason
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.domain.route_list import ListedRoute
 from builderd.ports.store import UnitOfWork
 
 log = logging.getLogger(__name__)
@@ -40,13 +37,14 @@ class View:
 class Standby:
     """Waits for one lease. Its own monotonic clock and the database's both count: either may have been set."""
 
-    def __init__(self, store: SqlStore, membership: Membership, supervisor: Supervisor) -> None:
+    def __init__(
+        self, store: SqlStore, membership: Membership, supervisor: Supervisor, stand_by: Callable[[str | None], None]
+    ) -> None:
         self._store = store
         self.membership = membership
         self._supervisor = supervisor
-        self._passing = PassingOn(membership, self._visited_hosts)
-        #: Routes of the service that worked before, by host, where its list still held when its work was taken.
-        self.inherited: Mapping[str, ListedRoute] = {}
+        #: Reports the host of the service that works: ``api.starting.ApiPort.stand_by``.
+        self._stand_by = stand_by
         self._began = time.monotonic()
         self._lease: DatabaseLease | None = None
         #: Since when the lease was seen not to be renewed, and when the database answered last.
@@ -62,7 +60,7 @@ class Standby:
     async def wait(self) -> DatabaseLease:
         """Return the lease once this service may take it. Raises ``DatabaseOwned`` when it never may."""
         await self.membership.end_previews()
-        await self._passing.open()
+        self._stand_by("")
         self._supervisor.ready()
         log.info("standing by host=%s port=%d", self.membership.settings.host, self.membership.settings.port)
         async with self._announced():
@@ -75,19 +73,9 @@ class Standby:
                 if lease is not None:
                     log.warning("taking the cluster over from=%s", describe_owner(lease))
                     self._supervisor.status("")
-                    routes = self._passing.list
-                    self.inherited = dict(routes.routes) if routes.is_of(lease.term) else {}
+                    self._stand_by(None)
                     return lease
                 await asyncio.sleep(WATCH_INTERVAL)
-
-    async def end(self, *, works: bool) -> None:
-        """Free the ports: for this service, which ``works`` now, so that what waits goes on to it. Idempotent."""
-        successor = None
-        if works:
-            with suppress(EngineUnavailable):
-                successor = await self.membership.describe()
-        self.membership.way = None
-        await self._passing.close(successor)
 
     @asynccontextmanager
     async def _announced(self) -> AsyncIterator[None]:
@@ -100,7 +88,7 @@ class Standby:
             raise
 
     async def _look(self) -> DatabaseLease | None:
-        own, looked_at = await self.membership.describe(), Moment()
+        own = await self.membership.describe()
         view = await self._store.write(partial(_announce, own=own))
         lease, now = view.lease, time.monotonic()
         gap, self._looked_at = now - self._looked_at, now
@@ -109,10 +97,7 @@ class Standby:
             await self._restart(lease)
         owner = view.owner.service if view.owner is not None else None
         reason = unfit_reason(own, owner) if owner is not None else None
-        is_silent = now - self._quiet_since >= CLAIM_AFTER and lease.age >= CLAIM_AFTER
-        # A service that announces itself no more uses no list: the next one would not wait for it.
-        is_over = (lease.released or is_silent) and owner is not None and reason is None
-        self._passing.follow(owner, SeenLease(lease.term, is_over, looked_at))
+        self._stand_by(lease.instance.host_name)
         if view.owner is None:
             self._refuse_strangers(lease)
             return None
@@ -172,9 +157,6 @@ class Standby:
         """Return what a newer version has changed, "" if this one knows the schema."""
         revision = await self._store.foreign_revision()
         return f"the database has the schema {revision}, which a newer builderd made" if revision else ""
-
-    async def _visited_hosts(self) -> Collection[str]:
-        return await self._store.read(lambda uow: uow.builders.visited_hosts())
 
     def _say(self, reason: str) -> None:
         """Log what keeps this service from taking over, now and then."""

@@ -30,9 +30,7 @@ class ClusterService:
 
     ``disks`` identifies the cluster and the pool that keep the disks. ``vault_key`` and ``ssh_key`` are fingerprints of
     the first key of the vault and of the SSH host key, "" without one. The files are where these keys are kept, "" for
-    a key in the settings. ``address`` (``address:port``) is where it takes, while it works, what standbys pass on; None
-    without a member's address. ``way`` is what keeps a standby from passing calls on, "" for nothing. A service of an
-    earlier version announces neither: None.
+    a key in the settings.
     """
 
     id: str
@@ -44,8 +42,6 @@ class ClusterService:
     vault_key_file: str
     ssh_key: str
     ssh_key_file: str
-    address: str | None = None
-    way: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +69,18 @@ def describe_standby(seen: SeenService, lease: DatabaseLease, owner: ClusterServ
     one = seen.service
     named = f"standby: the service on host {one.host_name} (version {one.version}, seen {ago(seen.age)})"
     if owner is not None and (reason := unfit_reason(one, owner)) is not None:
-        return f"{named} neither takes over nor passes calls on: {reason}"
+        return f"{named} does not take over: {reason}"
     if not seen.is_alive:
         return (
-            f"{named} neither takes over nor passes calls on: it has ended, or its log says what keeps it from the "
+            f"{named} does not take over: it has ended, or its log says what keeps it from the "
             f"database, from Incus or from its keys (on {one.host_name}: systemctl status builderd)"
         )
     if seen.known_in == lease.term:
-        return f"{named} takes over if the owner ends{_describe_way(one)}"
+        return f"{named} takes over if the owner ends"
     return (
         f"{named} would not take over: the service that works has not noted it, which takes some seconds, and Incus's "
-        f"answer to its claim{_describe_way(one)}"
+        f"answer to its claim"
     )
-
-
-def _describe_way(standby: ClusterService) -> str:
-    if standby.way is None:
-        return ""
-    return f", cannot pass calls on: {standby.way}" if standby.way else ", passes calls and visitors on"
 
 
 def unfit_reason(standby: ClusterService, owner: ClusterService) -> str | None:

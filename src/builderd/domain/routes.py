@@ -7,7 +7,6 @@ from typing import Protocol
 from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.route_list import ListedRoute
 
 #: States of the route of a builder that is stopped or has ended: a route in another one is opened or closed soon.
 RESTING_STATES = frozenset(
@@ -50,14 +49,6 @@ class Routed(Protocol):
 def closed_route(builder: Routed) -> Route:
     """Return the route of a builder without a reachable app."""
     return make_route(builder, _closed_state(builder))
-
-
-def inherited_route(builder: Routed, listed: ListedRoute | None) -> Route:
-    """Return the route by which a service begins after another one, whose route was ``listed``; None: it had none."""
-    closed = closed_route(builder)
-    if listed is None or closed.state is not RouteState.STARTING or builder.status is not Status.RUNNING:
-        return closed
-    return make_route(builder, RouteState.OPEN, listed.address, h2c=listed.h2c)
 
 
 def _closed_state(builder: Routed) -> RouteState:

@@ -5,7 +5,6 @@ Format: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, section 2.2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -26,19 +25,6 @@ class ProxyHeader:
 
     client: tuple[str, int]
     size: int
-
-
-def size(head: bytes | bytearray) -> int:
-    """Return the bytes of the whole header, from its fixed part."""
-    return HEAD + int.from_bytes(head[14:16])
-
-
-def build(client: tuple[str, int], fields: Mapping[int, str]) -> bytes:
-    """Return the header for a client with an IPv4 address, with more fields (TLVs, by their types)."""
-    address = ip_address(client[0]).packed
-    more = b"".join(bytes([kind]) + len(text).to_bytes(2) + text.encode() for kind, text in fields.items())
-    body = address * 2 + client[1].to_bytes(2) * 2 + more
-    return SIGNATURE + bytes([_PROXY, _IPV4]) + len(body).to_bytes(2) + body
 
 
 def parse(data: bytes | bytearray) -> ProxyHeader | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from builderd.domain.previews import Route
-from builderd.domain.route_list import ListedRoute
-from builderd.domain.routes import inherited_route
+from builderd.domain.routes import closed_route
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.store.builders import RoutedBuilder
 
@@ -15,18 +14,17 @@ from builderd.ports.store.builders import RoutedBuilder
 PAGE = 2_000
 
 
-async def read(store: Store, inherited: Mapping[str, ListedRoute], held: Collection[str]) -> Sequence[Route]:
-    """Return a route for every live builder whose host is not among ``held``.
+async def read(store: Store, held: Collection[str]) -> Sequence[Route]:
+    """Return a closed route for every live builder whose host is not among ``held``.
 
-    It is closed, but for an app that runs and that another service led to just before (``inherited``, by host). Of all
-    other builders only the host name is read.
+    Of all other builders only the host name is read.
     """
     hosts = await store.read(lambda uow: uow.builders.live_hosts())
     lost = [host for host in hosts if host not in held]
     routes: list[Route] = []
     for start in range(0, len(lost), PAGE):
         found = await store.read(partial(_routed, hosts=lost[start : start + PAGE]))
-        routes += (inherited_route(one, inherited.get(one.host)) for one in found)
+        routes += (closed_route(one) for one in found)
     return routes
 
 

@@ -67,8 +67,6 @@ class Settings(BaseSettings):
     preview_port: Port = 8081
     #: The port of the sandbox API on a sandbox's gateway; sandboxes reach no other port there.
     inside_port: Port = 8082
-    #: The port at a member's own address, on which a cluster's service takes what its standbys pass on.
-    members_port: Port = 8083
     #: Name of the engine that runs sandboxes, one of the registry (``bootstrap.engines``).
     engine: str = "oci"
     #: Sandboxes that are prepared in advance while the machine is idle; 0: none.
@@ -122,17 +120,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        # Most services never open members_port: its default must not refuse a port that they have had so far.
-        members = (self.members_port,) if "members_port" in self.model_fields_set else ()
-        ports = [port for port in (*self._ports.values(), *members) if port]
-        if len(set(ports)) != len(ports):
-            raise ValueError(f"{', '.join(self._ports)} and members_port must differ")
-        return self
-
-    @property
-    def _ports(self) -> dict[str, int | None]:
-        """Return all ports but members_port, by their settings."""
-        return {
+        named = {
             "port": self.port,
             "preview_port": self.preview_port,
             "preview.tls_port": self.preview.tls_port,
@@ -140,10 +128,10 @@ class Settings(BaseSettings):
             "metrics_port": self.metrics_port,
             "ssh.port": self.ssh.port,
         }
-
-    def name_of_port(self, port: int) -> str | None:
-        """Return the setting, other than ``members_port``, that has this port; None without one."""
-        return next((name for name, one in self._ports.items() if one == port), None)
+        ports = [port for port in named.values() if port]
+        if len(set(ports)) != len(ports):
+            raise ValueError(f"{', '.join(named)} must differ")
+        return self
 
     @field_validator("tenants")
     @classmethod

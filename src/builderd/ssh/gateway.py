@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections import Counter
 from collections.abc import Coroutine
@@ -23,7 +22,6 @@ from builderd.domain.ssh import Grant
 from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import bridge
-from builderd.ssh.passed_on import PassedOnLogins
 from builderd.ssh.relay import LOCAL_NAMES, relay_to_port, relay_to_socket
 from builderd.ssh.session import Session
 from builderd.ssh.throttle import Attempt, Throttle
@@ -98,15 +96,6 @@ class Gateway:
     async def listen(self, host: str, port: int) -> asyncssh.SSHAcceptor:
         """Return a listener; each of its connections is closed when its grant ends."""
         return await asyncssh.listen(host, port, **self._options())
-
-    async def serve_passed_on(self, listener: socket.socket) -> None:
-        """Take logins that the previews' proxy passes on, each behind a PROXY header, until cancelled."""
-        async with PassedOnLogins(listener, self._log_in_passed_on) as logins:
-            await logins.run()
-
-    async def _log_in_passed_on(self, connection: socket.socket, address: str) -> None:
-        with suppress(OSError, asyncssh.Error, TimeoutError):
-            await asyncssh.run_server(connection, **self._options(address))
 
     def _options(self, address: str = "") -> dict[str, Any]:
         """Return the options of a connection; ``address`` is the client's where the connection is not its own."""

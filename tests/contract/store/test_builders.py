@@ -240,14 +240,6 @@ async def test_two_live_builders_cannot_share_a_host(store: Store) -> None:
         await add_builder(store, host=first.host)
 
 
-async def test_visited_hosts_are_those_of_live_public_builders_that_shall_run(store: Store) -> None:
-    visited = await add_builder(store, desired=Desired.RUNNING, visibility=Visibility.PUBLIC)
-    await add_builder(store, desired=Desired.RUNNING, visibility=Visibility.PRIVATE)
-    await add_builder(store, desired=Desired.STOPPED, visibility=Visibility.PUBLIC)
-    await add_builder(store, desired=Desired.DELETED, visibility=Visibility.PUBLIC, status=Status.DELETED)
-    assert await store.read(lambda uow: uow.builders.visited_hosts()) == [visited.host]
-
-
 async def test_builders_are_found_together(store: Store) -> None:
     one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
     asked = [one.id, gone.id, BuilderId(new_id())]

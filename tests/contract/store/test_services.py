@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
-from sqlalchemy import text
-
-from builderd.adapters.stores.sql.services import Services as SqlServices
 from builderd.domain.cluster_services import ClusterService, SeenService
-from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.store import Store
 
 ONE = ClusterService("1" * 16, "one.example", "/srv/one", "1.0", "disks", "aa", "/srv/one/vault.key", "SHA256:x", "/k")
 TWO = replace(
     ONE,
-    address="10.98.0.12:8083",
-    way="its members_port is not reached",
     id="2" * 16,
     host_name="two.example",
     vault_key="",
@@ -54,16 +48,6 @@ async def test_owner_knows_exactly_the_services_that_it_named_last(store: Store)
         assert {name: one.known_in for name, one in (await seen(store)).items() if one.known_in} == dict.fromkeys(
             ids, term
         )
-
-
-async def test_standby_that_was_upgraded_first_works_on_the_schema_of_its_owner(store: Store) -> None:
-    def drop(uow: UnitOfWork) -> None:
-        for column in ("address", "way"):
-            cast("SqlServices", uow.services)._connection.execute(text(f"ALTER TABLE services DROP COLUMN {column}"))
-
-    await store.write(drop)
-    await store.write(lambda uow: uow.services.announce(replace(ONE, address="10.98.0.11:8083", way="")))
-    assert (await seen(store))[ONE.id].service == ONE
 
 
 async def test_removed_service_is_gone(store: Store) -> None:

@@ -39,7 +39,7 @@ async def test_readyz_requires_all_parts(anybody: httpx.AsyncClient) -> None:
     assert response.status_code == 200
     data = response.json()["data"]
     assert all(data[part]["ready"] for part in ("database", "engine", "previews", "public_url"))
-    assert (data["role"], data["worker"], data["way"]) == ("working", None, None)
+    assert (data["role"], data["worker"]) == ("working", None)
 
 
 async def test_a_clock_that_was_set_is_reported_and_holds_up_nothing(

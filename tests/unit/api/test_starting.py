@@ -72,3 +72,19 @@ async def test_health_names_the_reason_of_a_waiting_start() -> None:
     assert ready["data"]["database"]["message"] == "waiting for the database builderd.db: its disk fails"
     assert "its disk fails" in ready["message"]
     assert "its disk fails" in refused["message"]
+
+
+async def test_a_standby_is_alive_and_refuses_all_else(anybody: httpx.AsyncClient, port: ApiPort) -> None:
+    port.stand_by("one.example")
+    alive, ready = (await anybody.get("/healthz")).json()["data"], await anybody.get("/readyz")
+    assert (alive["role"], alive["worker"]) == ("standby", "one.example")
+    assert (ready.status_code, ready.json()["data"]["role"]) == (503, "standby")
+    for method in ("GET", "POST", "DELETE"):
+        refused = await anybody.request(method, "/api/v1/builders")
+        assert (refused.status_code, refused.json()["code"]) == (503, "engine_unavailable")
+        assert "stands by for the service on one.example" in refused.json()["message"]
+    port.stand_by("")
+    assert "another service of its cluster" in (await anybody.get("/x")).json()["message"]
+    port.stand_by(None)
+    port.open(PlainTextResponse("started"))
+    assert (await anybody.get("/x")).text == "started"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from builderd.domain.database_lease import Instance
 from builderd.domain.errors import EngineUnavailable
-from builderd.ports.engine import MemberAddresses
 from builderd.settings import Settings
 
 
@@ -24,30 +22,14 @@ class FakeCluster:
     tried: list[float] = field(default_factory=list)
     claimed_at: float = 0.0
     claims: list[str] = field(default_factory=list)
-    #: Routes of a standby to apps, each time that they were put.
-    hops: list[dict[str, str]] = field(default_factory=list)
-    #: Lists of members that fail first.
-    failing_lists: int = 0
-    members: MemberAddresses = field(default_factory=lambda: MemberAddresses("10.98.0.11", ["10.98.0.11"]))
 
     async def disks_id(self) -> str:
         self._answer()
         return self.id
 
-    async def addresses(self) -> MemberAddresses:
-        self._answer()
-        if self.failing_lists:
-            self.failing_lists -= 1
-            raise EngineUnavailable("The cluster did not answer within 3 s.")
-        return self.members
-
     async def claimant(self) -> str:
         self._answer()
         return self.claimed
-
-    async def put_standby_routes(self, hops: Mapping[str, str]) -> Collection[str]:
-        self.hops.append(dict(hops))
-        return ()
 
     async def claim(self, service: str) -> None:
         self._answer()

@@ -352,17 +352,3 @@ async def test_lease_is_taken_when_the_database_answers(
     monkeypatch.setattr(SqlStore, "migrate", late)
     assert (await own(one)).term == 1
     assert "database available" in caplog.text
-
-
-async def test_proxy_of_a_standby_that_was_killed_frees_its_ports_for_a_service_of_its_own(
-    one: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    retired: list[str] = []
-
-    class Left:
-        async def retire(self) -> None:
-            retired.append("retired")
-
-    monkeypatch.setattr(leasing, "make_forwarder", lambda _: Left())
-    async with owned_store(one, Supervisor(), take_over=False):
-        assert retired == ["retired"]

@@ -10,10 +10,8 @@ from tests.unit.bootstrap.fake_cluster import FakeCluster
 from builderd.bootstrap import membership
 from builderd.bootstrap.data_directory import DATABASE_NOTE, LOCK_FILE
 from builderd.bootstrap.instance import this_instance
-from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.membership import Membership, owner_elsewhere
 from builderd.domain.errors import EngineUnavailable
-from builderd.ports.engine import MemberAddresses
 from builderd.settings import Settings
 
 
@@ -54,25 +52,6 @@ async def test_only_service_of_a_cluster_that_worked_before_counts_as_the_one_th
     assert await owner_elsewhere(service) is None
 
 
-async def test_address_is_announced_though_the_first_list_of_members_failed(service: Settings) -> None:
-    cluster = FakeCluster(failing_lists=1)
-    membership = Membership(service, this_instance(service), cluster)
-    with pytest.raises(EngineUnavailable):
-        await membership.describe()
-    assert (await membership.describe()).address == f"10.98.0.11:{service.members_port}"
-    cluster.members = MemberAddresses("10.98.0.12", ["10.98.0.12"])
-    await membership.addresses()
-    assert (await membership.describe()).address == f"10.98.0.12:{service.members_port}"
-
-
-def test_without_a_key_there_is_no_secret(service: Settings) -> None:
-    membership = Membership(service, this_instance(service), FakeCluster())
-    with pytest.raises(EngineUnavailable, match=r"there is no key in .*vault\.key"):
-        membership.secret()
-    make_keys(service).load()
-    assert len(membership.secret()) == 64
-
-
 @pytest.mark.parametrize("name", ["vault.key", "ssh_host_key"])
 @pytest.mark.parametrize("content", [b"", b"no key", b"\xff\xfe"])
 async def test_key_that_cannot_be_read_leaves_the_service_unannounced_and_says_which(
@@ -94,5 +73,3 @@ async def test_key_that_is_no_file_leaves_the_service_unannounced(service: Setti
     service.vault_key_file.mkdir(0o700)
     with pytest.raises(EngineUnavailable, match="Is a directory"):
         await membership.describe(make_keys_first=True)
-    with pytest.raises(EngineUnavailable, match="Is a directory"):
-        membership.secret()

@@ -7,19 +7,17 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
-from typing import Any
 
 import pytest
 from tests.application import World
 from tests.contract.store.samples import make_builder, make_sandbox, make_version
 from tests.statements import statements
 
-from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, StopKind, Visibility
-from builderd.domain.ids import SandboxId, secret_hash
+from builderd.domain.builders import Builder, Candidate, Desired, Status
+from builderd.domain.ids import SandboxId
 from builderd.domain.months import month_of, next_month
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.prices import Billing, Segment
-from builderd.domain.route_list import ListedRoute
 from builderd.domain.routes import closed_route
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
@@ -151,50 +149,11 @@ async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> No
     store = world.application.store
     held = {one.host for one in kept}
     with statements(store) as seen:
-        assert await lost_routes.read(store, {}, held) == [closed_route(lost)]
-        assert await lost_routes.read(store, {}, {*held, lost.host}) == []
+        assert await lost_routes.read(store, held) == [closed_route(lost)]
+        assert await lost_routes.read(store, {*held, lost.host}) == []
     assert [one.split(" \n")[0].count(",") > 0 for one in seen] == [False, True, False]
     await stop_many(world, MANY)
-    assert len(await lost_routes.read(store, {}, held)) == MANY + 1
-
-
-async def test_service_after_another_one_begins_with_its_routes_to_apps_that_run(world: World) -> None:
-    """Visibility and token are those of the database: they may have changed since the list was read."""
-    running = {"desired": Desired.RUNNING, "status": Status.RUNNING}
-    kinds: dict[str, dict[str, Any]] = {
-        "public": running,
-        "private": {**running, "visibility": Visibility.PRIVATE},
-        "h2c": running,
-        "not listed": running,
-        "stopped": {"desired": Desired.STOPPED, "status": Status.STOPPED},
-        "starting": {**running, "status": Status.CREATING},
-        "waking": {**running, "stop_kind": StopKind.IDLE},
-        "handing over": {**running, "handover": Handover.FORWARD},
-        "a worker": {**running, "job_type": JobType.WORKER},
-    }
-    made = {name: make_builder(tenant_id=world.caller.tenant_id, **fields) for name, fields in kinds.items()}
-    for one in made.values():
-        await world.application.store.write(partial(_add, builder=one))
-    address = Address("10.99.0.20", 8000)
-    inherited = {
-        one.host: ListedRoute(one.host, address, public=True, h2c=name == "h2c", via="")
-        for name, one in made.items()
-        if name != "not listed"
-    }
-    found = {one.host: one for one in await lost_routes.read(world.application.store, inherited, ())}
-    is_open = {name for name, one in made.items() if found[one.host].destination == address}
-    assert is_open == {"public", "private", "h2c"}
-    assert {name: found[one.host] for name, one in made.items() if name not in is_open} == {
-        name: closed_route(one) for name, one in made.items() if name not in is_open
-    }
-    private = made["private"]
-    assert found[private.host].token_hash == secret_hash(private.service_token)
-    assert (found[made["h2c"].host].h2c, found[made["public"].host].h2c) == (True, False)
-
-
-def _add(uow: UnitOfWork, builder: Builder) -> None:
-    uow.builders.add(builder)
-    uow.versions.add(make_version(builder.id))
+    assert len(await lost_routes.read(store, held)) == MANY + 1
 
 
 @pytest.mark.parametrize("call", [check, judge])

@@ -19,7 +19,6 @@ class ProxiedProtocol(LimitedProtocol):
     The client came over HTTPS, which ends at the proxy.
     """
 
-    is_encrypted = True
     _raw: asyncio.Transport | None = None
     _begun = False
     _header_timer: asyncio.TimerHandle | None = None
@@ -45,7 +44,7 @@ class ProxiedProtocol(LimitedProtocol):
     def _begin(self, raw: asyncio.Transport, header: proxy_header.ProxyHeader) -> None:
         self._begun = True
         self._cancel_timer()
-        passed: Any = ProxiedTransport(raw, header.client, encrypted=self.is_encrypted)
+        passed: Any = ProxiedTransport(raw, header.client)
         super().connection_made(passed)
         # Of a connection that was refused, ``data_received`` drops what came with the header.
         if (rest := bytes(self._received[header.size :])) and not raw.is_closing():
@@ -63,18 +62,12 @@ class ProxiedProtocol(LimitedProtocol):
             self._header_timer = None
 
 
-class PassedOnProtocol(ProxiedProtocol):
-    """HTTP protocol of a connection that a standby passes on: the client called the API's own port, by plain HTTP."""
-
-    is_encrypted = False
-
-
 class ProxiedTransport:
-    """The transport, but with the client's address, and as one that is ``encrypted``. uvicorn asks for both."""
+    """The transport, but with the client's address, and as one that is encrypted. uvicorn asks for both."""
 
-    def __init__(self, transport: asyncio.Transport, client: tuple[str, int], *, encrypted: bool) -> None:
+    def __init__(self, transport: asyncio.Transport, client: tuple[str, int]) -> None:
         self._transport = transport
-        self._own = {"socket": None, "peername": client, "sockname": None, "sslcontext": encrypted or None}
+        self._own = {"socket": None, "peername": client, "sockname": None, "sslcontext": True}
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._own[name] if name in self._own else self._transport.get_extra_info(name, default)

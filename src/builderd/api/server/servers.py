@@ -93,19 +93,12 @@ class Servers:
         counted = Connections() if connections is None else connections
         await self._serve(listener, Server(server_config(app, counted), counted))
 
-    async def add_behind_proxy(
-        self,
-        app: ASGIApp,
-        path: Path,
-        user: str | None,
-        connections: Connections,
-        protocol: type[ProxiedProtocol] = ProxiedProtocol,
-    ) -> None:
+    async def add_behind_proxy(self, app: ASGIApp, path: Path, user: str | None, connections: Connections) -> None:
         """Serve connections that the previews' proxy passes on to this socket; ``connections`` are those of ``add``.
 
         ``user`` of the machine may connect beside the service's own.
         """
-        config = server_config(app, connections, protocol)
+        config = server_config(app, connections, ProxiedProtocol)
         await self._serve(bind_path(path, user), Server(config, connections, is_proxied=True))
 
     async def _serve(self, listener: socket.socket, server: Server) -> None:

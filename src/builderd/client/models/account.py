@@ -207,17 +207,16 @@ class Part(Model):
 class Health(Model):
     """Version of builderd that responds, and its role in its cluster: ``working`` or ``standby``.
 
-    ``worker`` is the host of the service that works, as a standby knows it, and ``way`` the way there.
+    ``worker`` is the host of the service that works, as a standby knows it.
     """
 
     version: str
     role: str = "working"
     worker: str | None = None
-    way: Part | None = None
 
 
 class Readiness(Model):
-    """Readiness of every part that builders need; a standby answers with those of the service that works."""
+    """Readiness of every part that builders need; of a standby, none is ready."""
 
     database: Part
     engine: Part
@@ -227,4 +226,3 @@ class Readiness(Model):
     clock: Part | None = None
     role: str = "working"
     worker: str | None = None
-    way: Part | None = None

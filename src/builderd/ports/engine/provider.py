@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -39,8 +39,7 @@ class EngineOptions:
 
     ``sandbox_pool``: sandboxes that are prepared in advance.
     ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
-    ``reserved`` returns True for an IP address that no sandbox may get now, and ``first_address_at`` is the time by
-    ``time.monotonic`` before which none gets any: other services of a cluster may still lead visitors there.
+    ``reserved`` returns True for an IP address that no sandbox may get now.
     ``pause_requests`` keeps visitors waiting while an app is frozen for a copy of its disk: it accepts no connections.
     """
 
@@ -54,7 +53,6 @@ class EngineOptions:
     now: Callable[[], float] = time.time
     at: Callable[[float], float] = float
     reserved: Callable[[str], bool] = field(default=lambda _: False)
-    first_address_at: float = 0.0
     pause_requests: PauseRequests = pause_nothing
 
 
@@ -78,14 +76,6 @@ class EngineProvider(Protocol):
         """Return the networks of the sandboxes of all services of this machine; webhooks are not sent there."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemberAddresses:
-    """IPv4 addresses of a cluster's members in their network; ``own`` is this machine's, "" where it is no member."""
-
-    own: str
-    all: Sequence[str]
-
-
 @runtime_checkable
 class ClusterProvider(Protocol):
     """A kind of engine whose disks are a cluster's: services on several machines can work on them, one at a time.
@@ -97,17 +87,8 @@ class ClusterProvider(Protocol):
     async def disks_id(self) -> str:
         """Return what identifies the cluster and the place of the disks in it."""
 
-    async def addresses(self) -> MemberAddresses:
-        """Return the addresses of all members, also of those that are away."""
-
     async def claimant(self) -> str:
         """Return the service that claimed the work last, "" before the first claim."""
-
-    async def put_standby_routes(self, hops: Mapping[str, str]) -> Collection[str]:
-        """Reach exactly these apps of other members from this machine, whose service stands by.
-
-        ``hops``: address of an app → address of its member. Return the addresses that cannot be reached.
-        """
 
     async def claim(self, service: str) -> None:
         """Claim the work for a service; returns once the cluster has stored it."""

@@ -22,9 +22,6 @@ class Sandboxes(Protocol):
     def further_address(self) -> str:
         """Address of this machine at which sandboxes on other members of a cluster reach the service; "" without."""
 
-    def next_hop(self, ip: str) -> str:
-        """Return the address of the cluster's member that has a sandbox's address; "" where it is this machine."""
-
     def supports(self, isolation: Isolation) -> str | None:
         """Return None when sandboxes of this isolation can run here, else why not and what to do."""
 

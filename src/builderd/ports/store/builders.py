@@ -83,9 +83,6 @@ class Builders(Protocol):
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
 
-    def visited_hosts(self) -> Sequence[str]:
-        """Return the hosts of all live builders that shall run, and whose previews are public."""
-
     def live_hosts(self) -> Sequence[str]:
         """Return the host names of the previews of all tenants' live builders."""
 

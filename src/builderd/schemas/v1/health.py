@@ -7,7 +7,7 @@ from typing import Literal
 from builderd.schemas.v1.envelope import Success
 from builderd.schemas.v1.shape import View
 
-#: Of a service in its cluster: one works, the others stand by and pass on to it.
+#: Of a service in its cluster: one works, the others stand by.
 Role = Literal["working", "standby"]
 
 
@@ -21,19 +21,18 @@ class Part(View):
 class Health(View):
     """Version of builderd that responds, and its role in its cluster.
 
-    ``worker`` is the host of the service that works, as a standby knows it, and ``way`` the way there.
+    ``worker`` is the host of the service that works, as a standby knows it.
     """
 
     version: str
     role: Role = "working"
     worker: str | None = None
-    way: Part | None = None
 
 
 class Readiness(View):
     """Readiness of every part that builders need, and of the certificate of ``public_url``.
 
-    A standby answers with the parts of the service that works, named in ``worker``, and with the ``way`` there.
+    That of a standby has no part that is ready; ``worker`` is the service that works.
     """
 
     database: Part
@@ -47,7 +46,6 @@ class Readiness(View):
     clock: Part = Part(ready=True, message="an earlier service does not say")
     role: Role = "working"
     worker: str | None = None
-    way: Part | None = None
 
 
 class HealthAnswer(Success[Health]):

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.patience import patience
+from tests.proxied import build
 
 from builderd.api.server import acceptor, listener
 from builderd.api.server.acceptor import Acceptor
 from builderd.api.server.fair_queue import RequestStarts
 from builderd.domain.ids import TenantId, secret_hash
-from builderd.operations.proxy_header import build
 
 DEADLINE = patience(30)
 KNOWN = b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer known\r\n\r\n"
@@ -227,10 +227,10 @@ async def test_addresses_that_the_proxy_names_take_turns(tmp_path_factory: pytes
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path_factory.mktemp("a") / "s"))
     listener.listen(2048)
-    other = build(("192.0.2.2", 1), {}) + STRANGE
+    other = build("192.0.2.2") + STRANGE
     async with flooded(listener, is_proxied=True) as some:
         for _ in range(300):
-            some.connect(build(("192.0.2.1", 1), {}) + STRANGE)
+            some.connect(build("192.0.2.1") + STRANGE)
         some.connect(other)
         some.connect(b"\r\n\r\n\0\r\nQUIT\nno header at all")
         await some.until(lambda: other in some.begun)
@@ -242,7 +242,7 @@ async def test_header_of_a_proxy_is_believed_from_the_proxy_alone() -> None:
     """Otherwise one client has as many turns as it names addresses."""
     async with flooded() as some:
         for number in range(300):
-            some.connect(build((f"192.0.2.{number % 250}", number), {}) + STRANGE)
+            some.connect(build(f"192.0.2.{number % 250}", number) + STRANGE)
         some.connect(STRANGE, "127.0.0.2")
         await some.until(lambda: STRANGE in some.begun)
         assert some.begun.index(STRANGE) < 30

@@ -17,11 +17,10 @@ from uvicorn.importer import ImportFromStringError
 from builderd.api.server import servers
 from builderd.api.server.connections import ConnectionLimits, Connections
 from builderd.api.server.fair_queue import Start
-from builderd.api.server.proxied import PassedOnProtocol
 from builderd.api.server.servers import Servers, bind
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import TenantId, secret_hash
-from builderd.operations.proxy_header import SIGNATURE, build
+from builderd.operations.proxy_header import SIGNATURE
 
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:
@@ -159,38 +158,6 @@ async def test_limits_of_a_listener_are_those_that_were_given() -> None:
         writer.write(OK)
         assert (await reader.read()).startswith(b"HTTP/1.1 429 ")
         writer.close()
-        app.close()
-
-
-async def test_address_counts_once_by_whichever_member_it_comes(tmp_path: Path) -> None:
-    """Otherwise a client has the limit of an address as often as the cluster has members."""
-    app, port, counted = Recorder(), _port(), Connections(ConnectionLimits(address=3, newcomers=0))
-    held: list[Start] = []
-    counted.starts.enter = lambda *words: held.append(words[-1])  # type: ignore[method-assign]
-    async with Servers() as some:
-        await some.add(app, "127.0.0.1", port, "port", counted)
-        await some.add_behind_proxy(app, tmp_path / "standby", None, counted, PassedOnProtocol)
-
-        async def come(address: str = "") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-            """Connect through a standby where an address is given: its header names it."""
-            if not address:
-                return await _ask(port, OK, held)
-            before = len(held)
-            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "standby"))
-            writer.write(build((address, 1), {}) + OK)
-            await _held(held, before + 1)
-            return reader, writer
-
-        other = await come("192.0.2.7")
-        made = [await come(), await come("127.0.0.1"), await come("127.0.0.1")]
-        for number, address in enumerate(("127.0.0.1", "")):
-            made.append(await come(address))
-            # The oldest one gives way, without an answer of the app.
-            async with asyncio.timeout(patience(30)):
-                assert b" 200 " not in await made[number][0].read()
-        assert all(not one.at_eof() for one, _ in (other, *made[2:]))
-        for _, one in (other, *made):
-            one.close()
         app.close()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.stores import write_database
 from tests.unit.bootstrap.fake_cluster import FakeCluster
-from tests.unit.bootstrap.standby.services import HURRY, FakePassingOn, FakeProxy, Services, share_keys
+from tests.unit.bootstrap.standby.services import HURRY, FakeProxy, Services, share_keys
 
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
@@ -36,8 +36,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakePr
     for name in ("fence", "process"):
         monkeypatch.setattr(guarded_lease, name, proxy)
     monkeypatch.setattr(membership, "fence", proxy)
-    monkeypatch.setattr(standby, "PassingOn", FakePassingOn)
-    FakePassingOn.CALLS.clear()
     for module in (cluster_services, guarded_lease, standby, leasing):
         for name, seconds in vars(module).copy().items():
             if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":

@@ -1,4 +1,4 @@
-"""Services that share one database, with fakes of the proxy and of a standby's ports."""
+"""Services that share one database, with a fake of the proxy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 from tests.unit.bootstrap.fake_cluster import FakeCluster, instance
 
@@ -14,10 +13,7 @@ from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.database_lease import OwnedStore, owned_store
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.membership import Membership
-from builderd.bootstrap.passing_on import VisitedHosts
-from builderd.bootstrap.route_lists import RouteList, SeenLease
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.domain.cluster_services import ClusterService
 from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
 
@@ -52,38 +48,6 @@ class FakeProxy:
         return self.deadlines[service.data_dir] <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class FakePassingOn:
-    """A standby's ports, as ``bootstrap.passing_on.PassingOn``; all calls, by data directory, in ``CALLS``."""
-
-    CALLS: ClassVar[list[tuple[str, str, object]]] = []
-    #: By data directory.
-    MADE: ClassVar[dict[str, FakePassingOn]] = {}
-
-    def __init__(self, membership: Membership, visited_hosts: VisitedHosts) -> None:
-        self._membership = membership
-        self.visited_hosts = visited_hosts
-        self.list = RouteList()
-        self.leases: list[SeenLease] = []
-        self.MADE[membership.settings.data_dir.name] = self
-        self._name = membership.settings.data_dir.name
-
-    async def open(self) -> None:
-        self._membership.way = ""
-        self.CALLS.append((self._name, "open", None))
-
-    def follow(self, owner: ClusterService | None, lease: SeenLease) -> None:
-        self.leases.append(lease)
-        self.CALLS.append((self._name, "follow", owner.address if owner else None))
-
-    async def close(self, successor: ClusterService | None = None) -> None:
-        self.CALLS.append((self._name, "close", successor.address if successor else None))
-
-    @classmethod
-    def steps(cls, name: str) -> list[tuple[str, object]]:
-        """Return the calls of one service, repeated ones once."""
-        return [(step, value) for step, value in dict.fromkeys((s, v) for n, s, v in cls.CALLS if n == name)]
-
-
 def _folder(files: object) -> Path:
     directory: Path = files.directory  # type: ignore[attr-defined]
     return directory.parent
@@ -106,7 +70,9 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._entered = owned_store(settings, Supervisor(), take_over=False)
+        #: Whom it stood by for, as its API said.
+        self.stood_by: list[str | None] = []
+        self._entered = owned_store(settings, Supervisor(), take_over=False, stand_by=self.stood_by.append)
         self._owned: OwnedStore | None = None
         #: By the time since the boot.
         self.owned_at = 0.0

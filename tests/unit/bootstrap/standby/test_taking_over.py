@@ -10,7 +10,6 @@ import pytest
 from tests.unit.bootstrap.fake_cluster import FakeCluster
 from tests.unit.bootstrap.standby.services import (
     HURRY,
-    FakePassingOn,
     FakeProxy,
     Services,
     instance_id,
@@ -20,9 +19,10 @@ from tests.unit.bootstrap.standby.services import (
 from builderd.adapters.stores.sql.services import Services as StoredServices
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import standby
+from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.machine import describe_database
 from builderd.domain import cluster_services
-from builderd.domain.database_lease import RENEW_INTERVAL, DatabaseLease, LeaseLost
+from builderd.domain.database_lease import DatabaseLease, LeaseLost
 from builderd.settings import Settings
 
 
@@ -31,24 +31,15 @@ async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(
 ) -> None:
     first, second = await services.start_both(one, two)
     assert not second.works
+    assert second.stood_by[-1] == this_instance(one).host_name
     assert proxy.deadlines.keys() == {one.data_dir}
     await first.stop()
     assert proxy.ended == [one.data_dir]
     await second.until(lambda: second.works)
+    assert second.stood_by[-1] is None
     assert proxy.taken_down == [two.data_dir, two.data_dir]
     # What has ended is no standby.
     await second.until(lambda: not proxy.deadlines)
-
-
-async def test_lease_is_over_once_it_is_silent(services: Services, one: Settings, two: Settings) -> None:
-    first, second = await services.start_both(one, two)
-    began = time.monotonic()
-    await first.kill()
-    leases = FakePassingOn.MADE["two"].leases
-    await second.until(lambda: leases[-1].is_over)
-    # A renewal may have been under way.
-    assert time.monotonic() - began >= cluster_services.CLAIM_AFTER - RENEW_INTERVAL / HURRY
-    assert not second.works
 
 
 async def test_standby_continues_a_killed_service_after_its_previews_have_ended(

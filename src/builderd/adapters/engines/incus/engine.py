@@ -109,9 +109,6 @@ class IncusEngine:
     def further_address(self) -> str:
         return self._here.service_address()
 
-    def next_hop(self, ip: str) -> str:
-        return self._here.routes.next_hop(ip)
-
     @property
     def _here(self) -> Machine:
         if self._machine is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +26,6 @@ from builderd.adapters.engines.incus.network import addresses, gateway
 from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.domain.errors import NoCapacity
-from builderd.domain.route_list import RESERVED_SECONDS
 from builderd.ports.engine import PauseRequests, pause_nothing
 
 log = logging.getLogger(__name__)
@@ -64,8 +62,6 @@ class Instances:
         self.image, self._image_bytes = image
         self._away = away
         self._reserved = reserved
-        #: By ``time.monotonic``: the first address is given then.
-        self.first_address_at = 0.0
         #: Keeps visitors of an address waiting.
         self.pause_requests: PauseRequests = pause_nothing
         self.pool = options.pool
@@ -118,11 +114,7 @@ class Instances:
         ]
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
-        """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``.
-
-        Waits until ``first_address_at``.
-        """
-        await asyncio.sleep(self.first_address_at - time.monotonic())
+        """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
         refused: set[str] = set()
         for _ in range(_ATTEMPTS):
             address = await self._choose(refused, egress=egress)
@@ -163,7 +155,7 @@ class Instances:
         await self.index.load()
         used = {*self.index.addresses(), *self._taken, *refused}
         network = addresses(self._options.subnet, egress=egress)
-        first, count, kept = int(network[0]), network.num_addresses, ""
+        first, count = int(network[0]), network.num_addresses
         for _ in range(1000):
             number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
             address = str(IPv4Address(first + number))
@@ -172,11 +164,7 @@ class Instances:
             if not self._reserved(address):
                 self._taken.add(address)
                 return address
-            kept = (
-                f" While services stand by, that of an app that has ended is kept for {RESERVED_SECONDS:.0f} s: try "
-                "again then, or set a larger incus.subnet for a new cluster."
-            )
-        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.{kept}")
+        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
 
     async def kept(self, builder: str) -> Sequence[str]:
         """Return the instances that are kept for a builder's logs, the oldest first, of members that answer."""

@@ -210,7 +210,6 @@ def make_machine(
     members = Members(cluster)
     client.unavailable_reason = lambda: members.unavailable_reason
     instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved)
-    instances.first_address_at = options.first_address_at
     instances.on_left = members.prepare_again
     instances.pause_requests = options.pause_requests
     volumes = Volumes(client, incus.pool, members.away_names)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.incus import preflight, routes
+from builderd.adapters.engines.incus import preflight
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.image import ensure_image
 from builderd.adapters.engines.incus.options import IncusOptions
@@ -15,7 +15,7 @@ from builderd.adapters.engines.incus.witness import Witness
 from builderd.adapters.engines.oci.storage.base import find_host_base
 from builderd.domain.inventory import EngineInventory
 from builderd.domain.preflight import PreflightCheck
-from builderd.ports.engine import Engine, EngineOptions, MemberAddresses, Progress
+from builderd.ports.engine import Engine, EngineOptions, Progress
 
 
 class IncusProvider:
@@ -48,14 +48,8 @@ class IncusProvider:
     async def disks_id(self) -> str:
         return await Witness(self._incus).disks_id()
 
-    async def addresses(self) -> MemberAddresses:
-        return await Witness(self._incus).addresses()
-
     async def claimant(self) -> str:
         return await Witness(self._incus).claimant()
 
     async def claim(self, service: str) -> None:
         await Witness(self._incus).claim(service)
-
-    async def put_standby_routes(self, hops: Mapping[str, str]) -> Collection[str]:
-        return await routes.put_standby_routes(hops)

@@ -11,11 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.cluster import Cluster
 from builderd.adapters.engines.incus.errors import IncusNotFound
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.options import IncusOptions
-from builderd.ports.engine import MemberAddresses
 
 #: Its name follows that of the project of the apps.
 SUFFIX = "-service"
@@ -36,17 +34,6 @@ class Witness:
         async with self._client() as client:
             environment = (await client.get(""))["environment"]
         return f"{environment['certificate_fingerprint'][:16]}/{self._options.project}/{self._options.pool}"
-
-    async def addresses(self) -> MemberAddresses:
-        """Return the members' addresses; none of a server without a cluster, or with ``url``: this is no member."""
-        async with self._client() as client:
-            cluster = Cluster(client, self._options)
-            await cluster.look()
-            if not cluster.clustered:
-                return MemberAddresses("", ())
-            members = await cluster.members()
-        own = "" if self._options.url else next((one.address for one in members if one.name == cluster.own), "")
-        return MemberAddresses(own, [one.address for one in members if one.address])
 
     async def claimant(self) -> str:
         async with self._client() as client:

@@ -46,18 +46,6 @@ def api_errors(files: ProxyFiles, form: Form) -> str:
     return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in errors)
 
 
-def standby_errors(files: ProxyFiles) -> str:
-    """Return the error answers of a standby whose way to the service that works is cut off."""
-    errors = ((502, pages.API_BROKEN_OFF), (503, pages.NO_SERVICE), (504, pages.API_TIMED_OUT))
-    return "\n".join(f"http-error status {status} {_content(files, page, Form.ENVELOPE)}" for status, page in errors)
-
-
-def visit_errors(files: ProxyFiles, form: Form) -> str:
-    """Return the error answers to visitors whose way to the service that works is cut off."""
-    errors = ((502, pages.VISIT_BROKEN_OFF), (503, pages.NO_SERVICE), (504, pages.TIMED_OUT))
-    return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in errors)
-
-
 def logs(options: ProxyOptions) -> str:
     """Return the rule that sets ``txn.logs``, for the builder's owner only."""
     url = f"{options.api_url}/api/v1/builders/%[var(txn.route),field(6,|)]/logs"

@@ -10,8 +10,6 @@ So that an app's end of an idle connection fails no request, requests after a pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.section import section
 
@@ -46,8 +44,3 @@ def backends(name: str, defaults: str, form: Form, *rules: str) -> tuple[str, st
         section(f"backend {name}_{form} from {defaults}", *rules, ONCE, "http-reuse never", "server app 0.0.0.0:0"),
         section(f"backend {name}_{form}{FRESH} from {defaults}", *rules, ONCE, f"server app {FRESH_SERVER}"),
     )
-
-
-def servers(name: str) -> Sequence[str]:
-    """Return the servers of all backends of a name."""
-    return [f"{name}_{form}{suffix}/app" for form in Form for suffix in ("", FRESH)]

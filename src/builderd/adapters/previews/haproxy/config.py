@@ -18,7 +18,6 @@ from builderd.adapters.previews.haproxy import (
     domains,
     pages,
     pause,
-    receiving,
     shares,
     tokens,
 )
@@ -86,7 +85,6 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         domains.challenge(),
         *(counting.table(name) for name in counting.TABLES),
         visitors(),
-        *_from_standbys(options, files, host),
     )
     rest = "\n".join(sections)
     content = (_global(options, files, host, ""), rest, pause.script(), *pages.documents().values())
@@ -110,12 +108,6 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
         pause.load(files, _part(host, pause.PART), chrooted=host.user is not None),
     )
-
-
-def _from_standbys(options: ProxyOptions, files: ProxyFiles, host: Host) -> tuple[str, ...]:
-    if options.receiving is None:
-        return ()
-    return receiving.sections(options.receiving, files, host.max_connections, chrooted=host.user is not None)
 
 
 def defaults(options: ProxyOptions, name: str) -> str:
@@ -152,9 +144,9 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     return section(
         "frontend visitors from base",
         f"""
-        {_binds(options, files, host)}
+        {_binds(options, files)}
         {admission(options, host)}
-        {sender(options, behind_standbys=options.receiving is not None)}
+        {sender(options)}
         {share(options, host)}
         {asked_host()}
         # state|access|ip|port|sha256 of the token|builder, and |h2c for an app that speaks HTTP/2
@@ -195,20 +187,15 @@ def plain_visit() -> str:
         """
 
 
-def _binds(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
+def _binds(options: ProxyOptions, files: ProxyFiles) -> str:
     if options.tls_port is None:
         tls = f"ssl crt {quoted(options.certificate)} alpn h2,http/1.1" if options.certificate else ""
-        return f"""
-            bind {quoted(listen(options.host, options.port))} {tls}
-            {receiving.bind(files.http_socket, host.user, tls) if options.receiving else ""}
-            """
+        return f"bind {quoted(listen(options.host, options.port))} {tls}"
     crt = f"crt {quoted(options.certificate or files.default_certificate)} crt-list {quoted(files.certificate_list)}"
     tls = f"ssl {crt} alpn h2,http/1.1"
     return f"""
         bind {quoted(listen(options.host, options.port))}
         bind {quoted(listen(options.host, options.tls_port))} {tls}
-        {receiving.bind(files.http_socket, host.user) if options.receiving else ""}
-        {receiving.bind(files.https_socket, host.user, tls) if options.receiving else ""}
         """
 
 
@@ -219,19 +206,15 @@ def listen(host: str, port: int) -> str:
         return f"{host}:{port}"
 
 
-def sender(options: ProxyOptions, *, behind_standbys: bool, condition: str = "") -> str:
-    """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection.
-
-    ``behind_standbys``: connections come with the header of a standby's proxy, too. ``condition``: of the address.
-    """
+def sender(options: ProxyOptions) -> str:
+    """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection."""
     if not options.trusted_proxies:
         return _own_proto(options) if options.has_both_schemes else ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
     return f"""
         acl from_proxy fc_src {networks}
-        {receiving.from_proxy(networks) if behind_standbys else ""}
         acl has_sender req.hdr_ip(x-forwarded-for,-1) -m found
-        http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender {condition}
+        http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender
         # Only the last of several lines counts.
         http-request set-var(txn.proto) req.fhdr(x-forwarded-proto,-1),lower if from_proxy
         {_own_proto(options, "!{ var(txn.proto) -m str http https }")}
@@ -263,26 +246,23 @@ def admission(options: ProxyOptions, host: Host) -> str:
     if not (most := _most(options, host)):
         return ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
-    limit = f"""
+    return f"""
         tcp-request connection track-sc1 {_ADDRESS} table visitors{f" if !{{ src {networks} }}" if networks else ""}
         tcp-request connection reject if {{ sc1_conn_cur gt {most} }}
         """
-    # Of a connection that a standby passes on, the client is known once its header was read.
-    return limit + limit.replace("tcp-request connection", "tcp-request session") if options.receiving else limit
 
 
-def share(options: ProxyOptions, host: Host, *, condition: str = "") -> str:
+def share(options: ProxyOptions, host: Host) -> str:
     """Count each request of a shared connection for its address, since it holds a connection to an app.
 
-    These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names;
-    with a ``condition``, those alone for which it holds.
+    These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names.
     """
     if not (most := _most(options, host)):
         return ""
-    forwarded = f" or from_proxy has_sender {condition}" if options.trusted_proxies else ""
+    forwarded = " or from_proxy has_sender" if options.trusted_proxies else ""
     return f"""
         acl multiplexed req.ver 2.0 3.0
-        http-request track-sc2 {_ADDRESS} table visitors if multiplexed {condition}{forwarded}
+        http-request track-sc2 {_ADDRESS} table visitors if multiplexed{forwarded}
         http-request deny deny_status 429 if {{ sc2_conn_cur gt {most} }}
         """
 

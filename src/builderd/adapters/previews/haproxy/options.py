@@ -30,15 +30,6 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Receiving:
-    """Port at this member's address, which takes what standbys pass on (``receiving``). ``secret``: hex digits."""
-
-    address: str
-    port: int
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class ProxyOptions:
     """Settings of the proxy. ``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
 
@@ -53,7 +44,7 @@ class ProxyOptions:
     alone. ``api_has_certificate``: ``certificate`` is for its host too. ``hsts``: seconds for which browsers then
     reach that host by nothing else; 0: they are not told to.
     ``threads`` None means one per CPU. ``api_url`` (``https://host[:port]``) is the API that a page names to the
-    app's owner for its logs. ``program`` is a name on the PATH, or a path. ``receiving``: of a cluster's service.
+    app's owner for its logs. ``program`` is a name on the PATH, or a path.
     Raises ``ValueError`` for a bad URL.
     """
 
@@ -73,7 +64,6 @@ class ProxyOptions:
     api_has_certificate: bool = False
     hsts: int = 0
     program: str = "haproxy"
-    receiving: Receiving | None = None
 
     def __post_init__(self) -> None:
         if not _API_URL.fullmatch(self.api_url):
@@ -171,35 +161,6 @@ class ProxyFiles:
     def api_socket(self) -> Path:
         """The socket on which the service takes requests for its API, behind a PROXY header."""
         return self.jail / "api.sock"
-
-    @property
-    def passed_api_socket(self) -> Path:
-        """The socket on which the service takes API calls that a standby passes on, behind a PROXY header."""
-        return self.jail / "papi.sock"
-
-    @property
-    def passed_ssh_socket(self) -> Path:
-        """The socket on which the SSH gateway takes logins that a standby passes on, behind a PROXY header."""
-        return self.jail / "pssh.sock"
-
-    @property
-    def passed_routes_socket(self) -> Path:
-        """The socket on which the service tells standbys its routes, behind a PROXY header."""
-        return self.jail / "routes.sock"
-
-    @property
-    def http_socket(self) -> Path:
-        """The proxy's own socket: of visitors that a standby passes on, or serves itself by its list of routes."""
-        return self.jail / "http.sock"
-
-    @property
-    def https_socket(self) -> Path:
-        return self.jail / "tls.sock"
-
-    @property
-    def members(self) -> Path:
-        """Addresses of the cluster's members, which may pass connections on."""
-        return self.directory / "members.map"
 
     @property
     def pause_script(self) -> Path:

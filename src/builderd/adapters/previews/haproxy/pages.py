@@ -223,34 +223,10 @@ API_TIMED_OUT = Page(
     "bad",
     names_host=False,
 )
-NO_SERVICE = Page(
-    "no_service",
-    503,
-    "engine_unavailable",
-    "The cluster does not answer now",
-    "This machine passes visits on to the one of its cluster that works, which does not answer: it is being restarted, "
-    "or another one is about to continue its work. This page looks again every five seconds; an API client may retry "
-    "after that time.",
-    "busy",
-    retry_after=5,
-    refresh=True,
-    names_host=False,
-)
-VISIT_BROKEN_OFF = Page(
-    "visit_broken_off",
-    502,
-    "engine_unavailable",
-    "The visit broke off",
-    "This machine passes visits on to the one of its cluster that works, which ended before the app had answered. What "
-    "was asked may have been done: look before you repeat it.",
-    "bad",
-    retry_after=2,
-    names_host=False,
-)
 
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
 NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB, WORKER)
-OF_API = (API_WITHOUT_CERTIFICATE, API_DOWN, API_BROKEN_OFF, API_TIMED_OUT, NO_SERVICE, VISIT_BROKEN_OFF)
+OF_API = (API_WITHOUT_CERTIFICATE, API_DOWN, API_BROKEN_OFF, API_TIMED_OUT)
 ALL = (*NOT_OPEN, UNREACHABLE, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE, *OF_API)
 
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import activity, config, fence, guard, launch, pages, process
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.domain_table import DomainTable
 from builderd.adapters.previews.haproxy.link_table import LinkTable
-from builderd.adapters.previews.haproxy.member_table import MemberTable
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Receiving
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.paused_addresses import paused_at
 from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
-from builderd.adapters.previews.haproxy.route_map import RouteMap, encode, led_directly
+from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
-from builderd.adapters.previews.haproxy.standbys import Standbys
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
@@ -43,14 +40,12 @@ class HaproxyPreviews:
 
     def __init__(self, directory: Path, options: ProxyOptions) -> None:
         self._options = options
-        self.standbys = Standbys()
         self._files = ProxyFiles(directory.absolute())
         self._lock = asyncio.Lock()
         self._workers = Workers(self._files)
         self._open_map: RouteMap | None = None
         self._domains = DomainTable(self._files, self._workers, options)
         self._links = LinkTable(self._files, self._workers)
-        self._members = MemberTable(self._files, self._workers)
         #: Held from before the links are loaded, so that an older state never replaces a newer one.
         self._loading_links = asyncio.Lock()
         #: Hosts whose route on disk the proxy may not have yet.
@@ -62,13 +57,8 @@ class HaproxyPreviews:
         async with self._lock:
             await self._start(lost)
 
-    @property
-    def receiving(self) -> Receiving | None:
-        """Return where connections of standbys are taken, None for nowhere."""
-        return self._options.receiving
-
     def is_reserved(self, ip: str) -> bool:
-        """Return True for an address that a route leads to, or a standby's list may: no other app may get it.
+        """Return True for an address that a route leads to: no other app may get it.
 
         Any may be one before the routes are known.
         """
@@ -77,45 +67,6 @@ class HaproxyPreviews:
     def paused_at(self, ip: str) -> AbstractAsyncContextManager[None]:
         """Pause requests to the app at an address while the context lasts; stored routes stay as they are."""
         return nullcontext() if self._open_map is None else paused_at(self._open_map, ip, self._send_again)
-
-    def routes_since(self, version: int | None) -> tuple[int, bool, Mapping[str, Route | None]]:
-        """Return the present version, and the routes that were changed after another one, None for no route any more.
-
-        The flag is True where these are all routes, since that version is not known. For standbys: addresses of these
-        routes are given to no other app for as long as their lists may lead there.
-        """
-        routes = self._map
-        routes.mark_listed()
-        hosts = routes.changed_since(version) if version is not None else None
-        if hosts is None:
-            return routes.version, True, dict(routes.all_in_force())
-        changed = {host: routes.routes.get(host) for host in hosts}
-        return routes.version, False, {host: route and routes.in_force(route) for host, route in changed.items()}
-
-    @property
-    def hosts(self) -> Container[str]:
-        """Return the hosts that have a route."""
-        return self._map.routes.keys()
-
-    def receive_nothing(self) -> None:
-        """Take nothing from standbys, from the next start on."""
-        self._options = replace(self._options, receiving=None)
-
-    async def receive(self, receiving: Receiving, members: Collection[str]) -> None:
-        """Take what standbys at these addresses pass on, from ``start`` on. Raises ``EngineUnavailable``."""
-        async with self._lock:
-            before = self._options, self._members.addresses
-            wanted = replace(self._options, receiving=receiving), frozenset(members)
-            if wanted == before:
-                return
-            self._options, self._members.addresses = wanted
-            if self._open_map is None:
-                return
-            try:
-                await self._start()
-            except BaseException:
-                self._options, self._members.addresses = before
-                raise
 
     async def supervise(self) -> None:
         delay = FIRST_RETRY_SECONDS
@@ -146,14 +97,11 @@ class HaproxyPreviews:
             return False
 
     async def put(self, route: Route) -> None:
-        """Write the host's route to the map file and to the running proxy; no standby uses the one before then."""
+        """Write the host's route to the map file and to the running proxy."""
         async with self._lock:
-            before = self._map.routes.get(route.host)
-            new, closes = before is None, led_directly(before) not in (None, led_directly(route))
+            new = route.host not in self._map.routes
             self._unapplied.add(route.host)
             self._map.put(route)
-            if closes:
-                self.standbys.close(route.host)
             self._paused.stop_rejecting(route.host)
             # Paused requests get the route itself, before the map has it.
             self._release(route)
@@ -162,7 +110,6 @@ class HaproxyPreviews:
             await self._apply(route.host, new=new)
             # Requests that arrived while the map was changed are paused as well.
             self._release(route)
-        await self.standbys.closed(route.host, is_closed=closes)
 
     async def get(self, host: str) -> Route | None:
         if host in self._unapplied:
@@ -170,23 +117,14 @@ class HaproxyPreviews:
             async with self._lock:
                 if host in self._unapplied:
                     await self._apply(host)
-        while True:
-            route = self._map.routes.get(host)
-            # As above: its caller was cancelled, or its process killed, before all standbys had it.
-            await self.standbys.closed(host, is_closed=led_directly(route) is None)
-            if self._map.routes.get(host) is route:
-                return route
+        return self._map.routes.get(host)
 
     async def remove(self, host: str) -> None:
         async with self._lock:
-            before = self._map.routes.get(host)
-            if before is not None or host in self._unapplied:
+            if host in self._map.routes or host in self._unapplied:
                 self._unapplied.add(host)
                 self._map.remove(host)
-                if led_directly(before) is not None:
-                    self.standbys.close(host)
                 await self._apply(host)
-        await self.standbys.closed(host, is_closed=led_directly(before) is not None)
 
     async def routes(self) -> Mapping[str, Route]:
         return dict(self._map.routes)
@@ -199,8 +137,7 @@ class HaproxyPreviews:
             except ProxyGone:
                 await self._start()
                 counted = {}
-            added = activity.total((counted, self.standbys.activity()))
-            return {host: one for host, one in added.items() if host in known}
+            return {host: one for host, one in counted.items() if host in known}
 
     def visitors(self) -> AsyncIterator[str]:
         return self._paused.hosts()
@@ -216,11 +153,10 @@ class HaproxyPreviews:
                 await self._refresh_workers()
                 await self._workers.ask(activity.AFTER_TURNS)
                 answers = await self._workers.ask(activity.open_requests_command(host))
-                own = sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
             except ProxyGone:
                 await self._start()
-                own = 0
-        return own or await self.standbys.open_requests(host)
+                return 0
+            return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
 
     async def put_domain(self, alias: DomainAlias) -> None:
         async with self._lock:
@@ -314,7 +250,6 @@ class HaproxyPreviews:
                 await asyncio.sleep(0)
         self._domains.load()
         self._links.load()
-        self._members.write()
         host = process.host(self._options)
         try:
             await self._paused.open(host.user)
@@ -324,8 +259,6 @@ class HaproxyPreviews:
             await self._workers.sync(routes.all_in_force())
             await self._domains.sync()
             await self._links.sync()
-            if self._options.receiving is not None:
-                await self._members.sync()
             await guard.start(files, process.command(process.program(self._options), files))
             self._open_map = routes
             self._unapplied.clear()
@@ -357,14 +290,8 @@ class HaproxyPreviews:
             if self._open_map is None or (route := self._open_map.routes.get(host)) is None:
                 return
             self._unapplied.add(host)
-            self._map.mark_changed(host)
-            # Standbys pass its visits on, which are paused here.
-            if closes := led_directly(self._map.in_force(route)) != led_directly(route):
-                self.standbys.close(host)
             await self._apply(host)
             self._release(route)
-        if closes:
-            await self.standbys.closed(host)
 
     async def _refresh_workers(self) -> None:
         """Find replaced workers. A reload may have read the file just before a route was put, so sync after one."""

@@ -175,8 +175,6 @@ def explain(output: str, options: ProxyOptions) -> str:
     alerts = _ALERT.findall(output)
     message = "; ".join(alerts) or output.strip() or "HAProxy printed nothing"
     ports = f"{options.port}" if options.tls_port is None else f"{options.port} or {options.tls_port}"
-    if options.receiving and f"{options.receiving.address}:{options.receiving.port}" in message:
-        return f"the preview proxy cannot listen for standbys: {message}; choose another port with members_port"
     if "Address already in use" in message:
         return (
             f"the preview cannot listen on {options.host} port {ports}, which another program has taken: stop "

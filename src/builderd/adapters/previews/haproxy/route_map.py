@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,13 +22,10 @@ from pathlib import Path
 
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.route_list import RESERVED_SECONDS
 from builderd.linux import atomic_files
 
 #: A host has 253 bytes at most, a value 208. Divides the page size of every machine.
 LINE = 512
-#: So many changes of routes are remembered, and more where there are more routes.
-LEAST_CHANGES = 1_000
 _NONE = "-"
 _FREE = "#"
 _H2C = "h2c"
@@ -70,32 +66,16 @@ def decode(host: str, value: str) -> Route:
     return route
 
 
-def led_directly(route: Route | None) -> Address | None:
-    """Return the address to which a standby leads plain visits of the route; None if it leads none."""
-    if route is None or route.token_hash is not None or route.h2c:
-        return None
-    return route.destination
-
-
 class RouteMap:
     """The open file and its routes."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the file. A file in another format is rewritten with its readable routes."""
         self.routes: dict[str, Route] = {}
-        #: Grows with each change.
-        self.version = 0
-        #: The version in which each host's route was changed last, the latest at the end; also of hosts without one.
-        self._changes: dict[str, int] = {}
-        #: Changes up to this version may be missing there.
-        self._forgotten = 0
-        #: Hosts whose open routes lead to an IP address, and when the last one has ended.
+        #: Hosts whose open routes lead to an IP address.
         self._leads: dict[str, set[str]] = {}
-        self._ended: dict[str, float] = {}
         #: How often requests to an IP address are paused now.
         self._pauses: Counter[str] = Counter()
-        #: When a standby got a list of routes last.
-        self._listed_at = float("-inf")
         self._lines: dict[str, int] = {}
         self._free: list[int] = []
         self._end = 0
@@ -108,15 +88,11 @@ class RouteMap:
             self._note(None, route)
 
     def is_reserved(self, ip: str) -> bool:
-        """Return True for an address that an open route leads to, or that a standby's list may lead to.
+        """Return True for an address that an open route leads to.
 
-        That is one to which a route led within ``RESERVED_SECONDS``, where a standby got a list within as long. One
-        with a pause is reserved, too: the visitors of the app that came there would wait for the copy of another.
+        One with a pause is reserved, too: the visitors of the app that came there would wait for the copy of another.
         """
-        if ip in self._leads or ip in self._pauses:
-            return True
-        ended = self._ended.get(ip)
-        return ended is not None and time.monotonic() - min(ended, self._listed_at) < RESERVED_SECONDS
+        return ip in self._leads or ip in self._pauses
 
     def pause(self, ip: str) -> None:
         """Let the proxy pause requests to an address, whatever routes lead there, until as many calls of ``resume``."""
@@ -139,27 +115,6 @@ class RouteMap:
 
     def all_in_force(self) -> Mapping[str, Route]:
         return {host: self.in_force(route) for host, route in self.routes.items()} if self._pauses else self.routes
-
-    def mark_changed(self, host: str) -> None:
-        """Note that standbys have to learn a host's route anew."""
-        self.version += 1
-        self._changes.pop(host, None)
-        self._changes[host] = self.version
-
-    def mark_listed(self) -> None:
-        """Note that a standby gets a list of these routes now."""
-        self._listed_at = time.monotonic()
-
-    def changed_since(self, version: int) -> Sequence[str] | None:
-        """Return the hosts whose routes were changed after that version; None where it is not known any more."""
-        if not self._forgotten <= version <= self.version:
-            return None
-        hosts = []
-        for host, at in reversed(self._changes.items()):
-            if at <= version:
-                break
-            hosts.append(host)
-        return hosts
 
     def put(self, route: Route) -> None:
         """Write the host's route to its line of the map file."""
@@ -192,31 +147,14 @@ class RouteMap:
         os.close(self._file)
 
     def _note(self, before: Route | None, after: Route | None) -> None:
-        """Count the addresses that routes lead to, and remember the change."""
+        """Count the addresses that routes lead to."""
         left, led_to = _ip_of(before), _ip_of(after)
         if after is not None and led_to is not None:
             self._leads.setdefault(led_to, set()).add(after.host)
         if before is not None and left is not None and left != led_to:
-            self._leave(left, before.host)
-        if (changed := after or before) is not None:
-            self.version += 1
-            self._changes.pop(changed.host, None)
-            self._changes[changed.host] = self.version
-        # Hosts that have no route any more would add up.
-        while len(self._changes) > 2 * len(self.routes) + LEAST_CHANGES:
-            oldest = next(iter(self._changes))
-            self._forgotten = self._changes.pop(oldest)
-
-    def _leave(self, ip: str, host: str) -> None:
-        self._leads[ip].discard(host)
-        if self._leads[ip]:
-            return
-        del self._leads[ip]
-        now = time.monotonic()
-        self._ended.pop(ip, None)
-        self._ended[ip] = now
-        while now - self._ended[first := next(iter(self._ended))] >= RESERVED_SECONDS:
-            del self._ended[first]
+            self._leads[left].discard(before.host)
+            if not self._leads[left]:
+                del self._leads[left]
 
     def _read(self, content: bytes) -> bool:
         """Read the routes; return False if the lines do not have the fixed length, so the file must be rewritten."""

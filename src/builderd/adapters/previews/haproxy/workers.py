@@ -75,10 +75,6 @@ class Workers:
         """Make each worker's map of links equal to these values."""
         await self._apply(lambda worker: self._sync_map(worker, self._files.links, values))
 
-    async def sync_members(self, values: Mapping[str, str]) -> None:
-        """Make each worker's map of members equal to these values."""
-        await self._apply(lambda worker: self._sync_map(worker, self._files.members, values))
-
     async def sync(self, routes: Mapping[str, Route]) -> None:
         """Make each worker's map equal to these routes."""
         values = {host: encode(route) for host, route in routes.items()}

@@ -264,9 +264,6 @@ class Builders(Claims):
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
 
-    def visited_hosts(self) -> Sequence[str]:
-        return self._connection.execute(_VISITED_HOSTS).scalars().all()
-
     def live_hosts(self) -> Sequence[str]:
         return self._connection.execute(_LIVE_HOSTS).scalars().all()
 

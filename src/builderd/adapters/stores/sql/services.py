@@ -13,7 +13,7 @@ from builderd.adapters.stores.sql.tables import services
 from builderd.domain.cluster_services import ClusterService, SeenService
 
 _row = services.c
-_FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in")]
+_FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in", "address", "way")]
 
 _SEEN = (_row.seen_at, _row.known_in, database_now().label("now"))
 _INSERT = insert(services).values(seen_at=database_now())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import routes
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, error_of, unreachable
 from builderd.adapters.engines.incus.instance import Instance
-from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.resources import GB
 
@@ -257,7 +255,7 @@ async def test_instance_of_a_member_that_answers_is_found_without_the_list_while
 
 
 async def test_reserved_address_is_given_to_nobody(incus: CountingIncus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A standby's list of routes may lead to it: as that of an app that has just ended."""
+    """A route may still lead to it, or visitors wait for it."""
     reserved: set[str] = set()
     instances = machine_on(incus, reserved=reserved.__contains__).instances
     numbers(monkeypatch, 20, 20, 21, 20)
@@ -267,15 +265,3 @@ async def test_reserved_address_is_given_to_nobody(incus: CountingIncus, monkeyp
     assert await instances.create(instance("s-2"), "node2", egress=True) == "10.99.0.21"
     reserved.clear()
     assert await instances.create(instance("s-3"), "node2", egress=True) == first
-
-
-async def test_error_says_that_addresses_are_kept_for_a_while(incus: CountingIncus) -> None:
-    with pytest.raises(NoCapacity, match="that of an app that has ended is kept for 150 s"):
-        await machine_on(incus, reserved=lambda _: True).instances.create(instance("s-1"), "node2", egress=True)
-
-
-async def test_first_address_is_given_once_lists_of_an_earlier_service_are_used_no_more(incus: CountingIncus) -> None:
-    first_at = time.monotonic() + 0.2
-    instances = machine_on(incus, first_address_at=first_at).instances
-    await instances.create(instance("s-1"), "node2", egress=True)
-    assert time.monotonic() >= first_at

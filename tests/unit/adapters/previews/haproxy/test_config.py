@@ -13,12 +13,11 @@ from tests.previews.certificates import write_certificate
 
 from builderd.adapters.previews.haproxy import pages, pause
 from builderd.adapters.previews.haproxy.config import Host, render
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Receiving, Timeouts
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Timeouts
 
 HERE = Host(max_connections=1000)
 FILES = ProxyFiles(Path("/data/preview"))
 PLAIN = ProxyOptions()
-RECEIVING = Receiving("10.98.0.11", 8083, "ab" * 32)
 PROXIED = ProxyOptions(trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
 
 
@@ -32,8 +31,6 @@ PROXIED = ProxyOptions(trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("fd
         ProxyOptions(host="0.0.0.0", port=443, threads=1, max_connections=10),
         ProxyOptions(host="::", timeouts=Timeouts(tunnel=1)),
         ProxyOptions(host="localhost", api_url="https://builders.example.com:8443"),
-        ProxyOptions(receiving=RECEIVING),
-        replace(PROXIED, receiving=RECEIVING),
     ],
 )
 def test_haproxy_takes_it(tmp_path: Path, options: ProxyOptions, directory: str) -> None:
@@ -52,33 +49,6 @@ def test_haproxy_takes_a_certificate(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_haproxy_takes_a_user(tmp_path: Path) -> None:
     assert_taken(PLAIN, tmp_path, Host(1000, user="nobody"))
-    assert_taken(replace(PLAIN, receiving=RECEIVING), tmp_path, Host(1000, user="nobody"))
-
-
-@pytest.mark.haproxy
-def test_haproxy_takes_ports_for_https_and_for_standbys(tmp_path: Path) -> None:
-    pem = tmp_path / "own.pem"
-    write_certificate(pem, "test")
-    for options in (ProxyOptions(certificate=pem, receiving=RECEIVING), ProxyOptions(certificate=pem)):
-        assert_taken(options, tmp_path, HERE)
-    text = render(replace(PLAIN, tls_port=8443, receiving=RECEIVING), FILES, HERE).text
-    (plain, tls) = (line for line in text.splitlines() if "bind" in line and "unix@" in line)
-    assert "http.sock" in plain
-    assert "ssl" not in plain
-    assert "tls.sock" in tls
-    assert "ssl crt" in tls
-
-
-def test_only_the_service_of_a_cluster_has_a_port_for_members() -> None:
-    assert "accept-proxy" not in render(PLAIN, FILES, HERE).text
-    assert "frontend members" not in render(PLAIN, FILES, HERE).text
-    text = render(replace(PLAIN, receiving=RECEIVING), FILES, HERE).text
-    assert 'bind "ipv4@10.98.0.11:8083" accept-proxy' in text
-    (frontend,) = re.findall(r"^frontend members .*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
-    assert frontend.index("tcp-request connection reject if !") < frontend.index("fc_pp_tlv")
-    # HAProxy 3.0.11 never ends an ACL on the field itself.
-    assert "{ fc_pp_tlv" not in text
-    assert RECEIVING.secret not in repr(replace(PLAIN, receiving=RECEIVING))
 
 
 def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
@@ -92,7 +62,6 @@ def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
     files.routes.touch()
     files.domains.touch()
     files.links.touch()
-    files.members.touch()
     files.config.write_text(render(options, files, host).text)
     checked = subprocess.run(
         ("/usr/sbin/haproxy", "-c", "-f", str(files.config)), capture_output=True, text=True, check=False

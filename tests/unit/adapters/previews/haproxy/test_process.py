@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Receiving
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.process import Processes, command, explain, host, parse_processes
 
 PROCESSES = """\
@@ -55,16 +55,6 @@ def test_haproxy_runs_as_master_and_worker_in_the_background() -> None:
 )
 def test_a_failed_start_is_explained(told: str, said: str) -> None:
     assert said in explain(told, ProxyOptions())
-
-
-def test_a_taken_port_for_standbys_names_its_setting() -> None:
-    told = (
-        "[ALERT]    (12) : Binding [x.cfg:578] for frontend members: cannot bind socket (Address already "
-        "in use) for [10.98.0.11:8083]."
-    )
-    explained = explain(told, ProxyOptions(receiving=Receiving("10.98.0.11", 8083, "ab")))
-    assert "Address already in use) for [10.98.0.11:8083]" in explained
-    assert explained.endswith("choose another port with members_port")
 
 
 @pytest.mark.parametrize(("descriptors", "room"), [(1_000_000, 20_000), (1024, 412), (10, 1), (-1, 20_000)])

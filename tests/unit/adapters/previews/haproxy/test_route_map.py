@@ -10,17 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builderd.adapters.previews.haproxy import route_map
 from builderd.adapters.previews.haproxy.route_map import LINE, RouteMap, decode, encode
 from builderd.domain.ids import BuilderId, TenantId, new_id, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.route_list import RESERVED_SECONDS
 
 OPEN = Route("a.localhost", RouteState.OPEN, Address("10.0.0.1", 8000))
 PRIVATE = Route("b.localhost", RouteState.OPEN, Address("fd00::1", 1), token_hash=secret_hash("x"))
@@ -221,9 +218,7 @@ def test_a_killed_writer_leaves_whole_lines(tmp_path: Path) -> None:
                 decode(host, value)
 
 
-def test_address_that_a_route_led_to_is_reserved_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(route_map, "time", SimpleNamespace(monotonic=lambda: now))
+def test_address_of_an_open_route_is_given_to_no_other_app(tmp_path: Path) -> None:
     first, second = "10.0.0.1", "10.0.0.2"
     other = Route("other.localhost", RouteState.OPEN, Address(first, 1))
     with opened(tmp_path / "routes.map") as routes:
@@ -231,41 +226,13 @@ def test_address_that_a_route_led_to_is_reserved_for_a_while(tmp_path: Path, mon
         routes.put(OPEN)
         routes.put(other)
         routes.put(replace(OPEN, destination=Address(second, 8000)))
-        now += 2 * RESERVED_SECONDS
         assert routes.is_reserved(first), "the other route leads there"
         routes.put(Route(other.host, RouteState.STOPPED))
         routes.remove(OPEN.host)
-        routes.mark_listed()
-        now += RESERVED_SECONDS - 0.1
-        assert (routes.is_reserved(first), routes.is_reserved(second)) == (True, True)
-        now += 0.2
         assert (routes.is_reserved(first), routes.is_reserved(second)) == (False, False)
-        # The address comes back, and is kept anew.
-        routes.put(OPEN)
-        routes.mark_listed()
-        routes.remove(OPEN.host)
-        assert routes.is_reserved(first)
-        assert list(routes._ended) == [first], "what is over is forgotten"
-    with opened(tmp_path / "routes.map") as routes:
         routes.put(OPEN)
     with opened(tmp_path / "routes.map") as routes:
         assert routes.is_reserved(first), "also of routes that an earlier service left"
-
-
-def test_address_is_free_at_once_where_no_standby_has_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small network would have none left while an app is started again and again."""
-    now = 1000.0
-    monkeypatch.setattr(route_map, "time", SimpleNamespace(monotonic=lambda: now))
-    with opened(tmp_path / "routes.map") as routes:
-        routes.put(OPEN)
-        routes.remove(OPEN.host)
-        assert not routes.is_reserved("10.0.0.1"), "nobody ever stood by"
-        routes.mark_listed()
-        now += RESERVED_SECONDS
-        routes.put(OPEN)
-        assert routes.is_reserved("10.0.0.1")
-        routes.remove(OPEN.host)
-        assert not routes.is_reserved("10.0.0.1"), "the last list is used no more"
 
 
 def test_address_with_a_pause_is_given_to_no_other_app(tmp_path: Path) -> None:
@@ -312,26 +279,3 @@ def test_routes_to_a_paused_address_pause_until_the_last_pause_ends(tmp_path: Pa
         assert routes.hosts_at(ip) == ["alias.localhost"]
         routes.put(Route("alias.localhost", RouteState.STOPPED))
         assert routes.hosts_at(ip) == []
-
-
-def test_changes_since_a_version_cost_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_map, "LEAST_CHANGES", 3)
-    with opened(tmp_path / "routes.map") as routes:
-        routes.put(OPEN)
-        seen = routes.version
-        assert routes.changed_since(seen) == []
-        routes.put(STOPPED)
-        routes.put(PRIVATE)
-        routes.put(Route(STOPPED.host, RouteState.FAILED))
-        routes.remove(PRIVATE.host)
-        assert routes.changed_since(seen) == [PRIVATE.host, STOPPED.host]
-        assert routes.changed_since(0) == [PRIVATE.host, STOPPED.host, OPEN.host]
-        assert routes.changed_since(routes.version + 1) is None, "of another service"
-        # Hosts without a route do not add up.
-        for number in range(20):
-            host = f"h{number}.localhost"
-            routes.put(Route(host, RouteState.FAILED))
-            routes.remove(host)
-        assert len(routes._changes) == 2 * len(routes.routes) + 3
-        assert routes.changed_since(seen) is None
-        assert routes.changed_since(routes.version - 1) == ["h19.localhost"]

@@ -48,7 +48,6 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     "counted": (lambda uow: uow.builders.count_by_status(), ("COVERING INDEX ix_builders_status",)),
     "counted of a tenant": (lambda uow: uow.builders.count_by_status(ACME), ("COVERING INDEX ix_builders_live",)),
     "hosts at the start": (lambda uow: uow.builders.live_hosts(), ("ix_builders_live",)),
-    "public hosts that shall run": (lambda uow: uow.builders.visited_hosts(), ("ix_builders_live",)),
     "lost routes": (lambda uow: uow.builders.routed(["a"]), ("uq_builders_live_host (host=?)",)),
     "list": (
         lambda uow: uow.builder_lists.page(ACME, BuilderQuery(), NOW),

@@ -94,9 +94,6 @@ class OciEngine:
     def further_address(self) -> str:
         return ""
 
-    def next_hop(self, ip: str) -> str:
-        return ""
-
     @property
     def _here(self) -> Machine:
         return self._opened.here

@@ -29,7 +29,8 @@ class Database:
     ``writers`` and ``readers`` limit the concurrent transactions of each kind; with 0 readers, reads run in the threads
     of the writers. ``is_passing`` returns True for an error after which the whole transaction may succeed when run
     again. ``outage_reason`` describes a fault of the database (no answer, cannot read or write) and its remedy, and
-    returns None for any other error. ``find_damage`` looks for damage in the database's files, for a bounded time.
+    returns None for any other error. ``find_damage`` looks for damage in the database's files for a bounded time, and
+    returns None when it did not finish.
     """
 
     writing: Engine
@@ -41,4 +42,4 @@ class Database:
     close_idle: Callable[[], None]
     is_passing: Callable[[DBAPIError], bool]
     outage_reason: Callable[[Exception], str | None]
-    find_damage: Callable[[], Sequence[str]]
+    find_damage: Callable[[], Sequence[str] | None]

@@ -7,8 +7,9 @@ import os
 import sqlite3
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,12 @@ log = logging.getLogger(__name__)
 READERS = 4
 #: Page cache of each connection in KB, filled as needed. A list of a hundred of many builders reads 4 MB of pages.
 CACHE_SIZE = 8192
-#: Seconds after which a check for damage ends, and those in which a damaged file is read to see whether the disk can.
-CHECK_SECONDS, _READING = 30.0, 10.0
+#: Seconds after which a check for damage ends.
+CHECK_SECONDS = 30.0
+#: Seconds without a byte of a damaged file after which its disk hangs; it is read for twice as long at most.
+_READING = 5.0
+#: Seconds for which a finding about the disk is kept.
+_KEEP_SECONDS = 60.0
 #: Steps of SQLite's machine between two looks at the time; faults that a check lists, and characters of them.
 _PROGRESS_STEPS, _MOST_FINDINGS, _MOST_TEXT = 10_000, 3, 300
 #: Wait for another process that writes, at most so many seconds.
@@ -43,6 +48,7 @@ def open_sqlite(url: URL) -> Database:
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
     transactions = Transactions(sqlite3.Connection.execute)
+    describe = outage_reason if path is None else _DiskCheck(path).outage_reason
     return Database(
         writing=writing,
         reading=reading.execution_options(read_only=True),
@@ -52,8 +58,8 @@ def open_sqlite(url: URL) -> Database:
         close_idle=transactions.close,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        outage_reason=partial(_outage_reason, path),
-        find_damage=partial(_find_damage, path),
+        outage_reason=describe,
+        find_damage=list if path is None else partial(_find_damage, path, describe),
     )
 
 
@@ -86,28 +92,49 @@ def outage_reason(error: Exception) -> str | None:
     return _OUTAGES.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
 
 
-def _outage_reason(path: Path | None, error: Exception) -> str | None:
-    """Describe the fault as ``outage_reason``. SQLite reports a disk that cannot be read as damage of the file, too."""
-    reason = outage_reason(error)
-    is_damage = reason in {_OUTAGES[code] for code in _DAMAGE}
-    return _OUTAGES[sqlite3.SQLITE_IOERR] if is_damage and path is not None and _disk_fails(path) else reason
+class _DiskCheck:
+    """Tells a disk that cannot be read from a damaged file: SQLite reports both as damage. Keeps what it found."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._fault: str | None = None
+        self._until = 0.0
+
+    def outage_reason(self, error: Exception) -> str | None:
+        """Describe the fault as ``outage_reason``, that of the disk where there is one."""
+        reason = outage_reason(error)
+        if reason not in {_OUTAGES[code] for code in _DAMAGE}:
+            return reason
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._fault = _disk_fault(self._path)
+                self._until = time.monotonic() + _KEEP_SECONDS
+            return self._fault or reason
 
 
-def _disk_fails(path: Path) -> bool:
-    """Return True when the disk does not give the bytes of the database's files.
+def _disk_fault(path: Path) -> str | None:
+    """Return why the disk does not give the bytes of the database's files, None for bytes without a fault so far.
 
     By a program of its own: this process would drop SQLite's locks by closing a descriptor of them.
     """
     files, null = [file for file in (path, Path(f"{path}-wal")) if file.exists()], subprocess.DEVNULL
-    with suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(["cat", *files], check=False, stdout=null, stderr=null, timeout=_READING)
-        return done.returncode != 0
-    return False
+    process = subprocess.Popen(["cat", *files], stdout=null, stderr=null)
+    before = after = ""
+    for _ in range(2):
+        with suppress(subprocess.TimeoutExpired):
+            return _OUTAGES[sqlite3.SQLITE_IOERR] if process.wait(_READING) != 0 else None
+        # Its first line counts the bytes that it has read.
+        before, after = after, Path(f"/proc/{process.pid}/io").read_text().split("\n")[0]
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):  # the kernel may not let go of it
+        process.wait(_READING)
+    return f"cannot be read: its disk has not answered for {_READING:g} s (dmesg)" if before == after else None
 
 
-def _find_damage(path: Path | None) -> Sequence[str]:
-    """Return what ``PRAGMA quick_check`` finds within ``CHECK_SECONDS``, with the remedy; [] for nothing."""
-    if path is None or not path.exists():
+def _find_damage(path: Path, outage_reason: Callable[[Exception], str | None]) -> Sequence[str] | None:
+    """Return what ``PRAGMA quick_check`` finds, with the remedy; None when it did not end in ``CHECK_SECONDS``."""
+    if not path.exists():
         return []
     until = time.monotonic() + CHECK_SECONDS
     try:
@@ -115,11 +142,11 @@ def _find_damage(path: Path | None) -> Sequence[str]:
             connection.set_progress_handler(lambda: time.monotonic() > until, _PROGRESS_STEPS)
             found = [str(row[0]) for row in connection.execute(f"PRAGMA quick_check({_MOST_FINDINGS})")]
     except sqlite3.Error as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_BUSY):
             log.info("database check not finished seconds=%g", CHECK_SECONDS)
-            return []
-        reason = _outage_reason(path, error)
-        return [f"it {reason}"] if reason and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY else []
+            return None
+        reason = outage_reason(error)
+        return [f"it {reason}"] if reason else []
     if found == ["ok"]:
         return []
     return [f"it is damaged ({' '.join('; '.join(found).split())[:_MOST_TEXT]}): {RESTORE}"]

@@ -124,8 +124,12 @@ class SqlStore:
         return [*self._damage, *found]
 
     async def find_damage(self) -> Sequence[str]:
-        """Look for damage in the files, for a bounded time; ``schema_differences`` has it from then on."""
-        self._damage = await asyncio.to_thread(self._database.find_damage)
+        """Look for damage in the files, for a bounded time; ``schema_differences`` has it from then on.
+
+        A check that did not finish leaves what the one before has found.
+        """
+        found = await asyncio.to_thread(self._database.find_damage)
+        self._damage = self._damage if found is None else found
         for one in self._damage:
             log.error("database check failed error=%s", one)
         return self._damage

@@ -44,7 +44,7 @@ BY_FRAME = tuple(
         ),
         ("statements that read, with SQLAlchemy", r"\bsqlalchemy/|stores/sql/(prepared|store|sqlite|connections?)"),
         ("rows to values", r"adapters/stores/"),
-        ("token and rate", r"/auth\.py|services/tokens|services/rates|/rates?\.py|hot_token"),
+        ("token and rate", r"/auth\.py|services/tokens|services/rates|/rates?\.py"),
         ("log and counters", r"request_log|/metrics|prometheus_client|\blogging/"),
         ("listener", r"\buvicorn/|\bhttptools|asyncio/(selector_events|transports)\.py|/listener\.py"),
         (

@@ -13,10 +13,6 @@ from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
-from builderd.api.server.hot_commands import HotCommands
-from builderd.api.server.hot_lists import HotLists
-from builderd.api.server.hot_reads import HotReads
-from builderd.api.server.known_tenants import KnownTenants
 from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
@@ -66,7 +62,7 @@ def create_app(
         await operations.close()
         app.state.body_parser.close()
 
-    app = bare_app(operations.application, meter, hot=True, lifespan=lifespan, openapi_url="/openapi.json")
+    app = bare_app(operations.application, meter, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.operations = operations
     app.state.rates = operations.rates
     app.state.metrics_token = metrics_token
@@ -118,11 +114,8 @@ def metrics_app(application: Application, meter: Meter) -> FastAPI:
     return app
 
 
-def bare_app(application: Application, meter: Meter, *, hot: bool = False, **options: Any) -> FastAPI:
-    """An app without calls, that answers every error in the envelope and logs every request.
-
-    ``hot``: it will have those that are answered without the framework.
-    """
+def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
+    """An app without calls, that answers every error in the envelope and logs every request."""
     options = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False, **options}
     app = FastAPI(title="builderd", **options)
     app.state.application = application
@@ -131,11 +124,6 @@ def bare_app(application: Application, meter: Meter, *, hot: bool = False, **opt
     app.state.body_parser = BodyParser()
     app.add_middleware(Masking, application=application)
     app.add_middleware(Heads)
-    if hot:
-        tenants = KnownTenants()
-        app.add_middleware(HotLists[builders.ListQuery], hot=builders.HOT_LIST, tenants=tenants)
-        app.add_middleware(HotReads, hot=builders.HOT, tenants=tenants)
-        app.add_middleware(HotCommands, hot=executions.HOT)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app

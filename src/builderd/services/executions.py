@@ -66,18 +66,11 @@ class Command:
         return ProcessSpec(shell(self.text), self.cwd, self.env, joined=not self.separate)
 
 
-class Found(NamedTuple):
-    """A builder of the caller's and its open sandbox, as they were just read."""
-
-    builder: Builder
-    sandbox: Sandbox | None
-
-
 @asynccontextmanager
 async def run(
     application: Application,
     caller: Caller,
-    builder: str | Found,
+    builder_id: str,
     command: Command,
     held_bytes: HeldBytes,
 ) -> AsyncIterator[Ended]:
@@ -86,7 +79,7 @@ async def run(
     While the budget is used up, the command blocks on its full pipe, and its timeout continues. Raises ``NotFound``,
     ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
     """
-    sandbox = await running(application, caller, builder)
+    sandbox = await running(application, caller, builder_id)
     with held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, holding=holding)
         async with wake.keep_awake(application, sandbox):
@@ -153,27 +146,21 @@ async def session(
         yield process
 
 
-async def running(application: Application, caller: Caller, builder: str | Found) -> SandboxId:
-    """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``.
+async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
+    """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``."""
 
-    ``builder`` is its id, or what a read with the caller's token has found.
-    """
-    found = await _find(application, caller, builder) if isinstance(builder, str) else builder
+    def find(uow: UnitOfWork) -> tuple[Builder, Sandbox | None]:
+        builder = builders.get(uow, caller.tenant_id, builder_id)
+        return builder, uow.sandboxes.open_of(builder.id)
+
+    builder, sandbox = await application.store.read(find)
     # One command after the other writes nothing: a use was recorded, which keeps the builder awake.
     now = application.clock.now()
-    is_used = found.builder.asleep_since is None and activity.is_recorded(application, found.builder, now)
-    if is_used and found.sandbox is not None and await wake.is_up(application, found.builder, found.sandbox):
-        return found.sandbox.id
+    is_used = builder.asleep_since is None and activity.is_recorded(application, builder, now)
+    if is_used and sandbox is not None and await wake.is_up(application, builder, sandbox):
+        return sandbox.id
     user = User(caller.actor, f"woken for a command by {caller.actor}")
-    return (await wake.awake(application, found.builder.id, user)).id
-
-
-async def _find(application: Application, caller: Caller, builder_id: str) -> Found:
-    def find(uow: UnitOfWork) -> Found:
-        builder = builders.get(uow, caller.tenant_id, builder_id)
-        return Found(builder, uow.sandboxes.open_of(builder.id))
-
-    return await application.store.read(find)
+    return (await wake.awake(application, builder.id, user)).id
 
 
 async def capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, limit_bytes: int) -> ExecResult:

@@ -77,11 +77,7 @@ def require_unrevoked(uow: UnitOfWork, token_id: TokenId | None) -> None:
 
 def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
     """Return the valid token of this secret. Raises ``Unauthenticated``."""
-    return check(uow.tokens.by_secret_hash(secret_hash(secret)), now)
-
-
-def check(token: Token | None, now: datetime) -> Token:
-    """Return the token if it is valid. Raises ``Unauthenticated``."""
+    token = uow.tokens.by_secret_hash(secret_hash(secret))
     if token is None or not token.is_valid(now):
         raise Unauthenticated("The token is unknown, expired or revoked: make one with `builderd token create`.")
     return token

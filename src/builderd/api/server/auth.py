@@ -6,7 +6,6 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -29,14 +28,9 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="An API 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def application_of(request: Request) -> Application:
-    """Return the application that this app serves."""
+async def _application(request: Request) -> Application:
     application: Application = request.app.state.application
     return application
-
-
-async def _application(request: Request) -> Application:
-    return application_of(request)
 
 
 # Asynchronous, since a synchronous dependency takes a thread of the pool, and two changes of threads, for each request.
@@ -56,8 +50,6 @@ async def _operations(request: Request) -> Operations:
 TheOperations = Annotated[Operations, Depends(_operations)]
 
 
-#: Attribute of a request's state with the caller, where it was identified before the call was.
-IDENTITY = "identity"
 #: Header with the program that calls, for the actor in events. A claim of the caller, no proof.
 CLIENT = "Builderd-Client"
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/+-]{0,63}", re.ASCII)
@@ -101,19 +93,11 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
     Raises ``Unauthenticated`` and ``RateLimited``.
     """
-    known: Identity | None = getattr(request.state, IDENTITY, None)
-    if known is not None:
-        return known
     application: Application = request.app.state.application
     now = application.clock.calendar()
     token = await recognize(
         request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
     )
-    return await accept(request, token, now)
-
-
-async def accept(request: HTTPConnection, token: Token, now: datetime) -> Identity:
-    """Return the caller with this valid token, whose last use is recorded. Raises ``RateLimited``."""
     count_for_tenant(request, token.tenant_id)
     operations: Operations = request.app.state.operations
     operations.token_calls.count(token.id, now)
@@ -131,7 +115,7 @@ async def is_good_still(application: Application, identity: Identity) -> bool:
 
 
 async def recognize(request: HTTPConnection, secret: str, lookup: Callable[[], Awaitable[T]]) -> T:
-    """Return what ``look`` finds by this secret.
+    """Return what ``lookup`` finds by this secret.
 
     Raises ``Unauthenticated``, and ``RateLimited`` when its calls come too often.
     """

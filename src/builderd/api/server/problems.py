@@ -58,12 +58,8 @@ def not_found() -> Answer:
 
 
 async def _coded(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BuilderdError)
-    return coded(request, error)
-
-
-def coded(request: Request, error: BuilderdError) -> Response:
     """Return the response to an error of the contract."""
+    assert isinstance(error, BuilderdError)
     in_log = isinstance(error, MachineFault | StoreUnavailable)
     return failure(error, request.state.request_id if in_log else None).response()
 

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.server.answers import Answer
-from builderd.api.server.auth import Identity, Reader, TheApplication, Writer, accept, application_of
-from builderd.api.server.hot_lists import HotList, PresumedCaller
-from builderd.api.server.hot_reads import HotAnswer, HotRead
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.listed_builders import encode_page
-from builderd.api.v1.pages import MAX_PER_PAGE, Listing, encode_in_turn, encoded, listed, page_of, single
+from builderd.api.v1.pages import MAX_PER_PAGE, Listing, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.ids import BuilderId, secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
-from builderd.schemas.v1.builders import Builder as Shown
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.shape import Parameters
-from builderd.services import backups, builder_lists, builders, tokens
+from builderd.services import backups, builder_lists, builders
 from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -91,68 +85,6 @@ def _page(query: ListQuery, found: _Page) -> Listing:
     return page_of(f"{len(found.entries)} of {found.total} builders.", meta, found.entries)
 
 
-async def _list_hot(caller: PresumedCaller, query: ListQuery) -> Response:
-    """Return the answer of ``list_builders``, read in one transaction with the token."""
-    request, application = caller.request, application_of(caller.request)
-    now, calendar, digest = application.clock.now(), application.clock.calendar(), secret_hash(caller.secret)
-
-    def read(uow: UnitOfWork) -> tuple[Token, _Page]:
-        token = tokens.check(uow.builder_lists.by_secret(digest), calendar)
-        may_read = token.allows(Scope.READ)
-        return token, _load(uow, application, token, query, now) if may_read else _Page((), 0)
-
-    recognized: list[Token] = []
-
-    async def listing() -> Listing:
-        token, found = await application.store.read(read)
-        recognized.append(token)
-        return _page(query, found)
-
-    async with AsyncExitStack() as stack:
-        answer = await caller.recognize(lambda: encode_in_turn(stack, request, caller.tenant_id, listing))
-        identity = await accept(request, recognized.pop(), calendar)
-        identity.require(Scope.READ)
-        return answer.response(stack)
-
-
-def _parse(values: Mapping[str, str]) -> ListQuery | None:
-    try:
-        return ListQuery.model_validate(values)
-    except ValidationError:
-        return None
-
-
-#: Polled by those who show or watch all of their builders.
-HOT_LIST = HotList(f"{PREFIX}/builders", _parse, _list_hot)
-
-
-def _read_hot(uow: UnitOfWork, application: Application, digest: str, uuid: str, calendar: datetime) -> HotAnswer:
-    """Return the answer of ``get_builder``, read with the token by one statement and encoded in the store's thread."""
-    now = application.clock.now()
-    read = uow.builder_reads.by_secret(digest, BuilderId(uuid.lower()), now, MAX_HOT)
-    token = tokens.check(read.token if read is not None else None, calendar)
-    assert read is not None
-    if read.shown is None:
-        return HotAnswer(token, error=builders.missing())
-    if read.shown.version is None:
-        return HotAnswer(token)
-    view = builders.view_of(uow, application, read.shown, now)
-    data = present_builder(view, with_token=token.allows(Scope.WRITE))
-    return HotAnswer(token, encoded(_one(data)))
-
-
-def _one(data: Shown) -> Listing:
-    return single(f"{data.name} is {data.status}.", data)
-
-
-#: Polled by those who wait for a builder.
-HOT = HotRead(
-    f"{PREFIX}/builders/{{uuid}}", re.compile(rf"{PREFIX}/builders/([0-9a-fA-F-]{{36}})"), Scope.READ, _read_hot
-)
-#: Characters of variables and input of a builder that is read so: its answer needs no turn to be encoded.
-MAX_HOT = 16_384
-
-
 @router.get(
     "/builders/{uuid}",
     response_model=None,
@@ -167,7 +99,8 @@ async def get_builder(request: Request, application: TheApplication, identity: R
         return builders.view(uow, application, builder, now)
 
     async def listing() -> Listing:
-        return _one(present_builder(await application.store.read(load), with_token=identity.may_write))
+        data = present_builder(await application.store.read(load), with_token=identity.may_write)
+        return single(f"{data.name} is {data.status}.", data)
 
     return await listed(request, identity.token.tenant_id, listing)
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from builderd.api import openapi
 from builderd.api.server.answers import failure
-from builderd.api.server.auth import Identity, TheApplication, Writer, application_of, operations_of
-from builderd.api.server.bodies import Received, check_media_type, json_body
+from builderd.api.server.auth import TheApplication, Writer, operations_of
+from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.fair_scheduler import FairScheduler
-from builderd.api.server.hot_commands import HotCommand
-from builderd.api.server.json_parsing import take
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.streams import ResourceStream, event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import BuilderdError
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import TenantId
 from builderd.domain.sandboxes import ExecResult
-from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_reads import CommandRead
 from builderd.schemas.v1.executions import ExecutionAnswer, NewExecution
-from builderd.services import builders, executions, tokens
+from builderd.services import executions
+from builderd.services.application import Application
 from builderd.services.builders import Caller
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
@@ -69,49 +63,22 @@ async def run_command(
     """
     new, caller, uuid = body.value, identity.caller, uuid.lower()
     if not new.stream:
-        return await _run(request, caller, uuid, new)
+        return await _run(request, application, caller, uuid, new)
     sandbox = await executions.running(application, caller, uuid)
     held_bytes, scheduler = operations_of(request).held_bytes, request.app.state.scheduler
     pieces = executions.follow(application, caller, sandbox, _command_of(new), held_bytes)
     return stream(_events(pieces, scheduler, caller.tenant_id, separate=new.separate))
 
 
-def _read_hot(uow: UnitOfWork, digest: str, uuid: str, calendar: datetime) -> CommandRead:
-    found = uow.builder_reads.for_command(digest, BuilderId(uuid.lower()))
-    tokens.check(found.token if found is not None else None, calendar)
-    assert found is not None
-    return found
-
-
-async def _answer_hot(request: Request, identity: Identity, found: CommandRead, body: bytes) -> Response | None:
-    check_media_type(request)
-    new = take(NewExecution, body, {"maximum": application_of(request).limits.maximum})
-    if new.stream:
-        return None
-    if found.builder is None:
-        raise builders.missing()
-    return await _run(request, identity.caller, executions.Found(found.builder, found.sandbox), new)
-
-
-#: Agents send one command after the other.
-HOT = HotCommand(
-    f"{PREFIX}/builders/{{uuid}}/exec",
-    re.compile(rf"{PREFIX}/builders/([0-9a-fA-F-]{{36}})/exec"),
-    Scope.WRITE,
-    _read_hot,
-    _answer_hot,
-)
-
-
 def _command_of(new: NewExecution) -> executions.Command:
     return executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env, new.separate)
 
 
-async def _run(request: Request, caller: Caller, builder: str | executions.Found, new: NewExecution) -> Response:
-    application, held_bytes = application_of(request), operations_of(request).held_bytes
+async def _run(request: Request, application: Application, caller: Caller, uuid: str, new: NewExecution) -> Response:
+    held_bytes = operations_of(request).held_bytes
     scheduler: FairScheduler = request.app.state.scheduler
     async with AsyncExitStack() as stack:
-        running = executions.run(application, caller, builder, _command_of(new), held_bytes)
+        running = executions.run(application, caller, uuid, _command_of(new), held_bytes)
         ended = await stack.enter_async_context(running)
         if ended.output.size <= SHORT:
             return Response(_short_answer(ended), 200, media_type="application/json")

@@ -72,48 +72,23 @@ def single(message: str, data: BaseModel) -> Listing:
     return Listing(f'{{"success":true,"message":{json.dumps(message)},"data":', [data], "}")
 
 
-def encoded(listing: Listing) -> bytes:
-    """Return a small answer at once."""
-    entries = ",".join(map(_encoded_entry, listing.entries))
-    return f"{listing.head}{entries}{listing.tail}".encode()
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedListing:
-    """A large answer as it is sent, counted in its tenant's memory budget."""
-
-    pieces: deque[bytes]
-    holding: Holding
-
-    def response(self, stack: AsyncExitStack) -> Response:
-        """Return the answer. A long one counts until it is sent: it takes over what ``stack`` releases."""
-        size = sum(map(len, self.pieces))
-        headers = {"Content-Length": str(size)}
-        if size <= WHOLE:
-            return Response(b"".join(self.pieces), 200, headers, "application/json")
-        return ResourceStream(stack.pop_all(), _sent(self.pieces, self.holding), 200, headers, "application/json")
-
-
 async def listed(request: Request, tenant_id: TenantId, load: Callable[[], Awaitable[Listing]]) -> Response:
-    """Load and encode a large answer, and return it."""
-    async with AsyncExitStack() as stack:
-        return (await encode_in_turn(stack, request, tenant_id, load)).response(stack)
-
-
-async def encode_in_turn(
-    stack: AsyncExitStack, request: Request, tenant_id: TenantId, load: Callable[[], Awaitable[Listing]]
-) -> EncodedListing:
     """Load and encode a large answer: one of each tenant at a time, with turns of the event loop for others.
 
-    It counts in the tenant's memory budget until ``stack`` is closed. Raises ``RateLimited`` when too many wait
+    It counts in the tenant's memory budget, a long one until it is sent. Raises ``RateLimited`` when too many wait
     already.
     """
     operations = operations_of(request)
-    holding = stack.enter_context(operations.held_bytes.holding(tenant_id))
-    async with operations.lists.one(tenant_id):
-        pieces = await _encoded(await load())
-        await holding.take(sum(map(len, pieces)))
-    return EncodedListing(pieces, holding)
+    async with AsyncExitStack() as stack:
+        holding = stack.enter_context(operations.held_bytes.holding(tenant_id))
+        async with operations.lists.one(tenant_id):
+            pieces = await _encoded(await load())
+            size = sum(map(len, pieces))
+            await holding.take(size)
+        headers = {"Content-Length": str(size)}
+        if size <= WHOLE:
+            return Response(b"".join(pieces), 200, headers, "application/json")
+        return ResourceStream(stack.pop_all(), _sent(pieces, holding), 200, headers, "application/json")
 
 
 async def _encoded(listing: Listing) -> deque[bytes]:

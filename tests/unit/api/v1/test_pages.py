@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
-from tests.service import MINIMAL
+from tests.service import MINIMAL, Service
 
 from builderd.api.v1 import pages
+from builderd.domain.ids import TenantId, secret_hash
 from builderd.schemas.v1.envelope import Page, PageMeta
 from builderd.schemas.v1.shape import View
+from builderd.services.tenant_queue import MAX_WAITING
 
 API = "/api/v1"
 
@@ -39,6 +43,45 @@ async def test_a_list_comes_in_pages(client: httpx.AsyncClient, builder: str, na
     for query, field in (("page=0", "page"), ("per_page=101", "per_page"), ("pages=1", "pages")):
         refused = await client.get(f"{path}?{query}")
         assert (refused.status_code, list(refused.json()["errors"])) == (422, [field])
+
+
+async def test_a_long_list_counts_in_the_budget_until_it_is_sent(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {f"LARGE_{number}": "\u00e4" * 9_000 for number in range(5)}
+    for number in range(3):
+        await client.post(f"{API}/builders", json={**MINIMAL, "name": f"app-{number}", "env": env})
+    held_bytes, tenant, held = service.app.state.operations.held_bytes, await _tenant(service), list[int]()
+
+    async def sent(pieces: Any, holding: Any) -> Any:
+        held.append(held_bytes.held(tenant))
+        async for piece in send(pieces, holding):
+            yield piece
+
+    send = pages._sent
+    monkeypatch.setattr(pages, "_sent", sent)
+    response = await client.get(f"{API}/builders")
+    assert [one["env"] for one in response.json()["data"]] == [env] * 3
+    assert held == [len(response.content)] == [int(response.headers["Content-Length"])]
+    assert held_bytes.held(tenant) == 0
+
+
+async def test_one_tenant_reads_one_list_at_a_time_and_a_bounded_number_waits(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    async with service.app.state.operations.lists.one(await _tenant(service)):
+        waiting = [asyncio.create_task(client.get(f"{API}/builders")) for _ in range(MAX_WAITING + 1)]
+        done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert [one.result().status_code for one in done] == [429]
+        assert (await service.client(service.other).get(f"{API}/builders")).status_code == 200
+        assert not any(one.done() for one in others)
+    assert {response.status_code for response in await asyncio.gather(*others)} == {200}
+
+
+async def _tenant(service: Service) -> TenantId:
+    token = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.write)))
+    assert token is not None
+    return token.tenant_id
 
 
 class Entry(View):

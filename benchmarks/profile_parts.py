@@ -51,7 +51,7 @@ BY_FRAME = tuple(
             "view and JSON",
             r"/presenters|/pages\.py|/shown\.py|/schemas/|services/(builders|settled_views|outcomes)|/outcomes\.py",
         ),
-        ("command: launcher, pipes, group", r"oci/.*(execut|joined|streams|launcher)|services/(executions|wake)"),
+        ("command: launcher, pipes, group", r"oci/.*(execut|streams|launcher)|services/(executions|wake)"),
         ("disk", r"oci/(storage/|disks|quotas|layers)"),
         ("sandbox, network and launch", r"adapters/engines|adapters/previews|builderd/(linux|sandboxing|launcher)"),
         ("worker and its steps", r"builderd/reconciler"),

@@ -13,7 +13,6 @@ service_packages=(
   mmdebstrap                                             # base root file system
   haproxy util-linux-extra                               # previews; waitpid, which wakes the guard of HAProxy
   restic                                                 # backups
-  tcc                                                    # compiles the program by which commands join a sandbox
   bubblewrap util-linux                                  # the jail of what reads hostile apps' answers; flock
 )
 browser_packages=(chromium fonts-dejavu-core)

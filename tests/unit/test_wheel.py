@@ -33,7 +33,6 @@ def test_wheel_has_each_file_of_the_package(wheel: ZipFile) -> None:
         "review_policy.yaml",
         "py.typed",
         "agents.md",
-        "adapters/engines/oci/runtime/join.c",
         "adapters/previews/haproxy/pause.lua",
         "adapters/scanners/tripwire/rules/gitleaks/gitleaks.toml",
     ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +211,7 @@ async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
     assert pipes() <= before
 
 
-@pytest.mark.parametrize("kind", ["runc", "gvisor"])
+@pytest.mark.parametrize("kind", list(KINDS))
 async def test_a_command_that_never_begins_is_given_up_and_killed(
     settings: EngineOptions, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,23 @@ async def test_a_command_that_never_begins_is_given_up_and_killed(
         assert runtimes_of(spec.id) == []
         waiting = "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c ^LD_PRELOAD"
         assert (await run(engine, spec.id, waiting)).output == "0\n"
+
+
+async def test_a_command_that_was_given_up_never_begins(engine: OciEngine, sandbox: SandboxId) -> None:
+    """Cancelled while the launcher cannot answer; then the launcher goes on."""
+    launcher = engine._here.launcher._process
+    assert launcher
+    os.kill(launcher.pid, signal.SIGSTOP)
+    try:
+        begun = asyncio.ensure_future(run(engine, sandbox, "touch /app/begun"))
+        await asyncio.sleep(0.2)
+        begun.cancel()
+        asyncio.get_running_loop().call_later(0.5, os.kill, launcher.pid, signal.SIGCONT)
+        with pytest.raises(asyncio.CancelledError):
+            await begun
+    finally:
+        os.kill(launcher.pid, signal.SIGCONT)
+    assert (await run(engine, sandbox, "ls -A /app; pgrep -c touch")).output == "0\n"
 
 
 def runtimes_of(sandbox: SandboxId) -> list[str]:

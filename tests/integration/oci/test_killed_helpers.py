@@ -13,7 +13,7 @@ from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.processes import ProcessSpec, Window, shell
+from builderd.domain.processes import ProcessSpec, shell
 from builderd.domain.sandboxes import SandboxState
 from builderd.domain.versions import Isolation
 
@@ -48,10 +48,7 @@ async def test_a_command_that_lost_what_runs_it_is_cut_off_and_leaves_nothing(
 ) -> None:
     spec = await make_spec(engine, apps.SILENT, isolation=isolation)
     await engine.start(spec)
-    # Without a terminal, the launcher needs no command of crun's.
-    window = Window() if (isolation, killed) == (Isolation.STANDARD, "runtime command") else None
-    process_spec = ProcessSpec(shell("echo begun; exec sleep 1000"), window=window)
-    async with engine.open_process(spec.id, process_spec) as process:
+    async with engine.open_process(spec.id, ProcessSpec(shell("echo begun; exec sleep 1000"))) as process:
         assert (await process.read()).strip() == b"begun"
         if killed == "launcher":
             kill_launcher(engine)

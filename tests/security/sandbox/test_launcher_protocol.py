@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.joiner import ensure_joiner
 from builderd.adapters.engines.oci.runtime.requests import MAX_DESCRIPTORS, MAX_PACKET, NO_REQUEST
 
 SERVER = """
@@ -24,7 +23,7 @@ import socket, sys
 from builderd.adapters.engines.oci.runtime.launcher import Server
 control = socket.socket(fileno=int(sys.argv[1]))
 control.set_inheritable(False)
-Server(control, sys.argv[2]).serve()
+Server(control).serve()
 """
 RUN: dict[str, Any] = {
     "op": "run",
@@ -57,13 +56,13 @@ MANY = 2000
 class Attacked:
     """A launcher's server in a process of its own, for all attacks."""
 
-    def __init__(self, joiner: str) -> None:
+    def __init__(self) -> None:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.ours.settimeout(60)
         with theirs:
-            command = [sys.executable, "-c", SERVER, str(theirs.fileno()), joiner]
+            command = [sys.executable, "-c", SERVER, str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self.send(request(1, {"op": "kill", "name": "none"}))
         assert self.answer() == {"id": 1}
@@ -88,11 +87,9 @@ class Attacked:
         assert Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text() == ""
 
 
-@pytest.fixture(scope="module", params=["with a joining program", "without one"])
-def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    joiner = ensure_joiner(tmp_path_factory.mktemp("host")) if request.param == "with a joining program" else ""
-    assert joiner is not None
-    attacked = Attacked(str(joiner))
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Attacked]:
+    attacked = Attacked()
     with contextlib.closing(attacked.ours):
         yield attacked
     assert attacked.process.wait(60) == 0, "it ends with the service"
@@ -133,8 +130,7 @@ DAMAGED = {
     "a score that is not a number": request(7, RUN | {"oom_score": float("nan")}),
     "descriptors that did not come": request(7, RUN | {"fds": [0, 1, 2]}),
     "a descriptor below none": request(7, RUN | {"fds": [-1]}),
-    "a join without descriptors": request(7, {"op": "join", "name": "one"}),
-    "a join without a name": request(7, {"op": "join", "name": ""}),
+    "a kill without a name": request(7, {"op": "kill", "name": ""}),
     "a link with more": request(7, {"op": "attach", "pid": 1, "network": LINK | {"more": 1}}),
     "a link that is none": request(7, {"op": "attach", "pid": 1, "network": 5}),
     "a process that is none": request(7, {"op": "attach", "pid": 1 << 22, "network": LINK}),
@@ -199,8 +195,7 @@ def test_program_that_cannot_be_executed_gets_a_bounded_error(attacked: Attacked
 
 def test_descriptors_of_refused_requests_are_closed(attacked: Attacked) -> None:
     """Too many, too few, and with requests that take none: the other end of each pipe ends."""
-    join, kill = ({"op": op, "name": "one"} for op in ("join", "kill"))
-    for count, fields in ((MAX_DESCRIPTORS + 20, RUN), (4, join), (3, kill)):
+    for count, fields in ((MAX_DESCRIPTORS + 20, RUN), (1, RUN), (3, {"op": "kill", "name": "one"})):
         read, write = os.pipe()
         attacked.send(request(7, fields), [write] * count)
         os.close(write)
@@ -256,7 +251,6 @@ def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -
         for number, (fields, count) in enumerate(
             [
                 (RUN | {"fds": [0, 1], "argv": ["/bin/cat"]}, 2),
-                ({"op": "join", "name": "one"}, 5),
                 (CLAIM | {"uid": 700_000, "binds": [BIND | {"owner": owner} for owner in range(5)]}, 0),
                 ({"op": "attach", "pid": pid, "network": LINK}, 0),
                 (CLAIM, 0),
@@ -265,7 +259,7 @@ def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -
             attacked.send(request(10 + number, fields), [null] * count)
             answer = attacked.answer()
             assert answer["id"] == 10 + number
-            assert answer.get("error") or "no_joiner" in answer or answer["status"] in (0, 127)
+            assert answer.get("error") or answer["status"] in (0, 127)
     os.close(null)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     attacked.assert_unharmed()

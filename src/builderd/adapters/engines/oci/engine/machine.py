@@ -26,7 +26,6 @@ from builderd.adapters.engines.oci.runtime.command import CONMON, Runtime
 from builderd.adapters.engines.oci.runtime.executions import end_left_over
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
-from builderd.adapters.engines.oci.runtime.joiner import ensure_joiner
 from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
@@ -156,7 +155,6 @@ class Machine:
         self.disks.open()
         self._base = ensure_base(progress)
         write_host_files(prepare_host_files(self.store.root), self._base.root, [Path(find_uv_bin())])
-        self.launcher.joiner = ensure_joiner()
         raise_host_limits()
         if self.cgroups.counts_sockets:
             raise_socket_pools(total_memory())

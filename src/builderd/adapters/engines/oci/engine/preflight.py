@@ -31,7 +31,6 @@ PROGRAMS = (
     ("mmdebstrap", "mmdebstrap", "the base root file system cannot be made", True),
     ("runc", "runc", "none where crun is there; it starts sandboxes some 30 ms slower", False),
     ("restic", "restic", "apps have no backups", False),
-    ("tcc", "tcc", "commands in apps begin some 8 ms later, and a start takes 3 ms more of CPU", False),
     ("runsc", "runsc", '"isolation": "strong" is refused', False),
 )
 #: The kernel that first had simple quotas on btrfs.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
 from builderd.adapters.engines.oci.runtime.namespaces import refuse_own, write
-from builderd.adapters.engines.oci.runtime.start import Helper
 from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
 #: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
@@ -28,15 +26,12 @@ class Link(NamedTuple):
     mtu: int
 
 
-def attach(pid: int, network: Link, helper: Helper) -> None:
-    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others.
-
-    ``helper`` limits the user namespace; without a program of its own, a fork does.
-    """
+def attach(pid: int, network: Link) -> None:
+    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
     with contextlib.ExitStack() as opened:
         inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
         refuse_own(inside, "net")
-        limits = limit(pid, helper)
+        limits = limit(pid)
         try:
             connect(network, home, inside)
         finally:
@@ -67,27 +62,23 @@ def connect(network: Link, home: int, inside: int) -> None:
         setns(home, CLONE_NEWNET)
 
 
-def limit(pid: int, helper: Helper) -> int:
+def limit(pid: int) -> int:
     """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
-    limits = {f"/proc/sys/user/{name}": str(most) for name, most in INOTIFY.items()}
     namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        words = ("limit", str(namespace), *(word for limit in limits.items() for word in limit))
-        if child := helper.spawn(words, {}, [namespace]):
-            return child
         if (child := os.fork()) == 0:
-            _limit(namespace, limits)
+            _limit(namespace)
         return child
     finally:
         os.close(namespace)
 
 
-def _limit(namespace: int, limits: Mapping[str, str]) -> None:
+def _limit(namespace: int) -> None:
     """Write the limits and end, in a child."""
     try:
         setns(namespace, CLONE_NEWUSER)
-        for file, most in limits.items():
-            write(file, most)
+        for name, most in INOTIFY.items():
+            write(f"/proc/sys/user/{name}", str(most))
         os._exit(0)
     finally:
         os._exit(1)

@@ -51,8 +51,6 @@ class Cgroups:
         #: True when socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
         self.limits_sockets = (root / "memory" / SOCKET_LIMIT).exists()
         self.moves = QuickMoves(root)
-        #: Subgroups that a process is about to enter.
-        self._awaited: set[str] = set()
         #: File by which a process with one thread enters a group by writing 0 to it. On version 1 that needs no lock
         #: and so never waits for the kernel: kernel/cgroup/cgroup.c, cgroup_procs_write_start.
         self.entry = "cgroup.procs" if self.version == 2 else "tasks"
@@ -138,24 +136,6 @@ class Cgroups:
             directory.mkdir(exist_ok=True)
             (directory / "cgroup.procs").write_text(str(pid))
 
-    def open_inner(self, name: str, inner: str) -> list[str]:
-        """Make a subgroup of a sandbox's group; return the files by which a thread enters both, in all hierarchies.
-
-        The subgroup is not discarded before ``close_inner``. Raises ``FileNotFoundError`` when the sandbox is gone.
-        """
-        self._awaited.add(inner)
-        path = self.path(name).strip("/")
-        with group_files.removed_as_missing():
-            os.mkdir(f"{self._folder('pids', name)}/{inner}")  # noqa: PTH102
-        if self.version == 2:
-            return [f"{self._root}/{path}/{inner}/{self.entry}"]
-        groups = [f"{base}/{path}" + (f"/{inner}" if base.name == "pids" else "") for base in self._hierarchies()]
-        return [f"{group}/{self.entry}" for group in groups if os.path.exists(group)]  # noqa: PTH110
-
-    def close_inner(self, inner: str) -> None:
-        """Let the subgroup be discarded once nothing is in it: its first process has entered, or never will."""
-        self._awaited.discard(inner)
-
     def _hierarchies(self) -> list[Path]:
         """Return where the hierarchies of version 1 are mounted."""
         return [Path(entry.path) for entry in os.scandir(self._root) if entry.is_dir(follow_symlinks=False)]
@@ -166,10 +146,9 @@ class Cgroups:
         folder = self._folder("pids", name)
         with contextlib.suppress(FileNotFoundError):
             for group in os.listdir(folder):  # noqa: PTH208
-                if not group.startswith(INNER) or group in self._awaited:
-                    continue
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{folder}/{group}")  # noqa: PTH106
+                if group.startswith(INNER):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(f"{folder}/{group}")  # noqa: PTH106
 
     def usage(self, name: str) -> CgroupUsage | None:
         """Return the usage, or None when there is no such group."""

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +93,10 @@ class Execution:
 
     # Its life
 
-    #: True if another process moves this one between control groups.
-    _moves = True
-
     async def begin(self) -> None:
         """Start the program; on failure nothing of it is left. Raises what ``Engine.open_process`` does."""
         try:
-            with self._runs.cgroups.moves.expected() if self._moves else contextlib.nullcontext():
+            with self._runs.cgroups.moves.expected():
                 await self._begin()
         except BaseException:
             await asyncio.shield(self.end(0))
@@ -141,9 +137,6 @@ class Execution:
 
     def _use(self, ends: Ends) -> None:
         self._run(ends.given)
-        self._open(ends)
-
-    def _open(self, ends: Ends) -> None:
         self._input, self._output = Inlet(ends.write, self._ended), Outlet(ends.read, self._ended)
         self._errors = None if ends.errors is None else Outlet(ends.errors, self._ended)
 
@@ -158,42 +151,29 @@ class Execution:
 
     def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
         """Return the process document: the app's environment and user, and another program."""
-        user, env = self._identity()
-        if self._runtime.is_gvisor:
-            env[MARK] = self._name
-        gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
-        terminal = self._spec.window is not None
-        return make_process(ProcessConfig(gate, env, user, open_files(), terminal=terminal))
-
-    def _identity(self) -> tuple[int, dict[str, str]]:
-        """Return the app's user, and its environment with what the command has of its own."""
         app = process_of((self._folder / "config.json").read_text())
         env = dict(entry.split("=", 1) for entry in app["env"])
         if self._spec.window:
             env["TERM"] = TERM
-        return app["user"]["uid"], env | dict(self._spec.env)
+        env |= self._spec.env
+        if self._runtime.is_gvisor:
+            env[MARK] = self._name
+        gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
+        terminal = self._spec.window is not None
+        return make_process(ProcessConfig(gate, env, app["user"]["uid"], open_files(), terminal=terminal))
 
     async def _pass_the_gate(self) -> None:
-        async with self._in_time():
-            await self._read_until_ready()
-            if not await self._enter_group():
-                raise InvalidState("The sandbox has ended.")
-            await self.write(b"\n")
-            await self._read_until_ready()
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(_START_SECONDS):
-                yield
+                await self._read_until_ready()
+                if not await self._enter_group():
+                    raise InvalidState("The sandbox has ended.")
+                await self.write(b"\n")
+                await self._read_until_ready()
         except TimeoutError as error:
             raise EngineUnavailable(
                 "The command could not be started in time: the machine is overloaded.", retry_after=10
             ) from error
-
-    @property
-    def _no_folder(self) -> ValidationFailed:
-        return ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
 
     async def _read_until_ready(self) -> None:
         """Wait for the gate's byte. Raises ``InvalidState`` with the runtime's message when none comes."""
@@ -202,7 +182,7 @@ class Execution:
             if len(received) > _MAX_READY_BYTES:
                 raise InvalidState("The command could not be started: something in the sandbox floods its output.")
             if received.endswith(_NO_FOLDER):
-                raise self._no_folder
+                raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
             piece = await self._output.read() if self._output else b""
             if not piece:
                 complaint = received + (await self._errors.read() if self._errors else b"")

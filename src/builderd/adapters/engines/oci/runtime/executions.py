@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator
 
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.execute import Execution
-from builderd.adapters.engines.oci.runtime.joined import JoinedExecution, can_join
-from builderd.adapters.engines.oci.runtime.launching import CannotJoin
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import EngineUnavailable, InvalidState
@@ -28,22 +26,12 @@ MAX_OPEN = 64
 @contextlib.asynccontextmanager
 async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
     """Hold one of the sandbox's command places while the context lasts."""
-    begun = await _begin(runs, record, spec)
+    begun = Execution(runs, record, spec)
+    await begun.begin()
     try:
         yield begun
     finally:
         await asyncio.shield(begun.end())
-
-
-async def _begin(runs: Runs, record: Record, spec: ProcessSpec) -> Execution:
-    if can_join(runs, record, spec):
-        joined = JoinedExecution(runs, record, spec)
-        with contextlib.suppress(CannotJoin):
-            await joined.begin()
-            return joined
-    begun = Execution(runs, record, spec)
-    await begun.begin()
-    return begun
 
 
 async def end_left_over(runs: Runs, record: Record) -> None:

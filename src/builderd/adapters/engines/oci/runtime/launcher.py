@@ -6,11 +6,8 @@ and answers one JSON request per packet (``requests.py``); of a damaged one it d
 
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
 ``claim``   give a prepared sandbox, in which nothing has run yet, its name, folders and files.
-``run``     start a child (``start.c``, else a fork) that enters cgroups, makes mounts in a mount namespace of its own,
-            takes its terminal, and executes a program.
-            Answers when that program has ended, with its exit status and what went wrong before it.
-``join``    start a program in a running sandbox (``join.c``). Answers when it has ended, with its exit status; or at
-            once with ``no_joiner``, why ``join.c`` cannot be executed.
+``run``     fork a child that enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
+            executes a program. Answers when that program has ended, with its exit status and what went wrong before it.
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
@@ -21,7 +18,6 @@ the service; nothing that it started ends with it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import gc
 import json
@@ -31,27 +27,12 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
-from builderd.adapters.engines.oci.runtime.join import (
-    FAILED,
-    IGNORED,
-    NoJoiner,
-    reap_strays,
-    start_joining,
-    usable,
-)
-from builderd.adapters.engines.oci.runtime.namespaces import (
-    closed_on_error,
-    fork_or_close,
-    open_pipes,
-    user_namespaces,
-    write,
-)
+from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, user_namespaces, write
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
     MAX_PACKET,
@@ -59,7 +40,6 @@ from builderd.adapters.engines.oci.runtime.requests import (
     parse,
     request_number,
 )
-from builderd.adapters.engines.oci.runtime.start import Helper, fault_of, log_event
 from builderd.linux.syscalls import (
     CLONE_NEWNS,
     MOUNT_ATTR_RDONLY,
@@ -73,40 +53,32 @@ from builderd.linux.syscalls import (
 )
 
 UNIFIED = "/sys/fs/cgroup/unified"
-#: Pause between looks for children that a killed child left.
-STRAYS_SECONDS = 1.0
+#: Exit status of a child that failed before it could execute its program.
+FAILED = 127
+#: Signals that Python ignores; the launcher has the defaults of all others.
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 #: Longest error of an answer: it may hold a path of the request.
 MAX_ERROR = 4096
 
 
 class Server:
-    """``joiner`` is the compiled program of ``join.c`` and ``start.c``; without it, programs are started by a fork."""
-
-    def __init__(self, control: socket.socket, joiner: str = "") -> None:
+    def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._helper = Helper(joiner)
         #: Those that have a name, for as long as they run.
         self._named: dict[str, int] = {}
-        self._children: set[int] = set()
-        #: Joining children: what they have started may end before it is known here, and is then no stray.
-        self._joining = 0
-        #: True once there may be children that nobody watches, such as what a killed joining child had started.
-        self._strays = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> None:
         """Answer requests until the service closes its end."""
         while True:
-            for key, _ in self._selector.select(STRAYS_SECONDS if self._strays else None):
+            for key, _ in self._selector.select():
                 if key.fileobj is not self._control:
                     self._selector.unregister(key.fd)
                     os.close(key.fd)
                     self._ended(*key.data)
                 elif not self._receive():
                     return
-            if self._strays and not self._joining:
-                self._strays = reap_strays(self._children)
 
     def _receive(self) -> bool:
         try:
@@ -131,22 +103,20 @@ class Server:
     def _handle(self, request: Message, descriptors: list[int]) -> None:
         match request["op"]:
             case "attach":
-                attach(request["pid"], Link(**request["network"]), self._helper)
+                attach(request["pid"], Link(**request["network"]))
                 self._answer(request["id"])
             case "claim":
                 self._claim(request)
                 self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
-            case "join":
-                self._join(request, descriptors)
             case "kill":
                 self._kill(request["name"])
                 self._answer(request["id"])
 
     def _claim(self, request: Message) -> None:
         with user_namespaces(request["uid"], owners_of(request["binds"])) as maps:
-            words, child_words = open_pipes(1)
+            words, child_words = os.pipe2(os.O_CLOEXEC)
             if (pid := fork_or_close(words, child_words)) == 0:
                 try:
                     claim(request, maps)
@@ -163,75 +133,34 @@ class Server:
 
     def _run(self, request: Message, descriptors: list[int]) -> None:
         with user_namespaces(request["uid"], owners_of(request["mounts"])) as maps:
-            words, child_words = open_pipes(1)
-            with closed_on_error(words, child_words):
-                started = self._helper.start(request, maps, descriptors, child_words)
-            pid = fork_or_close(words, child_words) if started is None else started
-            if pid == 0:
+            words, child_words = os.pipe2(os.O_CLOEXEC)
+            if (pid := fork_or_close(words, child_words)) == 0:
                 run_child(request, maps, descriptors, child_words)
         os.close(child_words)
-        self._watch(pid, partial(self._answer_end, request, pid, words), words)
+        self._watch(request, pid, words)
         if request["name"]:
             self._named[request["name"]] = pid
 
-    def _watch(self, pid: int, then: Callable[[int], None], *answers: int) -> None:
-        """Call ``then`` with the child's exit code once it has ended.
-
-        When the kernel refuses, nobody is going to tell of the child: kill it, and close the ``answers`` it writes to.
-        """
+    def _watch(self, request: Message, pid: int, words: int) -> None:
+        """Answer the request once its child has ended. A child that the kernel lets nobody watch is killed."""
         with contextlib.ExitStack() as opened:
-            for answer in answers:
-                opened.callback(os.close, answer)
+            opened.callback(os.close, words)
             try:
                 descriptor = os.pidfd_open(pid)
                 opened.callback(os.close, descriptor)
-                self._selector.register(descriptor, selectors.EVENT_READ, (pid, then))
-            except OSError as error:
-                self._give_up(pid, error)
+                self._selector.register(descriptor, selectors.EVENT_READ, (request, pid, words))
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
                 raise
             opened.pop_all()
-        self._children.add(pid)
 
-    def _give_up(self, pid: int, error: OSError) -> None:
-        """Kill a child that cannot be watched, unless there is no such process; a later look reaps it."""
-        self._strays = True
-        if error.errno != errno.ESRCH:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _ended(self, pid: int, then: Callable[[int], None]) -> None:
-        self._children.discard(pid)
+    def _ended(self, request: Message, pid: int, words: int) -> None:
         _, status = os.waitpid(pid, 0)
-        then(os.waitstatus_to_exitcode(status))
-
-    def _join(self, request: Message, descriptors: list[int]) -> None:
-        told, tell = open_pipes(1)
-        try:
-            pid = start_joining(self._helper.path, descriptors, told, tell)
-        except NoJoiner as error:
-            self._answer(request["id"], no_joiner=str(error.strerror))
-            return
-        os.close(tell)
-        self._watch(pid, partial(self._joined, request, pid, told), told)
-        self._named[request["name"]] = pid
-        self._joining += 1
-
-    def _joined(self, request: Message, pid: int, told: int, status: int) -> None:
-        """Follow the program that a joining child has started beside itself."""
-        self._joining -= 1
-        self._forget(request["name"], pid)
-        if program := int(_read_words(told) or 0):
-            try:
-                self._watch(program, partial(self._answer_end, request, program, None))
-            except OSError as error:
-                self._answer(request["id"], error=describe(error))
-            else:
-                self._named[request["name"]] = program
-        elif status < 0:
-            self._strays = True
-            self._answer(request["id"], error="the joining process was killed")
-        else:
-            self._answer(request["id"], status=FAILED)
+        # A later program may have the name by now.
+        if self._named.get(request["name"]) == pid:
+            self._named.pop(request["name"])
+        self._answer(request["id"], status=os.waitstatus_to_exitcode(status), error=_read_words(words))
 
     def _kill(self, name: str) -> None:
         """Kill a program and its group. An unreaped child keeps its pid; a just forked one leads no group yet."""
@@ -239,15 +168,6 @@ class Server:
             for kill in (os.kill, os.killpg):
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
-
-    def _forget(self, name: str, pid: int) -> None:
-        """Let go of a name, unless a later program has it by now."""
-        if self._named.get(name) == pid:
-            self._named.pop(name)
-
-    def _answer_end(self, request: Message, pid: int, words: int | None, status: int) -> None:
-        self._forget(request["name"], pid)
-        self._answer(request["id"], status=status, error="" if words is None else fault_of(_read_words(words)))
 
     def _answer(self, request: int, **answer: Any) -> None:
         with contextlib.suppress(
@@ -336,14 +256,13 @@ def mount_read_only(program: str) -> None:
     try:
         bind(program, program, MOUNT_ATTR_RDONLY)
     except OSError as error:
-        log_event(f"program not mounted read-only, its commands take longer program={program} error={describe(error)}")
+        event = f"program not mounted read-only, its commands take longer program={program} error={describe(error)}"
+        with contextlib.suppress(OSError):  # its standard error is the service's
+            sys.stderr.write(f"launcher: {event}\n")
 
 
 def main() -> None:
-    """Serve on the descriptor named by the first argument; the second is the compiled program, or empty.
-
-    The others are programs that nothing started from here on can write to.
-    """
+    """Serve on the descriptor named by the first argument; what it starts cannot write to the programs after it."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *IGNORED}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -353,12 +272,12 @@ def main() -> None:
     mount("none", "/", None, MS_REC | MS_SLAVE)
     if os.path.ismount(UNIFIED):
         unmount(UNIFIED)
-    for program in sys.argv[3:]:
+    for program in sys.argv[2:]:
         mount_read_only(program)
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()
-    Server(control, usable(sys.argv[2])).serve()
+    Server(control).serve()
 
 
 if __name__ == "__main__":

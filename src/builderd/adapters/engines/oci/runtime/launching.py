@@ -53,17 +53,11 @@ class Program:
     name: str = ""
 
 
-class CannotJoin(EngineUnavailable):
-    """The joining program cannot be executed any more: commands begin by the runtime's own ``exec``."""
-
-
 class Launcher:
     """One launcher process, for one event loop. Nothing that it starts can write to the programs ``read_only``."""
 
     def __init__(self, read_only: Sequence[str] = ()) -> None:
         self._read_only = read_only
-        #: Program by which ``join`` works; set before the first request. None: there is none, or none that works.
-        self.joiner: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -99,29 +93,6 @@ class Launcher:
         }
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])
-
-    async def join(self, name: str, descriptors: Sequence[int]) -> int:
-        """Run a program in a running sandbox to its end; return its exit status, negative for a signal.
-
-        ``descriptors``, which this call closes in any case: its three streams, the end of a pipe to which its report is
-        written, and its document, as ``join.c`` reads them. ``name`` is for ``kill``.
-
-        Raises ``CannotJoin`` when nothing was started because ``joiner`` cannot be executed; it is None from then on.
-        """
-        answer = await self._ask({"op": "join", "name": name}, descriptors)
-        if "no_joiner" in answer:
-            self._give_up_joining(answer["no_joiner"])
-            raise CannotJoin("The command could not be started: try again.", retry_after=1)
-        return int(answer["status"])
-
-    def _give_up_joining(self, error: str) -> None:
-        if self.joiner:
-            log.warning(
-                "joining program unusable, commands begin by the runtime's exec until a restart joiner=%s error=%s",
-                self.joiner,
-                error,
-            )
-        self.joiner = None
 
     async def kill(self, name: str) -> None:
         """Kill the program that runs under this name, and what it started in its session. Idempotent."""
@@ -169,7 +140,7 @@ class Launcher:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [*_COMMAND, str(theirs.fileno()), str(self.joiner or ""), *self._read_only],
+                [*_COMMAND, str(theirs.fileno()), *self._read_only],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -48,30 +48,10 @@ def refuse_own(namespace: int, kind: str) -> None:
         raise OSError(errno.ESRCH, "the sandbox has ended, its pid is a process of the host")
 
 
-def open_pipes(count: int) -> list[int]:
-    """Return the two ends of each pipe, first the one to read from; of none, when the kernel refuses one."""
-    ends: list[int] = []
-    try:
-        for _ in range(count):
-            ends += os.pipe2(os.O_CLOEXEC)
-    except OSError:
-        for end in ends:
-            os.close(end)
-        raise
-    return ends
-
-
 def fork_or_close(*descriptors: int) -> int:
     """Fork; close these if the kernel refuses to, as when a limit of processes is met."""
-    with closed_on_error(*descriptors):
-        return os.fork()
-
-
-@contextlib.contextmanager
-def closed_on_error(*descriptors: int) -> Iterator[None]:
-    """Close these when the context ends by an ``OSError``."""
     try:
-        yield
+        return os.fork()
     except OSError:
         for descriptor in descriptors:
             os.close(descriptor)

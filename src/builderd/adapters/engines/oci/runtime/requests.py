@@ -14,8 +14,6 @@ from typing import Any
 #: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
 MAX_PACKET = 128 * 1024
 MAX_DESCRIPTORS = 8
-#: Descriptors of a ``join``: three streams, a report, a document.
-JOIN_DESCRIPTORS = 5
 #: Largest number of a program's descriptor.
 MAX_NUMBER = 63
 #: Answer to a request that is too damaged to tell its number.
@@ -56,7 +54,7 @@ def parse(packet: bytes, flags: int, descriptors: int) -> Message:
     if shape is None:
         raise Malformed("an unknown operation")
     _check_fields(request, shape)
-    wanted = _descriptors_of(request)
+    wanted = len(request["fds"]) if request["op"] == "run" else 0
     if descriptors != wanted:
         raise Malformed(f"{descriptors} descriptors instead of {wanted}")
     return request
@@ -68,16 +66,6 @@ def _check_fields(request: Message, shape: Mapping[str, Check]) -> None:
     for name, check in shape.items():
         if not check(request[name]):
             raise Malformed(f"a value of the wrong type: {name}")
-
-
-def _descriptors_of(request: Message) -> int:
-    match request["op"]:
-        case "run":
-            return len(request["fds"])
-        case "join":
-            return JOIN_DESCRIPTORS
-        case _:
-            return 0
 
 
 def is_number(value: Any) -> bool:
@@ -175,6 +163,5 @@ SHAPES: Mapping[str, Mapping[str, Check]] = {
         "oom_score": is_number,
         "name": _is_text,
     },
-    "join": {"name": _is_name},
     "kill": {"name": _is_name},
 }

@@ -55,21 +55,6 @@ def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
     assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
 
 
-def test_a_command_enters_its_sandbox_s_groups_and_one_of_its_own(v1: Path) -> None:
-    (v1 / "blkio").mkdir()  # where the sandbox has no group
-    (v1 / "cpu,cpuacct").symlink_to("cpu")
-    files = Cgroups("x", v1).open_inner("ab", "exec-1")
-    others = [v1 / f"{name}/builderd-x/ab/tasks" for name in ("cpu", "cpuacct", "memory", "freezer")]
-    assert sorted(files) == sorted(map(str, [*others, v1 / "pids/builderd-x/ab/exec-1/tasks"]))
-    assert (v1 / "pids/builderd-x/ab/exec-1").is_dir()
-
-
-def test_a_command_enters_its_own_group_on_version_2(v2: Path) -> None:
-    assert Cgroups("x", v2).open_inner("ab", "exec-1") == [str(v2 / "builderd-x/ab/exec-1/cgroup.procs")]
-    with pytest.raises(FileNotFoundError):
-        Cgroups("x", v2).open_inner("gone", "exec-1")
-
-
 def test_a_prepared_sandbox_gets_its_limits(v1: Path) -> None:
     names = ("cpu.shares", "cpu.cfs_quota_us", "memory.memsw.limit_in_bytes", "memory.limit_in_bytes")
     files = [v1 / name.partition(".")[0] / "builderd-x/ab" / name for name in names]
@@ -294,18 +279,6 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     groups.kill("ab")
     with pytest.raises(FileNotFoundError):
         groups.enter_inner("ab", "c", 12345678)
-
-
-def test_a_group_that_a_command_is_about_to_enter_is_not_discarded(v1: Path) -> None:
-    groups, pids = Cgroups("x", v1), v1 / "pids/builderd-x/ab"
-    groups.open_inner("ab", "exec-1")
-    (pids / "exec-0").mkdir()
-    (pids / "other").mkdir()
-    groups.discard_inner("ab")
-    assert sorted(path.name for path in pids.iterdir()) == ["exec-1", "other"]
-    groups.close_inner("exec-1")
-    groups.discard_inner("ab")
-    assert [path.name for path in pids.iterdir()] == ["other"]
 
 
 REFAULTS = "workingset_refault_anon 3\nworkingset_refault_file 4\n"

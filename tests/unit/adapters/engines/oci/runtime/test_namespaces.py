@@ -11,7 +11,6 @@ from builderd.adapters.engines.oci.runtime import attach as attach_module
 from builderd.adapters.engines.oci.runtime import claim as claim_module
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
 from builderd.adapters.engines.oci.runtime.claim import claim
-from builderd.adapters.engines.oci.runtime.start import Helper
 
 
 def forbid(*_: object) -> int:
@@ -22,7 +21,7 @@ def test_a_link_is_made_in_no_network_of_the_host(monkeypatch: pytest.MonkeyPatc
     for name in ("limit", "connect"):
         monkeypatch.setattr(attach_module, name, forbid)
     with pytest.raises(OSError, match="a process of the host"):
-        attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500), Helper())
+        attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500))
 
 
 def test_a_claim_gives_no_name_and_no_mount_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

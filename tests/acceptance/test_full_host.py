@@ -38,6 +38,11 @@ def test_builder_is_stopped_and_another_deleted_on_a_full_host(host: Path, servi
     served, stopped, deleted = (service.create(name, resources=small) for name in ("served", "stopped", "deleted"))
     service.wait_served(served)
     eventually((host / "data/.spare/255").exists)
+    fill(host, 800_000_000)  # less than store.floor
+    backup = service.call("POST", f"/builders/{served['uuid']}/backups")
+    assert (backup.status_code, backup.json()["code"]) == (503, "no_capacity"), backup.text
+    assert f"The host's file system of {host}/data/store.img is too full" in backup.json()["message"]
+    assert "Delete" not in backup.json()["message"]
     fill(host, 150_000_000)
     eventually(lambda: not is_ready(service))
     filler = fill(host)

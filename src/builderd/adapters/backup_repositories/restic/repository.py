@@ -231,9 +231,9 @@ class ResticRepository:
         free = shutil.disk_usage(folder).free
         if free - needed < self._floor:
             raise NoCapacity(
-                f"The backups' file system has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
-                "too little for this backup. Its operator frees space there; removing backups of yours helps too "
-                "(DELETE /api/v1/backups/{id}).",
+                f"The file system of {folder} has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
+                "too little for this backup. Its operator frees space there (df -h); removing backups of yours helps "
+                "too (DELETE /api/v1/backups/{id}).",
                 retry_after=RETRY_FULL,
             )
         own = _size_of(self._context.location.folder(tenant))

@@ -126,11 +126,19 @@ class SpaceReservations:
         free = max(self._device.free(), 0)
         fits = (free * self._overcommit - promised - SCRATCH_BYTES) / GB
         smaller = f"Ask for a disk of at most {int(fits * 10) / 10:g} GB (resources.disk), or delete"
+        cure = (
+            f"{smaller if fits >= 1 else 'Delete'} a builder that is not needed: stopping one "
+            "frees no disk. The operator can enlarge the store (store.size, or its block device; then a restart)."
+        )
+        if self._device.is_limited_by_host():
+            cure = (
+                f"The host's file system of {self._device.image} is too full: its operator frees space there "
+                f"({self._device.floor_bytes / GB:g} GB stay free, store.floor). Then try again."
+            )
         return NoCapacity(
             f"The store has no room for {more / GB:.3g} GB more: {free / GB:.1f} GB are free, of which "
             f"{promised / GB:.1f} GB are promised to disks, layers and caches (each disk needs {SCRATCH_BYTES / GB:g} "
-            f"GB beside its size). {smaller if fits >= 1 else 'Delete'} a builder that is not needed: stopping one "
-            "frees no disk. The operator can enlarge the store (store.size, or its block device; then a restart).",
+            f"GB beside its size). {cure}",
             data={"wanted": more, "free": free, "promised": promised},
             retry_after=60,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,20 @@ class StorageDevice:
 
         Any byte may become metadata, so each is counted with the number of metadata copies.
         """
-        inside, info = free_bytes(self.root) - self.reserve(), self.space_info()
+        info = self.space_info()
+        return int(min(self._inside(), self._on_host(info)) / info.metadata_ratio)
+
+    def is_limited_by_host(self) -> bool:
+        """Return True when the host's file system, not the store's size, limits what is free."""
+        return self._on_host(self.space_info()) < self._inside()
+
+    def _inside(self) -> int:
+        return free_bytes(self.root) - self.reserve() - (self.floor_bytes if self.image is None else 0)
+
+    def _on_host(self, info: SpaceInfo) -> float:
         if self.image is None:
-            left = inside - self.floor_bytes
-        else:
-            left = min(inside, free_bytes(self.image.parent) - self.floor_bytes + self._allocated_unused(info.metadata))
-        return int(left / info.metadata_ratio)
+            return math.inf
+        return free_bytes(self.image.parent) - self.floor_bytes + self._allocated_unused(info.metadata)
 
     def reserve(self) -> int:
         """Return the bytes of the store that are never reserved."""

@@ -16,7 +16,7 @@ from builderd.domain.resources import GB
 
 def reservations_of(free: int, used: Mapping[int, int] | None = None) -> SpaceReservations:
     """Return reservations; ``used``: bytes by quota group, nothing if left out."""
-    device = SimpleNamespace(free=lambda: free, total=lambda: free)
+    device = SimpleNamespace(free=lambda: free, total=lambda: free, is_limited_by_host=lambda: False)
     quota = SimpleNamespace(used=lambda group: (used or {}).get(group, 0))
     return SpaceReservations(cast("Any", device), cast("Any", quota), overcommit=1)
 

@@ -61,9 +61,11 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_postgresql.py": "the database; `test_cluster_services.py` works on one there",
     "test_qa_soak.py": "verdicts on 34 apps; `test_qa_reports.py` makes copies and their reports there",
     "test_sdk_documentation.py": "the client's examples",
+    "test_ssh_kills.py": "the launcher of this machine; terminals there are Incus's",
     "test_upgrade.py": "migrations of the database; a new service adopts apps: `test_service.py`",
     "test_wheel.py": "installs the service on this machine",
     # tests
+    "test_mixed_operations_leave_nothing_in_the_service": "mounts, groups and firewall of this machine",
     "test_app_gets_credentials_under_strong_isolation": "`strong` is refused there: `test_incus.py`",
     "test_builder_of_another_tenant_is_not_found": "the API, before any engine",
     "test_lost_host_network_is_created_again_at_start": "the network is Incus's, which makes it at its own start",

@@ -37,7 +37,10 @@ class Signals(Protocol):
         """Wake those who follow the builder step by step; not those who wait at ``outcome_of`` it."""
 
     def count(self, builder: BuilderId) -> int:
-        """Return the number of changes so far of this builder, of ``ANY`` or at ``outcome_of``; pass it to ``wait``."""
+        """Return what grows with each change of this builder, of ``ANY`` or at ``outcome_of``; pass it to ``wait``.
+
+        It may grow without one: who waits looks again anyway.
+        """
 
     async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
         """Return when the count differs from ``seen``, or at the timeout."""

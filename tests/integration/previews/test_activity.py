@@ -48,6 +48,24 @@ def test_an_open_stream_is_activity(proxy: Proxy, app: App) -> None:
     eventually(lambda: proxy.activity()[host].open_connections == 0)
 
 
+def test_the_counters_of_a_removed_host_leave_the_proxy(proxy: Proxy, app: App) -> None:
+    host, other = proxy.open(app), proxy.open(app)
+
+    def is_counted() -> bool:
+        proxy.activity()
+        return host in proxy.run(proxy.previews._counters())
+
+    with proxy.visitor.dial() as stream:
+        stream.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n".encode())
+        proxy.visitor.get(host)
+        proxy.visitor.get(other)
+        eventually(lambda: proxy.activity()[host].open_connections == 1)
+        proxy.run(proxy.previews.remove(host))
+        assert is_counted(), "its stream is still open"
+    eventually(lambda: not is_counted())
+    assert proxy.activity()[other].requests == 1
+
+
 def test_no_request_reaches_an_app_whose_requests_were_counted_as_none_behind_a_pause(
     make_proxy: Callable[..., Proxy], app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
 from builderd.domain.ids import BuilderId
 from builderd.ports.signals import ANY, outcome_of
+
+#: Builders share this many counts, so that nothing is kept of those that are gone: a shared one costs a look in vain.
+COUNTS = 4096
 
 
 class LocalSignals:
@@ -21,7 +24,7 @@ class LocalSignals:
         #: Builders of ``desired_changed`` that the reconciler has not taken yet.
         self._pending: set[BuilderId] = set()
         self._has_pending = asyncio.Event()
-        self._counts: Counter[BuilderId] = Counter()
+        self._counts = [0] * COUNTS
         self._waiters: defaultdict[BuilderId, set[asyncio.Future[None]]] = defaultdict(set)
 
     def desired_changed(self, builder: BuilderId) -> None:
@@ -42,10 +45,10 @@ class LocalSignals:
         self._call(self._progress, builder)
 
     def count(self, builder: BuilderId) -> int:
-        return self._counts[builder]
+        return self._counts[hash(builder) % COUNTS]
 
     async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
-        if self._counts[builder] != seen:
+        if self.count(builder) != seen:
             return
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiters[builder].add(future)
@@ -73,7 +76,7 @@ class LocalSignals:
 
     def _wake(self, *subjects: BuilderId) -> None:
         for subject in subjects:
-            self._counts[subject] += 1
+            self._counts[hash(subject) % COUNTS] += 1
             for future in self._waiters.pop(subject, set()):
                 if not future.done():
                     future.set_result(None)

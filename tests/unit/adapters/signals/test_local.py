@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sized
 
 from builderd.adapters.signals.local import LocalSignals
 from builderd.domain.ids import BuilderId
@@ -116,3 +117,23 @@ async def test_progress_wakes_who_follows_and_not_who_waits_for_the_outcome() ->
     signals.change(ONE)
     await waiting
     assert signals.count(outcome_of(ONE)) == outcome + 1
+
+
+async def test_nothing_is_kept_of_builders_that_are_gone() -> None:
+    signals = LocalSignals()
+
+    async def follow(builder: BuilderId) -> None:
+        waiting = asyncio.create_task(signals.wait(builder, signals.count(builder), TIMEOUT))
+        await asyncio.sleep(0)
+        signals.desired_changed(builder)
+        signals.change(builder)
+        await waiting
+        await signals.desired_changes(0)
+
+    def kept() -> int:
+        return sum(len(one) for one in vars(signals).values() if isinstance(one, Sized))
+
+    before = kept()
+    for number in range(100):
+        await follow(BuilderId(f"builder-{number}"))
+    assert kept() == before

@@ -134,6 +134,9 @@ class HaproxyPreviews:
             known = self._map.routes
             try:
                 counted = await self._counters()
+                # They would stay for COUNTER_TTL, and be read and parsed with each look at any host.
+                gone = [host for host in counted if host not in known and not counted[host].open_connections]
+                await self._workers.forget_counters(gone)
             except ProxyGone:
                 await self._start()
                 counted = {}

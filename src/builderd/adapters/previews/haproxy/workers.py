@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import process, runtime_api
+from builderd.adapters.previews.haproxy.counting import TABLES
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.route_map import encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, Worker
@@ -54,6 +55,12 @@ class Workers:
 
     async def remove(self, host: str) -> None:
         await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.routes, host))
+
+    async def forget_counters(self, hosts: Collection[str]) -> None:
+        """Remove the hosts' counters from the current worker; a replaced one takes its own with it when it exits."""
+        commands = [f"clear table {table} key {host}" for host in hosts for table in TABLES]
+        for line in runtime_api.command_lines(commands):
+            await self._current.ask(line)
 
     async def put_domain(self, host: str, value: str) -> None:
         await self._apply(lambda worker: runtime_api.set_entry(worker, self._files.domains, host, value))

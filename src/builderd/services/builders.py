@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,6 @@ from builderd.domain.quotas import allocation_of
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_reads import ShownBuilder
 from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
 from builderd.services.application import Application
@@ -147,9 +146,12 @@ def missing() -> NotFound:
     return NotFound("There is no builder of this uuid: list yours with GET /api/v1/builders.")
 
 
-def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
+def list_page(
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, query: BuilderQuery, now: datetime
+) -> tuple[Sequence[BuilderView], int]:
     """Return one page of the tenant's live builders, and their total number."""
-    return uow.builders.list(tenant_id, query)
+    found = uow.builder_lists.page(tenant_id, query)
+    return _views(uow, application, found, now), uow.builder_lists.count(tenant_id, query)
 
 
 def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
@@ -209,55 +211,34 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
 
 def view(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> BuilderView:
     """Return the builder with its version and its costs up to now."""
-    return views(uow, application, [builder], now)[0]
+    return _views(uow, application, [builder], now)[0]
 
 
-def views(
+def _views(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
 ) -> Sequence[BuilderView]:
-    """Return the views of several builders, in their order, with costs up to ``now``."""
-    tried, done = _last_backups(uow, [builder.id for builder in builders])
-    sums = uow.ledger.totals([builder.id for builder in builders], now)
-    versions = uow.versions.get_all([(builder.id, builder.version) for builder in builders])
-    shown = []
-    for builder in builders:
-        found = _view(uow, application, builder, versions[builder.id], sums.get(builder.id, Sum()), now)
-        shown.append(replace(found, last_backup=tried.get(builder.id), last_good_backup=done.get(builder.id)))
-    return shown
-
-
-def view_of(uow: UnitOfWork, application: Application, read: ShownBuilder, now: datetime) -> BuilderView:
-    """Return the view of a builder that was read with its version."""
-    assert read.version is not None
-    found = _view(uow, application, read.builder, read.version, read.spent, now)
-    if not read.has_backups:
-        return found
-    tried, done = _last_backups(uow, [read.builder.id])
-    return replace(found, last_backup=tried.get(read.builder.id), last_good_backup=done.get(read.builder.id))
-
-
-def _last_backups(
-    uow: UnitOfWork, builders: Sequence[BuilderId]
-) -> tuple[Mapping[BuilderId, Backup], Mapping[BuilderId, Backup]]:
-    """Return the newest backup of each builder, and its newest that is done."""
-    tried = uow.backups.newest_of(builders)
+    """Return the views of several builders of one tenant, in their order."""
+    ids = [builder.id for builder in builders]
+    versions = uow.versions.shown([(builder.id, builder.version) for builder in builders])
+    stale = credentials.stale_among(uow, [(builder, versions[builder.id]) for builder in builders])
+    sums = uow.ledger.totals(ids, now)
+    tried = uow.backups.newest_of(ids)
     done = {one: backup for one, backup in tried.items() if backup.status is BackupStatus.DONE}
-    others = [one for one in tried if one not in done]
-    return tried, {**done, **uow.backups.newest_of(others, BackupStatus.DONE)} if others else done
-
-
-def _view(
-    uow: UnitOfWork, application: Application, builder: Builder, version: Version, spent: Sum, now: datetime
-) -> BuilderView:
-    """Return the view without the builder's backups."""
-    return BuilderView(
-        builder=builder,
-        version=version,
-        preview_url=application.preview_domain.url(builder.host),
-        cost=spending.shown(application, version, spent),
-        needs_restart=credentials.is_stale(uow, builder, version),
-        review_passed=version.reviewed(now),
-    )
+    if others := [one for one in tried if one not in done]:
+        done.update(uow.backups.newest_of(others, BackupStatus.DONE))
+    return [
+        BuilderView(
+            builder=builder,
+            version=versions[builder.id],
+            preview_url=application.preview_domain.url(builder.host),
+            cost=spending.shown(application, versions[builder.id], sums.get(builder.id, Sum())),
+            needs_restart=builder.id in stale,
+            review_passed=versions[builder.id].reviewed(now),
+            last_backup=tried.get(builder.id),
+            last_good_backup=done.get(builder.id),
+        )
+        for builder in builders
+    ]
 
 
 def check_engine(application: Application) -> None:

@@ -133,23 +133,19 @@ def used(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str], by: Builder
         uow.credentials.touch(tenant_id, name, at, by)
 
 
-def is_stale(uow: UnitOfWork, builder: Builder, version: Version) -> bool:
-    """Return whether a credential of a running builder changed or was deleted since its sandbox was made."""
-    names = version.settings.credentials
-    sandbox = uow.sandboxes.open_of(builder.id) if names else None
-    if sandbox is None or builder.desired is not Desired.RUNNING:
-        return False
-    credentials = (uow.credentials.get(builder.tenant_id, name) for name in names)
-    return any(one is None or one.updated_at > sandbox.created_at for one in credentials)
+def stale_among(uow: UnitOfWork, found: Sequence[tuple[Builder, Version]]) -> Collection[BuilderId]:
+    """Return those of a tenant's builders that run with a credential that changed or was deleted since their start.
 
-
-def stale_among(
-    uow: UnitOfWork, tenant_id: TenantId, names: Mapping[BuilderId, Sequence[str]]
-) -> Collection[BuilderId]:
-    """Return those of these running builders of which ``is_stale`` holds; ``names`` has the credentials of each."""
+    Each comes with its current version. Reads nothing if none of them runs with one.
+    """
+    names = {
+        builder.id: version.settings.credentials
+        for builder, version in found
+        if builder.desired is Desired.RUNNING and version.settings.credentials
+    }
     if not names:
         return ()
-    changed = {one.name: one.updated_at for one in uow.credentials.list(tenant_id)}
+    changed = {one.name: one.updated_at for one in uow.credentials.list(found[0][0].tenant_id)}
     made = {one.builder_id: one.created_at for one in uow.sandboxes.open_of_all(list(names))}
     return {
         builder
@@ -169,10 +165,7 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
 
 
 def _uses(uow: UnitOfWork, credential: Credential) -> Sequence[Use]:
-    uses = []
     versions = uow.versions.current_with_credential(credential.tenant_id, credential.name)
     builders = uow.builders.get_all([version.builder_id for version in versions])
-    for version in versions:
-        builder = builders[version.builder_id]
-        uses.append(Use(builder, is_stale(uow, builder, version)))
-    return uses
+    stale = stale_among(uow, [(builders[version.builder_id], version) for version in versions])
+    return [Use(builders[version.builder_id], version.builder_id in stale) for version in versions]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.ports.signals import outcome_of
 from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_reads import ShownBuilder
 from builderd.services import builders, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import BuilderView
@@ -47,20 +45,17 @@ async def view_when_settled(application: Application, wanted: Builder, seen: int
 
 def _view_of_outcome(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView | None:
     """Return the view once the generation is over, else None."""
-    now = application.clock.now()
-    shown = _stored(uow, wanted, now)
-    is_over = outcomes.is_over(shown.builder, wanted.generation)
-    return builders.view_of(uow, application, shown, now) if is_over else None
+    stored = _stored(uow, wanted)
+    is_over = outcomes.is_over(stored, wanted.generation)
+    return builders.view(uow, application, stored, application.clock.now()) if is_over else None
 
 
 def _view(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView:
-    now = application.clock.now()
-    return builders.view_of(uow, application, _stored(uow, wanted, now), now)
+    return builders.view(uow, application, _stored(uow, wanted), application.clock.now())
 
 
-def _stored(uow: UnitOfWork, wanted: Builder, now: datetime) -> ShownBuilder:
-    """Read all that is shown of the builder: nearly every look comes after the outcome."""
-    shown = uow.builder_reads.shown(wanted.id, now)
-    if shown is None:
+def _stored(uow: UnitOfWork, wanted: Builder) -> Builder:
+    stored = uow.builders.get(wanted.id)
+    if stored is None:
         raise NotFound("The builder is gone.")
-    return shown
+    return stored

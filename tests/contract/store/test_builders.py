@@ -51,7 +51,7 @@ GONE = {"desired": Desired.DELETED, "status": Status.DELETED, "deleted_at": NOW}
 
 
 async def names(store: Store, query: BuilderQuery) -> list[str]:
-    page, _ = await store.read(lambda uow: uow.builders.list(TENANT.id, query))
+    page = await store.read(lambda uow: uow.builder_lists.page(TENANT.id, query))
     return [builder.name for builder in page]
 
 
@@ -124,7 +124,7 @@ async def test_deleted_builder_is_found_only_by_id(store: Store, wish: dict[str,
     assert await store.read(lambda uow: uow.builders.by_host(builder.host)) is None
     assert await store.read(lambda uow: uow.builders.by_hosts([builder.host])) == {}
     assert await store.read(lambda uow: uow.builders.by_service_token(builder.service_token)) is None
-    assert await store.read(lambda uow: uow.builders.list(TENANT.id, BuilderQuery())) == ([], 0)
+    assert await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery())) == []
 
 
 async def test_duplicate_name_is_refused_with_the_other_uuid(store: Store) -> None:
@@ -155,7 +155,11 @@ async def test_a_name_is_free_again_once_its_builder_is_to_be_deleted(store: Sto
         (BuilderQuery(), ["b-late", "a-b", "ab", "a-early"]),
         (BuilderQuery(sort="created_at"), ["a-early", "ab", "a-b", "b-late"]),
         (BuilderQuery(sort="name"), ["a-b", "a-early", "ab", "b-late"]),
+        (BuilderQuery(sort="-updated_at"), ["ab", "b-late", "a-b", "a-early"]),
         (BuilderQuery(name="ab"), ["ab"]),
+        (BuilderQuery(search="a-"), ["a-b", "a-early"]),
+        (BuilderQuery(search="%"), []),
+        (BuilderQuery(search="/"), []),
         (BuilderQuery(name="none"), []),
         (BuilderQuery(status=Status.RUNNING), ["b-late", "a-early"]),
         (BuilderQuery(job_type=JobType.ONE_TIME), ["b-late"]),
@@ -167,11 +171,10 @@ async def test_a_name_is_free_again_once_its_builder_is_to_be_deleted(store: Sto
 )
 async def test_list_is_filtered_sorted_and_paged(store: Store, query: BuilderQuery, expected: list[str]) -> None:
     await add_builder(store, name="a-early", status=Status.RUNNING)
-    await add_builder(store, name="ab", created_at=NOW + timedelta(microseconds=1))
-    await add_builder(store, name="a-b", created_at=NOW + SECOND)
-    await add_builder(
-        store, name="b-late", created_at=NOW + 2 * SECOND, status=Status.RUNNING, job_type=JobType.ONE_TIME
-    )
+    await add_builder(store, name="ab", created_at=NOW + timedelta(microseconds=1), updated_at=NOW + 9 * SECOND)
+    await add_builder(store, name="a-b", created_at=NOW + SECOND, updated_at=NOW + SECOND)
+    late = {"created_at": NOW + 2 * SECOND, "updated_at": NOW + 2 * SECOND}
+    await add_builder(store, name="b-late", **late, status=Status.RUNNING, job_type=JobType.ONE_TIME)
     await add_builder(store, name="gone", **GONE)
     assert await names(store, query) == expected
 
@@ -179,10 +182,9 @@ async def test_list_is_filtered_sorted_and_paged(store: Store, query: BuilderQue
 async def test_page_has_the_total_of_the_filter(store: Store) -> None:
     for status in (Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.STOPPED):
         await add_builder(store, status=status)
-    page, total = await store.read(
-        lambda uow: uow.builders.list(TENANT.id, BuilderQuery(status=Status.RUNNING, page=2, per_page=2))
-    )
-    assert (len(page), total) == (1, 3)
+    query = BuilderQuery(status=Status.RUNNING, page=2, per_page=2)
+    assert len(await store.read(lambda uow: uow.builder_lists.page(TENANT.id, query))) == 1
+    assert await store.read(lambda uow: uow.builder_lists.count(TENANT.id, query)) == 3
 
 
 async def test_pages_have_each_builder_once_at_equal_times(store: Store) -> None:
@@ -196,7 +198,7 @@ async def test_builders_of_another_tenant_are_not_listed(store: Store) -> None:
     await add(store, OTHER_TENANT)
     own = await add_builder(store)
     foreign = await add_builder(store, tenant_id=OTHER_TENANT.id)
-    assert await store.read(lambda uow: uow.builders.list(TENANT.id, BuilderQuery())) == ([own], 1)
+    assert await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery())) == [own]
     assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=True)) == [own]
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, foreign.name)) is None
 

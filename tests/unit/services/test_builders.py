@@ -107,8 +107,9 @@ async def test_a_list_shows_the_tenants_own_live_builders(world: World) -> None:
     await world.want(builders.delete, mine[1])
     world.caller, acme = await world.tenant("other"), world.caller
     await world.ask(name="d")
-    page, total = await world.read(lambda uow: builders.list_page(uow, acme.tenant_id, BuilderQuery(sort="name")))
-    assert ([builder.name for builder in page], total) == (["a", "c"], 2)
+    now, query = world.clock.now(), BuilderQuery(sort="name")
+    page, total = await world.read(lambda uow: builders.list_page(uow, world.application, acme.tenant_id, query, now))
+    assert ([view.builder.name for view in page], total) == (["a", "c"], 2)
 
 
 # Wishes
@@ -233,9 +234,8 @@ async def test_a_builder_is_shown_with_its_version_url_and_cost(world: World) ->
 
 async def test_a_builder_without_a_ledger_has_cost_nothing(world: World) -> None:
     builder = await world.ask()
-    (view,) = await world.read(lambda uow: builders.views(uow, world.application, [builder], world.clock.now()))
+    view = await world.read(lambda uow: builders.view(uow, world.application, builder, world.clock.now()))
     assert view.cost.runtime_hours == view.cost.cost == 0
-    assert await world.read(lambda uow: builders.views(uow, world.application, [], world.clock.now())) == []
 
 
 async def test_create_is_refused_before_anything_is_stored_when_the_store_has_no_room(world: World) -> None:

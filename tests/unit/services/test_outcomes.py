@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 
 import pytest
@@ -20,7 +19,6 @@ from builderd.domain.layers import BuildOutcome
 from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.ports.engine import Readiness
 from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_reads import ShownBuilder
 from builderd.services import backup_outcomes, builders, outcomes, reach, settled_views, wake
 
 
@@ -233,10 +231,10 @@ async def test_nothing_is_read_before_the_outcome_of_a_builder_that_was_just_cre
     stored = settled_views._stored
     monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 3600.0)
 
-    def noted(uow: UnitOfWork, wanted: Builder, now: datetime) -> ShownBuilder:
-        shown = stored(uow, wanted, now)
-        reads.append(shown.builder.status)
-        return shown
+    def noted(uow: UnitOfWork, wanted: Builder) -> Builder:
+        found = stored(uow, wanted)
+        reads.append(found.status)
+        return found
 
     monkeypatch.setattr(settled_views, "_stored", noted)
     wanted = await world.ask()

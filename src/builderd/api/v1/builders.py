@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -17,17 +16,15 @@ from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
-from builderd.api.v1.listed_builders import encode_page
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.shape import Parameters
-from builderd.services import backups, builder_lists, builders
+from builderd.services import backups, builders
 from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -60,29 +57,15 @@ async def list_builders(
     now = application.clock.now()
 
     async def listing() -> Listing:
-        found = await application.store.read(lambda uow: _load(uow, application, identity.token, query, now))
-        return _page(query, found)
+        asked, tenant = BuilderQuery(**query.model_dump()), identity.token.tenant_id
+        views, total = await application.store.read(
+            lambda uow: builders.list_page(uow, application, tenant, asked, now)
+        )
+        meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
+        entries = (present_builder(view, with_token=identity.may_write) for view in views)
+        return page_of(f"{len(views)} of {total} builders.", meta, entries)
 
     return await listed(request, identity.token.tenant_id, listing)
-
-
-class _Page(NamedTuple):
-    """Entries of a list as JSON, and the number of builders on all pages."""
-
-    entries: Sequence[str]
-    total: int
-
-
-def _load(uow: UnitOfWork, application: Application, token: Token, query: ListQuery, now: datetime) -> _Page:
-    """Read and encode a page, in the store's thread."""
-    asked = BuilderQuery(**query.model_dump())
-    page, total = builder_lists.page(uow, application, token.tenant_id, asked, now)
-    return _Page(encode_page(page, with_token=token.allows(Scope.WRITE)), total)
-
-
-def _page(query: ListQuery, found: _Page) -> Listing:
-    meta = PageMeta(page=query.page, per_page=query.per_page, total=found.total)
-    return page_of(f"{len(found.entries)} of {found.total} builders.", meta, found.entries)
 
 
 @router.get(

@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 from builderd.ports.store.backups import BackupChecks, BackupKeys, Backups, Restores
 from builderd.ports.store.build_logs import BuildLogs
 from builderd.ports.store.builder_lists import BuilderLists
-from builderd.ports.store.builder_reads import BuilderReads
 from builderd.ports.store.builders import Builders
 from builderd.ports.store.credentials import Credentials
 from builderd.ports.store.database_lease import DatabaseLeases
@@ -50,7 +49,6 @@ __all__ = [
     "Backups",
     "BuildLogs",
     "BuilderLists",
-    "BuilderReads",
     "Builders",
     "Credentials",
     "DatabaseLeases",
@@ -102,8 +100,6 @@ class UnitOfWork(Protocol):
     def builders(self) -> Builders: ...
     @property
     def builder_lists(self) -> BuilderLists: ...
-    @property
-    def builder_reads(self) -> BuilderReads: ...
     @property
     def versions(self) -> Versions: ...
     @property

@@ -1,4 +1,4 @@
-"""A page of builders as lists show it, read without the values that only single builders need."""
+"""Pages of builders, for lists, for people and for costs."""
 
 from __future__ import annotations
 
@@ -6,57 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from builderd.domain.builders import Desired, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Sum
 from builderd.domain.resources import Resources
-from builderd.domain.tokens import Token
 from builderd.ports.store.builders import BuilderQuery
-
-
-class ListedFields(NamedTuple):
-    """Fields that a list shows as they are stored: enumerations as text, times as RFC 3339 text in whole seconds (UTC).
-
-    ``last_backup_at`` is that of the last good backup; ``last_backup_error`` is None unless the last one failed or is
-    damaged. ``member`` is where the builder was last started.
-    """
-
-    name: str
-    status: str
-    job_type: str
-    visibility: str
-    auto_stop_interval: int
-    backup_interval_hours: int
-    status_reason: str
-    version: int
-    exit_code: int | None
-    entrypoint: str
-    port: int
-    isolation: str
-    require_qa: bool
-    install_scripts: bool
-    build: str
-    release: str
-    start_timeout: int
-    protocol: str
-    root: str
-    env_file: str
-    qa_passed: bool | None
-    created_at: str
-    updated_at: str
-    last_active_at: str | None
-    disk_released_at: str | None
-    last_backup_at: str | None
-    last_backup_error: str | None
-    member: str
-
-
-class ListedDocuments(NamedTuple):
-    """JSON texts as they are stored: they are neither parsed nor written again for a list."""
-
-    env: str
-    env_file_values: str
-    credentials: str
 
 
 class ListedReview(NamedTuple):
@@ -68,20 +22,6 @@ class ListedReview(NamedTuple):
     def reviewed(self, now: datetime) -> bool | None:
         """Return the verdict at ``now``, as ``Version.reviewed`` does."""
         return False if self.passed and self.until is not None and self.until <= now else self.passed
-
-
-class ListedBuilder(NamedTuple):
-    """A live builder with what a list shows of it. ``spent`` is its total cost."""
-
-    id: BuilderId
-    desired: str
-    service_token: str
-    host: str
-    fields: ListedFields
-    documents: ListedDocuments
-    review: ListedReview
-    resources: Resources
-    spent: Sum
 
 
 class ListedCost(NamedTuple):
@@ -137,17 +77,14 @@ class ShownBuilder(NamedTuple):
 
 
 class BuilderLists(Protocol):
-    def by_secret(self, secret_hash: str) -> Token | None:
-        """Return the token of this secret, by one statement with the number that ``count`` returns without filters."""
-
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         """Return one page of a tenant's live builders as people see it, with costs of the month up to ``now``."""
 
     def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
         """Return one page of a tenant's live builders with no more than their states."""
 
-    def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
-        """Return one page of a tenant's live builders, with costs up to ``now``."""
+    def page(self, tenant: TenantId, query: BuilderQuery) -> Sequence[Builder]:
+        """Return one page of a tenant's live builders."""
 
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         """Return the number of builders on all pages."""

@@ -65,9 +65,6 @@ class Builders(Protocol):
     def by_service_token(self, service_token: str) -> Builder | None:
         """Return the live builder that this token belongs to."""
 
-    def list(self, tenant: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
-        """Return one page and the total number."""
-
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         """Return a tenant's builders, oldest first, with or without the deleted ones."""
 

@@ -15,8 +15,8 @@ class Versions(Protocol):
     def list(self, builder: BuilderId) -> Sequence[Version]:
         """Return all versions, newest first."""
 
-    def get_all(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
-        """Return the versions of these builders and numbers, by builder, in one query."""
+    def shown(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
+        """Return the versions of these builders and numbers, by builder, in one query; without their ``stdin``."""
 
     def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
         """Return the current versions of the tenant's live builders that get this credential."""

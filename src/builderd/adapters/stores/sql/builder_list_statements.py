@@ -17,42 +17,30 @@ from sqlalchemy import (
     TextClause,
     and_,
     bindparam,
-    case,
     cast,
     func,
     literal_column,
     select,
     text,
-    true,
-    type_coerce,
 )
 
-from builderd.adapters.stores.sql.shown_times import shown_time
+from builderd.adapters.stores.sql.builders import BUILDER_COLUMNS
 from builderd.adapters.stores.sql.tables import (
     LIVE,
-    backups,
     builders,
     ledger,
     ledger_months,
     tenants,
-    tokens,
     versions,
 )
-from builderd.adapters.stores.sql.types import UtcDateTime
-from builderd.domain.backups import BackupStatus
-from builderd.ports.store.builder_lists import BuilderLife, ListedDocuments, ListedFields
+from builderd.ports.store.builder_lists import BuilderLife
 
-#: Columns of builders that a page is cut with: those that are shown, and what joins and order need.
-_OF_BUILDER = tuple(name for name in ListedFields._fields if name in builders.c and name != "member")
-_OF_PAGE = ("id", "desired", "service_token", "host", "location", *_OF_BUILDER)
 _COST = ("billing", "started_at", "hourly_rate")
 _RESOURCES = ("cpu", "memory", "disk")
 #: Columns of a page for people, besides those of the builder's state, and those of its version's gates.
 SHOWN = ("id", "host", "job_type", "visibility", "last_active_at")
 GATES = ("skip_review", "skip_qa", "qa_passed", "review_passed", "review_until")
 _ONE: ColumnElement[int] = literal_column("1", Integer)
-_SHOWN_OF_BACKUP = ("status", "error", "fault", "created_at")
-_IS_GOOD = backups.c.status == BackupStatus.DONE
 LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in BuilderLife._fields)
 
 
@@ -96,11 +84,6 @@ def select_count(filters: Filters) -> Select[Any]:
 
 
 COUNT_OF_TENANT = select(tenants.c.live_builders).where(tenants.c.id == bindparam("tenant"))
-BY_SECRET = (
-    select(*tokens.c, tenants.c.live_builders)
-    .join(tenants, tenants.c.id == tokens.c.tenant_id)
-    .where(tokens.c.secret_hash == bindparam("secret_hash"))
-)
 
 
 class _Page(NamedTuple):
@@ -109,8 +92,6 @@ class _Page(NamedTuple):
     builder: Subquery
     version: FromClause
     segment: FromClause
-    #: Its newest backup, where that is joined.
-    backup: FromClause | None = None
 
     @classmethod
     def of(cls, builder: Subquery, *, lateral: bool) -> Self:
@@ -124,19 +105,13 @@ class _Page(NamedTuple):
         segment = select(ledger).where(_is_open(ledger, builder)).limit(_ONE).lateral("segment")
         return cls(builder, version, segment)
 
-    def with_backup(self) -> Self:
-        """Join by a search for the newest backup too, so that two columns follow from one search."""
-        newest = _newest_backup(self.builder, *(backups.c[name] for name in _SHOWN_OF_BACKUP))
-        return self._replace(backup=newest.lateral("backup"))
-
     def select(self, columns: Iterator[ColumnElement[Any]]) -> Select[Any]:
-        found = (
+        return (
             select(*columns)
             .select_from(self.builder)
             .join(self.version, _is_current(self.version, self.builder))
             .outerjoin(self.segment, _is_open(self.segment, self.builder))
         )
-        return found if self.backup is None else found.outerjoin(self.backup, true())
 
 
 def _is_current(version: FromClause, page: Subquery) -> ColumnElement[bool]:
@@ -147,18 +122,14 @@ def _is_open(segment: FromClause, page: Subquery) -> ColumnElement[bool]:
     return and_(segment.c.builder_id == page.c.id, segment.c.ended_at.is_(None))
 
 
-@cache
-def select_page(filters: Filters, *, lateral: bool) -> Select[Any]:
-    """Return the statement: the page is cut first, so that nothing is read for builders on other pages."""
-    cut = _cut(filters, (builders.c[name] for name in _OF_PAGE), literal=lateral).subquery("page")
-    page = _Page.of(cut, lateral=lateral)
-    page = page.with_backup() if lateral else page
-    return page.select(_columns(page)).order_by(*_order(filters.sort, cut))
-
-
 def _cut(filters: Filters, columns: Iterable[ColumnElement[Any]], *, literal: bool) -> Select[Any]:
     found = select(*columns).where(*_conditions(filters)).order_by(*_order(filters.sort, builders))
     return _limited(found, literal=literal)
+
+
+@cache
+def select_page(filters: Filters, *, literal: bool) -> Select[Any]:
+    return _cut(filters, BUILDER_COLUMNS, literal=literal)
 
 
 @cache
@@ -180,56 +151,6 @@ def _shown_columns(page: _Page) -> Iterator[ColumnElement[Any]]:
     yield from (page.version.c[name] for name in (*GATES, *_RESOURCES))
     yield _months(page.builder, ledger_months.c.month == bindparam("month", type_=ledger_months.c.month.type))
     yield from (page.segment.c[name] for name in _COST)
-
-
-def _columns(page: _Page) -> Iterator[ColumnElement[Any]]:
-    """Yield the columns in the order of ``builder_lists._listed``."""
-    version = page.version
-    yield from (_plain(page.builder.c[name]) for name in ("id", "desired", "service_token", "host"))
-    yield from (_field(page, name) for name in ListedFields._fields)
-    yield from (func.coalesce(cast(version.c[name], Text), "{}") for name in ListedDocuments._fields)
-    yield from (version.c[name] for name in ("review_passed", "review_until", *_RESOURCES))
-    yield _months(page.builder)
-    yield from (page.segment.c[name] for name in _COST)
-
-
-def _field(page: _Page, name: str) -> ColumnElement[Any]:
-    if name == "last_backup_at":
-        return _last_good(page)
-    if name == "last_backup_error":
-        return _last_error(page)
-    if name == "member":
-        return page.builder.c.location
-    return _plain(page.builder.c[name] if name in _OF_BUILDER else page.version.c[name])
-
-
-def _plain(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Read an enumeration as the text that is stored, and a time as the text that is shown."""
-    if isinstance(column.type, UtcDateTime):
-        return shown_time(column)
-    return type_coerce(column, Text()) if hasattr(column.type, "enum_class") else column
-
-
-def _last_good(page: _Page) -> ColumnElement[Any]:
-    good = _newest_backup(page.builder, shown_time(backups.c.created_at)).where(_IS_GOOD).scalar_subquery()
-    newest = page.backup
-    if newest is None:
-        return good
-    is_good = newest.c.status == BackupStatus.DONE
-    return case((is_good, shown_time(newest.c.created_at)), (newest.c.status.is_not(None), good))
-
-
-def _last_error(page: _Page) -> ColumnElement[Any]:
-    newest = backups if page.backup is None else page.backup
-    status = newest.c.status
-    found = case((status == BackupStatus.FAILED, newest.c.error), (status == BackupStatus.DONE, newest.c.fault))
-    error = func.nullif(found, "")
-    return error if page.backup is not None else _newest_backup(page.builder, error).scalar_subquery()
-
-
-def _newest_backup(page: Subquery, *columns: ColumnElement[Any]) -> Select[Any]:
-    of_builder = select(*columns).where(backups.c.builder_id == page.c.id)
-    return of_builder.order_by(backups.c.created_at.desc()).limit(_ONE)
 
 
 def _months(page: Subquery, *which: ColumnElement[bool]) -> ColumnElement[Any]:

@@ -11,21 +11,17 @@ from sqlalchemy import Connection
 
 from builderd.adapters.stores.sql import builder_list_statements as statements
 from builderd.adapters.stores.sql.builder_list_statements import GATES, LIFE, SHOWN, Filters
+from builderd.adapters.stores.sql.builders import read_builder
 from builderd.adapters.stores.sql.claims import BATCH
-from builderd.adapters.stores.sql.prepared import Rows
-from builderd.adapters.stores.sql.tokens import read_token
+from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of
 from builderd.domain.prices import Billing, Sum, seconds_between
 from builderd.domain.resources import Resources
-from builderd.domain.tokens import Token
 from builderd.ports.store.builder_lists import (
     BuilderLife,
     CostedBuilder,
-    ListedBuilder,
     ListedCost,
-    ListedDocuments,
-    ListedFields,
     ListedReview,
     ShownBuilder,
 )
@@ -38,26 +34,11 @@ class BuilderLists:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lateral = connection.dialect.name == "postgresql"
-        #: Numbers of live builders that were read with a token.
-        self._live: dict[TenantId, int] = {}
 
-    def by_secret(self, secret_hash: str) -> Token | None:
-        found = self._connection.execute(statements.BY_SECRET, {"secret_hash": secret_hash}).mappings().first()
-        if found is None:
-            return None
-        row = dict(found)
-        number = row.pop("live_builders")
-        token = read_token(row)
-        self._live[token.tenant_id] = number
-        return token
-
-    def page(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ListedBuilder]:
-        statement = statements.select_page(_filters(query), lateral=self._lateral)
+    def page(self, tenant: TenantId, query: BuilderQuery) -> Sequence[Builder]:
+        statement = statements.select_page(_filters(query), literal=self._lateral)
         rows = self._connection.execute(statement, {**_values(tenant, query), **_bounds(query)})
-        sizes = _Sizes()
-        # Prepared rows are plain tuples without their names; the first execution's are SQLAlchemy's own.
-        plain = rows.tuples() if isinstance(rows, Rows) else rows.all()
-        return [_listed(row, now, sizes) for row in plain]
+        return [read_builder(row) for row in rows]
 
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         month = month_of(now)
@@ -73,10 +54,7 @@ class BuilderLists:
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         filters = _filters(query)
         if not filters.columns and not filters.search:
-            kept = self._live.get(tenant)
-            if kept is None:
-                kept = self._connection.execute(statements.COUNT_OF_TENANT, {"tenant": tenant}).scalar()
-            return kept or 0
+            return self._connection.execute(statements.COUNT_OF_TENANT, {"tenant": tenant}).scalar() or 0
         number: int = self._connection.execute(statements.select_count(filters), _values(tenant, query)).scalar_one()
         return number
 
@@ -126,27 +104,6 @@ def _shown_builder(row: Sequence[Any], now: datetime, month: datetime) -> ShownB
     review = ListedReview._make(row[gates - 2 : gates])
     resources, spent = Resources(*row[gates : gates + 3]), _spent(row[gates + 3 :], now, month)
     return ShownBuilder._make((*row[: len(SHOWN)], life, *row[at : gates - 2], review, resources, spent))
-
-
-_SHOWN_END = 4 + len(ListedFields._fields)
-_DOCUMENTS_END = _SHOWN_END + len(ListedDocuments._fields)
-
-
-class _Sizes(dict[Any, Resources]):
-    """Resources of a page's builders by their amounts: most have the same."""
-
-    def __missing__(self, amounts: Any) -> Resources:
-        return self.setdefault(amounts, Resources(*amounts))
-
-
-def _listed(row: Sequence[Any], now: datetime, sizes: _Sizes) -> ListedBuilder:
-    at = _DOCUMENTS_END
-    fields = ListedFields._make(row[4:_SHOWN_END])
-    documents = ListedDocuments._make(row[_SHOWN_END:at])
-    review, resources = ListedReview(row[at], row[at + 1]), sizes[row[at + 2 : at + 5]]
-    return ListedBuilder(
-        row[0], row[1], row[2], row[3], fields, documents, review, resources, _spent(row[at + 5 :], now)
-    )
 
 
 def _spent(amounts_and_segment: Sequence[Any], now: datetime, since: datetime | None = None) -> Sum:

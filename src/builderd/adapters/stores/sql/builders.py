@@ -48,7 +48,7 @@ from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.quotas import Allocation
 from builderd.domain.versions import VersionStatus
-from builderd.ports.store.builders import BuilderQuery, RoutedBuilder
+from builderd.ports.store.builders import RoutedBuilder
 
 _kept = builders.c.status != Status.DELETED
 _oldest_first = (builders.c.created_at, builders.c.id)
@@ -179,13 +179,6 @@ _LOCKED = {
 }
 _HELD = _LOCKED[_BY_ID].where(is_held)
 
-_ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
-    "created_at": (builders.c.created_at.asc(), builders.c.id.asc()),
-    "-created_at": (builders.c.created_at.desc(), builders.c.id.desc()),
-    "-updated_at": (builders.c.updated_at.desc(), builders.c.id.desc()),
-    "name": (builders.c.name.asc(),),
-}
-
 
 class Builders(Claims):
     """Builders and their leases. Only a write transaction locks rows; ``on_lock`` is called with each that it locks."""
@@ -241,12 +234,6 @@ class Builders(Claims):
 
     def by_service_token(self, service_token: str) -> Builder | None:
         return self._one(_BY_SERVICE_TOKEN, {"service_token": service_token})
-
-    def list(self, tenant: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
-        found = _filtered(tenant, query)
-        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
-        page = found.order_by(*_ORDERS[query.sort]).limit(query.per_page).offset((query.page - 1) * query.per_page)
-        return [read_builder(row) for row in self._connection.execute(page)], total
 
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
@@ -355,17 +342,6 @@ class Builders(Claims):
 def _reservation(builder: Builder) -> tuple[object, ...]:
     """Return what decides whether a builder's disk counts, and which."""
     return builder.desired is Desired.DELETED, builder.version, builder.disk_released_at is None
-
-
-def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
-    found = _LIVE.where(builders.c.tenant_id == tenant)
-    for name in ("name", "status", "job_type"):
-        wanted = getattr(query, name)
-        if wanted is not None:
-            found = found.where(builders.c[name] == wanted)
-    if query.search:
-        found = found.where(builders.c.name.contains(query.search, autoescape=True))
-    return found
 
 
 def _row(builder: Builder) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from builderd.adapters.stores.sql.backup_checks import BackupChecks
 from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
 from builderd.adapters.stores.sql.build_logs import BuildLogs
 from builderd.adapters.stores.sql.builder_lists import BuilderLists
-from builderd.adapters.stores.sql.builder_reads import BuilderReads
 from builderd.adapters.stores.sql.builders import Builders
 from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database_lease import DatabaseLeases
@@ -73,10 +72,6 @@ class UnitOfWork:
     @cached_property
     def builder_lists(self) -> port.BuilderLists:
         return BuilderLists(self._connection)
-
-    @cached_property
-    def builder_reads(self) -> port.BuilderReads:
-        return BuilderReads(self._connection)
 
     @cached_property
     def _live_totals(self) -> LiveTotals:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     cast,
     exists,
     insert,
+    literal,
     select,
     text,
     tuple_,
@@ -40,9 +41,10 @@ _INSERT = insert(versions)
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
 _NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
-_OF_BUILDERS = select(versions).where(
-    tuple_(versions.c.builder_id, versions.c.number).in_(bindparam("keys", expanding=True))
-)
+#: The input of a job may have a megabyte, and no view shows it.
+_SHOWN: Select[Any] = select(
+    *(column for column in versions.c if column.name != "stdin"), literal("").label("stdin")
+).where(tuple_(versions.c.builder_id, versions.c.number).in_(bindparam("keys", expanding=True)))
 _CURRENT_WITH_CREDENTIAL = select(versions).where(
     builders.c.tenant_id == bindparam("tenant"),
     text(LIVE),
@@ -143,11 +145,11 @@ class Versions:
     def list(self, builder: BuilderId) -> Sequence[Version]:
         return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder})]
 
-    def get_all(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
+    def shown(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
         if not keys:
             return {}
-        rows = self._connection.execute(_OF_BUILDERS, {"keys": list(keys)})
-        return {version.builder_id: version for version in map(_version, rows)}
+        rows = self._connection.execute(_SHOWN, {"keys": list(keys)})
+        return {row.builder_id: _version(row) for row in rows}
 
     def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
         has_it = _credentials.contains(json.dumps(credential), autoescape=True)
@@ -203,11 +205,7 @@ def _row(version: Version) -> dict[str, Any]:
 
 
 def _version(row: Row[Any]) -> Version:
-    return read_version(row._asdict())  # a mapping would look up each name by itself
-
-
-def read_version(values: dict[str, Any]) -> Version:
-    """Return the version of these columns by name; takes them out."""
+    values = row._asdict()  # a mapping would look up each name by itself
     resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
     settings = {name: values.pop(name) for name in _SETTINGS}
     settings["credentials"] = tuple(settings["credentials"])

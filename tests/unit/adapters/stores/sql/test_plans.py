@@ -50,8 +50,12 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     "hosts at the start": (lambda uow: uow.builders.live_hosts(), ("ix_builders_live",)),
     "lost routes": (lambda uow: uow.builders.routed(["a"]), ("uq_builders_live_host (host=?)",)),
     "list": (
-        lambda uow: uow.builder_lists.page(ACME, BuilderQuery(), NOW),
+        lambda uow: uow.builder_lists.page(ACME, BuilderQuery()),
         ("ix_builders_tenant_id_created_at (tenant_id=?)",),
+    ),
+    "versions of a list": (
+        lambda uow: uow.versions.shown([(BuilderId("a"), 1), (BuilderId("b"), 2)]),
+        ("sqlite_autoindex_versions_1 (builder_id=? AND number=?)",),
     ),
     "number of a list": (
         lambda uow: uow.builder_lists.count(ACME, BuilderQuery()),
@@ -71,7 +75,7 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
         ("sqlite_autoindex_builders_1 (id=?)",),
     ),
     "list by change": (
-        lambda uow: uow.builder_lists.page(ACME, BuilderQuery(sort="-updated_at"), NOW),
+        lambda uow: uow.builder_lists.page(ACME, BuilderQuery(sort="-updated_at")),
         ("ix_builders_tenant_id_updated_at",),
     ),
     "events": (

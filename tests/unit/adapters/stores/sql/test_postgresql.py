@@ -10,13 +10,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
 import pytest
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError
-from tests.contract.store.samples import NOW, TENANT, add, add_builder, make_sandbox
+from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
 from tests.postgres import PostgresServer, find_binaries, run_server
 from tests.stores import open_store
 
@@ -35,8 +34,6 @@ from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
 from builderd.domain.errors import NotFound, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
-from builderd.schemas.v1.envelope import rfc3339
 
 
 @pytest.fixture
@@ -260,17 +257,6 @@ async def test_times_are_read_in_utc_whatever_the_servers_zone(store: SqlStore, 
     assert tenant is not None
     assert tenant.created_at == TENANT.created_at
     assert tenant.created_at.utcoffset() == timedelta(0)
-
-
-@pytest.mark.postgres
-async def test_lists_write_times_in_utc_whatever_the_urls_options_say(store: SqlStore, postgres_url: str) -> None:
-    builder = await add_builder(store)
-    options = quote("-c timezone=Asia/Kolkata -c datestyle=SQL,DMY -c work_mem=5MB")
-    async with open_store(f"{postgres_url}&options={options}") as other:
-        setting = await other.read(lambda uow: connection(uow).execute(text("SHOW work_mem")).scalar_one())
-        (shown,) = await other.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery(), NOW))
-    assert setting == "5MB"
-    assert shown.fields.created_at == rfc3339(builder.created_at)
 
 
 @pytest.mark.postgres

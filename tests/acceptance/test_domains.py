@@ -150,49 +150,6 @@ def test_previews_get_a_wildcard_by_dns_updates(parts: tuple[LiveService, int], 
     assert Visitor(service.preview_port).get(host).header("location") == f"{url}head"
 
 
-def test_a_tenants_wildcard_from_its_refusal_to_its_removal(
-    parts: tuple[LiveService, int], name_server: DnsServer
-) -> None:
-    service, tls_port = parts
-    zone, wildcard = "wild.test", "*.wild.test"
-    builder = service.create("shop")
-    path = f"/builders/{builder['uuid']}/domains"
-    refused = service.call("POST", path, json={"host": wildcard})
-    assert refused.status_code == 422
-    assert "acme.hook" in refused.text
-    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", "c2VjcmV0", "hmac-sha256")}
-    name_server.zone = zone
-    name_server.records[zone, "SOA"] = [f"ns.{zone}. host.{zone}. 1 60 60 60 60"]
-    name_server.point(wildcard, "127.0.0.1")
-    service.kill()
-    service.settings = {
-        **service.settings,
-        "BUILDERD_ACME__DNS__SERVER": name_server.address,
-        "BUILDERD_ACME__DNS__KEY": "hmac-sha256:acme:c2VjcmV0",
-    }
-    service.start()
-    added = service.call("POST", path, json={"host": wildcard})
-    assert added.status_code == 201, added.text
-
-    def domain() -> dict[str, Any]:
-        found: dict[str, Any] = service.call("GET", path).json()["data"][0]
-        return found
-
-    until(lambda: "a wildcard needs proof" in domain()["reason"])
-    txt = domain()["txt"]
-    assert txt["name"] == f"_builderd.{zone}"
-    name_server.records[txt["name"], "TXT"] = [f'"{txt["value"]}"']
-    assert service.call("POST", f"{path}/{wildcard}/check").status_code == 200
-    until(lambda: domain()["status"] == "active")
-    assert domain()["url"] == f"https://{wildcard}:{tls_port}/"
-    until(lambda: _names(tls_port, f"any.{zone}") == {wildcard})
-    request = f"GET / HTTP/1.1\r\nHost: any.{zone}\r\nConnection: close\r\n\r\n"
-    assert _asked(tls_port, f"any.{zone}", request).text == "hello"
-    assert service.call("DELETE", f"{path}/%2A.{zone}").status_code == 200
-    until(lambda: _names(tls_port, f"any.{zone}") != {wildcard})
-    until(lambda: Visitor(service.preview_port).get(f"any.{zone}").status == 404)
-
-
 def test_the_api_is_served_at_public_url_with_a_certificate(
     parts: tuple[LiveService, int], name_server: DnsServer
 ) -> None:

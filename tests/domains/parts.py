@@ -107,16 +107,12 @@ class DnsServer:
             reply.set_rcode(dns.rcode.SERVFAIL)
             return reply
         target = name
-        if not any(known == name for known, _ in self.records):
-            # A wildcard record answers for names that do not exist (RFC 4592).
-            target = f"*.{name.partition('.')[2]}"
         if cname := self.records.get((name, "CNAME")):
             target = cname[0]
             reply.answer.append(dns.rrset.from_text(asked.name, 1, "IN", "CNAME", f"{target}."))
         texts = self.records.get((target, kind), [])
         if texts and kind != "CNAME":
-            owner = name if target.startswith("*.") else target
-            reply.answer.append(dns.rrset.from_text(f"{owner}.", 1, "IN", kind, *texts))
+            reply.answer.append(dns.rrset.from_text(f"{target}.", 1, "IN", kind, *texts))
         if not any(known == target for known, _ in self.records):
             reply.set_rcode(dns.rcode.NXDOMAIN)
         return reply

@@ -35,7 +35,7 @@ from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.ports.domains import DnsRecords, OrderFailed
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.wildcard import WildcardJob
-from builderd.services import builders, domains
+from builderd.services import domains
 
 pytestmark = [
     pytest.mark.haproxy,
@@ -81,7 +81,7 @@ def world(tls: Proxy, name_server: DnsServer, pebble: Pebble) -> Iterator[World]
 
 def add(tls: Proxy, world: World, app: App, host: str) -> tuple[Builder, Domain]:
     """A builder that runs, and its claim of the host."""
-    builder = tls.run(world.ask(name=host.partition(".")[0].replace("*", "wild")))
+    builder = tls.run(world.ask(name=host.partition(".")[0]))
     tls.put(Route(builder.host, RouteState.OPEN, app.address))
     now = world.clock.now()
     domain, _ = tls.run(
@@ -287,44 +287,6 @@ dns.query.udp(update, host, 10, int(port))
     assert (stored.failures, stored.reason) == (0, "")
     assert set(names_of(served(tls, f"any.{domain}"))) == {domain, f"*.{domain}"}
     assert name_server.records[f"_acme-challenge.{domain}", "TXT"] == []
-
-
-def test_a_tenants_wildcard_is_proven_by_dns_served_renewed_and_put_back(
-    tls: Proxy, world: World, name_server: DnsServer, app: App
-) -> None:
-    zone, secret = "wild.test", "c2VjcmV0"
-    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", secret, "hmac-sha256")}
-    name_server.zone = zone
-    name_server.records[zone, "SOA"] = [f"ns.{zone}. host.{zone}. 1 60 60 60 60"]
-    updates = Rfc2136Updates(name_server.address, TsigKey.parse(f"hmac-sha256:acme:{secret}"))
-    clock = FakeClock(datetime.now(UTC))
-    made = replace(world, application=replace(world.application, dns_updates=updates, clock=clock), clock=clock)
-    made.caller = tls.run(world.tenant("wild"))
-    name_server.point(f"*.{zone}", OURS)
-    builder, domain = add(tls, made, app, f"*.{zone}")
-    first = work(tls, made, domain)
-    assert f"create the TXT record _builderd.{zone}" in first.reason
-    name_server.records[domain.txt_name, "TXT"] = [f'"{domain.txt_value}"']
-    clock.move(61)
-    first = work(tls, made, domain)
-    assert (first.status, first.reason) == (DomainStatus.ACTIVE, "")
-    host = f"any.{zone}"
-    certificate = served(tls, host)
-    assert names_of(certificate) == [f"*.{zone}"]
-    assert get(tls, host, host).seen["host"] == [host]
-    assert name_server.records[f"_acme-challenge.{zone}", "TXT"] == []
-    assert first.expires_at is not None
-    clock.move((first.expires_at - clock.now() - timedelta(days=1)).total_seconds())
-    assert work(tls, made, domain).fingerprint != first.fingerprint
-    renewed = served(tls, host)
-    assert renewed != certificate
-    # After a restore elsewhere the database alone has it.
-    tls.run(tls.previews.remove_domain(domain.host))
-    work(tls, made, domain)
-    assert served(tls, host) == renewed
-    tls.run(made.want(builders.delete, builder))
-    work(tls, made, domain)
-    assert served(tls, host) != renewed
 
 
 @pytest.mark.slow

@@ -81,9 +81,9 @@ def make_authority(settings: Settings) -> AcmeAuthority | None:
 
 
 def make_dns_updates(settings: Settings) -> DnsUpdates | None:
-    """Return the updates that prove names by DNS, or None where there are none, or no TLS to prove them for."""
+    """Return the updates that prove the previews' domain by DNS, or None if no certificate is ordered for it."""
     dns, hook = settings.acme.dns, settings.acme.hook
-    if settings.preview.tls_port is None:
+    if not settings.has_wildcard:
         return None
     if hook is not None:
         return HookUpdates(hook, settings.acme.hook_timeout)

@@ -54,23 +54,18 @@ def unreachable(host: str, address: Address, port: int, told: str) -> str:
     )
 
 
-def caa_forbids(
-    host: str, caa: Sequence[tuple[str, str]], authority: Collection[str], *, wildcard: bool = False
-) -> str | None:
+def caa_forbids(host: str, caa: Sequence[tuple[str, str]], authority: Collection[str]) -> str | None:
     """Return why CAA records (tag, value) forbid this authority, or None. Unknown names of the authority: only a ban.
 
-    The records are those of the closest name that has any; ``issue`` counts for single hosts (RFC 8659, 4.2),
-    for wildcards only without any ``issuewild`` (4.3).
+    The records are those of the closest name that has any; only ``issue`` counts for hosts (RFC 8659, 4.2).
     """
-    tags = {tag.lower() for tag, _ in caa}
-    kind = "issuewild" if wildcard and "issuewild" in tags else "issue"
-    issuers = [value.partition(";")[0].strip().lower() for tag, value in caa if tag.lower() == kind]
+    issuers = [value.partition(";")[0].strip().lower() for tag, value in caa if tag.lower() == "issue"]
     if not issuers or (authority and any(one in authority for one in issuers)):
         return None
     allowed = ", ".join(one for one in issuers if one)
     if not authority and allowed:
         return None
-    wanted = " or ".join(f'0 {kind} "{name}"' for name in sorted(authority)) or "one for the authority of this service"
+    wanted = " or ".join(f'0 issue "{name}"' for name in sorted(authority)) or "one for the authority of this service"
     return f"CAA forbids: the CAA records of {host} allow {allowed or 'no authority'}; add {wanted}"
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from builderd.domain.host_names import zone_of
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 
 #: An unproven claim is dropped after this time.
@@ -49,7 +48,7 @@ class DomainStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Claim of a host for a builder. ``host`` is in A-labels (``xn--…``), lower case; ``*.shop.example`` is a wildcard.
+    """Claim of a host for a builder. ``host`` is in A-labels (``xn--…``), lower case.
 
     ``proven_at``: when its check first passed. ``released_at``: when a proven one was removed or lost; such a row is in
     no list and remembers for ``HELD_LIFE`` who held the host. ``not_before``: the authority wants no order until then.
@@ -79,7 +78,7 @@ class Domain:
     @property
     def txt_name(self) -> str:
         """Name of the TXT record that proves the claim over any other tenant's."""
-        return f"{TXT_LABEL}.{zone_of(self.host)}"
+        return f"{TXT_LABEL}.{self.host}"
 
     @property
     def txt_value(self) -> str:
@@ -337,15 +336,4 @@ def wants_txt(domain: Domain, held: str) -> str:
     return (
         f"another tenant holds {name}, or held it within the last {HELD_LIFE.days} days: to show that {domain.host} is "
         f'yours now, create the TXT record {domain.txt_name} with the value "{domain.txt_value}"'
-    )
-
-
-def wants_zone_txt(domain: Domain) -> str:
-    """Return the reason for a wildcard without its TXT record.
-
-    The certificate is proven by the operator's power over DNS: only the record says that the tenant has the zone.
-    """
-    return (
-        f"a wildcard needs proof that {zone_of(domain.host)} is yours: create the TXT record {domain.txt_name} with "
-        f'the value "{domain.txt_value}", and keep it for renewals'
     )

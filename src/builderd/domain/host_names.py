@@ -10,22 +10,17 @@ import idna
 
 #: RFC 1035: of a whole name in text, without the final dot.
 MAX_HOST = 253
-#: Begins a wildcard: all names with one label more than the rest.
-WILDCARD = "*."
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)+")
 #: Names that lead nowhere in public DNS (RFC 6761, RFC 6762, RFC 9476).
 _LOCAL = ("localhost", "local", "internal", "onion", "invalid", "alt")
 
 
 def a_labels(text: str) -> str:
-    """Return the host in lower case and A-labels, without a final dot. Raises ``ValueError`` with what is wrong.
-
-    ``*.`` may stand before a name that has a dot itself.
-    """
+    """Return the host in lower case and A-labels, without a final dot. Raises ``ValueError`` with what is wrong."""
     if not text or len(text) > 4 * MAX_HOST:
         raise ValueError(f"must be a host name of 1 to {MAX_HOST} characters")
-    if text.startswith(WILDCARD):
-        return _wildcard(text.removeprefix(WILDCARD))
+    if "*" in text:
+        raise ValueError("must not be a wildcard: add each host by its own name, such as shop.example.com")
     if ":" in text or "/" in text or "@" in text:
         raise ValueError("must be a host name alone, such as shop.example.com: without scheme, port, path and user")
     if text != text.strip() or any(character.isspace() or not character.isprintable() for character in text):
@@ -40,37 +35,10 @@ def a_labels(text: str) -> str:
     return host
 
 
-def _wildcard(text: str) -> str:
-    if text.startswith(WILDCARD):
-        raise ValueError("must have one * at most, as its first label")
-    if "." not in text.removesuffix("."):
-        raise ValueError("must be a wildcard of a name with at least one dot, such as *.shop.example.com")
-    host = f"{WILDCARD}{a_labels(text)}"
-    if len(host) > MAX_HOST:
-        raise ValueError(f"must have at most {MAX_HOST} characters in all, as it stands in DNS")
-    return host
-
-
-def is_wildcard(host: str) -> bool:
-    """Return True for a host such as ``*.shop.example.com``."""
-    return host.startswith(WILDCARD)
-
-
-def zone_of(host: str) -> str:
-    """Return the host itself, or the name that a wildcard is below."""
-    return host.removeprefix(WILDCARD)
-
-
-def wildcard_over(host: str) -> str:
-    """Return the wildcard that covers a host: in place of its first label, as certificates have it."""
-    return f"{WILDCARD}{host.partition('.')[2]}"
-
-
 def names_above(host: str) -> list[str]:
-    """Return the host's zone, each name above it, and the wildcards of all of these."""
-    labels = zone_of(host).split(".")
-    names = [".".join(labels[start:]) for start in range(len(labels))]
-    return [*names, *(f"{WILDCARD}{name}" for name in names)]
+    """Return the host and each name above it."""
+    labels = host.split(".")
+    return [".".join(labels[start:]) for start in range(len(labels))]
 
 
 def _encoded(text: str) -> str:
@@ -99,7 +67,7 @@ def is_address(host: str) -> bool:
 def shown(host: str) -> str:
     """Return the host as people write it: ``xn--…`` labels in Unicode."""
     try:
-        return f"{WILDCARD if is_wildcard(host) else ''}{idna.decode(zone_of(host))}" if "xn--" in host else host
+        return idna.decode(host) if "xn--" in host else host
     except idna.IDNAError:
         return host
 
@@ -108,12 +76,8 @@ def refusal(host: str, reserved: Collection[str], preview_domain: str) -> str | 
     """Return why the host cannot be a custom domain of this service, or None."""
     if host in reserved:
         return "is the service's own host"
-    zone = zone_of(host)
-    if zone == preview_domain or zone.endswith(f".{preview_domain}"):
+    if host == preview_domain or host.endswith(f".{preview_domain}"):
         return f"lies in {preview_domain}, where every builder has its preview already"
-    for own in (*sorted(reserved), preview_domain):
-        if host == wildcard_over(own):
-            return f"covers {own}, a host of the service: add each name by itself"
     if host.rpartition(".")[2] in _LOCAL:
         return f"ends with .{host.rpartition('.')[2]}, which leads nowhere on the internet"
     return None

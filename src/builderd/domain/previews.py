@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 
-from builderd.domain.host_names import zone_of
 from builderd.domain.ids import BuilderId, TenantId, is_id
 
 #: A DNS label has 63 bytes at most (RFC 1035): 54 of the name, a hyphen, 8 of the id.
@@ -116,7 +115,7 @@ class DomainAlias:
     certificate: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for host in (zone_of(self.host), self.preview_host):
+        for host in (self.host, self.preview_host):
             if not _HOST.fullmatch(host):
                 raise ValueError(f"not a lower-case host name: {host!r}")
 

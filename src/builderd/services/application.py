@@ -133,7 +133,7 @@ class Application:
     name_servers: NameServers | None = None
     challenge_probe: ChallengeProbe | None = None
     authority: CertificateAuthority | None = None
-    #: Proves names by DNS, for wildcard certificates of the previews and of tenants; None without such.
+    #: Proves the previews' domain by DNS, for their wildcard certificate; None without such.
     dns_updates: DnsUpdates | None = None
     #: With whom people may sign in to the web pages, besides tokens and links.
     identity_provider: IdentityProvider | None = None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from builderd.domain import domain_checks
 from builderd.domain.addresses import Address
 from builderd.domain.domains import TXT_LABEL, Domain
-from builderd.domain.host_names import is_wildcard, zone_of
 from builderd.ports.domains import DnsRecords, ProbeReply
 from builderd.services.application import Application
 
@@ -31,25 +30,9 @@ class Finding:
 async def check(application: Application, domain: Domain) -> Finding:
     """Check the domain. Connects only to addresses that the lookup returned: the service's own, or public ones."""
     assert application.name_servers is not None
-    if is_wildcard(domain.host):
-        return await _check_wildcard(application, domain)
     records = await application.name_servers.records(domain.host, domain.txt_name)
     owns_text = domain.txt_value in records.texts
     return Finding(await _reason(application, domain.host, records), owns_text)
-
-
-async def _check_wildcard(application: Application, domain: Domain) -> Finding:
-    """Check a name below the wildcard that nobody has, with the CAA and TXT records of the zone itself."""
-    assert application.name_servers is not None
-    zone = zone_of(domain.host)
-    name = f"builderd-{secrets.token_hex(8)}.{zone}"
-    below = await application.name_servers.records(name, domain.txt_name)
-    above = await application.name_servers.records(zone, domain.txt_name)
-    records = replace(below, caa=above.caa, error=below.error or above.error)
-    reason = await _reason(application, name, records, wildcard=True)
-    # With the random name, each check would have a new reason, and record an event.
-    told = None if reason is None else reason.replace(name, domain.host)
-    return Finding(told, domain.txt_value in below.texts)
 
 
 async def check_host(application: Application, host: str) -> str | None:
@@ -58,14 +41,14 @@ async def check_host(application: Application, host: str) -> str | None:
     return await _reason(application, host, await application.name_servers.records(host, f"{TXT_LABEL}.{host}"))
 
 
-async def _reason(application: Application, host: str, records: DnsRecords, *, wildcard: bool = False) -> str | None:
+async def _reason(application: Application, host: str, records: DnsRecords) -> str | None:
     ours = application.domain_rules.addresses
     if records.error:
         return f"name servers: {records.error}"
     found = domain_checks.addresses_of(records.addresses)
     if not found:
         return domain_checks.no_record(host, ours)
-    if (why := await _caa(application, host, records, wildcard=wildcard)) is not None:
+    if (why := await _caa(application, host, records)) is not None:
         return why
     strange = domain_checks.strangers(found, ours)
     if not strange:
@@ -76,11 +59,11 @@ async def _reason(application: Application, host: str, records: DnsRecords, *, w
     return elsewhere if len(strange) < len(found) else await _behind_proxy(application, host, strange, elsewhere)
 
 
-async def _caa(application: Application, host: str, records: DnsRecords, *, wildcard: bool) -> str | None:
+async def _caa(application: Application, host: str, records: DnsRecords) -> str | None:
     if application.authority is None or not records.caa:
         return None
     names = await application.authority.identities()
-    return domain_checks.caa_forbids(host, [(one.tag, one.value) for one in records.caa], names, wildcard=wildcard)
+    return domain_checks.caa_forbids(host, [(one.tag, one.value) for one in records.caa], names)
 
 
 async def _unreachable(application: Application, host: str, addresses: Sequence[Address]) -> str | None:

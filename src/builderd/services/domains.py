@@ -19,13 +19,13 @@ from builderd.domain.domains import (
 )
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM
-from builderd.domain.host_names import a_labels, is_wildcard, refusal
+from builderd.domain.host_names import a_labels, refusal
 from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
 from builderd.domain.previews import fingerprint
 from builderd.ports.domains import Certificate, OrderFailed
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
-from builderd.services import builders, dns_challenges
+from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.domain_claims import note, release
@@ -34,10 +34,6 @@ from builderd.services.domain_claims import note, release
 MAX_ORDERS, ORDER_SPAN = 30, timedelta(hours=1)
 #: Rows that are removed in one transaction.
 BATCH = 200
-_NO_WILDCARDS = (
-    "is a wildcard, whose certificate needs a proof by DNS, and this service has none: add each name by itself, or ask "
-    "the operator to set preview.tls_port with acme.dns or acme.hook"
-)
 
 
 def add(
@@ -52,8 +48,6 @@ def add(
     rules = application.domain_rules
     if (why := refusal(host, rules.reserved, rules.preview_domain)) is not None:
         raise ValidationFailed({"host": [why]})
-    if is_wildcard(host) and application.dns_updates is None:
-        raise ValidationFailed({"host": [_NO_WILDCARDS]})
     known = uow.domains.by_host(caller.tenant_id, host)
     if known is not None:
         if known.builder_id == builder.id:
@@ -160,9 +154,9 @@ def checked(
         return None
     claims = uow.domains.related(found.host)
     other = domains.rival(found, [one for one in claims if one.host == found.host], now)
-    reason = reason or _covers_own(application, found)
-    if reason is None and not owns_text:
-        reason = _missing_proof(found, domains.rival(found, claims, now))
+    if reason is None and not owns_text and not found.is_held:
+        near = domains.rival(found, claims, now)
+        reason = domains.wants_txt(found, near.host) if near is not None else None
     if reason is not None:
         _fail(uow, found, domains.check_failed(found, reason, now), now)
         return None
@@ -179,21 +173,6 @@ def checked(
     if not tls and found.status is not DomainStatus.ACTIVE:
         note(uow, ready, "domain.active", SYSTEM, "it leads to the builder", now)
     return ready if tls else None
-
-
-def _covers_own(application: Application, domain: Domain) -> str | None:
-    """Return why a wildcard is not ordered since a change of settings: it covers hosts of the service by now."""
-    rules = application.domain_rules
-    why = refusal(domain.host, rules.reserved, rules.preview_domain) if is_wildcard(domain.host) else None
-    return None if why is None else f"{domain.host} {why}"
-
-
-def _missing_proof(domain: Domain, rival: Domain | None) -> str | None:
-    """Return which TXT record the claim needs, None if it needs none. ``rival``: of its host, above or below it."""
-    if is_wildcard(domain.host):
-        # For each order: a tenant that lost the zone must not have its certificate renewed by the operator's DNS.
-        return domains.wants_zone_txt(domain)
-    return None if domain.is_held or rival is None else domains.wants_txt(domain, rival.host)
 
 
 def _order_wait(uow: UnitOfWork, domain: Domain, now: datetime) -> datetime | None:
@@ -285,11 +264,9 @@ def account_key(uow: UnitOfWork, application: Application) -> bytes:
 
 
 async def issue(application: Application, host: str) -> Certificate:
-    """Order a certificate: the proxy answers a host's challenge, DNS that of a wildcard. Raises ``OrderFailed``."""
+    """Order a certificate for the host; the proxy answers the challenge. Raises ``OrderFailed``."""
     assert application.authority is not None
     account = await application.store.write(lambda uow: account_key(uow, application))
-    if is_wildcard(host):
-        return await dns_challenges.issue(application, account, (host,))
     published: list[str] = []
 
     async def publish(token: str, answer: str) -> None:

@@ -180,7 +180,9 @@ async def test_challenges_are_put_and_removed_any_number_of_times(previews: Prev
         await previews.remove_challenge("token")
 
 
-@pytest.mark.parametrize("host", ["", "UPPER.example", "a b.example", "x\n.example", "ü.example", "a." * 127 + "com"])
+@pytest.mark.parametrize(
+    "host", ["", "UPPER.example", "a b.example", "x\n.example", "ü.example", "*.a.example", "a." * 127 + "com"]
+)
 def test_a_host_that_is_none_becomes_no_domain(host: str) -> None:
     with pytest.raises(ValueError, match="host name"):
         DomainAlias(host, OPEN.host)

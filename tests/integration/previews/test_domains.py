@@ -214,34 +214,3 @@ def test_with_a_wildcard_previews_are_redirected_too(make_proxy: Callable[..., P
     assert (plain.status, plain.header("location")) == (308, f"https://{preview}/a?b=c")
     assert proxy.visitor.get("unknown.localhost").status == 404
     assert proxy.visitor.get(preview, f"{CHALLENGE}x").status == 404
-
-
-def test_a_wildcard_serves_one_label_and_a_name_of_its_own_wins(tls: Proxy, app: App) -> None:
-    zone = new_host().replace("localhost", "example.com")
-    preview, single = tls.open(app), tls.open(app, private=True)
-    wild = DomainAlias(f"*.{zone}", preview, make_pem(f"*.{zone}"))
-    exact = DomainAlias(f"own.{zone}", single, make_pem(f"own.{zone}"))
-    for alias in (wild, exact):
-        tls.run(tls.previews.put_domain(alias))
-    assert served(tls, f"any.{zone}") == der(wild)
-    assert served(tls, f"own.{zone}") == der(exact)
-    answer = get(tls, f"any.{zone}", f"ANY.{zone}")
-    assert (answer.status, answer.seen["host"]) == (200, [f"ANY.{zone}"])
-    assert tls.visitor.get(f"any.{zone}").header("location") == f"https://any.{zone}:{tls.options.tls_port}/head"
-    # The name of its own is another, private preview's.
-    assert get(tls, f"own.{zone}", f"own.{zone}").status == 401
-    for name in (zone, f"a.b.{zone}"):
-        assert tls.visitor.get(name).status == 404
-        assert get(tls, name, name).status == 404
-    # A connection for one name serves no other one, below the wildcard or elsewhere.
-    for name, host in ((f"a.{zone}", f"b.{zone}"), (f"a.{zone}", preview), (preview, f"a.{zone}")):
-        assert get(tls, name, host).status == 421
-    assert get(tls, preview, preview).status == 200
-    for _ in range(2):
-        renewed = DomainAlias(wild.host, preview, make_pem(wild.host))
-        tls.run(tls.previews.put_domain(renewed))
-        assert served(tls, f"any.{zone}") == der(renewed)
-    tls.run(tls.previews.remove_domain(wild.host))
-    assert tls.visitor.get(f"any.{zone}").status == 404
-    assert served(tls, f"any.{zone}") != der(renewed)
-    assert get(tls, f"own.{zone}", f"own.{zone}").status == 401

@@ -147,14 +147,14 @@ def test_a_hook_proves_the_previews_domain_in_place_of_updates(tmp_path: Path) -
     assert make_domain_rules(settings).orders_previews
 
 
-def test_with_a_certificate_of_the_operator_wildcards_of_tenants_are_proven_by_dns(tmp_path: Path) -> None:
+def test_nothing_is_proven_by_dns_beside_a_certificate_of_the_operator(tmp_path: Path) -> None:
     file = tmp_path / "own.pem"
     file.write_text(make_pem("*.apps.example.com"))
     text = (
         f'[preview]\ndomain = "apps.example.com"\ntls_port = 443\ncertificate = "{file}"\n[acme]\nhook = "/bin/true"\n'
     )
     settings = settings_of(tmp_path, text)
-    assert isinstance(make_dns_updates(settings), HookUpdates)
+    assert make_dns_updates(settings) is None
     assert not make_domain_rules(settings).orders_previews
 
 

@@ -24,7 +24,7 @@ class Domains(Protocol):
         """Return the builder's domains, sorted by host."""
 
     def related(self, host: str) -> Sequence[Domain]:
-        """Return all tenants' claims of this host, of names above it and below it, wildcards too, oldest first.
+        """Return all tenants' claims of this host, of names above it and below it, oldest first.
 
         A unit of work that writes locks them.
         """

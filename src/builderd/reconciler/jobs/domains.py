@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 from builderd.domain.domains import ARI_INTERVAL, Domain, DomainRoute, renewal_time
 from builderd.domain.errors import BuilderdError, StoreUnavailable
-from builderd.domain.host_names import is_wildcard, refusal
 from builderd.domain.ids import DomainId, TenantId
 from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import OrderFailed
@@ -106,7 +105,7 @@ class DomainJob:
         """Make the proxy's domains and certificates those of the store: of these hosts, or of all."""
         async with self._syncing:
             routes = await self._app.store.read(lambda uow: uow.domains.routes(hosts))
-            wanted = {one.host: one for one in routes if not self._covers_own(one.host)}
+            wanted = {one.host: one for one in routes}
             have = await self._app.previews.domains()
             # The API's host is ``public_certificate``'s.
             wanted.pop(own := self._app.domain_rules.public_host or "", None)
@@ -119,11 +118,6 @@ class DomainJob:
                 self._next_sync = 0.0
             elif hosts is None:
                 self._next_sync = time.monotonic() + SYNC_INTERVAL
-
-    def _covers_own(self, host: str) -> bool:
-        """Return True for a wildcard from before a change of settings by which it covers hosts of the service."""
-        rules = self._app.domain_rules
-        return is_wildcard(host) and refusal(host, rules.reserved, rules.preview_domain) is not None
 
     async def _withdraw(self, released: Sequence[tuple[DomainId, str]]) -> None:
         """Take hosts of released claims from the proxy, unless another claim holds them by now."""

@@ -23,16 +23,13 @@ Host = Annotated[str, checked_by(_host_error), Field(json_schema_extra={"maxLeng
 
 
 class NewDomain(Shape):
-    """Host name of your own, such as `shop.example.com` or `bücher.example`, or a wildcard, `*.shop.example.com`."""
+    """Host name of your own, such as `shop.example.com` or `bücher.example`. Wildcards are refused."""
 
     host: Host
 
 
 class TxtRecord(View):
-    """TXT record by which you get a name that another tenant holds, or held within 90 days, or one above or below it.
-
-    All wildcards need theirs.
-    """
+    """TXT record that gets you a name that another tenant holds, or held within 90 days, or one above or below it."""
 
     name: str
     value: str

@@ -118,8 +118,7 @@ class DomainTable:
     def _file(self, host: str) -> Path:
         if len(host) > MAX_FILE_HOST:
             host = f"{host[:MAX_FILE_HOST]}-{sha256(host.encode()).hexdigest()[:16]}"
-        # No host has an underscore: a wildcard's file has a name of its own without a *.
-        return self._files.certificates / f"{host.replace('*', '_')}.pem"
+        return self._files.certificates / f"{host}.pem"
 
     def _read(self, path: Path) -> Mapping[str, tuple[str, str | None]]:
         """Read the map. A certificate whose file is missing or cut off counts as not installed."""

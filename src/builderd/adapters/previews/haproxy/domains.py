@@ -46,19 +46,11 @@ def rules(options: ProxyOptions, files: ProxyFiles) -> str:
     return f"""
         http-request set-var(txn.domain) var(txn.asked),map_str({quoted(files.domains)}) \
 if !{{ var(txn.route) -m found }}
-        # No single name: a wildcard, one label above, as certificates have it.
-        http-request set-var(txn.domain) {_wildcard("var(txn.asked)", files)} \
-if !{{ var(txn.route) -m found }} !{{ var(txn.domain) -m found }}
         acl by_domain var(txn.domain) -m found
         http-request set-var(txn.host) var(txn.domain),field(2,|) if by_domain
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)}) if by_domain
         {_tls_rules(options, files) if options.tls_port is not None else ""}
         """
-
-
-def _wildcard(name: str, files: ProxyFiles) -> str:
-    """Return the expression that looks up the wildcard over a name."""
-    return f"""'{name},regsub("^[^.]*","*"),map_str({quoted(files.domains)})'"""
 
 
 def _tls_rules(options: ProxyOptions, files: ProxyFiles) -> str:
@@ -73,7 +65,6 @@ def _tls_rules(options: ProxyOptions, files: ProxyFiles) -> str:
         acl named ssl_fc_sni -m found
         acl same_name ssl_fc_sni,lower,rtrim(.),strcmp(txn.asked) eq 0
         acl named_domain ssl_fc_sni,lower,rtrim(.),map_str({quoted(files.domains)}) -m found
-        acl named_domain {_wildcard("ssl_fc_sni,lower,rtrim(.)", files)} -m found
         {misdirected} if by_domain named !same_name
         {misdirected} if named !same_name named_domain
         acl secure var(txn.proto) -m str https

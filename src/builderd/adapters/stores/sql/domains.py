@@ -12,7 +12,7 @@ from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import acme_accounts, builders, domains, wildcard_certificates
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
-from builderd.domain.host_names import names_above, zone_of
+from builderd.domain.host_names import names_above
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 from builderd.ports.store.writes import Kind
 
@@ -116,7 +116,7 @@ class Domains:
 
     def related(self, host: str) -> Sequence[Domain]:
         statement = _RELATED.with_for_update() if self._locks else _RELATED
-        return self._read(statement, names=names_above(host), below=f"%.{zone_of(host)}")
+        return self._read(statement, names=names_above(host), below=f"%.{host}")
 
     def count(self, tenant: TenantId) -> int:
         return self._connection.execute(_COUNT, {"tenant": tenant}).scalar_one()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from builderd.domain.addresses import Address, is_public, parse
+from builderd.domain.addresses import Address, parse
 
 #: Addresses of one host that are looked at.
 MAX_ADDRESSES = 20
@@ -67,11 +67,6 @@ def caa_forbids(host: str, caa: Sequence[tuple[str, str]], authority: Collection
         return None
     wanted = " or ".join(f'0 issue "{name}"' for name in sorted(authority)) or "one for the authority of this service"
     return f"CAA forbids: the CAA records of {host} allow {allowed or 'no authority'}; add {wanted}"
-
-
-def may_probe(address: Address) -> bool:
-    """Return True for another machine's address that the check may connect to: a public one."""
-    return is_public(address)
 
 
 def _wanted(host: str, ours: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from builderd.domain import domain_checks
-from builderd.domain.addresses import Address
+from builderd.domain.addresses import Address, is_public
 from builderd.domain.domains import TXT_LABEL, Domain
 from builderd.ports.domains import DnsRecords, ProbeReply
 from builderd.services.application import Application
@@ -79,7 +79,7 @@ async def _unreachable(application: Application, host: str, addresses: Sequence[
 
 async def _behind_proxy(application: Application, host: str, strange: Sequence[Address], elsewhere: str) -> str | None:
     """Return None if a proxy at a public address passes the challenge path on to this service, else the reason."""
-    public = [address for address in strange if domain_checks.may_probe(address)]
+    public = [address for address in strange if is_public(address)]
     if len(public) < len(strange):
         return elsewhere
     reply, passed = await _probe(application, host, public[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import subprocess
@@ -20,7 +21,6 @@ from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import state
 from builderd.domain.errors import StoreUnavailable
 from builderd.linux import atomic_files
-from builderd.linux.spare_files import COUNT, FOLDER, SIZE, make_spares
 from builderd.settings import Settings
 
 pytestmark = pytest.mark.root
@@ -92,28 +92,23 @@ async def test_room_is_allocated_once_and_changes_no_size(disk: Path) -> None:
         await add_builder(store)
 
 
-def test_spares_replace_small_files_of_the_data_directory_on_a_full_disk(disk: Path) -> None:
-    record = disk / "data/sandboxes/one/record.json"
-    record.parent.mkdir(parents=True)
-    atomic_files.replace(record, b"old")
-    fill(disk)
-    with pytest.raises(OSError, match="No space"):
-        atomic_files.replace(record, b"new")
-    assert record.read_bytes() == b"old"
-    (disk / "filler").unlink()
-
-    make_spares(disk / "data")
-    fill(disk)
-    for number in range(COUNT):
-        atomic_files.replace(record, b"%d" % number * 1000, mode=0o644)
-        assert (record.read_bytes(), record.stat().st_mode & 0o777) == (b"%d" % number * 1000, 0o644)
-    with pytest.raises(OSError, match="No space"):
-        atomic_files.replace(record, bytes(SIZE + 1))
-    assert [one.name for one in record.parent.iterdir()] == ["record.json"]
-
-    (disk / "filler").unlink()
-    make_spares(disk / "data")
-    assert len(list((disk / "data" / FOLDER).iterdir())) == COUNT
+def test_small_files_are_replaced_in_their_own_block_on_a_full_disk(disk: Path) -> None:
+    record, large = disk / "record.json", disk / "large"
+    atomic_files.replace(record, json.dumps("o" * 2000).encode())
+    atomic_files.replace(large, b"o" * 5000)
+    with fill(disk).open("ab", buffering=0) as filler, suppress(OSError):
+        while True:  # blocks that were reserved for the files' metadata come free
+            os.fsync(filler.fileno())
+            filler.write(bytes(1024))
+    inode = record.stat().st_ino
+    for value in ("short", "l" * 2030):
+        atomic_files.replace(record, json.dumps(value).encode(), durable=True)
+        assert (json.loads(record.read_bytes()), record.stat().st_ino) == (value, inode)
+    for path, content in ((record, 2049), (large, 5000), (disk / "new", 1)):
+        with pytest.raises(OSError, match="No space"):
+            atomic_files.replace(path, b"n" * content)
+    assert (json.loads(record.read_bytes()), large.read_bytes()) == ("l" * 2030, b"o" * 5000)
+    assert {one.name for one in disk.iterdir()} == {"record.json", "large", "lost+found", "filler"}
 
 
 def test_restored_database_is_written_in_place_on_btrfs(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.stores.sql.sqlite_room import keep_room
 from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
@@ -20,7 +21,6 @@ from builderd.bootstrap.data_directory import RESTORED, is_ours, lock
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.engines import make_engine
-from builderd.bootstrap.full_disk import keep_room
 from builderd.bootstrap.membership import owner_elsewhere
 from builderd.bootstrap.previews import make_previews
 from builderd.bootstrap.serving import api_socket
@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 PREPARE_RETRY = 15.0
 #: Seconds between two checks of the database for damage. The start of the service is the first one.
 CHECK_INTERVAL = 86_400.0
+#: Seconds between two looks at the room that the database has left on a full disk.
+ROOM_INTERVAL = 60.0
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
@@ -147,7 +149,8 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())
         group.create_task(totals.watch(app))
-        group.create_task(keep_room(settings))
+        look = partial(asyncio.to_thread, keep_room, settings.database)
+        group.create_task(every(ROOM_INTERVAL, look, event="room for a full disk"))
         group.create_task(every(CHECK_INTERVAL, owned.store.find_damage, event="check of the database"))
 
 

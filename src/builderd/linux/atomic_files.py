@@ -9,42 +9,51 @@ from contextlib import suppress
 from pathlib import Path
 
 from builderd.linux.durable import sync
-from builderd.linux.spare_files import SIZE, take_spare
+
+#: Bytes of a page, which the kernel writes as a whole.
+_PAGE = 4096
 
 
 def replace(path: Path, content: bytes, *, durable: bool = False, mode: int = 0o600) -> None:
     """Replace the file, or make it. Several writers at once do not disturb each other.
 
     A power cut soon after may leave an empty file, unless it is ``durable``: that waits for the disk, some
-    milliseconds. On failure the old file stays. On a full disk a small one takes a spare file of the data directory.
+    milliseconds. On failure the old file stays. On a full disk, a file of a page is overwritten in its own block, and
+    may have newlines at its end: the end of a sandbox can be recorded, and so a deletion free space.
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        try:
-            _write(unfinished, content, os.O_CREAT | os.O_EXCL, mode, durable=durable)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            if error.errno != errno.ENOSPC or len(content) > SIZE or not take_spare(unfinished):
-                raise
-            unfinished.chmod(mode)
-            _write(unfinished, content, 0, mode, durable=durable)
+        _write(unfinished, content, mode, durable=durable)
         unfinished.rename(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise
+        if not isinstance(error, OSError) or error.errno != errno.ENOSPC or not _overwrite(path, content):
+            raise
     if durable:
         sync(path.parent)
 
 
-def _write(path: Path, content: bytes, flags: int, mode: int, *, durable: bool) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, mode)
+def _write(path: Path, content: bytes, mode: int, *, durable: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
-        file.truncate()
         if durable:
             file.flush()
             os.fsync(file.fileno())
+
+
+def _overwrite(path: Path, content: bytes) -> bool:
+    """Write the content into the existing file's block. Return False when it is too small for it."""
+    if not path.is_file() or len(content) > min(_PAGE, path.stat().st_blocks * 512):
+        return False
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size, b"\n"), 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def append(file: Path, line: str) -> None:

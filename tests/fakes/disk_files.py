@@ -31,7 +31,7 @@ _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 class FakeDisk:
     """Files of one disk. ``executable``: paths of executable files; ``changes``: number of writes by path.
 
-    ``built`` are the files that a build made of them, ``build_key`` its layer. ``copy_of``: the original of a copy.
+    ``built`` are the files that a build made of them, ``build_key`` its layer.
     """
 
     size_bytes: int
@@ -39,7 +39,6 @@ class FakeDisk:
     bundle_hash: str | None = None
     built: dict[str, bytes] = field(default_factory=dict)
     build_key: str = ""
-    copy_of: DiskId | None = None
     executable: set[str] = field(default_factory=set)
     changes: dict[str, int] = field(default_factory=dict)
 

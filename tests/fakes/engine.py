@@ -59,6 +59,8 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         #: Members of the cluster that it plays, if any, and the one on which sandboxes start.
         self.cluster: list[MemberReport] = []
         self.member = ""
+        #: Disks whose member is to be emptied.
+        self.leaving: set[DiskId] = set()
         self._behaviours: dict[str, deque[Behaviour]] = {}
         self._answers: dict[str, Answer] = {}
         self._watchers: set[asyncio.Queue[SandboxId]] = set()
@@ -143,11 +145,10 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     async def disk_members(self) -> Mapping[DiskId, str]:
         return dict.fromkeys(self.disks, self.member) if self.cluster else {}
 
-    async def adopt_copy(self, disk: DiskId) -> None:
-        self._disk(disk).copy_of = None
-
-    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
-        self._called("stage_disk", disk)
+    async def move_disk(self, disk: DiskId) -> str:
+        self._called("move_disk", disk)
+        self._refuse_while_used(disk)
+        self.leaving.discard(disk)
         return self.member
 
     def write_off(self, disk: DiskId) -> None:
@@ -185,8 +186,8 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         found = self.disks.get(disk)
         if found is None:
             return None
-        blank = found.bundle_hash is None
-        return DiskReport(disk, found.bundle_hash, found.size_bytes, found.build_key, found.copy_of, blank)
+        leaving = disk in self.leaving
+        return DiskReport(disk, found.bundle_hash, found.size_bytes, found.build_key, leaving)
 
     async def put_bundle(
         self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
@@ -205,7 +206,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         found.files.update({file.path: file.content for file in (*written, *restored)})
         found.built, found.build_key = self.built.get(build_key, {}), build_key
         found.files.update(found.built)
-        found.bundle_hash, found.copy_of = bundle.hash, None
+        found.bundle_hash = bundle.hash
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         self._called("mark_bundle", disk)
@@ -214,7 +215,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         self._called("clone_disk", source)
         found = self._disk(source)
-        copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key, source)
+        copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key)
         self.disks.setdefault(target, copy)
 
     async def delete_disk(self, disk: DiskId) -> None:

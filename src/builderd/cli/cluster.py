@@ -98,9 +98,10 @@ def status(data_dir: Path | None, config: Path | None, as_json: bool) -> None:
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.  [default: no limit]")
 @as_json
 def evacuate(data_dir: Path | None, config: Path | None, member: str, timeout: float | None, as_json: bool) -> None:
-    """Move all builders off MEMBER for its maintenance, while they serve; the running service does it.
+    """Move all builders off MEMBER for its maintenance; the running service does it, one builder after the other.
 
-    Jobs are moved once they have ended. Afterwards the machine may be upgraded, restarted or removed.
+    Each stops, its disk is moved, and it starts again. Jobs are moved once they have ended. Afterwards the machine may
+    be upgraded, restarted or removed.
     """
     last: list[int] = []
 

@@ -32,7 +32,7 @@ class Event:
     ``domain.renewed``, ``domain.expiring``, ``domain.lost``, ``domain.lapsed`` and ``domain.removed`` (details: host,
     name), ``preview_link.created`` and ``preview_link.revoked`` (details: link, port, expires_at),
     ``disk.released`` (details: disk, gb), ``storage.unavailable`` and ``storage.available``,
-    ``member.lost``, ``member.returned``, ``member.moving`` and ``member.moved`` (details: member).
+    ``member.lost``, ``member.returned`` and ``member.moved`` (details: member).
     ``builder_id`` is None for an event of the whole tenant.
     """
 

@@ -22,6 +22,7 @@ from builderd.domain.steps import (
     Freeze,
     GiveUp,
     Install,
+    MoveDisk,
     Observation,
     PlanSandbox,
     PutBundle,
@@ -167,14 +168,16 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
 
 
 def _disk(seen: Observation) -> Step | None:
-    """Return the step that brings the disk back or makes it; None once there is one and it is recorded."""
+    """Return the step that brings the disk back, makes or moves it; None once an app may start on it."""
     if seen.recovering:
         return Wait()
     if seen.lost:
         return RecoverDisk()
     if seen.loss_due:
         return RecordLoss()
-    return None if seen.disk_ready else CreateDisk()
+    if not seen.disk_ready:
+        return CreateDisk()
+    return MoveDisk() if seen.disk_leaving else None
 
 
 def prepare(version: VersionState) -> Step | None:

@@ -45,8 +45,8 @@ class Observation:
     missing and has a backup; ``recovering``: it is being restored; ``loss_due``: it was made, is missing, and nothing
     says so yet. ``sandbox`` is the builder's record that has not
     ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run, newest last.
-    ``paid_frozen``: the ledger counts it as frozen. Sandboxes of a release count as ``sandbox`` while they run, and
-    are not among ``ends``.
+    ``disk_leaving``: the member of the disk is to be emptied. ``paid_frozen``: the ledger counts it as frozen.
+    Sandboxes of a release count as ``sandbox`` while they run, and are not among ``ends``.
     """
 
     now: datetime
@@ -64,6 +64,7 @@ class Observation:
     recovering: bool = False
     loss_due: bool = False
     disk_build: str = ""
+    disk_leaving: bool = False
 
 
 # The steps
@@ -93,6 +94,11 @@ class BuildApp:
 @dataclass(frozen=True, slots=True)
 class CreateDisk:
     """Create the disk and bill it from now on; a candidate's disk is a copy of the builder's."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDisk:
+    """Move the disk from a member of the cluster that is to be emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +237,7 @@ Step = (
     | Install
     | BuildApp
     | CreateDisk
+    | MoveDisk
     | RecordLoss
     | RecoverDisk
     | PutBundle

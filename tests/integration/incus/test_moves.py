@@ -1,9 +1,10 @@
-"""Disks and layers between two real members: copied, brought up to date, with their limit."""
+"""Disks and layers between two real members: moved and copied, with their limit."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from tests.engines import make_spec, settings_in, until_listening
 from tests.incus import IncusCluster, prepared_incus, running_cluster
 
 from builderd.adapters.engines.incus.administration import Administration
+from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition
-from builderd.domain.ids import DiskId, new_id
+from builderd.domain.ids import DiskId, SandboxId, new_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.resources import GB
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -41,47 +43,40 @@ async def content_of(engine: IncusEngine, disk: DiskId, path: str) -> bytes:
         return b"".join([piece async for piece in opened.read(0, opened.entry.size)])
 
 
-async def names(engine: IncusEngine, disk: DiskId) -> set[str]:
-    return {entry.name for entry in (await engine.list_files(disk, "", 0, 100)).entries}
-
-
-async def test_disk_moves_with_what_changed_since_it_was_copied(pair: IncusCluster, tmp_path: Path) -> None:
+async def test_disk_moves_to_another_member_with_its_files_and_its_limit(pair: IncusCluster, tmp_path: Path) -> None:
     async with prepared_incus(pair, tmp_path) as engine:
         here, administration = engine._here, Administration(pair.options())
         await administration._set_leaving("node2", leaving=True)
+        await here.members.look()
         spec = await make_spec(engine, apps.SERVER)
         assert await here.disks.member(spec.disk) == "node1"
         await engine.start(spec)
         await until_listening(engine, spec.id)
-        for name in ("kept", "changed", "removed"):
-            await write(engine, spec.disk, name, b"first")
+        await write(engine, spec.disk, "kept", b"first")
         await administration._set_leaving("node2", leaving=False)
         await administration._set_leaving("node1", leaving=True)
-        target = DiskId(new_id())
-        # While the app runs.
-        assert await engine.stage_disk(spec.disk, target, None) == "node2"
-        assert await engine.disk(target) is None
-        await write(engine, spec.disk, "changed", b"second")
-        await write(engine, spec.disk, "added", b"new")
-        await engine.delete_file(spec.disk, "removed", Condition())
-        await engine.stop(spec.id, 1)
-        await engine.clone_disk(spec.disk, target, GB)
-        before, after = await engine.disk(spec.disk), await engine.disk(target)
+        await here.members.look()
+        before = await engine.disk(spec.disk)
         assert before
-        assert after
-        assert (after.bundle_hash, after.size_bytes) == (before.bundle_hash, before.size_bytes)
-        assert await here.disks.member(target) == "node2"
-        assert await names(engine, target) == await names(engine, spec.disk)
-        assert await content_of(engine, target, "changed") == b"second"
-        assert await content_of(engine, target, "kept") == b"first"
-        with pytest.raises(Exception, match="is being moved"):
-            await write(engine, spec.disk, "late", b"lost")
-        await engine.remove(spec.id)
-        await engine.delete_disk(spec.disk)
-        await write(engine, target, "late", b"kept")
+        assert before.is_leaving
+        with pytest.raises(InvalidState, match="stop it first"):
+            await engine.move_disk(spec.disk)
+        await engine.stop(spec.id, 1)
+        # Its ended instance is kept for its logs.
+        assert await engine.move_disk(spec.disk) == "node2"
+        assert await engine.move_disk(spec.disk) == "node2"
+        assert await engine.disk(spec.disk) == replace(before, is_leaving=False)
+        assert await here.volumes.places(volume_of(spec.disk)) == ["node2"]
+        assert await content_of(engine, spec.disk, "kept") == b"first"
         with pytest.raises(Exception, match="fit"):
-            await write(engine, target, "large", bytes(after.size_bytes + 1_000_000))
-        await engine.delete_disk(target)
+            await write(engine, spec.disk, "large", bytes(before.size_bytes + 1_000_000))
+        await engine.remove(spec.id)
+        again = replace(spec, id=SandboxId(new_id().replace("-", "")))
+        await engine.start(again)
+        await until_listening(engine, again.id)
+        await engine.stop(again.id, 1)
+        await engine.remove(again.id)
+        await engine.delete_disk(spec.disk)
         await administration._set_leaving("node1", leaving=False)
         await administration.close()
 

@@ -23,6 +23,7 @@ from builderd.domain.steps import (
     Freeze,
     GiveUp,
     Install,
+    MoveDisk,
     Observation,
     PlanSandbox,
     PutBundle,
@@ -127,6 +128,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "then the layer": (ALWAYS_ON, seen(version=NO_LAYER, disk_ready=False, disk_bundle=None), Install(1)),
     "then the disk": (ALWAYS_ON, seen(disk_ready=False, disk_bundle=None), CreateDisk()),
     "a disk that no ledger counts is made again": (ALWAYS_ON, seen(disk_ready=False), CreateDisk()),
+    "a disk leaves a member that is evacuated": (ALWAYS_ON, seen(disk_leaving=True, disk_bundle=None), MoveDisk()),
     "one that is gone comes back from its backup": (
         ALWAYS_ON,
         seen(disk_ready=False, disk_bundle=None, lost=True),

@@ -14,17 +14,15 @@ from builderd.ports.disk_files import DiskFiles
 class DiskReport:
     """State of a disk. ``bundle_hash``: bundle last written completely, None before the first.
 
-    ``build_key``: the layer whose files were written with it, empty without one. Of a cluster's disk alone are known
-    ``copy_of``, the disk that it was copied from, until a version is written to it or it is adopted, and ``is_blank``,
-    that the service made it and no version was ever written to it.
+    ``build_key``: the layer whose files were written with it, empty without one. ``is_leaving``: its member of the
+    cluster is to be emptied, and ``move_disk`` comes before the next start.
     """
 
     id: DiskId
     bundle_hash: str | None
     size_bytes: int
     build_key: str = ""
-    copy_of: DiskId | None = None
-    is_blank: bool = False
+    is_leaving: bool = False
 
 
 class Disks(DiskFiles, Protocol):

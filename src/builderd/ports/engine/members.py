@@ -16,19 +16,11 @@ class Members(Protocol):
     async def disk_members(self) -> Mapping[DiskId, str]:
         """Return the member of each disk, also of those on members that are away; none without a cluster."""
 
-    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
-        """Copy a disk, which may be in use, to a member that takes new disks, and return its name.
+    async def move_disk(self, disk: DiskId) -> str:
+        """Move a disk whose member is to be emptied to one that takes new disks, and return the name of its member.
 
-        ``clone_disk(disk, target)`` completes the copy.
-
-        Until then ``target`` is no disk. From the completion on files of ``disk`` are not changed by calls, until
-        one of the two is deleted. The layer is made ready there, too. Raises ``NotFound``, ``NoCapacity``.
-        """
-
-    async def adopt_copy(self, disk: DiskId) -> None:
-        """Note that a copy is a builder's own disk from now on: never a left-over, whatever records say. Idempotent.
-
-        This comes before an app runs on it, and before a record makes it the builder's. Raises ``NotFound``.
+        Another disk stays, and so does one that cannot be moved, which is not leaving then for some minutes. Meanwhile
+        calls change no files of it. Raises ``NotFound``, ``InvalidState`` while a sandbox runs on it.
         """
 
     def write_off(self, disk: DiskId) -> None:

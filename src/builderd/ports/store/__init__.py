@@ -22,7 +22,6 @@ from builderd.ports.store.idempotency import Idempotency
 from builderd.ports.store.leases import Leases
 from builderd.ports.store.ledger import Ledger
 from builderd.ports.store.metrics import Metrics
-from builderd.ports.store.named_disks import NamedDisks
 from builderd.ports.store.open_builds import OpenBuilds
 from builderd.ports.store.preview_links import PreviewLinks
 from builderd.ports.store.qa_reports import QaReports
@@ -60,7 +59,6 @@ __all__ = [
     "Leases",
     "Ledger",
     "Metrics",
-    "NamedDisks",
     "OpenBuilds",
     "PreviewLinks",
     "QaReports",
@@ -106,8 +104,6 @@ class UnitOfWork(Protocol):
     def sandboxes(self) -> Sandboxes: ...
     @property
     def ledger(self) -> Ledger: ...
-    @property
-    def named_disks(self) -> NamedDisks: ...
     @property
     def open_builds(self) -> OpenBuilds: ...
     @property

@@ -100,6 +100,7 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         disk_ready=disk is not None and _is_recorded(stored) and disk.size_bytes == wanted.disk_bytes,
         disk_bundle=disk.bundle_hash if disk else None,
         disk_build=disk.build_key if disk else "",
+        disk_leaving=disk is not None and disk.is_leaving,
         sandbox=sandbox,
         report=await _report(application, item.builder, sandbox) if sandbox else None,
         ends=stored.ends,
@@ -107,7 +108,7 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         paid_frozen=stored.billing is Billing.FROZEN,
         lost=loss.backup is not None,
         recovering=loss.recovering,
-        loss_due=needs_disk and (_is_released(item) or (own_is_gone and item.builder.disk_is_made)),
+        loss_due=needs_disk and (item.version.released or (own_is_gone and item.builder.disk_is_made)),
     )
 
 
@@ -124,11 +125,6 @@ async def _report(application: Application, builder: Builder, sandbox: Sandbox) 
         if builder.desired is Desired.RUNNING:
             raise
         return SandboxReport(sandbox.id, builder.id, SandboxState.RUNNING)
-
-
-def _is_released(item: WorkItem) -> bool:
-    """Return True if a release prepared the missing disk; what another member gets is a copy of one it prepared."""
-    return item.version.released and (item.disk == item.builder.disk or item.version.number != item.builder.version)
 
 
 def _is_recorded(stored: StoredState) -> bool:

@@ -45,6 +45,14 @@ def disk_made(uow: UnitOfWork, builder: Builder, item: WorkItem, prices: Prices,
         ledger.bill(uow, prices, item.builder, item.version.settings.resources, Billing.STOPPED, now)
 
 
+def disk_moved(uow: UnitOfWork, builder: Builder, member: str, now: datetime) -> None:
+    """Record that the builder's disk lies on this member of the cluster, if it was another one."""
+    if builder.location and builder.location != member:
+        reason = f"moved from the member {builder.location} of the cluster, which is being evacuated"
+        add_event(uow, builder, "member.moved", now, reason=reason, details={"member": builder.location})
+    uow.builders.save(replace(builder, location=member))
+
+
 def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, report: SandboxReport) -> Sandbox:
     """Record the start of a sandbox: from then on running time is billed. ``version`` is the one that runs."""
     uow, builder, prices = transition.uow, transition.builder, transition.prices

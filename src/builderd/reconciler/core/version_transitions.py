@@ -186,8 +186,6 @@ def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) 
     """Return the builder after a rollback: the previous version starts again on its own disk."""
     if builder.status is Status.RUNNING and builder.job_type.stays_up:
         reason = f"version {builder.candidate_version} did not take over: version {builder.version} serves on"
-        if builder.candidate_version == builder.version:
-            reason = "it did not come up on another member of the cluster: it serves on where it was"
         again = replace(freed, generation=builder.generation + 1, handover=Handover.AGAIN, cause=Cause(SYSTEM, reason))
         return replace(again, desired=Desired.RUNNING)
     if builder.job_type is JobType.ONE_TIME:

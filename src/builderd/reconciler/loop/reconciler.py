@@ -21,7 +21,6 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.jobs.compilation import BytecodeCompilation
 from builderd.reconciler.jobs.evacuation import Evacuation
-from builderd.reconciler.jobs.leftover_disks import LeftoverDisks
 from builderd.reconciler.jobs.lost_members import LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
@@ -63,7 +62,6 @@ class Reconciler:
         self._reporting = Reporting(application, fault)
         self._members = LostMembers(application)
         self._evacuation = Evacuation(application)
-        self._leftover_disks = LeftoverDisks(application)
 
     async def run(self) -> None:
         """Sweep once, then work on builders that changed or are due, and sweep again periodically."""
@@ -81,7 +79,6 @@ class Reconciler:
                 every(POLL_INTERVAL, self._check_spending, event="spending check"),
                 every(MEMBERS_INTERVAL, self._members.check, event="check of members"),
                 every(MEMBERS_INTERVAL, self._evacuation.check, event="evacuation"),
-                every(SWEEP_INTERVAL, self._leftover_disks.check, event="sweep of disks", wait_first=True),
             )
         ]
         try:

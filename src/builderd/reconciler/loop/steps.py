@@ -71,6 +71,8 @@ class Steps:
                 return await self._build(item.for_version(number))
             case domain.CreateDisk():
                 return await self._create_disk(item)
+            case domain.MoveDisk():
+                return await self._move_disk(item)
             case domain.RecordLoss():
                 return await self._record_loss(item)
             case domain.RecoverDisk():
@@ -193,6 +195,11 @@ class Steps:
         now, prices = self._now(), self._app.prices
         return Result(lambda uow, builder: sandbox_transitions.disk_made(uow, builder, item, prices, now), quiet=True)
 
+    async def _move_disk(self, item: WorkItem) -> Result:
+        member = await self._app.engine.move_disk(item.disk)
+        now = self._now()
+        return Result(lambda uow, builder: sandbox_transitions.disk_moved(uow, builder, member, now), quiet=True)
+
     async def _record_loss(self, item: WorkItem) -> Result:
         """The disk of a candidate is a copy: its release runs again on the next one, and nothing else is lost."""
         is_own = await self._app.engine.disk(item.builder.disk) is None
@@ -288,9 +295,6 @@ class Steps:
         except NotFound as lack:
             stage, code = ("release", ReleaseFailed.code) if sandbox.release else ("start", StartFailed.code)
             return self._failed(item, stage, code, lack.message, since=sandbox.created_at)
-        if sandbox.disk != item.builder.disk:
-            # The candidate's app writes to it, and it becomes the builder's where the candidate comes up.
-            await self._app.engine.adopt_copy(sandbox.disk)
         report = await self._app.engine.start(spec)
         version, now = item.version, self._now()
         is_up = item.builder.job_type is JobType.SANDBOX and version.settings.entrypoint == SANDBOX_COMMAND

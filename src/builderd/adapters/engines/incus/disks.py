@@ -24,13 +24,8 @@ from builderd.ports.engine import DiskReport
 FULL = (27, 122)
 
 _PREFIX = "disk-"
-#: Key of a copy that is not complete yet (``moves``).
-MOVING = "moving"
-#: Key of a copy: its original, "" once it is a builder's own disk. An earlier key, ``copy_of``, stayed on builders'
-#: own disks: it says nothing.
-COPY = "unused_copy_of"
-#: Key of a disk to which a version was written, or begun to be.
-_FILLED = "filled"
+#: Key of a copy that takes the place of its original on another member (``moves``): that member.
+MOVED_FROM = "moved_from"
 
 HelperOf = Callable[[str], Helper]
 
@@ -48,6 +43,8 @@ class Disks:
         self._place = place
         #: Called with a member whose pool had no space left.
         self.on_full: Callable[[str], None] = _ignore
+        #: Returns True if a disk is to leave its member.
+        self.is_leaving: Callable[[DiskId, str], bool] = _stays
         #: Disks that are reported as gone while their member is away.
         self.written_off: set[DiskId] = set()
 
@@ -62,7 +59,7 @@ class Disks:
 
     async def report(self, disk: DiskId) -> DiskReport | None:
         try:
-            found = await self._volumes.find(volume_of(disk))
+            found = await self.find(disk)
         except MemberAway:
             if disk in self.written_off:
                 return None
@@ -72,16 +69,12 @@ class Disks:
         if found is None:
             return None
         own = own_of(found)
-        if own.get(MOVING):
-            return None
         return DiskReport(
             disk,
             own.get("bundle") or None,
             int(own.get("size", 0)),
             own.get("build", ""),
-            copy_of=DiskId(own[COPY]) if own.get(COPY) else None,
-            # One without a size was made by something else.
-            is_blank="size" in own and not (own.get("bundle") or own.get("replaced") or own.get(_FILLED)),
+            is_leaving=self.is_leaving(disk, str(found.get("location") or "")),
         )
 
     async def take_back(self, away: Collection[str]) -> None:
@@ -118,8 +111,11 @@ class Disks:
         return int(own_of(await self.existing(disk))["size"])
 
     async def find(self, disk: DiskId) -> Json | None:
-        """Return the volume of the disk. Raises ``MemberAway``."""
-        return await self._volumes.find(volume_of(disk))
+        """Return the volume of the disk; of one that is being moved, its original. Raises ``MemberAway``."""
+        found = await self._volumes.find(volume_of(disk))
+        if found and (member := own_of(found).get(MOVED_FROM)):
+            return await self._volumes.find(volume_of(disk), member) or found
+        return found
 
     async def existing(self, disk: DiskId) -> Json:
         """Return the volume of the disk. Raises ``NotFound``, ``MemberAway``."""
@@ -140,7 +136,7 @@ class Disks:
         sent = bundle.files if own.get("build") or own.get("building") else written
         await self._volumes.change(
             *(volume, member),
-            {"bundle": "", "replaced": before.hash, "building": build_key or own.get("build", ""), _FILLED: "1"},
+            {"bundle": "", "replaced": before.hash, "building": build_key or own.get("build", "")},
         )
         request = {
             "volume": volume,
@@ -164,19 +160,19 @@ class Disks:
                 raise
             raise _full(int(own["size"])) from error
         await self._volumes.change(
-            volume, member, {"bundle": bundle.hash, "replaced": "", "build": build_key, "building": "", COPY: ""}
+            volume, member, {"bundle": bundle.hash, "replaced": "", "build": build_key, "building": ""}
         )
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         found = await self.existing(disk)
         volume, member = volume_of(disk), str(found.get("location") or "")
         await self._helper(member).run("take_home_out", {"volume": volume}, [volume])
-        await self._volumes.change(volume, member, {"bundle": bundle_hash, _FILLED: "1"})
+        await self._volumes.change(volume, member, {"bundle": bundle_hash})
 
     async def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         """Make a copy on the same member; one that exists stays."""
         found = await self.existing(source)
-        own = {**own_of(found), **_sized(size_bytes), COPY: source}
+        own = {**own_of(found), **_sized(size_bytes)}
         with suppress(IncusConflict):
             try:
                 await self._volumes.copy(
@@ -188,12 +184,6 @@ class Disks:
                 )
             except IncusNotFound:
                 raise NotFound(f"There is no disk {source}.") from None
-
-    async def adopt(self, disk: DiskId) -> None:
-        """Note that a copy is a builder's own disk. Raises ``NotFound``."""
-        found = await self.existing(disk)
-        if own_of(found).get(COPY):
-            await self._volumes.change(volume_of(disk), str(found.get("location") or ""), {COPY: ""})
 
     async def put_home_in(self, disk: DiskId) -> None:
         """Move the user's home of a copy among its files, for a backup."""
@@ -239,6 +229,10 @@ def _sized(size_bytes: int) -> dict[str, str]:
 
 def _ignore(member: str) -> None:
     """Do nothing."""
+
+
+def _stays(disk: DiskId, member: str) -> bool:
+    return False
 
 
 def _full(size_bytes: int) -> NoCapacity:

@@ -18,6 +18,7 @@ from contextlib import (
 from datetime import datetime
 from weakref import WeakValueDictionary
 
+from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.down import stop_each
 from builderd.adapters.engines.incus.exec_session import NotRunningError
 from builderd.adapters.engines.incus.machine import Machine, open_machine
@@ -59,8 +60,8 @@ class IncusEngine:
         self._machine: Machine | None = None
         self._readiness = Readiness(False, "waiting to be prepared")
         self._preparing = asyncio.Lock()
-        #: One lock a disk, kept while it is held.
-        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: One lock a disk, kept while it is held: nothing starts on a disk that is moved or deleted.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tight = False
 
     async def prepare(self, progress: Progress) -> None:
@@ -174,8 +175,6 @@ class IncusEngine:
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         here = self._here
-        if await here.moves.complete(source, target):
-            return
         async with await here.sandboxes.frozen_meanwhile(source):
             await here.disks.clone(source, target, size_bytes)
         if for_backup:
@@ -183,18 +182,18 @@ class IncusEngine:
 
     async def delete_disk(self, disk: DiskId) -> None:
         here = self._here
-        try:
+        async with self._locks.setdefault(disk, asyncio.Lock()):
             if await here.lost_disks.delete_later(disk):
                 return
-            if (found := await here.disks.find(disk)) is None:
-                return
-            users = users_of(found)
-            await here.sandboxes.refuse_users(disk, users)
-            await here.sandboxes.release(users)
-            await here.disks.delete(disk, found)
-        finally:
-            # A move of it, or to it, is over, also where the member does not answer: its files may be written again.
-            here.moves.forget(disk)
+            if (found := await here.disks.find(disk)) is not None:
+                await self._release(disk, found)
+                await here.disks.delete(disk, found)
+
+    async def _release(self, disk: DiskId, found: Json) -> None:
+        """Take a disk from ended sandboxes. Raises ``InvalidState`` while one runs."""
+        users = users_of(found)
+        await self._here.sandboxes.refuse_users(disk, users)
+        await self._here.sandboxes.release(users)
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
         if tool.disk is not None and tool.writable:
@@ -220,12 +219,12 @@ class IncusEngine:
         executable: bool | None = None,
     ) -> tuple[FileEntry, bool]:
         here = self._here
-        async with here.moves.writing(disk):
+        with here.moves.writing(disk):
             return await here.files.write(disk, path, content, condition, size, executable)
 
     async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
         here = self._here
-        async with here.moves.writing(disk):
+        with here.moves.writing(disk):
             await here.files.delete(disk, path, condition, recursive)
 
     def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
@@ -240,7 +239,7 @@ class IncusEngine:
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         if refusal := self.supports(spec.isolation):
             raise EngineUnavailable(refusal)
-        async with self._starting.setdefault(spec.disk, asyncio.Lock()):
+        async with self._locks.setdefault(spec.disk, asyncio.Lock()):
             return await self._here.sandboxes.start(spec)
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
@@ -341,11 +340,15 @@ class IncusEngine:
         here = self._here
         return await here.disks.members() if here.cluster.clustered else {}
 
-    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
-        return await self._here.moves.stage(disk, target, layer_key)
-
-    async def adopt_copy(self, disk: DiskId) -> None:
-        await self._here.disks.adopt(disk)
+    async def move_disk(self, disk: DiskId) -> str:
+        here = self._here
+        async with self._locks.setdefault(disk, asyncio.Lock()):
+            found = await here.disks.existing(disk)
+            member = str(found.get("location") or "")
+            if not here.moves.is_due(disk, member):
+                return member
+            await self._release(disk, found)
+            return await here.moves.move(disk, found)
 
     def write_off(self, disk: DiskId) -> None:
         self._here.disks.written_off.add(disk)

@@ -10,7 +10,7 @@ from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disks import MOVING, Disks
+from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks
 from builderd.adapters.engines.incus.events import Events
 from builderd.adapters.engines.incus.files import Files
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
@@ -77,7 +77,7 @@ class Machine:
 
         A member that is away counts as its builders do, which wait for it.
         """
-        leaving = {member.name for member in self.members.all() if member.leaving}
+        leaving = self.members.leaving_names()
         have = [one for name, one in self.capacities.items() if name not in leaving]
         return Capacity(sum(one.cpu for one in have), sum(one.memory for one in have), sum(one.disk for one in have))
 
@@ -99,7 +99,8 @@ class Machine:
     async def remove_left_overs(self, members: Collection[str]) -> None:
         """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases.
 
-        Builds, layers and copies of disks that this service makes meanwhile stay.
+        Builds, layers and copies of disks that this service makes meanwhile stay. Of a disk whose move was cut off, the
+        original stays while there is one.
         """
         for found in await self.instances.all():
             name, member = found["name"], found.get("location") or ""
@@ -110,12 +111,17 @@ class Machine:
                 await helper.let_go_idle()
             elif name.startswith((BUILD, HELPER)) and name not in self.runner.own:
                 await self.instances.delete(name)
-        for volume in await self.volumes.all():
+        volumes = await self.volumes.all()
+        places = {(volume["name"], volume.get("location")) for volume in volumes}
+        for volume in volumes:
             name, member = volume["name"], volume.get("location") or ""
-            is_left = name.startswith(NEW) and name not in self.layers.own
-            is_left |= bool(own_of(volume).get(MOVING)) and not self.moves.has(name)
-            if is_left and self._is_on(member, members):
+            if not self._is_on(member, members):
+                continue
+            origin = "" if self.moves.has(name) else own_of(volume).get(MOVED_FROM)
+            if (name.startswith(NEW) and name not in self.layers.own) or (name, origin) in places:
                 await self.volumes.delete(name, member)
+            elif origin:
+                await self.volumes.change(name, member, {MOVED_FROM: ""})
 
     def service_address(self) -> str:
         """Return the address at which apps on other members reach the service; "" without others."""
@@ -232,6 +238,8 @@ def make_machine(
     runner = Runner(client, instances)
     disks = Disks(volumes, helper, place)
     disks.on_full = instances.on_full = cluster.note_full
+    moves = Moves(volumes, disks, place, members.leaving_names)
+    disks.is_leaving = moves.is_due
     layers = Layers(volumes, instances, runner, helper, place, host_files)
 
     async def url_on(member: str) -> str:
@@ -268,7 +276,7 @@ def make_machine(
         members=members,
         lost_disks=LostDisks(client, members, volumes, instances, routes),
         lost_sandboxes=lost,
-        moves=Moves(volumes, layers, helper, place),
+        moves=moves,
         routes=routes,
     )
 

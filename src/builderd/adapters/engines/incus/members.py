@@ -195,6 +195,9 @@ class Members:
     def away_names(self) -> frozenset[str]:
         return frozenset(self._away)
 
+    def leaving_names(self) -> frozenset[str]:
+        return frozenset(member.name for member in self._seen.values() if member.leaving)
+
     def away(self, name: str) -> float | None:
         """Return for how many seconds a member has been away; None of one that is online."""
         since = self._away.get(name)

@@ -1,109 +1,100 @@
-"""Moves of disks to another member: copied while the app runs, completed while it is stopped.
+"""Moves of disks from members that are emptied: copied to another one by Incus, then deleted where they were.
 
-The copy is marked by the key ``moving`` until it is complete: one with it is no disk yet, and an earlier service's is
-removed.
+The copy has the disk's name and the key ``moved_from``, the member of its original. While that exists the copy may be
+incomplete, and the original is the disk; ``Disks.find`` chooses. The original is deleted once the copy is complete.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 
-from builderd.adapters.engines.incus.disks import COPY, MOVING, HelperOf, volume_of
-from builderd.adapters.engines.incus.layers import Layers
+from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, volume_of
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
-from builderd.domain.errors import EngineUnavailable, NotFound
+from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId
 
 log = logging.getLogger(__name__)
 
-#: Seconds that the completion of a move waits for files that callers write just then.
-WRITERS_SECONDS = 10.0
-_RETRY_SECONDS = 2
+#: After a disk could not be moved: its app starts where it was, and is not interrupted again for so long.
+RETRY_SECONDS = 300.0
 
 
 class Moves:
-    """``place`` chooses the member that a disk is moved to, ``helper`` returns the helper of a member."""
+    """``place`` chooses the member that a disk is moved to, ``leaving`` returns those that are to be emptied."""
 
-    def __init__(self, volumes: Volumes, layers: Layers, helper: HelperOf, place: Callable[[], Awaitable[str]]) -> None:
+    def __init__(
+        self,
+        volumes: Volumes,
+        disks: Disks,
+        place: Callable[[], Awaitable[str]],
+        leaving: Callable[[], Collection[str]],
+    ) -> None:
         self._volumes = volumes
-        self._layers = layers
-        self._helper = helper
+        self._disks = disks
         self._place = place
-        #: Copies that this service makes now: the disk, and the member it is copied to.
-        self._staged: dict[DiskId, str] = {}
-        #: Disks that no caller may change any more: their copies take their place.
-        self._sealed: dict[DiskId, DiskId] = {}
+        self._leaving = leaving
+        self._moving: set[DiskId] = set()
         self._writers: Counter[DiskId] = Counter()
-        self._written = asyncio.Condition()
+        #: When a disk that could not be moved is tried again, by the monotonic clock.
+        self._retry_at: dict[DiskId, float] = {}
+
+    def is_due(self, disk: DiskId, member: str) -> bool:
+        """Return True if the disk is to leave its member before an app starts on it."""
+        return member in self._leaving() and time.monotonic() >= self._retry_at.get(disk, 0.0)
 
     def has(self, volume: str) -> bool:
-        """Return True for the volume of a copy that this service makes now."""
-        return any(volume_of(disk) == volume for disk in self._staged)
+        """Return True for the volume of a disk that is being moved."""
+        return any(volume_of(disk) == volume for disk in self._moving)
 
-    async def stage(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
-        """Copy a disk that may be in use to another member, which gets what an app there needs, and return its name.
-
-        Raises ``NotFound``, ``NoCapacity``.
-        """
-        found = await self._volumes.find(volume_of(disk))
-        if found is None:
-            raise NotFound(f"There is no disk {disk}.")
-        member = await self._place()
-        # The first instance of a member unpacks the image.
-        await self._helper(member).open()
-        if layer_key:
-            await self._layers.volume(layer_key, member)
-        own = {**own_of(found), MOVING: disk, COPY: disk}
-        self._staged[target] = member
+    async def move(self, disk: DiskId, found: Json) -> str:
+        """Move a disk, as it was found, that no sandbox uses. Return its member: the same one where that failed."""
+        member = str(found.get("location") or "")
+        if self._writers[disk]:
+            log.warning("disk not moved, a file is being written disk=%s member=%s", disk, member)
+            self._retry_at[disk] = time.monotonic() + RETRY_SECONDS
+            return member
+        self._moving.add(disk)
         try:
-            await self._volumes.copy(
-                volume_of(disk), volume_of(target), int(own["size"]), own, member, found["location"]
+            return await self._carry_out(disk, found, member)
+        except Exception as error:
+            log.warning(
+                "disk not moved, retrying later disk=%s member=%s error=%s",
+                *(disk, member, error),
+                exc_info=not isinstance(error, BuilderdError),
             )
-        except BaseException:
-            self._staged.pop(target)
-            await asyncio.shield(self._volumes.delete(volume_of(target), member))
-            raise
-        return member
+            self._retry_at[disk] = time.monotonic() + RETRY_SECONDS
+            return member
+        finally:
+            self._moving.discard(disk)
 
-    async def complete(self, disk: DiskId, target: DiskId) -> bool:
-        """Bring a staged copy up to date; False for one that was not staged. No sandbox may run on the disk.
-
-        From then on no caller changes files of the disk, until it or its copy is deleted.
-        """
-        member = self._staged.get(target)
-        if member is None:
-            return False
-        await self._seal(disk, target)
-        found = await self._volumes.find(volume_of(disk))
-        if found is None:
-            raise NotFound(f"There is no disk {disk}.")
-        own, name = own_of(found), volume_of(target)
-        await self._volumes.copy(volume_of(disk), name, int(own["size"]), own, member, found["location"], refresh=True)
-        await self._volumes.change(name, member, {**own, MOVING: "", COPY: disk})
-        self._staged.pop(target)
-        return True
-
-    async def _seal(self, disk: DiskId, target: DiskId) -> None:
-        self._sealed[disk] = target
+    async def _carry_out(self, disk: DiskId, found: Json, member: str) -> str:
+        name, own = volume_of(disk), own_of(found)
+        for place in await self._volumes.places(name):
+            if place != member:  # a copy of a move that failed
+                await self._volumes.delete(name, place)
+        target = await self._place()
         try:
-            async with asyncio.timeout(WRITERS_SECONDS), self._written:
-                await self._written.wait_for(lambda: not self._writers[disk])
-        except TimeoutError:
-            del self._sealed[disk]
-            raise EngineUnavailable(
-                f"The disk {disk} could not be moved: a file of it is being written.", retry_after=_RETRY_SECONDS
-            ) from None
+            await self._volumes.copy(name, name, int(own["size"]), own | {MOVED_FROM: member}, target, member)
+        except BaseException:
+            await asyncio.shield(self._volumes.delete(name, target))
+            raise
+        await self._disks.delete(disk, found)
+        await self._volumes.change(name, target, {MOVED_FROM: ""})
+        log.info("disk moved disk=%s member=%s target=%s", disk, member, target)
+        return target
 
-    @asynccontextmanager
-    async def writing(self, disk: DiskId) -> AsyncIterator[None]:
+    @contextmanager
+    def writing(self, disk: DiskId) -> Iterator[None]:
         """Keep a disk from being moved while a caller changes its files. Raises ``EngineUnavailable``."""
-        if disk in self._sealed:
+        if disk in self._moving:
             raise EngineUnavailable(
-                "The builder is being moved to another member of the cluster: try again.", retry_after=_RETRY_SECONDS
+                "The builder is being moved to another member of the cluster: try again.", retry_after=5
             )
         self._writers[disk] += 1
         try:
@@ -112,10 +103,3 @@ class Moves:
             self._writers[disk] -= 1
             if not self._writers[disk]:
                 del self._writers[disk]
-                async with self._written:
-                    self._written.notify_all()
-
-    def forget(self, disk: DiskId) -> None:
-        """End what concerns a disk that is deleted: the move of it, or the move to it."""
-        self._staged.pop(disk, None)
-        self._sealed = {source: target for source, target in self._sealed.items() if disk not in (source, target)}

@@ -18,7 +18,7 @@ _BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
 
 
 class Volumes:
-    """Volumes by name. Names are unique in the cluster, but for layers, which lie on each member that uses them.
+    """Volumes by name. Names are unique on a member: layers lie on each one that uses them.
 
     ``away`` returns the members that are away.
     """
@@ -81,18 +81,11 @@ class Volumes:
         own: Mapping[str, str],
         member: str,
         from_member: str = "",
-        *,
-        refresh: bool = False,
     ) -> None:
-        """Copy a volume, on one member in no time; ``refresh`` brings an earlier copy up to date.
-
-        Raises ``IncusNotFound``, ``IncusConflict``.
-        """
+        """Copy a volume, on one member in no time. Raises ``IncusNotFound``, ``IncusConflict``."""
         origin: Json = {"type": "copy", "pool": self._pool, "name": source, "volume_only": True}
         if from_member and from_member != member:
             origin = await self._remote(source, from_member)
-        if refresh:
-            origin["refresh"] = True
         body = {"name": target, "config": _config(size, own), "source": origin}
         await self._client.call("POST", self._path, body, target=member)
 

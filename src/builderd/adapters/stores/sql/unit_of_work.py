@@ -23,7 +23,6 @@ from builderd.adapters.stores.sql.leases import Leases
 from builderd.adapters.stores.sql.ledger import Ledger
 from builderd.adapters.stores.sql.live_totals import LiveTotals
 from builderd.adapters.stores.sql.metrics import Metrics
-from builderd.adapters.stores.sql.named_disks import NamedDisks
 from builderd.adapters.stores.sql.open_builds import OpenBuilds
 from builderd.adapters.stores.sql.preview_links import PreviewLinks
 from builderd.adapters.stores.sql.qa_reports import QaReports
@@ -92,10 +91,6 @@ class UnitOfWork:
     @cached_property
     def ledger(self) -> port.Ledger:
         return Ledger(self._connection)
-
-    @cached_property
-    def named_disks(self) -> port.NamedDisks:
-        return NamedDisks(self._connection)
 
     @cached_property
     def open_builds(self) -> port.OpenBuilds:

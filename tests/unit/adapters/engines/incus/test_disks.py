@@ -72,19 +72,6 @@ async def test_disk_that_was_read_again_is_not_gone_when_its_member_restarts() -
         await disks.report(ONE)
 
 
-async def test_disk_with_the_key_of_earlier_versions_and_a_volume_without_keys_have_files_of_their_own() -> None:
-    """The key stayed on builders' own disks."""
-    volumes = ScriptedVolumes(one="node1")
-    volumes.config = {"user.builderd.size": "1", "user.builderd.bundle": "b", "user.builderd.copy_of": "two"}
-    report = await disks_of(volumes).report(ONE)
-    assert report is not None
-    assert (report.copy_of, report.is_blank) == (None, False)
-    volumes.config = {}
-    report = await disks_of(volumes).report(ONE)
-    assert report is not None
-    assert (report.copy_of, report.is_blank) == (None, False)
-
-
 async def test_members_of_disks_are_known_also_while_they_are_away() -> None:
     volumes = ScriptedVolumes(one="node1", two="node2")
     volumes.members["layer-x"] = "node1"

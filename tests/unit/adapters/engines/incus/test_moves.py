@@ -1,10 +1,9 @@
-"""Moves of disks between members: staged, completed, given up; nobody writes to a disk whose copy is complete."""
+"""Moves of disks between members: copied, deleted where they were; what is cut off leaves the original the disk."""
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import nullcontext
-from pathlib import Path
+import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,132 +12,176 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import moves as module
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.adapters.engines.incus.disks import Disks
 from builderd.adapters.engines.incus.errors import IncusError
-from builderd.adapters.engines.incus.machine import Machine
+from builderd.adapters.engines.incus.moves import Moves
 from builderd.adapters.engines.incus.options import IncusOptions
-from builderd.domain.errors import EngineUnavailable, NoCapacity, NotFound
+from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.ids import DiskId
 from builderd.domain.quotas import Capacity
 
-OLD, NEW = DiskId("old"), DiskId("new")
+ONE = DiskId("one")
+MOVED_FROM = "user.builderd.moved_from"
+
+
+class ScriptedVolumes:
+    """Volumes by name and member. ``fails`` names methods that raise, after their work where ``late``."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str], dict[str, str]] = {}
+        self.fails: set[str] = set()
+        self.late = False
+
+    def has(self, member: str, **own: str) -> None:
+        self.found["disk-one", member] = {"user.builderd.size": "7"} | {f"user.builderd.{k}": v for k, v in own.items()}
+
+    def _called(self, method: str) -> None:
+        if method in self.fails:
+            raise IncusError(500, "broken pipe")
+
+    async def find(self, name: str, member: str = "") -> dict[str, Any] | None:
+        at = member or min((where for one, where in self.found if one == name), default="")
+        config = self.found.get((name, at))
+        return None if config is None else {"name": name, "location": at, "config": dict(config), "used_by": []}
+
+    async def places(self, name: str) -> Sequence[str]:
+        return [where for one, where in self.found if one == name]
+
+    async def all(self) -> Sequence[dict[str, Any]]:
+        return [{"name": name, "location": at, "config": dict(own)} for (name, at), own in self.found.items()]
+
+    async def copy(self, source: str, target: str, size: int, own: dict[str, str], at: str, origin: str) -> None:
+        assert (source, origin) in self.found
+        assert (target, at) not in self.found
+        self.found[target, at] = {f"user.builderd.{key}": value for key, value in own.items()}
+        self._called("copy")
+
+    async def delete(self, name: str, member: str = "") -> None:
+        if not self.late:
+            self._called("delete")
+        self.found.pop((name, member), None)
+        self._called("delete")
+
+    async def change(self, name: str, member: str, own: dict[str, str]) -> None:
+        self._called("change")
+        self.found[name, member].update({f"user.builderd.{key}": value for key, value in own.items()})
+
+
+class Scene:
+    """A disk on node1, which is to be emptied."""
+
+    def __init__(self) -> None:
+        self.volumes = ScriptedVolumes()
+        self.volumes.has("node1", bundle="b1")
+        self.leaving = {"node1"}
+
+        async def detach(name: str) -> None:
+            assert name == "disk-one"
+
+        volumes, helper = self.volumes, SimpleNamespace(detach=detach)
+        self.disks = Disks(volumes, lambda _: helper, self.place)  # type: ignore[arg-type, return-value]
+        self.moves = Moves(volumes, self.disks, self.place, lambda: self.leaving)  # type: ignore[arg-type]
+        self.disks.is_leaving = self.moves.is_due
+
+    async def place(self) -> str:
+        return "node2"
+
+    async def move(self) -> str:
+        return await self.moves.move(ONE, await self.disks.existing(ONE))
+
+    async def report(self) -> tuple[str, str | None, bool]:
+        """Return the disk's member and bundle, and whether it is to leave that member."""
+        found = await self.disks.report(ONE)
+        assert found
+        return await self.disks.member(ONE), found.bundle_hash, found.is_leaving
 
 
 @pytest.fixture
-def incus() -> ScriptedIncus:
-    incus = ScriptedIncus()
-    incus.has_volume("disk-old", "node1", size="1000", bundle="b1")
-    return incus
+def scene() -> Scene:
+    return Scene()
 
 
-@pytest.fixture
-def machine(incus: ScriptedIncus, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = machine_on(incus)
-    machine.helper("node2")._ready = True
-    return machine
+async def test_disk_lies_on_another_member_alone_after_its_move(scene: Scene) -> None:
+    assert await scene.report() == ("node1", "b1", True)
+    assert await scene.move() == "node2"
+    assert await scene.report() == ("node2", "b1", False)
+    assert scene.volumes.found == {
+        ("disk-one", "node2"): {"user.builderd.size": "7", "user.builderd.bundle": "b1", MOVED_FROM: ""}
+    }
 
 
-async def test_staged_copy_is_no_disk_until_it_is_complete(incus: ScriptedIncus, machine: Machine) -> None:
-    assert await machine.moves.stage(OLD, NEW, None) == "node2"
-    assert incus.volumes["disk-new"]["location"] == "node2"
-    assert await machine.disks.report(NEW) is None
-    assert await machine.moves.complete(OLD, NEW)
-    report = await machine.disks.report(NEW)
-    assert report
-    assert (report.bundle_hash, report.size_bytes) == ("b1", 1000)
+@pytest.mark.parametrize("failing", ["copy", "delete"])
+async def test_disk_that_cannot_be_moved_stays_and_does_not_leave_for_some_minutes(
+    scene: Scene, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.volumes.fails = {failing}
+    assert await scene.move() == "node1"
+    assert await scene.report() == ("node1", "b1", False)
+    scene.volumes.fails = set()
+    later = time.monotonic() + module.RETRY_SECONDS
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: later))
+    assert await scene.report() == ("node1", "b1", True)
+    # What the app wrote meanwhile is moved, too: an earlier copy is not taken for it.
+    scene.volumes.has("node1", bundle="b2")
+    assert await scene.move() == "node2"
+    assert await scene.report() == ("node2", "b2", False)
+    assert len(scene.volumes.found) == 1
 
 
-async def test_disk_that_was_not_staged_is_copied_as_ever(machine: Machine) -> None:
-    assert not await machine.moves.complete(OLD, NEW)
+async def test_copy_is_the_disk_once_its_original_is_gone_after_an_error(scene: Scene) -> None:
+    scene.volumes.fails, scene.volumes.late = {"delete"}, True
+    await scene.move()
+    assert await scene.report() == ("node2", "b1", False)
 
 
-async def test_nobody_writes_once_the_copy_is_complete_until_one_of_both_is_deleted(machine: Machine) -> None:
-    await machine.moves.stage(OLD, NEW, None)
-    async with machine.moves.writing(OLD):
-        pass
-    await machine.moves.complete(OLD, NEW)
-    with pytest.raises(EngineUnavailable, match="try again"):
-        async with machine.moves.writing(OLD):
+async def test_no_file_is_written_while_its_disk_moves_and_no_disk_moves_while_one_is(scene: Scene) -> None:
+    with scene.moves.writing(ONE):
+        assert await scene.move() == "node1"
+    assert await scene.report() == ("node1", "b1", False)
+    copy = scene.volumes.copy
+
+    async def copy_and_write(*given: Any) -> None:
+        with pytest.raises(EngineUnavailable, match="try again"), scene.moves.writing(ONE):
             pass
-    async with machine.moves.writing(NEW):
-        pass
-    machine.moves.forget(NEW)
-    async with machine.moves.writing(OLD):
-        pass
+        await copy(*given)
 
-
-@pytest.mark.parametrize("deleted", [OLD, NEW])
-@pytest.mark.parametrize("away", [False, True])
-async def test_disk_is_written_again_once_it_or_its_copy_is_deleted_also_on_a_member_that_is_away(
-    incus: ScriptedIncus, machine: Machine, deleted: DiskId, away: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options: Any = SimpleNamespace(data_dir=Path("/none"))
-    engine = IncusEngine(options, IncusOptions())
-    engine._machine = machine
-    await machine.moves.stage(OLD, NEW, None)
-    await machine.moves.complete(OLD, NEW)
-    if away:
-
-        async def later(_: DiskId) -> bool:
-            return True
-
-        monkeypatch.setattr(machine.lost_disks, "delete_later", later)
-    else:
-
-        async def fail(*_: str) -> None:
-            raise IncusError(500, "broken pipe")
-
-        incus.before = fail
-    with nullcontext() if away else pytest.raises(IncusError):
-        await engine.delete_disk(deleted)
-    async with machine.moves.writing(OLD):
+    scene.volumes.copy = copy_and_write  # type: ignore[assignment, method-assign]
+    assert await scene.move() == "node2"
+    with scene.moves.writing(ONE):
         pass
 
 
-async def test_file_that_is_being_written_is_in_the_copy(incus: ScriptedIncus, machine: Machine) -> None:
-    await machine.moves.stage(OLD, NEW, None)
-    async with machine.moves.writing(OLD):
-        completing = asyncio.create_task(machine.moves.complete(OLD, NEW))
-        await asyncio.sleep(0.01)
-        copies = incus.changes.count(("POST", "/storage-pools/default/volumes/custom"))
-        assert not completing.done()
-    assert await completing
-    assert incus.changes.count(("POST", "/storage-pools/default/volumes/custom")) == copies + 1
+async def test_original_stays_after_a_move_that_an_earlier_service_left(scene: Scene) -> None:
+    scene.volumes.has("node0", bundle="part", moved_from="node1")
+    assert await scene.report() == ("node1", "b1", True)
+    machine = machine_on(ScriptedIncus())
+    machine.volumes = scene.volumes  # type: ignore[assignment]
+    await machine.remove_left_overs({"node0", "node1"})
+    assert list(scene.volumes.found) == [("disk-one", "node1")]
 
 
-async def test_endless_upload_does_not_hold_requests_for_long(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "WRITERS_SECONDS", 0.01)
-    await machine.moves.stage(OLD, NEW, None)
-    async with machine.moves.writing(OLD):
-        with pytest.raises(EngineUnavailable, match="being written"):
-            await machine.moves.complete(OLD, NEW)
-        async with machine.moves.writing(OLD):
-            pass
-    assert await machine.moves.complete(OLD, NEW)
-
-
-async def test_copy_that_fails_leaves_nothing(incus: ScriptedIncus, machine: Machine) -> None:
-    async def after(method: str, path: str) -> None:
-        if method == "POST":
-            raise IncusError(500, "broken pipe")
-
-    incus.after = after
-    with pytest.raises(IncusError):
-        await machine.moves.stage(OLD, NEW, None)
-    assert set(incus.volumes) == {"disk-old"}
-    with pytest.raises(NotFound):
-        await machine.moves.stage(DiskId("none"), NEW, None)
-
-
-async def test_copies_of_an_earlier_service_are_removed_and_own_ones_stay(
-    incus: ScriptedIncus, machine: Machine
-) -> None:
-    incus.has_volume("disk-left", "node2", moving="old", size="1000")
-    await machine.moves.stage(OLD, NEW, None)
+async def test_copy_whose_original_an_earlier_service_deleted_is_the_disk(scene: Scene) -> None:
+    scene.volumes.found.clear()
+    scene.volumes.has("node2", bundle="b1", moved_from="node1")
+    assert await scene.report() == ("node2", "b1", False)
+    machine = machine_on(ScriptedIncus())
+    machine.volumes = scene.volumes  # type: ignore[assignment]
     await machine.remove_left_overs({"node2"})
-    assert set(incus.volumes) == {"disk-old", "disk-new"}
+    assert scene.volumes.found["disk-one", "node2"][MOVED_FROM] == ""
+
+
+async def test_copy_that_this_service_makes_is_no_left_over(scene: Scene) -> None:
+    machine = machine_on(ScriptedIncus())
+    machine.volumes, machine.moves = scene.volumes, scene.moves  # type: ignore[assignment]
+    copy = scene.volumes.copy
+
+    async def copy_and_clean(*given: Any) -> None:
+        await copy(*given)
+        await machine.remove_left_overs({"node1", "node2"})
+
+    scene.volumes.copy = copy_and_clean  # type: ignore[assignment, method-assign]
+    assert await scene.move() == "node2"
+    assert await scene.report() == ("node2", "b1", False)
 
 
 async def members_of(*found: Any) -> Cluster:
@@ -165,7 +208,8 @@ async def test_new_disks_avoid_members_that_are_evacuated() -> None:
         await cluster.place([])
 
 
-async def test_capacity_counts_members_that_are_away_and_not_those_that_are_evacuated(machine: Machine) -> None:
+async def test_capacity_counts_members_that_are_away_and_not_those_that_are_evacuated() -> None:
+    machine = machine_on(ScriptedIncus())
     machine.members._seen = {
         "node1": Member("node1", "", online=True),
         "node2": Member("node2", "", online=False),

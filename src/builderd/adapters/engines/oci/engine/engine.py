@@ -23,7 +23,7 @@ from builderd.adapters.engines.oci.storage.backing import free_bytes, total_byte
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import EngineUnavailable, InvalidState, NoCapacity, NotFound
+from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
@@ -373,11 +373,8 @@ class OciEngine:
     async def disk_members(self) -> Mapping[DiskId, str]:
         return {}
 
-    async def stage_disk(self, disk: DiskId, target: DiskId, layer_key: str | None) -> str:
-        raise NoCapacity("There is this machine only.")
-
-    async def adopt_copy(self, disk: DiskId) -> None:
-        """Do nothing: no disk is a left-over here."""
+    async def move_disk(self, disk: DiskId) -> str:
+        return ""
 
     def write_off(self, disk: DiskId) -> None:
         """Do nothing: there is this machine only."""

@@ -42,7 +42,7 @@ BY_FRAME = tuple(
             r"concurrent/futures|\(queue\.py|\(threading\.py|asyncio/(threads|futures)\.py|\banyio/|starlette/concurrency"
             r"|run_in_executor|call_soon_threadsafe|_read_from_self|_write_to_self",
         ),
-        ("statements that read, with SQLAlchemy", r"\bsqlalchemy/|stores/sql/(prepared|store|sqlite|connections?)"),
+        ("statements that read, with SQLAlchemy", r"\bsqlalchemy/|stores/sql/(store|sqlite|connections?)"),
         ("rows to values", r"adapters/stores/"),
         ("token and rate", r"/auth\.py|services/tokens|services/rates|/rates?\.py"),
         ("log and counters", r"request_log|/metrics|prometheus_client|\blogging/"),

@@ -24,8 +24,7 @@ ENGINE_OPTIONS: dict[str, Any] = {
 class Database:
     """Engines and error rules of one database.
 
-    ``writing`` and ``reading`` open transactions of their kind, for units of work by ``begin``; ``begin_migration``
-    opens one that migrates alone. ``close_idle`` closes connections that are kept open between units of work.
+    ``writing`` and ``reading`` open transactions of their kind; ``begin_migration`` opens one that migrates alone.
     ``writers`` and ``readers`` limit the concurrent transactions of each kind; with 0 readers, reads run in the threads
     of the writers. ``is_passing`` returns True for an error after which the whole transaction may succeed when run
     again. ``outage_reason`` describes a fault of the database (no answer, cannot read or write) and its remedy, and
@@ -37,9 +36,7 @@ class Database:
     reading: Engine
     writers: int
     readers: int
-    begin: Callable[[Engine], AbstractContextManager[Connection]]
     begin_migration: Callable[[], AbstractContextManager[Connection]]
-    close_idle: Callable[[], None]
     is_passing: Callable[[DBAPIError], bool]
     outage_reason: Callable[[Exception], str | None]
     find_damage: Callable[[], Sequence[str] | None]

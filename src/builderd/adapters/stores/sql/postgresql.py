@@ -8,9 +8,8 @@ level would catch cannot happen, since only locked builders can be saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -19,7 +18,6 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, func, sele
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
-from builderd.adapters.stores.sql import prepared
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
 R = TypeVar("R")
@@ -73,8 +71,6 @@ def open_postgresql(url: URL) -> Database:
         reading=reading,
         writers=WRITERS,
         readers=READERS,
-        begin=partial(prepared.begin, send=_send),
-        close_idle=lambda: None,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=is_passing,
         outage_reason=outage_reason,
@@ -108,11 +104,6 @@ def _set_formats(link: Link) -> None:
     in between has to keep the session, or both parameters with it (pgbouncer does).
     """
     link.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO'", prepare=False)
-
-
-def _send(link: Link, statement: str, values: Sequence[Any]) -> psycopg.Cursor[Any]:
-    """Execute a statement whose parameters are ``$1``, ``$2``: the driver would look for names anew each time."""
-    return psycopg.RawCursor(link).execute(statement, values)
 
 
 def _begin_on(link: Link, begin: str) -> None:

@@ -19,7 +19,6 @@ from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_en
 from sqlalchemy.exc import DBAPIError
 
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
-from builderd.adapters.stores.sql.prepared import Transactions
 from builderd.linux.copy_on_write import write_in_place
 
 log = logging.getLogger(__name__)
@@ -47,15 +46,12 @@ def open_sqlite(url: URL) -> Database:
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
-    transactions = Transactions(sqlite3.Connection.execute)
     describe = outage_reason if path is None else _DiskCheck(path).outage_reason
     return Database(
         writing=writing,
         reading=reading.execution_options(read_only=True),
         writers=1,
         readers=0 if path is None else READERS,
-        begin=transactions.begin,
-        close_idle=transactions.close,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
         outage_reason=describe,
@@ -164,8 +160,7 @@ def _file_engine(url: URL, path: Path, connections: int) -> Engine:
         url,
         poolclass=QueuePool,
         pool_size=connections,
-        # Units of work keep the connections; a migration opens one beside them, which stays in the pool.
-        max_overflow=connections,
+        max_overflow=0,
         # The connection used last: its cache has the pages, and its statements are prepared.
         pool_use_lifo=True,
         connect_args={"timeout": BUSY_TIMEOUT, "cached_statements": 256},

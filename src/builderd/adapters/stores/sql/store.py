@@ -163,7 +163,7 @@ class SqlStore:
             run += 1
 
     def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> tuple[T, set[Kind]]:
-        with self._database.begin(self._database.writing) as connection:
+        with self._database.writing.begin() as connection:
             self._check_lease(connection)
             uow = UnitOfWork(connection, writes=True)
             result = work(uow)
@@ -173,7 +173,7 @@ class SqlStore:
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
         refused: BuilderdError | None = None
         try:
-            with self._database.begin(self._database.reading) as connection:
+            with self._database.reading.begin() as connection:
                 try:
                     return work(UnitOfWork(connection, writes=False))
                 except BuilderdError as error:
@@ -213,7 +213,7 @@ class SqlStore:
 
     def _answers(self) -> bool:
         try:
-            with self._database.begin(self._database.reading) as connection:
+            with self._database.reading.begin() as connection:
                 return connection.execute(select(literal(1))).scalar_one() == 1
         except Exception as error:
             log.debug("database not ready error=%s", error)
@@ -223,7 +223,7 @@ class SqlStore:
         if time.monotonic() < self._schema_checked_until:
             return []
         try:
-            with self._database.begin(self._database.reading) as connection:
+            with self._database.reading.begin() as connection:
                 found = schema.differences(connection)
         except Exception as error:
             log.warning("schema check failed error=%s", error)
@@ -234,7 +234,7 @@ class SqlStore:
 
     def _foreign_revision(self) -> str:
         try:
-            with self._database.begin(self._database.reading) as connection:
+            with self._database.reading.begin() as connection:
                 return schema.foreign_revision(connection)
         except Exception as error:
             self._check(error)
@@ -242,7 +242,7 @@ class SqlStore:
 
     def _is_migrated(self) -> bool:
         try:
-            with self._database.begin(self._database.reading) as connection:
+            with self._database.reading.begin() as connection:
                 return schema.is_newest(connection)
         except Exception as error:
             self._check(error)
@@ -260,7 +260,6 @@ class SqlStore:
     def _close(self) -> None:
         self._readers.shutdown()
         self._writers.shutdown()
-        self._database.close_idle()
         self._database.writing.dispose()
         self._database.reading.dispose()
 

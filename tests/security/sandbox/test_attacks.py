@@ -129,6 +129,16 @@ def test_host_files_are_unreachable(attacker: Attacker, arena: LiveService) -> N
         assert "a secret of the host" not in output
 
 
+def test_groups_and_mounts_name_neither_instance_nor_sandbox(attacker: Attacker, arena: LiveService) -> None:
+    """Refuse the attacker the paths to write to, should one find a way to write outside."""
+    if on_incus(arena):
+        pytest.skip("on Incus they are the guest's own")
+    code, output = attacker.run("cat /proc/1/cgroup /proc/self/cgroup /proc/1/mountinfo /proc/self/mountinfo")
+    assert (code, " /app " in output) == (0, True)
+    sandboxes = [folder.name for folder in (arena.data_dir / "sandboxes").iterdir()]
+    assert not [name for name in ("builderd", str(arena.data_dir), *sandboxes) if name in output]
+
+
 def test_links_in_app_folder_do_not_escape(attacker: Attacker, arena: LiveService) -> None:
     uuid = attacker.data["uuid"]
     attacker.run("rm -rf main.py; ln -s /etc/passwd main.py; ln -s / root; ln -s ../../../../../../etc etc")

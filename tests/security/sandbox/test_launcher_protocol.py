@@ -45,6 +45,8 @@ CLAIM: dict[str, Any] = {
     "pid": 1 << 22,
     "uid": 0,
     "hostname": "h",
+    "cwd": "/",
+    "mounts": [],
     "tmpfs": {},
     "folders": [],
     "files": [],

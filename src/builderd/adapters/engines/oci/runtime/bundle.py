@@ -170,7 +170,7 @@ def _own_file(source: str, target: str) -> dict[str, Any]:
 
 def _linux(container: Container) -> dict[str, Any]:
     ids = [{"containerID": 0, "hostID": container.uid, "size": IDS}]
-    own = ("pid", "ipc", "uts", "mount", "user", *(() if container.host_network else ("network",)))
+    own = ("pid", "ipc", "uts", "mount", "user", "cgroup", *(() if container.host_network else ("network",)))
     return {
         "namespaces": [{"type": kind} for kind in own],
         "uidMappings": ids,

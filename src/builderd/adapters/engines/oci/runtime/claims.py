@@ -14,7 +14,7 @@ from builderd.adapters.engines.oci.runtime.apps import START_SCRIPT, start_scrip
 from builderd.adapters.engines.oci.runtime.creation import Creation
 from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.root import make_bind
+from builderd.adapters.engines.oci.runtime.root import hide_source, make_bind
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import EngineUnavailable
@@ -94,6 +94,8 @@ def make_claim(run: Run, bundle: Path, uid: int) -> dict[str, Any]:
     secrets = (secret_files.bind(bundle),) if run.secret_files else ()
     return {
         "hostname": run.hostname,
+        "cwd": str(bundle),
+        "mounts": [hide_source(bundle, secret_files.FOLDER)] if secrets else [],
         "tmpfs": dict(run.tmpfs),
         "folders": [bind.target for bind in secrets],
         "files": [

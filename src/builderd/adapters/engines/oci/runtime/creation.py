@@ -14,7 +14,7 @@ from builderd.adapters.engines.oci.runtime.bundle import PROC_FOLDER, Container,
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.root import Root, make_mounts, mount_points, overlay_paths
+from builderd.adapters.engines.oci.runtime.root import Root, hide_source, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, runtime_mounts
 from builderd.domain.errors import EngineUnavailable
@@ -90,7 +90,9 @@ class Creation:
         argv = command.shim(run.runtime, run.id, files)
         # Creating a group waits while another process moves: not in the event loop.
         tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)
-        mounts = make_mounts(_root(run, bundle), bundle, self._context.config.store)
+        own = [PROC_FOLDER] * run.has_own_proc + [secret_files.FOLDER] * bool(run.secret_files)
+        mounts = [hide_source(bundle, folder) for folder in own]
+        mounts += make_mounts(_root(run, bundle), bundle, self._context.config.store)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             program = Program(

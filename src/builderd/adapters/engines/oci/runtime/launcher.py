@@ -119,6 +119,8 @@ class Server:
             words, child_words = os.pipe2(os.O_CLOEXEC)
             if (pid := fork_or_close(words, child_words)) == 0:
                 try:
+                    os.chdir(request["cwd"])
+                    prepare_mounts(request["mounts"], maps)
                     claim(request, maps)
                     os._exit(0)
                 except BaseException as error:
@@ -201,8 +203,8 @@ def run_child(request: Message, maps: Mapping[int, int], descriptors: list[int],
             write(tasks, "0")
         if request["oom_score"]:
             write("/proc/self/oom_score_adj", str(request["oom_score"]))
-        prepare_mounts(request["mounts"], maps)
         os.chdir(request["cwd"])
+        prepare_mounts(request["mounts"], maps)
         place_descriptors(request["fds"], descriptors)
         if request["terminal"]:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)

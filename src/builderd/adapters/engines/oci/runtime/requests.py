@@ -146,6 +146,8 @@ SHAPES: Mapping[str, Mapping[str, Check]] = {
         "pid": is_number,
         "uid": _is_id,
         "hostname": _is_name,
+        "cwd": _is_name,
+        "mounts": _MOUNTS,
         "tmpfs": _texts(is_number),
         "folders": _TEXTS,
         "files": _list_of(_FILE),

@@ -15,6 +15,9 @@ from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_A
 
 #: Owner of a layer's files on the host.
 LAYER_OWNER = 0
+_FLAGS = MS_NOSUID | MS_NODEV
+#: Mount point of the scratch folder in a bundle.
+SCRATCH = "scratch"
 #: Hidden from gVisor, which otherwise takes any network namespace for the host's own and refuses it.
 HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
 
@@ -36,19 +39,23 @@ class Root:
 
 def mount_points(root: Root, bundle: Path) -> list[Path]:
     """Return the bundle's folders that must exist before the mounts are made."""
-    return [bundle / "root", *(_lower(bundle, index) for index in range(len(root.lowers)))]
+    lowers = (_lower(bundle, index) for index in range(len(root.lowers)))
+    return [bundle / "root", *lowers, *([bundle / SCRATCH] if root.scratch else ())]
 
 
 def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
     """Return the launcher's mounts, in order; the root is then at ``<bundle>/root``.
 
+    Paths of overlays are relative to the bundle, since the sandbox reads them in its ``/proc/self/mountinfo``.
     The store itself is unmounted inside, since an ending sandbox would keep the host from unmounting it.
     """
-    lowers = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
+    below = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
+    if root.scratch:
+        below.append(_bind(root.scratch, bundle / SCRATCH, False, None))
     inside = bundle / "root"
     binds = [make_bind(bind, _at(inside, bind.target)) for bind in root.binds]
     mirrors = [_bind(_at(inside, path), _at(inside, other), False, None) for path, other in root.mirrors.items()]
-    return [*lowers, _overlay(root, bundle), *binds, *mirrors, {"kind": "detach", "target": str(store)}]
+    return [*below, _overlay(root, bundle), *binds, *mirrors, {"kind": "detach", "target": str(store)}]
 
 
 def _at(root: Path, path: str) -> Path:
@@ -59,15 +66,23 @@ def _lower(bundle: Path, index: int) -> Path:
     return bundle / f"lower{index}"
 
 
+def hide_source(bundle: Path, folder: str) -> dict[str, Any]:
+    """Return the launcher's mount of a bundle's folder over itself: mountinfo inside names binds by paths in it.
+
+    An overlay needs two layers: the second is the bundle's ``root``, which is empty until its own mount is made.
+    """
+    return {"kind": "overlay", "target": str(bundle / folder), "flags": _FLAGS, "data": f"lowerdir={folder}:root"}
+
+
 def _overlay(root: Root, bundle: Path) -> dict[str, Any]:
-    options = ["lowerdir=" + ":".join(str(_lower(bundle, index)) for index in range(len(root.lowers)))]
+    options = ["lowerdir=" + ":".join(_lower(bundle, index).name for index in range(len(root.lowers)))]
     if root.scratch:
         # Volatile: the overlay is discarded at the next start, so it need not be synced at the end of this one.
-        options += [f"upperdir={root.scratch}/upper", f"workdir={root.scratch}/work", "volatile"]
+        options += [f"upperdir={SCRATCH}/upper", f"workdir={SCRATCH}/work", "volatile"]
     return {
         "kind": "overlay",
         "target": str(bundle / "root"),
-        "flags": MS_NOSUID | MS_NODEV,
+        "flags": _FLAGS,
         "data": ",".join(options),
     }
 

@@ -10,7 +10,7 @@ from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.domain.sandboxes import SECRETS_FOLDER
 
 TARGET = SECRETS_FOLDER
-_FOLDER = "credentials"
+FOLDER = "credentials"
 
 
 def write(bundle: Path, files: Mapping[str, str], owner: int) -> None:
@@ -18,7 +18,7 @@ def write(bundle: Path, files: Mapping[str, str], owner: int) -> None:
 
     Raises ``ValueError`` for a path that leads elsewhere.
     """
-    top = bundle / _FOLDER
+    top = bundle / FOLDER
     top.mkdir(mode=0o700)
     for name, text in files.items():
         file = top / relative(name)
@@ -39,7 +39,7 @@ def make_target(upper: Path, uid: int) -> None:
 
 def bind(bundle: Path) -> Bind:
     """Return their bind mount: read-only, with the owner that they have already."""
-    return Bind(bundle / _FOLDER, TARGET, read_only=True, owner=None)
+    return Bind(bundle / FOLDER, TARGET, read_only=True, owner=None)
 
 
 def relative(name: str) -> PurePosixPath:

@@ -46,7 +46,7 @@ def test_the_program_has_no_capability_and_no_way_to_one() -> None:
 
 def test_config_has_own_namespaces_and_ids() -> None:
     kinds = {namespace["type"] for namespace in CONFIG["linux"]["namespaces"]}
-    assert kinds == {"pid", "ipc", "uts", "mount", "user", "network"}
+    assert kinds == {"pid", "ipc", "uts", "mount", "user", "cgroup", "network"}
     assert not any("path" in namespace for namespace in CONFIG["linux"]["namespaces"])
     ids = [{"containerID": 0, "hostID": 0x6001_0000, "size": 65536}]
     assert CONFIG["linux"]["uidMappings"] == CONFIG["linux"]["gidMappings"] == ids

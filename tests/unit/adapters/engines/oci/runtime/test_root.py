@@ -22,14 +22,14 @@ def test_layers_are_bound_read_only_and_shown_as_the_sandbox_s_own() -> None:
 
 
 def test_the_overlay_has_the_topmost_layer_first() -> None:
-    overlay = make_mounts(ROOT, BUNDLE, STORE)[2]
+    overlay = make_mounts(ROOT, BUNDLE, STORE)[3]
     assert overlay["target"] == "/run/x/root"
-    assert overlay["data"].startswith("lowerdir=/run/x/lower0:/run/x/lower1,upperdir=/store/scratch/1/upper,")
+    assert overlay["data"].startswith("lowerdir=lower0:lower1,upperdir=scratch/upper,workdir=scratch/work,")
 
 
 def test_without_scratch_it_is_read_only() -> None:
     root = Root((Path("/layer"), Path("/base")))
-    assert make_mounts(root, BUNDLE, STORE)[2]["data"] == "lowerdir=/run/x/lower0:/run/x/lower1"
+    assert make_mounts(root, BUNDLE, STORE)[2]["data"] == "lowerdir=lower0:lower1"
     assert overlay_paths(root) == ()
 
 
@@ -42,4 +42,4 @@ def test_the_disk_is_bound_into_the_root_and_the_store_let_go_of_last() -> None:
 
 
 def test_mount_points_that_must_exist_before() -> None:
-    assert mount_points(ROOT, BUNDLE) == [BUNDLE / "root", BUNDLE / "lower0", BUNDLE / "lower1"]
+    assert mount_points(ROOT, BUNDLE) == [BUNDLE / name for name in ("root", "lower0", "lower1", "scratch")]

@@ -86,7 +86,8 @@ def test_a_program_that_ends_leaves_its_name_to_the_one_that_took_it() -> None:
     server, _ours = _server()
     read, write = os.pipe()
     server._named["one"] = 18
-    server._ended({"id": 1, "name": "one"}, subprocess.Popen(["/bin/true"]).pid, read)
+    child = subprocess.Popen(["/bin/true"])  # without a name, Python itself would reap it
+    server._ended({"id": 1, "name": "one"}, child.pid, read)
     assert server._named == {"one": 18}
     os.close(write)
 

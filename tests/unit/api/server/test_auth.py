@@ -78,7 +78,7 @@ async def test_a_token_ends_when_it_expires_or_is_revoked(service: Service) -> N
     assert (await client.get(BUILDERS)).status_code == 401
 
 
-async def test_a_token_is_valid_again_when_a_clock_that_was_wrong_is_set_back(
+async def test_a_token_stays_valid_while_the_clock_is_wrong_for_less_than_an_hour(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application, now = service.application, service.application.clock.now()
@@ -86,10 +86,10 @@ async def test_a_token_is_valid_again_when_a_clock_that_was_wrong_is_set_back(
         lambda uow: tokens.create(uow, "acme", "a", now, scopes=[Scope.READ], expires_at=now + timedelta(days=30))
     )
     client = service.client(secret)
-    for days, status in ((0, 200), (400, 401), (0, 200)):
+    for days in (0, 400, 0):
         step = days * 86_400 * 10**9
         monkeypatch.setattr(application.clock, "_read", lambda step=step: _later(read_clocks(), step))
-        assert (await client.get(BUILDERS)).status_code == status
+        assert (await client.get(BUILDERS)).status_code == 200
     assert application.clock.now() > now + timedelta(days=399)
 
 

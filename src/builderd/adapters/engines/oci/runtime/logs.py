@@ -91,7 +91,11 @@ class Logs:
 
     def delete(self, builder: BuilderId) -> None:
         """Delete the logs of a builder. Idempotent."""
-        shutil.rmtree(self._root / builder, ignore_errors=True)
+        folder = self._root / builder
+        shutil.rmtree(folder, ignore_errors=True)
+        for sandbox, log in list(self._found.items()):
+            if log.parent == folder:
+                self._found.pop(sandbox, None)
 
 
 def _with_first(log: Path) -> Path:

@@ -118,6 +118,7 @@ def test_the_first_file_stays_when_the_shim_replaces_the_log(tmp_path: Path) -> 
     (tmp_path / "new").rename(log)
     assert texts(logs.read(sandbox, "", False)[0]) == ["first", "newest"]
     logs.delete(builder)
+    assert not logs._found
     assert logs.read(sandbox, "", False) == ([], "", False)
 
 

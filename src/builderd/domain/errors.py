@@ -170,6 +170,21 @@ class StoreUnavailable(BuilderdError):
     code = "store_unavailable"
 
 
+class RecordDamaged(StoreUnavailable):
+    """A builder's rows have values that cannot be decoded. Others are not affected."""
+
+    REMEDY = (
+        "delete the builder (DELETE /api/v1/builders/{uuid}) and create it again, or restore the service's state "
+        "(builderd restore)"
+    )
+
+    def __init__(self, builder: str) -> None:
+        super().__init__(
+            f"The record of builder {builder} in the service's database is damaged, which is no fault of the request. "
+            f"To go on, {self.REMEDY}."
+        )
+
+
 class EngineUnavailable(BuilderdError):
     """The engine is not ready or does not answer."""
 

@@ -9,7 +9,14 @@ from typing import Any
 
 from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder, Cause, Desired, JobType, Status, StopKind, Visibility
-from builderd.domain.errors import EngineUnavailable, InvalidState, NoCapacity, NotFound, ValidationFailed
+from builderd.domain.errors import (
+    EngineUnavailable,
+    InvalidState,
+    NoCapacity,
+    NotFound,
+    RecordDamaged,
+    ValidationFailed,
+)
 from builderd.domain.events import Event
 from builderd.domain.idleness import auto_stop_error
 from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, is_id, new_id, new_secret
@@ -198,8 +205,20 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
 
 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Delete the builder: it leaves all lists at once, and its name is free."""
+    """Delete the builder, also one whose record is damaged: it leaves all lists at once, and its name is free."""
+    try:
+        return _delete(uow, application, caller, builder_id, now)
+    except RecordDamaged:
+        if uow.builders.owner_of_live(BuilderId(builder_id)) != caller.tenant_id:
+            raise missing() from None
+        uow.builders.replace_undecodable(BuilderId(builder_id), now)
+        return _delete(uow, application, caller, builder_id, now)
+
+
+def _delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    # Raises now what the answer, which shows its version, would raise later.
+    uow.versions.get(builder.id, builder.version)
     why = f"the builder was deleted by {caller.actor}"
     candidates.give_up_restore(uow, builder, why, NotFound)
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
@@ -211,15 +230,19 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
 
 def view(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> BuilderView:
     """Return the builder with its version and its costs up to now."""
-    return _views(uow, application, [builder], now)[0]
+    shown = _views(uow, application, [builder], now)
+    if not shown:
+        raise RecordDamaged(builder.id)
+    return shown[0]
 
 
 def _views(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
 ) -> Sequence[BuilderView]:
-    """Return the views of several builders of one tenant, in their order."""
-    ids = [builder.id for builder in builders]
+    """Return the views of several builders of one tenant, in their order; without those whose version is damaged."""
     versions = uow.versions.shown([(builder.id, builder.version) for builder in builders])
+    builders = [builder for builder in builders if builder.id in versions]
+    ids = [builder.id for builder in builders]
     stale = credentials.stale_among(uow, [(builder, versions[builder.id]) for builder in builders])
     sums = uow.ledger.totals(ids, now)
     tried = uow.backups.newest_of(ids)

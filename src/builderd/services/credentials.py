@@ -167,5 +167,6 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
 def _uses(uow: UnitOfWork, credential: Credential) -> Sequence[Use]:
     versions = uow.versions.current_with_credential(credential.tenant_id, credential.name)
     builders = uow.builders.get_all([version.builder_id for version in versions])
-    stale = stale_among(uow, [(builders[version.builder_id], version) for version in versions])
-    return [Use(builders[version.builder_id], version.builder_id in stale) for version in versions]
+    found = [(builders[one.builder_id], one) for one in versions if one.builder_id in builders]
+    stale = stale_among(uow, found)
+    return [Use(builder, builder.id in stale) for builder, _ in found]

@@ -92,4 +92,6 @@ def _end_ways_in(uow: UnitOfWork, reasons: dict[TokenId | None, str], actor: str
         preview_links.note_revoked(uow, link, actor, reasons[link.token_id], now)
         found.append((EndedKind.PREVIEW_LINK, link.id, link.builder_id))
     builders = uow.builders.get_all(list({builder for _, _, builder in found}))
-    return [Ended(kind, thing, builders[builder].name, builder) for kind, thing, builder in found]
+    return [
+        Ended(kind, thing, builders[builder].name, builder) for kind, thing, builder in found if builder in builders
+    ]

@@ -51,7 +51,16 @@ class Builders(Protocol):
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
 
     def get_all(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Builder]:
-        """Return those of these builders that are stored, by id."""
+        """Return those of these builders that are stored, by id.
+
+        Like every list, it leaves out those whose row cannot be decoded; a single one raises ``RecordDamaged``.
+        """
+
+    def owner_of_live(self, builder: BuilderId) -> TenantId | None:
+        """Return the tenant of a live builder; of its row no other value is decoded."""
+
+    def replace_undecodable(self, builder: BuilderId, now: datetime) -> None:
+        """Overwrite values that cannot be decoded in the rows of a builder, so that it can be deleted."""
 
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
         """Return the live builder of that name."""

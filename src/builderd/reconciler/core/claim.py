@@ -6,6 +6,7 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
+from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import StoredState, read
@@ -32,11 +33,21 @@ class Claim:
         """
         released, self.released = self.released, False
         try:
-            return await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
+            return await self._app.store.write(lambda uow: (self._claim(uow), self._read(uow)))
         except Exception:
             # A caller that is cancelled has it: the write runs to its end.
             self.released = released
             raise
+
+    def _read(self, uow: UnitOfWork) -> StoredState | None:
+        """Return the stored state; None for one that is damaged, of which a builder that is deleted is cleared."""
+        try:
+            return read(uow, self._id)
+        except RecordDamaged:
+            if uow.builders.owner_of_live(self._id) is not None:
+                return None
+            uow.builders.replace_undecodable(self._id, self._app.clock.now())
+            return read(uow, self._id)
 
     def _claim(self, uow: UnitOfWork) -> bool:
         now = self._app.clock.now()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
+from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.clock import Skip
 from builderd.ports.store import UnitOfWork
@@ -45,8 +47,9 @@ def _builders_over(uow: UnitOfWork, skip: Skip) -> Sequence[BuilderId]:
 
 def _exclude(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
     # What was read before may have ended since: only what is read under the lock is cut.
-    uow.builders.get(builder, lock=True)
-    uow.ledger.skip(builder, skip.since, skip.until)
+    with suppress(RecordDamaged):
+        uow.builders.get(builder, lock=True)
+        uow.ledger.skip(builder, skip.since, skip.until)
 
 
 async def check_due(application: Application, fault: FaultPoint = no_fault) -> None:

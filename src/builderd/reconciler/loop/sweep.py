@@ -13,6 +13,7 @@ from collections.abc import Container, Sequence
 from datetime import datetime
 from functools import partial
 
+from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.routes import RESTING_STATES
 from builderd.ports.store import UnitOfWork
@@ -67,7 +68,10 @@ def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId, busy: Container[BuilderId]
 
     Sandboxes are recorded before they start, so an unrecorded one is a leak.
     """
-    sandbox = uow.sandboxes.get(sandbox_id)
+    try:
+        sandbox = uow.sandboxes.get(sandbox_id)
+    except RecordDamaged:
+        return False
     return sandbox is None or (sandbox.end is not None and sandbox.builder_id not in busy)
 
 

@@ -17,6 +17,7 @@ from builderd.domain.errors import (
     EngineUnavailable,
     MachineFault,
     NoCapacity,
+    RecordDamaged,
     StoreUnavailable,
 )
 from builderd.domain.ids import BuilderId
@@ -158,7 +159,10 @@ class Worker:
         """Read the builder; take its claim again if it was released. Raises ``ClaimLost``."""
         self._again.clear()
         if not self._claim.released:
-            return await self._app.store.read(lambda uow: read(uow, self._id))
+            try:
+                return await self._app.store.read(lambda uow: read(uow, self._id))
+            except RecordDamaged:
+                return None
         is_ours, stored = await self._claim.take_and_read()
         if not is_ours:
             raise ClaimLost

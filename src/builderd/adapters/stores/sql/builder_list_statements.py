@@ -134,7 +134,7 @@ def select_page(filters: Filters, *, literal: bool) -> Select[Any]:
 
 @cache
 def select_lives(filters: Filters, *, literal: bool) -> Select[Any]:
-    return _cut(filters, (builders.c[name] for name in LIFE), literal=literal)
+    return _cut(filters, (builders.c[name] for name in ("id", *LIFE)), literal=literal)
 
 
 @cache

@@ -13,6 +13,7 @@ from builderd.adapters.stores.sql import builder_list_statements as statements
 from builderd.adapters.stores.sql.builder_list_statements import GATES, LIFE, SHOWN, Filters
 from builderd.adapters.stores.sql.builders import read_builder
 from builderd.adapters.stores.sql.claims import BATCH
+from builderd.adapters.stores.sql.damage import read_each
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of
@@ -37,19 +38,18 @@ class BuilderLists:
 
     def page(self, tenant: TenantId, query: BuilderQuery) -> Sequence[Builder]:
         statement = statements.select_page(_filters(query), literal=self._lateral)
-        rows = self._connection.execute(statement, {**_values(tenant, query), **_bounds(query)})
-        return [read_builder(row) for row in rows]
+        return read_each(self._connection, statement, {**_values(tenant, query), **_bounds(query)}, read_builder)
 
     def shown(self, tenant: TenantId, query: BuilderQuery, now: datetime) -> Sequence[ShownBuilder]:
         month = month_of(now)
         values = {**_values(tenant, query), **_bounds(query), "month": month}
-        rows = self._connection.execute(statements.select_shown(_filters(query), lateral=self._lateral), values)
-        return [_shown_builder(row, now, month) for row in rows]
+        statement = statements.select_shown(_filters(query), lateral=self._lateral)
+        return read_each(self._connection, statement, values, lambda row: _shown_builder(row, now, month))
 
     def lives(self, tenant: TenantId, query: BuilderQuery) -> Sequence[BuilderLife]:
         statement = statements.select_lives(_filters(query), literal=self._lateral)
-        rows = self._connection.execute(statement, {**_values(tenant, query), **_bounds(query)})
-        return [BuilderLife._make(row) for row in rows]
+        values = {**_values(tenant, query), **_bounds(query)}
+        return read_each(self._connection, statement, values, lambda row: BuilderLife._make(row[1:]))
 
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         filters = _filters(query)
@@ -60,10 +60,13 @@ class BuilderLists:
 
     def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
         values = {"tenant": tenant, "limit": per_page, "offset": (page - 1) * per_page}
-        return [
-            ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[5:], now))
-            for row in self._connection.execute(statements.select_costs(lateral=self._lateral), values)
-        ]
+        return read_each(
+            self._connection,
+            statements.select_costs(lateral=self._lateral),
+            values,
+            lambda row: ListedCost(BuilderId(row[0]), row[1], Resources(*row[2:5]), _spent(row[5:], now)),
+            0,
+        )
 
     def costed(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, CostedBuilder]:
         found: dict[BuilderId, CostedBuilder] = {}

@@ -33,6 +33,7 @@ from sqlalchemy import (
 
 from builderd.adapters.stores.sql.backup_checks import CHECK_AT_AFTER_SAVE
 from builderd.adapters.stores.sql.claims import BATCH, Claims, is_held
+from builderd.adapters.stores.sql.damage import damage_named, read_each, replace_undecodable
 from builderd.adapters.stores.sql.live_totals import UNITS, LiveTotals, reserved_units
 from builderd.adapters.stores.sql.rows import changes, omit, row_of
 from builderd.adapters.stores.sql.tables import (
@@ -78,6 +79,7 @@ _not_deleted = func.coalesce(builders.c.desired, "") != Desired.DELETED.value
 _tenant_of_few = func.coalesce(builders.c.tenant_id, "")
 _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
 _BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
+_OWNER = select(builders.c.tenant_id).where(builders.c.id == bindparam("id"), text(LIVE))
 _LIVE_HOSTS = select(builders.c.host).where(text(LIVE))
 _VISITED_HOSTS = _LIVE_HOSTS.where(builders.c.desired == Desired.RUNNING, builders.c.visibility == Visibility.PUBLIC)
 _ROUTED = select(*(builders.c[name] for name in RoutedBuilder._fields)).where(
@@ -209,14 +211,21 @@ class Builders(Claims):
         return self._known.get(builder) or self._one(_BY_ID, {"id": builder}, lock=lock)
 
     def get_held(self, builder: BuilderId, owner: str, now: datetime) -> Builder | None:
-        row = self._connection.execute(_HELD, {"id": builder, "owner": owner, "now": now}).first()
-        return None if row is None else self._keep(row)
+        with damage_named(builder):
+            row = self._connection.execute(_HELD, {"id": builder, "owner": owner, "now": now}).first()
+            return None if row is None else self._keep(row)
+
+    def owner_of_live(self, builder: BuilderId) -> TenantId | None:
+        return self._connection.execute(_OWNER, {"id": builder}).scalar()
+
+    def replace_undecodable(self, builder: BuilderId, now: datetime) -> None:
+        replace_undecodable(self._connection, builder, now)
 
     def get_all(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Builder]:
         found: dict[BuilderId, Builder] = {}
         for start in range(0, len(builders), BATCH):
-            rows = self._connection.execute(_BY_IDS, {"ids": builders[start : start + BATCH]})
-            found.update((row.id, read_builder(row)) for row in rows)
+            batch = {"ids": builders[start : start + BATCH]}
+            found.update((one.id, one) for one in read_each(self._connection, _BY_IDS, batch, read_builder))
         return found
 
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
@@ -228,8 +237,8 @@ class Builders(Claims):
     def by_hosts(self, hosts: Sequence[str]) -> Mapping[str, Builder]:
         found: dict[str, Builder] = {}
         for start in range(0, len(hosts), BATCH):
-            rows = self._connection.execute(_BY_HOSTS, {"hosts": hosts[start : start + BATCH]})
-            found.update((row.host, read_builder(row)) for row in rows)
+            batch = {"hosts": hosts[start : start + BATCH]}
+            found.update((one.host, one) for one in read_each(self._connection, _BY_HOSTS, batch, read_builder))
         return found
 
     def by_service_token(self, service_token: str) -> Builder | None:
@@ -237,13 +246,13 @@ class Builders(Claims):
 
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
-        return [read_builder(row) for row in self._connection.execute(statement, {"tenant": tenant})]
+        return read_each(self._connection, statement, {"tenant": tenant}, read_builder)
 
     def running(self, tenant: TenantId) -> Sequence[Builder]:
-        return [read_builder(row) for row in self._connection.execute(_RUNNING_OF_TENANT, {"tenant": tenant})]
+        return read_each(self._connection, _RUNNING_OF_TENANT, {"tenant": tenant}, read_builder)
 
     def capped(self, tenant: TenantId) -> Sequence[Builder]:
-        return [read_builder(row) for row in self._connection.execute(_CAPPED_OF_TENANT, {"tenant": tenant})]
+        return read_each(self._connection, _CAPPED_OF_TENANT, {"tenant": tenant}, read_builder)
 
     def any_capped(self, tenant: TenantId) -> bool:
         return self._connection.execute(_ANY_CAPPED, {"tenant": tenant}).first() is not None
@@ -300,7 +309,7 @@ class Builders(Claims):
         return self._connection.execute(of_active).mappings().one()
 
     def idle_candidates(self) -> Sequence[Builder]:
-        return [read_builder(row) for row in self._connection.execute(_MAY_IDLE)]
+        return read_each(self._connection, _MAY_IDLE, {}, read_builder)
 
     def failed(self, before: datetime, limit: int) -> Sequence[BuilderId]:
         return self._connection.execute(_FAILED, {"before": before, "limit": limit}).scalars().all()
@@ -324,10 +333,14 @@ class Builders(Claims):
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
-        row = self._connection.execute(_LOCKED[statement] if locks else statement, values).first()
-        if row is None:
-            return None
-        return self._keep(row) if locks else read_builder(row)
+        with damage_named(lambda: self._id_of(statement, values)):
+            row = self._connection.execute(_LOCKED[statement] if locks else statement, values).first()
+            if row is None:
+                return None
+            return self._keep(row) if locks else read_builder(row)
+
+    def _id_of(self, statement: Select[Any], values: Mapping[str, str]) -> str:
+        return str(self._connection.execute(select(statement.subquery().c.id), values).scalar())
 
     def _keep(self, row: Row[Any]) -> Builder:
         """Return the builder of a row that this transaction has locked."""

@@ -27,6 +27,7 @@ from sqlalchemy import (
     update,
 )
 
+from builderd.adapters.stores.sql.damage import damage_named, read_each
 from builderd.adapters.stores.sql.exact_sums import EpochSeconds, Microseconds
 from builderd.adapters.stores.sql.ledger_days import Days, days_of, open_days, stored_days
 from builderd.adapters.stores.sql.tables import OPEN, ledger, ledger_months, tenant_months
@@ -190,8 +191,9 @@ class Ledger:
 
     def skip(self, builder: BuilderId, since: datetime, until: datetime) -> None:
         values = {"builder": builder, "since": since, "until": until}
-        for row in self._connection.execute(_OVER, values).mappings().all():
-            self._cut(row["id"], read_segment(row), since, until)
+        with damage_named(builder):
+            for row in self._connection.execute(_OVER, values).mappings().all():
+                self._cut(row["id"], read_segment(row), since, until)
         self._known.pop(builder, None)
 
     def end_at(self, now: datetime) -> None:
@@ -257,8 +259,9 @@ class Ledger:
 
     def current(self, builder: BuilderId) -> Segment | None:
         if builder not in self._known:
-            row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
-            self._known[builder] = read_segment(row) if row else None
+            with damage_named(builder):
+                row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
+                self._known[builder] = read_segment(row) if row else None
         return self._known[builder]
 
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
@@ -369,7 +372,7 @@ class Ledger:
             found[row["builder_id"]] = found.get(row["builder_id"], Sum()) + _sum(row)
 
     def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
-        return [read_segment(row) for row in self._connection.execute(statement, values).mappings()]
+        return read_each(self._connection, statement, values, lambda row: read_segment(row._asdict()), "builder_id")
 
 
 def _add_open(

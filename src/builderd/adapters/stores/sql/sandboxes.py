@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, bindparam, case, delete, func, insert, select, update
 
+from builderd.adapters.stores.sql.damage import damage_named, read_each
 from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import builders, sandboxes
 from builderd.domain.ids import BuilderId, SandboxId
@@ -15,6 +16,7 @@ from builderd.domain.sandboxes import Sandbox, SandboxEnd
 
 _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
+_BUILDER_OF = select(sandboxes.c.builder_id).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
 _OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
 _OPEN_OF_ALL = select(sandboxes).where(
@@ -78,8 +80,9 @@ class Sandboxes:
         self._connection.execute(_INSERT, _row(sandbox))
 
     def get(self, sandbox: SandboxId) -> Sandbox | None:
-        row = self._connection.execute(_BY_ID, {"id": sandbox}).mappings().first()
-        return read_sandbox(row) if row else None
+        with damage_named(lambda: str(self._connection.execute(_BUILDER_OF, {"id": sandbox}).scalar())):
+            row = self._connection.execute(_BY_ID, {"id": sandbox}).mappings().first()
+            return read_sandbox(row) if row else None
 
     def save(self, sandbox: Sandbox) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
@@ -87,24 +90,30 @@ class Sandboxes:
             raise LookupError(f"no sandbox {sandbox.id} to save")
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
-        row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
-        return read_sandbox(row) if row else None
+        with damage_named(builder):
+            row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
+            return read_sandbox(row) if row else None
 
     def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
-        return [read_sandbox(row) for row in self._connection.execute(_OPEN_OF_ALL, {"builders": builders}).mappings()]
+        values = {"builders": builders}
+        return read_each(self._connection, _OPEN_OF_ALL, values, lambda row: read_sandbox(row._asdict()), "builder_id")
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
-        return [read_sandbox(row) for row in self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings()]
+        with damage_named(builder):
+            rows = self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings().all()
+            return [read_sandbox(row) for row in rows]
 
     def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
-        rows = self._connection.execute(_OF_GENERATION, {"builder": builder, "generation": generation}).mappings()
-        return [read_sandbox(row) for row in rows]
+        values = {"builder": builder, "generation": generation}
+        with damage_named(builder):
+            rows = self._connection.execute(_OF_GENERATION, values).mappings().all()
+            return [read_sandbox(row) for row in rows]
 
     def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
-        rows = self._connection.execute(
-            _OPEN_OR_OF_GENERATION, {"builder": builder, "generation": generation}
-        ).mappings()
-        return [read_sandbox(row) for row in rows]
+        values = {"builder": builder, "generation": generation}
+        with damage_named(builder):
+            rows = self._connection.execute(_OPEN_OR_OF_GENERATION, values).mappings().all()
+            return [read_sandbox(row) for row in rows]
 
     def expire(self, before: datetime, limit: int) -> int:
         return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount

@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from builderd.adapters.stores.sql.damage import damage_named, read_each
 from builderd.adapters.stores.sql.live_totals import LiveTotals
 from builderd.adapters.stores.sql.rows import changes, omit, row_of
 from builderd.adapters.stores.sql.tables import LIVE, backups, builders, versions
@@ -136,25 +137,27 @@ class Versions:
     def get(self, builder: BuilderId, number: int) -> Version | None:
         if (known := self._known.get((builder, number))) is not None:
             return known
-        row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
-        if row is None:
-            return None
-        found = self._known[builder, number] = _version(row)
-        return found
+        with damage_named(builder):
+            row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
+            if row is None:
+                return None
+            found = self._known[builder, number] = _version(row)
+            return found
 
     def list(self, builder: BuilderId) -> Sequence[Version]:
-        return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder})]
+        with damage_named(builder):
+            return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).all()]
 
     def shown(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
         if not keys:
             return {}
-        rows = self._connection.execute(_SHOWN, {"keys": list(keys)})
-        return {row.builder_id: _version(row) for row in rows}
+        found = read_each(self._connection, _SHOWN, {"keys": list(keys)}, _version, "builder_id")
+        return {version.builder_id: version for version in found}
 
     def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
         has_it = _credentials.contains(json.dumps(credential), autoescape=True)
-        rows = self._connection.execute(_CURRENT_WITH_CREDENTIAL.where(has_it), {"tenant": tenant})
-        return [_version(row) for row in rows]
+        current = _CURRENT_WITH_CREDENTIAL.where(has_it)
+        return read_each(self._connection, current, {"tenant": tenant}, _version, "builder_id")
 
     def save(self, version: Version) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none.

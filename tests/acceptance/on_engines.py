@@ -64,6 +64,7 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_ssh_kills.py": "the launcher of this machine; terminals there are Incus's",
     "test_upgrade.py": "migrations of the database; a new service adopts apps: `test_service.py`",
     "test_wheel.py": "installs the service on this machine",
+    "test_wrong_clock.py": "the clock of the service, which no engine knows",
     # tests
     "test_mixed_operations_leave_nothing_in_the_service": "mounts, groups and firewall of this machine",
     "test_app_gets_credentials_under_strong_isolation": "`strong` is refused there: `test_incus.py`",

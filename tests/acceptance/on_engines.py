@@ -49,6 +49,7 @@ EVERY_RUN = frozenset(
 #: Tests, and whole files, that run on this machine's engine alone, with the reason. docs/development.md has this table.
 NOT_ON_INCUS: Mapping[str, str] = {
     # files
+    "test_damaged_rows.py": "the database, before any engine",
     "test_domains.py": "certificates and the proxy, which know no engine",
     "test_every_command.py": "each command calls a route of the API; `test_command_line.py` has a user's story there",
     "test_full_host.py": "fills the disk below the store of this machine",

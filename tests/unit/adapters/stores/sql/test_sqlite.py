@@ -227,15 +227,6 @@ async def test_saving_leaves_keys_alone_since_sqlite_would_visit_every_row_that_
         assert not re.search(r"\b(id|builder_id|number)=", update)
 
 
-async def test_a_word_that_this_version_does_not_know_is_an_error(store: SqlStore, path: Path) -> None:
-    builder = await add_builder(store)
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("UPDATE builders SET status = 'levitating'")
-    other.close()
-    with pytest.raises(LookupError, match="levitating"):
-        await store.read(lambda uow: uow.builders.get(builder.id))
-
-
 def _damage(path: Path, table: str) -> None:
     """Overwrite the page at the root of the table."""
     with closing(sqlite3.connect(path)) as connection:

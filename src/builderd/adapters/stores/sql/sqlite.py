@@ -24,8 +24,6 @@ from builderd.linux.copy_on_write import write_in_place
 log = logging.getLogger(__name__)
 
 READERS = 4
-#: Page cache of each connection in KB, filled as needed. A list of a hundred of many builders reads 4 MB of pages.
-CACHE_SIZE = 8192
 #: Seconds after which a check for damage ends.
 CHECK_SECONDS = 30.0
 #: Seconds without a byte of a damaged file after which its disk hangs; it is read for twice as long at most.
@@ -203,7 +201,6 @@ def _use_wal(connection: sqlite3.Connection, _: Any) -> None:
         time.sleep(0.01)
     # The log is synced before a transaction counts as committed: a power cut loses nothing that was answered.
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA cache_size = -{CACHE_SIZE}")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> bool:

@@ -107,6 +107,13 @@ def test_small_files_are_replaced_in_their_own_block_on_a_full_disk(disk: Path) 
     for path, content in ((record, 2049), (large, 5000), (disk / "new", 1)):
         with pytest.raises(OSError, match="No space"):
             atomic_files.replace(path, b"n" * content)
+    # In place, a link would change a file of another name.
+    (disk / "linked").hardlink_to(record)
+    (disk / "link").symlink_to(record.name)
+    for name in ("linked", "link"):
+        with pytest.raises(OSError, match="No space"):
+            atomic_files.replace(disk / name, b"n")
+        (disk / name).unlink()
     assert (json.loads(record.read_bytes()), large.read_bytes()) == ("l" * 2030, b"o" * 5000)
     assert {one.name for one in disk.iterdir()} == {"record.json", "large", "lost+found", "filler"}
 

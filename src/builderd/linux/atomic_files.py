@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,10 +45,13 @@ def _write(path: Path, content: bytes, mode: int, *, durable: bool) -> None:
 
 
 def _overwrite(path: Path, content: bytes) -> bool:
-    """Write the content into the existing file's block. Return False when it is too small for it."""
-    if not path.is_file() or len(content) > min(_PAGE, path.stat().st_blocks * 512):
+    """Write the content into the existing file's block. Return False when it is too small, or has another name."""
+    known = path.lstat() if path.exists() else None
+    if known is None or not stat.S_ISREG(known.st_mode) or known.st_nlink > 1:
         return False
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    if len(content) > min(_PAGE, known.st_blocks * 512):
+        return False
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size, b"\n"), 0)
         os.fsync(descriptor)

@@ -142,7 +142,12 @@ def _replace_failed(uow: UnitOfWork, application: Application, caller: Caller, n
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = False) -> Builder:
     """Return the live builder. Raises ``NotFound`` alike for a foreign, deleted, unknown or malformed id."""
-    builder = uow.builders.get(BuilderId(builder_id), lock=lock) if is_id(builder_id) else None
+    try:
+        builder = uow.builders.get(BuilderId(builder_id), lock=lock) if is_id(builder_id) else None
+    except RecordDamaged:
+        if uow.builders.owner_of_live(BuilderId(builder_id)) != tenant_id:
+            raise missing() from None
+        raise
     if builder is None or builder.tenant_id != tenant_id or builder.desired is Desired.DELETED:
         raise missing()
     return builder
@@ -209,8 +214,6 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
     try:
         return _delete(uow, application, caller, builder_id, now)
     except RecordDamaged:
-        if uow.builders.owner_of_live(BuilderId(builder_id)) != caller.tenant_id:
-            raise missing() from None
         uow.builders.replace_undecodable(BuilderId(builder_id), now)
         return _delete(uow, application, caller, builder_id, now)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import text
 from tests.application import MAIN, World
 
 from builderd.domain.builders import Desired, JobType, Status, Visibility
@@ -16,6 +17,7 @@ from builderd.domain.errors import (
     NameTaken,
     NoCapacity,
     NotFound,
+    RecordDamaged,
     ValidationFailed,
 )
 from builderd.domain.ids import new_id
@@ -87,6 +89,20 @@ async def test_no_command_reaches_a_builder_of_another_tenant(world: World, comm
     with pytest.raises(NotFound):
         await world.want(command, builder)
     assert await world.builder(builder) == builder
+
+
+async def test_damaged_record_of_another_tenant_looks_unknown(world: World) -> None:
+    theirs = await world.ask()
+    damage = text("UPDATE builders SET status = 'levitating'")
+    await world.application.store.write(lambda uow: uow.builders._connection.execute(damage) and None)  # type: ignore[attr-defined]
+    own, world.caller = world.caller, await world.tenant("other")
+    for command in (builders.start, builders.delete):
+        with pytest.raises(NotFound):
+            await world.want(command, theirs)
+    world.caller = own
+    with pytest.raises(RecordDamaged):
+        await world.want(builders.start, theirs)
+    await world.want(builders.delete, theirs)
 
 
 async def test_foreign_deleted_unknown_and_malformed_ids_look_alike(world: World) -> None:

@@ -46,7 +46,7 @@ EVERY_RUN = frozenset(
     }
 )
 
-#: Tests, and whole files, that run on this machine's engine alone, with the reason. docs/development.md has this table.
+#: Tests, and whole files, that run on this machine's engine alone, with the reason.
 NOT_ON_INCUS: Mapping[str, str] = {
     # files
     "test_damaged_rows.py": "the database, before any engine",

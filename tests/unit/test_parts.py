@@ -67,12 +67,6 @@ def names_without_mark(text: str) -> set[str]:
     return {name for decorators, name in found if "mark.engines" not in decorators}
 
 
-def test_documentation_lists_what_does_not_run_on_incus() -> None:
-    text = (ROOT.parent / "docs/development.md").read_text()
-    rows = set(re.findall(r"^\| `(test_\w+(?:\.py)?)` \| (.*) \|$", text, re.MULTILINE))
-    assert rows == set(NOT_ON_INCUS.items())
-
-
 @pytest.mark.parametrize("fixtures", [["service", "engine"], ["data_dir"]])
 def test_marked_test_without_the_engine_fixture_is_refused(fixtures: list[str]) -> None:
     engines: list[Any] = []

@@ -27,10 +27,10 @@ from playwright.sync_api import CDPSession, sync_playwright
 from sqlalchemy import select
 from tests.acceptance.live_service import LiveService, body
 
-from builderd.adapters.stores.sql.metrics import Metrics
-from builderd.adapters.stores.sql.tables import builders
 from builderd.domain.ids import BuilderId
 from builderd.domain.metrics import BUCKET, SPAN, Usage, UsageBucket, start_of
+from builderd.store.metrics import Metrics
+from builderd.store.tables import builders
 
 OPEN_PAGES = 200
 #: Seconds over which the CPU time of open pages is counted.

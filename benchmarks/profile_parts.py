@@ -22,7 +22,7 @@ BY_STACK = tuple(
             r"|DeferredSync|BytecodeCompilation|Retention|StoreWatch|save_periodically|watch_visits|LostMembers"
             r"|api/server/listener\.py.*on_tick|uvicorn/server",
         ),
-        ("write transactions", r"SqlStore\._write\b|SqlStore\._write_once"),
+        ("write transactions", r"Store\._write\b|Store\._write_once"),
         (
             "waiting for the port",
             r"SystemClock\.poll|wait_until_listening|wait_until_up|_await_listening|PortProbe|Listeners|\.listening \(",
@@ -42,8 +42,8 @@ BY_FRAME = tuple(
             r"concurrent/futures|\(queue\.py|\(threading\.py|asyncio/(threads|futures)\.py|\banyio/|starlette/concurrency"
             r"|run_in_executor|call_soon_threadsafe|_read_from_self|_write_to_self",
         ),
-        ("statements that read, with SQLAlchemy", r"\bsqlalchemy/|stores/sql/(store|sqlite|connections?)"),
-        ("rows to values", r"adapters/stores/"),
+        ("statements that read, with SQLAlchemy", r"\bsqlalchemy/|builderd/store/(store|sqlite|connections?)"),
+        ("rows to values", r"builderd/store/"),
         ("token and rate", r"/auth\.py|services/tokens|services/rates|/rates?\.py"),
         ("log and counters", r"request_log|/metrics|prometheus_client|\blogging/"),
         ("listener", r"\buvicorn/|\bhttptools|asyncio/(selector_events|transports)\.py|/listener\.py"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.acceptance.live_service import LiveService
 
 _BACKGROUND = (
-    "BackupSchedule|WebhookJob|DomainJob|Reporting|check_due|_check_spending|SqlStore._write _take|_check >|"
+    "BackupSchedule|WebhookJob|DomainJob|Reporting|check_due|_check_spending|Store._write _take|_check >|"
     "Reconciler._due|Idleness|[Ss]ampl|Heartbeat|NetlinkWatch|ProcFiles.update|Pool|OwnedStore|RepeatedCall|"
     "Server.serve|desired_changes|Retention|StoreWatch|save_periodically|_watch_exits|BytecodeCompilation|"
     "Cgroups.counters|_disk_usage|^step every$|MonthToDate|DeferredSync|watch_visits|Evacuation|LostMembers"
@@ -22,7 +22,7 @@ _BACKGROUND = (
 #: Stages by what their steps are named; the first that matches counts.
 STAGES = (
     ("jobs that run at their own time", _BACKGROUND),
-    ("records: write transactions", "SqlStore._write"),
+    ("records: write transactions", "Store._write"),
     ("waiting for the port", "wait_until_listening|SystemClock.poll"),
     ("gate", "Gate|LocalTesters|testers|judge|Logs.read|last_lines"),
     (
@@ -34,7 +34,7 @@ STAGES = (
     ("sandbox, network, launch", "Start|Runs|Creation|Launcher|Cgroups|Network|_make_root|prewarm|Claims|Process"),
     ("route", "Haproxy|Workers|_converse|set_entry|add_entry|_open_route"),
     ("worker: observe, choose, take", "Worker|Steps.perform|Claim|race|Reconciler"),
-    ("reads of the store, with their thread", "SqlStore._read|SqlStore.read"),
+    ("reads of the store, with their thread", "Store._read|Store.read"),
     ("moves between threads", "^callback|to_thread|run_to_completion"),
 )
 

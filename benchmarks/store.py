@@ -18,13 +18,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.builders import Builder, JobType, Visibility
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
-from builderd.ports.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 NOW = datetime.now(UTC)
 LEASE = timedelta(seconds=30)
@@ -93,7 +92,7 @@ def record_by_hand(connection: sqlite3.Connection, tenant: str, builder: str) ->
 
 
 async def measure_by_hand(folder: Path, rounds: int) -> list[float]:
-    store, tenant = SqlStore(f"sqlite:///{folder}/hand.db"), Tenant(TenantId(new_id()), "bench", NOW)
+    store, tenant = Store(f"sqlite:///{folder}/hand.db"), Tenant(TenantId(new_id()), "bench", NOW)
     await store.migrate()
     await store.write(lambda uow: uow.tenants.add(tenant))
     builder = await store.write(lambda uow: create(uow, tenant))
@@ -110,7 +109,7 @@ async def measure_by_hand(folder: Path, rounds: int) -> list[float]:
 
 
 async def measure_store(url: str, rounds: int) -> dict[str, list[float]]:
-    store, tenant = SqlStore(url), Tenant(TenantId(new_id()), f"bench-{new_id()[:8]}", NOW)
+    store, tenant = Store(url), Tenant(TenantId(new_id()), f"bench-{new_id()[:8]}", NOW)
     await store.migrate()
     await store.write(lambda uow: uow.tenants.add(tenant))
     builder = await store.write(lambda uow: create(uow, tenant))

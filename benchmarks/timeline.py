@@ -30,8 +30,8 @@ from tests.acceptance.live_service import LiveService, body, running
 #: A stage, and the function that it is, in the order of the chart's lines. An indented stage is a part of another.
 STAGES = (
     ("call, until its answer", "api.server.request_log", "RequestLog.__call__"),
-    ("transactions that write", "adapters.stores.sql.store", "SqlStore.write"),
-    ("reads of the store", "adapters.stores.sql.store", "SqlStore.read"),
+    ("transactions that write", "store.store", "Store.write"),
+    ("reads of the store", "store.store", "Store.read"),
     ("observations", "reconciler.core.observe", "observe"),
     ("review", "services.verdicts", "report_of"),
     ("disk with the code", "reconciler.stages.first_start", "FirstStart._make_disk"),

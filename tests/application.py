@@ -23,7 +23,6 @@ from tests.fakes.testers import FakeTesters
 from tests.stores import memory_store
 
 from builderd.adapters.signals.local import LocalSignals
-from builderd.adapters.stores.sql.tables import builders as builders_table
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.domains import DomainRules
@@ -35,18 +34,20 @@ from builderd.domain.prices import Billing, Segment
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
-from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services import builders, bundles, deployments, outcomes
-from builderd.services.application import Application, Limits
+from builderd.services.application import Application
 from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Change
 from builderd.services.latest_usage import LatestUsage
+from builderd.services.limits import Limits
 from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.services.stalled_ends import StalledEnds
+from builderd.store import Store, UnitOfWork
+from builderd.store.tables import builders as builders_table
 
 T = TypeVar("T")
 
@@ -328,7 +329,7 @@ class World:
 
 def _claims(uow: UnitOfWork) -> Sequence[Any]:
     """Return the claims on builders and when they are due, for the message of a failed test."""
-    connection: Connection = uow.builders._connection  # type: ignore[attr-defined]
+    connection: Connection = uow.builders._connection
     columns = builders_table.c
     wanted = select(columns.id, columns.desired, columns.claimed_by, columns.claimed_until, columns.due_at)
     return connection.execute(wanted).all()

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from builderd.api.app import create_app
 from builderd.operations.operations import Operations
-from builderd.services.application import Application, Limits
+from builderd.services.application import Application
+from builderd.services.limits import Limits
 
 #: Nothing but its limits makes one service's document differ from another's. Not to be changed by a test.
 DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNamespace(limits=Limits())))).openapi()

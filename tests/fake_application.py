@@ -20,12 +20,13 @@ from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.ssh import Gateway
 from builderd.ports.clock import Clock
-from builderd.ports.store import Store
-from builderd.services.application import Application, Limits
+from builderd.services.application import Application
 from builderd.services.latest_usage import LatestUsage
+from builderd.services.limits import Limits
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.settings import Settings
+from builderd.store import Store
 
 POLICY = make_review_policy(Settings())
 

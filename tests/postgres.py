@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from builderd.adapters.stores.sql.store import SqlStore
+from builderd.store import Store
 
 USER = "postgres"
 INITDB = ["--username", USER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]
@@ -152,7 +152,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 def migrated_database(postgres_server: PostgresServer) -> Iterator[str]:
     """Return the name of a database with nothing but the schema: a copy of it takes less than a migration."""
     with postgres_server.database() as url:
-        store = SqlStore(url)
+        store = Store(url)
         store._migrate()
         store._close()
         yield urlsplit(url).path.removeprefix("/")

@@ -23,8 +23,6 @@ from tests.patience import patience
 from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.stores.sql.store import SqlStore
-from builderd.adapters.stores.sql.tables import metadata
 from builderd.api.app import create_app
 from builderd.api.server.connections import ConnectionLimits, Connections
 from builderd.api.server.listener import server_config
@@ -32,11 +30,13 @@ from builderd.api.server.servers import Server
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services import tokens
-from builderd.services.application import Application, Limits
+from builderd.services.application import Application
+from builderd.services.limits import Limits
+from builderd.store import Store, UnitOfWork
+from builderd.store.tables import metadata
 
 METRICS_TOKEN = "metrics-secret"
 
@@ -54,7 +54,7 @@ class Service:
     bundles: FakeBundles
     installer: FakeInstaller
     scanner: FakeScanner
-    store: SqlStore
+    store: Store
     app: FastAPI
     write: str
     read: str
@@ -151,7 +151,7 @@ class HurriedClock(SystemClock):
         return await super().poll(check, min(pause, 0.005), most)
 
 
-async def _make(store: SqlStore, limits: Limits) -> Service:
+async def _make(store: Store, limits: Limits) -> Service:
     engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
     testers, scanner = FakeTesters(), FakeScanner()
     application = make_application(
@@ -172,7 +172,7 @@ async def _make(store: SqlStore, limits: Limits) -> Service:
     )
 
 
-def _rows(store: SqlStore) -> dict[str, int]:
+def _rows(store: Store) -> dict[str, int]:
     with store._database.reading.begin() as connection:
         # But for the keys of backups: the service makes one for each tenant when it gets to it.
         tables = [table for table in metadata.sorted_tables if table.name != "backup_keys"]

@@ -8,14 +8,12 @@ from typing import Any
 
 from sqlalchemy import event
 
-from builderd.adapters.stores.sql.store import SqlStore
-from builderd.ports.store import Store
+from builderd.store import Store
 
 
 @contextmanager
 def statements(store: Store) -> Iterator[list[str]]:
     """Collect the statements that the store executes meanwhile."""
-    assert isinstance(store, SqlStore)
     database, seen = store._database, list[str]()
     # In memory, reads use the engine of the writes.
     engines = {id(one.pool): one for one in (database.reading, database.writing)}.values()

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from builderd.adapters.stores.sql.database import Database
-from builderd.adapters.stores.sql.store import SqlStore
+from builderd.store import Store
+from builderd.store.database import Database
 
 MEMORY = "sqlite://"
 #: What a migrated database in memory consists of, once somebody made one: a copy takes less than a new one.
@@ -19,9 +19,9 @@ _idle: list[Database] = []
 
 
 @asynccontextmanager
-async def open_store(url: str) -> AsyncIterator[SqlStore]:
+async def open_store(url: str) -> AsyncIterator[Store]:
     """Open a store with its schema, and close it in the end."""
-    store = SqlStore(url)
+    store = Store(url)
     try:
         await store.migrate()
         yield store
@@ -30,9 +30,9 @@ async def open_store(url: str) -> AsyncIterator[SqlStore]:
 
 
 @asynccontextmanager
-async def memory_store() -> AsyncIterator[SqlStore]:
+async def memory_store() -> AsyncIterator[Store]:
     """Empty, ready in under a millisecond, gone when it is closed."""
-    store = SqlStore(MEMORY)
+    store = Store(MEMORY)
     if _idle:
         store._database = _idle.pop()
     try:
@@ -55,7 +55,7 @@ async def write_database(path: Path) -> None:
     path.write_bytes(_migrated[0])
 
 
-def _database(store: SqlStore) -> sqlite3.Connection:
+def _database(store: Store) -> sqlite3.Connection:
     with store._database.writing.connect() as connection:
         driver = connection.connection.dbapi_connection
     assert isinstance(driver, sqlite3.Connection)

@@ -9,9 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select, text, update
 
-from builderd.adapters.stores.sql.live_totals import UNITS
-from builderd.adapters.stores.sql.rows import row_of
-from builderd.adapters.stores.sql.tables import (
+from builderd.domain.backups import Backup, BackupKind, BackupStatus
+from builderd.domain.ids import BackupId, BuilderId, new_id, new_secret
+from builderd.store.live_totals import UNITS
+from builderd.store.rows import row_of
+from builderd.store.tables import (
     backups,
     builders,
     events,
@@ -22,8 +24,6 @@ from builderd.adapters.stores.sql.tables import (
     tenants,
     versions,
 )
-from builderd.domain.backups import Backup, BackupKind, BackupStatus
-from builderd.domain.ids import BackupId, BuilderId, new_id, new_secret
 
 #: Rows that are inserted by one statement.
 BATCH = 5_000

@@ -10,7 +10,7 @@ import pytest
 from tests.acceptance.live_service import live_service
 from tests.upgrades import old_schema
 
-from builderd.adapters.stores.sql.migrations import revisions
+from builderd.store.migrations import revisions
 
 pytestmark = pytest.mark.root
 

@@ -9,8 +9,8 @@ from tests.contract.store.samples import TENANT, add, add_builder
 from tests.small_disk import cut_power, restore_power, small_disk
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.errors import StoreUnavailable
+from builderd.store import Store
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +23,7 @@ async def test_unreadable_disk_is_named_instead_of_a_damaged_database(tmp_path: 
             await add(store, TENANT)
             for _ in range(50):
                 await add_builder(store)
-        store = SqlStore(url)
+        store = Store(url)
         await store.read(lambda uow: uow.tenants.get(TENANT.id))
         cut_power(disk)
         with pytest.raises(StoreUnavailable, match="look at its disk") as failed:

@@ -16,12 +16,12 @@ from tests.contract.store.samples import TENANT, add, add_builder
 from tests.small_disk import allocate_all, fill, small_disk
 from tests.stores import open_store, write_database
 
-from builderd.adapters.stores.sql.sqlite_room import ROOM, keep_room
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import state
 from builderd.domain.errors import StoreUnavailable
 from builderd.linux import atomic_files
 from builderd.settings import Settings
+from builderd.store import Store
+from builderd.store.sqlite_room import ROOM, keep_room
 
 pytestmark = pytest.mark.root
 
@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-async def write_until_full(store: SqlStore) -> int:
+async def write_until_full(store: Store) -> int:
     """Return how many builders could be recorded, ``WRITES`` at most."""
     for number in range(WRITES):
         try:

@@ -10,10 +10,9 @@ from tests.contract.store.samples import NOW, TENANT, add, make_token
 from tests.small_disk import cut_power, restore_power, small_disk
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.ids import TokenId, new_id
 from builderd.domain.tokens import Token
-from builderd.ports.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 pytestmark = pytest.mark.root
 
@@ -30,7 +29,7 @@ async def test_three_power_cuts_lose_no_acknowledged_change(tmp_path: Path) -> N
         made: list[Token] = []
         revoked: set[TokenId] = set()
         for _ in range(CUTS):
-            store = SqlStore(url)
+            store = Store(url)
             for _ in range(TOKENS):
                 made.append(make_token(secret_hash=new_id()))
                 await store.write(partial(_add, token=made[-1]))

@@ -39,9 +39,10 @@ VIOLATIONS = [
         "client", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="client-knows-adapter"
     ),
     pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
-    pytest.param("adapters/bundles", "builderd.adapters.stores.sql", "Adapter families", id="bundles-know-store"),
+    pytest.param("adapters/bundles", "builderd.adapters.uploads", "Adapter families", id="bundles-know-uploads"),
     pytest.param("adapters/bundles", "builderd.settings", "Arrows point down", id="adapter-reads-settings"),
-    pytest.param("services", "sqlalchemy", "Frameworks stay at the edges", id="services-know-sqlalchemy"),
+    pytest.param("services", "sqlalchemy", "SQLAlchemy stays in the store", id="services-know-sqlalchemy"),
+    pytest.param("store", "builderd.services", "Arrows point down", id="store-knows-services"),
     pytest.param("domain", "fastapi", "Frameworks stay at the edges", id="domain-knows-fastapi"),
     pytest.param("domain", "subprocess", "The domain is pure", id="domain-does-io"),
     pytest.param("domain", "time", "The domain is pure", id="domain-has-a-clock"),

@@ -18,7 +18,7 @@ from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
-from builderd.services.application import Limits
+from builderd.services.limits import Limits
 from builderd.settings import DEFAULT_DATA_DIR, Settings
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, MetaData, insert, make_url, select
 
-from builderd.adapters.stores.sql.migrations import upgrade
-from builderd.adapters.stores.sql.postgresql import open_postgresql
-from builderd.adapters.stores.sql.sqlite import open_sqlite
+from builderd.store.migrations import upgrade
+from builderd.store.postgresql import open_postgresql
+from builderd.store.sqlite import open_sqlite
 
 STORED = Path(__file__).parent
 VERSION_TABLE = "alembic_version"

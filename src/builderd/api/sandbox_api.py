@@ -23,10 +23,10 @@ from builderd.api.v1.pages import ThePage
 from builderd.api.v1.presenters import read_builder
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, Unauthenticated
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.builders import BuilderAnswer
 from builderd.schemas.v1.leases import NewLease, RenewedLease
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: How events name an app that acts on its own builder.
 ACTOR = "app"

@@ -8,16 +8,15 @@ from sqlalchemy import make_url
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.resources import GB
 from builderd.ports.bundles import Bundles, BundleSpace
 from builderd.ports.engine import ClusterProvider
-from builderd.ports.store import Store
 from builderd.ports.uploads import Uploads
 from builderd.settings import Settings
+from builderd.store import Store
 
 #: Part of ``limits.stored_code`` that uploads may take beside the bundles.
 UPLOADS_SHARE = 0.25
@@ -49,7 +48,7 @@ def open_uploads(settings: Settings, store: Store) -> Uploads:
 async def download_bundles(settings: Settings) -> None:
     """Copy the bundles that are in use from the database into the data directory, where they are stored there."""
     if is_shared(settings):
-        store = SqlStore(settings.database)
+        store = Store(settings.database)
         try:
             await SharedBundles(store, _local(settings)).download_used()
         finally:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import lock
 from builderd.bootstrap.database import existing_store, refuse_another_database
 from builderd.settings import Settings
+from builderd.store import Store
 
 _MEMORY = "clock.json"
 
@@ -21,7 +21,7 @@ async def describe_clock(settings: Settings) -> Sequence[str]:
         return []
     refuse_another_database(settings)
     fault = SystemClock(memory, begins=False).fault()
-    opened = SqlStore(settings.database)
+    opened = Store(settings.database)
     try:
         later = await opened.read(lambda uow: uow.stored_times.later_than(datetime.now(UTC)))
     finally:

@@ -9,21 +9,20 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from builderd.adapters.stores.sql import copies
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import DATABASE_NOTE, make, refuse_half_restored
 from builderd.bootstrap.instance import this_instance
 from builderd.domain.database_lease import STALE_AFTER, describe_owner
 from builderd.domain.errors import InvalidState
 from builderd.linux import atomic_files
 from builderd.settings import Settings
+from builderd.store import Store, copies
 
 #: URL parameters that locate a database (PostgreSQL, "Parameter Key Words"); others may be secret.
 _LOCATION_PARAMETERS = ("dbname", "host", "port", "service", "options")
 
 
 @asynccontextmanager
-async def store(settings: Settings) -> AsyncIterator[SqlStore]:
+async def store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store, migrated; make it if needed. Raises ``InvalidState`` when it is not the service's."""
     refuse_another_database(settings)
     make(settings.data_dir)
@@ -32,7 +31,7 @@ async def store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 
 @asynccontextmanager
-async def existing_store(settings: Settings) -> AsyncIterator[SqlStore]:
+async def existing_store(settings: Settings) -> AsyncIterator[Store]:
     """Open a store that is in use already, migrated. Raises ``InvalidState`` where there is none; makes nothing."""
     refuse_half_restored(settings.data_dir)
     refuse_another_database(settings)
@@ -46,10 +45,10 @@ async def existing_store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[SqlStore]:
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store, migrated, without a check of its location: the service's own settings are authoritative."""
     refuse_half_restored(settings.data_dir)
-    opened = SqlStore(settings.database)
+    opened = Store(settings.database)
     try:
         await _refuse_migration_below_owner(opened, settings)
         await opened.migrate()
@@ -58,7 +57,7 @@ async def open_store(settings: Settings) -> AsyncIterator[SqlStore]:
         await opened.close()
 
 
-async def _refuse_migration_below_owner(opened: SqlStore, settings: Settings) -> None:
+async def _refuse_migration_below_owner(opened: Store, settings: Settings) -> None:
     """Raise ``InvalidState`` when another service, of an older version, works on the database."""
     if not await opened.read(lambda uow: uow.database_lease.has_table()) or await opened.is_migrated():
         return

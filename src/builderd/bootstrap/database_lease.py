@@ -12,7 +12,6 @@ from functools import partial
 from typing import TypeVar
 
 from builderd.adapters.previews.haproxy import fence
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, proxy_files, refuse_half_restored
 from builderd.bootstrap.database import database_location
 from builderd.bootstrap.engines import engine_provider
@@ -32,8 +31,8 @@ from builderd.domain.database_lease import (
     needed_silence,
 )
 from builderd.domain.errors import StoreUnavailable
-from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
+from builderd.store import Store, UnitOfWork
 
 log = logging.getLogger(__name__)
 #: Seconds between tries, and between log lines, while the database is unavailable at the start.
@@ -51,7 +50,7 @@ WATCH_INTERVAL = 1.0
 class OwnedStore:
     """The store, fenced by the lease's term; ``keep`` must run for as long as it is used."""
 
-    store: SqlStore
+    store: Store
     instance: Instance
     term: int
     #: Of a service that others may continue; None where the lease passes to nobody by itself.
@@ -128,7 +127,7 @@ async def owned_store(
     service has worked before.
     """
     refuse_half_restored(settings.data_dir)
-    opened, instance = SqlStore(settings.database), this_instance(settings)
+    opened, instance = Store(settings.database), this_instance(settings)
     membership = make_membership(settings, instance)
     standby = Standby(opened, membership, supervisor, stand_by) if membership is not None else None
     try:
@@ -151,7 +150,7 @@ async def owned_store(
         await opened.close()
 
 
-async def _refuse_empty(opened: SqlStore, settings: Settings, *, new_database: bool) -> None:
+async def _refuse_empty(opened: Store, settings: Settings, *, new_database: bool) -> None:
     """Raise ``DatabaseLost`` when the database is empty and the service of this data directory has worked before.
 
     A database whose builders were all deleted has its owner's lease still; a restored one is marked.
@@ -177,7 +176,7 @@ def _has_disks(settings: Settings) -> bool:
 class Acquisition:
     """The steps by which an instance comes to own the database. ``database`` is its location for messages."""
 
-    store: SqlStore
+    store: Store
     instance: Instance
     database: str
     take_over: bool

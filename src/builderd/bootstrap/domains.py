@@ -18,8 +18,8 @@ from builderd.domain.domains import DomainRules
 from builderd.domain.errors import InvalidState
 from builderd.domain.host_names import is_address
 from builderd.ports.domains import DnsUpdates
-from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
+from builderd.store import UnitOfWork
 
 #: Addresses for documentation (RFC 5737, RFC 3849): the kernel picks the source for them, and no packet is sent.
 _FAR = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))

@@ -24,7 +24,7 @@ from builderd.domain.cluster_services import (
 )
 from builderd.domain.database_lease import RENEW_INTERVAL, LeaseLost
 from builderd.domain.errors import EngineUnavailable
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 log = logging.getLogger(__name__)
 #: After a longer gap between two renewals the owner claims its work again: a standby may have claimed it.

@@ -8,7 +8,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.clock import describe_clock
@@ -22,9 +21,9 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory
 from builderd.domain.preflight import PreflightCheck
 from builderd.domain.resources import GB, size_text
-from builderd.ports.store import UnitOfWork
 from builderd.services import inventory
 from builderd.settings import Settings
+from builderd.store import Store, UnitOfWork
 
 
 def run_preflight_checks(settings: Settings) -> Sequence[PreflightCheck]:
@@ -42,7 +41,7 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     if not _database_exists(settings):
         return []
     refuse_another_database(settings)
-    opened = SqlStore(settings.database)
+    opened = Store(settings.database)
     try:
         lease = await opened.read(lambda uow: uow.database_lease.get())
         services = await opened.read(lambda uow: uow.services.list() if uow.services.has_table() else [])
@@ -70,7 +69,7 @@ def _describe_standbys(services: Sequence[SeenService], lease: DatabaseLease | N
     return [describe_standby(one, lease, owner) for one in services if one.service.id != lease.instance.member]
 
 
-async def _describe_public(settings: Settings, opened: SqlStore) -> Sequence[str]:
+async def _describe_public(settings: Settings, opened: Store) -> Sequence[str]:
     """Return a line on the certificate of ``public_url``, none where the service does not get it."""
     rules = make_domain_rules(settings)
     if (host := rules.public_host) is None or not rules.orders_public:
@@ -101,7 +100,7 @@ async def load_inventory(settings: Settings) -> Inventory | None:
     if not _database_exists(settings):
         return None
     refuse_another_database(settings)
-    opened = SqlStore(settings.database)
+    opened = Store(settings.database)
     try:
         sizes = await bundle_sizes(settings, opened)
         users, used = await opened.read(lambda uow: (inventory.users(uow), inventory.used_bundles(uow, sizes)))
@@ -118,7 +117,7 @@ async def describe_code(settings: Settings) -> Sequence[str]:
     if not _database_exists(settings):
         return []
     refuse_another_database(settings)
-    opened = SqlStore(settings.database)
+    opened = Store(settings.database)
     try:
         space = await bundle_space(settings, opened)
     finally:

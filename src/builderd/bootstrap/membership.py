@@ -11,7 +11,6 @@ from pathlib import Path
 from builderd import __version__
 from builderd.adapters.previews.haproxy import fence
 from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.bundles import is_shared
 from builderd.bootstrap.data_directory import DATABASE_NOTE, proxy_files
 from builderd.bootstrap.engines import engine_provider
@@ -23,6 +22,7 @@ from builderd.domain.errors import EngineUnavailable, StoreUnavailable, Validati
 from builderd.ports.engine import ClusterProvider
 from builderd.settings import Settings
 from builderd.ssh import host_key
+from builderd.store import Store
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ async def owner_elsewhere(settings: Settings) -> str | None:
     """
     if not is_shared(settings):
         return None
-    instance, store = this_instance(settings), SqlStore(settings.database)
+    instance, store = this_instance(settings), Store(settings.database)
     try:
         lease = await store.read(lambda uow: uow.database_lease.get())
     except StoreUnavailable:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.stores.sql.sqlite_room import keep_room
 from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
@@ -48,6 +47,7 @@ from builderd.services import lost_routes
 from builderd.services.application import Application
 from builderd.settings import Settings
 from builderd.ssh.gateway import Gateway as SshGateway
+from builderd.store.sqlite_room import keep_room
 from builderd.web.app import Site, create_web
 
 log = logging.getLogger(__name__)

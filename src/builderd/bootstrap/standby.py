@@ -10,13 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.cluster_services import CLAIM_AFTER, TAKE_AFTER_CLAIM, ClusterService, SeenService, unfit_reason
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.ports.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 log = logging.getLogger(__name__)
 #: Seconds between two looks, and between two log lines on what keeps this service from taking over.
@@ -38,7 +37,7 @@ class Standby:
     """Waits for one lease. Its own monotonic clock and the database's both count: either may have been set."""
 
     def __init__(
-        self, store: SqlStore, membership: Membership, supervisor: Supervisor, stand_by: Callable[[str | None], None]
+        self, store: Store, membership: Membership, supervisor: Supervisor, stand_by: Callable[[str | None], None]
     ) -> None:
         self._store = store
         self.membership = membership

@@ -18,7 +18,6 @@ from builderd import __version__
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
-from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap.backup_repository import make_location
@@ -31,6 +30,7 @@ from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.linux import durable
 from builderd.linux.copy_on_write import write_in_place
 from builderd.settings import FILE_NAME, Settings
+from builderd.store import copies
 
 #: Associated data of the sealed keys: other sealed data cannot be passed off as them.
 ASSOCIATED_DATA = "builderd/state/keys"

@@ -11,10 +11,10 @@ from builderd.bootstrap.database import database_location, existing_store, holds
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Ended, Scope, Token
-from builderd.ports.store import UnitOfWork
 from builderd.services import revocations, sessions, tokens
 from builderd.services.revocations import Revocation
 from builderd.settings import Settings
+from builderd.store import UnitOfWork
 
 #: Tenant of the first sign-in link of a service that has none.
 FIRST_TENANT = "me"

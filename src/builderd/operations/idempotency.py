@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.idempotency import IdempotencyRecord
 from builderd.services.application import Application
 from builderd.services.deployments import Deployed
+from builderd.store import UnitOfWork
+from builderd.store.idempotency import IdempotencyRecord
 
 RETENTION = timedelta(hours=24)
 

@@ -16,7 +16,6 @@ from builderd.operations.idempotency import Answer, Begun, Retries, Retry
 from builderd.operations.last_uses import LastUses
 from builderd.operations.rates import Rates
 from builderd.operations.token_calls import TokenCalls
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder
@@ -25,6 +24,7 @@ from builderd.services.deployments import Deployed
 from builderd.services.held_bytes import HeldBytes
 from builderd.services.paged_reads import PagedReads
 from builderd.services.tenant_queue import TenantQueue
+from builderd.store import UnitOfWork
 
 A = TypeVar("A", bound=Answer)
 

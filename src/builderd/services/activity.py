@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
 from builderd.domain.quotas import UNLIMITED, Allocation, Excess, allocation_of, larger_of
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.services import caps
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 
 def admit(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from builderd.domain.archives import ArchiveLimits
@@ -13,10 +12,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.domains import DomainRules
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
-from builderd.domain.resources import Resources
 from builderd.domain.ssh import Gateway
 from builderd.domain.uploads import UploadRules
-from builderd.domain.versions import Isolation, VersionSettings
 from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
@@ -26,7 +23,6 @@ from builderd.ports.identity_provider import IdentityProvider
 from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
-from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.testers import Testers
 from builderd.ports.unpaid_builds import UnpaidBuilds
 from builderd.ports.uploads import Uploads
@@ -34,10 +30,12 @@ from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
 from builderd.services.code_space import CodeSpace
 from builderd.services.latest_usage import LatestUsage
+from builderd.services.limits import Limits, RetentionPolicy
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.services.stalled_ends import StalledEnds
 from builderd.services.tenant_limits import TenantLimits
+from builderd.store import Store, UnitOfWork
 
 
 class OfBuilder(Protocol):
@@ -48,45 +46,6 @@ class OfBuilder(Protocol):
 
 
 Change = TypeVar("Change", bound=Builder | OfBuilder)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits set by the operator. Times in seconds, sizes in bytes."""
-
-    maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
-    default_isolation: Isolation = Isolation.STANDARD
-    start_timeout: float = 60
-    #: The most that a version may ask for as its own.
-    max_start_timeout: float = 600
-    #: Seconds that a version's build command may take.
-    build_timeout: float = 900
-    #: Seconds that a version's release command may take.
-    release_timeout: float = 120
-    handover_timeout: float = 12
-    kept_versions: int = 10
-    stop_grace: float = 10
-    exec_output: int = 10_000_000
-    #: Seconds without a visit or CPU use before a builder that may idle is frozen; 0: never.
-    freeze_after: float = 60
-    #: Share of one CPU up to which a sandbox counts as idle.
-    quiet_cpu: float = 0.02
-    #: Whether a report is made of each version in the background, once its gate has judged it.
-    qa_report: bool = True
-
-    def start_seconds(self, settings: VersionSettings) -> float:
-        """Return how long a version may take to listen; a bound that was lowered since holds for it too."""
-        return min(settings.start_timeout, self.max_start_timeout) if settings.start_timeout else self.start_timeout
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionPolicy:
-    """Retention times of unused layers, events, webhook deliveries, and disks of builders that never came up."""
-
-    layers: timedelta = timedelta(days=30)
-    events: timedelta = timedelta(days=90)
-    deliveries: timedelta = timedelta(days=30)
-    failed_disks: timedelta = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)

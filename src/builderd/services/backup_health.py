@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from builderd.domain.backups import BackupStatus
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

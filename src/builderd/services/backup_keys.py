@@ -10,9 +10,9 @@ from builderd.domain.backups import BackupKey, key_associated_data
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import TenantId
 from builderd.ports.backup_repository import TenantRepository
-from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 
 async def repository(application: Application, tenant_id: TenantId) -> TenantRepository:

@@ -9,9 +9,9 @@ from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
 from builderd.domain.errors import EngineUnavailable, NotFound
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import RETRY_AFTER
-from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 from builderd.services.reach import Reach
+from builderd.store import UnitOfWork
 
 Work = TypeVar("Work", Backup, Restore)
 

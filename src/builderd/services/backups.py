@@ -12,10 +12,10 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id, new_id
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 #: Expiry of a backup that a caller removed: in the past by every clock, also by one that was set back.
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)

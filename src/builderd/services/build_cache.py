@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
+from builderd.store.builders import BuilderQuery
 
 
 @dataclass(frozen=True, slots=True)

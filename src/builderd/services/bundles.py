@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from builderd.domain.bundles import Alteration, Bundle, folder_of
 from builderd.domain.errors import BuilderdError, BundleLost, ValidationFailed
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application, Change
 from builderd.services.builders import Caller
 from builderd.services.code_space import SentCode
+from builderd.store import UnitOfWork
 
 
 async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOfWork], Change]) -> Change:

@@ -11,8 +11,8 @@ from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.store import UnitOfWork
 from builderd.services import ledger
+from builderd.store import UnitOfWork
 
 
 class TakesOver(InvalidState):

@@ -15,10 +15,10 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import Sum, cents
 from builderd.domain.tenants import Tenant
-from builderd.ports.store import UnitOfWork
 from builderd.services import candidates
 from builderd.services.application import Application
 from builderd.services.tenant_limits import TenantLimit
+from builderd.store import UnitOfWork
 
 WARNING = "spending.warning"
 

@@ -13,8 +13,8 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.masking import Masker
 from builderd.domain.package_sources import PackageSources, read_sources
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
+from builderd.store import UnitOfWork
 
 #: A credential's name → its variables → their values.
 Opened = Mapping[str, Mapping[str, str]]

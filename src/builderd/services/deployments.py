@@ -17,7 +17,6 @@ from builderd.domain.events import Event
 from builderd.domain.ids import DiskId, new_secret
 from builderd.domain.prices import Billing
 from builderd.domain.versions import SETTING_NAMES, Version, VersionSettings, VersionStatus
-from builderd.ports.store import UnitOfWork
 from builderd.services import admission, candidates, gates, ledger
 from builderd.services.application import Application
 from builderd.services.builders import (
@@ -31,6 +30,7 @@ from builderd.services.builders import (
     want_run,
 )
 from builderd.services.code_space import old_versions
+from builderd.store import UnitOfWork
 
 #: A version takes over within seconds.
 RETRY_AFTER = 5

@@ -10,10 +10,10 @@ from typing import Any
 from builderd.domain import diffs, patches
 from builderd.domain.errors import NotFound
 from builderd.domain.versions import Version, VersionSettings, VersionStatus
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

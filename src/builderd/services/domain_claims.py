@@ -10,7 +10,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain
 from builderd.domain.events import Event
 from builderd.domain.host_names import shown
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 
 def release(uow: UnitOfWork, domain: Domain, now: datetime) -> None:

@@ -23,12 +23,12 @@ from builderd.domain.host_names import a_labels, refusal
 from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
 from builderd.domain.previews import fingerprint
 from builderd.ports.domains import Certificate, OrderFailed
-from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.domain_claims import note, release
+from builderd.store import UnitOfWork
 
 #: Orders of one tenant in ``ORDER_SPAN``: the authority limits those of the whole service.
 MAX_ORDERS, ORDER_SPAN = 30, timedelta(hours=1)

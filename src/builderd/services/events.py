@@ -16,10 +16,10 @@ from builderd.domain.builders import Status
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
 from builderd.ports.signals import ANY
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.services.application import Application
 from builderd.services.paged_reads import PagedReads
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
 
 #: Interval of polls between signals, in seconds, where the tenant has few followers.
 LOOK_INTERVAL = 1.0

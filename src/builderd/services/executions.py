@@ -15,13 +15,13 @@ from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shel
 from builderd.domain.sandboxes import ExecResult, Sandbox
 from builderd.ports.engine import Sandboxes
 from builderd.ports.processes import Process
-from builderd.ports.store import UnitOfWork
 from builderd.services import activity, builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.held_bytes import HeldBytes, Holding
 from builderd.services.hints import TAIL, hint_of_command
 from builderd.services.wake import User
+from builderd.store import UnitOfWork
 
 #: Output past its limit is read and dropped, at a bounded rate, so that the command does not block.
 DRAIN_SECONDS = 0.005

@@ -11,8 +11,8 @@ from datetime import datetime
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, DiskId, new_id
-from builderd.ports.store import UnitOfWork
 from builderd.services.deployments import WAS_UP
+from builderd.store import UnitOfWork
 
 
 def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:

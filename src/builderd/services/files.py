@@ -15,10 +15,10 @@ from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.ports.disk_files import OpenFile
-from builderd.ports.store import UnitOfWork
 from builderd.services import activity, builders, outcomes
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver
+from builderd.store import UnitOfWork
 
 #: zstd level: fast, with three quarters of the highest level's gain.
 COMPRESSION_LEVEL = 3

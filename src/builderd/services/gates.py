@@ -7,7 +7,7 @@ from datetime import datetime
 from builderd.domain.builders import Builder
 from builderd.domain.events import Event
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 
 def note_skipped(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:

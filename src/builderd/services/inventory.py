@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from builderd.domain.builders import Builder
 from builderd.domain.inventory import BuilderStorage
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 
 def users(uow: UnitOfWork) -> Sequence[BuilderStorage]:

@@ -9,8 +9,8 @@ from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan, StoredLayers
 from builderd.domain.resources import GB
 from builderd.domain.tenants import Tenant
-from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Share of the store that a tenant's layers may take where ``tenant.layers`` is not set.
 DEFAULT_SHARE = 0.5

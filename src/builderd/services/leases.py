@@ -11,10 +11,10 @@ from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id
 from builderd.domain.leases import MAX_LEASES, Lease, LeaseId
-from builderd.ports.store import UnitOfWork
 from builderd.services import activity, wake
 from builderd.services.application import Application
 from builderd.services.wake import User
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

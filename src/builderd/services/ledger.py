@@ -10,7 +10,7 @@ from datetime import datetime
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Billing, Prices, Segment
 from builderd.domain.resources import Resources
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 
 def bill(

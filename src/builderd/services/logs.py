@@ -18,10 +18,10 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
 from builderd.domain.sandboxes import Sandbox
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.paged_reads import PagedReads
+from builderd.store import UnitOfWork
 
 #: Interval at which a follower polls for new lines, in seconds, where its tenant has few followers.
 FOLLOW_INTERVAL = 0.2

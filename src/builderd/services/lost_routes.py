@@ -7,8 +7,8 @@ from functools import partial
 
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.builders import RoutedBuilder
+from builderd.store import Store, UnitOfWork
+from builderd.store.builders import RoutedBuilder
 
 #: Builders that are read by one transaction.
 PAGE = 2_000

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from builderd.domain.ids import TenantId
 from builderd.domain.metrics import Usage, UsageSample, resample, start_of
 from builderd.domain.resources import Resources
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

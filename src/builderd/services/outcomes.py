@@ -32,11 +32,11 @@ from builderd.domain.reviews import Report, Verdict, judge
 from builderd.domain.routes import closed_route
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.signals import outcome_of
-from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver, releases
 from builderd.services.reach import Reach
 from builderd.services.stalled_ends import not_yet
+from builderd.store import UnitOfWork
 
 T = TypeVar("T")
 

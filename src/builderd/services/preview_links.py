@@ -12,10 +12,10 @@ from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.preview_links import MAX_LINKS, Link
 from builderd.domain.previews import PreviewLink, port_host
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

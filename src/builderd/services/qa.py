@@ -34,12 +34,12 @@ from builderd.domain.qa_gate import (
 )
 from builderd.domain.sandboxes import Sandbox, SandboxState
 from builderd.domain.versions import Protocol, Version, VersionStatus
-from builderd.ports.store import UnitOfWork
 from builderd.ports.testers import Target
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.start_time import StartTime, TimeLimit
+from builderd.store import UnitOfWork
 
 #: Seconds between two looks at whether an app that has not answered yet has had its time.
 LOOK_SECONDS = 0.5

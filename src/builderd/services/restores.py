@@ -12,10 +12,10 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.services import admission, backups, builders, statuses
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 
 def request(uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, now: datetime) -> Restore:

@@ -15,9 +15,9 @@ from builderd.domain.errors import BuilderdError, NotFound
 from builderd.domain.ids import BuilderId, TenantId, TokenId, is_id
 from builderd.domain.tokens import Ended, EndedKind, Token, made_by
 from builderd.domain.webhooks import WebhookStatus
-from builderd.ports.store import UnitOfWork
 from builderd.services import preview_links, ssh, webhooks
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

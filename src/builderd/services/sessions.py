@@ -11,8 +11,8 @@ from builderd.domain.identities import Identity
 from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.sessions import IDLE, LINK_SPAN, Session, SessionId, SignInLink
 from builderd.domain.tokens import Scope, Token
-from builderd.ports.store import UnitOfWork
 from builderd.services import revocations, tokens
+from builderd.store import UnitOfWork
 
 #: Least time between two records of a session's last use.
 TOUCH_INTERVAL = timedelta(minutes=1)

@@ -7,10 +7,10 @@ from functools import partial
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.ports.signals import outcome_of
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import BuilderView
+from builderd.store import UnitOfWork
 
 
 async def wait_for_view(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:

@@ -14,9 +14,9 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_lists import CostedBuilder, ListedCost
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
+from builderd.store.builder_lists import CostedBuilder, ListedCost
 
 T = TypeVar("T", CostedBuilder, ListedCost)
 

@@ -11,11 +11,11 @@ from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.ssh import MAX_GRANTS, Grant
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, outcomes, tokens, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.wake import User
+from builderd.store import UnitOfWork
 
 
 def grant(uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: datetime) -> tuple[Builder, Grant, str]:

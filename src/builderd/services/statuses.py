@@ -7,7 +7,7 @@ from datetime import datetime
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import Event
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 
 def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime) -> Builder:

@@ -9,7 +9,7 @@ from builderd.domain.errors import Forbidden, NotFound, QuotaExceeded, Unauthent
 from builderd.domain.ids import TenantId, TokenId, new_id, new_secret, secret_hash
 from builderd.domain.tenants import NAME, Tenant
 from builderd.domain.tokens import MAX_VALID_TOKENS, Scope, Token
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 #: Minimum time between two records of a token's last use.
 TOUCH_INTERVAL = timedelta(minutes=1)

@@ -12,10 +12,10 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded, TooLarge, ValidationFailed
 from builderd.domain.ids import TenantId, UploadId, is_id, new_id, new_secret, secret_hash
 from builderd.domain.uploads import LIFETIME, Upload, UploadRules
-from builderd.ports.store import UnitOfWork
 from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services import backup_keys, credentials, domains, webhooks
+from builderd.store import UnitOfWork
 
 
 def sealed(uow: UnitOfWork) -> Iterator[bytes]:

@@ -24,10 +24,10 @@ from builderd.domain.reviews import (
     report_key,
 )
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

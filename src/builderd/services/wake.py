@@ -14,9 +14,9 @@ from builderd.domain.errors import InvalidState, NoCapacity, NotFound, QuotaExce
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxState
-from builderd.ports.store import UnitOfWork
 from builderd.services import activity, admission, caps, outcomes
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: The actor of a wake by a request to the preview.
 VISITOR = "visitor"

@@ -13,11 +13,11 @@ from builderd.domain.errors import NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, WebhookId, is_id, new_id
 from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, WebhookStatus, associated_data_of
-from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 NEW_KEY_BYTES = 32
 

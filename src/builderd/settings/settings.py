@@ -18,7 +18,7 @@ from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.tenants import NAME
 from builderd.domain.uploads import UploadRules
-from builderd.services.application import Limits, RetentionPolicy
+from builderd.services.limits import Limits, RetentionPolicy
 from builderd.services.tenant_limits import TenantLimits
 from builderd.settings.sections import (
     AcmeSettings,

@@ -15,7 +15,6 @@ from builderd.domain.bundles import make_bundle
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version
 from builderd.operations.operations import sent_by
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.files import bundle_files
 from builderd.schemas.v1.settings import given_fields
@@ -24,6 +23,7 @@ from builderd.schemas.v1.versions import NewSettings, NewVersion
 from builderd.services import bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.deployments import Change, Deployed
+from builderd.store import UnitOfWork
 from builderd.web.visits import Visit
 
 S = TypeVar("S", bound=Shape)

@@ -21,9 +21,9 @@ from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
 from builderd.domain.machine_faults import machine_fault
 from builderd.operations.concurrency import ConcurrencyLimit
-from builderd.ports.store.events import EventQuery
 from builderd.services import events
 from builderd.services.application import Application
+from builderd.store.events import EventQuery
 from builderd.web.policy import check_origin
 from builderd.web.visits import visit_of
 

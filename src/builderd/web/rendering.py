@@ -18,10 +18,10 @@ from starlette.responses import Response
 
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Scope, Token
-from builderd.ports.store import UnitOfWork
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.services.caps import CapView
+from builderd.store import UnitOfWork
 from builderd.web import shown
 from builderd.web.assets import Assets
 from builderd.web.messages import MESSAGES

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builderd.domain.builders import Builder, Desired, Status, StopKind, is_settled
-from builderd.ports.store.builder_lists import BuilderLife
-from builderd.services.application import Limits
+from builderd.services.limits import Limits
+from builderd.store.builder_lists import BuilderLife
 from builderd.web.shown import duration, sentence
 
 

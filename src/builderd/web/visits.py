@@ -20,10 +20,10 @@ from builderd.domain.sessions import Session
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations
 from builderd.operations.rates import too_many
-from builderd.ports.store import UnitOfWork
 from builderd.services import sessions
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 from builderd.web.cookies import session_secret
 from builderd.web.policy import check_origin
 from builderd.web.rendering import Renderer

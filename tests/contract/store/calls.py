@@ -11,8 +11,8 @@ from tests.fakes.clock import FakeClock
 
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.jobs import spending
+from builderd.store import Store, UnitOfWork
 
 
 async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:

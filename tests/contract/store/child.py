@@ -13,14 +13,13 @@ from itertools import count
 
 from tests.contract.store.samples import make_builder, make_event, make_version
 
-from builderd.adapters.stores.sql.store import SqlStore
-from builderd.ports.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 TASKS = 6
 
 
 async def main(url: str, task: str) -> None:
-    store = SqlStore(url)
+    store = Store(url)
     say("ready")
     sys.stdin.readline()
     if task == "migrate":
@@ -30,7 +29,7 @@ async def main(url: str, task: str) -> None:
     await asyncio.gather(*(write(store, number) for number in range(TASKS)))
 
 
-async def write(store: SqlStore, task: int) -> None:
+async def write(store: Store, task: int) -> None:
     for number in count():
         name = f"task-{task}-{number}"
         await store.write(lambda uow, name=name: add(uow, name))  # type: ignore[misc]

@@ -16,8 +16,8 @@ from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Scope, Token
 from builderd.domain.versions import Version, VersionSettings
 from builderd.domain.webhooks import Webhook
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.idempotency import IdempotencyRecord
+from builderd.store import Store, UnitOfWork
+from builderd.store.idempotency import IdempotencyRecord
 
 Value = Tenant | Token | Builder | Version | Sandbox | Segment | IdempotencyRecord
 

@@ -25,7 +25,7 @@ from builderd.domain.backups import (
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 OWNER = "me"
 HINDRANCE = {"code": "name_taken", "data": {"uuid": "\0"}, "retry_after": None}

@@ -8,7 +8,7 @@ from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_ver
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.logs import LogLine, LogStream
-from builderd.ports.store import Store
+from builderd.store import Store
 
 
 def line(text: str, seconds: int = 0) -> LogLine:

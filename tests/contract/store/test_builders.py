@@ -25,8 +25,8 @@ from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.routes import closed_route
 from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
+from builderd.store import Store, UnitOfWork
+from builderd.store.builders import BuilderQuery
 
 EVERYTHING = make_builder(
     job_type=JobType.ONE_TIME,

@@ -9,7 +9,7 @@ from tests.contract.store.samples import NOW, SECOND, add_builder, save
 
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, new_id
-from builderd.ports.store import Store
+from builderd.store import Store
 
 
 async def test_claim_excludes_others_until_it_expires(store: Store) -> None:

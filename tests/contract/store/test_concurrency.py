@@ -29,7 +29,6 @@ from tests.contract.store.samples import (
 )
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.backups import BackupKey
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, NameTaken
@@ -38,7 +37,6 @@ from builderd.domain.previews import PreviewActivity
 from builderd.domain.prices import total
 from builderd.domain.tenants import Tenant
 from builderd.domain.webhooks import Delivery, Webhook
-from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity
@@ -46,6 +44,7 @@ from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import backup_keys, webhooks
 from builderd.services.builders import Caller
+from builderd.store import Store, UnitOfWork
 
 ROUNDS = 20
 
@@ -464,9 +463,7 @@ HOUR = 3600 * SECOND
 
 
 @pytest.mark.parametrize("when", ["reading", "writing"])
-async def test_builder_that_ends_during_a_clock_skip_is_not_billed_further(
-    one: SqlStore, two: Store, when: str
-) -> None:
+async def test_builder_that_ends_during_a_clock_skip_is_not_billed_further(one: Store, two: Store, when: str) -> None:
     builder = (await add_builder(one)).id
     await add(one, make_segment(builder, start=NOW - 10 * HOUR))
     pause = Pause()
@@ -479,7 +476,7 @@ async def test_builder_that_ends_during_a_clock_skip_is_not_billed_further(
     await _check_hours(one, builder, 6)
 
 
-async def test_clock_skip_waits_for_an_ending_builder(one: SqlStore, two: Store) -> None:
+async def test_clock_skip_waits_for_an_ending_builder(one: Store, two: Store) -> None:
     builder = (await add_builder(one)).id
     await add(one, make_segment(builder, start=NOW - 10 * HOUR))
     pause = Pause()

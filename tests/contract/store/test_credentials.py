@@ -12,7 +12,7 @@ from tests.stores import open_store
 
 from builderd.domain.credentials import Credential
 from builderd.domain.ids import BuilderId, new_id
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 ZOHO = Credential(TENANT.id, "zoho", ("API_KEY", "A"), bytes(range(256)), created_at=NOW, updated_at=NOW)
 USED = replace(ZOHO, sealed=b"\0new", updated_at=NOW + SECOND, last_used_at=NOW, last_used_by=BuilderId(new_id()))

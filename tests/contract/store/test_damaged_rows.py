@@ -12,8 +12,8 @@ from tests.stores import open_store
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import RecordDamaged
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
+from builderd.store import Store, UnitOfWork
+from builderd.store.builders import BuilderQuery
 
 CHANGES = [
     ("builders", "status", "levitating"),

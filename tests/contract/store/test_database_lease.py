@@ -14,32 +14,31 @@ from tests.contract.store.calls import claim, holds
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.store import SqlStore
-from builderd.adapters.stores.sql.tables import database_lease, tenants
 from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
 from builderd.domain.ids import TenantId
 from builderd.domain.tenants import Tenant
-from builderd.ports.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
+from builderd.store.tables import database_lease, tenants
 
 ONE = Instance("host-1", "one.example", "/srv/one", "first", "boot-1")
 TWO = Instance("host-2", "two.example", "/srv/two", "second", "boot-2")
 
 
-async def take(store: SqlStore, instance: Instance, seen: DatabaseLease | None = None) -> DatabaseLease | None:
+async def take(store: Store, instance: Instance, seen: DatabaseLease | None = None) -> DatabaseLease | None:
     return await store.write(lambda uow: uow.database_lease.take(instance, seen))
 
 
-async def taken(store: SqlStore, instance: Instance, seen: DatabaseLease | None = None) -> DatabaseLease:
+async def taken(store: Store, instance: Instance, seen: DatabaseLease | None = None) -> DatabaseLease:
     lease = await take(store, instance, seen)
     assert lease is not None
     return lease
 
 
-async def get(store: SqlStore) -> DatabaseLease | None:
+async def get(store: Store) -> DatabaseLease | None:
     return await store.read(lambda uow: uow.database_lease.get())
 
 
-async def test_unowned_database_is_taken_and_shows_its_owner(store: SqlStore) -> None:
+async def test_unowned_database_is_taken_and_shows_its_owner(store: Store) -> None:
     assert await get(store) is None
     lease = await taken(store, ONE)
     assert (lease.instance, lease.term, lease.released) == (ONE, 1, False)
@@ -49,7 +48,7 @@ async def test_unowned_database_is_taken_and_shows_its_owner(store: SqlStore) ->
     assert 0 <= found.age < 60
 
 
-async def test_take_over_fails_if_the_lease_changed(store: SqlStore) -> None:
+async def test_take_over_fails_if_the_lease_changed(store: Store) -> None:
     first = await taken(store, ONE)
     assert await take(store, TWO) is None, "somebody has it"
     await asyncio.sleep(0.002)  # SQLite's clock has milliseconds
@@ -61,7 +60,7 @@ async def test_take_over_fails_if_the_lease_changed(store: SqlStore) -> None:
     assert await take(store, ONE, first) is None
 
 
-async def test_a_released_lease_keeps_its_owner(store: SqlStore) -> None:
+async def test_a_released_lease_keeps_its_owner(store: Store) -> None:
     first = await taken(store, ONE)
     await store.write(lambda uow: uow.database_lease.release(first.term))
     lease = await get(store)
@@ -70,7 +69,7 @@ async def test_a_released_lease_keeps_its_owner(store: SqlStore) -> None:
     assert not (await taken(store, ONE, lease)).released
 
 
-async def test_lease_age_is_by_the_clock_of_the_database(store: SqlStore) -> None:
+async def test_lease_age_is_by_the_clock_of_the_database(store: Store) -> None:
     await taken(store, ONE)
     ago = database_lease.c.renewed_at
 
@@ -85,7 +84,7 @@ async def test_lease_age_is_by_the_clock_of_the_database(store: SqlStore) -> Non
     assert 180 <= lease.age < 240
 
 
-async def test_lost_lease_refuses_writes_and_allows_reads(store: SqlStore) -> None:
+async def test_lost_lease_refuses_writes_and_allows_reads(store: Store) -> None:
     first = await taken(store, ONE)
     store.fence(first.term)
     await add(store, OTHER_TENANT)
@@ -151,7 +150,7 @@ async def test_renewal_does_not_wait_for_open_work(shared_url: str) -> None:
         await writing
 
 
-async def test_take_over_moves_live_builders_and_drops_claims(store: SqlStore) -> None:
+async def test_take_over_moves_live_builders_and_drops_claims(store: Store) -> None:
     builder = await add_builder(store, member="elsewhere")
     await claim(store, builder.id, "elsewhere", NOW)
     await store.write(lambda uow: uow.database_lease.adopt(TWO))
@@ -161,7 +160,7 @@ async def test_take_over_moves_live_builders_and_drops_claims(store: SqlStore) -
     assert await holds(store, builder.id, TWO.identity, NOW), "its own claims stay"
 
 
-async def test_take_over_counts_live_builders_anew(store: SqlStore) -> None:
+async def test_take_over_counts_live_builders_anew(store: Store) -> None:
     """A service of an earlier version on the same database keeps no count."""
     await add_builder(store)
 

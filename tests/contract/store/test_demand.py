@@ -13,8 +13,8 @@ from tests.stores import open_store
 from builderd.domain.builders import Builder, Candidate, Desired
 from builderd.domain.quotas import Allocation
 from builderd.domain.resources import Resources
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
+from builderd.store import Store, UnitOfWork
+from builderd.store.builders import BuilderQuery
 
 #: One vCPU each.
 ROOM = 3

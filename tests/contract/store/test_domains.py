@@ -11,7 +11,7 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add,
 
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import DomainId, new_id
-from builderd.ports.store import Store
+from builderd.store import Store
 
 BUILDER = make_builder()
 FOREIGN = make_builder(tenant_id=OTHER_TENANT.id)

@@ -9,8 +9,8 @@ from tests.contract.store.calls import event_ids, record
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_event
 
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import Store
-from builderd.ports.store.events import EventQuery
+from builderd.store import Store
+from builderd.store.events import EventQuery
 
 
 async def test_every_field_of_an_event_is_stored_with_an_id(store: Store) -> None:

@@ -9,7 +9,7 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add,
 
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BuilderId, new_id
-from builderd.ports.store import Store
+from builderd.store import Store
 
 ANSWERED = make_record(
     builder_id=BuilderId(new_id()),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from builderd.adapters.stores.sql import migrations
-from builderd.adapters.stores.sql.migrations import revisions
+from builderd.store import migrations
+from builderd.store.migrations import revisions
 
 VERSIONS = Path(migrations.__file__).parent / "versions"
 #: One line a revision: ``sha256  file``, as sha256sum(1) writes them.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.contract.store.samples import NOW, SECOND, add_builder
 
 from builderd.domain.leases import Lease, LeaseId
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 
 async def test_leases_are_listed_oldest_first_changed_and_deleted(store: Store) -> None:

@@ -13,11 +13,10 @@ from sqlalchemy import RowMapping
 from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
 
-from builderd.adapters.stores.sql import ledger
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.months import next_month
 from builderd.domain.prices import Billing, Segment, Sum, total
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork, ledger
 
 HOUR = timedelta(hours=1)
 APRIL, MAY, JUNE = (datetime(2026, month, 1, tzinfo=UTC) for month in (4, 5, 6))

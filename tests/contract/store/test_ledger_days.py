@@ -15,7 +15,7 @@ from tests.upgrades import old_schema
 
 from builderd.domain.days import DAY, days_between
 from builderd.domain.prices import Billing, Segment, Sum, total
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 HOUR = timedelta(hours=1)
 MAY = datetime(2026, 5, 1, tzinfo=UTC)

@@ -15,13 +15,13 @@ from sqlalchemy import select, text, update
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, make_builder, make_version
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.tables import LIVE, builders, tenants
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.database_lease import Instance
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Version
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
+from builderd.store.tables import LIVE, builders, tenants
 
 #: Sizes whose sum in binary fractions drifts when they are added and subtracted.
 SIZES = (0.1, 0.2, 0.3, 1.1, 3, 7.7, 1 / 3, 100_000.1, 1e-9)

@@ -13,7 +13,7 @@ from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, 
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.metrics import BUCKET, SampleTarget, Usage, UsageBucket, resample, start_of
 from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 START = start_of(NOW)
 USAGE = Usage(60, 1.5, 6e10, 2_000_000_000, 10**12, 3, 4, 5, 6, 7, 8, 9)

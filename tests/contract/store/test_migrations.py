@@ -18,14 +18,14 @@ from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from tests.postgres import PostgresServer
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.tables import metadata
+from builderd.store.tables import metadata
 
 ROOT = Path(__file__).parents[3]
 MIGRATE = """
 import asyncio, sys
-from builderd.adapters.stores.sql import store
+from builderd.store import store
 print(store.__file__)
-asyncio.run(store.SqlStore(sys.argv[1]).migrate())
+asyncio.run(store.Store(sys.argv[1]).migrate())
 """
 INDEXES = {
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name",

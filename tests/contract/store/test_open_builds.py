@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.contract.store.samples import NOW, SECOND, add_builder
 
 from builderd.domain.prices import OpenBuild
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 
 async def test_open_builds_are_listed_oldest_first_and_removed_once(store: Store) -> None:

@@ -8,7 +8,7 @@ from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_builder
 
 from builderd.domain.ids import TokenId, new_id
 from builderd.domain.preview_links import Link
-from builderd.ports.store import Store
+from builderd.store import Store
 
 BUILDER = make_builder()
 LINK = Link(new_id(), TENANT.id, BUILDER.id, "a" * 64, 3000, "token ci", NOW, NOW + SECOND, TokenId("t"))

@@ -8,7 +8,7 @@ from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_ver
 
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 GATE = (Check(CheckName.ANSWER, Outcome.FAILED, "GET / was answered 500.", 0.01, ("a page",)),)
 

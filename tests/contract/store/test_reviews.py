@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_version
 
-from builderd.adapters.stores.sql.tables import reviews
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
+from builderd.store.tables import reviews
 
 HELD = Finding("f" * 32, "RSK-x", Severity.HOLD, "app.py", 3, "the line", "it does", "Do not", demoted=True)
 REPORT = Report("c" * 64, "p" * 64, (HELD,), {"ruff": "1"}, 2, 0.125, NOW, {"RUF-S101": 3}, untold=1)

@@ -9,7 +9,7 @@ from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_san
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.ports.store import Store
+from builderd.store import Store
 
 END = SandboxEnd(EndCause.EXITED, 3, NOW + 2 * SECOND)
 

@@ -8,14 +8,14 @@ import pytest
 from sqlalchemy import text
 from tests.stores import MEMORY
 
-from builderd.adapters.stores.sql.migrations import revisions
-from builderd.adapters.stores.sql.store import SqlStore
-from builderd.adapters.stores.sql.tables import metadata
+from builderd.store import Store
+from builderd.store.migrations import revisions
+from builderd.store.tables import metadata
 
 HEAD = revisions()[-1]
 
 
-async def change(store: SqlStore, *statements: str) -> None:
+async def change(store: Store, *statements: str) -> None:
     def execute() -> None:
         with store._database.writing.begin() as connection:
             for statement in statements:
@@ -24,7 +24,7 @@ async def change(store: SqlStore, *statements: str) -> None:
     await asyncio.get_running_loop().run_in_executor(store._writers, execute)
 
 
-async def test_current_schema_has_no_differences(store: SqlStore) -> None:
+async def test_current_schema_has_no_differences(store: Store) -> None:
     assert await store.schema_differences() == []
 
 
@@ -38,19 +38,19 @@ async def test_current_schema_has_no_differences(store: SqlStore) -> None:
         ("DROP TABLE alembic_version", "revision none, this program needs"),
     ],
 )
-async def test_missing_tables_and_columns_are_named(store: SqlStore, statement: str, fault: str) -> None:
+async def test_missing_tables_and_columns_are_named(store: Store, statement: str, fault: str) -> None:
     await change(store, statement)
     (only,) = await store.schema_differences()
     assert fault in only
 
 
-async def test_additional_tables_are_no_difference(store: SqlStore) -> None:
+async def test_additional_tables_are_no_difference(store: Store) -> None:
     await change(store, "ALTER TABLE tenants ADD COLUMN colour TEXT", "CREATE TABLE notes (id INTEGER)")
     assert await store.schema_differences() == []
 
 
 async def test_empty_database_names_a_few_differences() -> None:
-    store = SqlStore(MEMORY)
+    store = Store(MEMORY)
     found = await store.schema_differences()
     await store.close()
     assert "revision none" in found[0]
@@ -59,6 +59,6 @@ async def test_empty_database_names_a_few_differences() -> None:
 
 
 async def test_missing_database_is_reported_as_unreadable() -> None:
-    store = SqlStore("postgresql://me@127.0.0.1:1/builderd")
+    store = Store("postgresql://me@127.0.0.1:1/builderd")
     assert await store.schema_differences() == ["its schema cannot be read: see the service's log"]
     await store.close()

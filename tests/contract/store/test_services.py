@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builderd.domain.cluster_services import ClusterService, SeenService
-from builderd.ports.store import Store
+from builderd.store import Store
 
 ONE = ClusterService("1" * 16, "one.example", "/srv/one", "1.0", "disks", "aa", "/srv/one/vault.key", "SHA256:x", "/k")
 TWO = replace(

@@ -8,7 +8,7 @@ from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_token
 
 from builderd.domain.ids import new_id
 from builderd.domain.sessions import Session, SessionId, SignInLink
-from builderd.ports.store import Store
+from builderd.store import Store
 
 TOKEN = make_token()
 SESSION = Session(SessionId(new_id()), TENANT.id, TOKEN.id, "a" * 64, "Firefox \N{ROCKET}, from ::1", NOW, NOW)

@@ -8,7 +8,7 @@ from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_builder
 
 from builderd.domain.ids import TokenId, new_id
 from builderd.domain.ssh import Grant
-from builderd.ports.store import Store
+from builderd.store import Store
 
 BUILDER = make_builder()
 GRANT = Grant(new_id(), TENANT.id, BUILDER.id, "a" * 64, "token ci", NOW, NOW + 60 * SECOND, token_id=TokenId("t"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builderd.ports.store import Store
+from builderd.store import Store
 
 HASH, OTHER = "a" * 64, "b" * 64
 

@@ -18,12 +18,12 @@ from tests.contract.store.samples import (
     save,
 )
 
-from builderd.adapters.stores.sql.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns
-from builderd.adapters.stores.sql.tables import metadata
 from builderd.domain.builders import Desired
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.prices import Billing
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
+from builderd.store.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns
+from builderd.store.tables import metadata
 
 MINUTE, HOUR, YEAR = timedelta(minutes=1), timedelta(hours=1), timedelta(days=365)
 

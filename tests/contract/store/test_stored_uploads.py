@@ -6,7 +6,7 @@ from tests.contract.store.samples import NOW, TENANT
 
 from builderd.domain.ids import UploadId, new_id
 from builderd.domain.uploads import LIFETIME, Upload
-from builderd.ports.store import Store
+from builderd.store import Store
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())
 

@@ -9,7 +9,7 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add
 
 from builderd.domain.ids import TenantId, new_id
 from builderd.domain.tenants import Tenant
-from builderd.ports.store import Store
+from builderd.store import Store
 
 
 async def test_a_tenant_is_found_by_id_and_by_name(store: Store) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add
 
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 
 def make_due(uow: UnitOfWork, seconds: int) -> None:

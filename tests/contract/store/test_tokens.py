@@ -11,10 +11,10 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add,
 from builderd.domain.ids import TokenId, new_id
 from builderd.domain.ssh import Grant
 from builderd.domain.tokens import NO_CALLS, CallHours, Scope
-from builderd.ports.store import Store, UnitOfWork
 from builderd.services import revocations
 from builderd.services.revocations import Revocation
 from builderd.services.tokens import require_unrevoked
+from builderd.store import Store, UnitOfWork
 
 EVERYTHING = make_token(
     name="deploy \N{ROCKET}",

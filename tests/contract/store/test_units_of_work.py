@@ -15,7 +15,7 @@ from builderd.domain.builders import Candidate, Cause
 from builderd.domain.ids import DiskId, TenantId, new_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tenants import Tenant
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 
 class Refused(Exception):

@@ -9,7 +9,7 @@ from tests.contract.store.samples import NOW, TENANT
 
 from builderd.domain.ids import UploadId
 from builderd.domain.uploads import Upload
-from builderd.ports.store import Store
+from builderd.store import Store
 
 ONE = Upload(UploadId("u1"), TENANT.id, "h1", NOW, NOW + timedelta(hours=1), size=2**40, sha256="ab")
 TWO = replace(ONE, id=UploadId("u2"), created_at=NOW + timedelta(1), expires_at=NOW + timedelta(2), size=None)

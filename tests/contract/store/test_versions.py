@@ -13,12 +13,12 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_bui
 from tests.contract.store.test_backups import _backup
 from tests.statements import statements
 
-from builderd.adapters.stores.sql.tables import versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, Version, VersionSettings, VersionStatus
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
+from builderd.store.tables import versions
 
 SETTINGS = VersionSettings(
     entrypoint="uvicorn main:app --host 0.0.0.0",

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event, make_webhook
 
-from builderd.adapters.stores.sql.tables import deliveries
 from builderd.domain.ids import BuilderId, TenantId, TokenId, WebhookId, new_id
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
-from builderd.ports.store import Store
+from builderd.store import Store
+from builderd.store.tables import deliveries
 
 LATER = NOW + 60 * SECOND
 

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.profile_parts import OTHER, part_of, shares
 
 THREAD = "Thread.run (threading.py:994);_WorkItem.run (concurrent/futures/thread.py:59)"
-READ = f"{THREAD};SqlStore._read (builderd/adapters/stores/sql/store.py:205)"
+READ = f"{THREAD};Store._read (builderd/store/store.py:205)"
 LOOP = "BaseEventLoop._run_once (asyncio/base_events.py:2042);Handle._run (asyncio/events.py:89)"
 
 
@@ -14,11 +14,11 @@ LOOP = "BaseEventLoop._run_once (asyncio/base_events.py:2042);Handle._run (async
     ("stack", "part"),
     [
         (
-            f"{THREAD};SqlStore._write (builderd/adapters/stores/sql/store.py:1);x (sqlalchemy/a.py:1)",
+            f"{THREAD};Store._write (builderd/store/store.py:1);x (sqlalchemy/a.py:1)",
             "write transactions",
         ),
         (f"{READ};y (builderd/a.py:1);execute (sqlalchemy/engine/base.py:1)", "statements that read, with SQLAlchemy"),
-        (f"{READ};_builder (builderd/adapters/stores/sql/builders.py:1);sub (re/__init__.py:2)", "rows to values"),
+        (f"{READ};_builder (builderd/store/builders.py:1);sub (re/__init__.py:2)", "rows to values"),
         (f"{READ};view (builderd/services/builders.py:1);dumps (json/__init__.py:1)", "view and JSON"),
         (f"{LOOP};Heartbeat._go_on (builderd/a.py:1);to_thread (asyncio/threads.py:25)", "jobs at their own time"),
         (f"{LOOP};app (fastapi/routing.py:1);submit (concurrent/futures/thread.py:1)", "changes of threads"),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.stores.sql.migrations import revisions
 from builderd.bootstrap import machine, state
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORING
 from builderd.bootstrap.database import existing_store, note_database, store
@@ -18,6 +17,7 @@ from builderd.domain.database_lease import Instance
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings
+from builderd.store.migrations import revisions
 
 SECRET = "hunter2"
 ELSEWHERE = f"postgresql://builderd:{SECRET}@db.example/builderd?sslpassword={SECRET}"

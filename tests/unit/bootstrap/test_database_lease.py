@@ -14,8 +14,6 @@ import pytest
 from tests.contract.store.samples import TENANT
 
 from builderd.adapters.engines.oci.provider import OciProvider
-from builderd.adapters.stores.sql.database_lease import DatabaseLeases
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import state
 from builderd.bootstrap.data_directory import LOCK_FILE
@@ -32,6 +30,8 @@ from builderd.domain.ids import DiskId
 from builderd.domain.inventory import EngineInventory, StoredDisk
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings
+from builderd.store import Store
+from builderd.store.database_lease import DatabaseLeases
 
 WANTED = TokenRequest("acme", "cli", frozenset({Scope.READ}), None)
 
@@ -217,7 +217,7 @@ async def test_failed_renewal_does_not_lose_the_lease(one: Settings, monkeypatch
 
     async with owned_store(one, Supervisor(), take_over=False) as owned:
         with monkeypatch.context() as patch:
-            patch.setattr(SqlStore, "write", away)
+            patch.setattr(Store, "write", away)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(owned.keep(), 0.2)
         assert tries > 1
@@ -326,7 +326,7 @@ async def test_a_database_that_does_not_answer_is_reported_while_it_hangs(
     one: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(leasing, "SILENCE", 0.05)
-    monkeypatch.setattr(SqlStore, "read", lambda *_: asyncio.Event().wait())
+    monkeypatch.setattr(Store, "read", lambda *_: asyncio.Event().wait())
     supervisor = Supervisor()
     owning = asyncio.create_task(owned_store(one, supervisor, take_over=False).__aenter__())
     while not supervisor.text:
@@ -340,15 +340,15 @@ async def test_lease_is_taken_when_the_database_answers(
     one: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    tries, migrate = 0, SqlStore.migrate
+    tries, migrate = 0, Store.migrate
 
-    async def late(store: SqlStore) -> None:
+    async def late(store: Store) -> None:
         nonlocal tries
         tries += 1
         if tries < 3:
             raise StoreUnavailable("The database does not answer.")
         await migrate(store)
 
-    monkeypatch.setattr(SqlStore, "migrate", late)
+    monkeypatch.setattr(Store, "migrate", late)
     assert (await own(one)).term == 1
     assert "database available" in caplog.text

@@ -14,9 +14,9 @@ from builderd.bootstrap import keys
 from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault, rotate_vault
 from builderd.domain.errors import InvalidState
-from builderd.ports.store import UnitOfWork
 from builderd.services import credentials
 from builderd.settings import Settings, VaultSettings
+from builderd.store import UnitOfWork
 
 
 @pytest.fixture(autouse=True)

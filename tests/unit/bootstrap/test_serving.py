@@ -12,7 +12,7 @@ from tests.previews.proxy import free_port
 LATER = (
     *("acme", "alembic", "asyncssh", "cryptography", "dns", "fastapi", "httpx", "jinja2", "josepy", "mcp", "nacl"),
     *("playwright", "prometheus_client", "psycopg", "re2", "requests", "sqlalchemy", "yaml", "yara", "zstandard"),
-    *("builderd.adapters.engines", "builderd.adapters.stores", "builderd.api.app", "builderd.api.v1"),
+    *("builderd.adapters.engines", "builderd.store", "builderd.api.app", "builderd.api.v1"),
     *("builderd.client", "builderd.mcp", "builderd.reconciler", "builderd.ssh", "builderd.web"),
 )
 #: Runs ``serve`` with another rest of the service, which asks over the network how things are before it is there.

@@ -23,7 +23,6 @@ from sqlalchemy import create_engine
 from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
 from tests.stores import open_store, write_database
 
-from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap import state
@@ -33,10 +32,11 @@ from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.idempotency import IdempotencyRecord
 from builderd.services import credentials
 from builderd.settings import Settings, VaultSettings
+from builderd.store import UnitOfWork
+from builderd.store.idempotency import IdempotencyRecord
+from builderd.store.migrations import revisions, upgrade
 
 CANARY = "canary-5b1e88d0"
 PASSPHRASE = "correct horse battery"
@@ -412,7 +412,7 @@ from pathlib import Path
 from builderd.linux import durable
 from builderd.bootstrap import state
 from builderd.adapters.states import folder
-from builderd.adapters.stores.sql import copies
+from builderd.store import copies
 from builderd.adapters.vaults import passphrases
 from builderd.settings import Settings
 

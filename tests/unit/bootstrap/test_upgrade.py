@@ -17,9 +17,9 @@ from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
 from builderd.services import credentials, tokens
 from builderd.settings import Settings
+from builderd.store import UnitOfWork
 
 #: A revision of which a service has left ``tests/upgrades/<revision>``.
 STORED = "0012"

@@ -24,8 +24,8 @@ from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens
 from builderd.cli.commands import COMMANDS
 from builderd.cli.group import builderd as main
-from builderd.ports.store import UnitOfWork
 from builderd.services import tokens
+from builderd.store import UnitOfWork
 
 
 def run(*words: str, data_dir: Path | None = None) -> Result:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from tests.application import World
 
-from builderd.ports.store import Kind, Store, UnitOfWork
 from builderd.reconciler.core.faults import no_fault
 from builderd.reconciler.loop.reconciler import Reconciler
+from builderd.store import Store, UnitOfWork
 
 T = TypeVar("T")
 
@@ -20,40 +20,28 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches a SIGKILL."""
 
 
-class MortalStore:
-    """The store of a process: who is dead writes nothing and reads nothing."""
+class MortalStore(Store):
+    """The store of a process, on the connections of another: who is dead writes nothing and reads nothing."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        vars(self).update(vars(store))
         self.dead = asyncio.Event()
 
     async def write(self, work: Callable[[UnitOfWork], T]) -> T:
-        self._check()
-        return await self._store.write(work)
+        self._fail_if_dead()
+        return await super().write(work)
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
-        self._check()
-        return await self._store.read(work)
-
-    def writes(self, *kinds: Kind) -> int:
-        return self._store.writes(*kinds)
-
-    async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
-        await self._store.wait_for_write(*kinds, seen=seen, timeout_seconds=timeout_seconds)
+        self._fail_if_dead()
+        return await super().read(work)
 
     async def ready(self) -> bool:
         return not self.dead.is_set()
 
-    async def schema_differences(self) -> Sequence[str]:
-        return await self._store.schema_differences()
-
-    async def migrate(self) -> None:
-        await self._store.migrate()
-
     async def close(self) -> None:
         """Leave the world open: it belongs to the test."""
 
-    def _check(self) -> None:
+    def _fail_if_dead(self) -> None:
         if self.dead.is_set():
             raise Killed
 

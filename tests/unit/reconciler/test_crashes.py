@@ -21,10 +21,10 @@ from builderd.domain.ids import DiskId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import builders, deployments, wake
+from builderd.store import UnitOfWork
 
 RELEASE, MIGRATES = "flask db upgrade", Behaviour(listens_at=None, exits_at=3)
 GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)

@@ -16,13 +16,13 @@ from builderd.domain.builders import Status
 from builderd.domain.ids import BackupId, BuilderId, UploadId, new_id
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.uploads import Upload
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BATCH, BackupSchedule
 from builderd.reconciler.jobs import activity
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import backup_health, uploads
+from builderd.store import UnitOfWork
 
 FEW, MANY = 5, 500
 HOUR = timedelta(hours=1)

@@ -32,12 +32,12 @@ from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Version
 from builderd.ports.clock import Skip
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.services import builders, caps, deployments, wake
 from builderd.services.deployments import Change
+from builderd.store import UnitOfWork
 
 WEEK = timedelta(days=7)
 #: So that the week goes over the end of a month.

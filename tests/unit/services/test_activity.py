@@ -7,8 +7,8 @@ from tests.application import World, fake_world
 
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
 from builderd.services import wake
+from builderd.store import UnitOfWork
 
 
 async def test_short_outage_of_the_database_does_not_end_the_loop(

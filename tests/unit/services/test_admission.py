@@ -13,9 +13,9 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.quotas import Capacity, Limit
 from builderd.domain.resources import Resources
-from builderd.ports.store import UnitOfWork
 from builderd.services import admission, builders
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.store import UnitOfWork
 
 
 def allow(world: World, **quota: float) -> World:

@@ -24,8 +24,8 @@ from builderd.domain.ids import new_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
-from builderd.ports.store.builders import BuilderQuery
 from builderd.services import builders
+from builderd.store.builders import BuilderQuery
 
 
 async def test_create_records_the_request(world: World) -> None:
@@ -94,7 +94,7 @@ async def test_no_command_reaches_a_builder_of_another_tenant(world: World, comm
 async def test_damaged_record_of_another_tenant_looks_unknown(world: World) -> None:
     theirs = await world.ask()
     damage = text("UPDATE builders SET status = 'levitating'")
-    await world.application.store.write(lambda uow: uow.builders._connection.execute(damage) and None)  # type: ignore[attr-defined]
+    await world.application.store.write(lambda uow: uow.builders._connection.execute(damage) and None)
     own, world.caller = world.caller, await world.tenant("other")
     for command in (builders.start, builders.delete):
         with pytest.raises(NotFound):

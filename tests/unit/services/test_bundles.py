@@ -13,9 +13,9 @@ from tests.application import MAIN, PATIENCE, REQUIREMENTS, World
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BundleLost, NameTaken
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles
 from builderd.services.code_space import SentCode
+from builderd.store import UnitOfWork
 
 BUNDLE = make_bundle([MAIN])
 

@@ -15,8 +15,8 @@ from tests.fakes.bundles import FakeBundles
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.ports.store import Store
 from builderd.services.code_space import CodeSpace, SentCode
+from builderd.store import Store
 
 ONE, OTHER = TenantId("one"), TenantId("other")
 #: Size of a bundle of one unit, and what all may take.

@@ -18,9 +18,9 @@ from tests.stores import open_store
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.services import events
+from builderd.store import Store, UnitOfWork
+from builderd.store.events import EventQuery
 
 PATIENCE = 30
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)

@@ -12,9 +12,9 @@ from tests.fakes.processes import Answer
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, executions, outcomes
 from builderd.services.held_bytes import HeldBytes
+from builderd.store import UnitOfWork
 
 
 async def run(

@@ -8,8 +8,8 @@ from tests.application import World
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState
 from builderd.domain.leases import MAX_LEASES
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders, leases
+from builderd.store import UnitOfWork
 
 
 async def take(world: World, builder: Builder, count: int, seconds: int = 1) -> None:

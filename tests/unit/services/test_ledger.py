@@ -11,8 +11,8 @@ from tests.application import World
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
-from builderd.ports.store import UnitOfWork
 from builderd.services import ledger
+from builderd.store import UnitOfWork
 
 SMALL = Resources(1, 1, 3)
 

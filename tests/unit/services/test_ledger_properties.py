@@ -18,8 +18,8 @@ from builderd.domain.ids import TenantId
 from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import Billing, Sum
 from builderd.domain.resources import Resources
-from builderd.ports.store import UnitOfWork
 from builderd.services import ledger
+from builderd.store import UnitOfWork
 
 SIZES = (Resources(1, 1, 3), Resources(0.3, 0.7, 1.1), Resources(8, 16, 100))
 #: (state, size, seconds since the change before: those of other clocks may lie before it)

@@ -281,7 +281,7 @@ async def test_recent_lines_are_read_from_the_end(world: World, monkeypatch: pyt
 
 
 async def test_a_follower_reads_each_line_of_an_installer_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from builderd.adapters.stores.sql.build_logs import BuildLogs
+    from builderd.store.build_logs import BuildLogs
 
     async with world.reconciling():
         builder = await two_runs(world)
@@ -439,7 +439,7 @@ async def test_a_follower_begins_with_what_is_read(
 async def test_the_log_of_an_installer_is_read_in_pages_too(
     world: World, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    from builderd.adapters.stores.sql.build_logs import BuildLogs
+    from builderd.store.build_logs import BuildLogs
 
     async with world.reconciling():
         builder = await two_runs(world)

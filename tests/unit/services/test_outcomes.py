@@ -18,8 +18,8 @@ from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.ports.engine import Readiness
-from builderd.ports.store import UnitOfWork
 from builderd.services import backup_outcomes, builders, outcomes, reach, settled_views, wake
+from builderd.store import UnitOfWork
 
 
 async def test_a_run_that_comes_up_is_answered_with_the_builder(world: World) -> None:

@@ -12,9 +12,9 @@ from tests.statements import statements
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.months import month_of
 from builderd.domain.prices import Billing, Segment, Sum, cents, rate_digits, total
-from builderd.ports.store.builder_lists import ListedCost
 from builderd.services import builders, spending
 from builderd.services.spending import CostReport, Span
+from builderd.store.builder_lists import ListedCost
 
 HOUR = timedelta(hours=1)
 RUNNING, STOPPED = Decimal("0.1965"), Decimal("0.0165")

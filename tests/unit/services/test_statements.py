@@ -19,13 +19,13 @@ from builderd.domain.months import month_of, next_month
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.routes import closed_route
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
 from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import builders, caps, inventory, lost_routes, spending
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.store import UnitOfWork
+from builderd.store.builders import BuilderQuery
 
 FEW, MANY = 5, 500
 

@@ -11,8 +11,8 @@ from tests.application import World
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated, ValidationFailed
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
-from builderd.ports.store import UnitOfWork
 from builderd.services import revocations, tokens
+from builderd.store import UnitOfWork
 
 MINUTE = timedelta(minutes=1)
 

@@ -16,8 +16,8 @@ from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
 from builderd.services import backup_keys, tenant_queue
+from builderd.store import UnitOfWork
 from builderd.web.app import PAGES, Site
 from builderd.web.pages import spending
 from builderd.web.policy import HEADERS

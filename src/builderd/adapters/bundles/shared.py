@@ -15,8 +15,8 @@ from builderd.adapters.bundles.stored_sizes import StoredSizes
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Alteration, Bundle
 from builderd.ports.bundles import BundleSpace
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.stored_bundles import CHUNK_BYTES
+from builderd.store import Store, UnitOfWork
+from builderd.store.stored_bundles import CHUNK_BYTES
 
 log = logging.getLogger(__name__)
 

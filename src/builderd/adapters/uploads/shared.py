@@ -14,8 +14,8 @@ from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.space import UploadSpace
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import TenantId, UploadId
-from builderd.ports.store import Store, UnitOfWork
-from builderd.ports.store.stored_uploads import CHUNK_BYTES
+from builderd.store import Store, UnitOfWork
+from builderd.store.stored_uploads import CHUNK_BYTES
 
 #: A chunk of more than ``FREE_BYTES`` costs the database much more than the client if less than one byte in
 #: ``MOST_FACTOR`` is new: each upload stores one such in ``PACE_SECONDS``, and waits otherwise.

@@ -8,7 +8,7 @@ from collections import Counter
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId, UploadId
 from builderd.domain.resources import GB, size_text
-from builderd.ports.store import Store, UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 
 class UploadSpace:

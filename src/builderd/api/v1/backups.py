@@ -21,12 +21,12 @@ from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, NotFound
 from builderd.domain.ids import TenantId
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import backups as wire
 from builderd.schemas.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
 from builderd.schemas.v1.builders import BuilderAnswer
 from builderd.services import backup_outcomes, backups, outcomes, restores
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BACKUPS])
 

@@ -19,13 +19,13 @@ from builderd.api.v1 import outcomes as door
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builders import BuilderQuery
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.shape import Parameters
 from builderd.services import backups, builders
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
+from builderd.store.builders import BuilderQuery
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 

@@ -21,7 +21,6 @@ from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.operations.operations import Operations
-from builderd.ports.store.events import EventQuery
 from builderd.schemas.v1 import events as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.envelope import PageMeta
@@ -29,6 +28,7 @@ from builderd.schemas.v1.shape import Parameters, checked_by
 from builderd.schemas.v1.times import UtcTime
 from builderd.services import builders, events
 from builderd.services.application import Application
+from builderd.store.events import EventQuery
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 

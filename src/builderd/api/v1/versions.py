@@ -29,7 +29,6 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.versions import Version
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations, sent_by
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import versions as wire
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
 from builderd.schemas.v1.settings import given_fields, shown_settings
@@ -39,6 +38,7 @@ from builderd.services import builders, deployments, diffs, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.deployments import Change, Deployed
+from builderd.store import UnitOfWork
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 

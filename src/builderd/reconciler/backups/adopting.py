@@ -13,8 +13,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.backup_repository import SnapshotRecord
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import BackupContext
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import TenantId
 from builderd.domain.machine_faults import is_by_machine
 from builderd.ports.backup_repository import RepositoryDamaged, TenantRepository
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.services import backup_keys
+from builderd.store import UnitOfWork
 
 #: Delay before a check that a machine fault interrupted is repeated.
 CHECK_RETRY = timedelta(hours=6)

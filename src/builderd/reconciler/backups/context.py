@@ -15,10 +15,10 @@ from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import TenantId
 from builderd.domain.machine_faults import machine_fault
 from builderd.ports.backup_repository import OnProgress, TenantRepository
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backup_keys, backups
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Interval between two saves of the progress, in seconds.
 PROGRESS_INTERVAL = 5.0

@@ -9,11 +9,11 @@ from builderd.domain.backups import Backup, Restore, RestoreStatus
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BackupFailed
 from builderd.domain.prices import Prices
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.core import version_transitions
 from builderd.reconciler.core.transitions import Transition
 from builderd.services import backups
+from builderd.store import UnitOfWork
 
 
 async def attach_restored_disk(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:

@@ -26,13 +26,13 @@ from builderd.domain.errors import (
 )
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import checking
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.backups.drilling import run_drill
 from builderd.reconciler.backups.recovering import attach_restored_disk, give_up, is_lost
 from builderd.services import backups, builders, deployments, restores
 from builderd.services.builders import Caller, NewBuilder
+from builderd.store import UnitOfWork
 
 #: Maximum number of differing files that an error names.
 SHOWN = 3

@@ -13,7 +13,6 @@ from builderd.domain.backups import DRILL_RETRY, NEVER, Backup, BackupCheck, Bac
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BackupId, BuilderId, RestoreId
-from builderd.ports.store import Kind, UnitOfWork
 from builderd.reconciler.backups import checking, upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
@@ -22,6 +21,8 @@ from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backup_keys, backups, restores
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
+from builderd.store.writes import Kind
 
 #: Seconds between two checks for requested work, for due work, and for expired backups. What this process requests is
 #: found at once; ``LEAST_INTERVAL`` bounds how often a busy service checks.

@@ -14,10 +14,10 @@ from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import RepositoryDamaged, SaveRequest, SnapshotSummary, TenantRepository
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import checking
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.services import backups
+from builderd.store import UnitOfWork
 
 
 async def take(context: BackupContext, backup: Backup) -> None:

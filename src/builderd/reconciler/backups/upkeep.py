@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
 from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.ports.backup_repository import TenantRepository
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext
 from builderd.reconciler.backups.taking import drop
+from builderd.store import UnitOfWork
 
 #: Time that a failed backup stays listed.
 KEEP_FAILED = timedelta(days=7)

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 
 from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import StoredState, read
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 LEASE = timedelta(seconds=30)
 #: Seconds between renewals; two may fail before the lease expires.

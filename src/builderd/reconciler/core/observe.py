@@ -14,9 +14,9 @@ from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxState
 from builderd.domain.steps import Observation, VersionState
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Protocol, Version
 from builderd.ports.engine import DiskReport
-from builderd.ports.store import UnitOfWork
 from builderd.services import restores
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)

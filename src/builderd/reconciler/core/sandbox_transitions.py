@@ -14,10 +14,10 @@ from builderd.domain.prices import Billing, Prices
 from builderd.domain.restarts import MAX_EXITS, recent_crashes
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition, add_event, as_stored
 from builderd.services import credentials, failed_disks, ledger
+from builderd.store import UnitOfWork
 
 
 def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:

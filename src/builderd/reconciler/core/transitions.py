@@ -14,9 +14,9 @@ from builderd.domain.layers import Built, Installed
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Prices
 from builderd.domain.versions import NO_LAYER, Version
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import StoredState, read
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 REUSED = "The requirements are as they were before: their layer is reused."
 BUILT_BEFORE = "The same files were built before: that result is used again."

@@ -17,10 +17,10 @@ from builderd.domain.qa_gate import check_exit, gate_of_failure
 from builderd.domain.reviews import Report, summary
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition, add_event, as_stored, stage_finished
 from builderd.services import candidates, qa, statuses, verdicts
+from builderd.store import UnitOfWork
 
 
 def reviewed(transition: Transition, version: Version, report: Report, *, seconds: float, reused: bool) -> bool:

@@ -8,9 +8,9 @@ from functools import partial
 from math import inf
 
 from builderd.domain.previews import PreviewActivity
-from builderd.ports.store import UnitOfWork
 from builderd.services.activity import is_recorded, used
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 
 async def note(application: Application, within: float = inf) -> None:

@@ -15,10 +15,10 @@ from builderd.domain.logs import LogStream
 from builderd.domain.previews import Address
 from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import NO_LAYER, Protocol, Version
-from builderd.ports.store import UnitOfWork
 from builderd.ports.testers import Target
 from builderd.reconciler.stages.listening import Wait, wait_until_listening
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Stands in for every value of every credential.
 DUMMY = "dummy-credential-of-a-qa-copy"

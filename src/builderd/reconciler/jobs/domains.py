@@ -16,10 +16,10 @@ from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.ids import DomainId, TenantId
 from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import OrderFailed
-from builderd.ports.store import Kind
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import domain_checks, domains
 from builderd.services.application import Application
+from builderd.store.writes import Kind
 
 #: Seconds after which everything is looked at again, and the least between two looks.
 LOOK_INTERVAL, LEAST_INTERVAL = 5.0, 1.0

@@ -17,10 +17,10 @@ from builderd.domain.errors import BuilderdError
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberReport
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.sandbox_transitions import disk_moved
 from builderd.services import outcomes
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

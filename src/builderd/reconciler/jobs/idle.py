@@ -16,11 +16,11 @@ from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_a
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.leases import Lease
 from builderd.domain.sandboxes import SandboxUsage
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs import activity
 from builderd.services.activity import used
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: How often it is checked what is used, in seconds; more often where things are frozen sooner.
 INTERVAL = 5.0

@@ -16,9 +16,9 @@ from builderd.domain.builders import Builder, Desired
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberReport
-from builderd.ports.store import UnitOfWork
 from builderd.services import restores
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

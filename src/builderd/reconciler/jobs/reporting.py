@@ -22,7 +22,6 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.linux.cpu_time import children_seconds
-from builderd.ports.store import Kind, UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint
 from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs.copies import Copy, remove_disk
@@ -30,6 +29,8 @@ from builderd.reconciler.jobs.inspection import Findings, Inspection
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import caps
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
+from builderd.store.writes import Kind
 
 #: Seconds between checks for wanted reports without a request, and after an error.
 INTERVAL = 5.0

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from builderd.domain.errors import BuilderdError
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.services import failed_disks
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Between two rounds, and between two looks whether space runs out, in seconds.
 INTERVAL, LOOK_INTERVAL = 3_600.0, 60.0

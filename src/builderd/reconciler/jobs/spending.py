@@ -15,11 +15,11 @@ from functools import partial
 from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.clock import Skip
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.services.caps import CapDecision
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

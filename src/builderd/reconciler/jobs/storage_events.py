@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 
 from builderd.domain.events import SYSTEM, Event
-from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from builderd.domain.ids import TenantId
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Seconds between two rounds. The start of the service counts, too.
 INTERVAL = 3_600.0

@@ -32,11 +32,12 @@ from builderd.domain.webhooks import (
     new_delivery,
     payload,
 )
-from builderd.ports.store import Kind, UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.ports.webhooks import Reply
 from builderd.services import webhooks
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
+from builderd.store.writes import Kind
 
 #: Seconds after which events of other processes are found, and the least between two looks.
 LOOK_INTERVAL, LEAST_INTERVAL = 1.0, 0.2

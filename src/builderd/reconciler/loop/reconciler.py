@@ -13,7 +13,6 @@ from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
@@ -29,6 +28,7 @@ from builderd.reconciler.loop.worker import MAX_CONCURRENT_STEPS, Worker, Worker
 from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import preview_links
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: How long a builder may be due before it is checked, in seconds.
 POLL_INTERVAL = 0.5

@@ -17,7 +17,6 @@ from builderd.domain.previews import Route
 from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result, nothing
@@ -37,6 +36,7 @@ from builderd.services import restores, verdicts
 from builderd.services.application import Application
 from builderd.services.bundles import SharedFetch
 from builderd.services.hints import hint_of
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from functools import partial
 from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.routes import RESTING_STATES
-from builderd.ports.store import UnitOfWork
 from builderd.services import bundles, uploads
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Builders that are made due in one transaction.
 BATCH = 500

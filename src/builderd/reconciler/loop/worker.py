@@ -37,7 +37,6 @@ from builderd.domain.steps import (
     TryCandidate,
     Wait,
 )
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.claim import Claim
 from builderd.reconciler.core.faults import FaultPoint
@@ -47,6 +46,7 @@ from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import ClaimLost, Transition
 from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: How often a long step looks whether something else is wanted meanwhile, in seconds; a requested pass does so at once.
 OVERTAKEN_INTERVAL = 1.0

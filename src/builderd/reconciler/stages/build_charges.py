@@ -18,10 +18,10 @@ from builderd.domain.ids import new_id
 from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome
 from builderd.domain.machine_faults import is_by_machine
 from builderd.domain.prices import OpenBuild
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.services import ledger
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Seconds between two records that a build still runs: what a kill of the service leaves uncharged at most.
 SEEN_INTERVAL = 5.0

@@ -20,12 +20,12 @@ from builderd.domain.next_step import next_step
 from builderd.domain.steps import Observation, PlanSandbox
 from builderd.domain.versions import NO_BUILD
 from builderd.linux.threads import completed
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.starting import Reservation, new_sandbox, reserve
 from builderd.services.application import Application
 from builderd.services.bundles import SharedFetch
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from functools import partial
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberAway
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.services import backups, bundles
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 
 class Forgetting:

@@ -11,13 +11,13 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.qa import Check, CheckName, gate_passed, gate_verdict
 from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.services import qa
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from builderd.domain.sandboxes import Sandbox
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: Seconds for the old version's open requests to finish, then seconds for the old version itself to end.
 DRAIN_TIMEOUT, GRACE = 10.0, 5.0

@@ -23,13 +23,13 @@ from builderd.domain.unread_files import unread_notes
 from builderd.domain.version_pins import pin_notes
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.installer import Installer
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.app_build import explain_build, plan_build
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import bundles, credentials, layer_quota
 from builderd.services.application import Application
 from builderd.services.bundles import SharedFetch
+from builderd.store import UnitOfWork
 
 #: How often the lines of a build are written down while it continues, in seconds.
 FLUSH_INTERVAL = 0.3

@@ -15,7 +15,6 @@ from builderd.domain.errors import MachineFault, ReleaseFailed
 from builderd.domain.failures import describe_end, quoted
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
@@ -24,6 +23,7 @@ from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 from builderd.services.start_time import StartTime, TimeLimit
+from builderd.store import UnitOfWork
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1

@@ -15,7 +15,6 @@ from builderd.domain.next_step import next_step
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation, SetRoute, Settle
 from builderd.linux.threads import completed
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
@@ -23,6 +22,7 @@ from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.starting import last_lines
 from builderd.services import backups
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

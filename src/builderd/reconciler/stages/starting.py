@@ -16,10 +16,10 @@ from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: File with a job's input, among the secret files: no credential has such a name.
 STDIN = "_job/stdin"

@@ -17,7 +17,6 @@ from builderd.domain.sandboxes import (
     SandboxReport,
     SandboxState,
 )
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
@@ -25,6 +24,7 @@ from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.settling import stopped
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, StartFailed
 from builderd.domain.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
@@ -23,6 +22,7 @@ from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundl
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 from builderd.services.start_time import MOST
+from builderd.store import UnitOfWork
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)

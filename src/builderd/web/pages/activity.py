@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.events import EventQuery
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
 from builderd.web.visits import Visit, page
 
 PER_PAGE = 50

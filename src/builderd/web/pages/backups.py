@@ -9,8 +9,8 @@ from starlette.responses import Response
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore
 from builderd.domain.errors import BadRequest
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
 from builderd.services import backups, restores
+from builderd.store import UnitOfWork
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.visits import Visit, page, see_other
 

@@ -19,9 +19,9 @@ from builderd.domain.qa import Outcome, QaReport
 from builderd.domain.reviews import Report, Severity, Verdict
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.services import backups, builders, caps, qa, verdicts
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
 from builderd.web.charts import share
 from builderd.web.states import State, state_of
 from builderd.web.visits import Visit, page, see_other

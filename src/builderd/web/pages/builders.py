@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from builderd.domain.builders import JobType, Status
 from builderd.domain.metrics import Load, start_of
 from builderd.domain.prices import cents
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_lists import ShownBuilder
-from builderd.ports.store.builders import BuilderQuery
+from builderd.store import UnitOfWork
+from builderd.store.builder_lists import ShownBuilder
+from builderd.store.builders import BuilderQuery
 from builderd.web.charts import spark_area, spark_line
 from builderd.web.shown import plural
 from builderd.web.states import State, state_in_words

@@ -10,8 +10,8 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NotFound, ValidationFailed
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.store import UnitOfWork
 from builderd.services import bundles
+from builderd.store import UnitOfWork
 from builderd.web import commands
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.visits import Visit, page, see_other

@@ -12,7 +12,7 @@ from builderd.domain.builders import Status
 from builderd.domain.quotas import Allocation
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 from builderd.web.charts import share
 from builderd.web.visits import Visit, page
 

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from builderd.domain.metrics import Usage, add, response_seconds
 from builderd.domain.previews import STATUS_CLASSES
-from builderd.ports.store import UnitOfWork
 from builderd.services import metrics
+from builderd.store import UnitOfWork
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.shown import size
 from builderd.web.visits import Visit, page

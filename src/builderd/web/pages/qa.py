@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
 from builderd.services import qa
 from builderd.services.qa import QaView
+from builderd.store import UnitOfWork
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.visits import Visit, page, see_other
 

@@ -9,9 +9,9 @@ from starlette.responses import Response
 from builderd.domain.errors import NotFound
 from builderd.domain.reviews import Finding, Severity
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
 from builderd.services import bundles, verdicts
 from builderd.services.verdicts import NewAcceptance, ReviewView
+from builderd.store import UnitOfWork
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.visits import Visit, page, see_other
 

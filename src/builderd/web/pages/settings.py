@@ -16,12 +16,12 @@ from builderd.domain.host_names import a_labels, shown
 from builderd.domain.preview_links import Link
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.caps import NewSpendingCap
 from builderd.schemas.v1.domains import NewDomain
 from builderd.schemas.v1.preview_links import NewPreviewLink
 from builderd.services import builders, caps, domains, preview_links
 from builderd.services.caps import CapView
+from builderd.store import UnitOfWork
 from builderd.web import commands
 from builderd.web.builder_form import number
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of

@@ -14,9 +14,9 @@ from starlette.routing import Route
 from builderd.domain.errors import RateLimited, Unauthenticated
 from builderd.domain.sessions import Session
 from builderd.operations.operations import Operations
-from builderd.ports.store import UnitOfWork
 from builderd.services import sessions
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 from builderd.web.cookies import clear_session, set_session
 from builderd.web.policy import check_origin
 from builderd.web.rendering import Renderer

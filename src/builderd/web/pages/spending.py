@@ -18,10 +18,10 @@ from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import SECONDS_PER_HOUR, Billing, Cost, cents
 from builderd.domain.spreadsheets import csv_text
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.builder_lists import CostedBuilder
 from builderd.services import caps, spending
 from builderd.services.caps import CapView
+from builderd.store import UnitOfWork
+from builderd.store.builder_lists import CostedBuilder
 from builderd.web.charts import bars, share
 from builderd.web.pages.settings import amount
 from builderd.web.visits import Visit, page, see_other

@@ -12,10 +12,10 @@ from builderd.domain.errors import BuilderdError, NotFound
 from builderd.domain.events import Event
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.services import deployments, diffs, logs, outcomes
 from builderd.services.diffs import VersionDiff
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
 from builderd.web import commands
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
 from builderd.web.stages import events_of, stages_of

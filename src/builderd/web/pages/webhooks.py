@@ -9,9 +9,9 @@ from starlette.responses import Response
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.tokens import Scope
 from builderd.domain.webhooks import Delivery, Webhook
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.webhooks import NewWebhook
 from builderd.services import webhooks
+from builderd.store import UnitOfWork
 from builderd.web import commands
 from builderd.web.visits import Visit, page, see_other
 

@@ -12,12 +12,11 @@ from tests.stores import memory_store
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
-from builderd.adapters.stores.sql.store import SqlStore
-from builderd.adapters.stores.sql.stored_bundles import StoredBundles
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Alteration, Bundle, BundleFile, make_bundle
 from builderd.domain.errors import StoreUnavailable
-from builderd.ports.store.stored_bundles import CHUNK_BYTES
+from builderd.store import Store
+from builderd.store.stored_bundles import CHUNK_BYTES, StoredBundles
 
 #: Three chunks, which cannot be mistaken for one another.
 LARGE = make_bundle([BundleFile("data.bin", bytes(n % 251 for n in range(2 * CHUNK_BYTES + 12_345)))])
@@ -28,7 +27,7 @@ SMALL = make_bundle([BundleFile("main.py", b"print('hello')\n")])
 class Services:
     """Two services with a folder each, on one database."""
 
-    store: SqlStore
+    store: Store
     folder: Path
     one: SharedBundles
     two: SharedBundles

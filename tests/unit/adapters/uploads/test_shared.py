@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tests.stores import memory_store
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.uploads import shared as module
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
@@ -19,7 +18,7 @@ from builderd.domain.errors import Conflict, NoCapacity, QuotaExceeded, StoreUna
 from builderd.domain.ids import TenantId, UploadId, new_id
 from builderd.domain.tenants import Tenant
 from builderd.domain.uploads import LIFETIME, Upload
-from builderd.ports.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())
 #: Of a chunk, in place of a MiB.
@@ -34,21 +33,21 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[SqlStore]:
+async def store() -> AsyncIterator[Store]:
     async with memory_store() as store:
         yield store
 
 
-def service(store: SqlStore, folder: Path, most_bytes: int = LIMIT, share: float = 1.0) -> SharedUploads:
+def service(store: Store, folder: Path, most_bytes: int = LIMIT, share: float = 1.0) -> SharedUploads:
     """Return the uploads of a service, as after its start."""
     return SharedUploads(store, LocalUploads(folder), most_bytes, share)
 
 
-async def total(store: SqlStore) -> int:
+async def total(store: Store) -> int:
     return sum((await store.read(lambda uow: uow.stored_uploads.of_tenants())).values())
 
 
-async def upload_of(store: SqlStore, name: str) -> UploadId:
+async def upload_of(store: Store, name: str) -> UploadId:
     """Return an upload of a new tenant."""
     tenant, upload = Tenant(TenantId(new_id()), name, NOW), UploadId(new_id())
     record = Upload(upload, tenant.id, upload, NOW, NOW + LIFETIME)
@@ -71,7 +70,7 @@ async def read(uploads: SharedUploads) -> bytes:
         return file.read()
 
 
-async def test_another_service_goes_on_where_a_request_ended(store: SqlStore, tmp_path: Path) -> None:
+async def test_another_service_goes_on_where_a_request_ended(store: Store, tmp_path: Path) -> None:
     content = bytes(range(47))
     assert await service(store, tmp_path / "one").write(ONE, 0, pieces(content[:23]), LIMIT) == 23
     two = service(store, tmp_path / "two")
@@ -82,7 +81,7 @@ async def test_another_service_goes_on_where_a_request_ended(store: SqlStore, tm
     assert await service(store, tmp_path / "four").sha256(ONE) == hashlib.sha256(content).hexdigest()
 
 
-async def test_whole_chunks_outlive_a_kill_in_the_middle_of_a_request(store: SqlStore, tmp_path: Path) -> None:
+async def test_whole_chunks_outlive_a_kill_in_the_middle_of_a_request(store: Store, tmp_path: Path) -> None:
     begun, never = asyncio.Event(), asyncio.Event()
 
     async def endless() -> AsyncIterator[bytes]:
@@ -101,7 +100,7 @@ async def test_whole_chunks_outlive_a_kill_in_the_middle_of_a_request(store: Sql
     await asyncio.wait({killed})
 
 
-async def test_request_that_breaks_off_is_stored_to_its_last_byte(store: SqlStore, tmp_path: Path) -> None:
+async def test_request_that_breaks_off_is_stored_to_its_last_byte(store: Store, tmp_path: Path) -> None:
     async def broken() -> AsyncIterator[bytes]:
         async for piece in pieces(bytes(25)):
             yield piece
@@ -113,7 +112,7 @@ async def test_request_that_breaks_off_is_stored_to_its_last_byte(store: SqlStor
 
 
 @pytest.mark.parametrize("start", [0, 3, 10, 12, 20, 25])
-async def test_part_that_is_sent_again_replaces_all_later_bytes(store: SqlStore, tmp_path: Path, start: int) -> None:
+async def test_part_that_is_sent_again_replaces_all_later_bytes(store: Store, tmp_path: Path, start: int) -> None:
     one = service(store, tmp_path / "one")
     await one.write(ONE, 0, pieces(b"a" * 25), LIMIT)
     assert await one.write(ONE, start, pieces(b"b" * 2), LIMIT) == start + 2
@@ -121,7 +120,7 @@ async def test_part_that_is_sent_again_replaces_all_later_bytes(store: SqlStore,
     assert await read(service(store, tmp_path / "three")) == b"a" * start + b"bb"
 
 
-async def test_file_of_an_earlier_life_is_not_believed(store: SqlStore, tmp_path: Path) -> None:
+async def test_file_of_an_earlier_life_is_not_believed(store: Store, tmp_path: Path) -> None:
     await service(store, tmp_path / "one").write(ONE, 0, pieces(b"a" * 30), LIMIT)
     await service(store, tmp_path / "two").write(ONE, 0, pieces(b"b" * 15), LIMIT)
     again = service(store, tmp_path / "one")
@@ -130,9 +129,7 @@ async def test_file_of_an_earlier_life_is_not_believed(store: SqlStore, tmp_path
     assert await read(again) == b"b" * 15 + b"c"
 
 
-async def test_file_of_an_upload_that_another_service_discarded_is_not_believed(
-    store: SqlStore, tmp_path: Path
-) -> None:
+async def test_file_of_an_upload_that_another_service_discarded_is_not_believed(store: Store, tmp_path: Path) -> None:
     await service(store, tmp_path / "one").write(ONE, 0, pieces(b"a" * 25), LIMIT)
     await service(store, tmp_path / "two").delete(ONE)
     again = service(store, tmp_path / "one")
@@ -145,7 +142,7 @@ async def test_file_of_an_upload_that_another_service_discarded_is_not_believed(
     assert await read(again) == b"bb"
 
 
-async def test_uploads_together_have_a_limit_in_the_database(store: SqlStore, tmp_path: Path) -> None:
+async def test_uploads_together_have_a_limit_in_the_database(store: Store, tmp_path: Path) -> None:
     one = service(store, tmp_path / "one", most_bytes=40)
     await one.write(OTHER, 0, pieces(bytes(25)), LIMIT)
     with pytest.raises(NoCapacity, match=r"limits\.stored_code"):
@@ -159,7 +156,7 @@ async def test_uploads_together_have_a_limit_in_the_database(store: SqlStore, tm
         assert await one.write(ONE, 20, pieces(bytes(20)), LIMIT) == 40
 
 
-async def test_uploads_at_the_same_time_keep_the_limit_too(store: SqlStore, tmp_path: Path) -> None:
+async def test_uploads_at_the_same_time_keep_the_limit_too(store: Store, tmp_path: Path) -> None:
     one = service(store, tmp_path / "one", most_bytes=40)
     writes = (one.write(UploadId(new_id()), 0, pieces(bytes(30)), LIMIT) for _ in range(4))
     ends = await asyncio.gather(*writes, return_exceptions=True)
@@ -167,7 +164,7 @@ async def test_uploads_at_the_same_time_keep_the_limit_too(store: SqlStore, tmp_
     assert 30 <= await total(store) <= 40
 
 
-async def test_bytes_deleted_beside_a_write_are_free_again(store: SqlStore, tmp_path: Path) -> None:
+async def test_bytes_deleted_beside_a_write_are_free_again(store: Store, tmp_path: Path) -> None:
     one = service(store, tmp_path / "one", most_bytes=40)
     await one.write(OTHER, 0, pieces(bytes(30)), LIMIT)
     await asyncio.gather(one.write(ONE, 0, pieces(bytes(10)), LIMIT), one.delete(OTHER))
@@ -175,7 +172,7 @@ async def test_bytes_deleted_beside_a_write_are_free_again(store: SqlStore, tmp_
 
 
 async def test_write_that_is_cut_off_in_the_database_counts_as_it_is_stored(
-    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, write = service(store, tmp_path / "one", most_bytes=40), store.write
 
@@ -192,7 +189,7 @@ async def test_write_that_is_cut_off_in_the_database_counts_as_it_is_stored(
     assert await total(store) <= 40
 
 
-async def test_one_of_several_tenants_leaves_space_for_the_others(store: SqlStore, tmp_path: Path) -> None:
+async def test_one_of_several_tenants_leaves_space_for_the_others(store: Store, tmp_path: Path) -> None:
     one = service(store, tmp_path / "one", most_bytes=80, share=0.5)
     greedy = await upload_of(store, "greedy")
     assert await one.write(greedy, 0, pieces(bytes(50)), LIMIT) == 50, "a tenant alone has all of it"
@@ -205,7 +202,7 @@ async def test_one_of_several_tenants_leaves_space_for_the_others(store: SqlStor
 
 
 async def test_refused_part_costs_no_second_read_of_the_upload(
-    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = service(store, tmp_path / "one", most_bytes=40)
     await one.write(ONE, 0, pieces(b"a" * 40), LIMIT)
@@ -221,7 +218,7 @@ async def test_refused_part_costs_no_second_read_of_the_upload(
 
 
 async def test_requests_with_a_byte_each_are_paced(
-    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 16)
     waits: list[float] = []
@@ -242,7 +239,7 @@ async def test_requests_with_a_byte_each_are_paced(
 
 
 async def test_bytes_that_the_database_did_not_take_do_not_count(
-    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, write = service(store, tmp_path / "one"), store.write
     await one.write(ONE, 0, pieces(b"a" * 15), LIMIT)
@@ -265,7 +262,7 @@ async def test_bytes_that_the_database_did_not_take_do_not_count(
     assert await read(service(store, tmp_path / "two")) == await read(one)
 
 
-async def test_deleted_upload_is_gone_for_all_services(store: SqlStore, tmp_path: Path) -> None:
+async def test_deleted_upload_is_gone_for_all_services(store: Store, tmp_path: Path) -> None:
     one, two = service(store, tmp_path / "one"), service(store, tmp_path / "two")
     await one.write(ONE, 0, pieces(bytes(25)), LIMIT)
     assert await two.ids() == {ONE}

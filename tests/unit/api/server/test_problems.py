@@ -12,11 +12,11 @@ import pytest
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.api.server import problems
 from builderd.api.server.answers import STATUS, failure
 from builderd.domain import errors
 from builderd.domain.errors import BuilderdError
+from builderd.store import Store
 
 
 def codes(error: type[BuilderdError]) -> set[str]:
@@ -144,7 +144,7 @@ def test_method_not_allowed_is_known_to_the_table() -> None:
 
 
 async def test_a_database_that_does_not_answer_is_a_503_on_every_call(service: Service) -> None:
-    service.application = replace(service.application, store=SqlStore("postgresql://me@127.0.0.1:1/builderd"))
+    service.application = replace(service.application, store=Store("postgresql://me@127.0.0.1:1/builderd"))
     client = service.client(service.write)
     service.app.state.application = service.application
     for method, path in (("GET", "/api/v1/builders"), ("GET", "/api/v1/events"), ("POST", "/api/v1/builders")):

@@ -13,10 +13,10 @@ from tests.service import MINIMAL, Service
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.store import UnitOfWork
 
 ZOHO = "/api/v1/credentials/zoho"
 CANARY = "canary-7f3a"

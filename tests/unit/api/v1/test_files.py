@@ -19,7 +19,7 @@ from tests.service import MINIMAL, Service
 from builderd.api.server import streams
 from builderd.api.v1 import files as door
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import UnitOfWork
+from builderd.store import UnitOfWork
 
 BUILDERS = "/api/v1/builders"
 

@@ -19,8 +19,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.ids import BackupId, BuilderId, new_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
-from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import builders as wire
+from builderd.store import UnitOfWork
 
 BUILDERS = "/api/v1/builders"
 ODD = 'h"ä\\\u2028</script>\U0001f600'

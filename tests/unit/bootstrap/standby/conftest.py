@@ -10,13 +10,13 @@ from tests.stores import write_database
 from tests.unit.bootstrap.fake_cluster import FakeCluster
 from tests.unit.bootstrap.standby.services import HURRY, FakeProxy, Services, share_keys
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import guarded_lease, membership, standby
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.membership import Membership
 from builderd.domain import cluster_services
 from builderd.settings import Settings
+from builderd.store import Store
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def two(make: Callable[[str], Settings], one: Settings) -> Settings:
 
 @pytest.fixture
 async def services(database: str) -> AsyncIterator[Services]:
-    store = SqlStore(database)
+    store = Store(database)
     running = Services(store)
     try:
         yield running

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from tests.unit.bootstrap.fake_cluster import FakeCluster, instance
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.database_lease import OwnedStore, owned_store
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
+from builderd.store import Store, UnitOfWork
 
 #: The real times, so much shorter.
 HURRY = 25
@@ -116,7 +115,7 @@ class Service:
 class Services:
     """Services on one database, and a look at it from outside."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self._started: list[Service] = []
 

@@ -15,15 +15,14 @@ from tests.unit.bootstrap.standby.services import (
     Services,
 )
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import StoreUnavailable
-from builderd.ports.store import UnitOfWork
 from builderd.settings import Settings
+from builderd.store import Store, UnitOfWork
 
 
-def away(monkeypatch: pytest.MonkeyPatch, store: SqlStore) -> None:
+def away(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     async def fail(*_: object) -> None:
         raise StoreUnavailable("The database does not answer.")
 
@@ -145,15 +144,15 @@ async def test_silence_counts_from_when_the_database_answers_the_standby_again(
 ) -> None:
     """PostgreSQL was away for both: the owner, which is alive, has the first word."""
     first, second = await services.start_both(one, two)
-    write = SqlStore.write
+    write = Store.write
     with monkeypatch.context() as patch:
 
         async def fail(*_: object) -> None:
             raise StoreUnavailable("The database does not answer.")
 
-        patch.setattr(SqlStore, "write", fail)
+        patch.setattr(Store, "write", fail)
         await asyncio.sleep(40 / HURRY)
-    assert SqlStore.write is write
+    assert Store.write is write
     await asyncio.sleep(20 / HURRY)
     assert not second.works
     assert not first.task.done()

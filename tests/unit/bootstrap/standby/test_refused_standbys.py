@@ -14,11 +14,11 @@ from tests.unit.bootstrap.standby.services import (
 )
 from tests.unit.bootstrap.test_database_lease import _execute
 
-from builderd.adapters.stores.sql.migrations import revisions
 from builderd.bootstrap import database_lease as leasing
 from builderd.domain import cluster_services
 from builderd.domain.database_lease import DatabaseOwned
 from builderd.settings import Settings
+from builderd.store.migrations import revisions
 
 
 async def test_service_with_other_keys_is_refused_with_the_commands_that_copy_them(

@@ -16,7 +16,6 @@ from tests.unit.bootstrap.standby.services import (
     share_keys,
 )
 
-from builderd.adapters.stores.sql.services import Services as StoredServices
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import standby
 from builderd.bootstrap.instance import this_instance
@@ -24,6 +23,7 @@ from builderd.bootstrap.machine import describe_database
 from builderd.domain import cluster_services
 from builderd.domain.database_lease import DatabaseLease, LeaseLost
 from builderd.settings import Settings
+from builderd.store.services import Services as StoredServices
 
 
 async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(

@@ -10,9 +10,9 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, BuilderdError, EngineUnavailable, NoCapacity, StoreUnavailable
 from builderd.domain.machine_faults import helper_died
 from builderd.ports.backup_repository import RepositoryDamaged
-from builderd.ports.store.events import EventQuery
 from builderd.reconciler.backups import checking
 from builderd.services import backup_health, restores
+from builderd.store.events import EventQuery
 
 
 async def _key(scene: Scene, builder: Builder) -> BackupKey:

@@ -18,11 +18,11 @@ from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import DiskId
-from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.services import backup_keys, backups, builders, outcomes, restores
+from builderd.store import Store, UnitOfWork
 
 T = TypeVar("T")
 

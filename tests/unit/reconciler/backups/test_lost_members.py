@@ -15,11 +15,11 @@ from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.members import MemberAway, MemberReport
 from builderd.domain.sandboxes import SandboxReport
 from builderd.ports.engine import DiskReport
-from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.jobs import lost_members as module
 from builderd.reconciler.jobs.lost_members import LostMembers
 from builderd.reconciler.loop import reconciler
 from builderd.services import builders
+from builderd.store import Store, UnitOfWork
 
 
 @pytest.fixture(autouse=True)

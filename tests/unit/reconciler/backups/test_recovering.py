@@ -13,9 +13,9 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import BackupFailed, InvalidState, NotFound
 from builderd.domain.ids import DiskId
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import upkeep
 from builderd.services import backups, builders, outcomes, restores
+from builderd.store import UnitOfWork
 
 SECOND = BundleFile("main.py", b"print('second')\n")
 

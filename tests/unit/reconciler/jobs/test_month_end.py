@@ -16,11 +16,11 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import OpenBuild, cents
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import builders, caps
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: What the builder of these tests costs in an hour while it runs.
 RATE = Decimal("0.1965")

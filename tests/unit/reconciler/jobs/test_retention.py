@@ -19,12 +19,12 @@ from builderd.domain.files import Condition
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxReport
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs import retention
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.services import builders, failed_disks, files
 from builderd.services.files import NewContent
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
 
 DAY = 86_400.0
 MONTH = 31 * DAY

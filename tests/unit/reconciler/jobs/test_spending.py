@@ -18,12 +18,12 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.months import next_month
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import SECONDS_PER_HOUR
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.events import EventQuery
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs import spending
 from builderd.services import builders, caps
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.store import UnitOfWork
+from builderd.store.events import EventQuery
 
 REASON = "spending cap of 5.00 EUR reached"
 FIVE = Decimal("5.00")

@@ -6,8 +6,8 @@ import pytest
 from tests.application import MAIN, fake_world
 
 from builderd.ports.engine import Readiness
-from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs.storage_events import StorageEvents
+from builderd.store.events import EventQuery
 
 
 async def test_each_change_is_one_event_without_the_hosts_paths() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.application import World
 
-from builderd.adapters.stores.sql.tables import tenants
 from builderd.reconciler.jobs import totals
+from builderd.store.tables import tenants
 
 
 async def test_wrong_total_of_each_tenant_is_corrected(world: World) -> None:

@@ -12,11 +12,9 @@ import pytest
 from tests.application import World
 from tests.domains.claims import add as add_domain
 
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.backups import BackupKind
 from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM
-from builderd.ports.store import Kind
 from builderd.reconciler.backups import schedule
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.faults import no_fault
@@ -26,6 +24,8 @@ from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.jobs.webhooks import WebhookJob
 from builderd.services import backups, qa
 from builderd.services import webhooks as hooks
+from builderd.store import Store
+from builderd.store.writes import Kind
 
 SECRET = "a secret of the right length"
 #: Reads of the store in which a job that was woken has looked, which takes it a few.
@@ -113,7 +113,6 @@ def waits(world: World, name: str, works: Any) -> bool:
     if name == "reports":
         return not works._again.is_set()
     store = world.application.store
-    assert isinstance(store, SqlStore)
     waiting = [future for future, kinds in store._writes._waiting.items() if Kind(name) in kinds]
     return bool(waiting) and not any(future.done() for future in waiting)
 
@@ -141,7 +140,7 @@ async def test_other_changes_do_not_wake_it(world: World, monkeypatch: pytest.Mo
 async def test_a_missed_change_is_found_by_the_next_look(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(SqlStore, "_count_write", lambda *_: None)
+    monkeypatch.setattr(Store, "_count_write", lambda *_: None)
     builder = await world.ask()
     async with watched(world, monkeypatch, name, interval=0.01) as (looks, _):
         await JOBS[name].change(world, builder)

@@ -15,13 +15,13 @@ from builderd.domain.errors import NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.transitions import Record, Recorded
 from builderd.reconciler.loop import worker as working
 from builderd.services import builders
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 T = TypeVar("T")
 

@@ -20,7 +20,6 @@ from builderd.domain.layers import BuildOutcome
 from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import claim as claiming
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.faults import no_fault
@@ -29,6 +28,7 @@ from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop import worker as working
 from builderd.reconciler.loop.steps import Steps
 from builderd.services import builders
+from builderd.store import UnitOfWork
 
 T = TypeVar("T")
 DOWN = EngineUnavailable("The engine does not answer.")

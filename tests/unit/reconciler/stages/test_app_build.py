@@ -28,10 +28,10 @@ from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.prices import OpenBuild
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
-from builderd.ports.store import UnitOfWork
 from builderd.reconciler.stages import build_charges
 from builderd.services import build_cache, builders
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.store import UnitOfWork
 
 COMMAND = "npm run build"
 OTHER = BundleFile("other.txt", b"other")

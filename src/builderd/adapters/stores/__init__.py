@@ -1,1 +1,0 @@
-"""Implementations of the store port, one package per kind of database."""

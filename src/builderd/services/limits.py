@@ -1,0 +1,48 @@
+"""Limits and retention times set by the operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Isolation, VersionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits set by the operator. Times in seconds, sizes in bytes."""
+
+    maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
+    default_isolation: Isolation = Isolation.STANDARD
+    start_timeout: float = 60
+    #: The most that a version may ask for as its own.
+    max_start_timeout: float = 600
+    #: Seconds that a version's build command may take.
+    build_timeout: float = 900
+    #: Seconds that a version's release command may take.
+    release_timeout: float = 120
+    handover_timeout: float = 12
+    kept_versions: int = 10
+    stop_grace: float = 10
+    exec_output: int = 10_000_000
+    #: Seconds without a visit or CPU use before a builder that may idle is frozen; 0: never.
+    freeze_after: float = 60
+    #: Share of one CPU up to which a sandbox counts as idle.
+    quiet_cpu: float = 0.02
+    #: Whether a report is made of each version in the background, once its gate has judged it.
+    qa_report: bool = True
+
+    def start_seconds(self, settings: VersionSettings) -> float:
+        """Return how long a version may take to listen; a bound that was lowered since holds for it too."""
+        return min(settings.start_timeout, self.max_start_timeout) if settings.start_timeout else self.start_timeout
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """Retention times of unused layers, events, webhook deliveries, and disks of builders that never came up."""
+
+    layers: timedelta = timedelta(days=30)
+    events: timedelta = timedelta(days=90)
+    deliveries: timedelta = timedelta(days=30)
+    failed_disks: timedelta = timedelta(days=1)

@@ -1,0 +1,314 @@
+"""Backups, their restores, and the keys of their repositories in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreKind, RestoreStatus
+from builderd.domain.errors import Conflict
+from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
+from builderd.store.backup_checks import clear, clear_of_backup
+from builderd.store.rows import omit, row_of
+from builderd.store.tables import (
+    BACKED_UP,
+    DAMAGED,
+    LIVE,
+    UNFINISHED,
+    backup_keys,
+    backups,
+    builders,
+    restores,
+    tenants,
+)
+from builderd.store.writes import Kind
+
+_newest_first = (backups.c.created_at.desc(), backups.c.id)
+
+# In the order of the fields: a row becomes its value without a look at names, as of builders.
+_SELECT = select(*(backups.c[field.name] for field in fields(Backup)))
+_INSERT = insert(backups)
+_BY_ID = _SELECT.where(backups.c.id == bindparam("id"))
+_UPDATE = update(backups).where(backups.c.id == bindparam("of_id"))
+_DELETE = delete(backups).where(backups.c.id == bindparam("id"))
+_DELETE_RESTORES = delete(restores).where(restores.c.backup_id == bindparam("id"))
+_OF_BUILDER = _SELECT.where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
+_OF_TENANT = _SELECT.where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
+_OPEN_OF = (
+    _SELECT.where(backups.c.owner == bindparam("owner"))
+    .where(text(f"({UNFINISHED})"))
+    .order_by(backups.c.created_at, backups.c.id)
+)
+_EXPIRED = _SELECT.where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
+_OF_BUILDERS = _SELECT.where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).order_by(*_newest_first)
+_BUILDERS = (
+    select(backups.c.builder_id)
+    .where(backups.c.builder_id > bindparam("after"))
+    .distinct()
+    .order_by(backups.c.builder_id)
+    .limit(bindparam("limit"))
+)
+_AMONG = select(backups.c.builder_id).where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).distinct()
+_HAS_DONE = select(
+    exists().where(
+        backups.c.tenant_id == bindparam("tenant"),
+        backups.c.status == BackupStatus.DONE,
+        or_(backups.c.expires_at.is_(None), backups.c.expires_at > bindparam("now", type_=backups.c.expires_at.type)),
+    )
+)
+_COUNT_DAMAGED = select(func.count()).select_from(backups).where(text(DAMAGED))
+_COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
+
+
+def _newest(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Return the statement for the newest backup of each builder. Made once: it takes longer than to run it."""
+    wanted = and_(backups.c.builder_id.in_(bindparam("builders", expanding=True)), *conditions)
+    newest = (
+        select(backups.c.builder_id, func.max(backups.c.created_at).label("at"))
+        .where(wanted)
+        .group_by(backups.c.builder_id)
+        .subquery()
+    )
+    same = (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
+    return _SELECT.join(newest, wanted & same)
+
+
+_wanting = (text(f"builders.{BACKED_UP}"), text(f"builders.{LIVE}"))
+_of_wanting = backups.c.builder_id == builders.c.id
+_tries = backups.alias()
+_last_try = (
+    select(func.max(_tries.c.created_at)).where(_tries.c.builder_id == builders.c.id).correlate(builders)
+).scalar_subquery()
+_failed = or_(backups.c.status == BackupStatus.FAILED, backups.c.error != "")
+_COUNT_FAILING = (
+    select(func.count())
+    .select_from(builders)
+    .where(*_wanting, exists().where(_of_wanting, _failed, backups.c.created_at == _last_try))
+)
+_last_good = (
+    select(func.max(backups.c.created_at)).where(_of_wanting, backups.c.status == BackupStatus.DONE).scalar_subquery()
+)
+_last_goods = select(_last_good.label("at")).select_from(builders).where(*_wanting).subquery()
+_OLDEST_LAST_GOOD = select(func.min(_last_goods.c.at))
+
+_NEWEST = _newest()
+_NEWEST_WITH_STATUS = _newest(backups.c.status == bindparam("status", type_=backups.c.status.type))
+#: Builders that one statement asks for, each twice: SQLite takes 32,766 parameters.
+BATCH = 10_000
+
+
+class Backups:
+    def __init__(self, connection: Connection, written: set[Kind]) -> None:
+        self._connection = connection
+        self._written = written
+
+    # The builder's row is locked first, as it is by all who change a builder and then its backups.
+
+    def add(self, backup: Backup) -> None:
+        self._written.add(Kind.BACKUPS)
+        clear(self._connection, backup.builder_id)
+        self._connection.execute(_INSERT, row_of(backup))
+
+    def get(self, backup: BackupId) -> Backup | None:
+        row = self._connection.execute(_BY_ID, {"id": backup}).first()
+        return Backup(*row) if row else None
+
+    def save(self, backup: Backup) -> None:
+        """Save it. Raises ``LookupError`` if it was deleted."""
+        self._written.add(Kind.BACKUPS)
+        clear(self._connection, backup.builder_id)
+        if self._connection.execute(_UPDATE, {"of_id": backup.id, **omit(row_of(backup), "id")}).rowcount != 1:
+            raise LookupError(f"no backup {backup.id} to save")
+
+    def delete(self, backup: BackupId) -> None:
+        """Delete it with its restores. Idempotent."""
+        clear_of_backup(self._connection, backup)
+        self._connection.execute(_DELETE_RESTORES, {"id": backup})
+        self._connection.execute(_DELETE, {"id": backup})
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
+        """Return the builder's backups, newest first."""
+        return [Backup(*row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder})]
+
+    def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
+        """Return the backups of each of these builders, newest first."""
+        found: dict[BuilderId, list[Backup]] = {one: [] for one in builders}
+        for start in range(0, len(builders), BATCH):
+            values = {"builders": builders[start : start + BATCH]}
+            for backup in (Backup(*row) for row in self._connection.execute(_OF_BUILDERS, values)):
+                found[backup.builder_id].append(backup)
+        return found
+
+    def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
+        """Return the tenant's backups, newest first."""
+        return [Backup(*row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant})]
+
+    def open(self, owner: str) -> Sequence[Backup]:
+        """Return the owner's backups that are to be taken or saved, or have a copy to delete, oldest first."""
+        return [Backup(*row) for row in self._connection.execute(_OPEN_OF, {"owner": owner})]
+
+    def newest_of(
+        self, builders: Sequence[BuilderId], status: BackupStatus | None = None
+    ) -> Mapping[BuilderId, Backup]:
+        """Return each builder's newest backup, or its newest of this status; builders without one are left out."""
+        statement = _NEWEST if status is None else _NEWEST_WITH_STATUS
+        found: dict[BuilderId, Backup] = {}
+        for start in range(0, len(builders), BATCH):
+            values = {"builders": builders[start : start + BATCH], "status": status}
+            newest = (Backup(*row) for row in self._connection.execute(statement, values))
+            found.update((backup.builder_id, backup) for backup in newest)
+        return found
+
+    def expired(self, now: datetime) -> Sequence[Backup]:
+        """Return those that have expired."""
+        return [Backup(*row) for row in self._connection.execute(_EXPIRED, {"now": now})]
+
+    def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
+        """Return builders that have backups, in the order of their ids, so many after the given id ("": the first)."""
+        return self._connection.execute(_BUILDERS, {"after": after, "limit": limit}).scalars().all()
+
+    def among(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
+        """Return those of these builders that have backups."""
+        found: set[BuilderId] = set()
+        for start in range(0, len(builders), BATCH):
+            found.update(self._connection.execute(_AMONG, {"builders": builders[start : start + BATCH]}).scalars())
+        return found
+
+    def has_done(self, tenant: TenantId, now: datetime) -> bool:
+        """Return whether the tenant has a backup that is done and has not expired."""
+        return bool(self._connection.execute(_HAS_DONE, {"tenant": tenant, "now": now}).scalar_one())
+
+    def count_failing(self) -> int:
+        """Count the live builders with a backup interval whose newest backup failed."""
+        number: int = self._connection.execute(_COUNT_FAILING).scalar_one()
+        return number
+
+    def oldest_last_good(self) -> datetime | None:
+        """Return the oldest among the newest done backups of each live builder with a backup interval."""
+        at: datetime | None = self._connection.execute(_OLDEST_LAST_GOOD).scalar_one()
+        return at
+
+    def count_damaged(self) -> int:
+        """Count the backups whose last drill failed."""
+        number: int = self._connection.execute(_COUNT_DAMAGED).scalar_one()
+        return number
+
+    def count_by_status(self) -> Mapping[BackupStatus, int]:
+        return {row.status: row.number for row in self._connection.execute(_COUNTS)}
+
+
+_OPEN_RESTORE = (RestoreStatus.PLANNED, RestoreStatus.FILLED)
+
+_INSERT_RESTORE = insert(restores)
+_RESTORE = select(restores).where(restores.c.id == bindparam("id"))
+_UPDATE_RESTORE = update(restores).where(restores.c.id == bindparam("of_id"))
+_OPEN_RESTORES = (
+    select(restores).where(restores.c.status.in_(_OPEN_RESTORE)).order_by(restores.c.created_at, restores.c.id)
+)
+_OPEN_RESTORES_OF = _OPEN_RESTORES.where(restores.c.owner == bindparam("owner"))
+_OPEN_RESTORES_OF_BUILDER = _OPEN_RESTORES.where(restores.c.builder_id == bindparam("builder"))
+_of_builders = restores.c.builder_id.in_(bindparam("builders", expanding=True))
+_WITH_OPEN_RESTORE = select(restores.c.builder_id).where(restores.c.status.in_(_OPEN_RESTORE), _of_builders).distinct()
+_LAST_DRILLS = (
+    select(restores.c.builder_id, func.max(restores.c.created_at).label("at"))
+    .where(_of_builders, restores.c.kind == RestoreKind.DRILL)
+    .group_by(restores.c.builder_id)
+)
+
+
+class Restores:
+    def __init__(self, connection: Connection, written: set[Kind]) -> None:
+        self._connection = connection
+        self._written = written
+
+    def add(self, restore: Restore) -> None:
+        self._written.add(Kind.BACKUPS)
+        clear(self._connection, restore.builder_id)
+        self._connection.execute(_INSERT_RESTORE, row_of(restore))
+
+    def get(self, restore: RestoreId) -> Restore | None:
+        row = self._connection.execute(_RESTORE, {"id": restore}).mappings().first()
+        return Restore(**row) if row else None
+
+    def save(self, restore: Restore) -> None:
+        """Save it. Raises ``LookupError`` if it was deleted."""
+        self._written.add(Kind.BACKUPS)
+        clear(self._connection, restore.builder_id)
+        values = {"of_id": restore.id, **omit(row_of(restore), "id")}
+        if self._connection.execute(_UPDATE_RESTORE, values).rowcount != 1:
+            raise LookupError(f"no restore {restore.id} to save")
+
+    def open(self, owner: str) -> Sequence[Restore]:
+        """Return the owner's restores that are not finished, oldest first."""
+        return [Restore(**row) for row in self._connection.execute(_OPEN_RESTORES_OF, {"owner": owner}).mappings()]
+
+    def open_of(self, builder: BuilderId) -> Sequence[Restore]:
+        """Return a builder's restores that are not finished, of any owner, oldest first."""
+        rows = self._connection.execute(_OPEN_RESTORES_OF_BUILDER, {"builder": builder}).mappings()
+        return [Restore(**row) for row in rows]
+
+    def with_open(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
+        """Return those of these builders with a restore that is not finished."""
+        return set(self._connection.execute(_WITH_OPEN_RESTORE, {"builders": builders}).scalars())
+
+    def last_drills(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, datetime]:
+        """Return when the newest drill of each builder was requested, finished or not, of a backup that still exists.
+
+        Builders without one are left out.
+        """
+        return {row.builder_id: row.at for row in self._connection.execute(_LAST_DRILLS, {"builders": builders})}
+
+
+_INSERT_KEY = insert(backup_keys)
+_KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
+_KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
+_KEY_LOCKED = _KEY.with_for_update(key_share=True)
+_LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
+_UPDATE_KEY = update(backup_keys).where(backup_keys.c.tenant_id == bindparam("of_tenant"))
+
+
+class BackupKeys:
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
+        self._connection = connection
+        self._locks = locks
+
+    def add(self, key: BackupKey) -> None:
+        """Add it. Raises ``Conflict`` if the tenant has one."""
+        if self.get(key.tenant_id) is not None:
+            raise Conflict("The tenant has a key for its backups already.")
+        self._connection.execute(_INSERT_KEY, row_of(key))
+
+    def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
+        """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
+        statement = _KEY_LOCKED if lock and self._locks else _KEY
+        row = self._connection.execute(statement, {"tenant": tenant}).mappings().first()
+        return BackupKey(**{**row, "sealed": bytes(row["sealed"])}) if row else None
+
+    def lacking(self) -> Sequence[TenantId]:
+        """Return the tenants without a key."""
+        return self._connection.execute(_LACKING).scalars().all()
+
+    def all(self) -> Sequence[BackupKey]:
+        rows = self._connection.execute(_KEYS).mappings()
+        return [BackupKey(**{**row, "sealed": bytes(row["sealed"])}) for row in rows]
+
+    def save(self, key: BackupKey) -> None:
+        self._connection.execute(_UPDATE_KEY, {"of_tenant": key.tenant_id, **omit(row_of(key), "tenant_id")})

@@ -1,0 +1,62 @@
+"""Build logs in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.logs import LogLine
+from builderd.store.rows import row_of
+from builderd.store.tables import build_logs
+
+_of_builder = build_logs.c.builder_id == bindparam("builder")
+
+_INSERT = insert(build_logs)
+_FOLLOWING = (
+    select(build_logs)
+    .where(_of_builder, build_logs.c.id > bindparam("after"))
+    .order_by(build_logs.c.id)
+    .limit(bindparam("limit"))
+)
+_NEWEST_FIRST = select(build_logs).where(_of_builder).order_by(build_logs.c.id.desc())
+_LAST_ID = select(func.max(build_logs.c.id)).where(_of_builder)
+_OLDEST = select(build_logs.c.id, build_logs.c.time).order_by(build_logs.c.id).limit(bindparam("limit")).subquery()
+_EXPIRE = delete(build_logs).where(
+    build_logs.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=build_logs.c.time.type)))
+)
+_DELETE = delete(build_logs).where(_of_builder)
+
+
+class BuildLogs:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None:
+        if lines:
+            rows = [{"builder_id": builder, "version": version, **row_of(line)} for line in lines]
+            self._connection.execute(_INSERT, rows)
+
+    def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
+        """Return the id before the last ``count`` lines (None: all) since ``since``, and the number of them."""
+        last = _NEWEST_FIRST if since is None else _NEWEST_FIRST.where(build_logs.c.time >= since)
+        ids = last.with_only_columns(build_logs.c.id).limit(count).subquery()
+        values = {"builder": builder}
+        first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
+        if found == 0:
+            return self._connection.execute(_LAST_ID, values).scalar_one() or 0, 0
+        return first - 1, found
+
+    def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
+        """Return (id, version, line), oldest first, up to ``limit`` with an id greater than ``after``."""
+        rows = self._connection.execute(_FOLLOWING, {"builder": builder, "after": after, "limit": limit})
+        return [(row.id, row.version, LogLine(row.time, row.stream, row.text)) for row in rows]
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` of the oldest lines from before this time; return the number."""
+        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+
+    def delete(self, builder: BuilderId) -> None:
+        self._connection.execute(_DELETE, {"builder": builder})

@@ -1,0 +1,150 @@
+"""Sandboxes in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Integer, bindparam, case, delete, func, insert, select, update
+
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import Sandbox, SandboxEnd
+from builderd.store.damage import damage_named, read_each
+from builderd.store.rows import omit, row_of
+from builderd.store.tables import builders, sandboxes
+
+_INSERT = insert(sandboxes)
+_BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
+_BUILDER_OF = select(sandboxes.c.builder_id).where(sandboxes.c.id == bindparam("id"))
+_OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
+_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
+_OPEN_OF_ALL = select(sandboxes).where(
+    sandboxes.c.builder_id.in_(bindparam("builders", expanding=True)),
+    sandboxes.c.end_cause.is_(None),
+    sandboxes.c.trial.is_(False),
+)
+# Generations and attempts count up, so they order sandboxes even when they began in the same instant.
+_OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.generation, sandboxes.c.attempt)
+_OF_GENERATION = _OLDEST_FIRST.where(sandboxes.c.generation == bindparam("generation"))
+_OPEN_OR_OF_GENERATION = _OLDEST_FIRST.where(
+    (sandboxes.c.generation == bindparam("generation")) | sandboxes.c.end_cause.is_(None)
+)
+_UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("sandbox"))
+
+_OVER = (
+    select(sandboxes.c.id)
+    .join(builders, builders.c.id == sandboxes.c.builder_id)
+    .where(
+        sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type),
+        sandboxes.c.generation != builders.c.generation,
+    )
+    .limit(bindparam("limit"))
+)
+_LATEST = func.max(sandboxes.c.attempt)
+_LISTENED = func.max(case((sandboxes.c.listening_at.is_not(None), sandboxes.c.attempt), else_=0))
+_attempts = sandboxes.alias()
+# Attempts count from 1, so only a run with a later one can have so many: its key alone finds the few there are.
+_MANY = (
+    select(_attempts.c.builder_id, _attempts.c.generation)
+    .where(_attempts.c.attempt > bindparam("keep", type_=Integer))
+    .distinct()
+    .subquery()
+)
+_LONG = (
+    select(sandboxes.c.builder_id, sandboxes.c.generation, _LATEST.label("latest"), _LISTENED.label("listened"))
+    .join(_MANY, (_MANY.c.builder_id == sandboxes.c.builder_id) & (_MANY.c.generation == sandboxes.c.generation))
+    .group_by(sandboxes.c.builder_id, sandboxes.c.generation)
+    .having(func.count() > bindparam("keep", type_=Integer))
+    .subquery()
+)
+_EARLY = (
+    select(sandboxes.c.id)
+    .join(_LONG, (_LONG.c.builder_id == sandboxes.c.builder_id) & (_LONG.c.generation == sandboxes.c.generation))
+    .where(
+        sandboxes.c.end_cause.is_not(None),
+        sandboxes.c.attempt <= _LONG.c.latest - bindparam("keep", type_=Integer),
+        sandboxes.c.attempt != _LONG.c.listened,
+    )
+    .limit(bindparam("limit"))
+)
+_THIN = delete(sandboxes).where(sandboxes.c.id.in_(_EARLY))
+_EXPIRE = delete(sandboxes).where(sandboxes.c.id.in_(_OVER))
+
+
+class Sandboxes:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, sandbox: Sandbox) -> None:
+        self._connection.execute(_INSERT, _row(sandbox))
+
+    def get(self, sandbox: SandboxId) -> Sandbox | None:
+        with damage_named(lambda: str(self._connection.execute(_BUILDER_OF, {"id": sandbox}).scalar())):
+            row = self._connection.execute(_BY_ID, {"id": sandbox}).mappings().first()
+            return read_sandbox(row) if row else None
+
+    def save(self, sandbox: Sandbox) -> None:
+        """Update the row of this value. Raises ``LookupError`` when there is none."""
+        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **omit(_row(sandbox), "id")}).rowcount != 1:
+            raise LookupError(f"no sandbox {sandbox.id} to save")
+
+    def open_of(self, builder: BuilderId) -> Sandbox | None:
+        """Return the one that has not ended, at most one, without trials."""
+        with damage_named(builder):
+            row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
+            return read_sandbox(row) if row else None
+
+    def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
+        """Return those of these builders that have not ended, without trials."""
+        values = {"builders": builders}
+        return read_each(self._connection, _OPEN_OF_ALL, values, lambda row: read_sandbox(row._asdict()), "builder_id")
+
+    def list(self, builder: BuilderId) -> Sequence[Sandbox]:
+        """Return all sandboxes, oldest first."""
+        with damage_named(builder):
+            rows = self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings().all()
+            return [read_sandbox(row) for row in rows]
+
+    def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        """Return those of one generation, oldest first."""
+        values = {"builder": builder, "generation": generation}
+        with damage_named(builder):
+            rows = self._connection.execute(_OF_GENERATION, values).mappings().all()
+            return [read_sandbox(row) for row in rows]
+
+    def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        """Return those of one generation and those of others that have not ended, trials included."""
+        values = {"builder": builder, "generation": generation}
+        with damage_named(builder):
+            rows = self._connection.execute(_OPEN_OR_OF_GENERATION, values).mappings().all()
+            return [read_sandbox(row) for row in rows]
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` that ended before this time, none of the present generation; return the number."""
+        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+
+    def delete_oldest(self, keep: int, limit: int) -> int:
+        """Delete up to ``limit`` ended ones of each generation that has more than ``keep``; return the number.
+
+        The latest ``keep`` of it stay, and the last one that listened."""
+        return self._connection.execute(_THIN, {"keep": keep, "limit": limit}).rowcount
+
+
+def _row(sandbox: Sandbox) -> dict[str, Any]:
+    row = row_of(sandbox)
+    end = row.pop("end")
+    return {
+        **row,
+        "end_cause": end.cause if end else None,
+        "end_exit_code": end.exit_code if end else None,
+        "end_at": end.at if end else None,
+    }
+
+
+def read_sandbox(row: Mapping[Any, Any]) -> Sandbox:
+    """Return the sandbox of a row, by the names of its columns."""
+    values = dict(row)
+    cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
+    generation = values.pop("run")  # a selected column comes by its name, not by its key
+    return Sandbox(**values, generation=generation, end=SandboxEnd(cause, exit_code, at) if cause else None)

@@ -1,0 +1,292 @@
+"""The store port on SQL: units of work on a database, run in the store's own threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, literal, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from builderd.domain.database_lease import LeaseLost
+from builderd.domain.errors import BuilderdError, StoreUnavailable
+from builderd.store import schema
+from builderd.store.database import Database
+from builderd.store.database_lease import DatabaseLeases
+from builderd.store.migrations import upgrade
+from builderd.store.postgresql import open_postgresql
+from builderd.store.sqlite import open_sqlite
+from builderd.store.unit_of_work import UnitOfWork
+from builderd.store.writes import Kind, Writes
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: A database that does not answer within so many seconds is not ready.
+READY_TIMEOUT = 3.0
+#: ``retry_after`` of ``StoreUnavailable``, in seconds.
+RETRY_AFTER = 5
+#: Seconds for which a schema without differences is not compared again: ``/readyz`` needs no token.
+SCHEMA_CHECK_INTERVAL = 5.0
+#: Seconds between two warnings that the database is unavailable.
+FAULT_LOG_INTERVAL = 30.0
+#: Runs in all of a transaction that conflicts with another one; the random pause grows up to ``LAST_PAUSE`` seconds.
+MAX_RUNS = 6
+FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
+#: A queued write that has not started after so many seconds is cancelled; a read without a result fails then, too.
+DEADLINE = 30.0
+
+
+class Store:
+    """Store on ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
+
+    Connects at its first use. Raises ``ValueError`` for any other URL. A write whose caller is cancelled still runs to
+    its end. Every call ends within a bounded time, with ``StoreUnavailable`` if need be.
+    """
+
+    def __init__(self, url: str) -> None:
+        database = _open(url)
+        self._database = database
+        #: Term of the database lease that every write checks; None: no check.
+        self._term: int | None = None
+        self._writes = Writes()
+        self._schema_checked_until = 0.0
+        #: What the last ``find_damage`` has found.
+        self._damage: Sequence[str] = []
+        self._said_until = 0.0
+        self._writers = ThreadPoolExecutor(database.writers, "store-write")
+        self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
+
+    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+        """Run the work in a write transaction; roll it back and run it again on a conflict with another transaction.
+
+        The work must have no effect outside the store. A cancelled caller waits until the work has ended, so that
+        its next step comes after it.
+        """
+        queued = self._writers.submit(self._write, work)
+        written = asyncio.wrap_future(queued)
+        # A write whose caller is cancelled counts as well.
+        written.add_done_callback(self._count_write)
+        try:
+            await asyncio.wait({written}, timeout=DEADLINE)
+            if not written.done() and queued.cancel():
+                raise _unavailable(f"calls before this one have kept it busy for {DEADLINE:g} s")
+            # A write that has started may be committing: only its end tells if it was done.
+            return (await asyncio.shield(written))[0]
+        except asyncio.CancelledError:
+            await asyncio.wait({written})
+            raise
+
+    async def read(self, work: Callable[[UnitOfWork], T]) -> T:
+        """Run ``work``, which only reads, on one consistent state of the database."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        except TimeoutError:
+            raise _unavailable(f"a read had no answer within {DEADLINE:g} s") from None
+
+    def writes(self, *kinds: Kind) -> int:
+        """Return how many transactions of this process wrote records of these kinds; pass it to ``wait_for_write``."""
+        return self._writes.count(frozenset(kinds))
+
+    async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
+        """Return when ``writes`` of these kinds differs from ``seen``, or at the timeout.
+
+        Writes of other processes do not count, so a task that waits looks from time to time as well.
+        """
+        await self._writes.wait(frozenset(kinds), seen, timeout_seconds)
+
+    def _count_write(self, written: asyncio.Future[tuple[Any, set[Kind]]]) -> None:
+        if not written.cancelled() and written.exception() is None:
+            _, kinds = written.result()
+            self._writes.add(kinds)
+
+    def fence(self, term: int) -> None:
+        """Let every later write raise ``LeaseLost`` unless the database lease has this term."""
+        self._term = term
+
+    async def ready(self) -> bool:
+        """Return True when the database answers a query within ``READY_TIMEOUT`` seconds."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._answers)
+        except TimeoutError:
+            return False
+
+    async def schema_differences(self) -> Sequence[str]:
+        """Return how the database differs from what this program needs: revision, missing tables and columns, damage.
+
+        Returns within seconds, even if the database hangs.
+        """
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                found = await asyncio.get_running_loop().run_in_executor(self._readers, self._schema_differences)
+        except TimeoutError:
+            found = ["it did not answer in time"]
+        return [*self._damage, *found]
+
+    async def find_damage(self) -> Sequence[str]:
+        """Look for damage in the files, for a bounded time; ``schema_differences`` has it from then on.
+
+        A check that did not finish leaves what the one before has found.
+        """
+        found = await asyncio.to_thread(self._database.find_damage)
+        self._damage = self._damage if found is None else found
+        for one in self._damage:
+            log.error("database check failed error=%s", one)
+        return self._damage
+
+    async def foreign_revision(self) -> str:
+        """Return the revision of a schema that a newer program made, "" for one that this program knows."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._foreign_revision)
+
+    async def is_migrated(self) -> bool:
+        """Return True if ``migrate`` would change nothing."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._is_migrated)
+
+    async def migrate(self) -> None:
+        """Migrate the schema to the newest revision."""
+        await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)
+
+    async def close(self) -> None:
+        """Wait for running and queued calls, then close all connections."""
+        await asyncio.to_thread(self._close)
+
+    def _write(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind]]:
+        """Return the work's result, and the kinds of the records that it wrote."""
+        run = 1
+        while True:
+            try:
+                return self._write_once(work)
+            except Exception as error:
+                self._check(error)
+                if run == MAX_RUNS or not (isinstance(error, DBAPIError) and self._database.is_passing(error)):
+                    raise
+            time.sleep(random.uniform(0, min(FIRST_PAUSE * 2**run, LAST_PAUSE)))  # noqa: S311
+            run += 1
+
+    def _write_once(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind]]:
+        with self._database.writing.begin() as connection:
+            self._check_lease(connection)
+            uow = UnitOfWork(connection, writes=True)
+            result = work(uow)
+            uow.finish()
+        return result, uow.written
+
+    def _read(self, work: Callable[[UnitOfWork], T]) -> T:
+        refused: BuilderdError | None = None
+        try:
+            with self._database.reading.begin() as connection:
+                try:
+                    return work(UnitOfWork(connection, writes=False))
+                except BuilderdError as error:
+                    # Not rolled back: after that the driver of PostgreSQL prepares all statements anew.
+                    refused = error
+        except Exception as error:
+            self._check(error)
+            raise
+        assert refused is not None
+        try:
+            raise refused
+        finally:
+            # Its traceback holds this frame: the rows of the work would stay until a collection of garbage.
+            del refused
+
+    def _check_lease(self, connection: Connection) -> None:
+        """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""
+        if self._term is not None and not DatabaseLeases(connection).holds(self._term):
+            raise LeaseLost(
+                "Another service has taken the database over: this one writes nothing any more.", retry_after=5
+            )
+
+    def _check(self, error: Exception) -> None:
+        """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log."""
+        reason = self._database.outage_reason(error)
+        if reason is not None:
+            self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error), reason)
+            raise _unavailable(reason) from error
+
+    def _say_unavailable(self, error: str, reason: str) -> None:
+        """Log a warning every ``FAULT_LOG_INTERVAL`` seconds at most, since every call meets the fault; else debug."""
+        now = time.monotonic()
+        level = logging.WARNING if now >= self._said_until else logging.DEBUG
+        if level == logging.WARNING:
+            self._said_until = now + FAULT_LOG_INTERVAL
+        log.log(level, "database unavailable error=%s reason=%s", " ".join(error.split()), reason)
+
+    def _answers(self) -> bool:
+        try:
+            with self._database.reading.begin() as connection:
+                return connection.execute(select(literal(1))).scalar_one() == 1
+        except Exception as error:
+            log.debug("database not ready error=%s", error)
+            return False
+
+    def _schema_differences(self) -> Sequence[str]:
+        if time.monotonic() < self._schema_checked_until:
+            return []
+        try:
+            with self._database.reading.begin() as connection:
+                found = schema.differences(connection)
+        except Exception as error:
+            log.warning("schema check failed error=%s", error)
+            return ["its schema cannot be read: see the service's log"]
+        if not found:
+            self._schema_checked_until = time.monotonic() + SCHEMA_CHECK_INTERVAL
+        return found
+
+    def _foreign_revision(self) -> str:
+        try:
+            with self._database.reading.begin() as connection:
+                return schema.foreign_revision(connection)
+        except Exception as error:
+            self._check(error)
+            raise
+
+    def _is_migrated(self) -> bool:
+        try:
+            with self._database.reading.begin() as connection:
+                return schema.is_newest(connection)
+        except Exception as error:
+            self._check(error)
+            raise
+
+    def _migrate(self) -> None:
+        try:
+            with self._database.begin_migration() as connection:
+                self._check_lease(connection)
+                upgrade(connection)
+        except Exception as error:
+            self._check(error)
+            raise
+
+    def _close(self) -> None:
+        self._readers.shutdown()
+        self._writers.shutdown()
+        self._database.writing.dispose()
+        self._database.reading.dispose()
+
+
+def _unavailable(reason: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"The database cannot be used now, which is no fault of the request: {reason}. Try again shortly.",
+        retry_after=RETRY_AFTER,
+    )
+
+
+def _open(text: str) -> Database:
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        url = None
+    if url is not None and url.get_backend_name() == "sqlite":
+        return open_sqlite(url.set(drivername="sqlite+pysqlite"))
+    if url is not None and url.get_backend_name() in ("postgresql", "postgres"):
+        return open_postgresql(url)
+    raise ValueError("the database URL must be sqlite:////path/to/file or postgresql://user:password@host/name")

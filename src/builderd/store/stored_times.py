@@ -1,0 +1,130 @@
+"""Times in all tables, by the tables' metadata: a rule for the name of each column.
+
+Documents are left out, such as the hours of a token's calls and the attempts of deliveries: they are only shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Column, Connection, Table, func, select, update
+
+from builderd.domain.builders import Desired
+from builderd.domain.leases import MAX_SECONDS
+from builderd.store.ledger import Ledger
+from builderd.store.tables import builders, leases, metadata, preview_links, sign_in_links, ssh_grants, uploads
+from builderd.store.tables import ledger as segments
+from builderd.store.types import UtcDateTime
+
+#: Something happened then: never after now.
+PAST = frozenset(
+    (
+        *("accepted_at", "asleep_since", "cap_warned_at", "checked_at", "created_at", "deleted_at", "disk_released_at"),
+        *("drill_base_at", "drilled_at", "end_at", "ended_at", "finished_at", "forgotten_at", "gate_at"),
+        *("last_active_at", "last_success_at", "last_used_at", "listening_at", "ordered_at", "proven_at", "pruned_at"),
+        *("released_at", "requested_at", "reviewed_at", "revoked_at", "seen_at", "started_at", "time", "updated_at"),
+        "verified_at",
+    )
+)
+#: Work is looked at then: earlier does no harm.
+DUE = frozenset(
+    (
+        *("backup_check_at", "claimed_until", "due_at", "held_until", "next_try_at", "not_before", "retry_at"),
+        "spending_due_at",
+    )
+)
+#: Ends, which were a time after the beginning of their row.
+ENDS, BEGINNINGS = "expires_at", ("created_at", "accepted_at")
+#: Columns that no rule above is for, and why.
+LEFT_OUT: Mapping[str, str] = {
+    "class_times.start": "part of a key; measured again when that time comes, and expired by retention",
+    "metrics.start": "part of a key; measured again when that time comes, and expired by retention",
+    "database_lease.renewed_at": "by the database's clock",
+    "services.seen_at": "by the database's clock",
+    "domains.expires_at": "as the certificate has it",
+    "wildcard_certificates.expires_at": "as the certificate has it",
+    "versions.review_until": "a date that a person chose",
+    "ledger.started_at": "changed with the sums of months, by the ledger",
+    "ledger.ended_at": "changed with the sums of months, by the ledger",
+    "ledger_months.month": "the key of a sum, which the ledger changes",
+    "tenant_months.month": "the key of a sum, which the ledger changes",
+}
+#: Their ends are times after a beginning, not dates that somebody chose.
+LASTING = (leases, preview_links, sign_in_links, ssh_grants, uploads)
+
+
+def time_columns() -> Iterator[Column[Any]]:
+    """Return all columns of times but those left out."""
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if isinstance(column.type, UtcDateTime) and str(column) not in LEFT_OUT:
+                yield column
+
+
+class StoredTimes:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def move(self, since: datetime, until: datetime) -> None:
+        """Leave a time that did not pass out of idle times, leases, grants, links and uploads, and out of claims."""
+        by = until - since
+        for table in LASTING:
+            # An expired lease was a use until its end.
+            where = () if table is leases else (table.c.expires_at > since,)
+            self._move(table.c.expires_at, select(*_key(table), table.c.expires_at).where(*where), by)
+        held = select(builders.c.id, builders.c.claimed_until).where(builders.c.claimed_until > since)
+        self._move(builders.c.claimed_until, held, by)
+        last_used = func.coalesce(builders.c.last_active_at, builders.c.updated_at)
+        idle = builders.c.auto_stop_interval > 0, builders.c.desired == Desired.RUNNING, last_used <= since
+        self._move(builders.c.last_active_at, select(builders.c.id, last_used).where(*idle), by)
+
+    def _move(self, column: Column[Any], rows: Any, by: timedelta) -> None:
+        """Set the column in these rows, each its key and a time, to that time and so much more."""
+        for *key, time in self._connection.execute(rows).all():
+            self._set(column, key, time + by)
+
+    def _set(self, column: Column[Any], key: list[Any], time: datetime) -> None:
+        of_row = (part == value for part, value in zip(_key(column.table), key, strict=True))
+        self._connection.execute(update(column.table).where(*of_row).values({column.name: time}))
+
+    def later_than(self, now: datetime) -> Mapping[str, int]:
+        """Return how many times of the past lie after ``now``, by ``table.column``. Reads all rows."""
+        columns = [one for one in time_columns() if one.name in PAST]
+        columns += [segments.c.started_at, segments.c.ended_at]
+        return {str(one): count for one in columns if (count := self._count(one, now))}
+
+    def _count(self, column: Column[Any], now: datetime) -> int:
+        return self._connection.execute(select(func.count()).where(column > now)).scalar_one()
+
+    def repair(self, now: datetime) -> Mapping[str, int]:
+        """Mend what a clock that was ahead wrote; return how many times of the past it changed, by ``table.column``.
+
+        Times of the past become ``now``, what is due later becomes due now, ends move with the beginning of their row,
+        and what is billed after ``now`` is not billed. No service may run.
+        """
+        found = self.later_than(now)
+        Ledger(self._connection).end_at(now)
+        self._repair_ends(now)
+        for column in time_columns():
+            if column.name in PAST | DUE:
+                self._connection.execute(update(column.table).where(column > now).values({column.name: now}))
+        return found
+
+    def _repair_ends(self, now: datetime) -> None:
+        for column in time_columns():
+            if column.name == ENDS:
+                table = column.table
+                begun = next(table.c[name] for name in BEGINNINGS if name in table.c)
+                rows = select(*_key(table), begun, column).where(begun > now, column.is_not(None))
+                for *key, beginning, end in self._connection.execute(rows).all():
+                    self._set(column, key, end - (beginning - now))
+        # A lease can be renewed, so its beginning may be right.
+        most = now + timedelta(seconds=MAX_SECONDS)
+        self._connection.execute(update(leases).where(leases.c.expires_at > most).values(expires_at=most))
+
+
+def _key(table: Any) -> tuple[Column[Any], ...]:
+    assert isinstance(table, Table)
+    return tuple(table.primary_key.columns)

@@ -1,0 +1,97 @@
+"""Tenants in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam, insert, or_, select, update
+
+from builderd.domain.ids import TenantId
+from builderd.domain.tenants import Tenant
+from builderd.store import live_totals
+from builderd.store.rows import row_of
+from builderd.store.tables import tenants
+
+_INSERT = insert(tenants)
+_NO_FIELDS = ("spending_due_at", "live_builders", "live_disk")
+_SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIELDS))
+_BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
+_BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
+_ALL = _SELECT.order_by(tenants.c.created_at, tenants.c.id)
+_TWO = select(tenants.c.id).limit(2)
+_at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
+_UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
+# A transaction that makes the spending check due takes a shared lock on the tenant's row; one that postpones the check
+# takes an exclusive lock, and so waits for them. Otherwise a check that is due already, where no row changes, could be
+# postponed although an open transaction has just made it due again. Shared locks do not block each other.
+_ROW = select(tenants.c.id).where(tenants.c.id == bindparam("tenant"))
+_SHARED, _ALONE = _ROW.with_for_update(read=True, key_share=True), _ROW.with_for_update()
+_SOONER = or_(tenants.c.spending_due_at.is_(None), tenants.c.spending_due_at > _at)
+_MAKE_DUE = _UPDATE.where(_SOONER).values(spending_due_at=_at)
+_POSTPONE = _UPDATE.where(tenants.c.spending_due_at == bindparam("seen", type_=_at.type)).values(spending_due_at=_at)
+_DUE = (
+    select(tenants.c.id, tenants.c.spending_due_at)
+    .where(tenants.c.spending_due_at <= _at)
+    .order_by(tenants.c.spending_due_at, tenants.c.id)
+)
+
+
+class Tenants:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, tenant: Tenant) -> None:
+        self._connection.execute(_INSERT, row_of(tenant))
+
+    def get(self, tenant: TenantId) -> Tenant | None:
+        return _tenant(self._connection.execute(_BY_ID, {"id": tenant}).mappings().first())
+
+    def by_name(self, name: str) -> Tenant | None:
+        return _tenant(self._connection.execute(_BY_NAME, {"name": name}).mappings().first())
+
+    def all(self) -> Sequence[Tenant]:
+        """Return all tenants, oldest first."""
+        return [Tenant(**row) for row in self._connection.execute(_ALL).mappings()]
+
+    def are_several(self) -> bool:
+        """Return True if there is more than one tenant."""
+        return len(self._connection.execute(_TWO).all()) > 1
+
+    def count_anew(self, tenant: TenantId) -> None:
+        """Compare the number and disk of live builders that are kept with the tenant, and correct and log a mistake."""
+        live_totals.count_anew(self._connection, tenant)
+
+    def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
+        """Set the spending cap of a month, and let the warning be sent again."""
+        values = {"tenant": tenant, "spending_cap": amount, "cap_warned_at": None}
+        self._connection.execute(_UPDATE, values)
+
+    def warned(self, tenant: TenantId, at: datetime) -> None:
+        """Record that the warning of the cap was sent."""
+        self._connection.execute(_UPDATE, {"tenant": tenant, "cap_warned_at": at})
+
+    def make_spending_due(self, tenant: TenantId, at: datetime) -> None:
+        """Check its spending at this time or earlier."""
+        self._lock(_SHARED, tenant)
+        self._connection.execute(_MAKE_DUE, {"tenant": tenant, "at": at})
+
+    def spending_due(self, now: datetime) -> Sequence[tuple[TenantId, datetime]]:
+        """Return the tenants whose spending check is due, with the due time, earliest first."""
+        return [(row.id, row.spending_due_at) for row in self._connection.execute(_DUE, {"at": now})]
+
+    def postpone_spending(self, tenant: TenantId, seen: datetime, at: datetime | None) -> bool:
+        """Set the next check to ``at`` (None: after a change); return False if it is no longer due at ``seen``."""
+        self._lock(_ALONE, tenant)
+        return self._connection.execute(_POSTPONE, {"tenant": tenant, "seen": seen, "at": at}).rowcount == 1
+
+    def _lock(self, how: Select[Any], tenant: TenantId) -> None:
+        # SQLite needs no lock: it has one writer.
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(how, {"tenant": tenant})
+
+
+def _tenant(row: RowMapping | None) -> Tenant | None:
+    return Tenant(**row) if row else None

@@ -1,0 +1,231 @@
+"""Versions in SQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    exists,
+    insert,
+    literal,
+    select,
+    text,
+    tuple_,
+    union,
+    update,
+)
+
+from builderd.domain.backups import BackupStatus
+from builderd.domain.builders import Status
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.resources import Resources
+from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
+from builderd.store.damage import damage_named, read_each
+from builderd.store.live_totals import LiveTotals
+from builderd.store.rows import changes, omit, row_of
+from builderd.store.tables import LIVE, backups, builders, versions
+
+_RESOURCES = tuple(field.name for field in fields(Resources))
+_SETTINGS = tuple(name for name in SETTING_NAMES if name != "resources")
+
+_INSERT = insert(versions)
+_OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
+_ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
+_NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
+#: The input of a job may have a megabyte, and no view shows it.
+_SHOWN: Select[Any] = select(
+    *(column for column in versions.c if column.name != "stdin"), literal("").label("stdin")
+).where(tuple_(versions.c.builder_id, versions.c.number).in_(bindparam("keys", expanding=True)))
+_CURRENT_WITH_CREDENTIAL = select(versions).where(
+    builders.c.tenant_id == bindparam("tenant"),
+    text(LIVE),
+    builders.c.id == versions.c.builder_id,
+    builders.c.version == versions.c.number,
+)
+# JSON of names; a name has no character that JSON escapes.
+_credentials = cast(versions.c.credentials, Text)
+_UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
+_RESERVE_DISK = (
+    update(builders)
+    .where(builders.c.id == bindparam("builder"), builders.c.version == bindparam("which"))
+    .where(builders.c.disk_released_at.is_(None))
+    .values(reserved_disk=bindparam("size"))
+)
+
+
+def _uses_bundle(is_it: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists().where(is_it, versions.c.status != VersionStatus.DROPPED).where(
+        builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED
+    ) | exists().where(is_it).where(
+        backups.c.builder_id == versions.c.builder_id, backups.c.version == versions.c.number
+    ).where(backups.c.status != BackupStatus.FAILED)
+
+
+_USES_BUNDLE = select(_uses_bundle(versions.c.bundle_hash == bindparam("bundle")))
+_named = (
+    select(versions.c.bundle_hash).where(versions.c.bundle_hash.in_(bindparam("bundles", expanding=True))).distinct()
+).cte("named")
+_USED_BUNDLES = select(_named.c.bundle_hash).where(_uses_bundle(versions.c.bundle_hash == _named.c.bundle_hash))
+_LEFT_OUT = (versions.c.builder_id == bindparam("builder")) & versions.c.number.in_(
+    bindparam("without", expanding=True)
+)
+_BUNDLES_OF_TENANT = union(
+    select(versions.c.bundle_hash)
+    .join(builders, builders.c.id == versions.c.builder_id)
+    .where(builders.c.tenant_id == bindparam("tenant"), builders.c.status != Status.DELETED)
+    .where(versions.c.status != VersionStatus.DROPPED, ~_LEFT_OUT),
+    select(versions.c.bundle_hash)
+    .join(backups, (backups.c.builder_id == versions.c.builder_id) & (backups.c.version == versions.c.number))
+    .where(backups.c.tenant_id == bindparam("tenant"), backups.c.status != BackupStatus.FAILED),
+)
+#: Bundles that one statement asks for.
+BATCH = 1_000
+
+
+def _layers(column: ColumnElement[str]) -> Select[str]:
+    return (
+        select(column)
+        .where(column.is_not(None), column != NO_LAYER)
+        .where(versions.c.status != VersionStatus.DROPPED)
+        .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+    )
+
+
+_COLUMNS = (versions.c.layer_key, versions.c.build_key)
+
+
+def _uses_layer(column: ColumnElement[str]) -> Select[str]:
+    """Return those of some layers that a version uses, each by its index."""
+    return _layers(column).where(column.in_(bindparam("layers", expanding=True)))
+
+
+_USED_LAYERS = union(*(_uses_layer(column) for column in _COLUMNS))
+_LAYERS = union(*(_layers(column) for column in _COLUMNS))
+_LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
+
+
+class Versions:
+    def __init__(self, connection: Connection, totals: LiveTotals) -> None:
+        self._connection = connection
+        self._totals = totals
+        #: As read or saved last in this transaction, since its builder was locked: nobody else changes them then.
+        self._known: dict[tuple[BuilderId, int], Version] = {}
+
+    def forget(self, builder: BuilderId) -> None:
+        """Read the builder's versions anew: another transaction may have changed them before this one locked it."""
+        for key in [key for key in self._known if key[0] == builder]:
+            del self._known[key]
+
+    def add(self, version: Version) -> None:
+        self._connection.execute(_INSERT, _row(version))
+        # The first version is the current one of a builder whose row is stored already; its resources never change.
+        self._totals.lock(version.builder_id)
+        key = {"builder": version.builder_id, "which": version.number}
+        if self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk}).rowcount:
+            self._totals.change(version.builder_id)
+
+    def get(self, builder: BuilderId, number: int) -> Version | None:
+        if (known := self._known.get((builder, number))) is not None:
+            return known
+        with damage_named(builder):
+            row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
+            if row is None:
+                return None
+            found = self._known[builder, number] = _version(row)
+            return found
+
+    def list(self, builder: BuilderId) -> Sequence[Version]:
+        """Return all versions, newest first."""
+        with damage_named(builder):
+            return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).all()]
+
+    def shown(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
+        """Return the versions of these builders and numbers, by builder, in one query; without their ``stdin``."""
+        if not keys:
+            return {}
+        found = read_each(self._connection, _SHOWN, {"keys": list(keys)}, _version, "builder_id")
+        return {version.builder_id: version for version in found}
+
+    def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
+        """Return the current versions of the tenant's live builders that get this credential."""
+        has_it = _credentials.contains(json.dumps(credential), autoescape=True)
+        current = _CURRENT_WITH_CREDENTIAL.where(has_it)
+        return read_each(self._connection, current, {"tenant": tenant}, _version, "builder_id")
+
+    def save(self, version: Version) -> None:
+        """Update the row of this value. Raises ``LookupError`` when there is none.
+
+        Of a row that is known, only the columns that changed are written, if any: all of them take four times as long.
+        """
+        key = {"builder": version.builder_id, "which": version.number}
+        row, known = omit(_row(version), "builder_id", "number"), self._known.get((version.builder_id, version.number))
+        changed = row if known is None else changes(_row(known), row)
+        if changed and self._connection.execute(_UPDATE, {**key, **changed}).rowcount != 1:
+            raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")
+        self._known[version.builder_id, version.number] = version
+
+    def uses_bundle(self, bundle_hash: str) -> bool:
+        """Return True if a version of an undeleted builder, or one with a backup, has this bundle.
+
+        A dropped version has none.
+        """
+        return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
+
+    def bundles_of_tenant(
+        self, tenant_id: TenantId, builder: BuilderId | None = None, without: Collection[int] = ()
+    ) -> Collection[str]:
+        """Return the bundles that the tenant's live builders and backups have, each once.
+
+        Those that only versions ``without`` of this builder have are left out.
+        """
+        values = {"tenant": tenant_id, "builder": builder or "", "without": list(without)}
+        return frozenset(self._connection.execute(_BUNDLES_OF_TENANT, values).scalars())
+
+    def used_bundles(self, bundles: Collection[str]) -> frozenset[str]:
+        """Return those among these bundles that are used, as ``uses_bundle`` says."""
+        wanted, found = list(bundles), set[str]()
+        for start in range(0, len(wanted), BATCH):
+            batch = {"bundles": wanted[start : start + BATCH]}
+            found.update(self._connection.execute(_USED_BUNDLES, batch).scalars())
+        return frozenset(found)
+
+    def used_layers(self, layers: Collection[str]) -> Collection[str]:
+        """Return those of these layers that a builder may still run, of any tenant."""
+        wanted, found = list(layers), set[str]()
+        for start in range(0, len(wanted), BATCH):
+            found.update(self._connection.execute(_USED_LAYERS, {"layers": wanted[start : start + BATCH]}).scalars())
+        return found
+
+    def layers(self, tenant: TenantId | None = None) -> Collection[str]:
+        """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""
+        if tenant is None:
+            return frozenset(self._connection.execute(_LAYERS).scalars())
+        return frozenset(self._connection.execute(_LAYERS_OF_TENANT, {"tenant": tenant}).scalars())
+
+
+def _row(version: Version) -> dict[str, Any]:
+    row = row_of(version)
+    settings = row_of(row.pop("settings"))
+    resources = row_of(settings.pop("resources"))
+    texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values")}
+    return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
+
+
+def _version(row: Row[Any]) -> Version:
+    values = row._asdict()  # a mapping would look up each name by itself
+    resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
+    settings = {name: values.pop(name) for name in _SETTINGS}
+    settings["credentials"] = tuple(settings["credentials"])
+    # Versions from before the column have none.
+    settings["env_file_values"] = settings["env_file_values"] or {}
+    return Version(**values, settings=VersionSettings(**settings, resources=resources))

@@ -1,0 +1,181 @@
+"""Webhooks and their deliveries in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, exists, func, insert, or_, select, update
+
+from builderd.domain.ids import TenantId, WebhookId
+from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
+from builderd.linux.json_files import from_stored
+from builderd.store.rows import omit, row_of
+from builderd.store.tables import deliveries, events, webhooks
+from builderd.store.writes import Kind
+
+_hook, _delivery = webhooks.c, deliveries.c
+_now = bindparam("now", type_=_delivery.due_at.type)
+_is_active = _hook.status == WebhookStatus.ACTIVE
+_waits = _delivery.status == DeliveryStatus.PENDING
+
+_INSERT = insert(webhooks)
+_ALL = select(webhooks).order_by(_hook.created_at, _hook.id)
+_ONE = select(webhooks).where(_hook.id == bindparam("webhook"))
+_ONE_LOCKED = _ONE.with_for_update(key_share=True)
+_OF_TENANT = _ALL.where(_hook.tenant_id == bindparam("tenant"))
+_UPDATE = update(webhooks).where(_hook.id == bindparam("webhook"))
+_DELETE = delete(webhooks).where(_hook.id == bindparam("webhook"))
+_ANY_ACTIVE = select(exists().where(_is_active))
+_EXPIRED = select(_hook.id).where(_is_active, _hook.expires_at <= _now)
+_BEHIND = select(_hook.id).where(
+    _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
+)
+_DUE = select(_hook.id).where(
+    _is_active,
+    or_(_hook.held_until.is_(None), _hook.held_until <= _now),
+    exists().where(_delivery.webhook_id == _hook.id, _waits, _delivery.due_at <= _now),
+)
+
+_INSERT_DELIVERY = insert(deliveries)
+_OF_WEBHOOK = select(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_ONE_DELIVERY = select(deliveries).where(_delivery.id == bindparam("delivery"))
+_UPDATE_DELIVERY = update(deliveries).where(_delivery.id == bindparam("delivery"))
+# SKIP LOCKED: another control plane that asks at the same time gets the next delivery.
+_NEXT = (
+    _OF_WEBHOOK.where(_waits, _delivery.due_at <= _now)
+    .order_by(_delivery.due_at, _delivery.event_id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_PENDING = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"), _waits)
+_COUNT = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_PAGE = _OF_WEBHOOK.order_by(_delivery.event_id.desc()).limit(bindparam("limit")).offset(bindparam("offset"))
+_DELETE_DELIVERIES = delete(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_of_disabled = _delivery.webhook_id.in_(select(_hook.id).where(~_is_active))
+_OVER = (
+    select(_delivery.id)
+    .where(~_waits | _of_disabled, _delivery.created_at < bindparam("before", type_=_delivery.created_at.type))
+    .limit(bindparam("limit"))
+)
+_EXPIRE = delete(deliveries).where(_delivery.id.in_(_OVER))
+
+
+class Webhooks:
+    def __init__(self, connection: Connection, written: set[Kind], *, locks: bool) -> None:
+        self._connection = connection
+        self._written = written
+        self._locks = locks
+
+    def add(self, webhook: Webhook) -> None:
+        self._written.add(Kind.WEBHOOKS)
+        self._connection.execute(_INSERT, _row(webhook))
+
+    def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
+        """Return it. ``lock`` makes other writers of this row wait until the unit of work ends.
+
+        Lock it before writing its deliveries, and save only a value that was read with the lock.
+        """
+        statement = _ONE_LOCKED if lock and self._locks else _ONE
+        row = self._connection.execute(statement, {"webhook": webhook}).mappings().first()
+        return _webhook(row) if row else None
+
+    def list(self, tenant: TenantId) -> Sequence[Webhook]:
+        """Return the tenant's webhooks, oldest first."""
+        return self._read(_OF_TENANT, tenant=tenant)
+
+    def all(self) -> Sequence[Webhook]:
+        """Return the webhooks of all tenants."""
+        return self._read(_ALL)
+
+    def save(self, webhook: Webhook) -> None:
+        """Save it, unless it was deleted."""
+        self._written.add(Kind.WEBHOOKS)
+        self._connection.execute(_UPDATE, {"webhook": webhook.id, **omit(_row(webhook), "id")})
+
+    def delete(self, webhook: WebhookId) -> None:
+        """Delete it with its deliveries."""
+        self._connection.execute(_DELETE_DELIVERIES, {"webhook": webhook})
+        self._connection.execute(_DELETE, {"webhook": webhook})
+
+    def any_active(self) -> bool:
+        """Return True if any tenant has an active one."""
+        return bool(self._connection.execute(_ANY_ACTIVE).scalar_one())
+
+    def expired(self, now: datetime) -> Sequence[WebhookId]:
+        """Return the active ones whose token has expired."""
+        return self._connection.execute(_EXPIRED, {"now": now}).scalars().all()
+
+    def with_undelivered_events(self) -> Sequence[WebhookId]:
+        """Return the active ones whose tenant has events after their cursor (``place``)."""
+        return self._connection.execute(_BEHIND).scalars().all()
+
+    def due(self, now: datetime) -> Sequence[WebhookId]:
+        """Return the active ones that are not paused and have due deliveries."""
+        return self._connection.execute(_DUE, {"now": now}).scalars().all()
+
+    def _read(self, statement: Select[Any], **values: str) -> Sequence[Webhook]:
+        return [_webhook(row) for row in self._connection.execute(statement, values).mappings()]
+
+
+class Deliveries:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, delivery: Delivery) -> None:
+        self._connection.execute(_INSERT_DELIVERY, _delivery_row(delivery))
+
+    def get(self, delivery: str) -> Delivery | None:
+        row = self._connection.execute(_ONE_DELIVERY, {"delivery": delivery}).mappings().first()
+        return _read_delivery(row) if row else None
+
+    def save(self, delivery: Delivery) -> None:
+        """Save it, unless it was deleted."""
+        values = {"delivery": delivery.id, **omit(_delivery_row(delivery), "id")}
+        self._connection.execute(_UPDATE_DELIVERY, values)
+
+    def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:
+        """Return the oldest due one and make it due at ``until``: of concurrent callers, one gets it."""
+        row = self._connection.execute(_NEXT, {"webhook": webhook, "now": now}).mappings().first()
+        if row is None:
+            return None
+        self._connection.execute(_UPDATE_DELIVERY, {"delivery": row["id"], "due_at": until})
+        return _read_delivery(row)
+
+    def pending(self, webhook: WebhookId) -> int:
+        """Return the number of pending ones."""
+        return self._connection.execute(_PENDING, {"webhook": webhook}).scalar_one()
+
+    def page(self, webhook: WebhookId, *, page: int, per_page: int) -> tuple[Sequence[Delivery], int]:
+        """Return one page (from 1), newest first, and the total number."""
+        total = self._connection.execute(_COUNT, {"webhook": webhook}).scalar_one()
+        values = {"webhook": webhook, "limit": per_page, "offset": (page - 1) * per_page}
+        return [_read_delivery(row) for row in self._connection.execute(_PAGE, values).mappings()], total
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` finished ones created before this time; return the number.
+
+        Those of a disabled webhook count as finished.
+        """
+        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+
+
+def _row(webhook: Webhook) -> dict[str, Any]:
+    return {**row_of(webhook), "events": list(webhook.events)}
+
+
+def _webhook(row: RowMapping) -> Webhook:
+    return Webhook(**{**row, "events": tuple(row["events"]), "secret": bytes(row["secret"])})
+
+
+def _delivery_row(delivery: Delivery) -> dict[str, Any]:
+    attempts = [{**row_of(attempt), "at": attempt.at.isoformat()} for attempt in delivery.attempts]
+    return {**row_of(delivery), "attempts": attempts}
+
+
+def _read_delivery(row: RowMapping) -> Delivery:
+    attempts = [
+        from_stored(Attempt, {**attempt, "at": datetime.fromisoformat(attempt["at"])}) for attempt in row["attempts"]
+    ]
+    return Delivery(**{**row, "attempts": tuple(attempts)})

@@ -1,0 +1,130 @@
+"""SQLite reads the small index where there is one: its plans are made without statistics, so they are held here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from tests.stores import memory_store
+
+from builderd.domain.builders import Status
+from builderd.domain.days import DAY
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.store import UnitOfWork
+from builderd.store.builders import BuilderQuery
+from builderd.store.events import EventQuery
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+ACME = TenantId("acme")
+
+#: What is called often or for all tenants, and the index that its statements read, in order.
+READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
+    "idle": (lambda uow: uow.builders.idle_candidates(), ("ix_builders_status",)),
+    "running": (lambda uow: uow.builders.running(ACME), ("ix_builders_active",)),
+    "capped": (lambda uow: uow.builders.capped(ACME), ("ix_builders_capped",)),
+    "any capped": (lambda uow: uow.builders.any_capped(ACME), ("ix_builders_capped",)),
+    "backups to plan": (
+        lambda uow: uow.backup_checks.due(NOW, NOW, 100),
+        ("ix_builders_backup_check_at (backup_check_at<?)", "ix_builders_drill_base_at (drill_base_at<?)"),
+    ),
+    "due domains": (lambda uow: uow.domains.due(NOW, 10), ("ix_domains_next_try_at",)),
+    "released domains": (lambda uow: uow.domains.released(NOW, 10), ("ix_domains_next_try_at",)),
+    "routes of hosts": (lambda uow: uow.domains.routes(["a"]), ("uq_domains_held",)),
+    "unfinished backups": (lambda uow: uow.backups.open("me"), ("ix_backups_unfinished (owner=?)",)),
+    "damaged backups": (lambda uow: uow.backups.count_damaged(), ("ix_backups_damaged",)),
+    "builders with backups": (
+        lambda uow: uow.backups.builders("b", 100),
+        ("COVERING INDEX ix_backups_builder_id_created_at (builder_id>?)",),
+    ),
+    "a done backup": (lambda uow: uow.backups.has_done(ACME, NOW), ("ix_backups_",)),
+    "allocated": (lambda uow: uow.builders.allocated(), ("SCAN tenants", "ix_builders_active")),
+    "allocated to a tenant": (
+        lambda uow: uow.builders.allocated(ACME),
+        ("tenants USING INDEX sqlite_autoindex_tenants_1 (id=?)", "ix_builders_active"),
+    ),
+    "counted": (lambda uow: uow.builders.count_by_status(), ("COVERING INDEX ix_builders_status",)),
+    "counted of a tenant": (lambda uow: uow.builders.count_by_status(ACME), ("COVERING INDEX ix_builders_live",)),
+    "hosts at the start": (lambda uow: uow.builders.live_hosts(), ("ix_builders_live",)),
+    "lost routes": (lambda uow: uow.builders.routed(["a"]), ("uq_builders_live_host (host=?)",)),
+    "list": (
+        lambda uow: uow.builder_lists.page(ACME, BuilderQuery()),
+        ("ix_builders_tenant_id_created_at (tenant_id=?)",),
+    ),
+    "versions of a list": (
+        lambda uow: uow.versions.shown([(BuilderId("a"), 1), (BuilderId("b"), 2)]),
+        ("sqlite_autoindex_versions_1 (builder_id=? AND number=?)",),
+    ),
+    "number of a list": (
+        lambda uow: uow.builder_lists.count(ACME, BuilderQuery()),
+        ("tenants USING INDEX sqlite_autoindex_tenants_1 (id=?)",),
+    ),
+    "number of a list of those with a status": (
+        lambda uow: uow.builder_lists.count(ACME, BuilderQuery(status=Status.RUNNING)),
+        ("COVERING INDEX ix_builders_live (tenant_id=? AND status=?)",),
+    ),
+    "allocated to running builders": (lambda uow: uow.builders.allocated_to_running(), ("ix_builders_active",)),
+    "page of costs": (
+        lambda uow: uow.builder_lists.costs(ACME, 1, 100, NOW),
+        ("ix_builders_tenant_id_created_at (tenant_id=?)",),
+    ),
+    "builders of costs": (
+        lambda uow: uow.builder_lists.costed([BuilderId("a"), BuilderId("b")]),
+        ("sqlite_autoindex_builders_1 (id=?)",),
+    ),
+    "list by change": (
+        lambda uow: uow.builder_lists.page(ACME, BuilderQuery(sort="-updated_at")),
+        ("ix_builders_tenant_id_updated_at",),
+    ),
+    "events": (
+        lambda uow: uow.events.page(ACME, EventQuery(), page=1, per_page=8),
+        ("ix_events_tenant_id_id", "ix_events_tenant_id_id"),
+    ),
+    "events of a builder": (
+        lambda uow: uow.events.page(ACME, EventQuery(BuilderId("b")), page=1, per_page=8),
+        ("ix_events_builder_id_id", "ix_events_builder_id_id"),
+    ),
+    "next events of a builder": (
+        lambda uow: uow.events.following(ACME, EventQuery(BuilderId("b")), after=5, limit=8),
+        ("ix_events_builder_id_id",),
+    ),
+    "month": (
+        lambda uow: uow.ledger.month_of_tenant(ACME, NOW),
+        ("sqlite_autoindex_tenant_months_1", "COVERING INDEX ix_ledger_open"),
+    ),
+    "days": (
+        lambda uow: uow.ledger.days_of_tenant(ACME, NOW, NOW - DAY, NOW),
+        ("sqlite_autoindex_tenant_months_1 (tenant_id=? AND month>? AND month<?)", "COVERING INDEX ix_ledger_open"),
+    ),
+    "dearest": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_months_tenant_id_month",)),
+    "dearest of those that go on": (lambda uow: uow.ledger.dearest(ACME, NOW, NOW, 10), ("ix_ledger_open",)),
+    "all costs": (
+        lambda uow: uow.ledger.total_of_tenant(ACME, NOW),
+        (
+            "sqlite_autoindex_tenant_months_1",
+            "ix_ledger_tenant_id_started_at (tenant_id=? AND started_at>?)",
+            "COVERING INDEX ix_ledger_open",
+        ),
+    ),
+    "rates": (lambda uow: uow.ledger.rates_of_tenant(ACME), ("COVERING INDEX ix_ledger_open",)),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_plan_reads_the_index(name: str) -> None:
+    call, indexes = READS[name]
+    async with memory_store() as store:
+        seen: list[tuple[str, Any]] = []
+        engine = store._database.writing
+        with engine.begin() as connection:
+            event.listen(connection, "before_cursor_execute", lambda *args: seen.append((args[2], args[3])))
+            call(UnitOfWork(connection, writes=False))
+            plans = [
+                " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
+                for statement, parameters in list(seen)
+            ]
+    assert len(plans) == len(indexes)
+    for plan, index in zip(plans, indexes, strict=True):
+        assert index in plan

@@ -1,11 +1,11 @@
 """CPU time of a create, by process, and how many apps are created in a second.
 
-    script/bench creates [--apps N] [--batch N] [--at-once N] [--pool N] [--new-code] [--stages] [--json FILE]
+    script/bench creates [--apps N] [--batch N] [--at-once N] [--pool N] [--new-code] [--json FILE]
 
 The bare app of ``script/bench lifecycle``, without reports, in batches that are deleted before the next one. Not
 counted are deletions, and what the service and as many running apps use without a create. Beside it stands the same
 app as a process of this host: what is left if nothing is added. CPU time says more than the clock where the machine has
-other work. ``--stages`` prints where that of the service goes (``benchmarks/stages.py``) and makes it a little slower.
+other work.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from benchmarks.cpu import counted_launcher, of_machine
 from benchmarks.lifecycle import BARE, PYTHON, first_answer
-from benchmarks.stages import Traced, table
 from tests.acceptance.live_service import LiveService, body, free_port, running
 
 RESOURCES = {"cpu": 1, "memory": 0.125, "disk": 1}
@@ -36,7 +33,8 @@ SETTLE_SECONDS = 1.5
 #: The longest span for what the service and the batch's apps use without a create; else as long as they took.
 MOST_IDLE_SECONDS = 20.0
 HOST_ROUNDS = 10
-_NOTHING = (0.0, 0)
+#: Milliseconds of CPU so far, by part and process.
+_Cpu = defaultdict[tuple[str, int], float]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -44,9 +42,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(place)
         folder.chmod(0o755)
         settings = {"BUILDERD_RATES__REQUESTS": "0", "BUILDERD_SANDBOX_POOL": str(options.pool)}
-        traced = Traced(folder / "data", settings, cold=True)
-        kind = traced if options.stages else LiveService(folder / "data", settings, cold=True)
-        with running(kind) as service:
+        with running(LiveService(folder / "data", settings, cold=True)) as service:
             creates = _Creates(service, options)
             creates.run(options.batch)  # the first ones warm up, and begin the launcher
             creates.run_counted(options.apps)
@@ -59,17 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "host_cpu_ms": round(statistics.median(on_the_host(folder="/var/tmp") for _ in range(HOST_ROUNDS)), 1),
         "seconds": round(creates.seconds, 2),
         "p50_ms": round(statistics.median(creates.took), 1),
-        "stages": {name: round(took / options.apps, 2) for name, took in creates.steps.items()},
-        "steps": {name: round(number / options.apps, 2) for name, number in creates.numbers.items()},
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """Milliseconds of CPU so far, by part and process, and with their number by step of a traced service."""
-
-    cpu: defaultdict[tuple[str, int], float]
-    steps: Mapping[str, tuple[float, int]]
 
 
 class _Creates:
@@ -94,8 +80,6 @@ class _Creates:
         self.cpu: defaultdict[str, float] = defaultdict(float)
         self.took: list[float] = []
         self.seconds = 0.0
-        self.steps: defaultdict[str, float] = defaultdict(float)
-        self.numbers: defaultdict[str, float] = defaultdict(float)
 
     def run(self, apps: int) -> None:
         for start in range(0, apps, self._options.batch):
@@ -119,19 +103,14 @@ class _Creates:
             for uuid in uuids:
                 assert client.delete(f"{self._service.url}/api/v1/builders/{uuid}").status_code == 200
 
-    def _read(self) -> _Reading:
-        steps = self._service.totals() if isinstance(self._service, Traced) else {}
-        return _Reading(of_machine(self._pid, self._service.data_dir, self._group), steps)
+    def _read(self) -> _Cpu:
+        return of_machine(self._pid, self._service.data_dir, self._group)
 
-    def _add(self, before: _Reading, after: _Reading, idle: _Reading, spans: float) -> None:
+    def _add(self, before: _Cpu, after: _Cpu, idle: _Cpu, spans: float) -> None:
         """Add what creates took; ``spans`` times an idle one with the batch's apps is taken off."""
-        for part, took in after.cpu.items():
+        for part, took in after.items():
             # A process that ended meanwhile used nothing more.
-            self.cpu[part[0]] += took - before.cpu[part] - spans * (idle.cpu.get(part, took) - took)
-        for name, (took, number) in idle.steps.items():
-            now, since = after.steps.get(name, _NOTHING), before.steps.get(name, _NOTHING)
-            self.steps[name] += now[0] - since[0] - spans * (took - now[0])
-            self.numbers[name] += now[1] - since[1] - spans * (number - now[1])
+            self.cpu[part[0]] += took - before[part] - spans * (idle.get(part, took) - took)
 
     def _create(self, client: httpx.Client) -> str:
         self._number += 1
@@ -165,7 +144,6 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="creates at the same time")
     parser.add_argument("--pool", type=int, default=4, help="the setting sandbox_pool; 0: none is prepared")
     parser.add_argument("--new-code", action="store_true", help="other code for each app, so that each is reviewed")
-    parser.add_argument("--stages", action="store_true", help="tell where the CPU time of the service goes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result = measure(options)
@@ -178,8 +156,6 @@ def main() -> None:
         print(f"| {name} | {ms} |")
     print(f"| all | {sum(result['cpu_ms'].values()):.1f} |")
     print(f"| the same app as a process of the host | {result['host_cpu_ms']} |")
-    if options.stages:
-        print(f"\n{table(result['stages'], result['cpu_ms']['service'])}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

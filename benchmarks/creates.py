@@ -1,6 +1,6 @@
 """CPU time of a create, by process, and how many apps are created in a second.
 
-    script/bench creates [--apps N] [--batch N] [--at-once N] [--pool N] [--new-code] [--json FILE]
+    script/bench creates [--apps N] [--batch N] [--at-once N] [--new-code] [--json FILE]
 
 The bare app of ``script/bench lifecycle``, without reports, in batches that are deleted before the next one. Not
 counted are deletions, and what the service and as many running apps use without a create. Beside it stands the same
@@ -28,7 +28,7 @@ from benchmarks.lifecycle import BARE, PYTHON, first_answer
 from tests.acceptance.live_service import LiveService, body, free_port, running
 
 RESOURCES = {"cpu": 1, "memory": 0.125, "disk": 1}
-#: For the background jobs that follow a create (they look 0.1 s after it), and for filling the pool.
+#: For the background jobs that follow a create (they look 0.1 s after it).
 SETTLE_SECONDS = 1.5
 #: The longest span for what the service and the batch's apps use without a create; else as long as they took.
 MOST_IDLE_SECONDS = 20.0
@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as place:
         folder = Path(place)
         folder.chmod(0o755)
-        settings = {"BUILDERD_RATES__REQUESTS": "0", "BUILDERD_SANDBOX_POOL": str(options.pool)}
+        settings = {"BUILDERD_RATES__REQUESTS": "0"}
         with running(LiveService(folder / "data", settings, cold=True)) as service:
             creates = _Creates(service, options)
             creates.run(options.batch)  # the first ones warm up, and begin the launcher
@@ -142,7 +142,6 @@ def main() -> None:
     parser.add_argument("--apps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=20, help="apps that run at the same time at most")
     parser.add_argument("--at-once", type=int, default=1, help="creates at the same time")
-    parser.add_argument("--pool", type=int, default=4, help="the setting sandbox_pool; 0: none is prepared")
     parser.add_argument("--new-code", action="store_true", help="other code for each app, so that each is reviewed")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

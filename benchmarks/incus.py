@@ -3,7 +3,7 @@
     script/bench incus [--rounds N] [--wakes N] [--visits N] [--json FILE]
 
 A cluster of three members on this machine (script/incus-cluster) and a service in the network of its first; beside it a
-service with this machine's own engine, with its pool of prepared sandboxes, as by default. They take turns. Medians in
+service with this machine's own engine. They take turns. Medians in
 milliseconds, over connections that are open already; a visit also has its p99.
 
 "Another member": the app runs on a member that is not the service's, so that a visit goes from the service's HAProxy
@@ -160,7 +160,7 @@ def both_sides() -> Iterator[tuple[Side, Side]]:
     """The engine for one machine, and a cluster whose three members have one builder each."""
     with (
         tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as folder,
-        cold_service(Path(folder) / "own", **IDLE, BUILDERD_SANDBOX_POOL="4") as own,
+        cold_service(Path(folder) / "own", **IDLE) as own,
         running_cluster(3) as cluster,
         running_on(cluster, Path(folder) / "data", **IDLE) as service,
     ):

@@ -217,8 +217,7 @@ def measure(rounds: int) -> dict[str, Any]:
         flask = host_flask(Path(folder) / "venv")
         with (
             podman() as other,
-            # As by default: the tests have no pool.
-            cold_service(Path(folder) / "data", BUILDERD_SANDBOX_POOL="4") as service,
+            cold_service(Path(folder) / "data") as service,
             httpx.Client(timeout=60) as client,
         ):
             user = User(service, client)

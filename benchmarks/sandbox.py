@@ -1,6 +1,6 @@
 """Time from the create call of a sandbox to the answer of its first command, beside ``podman run`` and ``podman exec``.
 
-    script/bench sandbox [--rounds N] [--pool N] [--json FILE]
+    script/bench sandbox [--rounds N] [--json FILE]
 
 One after the other without pauses, each sandbox deleted before the next is created: builderd's over HTTP on an open
 connection, then podman's by its command line, with crun in the same base root file system and without limits.
@@ -27,11 +27,9 @@ COMMAND = "/bin/true"
 GOALS = {"p50": 80.0, "p95": 150.0}
 WARM_UP = 3
 RESOURCES = {"cpu": 1, "memory": 0.5, "disk": 1}
-#: Time to fill the pool before the first round.
-FILL_SECONDS = 5.0
 
 
-def measure(rounds: int, pool: int) -> dict[str, Any]:
+def measure(rounds: int) -> dict[str, Any]:
     figures: dict[str, list[float]] = {}
 
     def note(name: str, since: float) -> float:
@@ -41,15 +39,13 @@ def measure(rounds: int, pool: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as place:
         folder = Path(place)
         folder.chmod(0o755)
-        settings = {"BUILDERD_RATES__REQUESTS": "0", "BUILDERD_SANDBOX_POOL": str(pool)}
-        with cold_service(folder / "data", **settings) as service:
-            time.sleep(FILL_SECONDS)
+        with cold_service(folder / "data", BUILDERD_RATES__REQUESTS="0") as service:
             load = os.getloadavg()[0]
             cpu = _in_builderd(service, rounds + WARM_UP, note)
         _in_podman(rounds + WARM_UP, note)
     kept = {name: of[WARM_UP:] for name, of in figures.items()}
     ms = {name: both(of) for name, of in kept.items()}
-    return {"rounds": rounds, "pool": pool, "load": load, "cpu_ms": cpu, "ms": ms}
+    return {"rounds": rounds, "load": load, "cpu_ms": cpu, "ms": ms}
 
 
 def _in_builderd(service: LiveService, rounds: int, note: Any) -> dict[str, float]:
@@ -99,11 +95,10 @@ def both(samples: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--pool", type=int, default=4, help="the setting sandbox_pool; 0: none is prepared")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result = measure(options.rounds, options.pool)
-    about = f"{result['rounds']} times, sandbox_pool {result['pool']}, load {result['load']:.1f}"
+    result = measure(options.rounds)
+    about = f"{result['rounds']} times, load {result['load']:.1f}"
     print(f"| {about} | p50 ms | p95 ms | goal | met |\n|---|---|---|---|---|")
     for name, figure in result["ms"].items():
         judged = name.startswith("builderd: create → first exec")

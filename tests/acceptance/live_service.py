@@ -84,7 +84,7 @@ class LiveService:
     def environment(self, **more: str) -> dict[str, str]:
         src = str(Path(__file__).parents[2] / "src")
         # What comes and goes in the background is for the tests of QA and of the pool alone.
-        own = {"BUILDERD_QA__REPORT": "false", "BUILDERD_SSH__PORT": str(self.ssh_port), "BUILDERD_SANDBOX_POOL": "0"}
+        own = {"BUILDERD_QA__REPORT": "false", "BUILDERD_SSH__PORT": str(self.ssh_port)}
         return {**os.environ, "PYTHONPATH": src, **own, **self.settings, **more}
 
     def start(self, fault: str | None = None) -> None:

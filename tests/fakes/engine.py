@@ -237,9 +237,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
             output(" ".join(tool.argv[1:]))
         return ToolExit(1 if tool.argv[0] == "false" else 0)
 
-    def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
-        return None
-
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         self._called("start", spec.id)
         known = self.sandboxes.get(spec.id)

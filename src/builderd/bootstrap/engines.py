@@ -57,7 +57,6 @@ def make_engine(
             allow=egress.allow,
             deny=egress.deny,
             log_limit=int(settings.limits.log * 1_000_000),
-            sandbox_pool=settings.sandbox_pool,
             now=clock.seconds,
             at=clock.at,
             reserved=reserved,

@@ -156,12 +156,6 @@ def attach_tree(tree: int, target: str) -> None:
     check(result, f"bind on {target}")
 
 
-def act_on_files_as(owner: int) -> None:
-    """Make files as this user and group from now on (setfsuid(2)): a user namespace's tmpfs takes its own ids only."""
-    libc.setfsgid(owner)
-    libc.setfsuid(owner)
-
-
 def sync_file_system(descriptor: int) -> None:
     """Write out the whole file system that this file or folder lies on (syncfs(2))."""
     check(libc.syncfs(descriptor), "syncfs")

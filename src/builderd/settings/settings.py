@@ -69,8 +69,6 @@ class Settings(BaseSettings):
     inside_port: Port = 8082
     #: Name of the engine that runs sandboxes, one of the registry (``bootstrap.engines``).
     engine: str = "oci"
-    #: Sandboxes that are prepared in advance while the machine is idle; 0: none.
-    sandbox_pool: int = Field(default=4, ge=0, le=64)
     database_url: Annotated[str, Field(pattern=r"^(sqlite|postgres|postgresql)(\+[a-z0-9]+)?://")] | None = None
     #: Required for ``/metrics`` on the API's port; without it, ``/metrics`` is only on ``metrics_port``.
     metrics_token: str | None = None

@@ -37,7 +37,7 @@ async def until_used(engine: OciEngine, sandbox: SandboxId, megabytes: int) -> N
 
 @pytest.mark.parametrize("kind", [OciEngine, RuncEngine, StrongEngine])
 async def test_programs_inside_are_shown_the_limits(tmp_path: Path, kind: type[OciEngine]) -> None:
-    settings = settings_in(tmp_path, sandbox_pool=0)
+    settings = settings_in(tmp_path)
     try:
         async with prepared(settings, kind) as engine:
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
@@ -55,7 +55,7 @@ async def test_df_inside_shows_the_limits_of_the_disk_and_its_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
-    settings = settings_in(tmp_path, sandbox_pool=0)
+    settings = settings_in(tmp_path)
     try:
         async with prepared(settings) as engine:
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
@@ -80,7 +80,7 @@ async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
-    settings = settings_in(tmp_path, sandbox_pool=0)
+    settings = settings_in(tmp_path)
     try:
         async with prepared(settings) as engine:
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)

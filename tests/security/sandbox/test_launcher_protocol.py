@@ -40,18 +40,6 @@ RUN: dict[str, Any] = {
 }
 LINK = {"link": "l", "bridge": "b", "mac": "02", "ip": "10.0.0.2", "gateway": "10.0.0.1", "mtu": 1500}
 BIND = {"kind": "bind", "source": "/a", "target": "/b", "attributes": 0, "owner": None}
-CLAIM: dict[str, Any] = {
-    "op": "claim",
-    "pid": 1 << 22,
-    "uid": 0,
-    "hostname": "h",
-    "cwd": "/",
-    "mounts": [],
-    "tmpfs": {},
-    "folders": [],
-    "files": [],
-    "binds": [],
-}
 MANY = 2000
 
 
@@ -138,12 +126,9 @@ DAMAGED = {
     "a process that is none": request(7, {"op": "attach", "pid": 1 << 22, "network": LINK}),
     "a process of no process": request(7, {"op": "attach", "pid": 1 << 40, "network": LINK}),
     "a pid that is a path": request(7, {"op": "attach", "pid": "self/../1", "network": LINK}),
-    "a claim of no process": request(7, CLAIM),
-    "a claim with a bind of too little": request(7, CLAIM | {"binds": [{"owner": 5}]}),
-    "a claim with files that are none": request(7, CLAIM | {"files": {}}),
     "an owner beyond ids": request(7, RUN | {"mounts": [BIND | {"owner": 1 << 60}]}),
     "an owner below none": request(7, RUN | {"mounts": [BIND | {"owner": -5}]}),
-    "a namespace that maps ids beyond all": request(7, CLAIM | {"uid": (1 << 32) - 2, "binds": [BIND | {"owner": 5}]}),
+    "a namespace that maps ids beyond all": request(7, RUN | {"uid": (1 << 32) - 2, "mounts": [BIND | {"owner": 5}]}),
 }
 UNREADABLE = {
     "not JSON": b"\x00\x01\x02",
@@ -253,9 +238,8 @@ def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -
         for number, (fields, count) in enumerate(
             [
                 (RUN | {"fds": [0, 1], "argv": ["/bin/cat"]}, 2),
-                (CLAIM | {"uid": 700_000, "binds": [BIND | {"owner": owner} for owner in range(5)]}, 0),
+                (RUN | {"uid": 700_000, "mounts": [BIND | {"owner": owner} for owner in range(5)]}, 0),
                 ({"op": "attach", "pid": pid, "network": LINK}, 0),
-                (CLAIM, 0),
             ]
         ):
             attacked.send(request(10 + number, fields), [null] * count)

@@ -37,7 +37,6 @@ class StoreOptions:
 class EngineOptions:
     """Options of an engine. ``log_limit``: bytes of one log file of a sandbox, which keeps two at most.
 
-    ``sandbox_pool``: sandboxes that are prepared in advance.
     ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
     ``reserved`` returns True for an IP address that no sandbox may get now.
     ``pause_requests`` keeps visitors waiting while an app is frozen for a copy of its disk: it accepts no connections.
@@ -48,7 +47,6 @@ class EngineOptions:
     allow: tuple[IPv4Network, ...] = ()
     deny: tuple[IPv4Network, ...] = ()
     log_limit: int = 10_000_000
-    sandbox_pool: int = 0
     store: StoreOptions = field(default_factory=StoreOptions)
     now: Callable[[], float] = time.time
     at: Callable[[float], float] = float

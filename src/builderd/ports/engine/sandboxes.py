@@ -28,13 +28,6 @@ class Sandboxes(Protocol):
     def prewarm(self) -> None:
         """Prepare for a start or command expected within moments; an engine may ignore it. Returns at once."""
 
-    def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
-        """Return the id of a sandbox that was prepared in advance, for the spec of a ``start`` that follows at once.
-
-        None when there is none that fits: the caller chooses an id then. What is reserved is absent to all other calls
-        until ``start``; ``stop`` gives it up, and one that is not started within a minute is removed.
-        """
-
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         """Start the sandbox, or find it running already. A half-made one of the same id is removed first."""
 

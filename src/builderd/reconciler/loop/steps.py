@@ -19,7 +19,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result, nothing
+from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.first_start import FirstStart
@@ -29,7 +29,7 @@ from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.releases import Releases
 from builderd.reconciler.stages.settling import Settling, note_up
-from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle, reserve
+from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import restores, verdicts
@@ -146,7 +146,7 @@ class Steps:
         if not passes:
             await self._first_start.drop_disk(item, observation)
         elif installed is not None:
-            start = await self._first_start.plan(item, observation, installed.layer_key)
+            start = await self._first_start.plan(item, observation)
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transition = Transition(uow, builder, self._app.prices, now)
@@ -158,7 +158,7 @@ class Steps:
             if start is not None:
                 start.record(uow, builder, now, holds=passed)
 
-        return Result(record, start.reservation.give_up_unused if start is not None else nothing)
+        return Result(record)
 
     async def _install(self, item: WorkItem, observation: Observation) -> Result:
         try:
@@ -167,14 +167,14 @@ class Steps:
         except InstallFailed as failure:
             return self._failed(item, "install", failure.code, failure.message)
 
-        now, start = self._now(), await self._first_start.plan(item, observation, installed.layer_key)
+        now, start = self._now(), await self._first_start.plan(item, observation)
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             transitions.installed(Transition(uow, builder, self._app.prices, now), item.version, installed)
             if start is not None:
                 start.record(uow, builder, now, holds=transitions.same_generation(builder, item.builder))
 
-        return Result(record, start.reservation.give_up_unused if start is not None else nothing)
+        return Result(record)
 
     async def _build(self, item: WorkItem) -> Result:
         try:
@@ -247,18 +247,16 @@ class Steps:
         return replace(planned, afterwards=until_put)
 
     def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
-        now, reservation = self._now(), reserve(self._app, item.version)
+        now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            reservation.is_used = transitions.same_generation(builder, item.builder)
-            if not reservation.is_used:
+            if not transitions.same_generation(builder, item.builder):
                 return
-            sandbox = new_sandbox(uow, item, item.disk, now, reservation.sandbox)
-            uow.sandboxes.add(replace(sandbox, release=step.release))
+            uow.sandboxes.add(replace(new_sandbox(uow, item, item.disk, now), release=step.release))
             if step.release or step.attempt == 1:
                 transitions.stage_started(uow, builder, "release" if step.release else "start", now)
 
-        return Result(record, reservation.give_up_unused)
+        return Result(record)
 
     def _plan_trial(self, item: WorkItem) -> Result:
         now, disk = self._now(), DiskId(new_id())

@@ -22,7 +22,7 @@ from builderd.domain.versions import NO_BUILD
 from builderd.linux.threads import completed
 from builderd.reconciler.core import sandbox_transitions, transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.starting import Reservation, new_sandbox, reserve
+from builderd.reconciler.stages.starting import new_sandbox
 from builderd.services.application import Application
 from builderd.services.bundles import SharedFetch
 from builderd.store import UnitOfWork
@@ -32,20 +32,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PlannedStart:
-    """A made disk and a sandbox to be recorded with the step before, or else what is reserved is to be given up."""
+    """A made disk and a sandbox to be recorded with the step before."""
 
     application: Application
     item: WorkItem
-    reservation: Reservation
 
     def record(self, uow: UnitOfWork, builder: Builder, now: datetime, *, holds: bool) -> None:
         """Record both if the outcome that they were planned for ``holds``. The builder is locked."""
-        self.reservation.is_used = holds
         if not holds:
             return
         item = self.item
         sandbox_transitions.disk_made(uow, builder, item, self.application.prices, now)
-        uow.sandboxes.add(new_sandbox(uow, item, item.disk, now, self.reservation.sandbox))
+        uow.sandboxes.add(new_sandbox(uow, item, item.disk, now))
         transitions.stage_started(uow, builder, "start", now)
 
 
@@ -110,11 +108,8 @@ class FirstStart:
         except NoCapacity as error:
             log.info("space not held for the next try builder=%s error=%s", item.builder.id, error)
 
-    async def plan(self, item: WorkItem, observation: Observation, layer_key: str) -> PlannedStart | None:
-        """Return the start that comes next once the version has passed and has this layer; None if another step does.
-
-        Call it at the end of the step, since it takes a prepared sandbox.
-        """
+    async def plan(self, item: WorkItem, observation: Observation) -> PlannedStart | None:
+        """Return the start that comes next once the version has passed and has a layer; None if another step does."""
         version, wanted = observation.version, item.version.settings.resources
         disk = await self._app.engine.disk(item.disk) if _is_first(item, observation) else None
         if disk is None:
@@ -130,7 +125,7 @@ class FirstStart:
         )
         if next_step(item.builder, seen) != PlanSandbox(attempt=1):
             return None
-        return PlannedStart(self._app, item, reserve(self._app, replace(item.version, layer_key=layer_key)))
+        return PlannedStart(self._app, item)
 
 
 def _is_first(item: WorkItem, observation: Observation) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_sandbox_id
+from builderd.domain.ids import BuilderId, DiskId, new_sandbox_id
 from builderd.domain.layers import app_folder
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
@@ -25,28 +24,11 @@ from builderd.store import UnitOfWork
 STDIN = "_job/stdin"
 
 
-@dataclass(slots=True)
-class Reservation:
-    """A prepared sandbox for a start that is yet to be recorded; ``sandbox`` is None where there is none."""
-
-    application: Application
-    sandbox: SandboxId | None
-    #: The start is recorded. A transaction that is run again sets it again.
-    is_used: bool = False
-
-    async def give_up_unused(self) -> None:
-        """Remove it unless the start is recorded: until its time is over, it would be lacking to all others."""
-        if self.sandbox is not None and not self.is_used:
-            await self.application.engine.stop(self.sandbox, 0)
-
-
-def new_sandbox(
-    uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime, sandbox_id: SandboxId | None = None
-) -> Sandbox:
-    """Return the next sandbox record of the builder's present run; ``sandbox_id`` is that of a prepared one."""
+def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) -> Sandbox:
+    """Return the next sandbox record of the builder's present run."""
     builder = item.builder
     return Sandbox(
-        id=sandbox_id or new_sandbox_id(),
+        id=new_sandbox_id(),
         builder_id=builder.id,
         version=item.version.number,
         generation=builder.generation,
@@ -54,11 +36,6 @@ def new_sandbox(
         created_at=now,
         disk=disk,
     )
-
-
-def reserve(application: Application, version: Version) -> Reservation:
-    """Reserve a prepared sandbox in which the version can run, if there is one."""
-    return Reservation(application, application.engine.reserve(version.settings.isolation, _layer_key(version)))
 
 
 def _layer_key(version: Version) -> str | None:

@@ -13,7 +13,6 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import InstallFailed, InvalidState, MachineFault, NoCapacity, ReviewFailed
 from builderd.domain.files import Condition
-from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.prices import Billing
 from builderd.domain.steps import Observation
@@ -29,19 +28,6 @@ EVIL = BundleFile("main.py", b"open_shell()\n")
 @pytest.fixture(autouse=True)
 def dislikes(world: World) -> None:
     world.scanner.dislikes = {"open_shell": "MAL-reverse-shell"}
-
-
-@pytest.fixture
-def reserved(world: World, monkeypatch: pytest.MonkeyPatch) -> list[SandboxId]:
-    """Ids of the prepared sandboxes that were reserved: there is always one more."""
-    ids: list[SandboxId] = []
-
-    def reserve(*_: object) -> SandboxId:
-        ids.append(new_sandbox_id())
-        return ids[-1]
-
-    monkeypatch.setattr(world.engine, "reserve", reserve)
-    return ids
 
 
 async def refused(world: World, *bundle: BundleFile) -> Builder:
@@ -81,33 +67,27 @@ async def test_a_builder_that_is_not_wanted_during_its_review_leaves_no_disk(
 
 
 @pytest.mark.parametrize("bundle", [(EVIL,), (EVIL, REQUIREMENTS)])
-async def test_a_refused_version_takes_no_prepared_sandbox_and_leaves_no_disk(
-    world: World, reserved: list[SandboxId], bundle: tuple[BundleFile, ...]
-) -> None:
+async def test_a_refused_version_leaves_no_disk(world: World, bundle: tuple[BundleFile, ...]) -> None:
     async with world.reconciling():
         await refused(world, *bundle)
-        assert reserved == []
         assert (world.called("create_disk"), world.engine.disks) == (1, {})
 
 
 @pytest.mark.parametrize("bundle", [(MAIN,), (MAIN, REQUIREMENTS)])
-async def test_a_prepared_sandbox_whose_start_is_not_wanted_any_more_is_given_up_at_once(
-    world: World, monkeypatch: pytest.MonkeyPatch, reserved: list[SandboxId], bundle: tuple[BundleFile, ...]
+async def test_a_planned_start_that_is_not_wanted_any_more_begins_no_sandbox(
+    world: World, monkeypatch: pytest.MonkeyPatch, bundle: tuple[BundleFile, ...]
 ) -> None:
     plan = FirstStart.plan
 
-    async def plan_and_stop(
-        self: FirstStart, item: WorkItem, observation: Observation, layer_key: str
-    ) -> PlannedStart | None:
-        planned = await plan(self, item, observation, layer_key)
+    async def plan_and_stop(self: FirstStart, item: WorkItem, observation: Observation) -> PlannedStart | None:
+        planned = await plan(self, item, observation)
         await world.want(builders.stop, item.builder)
         return planned
 
     monkeypatch.setattr(FirstStart, "plan", plan_and_stop)
     async with world.reconciling():
         await world.until_status(await world.ask(*bundle), Status.STOPPED)
-    assert [("stop", one) for one in reserved] == [call for call in world.engine.calls if call[0] == "stop"]
-    assert len(reserved) == 1
+    assert world.called("start") == 0
 
 
 async def test_files_and_backups_of_a_disk_that_may_still_go_are_refused(world: World) -> None:

@@ -232,10 +232,6 @@ class IncusEngine:
 
     # Sandboxes
 
-    def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
-        """Return None: no sandbox is prepared in advance."""
-        return None
-
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         if refusal := self.supports(spec.isolation):
             raise EngineUnavailable(refusal)

@@ -224,9 +224,6 @@ class OciEngine:
             with full_store_named(self._here.store):
                 return self._report(await self._starter.start(spec, self._runtime(spec.isolation)))
 
-    def reserve(self, isolation: Isolation, layer_key: str | None) -> SandboxId | None:
-        return self._starter.reserve(isolation, layer_key)
-
     def _runtime(self, isolation: Isolation) -> Runtime:
         if lack := self.supports(isolation):
             raise EngineUnavailable(lack)
@@ -278,7 +275,6 @@ class OciEngine:
         return await self.report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
-        await self._starter.discard(sandbox)
         if (record := self._find(sandbox)) is None:
             return missing_report(sandbox)
         report = self._report(record)

@@ -81,8 +81,6 @@ class OpenedMachine:
 
     async def close(self) -> None:
         """Close the machine; its sandboxes continue. Idempotent."""
-        if self._starting:
-            await self._starting.close()
         if machine := self.machine:
             machine.close()
         self.machine = None
@@ -90,8 +88,6 @@ class OpenedMachine:
 
     async def down(self) -> None:
         """End all sandboxes and give back what the machine holds for the service, opened or not."""
-        if self._starting:
-            await self._starting.close()
         machine = self.machine
         if machine is None:
             if known_instance(self._options.data_dir) is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,14 +15,9 @@ from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.layers import APP, NODE_MODULES
-from builderd.domain.resources import GB
 from builderd.domain.sandboxes import SandboxSpec
 
 PIDS = 512
-#: Limits of a sandbox that is made in advance: no app has less.
-MIN_CPU, PREPARED_MEMORY = 0.25, int(0.125 * GB)
-#: In memory, like the environment that it holds.
-START_SCRIPT = "/dev/shm/.start"  # noqa: S108
 #: gVisor's own threads count against the limit as well.
 GVISOR_PIDS = 200
 #: Init (tini): forwards signals to all others and reaps zombies (as PID 1, most programs ignore SIGTERM).
@@ -60,44 +54,6 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
         tenant=spec.tenant_id if spec.egress else "",
         tmpfs={"/dev/shm": spec.resources.memory_bytes // 2},  # noqa: S108
     )
-
-
-def make_prepared(name: str, runtime: Runtime, root: Root, log: Path, log_limit: int) -> Run:
-    """Return the run of a sandbox made in advance. Its shell waits for the script that ``start_script`` makes."""
-    return Run(
-        id=name,
-        owner="",
-        disk="",
-        runtime=runtime,
-        root=root,
-        hostname="prepared",
-        port=0,
-        argv=[*INIT, "/bin/sh", START_SCRIPT],
-        env={},
-        cwd="/",
-        user=APP_UID,
-        cpu=MIN_CPU,
-        memory_bytes=PREPARED_MEMORY,
-        pids=PIDS,
-        egress=True,
-        log=log,
-        log_limit=log_limit,
-        tmpfs={"/dev/shm": PREPARED_MEMORY // 2},  # noqa: S108
-        prepared=True,
-    )
-
-
-def start_script(run: Run) -> str:
-    """Return the script by which a prepared sandbox becomes that of the run: the same program and environment.
-
-    The shell itself exports the variables: in the arguments of a program such as ``env``, any user of the host could
-    read the app's secrets.
-    """
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run.env.items())
-    program = shlex.join(("exec", *run.argv[len(INIT) :]))
-    # By `cd`, the shell exports these two.
-    begin = f"/bin/rm -f {START_SCRIPT}\ncd {shlex.quote(run.cwd)} || exit\nunset PWD OLDPWD\n"
-    return f"{begin}{exports}{program}\n"
 
 
 def app_root(

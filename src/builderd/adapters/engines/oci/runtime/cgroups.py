@@ -94,25 +94,6 @@ class Cgroups:
             (directory / "cpu.cfs_period_us").write_text(str(_PERIOD))
             (directory / "cpu.cfs_quota_us").write_text(str(_SHIM_QUOTA))
 
-    def raise_limits(self, name: str, cpu: float, memory_bytes: int) -> None:
-        """Give a prepared sandbox its CPU and memory; the memory must be no less than it has had.
-
-        The values are those that crun makes of the OCI configuration, on version 2 memory without swap.
-        """
-        quota, shares = int(cpu * _PERIOD), int(cpu * 1024)
-        cpu_group, memory = self._directory("cpu", name), self._directory("memory", name)
-        if self.version == 2:
-            group_files.write(cpu_group / "cpu.max", f"{quota} {_PERIOD}")
-            group_files.write(cpu_group / "cpu.weight", str(1 + (shares - 2) * 9999 // 262142))
-            group_files.write(memory / "memory.max", str(memory_bytes))
-            return
-        group_files.write(cpu_group / "cpu.shares", str(shares))
-        group_files.write(cpu_group / "cpu.cfs_quota_us", str(quota))
-        # In this order: the sum of memory and swap is never less than the memory.
-        with contextlib.suppress(FileNotFoundError):  # a kernel that does not count swap
-            group_files.write(memory / "memory.memsw.limit_in_bytes", str(memory_bytes))
-        group_files.write(memory / "memory.limit_in_bytes", str(memory_bytes))
-
     def limit_sockets(self, name: str, memory_bytes: int) -> None:
         """Limit the TCP and UDP buffers of a sandbox that was created and has not run yet.
 

@@ -50,14 +50,11 @@ class Creation:
             if run.secret_files:
                 secret_files.write(bundle, run.secret_files, uid + run.user)
                 secret_files.make_target(run.root.scratch / "upper", uid)
-        self.write_config(run, bundle, uid)
+        # Commands inside take user and environment from there.
+        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
         if run.has_own_proc:
             write_first(bundle, run.cpu, run.memory_bytes, run.space)
         return bundle
-
-    def write_config(self, run: Run, bundle: Path, uid: int) -> None:
-        """Write the bundle's ``config.json``; commands inside take user and environment from there."""
-        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
 
     def _container(self, run: Run, bundle: Path, uid: int) -> Container:
         return Container(

@@ -5,7 +5,6 @@ This server is started once (``python -m …launcher <descriptor of its socket>`
 and answers one JSON request per packet (``requests.py``); of a damaged one it does nothing and answers with an error:
 
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
-``claim``   give a prepared sandbox, in which nothing has run yet, its name, folders and files.
 ``run``     fork a child that enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program. Answers when that program has ended, with its exit status and what went wrong before it.
 ``kill``    kill the program of this name and what it started in its session.
@@ -31,7 +30,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
-from builderd.adapters.engines.oci.runtime.claim import claim
 from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, user_namespaces, write
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
@@ -105,33 +103,11 @@ class Server:
             case "attach":
                 attach(request["pid"], Link(**request["network"]))
                 self._answer(request["id"])
-            case "claim":
-                self._claim(request)
-                self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
             case "kill":
                 self._kill(request["name"])
                 self._answer(request["id"])
-
-    def _claim(self, request: Message) -> None:
-        with user_namespaces(request["uid"], owners_of(request["binds"])) as maps:
-            words, child_words = os.pipe2(os.O_CLOEXEC)
-            if (pid := fork_or_close(words, child_words)) == 0:
-                try:
-                    os.chdir(request["cwd"])
-                    prepare_mounts(request["mounts"], maps)
-                    claim(request, maps)
-                    os._exit(0)
-                except BaseException as error:
-                    os.write(child_words, describe(error).encode(errors="replace")[:MAX_ERROR])
-                finally:
-                    os._exit(FAILED)
-        os.close(child_words)
-        _, status = os.waitpid(pid, 0)
-        words_of_child = _read_words(words)
-        if status:
-            raise OSError(0, words_of_child or f"the claim ended with {status}")
 
     def _run(self, request: Message, descriptors: list[int]) -> None:
         with user_namespaces(request["uid"], owners_of(request["mounts"])) as maps:

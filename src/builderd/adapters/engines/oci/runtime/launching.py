@@ -68,10 +68,6 @@ class Launcher:
         """Connect the network namespace of a process; ``network`` as ``Network.link`` makes it."""
         await self._ask({"op": "attach", "pid": pid, "network": network})
 
-    async def claim(self, pid: int, uid: int, claim: Mapping[str, Any]) -> None:
-        """Give a prepared sandbox with this first process and first uid what it lacks; ``claim`` as ``make_claim``."""
-        await self._ask({"op": "claim", "pid": pid, "uid": uid, **claim})
-
     async def run(self, program: Program, descriptors: Mapping[int, int] | None = None) -> Ended:
         """Run a program to its end.
 

@@ -39,16 +39,6 @@ class Logs:
         log.touch(mode=0o600)
         return _with_first(log)
 
-    def adopt(self, builder: BuilderId, made: Path) -> Path:
-        """Give the empty log of a prepared sandbox to a builder.
-
-        Its folder becomes a link to the builder's, since its writer keeps to the path that it was given.
-        """
-        log = made.rename(self._folder(builder) / made.name)
-        made.parent.rmdir()
-        made.parent.symlink_to(log.parent)
-        return _with_first(log)
-
     def _folder(self, builder: BuilderId) -> Path:
         folder = self._root / builder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -75,9 +75,9 @@ class ProcFiles:
 
 
 def write_first(bundle: Path, cpu: float, memory_bytes: int, space: DiskSpace) -> None:
-    """Write all files of a sandbox in which nothing has run yet, also over earlier ones."""
+    """Write all files of a sandbox that is about to be created."""
     folder = bundle / PROC_FOLDER
-    folder.mkdir(mode=0o711, exist_ok=True)
+    folder.mkdir(mode=0o711)
     limits, unused = CgroupLimits(cpu, memory_bytes), GroupCounters()
     uptime = read_uptime()
     texts = {

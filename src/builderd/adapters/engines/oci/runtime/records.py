@@ -58,7 +58,7 @@ class Record:
 
     @property
     def is_build(self) -> bool:
-        """True for a build, a tool, or a prepared sandbox that no builder has claimed: the next service removes it."""
+        """True for a build or a tool: the next service removes it."""
         return not self.owner
 
     @property

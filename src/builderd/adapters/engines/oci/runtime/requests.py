@@ -136,23 +136,11 @@ _MOUNTS = _list_of(_is_mount)
 _BIND = _object(kind=_is_name, source=_is_name, target=_is_name, attributes=is_number, owner=_is_owner)
 _DETACH = _object(kind=_is_name, target=_is_name)
 _FILE_SYSTEM = _object(kind=_is_name, target=_is_name, flags=is_number, data=_is_text)
-_FILE = _object(source=_is_name, target=_is_name, owner=_is_id, mode=is_number)
 _LINK = _object(link=_is_name, bridge=_is_name, mac=_is_name, ip=_is_name, gateway=_is_name, mtu=is_number)
 
 #: Fields of each operation beside its number.
 SHAPES: Mapping[str, Mapping[str, Check]] = {
     "attach": {"pid": is_number, "network": _LINK},
-    "claim": {
-        "pid": is_number,
-        "uid": _is_id,
-        "hostname": _is_name,
-        "cwd": _is_name,
-        "mounts": _MOUNTS,
-        "tmpfs": _texts(is_number),
-        "folders": _TEXTS,
-        "files": _list_of(_FILE),
-        "binds": _list_of(_BIND),
-    },
     "run": {
         "argv": _list_of(_is_text, least=1),
         "env": _texts(_is_text),

@@ -25,7 +25,7 @@ class Run:
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
-    ``prepared``: made in advance; it has no owner, disk or tenant yet. ``space`` is that of its disk at its start.
+    ``space`` is that of its disk at its start.
     ``cpu_weight``: weight of each of its ``cpu``, where CPUs are short, beside the 1 of other sandboxes.
     """
 
@@ -51,14 +51,13 @@ class Run:
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
     tenant: str = ""
-    prepared: bool = False
     space: DiskSpace = NO_SPACE
     cpu_weight: float = 1.0
 
     @property
     def is_app(self) -> bool:
-        """True if code of a tenant runs in it under its own rules: an app, or what will be one."""
-        return bool(self.owner) or self.prepared
+        """True if code of a tenant runs in it under its own rules."""
+        return bool(self.owner)
 
     @property
     def has_own_proc(self) -> bool:

@@ -56,8 +56,6 @@ INCOMING, TRASH = "incoming", "trash"
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _UNFINISHED = "."
-#: Prefix of scratch folders of prepared sandboxes; no disk has such a name.
-_PREPARED = ".prepared-"
 log = logging.getLogger(__name__)
 
 
@@ -71,9 +69,7 @@ class Disks:
         self._background = BackgroundDelete()
 
     def open(self) -> None:
-        """Remove half-made disks and unclaimed scratch folders after a start, and reserve the space of the others."""
-        for scratch in self._store.scratch.glob(f"{_PREPARED}*"):
-            self._store.quota.delete(scratch)
+        """Remove half-made disks after a start, and reserve the space of the others."""
         for path in self._store.disks.iterdir():
             if path.name.startswith(_UNFINISHED):
                 self._store.quota.delete(path)
@@ -314,35 +310,13 @@ class Disks:
         A subvolume, so that it goes in one step.
         """
         self._existing(disk)
-        scratch = self._make_scratch(self._store.scratch / disk)
-        self._count_scratch(scratch)
-        return scratch
-
-    def _make_scratch(self, scratch: Path) -> Path:
+        scratch = self._store.scratch / disk
         with self._scratch_lock:
             self._store.quota.delete(scratch)
             create_subvolume(scratch)
             self._store.quota.limit(scratch, SCRATCH_BYTES)
             for name in ("upper", "work"):
                 (scratch / name).mkdir()
-        return scratch
-
-    def prepare_scratch(self, name: str) -> Path:
-        """Return a scratch folder that no disk has yet; a start of the service removes those that are left."""
-        return self._make_scratch(self._store.scratch / f"{_PREPARED}{name}")
-
-    def drop_scratch(self, name: str) -> None:
-        """Remove a scratch folder of ``prepare_scratch``. Idempotent."""
-        with self._scratch_lock:
-            self._store.quota.delete(self._store.scratch / f"{_PREPARED}{name}")
-
-    def adopt_scratch(self, name: str, disk: DiskId) -> Path:
-        """Give a folder of ``prepare_scratch`` to a disk; what that had is deleted. Mounts of it stay."""
-        self._existing(disk)
-        scratch = self._store.scratch / disk
-        with self._scratch_lock:
-            self._store.quota.delete(scratch)
-            (self._store.scratch / f"{_PREPARED}{name}").rename(scratch)
         self._count_scratch(scratch)
         return scratch
 
@@ -357,7 +331,7 @@ class Disks:
             with self._scratch_lock, suppress(FileNotFoundError):
                 recent = time.time() - scratch.stat().st_mtime < unused_seconds
                 seen = any(f"/scratch/{scratch.name}/" in f"{root}/" for root in mounted)
-                if recent or seen or scratch.name in used or scratch.name.startswith(_PREPARED):
+                if recent or seen or scratch.name in used:
                     continue
                 self._store.quota.delete(scratch)
                 count += 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run, start_script
+from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
@@ -78,55 +77,3 @@ def test_only_app_and_home_persist() -> None:
         (Path("/disk/home"), "/home/app", DISK_UID, False),
     ]
     assert ROOT.scratch == Path("/scratch")
-
-
-STRANGE = {
-    "QUOTED": 'it\'s "a"\n$HOME `x` \\',
-    "OPTIND": "3",
-    "IFS": "x",
-    "OLDPWD": "/nowhere",
-    "PS4": "+",
-    "EMPTY": "",
-}
-
-
-def test_script_of_a_prepared_sandbox_gives_what_the_runtime_gives_others(tmp_path: Path) -> None:
-    entrypoint = "/usr/bin/env -0"
-    run = make_run(replace(SPEC, entrypoint=entrypoint, env=STRANGE), CRUN, ROOT, Path("/log"), 10, "http://gw:1")
-    run = replace(run, cwd=str(tmp_path))
-    script = tmp_path / "start"
-    script.write_text(start_script(run))
-    claimed = subprocess.run(["/bin/sh", script], env={}, stdout=subprocess.PIPE, check=True)
-    given = subprocess.run(run.argv[3:], env=run.env, cwd=run.cwd, stdout=subprocess.PIPE, check=True)
-    assert sorted(claimed.stdout.split(b"\0")) == sorted(given.stdout.split(b"\0"))
-    assert b"it's" in given.stdout
-
-
-#: What dash keeps variables of its own for, or reads: dash(1) and its var.c.
-SHELL_NAMES = ("OPTIND", "PPID", "PS1", "LINENO", "_", "HOME", "PATH", "IFS", "MAIL", "TERM", "ENV", "PWD", "CDPATH")
-
-
-@pytest.mark.parametrize("name", SHELL_NAMES)
-def test_names_of_the_shell_s_own_mean_to_the_start_of_a_prepared_sandbox_what_they_mean_to_others(
-    tmp_path: Path, name: str
-) -> None:
-    """Also where dash refuses to start at all, with an OPTIND that is no number."""
-    entrypoint = '/usr/bin/env -0; echo "$LINENO $IFS $OPTIND $PATH"; getopts ab o -a -b; echo "$o $OPTIND"'
-    script = tmp_path / "start"
-    for value in ("x", "3", "", "-1", "1 2", "/nowhere", "'\"\n"):
-        spec = replace(SPEC, entrypoint=entrypoint, env={name: value})
-        run = replace(make_run(spec, CRUN, ROOT, Path("/log"), 10, "http://gw:1"), cwd=str(tmp_path))
-        script.write_text(start_script(run))
-        claimed = subprocess.run(["/bin/sh", script], env={}, capture_output=True, check=False)
-        given = subprocess.run(run.argv[3:], env=run.env, cwd=run.cwd, capture_output=True, check=False)
-        outputs = [sorted(done.stdout.split(b"\0")) for done in (claimed, given)]
-        assert (outputs[0], claimed.returncode) == (outputs[1], given.returncode), value
-        assert given.returncode == 0 or name == "OPTIND"
-
-
-def test_no_program_has_the_environment_of_an_app_among_its_arguments() -> None:
-    run = make_run(replace(SPEC, env={"KEY": "s3cret"}), CRUN, ROOT, Path("/log"), 10, "http://gw:1")
-    programs = [line for line in start_script(run).splitlines() if not line.startswith(("export ", "unset ", "cd "))]
-    assert [line.split()[0] for line in programs[:2]] == ["/bin/rm", "exec"]
-    assert not [line for line in programs if "s3cret" in line or "/usr/bin/env" in line]
-    assert "s3cret" not in " ".join(run.argv)

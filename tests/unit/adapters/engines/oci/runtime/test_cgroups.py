@@ -55,31 +55,6 @@ def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
     assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
 
 
-def test_a_prepared_sandbox_gets_its_limits(v1: Path) -> None:
-    names = ("cpu.shares", "cpu.cfs_quota_us", "memory.memsw.limit_in_bytes", "memory.limit_in_bytes")
-    files = [v1 / name.partition(".")[0] / "builderd-x/ab" / name for name in names]
-    for file in files:
-        file.touch()
-    Cgroups("x", v1).raise_limits("ab", 0.5, 1 << 28)
-    assert [file.read_text() for file in files] == ["512", "50000", str(1 << 28), str(1 << 28)]
-
-
-def test_a_prepared_sandbox_gets_its_limits_where_swap_is_not_counted(v1: Path) -> None:
-    files = [v1 / name for name in ("cpu/builderd-x/ab/cpu.shares", "cpu/builderd-x/ab/cpu.cfs_quota_us")]
-    for file in (*files, v1 / "memory/builderd-x/ab/memory.limit_in_bytes"):
-        file.touch()
-    Cgroups("x", v1).raise_limits("ab", 0.5, 1 << 28)
-    assert (v1 / "memory/builderd-x/ab/memory.limit_in_bytes").read_text() == str(1 << 28)
-
-
-def test_a_prepared_sandbox_gets_its_limits_on_version_2(v2: Path) -> None:
-    files = [v2 / "builderd-x/ab" / name for name in ("cpu.max", "cpu.weight", "memory.max")]
-    for file in files:
-        file.touch()
-    Cgroups("x", v2).raise_limits("ab", 1, 1 << 28)
-    assert [file.read_text() for file in files] == ["100000 100000", "39", str(1 << 28)]
-
-
 @pytest.mark.parametrize(("memory", "limit"), [(1 << 28, 1 << 26), (1 << 25, 1 << 24)])
 def test_sockets_have_a_limit_where_memory_does_not_count_them(v1: Path, memory: int, limit: int) -> None:
     (v1 / "memory/memory.kmem.tcp.limit_in_bytes").touch()

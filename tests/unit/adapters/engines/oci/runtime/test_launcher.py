@@ -33,12 +33,11 @@ RUN: dict[str, Any] = {
     "oom_score": 0,
     "name": "one",
 }
-CLAIM: dict[str, Any] = {"op": "claim", "uid": 1, "binds": []}
 LINK = {"link": "link", "bridge": "lo", "mac": "02", "ip": "10.0.0.2", "gateway": "10.0.0.1", "mtu": 1500}
 ATTACH: dict[str, Any] = {"op": "attach", "pid": os.getpid(), "network": LINK}
 
 
-@pytest.mark.parametrize("request_", [RUN, CLAIM, ATTACH], ids=lambda request: request["op"])
+@pytest.mark.parametrize("request_", [RUN, ATTACH], ids=lambda request: request["op"])
 def test_without_a_child_no_descriptor_stays_open(monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any]) -> None:
     def refuse() -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

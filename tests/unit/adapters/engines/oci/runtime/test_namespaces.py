@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import pytest
 
 from builderd.adapters.engines.oci.runtime import attach as attach_module
-from builderd.adapters.engines.oci.runtime import claim as claim_module
 from builderd.adapters.engines.oci.runtime.attach import Link, attach
-from builderd.adapters.engines.oci.runtime.claim import claim
 
 
 def forbid(*_: object) -> int:
@@ -22,12 +19,3 @@ def test_a_link_is_made_in_no_network_of_the_host(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(attach_module, name, forbid)
     with pytest.raises(OSError, match="a process of the host"):
         attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500))
-
-
-def test_a_claim_gives_no_name_and_no_mount_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("setns", "mount", "attach_tree", "act_on_files_as"):
-        monkeypatch.setattr(claim_module, name, forbid)
-    monkeypatch.setattr(socket, "sethostname", forbid)
-    request = {"pid": os.getpid(), "hostname": "app", "tmpfs": {}, "binds": [], "files": [], "folders": [], "uid": 1}
-    with pytest.raises(OSError, match="a process of the host"):
-        claim(request, {})

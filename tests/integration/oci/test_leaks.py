@@ -142,7 +142,7 @@ async def at_rest(engine: OciEngine) -> tuple[int, int]:
     assert launcher
     await asyncio.gather(*engine._here.runs._leaving)
     gc.collect()
-    # The watch over the store and the balancing of chunks open a file for a moment now and then: a leak stays open.
+    # The watch over the store opens a file for a moment now and then: a leak stays open.
     counts = []
     for _ in range(10):
         counts.append((descriptors("self"), descriptors(launcher.pid)))

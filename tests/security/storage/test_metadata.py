@@ -19,7 +19,7 @@ from tests.integration.oci.test_disks import MB, fill, soon
 from builderd.adapters.engines.oci.storage import backing, storage_device
 from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.space_info import read_space_info
+from builderd.adapters.engines.oci.storage.storage_device import read_chunks
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
@@ -96,7 +96,7 @@ def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, 
     assert write_attributes(disks.app(CULPRIT)) == errno.EDQUOT
     assert write_attributes(disks.scratch(CULPRIT) / "upper") == errno.EDQUOT
     sync(store)
-    assert read_space_info(store.root).metadata.used < (SIZE + SCRATCH) * 1.05
+    assert read_chunks(store.root, "metadata").used < (SIZE + SCRATCH) * 1.05
 
     assert fill(disks.app(NEIGHBOUR) / "data", NEIGHBOUR_SIZE) > NEIGHBOUR_SIZE * 0.9
     assert fill(disks.scratch(NEIGHBOUR) / "upper/data", SCRATCH) > SCRATCH * 0.9
@@ -106,7 +106,7 @@ def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, 
     before, begun = free_bytes(store.root), time.monotonic()
     disks.delete(CULPRIT)
     assert time.monotonic() - begun < 60
-    assert soon(lambda: read_space_info(store.root).metadata.used < 50 * MB), "what it held comes back"
+    assert soon(lambda: read_chunks(store.root, "metadata").used < 50 * MB), "what it held comes back"
     assert soon(lambda: free_bytes(store.root) >= before + SIZE * 0.8)
     disks.create(DiskId("next"), 10 * MB)
 
@@ -115,6 +115,17 @@ def test_small_files_count_by_their_size_on_disk(store: Store, disks: Disks) -> 
     disks.create(NEIGHBOUR, 10 * MB)
     assert write_small_files(disks.app(NEIGHBOUR)) == errno.EDQUOT
     sync(store)
-    info = read_space_info(store.root)
-    assert info.metadata.copies == 1
-    assert info.metadata.used < 15 * MB
+    metadata = read_chunks(store.root, "metadata")
+    assert metadata.copies == 1
+    assert metadata.used < 15 * MB
+
+
+def test_a_disk_is_deleted_from_a_store_without_a_free_byte(store: Store) -> None:
+    disks = Disks(store)
+    disks.open()
+    disks.create(CULPRIT, 20 * MB)
+    store.quota.limit(store.disks / CULPRIT, 2 * STORE)
+    assert write_attributes(disks.app(CULPRIT)) == errno.ENOSPC
+    disks.delete(CULPRIT)
+    assert soon(lambda: read_chunks(store.root, "metadata").used < 20 * MB)
+    disks.close()

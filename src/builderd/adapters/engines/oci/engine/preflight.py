@@ -175,11 +175,11 @@ def _store(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
 
 def check_store(device: StorageDevice) -> Sequence[PreflightCheck]:
     """Check a mounted store: apps can write to it, and its metadata has one copy."""
-    failure_reason, copies = find_failure(device), device.space_info().metadata_ratio
+    failure_reason, copies = find_failure(device), device.metadata_ratio()
     detail = f"{device.writable() / GB:.1f} GB can be written at {device.root}"
     cost = (
-        "a byte of disk is promised only once for each copy, since apps may write nothing but metadata. The service "
-        f"converts a store of its own. Yours: btrfs balance start -f -mconvert=single {device.root}"
+        "a byte of disk is promised only once for each copy, since apps may write nothing but metadata. Keep one copy: "
+        f"btrfs balance start -f -mconvert=single {device.root}"
     )
     return [
         PreflightCheck("store", failure_reason is None, detail, failure_reason or "", False),

@@ -19,8 +19,6 @@ Progress = Callable[[str], None]
 
 #: Smallest store that is made, in bytes.
 SMALLEST = 1 * GB
-#: Bytes added to a full store so that it can convert its metadata: one metadata chunk has 256 MB or 1 GB.
-CONVERT_BYTES = GB + (64 << 20)
 #: The host never honours set-user-id programs or devices among user data.
 MOUNT_OPTIONS = "noatime,nosuid,nodev"
 LABEL = "builderd"
@@ -57,9 +55,6 @@ class Backing(Protocol):
 
     def grow(self, target: Path, progress: Progress) -> None:
         """Grow the mounted file system to its present limit. Idempotent."""
-
-    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
-        """Enlarge the mounted file system so that its metadata can be converted; return whether it grew."""
 
 
 def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
@@ -112,9 +107,6 @@ class FolderBacking:
     def grow(self, target: Path, progress: Progress) -> None:
         """Do nothing: the file system is the operator's."""
 
-    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
-        return False
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceBacking:
@@ -161,9 +153,6 @@ class DeviceBacking:
             size = device.seek(0, os.SEEK_END)
         if _is_smaller(target, size):
             _fill(target, size, progress)
-
-    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +223,9 @@ class ImageBacking:
         size = max(status.st_size, min(self.size_bytes or 0, possible) // 4096 * 4096)
         # Compared with the file system, not with the file: an earlier resize may have been interrupted in between.
         if _is_smaller(target, size):
-            self._grow_to(target, size, progress)
-
-    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
-        """Enlarge the file by ``CONVERT_BYTES``; after the conversion the space is free for data."""
-        if free_bytes(self.image.parent) - self.floor_bytes < CONVERT_BYTES:
-            return False
-        self._grow_to(target, self.image.stat().st_size + CONVERT_BYTES, progress)
-        return True
-
-    def _grow_to(self, target: Path, size: int, progress: Progress) -> None:
-        os.truncate(self.image, size)
-        fit_device(self.image)
-        _fill(target, size, progress)
+            os.truncate(self.image, size)
+            fit_device(self.image)
+            _fill(target, size, progress)
 
 
 def free_bytes(folder: Path) -> int:

@@ -6,16 +6,45 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
-from builderd.adapters.engines.oci.storage.space_info import Chunks, SpaceInfo, read_space_info
+from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid
 from builderd.domain.resources import GB
+from builderd.linux.small_files import read_small
 
 #: Never reserved, the greater of both. btrfs cannot delete when it is almost full; and its extent records count against
 #: no quota: 4 % where all is written in pieces of 4 kB.
 RESERVE, RESERVE_SHARE = GB // 2, 0.05
 #: Apps are stopped from writing when less than this is left of the host's file system, however low the floor is.
 LEAST = 128 << 20
+#: Bytes of device that one byte takes, by profile. Parity takes less and counts as a second copy.
+_COPIES = {"single": 1, "raid0": 1, "raid1c3": 3, "raid1c4": 4}
+_OTHER_COPIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Parts of the device that btrfs keeps for data or for metadata: bytes of content, and copies of each byte.
+
+    A byte that is free in a chunk of one kind is of no use to the other.
+    """
+
+    total: int
+    used: int
+    copies: int
+
+    @property
+    def free(self) -> int:
+        return self.total - self.used
+
+
+def read_chunks(root: Path, kind: Literal["data", "metadata"]) -> Chunks:
+    """Read the chunks of a kind, of the file system that ``root`` lies on, from /sys."""
+    folder = Path("/sys/fs/btrfs", file_system_uuid(root), "allocation", kind)
+    profiles = [path.parent.name for path in folder.glob("*/total_bytes") if int(read_small(path))]
+    copies = max((_COPIES.get(profile, _OTHER_COPIES) for profile in profiles), default=1)
+    return Chunks(int(read_small(folder / "total_bytes")), int(read_small(folder / "bytes_used")), copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +64,36 @@ class StorageDevice:
 
         Any byte may become metadata, so each is counted with the number of metadata copies.
         """
-        info = self.space_info()
-        return int(min(self._inside(), self._on_host(info)) / info.metadata_ratio)
+        return int(min(self._inside(), self._on_host()) / self.metadata_ratio())
+
+    def metadata_ratio(self) -> float:
+        """Return the device bytes of one byte of metadata divided by those of data: 2 with mkfs.btrfs' defaults."""
+        return max(1.0, self.metadata().copies / read_chunks(self.root, "data").copies)
+
+    def metadata(self) -> Chunks:
+        return read_chunks(self.root, "metadata")
 
     def is_limited_by_host(self) -> bool:
         """Return True when the host's file system, not the store's size, limits what is free."""
-        return self._on_host(self.space_info()) < self._inside()
+        return self._on_host() < self._inside()
 
     def _inside(self) -> int:
         return free_bytes(self.root) - self.reserve() - (self.floor_bytes if self.image is None else 0)
 
-    def _on_host(self, info: SpaceInfo) -> float:
+    def _on_host(self) -> float:
+        """Return the bytes that can be written above the host's floor, with what the sparse file has allocated.
+
+        Free metadata space is allocated as well, but no data goes there.
+        """
         if self.image is None:
             return math.inf
-        return free_bytes(self.image.parent) - self.floor_bytes + self._allocated_unused(info.metadata)
+        metadata = self.metadata()
+        unused = self.image.stat().st_blocks * 512 - self._used() - metadata.free * metadata.copies
+        return free_bytes(self.image.parent) - self.floor_bytes + max(0, unused)
 
     def reserve(self) -> int:
         """Return the bytes of the store that are never reserved."""
         return max(RESERVE, int(total_bytes(self.root) * RESERVE_SHARE))
-
-    def space_info(self) -> SpaceInfo:
-        return read_space_info(self.root)
 
     def writable(self) -> int:
         """Return the bytes that apps may write now.
@@ -84,11 +122,6 @@ class StorageDevice:
     def total(self) -> int:
         """Return the bytes that an empty store could hold above the floor."""
         return max(0, self.free() + self._used())
-
-    def _allocated_unused(self, metadata: Chunks) -> int:
-        """Return bytes of the sparse file that are allocated on the host but unused, without free metadata space."""
-        assert self.image is not None
-        return max(0, self.image.stat().st_blocks * 512 - self._used() - metadata.free * metadata.copies)
 
     def _used(self) -> int:
         status = os.statvfs(self.root)

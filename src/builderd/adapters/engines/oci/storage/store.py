@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import set_mode
-from builderd.adapters.engines.oci.storage.backing import Backing, ImageBacking, Kind, choose_backing, is_mounted
-from builderd.adapters.engines.oci.storage.balancing import Balancing, cancel_balance
+from builderd.adapters.engines.oci.storage.backing import Backing, ImageBacking, choose_backing, is_mounted
 from builderd.adapters.engines.oci.storage.deferred_sync import DeferredSync
 from builderd.adapters.engines.oci.storage.quotas import Quota, enable_quota
 from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
@@ -47,7 +46,6 @@ class Store:
         self._quota: Quota | None = None
         self._reservations: SpaceReservations | None = None
         self._watch: StoreWatch | None = None
-        self._balancing: Balancing | None = None
 
     @property
     def quota(self) -> Quota:
@@ -75,8 +73,6 @@ class Store:
         backing.prepare(progress)
         self._mount(backing)
         remember(self._data_dir, backing)
-        # A balance left by a killed service would block growing.
-        cancel_balance(self.root)
         backing.grow(self.root, progress)
         # Only root makes mounts; no other user of the host may read tenants' files.
         set_mode(self.root, 0o700)
@@ -88,19 +84,11 @@ class Store:
         storage_device = StorageDevice(self.root, image, options.floor_bytes)
         self._reservations = SpaceReservations(storage_device, self._quota, options.overcommit)
         self._watch = StoreWatch(storage_device, self._quota, self._reservations)
-        self._balancing = Balancing(
-            self.root,
-            self._reservations.backed,
-            converts=backing.kind is not Kind.FOLDER,
-            enlarge=lambda: backing.grow_to_convert(self.root, progress),
-        )
 
     def start_watch(self) -> None:
-        """Start the watch over reservations and the balancer. Call it once existing claims are adopted."""
+        """Start the watch over reservations. Call it once existing claims are adopted."""
         assert self._watch, "the store is open"
-        assert self._balancing, "the store is open"
         self._watch.start()
-        self._balancing.start()
 
     def failure_reason(self) -> str | None:
         """Return why apps cannot write and what to do; None when they can."""
@@ -172,25 +160,23 @@ class Store:
 
     def release(self) -> None:
         """Release the store for another process; it stays mounted. Idempotent."""
-        self._stop_workers()
+        self._stop_watch()
         self.deferred_sync.close()
-        self._quota = self._reservations = self._watch = self._balancing = None
+        self._quota = self._reservations = self._watch = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def close(self) -> None:
         """Unmount the store, waiting for sandboxes that are about to end. Idempotent."""
-        self._stop_workers()
+        self._stop_watch()
         if is_mounted(self.root):
-            cancel_balance(self.root)
             _unmount(self.root)
         self.release()
 
-    def _stop_workers(self) -> None:
-        for worker in (self._balancing, self._watch):
-            if worker:
-                worker.close()
+    def _stop_watch(self) -> None:
+        if self._watch:
+            self._watch.close()
 
 
 def _share(target: Path) -> None:

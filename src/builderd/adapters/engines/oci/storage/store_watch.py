@@ -34,7 +34,10 @@ FULL_HOST = (
     "Apps cannot write: only {free:.1f} GB are free on the host's file system of {image}, of which {floor:g} GB are to "
     "stay free (store.floor). Free space on the host; apps go on by themselves."
 )
-FULL_STORE = "Apps cannot write: the store at {root} is full. Delete builders, or enlarge it (docs/storage.md)."
+FULL_STORE = (
+    "Apps cannot write: the store at {root} is full. Delete builders, enlarge it (docs/storage.md), or gather free "
+    "space from half-empty chunks: btrfs balance start -dusage=60 -musage=60 {root}"
+)
 
 
 class StoreWatch:
@@ -121,7 +124,7 @@ class StoreWatch:
         device = self._device
         if device.image is None:
             return
-        total = device.space_info().metadata.total
+        total = device.metadata().total
         if total != self._allocated or device.is_host_short():
             allocate_metadata(device.root, device.image)
             self._allocated = total

@@ -54,17 +54,18 @@ def _stays(request: httpx2.Request, operations: Collection[Operation | None] | N
 def builder() -> dict[str, Any]:
     """The own builder, as the service answers it."""
     return {
-        **dict.fromkeys(("service_token", "entrypoint", "isolation", "status_reason"), ""),
-        **dict.fromkeys(("auto_stop_interval", "backup_interval_hours", "port"), 0),
+        **dict.fromkeys(("service_token", "entrypoint", "isolation", "status_reason", "preview_url", "member"), ""),
+        **dict.fromkeys(("build", "release", "protocol", "root", "env_file"), ""),
+        **dict.fromkeys(("auto_stop_interval", "backup_interval_hours", "port", "start_timeout"), 0),
         **dict.fromkeys(("needs_restart", "require_qa", "install_scripts"), False),
         **dict.fromkeys(("created_at", "updated_at"), "2026-01-31T12:00:00.000001Z"),
         "uuid": OWN,
         "name": "own",
         "status": "running",
         "version": 2,
-        "preview_url": "",
         "job_type": "always_on",
         "env": {},
+        "env_file_values": {},
         "resources": {"cpu": 1, "memory": 1, "disk": 1},
         "visibility": "public",
         "credentials": [],

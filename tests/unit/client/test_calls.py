@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.hostile_paths import builder
 from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
@@ -433,19 +434,4 @@ def _event(number: int) -> dict[str, Any]:
 
 
 def _builder() -> dict[str, Any]:
-    return {
-        **dict.fromkeys(("service_token", "entrypoint", "isolation", "status_reason"), ""),
-        **dict.fromkeys(("auto_stop_interval", "backup_interval_hours", "port", "version"), 0),
-        **dict.fromkeys(("needs_restart", "require_qa", "install_scripts"), False),
-        **dict.fromkeys(("created_at", "updated_at"), LINE["time"]),
-        "uuid": "00000000-0000-4000-8000-000000000000",
-        "name": "one",
-        "status": "running",
-        "preview_url": "",
-        "job_type": "always_on",
-        "env": {},
-        "resources": {"cpu": 1, "memory": 1, "disk": 1},
-        "visibility": "public",
-        "credentials": [],
-        "cost": {"currency": "EUR", "hourly_rate": 0, "runtime_hours": 0, "cost": 0},
-    }
+    return {**builder(), "name": "one", "version": 0}

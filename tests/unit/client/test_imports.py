@@ -29,8 +29,10 @@ OWN = (
     "builderd.cli.commands",
     "builderd.cli.group",
     "builderd.client",
+    "builderd.domain",
     "builderd.mcp",
-)  # mcp.agent_configs, for `builderd mcp`
+    "builderd.schemas",
+)  # the schemas of the results, with the domain's words; mcp.agent_configs, for `builderd mcp`
 
 PROGRAM = """
 import importlib, pkgutil, sys

@@ -48,7 +48,7 @@ async def execute(transport: AsyncTransport, uuid: str, command: str, options: E
             if event is None:
                 continue
             if event.name == "exit":
-                return parsed(Execution, {**event.json(), "output": ""})
+                return parsed(Execution, {**event.json(), "output": "", "stderr": ""})
             if event.name == "failed":
                 raise error_of(event.json(), request_id=events.request_id)
             piece = event.json()

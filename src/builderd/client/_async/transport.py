@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from builderd.client.connections import is_loopback
 from builderd.client.errors import BuilderdError, NoAnswer, NotFound, TimedOut, error_in
 from builderd.client.events import Event, EventDecoder
+from builderd.client.models import lenient
 from builderd.client.paths import RequestPath
 from builderd.client.retries import (
     IDEMPOTENT,
@@ -231,10 +232,11 @@ def json_of(response: httpx2.Response) -> dict[str, Any]:
 def parsed(shape: type[M], value: Any) -> M:
     """Return a result's model. Raises ``NoAnswer`` where the answer lacks what the model needs."""
     try:
-        return shape.model_validate(value)
+        result: M = lenient(shape).model_validate(value)
     except ValidationError as error:
         lacks = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
         raise NoAnswer(f"the answer is not as this client knows it ({lacks}): install the service's version") from error
+    return result
 
 
 def given(params: Mapping[str, Any] | None) -> dict[str, Any]:

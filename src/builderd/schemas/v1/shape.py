@@ -53,7 +53,7 @@ class StrictModel(BaseModel):
 class Shape(StrictModel):
     """Request body: exact types, without coercion."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
 
 class Parameters(StrictModel):
@@ -63,7 +63,7 @@ class Parameters(StrictModel):
 class View(BaseModel):
     """Response schema. Clients ignore unknown fields, so that the service may add some."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 def _misplaced(name: str, shape: type[BaseModel]) -> str | None:

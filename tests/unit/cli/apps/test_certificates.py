@@ -17,7 +17,14 @@ from tests.previews.certificates import write_certificate
 
 from builderd.cli.group import builderd
 
-TOKEN = {"id": "t", "name": "ci", "scopes": ["write"], "created_at": "2026-01-01T00:00:00Z"}
+TOKEN = {
+    "id": "t",
+    "name": "ci",
+    "scopes": ["write"],
+    "created_at": "2026-01-01T00:00:00Z",
+    "calls_in_24_h": 0,
+    "current": True,
+}
 
 
 class Answering(BaseHTTPRequestHandler):

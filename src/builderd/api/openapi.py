@@ -14,13 +14,11 @@ from builderd import __version__
 from builderd.domain.resources import Resources
 from builderd.schemas.v1.backups import NewBuilderOfBackup, NewRestore
 from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.caps import NewSpendingCap
 from builderd.schemas.v1.credentials import NewCredential
-from builderd.schemas.v1.envelope import Failure
-from builderd.schemas.v1.executions import NewExecution
-from builderd.schemas.v1.leases import NewLease, RenewedLease
 from builderd.schemas.v1.reviews import NewAcceptance
-from builderd.schemas.v1.ssh import NewSshGrant
+from builderd.schemas.v1.running import NewExecution, NewLease, NewSshGrant, RenewedLease
+from builderd.schemas.v1.shape import Failure
+from builderd.schemas.v1.spending import NewSpendingCap
 from builderd.schemas.v1.tokens import NewToken
 from builderd.schemas.v1.uploads import NewUpload
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion

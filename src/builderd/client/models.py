@@ -14,28 +14,21 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from builderd.schemas.v1.backups import Backup
+from builderd.schemas.v1.backups import Backup, RemovedBuilds
 from builderd.schemas.v1.builders import Builder as BuilderState
 from builderd.schemas.v1.builders import Cost
 from builderd.schemas.v1.builders import ShownResources as Resources
-from builderd.schemas.v1.builds import RemovedBuilds
-from builderd.schemas.v1.caps import SpendingCap
 from builderd.schemas.v1.credentials import Credential, CredentialUse
-from builderd.schemas.v1.domains import Domain, TxtRecord
-from builderd.schemas.v1.events import Event
-from builderd.schemas.v1.executions import Execution
+from builderd.schemas.v1.domains import Domain, PortPreview, PreviewLink, TxtRecord
+from builderd.schemas.v1.domains import PreviewLinkWithUrl as NewPreviewLink
+from builderd.schemas.v1.files import FileEntry
 from builderd.schemas.v1.health import Health, Part, Readiness
-from builderd.schemas.v1.leases import Lease
-from builderd.schemas.v1.live_files import FileEntry
-from builderd.schemas.v1.logs import LogBucket, LogDensity, LogLine, LogVersion
+from builderd.schemas.v1.logs import Event, LogBucket, LogDensity, LogLine, LogVersion
 from builderd.schemas.v1.metrics import Answers, ClassTimes, Metrics, Present, ResponseTimes, Step
-from builderd.schemas.v1.preview_links import PortPreview, PreviewLink
-from builderd.schemas.v1.preview_links import PreviewLinkWithUrl as NewPreviewLink
-from builderd.schemas.v1.qa import Qa, QaCheck, QaScreenshot
-from builderd.schemas.v1.reviews import Acceptance, Finding, Review
+from builderd.schemas.v1.reviews import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
+from builderd.schemas.v1.running import Execution, Lease, SshEnded, SshGrant
 from builderd.schemas.v1.shape import View as Model
-from builderd.schemas.v1.spending import DaySpending, DaysSpending, Deployment, Spending
-from builderd.schemas.v1.ssh import SshEnded, SshGrant
+from builderd.schemas.v1.spending import DaySpending, DaysSpending, Deployment, Spending, SpendingCap
 from builderd.schemas.v1.tokens import Ended, RevokedToken, Token
 from builderd.schemas.v1.tokens import TokenWithSecret as NewToken
 from builderd.schemas.v1.uploads import UploadPlace, UploadState

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from builderd.domain.errors import BuilderdError, ReviewFailed, ValidationFailed
-from builderd.schemas.v1.envelope import Failure
 from builderd.schemas.v1.reviews import review_of
+from builderd.schemas.v1.shape import Failure
 
 #: The status of each code of the contract.
 STATUS = {

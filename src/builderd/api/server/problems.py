@@ -17,8 +17,7 @@ from builderd.domain.errors import (
     ValidationFailed,
 )
 from builderd.domain.machine_faults import machine_fault
-from builderd.schemas.v1.envelope import Failure
-from builderd.schemas.v1.shape import field_errors_in
+from builderd.schemas.v1.shape import Failure, field_errors_in
 
 
 class MethodNotAllowed(BuilderdError):

@@ -20,8 +20,7 @@ from builderd.api.v1.pages import MAX_PER_PAGE, Listing, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
-from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.shape import PageMeta, Parameters
 from builderd.services import backups, builders
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -9,7 +9,7 @@ from builderd.api.server.answers import success
 from builderd.api.server.auth import TheApplication, Writer
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
-from builderd.schemas.v1.builds import RemovedBuilds, RemovedBuildsAnswer
+from builderd.schemas.v1.backups import RemovedBuilds, RemovedBuildsAnswer
 from builderd.services import build_cache
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])

@@ -13,7 +13,7 @@ from builderd.api.server.auth import Administrator, Reader, TheApplication
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
-from builderd.schemas.v1.caps import NewSpendingCap, SpendingCap, SpendingCapAnswer
+from builderd.schemas.v1.spending import NewSpendingCap, SpendingCap, SpendingCapAnswer
 from builderd.services import builders, caps
 from builderd.services.caps import CapView
 from builderd.store import UnitOfWork

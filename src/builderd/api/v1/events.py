@@ -21,11 +21,9 @@ from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.operations.operations import Operations
-from builderd.schemas.v1 import events as wire
+from builderd.schemas.v1 import logs as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.shape import Parameters, checked_by
-from builderd.schemas.v1.times import UtcTime
+from builderd.schemas.v1.shape import PageMeta, Parameters, UtcTime, checked_by
 from builderd.services import builders, events
 from builderd.services.application import Application
 from builderd.store.events import EventQuery

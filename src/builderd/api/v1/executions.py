@@ -20,7 +20,7 @@ from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import TenantId
 from builderd.domain.sandboxes import ExecResult
-from builderd.schemas.v1.executions import ExecutionAnswer, NewExecution
+from builderd.schemas.v1.running import ExecutionAnswer, NewExecution
 from builderd.services import executions
 from builderd.services.application import Application
 from builderd.services.builders import Caller

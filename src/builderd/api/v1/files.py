@@ -21,9 +21,8 @@ from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import Listing, listed, page_of
 from builderd.domain import files as domain
 from builderd.domain.errors import BadRequest
-from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.live_files import FileAnswer, FileEntry, FilePage
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.files import FileAnswer, FileEntry, FilePage
+from builderd.schemas.v1.shape import PageMeta, Parameters
 from builderd.services import files
 from builderd.services.tenant_queue import releasing
 

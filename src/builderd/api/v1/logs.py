@@ -26,8 +26,7 @@ from builderd.domain.logs import LogStream
 from builderd.operations.operations import Operations
 from builderd.schemas.v1 import logs as wire
 from builderd.schemas.v1.logs import LogAnswer, LogLine
-from builderd.schemas.v1.shape import Parameters
-from builderd.schemas.v1.times import UtcTime
+from builderd.schemas.v1.shape import Parameters, UtcTime
 from builderd.services import builders, log_density, logs
 from builderd.services.application import Application
 from builderd.services.logs import LogFilter

@@ -17,8 +17,7 @@ from builderd.api.server.auth import operations_of
 from builderd.api.server.streams import ResourceStream
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.shape import PageMeta, Parameters
 from builderd.services.held_bytes import Holding
 
 T = TypeVar("T")

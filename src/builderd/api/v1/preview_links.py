@@ -14,7 +14,7 @@ from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import ThePage
 from builderd.domain.preview_links import Link
-from builderd.schemas.v1.preview_links import (
+from builderd.schemas.v1.domains import (
     NewPreviewLink,
     PortPreview,
     PortPreviewAnswer,

@@ -19,7 +19,7 @@ from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import NotFound
 from builderd.domain.qa import Check, ReportStatus, gate_passed
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.qa import Qa, QaAnswer, QaCheck, QaScreenshot
+from builderd.schemas.v1.reviews import Qa, QaAnswer, QaCheck, QaScreenshot
 from builderd.schemas.v1.shape import Parameters
 from builderd.services import qa
 

@@ -16,8 +16,7 @@ from builderd.api.v1.pages import MAX_PER_PAGE, Listing, PageQuery, listed
 from builderd.domain.days import DAY, MOST_DAYS, day_of
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.months import month_of
-from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.shape import Day, PageMeta, Parameters, UtcTime
 from builderd.schemas.v1.spending import (
     DaySpending,
     DaysSpending,
@@ -26,7 +25,6 @@ from builderd.schemas.v1.spending import (
     Spending,
     SpendingAnswer,
 )
-from builderd.schemas.v1.times import Day, UtcTime
 from builderd.services import spending
 from builderd.store.builder_lists import ListedCost
 

@@ -1,4 +1,4 @@
-"""Backups: copies of a builder's files at one moment."""
+"""Backups, copies of a builder's files at one moment, and kept results of builds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pydantic import Field
 
 from builderd.domain.backups import BackupKind, BackupStatus
 from builderd.schemas.v1.builders import Name
-from builderd.schemas.v1.envelope import Page, Success, Time
-from builderd.schemas.v1.shape import Shape, View
+from builderd.schemas.v1.shape import Page, Shape, Success, Time, View
 
 
 class Backup(View):
@@ -54,3 +53,14 @@ class NewBuilderOfBackup(Shape):
     """New builder to make of a backup."""
 
     as_: Name = Field(alias="as", description="The name of the new builder to make of it.")
+
+
+class RemovedBuilds(View):
+    """Number of removed ``results``, and the ``bytes`` that they took."""
+
+    results: int
+    bytes: int
+
+
+class RemovedBuildsAnswer(Success[RemovedBuilds]):
+    """Answer with the removed results."""

@@ -38,9 +38,19 @@ from builderd.domain.versions import (
     env_size_error,
     stage_command_error,
 )
-from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.files import FileContent, Files
-from builderd.schemas.v1.shape import FieldError, JsonInt, Shape, View, checked_by, refusal, with_field_errors
+from builderd.schemas.v1.shape import (
+    FieldError,
+    JsonInt,
+    Page,
+    Shape,
+    Success,
+    Time,
+    View,
+    checked_by,
+    refusal,
+    with_field_errors,
+)
 
 #: The largest whole number that every database keeps in a plain integer column.
 MAX_INTEGER = 2**31 - 1

@@ -9,8 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 
 from builderd.domain.credentials import MAX_BYTES, MAX_VARIABLES
 from builderd.domain.versions import ENV_NAME, env_error
-from builderd.schemas.v1.envelope import Page, Success, Time
-from builderd.schemas.v1.shape import FieldError, Shape, View, with_field_errors
+from builderd.schemas.v1.shape import FieldError, Page, Shape, Success, Time, View, with_field_errors
 
 
 def _values(value: Any) -> Any:

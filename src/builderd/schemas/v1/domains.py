@@ -1,4 +1,4 @@
-"""Custom domains of a builder."""
+"""Addresses of a builder: custom domains, preview links, and the URLs of other ports."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from builderd.domain.host_names import MAX_HOST, a_labels
-from builderd.schemas.v1.envelope import Page, Success, Time
-from builderd.schemas.v1.shape import Shape, View, checked_by
+from builderd.domain.preview_links import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
+from builderd.schemas.v1.shape import JsonInt, Page, Shape, Success, Time, View, checked_by
 
 
 def _host_error(host: str) -> str | None:
@@ -59,3 +59,45 @@ class DomainAnswer(Success[Domain]):
 
 class DomainPage(Page[Domain]):
     """Domains of a builder, by host."""
+
+
+class NewPreviewLink(Shape):
+    """New link to a preview."""
+
+    expires_minutes: JsonInt = Field(default=DEFAULT_MINUTES, ge=MIN_MINUTES, le=MAX_MINUTES)
+    port: JsonInt | None = Field(default=None, ge=1, le=65535, description="Left out: the builder's own port.")
+
+
+class PreviewLink(View):
+    """Valid link to a preview. Its URL is shown when it is made, and not again."""
+
+    id: str
+    port: int | None
+    created_by: str
+    created_at: Time
+    expires_at: Time
+
+
+class PreviewLinkWithUrl(PreviewLink):
+    """New link. ``url`` opens the preview without another token."""
+
+    url: str
+
+
+class PreviewLinkAnswer(Success[PreviewLinkWithUrl]):
+    """The new link."""
+
+
+class PreviewLinkPage(Page[PreviewLink]):
+    """Page of valid links, oldest first."""
+
+
+class PortPreview(View):
+    """URL of one port of a sandbox. It wants the service token, or a link."""
+
+    port: int
+    url: str
+
+
+class PortPreviewAnswer(Success[PortPreview]):
+    """The port's URL."""

@@ -1,4 +1,4 @@
-"""Files of a builder in JSON: text, or base64 for other content."""
+"""Files of a builder: in JSON as text, or base64 for other content; and on its disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from builderd.domain.bundles import (
     tree_errors,
 )
 from builderd.domain.errors import TooLarge
-from builderd.schemas.v1.shape import FieldError, Shape, refusal, with_field_errors
+from builderd.domain.files import FileKind
+from builderd.schemas.v1.shape import FieldError, Page, Shape, Success, Time, View, refusal, with_field_errors
 
 #: Contents of files from this many bytes, or characters in JSON, are not loaded into the service's memory.
 LARGE_BYTES = 1 << 16
@@ -136,3 +137,27 @@ Files = Annotated[
 def bundle_files(files: Mapping[str, FileContent]) -> list[BundleFile]:
     """Convert the files to bundle files."""
     return [BundleFile(path, file.data, file.executable) for path, file in files.items()]
+
+
+class FileEntry(View):
+    """Entry of a folder.
+
+    ``size`` in bytes, ``mode`` the permissions in octal, ``target`` what a link points to (links are not followed).
+
+    Bytes of a name that are not UTF-8 are shown as U+FFFD; such a file cannot be named in a path.
+    """
+
+    name: str
+    type: FileKind
+    size: int
+    mode: str = Field(pattern="^[0-7]{4}$")
+    mtime: Time
+    target: str | None
+
+
+class FileAnswer(Success[FileEntry]):
+    """One file."""
+
+
+class FilePage(Page[FileEntry]):
+    """Page of a folder's entries, by name."""

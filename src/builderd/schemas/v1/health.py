@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from builderd.schemas.v1.envelope import Success
-from builderd.schemas.v1.shape import View
+from builderd.schemas.v1.shape import Success, View
 
 #: Of a service in its cluster: one works, the others stand by.
 Role = Literal["working", "standby"]

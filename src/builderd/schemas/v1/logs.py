@@ -1,15 +1,14 @@
-"""Log lines of apps and installers."""
+"""Log lines of apps and installers, and events of builders and tenants."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import PlainSerializer
 
 from builderd.domain.logs import LogStream
-from builderd.schemas.v1.envelope import Success
-from builderd.schemas.v1.shape import View
+from builderd.schemas.v1.shape import Page, Success, View
 
 
 def _exact(time: datetime) -> str:
@@ -59,3 +58,22 @@ class LogDensity(View):
 
 class LogDensityAnswer(Success[LogDensity]):
     """Response with a log's density."""
+
+
+class Event(View):
+    """Event. ``id`` grows with time within a tenant. ``builder`` is null for the tenant's own.
+
+    ``actor`` is ``token <name>`` or ``system``; ``reason`` is for people, ``details`` for machines.
+    """
+
+    id: int
+    time: ExactTime
+    type: str
+    builder: str | None
+    actor: str
+    reason: str
+    details: dict[str, Any]
+
+
+class EventPage(Page[Event]):
+    """Events, the newest first."""

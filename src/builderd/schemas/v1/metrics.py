@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from builderd.schemas.v1.envelope import Success, Time
-from builderd.schemas.v1.shape import View
+from builderd.schemas.v1.shape import Success, Time, View
 
 
 class Answers(View):

@@ -1,4 +1,4 @@
-"""Reviews: reports, acceptances of findings, and SARIF."""
+"""Reviews (reports, acceptances of findings, SARIF), and QA results of a version."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from urllib.parse import quote
 from pydantic import Field
 
 from builderd.domain import reviews as domain
+from builderd.domain.qa import CheckName, Outcome, ReportStatus
 from builderd.domain.reviews import Severity
-from builderd.schemas.v1.envelope import Success, Time
-from builderd.schemas.v1.shape import Shape, View, checked_by
-from builderd.schemas.v1.times import UtcTime
+from builderd.schemas.v1.shape import Shape, Success, Time, UtcTime, View, checked_by
 
 MAX_REASON = 1_000
 FINGERPRINT = "^[0-9a-f]{32}$"
@@ -190,3 +189,50 @@ def _location(finding: Finding) -> dict[str, Any]:
     if finding.line:
         location["region"] = {"startLine": finding.line, "snippet": {"text": finding.text}}
     return location
+
+
+class QaCheck(View):
+    """Result of one check. ``message`` has request and response; ``findings`` name pages or log lines.
+
+    ``outcome``: ``passed``, ``warning`` (worth a look, not an error), ``failed``, or ``not_judged`` with the reason.
+    """
+
+    name: CheckName
+    outcome: Outcome
+    message: str
+    seconds: float
+    findings: list[str]
+
+
+class QaScreenshot(View):
+    """Screenshot; ``url`` is the path of its PNG in this API."""
+
+    name: str
+    url: str
+
+
+class Qa(View):
+    """QA results of one version.
+
+    ``gate`` judged the live app before the call that deployed it was answered, and is all that ``qa_passed`` stands on;
+    ``checks`` were made afterwards on a disposable copy without a network. ``status`` is that of the report:
+    ``none``, ``waiting``, ``running``, ``done``, or ``dropped`` with the reason in ``note``.
+    """
+
+    version: int
+    bundle_hash: str
+    qa_passed: bool | None
+    skipped: bool
+    gate: list[QaCheck]
+    gate_at: Time | None
+    status: ReportStatus
+    checks: list[QaCheck]
+    screenshots: list[QaScreenshot]
+    note: str
+    requested_by: str
+    started_at: Time | None
+    finished_at: Time | None
+
+
+class QaAnswer(Success[Qa]):
+    """Response with the QA results of a version."""

@@ -1,18 +1,26 @@
-"""Base classes of request and response schemas: strict types, and one error with every wrong field."""
+"""Base classes of request and response schemas, times, and the envelope of every response.
+
+Types of requests are strict, and one error names every wrong field.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, date, datetime
 from itertools import islice
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
@@ -175,3 +183,82 @@ WHY = {
     "datetime_parsing": "must be a time such as 2026-01-31T12:00:00Z",
     "datetime_from_date_parsing": "must be a time such as 2026-01-31T12:00:00Z",
 }
+
+
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+def _rfc3339(value: Any) -> Any:
+    if isinstance(value, datetime):  # from Python callers, never from JSON
+        return value
+    if not isinstance(value, str) or not RFC3339.fullmatch(value):
+        raise refusal("must be a time such as 2026-01-31T12:00:00Z (in a URL, the + of +01:00 is written %2B)")
+    return value
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise refusal("must be a time between the years 1 and 9999") from None
+
+
+def _day(value: Any) -> Any:
+    if isinstance(value, date):  # from Python callers, never from JSON
+        return value
+    if not isinstance(value, str) or not DAY.fullmatch(value):
+        raise refusal("must be a day such as 2026-01-31")
+    return value
+
+
+#: A day of the calendar, ``2026-01-31``.
+Day = Annotated[date, BeforeValidator(_day)]
+#: RFC 3339 with a time zone, brought to UTC.
+UtcTime = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
+
+
+def rfc3339(time: datetime) -> str:
+    """Return the time in UTC, to the second: ``2026-01-31T12:00:00Z``."""
+    # strftime writes years before 1000 with fewer digits.
+    return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
+
+
+#: RFC 3339 in UTC, to the second: ``2026-01-31T12:00:00Z``.
+Time = Annotated[datetime, PlainSerializer(rfc3339, when_used="json")]
+
+
+class Success(View, Generic[T]):
+    """Successful response. ``message`` is one sentence for people; ``data`` is the result."""
+
+    success: Literal[True] = True
+    message: str
+    data: T
+
+
+class PageMeta(View):
+    """Position in a list: ``page`` counts from 1, ``total`` is the length of the whole list."""
+
+    page: int
+    per_page: int
+    total: int
+
+
+class Page(Success[list[T]], Generic[T]):
+    """One page of a list."""
+
+    meta: PageMeta
+
+
+class Failure(View):
+    """Error response. ``code`` is for programs; ``message`` says what is wrong and what to do.
+
+    ``errors`` comes with ``validation_error`` alone and maps dotted paths (``files.main.py``) to the reasons;
+    ``data`` comes with details of some errors, such as the builder's ``uuid``.
+    """
+
+    success: Literal[False] = False
+    code: str
+    message: str
+    errors: dict[str, list[str]] | None = Field(default=None, exclude_if=lambda value: value is None)
+    data: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)

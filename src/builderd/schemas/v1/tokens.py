@@ -7,9 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from builderd.domain.tokens import MAX_NAME, EndedKind, Scope
-from builderd.schemas.v1.envelope import Page, Success, Time
-from builderd.schemas.v1.shape import Shape, View
-from builderd.schemas.v1.times import UtcTime
+from builderd.schemas.v1.shape import Page, Shape, Success, Time, UtcTime, View
 
 #: Checked by value, so that JSON's text is taken.
 ScopeName = Annotated[Scope, Field(strict=False)]

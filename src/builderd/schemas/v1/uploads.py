@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from builderd.domain.uploads import SHA256
-from builderd.schemas.v1.envelope import Success, Time
-from builderd.schemas.v1.shape import JsonInt, Shape, View, checked_by
+from builderd.schemas.v1.shape import JsonInt, Shape, Success, Time, View, checked_by
 
 
 def _sha256_error(text: str) -> str | None:

@@ -22,9 +22,18 @@ from builderd.schemas.v1.builders import (
     Resources,
     ShownResources,
 )
-from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.files import PATH_SCHEMA, FileContent, Files
-from builderd.schemas.v1.shape import FieldError, JsonInt, Shape, View, checked_by, with_field_errors
+from builderd.schemas.v1.shape import (
+    FieldError,
+    JsonInt,
+    Page,
+    Shape,
+    Success,
+    Time,
+    View,
+    checked_by,
+    with_field_errors,
+)
 
 #: Of one request: as many as an archive of code may have files.
 MAX_REMOVED = 100_000

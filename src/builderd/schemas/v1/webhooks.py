@@ -8,9 +8,8 @@ from pydantic import Field
 
 from builderd.domain.events import MAX_PATTERN, is_pattern
 from builderd.domain.webhooks import MAX_SECRET, MAX_URL, DeliveryStatus, WebhookStatus, secret_error, url_error
-from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.logs import ExactTime
-from builderd.schemas.v1.shape import Shape, View, checked_by
+from builderd.schemas.v1.shape import Page, Shape, Success, Time, View, checked_by
 
 MAX_PATTERNS = 50
 

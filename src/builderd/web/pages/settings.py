@@ -16,9 +16,8 @@ from builderd.domain.host_names import a_labels, shown
 from builderd.domain.preview_links import Link
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
-from builderd.schemas.v1.caps import NewSpendingCap
-from builderd.schemas.v1.domains import NewDomain
-from builderd.schemas.v1.preview_links import NewPreviewLink
+from builderd.schemas.v1.domains import NewDomain, NewPreviewLink
+from builderd.schemas.v1.spending import NewSpendingCap
 from builderd.services import builders, caps, domains, preview_links
 from builderd.services.caps import CapView
 from builderd.store import UnitOfWork

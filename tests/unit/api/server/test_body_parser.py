@@ -20,8 +20,8 @@ from builderd.domain.errors import BadRequest, BuilderdError, MachineFault, TooL
 from builderd.domain.resources import Resources
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.credentials import NewCredential
-from builderd.schemas.v1.executions import NewExecution
 from builderd.schemas.v1.files import bundle_files
+from builderd.schemas.v1.running import NewExecution
 from builderd.schemas.v1.shape import Shape
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 from builderd.domain.logs import LogStream
-from builderd.schemas.v1.envelope import Failure, Success, Time
 from builderd.schemas.v1.logs import LogLine
-from builderd.schemas.v1.shape import View
+from builderd.schemas.v1.shape import Failure, Success, Time, View
 
 
 class At(View):

@@ -1,0 +1,130 @@
+"""Beside a running app: commands, SSH tokens, and leases that keep it awake."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from builderd.domain.leases import MAX_REASON_BYTES, MAX_SECONDS
+from builderd.domain.processes import HOME, MAX_STDIN_BYTES, folder_error, stdin_error
+from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
+from builderd.domain.ssh import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
+from builderd.domain.versions import text_error
+from builderd.schemas.v1.builders import Env
+from builderd.schemas.v1.shape import JsonInt, Page, Shape, Success, Time, View, checked_by
+
+MAX_TIMEOUT = 600
+
+Command = Annotated[
+    str,
+    checked_by(command_error),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_COMMAND_BYTES, "pattern": r"\S"}),
+]
+Folder = Annotated[str, checked_by(folder_error), Field(json_schema_extra={"minLength": 1})]
+Stdin = Annotated[str, checked_by(stdin_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
+
+
+class NewExecution(Shape):
+    """Command to run. After ``timeout`` seconds, every process that it started is killed."""
+
+    command: Command = Field(description="Run by /bin/sh in the app's folder, with the app's environment.")
+    timeout: JsonInt = Field(default=60, ge=1, le=MAX_TIMEOUT)
+    stdin: Stdin = Field(default="", description="What the command reads, as UTF-8.")
+    cwd: Folder = Field(default=HOME, description="Where it begins: absolute, or below /app.")
+    env: Env = Field(default_factory=dict, description="Added to the app's environment.")
+    stream: bool = Field(default=False, description="Answer with its output as it comes, as an event stream.")
+    separate: bool = Field(default=False, description="Keep standard error apart from standard output.")
+
+
+class Execution(View):
+    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``.
+
+    With ``separate``, ``output`` has standard output alone, and ``stderr`` standard error; else ``stderr`` is empty.
+    ``hint`` names what a failed command's output shows to be missing, and where to add it; else it is empty.
+    """
+
+    exit_code: int
+    output: str
+    stderr: str
+    truncated: bool
+    hint: str
+
+
+class ExecutionAnswer(Success[Execution]):
+    """Response with a command's result."""
+
+
+class NewSshGrant(Shape):
+    """Options of a new SSH token."""
+
+    expires_minutes: JsonInt = Field(default=DEFAULT_MINUTES, ge=MIN_MINUTES, le=MAX_MINUTES)
+
+
+class SshGrant(View):
+    """SSH token with its command.
+
+    ``token`` is the user name and shown only once. ``known_hosts`` is a line that trusts the gateway.
+    """
+
+    ssh_command: str
+    token: str
+    expires_at: Time
+    host: str
+    port: int
+    fingerprint: str
+    known_hosts: str
+
+
+class SshGrantAnswer(Success[SshGrant]):
+    """Response with a new SSH token."""
+
+
+class SshEnded(View):
+    """Builder whose SSH tokens were all revoked."""
+
+    uuid: str
+
+
+class SshEndedAnswer(Success[SshEnded]):
+    """Response to the end of all SSH tokens."""
+
+
+def _reason_error(reason: str) -> str | None:
+    return text_error(reason, MAX_REASON_BYTES)
+
+
+Seconds = Annotated[JsonInt, Field(ge=1, le=MAX_SECONDS)]
+Reason = Annotated[str, checked_by(_reason_error), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
+
+
+class NewLease(Shape):
+    """Lease of `seconds` in which the builder is not frozen or stopped for idleness."""
+
+    seconds: Seconds
+    reason: Reason = Field(default="", description="What it is busy with, for people.")
+
+
+class RenewedLease(Shape):
+    """Lease renewed for `seconds` from now. Without a `reason`, the present one stays."""
+
+    seconds: Seconds
+    reason: Reason | None = None
+
+
+class Lease(View):
+    """Lease of a builder. ``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
+
+    id: str
+    reason: str
+    created_by: str
+    created_at: Time
+    expires_at: Time
+
+
+class LeaseAnswer(Success[Lease]):
+    """One lease."""
+
+
+class LeasePage(Page[Lease]):
+    """Unexpired leases, oldest first."""

@@ -186,6 +186,7 @@ def test_lost_disk_is_restored_from_the_newest_backup(engine: OwnEngine | OnIncu
     _only_disk(engine, service)
 
 
+@pytest.mark.slow
 def test_lost_store_is_restored_from_backups(backed_up: LiveService) -> None:
     """Destroy the store with its layers, as a bad block device would.
 
@@ -212,6 +213,7 @@ def test_lost_store_is_restored_from_backups(backed_up: LiveService) -> None:
 # The database
 
 
+@pytest.mark.slow
 def test_lost_database_is_restored_while_apps_run(backed_up: LiveService, tmp_path: Path) -> None:
     service = backed_up
     data = service.create("writer", WRITER)
@@ -324,6 +326,7 @@ def test_backup_pauses_the_app_only_briefly(engine: OwnEngine | OnIncus, backed_
     assert slowest - usual.longest < 1 + engine.freeze_look_seconds
 
 
+@pytest.mark.slow
 def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(
     engine: OwnEngine | OnIncus, tmp_path: Path
 ) -> None:

@@ -43,11 +43,12 @@ def test_app_with_dependencies_reaches_the_sandbox_api(service: LiveService) -> 
         assert (own["uuid"], own["isolation"]) == (data["uuid"], "strong")
 
 
-@pytest.mark.parametrize("failure", ["other-port", "memory"])
+@pytest.mark.parametrize("failure", [pytest.param("other-port", marks=pytest.mark.slow), "memory"])
 def test_app_that_does_not_start_reports_the_reason(failure: str, quick_to_give_up: LiveService) -> None:
     scenarios.failure_to_start(quick_to_give_up, failure, **STRONG)
 
 
+@pytest.mark.slow
 def test_running_apps_are_adopted_after_a_service_crash(service: LiveService) -> None:
     scenarios.absence_of_the_service(service, LiveService.kill, **STRONG)
 

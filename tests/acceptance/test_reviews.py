@@ -144,7 +144,7 @@ def test_blocked_code_runs_until_the_admins_date(service: LiveService, name: str
     uuid, findings = refused(service, name, f"KEY = '{stripe_key()}'\n{TINY_APP}")
     finding = findings[0]
     assert accept(service, uuid, finding).json()["code"] == "forbidden"
-    end = datetime.now(UTC) + timedelta(seconds=20)
+    end = datetime.now(UTC) + timedelta(seconds=12)
     assert accept(service, uuid, finding, admin, expires=end.isoformat()).json()["data"]["passed"]
     started = service.call("POST", f"/builders/{uuid}/start").json()["data"]
     assert started["status"] == "running"

@@ -18,7 +18,13 @@ pytestmark = pytest.mark.root
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("end", [LiveService.kill, LiveService.terminate], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(LiveService.kill, id="SIGKILL"),
+        pytest.param(LiveService.terminate, id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_apps_and_previews_keep_serving_without_the_service(
     engine: OwnEngine | OnIncus, data_dir: Path, end: Callable[[LiveService], object]
 ) -> None:

@@ -134,6 +134,7 @@ async def test_link_is_backed_up_without_its_target(scene: Scene, repository: Te
     assert (saved.files, saved.size_bytes) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(
     scene: Scene, repository: TenantRepository
 ) -> None:
@@ -203,6 +204,7 @@ async def test_backup_tool_can_read_all_files_and_write_none(scene: Scene) -> No
     assert lines[0] == "CapEff:\t0000000000000004"
 
 
+@pytest.mark.slow
 async def test_stale_own_lock_is_removed_and_foreign_lock_respected(
     scene: Scene, repository: TenantRepository, tmp_path: Path
 ) -> None:
@@ -260,6 +262,7 @@ def _fake_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
 
 
+@pytest.mark.slow
 async def test_attributes_and_empty_files_count_in_backup_size(
     scene: Scene, repository: TenantRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +293,7 @@ async def _save_with(
     return await _save(scene, repository, disk)
 
 
+@pytest.mark.slow
 async def test_backups_of_one_tenant_are_limited_to_their_share(
     scene: Scene, repository: TenantRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def lying_wheel(name: str) -> Distribution:
     return Distribution(name, f"{name}-1-py3-none-any.whl", content.getvalue())
 
 
+@pytest.mark.slow
 async def test_a_wheel_that_lies_about_its_files_changes_no_other(workshop: Workshop) -> None:
     victim = await workshop.install("hello", HELLO, tenant=ALICE)
     plan = await workshop.install("lies\nhello", lying_wheel("lies"), HELLO)
@@ -124,6 +125,7 @@ def bomb(name: str, megabytes: int) -> Distribution:
     return Distribution(name, f"{name}-1-py3-none-any.whl", content.getvalue())
 
 
+@pytest.mark.slow
 async def test_a_wheel_that_grows_when_unpacked_ends_at_its_tenants_limit(workshop: Workshop) -> None:
     """Nothing of it stays: not in the layers, and not in the cache that tenants share."""
     bombs = bomb("bomb", 400), HELLO

@@ -60,6 +60,7 @@ def processes_with(word: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_release_does_not_outlive_its_time(service: LiveService, app: dict[str, Any]) -> None:
     stubborn = "trap '' TERM INT HUP; (setsid sleep 98761 &); echo begun; while :; do sleep 98761; done"
     answer = change(service, app, stubborn)

@@ -71,10 +71,10 @@ class Scene:
         return self.engine._here.disks.app(disk)
 
 
-#: To restic they are three addresses: in every run the one in a folder and the one behind HTTP.
+#: To restic they are three addresses. The acceptance tests of every run have the one behind HTTP.
 REAL = [
     pytest.param("folder", marks=pytest.mark.root),
-    pytest.param("rest", marks=pytest.mark.root),
+    pytest.param("rest", marks=[pytest.mark.root, pytest.mark.slow]),
     pytest.param("sftp", marks=[pytest.mark.root, pytest.mark.slow]),
 ]
 

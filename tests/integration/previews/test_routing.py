@@ -115,6 +115,7 @@ def test_every_method_passes(proxy: Proxy, app: App, method: str) -> None:
         assert answer.json["first"] == f"{method} /head?a=%20b&c HTTP/1.1"
 
 
+@pytest.mark.slow
 def test_ten_thousand_routes_are_as_good_as_one(proxy: Proxy, app: App) -> None:
     async def fill() -> None:
         for number in range(10_000):

@@ -111,6 +111,7 @@ def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, 
     disks.create(DiskId("next"), 10 * MB)
 
 
+@pytest.mark.slow
 def test_small_files_count_by_their_size_on_disk(store: Store, disks: Disks) -> None:
     disks.create(NEIGHBOUR, 10 * MB)
     assert write_small_files(disks.app(NEIGHBOUR)) == errno.EDQUOT

@@ -46,6 +46,7 @@ async def test_doctor_tells_when_little_is_left_for_code(tmp_path: Path) -> None
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 async def test_a_backup_on_any_machine_has_the_bundles_of_the_database(
     postgres_url: str, postgres_server: Any, tmp_path: Path
 ) -> None:

@@ -63,7 +63,6 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_qa_soak.py": "verdicts on 34 apps; `test_qa_reports.py` makes copies and their reports there",
     "test_sdk_documentation.py": "the client's examples",
     "test_ssh_kills.py": "the launcher of this machine; terminals there are Incus's",
-    "test_upgrade.py": "migrations of the database; a new service adopts apps: `test_service.py`",
     "test_wheel.py": "installs the service on this machine",
     "test_wrong_clock.py": "the clock of the service, which no engine knows",
     # tests

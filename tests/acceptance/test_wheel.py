@@ -15,13 +15,26 @@ from typing import Any
 
 import pytest
 from tests.acceptance.live_service import LiveService
-from tests.acceptance.test_upgrade import BORN
 
 pytestmark = [pytest.mark.root, pytest.mark.haproxy, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-#: A commit with an older schema than the present one, or the same: a service of it is upgraded.
-EARLIER = "11a5fa9"
+#: Answers with what it drew when it began: another answer is from another process.
+BORN = """\
+import os, uuid
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+born = uuid.uuid4().hex.encode()
+
+class App(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(born)))
+        self.end_headers()
+        self.wfile.write(born)
+
+HTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
+"""
 
 
 class Installed:
@@ -88,22 +101,13 @@ def build(source: Path, folder: Path) -> Path:
     return wheel
 
 
-def present(folder: Path) -> Path:
-    """Copy the present source, as a later version than the earlier one's."""
+def present(folder: Path, version: str) -> Path:
+    """Copy the present source, as this version: there is no release yet that an upgrade could begin with."""
     for name in ("src", "script", "README.md", "LICENSE", "pyproject.toml"):
         place = ROOT / name
         (shutil.copytree if place.is_dir() else shutil.copy)(place, folder / name)
     project = folder / "pyproject.toml"
-    project.write_text(project.read_text().replace('version = "0.1.0"', 'version = "0.1.0.post1"', 1))
-    return folder
-
-
-def earlier(folder: Path) -> Path:
-    """Extract the earlier commit; a clone without it has too little of the history."""
-    done = subprocess.run(["git", "archive", EARLIER], cwd=ROOT, capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"this clone has no commit {EARLIER}")
-    subprocess.run(["tar", "-x"], cwd=folder, input=done.stdout, check=True)
+    project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{version}"', 1))
     return folder
 
 
@@ -138,7 +142,10 @@ def test_wheel_installs_upgrades_and_goes_back_while_an_app_runs(machine: Instal
     sources = {name: tmp_path / name for name in ("old", "new")}
     for folder in sources.values():
         folder.mkdir()
-    old, new = build(earlier(sources["old"]), tmp_path / "w1"), build(present(sources["new"]), tmp_path / "w2")
+    old, new = (
+        build(present(sources[name], version), tmp_path / f"wheel-{name}")
+        for name, version in (("old", "0.1.0"), ("new", "0.1.0.post1"))
+    )
     shutil.rmtree(sources["new"])
     shutil.rmtree(sources["old"])
     service = machine.service

@@ -59,10 +59,10 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 async def _refuse_migration_below_owner(opened: Store, settings: Settings) -> None:
     """Raise ``InvalidState`` when another service, of an older version, works on the database."""
-    if not await opened.read(lambda uow: uow.database_lease.has_table()) or await opened.is_migrated():
-        return
     lease = await opened.read(lambda uow: uow.database_lease.get())
-    if lease is None or lease.released or lease.age > STALE_AFTER:
+    if lease is None or await opened.is_migrated():
+        return
+    if lease.released or lease.age > STALE_AFTER:
         return
     if lease.instance.member != this_instance(settings).member:
         raise InvalidState(

@@ -185,10 +185,10 @@ class Acquisition:
 
     async def run(self) -> DatabaseLease:
         """Take the lease, and return it. May be run again after ``StoreUnavailable``."""
-        if not await self.store.read(lambda uow: uow.database_lease.has_table()):
-            await self.store.migrate()
         seen = await self.store.read(lambda uow: uow.database_lease.get())
-        if seen is not None:
+        if seen is None:
+            await self.store.migrate()
+        else:
             seen = await self._watch(seen)
         lease = await self._take(seen)
         self.store.fence(lease.term)

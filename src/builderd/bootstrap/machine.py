@@ -44,9 +44,9 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     opened = Store(settings.database)
     try:
         lease = await opened.read(lambda uow: uow.database_lease.get())
-        services = await opened.read(lambda uow: uow.services.list() if uow.services.has_table() else [])
         await opened.find_damage()
         differences = await opened.schema_differences()
+        services = [] if differences else await opened.read(lambda uow: uow.services.list())
         public = [] if differences else await _describe_public(settings, opened)
         damaged = [] if differences else await opened.read(_describe_backups)
     finally:

@@ -154,8 +154,7 @@ class Standby:
 
     async def _newer_schema(self) -> str:
         """Return what a newer version has changed, "" if this one knows the schema."""
-        revision = await self._store.foreign_revision()
-        return f"the database has the schema {revision}, which a newer builderd made" if revision else ""
+        return await self._store.schema_conflict()
 
     def _say(self, reason: str) -> None:
         """Log what keeps this service from taking over, now and then."""
@@ -168,15 +167,12 @@ class Standby:
 
 
 def _withdraw(uow: UnitOfWork, service: str) -> None:
-    if uow.services.has_table():
-        uow.services.remove(service)
+    uow.services.remove(service)
 
 
 def _announce(uow: UnitOfWork, own: ClusterService) -> View:
     lease = uow.database_lease.get()
     assert lease is not None, "a lease is never removed"
-    if not uow.services.has_table():
-        return View(lease, None, None)
     found = {one.service.id: one for one in uow.services.list()}
     owner = found.get(lease.instance.member)
     if owner is not None and unfit_reason(own, owner.service) is None:

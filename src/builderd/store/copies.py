@@ -21,7 +21,7 @@ from builderd.domain.versions import VersionStatus
 from builderd.linux.durable import sync
 from builderd.store.database import Database
 from builderd.store.database_lease import DatabaseLeases
-from builderd.store.migrations import revisions, upgrade
+from builderd.store.migrations import refuse_unreleased, revisions, upgrade
 from builderd.store.postgresql import open_postgresql
 from builderd.store.sqlite import open_sqlite
 from builderd.store.tables import bundle_chunks, database_lease, metadata, services, stored_bundles, upload_chunks
@@ -73,39 +73,23 @@ def save(url: str, target: Path) -> str:
     with closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")  # a single file, without -wal and -shm
     found = revision(target)
-    _forget_answers(target)
-    _forget_lease(target)
-    _forget_sessions(target)
+    _forget(target)
     sync(target)
     return found
 
 
-def _forget_answers(copy: Path) -> None:
-    """Clear the responses stored for idempotency keys, which contain service tokens.
+def _forget(copy: Path) -> None:
+    """Delete what a copy must not bring back: see ``save``.
 
-    A retry with a known key is then answered from the builder's row.
+    The responses stored for idempotency keys contain service tokens: a retry with a known key is then answered from
+    the builder's row.
     """
     with closing(sqlite3.connect(copy)) as connection:
         connection.execute("PRAGMA secure_delete = ON")  # overwrite the deleted bytes
         connection.execute("UPDATE idempotency SET status = NULL, headers = NULL, body = NULL")
+        for table in ("database_lease", "sessions", "sign_in_links"):
+            connection.execute(f"DELETE FROM {table}")  # noqa: S608
         connection.commit()
-
-
-def _forget_lease(copy: Path) -> None:
-    with closing(sqlite3.connect(copy)) as connection:
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'database_lease'").fetchone():
-            connection.execute("DELETE FROM database_lease")
-            connection.commit()
-
-
-def _forget_sessions(copy: Path) -> None:
-    """Delete sessions and sign-in links: a restored copy must not bring back a session that was ended since."""
-    with closing(sqlite3.connect(copy)) as connection:
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sign_in_links'").fetchone():
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.execute("DELETE FROM sessions")
-            connection.execute("DELETE FROM sign_in_links")
-            connection.commit()
 
 
 def revision(file: Path) -> str:
@@ -120,6 +104,7 @@ def revision(file: Path) -> str:
             ((found,),) = connection.execute("SELECT version_num FROM alembic_version").fetchall()
         except (sqlite3.DatabaseError, ValueError) as error:
             raise InvalidState(f"{file} is no database of builderd: {error}.") from None
+    refuse_unreleased(found)
     if found not in revisions():
         raise InvalidState(f"The schema {found} was made by a newer builderd: use that one, or a later one.")
     return str(found)
@@ -132,11 +117,9 @@ def bundles_in(file: Path) -> frozenset[str]:
 
 
 def sealed_in(file: Path) -> Sequence[bytes]:
-    """Return every sealed secret in a copy. Tables missing from an older schema are skipped."""
+    """Return every sealed secret in a copy."""
     with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        columns = ((table, column) for table, column in _SEALED.items() if table in tables)
-        questions = [f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL" for table, column in columns]  # noqa: S608
+        questions = [f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL" for table, column in _SEALED.items()]  # noqa: S608
         return [sealed for question in questions for (sealed,) in connection.execute(question)]
 
 

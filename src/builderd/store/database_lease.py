@@ -15,7 +15,6 @@ from sqlalchemy import (
     Select,
     bindparam,
     insert,
-    inspect,
     literal,
     select,
     update,
@@ -25,6 +24,7 @@ from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseLease, Instance
 from builderd.store.database_clock import database_now
 from builderd.store.live_totals import count_all_anew
+from builderd.store.migrations import is_made
 from builderd.store.rows import row_of
 from builderd.store.tables import backups, builders, database_lease, qa_reports, restores
 
@@ -62,19 +62,16 @@ class DatabaseLeases:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def has_table(self) -> bool:
-        """Return True if the schema has the table: revision 0017 and later."""
-        return inspect(self._connection).has_table(database_lease.name)
-
     def is_new(self) -> bool:
         """Return True if no service ever owned the database and it has no builder. Works before a migration too."""
-        if self.get() is not None:
-            return False
-        return not inspect(self._connection).has_table(builders.name) or not self._connection.scalar(_ANY_BUILDER)
+        return not is_made(self._connection) or not (self._one(_GET) or self._connection.scalar(_ANY_BUILDER))
 
     def get(self) -> DatabaseLease | None:
-        """Return the lease, or None if the database was never owned. Works before a migration too."""
-        return self._one(_GET) if self.has_table() else None
+        """Return the lease, or None if the database was never owned. Works before a migration too.
+
+        Raises ``InvalidState`` for a schema from before 1.0.
+        """
+        return self._one(_GET) if is_made(self._connection) else None
 
     def take(self, instance: Instance, seen: DatabaseLease | None) -> DatabaseLease | None:
         """Make the instance the owner, with the next term; return None if the lease differs from ``seen``.

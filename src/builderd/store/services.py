@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, bindparam, delete, insert, inspect, select, update
-from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.cluster_services import ClusterService, SeenService
 from builderd.store.database_clock import database_now
@@ -13,9 +12,9 @@ from builderd.store.rows import omit, row_of
 from builderd.store.tables import services
 
 _row = services.c
-_FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in", "address", "way")]
+_FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in")]
 
-_SEEN = (_row.seen_at, _row.known_in, database_now().label("now"))
+_LIST = select(services, database_now().label("now")).order_by(_row.id)
 _INSERT = insert(services).values(seen_at=database_now())
 _UPDATE = update(services).where(_row.id == bindparam("service")).values(seen_at=database_now())
 _known = _row.id.in_(bindparam("ids", expanding=True))
@@ -25,42 +24,26 @@ _REMOVE = delete(services).where(_row.id == bindparam("service"))
 
 
 class Services:
-    """A standby that is upgraded first works on the schema of an older owner: it leaves out the columns that lack."""
+    """Services of a cluster: the owner of the database, and those that stand by. Times are by the database's clock."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._present: frozenset[str] | None = None
-
-    def has_table(self) -> bool:
-        """Return True if the schema has the table: revision 0041 and later."""
-        return bool(self._columns)
-
-    @property
-    def _columns(self) -> frozenset[str]:
-        """Names of the table's columns in the database; none without the table."""
-        if self._present is None:
-            try:
-                self._present = frozenset(one["name"] for one in inspect(self._connection).get_columns(services.name))
-            except NoSuchTableError:
-                self._present = frozenset()
-        return self._present
 
     def announce(self, service: ClusterService) -> None:
         """Store the service as seen now; whether the owner knows of it stays as it was."""
-        row = {name: value for name, value in row_of(service).items() if name in self._columns}
+        row = row_of(service)
         if not self._connection.execute(_UPDATE, {**omit(row, "id"), "service": service.id}).rowcount:
             self._connection.execute(_INSERT, row)
 
     def list(self) -> Sequence[SeenService]:
         """Return all services, by id."""
-        present = [column for column in _FIELDS if column.name in self._columns]
         return [
             SeenService(
-                ClusterService(**{column.name: row[column.name] for column in present}),
+                ClusterService(**{column.name: row[column.name] for column in _FIELDS}),
                 (row["now"] - row["seen_at"]).total_seconds(),
                 row["known_in"],
             )
-            for row in self._connection.execute(select(*present, *_SEEN).order_by(_row.id)).mappings()
+            for row in self._connection.execute(_LIST).mappings()
         ]
 
     def set_known(self, ids: Sequence[str], term: int) -> None:

@@ -15,10 +15,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import BuilderdError, StoreUnavailable
-from builderd.store import schema
+from builderd.store import migrations
 from builderd.store.database import Database
 from builderd.store.database_lease import DatabaseLeases
-from builderd.store.migrations import upgrade
 from builderd.store.postgresql import open_postgresql
 from builderd.store.sqlite import open_sqlite
 from builderd.store.unit_of_work import UnitOfWork
@@ -142,13 +141,16 @@ class Store:
             log.error("database check failed error=%s", one)
         return self._damage
 
-    async def foreign_revision(self) -> str:
-        """Return the revision of a schema that a newer program made, "" for one that this program knows."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._foreign_revision)
+    async def schema_conflict(self) -> str:
+        """Return why this program cannot use the schema, which a newer one made; "" for one that it knows."""
+        return await self._read_schema(migrations.conflict_with)
 
     async def is_migrated(self) -> bool:
         """Return True if ``migrate`` would change nothing."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._is_migrated)
+        return await self._read_schema(migrations.is_newest)
+
+    async def _read_schema(self, look: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._look, look)
 
     async def migrate(self) -> None:
         """Migrate the schema to the newest revision."""
@@ -233,7 +235,7 @@ class Store:
             return []
         try:
             with self._database.reading.begin() as connection:
-                found = schema.differences(connection)
+                found = migrations.differences(connection)
         except Exception as error:
             log.warning("schema check failed error=%s", error)
             return ["its schema cannot be read: see the service's log"]
@@ -241,18 +243,10 @@ class Store:
             self._schema_checked_until = time.monotonic() + SCHEMA_CHECK_INTERVAL
         return found
 
-    def _foreign_revision(self) -> str:
+    def _look(self, look: Callable[[Connection], T]) -> T:
         try:
             with self._database.reading.begin() as connection:
-                return schema.foreign_revision(connection)
-        except Exception as error:
-            self._check(error)
-            raise
-
-    def _is_migrated(self) -> bool:
-        try:
-            with self._database.reading.begin() as connection:
-                return schema.is_newest(connection)
+                return look(connection)
         except Exception as error:
             self._check(error)
             raise
@@ -261,7 +255,7 @@ class Store:
         try:
             with self._database.begin_migration() as connection:
                 self._check_lease(connection)
-                upgrade(connection)
+                migrations.upgrade(connection)
         except Exception as error:
             self._check(error)
             raise

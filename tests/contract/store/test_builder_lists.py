@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
 import pytest
 from tests.contract.store.samples import (
@@ -24,11 +23,9 @@ from tests.contract.store.samples import (
     save,
 )
 from tests.statements import statements
-from tests.stores import open_store, write_database
-from tests.upgrades import old_schema
 
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status, StopKind, Visibility
-from builderd.domain.ids import BuilderId, TenantId, new_id
+from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Sum, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import VersionSettings
@@ -193,24 +190,6 @@ def _add_and_delete(uow: UnitOfWork, builder: Builder) -> None:
     uow.builders.add(builder)
     uow.builders.get(builder.id, lock=True)
     uow.builders.save(replace(builder, desired=Desired.DELETED))
-
-
-async def test_builders_of_a_database_from_before_are_counted_by_its_upgrade(shared_url: str, tmp_path: Path) -> None:
-    file = tmp_path / "filled.db"
-    await write_database(file)
-    async with open_store(f"sqlite:///{file}") as store:
-        await add(store, TENANT, OTHER_TENANT)
-        for changes in ({}, {"desired": Desired.STOPPED}, GONE):
-            await add_builder(store, **changes)
-    old_schema.copy(file, shared_url, "0042")
-    async with open_store(shared_url) as store:
-        await add_builder(store)
-        for tenant, number in ((TENANT, 3), (OTHER_TENANT, 0)):
-            assert await store.read(partial(_total, tenant=tenant.id)) == number
-
-
-def _total(uow: UnitOfWork, tenant: TenantId) -> int:
-    return uow.builder_lists.count(tenant, BuilderQuery())
 
 
 LISTS: dict[str, Callable[[UnitOfWork, BuilderQuery], Sequence[object]]] = {

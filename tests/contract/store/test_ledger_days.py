@@ -5,13 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
 import pytest
 from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import OTHER_TENANT, TENANT, add, add_builder, make_segment
-from tests.stores import open_store, write_database
-from tests.upgrades import old_schema
 
 from builderd.domain.days import DAY, days_between
 from builderd.domain.prices import Billing, Segment, Sum, total
@@ -79,17 +76,3 @@ async def test_days_of_another_tenant_are_excluded(store: Store) -> None:
     closed = make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY, end=MAY + HOUR)
     await add(store, closed, make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY + HOUR))
     assert await store.read(partial(_days, since=MAY, until=MAY + 3 * DAY)) == {}
-
-
-async def test_days_of_a_database_from_before_are_summed_by_its_upgrade(shared_url: str, tmp_path: Path) -> None:
-    file = tmp_path / "filled.db"
-    await write_database(file)
-    async with open_store(f"sqlite:///{file}") as store:
-        await add(store, TENANT)
-        segments = await add_segments(store)
-    old_schema.copy(file, shared_url, "0037")
-    async with open_store(shared_url) as store:
-        found = await store.read(partial(_days, since=MAY - 9 * DAY, until=MAY + 9 * DAY))
-        assert {day: spent for day, spent in found.items() if spent != Sum()} == expected(
-            segments, MAY - 9 * DAY, MAY + 9 * DAY
-        )

@@ -260,26 +260,3 @@ async def test_count_beside_open_transactions_corrects_nothing(
             )
         await assert_exact(one)
     assert not caplog.records
-
-
-async def test_migration_sums_the_disks_of_live_builders(shared_url: str) -> None:
-    async with open_store(shared_url) as store:
-        await add(store, TENANT, OTHER_TENANT)
-        for number, disk in enumerate(SIZES):
-            await store.write(partial(create, disk=disk, name=f"app-{number}"))
-        gone = await store.write(partial(create, disk=50))
-        await store.write(partial(drop, builder=gone.id))
-
-        def undo(uow: Any) -> None:
-            connection = uow.tenants._connection
-            columns = ("tenants.live_disk", "tokens.made_by", "webhooks.expires_at")
-            made_by_tokens = [f"{table}.token_id" for table in ("ssh_grants", "preview_links", "webhooks", "uploads")]
-            for table, _, column in (one.partition(".") for one in (*columns, *made_by_tokens)):
-                connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-            connection.execute(text("UPDATE alembic_version SET version_num = '0044'"))
-
-        await store.write(undo)
-    async with open_store(shared_url) as store:
-        await assert_exact(store)
-        kept, _ = await store.read(stored)
-        assert kept[TENANT.id] == (len(SIZES), sum(round(size * 1e9) for size in SIZES))

@@ -1,8 +1,11 @@
-"""The migrations make exactly the tables that the code works on."""
+"""The migrations make exactly the tables that the code works on, and the store says where a database differs."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,14 +16,38 @@ from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
+from tests.contract.store.samples import TENANT, add, add_builder
 from tests.postgres import PostgresServer
-from tests.stores import open_store
+from tests.stores import MEMORY, open_store
 
+from builderd.domain.errors import InvalidState
+from builderd.store import Store, migrations
 from builderd.store.tables import metadata
 
 ROOT = Path(__file__).parents[3]
+VERSIONS = Path(migrations.__file__).with_name("versions")
+#: The sha256 of each migration that has landed, with its SQL.
+LANDED = {
+    "0047_baseline.postgresql.sql": "685a1852d1934280fd1c0540c540089301441251339321de79abd5bc0023fa5e",
+    "0047_baseline.py": "3e2aef392a0c2416063a92ce4c9b74ccfe8f7a21a3d9c8723af6cbb68c6886de",
+    "0047_baseline.sqlite.sql": "54bccc8fa7a9c80b96caccbb90a05cb5573896ad700a5dd25a047f5d4dcb5021",
+}
+HEAD = migrations.revisions()[-1]
+#: A later migration, which rebuilds a table on SQLite.
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "9000", {head!r}
+
+def upgrade():
+    with op.batch_alter_table("tenants") as table:
+        table.add_column(sa.Column("colour", sa.Text, nullable=False, server_default="red"))
+        table.create_check_constraint("colour", "colour <> ''")
+"""
 MIGRATE = """
 import asyncio, sys
 from builderd.store import store
@@ -108,3 +135,94 @@ def test_installed_wheel_contains_the_migrations(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/data/builderd.db")
     assert "builders" in inspect(engine).get_table_names()
     engine.dispose()
+
+
+def test_landed_migrations_are_unchanged() -> None:
+    """Databases went through a migration as it was, so a change is a migration of its own. Comments count."""
+    present = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VERSIONS.iterdir() if path.is_file()
+    }
+    assert present == LANDED
+
+
+async def test_migration_keeps_the_rows(shared_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with open_store(shared_url) as store:
+        await add(store, TENANT)
+        builder = await add_builder(store)
+    folder = tmp_path / "migrations"
+    shutil.copytree(VERSIONS.parent, folder)
+    (folder / "versions/9000_colours.py").write_text(NEXT.format(head=HEAD))
+    monkeypatch.setattr(migrations, "_config", lambda **attributes: _config(folder, attributes))
+    monkeypatch.setattr(migrations, "revisions", lambda: (HEAD, "9000"))
+    async with open_store(shared_url) as store:
+        await store.migrate()
+        assert await store.is_migrated()
+        assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
+        assert await change(store, "SELECT colour FROM tenants") == [("red",)]
+    monkeypatch.undo()
+    store = Store(shared_url)
+    assert await store.schema_conflict() == "the database has the schema 9000, which a newer builderd made"
+    with pytest.raises(InvalidState, match="schema 9000, which a newer builderd made: use that one"):
+        await store.migrate()
+    await store.close()
+
+
+def _config(folder: Path, attributes: Any) -> Config:
+    config = Config(attributes=attributes)
+    config.set_main_option("script_location", str(folder))
+    return config
+
+
+async def test_database_from_before_the_first_release_is_refused(store: Store) -> None:
+    await change(store, "UPDATE alembic_version SET version_num = '0046'")
+    with pytest.raises(InvalidState, match=r"schema 0046 of a builderd from before 1\.0, which is not upgraded"):
+        await store.migrate()
+    with pytest.raises(InvalidState, match="not upgraded"):
+        await store.read(lambda uow: uow.database_lease.get())
+
+
+async def change(store: Store, *statements: str) -> list[Any]:
+    """Execute the statements, and return the rows of the last one."""
+
+    def execute() -> list[Any]:
+        with store._database.writing.begin() as connection:
+            done = [connection.execute(text(statement)) for statement in statements]
+            return list(done[-1]) if done[-1].returns_rows else []
+
+    return await asyncio.get_running_loop().run_in_executor(store._writers, execute)
+
+
+async def test_current_schema_has_no_differences(store: Store) -> None:
+    assert await store.schema_differences() == []
+    await change(store, "ALTER TABLE tenants ADD COLUMN colour TEXT", "CREATE TABLE notes (id INTEGER)")
+    assert await store.schema_differences() == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("DROP TABLE qa_screenshots", "the table qa_screenshots is missing"),
+        ("ALTER TABLE builders DROP COLUMN member", "the column builders.member is missing"),
+        ("UPDATE alembic_version SET version_num = '9999'", f"revision 9999, this program needs {HEAD} (another"),
+        ("DROP TABLE alembic_version", f"revision none, this program needs {HEAD} (restart"),
+    ],
+)
+async def test_missing_tables_and_columns_are_named(store: Store, statement: str, fault: str) -> None:
+    await change(store, statement)
+    (only,) = await store.schema_differences()
+    assert fault in only
+
+
+async def test_empty_database_names_a_few_differences() -> None:
+    store = Store(MEMORY)
+    found = await store.schema_differences()
+    await store.close()
+    assert "revision none" in found[0]
+    assert len(found) == 11
+    assert found[-1] == f"and {len(metadata.tables) + 1 - 10} more"
+
+
+async def test_missing_database_is_reported_as_unreadable() -> None:
+    store = Store("postgresql://me@127.0.0.1:1/builderd")
+    assert await store.schema_differences() == ["its schema cannot be read: see the service's log"]
+    await store.close()

@@ -22,7 +22,6 @@ async def seen(store: Store) -> dict[str, SeenService]:
 
 
 async def test_announced_services_are_listed_with_their_age(store: Store) -> None:
-    assert await store.read(lambda uow: uow.services.has_table())
     assert await seen(store) == {}
     for one in (ONE, TWO):
         await store.write(lambda uow, one=one: uow.services.announce(one))  # type: ignore[misc]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from builderd.domain.database_lease import Instance
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings
-from builderd.store.migrations import revisions
+from builderd.store import migrations
 
 SECRET = "hunter2"
 ELSEWHERE = f"postgresql://builderd:{SECRET}@db.example/builderd?sslpassword={SECRET}"
@@ -40,16 +38,17 @@ def test_a_token_for_another_database_than_the_services_is_refused_and_no_databa
     assert [path.name for path in tmp_path.iterdir()] == [DATABASE_NOTE]
 
 
-async def test_command_does_not_migrate_the_database_below_an_older_service(tmp_path: Path) -> None:
+async def test_command_does_not_migrate_the_database_below_an_older_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, owner = settings_of(tmp_path), Instance("host", "one", "/data", "one", "boot")
     async with store(here) as opened:
         await opened.write(lambda uow: uow.database_lease.take(owner, None))
         # The schema is this program's: nothing is to be changed.
         async with store(here):
             pass
-    before = revisions()[-2]
-    with closing(sqlite3.connect(tmp_path / "builderd.db", isolation_level=None)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = ?", [before])
+    later = (*migrations.revisions(), "9000")
+    monkeypatch.setattr(migrations, "revisions", lambda: later)
     with pytest.raises(InvalidState, match=r"host one .*older than this command"):
         async with existing_store(here):
             pass

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from nacl.pwhash import argon2id
 from pydantic import SecretStr
-from sqlalchemy import create_engine
 from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
 from tests.stores import open_store, write_database
 
@@ -36,7 +35,6 @@ from builderd.services import credentials
 from builderd.settings import Settings, VaultSettings
 from builderd.store import UnitOfWork
 from builderd.store.idempotency import IdempotencyRecord
-from builderd.store.migrations import revisions, upgrade
 
 CANARY = "canary-5b1e88d0"
 PASSPHRASE = "correct horse battery"
@@ -229,41 +227,6 @@ def test_a_schema_of_a_newer_program_is_refused(home: Settings, tmp_path: Path) 
     with pytest.raises(InvalidState, match="newer builderd"):
         state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
     assert list(tmp_path.iterdir()) == [home.data_dir]
-
-
-def test_an_older_schema_comes_back_and_is_brought_up_to_date(home: Settings, tmp_path: Path) -> None:
-    """Restore a state of the schema before the last, as an older program left it."""
-    before = revisions()[-2]
-    _age(home.data_dir / "builderd.db", before)
-    manifest = state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
-    assert manifest.revision == before
-    shutil.rmtree(home.data_dir)
-    state.restore(home, tmp_path / "kept", PASSPHRASE, print)
-    assert asyncio.run(_read(home))[0] == BUILDER
-
-
-def _age(database: Path, revision: str) -> None:
-    """Move the rows to an older schema."""
-    older = database.with_name("older.db")
-    engine = create_engine(f"sqlite:///{older}")
-    with engine.begin() as made:
-        upgrade(made, revision)
-    engine.dispose()
-    with closing(sqlite3.connect(older)) as connection:
-        connection.execute("ATTACH ? AS now", (str(database),))
-        kept = set(
-            connection.execute("SELECT m.name, c.name FROM now.sqlite_master m, pragma_table_info(m.name, 'now') c")
-        )
-        tables = connection.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall()
-        for (table,) in tables:
-            columns = [
-                row[1] for row in connection.execute(f"PRAGMA main.table_info({table})") if (table, row[1]) in kept
-            ]
-            if table != "alembic_version" and columns:
-                names = ", ".join(f'"{name}"' for name in columns)
-                connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM now.{table}")
-        connection.commit()
-    older.replace(database)
 
 
 @pytest.mark.parametrize("passphrase", ["wrong horse battery", "short"])

@@ -148,7 +148,7 @@ async def test_looks_at_the_database_open_no_more_connections_than_reads(store: 
     together = threading.Barrier(sqlite.READERS, timeout=30)
     await asyncio.gather(*(store.read(lambda _: together.wait()) for _ in range(sqlite.READERS)))
     assert len(made) == sqlite.READERS
-    for look in (store.ready, store.schema_differences, store.foreign_revision, store.is_migrated):
+    for look in (store.ready, store.schema_differences, store.schema_conflict, store.is_migrated):
         await asyncio.gather(*(look() for _ in range(sqlite.READERS)))
     assert len(made) == sqlite.READERS
 

@@ -23,7 +23,4 @@ services = Table(
     # By the database's clock.
     Column("seen_at", UtcDateTime, nullable=False),
     Column("known_in", BigInteger),
-    # Of earlier versions.
-    Column("address", ForeignText),
-    Column("way", ForeignText),
 )

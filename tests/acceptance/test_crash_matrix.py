@@ -17,16 +17,18 @@ from tests.acceptance.on_engines import OnIncus, OwnEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
+START = ("PlanSandbox", "StartSandbox", "AwaitListening")
 STEPS = {
-    "create": ("SetRoute", "Review", "StartSandbox", "AwaitListening", "CheckApp"),
-    "stop": ("SetRoute", "StopSandbox"),
-    "start": ("SetRoute", "StartSandbox", "AwaitListening"),
+    "create": ("SetRoute", "Review", "Install", "CreateDisk", "PutBundle", *START, "CheckApp", "Settle"),
+    "stop": ("SetRoute", "StopSandbox", "Settle"),
+    "start": ("SetRoute", *START, "Settle"),
     "delete": ("RemoveRoute", "StopSandbox", "Forget"),
 }
 #: Tried in every run: what leaves most on the host when it is cut off. script/soak tries the others; on fakes every
 #: step is tried in every run.
 OFTEN = {
     "create-Review.done",
+    "create-CreateDisk.done",
     "create-StartSandbox.done",
     "stop-StopSandbox.done",
     "start-StartSandbox.recorded",

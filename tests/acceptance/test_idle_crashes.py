@@ -28,9 +28,9 @@ FREEZE_AFTER = "BUILDERD_IDLE__FREEZE_AFTER"
 #: What the service does next to a builder that is …
 STEPS = {
     "freeze": ("SetRoute", "Freeze"),
-    "thaw": ("Thaw",),
-    "wake": ("SetRoute", "StartSandbox", "AwaitListening"),
-    "idle stop": ("SetRoute", "StopSandbox"),
+    "thaw": ("Thaw", "SetRoute"),
+    "wake": ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
+    "idle stop": ("SetRoute", "StopSandbox", "Settle"),
 }
 #: Where the world and the record are furthest apart; the soak kills it everywhere else too.
 OFTEN = ("freeze-Freeze.done", "wake-StartSandbox.done")

@@ -23,7 +23,7 @@ from tests.acceptance.redeploy_app import APP, FILES, SHY
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 BEFORE = ("Review", "Install", "PlanTrial", "TryCandidate", "SetRoute", "StopSandbox", "CreateDisk")
-AFTER = ("PlanSandbox", "StartSandbox", "AwaitListening", "DropDisks")
+AFTER = ("PlanSandbox", "StartSandbox", "AwaitListening", "Settle", "DropDisks")
 STEPS = {
     "redeploy": (*BEFORE, "PutBundle", *AFTER),
     # The files are those that are there.
@@ -31,7 +31,7 @@ STEPS = {
     "rollback": (*BEFORE, "PutBundle", *AFTER),
     # It starts on trial and ends where it takes over: the old version is brought back on the disk that it had.
     "broken": ("StartSandbox", "RecordEnd", "GiveUp", "DropDisks"),
-    "token": ("SetRoute", "StopSandbox", "PlanSandbox", "StartSandbox", "AwaitListening"),
+    "token": ("SetRoute", "StopSandbox", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
 }
 #: The others are for the soak; on fakes it is each of them every time.
 OFTEN = {

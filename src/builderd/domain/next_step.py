@@ -7,7 +7,7 @@ repeated after a crash does no harm.
 from __future__ import annotations
 
 from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.previews import Address, RouteState
 from builderd.domain.restarts import MAX_EXITS, delay_before_restart, end_time, is_crash, next_attempt, recent_crashes
 from builderd.domain.routes import closed_route, make_route
 from builderd.domain.sandboxes import EndCause, Sandbox
@@ -102,7 +102,7 @@ def _towards_running(builder: Builder, seen: Observation) -> Step:
         if builder.asleep_since is not None and _is_up(builder):
             return _towards_frozen(builder, seen)
         if seen.paid_frozen or _is_frozen(seen):
-            return Thaw(_opened(builder, seen))
+            return Thaw()
         if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
             return CheckApp()  # before the route opens: requests never reach a version that fails
         if (opening := _open_route(builder, seen)) is not None:
@@ -138,15 +138,11 @@ def _is_frozen(seen: Observation) -> bool:
 
 def _open_route(builder: Builder, seen: Observation) -> Step | None:
     """Open the route to the app; None if it is open already."""
-    opened = _opened(builder, seen)
-    return SetRoute(opened) if seen.route != opened else None
-
-
-def _opened(builder: Builder, seen: Observation) -> Route:
     assert seen.report is not None, "a running sandbox has a report"
     assert seen.report.ip is not None, "a running sandbox has an address"
     destination = Address(seen.report.ip, seen.version.port)
-    return make_route(builder, RouteState.OPEN, destination, h2c=seen.version.h2c)
+    opened = make_route(builder, RouteState.OPEN, destination, h2c=seen.version.h2c)
+    return SetRoute(opened) if seen.route != opened else None
 
 
 def _towards_started(builder: Builder, seen: Observation) -> Step:

@@ -72,7 +72,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """Review this version's code, and meanwhile install the dependencies that run no code of it."""
+    """Review this version's code."""
 
     version: int
 
@@ -159,9 +159,7 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Thaw:
-    """Thaw the sandbox and open its route: one step, since requests wait for both."""
-
-    route: Route
+    """Thaw the sandbox; its route opens in the next step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -40,32 +39,6 @@ async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOf
         for one in replaced:
             await drop_unused(application, one)
     return change
-
-
-class SharedFetch:
-    """The bundle of one version, read once for all who call at the same time: a step and what goes on beside it.
-
-    It keeps no bundle: a step may wait for its turn for many minutes, and a large bundle has an open file. A call
-    after the read has ended reads again.
-    """
-
-    def __init__(self, application: Application, version: Version) -> None:
-        self._app = application
-        self._version = version
-        self._fetching: asyncio.Task[Bundle] | None = None
-
-    async def __call__(self) -> Bundle:
-        """Return the bundle. Raises ``BundleLost``. A caller that is cancelled stops nobody else's."""
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(fetch(self._app, self._version))
-            self._fetching.add_done_callback(self._forget)
-        return await asyncio.shield(self._fetching)
-
-    def _forget(self, fetching: asyncio.Task[Bundle]) -> None:
-        """Forget the bundle, and ignore the error where all callers were cancelled."""
-        self._fetching = None
-        if not fetching.cancelled():
-            fetching.exception()
 
 
 async def fetch(application: Application, version: Version) -> Bundle:

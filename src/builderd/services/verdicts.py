@@ -10,7 +10,7 @@ from typing import NamedTuple
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Forbidden, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import TenantId
 from builderd.domain.reviews import (
     ORDER,
     Acceptance,
@@ -65,14 +65,6 @@ async def report_of(
     async with gate.concurrency[tenant_id]:
         bundle = await bundles.fetch(application, version)
         return await gate.review(bundle, commands, application.clock.now()), False
-
-
-async def passes(application: Application, builder: BuilderId, report: Report, now: datetime) -> bool:
-    """Return True if a version with this report passes as things are now; ``record`` has the last word."""
-    if judge(report, (), now).passed:
-        return True
-    accepted = await application.store.read(lambda uow: uow.acceptances.of_builder(builder))
-    return judge(report, accepted, now).passed
 
 
 def record(uow: UnitOfWork, builder: Builder, number: int, report: Report, by: str, now: datetime) -> Verdict:

@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "one that is woken goes on": (
         UP,
         seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True),
-        Thaw(OPEN),
+        Thaw(),
     ),
     "one that is frozen for a copy of its disk is left alone": (
         UP,
@@ -223,7 +223,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         Wait(),
     ),
     "also one that has slept before": (UP, seen(sandbox=LISTENING, report=COPIED, route=OPEN), Wait()),
-    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw(OPEN)),
+    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw()),
     "then visitors are let in again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), SetRoute(OPEN)),
     "one that ends in its sleep has ended": (
         SLEEPY,

@@ -82,40 +82,20 @@ async def test_an_installation_that_waits_for_its_turn_keeps_no_bundle(
     go_on = hold_builds(world, monkeypatch)
     async with world.reconciling():
         asked = [await world.ask(*own_layer(number), name=f"app{number}") for number in range(CREATES)]
-        await world.until(lambda: world.called("put_bundle") == CREATES and world.called("has_layer") >= 2 * CREATES)
+        await world.until(lambda: world.called("has_layer") >= CREATES)
         await until_few(world, alive, 0)
         go_on.set()
         for builder in asked:
             await world.outcome(builder)
 
 
-@pytest.mark.parametrize("needs_build", [False, True])
-async def test_a_review_that_waits_for_its_turn_keeps_no_bundle(
-    world: World, alive: Callable[[], int], needs_build: bool
-) -> None:
-    world.installer.needs_build = needs_build
-    looks = CREATES if needs_build else 2 * CREATES
+async def test_a_review_that_waits_for_its_turn_keeps_no_bundle(world: World, alive: Callable[[], int]) -> None:
     world.scanner.open.clear()
     async with world.reconciling():
         asked = [await world.ask(*own_layer(number), name=f"app{number}") for number in range(CREATES)]
-        await world.until(lambda: world.called("put_bundle") == CREATES and world.called("has_layer") >= looks)
         await world.until(lambda: len(world.scanner.scanned) == reviews.MAX_OF_TENANT)
         await until_few(world, alive, reviews.MAX_OF_TENANT)
         world.scanner.open.set()
-        for builder in asked:
-            await world.outcome(builder)
-
-
-async def test_a_first_disk_that_waits_for_its_turn_keeps_no_bundle(world: World, alive: Callable[[], int]) -> None:
-    turn = asyncio.Semaphore(0)
-    async with world.reconciling() as reconciler:
-        reconciler._context.steps._first_start._limit = turn
-        asked = [await world.ask(BundleFile("main.py", b"%d" % one), name=f"app{one}") for one in range(CREATES)]
-        try:
-            await world.until(lambda: len(world.scanner.scanned) == CREATES)
-            await until_few(world, alive, 0)
-        finally:  # the steps wait for their disks, also where they are cancelled
-            turn.release()
         for builder in asked:
             await world.outcome(builder)
 

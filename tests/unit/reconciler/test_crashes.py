@@ -180,15 +180,13 @@ async def redeploy_with_release(world: World, builder: Builder | None) -> Builde
     return builder
 
 
-#: The first one plans the sandbox too, the last one opens the route and records the outcome.
-START = ("SetRoute", "StartSandbox", "AwaitListening")
-AGAIN = ("PlanSandbox", "StartSandbox", "AwaitListening")
-#: The last one records the disk and the planned sandbox too.
-PREPARE = ("SetRoute", "Review", "Install")
-TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *AGAIN, "DropDisks")
+AGAIN = ("PlanSandbox", "StartSandbox", "AwaitListening", "SetRoute")
+START = ("SetRoute", *AGAIN, "Settle")
+PREPARE = ("SetRoute", "Review", "Install", "CreateDisk", "PutBundle")
+TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *AGAIN, "Settle", "DropDisks")
 RELEASED = ("PlanSandbox", "StartSandbox", "AwaitRelease", "RecordEnd")
 OPERATIONS = {
-    "create": Operation((*PREPARE, *START[1:], "CheckApp"), None, create, Status.RUNNING),
+    "create": Operation((*PREPARE, *AGAIN, "CheckApp", "Settle"), None, create, Status.RUNNING),
     "create what does not start": Operation(
         ("SetRoute", "StartSandbox", "RecordEnd", "GiveUp", "SetRoute"), None, create, Status.FAILED, HASTY
     ),
@@ -196,31 +194,31 @@ OPERATIONS = {
         ("AwaitListening", "SetRoute", "SetRoute", "StopSandbox"), None, create, Status.FAILED, DEAF
     ),
     "create a job": Operation(
-        (*PREPARE, "StartSandbox", "RecordEnd", "Settle"),
+        (*PREPARE, "PlanSandbox", "StartSandbox", "RecordEnd", "Settle"),
         None,
         create_job,
         Status.COMPLETED,
         Behaviour(exits_at=1),
     ),
-    "stop": Operation(("SetRoute", "StopSandbox"), up, wish(builders.stop), Status.STOPPED),
+    "stop": Operation(("SetRoute", "StopSandbox", "Settle"), up, wish(builders.stop), Status.STOPPED),
     "start": Operation(START, stopped, wish(builders.start), Status.RUNNING),
-    "restart": Operation(("SetRoute", "StopSandbox", *AGAIN), up, wish(builders.restart), Status.RUNNING),
+    "restart": Operation(("SetRoute", "StopSandbox", *AGAIN, "Settle"), up, wish(builders.restart), Status.RUNNING),
     "delete": Operation(("RemoveRoute", "StopSandbox", "Forget"), up, wish(builders.delete), Status.DELETED),
     "delete a stopped one": Operation(("RemoveRoute", "Forget"), stopped, wish(builders.delete), Status.DELETED),
     "delete a job": Operation(("StopSandbox", "Forget"), job_that_runs, wish(builders.delete), Status.DELETED),
     "freeze": Operation(("SetRoute", "Freeze"), idles, sleeps, Status.RUNNING),
-    "thaw": Operation(("Thaw",), asleep, visit, Status.RUNNING),
-    "idle stop": Operation(("SetRoute", "StopSandbox"), idles, idles_out, Status.STOPPED),
-    "idle stop of a frozen one": Operation(("StopSandbox",), asleep, idles_out, Status.STOPPED),
+    "thaw": Operation(("Thaw", "SetRoute"), asleep, visit, Status.RUNNING),
+    "idle stop": Operation(("SetRoute", "StopSandbox", "Settle"), idles, idles_out, Status.STOPPED),
+    "idle stop of a frozen one": Operation(("StopSandbox", "Settle"), asleep, idles_out, Status.STOPPED),
     "wake": Operation(START, idled, visit, Status.RUNNING),
-    "stop a frozen one": Operation(("SetRoute", "StopSandbox"), asleep, wish(builders.stop), Status.STOPPED),
+    "stop a frozen one": Operation(("SetRoute", "StopSandbox", "Settle"), asleep, wish(builders.stop), Status.STOPPED),
     "delete a frozen one": Operation(
         ("RemoveRoute", "StopSandbox", "Forget"), asleep, wish(builders.delete), Status.DELETED
     ),
     "redeploy": Operation(("Review", "Install", "PlanTrial", "TryCandidate", *TAKE_OVER), up, redeploy, Status.RUNNING),
     "redeploy what does not start": Operation(("PlanTrial", "TryCandidate"), up, redeploy, Status.RUNNING, HASTY),
     "redeploy what starts on trial only": Operation(
-        ("StartSandbox", "RecordEnd", "GiveUp", "PlanSandbox", "PlanSandbox", "DropDisks"),
+        ("StartSandbox", "RecordEnd", "GiveUp", "PlanSandbox", "PlanSandbox", "Settle", "DropDisks"),
         up,
         redeploy,
         Status.RUNNING,
@@ -239,9 +237,11 @@ OPERATIONS = {
         Status.RUNNING,
     ),
     "create with a release": Operation(RELEASED, None, create_with_release, Status.RUNNING),
-    "redeploy with a release": Operation(RELEASED[1:], up, redeploy_with_release, Status.RUNNING),
+    "redeploy with a release": Operation(RELEASED, up, redeploy_with_release, Status.RUNNING),
     "switch": Operation(("HandOver", "StopSandbox", "AwaitListening", "DropDisks"), up, switch, Status.RUNNING),
-    "renew the token": Operation(("SetRoute", "StopSandbox", "AwaitListening"), up, renew_token, Status.RUNNING),
+    "renew the token": Operation(
+        ("SetRoute", "StopSandbox", "AwaitListening", "Settle"), up, renew_token, Status.RUNNING
+    ),
     "exit": Operation(("SetRoute", "RecordEnd", *AGAIN), up, app_exits, Status.RUNNING),
 }
 
@@ -388,7 +388,7 @@ async def test_app_planned_before_its_disk_was_lost_starts_after_its_release(wor
         builder = await stopped_without_its_disk(life.world)
         builder = await life.world.reached(builders.stop, await life.world.reached(builders.start, builder))
         world.engine.behave(RELEASE, MIGRATES)
-    async with living(world, "SetRoute.recorded") as life:
+    async with living(world, "PlanSandbox.recorded") as life:
         await life.world.want(builders.start, builder)
         await world.until(lambda: life.is_over)
     del world.engine.disks[builder.disk]

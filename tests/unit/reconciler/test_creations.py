@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import SANDBOX_COMMAND, JobType, Status, Visibility
+from builderd.domain.builders import Status, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed
 from builderd.domain.events import SYSTEM
-from builderd.domain.ids import BuilderId, secret_hash
+from builderd.domain.ids import secret_hash
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Address, RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, VersionStatus
-from builderd.reconciler.core import transitions
-from builderd.reconciler.core.transitions import REUSED, Record, Recorded
+from builderd.reconciler.core.transitions import REUSED
 from builderd.services import builders
-from builderd.services.application import Application
 
 SECOND = timedelta(seconds=1)
 
@@ -242,26 +239,3 @@ async def test_a_failed_installation_can_be_tried_again(world: World) -> None:
             await world.outcome(builder)
         again = await world.reached(builders.start, builder)
     assert (again.status, again.failure_code) == (Status.RUNNING, None)
-
-
-@pytest.mark.parametrize(
-    ("settings", "most"),
-    [({}, 6), ({"job_type": JobType.SANDBOX, "entrypoint": SANDBOX_COMMAND}, 5)],
-    ids=["an app", "a sandbox"],
-)
-async def test_a_create_without_packages_takes_few_writes(
-    world: World, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], most: int
-) -> None:
-    """Review, disk, plan, start, port and gate; a sandbox has neither of the last two, and is settled instead."""
-    held: list[BuilderId] = []
-    guarded = transitions.apply
-
-    async def apply(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
-        held.append(builder_id)
-        return await guarded(application, builder_id, record)
-
-    monkeypatch.setattr(transitions, "apply", apply)
-    async with world.reconciling():
-        builder = await world.create(MAIN, **settings)
-    assert builder.status is Status.RUNNING
-    assert len(held) <= most

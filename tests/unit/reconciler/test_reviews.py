@@ -91,34 +91,7 @@ async def test_blocked_code_is_neither_installed_nor_started(world: World) -> No
     assert kinds == ["builder.created", "review.failed", "stage.finished", "version.failed", "builder.status"]
 
 
-async def test_wheels_are_installed_beside_the_review(world: World) -> None:
-    world.scanner.open.clear()
-    async with world.reconciling():
-        builder = await world.ask(MAIN, REQUIREMENTS)
-        await world.until(lambda: world.called("build_layer") == 1)
-        assert world.called("start") == 0
-        world.scanner.open.set()
-        await world.outcome(builder)
-    assert world.called("build_layer") == 1
-    stages = [e.details["stage"] for e in await world.events(builder) if e.type == "stage.finished"]
-    assert stages == ["review", "install", "start", "qa"]
-
-
-async def test_source_build_waits_for_the_review(world: World) -> None:
-    world.installer.needs_build = True
-    world.scanner.open.clear()
-    async with world.reconciling():
-        builder = await world.ask(MAIN, REQUIREMENTS)
-        await world.until(lambda: world.scanner.scanned)
-        await asyncio.sleep(0.02)
-        assert world.called("build_layer") == 0
-        world.scanner.open.set()
-        await world.outcome(builder)
-    assert world.called("build_layer") == 1
-
-
-async def test_layer_that_may_run_code_waits_for_the_review(world: World) -> None:
-    world.installer.may_run_code = True
+async def test_nothing_is_installed_before_the_review_has_passed(world: World) -> None:
     world.scanner.open.clear()
     async with world.reconciling():
         builder = await world.ask(EVIL, REQUIREMENTS)
@@ -129,21 +102,6 @@ async def test_layer_that_may_run_code_waits_for_the_review(world: World) -> Non
         with pytest.raises(ReviewFailed):
             await world.outcome(builder)
     assert world.called("build_layer") == 0
-
-
-async def test_a_build_from_source_after_wheels_failed_waits_for_the_verdict(world: World) -> None:
-    world.installer.has_fallback = True
-    world.engine.build_outcomes.append(BuildOutcome(1, ("no wheels",), 1))
-    world.scanner.open.clear()
-    async with world.reconciling():
-        builder = await world.ask(EVIL, REQUIREMENTS)
-        await world.until(lambda: world.called("build_layer") == 1)
-        await asyncio.sleep(0.02)
-        world.scanner.open.set()
-        with pytest.raises(ReviewFailed):
-            await world.outcome(builder)
-        await world.until_route(builder, RouteState.FAILED)
-    assert world.called("build_layer") == 1
 
 
 async def test_failed_install_is_reported_after_the_review(world: World) -> None:

@@ -24,14 +24,12 @@ class WorkItem:
     """A builder as it was read, with the version that a step works on (``version``).
 
     ``candidate`` is the version prepared to replace it; ``current`` the serving one where ``version`` is another.
-    ``domains`` are those of a builder that is about to start; None: they were not read.
     """
 
     builder: Builder
     version: Version
     candidate: Version | None = None
     current: Version | None = None
-    domains: tuple[str, ...] | None = None
 
     @property
     def disk(self) -> DiskId:
@@ -76,11 +74,9 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     keep_awake = [one for one in sandboxes if one.end is None]
     open_one, trial = (next((one for one in keep_awake if one.trial is is_trial), None) for is_trial in (False, True))
     paid = uow.ledger.current(builder_id)
-    starts = builder.starts and (open_one is None or open_one.started_at is None)
-    # With the rest: a transaction of its own would be one more that a start waits for.
-    domains = tuple(one.host for one in uow.domains.of_builder(builder_id)) if starts else None
-    item = WorkItem(builder, version, candidate, current, domains)
-    return StoredState(item, open_one, trial, ends, paid.billing if paid else None)
+    return StoredState(
+        WorkItem(builder, version, candidate, current), open_one, trial, ends, paid.billing if paid else None
+    )
 
 
 async def observe(application: Application, stored: StoredState) -> Observation:

@@ -6,18 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Builder, Cause, Desired, JobType, Status
+from builderd.domain.builders import Cause, Desired, JobType, Status
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import DiskId, new_id
-from builderd.domain.prices import Billing, Prices
+from builderd.domain.prices import Billing
 from builderd.domain.restarts import MAX_EXITS, recent_crashes
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.versions import Version
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition, add_event, as_stored
 from builderd.services import credentials, failed_disks, ledger
-from builderd.store import UnitOfWork
 
 
 def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
@@ -25,10 +24,10 @@ def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
 
     ``is_own``: the builder's own is gone, not only a candidate's copy of it.
     """
-    uow, builder, now = transition.uow, transition.builder, transition.now
+    uow, builder = transition.uow, transition.builder
     if is_own and builder.disk_is_made and failed_disks.holds_data(uow, builder):
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
-        add_event(uow, builder, "disk.lost", now, reason=reason, details={"disk": builder.disk})
+        add_event(transition, "disk.lost", reason=reason, details={"disk": builder.disk})
     version = as_stored(uow, item.version)
     if version.released:
         # The release prepared the disk that is gone.
@@ -37,20 +36,23 @@ def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
         uow.builders.save(replace(builder, disk_is_made=False))
 
 
-def disk_made(uow: UnitOfWork, builder: Builder, item: WorkItem, prices: Prices, now: datetime) -> None:
+def disk_made(transition: Transition, item: WorkItem) -> None:
     """Record the builder's disk, which is billed from now on."""
+    uow, builder = transition.uow, transition.builder
     if not builder.disk_is_made:
         uow.builders.save(replace(builder, disk_is_made=True))
-    if uow.ledger.current(item.builder.id) is None:
-        ledger.bill(uow, prices, item.builder, item.version.settings.resources, Billing.STOPPED, now)
+    if uow.ledger.current(builder.id) is None:
+        resources = item.version.settings.resources
+        ledger.bill(uow, transition.prices, builder, resources, Billing.STOPPED, transition.now)
 
 
-def disk_moved(uow: UnitOfWork, builder: Builder, member: str, now: datetime) -> None:
+def disk_moved(transition: Transition, member: str) -> None:
     """Record that the builder's disk lies on this member of the cluster, if it was another one."""
+    builder = transition.builder
     if builder.location and builder.location != member:
         reason = f"moved from the member {builder.location} of the cluster, which is being evacuated"
-        add_event(uow, builder, "member.moved", now, reason=reason, details={"member": builder.location})
-    uow.builders.save(replace(builder, location=member))
+        add_event(transition, "member.moved", reason=reason, details={"member": builder.location})
+    transition.uow.builders.save(replace(builder, location=member))
 
 
 def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, report: SandboxReport) -> Sandbox:
@@ -62,7 +64,7 @@ def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, 
     ledger.bill(uow, prices, builder, version.settings.resources, Billing.RUNNING, at)
     credentials.used(uow, builder.tenant_id, version.settings.credentials, builder.id, at)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
-    add_event(uow, builder, "sandbox.started", at, reason="started", details=details)
+    add_event(transition, "sandbox.started", reason="started", details=details, at=at)
     return started
 
 
@@ -91,7 +93,7 @@ def sandbox_ended(transition: Transition, sandbox: Sandbox, *, end: SandboxEnd, 
         "exit_code": end.exit_code,
         "cause": end.cause.value,
     }
-    add_event(uow, builder, "sandbox.ended", at, reason=reason, details=details)
+    add_event(transition, "sandbox.ended", reason=reason, details=details, at=at)
 
 
 def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
@@ -108,41 +110,41 @@ def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
     uow.builders.save(replace(builder, disk=DiskId(new_id()), disk_is_made=False, spare_disks=spare))
 
 
-def caught_up(
-    uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, report: SandboxReport | None
-) -> None:
+def caught_up(transition: Transition, sandbox: Sandbox, report: SandboxReport | None) -> None:
     """Record a freeze and a thaw that the engine made just before the service was killed: at most one of each.
 
     ``report`` was read before the changes that are recorded next.
     """
     if report is None or report.frozen_at is None:
         return
-    by = replace(builder, cause=Cause(SYSTEM, "recorded after an interruption"))
+    builder = replace(transition.builder, cause=Cause(SYSTEM, "recorded after an interruption"))
+    by = replace(transition, builder=builder)
     # The sandbox's state decides which came last when both have the same time.
     stands = report.sleeps
-    paid = uow.ledger.current(builder.id)
+    paid = transition.uow.ledger.current(builder.id)
     if paid is not None and paid.billing is Billing.RUNNING and (stands or report.frozen_at > paid.start):
-        frozen(uow, by, prices, sandbox, report.frozen_at)
+        frozen(by, sandbox, report.frozen_at)
     if not stands and report.thawed_at is not None and report.thawed_at >= report.frozen_at:
-        thawed(uow, by, prices, sandbox, report.thawed_at)
+        thawed(by, sandbox, report.thawed_at)
 
 
-def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
+def frozen(transition: Transition, sandbox: Sandbox, at: datetime) -> None:
     """Record a freeze: from then on only memory and disk are billed."""
-    _record_billing(uow, builder, sandbox, "sandbox.frozen", at, lambda: ledger.freeze(uow, prices, builder, at))
+    _record_billing(transition, sandbox, "sandbox.frozen", ledger.freeze, at)
 
 
-def thawed(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
+def thawed(transition: Transition, sandbox: Sandbox, at: datetime) -> None:
     """Record a thaw: from then on running time is billed again."""
-    _record_billing(uow, builder, sandbox, "sandbox.thawed", at, lambda: ledger.thaw(uow, prices, builder, at))
+    _record_billing(transition, sandbox, "sandbox.thawed", ledger.thaw, at)
 
 
 def _record_billing(
-    uow: UnitOfWork, builder: Builder, sandbox: Sandbox, kind: str, at: datetime, change_billing: Callable[[], None]
+    transition: Transition, sandbox: Sandbox, kind: str, change_billing: Callable[..., None], at: datetime
 ) -> None:
     """Record the event only if the ledger changed too: a repeated step records none."""
+    uow, builder = transition.uow, transition.builder
     before = uow.ledger.current(builder.id)
-    change_billing()
+    change_billing(uow, transition.prices, builder, at)
     if uow.ledger.current(builder.id) != before:
         details = {"sandbox": sandbox.id, "version": sandbox.version}
         uow.events.add(
@@ -150,31 +152,24 @@ def _record_billing(
         )
 
 
-def abort_freeze(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+def abort_freeze(transition: Transition) -> None:
     """Abort going to sleep: a visitor arrived meanwhile, and the builder keeps running."""
-    uow.builders.save(
+    builder = transition.builder
+    transition.uow.builders.save(
         replace(
             builder,
             desired=Desired.RUNNING,
             cause=replace(builder.cause, reason="visited"),
             asleep_since=None,
             stop_kind=None,
-            last_active_at=now,
+            last_active_at=transition.now,
         )
     )
 
 
-def clear_sleep(uow: UnitOfWork, builder: Builder) -> Builder:
-    """Clear the sleep mark of a builder whose sandbox is gone."""
-    if builder.asleep_since is None:
-        return builder
-    awake = replace(builder, asleep_since=None)
-    uow.builders.save(awake)
-    return awake
-
-
-def crash_noted(uow: UnitOfWork, builder: Builder, item: WorkItem, sandbox: Sandbox, now: datetime) -> None:
+def crash_noted(transition: Transition, item: WorkItem, sandbox: Sandbox) -> None:
     """An app that was up and is being brought back says so in its reason and in an event; its status stays."""
+    uow, builder, now = transition.uow, transition.builder, transition.now
     is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
         return
@@ -183,7 +178,7 @@ def crash_noted(uow: UnitOfWork, builder: Builder, item: WorkItem, sandbox: Sand
         return  # it is given up
     note = restart_note(sandbox.end, item.version.settings.resources, exits, MAX_EXITS)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "cause": sandbox.end.cause.value}
-    add_event(uow, builder, "builder.restarting", now, reason=note, details=details)
+    add_event(transition, "builder.restarting", reason=note, details=details)
     uow.builders.save(replace(builder, status_reason=note, updated_at=now))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from builderd.domain.builders import Builder, Desired
+from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.layers import Built, Installed
@@ -20,8 +20,6 @@ from builderd.store import UnitOfWork
 
 REUSED = "The requirements are as they were before: their layer is reused."
 BUILT_BEFORE = "The same files were built before: that result is used again."
-#: Written inside a transaction, on the builder as it is then.
-Record = Callable[[UnitOfWork, Builder], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,50 +32,42 @@ class Transition:
     now: datetime
 
 
-class Recorded(NamedTuple):
-    """Stored state after a record, and whether the claim was released with it."""
+#: Writes what a step did, inside a transaction, on the builder as it is then.
+Record = Callable[[Transition], None]
 
-    state: StoredState | None
-    released: bool
+
+async def nothing() -> None:
+    """Do nothing: the default of ``Result.afterwards``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Result of a step: ``record`` is written in one transaction, then ``afterwards`` tidies up.
+
+    A crash may leave ``afterwards`` to the next start. ``quiet``: calls that wait for the builder are not woken.
+    """
+
+    record: Record | None = None
+    afterwards: Callable[[], Awaitable[None]] = nothing
+    quiet: bool = False
 
 
 class ClaimLost(Exception):
     """Raised when another control plane holds the builder: stop working on it."""
 
 
-async def apply(application: Application, builder_id: BuilderId, record: Record) -> Recorded:
-    """Apply the record to the locked builder; release the claim with it where nothing seems left to do.
+async def apply(application: Application, builder_id: BuilderId, record: Record) -> StoredState | None:
+    """Apply the record to the locked builder; return the state stored afterwards. Raises ``ClaimLost``."""
 
-    Who finds a step all the same takes it again. Raises ``ClaimLost``.
-    """
-
-    def guarded(uow: UnitOfWork) -> Recorded:
-        builder = uow.builders.get_held(builder_id, application.instance, application.clock.now())
+    def guarded(uow: UnitOfWork) -> StoredState | None:
+        now = application.clock.now()
+        builder = uow.builders.get_held(builder_id, application.instance, now)
         if builder is None:
             raise ClaimLost
-        record(uow, builder)
-        state = read(uow, builder_id)
-        rests = state is not None and _rests(state)
-        if rests:
-            uow.builders.release(builder_id, application.instance, None)
-        return Recorded(state, rests)
+        record(Transition(uow, builder, application.prices, now))
+        return read(uow, builder_id)
 
     return await application.store.write(guarded)
-
-
-def _rests(state: StoredState) -> bool:
-    """Return whether a builder probably needs no further step, as long as nothing else is wanted.
-
-    An app that was up stays settled while it is started again after a crash.
-    """
-    builder, sandbox = state.item.builder, state.sandbox
-    if not builder.settled or builder.candidate or builder.handover or builder.spare_disks or state.trial:
-        return False
-    if builder.desired is not Desired.RUNNING:
-        return sandbox is None
-    if sandbox is None or sandbox.started_at is None:
-        return False
-    return sandbox.listening_at is not None or not builder.job_type.stays_up
 
 
 def same_generation(builder: Builder, looked_at: Builder) -> bool:
@@ -104,27 +94,29 @@ def as_stored(uow: UnitOfWork, version: Version) -> Version:
     return found
 
 
-def stage_started(uow: UnitOfWork, builder: Builder, stage: str, now: datetime) -> None:
-    add_event(uow, builder, "stage.started", now, reason=stage, details={"stage": stage})
+def stage_started(transition: Transition, stage: str) -> None:
+    add_event(transition, "stage.started", reason=stage, details={"stage": stage})
 
 
 def installed(transition: Transition, version: Version, layer: Installed) -> None:
     """The version's layer is there. The build log says so also where nothing had to be built."""
-    uow, builder, now = transition.uow, transition.builder, transition.now
+    uow, now = transition.uow, transition.now
     uow.versions.save(replace(as_stored(uow, version), layer_key=layer.layer_key))
     note = "reused" if layer.reused else "made"
     if layer.layer_key == NO_LAYER:
         note = "nothing to install"
     elif layer.reused:
-        uow.build_logs.add(builder.id, version.number, [LogLine(now, LogStream.BUILD, REUSED)])
+        uow.build_logs.add(version.builder_id, version.number, [LogLine(now, LogStream.BUILD, REUSED)])
     stage_finished(transition, "install", seconds=layer.seconds, ok=True, note=note, reused=layer.reused)
 
 
 def built(transition: Transition, version: Version, build: Built) -> None:
     """The version's files are built. The build log says so also where that was done before."""
+    uow = transition.uow
+    uow.versions.save(replace(as_stored(uow, version), build_key=build.build_key))
     if build.reused:
         line = LogLine(transition.now, LogStream.BUILD, BUILT_BEFORE)
-        transition.uow.build_logs.add(transition.builder.id, version.number, [line])
+        uow.build_logs.add(version.builder_id, version.number, [line])
     note = "reused" if build.reused else "made"
     stage_finished(transition, "build", seconds=build.seconds, ok=True, note=note, reused=build.reused)
 
@@ -132,13 +124,13 @@ def built(transition: Transition, version: Version, build: Built) -> None:
 def stage_finished(
     transition: Transition, stage: str, *, seconds: float, ok: bool, note: str = "", **more: bool
 ) -> None:
-    uow, builder, now = transition.uow, transition.builder, transition.now
     details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok, **more}
-    add_event(uow, builder, "stage.finished", now, reason=note or stage, details=details)
+    add_event(transition, "stage.finished", reason=note or stage, details=details)
 
 
 def add_event(
-    uow: UnitOfWork, builder: Builder, kind: str, now: datetime, *, reason: str, details: dict[str, Any]
+    transition: Transition, kind: str, *, reason: str, details: dict[str, Any], at: datetime | None = None
 ) -> None:
-    """Add an event of the builder, by the system."""
-    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, SYSTEM, reason, details))
+    """Add an event of the builder, by the system, at the record's time or ``at``."""
+    builder, now = transition.builder, at or transition.now
+    transition.uow.events.add(Event(builder.tenant_id, builder.id, now, kind, SYSTEM, reason, details))

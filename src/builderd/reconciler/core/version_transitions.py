@@ -23,15 +23,13 @@ from builderd.services import candidates, qa, statuses, verdicts
 from builderd.store import UnitOfWork
 
 
-def reviewed(transition: Transition, version: Version, report: Report, *, seconds: float, reused: bool) -> bool:
-    """The review has judged the version; what does not pass fails with it. Return True if it passed."""
-    uow, builder, now = transition.uow, transition.builder, transition.now
-    verdict = verdicts.record(uow, builder, version.number, report, SYSTEM, now)
+def reviewed(transition: Transition, version: Version, report: Report, *, seconds: float, reused: bool) -> None:
+    """The review has judged the version; what does not pass fails with it."""
+    verdict = verdicts.record(transition.uow, transition.builder, version.number, report, SYSTEM, transition.now)
     note = "passed" if verdict.passed else summary(verdict)
     stage_finished(transition, "review", seconds=seconds, ok=verdict.passed, note=note, reused=reused)
     if not verdict.passed:
         failed(transition, version, code=ReviewFailed.code, reason=note)
-    return verdict.passed
 
 
 def qa_judged(transition: Transition, version: Version, gate: Sequence[Check], *, seconds: float) -> bool:
@@ -47,24 +45,27 @@ def qa_judged(transition: Transition, version: Version, gate: Sequence[Check], *
     return goes_on
 
 
-def qa_revised(uow: UnitOfWork, builder: Builder, version: Version, gate: Sequence[Check], now: datetime) -> None:
+def qa_revised(transition: Transition, version: Version, gate: Sequence[Check]) -> None:
     """Replace the verdict of a version that passed and then failed while it was watched; an event says so."""
+    uow, builder, now = transition.uow, transition.builder, transition.now
     qa.record_gate(uow, builder.id, version.number, gate, now)
     details = {"version": version.number, "qa_passed": False}
-    add_event(uow, builder, "qa.changed", now, reason=gate_failure(gate), details=details)
+    add_event(transition, "qa.changed", reason=gate_failure(gate), details=details)
     uow.builders.save(replace(builder, updated_at=now))
 
 
-def never_up(uow: UnitOfWork, builder: Builder, version: Version, reason: str, now: datetime) -> None:
+def never_up(transition: Transition, version: Version, reason: str) -> None:
     """The version did not come as far as to be asked anything: its QA has failed at the first check."""
     if version.qa_passed is None and not version.settings.skip_qa:
-        qa.record_gate(uow, version.builder_id, version.number, gate_of_failure(reason, builder.job_type), now)
+        gate = gate_of_failure(reason, transition.builder.job_type)
+        qa.record_gate(transition.uow, version.builder_id, version.number, gate, transition.now)
 
 
-def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
+def running(transition: Transition, version: Version) -> None:
     """The run is up. What a restart after a crash wrote into the reason stays there."""
-    builder = taken_over(uow, builder, now)
-    deployed(uow, builder, version, now)
+    uow, now = transition.uow, transition.now
+    builder = taken_over(uow, transition.builder, now)
+    deployed(transition, version)
     if builder.status is not Status.RUNNING:
         builder = statuses.change(uow, builder, Status.RUNNING, builder.cause.reason, now)
     elif builder.observed_generation != builder.generation:
@@ -74,15 +75,15 @@ def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) 
     )
 
 
-def deployed(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
+def deployed(transition: Transition, version: Version) -> None:
     """Record that the version was up once."""
-    stored = as_stored(uow, version)
+    stored = as_stored(transition.uow, version)
     if stored.status not in (VersionStatus.PENDING, VersionStatus.FAILED):
         return
-    uow.versions.save(replace(stored, status=VersionStatus.DEPLOYED, status_reason="", failure_code=None))
-    add_event(
-        uow, builder, "version.deployed", now, reason=deployed_reason(version), details={"version": version.number}
-    )
+    up = replace(stored, status=VersionStatus.DEPLOYED, status_reason="", failure_code=None)
+    transition.uow.versions.save(up)
+    details = {"version": version.number}
+    add_event(transition, "version.deployed", reason=deployed_reason(version), details=details)
 
 
 def mark_terminal(
@@ -97,11 +98,11 @@ def mark_terminal(
 
 def job_over(transition: Transition, item: WorkItem, status: Status, job: Sandbox, last_lines: Sequence[str]) -> None:
     """A job has completed or failed: from its end on, nothing is paid. Its exit code is all that its QA judges."""
-    uow, builder, now = transition.uow, transition.builder, transition.now
+    uow, now = transition.uow, transition.now
     assert job.end is not None, "only an ended job is over"
     reason = describe_end(job.end, item.version.settings.resources)
-    builder = taken_over(uow, builder, now)
-    deployed(uow, builder, item.version, now)
+    builder = taken_over(uow, transition.builder, now)
+    deployed(transition, item.version)
     mark_terminal(uow, builder, status, reason, now, exit_code=job.end.exit_code)
     uow.ledger.close(builder.id, job.end.at or now)
     if not item.version.settings.skip_qa:
@@ -134,11 +135,11 @@ def failed(transition: Transition, version: Version, *, code: str, reason: str, 
         uow.ledger.close(builder.id, now)
 
 
-def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: datetime) -> None:
+def handed_over(transition: Transition, candidate: Version) -> None:
     """A new run, which is the candidate's; its disk has a name before there is one."""
-    begun = builder.candidate
+    builder, begun = transition.builder, transition.builder.candidate
     assert begun is not None, "the step was chosen because there is one"
-    uow.builders.save(
+    transition.uow.builders.save(
         replace(
             builder,
             desired=Desired.RUNNING,
@@ -147,7 +148,7 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
             handover=Handover.FORWARD,
             candidate=replace(begun, disk=begun.disk or DiskId(new_id())),
             asleep_since=None,
-            updated_at=now,
+            updated_at=transition.now,
         )
     )
 
@@ -195,8 +196,9 @@ def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) 
     return replace(freed, desired=Desired.STOPPED, observed_generation=builder.generation)
 
 
-def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+def deleted(transition: Transition) -> None:
     """Record the deletion: billing ends, and the row is kept for the ledger."""
+    uow, builder, now = transition.uow, transition.builder, transition.now
     uow.ledger.close(builder.id, now)
     uow.build_logs.delete(builder.id)
     uow.qa_reports.delete(builder.id)

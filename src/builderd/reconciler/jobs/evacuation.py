@@ -18,6 +18,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberReport
 from builderd.reconciler.core.sandbox_transitions import disk_moved
+from builderd.reconciler.core.transitions import Transition
 from builderd.services import outcomes
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
@@ -71,7 +72,7 @@ class Evacuation:
         log.info("moving builder=%s member=%s", builder.id, member.name)
         if builder.desired is Desired.STOPPED:
             moved_to = await self._app.engine.move_disk(builder.disk)
-            await self._app.store.write(lambda uow: _record(uow, builder, moved_to, now))
+            await self._app.store.write(lambda uow: self._record(uow, builder, moved_to, now))
             return
         begun = await self._app.store.write(lambda uow: _start_anew(uow, builder.id, member, now))
         if begun is not None:
@@ -82,6 +83,11 @@ class Evacuation:
                     await outcomes.wait_until_settled(self._app, begun.id, begun.generation, limited=False)
             except TimeoutError:
                 return  # it goes on
+
+    def _record(self, uow: UnitOfWork, before: Builder, member: str, now: datetime) -> None:
+        builder = uow.builders.get(before.id, lock=True)
+        if builder is not None and builder.disk == before.disk:
+            disk_moved(Transition(uow, builder, self._app.prices, now), member)
 
 
 def _can_move(builder: Builder) -> bool:
@@ -108,9 +114,3 @@ def _start_anew(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, no
     uow.builders.save(again)
     uow.builders.make_due(builder.id, now)
     return again
-
-
-def _record(uow: UnitOfWork, before: Builder, member: str, now: datetime) -> None:
-    builder = uow.builders.get(before.id, lock=True)
-    if builder is not None and builder.disk == before.disk:
-        disk_moved(uow, builder, member, now)

@@ -52,7 +52,7 @@ class Reconciler:
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
         self._app = application
         limit = asyncio.Semaphore(MAX_CONCURRENT_STEPS)
-        self._context = WorkerContext(Steps(application, limit), fault, self._settled, limit)
+        self._context = WorkerContext(Steps(application), fault, self._settled, limit)
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         #: When builders are looked at again whose worker failed: without the store neither a claim nor a due time of

@@ -1,4 +1,4 @@
-"""The worker: holds the claim on one builder and takes step after step until there is nothing to do."""
+"""The worker: claims one builder and takes step after step until there is nothing to do."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ from builderd.reconciler.core.claim import Claim
 from builderd.reconciler.core.faults import FaultPoint
 from builderd.reconciler.core.observe import StoredState, WorkItem, observe, read
 from builderd.reconciler.core.race import race
-from builderd.reconciler.core.result import Result
-from builderd.reconciler.core.transitions import ClaimLost, Transition
+from builderd.reconciler.core.transitions import ClaimLost, Result, Transition
 from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
@@ -110,20 +109,16 @@ class Worker:
         due: datetime | None = self._app.clock.now()
         try:
             self._again.clear()
-            is_ours, stored = await claim.take_and_read()
-            if is_ours:
-                due = await race(self._work(stored), claim.hold())
+            if await claim.take():
+                due = await race(self._work(), claim.renew_until_lost())
         except ClaimLost:
             log.info("claim lost builder=%s", self._id)
         finally:
-            try:
-                await self._context.steps.leave(self._id)
-            finally:
-                # Also of a worker that is cancelled just then: nobody else could work on the builder for the lease.
-                await claim.release(due)
+            await claim.release(due)
 
-    async def _work(self, stored: StoredState | None) -> datetime | None:
-        """Take steps until there are none; return when the next is due. ``stored`` is as the claim was taken."""
+    async def _work(self) -> datetime | None:
+        """Take steps until there are none; return when the next is due."""
+        stored: StoredState | None = None
         while True:
             try:
                 if stored is None or self.pass_requested:
@@ -156,17 +151,18 @@ class Worker:
                     return due
 
     async def _read(self) -> StoredState | None:
-        """Read the builder; take its claim again if it was released. Raises ``ClaimLost``."""
+        """Read the builder; None for one that is damaged, but a deleted one is cleared of what is damaged."""
         self._again.clear()
-        if not self._claim.released:
-            try:
-                return await self._app.store.read(lambda uow: read(uow, self._id))
-            except RecordDamaged:
-                return None
-        is_ours, stored = await self._claim.take_and_read()
-        if not is_ours:
-            raise ClaimLost
-        return stored
+        try:
+            return await self._app.store.read(lambda uow: read(uow, self._id))
+        except RecordDamaged:
+            return await self._app.store.write(self._read_deleted)
+
+    def _read_deleted(self, uow: UnitOfWork) -> StoredState | None:
+        if uow.builders.owner_of_live(self._id) is not None:
+            return None
+        uow.builders.replace_undecodable(self._id, self._app.clock.now())
+        return read(uow, self._id)
 
     def _check_progress(self, step: Step) -> None:
         self._repeats = self._repeats + 1 if step == self._last else 0
@@ -180,11 +176,8 @@ class Worker:
     ) -> StoredState | None:
         """Do and record one step. Return the state stored afterwards, None when it must be read again.
 
-        A step for the candidate is cancelled at ``until``. Without the claim, which a record released since nothing
-        seemed left, none is done.
+        A step for the candidate is cancelled at ``until``.
         """
-        if self._claim.released:
-            return None
         name = type(step).__name__
         self._context.fault(f"{name}.begun")
         result = await self._perform(stored.item, observation, step, until)
@@ -193,7 +186,7 @@ class Worker:
         self._context.fault(f"{name}.done")
         after: StoredState | None = stored
         if result.record is not None:
-            after, self._claim.released = await transitions.apply(self._app, self._id, result.record)
+            after = await transitions.apply(self._app, self._id, result.record)
             if not result.quiet:
                 self._signal(after)
                 # Those who wait go on before the next look at the builder.
@@ -285,15 +278,13 @@ class Worker:
         shown = machine_fault(error) or error
         code = shown.code if isinstance(shown, NoCapacity | MachineFault | BundleLost) else EngineUnavailable.code
         reason = shown.message if isinstance(shown, BuilderdError) else "The service failed at it; its log says why."
-        now = self._app.clock.now()
 
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
-            version = uow.versions.get(builder.id, number)
+        def record(transition: Transition) -> None:
+            version = transition.uow.versions.get(self._id, number)
             assert version is not None, "a builder's versions are always stored"
-            if transitions.still_wanted(builder, looked_at, version):
+            if transitions.still_wanted(transition.builder, looked_at, version):
                 version_transitions.failed(transition, version, code=code, reason=reason)
 
-        _, self._claim.released = await transitions.apply(self._app, self._id, record)
+        await transitions.apply(self._app, self._id, record)
         self._app.signals.change(self._id)
         self._context.failures.pop(self._id, None)

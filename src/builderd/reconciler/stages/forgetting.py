@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.members import MemberAway
 from builderd.reconciler.core import version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result
+from builderd.reconciler.core.transitions import Result, Transition
 from builderd.services import backups, bundles
 from builderd.services.application import Application
-from builderd.store import UnitOfWork
 
 
 class Forgetting:
@@ -24,16 +22,15 @@ class Forgetting:
     async def forget(self, item: WorkItem) -> Result:
         """Delete disks and logs; the record marks the builder as deleted. Raises what the engine raises."""
         engine, forgotten = self._app.engine, item.builder
-        holds = forgotten.backup_interval_hours > 0 and await self._can_back_up(forgotten.disk)
-        for disk in forgotten.disks[1:] if holds else forgotten.disks:
+        is_kept = forgotten.backup_interval_hours > 0 and await self._can_back_up(forgotten.disk)
+        for disk in forgotten.disks[1:] if is_kept else forgotten.disks:
             await engine.delete_disk(disk)
         await engine.delete_logs(forgotten.id)
-        now = self._app.clock.now()
 
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            if holds:
-                backups.keep_last(uow, self._app, builder, now)
-            version_transitions.deleted(uow, builder, now)
+        def record(transition: Transition) -> None:
+            if is_kept:
+                backups.keep_last(transition.uow, self._app, transition.builder, transition.now)
+            version_transitions.deleted(transition)
 
         return Result(record, partial(self._drop_bundles, forgotten.id))
 

@@ -6,15 +6,14 @@ import asyncio
 import logging
 from functools import partial
 
-from builderd.domain.builders import Builder, Desired
+from builderd.domain.builders import Desired
 from builderd.domain.events import SYSTEM
 from builderd.domain.qa import Check, CheckName, gate_passed, gate_verdict
 from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result
-from builderd.reconciler.core.transitions import Transition
+from builderd.reconciler.core.transitions import Result, Transition
 from builderd.services import qa
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
@@ -40,20 +39,17 @@ class Gate:
         gate = await qa.judge(self._app, item.builder, item.version, sandbox, alive_after=alive_after)
         if not gate_passed(gate) and await self._ended_by_machine(sandbox):
             return Result()  # the machine's fault: the next look restarts the app, and it is judged then
-        now = self._app.clock.now()
+        seconds = (self._app.clock.now() - begun).total_seconds()
 
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
+        def record(transition: Transition) -> None:
+            uow, builder = transition.uow, transition.builder
             if not transitions.still_wanted(builder, item.builder, item.version):
                 return
-            seconds = (now - begun).total_seconds()
             goes_on = version_transitions.qa_judged(transition, item.version, gate, seconds=seconds)
-            is_over = builder.handover is None or gate_verdict(gate) is None  # one without a verdict is not asked again
-            if goes_on and is_over and transitions.same_generation(builder, item.builder):
-                # Its route is open by then, so nothing else is left to do.
-                version_transitions.running(uow, builder, item.version, now)
+            if goes_on and gate_verdict(gate) is None and transitions.same_generation(builder, item.builder):
+                version_transitions.running(transition, item.version)  # one without a verdict is not asked again
             if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
-                qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
+                qa.want_report(uow, builder.id, item.version.number, SYSTEM, transition.now)
 
         if is_quick and gate_passed(gate):
             return Result(record, partial(self._start_watch, item, sandbox, gate))
@@ -81,14 +77,13 @@ class Gate:
             return
         lines = await qa.last_lines(self._app, sandbox.id)
         failed = check_ended(end, item.version.settings.resources, lines)
-        now = self._app.clock.now()
-
         checks = [*(check for check in gate if check.name is not CheckName.ALIVE), failed]
 
         def record(uow: UnitOfWork) -> None:
             builder = uow.builders.get(item.builder.id, lock=True)
             if builder is not None and builder.desired is not Desired.DELETED:
-                version_transitions.qa_revised(uow, builder, item.version, checks, now)
+                transition = Transition(uow, builder, self._app.prices, self._app.clock.now())
+                version_transitions.qa_revised(transition, item.version, checks)
 
         await self._app.store.write(record)
         self._app.signals.change(item.builder.id)

@@ -7,13 +7,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from builderd.domain.builders import Builder
-from builderd.domain.bundles import Bundle, folder_of
+from builderd.domain.bundles import Bundle
 from builderd.domain.env_files import ignored_names
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import TenantId
 from builderd.domain.install_hints import install_hint
 from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
@@ -28,7 +27,6 @@ from builderd.reconciler.stages.app_build import explain_build, plan_build
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import bundles, credentials, layer_quota
 from builderd.services.application import Application
-from builderd.services.bundles import SharedFetch
 from builderd.store import UnitOfWork
 
 #: How often the lines of a build are written down while it continues, in seconds.
@@ -37,17 +35,6 @@ FLUSH_INTERVAL = 0.3
 MAX_LINES, MAX_CHARACTERS = 5_000, 1_000
 #: Layers that are made at the same time, and those of one tenant among them.
 MAX_BUILDS, MAX_OF_TENANT = 8, 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Early:
-    """An install that continues beside the review, and stops before anything foreign until that has passed."""
-
-    version: int
-    passed: asyncio.Event
-    #: True if there is something to install; known after milliseconds.
-    planned: asyncio.Future[bool]
-    task: asyncio.Task[Installed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,55 +61,10 @@ class LayerInstalls:
     def __init__(self, application: Application) -> None:
         self._app = application
         self._charges = BuildCharges(application)
-        self._early: dict[BuilderId, _Early] = {}
         self._concurrency = asyncio.Semaphore(MAX_BUILDS)
         self._tenant_concurrency: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MAX_OF_TENANT)
         )
-
-    async def begin(self, item: WorkItem, bundle: SharedFetch) -> None:
-        """Build as much of the layer as runs no foreign code, until ``install`` asks for all of it."""
-        await self.leave(item.builder.id)
-        passed = asyncio.Event()
-        planned: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._make(item, bundle, passed, planned))
-        task.add_done_callback(_mark_retrieved)
-        self._early[item.builder.id] = _Early(item.version.number, passed, planned, task)
-
-    async def leave(self, builder_id: BuilderId) -> None:
-        """Cancel a build that was begun, and wait for its end."""
-        early = self._early.pop(builder_id, None)
-        if early is not None:
-            early.task.cancel()
-            await asyncio.wait({early.task})
-
-    async def nothing_to_install(self, item: WorkItem) -> Installed | None:
-        """Return the outcome of the early install if the version needs no layer, else None as soon as that is known."""
-        early = self._early.get(item.builder.id)
-        if early is None or early.version != item.version.number:
-            return None
-        known: set[asyncio.Future[Any]] = {early.planned, early.task}
-        await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
-        if not early.planned.done() or early.planned.result():
-            return None  # also where planning failed: the install stage tells why
-        await asyncio.wait({early.task})
-        return None if early.task.cancelled() or early.task.exception() else early.task.result()
-
-    async def install(self, item: WorkItem) -> Installed:
-        """Make the layer, or find it made: the review has passed. Raises ``InstallFailed`` with the installer's words.
-
-        What was begun is gone on with.
-        """
-        early = self._early.get(item.builder.id)
-        if early is not None and early.version == item.version.number:
-            early.passed.set()
-            try:
-                return await asyncio.shield(early.task)
-            finally:
-                await self.leave(item.builder.id)
-        passed = asyncio.Event()
-        passed.set()
-        return await self._make(item, SharedFetch(self._app, item.version), passed)
 
     async def build(self, item: WorkItem) -> Built:
         """Run the version's build command, or find its result. Raises ``BuildFailed`` with the command's last lines."""
@@ -145,17 +87,10 @@ class LayerInstalls:
     def _plan_build(self, item: WorkItem, bundle: Bundle) -> LayerPlan:
         return _own(plan_build(item, bundle, self._app.engine.base_id, self._app.limits.build_timeout), item)
 
-    async def _make(
-        self,
-        item: WorkItem,
-        bundle: SharedFetch,
-        passed: asyncio.Event,
-        planned: asyncio.Future[bool] | None = None,
-    ) -> Installed:
-        files, tenant = folder_of(await bundle(), item.version.settings.root), item.builder.tenant_id
+    async def install(self, item: WorkItem) -> Installed:
+        """Make the layer, or find it made. Raises ``InstallFailed`` with the installer's words."""
+        files, tenant = await bundles.fetch_root(self._app, item.version), item.builder.tenant_id
         plan = _plan(self._app, item, files)
-        if planned is not None:
-            planned.set_result(plan is not None)
         await self._name_unread(item, files)
         del files  # neither while this waits nor while the layer is built
         if plan is None:
@@ -165,11 +100,9 @@ class LayerInstalls:
             if known is not None and await self._app.engine.has_layer(key := final.of(known).key):
                 await layer_quota.check_reuse(self._app, tenant, key)
                 return Installed(key, 0.0, reused=True)
-        if plan.needs_review_first:
-            await passed.wait()
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, final.masker) as log:
             plan = await layer_quota.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
-            return await self._build(plan, final, log, passed)
+            return await self._build(plan, final, log)
 
     async def _final(self, item: WorkItem) -> _Final:
         """Return the completion of this version's plans. Raises ``InstallFailed`` for a credential that is gone."""
@@ -195,14 +128,13 @@ class LayerInstalls:
                 for note in notes:
                     log.line(note)
 
-    async def _build(self, plan: LayerPlan, final: _Final, log: BuildLog, passed: asyncio.Event) -> Installed:
+    async def _build(self, plan: LayerPlan, final: _Final, log: BuildLog) -> Installed:
         installer, builder = self._app.installer, final.item.builder
         made = final.of(plan)
         outcome = await self._run(builder, made, log)
         seconds = outcome.seconds
         fallback = None if outcome.ok else installer.fallback(plan, outcome.output, final.tenant)
         if fallback is not None:
-            await passed.wait()
             log.line("No wheels for everything: building from source in a sandbox of its own.")
             made = final.of(
                 replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes, quota_bytes=plan.quota_bytes)
@@ -220,12 +152,6 @@ class LayerInstalls:
         if not plan.needs_review_first:
             return await self._app.engine.build_layer(plan, log.line)
         return await self._charges.charged(builder, lambda: self._app.engine.build_layer(plan, log.line))
-
-
-def _mark_retrieved(task: asyncio.Task[Installed]) -> None:
-    """Ignore the error of a cancelled or unused build: the next one that needs the layer meets it again."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:

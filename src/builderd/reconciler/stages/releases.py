@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from builderd.domain.builders import Builder
 from builderd.domain.errors import MachineFault, ReleaseFailed
 from builderd.domain.failures import describe_end, quoted
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result
-from builderd.reconciler.core.transitions import Transition
+from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 from builderd.services.start_time import StartTime, TimeLimit
-from builderd.store import UnitOfWork
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
@@ -66,8 +63,8 @@ class Releases:
         seconds = max(0.0, ((end.at or now) - begun).total_seconds())
         failure = await self._failure(item, sandbox, end, seconds)
 
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
+        def record(transition: Transition) -> None:
+            uow, builder = transition.uow, transition.builder
             sandbox_transitions.sandbox_ended(transition, sandbox, end=end, report=report)
             # A stop may have given the version of this release up: then its end says nothing of the one to run now.
             is_its_own = sandbox.version == item.version.number

@@ -9,12 +9,12 @@ from datetime import datetime
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
-from builderd.domain.ids import BuilderId, DiskId, new_sandbox_id
+from builderd.domain.ids import DiskId, new_sandbox_id
 from builderd.domain.layers import app_folder
 from builderd.domain.logs import LogStream
 from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
-from builderd.domain.versions import NO_BUILD, NO_LAYER, Version
+from builderd.domain.versions import NO_BUILD, NO_LAYER
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials
 from builderd.services.application import Application
@@ -38,16 +38,18 @@ def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) ->
     )
 
 
-def _layer_key(version: Version) -> str | None:
-    return None if version.layer_key == NO_LAYER else version.layer_key
-
-
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
     """Return what the engine runs. A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
     builder, settings = item.builder, item.version.settings
     command = in_root(settings.release if sandbox.release else settings.entrypoint, settings.root)
     stdin = "" if sandbox.release else settings.stdin
-    secrets = await _open_credentials(application, item)
+
+    def load(uow: UnitOfWork) -> tuple[credentials.Opened, Sequence[str]]:
+        names = settings.credentials
+        opened = credentials.open_all(uow, application.vault, builder.tenant_id, names) if names else {}
+        return opened, [one.host for one in uow.domains.of_builder(builder.id)]
+
+    secrets, own_domains = await application.store.read(load)
     platform = {
         "SERVICE_TOKEN": builder.service_token,
         "BUILDER_UUID": builder.id,
@@ -55,9 +57,8 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         "PREVIEW_URL": application.preview_domain.url(builder.host),
         "PORT": str(settings.port),
     }
-    own = item.domains if item.domains is not None else await _read_domains(application, builder.id)
-    if own:
-        platform["BUILDER_DOMAINS"] = ",".join(own)
+    if own_domains:
+        platform["BUILDER_DOMAINS"] = ",".join(own_domains)
     return SandboxSpec(
         id=sandbox.id,
         builder_id=builder.id,
@@ -68,7 +69,7 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         env={**settings.variables, **credentials.as_env(secrets), **platform},
         resources=settings.resources,
         isolation=settings.isolation,
-        layer_key=_layer_key(item.version),
+        layer_key=None if item.version.layer_key == NO_LAYER else item.version.layer_key,
         egress=not sandbox.trial,
         secret_files={**credentials.as_files(secrets), **({STDIN: stdin} if stdin else {})},
         tenant_id=builder.tenant_id,
@@ -76,20 +77,9 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
     )
 
 
-async def _read_domains(application: Application, builder: BuilderId) -> Sequence[str]:
-    return [one.host for one in await application.store.read(lambda uow: uow.domains.of_builder(builder))]
-
-
 def in_root(command: str, root: str) -> str:
     """Return the command as it runs in the folder ``root`` of ``/app``, which the app may have removed."""
     return f"cd {shlex.quote(app_folder(root))} || exit 1\n{command}" if root else command
-
-
-async def _open_credentials(application: Application, item: WorkItem) -> credentials.Opened:
-    names, tenant = item.version.settings.credentials, item.builder.tenant_id
-    if not names:
-        return {}
-    return await application.store.read(lambda uow: credentials.open_all(uow, application.vault, tenant, names))
 
 
 async def put_bundle(application: Application, item: WorkItem, disk: DiskId) -> None:

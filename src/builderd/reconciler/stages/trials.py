@@ -9,20 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, StartFailed
 from builderd.domain.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.core.result import Result
-from builderd.reconciler.core.transitions import Transition
+from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.listening import Wait, wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 from builderd.services.start_time import MOST
-from builderd.store import UnitOfWork
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
@@ -49,17 +46,15 @@ class Trials:
         begun = self._app.clock.now()
         verdict = await self._verdict(item.for_candidate, trial)
         await self._remove(trial)
-        now = self._app.clock.now()
-        seconds = (now - begun).total_seconds()
+        seconds = (self._app.clock.now() - begun).total_seconds()
 
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transition = Transition(uow, builder, self._app.prices, now)
-            self._ended(uow, builder, verdict.trial, verdict.end, now)
-            if not transitions.same_candidate(builder, item.builder):
+        def record(transition: Transition) -> None:
+            self._ended(transition, verdict.trial, verdict.end)
+            if not transitions.same_candidate(transition.builder, item.builder):
                 return
             candidate = item.for_candidate.version
             if verdict.refusal is None:
-                version_transitions.handed_over(uow, builder, candidate, now)
+                version_transitions.handed_over(transition, candidate)
                 return
             transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
             version_transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
@@ -71,13 +66,11 @@ class Trials:
         report = await self._app.engine.report(trial.id)
         ended = replace(trial, started_at=report.started_at or trial.started_at)
         await self._remove(trial)
-        now = self._app.clock.now()
         end = report.end or _STOPPED
-        return Result(lambda uow, builder: self._ended(uow, builder, ended, end, now), quiet=True)
+        return Result(lambda transition: self._ended(transition, ended, end), quiet=True)
 
-    def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
-        transition = Transition(uow, builder, self._app.prices, now)
-        tried = uow.versions.get(builder.id, trial.version)
+    def _ended(self, transition: Transition, trial: Sandbox, end: SandboxEnd) -> None:
+        tried = transition.uow.versions.get(trial.builder_id, trial.version)
         seconds = self._app.limits.start_seconds(tried.settings) if tried else self._app.limits.start_timeout
         longest = timedelta(seconds=MOST * seconds)
         sandbox_transitions.trial_ended(transition, trial, end, longest=longest)

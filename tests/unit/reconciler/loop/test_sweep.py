@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
-import pytest
 from tests.application import MAIN, World
 
 from builderd.domain.bundles import make_bundle
@@ -13,7 +11,6 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxSpec
-from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import builders
 
@@ -79,24 +76,6 @@ async def test_a_builder_that_is_being_deleted_is_not_forgotten(world: World) ->
     assert await world.read(lambda uow: uow.builders.due(now, 10)) == []
     async with world.another().reconciling():
         await world.until_nothing_is_left()
-
-
-async def test_worker_that_is_cancelled_at_its_end_releases_its_claim(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leaving, leave = asyncio.Event(), Steps.leave
-
-    async def tarry(self: Steps, builder: BuilderId) -> None:
-        leaving.set()
-        await asyncio.Event().wait()
-        await leave(self, builder)
-
-    monkeypatch.setattr(Steps, "leave", tarry)
-    async with world.reconciling():
-        builder = await world.create()
-        await leaving.wait()
-    now = world.clock.now()
-    assert await world.application.store.write(lambda uow: uow.builders.claim(builder.id, "another", now, now))
 
 
 async def test_a_sweep_that_fails_does_not_keep_the_reconciler_from_its_work(world: World) -> None:

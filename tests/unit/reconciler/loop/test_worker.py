@@ -23,7 +23,6 @@ from builderd.domain.sandboxes import EndCause
 from builderd.reconciler.core import claim as claiming
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.faults import no_fault
-from builderd.reconciler.core.observe import StoredState
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop import worker as working
 from builderd.reconciler.loop.steps import Steps
@@ -81,7 +80,7 @@ async def test_failures_of_a_start_do_not_count_for_the_stop_that_follows(world:
 
 def context_of(world: World) -> working.WorkerContext:
     limit = asyncio.Semaphore(working.MAX_CONCURRENT_STEPS)
-    return working.WorkerContext(Steps(world.application, limit), no_fault, lambda _: None, limit)
+    return working.WorkerContext(Steps(world.application), no_fault, lambda _: None, limit)
 
 
 @pytest.mark.usefixtures("claims_outlast_fake_time")
@@ -413,17 +412,17 @@ async def test_short_outage_of_the_store_does_not_end_the_reconciler(
 async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = claiming.Claim.take_and_read
+    take = claiming.Claim.take
     failures = 2
 
-    async def fail_or_take(claim: claiming.Claim) -> tuple[bool, StoredState | None]:
+    async def fail_or_take(claim: claiming.Claim) -> bool:
         nonlocal failures
         if failures:
             failures -= 1
             raise OSError("the database does not answer")
         return await take(claim)
 
-    monkeypatch.setattr(claiming.Claim, "take_and_read", fail_or_take)
+    monkeypatch.setattr(claiming.Claim, "take", fail_or_take)
     async with world.reconciling():
         assert (await pass_time(world, asyncio.create_task(world.create()))).status is Status.RUNNING
     assert failures == 0

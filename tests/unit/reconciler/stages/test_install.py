@@ -31,9 +31,7 @@ async def test_build_log_is_written_during_the_build(world: World, monkeypatch: 
     monkeypatch.setattr(world.engine, "build_layer", build)
     async with world.reconciling():
         builder = await world.ask(MAIN, REQUIREMENTS)
-        signals = world.application.signals
-        before = signals.count(builder.id)
-        await world.until(lambda: signals.count(builder.id) > before)
+        await world.until(lambda: world.build_log(builder))
         assert [line.text for line in await world.build_log(builder)] == ["Downloading flask"]
         go_on.set()
         await world.until_reason(builder, "no")

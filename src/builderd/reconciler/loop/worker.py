@@ -151,7 +151,7 @@ class Worker:
                     return due
 
     async def _read(self) -> StoredState | None:
-        """Read the builder; None for one that is damaged, but a deleted one is cleared of what is damaged."""
+        """Read the builder; None for a damaged one. Damaged rows of a deleted one are cleared first."""
         self._again.clear()
         try:
             return await self._app.store.read(lambda uow: read(uow, self._id))

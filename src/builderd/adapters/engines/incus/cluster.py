@@ -112,8 +112,7 @@ class Cluster:
         """Create or update the access list and the network."""
         members = await self.members()
         name, addresses = self._options.network, [member.address for member in members if member.address]
-        service = next((member.address for member in members if self.own and member.name == self.own), "")
-        rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses, service)
+        rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses)
         await self._ensure_list(name, rules, [member.name for member in members if member.leaving])
         config = network_config(self._options)
         try:
@@ -140,14 +139,11 @@ class Cluster:
         except IncusError as error:
             if not leaving:
                 raise
-            names = ", ".join(leaving)
-            if not same_rules(found, rules, but_for_service=True):
-                raise EngineUnavailable(
-                    f"Incus does not change the access list {name} while a member is evacuated ({names}): run builderd "
-                    f"cluster restore or remove for it. {error.message}",
-                    retry_after=60,
-                ) from error
-            log.warning("service unreachable for apps of other members until restore or remove members=%s", names)
+            raise EngineUnavailable(
+                f"Incus does not change the access list {name} while a member is evacuated ({', '.join(leaving)}): run "
+                f"builderd cluster restore or remove for it. {error.message}",
+                retry_after=60,
+            ) from error
 
     async def _create_network(self, name: str, config: Json, members: Sequence[Member]) -> None:
         body: dict[str, Any] = {"name": name, "type": "bridge", "config": {}}

@@ -183,7 +183,7 @@ class IncusEngine:
     async def delete_disk(self, disk: DiskId) -> None:
         here = self._here
         async with self._locks.setdefault(disk, asyncio.Lock()):
-            if await here.lost_disks.delete_later(disk):
+            if await here.lost.delete_later(disk, here.members.away_names()):
                 return
             if (found := await here.disks.find(disk)) is not None:
                 await self._release(disk, found)
@@ -245,10 +245,10 @@ class IncusEngine:
         return await self._here.sandboxes.all()
 
     def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
-        return self._here.sandboxes.deliveries.watch(name_of(sandbox))
+        return self._here.ports.watch(sandbox)
 
     async def listening(self, sandbox: SandboxId) -> Listening:
-        return await self._here.usage.listening(sandbox)
+        return await self._here.ports.listening(sandbox)
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         return await self._here.sandboxes.freeze(sandbox)
@@ -268,7 +268,6 @@ class IncusEngine:
         try:
             while True:
                 sandbox = await queue.get()
-                here.sandboxes.deliveries.end(name_of(sandbox))
                 with suppress(EngineUnavailable):
                     # Its end is written down, also when nobody asks for it.
                     await here.sandboxes.report(sandbox)
@@ -295,12 +294,12 @@ class IncusEngine:
             yield process
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        return await self._here.usage.usage(sandbox)
+        return await self._here.usage.read(sandbox)
 
     async def usages(
         self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        return await self._here.usages.read(sandboxes, max_age)
+        return await self._here.usage.read_many(sandboxes, max_age)
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
         return await self._here.usage.effort(sandbox)

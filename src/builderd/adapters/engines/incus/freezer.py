@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.client import Json
@@ -19,32 +18,22 @@ from builderd.domain.errors import BuilderdError
 log = logging.getLogger(__name__)
 
 _STATE_SECONDS = 30
-#: Attempts to thaw an instance that Incus still freezes, or while it does not answer; the last begins in this time.
-_BUSY_TRIES, _BUSY_SECONDS, _THAW_SECONDS = 50, 0.1, 10.0
+#: Seconds for attempts to thaw an instance that Incus still freezes, or while it does not answer, and between two.
+_THAW_SECONDS, _PAUSE_SECONDS = 10.0, 0.1
 #: Status of an instance that needs the action no more.
 _DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
-
-
-@dataclass(slots=True, weakref_slot=True)
-class _Turn:
-    """An instance's turn, held by all copies of its disk together, or by one freeze or thaw of another kind.
-
-    ``copies`` counts the former, which come and go one at a time (``changing``); ``froze``: they have frozen it, and
-    ``pause`` keeps its visitors waiting.
-    """
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    copies: int = 0
-    froze: bool = False
-    pause: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
 class Freezer:
     def __init__(self, instances: Instances) -> None:
         self._client = instances.client
         self._instances = instances
-        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
+        #: One lock an instance: a copy of its disk, or one freeze or thaw.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """Return the lock that an instance is frozen or thawed under."""
+        return self._locks.setdefault(name, asyncio.Lock())
 
     async def freeze(self, name: str) -> None:
         await self._set_state(name, "freeze")
@@ -62,70 +51,20 @@ class Freezer:
                 raise
 
     @asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
-        """Hold the instance for a freeze or thaw of another kind: waits until no copy is made."""
-        turn = self._turn(name)
-        async with turn.lock:
-            yield
-
-    def _turn(self, name: str) -> _Turn:
-        return self._turns.setdefault(name, _Turn())
-
-    @asynccontextmanager
     async def frozen_meanwhile(self, name: str) -> AsyncIterator[None]:
-        """Keep an instance frozen, and its visitors waiting, while the context lasts; copies at once share one freeze.
+        """Keep an instance frozen, and its visitors waiting, while the context lasts.
 
         Raises ``IncusError`` where the freeze fails.
         """
-        turn = self._turn(name)
-        await self._join(turn, name)
-        try:
+        async with self.lock(name), AsyncExitStack() as ending:
+            found = await self._instances.find(name)
+            if found and found["status"] not in _DONE["freeze"]:
+                if ip := own_of(found).get("ip"):
+                    await ending.enter_async_context(self._instances.pause_requests(ip))
+                # Also a freeze that is cancelled before Incus has answered is undone.
+                ending.push_async_callback(lambda: asyncio.shield(self._thaw(name)))
+                await self.freeze(name)
             yield
-        finally:
-            await asyncio.shield(self._leave(turn, name))
-
-    async def _join(self, turn: _Turn, name: str) -> None:
-        async with turn.changing:
-            if not turn.copies:
-                await turn.lock.acquire()
-                try:
-                    turn.froze = await self._freeze_running(turn, name)
-                except BaseException:
-                    await asyncio.shield(self._end(turn))
-                    raise
-            turn.copies += 1
-
-    async def _leave(self, turn: _Turn, name: str) -> None:
-        async with turn.changing:
-            turn.copies -= 1
-            if turn.copies:
-                return
-            try:
-                if turn.froze:
-                    await self._thaw(name)
-            finally:
-                await self._end(turn)
-
-    async def _end(self, turn: _Turn) -> None:
-        try:
-            await turn.pause.aclose()
-        finally:
-            turn.lock.release()
-
-    async def _freeze_running(self, turn: _Turn, name: str) -> bool:
-        """Freeze an instance that runs; return False for one that sleeps or has ended."""
-        found = await self._instances.find(name)
-        if found is None or found["status"] in _DONE["freeze"]:
-            return False
-        if ip := own_of(found).get("ip"):
-            await turn.pause.enter_async_context(self._instances.pause_requests(ip))
-        try:
-            await self.freeze(name)
-        except BaseException:
-            # Also a freeze that is cancelled before Incus has answered is undone.
-            await asyncio.shield(self._thaw(name))
-            raise
-        return True
 
     async def _thaw(self, name: str) -> None:
         """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done.
@@ -133,14 +72,12 @@ class Freezer:
         Where it does not answer, as without a quorum, the instance is thawed once it does (``thaw_left``).
         """
         deadline = time.monotonic() + _THAW_SECONDS
-        for _ in range(_BUSY_TRIES):
-            if await self._is_thawed(name):
-                return
+        while not await self._is_thawed(name):
             if time.monotonic() > deadline:
-                break
-            await asyncio.sleep(_BUSY_SECONDS)
-        log.error("app stays frozen after a copy of its disk, thawed once Incus answers instance=%s", name)
-        self._instances.on_left("")
+                log.error("app stays frozen after a copy of its disk, thawed once Incus answers instance=%s", name)
+                self._instances.on_left("")
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _is_thawed(self, name: str) -> bool:
         """Thaw an instance; return False where Incus refuses, or does not answer."""
@@ -168,4 +105,4 @@ class Freezer:
     def _is_left(self, found: Json) -> bool:
         own = own_of(found)
         sleeps = float(own.get("frozen", 0)) > float(own.get("thawed", 0))
-        return found["status"] == "Frozen" and not sleeps and not self._turn(found["name"]).copies
+        return found["status"] == "Frozen" and not sleeps and not self.lock(found["name"]).locked()

@@ -147,47 +147,33 @@ kill -KILL "$1" 2>/dev/null
 exit 0
 """
 
-#: Byte by which ``deliver`` says that the order is given, and the one that ends each list of listening sockets.
-DELIVERED, TABLE_END = b"\x06", b"\0"
-#: Most of such a list, some 200 sockets: an app must not keep the service busy with them.
-MAX_TABLE_BYTES = 8192
-#: Waits for the FIFO, passes on what it reads, and lists what listens as proc_pid_net(5) does, with its own CPU time:
-#: for a minute, less and less often. The kernel looks through the connections of the whole machine for that, in some
-#: milliseconds: so it is asked once a second, and when the count of sockets has changed, which costs next to nothing.
-_DELIVER = r"""#!/usr/bin/perl
-use strict;
-my $order = '/run/builderd/order';
-select undef, undef, undef, 0.005 until -p $order;
-open(my $fifo, '>', $order) or die "$order: $!\n";
-while (sysread STDIN, my $part, 65536) {
-  for (my $sent = 0; $sent < length $part;) {
-    $sent += syswrite($fifo, $part, length($part) - $sent, $sent) // die "$order: $!\n";
+#: ``deliver`` waits for the FIFO, and passes the order on.
+_DELIVER = """#!/bin/sh
+exec 2>&1
+until [ -p /run/builderd/order ]; do sleep 0.01; done
+exec cat >/run/builderd/order
+"""
+
+#: Most sockets that ``ports`` lists, those of the lowest ports: an app must not keep the service busy with them.
+MOST_SOCKETS = 1024
+#: Lists each address and port that listens once, in lines as those of proc_pid_net(5).
+PORTS = r"""#!/usr/bin/perl
+my %found;
+for my $table ('net/tcp', 'net/tcp6') {
+  open(my $file, '<', "/proc/$table") or next;
+  while (<$file>) {
+    my @fields = split;
+    $found{$fields[1]} = hex((split /:/, $fields[1])[1]) if $fields[3] eq '0A';
   }
 }
-close $fifo;
-syswrite STDOUT, "\006";
-sub lines { map { my $file; open($file, '<', "/proc/$_") ? <$file> : () } @_ }
-my ($used, $since, $pause, $end) = ('', 0, 0.004, time + 60);
-while (time < $end) {
-  my $uses = join ' ', grep /^TCP/, map { s/ orphan.*//sr } lines('net/sockstat', 'net/sockstat6');
-  if ($uses ne $used or $since > 1) {
-    ($used, $since, my $found) = ($uses, 0, '');
-    for (lines('net/tcp', 'net/tcp6')) {
-      my @fields = split;
-      $found .= "0: $fields[1] 0 0A\n" if $fields[3] eq '0A';
-    }
-    exit if length $found > MOST;
-    syswrite STDOUT, join '', $found, lines('self/schedstat'), "\0";
-  }
-  select undef, undef, undef, $pause;
-  $since += $pause;
-  $pause *= 1.05 if $pause < 0.1;
-}
-""".replace("MOST", str(MAX_TABLE_BYTES))
+my @listed = sort { $found{$a} <=> $found{$b} } keys %found;
+splice @listed, MOST if @listed > MOST;
+print "0: $_ 0 0A\n" for @listed;
+""".replace("MOST", str(MOST_SOCKETS))
 
-PROGRAMS = {"entry": ENTRY, "run": RUN, "begin": BEGIN, "end": END, "deliver": _DELIVER}
+PROGRAMS = {"entry": ENTRY, "run": RUN, "begin": BEGIN, "end": END, "deliver": _DELIVER, "ports": PORTS}
 
-DELIVER = (*_CONFINED.split(), "--", f"{FOLDER}/deliver")
+DELIVER, LIST_PORTS = ((*_CONFINED.split(), "--", f"{FOLDER}/{name}") for name in ("deliver", "ports"))
 
 
 def order(

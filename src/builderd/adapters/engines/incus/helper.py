@@ -26,7 +26,6 @@ from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.helper_program import VOLUMES
 from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
 from builderd.adapters.engines.incus.instances import Instances
-from builderd.adapters.engines.incus.spare_program import SpareProgram
 from builderd.domain import errors
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.resources import GB
@@ -93,11 +92,6 @@ class Helper:
         self._changing = asyncio.Lock()
         #: Attached volumes, the last used at the end, and how many tasks use each.
         self._attached: OrderedDict[str, int] = OrderedDict()
-        self._spare = SpareProgram(self._start_program)
-
-    async def close(self) -> None:
-        """End the program that waits for a task; the instance goes on."""
-        await self._spare.close()
 
     async def open(self) -> None:
         """Make the instance, or find it. Idempotent."""
@@ -105,7 +99,6 @@ class Helper:
             if not self._ready:
                 await self._open()
                 self._ready = True
-                self._spare.prepare()
 
     async def _open(self) -> None:
         found = await self._instances.find(self.name)
@@ -221,7 +214,6 @@ class Helper:
         async with AsyncExitStack() as held:
             session = await self._begin(volumes, held)
             held.push_async_callback(session.close)
-            held.callback(self._spare.prepare)
             await session.write(json.dumps({**request, "task": name}).encode() + b"\n")
             yield Task(session, self._member)
 
@@ -231,7 +223,7 @@ class Helper:
             async with AsyncExitStack() as using:
                 try:
                     await using.enter_async_context(self._using(volumes))
-                    session = await self._spare.take() or await self._start_program()
+                    session = await self._start_program()
                 except (HelperEndedError, InvalidState):
                     log.warning("helper instance ended, making it again helper=%s", self.name)
                     self._ready = False

@@ -2,7 +2,7 @@
 
 It reads a line of JSON, which names its one task, then frames where the task has content, from its input; it writes a
 line of JSON, then frames where the answer has content. A frame is its length in eight digits of hex, then the bytes; an
-empty one ends the content. Content without its end was broken off. It may be started before there is a task.
+empty one ends the content. Content without its end was broken off.
 """
 
 from __future__ import annotations
@@ -308,12 +308,8 @@ def error_json(error: Exception) -> Json:
 
 
 def main() -> None:
-    """Say that the program is there, each time that it is asked for by an empty line, then do the task that follows."""
-    while (line := sys.stdin.buffer.readline()) == b"\n":
-        say({})
-    if not line:
-        return
-    request = json.loads(line)
+    """Do the task of the first line."""
+    request = json.loads(sys.stdin.buffer.readline())
     try:
         TASKS[request["task"]](request)
     except BrokenOffError:

@@ -21,10 +21,9 @@ from builderd.adapters.engines.incus.errors import (
     pool_full,
 )
 from builderd.adapters.engines.incus.instance import OWN, Instance, document
-from builderd.adapters.engines.incus.instance_index import InstanceIndex
 from builderd.adapters.engines.incus.network import addresses, gateway
 from builderd.adapters.engines.incus.options import IncusOptions
-from builderd.adapters.engines.incus.volumes import own_of
+from builderd.adapters.engines.incus.volumes import member_of, own_of
 from builderd.domain.errors import NoCapacity
 from builderd.ports.engine import PauseRequests, pause_nothing
 
@@ -41,6 +40,48 @@ _BUSY_TRIES, _BUSY_SECONDS = 100, 0.1
 #: Room that a full root is given for Incus's own file, and the most of it.
 _ROOM_BYTES, _MOST_ROOM_BYTES = 4 << 20, 64 << 20
 _BUSY = ("busy", "already running a", "instance is running", "in use", "currently")
+
+
+class InstanceIndex:
+    """Members and addresses of instances, and instances that are kept for logs, as made here and as Incus listed them.
+
+    One service works on a project: it knows them without asking for Incus's list, which grows with all apps.
+    """
+
+    def __init__(self) -> None:
+        self._members: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
+        #: Builder, and time of creation, of each instance that is kept for its log.
+        self._kept: dict[str, tuple[str, str]] = {}
+
+    def note(self, found: Json) -> None:
+        """Take over an instance; one whose member is away is listed without keys."""
+        name, own = found["name"], own_of(found)
+        self._members[name] = member_of(found)
+        if address := own.get("ip"):
+            self._addresses[name] = address
+        elif own:
+            self._addresses.pop(name, None)
+        if "removed" in own:
+            self._kept[name] = own.get("builder", ""), str(found.get("created_at", ""))
+
+    def forget(self, name: str) -> None:
+        """Take over that an instance was removed."""
+        for known in (self._members, self._addresses, self._kept):
+            known.pop(name, None)
+
+    def member(self, name: str) -> str | None:
+        """Return the member of an instance, which it never leaves; None of one that is not known."""
+        return self._members.get(name)
+
+    def addresses(self) -> Collection[str]:
+        """Return the addresses in use."""
+        return set(self._addresses.values())
+
+    def kept(self, builder: str) -> Sequence[str]:
+        """Return the instances that are kept for the logs of a builder, the oldest first."""
+        found = [(at, name) for name, (owner, at) in self._kept.items() if owner == builder]
+        return [name for _, name in sorted(found)]
 
 
 class Instances:
@@ -65,7 +106,9 @@ class Instances:
         #: Keeps visitors of an address waiting.
         self.pause_requests: PauseRequests = pause_nothing
         self.pool = options.pool
-        self.index = InstanceIndex(self._list, self._list_addresses)
+        self.index = InstanceIndex()
+        self._is_loaded = False
+        self._loading = asyncio.Lock()
         #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
         self.on_left: Callable[[str], None] = _ignore
         #: Called with a member whose pool had no space left for an instance.
@@ -98,20 +141,24 @@ class Instances:
         return found
 
     async def all(self) -> Sequence[Json]:
-        return await self.index.read_all()
-
-    async def _list(self) -> Sequence[Json]:
         found: Sequence[Json] = await self._client.get("/instances", recursion="1")
+        for one in found:
+            self.index.note(one)
         return found
 
-    async def _list_addresses(self) -> Sequence[Json]:
-        """Return the instances with addresses from Incus's database: its list shows none of a member that is away."""
-        leases = await self._client.get(f"/networks/{self._options.network}/leases")
-        return [
-            {"name": one["hostname"], "location": one["location"], "config": {f"{OWN}ip": one["address"]}}
-            for one in leases
-            if one["type"] == "static"
-        ]
+    async def load_index(self) -> None:
+        """Read the list of instances and their addresses, the first time that they are needed."""
+        async with self._loading:
+            if self._is_loaded:
+                return
+            # From Incus's database: its list shows no address of an instance whose member is away.
+            leases = await self._client.get(f"/networks/{self._options.network}/leases")
+            for one in leases:
+                if one["type"] == "static":
+                    known = {"name": one["hostname"], "location": one["location"]}
+                    self.index.note({**known, "config": {f"{OWN}ip": one["address"]}})
+            await self.all()
+            self._is_loaded = True
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
         """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
@@ -152,7 +199,7 @@ class Instances:
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
 
     async def _choose(self, refused: Collection[str], *, egress: bool) -> str:
-        await self.index.load()
+        await self.load_index()
         used = {*self.index.addresses(), *self._taken, *refused}
         network = addresses(self._options.subnet, egress=egress)
         first, count = int(network[0]), network.num_addresses
@@ -168,7 +215,7 @@ class Instances:
 
     async def kept(self, builder: str) -> Sequence[str]:
         """Return the instances that are kept for a builder's logs, the oldest first, of members that answer."""
-        await self.index.load()
+        await self.load_index()
         away = self._away()
         return [name for name in self.index.kept(builder) if self.index.member(name) not in away]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner
@@ -19,18 +18,17 @@ from builderd.adapters.engines.incus.image import Image, ensure_image
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
-from builderd.adapters.engines.incus.lost_disks import LostDisks
-from builderd.adapters.engines.incus.lost_sandboxes import LostSandboxes
+from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.incus.moves import Moves
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.ports import Ports
 from builderd.adapters.engines.incus.process import Processes
 from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
 from builderd.adapters.engines.incus.tools import Tools
 from builderd.adapters.engines.incus.usage import Usage
-from builderd.adapters.engines.incus.usages import Usages
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
@@ -41,35 +39,66 @@ from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import EngineOptions, Progress
 
 
-@dataclass(slots=True)
 class Machine:
-    """Parts of one service's engine. ``capacities`` of the members are as last measured."""
+    """Parts of one service's engine. Nothing is asked of Incus when they are put together."""
 
-    options: EngineOptions
-    client: IncusClient
-    cluster: Cluster
-    image: Image
-    instances: Instances
-    volumes: Volumes
-    disks: Disks
-    files: Files
-    runner: Runner
-    layers: Layers
-    sandboxes: Sandboxes
-    usage: Usage
-    usages: Usages
-    processes: Processes
-    logs: Logs
-    tools: Tools
-    events: Events
-    helper: Callable[[str], Helper]
-    helpers: Mapping[str, Helper]
-    members: Members
-    lost_disks: LostDisks
-    lost_sandboxes: LostSandboxes
-    moves: Moves
-    routes: Routes
-    capacities: Mapping[str, Capacity] = field(default_factory=dict)
+    def __init__(
+        self, options: EngineOptions, incus: IncusOptions, client: IncusClient, cluster: Cluster, image: Image
+    ) -> None:
+        self.options = options
+        self.client = client
+        self.cluster = cluster
+        self.image = image
+        self._subnet = incus.subnet
+        #: Of the members, as last measured.
+        self.capacities: Mapping[str, Capacity] = {}
+        self._helpers: dict[str, Helper] = {}
+        self._placing = asyncio.Lock()
+        self.members = members = Members(cluster)
+        client.unavailable_reason = lambda: members.unavailable_reason
+        self.volumes = volumes = Volumes(client, incus.pool, members.away_names)
+        self.instances = instances = Instances(
+            client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved
+        )
+        instances.on_left = members.prepare_again
+        instances.pause_requests = options.pause_requests
+        self.runner = Runner(client, instances)
+        self.disks = disks = Disks(volumes, self.helper, self._place)
+        disks.on_full = instances.on_full = cluster.note_full
+        self.moves = Moves(volumes, disks, self._place, members.leaving_names)
+        disks.is_leaving = self.moves.is_due
+        self.layers = Layers(volumes, instances, self.runner, self.helper, self._place, host_files)
+        self.routes = Routes(cluster.own, members.address)
+        self.lost = LostParts(client, volumes, instances, self.routes)
+        app_files = AppFiles(self._url_on, own_resolv_conf(), options.log_limit)
+        self.sandboxes = Sandboxes(instances, disks, self.layers, app_files, self.routes, self.lost)
+        self.files = Files(disks, self.helper)
+        self.usage = Usage(client, instances, self.sandboxes, members.away_names)
+        self.ports = Ports(client, self.sandboxes)
+        self.processes = Processes(client)
+        self.logs = Logs(client)
+        self.tools = Tools(self.runner, instances, disks, members, host_files())
+        self.events = Events(client, self.sandboxes.unreported_ends)
+
+    def helper(self, member: str) -> Helper:
+        """Return the helper of a member; a server without a cluster calls itself "none"."""
+        name = member if self.cluster.clustered else ""
+        return self._helpers.setdefault(name, Helper(self.client, self.instances, name))
+
+    async def _place(self) -> str:
+        """Return the member of a new disk or build."""
+        if not self.cluster.clustered:
+            return ""
+        async with self._placing:
+            found = await self.volumes.placed()
+            return await self.cluster.place([member for name, member in found if name.startswith("disk-")])
+
+    async def _url_on(self, member: str) -> str:
+        """Return the URL at which apps of a member reach the service."""
+        own = self.cluster.own
+        # A member without an IPv4 address has none for apps of others: they find nothing at their own gateway.
+        host = await self.members.address(own) if own and member != own else ""
+        return f"http://{host or gateway(self._subnet)}:{self.options.inside_port}"
 
     @property
     def capacity(self) -> Capacity:
@@ -138,21 +167,13 @@ class Machine:
 
     async def on_arrival(self, arrived: Sequence[Member]) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
-        self._end_deliveries_on({member.name for member in arrived})
         await self.disks.take_back(self.members.away_names())
-        # First: what was overtaken must not run beside what took its place. With a disk goes the app that had it.
-        await self.lost_disks.delete_on({member.name for member in arrived})
-        await self.lost_sandboxes.end_on({member.name for member in arrived})
+        # First: what was overtaken must not run beside what took its place.
+        await self.lost.finish_on({member.name for member in arrived})
         await self.prepare_network()
         await self.remove_left_overs({member.name for member in arrived})
-        await self.sandboxes.adoption.adopt_on({member.name for member in arrived})
+        await self.sandboxes.adopt_on({member.name for member in arrived})
         await self.measure()
-
-    def _end_deliveries_on(self, members: Collection[str]) -> None:
-        """Have apps on these members asked for again: one that restarted says nothing of the ends of its apps."""
-        for name in self.sandboxes.deliveries.followed():
-            if self._is_on(self.instances.index.member(name) or "", {*members, ""}):
-                self.sandboxes.deliveries.end(name)
 
     async def remove_own_instances(self) -> None:
         """Remove helpers and builds: what is not an app's."""
@@ -162,9 +183,6 @@ class Machine:
 
     async def close(self) -> None:
         await self.members.close()
-        await self.sandboxes.deliveries.close()
-        for helper in self.helpers.values():
-            await helper.close()
         await self.events.close()
         await self.client.close()
 
@@ -178,7 +196,7 @@ async def open_machine(
         cluster = Cluster(client, incus)
         await cluster.look()
         image = await run_to_completion(ensure_image, progress)
-        machine = make_machine(options, incus, client, cluster, image)
+        machine = Machine(options, incus, client, cluster, image)
         if prepare:
             await _prepare(machine, progress)
     except BaseException:
@@ -194,91 +212,18 @@ async def _prepare(machine: Machine, progress: Progress) -> None:
     await machine.prepare_network()
     await cluster.ensure_image(machine.image, progress)
     await machine.members.look()
-    await machine.remove_left_overs({member.name for member in machine.members.all() if member.online})
+    await machine.remove_left_overs(machine.members.online_names())
     if not any(one.name == cluster.own and one.leaving for one in machine.members.all()):
         # An evacuated member starts nothing, and has no disks.
         progress("helper: starting the instance that works on files")
         await machine.helper(cluster.own).open()
-    await machine.lost_sandboxes.load()
-    await machine.lost_disks.delete_on({member.name for member in machine.members.all() if member.online})
-    await machine.lost_sandboxes.end_on({member.name for member in machine.members.all() if member.online})
+    await machine.lost.load()
+    await machine.lost.finish_on(machine.members.online_names())
     machine.members.prepared()
-    await machine.sandboxes.adoption.adopt()
+    await machine.sandboxes.adopt()
     await machine.measure()
     await machine.events.open()
     machine.members.watch(machine.on_arrival)
-
-
-def make_machine(
-    options: EngineOptions, incus: IncusOptions, client: IncusClient, cluster: Cluster, image: Image
-) -> Machine:
-    """Put the parts together; nothing is asked of Incus."""
-    members = Members(cluster)
-    client.unavailable_reason = lambda: members.unavailable_reason
-    instances = Instances(client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved)
-    instances.on_left = members.prepare_again
-    instances.pause_requests = options.pause_requests
-    volumes = Volumes(client, incus.pool, members.away_names)
-    helpers: dict[str, Helper] = {}
-
-    def helper(member: str) -> Helper:
-        # A server without a cluster calls itself "none".
-        name = member if cluster.clustered else ""
-        return helpers.setdefault(name, Helper(client, instances, name))
-
-    placing = asyncio.Lock()
-
-    async def place() -> str:
-        async with placing:
-            if not cluster.clustered:
-                return ""
-            found = await volumes.placed()
-            return await cluster.place([member for name, member in found if name.startswith("disk-")])
-
-    runner = Runner(client, instances)
-    disks = Disks(volumes, helper, place)
-    disks.on_full = instances.on_full = cluster.note_full
-    moves = Moves(volumes, disks, place, members.leaving_names)
-    disks.is_leaving = moves.is_due
-    layers = Layers(volumes, instances, runner, helper, place, host_files)
-
-    async def url_on(member: str) -> str:
-        is_here = not cluster.own or member == cluster.own
-        # A member without an IPv4 address has none for apps of others: they find nothing at their own gateway.
-        host = ("" if is_here else await members.address(cluster.own)) or gateway(incus.subnet)
-        return f"http://{host}:{options.inside_port}"
-
-    routes = Routes(cluster.own, members.address)
-    files = AppFiles(url_on, own_resolv_conf(), options.log_limit)
-    lost = LostSandboxes(client, instances, routes)
-    sandboxes = Sandboxes(instances, disks, layers, files, routes, lost)
-    usage = Usage(client, sandboxes)
-    return Machine(
-        options=options,
-        client=client,
-        cluster=cluster,
-        image=image,
-        instances=instances,
-        volumes=volumes,
-        disks=disks,
-        files=Files(disks, helper),
-        runner=runner,
-        layers=layers,
-        sandboxes=sandboxes,
-        usage=usage,
-        usages=Usages(client, instances.index, usage.usage, members.away_names, lost.has),
-        processes=Processes(client),
-        logs=Logs(client),
-        tools=Tools(runner, instances, disks, members, host_files()),
-        events=Events(client, sandboxes.unreported_ends),
-        helper=helper,
-        helpers=helpers,
-        members=members,
-        lost_disks=LostDisks(client, members, volumes, instances, routes),
-        lost_sandboxes=lost,
-        moves=moves,
-        routes=routes,
-    )
 
 
 def own_resolv_conf() -> str:

@@ -55,10 +55,6 @@ def _without(network: IPv4Network, excluded: IPv4Network) -> Iterable[IPv4Networ
     return () if network.subnet_of(excluded) else network.address_exclude(excluded)
 
 
-#: Description of the rule to the service's own port.
-_SERVICE = "the service"
-
-
 def access_list(
     options: IncusOptions,
     inside_port: int,
@@ -66,21 +62,20 @@ def access_list(
     deny: Sequence[IPv4Network],
     resolvers: Sequence[str],
     members: Sequence[str],
-    service: str = "",
 ) -> dict[str, Any]:
     """Return the access list: to the internet, the service's own port and name servers; from the members' proxies.
 
-    ``members``: addresses of the cluster's members, whose proxies connect to instances on each other. ``service``: the
-    address of the service's member, at which instances on others reach its port; "" without one.
+    ``members``: addresses of the cluster's members. The service may work on any of them, and its proxy connects to
+    instances on all.
     """
     near = [network for network in NOT_FOR_SANDBOXES if network.version == 4]
     hosts = [IPv4Network(f"{member}/32") for member in members]
     public = ",".join(map(str, outside([*near, options.subnet, *hosts, *deny])))
     here = f"{gateway(options.subnet)}/32"
     inside = ",".join(map(str, options.subnet.address_exclude(without_egress(options.subnet))))
-    doors = ",".join([here, f"{service}/32"] if service else [here])
+    services = ",".join([here, *map(str, hosts)])
     rules = [
-        _rule(_SERVICE, source=inside, destination=doors, protocol="tcp", destination_port=str(inside_port)),
+        _rule("the service", source=inside, destination=services, protocol="tcp", destination_port=str(inside_port)),
         _rule("the internet", source=inside, destination=public),
     ]
     if resolvers:
@@ -98,23 +93,21 @@ def access_list(
     if allow:
         allowed = ",".join(str(part) for one in allow for part in _all_but(one, deny))
         rules.append(_rule("allowed by egress.allow", source=inside, destination=allowed))
-    proxies = ",".join([here, *(f"{member}/32" for member in members)])
     return {
         "description": "apps of builderd",
         "config": {},
         "egress": rules,
-        "ingress": [_rule("the members' proxies", source=proxies, protocol="tcp")],
+        "ingress": [_rule("the members' proxies", source=services, protocol="tcp")],
     }
 
 
-def same_rules(found: Mapping[str, Any], wanted: Mapping[str, Any], *, but_for_service: bool = False) -> bool:
-    """Return True if two access lists have the same rules; ``but_for_service``: that to the service may differ."""
+def same_rules(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True if two access lists have the same rules."""
 
     def rules(of: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         shown = [{**rule, "direction": kind} for kind in ("egress", "ingress") for rule in of[kind]]
-        kept = [rule for rule in shown if not (but_for_service and rule["description"] == _SERVICE)]
         # Incus leaves out what is empty, or not.
-        return sorted(sorted(pair for pair in rule.items() if pair[1]) for rule in kept)
+        return sorted(sorted(pair for pair in rule.items() if pair[1]) for rule in shown)
 
     return rules(found) == rules(wanted)
 

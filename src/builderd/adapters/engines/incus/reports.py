@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.errors import member_away
-from builderd.adapters.engines.incus.volumes import own_of
+from builderd.adapters.engines.incus.volumes import member_of, own_of
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 
@@ -57,12 +57,6 @@ def sandbox_of(name: str) -> SandboxId:
 def is_sandbox(found: Json) -> bool:
     """Return True for an instance of a sandbox that was not removed."""
     return str(found["name"]).startswith(PREFIX) and "removed" not in own_of(found)
-
-
-def member_of(found: Json) -> str:
-    """Return the member of an instance or a volume; a server without a cluster calls itself "none"."""
-    location = str(found.get("location") or "")
-    return "" if location == "none" else location
 
 
 def missing_report(sandbox: SandboxId) -> SandboxReport:

@@ -10,17 +10,16 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 from builderd.adapters.engines.incus import guest
-from builderd.adapters.engines.incus.adoption import Adoption
 from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.deliveries import Deliveries
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.ends import Ends
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, unless_full
+from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import Layers
-from builderd.adapters.engines.incus.lost_sandboxes import LostSandboxes
+from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
     is_sandbox,
@@ -66,7 +65,7 @@ class Sandboxes:
         layers: Layers,
         files: AppFiles,
         routes: Routes,
-        lost: LostSandboxes,
+        lost: LostParts,
     ) -> None:
         self._client = instances.client
         self._lost = lost
@@ -76,9 +75,7 @@ class Sandboxes:
         self._layers = layers
         self._files = files
         self._freezer = Freezer(instances)
-        self.adoption = Adoption(instances, routes, self._freezer)
         self._ends = Ends(instances)
-        self.deliveries = Deliveries(instances.client)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
 
@@ -100,10 +97,10 @@ class Sandboxes:
         name = instance.name
         address = await self._make(spec, instance, member)
         own = {**instance.own, "ip": address}
-        failure = await self.deliveries.deliver(name, await self._order(spec, address, member), address, spec.port)
+        code, output = await run_to_end(self._client, name, guest.DELIVER, await self._order(spec, address, member))
         # An app that ends at once ends its instance, and with it the program that delivered its order.
-        if failure is not None and not await self._got_order(name):
-            raise unless_full(failure, "The app could not be started")
+        if code and not await self._got_order(name):
+            raise unless_full(output, "The app could not be started")
         self._ordered.add(name)
         # An app that has ended by now is reported by its next observation.
         made = {
@@ -112,9 +109,7 @@ class Sandboxes:
             "status": "Running",
             "config": {f"{OWN}{key}": value for key, value in own.items()},
         }
-        report = make_report(made)
-        self.deliveries.note(name, report)
-        return report
+        return make_report(made)
 
     async def _drop_removed(self, name: str) -> bool:
         """Delete an instance that is kept for its log; return whether there was one."""
@@ -180,6 +175,7 @@ class Sandboxes:
                 "builder": spec.builder_id,
                 "disk": spec.disk,
                 "layer": spec.layer_key or "",
+                "port": str(spec.port),
                 "started": f"{time.time():.6f}",
             },
         )
@@ -208,7 +204,6 @@ class Sandboxes:
         if user := await self._running_of(users):
             if self._lost.has(user["name"]):
                 # Its member has just returned.
-                self.deliveries.end(user["name"])
                 await self._lost.end(user["name"])
                 return
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
@@ -270,8 +265,6 @@ class Sandboxes:
         return self._instances.is_away(found)
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
-        if (started := self.deliveries.report(name_of(sandbox))) and self.is_at_hand(sandbox):
-            return started
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
         if found and self._lost.has(found["name"]):
             return stopped_report(found)
@@ -295,6 +288,22 @@ class Sandboxes:
         found = [one for one in await self._instances.all() if is_sandbox(one) and one["status"] != "Error"]
         return await asyncio.gather(*(self._report(one) for one in found))
 
+    async def adopt(self) -> None:
+        """Route to what runs, and thaw what an earlier service, or a copy that broke off, left frozen."""
+        found = [one for one in await self._instances.all() if is_sandbox(one) and own_of(one).get("ip")]
+        await self._routes.sync({own_of(one)["ip"]: one["location"] for one in found})
+        for one in found:
+            await self._freezer.thaw_left(one)
+
+    async def adopt_on(self, members: Collection[str]) -> None:
+        """Do that on members that returned, while apps start and end."""
+        for one in await self._instances.all():
+            if is_sandbox(one) and (ip := own_of(one).get("ip")):
+                if one["location"] in members:
+                    # No route is removed: the list may be older than an app that has started.
+                    await self._routes.add(ip, one["location"])
+                await self._freezer.thaw_left(one)
+
     async def unreported_ends(self) -> list[SandboxId]:
         """Return sandboxes whose end nobody has seen yet."""
         return [
@@ -306,16 +315,15 @@ class Sandboxes:
     # Changes
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
-        async with self._freezer.turn(name_of(sandbox)):
+        async with self._freezer.lock(name_of(sandbox)):
             if (found := await self.running(sandbox)) and found["status"] != "Frozen":
                 # Written first: an instance frozen without it was frozen for a copy of its disk.
                 await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
-                self.deliveries.end(found["name"])
                 await self._freezer.freeze(found["name"])
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
-        async with self._freezer.turn(name_of(sandbox)):
+        async with self._freezer.lock(name_of(sandbox)):
             if (found := await self.running(sandbox)) and found["status"] == "Frozen":
                 await self._freezer.unfreeze(found["name"])
                 await self._instances.mark(found["name"], {"thawed": f"{time.time():.6f}"})
@@ -342,7 +350,6 @@ class Sandboxes:
             return await self._report(found)
         now = f"{time.time():.6f}"
         await self._instances.mark(name, {"stopping": now})
-        self.deliveries.end(name)
         if found["status"] == "Frozen":
             with suppress(IncusError):
                 await self._freezer.unfreeze(name)

@@ -1,80 +1,97 @@
-"""Use of a running sandbox: the ports that its app listens on, processor, memory, disk and network."""
+"""Use of running sandboxes: processor, memory, disk and network.
+
+That of one is its instance's state. That of many comes from the metrics of their members (OpenMetrics text), which have
+no bytes of disks: Incus runs programs of btrfs for those, so each disk is asked for now and then. Names and units:
+https://linuxcontainers.org/incus/docs/main/reference/provided_metrics/.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.disks import volume_of
-from builderd.adapters.engines.incus.errors import IncusNotFound, InstanceEnded
-from builderd.adapters.engines.incus.exec_session import run_to_end
-from builderd.adapters.engines.incus.port_looks import LOOK, parse_look
-from builderd.adapters.engines.incus.reports import name_of
+from builderd.adapters.engines.incus.errors import (
+    RETRY_SECONDS,
+    IncusNotFound,
+    InstanceEnded,
+    member_away,
+    state_unknown,
+)
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.reports import PREFIX, name_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import own_of
-from builderd.adapters.engines.oci.runtime.listening import parse_listening
-from builderd.domain.errors import InvalidState
+from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxEffort, SandboxUsage
+from builderd.domain.sandboxes import SandboxEffort, SandboxUsage
 
-#: Ports that are dialled at once to tell sockets for IPv6 alone, the lowest ones, and seconds for all of them.
-MOST_DIALLED, DIAL_SECONDS = 16, 1.0
-#: Starts of which the time of looks is known at once.
-_MOST_LOOKED = 1000
+#: Of the metrics of one member: an app has some 6 KB, and 200 bytes more for each processor where cgroups are v1.
+MOST_BYTES = 64 << 20
+#: Age of a disk's bytes at most. Each disk is read again at a time of its own between half of it and all; one without
+#: bytes sooner: btrfs counts those of a new volume when it writes them, within 30 s.
+MAX_AGE_SECONDS, EMPTY_SECONDS = 300.0, 30.0
+#: Disks that are read at once.
+AT_ONCE = 8
+#: The last line of metrics; without it the text was cut off.
+_END = b"# EOF\n"
+_KINDS = ("cpu_seconds", "memory_MemTotal", "memory_MemFree", "network_receive", "network_transmit", "procs")
+_LINE = (
+    rb"^incus_(%b)(?:_bytes)?(?:_total)?"
+    rb'\{(?:cpu="[0-9]+",mode="(?:system|user)",|device="eth0",|)name="(%b[0-9A-Za-z]+)",project="%b",'
+    rb'type="container"\} (-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?)$'
+)
+
+#: Instance → its use, without the disk; None of one that started or ended while it was read.
+Metrics = Mapping[str, SandboxUsage | None]
 
 
 class Usage:
-    def __init__(self, client: IncusClient, sandboxes: Sandboxes) -> None:
+    """``away`` returns members that are away."""
+
+    def __init__(
+        self, client: IncusClient, instances: Instances, sandboxes: Sandboxes, away: Callable[[], Collection[str]]
+    ) -> None:
         self._client = client
+        self._instances = instances
         self._sandboxes = sandboxes
-        #: CPU seconds of looks at the ports of each sandbox, which Incus counts as its own.
-        self._looked: dict[SandboxId, float] = {}
+        self._away = away
+        #: Last metrics of each member, or the error of reading them, and when they were asked for (``time.monotonic``).
+        self._metrics: dict[str, tuple[float, Metrics | BuilderdError]] = {}
+        #: Bytes of each disk, or the error of its first reading; and when it is due again (``time.monotonic``).
+        self._disks: dict[SandboxId, tuple[int | BuilderdError, float]] = {}
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def listening(self, sandbox: SandboxId) -> Listening:
-        if known := self._sandboxes.deliveries.sockets(name_of(sandbox)):
-            return await _mark_ipv6_only(*known)
-        pace = self._sandboxes.deliveries.pace(name_of(sandbox))
-        if pace is not None and pace.last is not None and not pace.is_due():
-            return pace.last
-        listening = await self._look(sandbox)
-        if pace is not None:
-            pace.note(listening)
-        return listening
-
-    async def _look(self, sandbox: SandboxId) -> Listening:
-        """Look by a program of its own."""
-        found = await self._sandboxes.running(sandbox)
-        if found is None or found["status"] != "Running":
-            return Listening(frozenset())
-        try:
-            _, output = await run_to_end(self._client, found["name"], LOOK)
-        except InvalidState:
-            return Listening(frozenset())
-        tables, seconds = parse_look(output.decode())
-        self._looked[sandbox] = self._looked.pop(sandbox, 0.0) + seconds
-        if len(self._looked) > _MOST_LOOKED:
-            del self._looked[next(iter(self._looked))]
-        return await _mark_ipv6_only(own_of(found).get("ip", ""), parse_listening(tables))
-
-    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        found = await self._sandboxes.running(sandbox)
-        if found is None:
-            return None
-        state = await self._state(found["name"])
-        return _usage(found, state) if state else None
-
-    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        """Return the app's CPU time alone, without that of looks at its ports: an app that waits would seem to work.
-
-        Incus does not tell the states of threads.
-        """
+    async def read(self, sandbox: SandboxId) -> SandboxUsage | None:
+        """Return the use of a sandbox, None of one that does not run."""
         found = await self._sandboxes.running(sandbox)
         state = await self._state(found["name"]) if found else None
-        if state is None:
-            self._looked.pop(sandbox, None)
+        if found is None or state is None:
             return None
-        looks = self._looked.get(sandbox, 0.0) + self._sandboxes.deliveries.cpu_seconds(name_of(sandbox))
-        return SandboxEffort(max(state["cpu"]["usage"] / 1e9 - looks, 0.0))
+        counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
+        disk = volume_of(DiskId(own_of(found)["disk"]))
+        device = next((name for name, one in found["devices"].items() if one.get("source") == disk), "")
+        return SandboxUsage(
+            cpu_seconds=state["cpu"]["usage"] / 1e9,
+            memory_bytes=max(state["memory"]["usage"], 0),
+            # Those that no clone shares.
+            disk_bytes=int(((state.get("disk") or {}).get(device) or {}).get("usage", 0)),
+            network_in_bytes=counters.get("bytes_received", 0),
+            network_out_bytes=counters.get("bytes_sent", 0),
+            processes=max(state["processes"], 0),
+        )
+
+    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
+        """Return the sandbox's CPU time. Incus does not show the states of threads."""
+        found = await self._sandboxes.running(sandbox)
+        state = await self._state(found["name"]) if found else None
+        return SandboxEffort(state["cpu"]["usage"] / 1e9) if state else None
 
     async def _state(self, name: str) -> Json | None:
         """Return an instance's state; None if it has ended since it was listed."""
@@ -83,39 +100,94 @@ class Usage:
         except (IncusNotFound, InstanceEnded):
             return None
 
+    async def read_many(
+        self, sandboxes: Collection[SandboxId], max_age: float = 0
+    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+        """Return the usage of those that run, or the error of reading it, from metrics of at most this age."""
+        try:
+            await self._instances.load_index()
+        except BuilderdError as error:
+            return dict.fromkeys(sandboxes, error)
+        members = {
+            one: member for one in sandboxes if (member := self._instances.index.member(name_of(one))) is not None
+        }
+        await asyncio.gather(*(self._read_member(member, max_age) for member in set(members.values())))
+        found: dict[SandboxId, SandboxUsage | Exception] = {}
+        for sandbox, member in members.items():
+            at, metrics = self._metrics[member]
+            if isinstance(metrics, BuilderdError):
+                found[sandbox] = metrics
+            elif (name := name_of(sandbox)) in metrics:
+                used = metrics[name]
+                found[sandbox] = replace(used, age_seconds=time.monotonic() - at) if used else state_unknown(name)
+        await self._read_disks([one for one, used in found.items() if isinstance(used, SandboxUsage)])
+        return {one: self._with_disk(one, used) for one, used in found.items()}
 
-def _usage(found: Json, state: Json) -> SandboxUsage:
-    """Return the usage of a running instance in this state; of a disk the bytes that no clone shares."""
-    counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
-    disk = volume_of(DiskId(own_of(found)["disk"]))
-    device = next((name for name, one in found["devices"].items() if one.get("source") == disk), "")
+    def _with_disk(self, sandbox: SandboxId, used: SandboxUsage | Exception) -> SandboxUsage | Exception:
+        if isinstance(used, Exception):
+            return used
+        size, _ = self._disks[sandbox]
+        return size if isinstance(size, BuilderdError) else replace(used, disk_bytes=size)
+
+    async def _read_member(self, member: str, max_age: float) -> None:
+        begun = time.monotonic()
+        if member in self._away():
+            self._metrics[member] = begun, member_away(member)
+            return
+        at, known = self._metrics.get(member, (begun - max_age, {}))
+        if begun - at < max_age and not isinstance(known, BuilderdError):
+            return
+        try:
+            text = await self._client.text("/metrics", MOST_BYTES, target=member)
+            read: Metrics | BuilderdError = await asyncio.to_thread(parse_metrics, text, self._client.project)
+        except BuilderdError as error:
+            read = error
+        self._metrics[member] = begun, read
+
+    async def _read_disks(self, sandboxes: Collection[SandboxId]) -> None:
+        """Read the disks of those that are not known, or have not been read for long."""
+        now = time.monotonic()
+        # Nobody has asked for the others for long.
+        self._disks = {one: known for one, known in self._disks.items() if now < known[1] + MAX_AGE_SECONDS}
+        due = [one for one in sandboxes if one not in self._disks or self._disks[one][1] <= now]
+        await asyncio.gather(*map(self._read_disk, due))
+
+    async def _read_disk(self, sandbox: SandboxId) -> None:
+        last, _ = self._disks.get(sandbox, (None, 0.0))
+        before = last if isinstance(last, int) else None
+        try:
+            async with self._turns:
+                used = await self.read(sandbox)
+        except BuilderdError as error:
+            self._disks[sandbox] = (error if before is None else before), time.monotonic()
+            return
+        size = used.disk_bytes if used else 0
+        kept = MAX_AGE_SECONDS * random.uniform(0.5, 1) if size else EMPTY_SECONDS  # noqa: S311 (no secret)
+        self._disks[sandbox] = size or before or 0, time.monotonic() + kept
+
+
+def parse_metrics(text: bytes, project: str) -> Metrics:
+    """Return the use of the running sandboxes of a project, by their instances.
+
+    Raises ``EngineUnavailable`` for a text without its end.
+    """
+    if not text.endswith(_END):
+        raise EngineUnavailable("Incus's metrics were cut off.", retry_after=RETRY_SECONDS)
+    parts = "|".join(_KINDS).encode(), re.escape(PREFIX.encode()), re.escape(project.encode())
+    found: dict[str, dict[str, float]] = {}
+    for kind, name, value in re.findall(_LINE % parts, text, re.MULTILINE):
+        values = found.setdefault(name.decode(), defaultdict(float))
+        values[kind.decode()] += float(value)  # a processor has two lines
+    return {name: _usage(values) if len(values) == len(_KINDS) else None for name, values in found.items()}
+
+
+def _usage(values: Mapping[str, float]) -> SandboxUsage:
+    # Free memory may be negative: the kernel lets an app exceed its limit while it reclaims.
     return SandboxUsage(
-        cpu_seconds=state["cpu"]["usage"] / 1e9,
-        memory_bytes=max(state["memory"]["usage"], 0),
-        disk_bytes=int(((state.get("disk") or {}).get(device) or {}).get("usage", 0)),
-        network_in_bytes=counters.get("bytes_received", 0),
-        network_out_bytes=counters.get("bytes_sent", 0),
-        processes=max(state["processes"], 0),
+        cpu_seconds=values["cpu_seconds"],
+        memory_bytes=max(int(values["memory_MemTotal"] - values["memory_MemFree"]), 0),
+        disk_bytes=0,
+        network_in_bytes=int(values["network_receive"]),
+        network_out_bytes=int(values["network_transmit"]),
+        processes=int(values["procs"]),
     )
-
-
-async def _mark_ipv6_only(ip: str, sockets: frozenset[tuple[str, int]]) -> Listening:
-    """Mark sockets that only IPv6 reaches. An app may listen on many ports, and leave a caller of each waiting."""
-    alone = {port for at, port in sockets if at == "::"} - {port for at, port in sockets if at == "0.0.0.0"}  # noqa: S104
-    dialled = sorted(alone)[:MOST_DIALLED]
-    answers = await asyncio.gather(*(_answers(ip, port) for port in dialled))
-    refused = {("::", port) for port, answered in zip(dialled, answers, strict=True) if not answered}
-    return Listening(sockets - refused | {(IPV6_ONLY, port) for _, port in refused})
-
-
-async def _answers(ip: str, port: int) -> bool:
-    """Return True unless the port refuses connections by IPv4: the kernel's tables do not tell sockets for both."""
-    try:
-        async with asyncio.timeout(DIAL_SECONDS):
-            _, writer = await asyncio.open_connection(ip, port)
-    except ConnectionRefusedError:
-        return False
-    except OSError:
-        return True
-    writer.close()
-    return True

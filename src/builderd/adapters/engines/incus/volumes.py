@@ -154,6 +154,12 @@ def own_of(found: Json) -> dict[str, str]:
     return {name.removeprefix(OWN): value for name, value in config.items() if name.startswith(OWN)}
 
 
+def member_of(found: Json) -> str:
+    """Return the member of an instance or a volume; a server without a cluster calls itself "none"."""
+    location = str(found.get("location") or "")
+    return "" if location == "none" else location
+
+
 def users_of(volume: Json) -> Sequence[str]:
     """Return the names of the instances that have this volume, running or not."""
     paths = (path.partition("?")[0].rpartition("/") for path in volume.get("used_by") or ())

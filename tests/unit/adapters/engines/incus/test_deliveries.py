@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from builderd.adapters.engines.incus.deliveries import Deliveries
 
 from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.deliveries import Deliveries
 from builderd.adapters.engines.incus.exec_session import ExecSession
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import SandboxReport, SandboxState

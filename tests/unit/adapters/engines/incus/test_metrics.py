@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from builderd.adapters.engines.incus.metrics import InstanceMetrics, parse_metrics
 from tests.unit.adapters.engines.incus.metrics_text import instance, line, metrics
 
-from builderd.adapters.engines.incus.metrics import InstanceMetrics, parse_metrics
 from builderd.domain.errors import EngineUnavailable
 
 USED = InstanceMetrics(

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from builderd.adapters.engines.incus.spare_program import SpareProgram
 
 from builderd.adapters.engines.incus import spare_program
-from builderd.adapters.engines.incus.spare_program import SpareProgram
 from builderd.domain.errors import EngineUnavailable
 
 

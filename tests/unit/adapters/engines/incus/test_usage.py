@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
+from builderd.adapters.engines.incus.usages import FEW
 from tests.unit.adapters.engines.incus.metrics_text import instance, metrics
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import disk_usage, port_looks, usages
 from builderd.adapters.engines.incus import usage as module
 from builderd.adapters.engines.incus.machine import Machine
-from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
-from builderd.adapters.engines.incus.usages import FEW
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.members import MemberAway

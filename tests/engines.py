@@ -16,7 +16,7 @@ from tests.fakes.engine import FakeEngine
 from tests.patience import patience
 
 from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.exec_session import run_to_end
+from builderd.adapters.engines.incus.process import run_to_end
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime.command import Runtime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builderd.adapters.engines.incus.administration import Administration, MemberState, Pool, address_towards
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.settings import Settings
 
 __all__ = ["Administration", "MemberState", "Pool", "administration", "default_address"]

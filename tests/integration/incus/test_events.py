@@ -16,10 +16,9 @@ from tests.engines import make_spec
 from tests.incus import IncusCluster
 
 from builderd.adapters.engines.incus import client as client_module
-from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.events import Events
-from builderd.adapters.engines.incus.options import IncusOptions
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.incus import IncusCluster
 
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.adapters.engines.incus.provider import IncusProvider
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import ClusterProvider

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import secrets
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from builderd.adapters.engines.incus import carry
 from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.errors import unless_full
-from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.guest import READY, root_argv, specified
-from builderd.adapters.engines.incus.instance import Instance, document
+from builderd.adapters.engines.incus.instance import HELD, Instance, Volume, document
 from builderd.adapters.engines.incus.instances import Instances
-from builderd.domain.errors import BuilderdError
-from builderd.ports.engine import Progress
+from builderd.adapters.engines.incus.members import Members
+from builderd.adapters.engines.incus.process import ExecSession, run_to_end
+from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.domain.errors import BuilderdError, EngineUnavailable
+from builderd.domain.resources import GB
+from builderd.ports.engine import Progress, Tool, ToolExit
 
 PREFIX = "build-"
 #: Prints how many processes the kernel killed for memory.
@@ -89,12 +95,12 @@ class Runner:
                 await self._client.call("POST", "/instances", document(named, self._client.project), target=member)
             await self._send(name, program.files)
             for path in program.made:
-                await carry.make(self._client, name, path, program.user)
+                await make(self._client, name, path, program.user)
             for path, folder in program.carried.items():
-                await carry.send(self._client, name, path, folder, program.user)
+                await send(self._client, name, path, folder, program.user)
             ended = await self._follow(name, program, output)
             for path, folder in program.carried.items():
-                await carry.bring_back(self._client, name, path, folder)
+                await bring_back(self._client, name, path, folder)
             return ended
         finally:
             await asyncio.shield(self._delete(name, member))
@@ -168,3 +174,138 @@ def packed(files: Mapping[str, bytes]) -> bytes:
             entry.size, entry.mode = len(data), 0o644
             tar.addfile(entry, io.BytesIO(data))
     return content.getvalue()
+
+
+#: Limit of a folder that is brought back.
+MAX_BYTES = 1 << 30
+
+
+async def send(client: IncusClient, instance: str, path: str, folder: Path, owner: int) -> None:
+    """Make a folder in the instance, with the content of this one. Its files are ``owner``'s."""
+    content = await asyncio.to_thread(packed_folder, folder, path, owner)
+    code, output = await run_to_end(client, instance, ("tar", "-xpf", "-", "-C", "/"), content)
+    if code:
+        raise EngineUnavailable(f"The tool's files could not be sent: {output.decode(errors='replace')}")
+
+
+async def make(client: IncusClient, instance: str, path: str, owner: int) -> None:
+    """Make an empty folder in the instance."""
+    code, output = await run_to_end(client, instance, ("install", "-d", "-o", str(owner), "-g", str(owner), path))
+    if code:
+        raise EngineUnavailable(f"The tool's folder could not be made: {output.decode(errors='replace')}")
+
+
+async def bring_back(client: IncusClient, instance: str, path: str, folder: Path) -> None:
+    """Write what is in the instance's folder into this one."""
+    session = await ExecSession.open(client, instance, ("tar", "-cf", "-", "-C", path, "."))
+    try:
+        await session.close_input()
+        with tempfile.TemporaryFile() as archive:
+            size = 0
+            while piece := await session.read():
+                size += len(piece)
+                if size > MAX_BYTES:
+                    raise EngineUnavailable(f"The tool left more than {MAX_BYTES} bytes in {path}.")
+                await asyncio.to_thread(archive.write, piece)
+            if await session.wait():
+                raise EngineUnavailable(f"The tool's files in {path} could not be brought back.")
+            archive.seek(0)
+            await asyncio.to_thread(unpack, archive, folder)
+    finally:
+        await session.close()
+
+
+def packed_folder(folder: Path, path: str, owner: int) -> bytes:
+    """Return a tar archive of a folder, by the paths that its files get."""
+    content = io.BytesIO()
+
+    def owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        entry.uid = entry.gid = owner
+        return entry if entry.isreg() or entry.isdir() else None
+
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.add(folder, path.lstrip("/"), filter=owned)
+    return content.getvalue()
+
+
+def unpack(archive: io.IOBase, folder: Path) -> None:
+    """Write the regular files of an archive below the folder; they become its owner's. Links are left out."""
+    owner = folder.stat()
+    with tarfile.open(fileobj=archive, mode="r|") as tar:
+        for entry in tar:
+            if not entry.isreg() and not entry.isdir():
+                continue
+            # Takes leading slashes off, and refuses paths that lead out of the folder.
+            inside = tarfile.data_filter(entry, str(folder))
+            tar.extract(inside, folder, filter="data")
+            os.chown(folder / inside.name, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+_CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 256
+_ROOT_BYTES = 2 * GB
+#: Folder whose content makes a tool faster and may be missing: it goes to no other member.
+_CACHE = "cache"
+
+
+class Tools:
+    """Elsewhere than on the service's own member, tools get copies of folders of its machine."""
+
+    def __init__(
+        self, runner: Runner, instances: Instances, disks: Disks, members: Members, files: dict[str, bytes]
+    ) -> None:
+        self._runner = runner
+        self._instances = instances
+        self._disks = disks
+        self._members = members
+        self._files = files
+
+    async def run(self, tool: Tool, output: Progress) -> ToolExit:
+        """Run the tool. Raises ``NotFound`` without the disk."""
+        own = self._members.own
+        member = await self._disks.member(tool.disk) if tool.disk else self._members.taking_work()
+        is_here = member == own
+        if "repository" in tool.folders and not is_here:
+            which = f"disk {tool.disk} lies" if tool.disk else "tool runs"
+            raise EngineUnavailable(
+                f"The {which} on the member {member}, which does not see the folders of this machine ({own}): use a "
+                "repository that every member reaches, such as s3: or rest:."
+            )
+        for folder in tool.folders.values():
+            _make_folder(folder)
+        volumes = (Volume(volume_of(tool.disk), HELD, read_only=not tool.writable),) if tool.disk else ()
+        instance = Instance(
+            name="",
+            image=self._instances.image,
+            pool=self._instances.pool,
+            cpu=_CPU,
+            memory_bytes=_MEMORY,
+            processes=_PROCESSES,
+            root_bytes=self._instances.root(_ROOT_BYTES),
+            volumes=volumes,
+            binds=((f"{HELD}/app", "/disk"),) if tool.disk else (),
+            hidden=("/mnt",),
+            hostname=tool.hostname,
+            folders={f"/{name}": str(folder) for name, folder in tool.folders.items()} if is_here else {},
+        )
+        env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
+        program = Program(
+            tool.argv,
+            {**env, "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},
+            "/tmp",  # noqa: S108
+            tool.timeout_seconds,
+            user=APP_UID,
+            kept="+dac_read_search" if tool.reads_all else "",
+            files=self._files,
+            carried={} if is_here else {f"/{name}": folder for name, folder in tool.folders.items() if name != _CACHE},
+            made=[f"/{_CACHE}"] if _CACHE in tool.folders and not is_here else [],
+        )
+        ended = await self._runner.run(instance, program, member, output, network=tool.network)
+        full = bool(ended.exit_code) and tool.disk is not None and await self._disks.pool_is_full(tool.disk)
+        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full=full)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder that tools own; its parent keeps other users out."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid != APP_UID:
+        os.chown(folder, APP_UID, APP_UID)

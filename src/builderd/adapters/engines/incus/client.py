@@ -11,6 +11,9 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -19,7 +22,6 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
 from builderd.adapters.engines.incus.errors import RETRY_SECONDS, error_of, unreachable
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable
 
 #: Seconds without a byte after which a call is given up; a cluster without a quorum answers after some 20.
@@ -36,6 +38,33 @@ PROBE_SECONDS = 10.0
 _ALWAYS_ASKED = ("/cluster/members", "/operations/")
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class IncusOptions:
+    """``socket``: the API's unix socket on this machine; ``url`` instead: ``https://host:port`` of any member.
+
+    ``certificate`` and ``key`` are the client's, ``server_certificate`` is the one that the server must show.
+    ``project``, ``network`` and its access list are made if missing; the storage ``pool`` must exist. ``recover`` is
+    "wait" or "backup": of a lost member, after ``recover_after`` seconds.
+    """
+
+    socket: Path = Path("/var/lib/incus/unix.socket")
+    url: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_certificate: Path | None = None
+    project: str = "builderd"
+    pool: str = "default"
+    network: str = "builderd"
+    subnet: IPv4Network = field(default_factory=lambda: IPv4Network("10.99.0.0/16"))
+    recover: str = "wait"
+    recover_after: float = 60.0
+
+    @property
+    def place(self) -> str:
+        """Return the server as messages name it."""
+        return self.url or str(self.socket)
 
 
 class IncusClient:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any
 
-from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions, Json
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, IncusNotFound
 from builderd.adapters.engines.incus.image import Image, metadata
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.network import access_list, network_config, same_rules
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.quotas import Capacity
 from builderd.domain.resources import GB

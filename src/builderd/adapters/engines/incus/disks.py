@@ -6,15 +6,21 @@ The bundle that was last written completely is a key of the volume, emptied befo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import suppress
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
 
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound, PoolFull
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
-from builderd.domain.errors import NoCapacity, NotFound, TooLarge
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
+from builderd.domain.files import Condition, FileEntry, FileKind, FilePage
 from builderd.domain.ids import DiskId
 from builderd.domain.members import MemberAway
 from builderd.domain.resources import GB
@@ -27,7 +33,13 @@ _PREFIX = "disk-"
 #: Key of a copy that takes the place of its original on another member (``moves``): that member.
 MOVED_FROM = "moved_from"
 
+#: After a disk could not be moved: its app starts where it was, and is not interrupted again for so long.
+RETRY_SECONDS = 300.0
+_PIECE_BYTES = 1 << 18
+
 HelperOf = Callable[[str], Helper]
+
+log = logging.getLogger(__name__)
 
 
 def volume_of(disk: DiskId) -> str:
@@ -240,3 +252,177 @@ def _full(size_bytes: int) -> NoCapacity:
         f"The builder's disk of {size_bytes / GB:.3g} GB is full: delete files in /app or ~/.cache, or ask for a "
         "larger disk."
     )
+
+
+class Moves:
+    """``place`` chooses the member that a disk is moved to, ``leaving`` returns those that are to be emptied."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        disks: Disks,
+        place: Callable[[], Awaitable[str]],
+        leaving: Callable[[], Collection[str]],
+    ) -> None:
+        self._volumes = volumes
+        self._disks = disks
+        self._place = place
+        self._leaving = leaving
+        self._moving: set[DiskId] = set()
+        self._writers: Counter[DiskId] = Counter()
+        #: When a disk that could not be moved is tried again, by the monotonic clock.
+        self._retry_at: dict[DiskId, float] = {}
+
+    def is_due(self, disk: DiskId, member: str) -> bool:
+        """Return True if the disk is to leave its member before an app starts on it."""
+        return member in self._leaving() and time.monotonic() >= self._retry_at.get(disk, 0.0)
+
+    def has(self, volume: str) -> bool:
+        """Return True for the volume of a disk that is being moved."""
+        return any(volume_of(disk) == volume for disk in self._moving)
+
+    async def move(self, disk: DiskId, found: Json) -> str:
+        """Move a disk, as it was found, that no sandbox uses. Return its member: the same one where that failed."""
+        member = str(found.get("location") or "")
+        if self._writers[disk]:
+            log.warning("disk not moved, a file is being written disk=%s member=%s", disk, member)
+            self._retry_at[disk] = time.monotonic() + RETRY_SECONDS
+            return member
+        self._moving.add(disk)
+        try:
+            return await self._carry_out(disk, found, member)
+        except Exception as error:
+            log.warning(
+                "disk not moved, retrying later disk=%s member=%s error=%s",
+                *(disk, member, error),
+                exc_info=not isinstance(error, BuilderdError),
+            )
+            self._retry_at[disk] = time.monotonic() + RETRY_SECONDS
+            return member
+        finally:
+            self._moving.discard(disk)
+
+    async def _carry_out(self, disk: DiskId, found: Json, member: str) -> str:
+        name, own = volume_of(disk), own_of(found)
+        for place in await self._volumes.places(name):
+            if place != member:  # a copy of a move that failed
+                await self._volumes.delete(name, place)
+        target = await self._place()
+        try:
+            await self._volumes.copy(name, name, int(own["size"]), own | {MOVED_FROM: member}, target, member)
+        except BaseException:
+            await asyncio.shield(self._volumes.delete(name, target))
+            raise
+        await self._disks.delete(disk, found)
+        await self._volumes.change(name, target, {MOVED_FROM: ""})
+        log.info("disk moved disk=%s member=%s target=%s", disk, member, target)
+        return target
+
+    @contextmanager
+    def writing(self, disk: DiskId) -> Iterator[None]:
+        """Keep a disk from being moved while a caller changes its files. Raises ``EngineUnavailable``."""
+        if disk in self._moving:
+            raise EngineUnavailable(
+                "The builder is being moved to another member of the cluster: try again.", retry_after=5
+            )
+        self._writers[disk] += 1
+        try:
+            yield
+        finally:
+            self._writers[disk] -= 1
+            if not self._writers[disk]:
+                del self._writers[disk]
+
+
+class Files:
+    def __init__(self, disks: Disks, helper: HelperOf) -> None:
+        self._disks = disks
+        self._helper = helper
+
+    async def list(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+        request = {"path": path, "skip": skip, "count": count}
+        answer = await self._run("list_files", disk, request)
+        return FilePage([_entry(entry) for entry in answer["entries"]], answer["total"])
+
+    @asynccontextmanager
+    async def open(self, disk: DiskId, path: str) -> AsyncIterator[OpenDiskFile]:
+        async with self._task("open_file", disk, {"path": path}) as task:
+            answer = await task.answer()
+            yield OpenDiskFile(_entry(answer["entry"]), task)
+
+    async def write(
+        self,
+        disk: DiskId,
+        path: str,
+        content: AsyncIterator[bytes],
+        condition: Condition,
+        size: int | None,
+        executable: bool | None,
+    ) -> tuple[FileEntry, bool]:
+        limit = await self._disks.limit(disk)
+        request = {"path": path, "size": size, "executable": executable, "limit": limit, **_condition(condition)}
+        try:
+            async with self._task("write_file", disk, request) as task:
+                await task.answer()
+                async for piece in content:
+                    for start in range(0, len(piece), _PIECE_BYTES):
+                        await task.send(piece[start : start + _PIECE_BYTES])
+                await task.send_end()
+                answer = await task.answer()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise await self._disks.too_full(disk) from error
+        return _entry(answer["entry"]), answer["new"]
+
+    async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
+        request = {"path": path, "recursive": recursive, **_condition(condition)}
+        try:
+            await self._run("delete_file", disk, request)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise await self._disks.too_full(disk) from error
+
+    async def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
+        async with self._task("archive", disk, {}) as task:
+            await task.answer()
+            async for piece in task.frames():
+                yield piece
+
+    @asynccontextmanager
+    async def _task(self, name: str, disk: DiskId, request: Json) -> AsyncIterator[Task]:
+        volume = volume_of(disk)
+        helper = self._helper(await self._disks.member(disk))
+        async with helper.task(name, {"volume": volume, **request}, [volume]) as task:
+            yield task
+
+    async def _run(self, name: str, disk: DiskId, request: Json) -> Json:
+        async with self._task(name, disk, request) as task:
+            await task.close_input()
+            return await task.answer()
+
+
+class OpenDiskFile:
+    """Implements ``ports.disk_files.OpenFile``."""
+
+    def __init__(self, entry: FileEntry, task: Task) -> None:
+        self.entry = entry
+        self._task = task
+
+    async def read(self, start: int, length: int) -> AsyncIterator[bytes]:
+        await self._task.send_line(f"{start} {length}")
+        async for piece in self._task.frames():
+            yield piece
+
+
+def _entry(answer: Json) -> FileEntry:
+    at = datetime.fromtimestamp(answer["modified_at"], UTC)
+    return FileEntry(**{**answer, "kind": FileKind(answer["kind"]), "modified_at": at})
+
+
+def _condition(condition: Condition) -> Json:
+    return {
+        name: None if tags is None else sorted(tags)
+        for name, tags in (("matches", condition.matches), ("differs", condition.differs))
+    }

@@ -13,17 +13,17 @@ from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
+    nullcontext,
     suppress,
 )
 from datetime import datetime
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.down import stop_each
-from builderd.adapters.engines.incus.exec_session import NotRunningError
+from builderd.adapters.engines.incus.client import IncusOptions, Json
+from builderd.adapters.engines.incus.errors import RETRY_SECONDS
 from builderd.adapters.engines.incus.machine import Machine, open_machine
 from builderd.adapters.engines.incus.network import gateway
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.process import NotRunningError
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.incus.volumes import users_of
 from builderd.domain.bundles import Bundle
@@ -45,6 +45,8 @@ from builderd.ports.processes import Process
 log = logging.getLogger(__name__)
 
 _DOWN_GRACE_SECONDS = 5.0
+#: By ``down``: with hundreds at once, members of Incus stop answering each other.
+_STOPPED_AT_ONCE = 16
 #: Space is tight when less than this part of the pool is free.
 TIGHT = 0.2
 _NO_VM = (
@@ -362,12 +364,21 @@ class IncusEngine:
             self._machine = await open_machine(self._options, self._incus, lambda line: None, prepare=False)
         machine = self._machine
         self._readiness = Readiness(False, "going down")
+        turns = asyncio.Semaphore(_STOPPED_AT_ONCE)
+
+        async def stop(sandbox: SandboxId) -> None:
+            async with turns:
+                await machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS)
+
         alive = [report.id for report in await machine.sandboxes.all() if report.alive]
-        try:
-            await stop_each(lambda sandbox: machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS), alive)
-        except EngineUnavailable:
-            with suppress(BuilderdError):
-                await machine.remove_own_instances()
-            raise
-        await machine.remove_own_instances()
+        ended = await asyncio.gather(*map(stop, alive), return_exceptions=True)
+        failed = [error for error in ended if isinstance(error, Exception)]
+        with suppress(BuilderdError) if failed else nullcontext():
+            await machine.remove_own_instances()
+        if failed:
+            raise EngineUnavailable(
+                f"{len(failed)} of {len(alive)} sandboxes could not be stopped: run builderd down again. "
+                f"The last failure: {failed[-1]!r}",
+                retry_after=RETRY_SECONDS,
+            )
         self._readiness = Readiness(False, "down")

@@ -22,10 +22,10 @@ from pathlib import Path
 import builderd
 from builderd.adapters.engines.incus.client import IncusClient, Json
 from builderd.adapters.engines.incus.errors import NO_SPACE, IncusConflict, IncusError, IncusNotFound, pool_full
-from builderd.adapters.engines.incus.exec_session import ExecSession, run_to_end
 from builderd.adapters.engines.incus.helper_program import VOLUMES
 from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
 from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.process import ExecSession, run_to_end
 from builderd.domain import errors
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.resources import GB

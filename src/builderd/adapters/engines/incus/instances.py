@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from builderd.adapters.engines.incus.client import IncusClient, Json
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions, Json
 from builderd.adapters.engines.incus.errors import (
     NO_SPACE,
     IncusConflict,
@@ -22,7 +22,6 @@ from builderd.adapters.engines.incus.errors import (
 )
 from builderd.adapters.engines.incus.instance import OWN, Instance, document
 from builderd.adapters.engines.incus.network import addresses, gateway
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.adapters.engines.incus.volumes import member_of, own_of
 from builderd.domain.errors import NoCapacity
 from builderd.ports.engine import PauseRequests, pause_nothing

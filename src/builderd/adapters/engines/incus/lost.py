@@ -15,7 +15,7 @@ from builderd.adapters.engines.incus.cluster import FEATURES
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.instances import Instances
-from builderd.adapters.engines.incus.routes import Routes
+from builderd.adapters.engines.incus.network import Routes
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.ids import DiskId
 

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
-from builderd.adapters.engines.incus.builds import Runner
-from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.builds import Runner, Tools
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks
+from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, Moves
 from builderd.adapters.engines.incus.events import Events
-from builderd.adapters.engines.incus.files import Files
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.helper import Helper
 from builderd.adapters.engines.incus.image import Image, ensure_image
@@ -20,14 +19,10 @@ from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
 from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.members import Members
-from builderd.adapters.engines.incus.moves import Moves
-from builderd.adapters.engines.incus.network import gateway
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.network import Routes, gateway
 from builderd.adapters.engines.incus.ports import Ports
 from builderd.adapters.engines.incus.process import Processes
-from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
-from builderd.adapters.engines.incus.tools import Tools
 from builderd.adapters.engines.incus.usage import Usage
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts

@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import BuilderdError
 from builderd.domain.members import MemberReport
 from builderd.domain.quotas import Capacity

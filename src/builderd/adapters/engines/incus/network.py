@@ -6,12 +6,16 @@ list allows the complement of the networks that are not for sandboxes, and drops
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Any
 
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.domain.addresses import NOT_FOR_SANDBOXES
+from builderd.domain.errors import EngineUnavailable
 
 _ALL = IPv4Network("0.0.0.0/0")
 #: Instances without egress have addresses in the last quarter of the subnet.
@@ -139,3 +143,73 @@ def network_config(options: IncusOptions) -> dict[str, str]:
         "security.acls.default.egress.action": "drop",
         "security.acls.default.ingress.action": "drop",
     }
+
+
+log = logging.getLogger(__name__)
+
+#: Marks the service's own routes (rtnetlink(7), rtm_protocol; free for use by programs of one's own).
+PROTOCOL = "152"
+#: Seconds within which ``ip`` ends; it takes some milliseconds for a route, and less for each of many.
+IP_SECONDS = 30.0
+
+
+class Routes:
+    """``address_of`` returns the address of a member; ``own`` is the member of this machine."""
+
+    def __init__(self, own: str, address_of: Callable[[str], Awaitable[str]]) -> None:
+        self._own = own
+        self._address_of = address_of
+        #: Address of the member to which each address is routed.
+        self._known: dict[str, str] = {}
+
+    async def sync(self, wanted: Mapping[str, str]) -> None:
+        """Have routes to exactly these addresses (address → member) but for those on this machine."""
+        if not self._own:
+            return
+        shown = await _ip("route", "show", "proto", PROTOCOL)
+        # "10.99.0.20 via 10.98.0.12 dev eth0"
+        self._known = {words[0]: words[2] for words in map(str.split, shown.splitlines()) if len(words) > 2}
+        remote = {address: member for address, member in wanted.items() if member != self._own}
+        for address in self._known.keys() - remote.keys():
+            await self.remove(address)
+        for address, member in remote.items():
+            await self.add(address, member)
+
+    async def add(self, address: str, member: str) -> None:
+        """Route an address to its member; to this machine's own bridge, where it lies here."""
+        if not self._own or member == self._own:
+            await self.remove(address)
+            return
+        via = await self._address_of(member)
+        if not via:
+            raise EngineUnavailable(f"The member {member} of the cluster has no IPv4 address: see incus cluster list.")
+        await _ip("route", "replace", f"{address}/32", "via", via, "proto", PROTOCOL)
+        self._known[address] = via
+
+    async def remove(self, address: str) -> None:
+        """Remove the route to an address. Idempotent."""
+        if address in self._known:
+            del self._known[address]
+            await _ip("route", "del", f"{address}/32", "proto", PROTOCOL)
+
+
+async def _ip(*words: str) -> str:
+    """Run ``ip``; a cancelled caller leaves none running, which would change routes later."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        program = await asyncio.create_subprocess_exec("ip", *words, stdout=pipe, stderr=pipe)
+    except OSError as error:
+        raise EngineUnavailable(f"The program ip (package iproute2) cannot be run: {error.strerror}.") from None
+    try:
+        async with asyncio.timeout(IP_SECONDS):
+            shown, complaint = await program.communicate()
+    except TimeoutError:
+        raise EngineUnavailable(f"The program ip {' '.join(words)} has not ended within {IP_SECONDS:g} s.") from None
+    finally:
+        if program.returncode is None:
+            with suppress(ProcessLookupError):
+                program.kill()
+            await program.wait()
+    if program.returncode:
+        log.warning("route not changed command=%s error=%s", " ".join(words), complaint.decode().strip())
+    return shown.decode()

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.guest import LIST_PORTS
+from builderd.adapters.engines.incus.process import run_to_end
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import own_of

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from builderd.adapters.engines.incus import guest
 from builderd.adapters.engines.incus.client import Json
 from builderd.adapters.engines.incus.disks import Disks, volume_of
-from builderd.adapters.engines.incus.ends import Ends
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, unless_full
-from builderd.adapters.engines.incus.exec_session import run_to_end
 from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.lost import LostParts
+from builderd.adapters.engines.incus.network import Routes
+from builderd.adapters.engines.incus.process import run_to_end
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
+    Ends,
     is_sandbox,
     lost_report,
     make_report,
@@ -32,7 +33,6 @@ from builderd.adapters.engines.incus.reports import (
     state_of,
     stopped_report,
 )
-from builderd.adapters.engines.incus.routes import Routes
 from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brings_packages

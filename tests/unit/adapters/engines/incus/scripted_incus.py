@@ -8,13 +8,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
 from builderd.adapters.engines.incus.helper import device_of
 from builderd.adapters.engines.incus.image import Image
 from builderd.adapters.engines.incus.instance import OWN
-from builderd.adapters.engines.incus.machine import Machine, make_machine
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.machine import Machine
 from builderd.domain.quotas import Capacity
 from builderd.ports.engine import EngineOptions
 
@@ -165,4 +165,4 @@ def machine_on(incus: ScriptedIncus, **options: Any) -> Machine:
     image = Image("base", Path("/none"), "base", 0)
     client: Any = incus
     cluster: Any = ScriptedCluster()
-    return make_machine(made, IncusOptions(), client, cluster, image)
+    return Machine(made, IncusOptions(), client, cluster, image)

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.incus import preflight
-from builderd.adapters.engines.incus.administration import Administration, MemberState
+from builderd.adapters.engines.incus.administration import Administration
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.adapters.engines.incus.errors import IncusNotFound, unreachable
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable, InvalidState
 
 SPACE = {"total": 10, "used": 5}
@@ -55,14 +54,6 @@ async def test_member_that_was_just_killed_is_shown_beside_the_others(administra
     one, two = await administration.members()
     assert (one.status, one.pool_total is None) == ("Online", False)
     assert (two.status, two.pool_total) == ("Online, does not answer", None)
-
-
-async def test_doctor_names_a_member_that_ends_while_it_is_asked() -> None:
-    client: Any = Client()
-    member = MemberState("node2", "10.0.0.2", "Online", False, 0, 0, 5.0, 10.0)
-    lacks = await preflight._lacks(client, IncusOptions(), member)
-    assert "the member does not answer" in lacks
-    assert not preflight._member(member, lacks).found
 
 
 async def test_evacuation_that_is_not_waited_for_names_the_disks_that_are_left(administration: Administration) -> None:

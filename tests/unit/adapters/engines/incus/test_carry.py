@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus.carry import packed_folder, unpack
+from builderd.adapters.engines.incus.builds import packed_folder, unpack
 
 
 def test_folder_comes_back_as_it_was(tmp_path: Path) -> None:

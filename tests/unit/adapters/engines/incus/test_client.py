@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
 from builderd.adapters.engines.incus.errors import IncusNotFound
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]

@@ -88,19 +88,12 @@ async def test_disks_are_taken_back_first_when_a_member_arrives() -> None:
     async def refuse() -> None:
         raise EngineUnavailable("not now")
 
-    async def end_on(_: object) -> None:
+    async def finish_on(_: object) -> None:
         assert not disks.written_off
 
     members = SimpleNamespace(away_names=frozenset)
-    lost = SimpleNamespace(end_on=end_on, delete_on=end_on)
-    machine: Any = SimpleNamespace(
-        disks=disks,
-        members=members,
-        lost_disks=lost,
-        lost_sandboxes=lost,
-        prepare_network=refuse,
-        _end_deliveries_on=lambda _: None,
-    )
+    lost = SimpleNamespace(finish_on=finish_on)
+    machine: Any = SimpleNamespace(disks=disks, members=members, lost=lost, prepare_network=refuse)
     with pytest.raises(EngineUnavailable):
         await Machine.on_arrival(machine, [Member("node1", "10.0.0.1", True)])
     assert not disks.written_off

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import members as module
-from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.errors import error_of
-from builderd.adapters.engines.incus.options import IncusOptions
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Readiness
 
@@ -72,3 +72,31 @@ async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that
         await members.close()
     assert looks
     assert machine.client.unavailable_reason() == ""
+
+
+async def test_sandboxes_that_cannot_be_stopped_keep_no_other_from_its_end() -> None:
+    options: Any = None
+    engine, incus = IncusEngine(options, IncusOptions()), ScriptedIncus()
+    incus.has_instance("build-left")
+    engine._machine = machine = machine_on(incus)
+    stopped, running, most = set[str](), 0, 0
+
+    async def stop(sandbox: str, grace_seconds: float) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        if sandbox == "1":
+            raise KeyError("size")
+        stopped.add(sandbox)
+
+    async def found() -> Any:
+        return [SimpleNamespace(id=str(number), alive=number > 0) for number in range(40)]
+
+    machine.sandboxes.stop, machine.sandboxes.all = stop, found  # type: ignore[method-assign, assignment]
+    with pytest.raises(EngineUnavailable, match=r"^1 of 39 sandboxes .* builderd down again.*KeyError"):
+        await engine.down()
+    assert stopped == {str(number) for number in range(2, 40)}
+    assert most == 16
+    assert "build-left" not in incus.instances

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import freezer as module
-from builderd.adapters.engines.incus import members, routes
+from builderd.adapters.engines.incus import members, network
 from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
 from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.domain.errors import EngineUnavailable
@@ -49,20 +49,6 @@ async def test_app_stays_frozen_while_its_disk_is_copied() -> None:
     assert incus.instances[NAME]["status"] == "Running"
 
 
-async def test_two_copies_at_once_share_one_freeze_until_the_last_ends() -> None:
-    incus = ScriptedIncus()
-    incus.has_instance(NAME)
-    freezer = freezer_on(incus)
-    first, second = freezer.frozen_meanwhile(NAME), freezer.frozen_meanwhile(NAME)
-    await first.__aenter__()
-    await second.__aenter__()
-    await first.__aexit__(None, None, None)
-    assert await status_while_left_frozen_are_thawed(freezer, incus) == "Frozen"
-    await second.__aexit__(None, None, None)
-    assert incus.instances[NAME]["status"] == "Running"
-    assert [path for _, path in incus.changes] == [f"/instances/{NAME}/state"] * 2
-
-
 class Visitors:
     """Writes down the status of the instance when its visitors begin and cease to wait."""
 
@@ -85,7 +71,7 @@ async def test_visitors_wait_from_before_the_freeze_until_after_the_thaw() -> No
     visitors = Visitors(incus)
     freezer = Freezer(machine_on(incus, pause_requests=visitors.paused).instances)
     for times in (1, 2):
-        async with freezer.frozen_meanwhile(NAME), freezer.frozen_meanwhile(NAME):
+        async with freezer.frozen_meanwhile(NAME):
             assert incus.instances[NAME]["status"] == "Frozen"
             assert len(visitors.seen) == 2 * times - 1
         assert visitors.seen == [("10.99.0.2", "Running")] * 2 * times
@@ -101,19 +87,8 @@ async def test_visitors_wait_no_more_after_a_freeze_that_failed() -> None:
         async with freezer.frozen_meanwhile(NAME):
             pass
     assert visitors.seen == [("10.99.0.2", "Running")] * 2
-    async with freezer.turn(NAME):
+    async with freezer.lock(NAME):
         pass
-
-
-async def test_visitors_of_an_app_that_sleeps_or_has_ended_are_not_kept_waiting() -> None:
-    incus = ScriptedIncus()
-    visitors = Visitors(incus)
-    freezer = Freezer(machine_on(incus, pause_requests=visitors.paused).instances)
-    for status in ("Frozen", "Stopped"):
-        incus.has_instance(NAME, status=status, ip="10.99.0.2")
-        async with freezer.frozen_meanwhile(NAME):
-            pass
-    assert visitors.seen == []
 
 
 async def test_app_that_sleeps_is_copied_and_sleeps_on() -> None:
@@ -161,19 +136,6 @@ async def test_copy_that_is_cancelled_before_its_freeze_has_ended_leaves_the_app
     assert incus.instances[NAME]["status"] == "Running"
 
 
-async def test_app_that_a_copy_left_frozen_is_thawed_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
-    incus = ScriptedIncus()
-    incus.has_instance(NAME)
-    freezer = freezer_on(incus)
-    works = incus.before
-    async with freezer.frozen_meanwhile(NAME):
-        refuse(incus, IncusError(500, "not now"))
-    incus.before = works
-    assert incus.instances[NAME]["status"] == "Frozen"
-    assert await status_while_left_frozen_are_thawed(freezer, incus) == "Running"
-
-
 async def test_app_that_sleeps_is_not_thawed() -> None:
     incus = ScriptedIncus()
     incus.has_instance(NAME, status="Frozen", frozen="20", thawed="10")
@@ -188,13 +150,6 @@ async def test_app_that_went_to_sleep_after_it_was_listed_is_not_thawed() -> Non
     incus.has_instance(NAME, status="Frozen", frozen="20")
     await freezer_on(incus).thaw_left(listed)
     assert incus.instances[NAME]["status"] == "Frozen"
-
-
-async def test_app_that_cannot_be_thawed_does_not_prevent_a_start() -> None:
-    incus = ScriptedIncus()
-    incus.has_instance(NAME, status="Frozen")
-    refuse(incus, IncusError(500, "not now"))
-    assert await status_while_left_frozen_are_thawed(freezer_on(incus), incus) == "Frozen"
 
 
 @pytest.mark.parametrize("refused", [IncusError(500, "cgroup"), IncusConflict(409, "already running an operation")])
@@ -220,39 +175,18 @@ async def test_disk_of_an_app_that_ends_before_the_freeze_is_copied() -> None:
     assert copied
 
 
-async def test_disk_of_an_app_that_is_gone_before_the_freeze_is_copied() -> None:
-    copied = False
-    async with freezer_on(ScriptedIncus()).frozen_meanwhile(NAME):
-        copied = True
-    assert copied
-
-
-async def test_app_is_thawed_although_incus_did_not_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
-    incus = ScriptedIncus()
-    incus.has_instance(NAME)
-
-    async def refuse_once(method: str, path: str) -> None:
-        incus.before = works
-        raise EngineUnavailable("database is locked")
-
-    works = incus.before
-    async with freezer_on(incus).frozen_meanwhile(NAME):
-        incus.before = refuse_once
-    assert incus.instances[NAME]["status"] == "Running"
-
-
 @pytest.mark.parametrize("members_answer", [True, False], ids=["thaw fails", "quorum lost"])
 async def test_app_that_was_not_thawed_after_a_copy_is_thawed_once_incus_answers_again(
     members_answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_THAW_SECONDS", 0.1)
     monkeypatch.setattr(members, "WATCH_SECONDS", 0.001)
 
     async def ip(*_: str) -> str:
         return ""
 
-    monkeypatch.setattr(routes, "_ip", ip)
+    monkeypatch.setattr(network, "_ip", ip)
     incus = ScriptedIncus()
     incus.has_instance(NAME, builder="b", ip="10.99.0.2")
     machine = machine_on(incus)

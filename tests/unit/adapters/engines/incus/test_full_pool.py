@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
+from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.adapters.engines.incus.cluster import FULL_SECONDS, Cluster
-from builderd.adapters.engines.incus.ends import Ends
 from builderd.adapters.engines.incus.errors import PoolFull, error_of
 from builderd.adapters.engines.incus.helper import _error_of
 from builderd.adapters.engines.incus.instance import Instance
 from builderd.adapters.engines.incus.layers import Layers
-from builderd.adapters.engines.incus.options import IncusOptions
+from builderd.adapters.engines.incus.reports import Ends
 from builderd.adapters.engines.oci.storage.transcript import Transcript
 from builderd.domain.errors import NoCapacity
 from builderd.domain.layers import LayerPlan

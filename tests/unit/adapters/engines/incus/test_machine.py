@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import members, routes
+from builderd.adapters.engines.incus import members, network
 from builderd.adapters.engines.incus.builds import BuildExit, Program
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.errors import IncusError
@@ -31,7 +31,7 @@ def ip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         commands.append("\n".join(lines) or " ".join(words))
         return "10.99.0.99 via 10.0.0.2 proto 152\n" if words[1] == "show" else ""
 
-    monkeypatch.setattr(routes, "_ip", record)
+    monkeypatch.setattr(network, "_ip", record)
     return commands
 
 
@@ -179,6 +179,6 @@ async def test_start_of_the_service_removes_routes_of_apps_that_are_gone(ip: lis
     incus = ScriptedIncus()
     machine = machine_on(incus)
     incus.has_instance("s-1", **ROUTED)
-    await machine.sandboxes.adoption.adopt()
+    await machine.sandboxes.adopt()
     assert "route del 10.99.0.99/32 proto 152" in ip
     assert "route replace 10.99.0.20/32 via 10.0.0.2 proto 152" in ip

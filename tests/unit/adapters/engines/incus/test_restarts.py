@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import routes
+from builderd.adapters.engines.incus import network
 from builderd.adapters.engines.incus.errors import error_of
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
@@ -43,7 +43,7 @@ def ip(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_: str) -> str:
         return ""
 
-    monkeypatch.setattr(routes, "_ip", nothing)
+    monkeypatch.setattr(network, "_ip", nothing)
 
 
 async def make(incus: ScriptedIncus) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus import routes
-from builderd.adapters.engines.incus.routes import Routes
+from builderd.adapters.engines.incus import network
+from builderd.adapters.engines.incus.network import Routes
 from builderd.domain.errors import EngineUnavailable
 
 
@@ -26,7 +26,7 @@ async def test_next_hop_is_known_for_apps_of_other_members_alone(monkeypatch: py
         ran.append("\n".join(lines) or " ".join(words))
         return shown if words[1] == "show" else ""
 
-    monkeypatch.setattr(routes, "_ip", ip)
+    monkeypatch.setattr(network, "_ip", ip)
     made = Routes("node1", address_of)
     await made.sync({"10.99.0.20": "node2", "10.99.0.21": "node1"})
     assert "route del 10.99.0.29/32 proto 152" in ran
@@ -48,7 +48,7 @@ def slow_ip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 async def test_cancelled_change_of_routes_goes_on_no_more(slow_ip: Path) -> None:
     """Routes would be added after they were removed."""
-    putting = asyncio.create_task(routes._ip("route", "show"))
+    putting = asyncio.create_task(network._ip("route", "show"))
     async with asyncio.timeout(30):
         while not slow_ip.exists():
             await asyncio.sleep(0.01)
@@ -60,9 +60,9 @@ async def test_cancelled_change_of_routes_goes_on_no_more(slow_ip: Path) -> None
 async def test_program_that_hangs_or_is_missing_is_an_error_of_the_engine(
     slow_ip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "IP_SECONDS", 0.3)
+    monkeypatch.setattr(network, "IP_SECONDS", 0.3)
     with pytest.raises(EngineUnavailable, match="has not ended within"):
-        await routes._ip("route", "show")
+        await network._ip("route", "show")
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     with pytest.raises(EngineUnavailable, match="cannot be run: No such file"):
-        await routes._ip("route", "show")
+        await network._ip("route", "show")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from builderd.adapters.engines.incus.system_calls import denied_calls
+from builderd.adapters.engines.incus.instance import denied_calls
 
 #: Upper bits of an argument that the kernel ignores.
 FAR = 1 << 32

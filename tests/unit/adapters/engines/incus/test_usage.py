@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
+import asyncio
 import subprocess
 import time
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builderd.adapters.engines.incus.port_looks import LOOK, MOST_SOCKETS, parse_look
-from builderd.adapters.engines.incus.usages import FEW
-from tests.unit.adapters.engines.incus.metrics_text import instance, metrics
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import disk_usage, port_looks, usages
+from builderd.adapters.engines.incus import ports
 from builderd.adapters.engines.incus import usage as module
+from builderd.adapters.engines.incus.errors import error_of
+from builderd.adapters.engines.incus.guest import MOST_SOCKETS, PORTS
 from builderd.adapters.engines.incus.machine import Machine
+from builderd.adapters.engines.incus.usage import parse_metrics
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.members import MemberAway
 from builderd.domain.sandboxes import IPV6_ONLY, SandboxUsage
 
-MANY = [SandboxId(str(number)) for number in range(FEW + 4)]
+#: Lines of one instance: name of the metric, its labels before ``name``, its value.
+VALUES = (
+    ("cpu_seconds_total", 'cpu="0",mode="system",', "0.25"),
+    ("cpu_seconds_total", 'cpu="0",mode="user",', "1.25"),
+    ("cpu_seconds_total", 'cpu="1",mode="user",', "5e-05"),
+    ("cpu_effective_total", "", "2"),
+    ("disk_read_bytes_total", 'device="loop7",', "1.323008e+06"),
+    ("filesystem_size_bytes", 'device="/dev/loop7",fstype="btrfs",mountpoint="/app",', "4.294967296e+09"),
+    ("memory_Cached_bytes", "", "135168"),
+    ("memory_MemFree_bytes", "", "1.24217728e+08"),
+    ("memory_MemTotal_bytes", "", "1.34217728e+08"),
+    ("network_receive_bytes_total", 'device="lo",', "1"),
+    ("network_receive_bytes_total", 'device="eth0",', "7"),
+    ("network_transmit_bytes_total", 'device="eth0",', "8"),
+    ("procs_total", "", "4"),
+)
+MANY = [SandboxId(str(number)) for number in range(8)]
 USED = SandboxUsage(1.50005, 10_000_000, 3, 7, 8, 4)
+
+
+def line(kind: str, labels: str, value: str, name: str, project: str = "builderd") -> str:
+    return f'incus_{kind}{{{labels}name="{name}",project="{project}",type="container"}} {value}\n'
+
+
+def instance(name: str, project: str = "builderd", *, without: str = "none") -> str:
+    return "".join(line(*one, name, project) for one in VALUES if without not in "".join(one))
+
+
+def metrics(instances: Iterable[str]) -> bytes:
+    """Return the answer of a member with these instances, in parts by kind as Incus 6.0 writes them."""
+    lines = sorted("".join(instances).splitlines())
+    server = ("# TYPE incus_go_heap_objects gauge", "incus_go_heap_objects 135012", "incus_uptime_seconds 3.5")
+    return "\n".join([*lines, *server, "# EOF\n"]).encode()
 
 
 class MeteredIncus(ScriptedIncus):
@@ -79,29 +109,28 @@ class MeteredIncus(ScriptedIncus):
 
 
 @pytest.fixture
-def incus(monkeypatch: pytest.MonkeyPatch) -> MeteredIncus:
-    monkeypatch.setattr(usages, "REST", 0.0)
+def incus() -> MeteredIncus:
     return MeteredIncus()
 
 
 async def test_many_are_read_by_the_metrics_of_their_members(incus: MeteredIncus) -> None:
     machine = machine_on(incus)
-    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.usage.read_many(MANY) == dict.fromkeys(MANY, USED)
     assert sorted(incus.asked("/metrics")) == ["/metrics node2", "/metrics node3"]
     incus.paths.clear()
-    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.usage.read_many(MANY) == dict.fromkeys(MANY, USED)
     assert sorted(incus.paths) == ["/metrics node2", "/metrics node3"]
 
 
 async def test_used_bytes_of_a_disk_are_read_now_and_then(incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_on(incus)
-    await machine.usages.read(MANY)
+    await machine.usage.read_many(MANY)
     assert len(incus.asked("/state")) == len(MANY)
     incus.used = 5
     assert await disks_of(machine) == {3}
     assert len(incus.asked("/state")) == len(MANY)
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
+    monkeypatch.setattr(time, "monotonic", lambda: now + module.MAX_AGE_SECONDS)
     assert await disks_of(machine) == {5}
 
 
@@ -115,72 +144,31 @@ async def test_disk_without_bytes_is_read_again_soon_and_keeps_its_last_ones(
     incus.used = 3
     assert await disks_of(machine) == {0}
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.EMPTY_SECONDS)
+    monkeypatch.setattr(time, "monotonic", lambda: now + module.EMPTY_SECONDS)
     assert await disks_of(machine) == {3}
     incus.used = 0
-    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.EMPTY_SECONDS + disk_usage.MAX_AGE_SECONDS)
+    monkeypatch.setattr(time, "monotonic", lambda: now + module.EMPTY_SECONDS + module.MAX_AGE_SECONDS)
     assert await disks_of(machine) == {3}
 
 
 async def disks_of(machine: Machine) -> set[int]:
-    found = await machine.usages.read(MANY)
+    found = await machine.usage.read_many(MANY)
     return {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)}
-
-
-async def test_disk_that_cannot_be_read_again_keeps_its_last_bytes(
-    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = machine_on(incus)
-    incus.failing["states"] = EngineUnavailable("busy")
-    assert {str(one) for one in (await machine.usages.read(MANY)).values()} == {"busy"}
-    incus.failing.clear()
-    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
-    incus.failing["states"] = EngineUnavailable("busy")
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + disk_usage.MAX_AGE_SECONDS)
-    assert await machine.usages.read(MANY) == dict.fromkeys(MANY, USED)
 
 
 async def test_readings_that_are_young_enough_are_not_taken_again(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = machine_on(incus)
-    await machine.usages.read(MANY)
+    await machine.usage.read_many(MANY)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 10)
-    found = await machine.usages.read(MANY[1:], max_age=11)
+    found = await machine.usage.read_many(MANY[1:], max_age=11)
     assert len(incus.asked("/metrics")) == 2
     assert all(isinstance(one, SandboxUsage) and 10 <= one.age_seconds < 11 for one in found.values())
-    found = await machine.usages.read(MANY[1:], max_age=9)
+    found = await machine.usage.read_many(MANY[1:], max_age=9)
     assert len(incus.asked("/metrics")) == 4
     assert all(isinstance(one, SandboxUsage) and one.age_seconds < 1 for one in found.values())
-
-
-async def test_member_is_left_alone_for_a_multiple_of_the_time_that_it_took(
-    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cost of many apps for their member has a bound; no reading is older than a minute."""
-    now, took, text = time.monotonic(), 0.6, incus.text
-    for one in incus.instances.values():
-        one["location"] = "node2"
-
-    async def slow(path: str, limit: int, **query: str) -> bytes:
-        nonlocal now
-        now += took
-        return await text(path, limit, **query)
-
-    monkeypatch.setattr(usages, "REST", 20.0)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(incus, "text", slow)
-    machine, asked = machine_on(incus), []
-    # Asked anew after 12 s; then it takes long, and is asked anew after a minute from the begin of its answer.
-    for seconds in (0.0, 11.0, 0.5, 29.0, 0.9, 0.2):
-        now += seconds
-        if len(incus.asked("/metrics")) == 1:
-            took = 30.0
-        await machine.usages.read(MANY)
-        asked.append(len(incus.asked("/metrics")))
-    assert asked == [1, 1, 2, 2, 2, 3]
 
 
 async def test_ended_apps_are_left_out_and_lost_members_are_named(incus: MeteredIncus) -> None:
@@ -189,11 +177,11 @@ async def test_ended_apps_are_left_out_and_lost_members_are_named(incus: Metered
     incus.has_instance(away, "node9", status="Error")
     machine.members._away = {"node9": 0.0}
     incus.has_instance(noted, status="Error")
-    machine.lost_sandboxes._names.add(noted)
+    machine.lost._ending.add(noted)
     incus.instances[ended]["status"] = incus.instances[removed]["status"] = "Stopped"
     incus.instances[removed]["config"]["user.builderd.removed"] = "1"
     del incus.instances[gone]
-    found = await machine.usages.read(MANY)
+    found = await machine.usage.read_many(MANY)
     assert found.keys() == {MANY[0], *MANY[5:]}
     assert isinstance(found[MANY[0]], MemberAway)
 
@@ -204,13 +192,13 @@ async def test_list_that_fails_is_the_error_of_each(incus: MeteredIncus) -> None
 
     machine = machine_on(incus)
     incus.get = fail  # type: ignore[method-assign]
-    found = await machine.usages.read(MANY)
+    found = await machine.usage.read_many(MANY)
     assert [str(error) for error in found.values()] == ["no quorum"] * len(MANY)
 
 
 async def test_member_that_fails_is_the_error_of_its_sandboxes_alone(incus: MeteredIncus) -> None:
     incus.failing["node3"] = EngineUnavailable("no answer")
-    found = await machine_on(incus).usages.read(MANY)
+    found = await machine_on(incus).usage.read_many(MANY)
     assert [found[one] for one in MANY[::2]] == [USED] * (len(MANY) // 2)
     assert {str(found[one]) for one in MANY[1::2]} == {"no answer"}
 
@@ -222,137 +210,103 @@ async def test_instance_that_cannot_be_read_is_the_error_of_its_sandbox_alone(
         return metrics(instance(f"s-{one}", without="procs" if one == MANY[0] else "none") for one in MANY)
 
     monkeypatch.setattr(incus, "text", text)
-    found = await machine_on(incus).usages.read(MANY)
+    found = await machine_on(incus).usage.read_many(MANY)
     assert type(found[MANY[0]]) is EngineUnavailable
     assert [found[one] for one in MANY[1:]] == [USED] * (len(MANY) - 1)
 
 
 async def test_app_that_is_started_has_its_disk_known(incus: MeteredIncus) -> None:
     machine = machine_on(incus)
-    await machine.instances.index.load()
+    await machine.instances.load_index()
     machine.instances.index.note(
         {"name": "s-new", "location": "node2", "config": {"user.builderd.ip": "10.0.0.9", "user.builderd.disk": "d"}}
     )
     own = {"builder": "b", "disk": "d", "started": "1.0"}
     incus.has_instance("s-new", "node2", volumes=["disk-d"], **own)
-    found = await machine.usages.read([*MANY, SandboxId("new")])
+    found = await machine.usage.read_many([*MANY, SandboxId("new")])
     assert found[SandboxId("new")] == USED
     assert incus.asked("s-new/state") == ["/instances/s-new/state"]
 
 
-async def test_looks_at_ports_are_no_work_of_the_app(incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Incus counts what is executed in an instance as its own: an app that waits would be given five times its time."""
+def test_only_running_sandboxes_of_the_project_are_in_the_metrics() -> None:
+    others = [instance("s-3", project="other"), instance("builderd-helper"), instance("build-4")]
+    used = dict.fromkeys(("s-1", "s-2"), replace(USED, disk_bytes=0))
+    assert parse_metrics(metrics([instance("s-1"), instance("s-2"), *others]), "builderd") == used
+    assert parse_metrics(metrics([instance("s-1")]), "build.rd") == {}
+    assert parse_metrics(metrics([]), "builderd") == {}
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", metrics([instance("s-1")])[:-1], metrics([instance("s-1")])[:300]])
+def test_metrics_without_their_end_are_refused(text: bytes) -> None:
+    with pytest.raises(EngineUnavailable, match="cut off"):
+        parse_metrics(text, "builderd")
+
+
+@pytest.mark.parametrize("without", ["cpu", "MemFree", "MemTotal", "receive", "transmit", "procs"])
+def test_instance_with_a_part_of_its_values_is_unreadable(without: str) -> None:
+    text = metrics([instance("s-1", without=without), instance("s-2")])
+    found = parse_metrics(text, "builderd")
+    assert found["s-1"] is None
+    assert found["s-2"]
+
+
+def test_app_above_its_limit_uses_more_than_the_limit() -> None:
+    text = metrics([instance("s-1", without="MemFree"), line("memory_MemFree_bytes", "", "-4096", "s-1")])
+    found = parse_metrics(text, "builderd")["s-1"]
+    assert found
+    assert found.memory_bytes == 134_217_728 + 4096
+
+
+@pytest.mark.parametrize(("status", "words"), [(500, "Invalid PID '\ufffd'"), (404, "Instance not found")])
+async def test_sandbox_that_has_just_ended_has_no_usage(incus: MeteredIncus, status: int, words: str) -> None:
+    incus.failing["states"] = error_of(status, words, "GET /instances/s-0/state")
     usage = machine_on(incus).usage
-    usage._sandboxes._ordered.update(incus.instances)
-
-    async def look(*_: object) -> tuple[int, bytes]:
-        return 0, b"  sl  local_address\n   0: 00000000:1F40 00000000:0000 0A\n400000000 7 1\n"
-
-    monkeypatch.setattr(module, "run_to_end", look)
-    for _ in range(3):
-        assert (await usage.listening(MANY[0])).sockets == {("0.0.0.0", 8000)}
-    effort, other = await usage.effort(MANY[0]), await usage.effort(MANY[1])
-    assert effort is not None
-    assert effort.cpu_seconds == pytest.approx(1.5 - 3 * 0.4)
-    assert other is not None
-    assert other.cpu_seconds == 1.5
+    assert await usage.read(MANY[0]) is None
+    assert await usage.effort(MANY[0]) is None
 
 
-async def test_looks_at_an_app_that_does_not_come_up_become_rare(
-    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The program that delivered its order has ended: each look is a program of Incus and one of the app."""
-    machine, clock, looks = machine_on(incus), [100.0], list[float]()
-    machine.usage._sandboxes._ordered.update(incus.instances)
-    monkeypatch.setattr(port_looks, "monotonic", lambda: clock[0])
-
-    async def look(*_: object) -> tuple[int, bytes]:
-        looks.append(clock[0])
-        return 0, b""
-
-    monkeypatch.setattr(module, "run_to_end", look)
-    with machine.sandboxes.deliveries.watch("s-0") as may_listen:
-        # As the reconciler looks: closely at each fifth time.
-        for number in range(6000):
-            if may_listen() or number % 5 == 0:
-                assert not (await machine.usage.listening(MANY[0])).sockets
-            clock[0] += 0.1
-    pauses = [later - earlier for earlier, later in pairwise(looks)]
-    assert all(later > earlier - 0.15 for earlier, later in pairwise(pauses)), "but for the time between two questions"
-    assert max(pauses[:5]) < 0.35, "an app that comes up soon is found soon"
-    assert 1.9 < pauses[-1] < 2.2
-    assert len(looks) < 350, "not six thousand"
-    seen = len(looks)
-    for _ in range(2):
-        await machine.usage.listening(MANY[0])
-    assert len(looks) == seen + 2, "where nobody waits, each question is a look"
-
-
-@pytest.mark.parametrize("told", ["", "table\n", "table\n1 2\n", "table\n1 2 x\n"])
-def test_look_without_its_own_time_takes_none(told: str) -> None:
-    assert parse_look(told) == (told, 0.0)
-
-
-def test_look_lists_each_socket_once_and_no_more_than_fit(tmp_path: Path) -> None:
+def test_each_socket_is_listed_once_and_no_more_than_fit(tmp_path: Path) -> None:
     """Run its program with tables of this test's own."""
-    for folder in ("net", "self"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "self/schedstat").write_text("400000000 7 1\n")
+    (tmp_path / "net").mkdir()
     table = "  sl  local_address\n" + "   0: 00000000:FFFF 00000000:0000 01 more\n" * 5000
     (tmp_path / "net/tcp").write_text(table + "   1: 00000000:1F40 00000000:0000 0A more\n" * 5000)
-    program = LOOK[-1].replace("/proc/", f"{tmp_path}/")
+    program = PORTS.replace("/proc/", f"{tmp_path}/")
 
-    def look() -> tuple[list[str], float]:
-        told = subprocess.run([*LOOK[:-1], program], check=True, capture_output=True, text=True).stdout
-        text, seconds = parse_look(told)
-        return text.splitlines(), seconds
+    def listed() -> list[str]:
+        done = subprocess.run(["perl", "-e", program], check=True, capture_output=True, text=True)
+        return done.stdout.splitlines()
 
-    assert look() == (["0: 00000000:1F40 0 0A"], 0.4)
+    assert listed() == ["0: 00000000:1F40 0 0A"]
     lines = (f"   {port}: {0:032X}:{port:04X} {0:032X}:0000 0A more\n" for port in range(20_000, 1_000, -1))
     (tmp_path / "net/tcp6").write_text("  sl\n" + "".join(lines))
-    listed, _ = look()
-    assert (len(listed), listed[0], "0: 00000000:1F40 0 0A" in listed) == (
-        MOST_SOCKETS,
-        f"0: {0:032X}:03E9 0 0A",
-        False,
-    )
+    found = listed()
+    assert (len(found), found[0], "0: 00000000:1F40 0 0A" in found) == (MOST_SOCKETS, f"0: {0:032X}:03E9 0 0A", False)
 
 
-@contextlib.contextmanager
-def unanswering(count: int) -> Iterator[list[int]]:
-    """Ports that listen at the loopback address, with queues that are full: a caller waits."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
-            server = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-            ports.append(server.getsockname()[1])
-            held.enter_context(socket.create_connection(server.getsockname()))
-        yield ports
-
-
-async def test_ports_that_leave_callers_waiting_hold_up_a_look_once_only(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_ports_are_listed_where_the_apps_own_one_does_not_answer(
+    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DIAL_SECONDS", 0.2)
-    with socket.socket() as closed, unanswering(20) as ports:
-        closed.bind(("127.0.0.1", 0))
-        refusing = closed.getsockname()[1]
-        began = time.monotonic()
-        found = await module._mark_ipv6_only("127.0.0.1", frozenset(("::", port) for port in [*ports, refusing]))
-        assert time.monotonic() - began < 20 * 0.2
-    assert {port for _, port in found.sockets} == {*ports, refusing}
-    assert {at for at, port in found.sockets if port in ports} == {"::"}
+    """A list is a program of Incus and of the app: while a port is waited for there is one a second at most."""
+    machine, lists, is_open = machine_on(incus), [0], False
+    incus.instances["s-0"]["config"] |= {"user.builderd.ip": "10.99.0.20", "user.builderd.port": "8000"}
 
+    async def run(*_: object) -> tuple[int, bytes]:
+        lists[0] += 1
+        return 0, b"0: 00000000000000000000000000000000:1F40 0 0A\n"
 
-async def test_only_the_lowest_ports_are_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialled = []
+    async def answers(ip: str, port: int) -> bool:
+        assert (ip, port) == ("10.99.0.20", 8000)
+        return is_open
 
-    async def refuse(_: str, port: int) -> bool:
-        dialled.append(port)
-        return False
-
-    monkeypatch.setattr(module, "_answers", refuse)
-    found = await module._mark_ipv6_only("10.99.0.20", frozenset(("::", port) for port in range(8000, 10_000)))
-    assert dialled == list(range(8000, 8000 + module.MOST_DIALLED))
-    assert {port for at, port in found.sockets if at == IPV6_ONLY} == set(dialled)
-    assert len(found.sockets) == 2000
+    monkeypatch.setattr(ports, "run_to_end", run)
+    monkeypatch.setattr(ports, "_answers", answers)
+    with machine.ports.watch(MANY[0]) as may_listen:
+        for _ in range(5):
+            assert (await machine.ports.listening(MANY[0])).sockets == {(IPV6_ONLY, 8000)}
+        assert lists == [1]
+        assert not may_listen()
+        is_open = True
+        while not may_listen():
+            await asyncio.sleep(0.01)
+        assert (await machine.ports.listening(MANY[0])).reachable(8000)
+    assert lists == [1]

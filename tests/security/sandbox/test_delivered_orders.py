@@ -1,4 +1,4 @@
-"""Attacks of an app on root's programs in its instance on Incus, while it starts: what lists its ports, and its order."""
+"""Attacks of an app on the program of root that lists its ports on Incus while it starts, and on its order."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from builderd.domain.sandboxes import IPV6_ONLY, Listening
 
 #: Of one dial, and between two while a port is waited for, in seconds.
 DIAL_SECONDS, DIAL_PAUSE = 1.0, 0.02
-#: Seconds between two lists of what listens while a port is waited for: a list is a program of Incus and of the app.
+#: Seconds between two lists of sockets while a port is waited for: each is a program of Incus, and CPU time of the app.
 LIST_PAUSE = 1.0
 
 _NOTHING = Listening(frozenset())

@@ -48,7 +48,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str,
     ]
     for number, (_, _, text) in enumerate(scripts):
         (folder / str(number)).write_text(str(text))
-    read = javascript.read_scripts(javascript.start([node]), folder, [], list(range(len(scripts))), 60)
+    read = javascript.read_scripts([node], folder, [], list(range(len(scripts))), 60)
     assert read.trees is not None
     for number, (name, path, _) in enumerate(scripts):
         found.setdefault(name, {})[path] = read.trees[number]
@@ -76,7 +76,7 @@ def rules_of_python(files: Files) -> set[str]:
     seen = python_code.analyse_all({path: str(text).encode() for path, text in files.items()}, list(files))
     found = set()
     for facts in seen.values():
-        found |= {rule for rule, *_ in (*facts["hits"], *facts["flows"])}
+        found |= {rule for rule, *_ in facts["hits"]}
         found |= {match.rule for match in patterns.in_strings(facts["strings"])}
     return {rule for rule in found if rule.startswith(("MAL-", "RSK-"))}
 

@@ -60,22 +60,9 @@ class Analyser:
         self._signatures = Signatures()
         sys.setrecursionlimit(python_code.MAX_DEPTH)
 
-    def start_checker(self) -> subprocess.Popen[bytes] | None:
-        """Start Node.js for the scripts of one review to come; None without Node.js. Raises ``OSError``."""
-        return javascript.start(self._tools.node) if self._tools.node else None
-
-    def analyse(
-        self,
-        sources: Sequence[Source],
-        paths: Sequence[str],
-        wall_seconds: float,
-        checker: subprocess.Popen[bytes] | None = None,
-    ) -> dict[str, Any]:
-        """``{"hits", "references", "hooks", "failures", "skipped"}``, of JSON alone.
-
-        ``checker`` was started for this review in advance.
-        """
-        review = Review(sources, paths, time.monotonic() + wall_seconds, checker)
+    def analyse(self, sources: Sequence[Source], paths: Sequence[str], wall_seconds: float) -> dict[str, Any]:
+        """Return ``{"hits", "references", "hooks", "failures", "skipped"}``, of JSON alone."""
+        review = Review(sources, paths, time.monotonic() + wall_seconds)
         for source in sources:
             review.texts[source.path] = source.content.decode("utf-8", errors="replace")
             review.lines[source.path] = review.texts[source.path].split("\n")
@@ -112,9 +99,7 @@ class Analyser:
                 review.add(f"SAN-{seen['kind']}", source.path, seen["line"], message, words.advice)
                 continue
             parsed.append(source)
-            for rule, line in seen["hits"]:
-                review.add(rule, source.path, line)
-            for rule, line, trace in seen["flows"]:
+            for rule, line, trace in seen["hits"]:
                 review.add_flow(rule, source.path, line, trace)
             for match in patterns.in_strings(seen["strings"]):
                 review.add(match.rule, source.path, match.line)
@@ -169,10 +154,7 @@ class Analyser:
 
     def _check_javascript(self, review: Review) -> None:
         sources = review.of(Kind.JAVASCRIPT)
-        checker = review.checker
-        if checker is None or checker.poll() is not None:
-            checker = self.start_checker()
-        if checker is None:
+        if self._tools.node is None:
             review.skipped.append("node")
             return
         folder = FOLDER / "scripts"
@@ -180,7 +162,7 @@ class Analyser:
         files = [(source.path, number) for number, source in enumerate(sources)]
         contents = {str(number): source.content for number, source in enumerate(sources)}
         followed = [int(number) for number in python_code.followed_files(contents, MAX_SCRIPTS)]
-        read = javascript.read_scripts(checker, folder, files, followed, review.left())
+        read = javascript.read_scripts(self._tools.node, folder, files, followed, review.left())
         for problem in read.problems:
             rule = "SAN-syntax" if problem.syntax else "SAN-unparsable"
             words = CATALOGUE[rule]

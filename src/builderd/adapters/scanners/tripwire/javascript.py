@@ -53,13 +53,7 @@ const tree = (number) => {
     } catch (error) { if (!(error instanceof SyntaxError)) return null; }
   return null;
 };
-// What is loaded at the first use is loaded before the files are known: this process may wait for them.
-let folder = null;
-vm.compileFunction('', names);
-try { short(acorn.parse('const a = 1;', { ecmaVersion: 'latest', sourceType: 'module', locations: true })); } catch { }
-const request = JSON.parse(fs.readFileSync(0, 'utf8'));
-const { files, followed } = request;
-folder = request.folder;
+const { files, followed, folder } = JSON.parse(fs.readFileSync(0, 'utf8'));
 const problems = files.map(([path, number]) => fault(number, path));
 const broken = new Set(files.filter((_, at) => problems[at]).map(([_, number]) => number));
 const trees = acorn ? followed.filter((one) => !broken.has(one)).map((number) => [number, tree(number)]) : null;
@@ -92,38 +86,23 @@ class Scripts(NamedTuple):
     trees: Mapping[int, Any] | None
 
 
-def start(node: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start Node.js with the checker, which waits for the names of the files of one review. Raises ``OSError``."""
-    return subprocess.Popen(
-        [*node, *OPTIONS, "-e", CHECKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={"OPENSSL_CONF": "/dev/null"},
-    )
-
-
 def read_scripts(
-    checker: subprocess.Popen[bytes],
-    folder: Path,
-    files: Sequence[tuple[str, int]],
-    followed: Sequence[int],
-    seconds: float,
+    node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], followed: Sequence[int], seconds: float
 ) -> Scripts:
-    """Return the files that do not parse, and the trees of those that are ``followed``. Ends the checker.
+    """Return the files that do not parse, and the trees of those that are ``followed``.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if Node.js fails.
     """
-    request = json.dumps({"folder": str(folder), "files": files, "followed": followed}).encode()
-    with checker:
-        try:
-            output, _ = checker.communicate(request, timeout=seconds)
-        except BaseException:
-            checker.kill()
-            raise
-    if checker.returncode:
-        raise subprocess.CalledProcessError(checker.returncode, checker.args)
-    answer = json.loads(output)
+    done = subprocess.run(
+        [*node, *OPTIONS, "-e", CHECKER],
+        input=json.dumps({"folder": str(folder), "files": files, "followed": followed}).encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"OPENSSL_CONF": "/dev/null"},
+        timeout=seconds,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
     trees = None if answer["trees"] is None else {number: tree for number, tree in answer["trees"] if tree}
     return Scripts([SyntaxProblem(*problem) for problem in answer["problems"]], trees)
 

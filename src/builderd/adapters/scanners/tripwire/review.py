@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,6 @@ class Review:
     sources: Sequence[Source]
     paths: Sequence[str]
     deadline: float
-    checker: subprocess.Popen[bytes] | None = None
     texts: dict[str, str] = field(default_factory=dict)
     lines: dict[str, list[str]] = field(default_factory=dict)
     secrets: dict[str, list[Secret]] = field(default_factory=lambda: defaultdict(list))

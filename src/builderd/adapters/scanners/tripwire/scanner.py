@@ -38,7 +38,7 @@ from builderd.ports.scanners import NOTHING_RUN, Scan
 _MODULE = "builderd.adapters.scanners.tripwire.worker"
 _SOURCE = str(Path(__file__).parents[4])
 #: Counts up when the own rules change, since reports are kept by it.
-RULES = 5
+RULES = 6
 #: Seconds for the worker to read its rules; and, past a review's limit, until the worker itself is given up.
 START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
@@ -140,14 +140,13 @@ class TripwireScanner:
 
     def _ask(self, packed: Packed, limits: ReviewLimits) -> bytes:
         """The worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
-        small, limits = limits.for_size(0), limits.for_size(packed.read_bytes)
+        limits = limits.for_size(packed.read_bytes)
         files = _memory(packed.content)
         report, child_report = os.pipe2(os.O_CLOEXEC)
         ended, child_ended = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                packet = json.dumps({**asdict(limits), "scripts": packed.scripts, "small": asdict(small)}).encode()
-                control = self._send(packet, [files, child_report, child_ended])
+                control = self._send(json.dumps(asdict(limits)).encode(), [files, child_report, child_ended])
             finally:
                 for descriptor in (files, child_report, child_ended):
                     os.close(descriptor)
@@ -232,10 +231,9 @@ async def _reads_much(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Ki
 
 
 class Packed(NamedTuple):
-    """Files of a review, ``read_bytes`` in sum; ``scripts``: some of them are JavaScript."""
+    """Files of a review, ``read_bytes`` in sum."""
 
     content: bytes
-    scripts: bool
     read_bytes: int
 
 
@@ -248,7 +246,7 @@ def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) 
     files = [(file.path, kind.value, file.size) for file, kind in read]
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
     content = b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
-    return Packed(content, any(kind is Kind.JAVASCRIPT for _, kind in read), sum(file.size for file, _ in read))
+    return Packed(content, sum(file.size for file, _ in read))
 
 
 def _memory(content: bytes) -> int:

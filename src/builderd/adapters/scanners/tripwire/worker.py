@@ -1,12 +1,9 @@
 """The worker: a confined process that is kept warm and forks again for each review.
 
 ``python -m …worker <descriptor of its socket> <tools as JSON>``. It reads the rules once, leaves the host behind, and
-sends ``ready``. Each packet is then one request: limits as JSON, its own and (``small``) those of a small bundle, with
-three descriptors: the files, a pipe for the child's answer, and a pipe for its exit status. A child that a tenant's
-file took over cannot affect other tenants: it ends with its review.
-
-Once a review had scripts, one child is kept in advance for the next such review: confined, with the
-limits of a small bundle, and with a Node.js that has loaded its parser. It has read nothing of anybody.
+sends ``ready``. Each packet is then one request: its limits as JSON, with three descriptors: the files, a pipe for the
+child's answer, and a pipe for its exit status. A child that a tenant's file took over cannot affect other tenants: it
+ends with its review.
 """
 
 from __future__ import annotations
@@ -20,9 +17,8 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from builderd.adapters.scanners.tripwire.analysis import Analyser, ToolKilled, ToolLate, Tools
 from builderd.adapters.scanners.tripwire.review import Source
@@ -40,28 +36,6 @@ OUT_OF_MEMORY, FAILED, OUT_OF_CPU = 87, 88, 89
 UNCONFINED, TOOL_KILLED, TOOL_LATE = 90, 91, 92
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Work of a child: a review with its two descriptors, or to wait for one at the socket ``waiting``."""
-
-    limits: dict[str, Any]
-    files: int = -1
-    report_pipe: int = -1
-    waiting: int = -1
-
-    @property
-    def descriptors(self) -> list[int]:
-        return [one for one in (self.files, self.report_pipe, self.waiting) if one >= 0]
-
-
-class Spare(NamedTuple):
-    """A child made in advance, and the socket at which it waits for the descriptors of a review."""
-
-    pid: int
-    control: socket.socket
-    limits: dict[str, Any]
-
-
 class Server:
     def __init__(self, control: socket.socket, analyser: Analyser, proc: int) -> None:
         self._control = control
@@ -71,9 +45,6 @@ class Server:
         self._selector.register(control, selectors.EVENT_READ)
         #: By pid: its deadline and where to tell its end.
         self._children: dict[int, tuple[float, int]] = {}
-        self._spare: Spare | None = None
-        #: Limits of a small bundle, since a review had scripts, until a spare child with them was made.
-        self._wanted: dict[str, Any] | None = None
 
     def serve(self) -> None:
         """Serve reviews until the service closes its end."""
@@ -84,8 +55,6 @@ class Server:
                 elif not self._receive():
                     return
             self._kill_late()
-            if self._wanted and not self._children and self._spare is None:
-                self._make_spare(self._wanted)
 
     def _select_timeout(self) -> float | None:
         deadlines = [deadline for deadline, _ in self._children.values()]
@@ -97,44 +66,14 @@ class Server:
             return False
         limits = json.loads(packet)
         files, report_pipe, ended = descriptors
-        has_scripts, small = limits.pop("scripts"), limits.pop("small")
-        spare = self._take_spare(limits, files, report_pipe) if has_scripts else None
-        if has_scripts:
-            self._wanted = small
-        if spare is None:
-            pid = os.fork()
-            if pid == 0:
-                self._become_child(Job(limits, files, report_pipe))
-            self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-        else:
-            pid = spare.pid
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(limits, files, report_pipe)
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
         os.close(files)
         os.close(report_pipe)
         self._children[pid] = (time.monotonic() + limits["wall_seconds"], ended)
         return True
-
-    def _make_spare(self, limits: dict[str, Any]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            self._become_child(Job(limits, waiting=theirs.detach()))
-        theirs.close()
-        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-        self._spare, self._wanted = Spare(pid, ours, limits), None
-
-    def _take_spare(self, limits: dict[str, Any], files: int, report_pipe: int) -> Spare | None:
-        """Give the review to the spare child; None when there is none that fits and lives."""
-        spare = self._spare
-        if spare is None or spare.limits != limits:
-            return None
-        self._spare = None
-        with spare.control:
-            try:
-                socket.send_fds(spare.control, [b"review"], [files, report_pipe])
-            except OSError:
-                # It ended, and is reaped as one without a review.
-                return None
-        return spare
 
     def _kill_late(self) -> None:
         for pid, (deadline, _) in self._children.items():
@@ -145,12 +84,6 @@ class Server:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        if pid not in self._children:
-            # A spare child that was killed: the next review with scripts has another one made.
-            if self._spare and self._spare.pid == pid:
-                self._spare.control.close()
-                self._spare = None
-            return
         deadline, ended = self._children.pop(pid)
         late = deadline <= time.monotonic()
         try:
@@ -160,25 +93,25 @@ class Server:
         finally:
             os.close(ended)
 
-    def _become_child(self, job: Job) -> None:
+    def _become_child(self, limits: Mapping[str, Any], files: int, report_pipe: int) -> None:
         """Review in a child of a pid namespace; never return.
 
         The first child ends the namespace when it ends; the second one reads the files.
         """
         try:
-            self._close_all_but(*job.descriptors)
+            self._close_all_but(files, report_pipe)
             confinement.new_job(self._proc)
             os.close(self._proc)
             pid = os.fork()
             if pid == 0:
-                self._review(job)
+                self._review(limits, files, report_pipe)
             die_with_parent(signal.SIGKILL)
-            for descriptor in job.descriptors:
-                os.close(descriptor)
+            os.close(files)
+            os.close(report_pipe)
             _, status, usage = os.wait4(pid, 0)
             code = os.waitstatus_to_exitcode(status)
             # At the hard limit of CPU time the kernel kills who did not get as far as to heed SIGXCPU.
-            if code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= job.limits["cpu_seconds"]:
+            if code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= limits["cpu_seconds"]:
                 os._exit(OUT_OF_CPU)
             os._exit(code if code >= 0 else 128 - code)
         except BaseException as error:
@@ -194,20 +127,15 @@ class Server:
                 except OSError:
                     continue
 
-    def _review(self, job: Job) -> None:
+    def _review(self, limits: Mapping[str, Any], files: int, report_pipe: int) -> None:
         """Review the files and exit; never return."""
-        code, limits = UNCONFINED, job.limits
+        code = UNCONFINED
         try:
             # The first process of a namespace is spared a signal that it does not handle.
             signal.signal(signal.SIGXCPU, lambda *_: os._exit(OUT_OF_CPU))
             lock_down(make_limits(int(limits["memory_bytes"]), int(limits["cpu_seconds"])))
             code = FAILED
-            files, report_pipe, checker = job.files, job.report_pipe, None
-            if job.waiting >= 0:
-                with suppress(OSError):  # where it cannot be started, the review itself fails to start it
-                    checker = self._analyser.start_checker()
-                files, report_pipe = _wait_for_review(job.waiting)
-            seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"], checker)
+            seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
             _write_all(report_pipe, json.dumps(seen).encode())
             code = 0
         except BaseException as error:
@@ -222,15 +150,6 @@ class Server:
             _log(f"a review failed: {type(error).__name__}: {error}")
         finally:
             os._exit(code)
-
-
-def _wait_for_review(waiting: int) -> tuple[int, int]:
-    """Return the descriptors of the review; exit when the worker ends first."""
-    with socket.socket(fileno=waiting) as control:
-        packet, descriptors, _, _ = socket.recv_fds(control, MAX_PACKET, 2)
-    if not packet:
-        os._exit(0)
-    return descriptors[0], descriptors[1]
 
 
 def make_limits(memory: int, cpu_seconds: int) -> Limits:

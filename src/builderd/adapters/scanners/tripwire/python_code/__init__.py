@@ -2,7 +2,7 @@
 
 Standard library and relative imports only: this package is also copied into the worker and run by the interpreter of
 the apps, where its version differs from the service's. Data flow is judged name by name, without regard to the order of
-statements: a tripwire, not a proof. ``rules`` judge each file, ``flow_rules`` the files of a bundle together.
+statements: a tripwire, not a proof.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from .evaluation import PASSES
 from .flow_rules import follow
-from .rules import Rules
+from .references import read_references
 
 #: Recursion limit: a person writes no expression that is nested deeper.
 MAX_DEPTH = 20_000
 
-#: Bytes of code whose flow is followed; of more code than ``LARGE`` a third, since its other rules take their time too.
+#: Bytes of further files that name a source or a sink, each of which is followed alone, and passes over each.
+MAX_ALONE, PASSES_ALONE = 2_000_000, 2
+#: Bytes of code whose flow is followed together; of more code than ``LARGE`` a third, since the others take time too.
 MAX_FOLLOWED, LARGE = 300_000, 3_000_000
 #: Words of sources and sinks that few files of a sound app hold.
 NAMED = re.compile(
     rb"\bexec\b|\beval\b|__import__|getattr|pickle|marshal|base64|atob|fromCharCode|\.ssh|id_rsa|\.aws|\.npmrc|\.netrc"
     rb"|[Ww]allet|gethostbyname|dns|expanduser|homedir|Path\.home|child_process|subprocess|os\.system|popen|pynput"
     rb"|keyboard|clip|urlretrieve|webhook|api\.telegram|\bFunction\b|chmod|/etc/|environ\b|process\.env\b|Login Data"
-    rb"|leveldb"
+    rb"|leveldb|dup2|os\.fork|rmtree|render_template_string|from_string"
 )
 
 #: Syntax by the first Python that reads it: template strings; several exceptions without parentheses; lazy imports.
@@ -49,41 +52,53 @@ def analyse(source: bytes, path: str, paths: Collection[str]) -> FileFacts:
 
 
 def analyse_all(sources: Mapping[str, bytes], paths: Collection[str]) -> dict[str, FileFacts]:
-    """Return path → facts: ``{"hits": [[rule, line]], "flows": [[rule, line, trace]], "modules", "paths", "folders",
-    "anything", "strings": [[line, text]]}``.
+    """Return path → facts: ``{"hits": [[rule, line, trace]], "modules", "paths", "folders", "anything", "strings":
+    [[line, text]]}``.
 
     Or ``{"error": why, "line": n, "kind": "syntax" | "unparsable"}``. ``paths`` are those of the whole bundle.
     """
     sys.setrecursionlimit(MAX_DEPTH)
-    trees: dict[str, ast.Module] = {}
     facts: dict[str, FileFacts] = {}
-    # Trees take 50 times the memory of their code. Of a large bundle only those that are followed are kept.
-    kept = frozenset(sources if _size(sources) <= LARGE else followed_files(sources))
+    # Trees take 50 times the memory of their code: those that are not followed together are followed alone, and let go.
+    together: dict[str, ast.Module] = {}
+    followed = frozenset(followed_files(sources))
+    others = {path: source for path, source in sources.items() if path not in followed and NAMED.search(source)}
+    alone = frozenset(followed_files(others, MAX_ALONE))
     for path, source in sources.items():
-        facts[path] = _read(source, path, paths, trees if path in kept else {})
-    followed = followed_files({path: sources[path] for path in trees})
+        tree = _parse(source, path)
+        if not isinstance(tree, ast.Module):
+            facts[path] = tree
+        elif path in followed:
+            facts[path], together[path] = {**read_references(tree, paths), "hits": []}, tree
+        else:
+            facts[path] = {**read_references(tree, paths), "hits": []}
+            if path in alone:
+                _follow({path: tree}, facts, PASSES_ALONE)
+    _follow(together, facts, PASSES)
+    return facts
+
+
+def _follow(trees: Mapping[str, ast.Module], facts: dict[str, FileFacts], passes: int) -> None:
     try:
-        flows = follow({path: trees[path] for path in followed})
+        flows = follow(trees, passes)
     except (RecursionError, MemoryError):
-        return {**facts, **dict.fromkeys(followed, _TOO_DEEP)}
+        facts.update(dict.fromkeys(trees, _TOO_DEEP))
+        return
     for hit in flows.hits:
-        facts[hit.path]["flows"].append([hit.rule, hit.line, hit.trace])
+        facts[hit.path]["hits"].append([hit.rule, hit.line, hit.trace])
     for path, line, text in flows.commands:
         facts[path]["strings"].append([line, text])
-    return facts
 
 
 _TOO_DEEP: FileFacts = {"error": "it is nested too deep to be read", "line": 0, "kind": "unparsable"}
 
 
-def _read(source: bytes, path: str, paths: Collection[str], trees: dict[str, ast.Module]) -> FileFacts:
-    """Return a file's facts, without its flows, and keep its tree."""
+def _parse(source: bytes, path: str) -> ast.Module | FileFacts:
+    """Return the tree, or why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = compile(source, path, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
-        assert isinstance(tree, ast.Module)
-        facts = {**Rules(tree, path, paths).seen(), "flows": []}
     except SyntaxError as error:
         kind = "unparsable" if "too many nested" in str(error) or "too complex" in str(error) else "syntax"
         reason = f"{str(error.msg)[:300]}{_newer(source, error.lineno or 0)}"
@@ -92,8 +107,8 @@ def _read(source: bytes, path: str, paths: Collection[str], trees: dict[str, ast
         return _TOO_DEEP
     except ValueError as error:
         return {"error": str(error)[:300], "line": 0, "kind": "unparsable"}
-    trees[path] = tree
-    return facts
+    assert isinstance(tree, ast.Module)
+    return tree
 
 
 def _newer(source: bytes, line: int) -> str:

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator, Sequence
 
 from . import places
+from .evaluation import is_request
 from .flow import Flow
 from .program import Scope
 from .values import NOTHING, UNKNOWN, Value, carried, merge, stepped, tainted
@@ -32,6 +33,14 @@ class Effects(Flow):
         if method in ("encrypt", "update", "encryptor") and owner.names and through.has("content"):
             through = merge(through, tainted(places.ENCRYPTED, scope.path, call.lineno))
         kinds = [*self._sources(names, method, given), *self._read(names, method, owner, given)]
+        if (
+            isinstance(call.func, ast.Attribute)
+            and method in places.REQUEST_PARTS
+            and is_request(call.func.value, owner)
+        ):
+            kinds.append(places.REQUEST)
+        if method == "join" and any(isinstance(n, ast.Name) and n.id == "chr" for a in call.args for n in ast.walk(a)):
+            kinds.append(places.DECODED)
         found = merge(*(tainted(kind, scope.path, call.lineno) for kind in kinds))
         opened = self._opened(scope, call, names, method, owner)
         text = self._temporary(scope, call, names)
@@ -54,6 +63,7 @@ class Effects(Flow):
             (places.HOSTS, places.HOST),
             (places.CAPTURES, places.INPUT),
             (places.CLIPBOARDS, places.CLIPBOARD),
+            (places.INPUTS, places.REQUEST),
         )
         yield from (kind for group, kind in groups if known & group)
         if (known & places.DECODERS) or method == "decrypt" or (known == {"Buffer.from"} and len(given) > 1):

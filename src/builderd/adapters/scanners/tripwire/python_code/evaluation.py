@@ -47,7 +47,7 @@ def normal(name: str) -> str:
     name = name.replace(".__dict__", "").replace(".default.", ".").removesuffix(".default")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
-    return name.removesuffix(".call").removesuffix(".apply")
+    return name if name == "subprocess.call" else name.removesuffix(".call").removesuffix(".apply")
 
 
 class Evaluation:
@@ -120,8 +120,11 @@ class Evaluation:
         owner = self.of(scope, node.value)
         stored = scope.top.names.get(dotted(node), NOTHING)
         consts = owner.consts if node.attr in ("name", "path") else ()
-        key = tainted(places.KEY, scope.path, node.lineno) if self._program.is_key(scope.path, node.attr) else NOTHING
-        return merge(self._member_of(scope, owner, node.attr, node), stored, Value(consts), key)
+        kinds = [places.KEY] if self._program.is_key(scope.path, node.attr) else []
+        if node.attr in places.REQUEST_PARTS and is_request(node.value, owner):
+            kinds.append(places.REQUEST)
+        own = merge(*(tainted(kind, scope.path, node.lineno) for kind in kinds))
+        return merge(self._member_of(scope, owner, node.attr, node), stored, Value(consts), own)
 
     def _member_of(self, scope: Scope, owner: Value, name: str, node: ast.expr) -> Value:
         names, files = [], []
@@ -148,7 +151,9 @@ class Evaluation:
     def _subscript(self, scope: Scope, node: ast.Subscript) -> Value:
         owner, at = self.of(scope, node.value), node.slice
         if isinstance(at, ast.Slice):
-            return merge(self._sliced(scope, owner, at), carried(owner))
+            backwards = isinstance(at.step, ast.UnaryOp) and isinstance(node.value, ast.Constant)
+            own = tainted(places.DECODED, scope.path, node.lineno) if backwards else NOTHING
+            return merge(self._sliced(scope, owner, at), carried(owner), own)
         key = self.of(scope, at)
         found: list[Constant] = []
         for const in owner.consts:
@@ -262,6 +267,12 @@ class Evaluation:
             return self.of(scope, node)
         finally:
             scope.memo, scope.names = memo, names
+
+
+def is_request(node: ast.expr, value: Value) -> bool:
+    """Return True for a web framework's request, by its own name or the one that it was imported under."""
+    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return name in places.REQUESTS or any(one.rpartition(".")[2] in places.REQUESTS for one in value.names)
 
 
 def sent_part(key: ast.expr | None, value: Value) -> Value:

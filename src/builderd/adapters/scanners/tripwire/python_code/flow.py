@@ -50,10 +50,10 @@ Entry = TypeVar("Entry", bound="tuple[Any, ...]")
 class Flow(Evaluation):
     """Hands values on between all files."""
 
-    def run(self) -> None:
+    def run(self, passes: int = PASSES) -> None:
         """Evaluate all files, then those again in which something new came up, or in a file that they import."""
         active = set(self._paths)
-        for _ in range(PASSES):
+        for _ in range(passes):
             self._changed = set()
             self._pass(active)
             active = {*self._changed, *(one for path in self._changed for one in self._program.importers[path])}

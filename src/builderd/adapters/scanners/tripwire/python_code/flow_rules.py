@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from . import places
 from .effects import Effects, argument, commands_of
-from .evaluation import normal
+from .evaluation import PASSES, normal
 from .program import Scope
 from .values import NOTHING, UNKNOWN, Trace, Value, carried, merge
 
@@ -31,10 +31,10 @@ class Flows(NamedTuple):
     commands: list[tuple[str, int, str]]
 
 
-def follow(trees: Mapping[str, ast.Module]) -> Flows:
+def follow(trees: Mapping[str, ast.Module], passes: int = PASSES) -> Flows:
     """Follow the data through all files together."""
     flow = FlowRules(trees)
-    flow.run()
+    flow.run(passes)
     hits = sorted(flow.hits())
     return Flows(hits, sorted(flow.commands()))
 
@@ -43,12 +43,33 @@ class FlowRules(Effects):
     """Judges the calls."""
 
     def hits(self) -> set[FlowHit]:
+        calls = [(scope, node) for scope, node in self._program.calls if isinstance(node, ast.Call)]
+        #: Lines of the calls in each file, by the function's name, and of methods by theirs.
+        self._lines: dict[str, dict[str, int]] = {path: {} for path in self._paths}
+        for scope, call in calls:
+            method = (f".{call.func.attr}",) if isinstance(call.func, ast.Attribute) else ()
+            for name in (*self.names_of(scope, call), *method):
+                self._lines[scope.path].setdefault(name, call.lineno)
         found = {FlowHit("MAL-hidden-name", path, line, ()) for path, line in self._hidden}
-        for scope, node in self._program.calls:
-            if isinstance(node, ast.Call):
-                for rule, trace in self._judge(scope, node):
-                    found.add(FlowHit(rule, scope.path, node.lineno, (*trace, (scope.path, node.lineno))))
+        for scope, call in calls:
+            for rule, trace in self._judge(scope, call):
+                found.add(FlowHit(rule, scope.path, call.lineno, (*trace, (scope.path, call.lineno))))
+        found |= {
+            FlowHit(rule, path, line, ())
+            for path, called in self._lines.items()
+            for rule, line in _judge_file(path, called)
+        }
+        for scope, loop in self._program.whiles:
+            if self._forks_without_end(scope, loop):
+                found.add(FlowHit("MAL-fork-bomb", scope.path, loop.lineno, ()))
         return _one_a_line(found)
+
+    def _forks_without_end(self, scope: Scope, loop: ast.While) -> bool:
+        inside = list(ast.walk(loop))
+        is_endless = isinstance(loop.test, ast.Constant) and bool(loop.test.value) and len(loop.body) <= 2
+        if not is_endless or any(isinstance(node, ast.Break | ast.If) for node in inside):
+            return False
+        return any(isinstance(node, ast.Call) and "os.fork" in self.names_of(scope, node) for node in inside)
 
     def commands(self) -> set[tuple[str, int, str]]:
         """Return the commands that do not stand in the code as they are, with their lines."""
@@ -71,6 +92,9 @@ class FlowRules(Effects):
             yield "RSK-fetched-deserialized", _trace(whole, places.FETCHED, places.RECEIVED)
         if known & places.PROCESSES and given:
             yield from self._judge_process(scope, call, given)
+            yield from self._judge_shell(scope, call, known)
+        if call.args:
+            yield from _judge_first(call.args[0], given[0], known, method)
         if any(places.RESOLVERS.match(name) for name in names):
             yield from _judge_lookup(given[0] if given else NOTHING)
         if _sends(names, method):
@@ -113,6 +137,7 @@ class FlowRules(Effects):
             (places.RECEIVED, "MAL-remote-commands"),
             (places.DECODED, "MAL-decoded-executed"),
             (places.DOCUMENT, "MAL-document-executed"),
+            (places.REQUEST, "RSK-request-evaluated"),
         )
         for kind, rule in rules:
             # Sound apps evaluate a line of a list as an expression.
@@ -140,6 +165,31 @@ class FlowRules(Effects):
             for kind, rule in ((places.RECEIVED, "MAL-remote-commands"), (places.FETCHED, "MAL-fetched-executed")):
                 if first.has(kind):
                     yield rule, _trace(first, kind)
+
+    def _judge_shell(self, scope: Scope, call: ast.Call, names: set[str]) -> Iterator[tuple[str, Trace]]:
+        """Judge data in a command, for a shell where that matters, and a shell that has a connection's descriptors."""
+        if not call.args:
+            return
+        command, called = call.args[0], self._lines[scope.path]
+        words = command.elts if isinstance(command, ast.List | ast.Tuple) else []
+        # Of a list the program, its option and its script.
+        data = merge(*(self.of(scope, one) for one in (words[:3] or [command])))
+        opens_socket = not _SOCKETS.isdisjoint(called)
+        if data.has(places.RECEIVED) and opens_socket:
+            yield "MAL-remote-commands", _trace(data, places.RECEIVED)
+        piped = [one.value for one in call.keywords if one.arg in ("stdin", "stdout", "stderr")]
+        handed = any(getattr(getattr(one, "func", None), "attr", "") == "fileno" for one in piped)
+        if handed and opens_socket and ".connect" in called:
+            yield "MAL-reverse-shell", ()
+        if not (names & places.SHELLS or _names_shell(call) or _starts_interpreter(words)):
+            return
+        fetched = "RSK-fetched-in-command" if isinstance(command, ast.JoinedStr | ast.BinOp) else "MAL-fetched-executed"
+        rules = (
+            (places.DECODED, "MAL-decoded-executed"),
+            (places.FETCHED, fetched),
+            (places.REQUEST, "RSK-request-in-shell"),
+        )
+        yield from ((rule, _trace(data, kind)) for kind, rule in rules if data.has(kind))
 
     def _judge_unpacking(self, text: str) -> Iterator[tuple[str, Trace]]:
         """Judge a command that unpacks a download and starts a program beside it."""
@@ -181,6 +231,8 @@ class FlowRules(Effects):
             yield "MAL-encrypts-files", _trace(merge(*given), places.ENCRYPTED)
         if set(names) & places.WRITERS and path.has(places.LISTED_PATH) and content.consts and not content.kinds:
             yield "MAL-destroys", _trace(path, places.LISTED_PATH)
+        if "shutil.rmtree" in names and given and "/" in given[0].texts:
+            yield "MAL-destroys", ()
         removes = set(names) & {
             "os.remove",
             "os.unlink",
@@ -216,6 +268,58 @@ _COPIERS = ("shutil.copy", "shutil.move", "fs.copy", "asar.createPackage")
 _OF_CONNECTION = frozenset({"auth", "cert", "verify", "proxies", "timeout"})
 #: Kinds that have no business on the network.
 _OUT = (places.SECRET, places.ENVIRONMENT, places.INPUT)
+
+
+#: Functions that make a socket.
+_SOCKETS = frozenset({"socket.socket", "socket.create_connection"})
+
+
+def _judge_file(path: str, called: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield (rule, line) of the rules that need several calls of one file."""
+    runs = places.PROCESSES & called.keys()
+    connects = {".connect", ".accept", "socket.create_connection"} & called.keys()
+    if "os.dup2" in called and connects and runs and _SOCKETS & called.keys():
+        yield "MAL-reverse-shell", called["os.dup2"]
+    fetches = [line for name, line in called.items() if places.FETCHERS.match(name)]
+    if path.rpartition("/")[2] == "setup.py" and fetches and (runs or places.EVALUATORS & called.keys()):
+        yield "MAL-install-hook", min(fetches)
+
+
+def _judge_first(node: ast.expr, first: Value, names: set[str], method: str) -> Iterator[tuple[str, Trace]]:
+    """Judge SQL and data of a request as a call's first argument."""
+    if method in ("execute", "executemany", "executescript", "raw") and _is_built(node):
+        yield "INJ-sql", ()
+    if not first.has(places.REQUEST):
+        return
+    if names & places.TEMPLATES or method == "from_string":
+        yield "RSK-request-template", _trace(first, places.REQUEST)
+    if names & {"open", "flask.send_file"}:
+        yield "INJ-path", _trace(first, places.REQUEST)
+
+
+def _names_shell(call: ast.Call) -> bool:
+    return any(one.arg == "shell" and getattr(one.value, "value", True) for one in call.keywords)
+
+
+def _starts_interpreter(words: Sequence[ast.expr]) -> bool:
+    first = words[0] if words else None
+    if isinstance(first, ast.Attribute):
+        return first.attr == "executable"
+    return isinstance(first, ast.Constant) and isinstance(first.value, str) and _is_interpreter(first.value)
+
+
+def _is_built(node: ast.expr) -> bool:
+    """Return True for a text that is put together from parts, of which not all are plain text."""
+    match node:
+        case ast.JoinedStr():
+            return any(isinstance(value, ast.FormattedValue) for value in node.values)
+        case ast.BinOp(op=ast.Add() | ast.Mod()):
+            parts = list(ast.walk(node))
+            has_text = any(isinstance(part, ast.Constant | ast.JoinedStr) for part in parts)
+            return has_text and any(isinstance(part, ast.Name | ast.Call) for part in parts)
+        case ast.Call(func=ast.Attribute(attr="format", value=ast.Constant())):
+            return True
+    return False
 
 
 def _judge_program(program: Value) -> Iterator[tuple[str, Trace]]:

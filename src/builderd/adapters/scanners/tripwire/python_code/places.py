@@ -13,6 +13,7 @@ def _names(text: str) -> frozenset[str]:
 SECRET, SECRET_PATH, HOME_PATH, LISTED_PATH = "secret", "secret path", "home path", "listed path"
 ENVIRONMENT, FETCHED, RECEIVED, DECODED, DOCUMENT = "environment", "fetched", "received", "decoded", "document"
 INPUT, CLIPBOARD, USER, HOST, ENCRYPTED = "input", "clipboard", "user", "host", "encrypted"
+REQUEST = "request"
 #: A private key or a wallet's recovery phrase, by the name of its variable.
 KEY = "key"
 KEY_NAMES = _names(
@@ -144,12 +145,41 @@ PROCESSES = _names(
     """
     asyncio.create_subprocess_exec asyncio.create_subprocess_shell child_process.exec child_process.execFile
     child_process.execFileSync child_process.execSync child_process.fork child_process.spawn
-    child_process.spawnSync execa os.execl os.execle os.execlp os.execv os.execve os.execvp os.popen
-    os.posix_spawn os.spawnl os.spawnv os.startfile os.system pty.spawn shelljs.exec subprocess.Popen
-    subprocess.call subprocess.check_call subprocess.check_output subprocess.getoutput
+    child_process.spawnSync commands.getoutput execa os.execl os.execle os.execlp os.execv os.execve os.execvp
+    os.execvpe os.popen os.posix_spawn os.spawnl os.spawnv os.startfile os.system pty.spawn shelljs.exec
+    subprocess.Popen subprocess.call subprocess.check_call subprocess.check_output subprocess.getoutput
     subprocess.getstatusoutput subprocess.run
     """
 )
+#: Those that take a command for a shell.
+SHELLS = _names(
+    """
+    asyncio.create_subprocess_shell commands.getoutput os.popen os.system subprocess.getoutput
+    subprocess.getstatusoutput
+    """
+)
+TEMPLATES = _names(
+    """
+    flask.render_template_string jinja2.Template mako.template.Template render_template_string
+    """
+)
+#: Names of a web framework's request, and what it holds of the visitor's.
+REQUESTS = frozenset({"request", "req", "flask_request"})
+REQUEST_PARTS = _names(
+    """
+    GET POST args body cookies data files form forms get_json headers json params path_params query query_params
+    query_string rel_url stream values
+    """
+)
+#: Decorators of functions whose parameters are of a request or a message.
+HANDLERS = _names(
+    """
+    api_route delete get head message_handler on_message options patch post put route websocket
+    """
+)
+#: Functions that a chat's client calls with each message.
+CHAT_HANDLERS = frozenset({"on_message", "on_message_edit"})
+INPUTS = frozenset({f"streamlit.{name}" for name in ("text_input", "text_area", "chat_input")})
 READERS = _names(
     """
     PIL.Image.open aiofiles.open codecs.open configparser.ConfigParser().read dotenv.dotenv_values fs-extra.copy
@@ -259,7 +289,7 @@ CLEANERS = _names(
     """
     Boolean Number all any bool float fs.existsSync fs.statSync hash hashlib.md5 hashlib.sha1 hashlib.sha256 id
     int isinstance len logging.getLogger max min ord os.path.exists os.path.getsize os.path.isdir os.path.isfile
-    os.stat paramiko.RSAKey.from_private_key_file parseInt print range sum type
+    os.stat paramiko.RSAKey.from_private_key_file parseInt print range shlex.quote sum type
     """
 )
 CLEANING_METHODS = _names(

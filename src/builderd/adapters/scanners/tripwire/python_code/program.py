@@ -86,6 +86,7 @@ class Program:
     #: Of names that may be declared outside.
     outer_assignments: list[tuple[Scope, ast.expr, ast.expr, int]] = field(default_factory=list)
     loops: list[tuple[Scope, ast.expr, ast.expr, int]] = field(default_factory=list)
+    whiles: list[tuple[Scope, ast.While]] = field(default_factory=list)
     calls: list[tuple[Scope, ast.expr]] = field(default_factory=list)
     imports: list[tuple[Scope, str, str, str | None]] = field(default_factory=list)
     #: Path → paths of the files that import it.
@@ -119,6 +120,15 @@ def _names_in(tree: ast.Module) -> Iterator[str]:
                 yield name
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 yield node.name
+
+
+def _is_handler(node: FunctionNode) -> bool:
+    """Return True for a function that gets a request, or what a visitor of a chat wrote."""
+    if isinstance(node, ast.Lambda):
+        return False
+    called = [one.func if isinstance(one, ast.Call) else one for one in node.decorator_list]
+    of_web = any(isinstance(one, ast.Attribute) and one.attr in places.HANDLERS for one in called)
+    return of_web or (isinstance(node, ast.AsyncFunctionDef) and node.name in places.CHAT_HANDLERS)
 
 
 def _modules(paths: Mapping[str, ast.Module]) -> dict[str, str]:
@@ -160,6 +170,8 @@ class _Reader:
         function = Function(Scope(self._path, outer), named)
         for name in named:
             function.scope.declare(name)
+            if _is_handler(node):
+                function.scope.add(name, tainted(places.REQUEST, self._path, node.lineno))
             if self._program.is_key(self._path, name):
                 function.scope.add(name, tainted(places.KEY, self._path, node.lineno))
         for name, default in zip(
@@ -201,6 +213,8 @@ class _Reader:
                 self._program.assignments.append((scope, node.target, value, node.lineno))
             case ast.For() | ast.AsyncFor():
                 self._program.loops.append((scope, node.target, node.iter, node.lineno))
+            case ast.While():
+                self._program.whiles.append((scope, node))
             case ast.comprehension():
                 self._program.loops.append((scope, node.target, node.iter, getattr(node.iter, "lineno", 0)))
             case ast.withitem() if node.optional_vars is not None:

@@ -24,8 +24,8 @@ from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app
-from builderd.api.server.connections import ConnectionLimits, Connections
-from builderd.api.server.listener import server_config
+from builderd.api.server.limits import ConnectionLimits, Limiter
+from builderd.api.server.listener import server_config, tune
 from builderd.api.server.servers import Server
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
@@ -129,8 +129,8 @@ async def listening(
     with socket.create_server((address, 0), backlog=2048) as listener:
         listener.setblocking(False)
         host, port = listener.getsockname()
-        connections = Connections(limits)
-        server = Server(server_config(app, connections), connections)
+        tune(listener)
+        server = Server(server_config(app, Limiter(limits)))
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
             await asyncio.sleep(0.005)

@@ -16,7 +16,7 @@ from tests.previews.visitor import Answer, parse, read_all
 
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.process import worker_user
-from builderd.api.server.connections import ConnectionLimits, Connections
+from builderd.api.server.limits import ConnectionLimits, Limiter
 from builderd.api.server.servers import Servers
 
 HOST, OURS = "builderd.example.test", "127.0.0.1"
@@ -57,7 +57,7 @@ async def served(tls: Proxy, limits: ConnectionLimits | None = None) -> AsyncIte
     """The app behind the proxy, while this lasts."""
     async with Servers() as servers:
         path = ProxyFiles(tls.directory).api_socket
-        await servers.add_behind_proxy(make_app(), path, worker_user(), Connections(limits))
+        await servers.add_behind_proxy(make_app(), path, worker_user(), Limiter(limits))
         yield
 
 

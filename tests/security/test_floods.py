@@ -22,8 +22,8 @@ from tests.send_queues import unacknowledged
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import acceptor, connections, listener, streams
-from builderd.api.server.connections import ConnectionLimits
+from builderd.api.server import limits, listener, streams
+from builderd.api.server.limits import ConnectionLimits
 from builderd.domain.files import FileEntry, FileKind
 from builderd.domain.ids import BuilderId
 from builderd.services.held_bytes import LIMIT
@@ -32,7 +32,7 @@ from builderd.services.tenant_queue import MAX_WAITING
 BUILDERS = "/api/v1/builders"
 #: Against hanging.
 DEADLINE = patience(60)
-FEW = ConnectionLimits(total=60, strangers=40, address=16, tenant=30, newcomers=4)
+FEW = ConnectionLimits(total=60, strangers=40, address=16, tenant=30)
 #: A client without a library, and in a process of its own: what it reads costs the service nothing but the sending.
 READER = """
 import json, socket, sys
@@ -407,10 +407,10 @@ async def test_connections_from_many_addresses_without_a_token_lock_no_token_out
 
 async def test_burst_from_the_address_of_a_valid_token_neither_refuses_nor_resets_it(service: Service) -> None:
     """The kernel completes connections while the loop works: those that come next to be accepted are a burst."""
-    limits = ConnectionLimits(total=600, strangers=500, address=150, newcomers=50)
+    few = ConnectionLimits(total=600, strangers=500, address=150)
     known = f"GET {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\nConnection: close\r\n\r\n"
     guess = known.replace(service.write, "bd_" + "x" * 43)
-    async with listening(service.app, limits) as url, clients(url, "127.0.0.1") as (tenant,):
+    async with listening(service.app, few) as url, clients(url, "127.0.0.1") as (tenant,):
         assert await tenant.ask(await tenant.connect(), BUILDERS, service.write) == 200
         place, flood = urlsplit(url), [guess, "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", ""]
         made = []
@@ -425,15 +425,12 @@ async def test_burst_from_the_address_of_a_valid_token_neither_refuses_nor_reset
 
 
 @pytest.mark.parametrize("flood", ["silent", "invented addresses", "many addresses", "valid token"])
-async def test_valid_token_is_served_beside_a_flood_of_new_connections(
-    service: Service, flood: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("MAX_SILENT", "MAX_STRANGERS", "MAX_OF_TENANTS"):
-        monkeypatch.setattr(acceptor, name, 60)
+async def test_valid_token_is_served_beside_a_flood_of_new_connections(service: Service, flood: str) -> None:
     known = f"GET {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\nConnection: close\r\n\r\n"
     guess = known.replace(service.write, "bd_" + "x" * 43).encode()
     made = []
-    async with listening(service.app) as url, clients(url, "127.0.0.1") as (tenant,):
+    few = ConnectionLimits(total=60, strangers=60, address=60, tenant=60)
+    async with listening(service.app, few) as url, clients(url, "127.0.0.1") as (tenant,):
         for secret in (service.write, service.other):
             assert await tenant.ask(await tenant.connect(), BUILDERS, secret) == 200
         place = urlsplit(url)
@@ -477,8 +474,8 @@ async def test_connections_of_one_tenant_leave_room_for_the_next(service: Servic
 async def test_one_app_cannot_take_the_connections_of_its_neighbours_inside(service: Service) -> None:
     own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
     path, inside = f"{BUILDERS}/{own['uuid']}", create_sandbox_app(service.application)
-    limits = ConnectionLimits(total=60, strangers=60, address=connections.SANDBOX_API.address // 4, newcomers=0)
-    async with listening(inside, limits) as url, clients(url, "127.0.0.3", "127.0.0.4") as (attacker, neighbour):
+    few = ConnectionLimits(total=60, strangers=60, address=limits.SANDBOX_API.address // 4)
+    async with listening(inside, few) as url, clients(url, "127.0.0.3", "127.0.0.4") as (attacker, neighbour):
         kept = await neighbour.connect()
         assert await neighbour.ask(kept, path, own["service_token"]) == 200
         await attacker.flood(100)

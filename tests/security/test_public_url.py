@@ -14,7 +14,7 @@ from tests.previews.http2 import Connection, Stream, request
 from tests.previews.proxy import App, Proxy, free_port, new_host
 from tests.previews.visitor import read_all
 
-from builderd.api.server.connections import ConnectionLimits
+from builderd.api.server.limits import ConnectionLimits
 from builderd.domain.previews import API, DomainAlias
 from builderd.operations.proxy_header import SIGNATURE
 

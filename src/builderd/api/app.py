@@ -11,8 +11,8 @@ from fastapi import FastAPI, Response
 from builderd.api import agent_pages, docs_page, health, openapi
 from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
+from builderd.api.server.limits import TENANTS_AT_ONCE, Turns
 from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
@@ -66,7 +66,7 @@ def create_app(
     app.state.operations = operations
     app.state.rates = operations.rates
     app.state.metrics_token = metrics_token
-    app.state.scheduler = FairScheduler()
+    app.state.encoding = Turns(TENANTS_AT_ONCE)
     # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
     for noun in (
         health,

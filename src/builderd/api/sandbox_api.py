@@ -15,7 +15,7 @@ from builderd.api.health import healthz
 from builderd.api.server.answers import success
 from builderd.api.server.auth import Credentials, TheApplication, recognize, secret_of
 from builderd.api.server.bodies import receive
-from builderd.api.server.connections import count_for_tenant
+from builderd.api.server.limits import count_for_tenant
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1 import leases

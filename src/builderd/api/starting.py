@@ -15,10 +15,9 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from builderd import __version__
-from builderd.api.server.answers import GUARDS, Answer, failure, success
-from builderd.api.server.connections import Connections
+from builderd.api.server.answers import Answer, failure, stamped, success
+from builderd.api.server.limits import Limiter
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.request_ids import HEADER, id_of
 from builderd.api.server.servers import Servers
 from builderd.domain.errors import EngineUnavailable
 from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness
@@ -40,18 +39,18 @@ class ApiPort:
         self._decided = asyncio.Event()
         #: Host of the service that works, "" for one not known yet, while this one stands by.
         self._worker: str | None = None
-        self.connections = Connections()
+        self._limiter = Limiter()
 
     async def listen(self) -> None:
         """Listen from now on. Idempotent. Raises ``EngineUnavailable`` when the port is taken."""
         if self._address not in self._listening:
-            await self._servers.add(self, *self._address, "--host and --port", self.connections)
+            await self._servers.add(self, *self._address, "--host and --port", self._limiter)
             self._listening.add(self._address)
 
     async def listen_behind_proxy(self, socket: Path, user: str | None) -> None:
         """Listen there, too, as ``Servers.add_behind_proxy`` says. Idempotent."""
         if socket not in self._listening:
-            await self._servers.add_behind_proxy(self, socket, user, self.connections)
+            await self._servers.add_behind_proxy(self, socket, user, self._limiter)
             self._listening.add(socket)
 
     def open(self, app: ASGIApp) -> None:
@@ -77,15 +76,15 @@ class ApiPort:
     async def _while_starting(self, scope: Scope) -> ASGIApp:
         path = scope["path"].removeprefix(PREFIX)
         if path == "/healthz":
-            return _response(scope, alive(self._worker))
+            return stamped(scope, alive(self._worker))
         if self._worker is not None:
-            return _response(scope, _stands_by(self._worker, readiness=path == "/readyz"))
+            return stamped(scope, _stands_by(self._worker, readiness=path == "/readyz"))
         if path == "/readyz":
-            return _response(scope, _not_ready(self._waits_for()))
+            return stamped(scope, _not_ready(self._waits_for()))
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await self._decided.wait()
-        return self._app or _response(scope, _not_started(self._waits_for()))
+        return self._app or stamped(scope, _not_started(self._waits_for()))
 
 
 def alive(worker: str | None = None) -> Answer:
@@ -116,9 +115,3 @@ def _not_ready(reason: str) -> Answer:
 def _not_started(reason: str) -> Answer:
     message = f"The service has not started yet: it is {reason}." if reason else "The service has not started yet."
     return failure(EngineUnavailable(f"{message} Its log says what it waits for.", retry_after=5))
-
-
-def _response(scope: Scope, answer: Answer) -> ASGIApp:
-    response = answer.response()
-    response.headers.update({HEADER: id_of(scope), **GUARDS})
-    return response

@@ -11,7 +11,7 @@ from pathlib import Path
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server.connections import REMOTE_SANDBOX_API, SANDBOX_API, Connections
+from builderd.api.server.limits import REMOTE_SANDBOX_API, SANDBOX_API, Limiter
 from builderd.api.server.meter import Meter
 from builderd.api.server.servers import Servers
 from builderd.api.starting import ApiPort
@@ -126,9 +126,9 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
     await _prepare(app)
     # The bridge of an evacuated member of a cluster, and the address with it, is away until the member is restored.
     sandbox_api, inside = create_sandbox_app(app), settings.inside_port
-    await servers.add(sandbox_api, app.engine.gateway, inside, "inside_port", Connections(SANDBOX_API), early=True)
+    await servers.add(sandbox_api, app.engine.gateway, inside, "inside_port", Limiter(SANDBOX_API), early=True)
     if address := app.engine.further_address:
-        limits = Connections(REMOTE_SANDBOX_API)
+        limits = Limiter(REMOTE_SANDBOX_API)
         await servers.add(create_sandbox_app(app), address, settings.inside_port, "inside_port", limits)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)

@@ -28,8 +28,7 @@ SERVICE = "builderd.bootstrap.service"
 #: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
 #: request, would slow all callers while one lists a large folder or reads a long log.
 SWITCH_SECONDS = 0.001
-#: Limit of open files: at most seven listeners, each with 4,000 connections and 2,000 that wait, and what the engine
-#: needs.
+#: Limit of open files: at most seven listeners with 4,000 connections each, and what the engine needs.
 DESCRIPTORS = 50_000
 
 

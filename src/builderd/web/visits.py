@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from builderd.api.server.bodies import read_body
-from builderd.api.server.connections import count_for_tenant, reject
+from builderd.api.server.limits import count_for_tenant, reject
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from builderd.domain.sessions import Session

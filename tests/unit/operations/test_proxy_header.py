@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from ipaddress import ip_address
 
 import pytest
 
-from builderd.api.server.proxied import ProxiedTransport
 from builderd.operations.proxy_header import MAX_BYTES, SIGNATURE, parse
 
 
@@ -44,17 +41,3 @@ def test_the_clients_address_is_read_once_all_of_it_is_there(address: str) -> No
 def test_everything_else_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="PROXY header"):
         parse(data)
-
-
-async def test_the_transport_tells_uvicorn_the_client_and_passes_the_rest_on() -> None:
-    one, other = socket.socketpair()
-    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=one)
-    passed = ProxiedTransport(transport, ("203.0.113.7", 4711))
-    assert passed.get_extra_info("peername") == ("203.0.113.7", 4711)
-    assert passed.get_extra_info("socket") is None
-    assert passed.get_extra_info("sslcontext")
-    assert passed.get_extra_info("compression", "none") == "none"
-    passed.write(b"said")
-    assert other.recv(10) == b"said"
-    transport.close()
-    other.close()

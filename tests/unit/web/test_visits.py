@@ -6,13 +6,13 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from tests.unit.web.conftest import Pages
 
-from builderd.api.server.connections import STATE, Connections, CountedConnection
-from builderd.api.server.fair_queue import credential_of
+from builderd.api.server.limits import CALL, Limiter, credential_of
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
@@ -71,21 +71,21 @@ async def test_more_than_a_hundred_waiting_pages_are_refused(pages: Pages, monke
 
 
 async def test_session_that_was_signed_out_takes_no_more_turns_of_its_tenant(pages: Pages) -> None:
-    counted, site = Connections(), Site(pages.service.app, pages.web)
+    limiter, site = Limiter(), Site(pages.service.app, pages.web)
 
     async def listener(scope: Any, receive: Any, send: Any) -> None:
-        connection: Any = None
-        scope["state"] = {STATE: CountedConnection(connection, counted, credential_of(scope["headers"]))}
+        connection: Any = Mock(address="192.0.2.1")
+        scope["state"] = {CALL: limiter.begin(connection, credential_of(scope["headers"]))}
         await site(scope, receive, send)
 
     secret = pages.browser.cookies[PLAIN_NAME]
     headers = {"Cookie": f"{PLAIN_NAME}={secret}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(listener), base_url="http://builderd") as copy:
         assert (await copy.get("/builders", headers=headers)).status_code == 200
-        assert counted.starts.tenant_of(secret_hash(secret))
+        assert limiter.tenant_of(secret_hash(secret))
         await pages.browser.post("/sign-out")
         assert (await copy.get("/builders", headers=headers)).status_code == 303
-        assert counted.starts.tenant_of(secret_hash(secret)) is None
+        assert limiter.tenant_of(secret_hash(secret)) is None
 
 
 @pytest.mark.parametrize("name", [PLAIN_NAME, SECURE_NAME])

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.types import Scope
 
+from builderd.api.server.request_ids import HEADER, id_of
 from builderd.domain.errors import BuilderdError, ReviewFailed, ValidationFailed
 from builderd.schemas.v1.reviews import review_of
 from builderd.schemas.v1.shape import Failure
@@ -69,6 +71,13 @@ class Answer:
         """Return the answer as a response, ready to be sent; ``media_type`` must be a JSON type."""
         text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))
         return Response(text, self.status, dict(self.headers), media_type=media_type)
+
+
+def stamped(scope: Scope, answer: Answer) -> Response:
+    """Return the answer with the headers that every answer has, for what is answered before the request log."""
+    response = answer.response()
+    response.headers.update({HEADER: id_of(scope), **GUARDS})
+    return response
 
 
 def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:

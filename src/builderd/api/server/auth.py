@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from starlette.requests import HTTPConnection
 
-from builderd.api.server.connections import count_for_tenant, reject
+from builderd.api.server.limits import count_for_tenant, reject
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations

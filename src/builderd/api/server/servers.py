@@ -7,56 +7,26 @@ import contextlib
 import shutil
 import socket
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from builderd.api.server.acceptor import Acceptor
-from builderd.api.server.connections import Connections
-from builderd.api.server.listener import server_config
-from builderd.api.server.proxied import ProxiedProtocol
+from builderd.api.server.limits import Limiter
+from builderd.api.server.listener import BACKLOG, ProxiedProtocol, server_config, tune
 from builderd.domain.errors import EngineUnavailable
 
-BACKLOG = 2048
 #: ip(7); the module ``socket`` has no name for it.
 IP_FREEBIND = 15
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to the process, which has more to end than one server, and accepting to ``Acceptor``.
-
-    ``is_proxied``: a proxy names the client of each connection.
-    """
-
-    def __init__(self, config: uvicorn.Config, connections: Connections, *, is_proxied: bool = False) -> None:
-        super().__init__(config)
-        self._starts = connections.starts
-        self._is_proxied = is_proxied
-        self._acceptors: list[Acceptor] = []
+    """Leaves the signals to the process, which has more to end than one server."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])
-        protocol: Any = self.config.http_protocol_class
-        make = partial(
-            protocol,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
-        self._acceptors += [Acceptor(one, make, self._starts, is_proxied=self._is_proxied) for one in sockets or ()]
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for acceptor in self._acceptors:
-            acceptor.close()
-        await super().shutdown(sockets)
 
 
 class Servers:
@@ -81,7 +51,7 @@ class Servers:
         host: str,
         port: int,
         setting: str,
-        connections: Connections | None = None,
+        limiter: Limiter | None = None,
         *,
         early: bool = False,
     ) -> None:
@@ -89,19 +59,18 @@ class Servers:
 
         Raises ``EngineUnavailable`` with the name of the setting when the port is taken, and other errors of the start.
         """
-        listener = bind(host, port, setting, early=early)
-        counted = Connections() if connections is None else connections
-        await self._serve(listener, Server(server_config(app, counted), counted))
+        limiter = Limiter() if limiter is None else limiter
+        await self._serve(bind(host, port, setting, early=early), server_config(app, limiter))
 
-    async def add_behind_proxy(self, app: ASGIApp, path: Path, user: str | None, connections: Connections) -> None:
-        """Serve connections that the previews' proxy passes on to this socket; ``connections`` are those of ``add``.
+    async def add_behind_proxy(self, app: ASGIApp, path: Path, user: str | None, limiter: Limiter) -> None:
+        """Serve connections that the previews' proxy passes on to this socket; ``limiter`` is that of ``add``.
 
         ``user`` of the machine may connect beside the service's own.
         """
-        config = server_config(app, connections, ProxiedProtocol)
-        await self._serve(bind_path(path, user), Server(config, connections, is_proxied=True))
+        await self._serve(bind_path(path, user), server_config(app, limiter, ProxiedProtocol))
 
-    async def _serve(self, listener: socket.socket, server: Server) -> None:
+    async def _serve(self, listener: socket.socket, config: uvicorn.Config) -> None:
+        server = Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it
@@ -145,6 +114,7 @@ def bind(host: str, port: int, setting: str, *, early: bool = False) -> socket.s
         raise EngineUnavailable(
             f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with {setting}."
         ) from None
+    tune(listener)
     listener.setblocking(False)
     return listener
 

@@ -13,7 +13,7 @@ from builderd.api import openapi
 from builderd.api.server.answers import failure
 from builderd.api.server.auth import TheApplication, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body
-from builderd.api.server.fair_scheduler import FairScheduler
+from builderd.api.server.limits import Turns
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.streams import ResourceStream, event, stream
 from builderd.api.v1.builders import Uuid
@@ -65,9 +65,9 @@ async def run_command(
     if not new.stream:
         return await _run(request, application, caller, uuid, new)
     sandbox = await executions.running(application, caller, uuid)
-    held_bytes, scheduler = operations_of(request).held_bytes, request.app.state.scheduler
+    held_bytes, encoding = operations_of(request).held_bytes, request.app.state.encoding
     pieces = executions.follow(application, caller, sandbox, _command_of(new), held_bytes)
-    return stream(_events(pieces, scheduler, caller.tenant_id, separate=new.separate))
+    return stream(_events(pieces, encoding, caller.tenant_id, separate=new.separate))
 
 
 def _command_of(new: NewExecution) -> executions.Command:
@@ -76,13 +76,13 @@ def _command_of(new: NewExecution) -> executions.Command:
 
 async def _run(request: Request, application: Application, caller: Caller, uuid: str, new: NewExecution) -> Response:
     held_bytes = operations_of(request).held_bytes
-    scheduler: FairScheduler = request.app.state.scheduler
+    encoding: Turns = request.app.state.encoding
     async with AsyncExitStack() as stack:
         running = executions.run(application, caller, uuid, _command_of(new), held_bytes)
         ended = await stack.enter_async_context(running)
         if ended.output.size <= SHORT:
             return Response(_short_answer(ended), 200, media_type="application/json")
-        return ResourceStream(stack.pop_all(), _answer(ended, scheduler, caller.tenant_id), 200, {}, "application/json")
+        return ResourceStream(stack.pop_all(), _answer(ended, encoding, caller.tenant_id), 200, {}, "application/json")
 
 
 def _head(ended: executions.Ended) -> str:
@@ -104,13 +104,13 @@ def _short_answer(ended: executions.Ended) -> str:
     return f'{_head(ended)}{output[1:]},"stderr":{errors}{_tail(ended)}'
 
 
-async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
+async def _answer(ended: executions.Ended, encoding: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
     """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
     text = _head(ended)
     for is_error in (False, True):
         for piece in ended.output.pieces(PIECE, errors=is_error):
-            async with scheduler.acquire(tenant_id):
-                text += json.dumps(piece, ensure_ascii=False)[1:-1]
+            await encoding.wait(tenant_id)
+            text += json.dumps(piece, ensure_ascii=False)[1:-1]
             if len(text) >= PIECE:
                 yield text
                 text = ""
@@ -120,7 +120,7 @@ async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: 
 
 async def _events(
     pieces: AsyncGenerator[executions.Text | ExecResult],
-    scheduler: FairScheduler,
+    encoding: Turns,
     tenant_id: TenantId,
     *,
     separate: bool,
@@ -135,8 +135,7 @@ async def _events(
                     return
                 name = {"stream": "stderr" if piece.is_error else "stdout"} if separate else {}
                 for start in range(0, len(piece.text), PIECE):
-                    async with scheduler.acquire(tenant_id):
-                        encoded = event("output", {"text": piece.text[start : start + PIECE], **name})
-                    yield encoded
+                    await encoding.wait(tenant_id)
+                    yield event("output", {"text": piece.text[start : start + PIECE], **name})
     except BuilderdError as error:
         yield event("failed", failure(error).body)

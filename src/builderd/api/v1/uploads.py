@@ -12,7 +12,7 @@ from builderd.api import openapi
 from builderd.api.server.answers import success
 from builderd.api.server.auth import TheApplication, Writer
 from builderd.api.server.bodies import Received, announced_length, optional_json_body, pieces
-from builderd.api.server.connections import count_for_tenant
+from builderd.api.server.limits import count_for_tenant
 from builderd.api.server.paths import PREFIX
 from builderd.domain.errors import BadRequest
 from builderd.domain.uploads import SHA256, Upload

@@ -12,7 +12,7 @@ from httpx_sse import aconnect_sse
 from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service
 
-from builderd.api.server.fair_scheduler import FairScheduler
+from builderd.api.server.limits import TENANTS_AT_ONCE, Turns
 from builderd.api.v1 import executions as executions_api
 from builderd.domain.ids import TenantId
 from builderd.domain.sandboxes import SandboxReport, SandboxSpec
@@ -75,8 +75,8 @@ async def test_a_short_output_is_answered_in_one_piece_and_a_long_one_in_small_p
     for length, number in ((0, 1), (1000, 1), (3 * executions_api.PIECE, 4)):
         output = executions.Output(limit=1 << 20)
         output._kept[False] += b"\x01" * length
-        ended, scheduler = executions.Ended(0, output), FairScheduler()
-        pieces = [piece async for piece in executions_api._answer(ended, scheduler, TenantId("acme"))]
+        ended, encoding = executions.Ended(0, output), Turns(TENANTS_AT_ONCE)
+        pieces = [piece async for piece in executions_api._answer(ended, encoding, TenantId("acme"))]
         assert json.loads("".join(pieces))["data"]["output"] == "\x01" * length
         assert len(pieces) == number
         assert length > executions_api.SHORT or "".join(pieces) == executions_api._short_answer(ended)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +15,10 @@ import uvicorn
 from uvicorn.importer import ImportFromStringError
 
 from builderd.api.server import servers
+from builderd.api.server.limits import Limiter
 from builderd.api.server.servers import Servers, bind
 from builderd.domain.errors import EngineUnavailable
+from builderd.operations.proxy_header import SIGNATURE
 
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:
@@ -89,3 +94,31 @@ def test_early_listener_is_reached_whenever_its_address_is_there() -> None:
     command = ["unshare", "--net", sys.executable, "-c", COMES_AND_GOES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "OSError 10.99.0.1 OSError 10.99.0.1\n", done.stderr
+
+
+async def test_header_of_a_proxy_is_believed_from_the_proxy_alone(tmp_path: Path) -> None:
+    clients = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        clients.append((*scope["client"], scope["scheme"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    request = b"GET / HTTP/1.1\r\nHost: builderd\r\nConnection: close\r\n\r\n"
+    body = socket.inet_aton("192.0.2.1") + socket.inet_aton("127.0.0.1") + (4711).to_bytes(2) + bytes(2)
+    claimed = SIGNATURE + b"\x21\x11" + len(body).to_bytes(2) + body + request
+    port, path = _port(), tmp_path / "api"
+    async with Servers() as some:
+        await some.add(app, "127.0.0.1", port, "port")
+        await some.add_behind_proxy(app, path, None, Limiter())
+        assert (await _answer(*await asyncio.open_connection("127.0.0.1", port), claimed)).startswith(b"HTTP/1.1 400 ")
+        assert (await _answer(*await asyncio.open_unix_connection(path), claimed)).startswith(b"HTTP/1.1 200 ")
+        assert await _answer(*await asyncio.open_unix_connection(path), request) == b""
+    assert clients == [("192.0.2.1", 4711, "https")]
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    writer.write(request)
+    with contextlib.suppress(ConnectionError):
+        return await reader.readline()
+    return b""

@@ -20,21 +20,13 @@ from builderd.store import Store
 router = APIRouter(tags=[openapi.SERVICE])
 
 
-@router.get(
-    "/healthz",
-    response_model=None,
-    responses={**openapi.answer(200, HealthAnswer, "It is alive."), **openapi.failures()},
-)
+@router.get("/healthz", responses={**openapi.answer(200, HealthAnswer, "It is alive."), **openapi.failures()})
 async def healthz() -> Response:
     """Report whether the service is alive."""
     return alive().response()
 
 
-@router.get(
-    "/readyz",
-    response_model=None,
-    responses={**openapi.answer(200, ReadinessAnswer, "It can take work."), **openapi.failures()},
-)
+@router.get("/readyz", responses={**openapi.answer(200, ReadinessAnswer, "It can take work."), **openapi.failures()})
 async def readyz(application: TheApplication) -> Response:
     """Report whether the service can take work; 503 names the parts that are not ready, and why."""
     state = await _readiness(application)
@@ -91,7 +83,6 @@ async def _database(store: Store) -> Part:
 
 @router.get(
     "/metrics",
-    response_model=None,
     responses={
         200: {
             "description": "The text format of Prometheus.",

@@ -125,6 +125,16 @@ def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, 
     return documented
 
 
+def answers(
+    status: int, model: type[BaseModel], text: str, *failed: int, later: str = "", stages: bool = False, **more: Any
+) -> dict[int | str, dict[str, Any]]:
+    """Document one answer in JSON, the 202 in its place (``later``), and failures: those of a call with a token."""
+    documented = answer(status, model, text, **more)
+    if later:
+        documented |= answer(202, model, later, headers=LOCATION)
+    return documented | failures(401, 403, *failed, stages=stages)
+
+
 def answer(status: int, model: type[BaseModel], description: str, **more: Any) -> dict[int | str, dict[str, Any]]:
     """The documentation of one answer in JSON."""
     return {status: {"model": model, "description": description, **more}}

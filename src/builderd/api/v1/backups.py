@@ -44,16 +44,14 @@ RESTORED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 422)})
+@router.get("/backups", responses={**LISTED, **openapi.failures(401, 403, 422)})
 async def list_all_backups(request: Request, application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """The backups of all your builders, of deleted ones too for as long as they are kept."""
     tenant, now = identity.token.tenant_id, application.clock.now()
     return await _page(request, tenant, lambda uow: backups.of_tenant(uow, tenant, now), query)
 
 
-@router.get(
-    "/builders/{uuid}/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 404, 422)}
-)
+@router.get("/builders/{uuid}/backups", responses={**LISTED, **openapi.failures(401, 403, 404, 422)})
 async def list_backups(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage
 ) -> Response:
@@ -75,7 +73,6 @@ async def _page(
 
 @router.post(
     "/builders/{uuid}/backups",
-    response_model=None,
     openapi_extra={"parameters": [openapi.PREFER]},
     responses={
         **openapi.answer(201, BackupAnswer, "It is taken."),
@@ -96,7 +93,6 @@ async def take_backup(request: Request, application: TheApplication, identity: W
 
 @router.post(
     "/builders/{uuid}/backups/{backup_id}/restore",
-    response_model=None,
     responses=RESTORED,
     openapi_extra={
         "parameters": [openapi.PREFER],
@@ -115,7 +111,6 @@ async def restore_backup(
 
 @router.post(
     "/backups/{backup_id}/restore",
-    response_model=None,
     responses=RESTORED,
     openapi_extra={"parameters": [openapi.PREFER], **openapi.body_of(NewBuilderOfBackup, {"as": "my-api-again"})},
 )
@@ -165,20 +160,14 @@ def _served(uow: UnitOfWork, done: Restore) -> Builder:
 
 
 @router.delete(
-    "/builders/{uuid}/backups/{backup_id}",
-    response_model=None,
-    responses={**openapi.answer(200, BackupAnswer, "It is removed."), **openapi.failures(401, 403, 404, 409)},
+    "/builders/{uuid}/backups/{backup_id}", responses=openapi.answers(200, BackupAnswer, "It is removed.", 404, 409)
 )
 async def remove_backup(application: TheApplication, identity: Writer, uuid: Uuid, backup_id: Id) -> Response:
     """Remove a backup. It is in no list from now on; its space comes back with the next tidying."""
     return await _remove(application, identity, backup_id, uuid.lower())
 
 
-@router.delete(
-    "/backups/{backup_id}",
-    response_model=None,
-    responses={**openapi.answer(200, BackupAnswer, "It is removed."), **openapi.failures(401, 403, 404, 409)},
-)
+@router.delete("/backups/{backup_id}", responses=openapi.answers(200, BackupAnswer, "It is removed.", 404, 409))
 async def remove_any_backup(application: TheApplication, identity: Writer, backup_id: Id) -> Response:
     """Remove a backup, also one whose builder was deleted."""
     return await _remove(application, identity, backup_id, None)

@@ -44,11 +44,7 @@ class ListQuery(Parameters):
     sort: Literal["created_at", "-created_at", "-updated_at", "name"] = "-created_at"
 
 
-@router.get(
-    "/builders",
-    response_model=None,
-    responses={**openapi.answer(200, BuilderPage, "A page of them."), **openapi.failures(401, 403, 422)},
-)
+@router.get("/builders", responses=openapi.answers(200, BuilderPage, "A page of them.", 422))
 async def list_builders(
     request: Request, application: TheApplication, identity: Reader, query: Annotated[ListQuery, Query()]
 ) -> Response:
@@ -67,11 +63,7 @@ async def list_builders(
     return await listed(request, identity.token.tenant_id, listing)
 
 
-@router.get(
-    "/builders/{uuid}",
-    response_model=None,
-    responses={**openapi.answer(200, BuilderAnswer, "The builder."), **openapi.failures(401, 403, 404)},
-)
+@router.get("/builders/{uuid}", responses=openapi.answers(200, BuilderAnswer, "The builder.", 404))
 async def get_builder(request: Request, application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
     """One builder."""
     now = application.clock.now()
@@ -94,7 +86,7 @@ class DeleteQuery(Parameters):
 
 
 #: What the calls that change what is wanted have in common.
-CHANGE: dict[str, Any] = {"response_model": None, "openapi_extra": {"parameters": [openapi.PREFER]}}
+CHANGE: dict[str, Any] = {"openapi_extra": {"parameters": [openapi.PREFER]}}
 
 
 class Action(NamedTuple):
@@ -113,11 +105,7 @@ STOP = Action(builders.stop, "stopped", door.ended)
 @router.post(
     "/builders/{uuid}/start",
     **CHANGE,
-    responses={
-        **openapi.answer(200, BuilderAnswer, "It runs."),
-        **openapi.answer(202, BuilderAnswer, "It is being started.", headers=openapi.LOCATION),
-        **openapi.failures(401, 403, 404, 409, 422, stages=True),
-    },
+    responses=openapi.answers(200, BuilderAnswer, "It runs.", 404, 409, 422, later="It is being started.", stages=True),
 )
 async def start_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Start it. A builder that runs already stays as it is."""
@@ -127,11 +115,9 @@ async def start_builder(request: Request, application: TheApplication, identity:
 @router.post(
     "/builders/{uuid}/restart",
     **CHANGE,
-    responses={
-        **openapi.answer(200, BuilderAnswer, "It runs anew."),
-        **openapi.answer(202, BuilderAnswer, "It is being restarted.", headers=openapi.LOCATION),
-        **openapi.failures(401, 403, 404, 409, 422, stages=True),
-    },
+    responses=openapi.answers(
+        200, BuilderAnswer, "It runs anew.", 404, 409, 422, later="It is being restarted.", stages=True
+    ),
 )
 async def restart_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Stop it if it runs, and start it."""
@@ -141,11 +127,7 @@ async def restart_builder(request: Request, application: TheApplication, identit
 @router.post(
     "/builders/{uuid}/stop",
     **CHANGE,
-    responses={
-        **openapi.answer(200, BuilderAnswer, "It is stopped."),
-        **openapi.answer(202, BuilderAnswer, "It is being stopped.", headers=openapi.LOCATION),
-        **openapi.failures(401, 403, 404),
-    },
+    responses=openapi.answers(200, BuilderAnswer, "It is stopped.", 404, later="It is being stopped."),
 )
 async def stop_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Stop it; its files and settings are kept. A builder that is stopped already stays as it is."""
@@ -155,11 +137,7 @@ async def stop_builder(request: Request, application: TheApplication, identity: 
 @router.delete(
     "/builders/{uuid}",
     **CHANGE,
-    responses={
-        **openapi.answer(200, BuilderAnswer, "It is gone."),
-        **openapi.answer(202, BuilderAnswer, "It is being deleted.", headers=openapi.LOCATION),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    responses=openapi.answers(200, BuilderAnswer, "It is gone.", 404, 422, later="It is being deleted."),
 )
 async def delete_builder(
     request: Request, application: TheApplication, identity: Writer, uuid: Uuid, query: Annotated[DeleteQuery, Query()]

@@ -16,12 +16,7 @@ router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
 
 @router.delete(
-    "/builders/{uuid}/build-cache",
-    response_model=None,
-    responses={
-        **openapi.answer(200, RemovedBuildsAnswer, "They are removed."),
-        **openapi.failures(401, 403, 404),
-    },
+    "/builders/{uuid}/build-cache", responses=openapi.answers(200, RemovedBuildsAnswer, "They are removed.", 404)
 )
 async def clear_build_cache(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Remove the kept results of the builds of its versions, which count for your layers.

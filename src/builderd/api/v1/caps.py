@@ -24,14 +24,10 @@ MAX_BODY_BYTES = 10_000
 
 Body = Annotated[Received[NewSpendingCap], Depends(json_body(NewSpendingCap, MAX_BODY_BYTES))]
 EXAMPLE = {"monthly": 20.0}
-SET: dict[str, Any] = {"response_model": None, "openapi_extra": openapi.body_of(NewSpendingCap, EXAMPLE)}
+SET: dict[str, Any] = {"openapi_extra": openapi.body_of(NewSpendingCap, EXAMPLE)}
 
 
-@router.get(
-    "/spending-cap",
-    response_model=None,
-    responses={**openapi.answer(200, SpendingCapAnswer, "The cap."), **openapi.failures(401, 403)},
-)
+@router.get("/spending-cap", responses=openapi.answers(200, SpendingCapAnswer, "The cap."))
 async def get_spending_cap(application: TheApplication, identity: Reader) -> Response:
     """The cap of all your builders together, and what they have cost this month."""
     tenant, now = identity.token.tenant_id, application.clock.now()
@@ -39,14 +35,7 @@ async def get_spending_cap(application: TheApplication, identity: Reader) -> Res
     return _answer(view).response()
 
 
-@router.put(
-    "/spending-cap",
-    **SET,
-    responses={
-        **openapi.answer(200, SpendingCapAnswer, "It is set."),
-        **openapi.failures(400, 401, 403, 413, 422),
-    },
-)
+@router.put("/spending-cap", **SET, responses=openapi.answers(200, SpendingCapAnswer, "It is set.", 400, 413, 422))
 async def put_spending_cap(application: TheApplication, identity: Administrator, body: Body) -> Response:
     """Cap what all your builders together may cost in a month; null lifts the cap, but not the operator's.
 
@@ -62,11 +51,7 @@ async def put_spending_cap(application: TheApplication, identity: Administrator,
     return _answer(await application.store.write(write)).response()
 
 
-@router.get(
-    "/builders/{uuid}/spending-cap",
-    response_model=None,
-    responses={**openapi.answer(200, SpendingCapAnswer, "The cap."), **openapi.failures(401, 403, 404)},
-)
+@router.get("/builders/{uuid}/spending-cap", responses=openapi.answers(200, SpendingCapAnswer, "The cap.", 404))
 async def get_builder_spending_cap(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
     """The cap of one builder, and what it has cost this month. That of all your builders holds besides."""
     now = application.clock.now()
@@ -81,10 +66,7 @@ async def get_builder_spending_cap(application: TheApplication, identity: Reader
 @router.put(
     "/builders/{uuid}/spending-cap",
     **SET,
-    responses={
-        **openapi.answer(200, SpendingCapAnswer, "It is set."),
-        **openapi.failures(400, 401, 403, 404, 413, 422),
-    },
+    responses=openapi.answers(200, SpendingCapAnswer, "It is set.", 400, 404, 413, 422),
 )
 async def put_builder_spending_cap(
     application: TheApplication, identity: Administrator, uuid: Uuid, body: Body

@@ -53,7 +53,6 @@ STREAM = (
 @router.post(
     "/builders",
     status_code=201,
-    response_model=None,
     responses={
         200: {
             "description": f"With `Accept: text/event-stream`. {STREAM}",

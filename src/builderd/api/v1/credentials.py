@@ -48,7 +48,6 @@ class DeleteQuery(Parameters):
 
 @router.put(
     "/credentials/{name}",
-    response_model=None,
     responses={
         **openapi.answer(200, CredentialAnswer, "It has new values."),
         **openapi.answer(201, CredentialAnswer, "It is stored."),
@@ -116,14 +115,7 @@ def _put_message(name: str, stale: list[Use], not_restarted: Mapping[BuilderId, 
     return f"{stored}{begun}.{''.join(left)}"
 
 
-@router.get(
-    "/credentials",
-    response_model=None,
-    responses={
-        **openapi.answer(200, CredentialPage, "A page of them, by name."),
-        **openapi.failures(401, 403, 422),
-    },
-)
+@router.get("/credentials", responses=openapi.answers(200, CredentialPage, "A page of them, by name.", 422))
 async def list_credentials(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """All credentials: their names, what they set, and who uses them."""
     views = await application.store.read(lambda uow: credentials.list_all(uow, identity.token.tenant_id))
@@ -133,12 +125,7 @@ async def list_credentials(application: TheApplication, identity: Reader, query:
 
 
 @router.get(
-    "/credentials/{name}",
-    response_model=None,
-    responses={
-        **openapi.answer(200, CredentialAnswer, "The credential, without its values."),
-        **openapi.failures(401, 403, 404),
-    },
+    "/credentials/{name}", responses=openapi.answers(200, CredentialAnswer, "The credential, without its values.", 404)
 )
 async def read_credential(application: TheApplication, identity: Reader, name: Name) -> Response:
     """One credential, without its values."""
@@ -146,14 +133,7 @@ async def read_credential(application: TheApplication, identity: Reader, name: N
     return success(CredentialAnswer(message=f"The credential {name}.", data=_present(view))).response()
 
 
-@router.delete(
-    "/credentials/{name}",
-    response_model=None,
-    responses={
-        **openapi.answer(200, CredentialAnswer, "It is gone."),
-        **openapi.failures(401, 403, 404, 409, 422),
-    },
-)
+@router.delete("/credentials/{name}", responses=openapi.answers(200, CredentialAnswer, "It is gone.", 404, 409, 422))
 async def delete_credential(
     application: TheApplication, identity: Writer, name: Name, query: Annotated[DeleteQuery, Query()]
 ) -> Response:

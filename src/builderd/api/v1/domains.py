@@ -29,11 +29,7 @@ Host = Annotated[str, Path(description="The domain's host name.")]
 
 @router.post(
     "/builders/{uuid}/domains",
-    response_model=None,
-    responses={
-        **openapi.answer(201, DomainAnswer, "It is added, and is being checked."),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422, 429),
-    },
+    responses=openapi.answers(201, DomainAnswer, "It is added, and is being checked.", 400, 404, 409, 413, 422, 429),
     openapi_extra=openapi.body_of(NewDomain, {"host": "shop.example.com"}),
 )
 async def add_domain(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
@@ -50,11 +46,7 @@ async def add_domain(application: TheApplication, identity: Writer, uuid: Uuid, 
     return success(DomainAnswer(message=message, data=present(application, added)), 201 if is_new else 200).response()
 
 
-@router.get(
-    "/builders/{uuid}/domains",
-    response_model=None,
-    responses={**openapi.answer(200, DomainPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
-)
+@router.get("/builders/{uuid}/domains", responses=openapi.answers(200, DomainPage, "A page of them.", 404, 422))
 async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """List the builder's domains by host, with what is wrong with each."""
     found = await application.store.read(lambda uow: domains.of_builder(uow, identity.token.tenant_id, uuid.lower()))
@@ -63,9 +55,7 @@ async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid
 
 
 @router.delete(
-    "/builders/{uuid}/domains/{host}",
-    response_model=None,
-    responses={**openapi.answer(200, DomainAnswer, "It leads nowhere any more."), **openapi.failures(401, 403, 404)},
+    "/builders/{uuid}/domains/{host}", responses=openapi.answers(200, DomainAnswer, "It leads nowhere any more.", 404)
 )
 async def remove_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Remove a domain. For 90 days another tenant gets it only by a TXT record."""
@@ -77,9 +67,7 @@ async def remove_domain(application: TheApplication, identity: Writer, uuid: Uui
 
 
 @router.post(
-    "/builders/{uuid}/domains/{host}/check",
-    response_model=None,
-    responses={**openapi.answer(200, DomainAnswer, "It is being checked."), **openapi.failures(401, 403, 404)},
+    "/builders/{uuid}/domains/{host}/check", responses=openapi.answers(200, DomainAnswer, "It is being checked.", 404)
 )
 async def check_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Have a domain checked now, after its records were changed; not sooner than the certificate authority allows."""

@@ -65,7 +65,6 @@ class EventsQuery(Parameters):
 
 
 DOCUMENTED: dict[str, Any] = {
-    "response_model": None,
     "openapi_extra": {"parameters": [openapi.LAST_EVENT_ID]},
 }
 
@@ -73,10 +72,7 @@ DOCUMENTED: dict[str, Any] = {
 @router.get(
     "/events",
     **DOCUMENTED,
-    responses={
-        **openapi.answer(200, wire.EventPage, "A page of them.", content=openapi.events(STREAM)),
-        **openapi.failures(401, 403, 422, 429),
-    },
+    responses=openapi.answers(200, wire.EventPage, "A page of them.", 422, 429, content=openapi.events(STREAM)),
 )
 async def list_events(
     request: Request, application: TheApplication, identity: Reader, query: Annotated[EventsQuery, Query()]
@@ -88,10 +84,7 @@ async def list_events(
 @router.get(
     "/builders/{uuid}/events",
     **DOCUMENTED,
-    responses={
-        **openapi.answer(200, wire.EventPage, "A page of them.", content=openapi.events(STREAM)),
-        **openapi.failures(401, 403, 404, 422, 429),
-    },
+    responses=openapi.answers(200, wire.EventPage, "A page of them.", 404, 422, 429, content=openapi.events(STREAM)),
 )
 async def list_builder_events(
     request: Request,

@@ -44,13 +44,17 @@ STREAM = (
 
 @router.post(
     "/builders/{uuid}/exec",
-    response_model=None,
-    responses={
-        **openapi.answer(
-            200, ExecutionAnswer, "The command ended, or its timeout ended it.", content=openapi.events(STREAM)
-        ),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(
+        200,
+        ExecutionAnswer,
+        "The command ended, or its timeout ended it.",
+        400,
+        404,
+        409,
+        413,
+        422,
+        content=openapi.events(STREAM),
+    ),
     openapi_extra=openapi.body_of(NewExecution, {"command": "ls -l", "timeout": 60}),
 )
 async def run_command(

@@ -81,11 +81,7 @@ class DeleteQuery(Parameters):
     recursive: bool = Field(default=False, description="Delete a folder with all that is in it.")
 
 
-@router.get(
-    "/builders/{uuid}/files",
-    response_model=None,
-    responses={**openapi.answer(200, FilePage, "A page of them."), **openapi.failures(401, 403, 404, 409, 422)},
-)
+@router.get("/builders/{uuid}/files", responses=openapi.answers(200, FilePage, "A page of them.", 404, 409, 422))
 async def list_files(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ListQuery, Query()]
 ) -> Response:
@@ -104,7 +100,6 @@ async def list_files(
 
 @router.get(
     "/builders/{uuid}/files/{path:path}",
-    response_model=None,
     responses={
         200: {"description": "The file.", "content": BYTES, "headers": TAGGED},
         206: {"description": "The part that was asked for.", "content": BYTES, "headers": TAGGED},
@@ -139,7 +134,6 @@ async def read_file(
 
 @router.put(
     "/builders/{uuid}/files/{path:path}",
-    response_model=None,
     responses={
         **openapi.answer(200, FileAnswer, "It has replaced another one.", headers=TAGGED),
         **openapi.answer(201, FileAnswer, "It is new.", headers=TAGGED),
@@ -186,7 +180,6 @@ async def write_file(
 
 @router.delete(
     "/builders/{uuid}/files/{path:path}",
-    response_model=None,
     responses={
         204: {"description": "It is gone."},
         **openapi.failures(400, 401, 403, 404, 409, 412, 413, 422),
@@ -214,7 +207,6 @@ async def delete_file(
 
 @router.get(
     "/builders/{uuid}/archive",
-    response_model=None,
     responses={
         200: {
             "description": "A `tar.zst` (RFC 8878). Links are in it as links; sockets are left out.",

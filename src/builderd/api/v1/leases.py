@@ -35,11 +35,7 @@ Find = Callable[[UnitOfWork], Builder]
 
 @router.post(
     "/builders/{uuid}/leases",
-    response_model=None,
-    responses={
-        **openapi.answer(201, LeaseAnswer, "It is busy until then."),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(201, LeaseAnswer, "It is busy until then.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewLease, {"seconds": 600, "reason": "importing last year's orders"}),
 )
 async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
@@ -47,11 +43,7 @@ async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, 
     return await take(application, _found(identity, uuid), identity.caller.actor, body.value)
 
 
-@router.get(
-    "/builders/{uuid}/leases",
-    response_model=None,
-    responses={**openapi.answer(200, LeasePage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
-)
+@router.get("/builders/{uuid}/leases", responses=openapi.answers(200, LeasePage, "A page of them.", 404, 422))
 async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The leases that last, the oldest first."""
     return await list_active(application, lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower()), query)
@@ -59,11 +51,7 @@ async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid,
 
 @router.put(
     "/builders/{uuid}/leases/{lease}",
-    response_model=None,
-    responses={
-        **openapi.answer(200, LeaseAnswer, "It lasts longer, or shorter."),
-        **openapi.failures(400, 401, 403, 404, 413, 422),
-    },
+    responses=openapi.answers(200, LeaseAnswer, "It lasts longer, or shorter.", 400, 404, 413, 422),
     openapi_extra=openapi.body_of(RenewedLease, {"seconds": 600}),
 )
 async def renew_lease(
@@ -73,11 +61,7 @@ async def renew_lease(
     return await renew(application, _found(identity, uuid), lease, body.value)
 
 
-@router.delete(
-    "/builders/{uuid}/leases/{lease}",
-    response_model=None,
-    responses={**openapi.answer(200, LeaseAnswer, "It is over."), **openapi.failures(401, 403, 404)},
-)
+@router.delete("/builders/{uuid}/leases/{lease}", responses=openapi.answers(200, LeaseAnswer, "It is over.", 404))
 async def end_lease(application: TheApplication, identity: Writer, uuid: Uuid, lease: LeaseUuid) -> Response:
     """End a lease before its time."""
     return await end(application, _found(identity, uuid), identity.caller.actor, lease)

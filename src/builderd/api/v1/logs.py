@@ -54,11 +54,7 @@ class LogQuery(Parameters):
 
 @router.get(
     "/builders/{uuid}/logs",
-    response_model=None,
-    responses={
-        **openapi.answer(200, LogAnswer, "The lines, the oldest first.", content=openapi.events(STREAM)),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    responses=openapi.answers(200, LogAnswer, "The lines, the oldest first.", 404, 422, content=openapi.events(STREAM)),
     openapi_extra={"parameters": [openapi.LAST_EVENT_ID]},
 )
 async def read_logs(
@@ -89,11 +85,7 @@ class DensityQuery(Parameters):
 
 @router.get(
     "/builders/{uuid}/logs/density",
-    response_model=None,
-    responses={
-        **openapi.answer(200, wire.LogDensityAnswer, "Where lines are, over time."),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    responses=openapi.answers(200, wire.LogDensityAnswer, "Where lines are, over time.", 404, 422),
 )
 async def read_log_density(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[DensityQuery, Query()]

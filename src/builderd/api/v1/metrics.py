@@ -33,12 +33,7 @@ class MetricsQuery(Parameters):
 
 
 @router.get(
-    "/builders/{uuid}/metrics",
-    response_model=None,
-    responses={
-        **openapi.answer(200, wire.MetricsAnswer, "Now, and in steps."),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    "/builders/{uuid}/metrics", responses=openapi.answers(200, wire.MetricsAnswer, "Now, and in steps.", 404, 422)
 )
 async def read_metrics(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]

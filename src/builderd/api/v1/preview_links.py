@@ -36,11 +36,7 @@ Port = Annotated[int, Path(ge=1, le=65535, description="A port on which somethin
 
 @router.get(
     "/builders/{uuid}/ports/{port}/preview-url",
-    response_model=None,
-    responses={
-        **openapi.answer(200, PortPreviewAnswer, "The URL."),
-        **openapi.failures(401, 403, 404, 409, 422),
-    },
+    responses=openapi.answers(200, PortPreviewAnswer, "The URL.", 404, 409, 422),
 )
 async def get_port_preview(application: TheApplication, identity: Reader, uuid: Uuid, port: Port) -> Response:
     """The URL of another port of the sandbox. It is private, also where the preview is public."""
@@ -52,11 +48,9 @@ async def get_port_preview(application: TheApplication, identity: Reader, uuid: 
 
 @router.post(
     "/builders/{uuid}/preview-links",
-    response_model=None,
-    responses={
-        **openapi.answer(201, PreviewLinkAnswer, "It opens the preview until it expires."),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(
+        201, PreviewLinkAnswer, "It opens the preview until it expires.", 400, 404, 409, 413, 422
+    ),
     openapi_extra=openapi.body_of(NewPreviewLink, {"expires_minutes": 60, "port": 3000}),
 )
 async def create_preview_link(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
@@ -68,9 +62,7 @@ async def create_preview_link(application: TheApplication, identity: Writer, uui
 
 
 @router.get(
-    "/builders/{uuid}/preview-links",
-    response_model=None,
-    responses={**openapi.answer(200, PreviewLinkPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
+    "/builders/{uuid}/preview-links", responses=openapi.answers(200, PreviewLinkPage, "A page of them.", 404, 422)
 )
 async def list_preview_links(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The links that are valid, without their URLs."""

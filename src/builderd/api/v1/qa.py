@@ -49,11 +49,9 @@ class QaQuery(VersionQuery):
 @router.post(
     "/builders/{uuid}/qa",
     status_code=202,
-    response_model=None,
-    responses={
-        **openapi.answer(202, QaAnswer, "Judged anew; the report is being made.", headers=openapi.LOCATION),
-        **openapi.failures(401, 403, 404, 409),
-    },
+    responses=openapi.answers(
+        202, QaAnswer, "Judged anew; the report is being made.", 404, 409, headers=openapi.LOCATION
+    ),
 )
 async def run_qa(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Judge the running app again, and make a new report on a copy.
@@ -74,12 +72,7 @@ _FORMATS: dict[str, Any] = {
 
 
 @router.get(
-    "/builders/{uuid}/qa",
-    response_model=None,
-    responses={
-        **openapi.answer(200, QaAnswer, "What is known so far.", content=_FORMATS),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    "/builders/{uuid}/qa", responses=openapi.answers(200, QaAnswer, "What is known so far.", 404, 422, content=_FORMATS)
 )
 async def get_qa(
     application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[QaQuery, Query()]
@@ -98,7 +91,6 @@ async def get_qa(
 
 @router.get(
     "/builders/{uuid}/qa/screenshots/{name}",
-    response_model=None,
     responses={
         200: {
             "description": "The picture.",

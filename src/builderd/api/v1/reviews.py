@@ -41,14 +41,7 @@ class ReviewQuery(VersionQuery):
 _FORMATS: dict[str, Any] = {SARIF: {"schema": {"type": "object", "description": "With `format=sarif`."}}}
 
 
-@router.post(
-    "/builders/{uuid}/review",
-    response_model=None,
-    responses={
-        **openapi.answer(200, ReviewAnswer, "What it finds now."),
-        **openapi.failures(401, 403, 404),
-    },
-)
+@router.post("/builders/{uuid}/review", responses=openapi.answers(200, ReviewAnswer, "What it finds now.", 404))
 async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Review the current version's code again, by the present policy.
 
@@ -58,12 +51,7 @@ async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) 
 
 
 @router.get(
-    "/builders/{uuid}/review",
-    response_model=None,
-    responses={
-        **openapi.answer(200, ReviewAnswer, "The report.", content=_FORMATS),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    "/builders/{uuid}/review", responses=openapi.answers(200, ReviewAnswer, "The report.", 404, 422, content=_FORMATS)
 )
 async def get_review(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ReviewQuery, Query()]
@@ -83,11 +71,7 @@ async def get_review(
 
 @router.post(
     "/builders/{uuid}/review/accept",
-    response_model=None,
-    responses={
-        **openapi.answer(200, ReviewAnswer, "The report, with what is accepted by now."),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(200, ReviewAnswer, "The report, with what is accepted by now.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(
         NewAcceptance, {"fingerprint": "0123456789abcdef0123456789abcdef", "reason": "an admin tool behind a login"}
     ),

@@ -42,11 +42,7 @@ class SpendingQuery(PageQuery):
     until: UtcTime | None = Field(default=None, alias="to")
 
 
-@router.get(
-    "/builders/spending",
-    response_model=None,
-    responses={**openapi.answer(200, SpendingAnswer, "What was spent."), **openapi.failures(401, 403, 422)},
-)
+@router.get("/builders/spending", responses=openapi.answers(200, SpendingAnswer, "What was spent.", 422))
 async def read_spending(
     request: Request, application: TheApplication, identity: Reader, query: Annotated[SpendingQuery, Query()]
 ) -> Response:
@@ -74,11 +70,7 @@ class DaysQuery(Parameters):
     )
 
 
-@router.get(
-    "/spending/days",
-    response_model=None,
-    responses={**openapi.answer(200, DaysSpendingAnswer, "What each day cost."), **openapi.failures(401, 403, 422)},
-)
+@router.get("/spending/days", responses=openapi.answers(200, DaysSpendingAnswer, "What each day cost.", 422))
 async def read_spending_days(
     application: TheApplication, identity: Reader, query: Annotated[DaysQuery, Query()]
 ) -> Response:

@@ -30,11 +30,7 @@ Granting = Callable[..., tuple[Builder, Grant, str]]
 
 @router.post(
     "/builders/{uuid}/ssh",
-    response_model=None,
-    responses={
-        **openapi.answer(201, SshGrantAnswer, "A way in."),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(201, SshGrantAnswer, "A way in.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
@@ -47,11 +43,7 @@ async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, b
 
 @router.post(
     "/builders/{uuid}/ssh/recreate",
-    response_model=None,
-    responses={
-        **openapi.answer(201, SshGrantAnswer, "A way in, the only one."),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(201, SshGrantAnswer, "A way in, the only one.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
@@ -59,14 +51,7 @@ async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid
     return await _grant(ssh.recreate, application, identity, uuid, body.value)
 
 
-@router.delete(
-    "/builders/{uuid}/ssh",
-    response_model=None,
-    responses={
-        **openapi.answer(200, SshEndedAnswer, "All tokens are revoked."),
-        **openapi.failures(401, 403, 404),
-    },
-)
+@router.delete("/builders/{uuid}/ssh", responses=openapi.answers(200, SshEndedAnswer, "All tokens are revoked.", 404))
 async def end_ssh(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """End all SSH tokens of the builder, and cut their sessions."""
     now = application.clock.now()

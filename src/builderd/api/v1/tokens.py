@@ -31,11 +31,7 @@ EXAMPLE = {"name": "ci", "scopes": ["write"], "expires_at": "2099-01-31T12:00:00
 @router.post(
     "/tokens",
     status_code=201,
-    response_model=None,
-    responses={
-        **openapi.answer(201, wire.NewTokenAnswer, "It can be used from now on."),
-        **openapi.failures(400, 401, 403, 413, 422, 429),
-    },
+    responses=openapi.answers(201, wire.NewTokenAnswer, "It can be used from now on.", 400, 413, 422, 429),
     openapi_extra=openapi.body_of(wire.NewToken, EXAMPLE),
 )
 async def create_token(request: Request, application: TheApplication, identity: Administrator, body: Body) -> Response:
@@ -52,11 +48,7 @@ async def create_token(request: Request, application: TheApplication, identity: 
     return success(wire.NewTokenAnswer(message=message, data=data), 201).response()
 
 
-@router.get(
-    "/tokens",
-    response_model=None,
-    responses={**openapi.answer(200, wire.TokenPage, "A page of them."), **openapi.failures(401, 403, 422)},
-)
+@router.get("/tokens", responses=openapi.answers(200, wire.TokenPage, "A page of them.", 422))
 async def list_tokens(
     request: Request, application: TheApplication, identity: Administrator, query: ThePage
 ) -> Response:
@@ -70,22 +62,14 @@ async def list_tokens(
     return success(wire.TokenPage(message=f"{len(found)} tokens.", data=data, meta=query.of(len(found)))).response()
 
 
-@router.get(
-    "/tokens/current",
-    response_model=None,
-    responses={**openapi.answer(200, wire.TokenAnswer, "Yours."), **openapi.failures(401, 403)},
-)
+@router.get("/tokens/current", responses=openapi.answers(200, wire.TokenAnswer, "Yours."))
 async def read_current_token(request: Request, identity: Reader) -> Response:
     """Return the API token that this call is made with: its name, its scopes and its expiry."""
     data = _shown(operations_of(request), identity.token, identity.token)
     return success(wire.TokenAnswer(message=f"The token {data.name}.", data=data)).response()
 
 
-@router.delete(
-    "/tokens/{id}",
-    response_model=None,
-    responses={**openapi.answer(200, wire.RevokedTokenAnswer, "It has ended."), **openapi.failures(401, 403, 404)},
-)
+@router.delete("/tokens/{id}", responses=openapi.answers(200, wire.RevokedTokenAnswer, "It has ended.", 404))
 async def revoke_token(
     request: Request,
     application: TheApplication,

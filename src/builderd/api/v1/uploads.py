@@ -48,11 +48,7 @@ CHECK_SUM: openapi.Parameter = {
 @router.post(
     "/uploads",
     status_code=201,
-    response_model=None,
-    responses={
-        **openapi.answer(201, UploadPlaceAnswer, "Send the bytes to its URL."),
-        **openapi.failures(400, 401, 403, 413, 422, 429),
-    },
+    responses=openapi.answers(201, UploadPlaceAnswer, "Send the bytes to its URL.", 400, 413, 422, 429),
     openapi_extra=openapi.body_of(NewUpload, {"size": 3_000_000}, required=False),
 )
 async def create_upload(request: Request, application: TheApplication, identity: Writer, body: Body) -> Response:
@@ -74,7 +70,6 @@ async def create_upload(request: Request, application: TheApplication, identity:
 
 @router.put(
     "/uploads/{upload_id}",
-    response_model=None,
     responses={
         **openapi.answer(200, UploadAnswer, "The bytes are there; `complete` says whether all are."),
         **openapi.failures(400, 404, 409, 413, 422, 429),
@@ -106,7 +101,6 @@ async def receive_upload(
 
 @router.get(
     "/uploads/{upload_id}",
-    response_model=None,
     responses={**openapi.answer(200, UploadAnswer, "How far it is."), **openapi.failures(404)},
     openapi_extra={"security": []},
 )
@@ -118,7 +112,6 @@ async def get_upload(application: TheApplication, upload_id: UploadUuid, signatu
 
 @router.delete(
     "/uploads/{upload_id}",
-    response_model=None,
     status_code=204,
     responses={204: {"description": "It is gone."}, **openapi.failures(401, 403, 404, 409)},
 )

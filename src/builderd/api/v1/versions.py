@@ -77,7 +77,6 @@ def _extra(shape: type[Any], example: dict[str, Any]) -> dict[str, Any]:
 
 @router.put(
     "/builders/{uuid}",
-    response_model=None,
     responses=_responses("The new version serves."),
     openapi_extra=_extra(
         NewVersion, {"entrypoint": "python3 -m http.server $PORT", "files": {"index.html": "<h1>New</h1>"}}
@@ -111,7 +110,6 @@ async def put_builder(
 
 @router.patch(
     "/builders/{uuid}",
-    response_model=None,
     responses=_responses("The settings are in force."),
     openapi_extra=_extra(NewSettings, {"env": {"MY_FLAG": "2"}}),
 )
@@ -124,11 +122,9 @@ async def patch_builder(
 
 @router.put(
     "/builders/{uuid}/auto-stop",
-    response_model=None,
-    responses={
-        **openapi.answer(200, BuilderAnswer, "It is set.", content=openapi.events(AT_ONCE_STREAM)),
-        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
-    },
+    responses=openapi.answers(
+        200, BuilderAnswer, "It is set.", 400, 404, 409, 413, 422, content=openapi.events(AT_ONCE_STREAM)
+    ),
     openapi_extra=openapi.body_of(NewAutoStop, {"interval": 15}),
 )
 async def put_auto_stop(
@@ -141,7 +137,6 @@ async def put_auto_stop(
 
 @router.post(
     "/builders/{uuid}/rollback",
-    response_model=None,
     responses=_responses("The old code serves again, as a new version."),
     openapi_extra=_extra(NewRollback, {"version": 1}),
 )
@@ -157,11 +152,7 @@ async def roll_back(
     return await _answered(request, operations, identity, body.sha256, deploy)
 
 
-@router.get(
-    "/builders/{uuid}/versions",
-    response_model=None,
-    responses={**openapi.answer(200, VersionPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
-)
+@router.get("/builders/{uuid}/versions", responses=openapi.answers(200, VersionPage, "A page of them.", 404, 422))
 async def list_versions(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage
 ) -> Response:
@@ -185,11 +176,7 @@ Number = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="A version that i
 
 @router.get(
     "/builders/{uuid}/versions/{old}/diff/{new}",
-    response_model=None,
-    responses={
-        **openapi.answer(200, wire.VersionDiffAnswer, "By path, and by name."),
-        **openapi.failures(401, 403, 404, 422),
-    },
+    responses=openapi.answers(200, wire.VersionDiffAnswer, "By path, and by name.", 404, 422),
 )
 async def diff_versions(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, old: Number, new: Number
@@ -204,7 +191,6 @@ async def diff_versions(
 
 @router.get(
     "/builders/{uuid}/versions/{old}/patch/{new}",
-    response_model=None,
     responses={
         200: {
             "description": "A patch that `git apply` takes.",

@@ -29,11 +29,7 @@ EXAMPLE = {"url": "https://example.com/hooks/builderd", "events": ["builder.stat
 @router.post(
     "/webhooks",
     status_code=201,
-    response_model=None,
-    responses={
-        **openapi.answer(201, wire.NewWebhookAnswer, "It receives events from now on."),
-        **openapi.failures(400, 401, 403, 413, 422, 429),
-    },
+    responses=openapi.answers(201, wire.NewWebhookAnswer, "It receives events from now on.", 400, 413, 422, 429),
     openapi_extra=openapi.body_of(wire.NewWebhook, EXAMPLE),
 )
 async def create_webhook(application: TheApplication, identity: Writer, body: Body) -> Response:
@@ -51,11 +47,7 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
     return success(wire.NewWebhookAnswer(message=message, data=data), 201).response()
 
 
-@router.get(
-    "/webhooks",
-    response_model=None,
-    responses={**openapi.answer(200, wire.WebhookPage, "A page of them."), **openapi.failures(401, 403, 422)},
-)
+@router.get("/webhooks", responses=openapi.answers(200, wire.WebhookPage, "A page of them.", 422))
 async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """List your webhooks, without their secrets, the oldest first."""
     found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
@@ -64,11 +56,7 @@ async def list_webhooks(application: TheApplication, identity: Reader, query: Th
     return success(wire.WebhookPage(message=message, data=data, meta=query.of(len(found)))).response()
 
 
-@router.delete(
-    "/webhooks/{id}",
-    response_model=None,
-    responses={**openapi.answer(200, wire.WebhookAnswer, "It is gone."), **openapi.failures(401, 403, 404)},
-)
+@router.delete("/webhooks/{id}", responses=openapi.answers(200, wire.WebhookAnswer, "It is gone.", 404))
 async def delete_webhook(
     application: TheApplication, identity: Writer, webhook_id: Annotated[WebhookUuid, Path(alias="id")]
 ) -> Response:
@@ -78,11 +66,7 @@ async def delete_webhook(
     return success(wire.WebhookAnswer(message="The webhook is gone.", data=_present(webhook))).response()
 
 
-@router.get(
-    "/webhooks/{id}/deliveries",
-    response_model=None,
-    responses={**openapi.answer(200, wire.DeliveryPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
-)
+@router.get("/webhooks/{id}/deliveries", responses=openapi.answers(200, wire.DeliveryPage, "A page of them.", 404, 422))
 async def list_deliveries(
     request: Request,
     application: TheApplication,

@@ -28,11 +28,10 @@ from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.domains import DomainRules
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, new_id
-from builderd.domain.logs import LogLine
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.prices import Billing, Segment
-from builderd.domain.sandboxes import Sandbox
-from builderd.domain.tenants import Tenant
+from builderd.domain.sandboxes import LogLine, Sandbox
+from builderd.domain.tokens import Tenant
 from builderd.domain.versions import Version, VersionSettings
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.loop import reconciler as reconciling

@@ -18,7 +18,7 @@ from builderd.adapters.vaults.sodium import in_memory
 from builderd.bootstrap.review import make_review_policy
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
-from builderd.domain.ssh import Gateway
+from builderd.domain.processes import Gateway
 from builderd.ports.clock import Clock
 from builderd.services.application import Application
 from builderd.services.latest_usage import LatestUsage

@@ -9,8 +9,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from builderd.domain.archives import ArchiveLimits, check_added
-from builderd.domain.bundles import Alteration, Bundle, BundleFile, altered, check_result, check_size, make_bundle
+from builderd.domain.bundles import (
+    Alteration,
+    ArchiveLimits,
+    Bundle,
+    BundleFile,
+    altered,
+    check_added,
+    check_result,
+    check_size,
+    make_bundle,
+)
 from builderd.domain.errors import ValidationFailed
 from builderd.ports.bundles import BundleSpace
 

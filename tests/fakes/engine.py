@@ -25,7 +25,7 @@ from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, Va
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 from builderd.domain.sandboxes import (
     EndCause,
     Listening,

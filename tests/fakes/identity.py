@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from builderd.domain.errors import Unauthenticated
-from builderd.domain.identities import Attempt, Identity
+from builderd.domain.tokens import Attempt, Identity
 
 
 @dataclass

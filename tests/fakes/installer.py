@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from builderd.domain.bundles import Bundle
+from builderd.domain.credentials import PackageSources
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import BuildStep, Cache, LayerPlan
-from builderd.domain.package_sources import PackageSources
 
 REQUEST = "requirements.txt"
 FETCH = BuildStep("Installing", ("install",), network=True, cache=Cache.SHARED)

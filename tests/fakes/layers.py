@@ -10,8 +10,7 @@ from datetime import datetime
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayer, StoredLayers
-from builderd.domain.quotas import Capacity
-from builderd.domain.resources import GB
+from builderd.domain.resources import GB, Capacity
 from builderd.ports.engine import Progress
 
 #: Bytes of a layer that a test gave no others.

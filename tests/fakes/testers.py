@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from builderd.domain.qa import Check, CheckName, Outcome, Screenshot
-from builderd.domain.qa_gate import Visit
+from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, Visit
 from builderd.ports.testers import Browsing, Target
 
 #: The smallest PNG: one transparent pixel.

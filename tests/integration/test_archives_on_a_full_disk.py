@@ -10,7 +10,7 @@ import pytest
 from tests.small_disk import fill, free_bytes, small_disk
 
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import ArchiveLimits
 from builderd.domain.errors import NoCapacity
 
 pytestmark = pytest.mark.root

@@ -19,8 +19,7 @@ from tests.service import listening, running_service
 from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
 from builderd.api.server.meter import Meter
 from builderd.domain.errors import Unauthenticated
-from builderd.domain.identities import Attempt
-from builderd.domain.tokens import Scope
+from builderd.domain.tokens import Attempt, Scope
 from builderd.web.app import Site, create_web
 from builderd.web.cookies import PLAIN_NAME
 

@@ -13,8 +13,8 @@ from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
 from tests.service import Service
 
-from builderd.domain.masking import MASK
-from builderd.domain.qa_gate import Visit
+from builderd.domain.credentials import MASK
+from builderd.domain.qa import Visit
 from builderd.mcp.app_data import NOTICE, mark, visible
 
 RUN = "python3 main.py"

@@ -10,10 +10,10 @@ from tests.application import World, fake_world
 from tests.domains.claims import HOST, add, found, work
 from tests.fakes.domains import FakeNameServers
 
+from builderd.domain.addresses import a_labels
 from builderd.domain.builders import Builder
 from builderd.domain.domains import DomainStatus
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.host_names import a_labels
 from builderd.domain.previews import API, DomainAlias
 from builderd.ports.domains import CaaRecord, DnsRecords, ProbeReply
 from builderd.services import builders, domains

@@ -19,8 +19,8 @@ from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.credentials import PackageSources, read_sources
 from builderd.domain.layers import LayerPlan
-from builderd.domain.package_sources import PackageSources, read_sources
 
 pytestmark = pytest.mark.root
 

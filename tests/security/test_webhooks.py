@@ -17,9 +17,8 @@ import pytest
 from tests.previews.certificates import write_certificate
 
 from builderd.adapters.webhooks.http import MAX_RESPONSE, UNREACHABLE, HttpWebhookSender
-from builderd.domain.errors import MachineFault
-from builderd.domain.machine_faults import machine_fault
-from builderd.domain.webhooks import MAX_NOTE
+from builderd.domain.errors import MachineFault, machine_fault
+from builderd.domain.events import MAX_NOTE
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -20,7 +20,7 @@ from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 from builderd.domain.failures import exited_early, not_listening
 from builderd.domain.ids import TenantId
-from builderd.domain.qa_gate import Visit, check_answer
+from builderd.domain.qa import Visit, check_answer
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd
 from builderd.domain.start_hints import start_hint

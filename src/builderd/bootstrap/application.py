@@ -29,8 +29,8 @@ from builderd.bootstrap.domains import make_authority, make_dns_updates, make_do
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
-from builderd.domain import ssh
-from builderd.domain.identities import ClaimRules
+from builderd.domain import processes
+from builderd.domain.tokens import ClaimRules
 from builderd.services.application import Application
 from builderd.services.code_space import CodeSpace
 from builderd.services.latest_usage import LatestUsage
@@ -94,7 +94,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
         clock.save()
 
 
-def _ssh_gateway(settings: Settings) -> ssh.Gateway | None:
+def _ssh_gateway(settings: Settings) -> processes.Gateway | None:
     """Return the gateway's address and host key as the API shows them, or None when it is turned off."""
     if not settings.ssh.port:
         return None

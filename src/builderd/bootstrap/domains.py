@@ -14,9 +14,9 @@ from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.bootstrap.database import existing_store
+from builderd.domain.addresses import is_address
 from builderd.domain.domains import DomainRules
 from builderd.domain.errors import InvalidState
-from builderd.domain.host_names import is_address
 from builderd.ports.domains import DnsUpdates
 from builderd.settings import Settings
 from builderd.store import UnitOfWork

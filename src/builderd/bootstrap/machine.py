@@ -18,8 +18,7 @@ from builderd.domain.cluster_services import SeenService, describe_standby
 from builderd.domain.database_lease import DatabaseLease, describe_owner
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.inventory import Inventory
-from builderd.domain.preflight import PreflightCheck
+from builderd.domain.inventory import Inventory, PreflightCheck
 from builderd.domain.resources import GB, size_text
 from builderd.services import inventory
 from builderd.settings import Settings

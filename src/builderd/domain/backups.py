@@ -20,9 +20,9 @@ from builderd.domain.errors import (
     QuotaExceeded,
     StoreUnavailable,
     ValidationFailed,
+    machine_fault,
 )
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId
-from builderd.domain.machine_faults import machine_fault
 
 #: Delay before the retry of a failed scheduled backup; doubled each time, at most the interval.
 RETRY = timedelta(minutes=10)

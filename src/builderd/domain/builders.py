@@ -1,14 +1,20 @@
-"""Builders: the resource that a user creates, with its status and its desired state. See ``domain.next_step``."""
+"""Builders: the resource that a user creates, with its status, its restarts and when it is idle.
+
+See ``domain.next_step`` for how the desired state is reached.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
-from enum import StrEnum
+from enum import Enum, StrEnum
+from typing import NewType
 
 from builderd.domain.ids import BuilderId, DiskId, TenantId
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -222,3 +228,134 @@ def name_error(name: str) -> str | None:
     if name.startswith("xn--"):
         return "must not begin with xn--, which marks encoded international names"
     return None
+
+
+LeaseId = NewType("LeaseId", str)
+
+MAX_SECONDS = 3600
+MAX_REASON_BYTES = 1000
+#: Limit per builder.
+MAX_LEASES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Lease: its builder is not frozen or stopped for idleness until ``expires_at``. ``created_by`` is an actor."""
+
+    id: LeaseId
+    builder_id: BuilderId
+    reason: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class IdleAction(Enum):
+    FREEZE = "freeze"
+    STOP = "stop"
+
+
+def can_idle(builder: Builder) -> bool:
+    """Return True if it may be frozen or stopped for idleness; an ``auto_stop_interval`` of 0 forbids both."""
+    at_rest = builder.candidate is None and builder.handover is None and builder.settled
+    runs = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
+    return runs and at_rest and builder.job_type.has_preview and builder.auto_stop_interval > 0
+
+
+def auto_stop_error(job_type: JobType, interval: int) -> str | None:
+    """Return the reason why a builder of this type cannot have this ``auto_stop_interval``, or None."""
+    if job_type is JobType.WORKER and interval > 0:
+        return "must be 0 for a worker: it has no visitors, so it would be stopped as idle and nothing would wake it"
+    return None
+
+
+def idle_action(
+    builder: Builder, leases: Sequence[Lease], now: datetime, freeze_after: timedelta | None, cpu_idle_for: timedelta
+) -> IdleAction | None:
+    """Decide whether an idle builder is frozen or auto-stopped; None while it is used or has a lease.
+
+    ``cpu_idle_for`` is the time since it last used CPU. ``freeze_after`` None: never freeze.
+    """
+    if not can_idle(builder) or any(lease.expires_at > now for lease in leases):
+        return None
+    idle_for = now - idle_since(builder, leases)
+    if idle_for >= timedelta(minutes=builder.auto_stop_interval):
+        return IdleAction.STOP
+    if freeze_after is None or builder.asleep_since is not None or min(idle_for, cpu_idle_for) < freeze_after:
+        return None
+    return IdleAction.FREEZE
+
+
+def idle_since(builder: Builder, leases: Sequence[Lease]) -> datetime:
+    """Return the time of its last use; a lease counts as use until its end."""
+    return max([builder.last_active_at or builder.updated_at, *(lease.expires_at for lease in leases)])
+
+
+def stop_reason(builder: Builder) -> str:
+    """Reason of a stop: ``idle for 15 minutes``."""
+    return f"idle for {_counted(builder.auto_stop_interval, 'minute')}"
+
+
+def freeze_reason(freeze_after: timedelta) -> str:
+    """Reason of a freeze: ``idle for 60 seconds``."""
+    return f"idle for {_counted(freeze_after.total_seconds(), 'second')}"
+
+
+def _counted(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
+#: An always_on app with this many crashes within the window is given up.
+MAX_EXITS = 5
+EXIT_WINDOW = timedelta(minutes=10)
+FIRST_RESTART_DELAY = timedelta(seconds=1)
+MAX_RESTART_DELAY = timedelta(seconds=60)
+
+
+def next_attempt(sandboxes: Sequence[Sandbox]) -> int:
+    """Return the number of the next attempt; the sandboxes of early attempts may be missing."""
+    return max((one.attempt for one in sandboxes), default=0) + 1
+
+
+def delay_before_restart(ends: Sequence[Sandbox], now: datetime) -> timedelta:
+    """Return the delay between the last end and the next start.
+
+    The first end by a fault of the machine delays nothing; repeated ones delay like crashes, but are never given up.
+    """
+    if is_crash(ends[-1]):
+        return restart_delay(len(recent_crashes(ends, now)))
+    if _by_the_machine(ends[-1]):
+        return restart_delay(len([end for end in ends if _by_the_machine(end) and _is_recent(end, now)]) - 1)
+    return timedelta(0)
+
+
+def is_crash(sandbox: Sandbox) -> bool:
+    """Return True if the app ended by itself. An unknown end counts, so that no app restarts for ever."""
+    return sandbox.end is not None and sandbox.end.cause in (
+        EndCause.EXITED,
+        EndCause.OUT_OF_MEMORY,
+        EndCause.UNKNOWN,
+    )
+
+
+def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:
+    """Return the crashes that count towards ``MAX_EXITS``."""
+    return [one for one in sandboxes if is_crash(one) and _is_recent(one, now)]
+
+
+def _by_the_machine(sandbox: Sandbox) -> bool:
+    return sandbox.end is not None and sandbox.end.cause in MACHINE_CAUSES
+
+
+def _is_recent(sandbox: Sandbox, now: datetime) -> bool:
+    return end_time(sandbox) > now - EXIT_WINDOW
+
+
+def restart_delay(exits: int) -> timedelta:
+    """Return 0, 1, 2, 4, … seconds after none, one, two, three exits, at most a minute."""
+    return min(FIRST_RESTART_DELAY * (1 << exits - 1), MAX_RESTART_DELAY) if exits > 0 else timedelta(0)
+
+
+def end_time(sandbox: Sandbox) -> datetime:
+    assert sandbox.end is not None
+    return sandbox.end.at or sandbox.created_at

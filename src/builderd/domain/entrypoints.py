@@ -1,14 +1,83 @@
-"""Static analysis of an app's command: the files of the bundle that it runs, found without running it."""
+"""What starts a project: commands of its Procfile and package.json, and the files that a command runs.
+
+The commands are read, never run; a project's files are untrusted. Formats:
+https://devcenter.heroku.com/articles/procfile and https://docs.npmjs.com/cli/configuring-npm/package-json
+"""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from builderd.domain.packages import Package
+from builderd.domain.bundles import Bundle
+
+FILE = "Procfile"
+#: Only this many bytes of it are read.
+MAX_BYTES = 1_000_000
+LINE = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
+
+
+def web_command(bundle: Bundle) -> str | None:
+    """Return the command of the process ``web``, or None without one."""
+    return process_commands(bundle).get("web")
+
+
+def worker_command(bundle: Bundle) -> str | None:
+    """Return the command of the process ``worker``, or None without one."""
+    return process_commands(bundle).get("worker")
+
+
+def release_command(bundle: Bundle) -> str:
+    """Return the command of the process ``release``, which runs before a version takes over; empty without one."""
+    return process_commands(bundle).get("release", "")
+
+
+def process_commands(bundle: Bundle) -> dict[str, str]:
+    """Return the commands by process, in the file's order; the first line of a process counts."""
+    file = bundle.file(FILE)
+    if file is None:
+        return {}
+    commands: dict[str, str] = {}
+    for line in file.head(MAX_BYTES).decode(errors="replace").splitlines():
+        match = LINE.fullmatch(line)
+        if match is not None:
+            commands.setdefault(match["process"], match["command"])
+    return commands
+
+
+#: A larger file is ignored.
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """``main`` is the file that an import of the folder runs; ``commands`` are the scripts' command lines.
+
+    ``has_build``: there is a script ``build``.
+    """
+
+    main: str | None
+    commands: tuple[str, ...]
+    has_build: bool = False
+
+
+def read_package(content: bytes) -> Package | None:
+    """Parse a ``package.json``; None if it is invalid."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    main, scripts = document.get("main"), document.get("scripts")
+    named = scripts if isinstance(scripts, dict) else {}
+    commands = tuple(one for one in named.values() if isinstance(one, str))
+    has_build = isinstance(named.get("build"), str) and bool(named["build"].strip())
+    return Package(main if isinstance(main, str) else None, commands, has_build)
+
 
 #: Shell syntax beyond one program with its arguments; such commands are not analyzed.
 SHELL = re.compile(r"[;&|<>`\n(){}]|\$\(|(?:^|\s)(?:cd|source|if|for|while|eval|set|trap|export)\s|^\s*\.\s")
@@ -266,3 +335,20 @@ def module_files(module: str, paths: Collection[str], folders: Sequence[str] = (
             for path in (f"{stem}.py", f"{stem}/__init__.py", f"{stem}/__main__.py" if count == len(parts) else ""):
                 if path in paths:
                     yield path
+
+
+NPM_BUILD = "npm run build"
+#: An entrypoint that builds at each start, as it had to before there was a build step.
+_BUILDS = re.compile(r"\b(?:npm|yarn|pnpm|bun)\s+(?:run\s+)?build\b|\b(?:next|vite|astro|nuxt|nuxi)\s+build\b")
+
+
+def find_build(bundle: Bundle, entrypoint: str) -> str:
+    """Return the build command of the project: its ``package.json`` has a script ``build``. Empty without one.
+
+    An entrypoint that builds by itself needs no other build.
+    """
+    file = bundle.file(PACKAGE)
+    if file is None or file.size > MAX_BYTES or _BUILDS.search(entrypoint):
+        return ""
+    package = read_package(file.content)
+    return NPM_BUILD if package is not None and package.has_build else ""

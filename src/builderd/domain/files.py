@@ -1,13 +1,15 @@
-"""Files in a builder's ``/app``: entries, pages and conditions of changes."""
+"""Files in a builder's ``/app``, and uploads of archives that are too large for JSON."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from builderd.domain.errors import NotFound, PreconditionFailed, ValidationFailed
+from builderd.domain.ids import TenantId, TokenId, UploadId
 
 
 class FileKind(StrEnum):
@@ -84,3 +86,35 @@ IS_LINK = "is a link, or lies behind one, and links are not followed: give the p
 IS_OTHER = "is neither a file nor a folder, and is not opened"
 IS_FILE = "is no folder"
 NOT_EMPTY = "is a folder that is not empty: add ?recursive=true to delete it with all that is in it"
+
+
+LIFETIME = timedelta(hours=24)
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Upload. ``size`` in bytes and ``sha256`` (64 hex characters) as announced, or None.
+
+    ``complete`` once all bytes arrived and match the announcement. ``secret_hash`` is that of the signature in its URL.
+    ``token_id`` is the API token that made it, with which it ends.
+    """
+
+    id: UploadId
+    tenant_id: TenantId
+    secret_hash: str
+    created_at: datetime
+    expires_at: datetime
+    size: int | None = None
+    sha256: str | None = None
+    complete: bool = False
+    token_id: TokenId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRules:
+    """Limits of uploads: bytes of one, bytes and number of a tenant's unexpired ones."""
+
+    max_bytes: int = 1_000_000_000
+    max_tenant_bytes: int = 5_000_000_000
+    max_count: int = 20

@@ -1,4 +1,4 @@
-"""Inventory of this machine's storage: layers, disks, bases and bundles, and the builders that use them."""
+"""Inventory of this machine: its storage with the builders that use it, and the checks of ``builderd doctor``."""
 
 from __future__ import annotations
 
@@ -89,3 +89,21 @@ class Inventory:
     def unused_bundles(self) -> Mapping[str, int]:
         """Return hash → bytes of bundles that neither a version nor a backup uses."""
         return {name: size for name, size in self.bundles.items() if name not in self.used_bundles}
+
+
+#: Search path for programs, independent of the operator's shell: the one of a plain ``su`` lacks the sbin folders.
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightCheck:
+    """Result of one check. ``detail`` says what was found, ``cost`` the consequence of a miss and its cure.
+
+    The service cannot run while a ``vital`` check fails.
+    """
+
+    name: str
+    found: bool
+    detail: str
+    cost: str
+    vital: bool

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 
 
 class MemberAway(EngineUnavailable):

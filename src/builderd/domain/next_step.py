@@ -6,10 +6,20 @@ repeated after a crash does no harm.
 
 from __future__ import annotations
 
-from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
-from builderd.domain.previews import Address, RouteState
-from builderd.domain.restarts import MAX_EXITS, delay_before_restart, end_time, is_crash, next_attempt, recent_crashes
-from builderd.domain.routes import closed_route, make_route
+from builderd.domain.builders import (
+    MAX_EXITS,
+    Builder,
+    Desired,
+    Handover,
+    JobType,
+    Status,
+    delay_before_restart,
+    end_time,
+    is_crash,
+    next_attempt,
+    recent_crashes,
+)
+from builderd.domain.previews import Address, RouteState, closed_route, make_route
 from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.domain.steps import (
     AwaitListening,

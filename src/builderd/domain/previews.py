@@ -1,14 +1,17 @@
-"""Preview routes: a builder's host name and the answer to its requests."""
+"""Previews: a builder's host name, where it leads in each state, and links that open it."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
+from typing import Protocol
 
-from builderd.domain.ids import BuilderId, TenantId, is_id
+from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
+from builderd.domain.ids import BuilderId, TenantId, TokenId, is_id, secret_hash
 
 #: A DNS label has 63 bytes at most (RFC 1035): 54 of the name, a hyphen, 8 of the id.
 NAME_PART = 54
@@ -228,3 +231,108 @@ def preview_host(name: str, builder_id: BuilderId, domain: str) -> str:
     """Return ``<name, cut to 54>-<first 8 hex of the id>.<domain>``, valid for every valid builder name."""
     label = name[:NAME_PART].rstrip("-")
     return f"{label}-{builder_id[:ID_PART]}.{domain}"
+
+
+MIN_MINUTES, DEFAULT_MINUTES, MAX_MINUTES = 1, 60, 30 * 24 * 60
+#: Most links of one builder that are valid at the same time.
+MAX_LINKS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Link to a preview; ``port`` None: to the builder's own port.
+
+    ``secret_hash`` is the sha256 of its token, which is not stored; ``created_by`` the actor. ``token_id`` is the API
+    token that made it, with which it ends.
+    """
+
+    id: str
+    tenant_id: TenantId
+    builder_id: BuilderId
+    secret_hash: str
+    port: int | None
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    token_id: TokenId | None = None
+
+
+#: States of the route of a builder that is stopped or has ended: a route in another one is opened or closed soon.
+RESTING_STATES = frozenset(
+    (
+        RouteState.STOPPED,
+        RouteState.FAILED,
+        RouteState.ASLEEP,
+        RouteState.CAPPED,
+        RouteState.JOB,
+        RouteState.WORKER,
+    )
+)
+
+
+class Routed(Protocol):
+    """Fields of a builder that its route follows from."""
+
+    @property
+    def id(self) -> BuilderId: ...
+    @property
+    def tenant_id(self) -> TenantId: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def service_token(self) -> str: ...
+    @property
+    def job_type(self) -> JobType: ...
+    @property
+    def visibility(self) -> Visibility: ...
+    @property
+    def desired(self) -> Desired: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def stop_kind(self) -> StopKind | None: ...
+    @property
+    def handover(self) -> Handover | None: ...
+
+
+def closed_route(builder: Routed) -> Route:
+    """Return the route of a builder without a reachable app."""
+    return make_route(builder, _closed_state(builder))
+
+
+def _closed_state(builder: Routed) -> RouteState:
+    if builder.job_type is JobType.ONE_TIME:
+        return RouteState.JOB
+    if builder.job_type is JobType.WORKER:
+        return RouteState.WORKER
+    if builder.desired is Desired.RUNNING:
+        waits = builder.stop_kind is StopKind.IDLE or _is_handing_over(builder)
+        return RouteState.PAUSED if waits else RouteState.STARTING
+    if builder.status is Status.FAILED:
+        return RouteState.FAILED
+    match builder.stop_kind:
+        case StopKind.IDLE:
+            return RouteState.ASLEEP
+        case StopKind.CAP:
+            return RouteState.CAPPED
+    return RouteState.STOPPED
+
+
+def _is_handing_over(builder: Routed) -> bool:
+    """Return True while a version that serves is being replaced."""
+    return builder.handover is not None and builder.status is Status.RUNNING
+
+
+def make_route(builder: Routed, state: RouteState, destination: Address | None = None, *, h2c: bool = False) -> Route:
+    token = secret_hash(builder.service_token)
+    private = builder.visibility is Visibility.PRIVATE
+    return Route(
+        host=builder.host,
+        state=state,
+        destination=destination,
+        h2c=h2c,
+        token_hash=token if private else None,
+        builder_id=builder.id,
+        owner_hash=None if private else token,
+        tenant_id=builder.tenant_id,
+    )

@@ -1,14 +1,18 @@
-"""Prices and the ledger: cost is the sum of seconds times the rate at the time, rounded only when shown."""
+"""Prices, the ledger and spending caps, by calendar days and months in UTC.
+
+Cost is the sum of seconds times the rate at the time, rounded only when shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import ROUND_HALF_UP, Decimal
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from enum import StrEnum
 from typing import NamedTuple
 
+from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 
@@ -151,3 +155,138 @@ def cents(amount: Decimal) -> Decimal:
 def rate_digits(amount: Decimal) -> Decimal:
     """Round half up to 4 digits, as rates are shown."""
     return amount.quantize(_RATE_DIGITS, ROUND_HALF_UP)
+
+
+def month_of(at: datetime) -> datetime:
+    """Return the start of the month that contains ``at``."""
+    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def next_month(at: datetime) -> datetime:
+    """Return the start of the month after ``at``."""
+    first = month_of(at)
+    return first.replace(year=first.year + 1, month=1) if first.month == 12 else first.replace(month=first.month + 1)
+
+
+def months_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, datetime]]:
+    """Split [start, end) at the starts of months into ``(month, from, to)``; the first part may be empty."""
+    month = month_of(start)
+    while True:
+        following = next_month(month)
+        yield month, start, min(end, following)
+        if end <= following:
+            return
+        month = start = following
+
+
+DAY = timedelta(days=1)
+#: Days that one call may ask for: a leap year.
+MOST_DAYS = 366
+
+
+def day_of(at: datetime) -> datetime:
+    """Return the start of the day that contains ``at``."""
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def days_between(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, datetime]]:
+    """Split [start, end) at midnights into ``(day, from, to)``; none is empty."""
+    while start < end:
+        day = day_of(start)
+        # The last day of the year 9999 has no next one.
+        until = end if end - day <= DAY else day + DAY
+        yield day, start, until
+        start = until
+
+
+def span_of_days(since: datetime, until: datetime, now: datetime) -> tuple[datetime, datetime]:
+    """Return the days from ``since`` up to before ``until`` that have begun. Raises ``ValidationFailed``."""
+    if since >= until:
+        raise ValidationFailed({"to": ["must be later than from"]})
+    if until - since > MOST_DAYS * DAY:
+        raise ValidationFailed({"to": [f"must be at most {MOST_DAYS} days after from"]})
+    return since, max(since, min(until, day_of(now) + DAY))
+
+
+#: Share of a cap that is spent when a warning is sent.
+WARNING_SHARE = Decimal("0.8")
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """Monthly limit in the currency of the prices; ``of_tenant``: of all builders of a tenant together."""
+
+    monthly: Decimal
+    of_tenant: bool
+
+    @property
+    def warning(self) -> Decimal:
+        """Amount at which a warning is sent."""
+        return self.monthly * WARNING_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Spending of the present month so far, and the present rate per hour; both exact."""
+
+    money: Decimal
+    hourly_rate: Decimal
+
+    def reaches(self, amount: Decimal, now: datetime) -> datetime | None:
+        """Return when ``amount`` will be spent at the present rate; None if not within the present month."""
+        if self.money >= amount:
+            return now
+        if self.hourly_rate <= 0:
+            return None
+        # Divide last: a rounded quotient that is multiplied again may exceed the exact result.
+        seconds = (amount - self.money) * SECONDS_PER_HOUR / self.hourly_rate
+        if seconds > (next_month(now) - now).total_seconds():
+            return None
+        # Round up, so that the amount is reached at that time and not a microsecond later.
+        at = now + timedelta(microseconds=int((seconds * 1_000_000).to_integral_value(ROUND_CEILING)))
+        return at if at < next_month(now) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One cap, the spending under it, and True in ``warned`` if a warning was sent this month."""
+
+    cap: Cap
+    spent: Spent
+    warned: bool
+
+    @property
+    def is_reached(self) -> bool:
+        return self.spent.money >= self.cap.monthly
+
+    @property
+    def warning_due(self) -> bool:
+        return not self.warned and self.spent.money >= self.cap.warning
+
+    def next_check(self, now: datetime) -> datetime:
+        """Return when the warning or the cap is reached at this rate, at the latest the next month's beginning."""
+        amounts = [] if self.is_reached else [self.cap.monthly]
+        if not self.warned:
+            amounts.append(self.cap.warning)
+        due = [at for amount in amounts if (at := self.spent.reaches(amount, now))]
+        return min(due, default=next_month(now))
+
+
+def lowest(*amounts: Decimal | None) -> Decimal | None:
+    """Return the lowest amount that is not None; None if all are."""
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def name(cap: Cap, currency: str) -> str:
+    """``spending cap of 5.00 EUR``"""
+    return f"spending cap of {cents(cap.monthly)} {currency}"
+
+
+def cap_message(cap: Cap, currency: str) -> str:
+    """Return the status reason of a builder that the cap stopped: ``spending cap of 5.00 EUR reached``."""
+    return f"{name(cap, currency)} reached"
+
+
+def tightest(accounts: Iterable[Account]) -> Account | None:
+    """Return the reached account with the lowest cap, or None."""
+    return min((one for one in accounts if one.is_reached), key=lambda one: one.cap.monthly, default=None)

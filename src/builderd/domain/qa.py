@@ -1,17 +1,25 @@
 """QA results of a version: the gate's checks of the live app, and the report's checks of a disposable copy.
 
 The gate sends one request to the live app before the call that deployed it is answered. The report follows in the
-background. Both are stored with the version, so that an old result never stands for new code.
+background, on a copy without a network. Both are stored with the version, so that an old result never stands for new
+code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from http import HTTPStatus
+from pathlib import PurePosixPath
 
+from builderd.domain.builders import JobType
+from builderd.domain.failures import describe_end, quoted
 from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import SandboxEnd, SandboxReport
 
 #: Findings kept per check, and characters of each.
 MAX_FINDINGS, MAX_FINDING = 50, 500
@@ -178,3 +186,314 @@ def shorten(text: str, limit: int) -> str:
 def pluralize(number: int, noun: str) -> str:
     """Return ``1 page``, ``2 pages``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+#: The app must still run this many seconds after the gate's request.
+ALIVE_SECONDS = 0.5
+#: Where the gate is not required, the call is answered after this many seconds; the app is watched on for a second.
+QUICK_ALIVE_SECONDS = 0.1
+WATCH_SECONDS = 1.0
+#: An app that listens no more has so many seconds until its end is known: on a cluster that takes a second or two.
+ENDING_SECONDS = 5.0
+#: A worker is up once it has lived this many seconds.
+WORKER_ALIVE_SECONDS = 1.0
+#: Path of the gate's request, and seconds to wait for the response.
+GATE_PATH = "/"
+GATE_TIMEOUT = 15.0
+#: A request that finds no server yet, or one that says 503, is repeated for this long, with this pause.
+RETRY_SECONDS, RETRY_PAUSE = 5.0, 0.1
+#: Longest time that the preview pauses a request for a waking app; a slower start gives a warning.
+SLOW_START = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body.
+
+    ``starved``: CPU seconds of an app that worked to the end of its time and got too few of them, None for any other.
+    """
+
+    status: int | None
+    seconds: float
+    fault: str = ""
+    excerpt: str = ""
+    location: str = ""
+    starved: float | None = None
+
+
+# The gate's checks
+
+
+def check_port(port: int, seconds: float) -> Check:
+    """Check that the app listens; ``seconds`` since its start."""
+    message = f"The app listened on 0.0.0.0:{port} {seconds:.2f} s after its start."
+    if seconds <= SLOW_START:
+        return Check(CheckName.PORT, Outcome.PASSED, message, seconds)
+    message += f" A request that wakes it from sleep waits for at most {SLOW_START:g} s, and then gets a page to retry."
+    return Check(CheckName.PORT, Outcome.WARNING, message, seconds)
+
+
+def check_http2(visit: Visit, lines: Sequence[str]) -> Check:
+    """Check that the app began a connection of HTTP/2; what it answers on it, such as to gRPC calls, is its own."""
+    if visit.starved is not None:
+        return _not_judged("A connection of HTTP/2 was not begun", visit.starved, visit.seconds, lines)
+    if visit.status is None:
+        message = f"A connection of HTTP/2 was not begun: {visit.fault} (after {visit.seconds:.2f} s)." + quoted(lines)
+        return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
+    return Check(CheckName.ANSWER, Outcome.PASSED, f"It spoke HTTP/2 after {visit.seconds:.3f} s.", visit.seconds)
+
+
+def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
+    """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
+    asked = f"GET {path}"
+    if visit.starved is not None:
+        what = "got no answer" if visit.status is None else f"was answered {_status(visit.status)}"
+        return _not_judged(f"{asked} {what}", visit.starved, visit.seconds, lines)
+    if visit.status is None:
+        message = (
+            f"{asked} got no answer: {visit.fault} (after {visit.seconds:.2f} s). It must answer HTTP requests on "
+        )
+        message += "its port; any status below 500 passes." + quoted(lines)
+        return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
+    said = f"{asked} was answered {_status(visit.status)} in {visit.seconds:.3f} s"
+    if visit.status < 500:
+        return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
+    body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
+    message = f"{said}; anything below 500 passes: mend what it failed at.{body}" + quoted(lines)
+    return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
+
+
+def _not_judged(what: str, cpu_seconds: float, seconds: float, lines: Sequence[str]) -> Check:
+    message = (
+        f"The machine is too busy to judge the app: {what}, and in all of its time it got {cpu_seconds:.1f} seconds of "
+        "CPU. Try again when less runs here."
+    )
+    return Check(CheckName.ANSWER, Outcome.NOT_JUDGED, message + quoted(lines), seconds)
+
+
+def _status(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+@dataclass(frozen=True, slots=True)
+class SecondLook:
+    """State of the app ``seconds`` after the gate's request; ``reachable``: its port is open."""
+
+    report: SandboxReport
+    reachable: bool
+    seconds: float
+
+
+def check_alive(look: SecondLook, port: int, path: str, resources: Resources, lines: Sequence[str]) -> Check:
+    """Check that the app still runs and listens at the second look."""
+    report, seconds = look.report, look.seconds
+    after = f"{seconds:g} s after GET {path}"
+    if not report.alive:
+        how = describe_end(report.end, resources) if report.end else "it is gone"
+        message = f"The app was to be up still {after}, but ended: {how}." + quoted(lines)
+        return Check(CheckName.ALIVE, Outcome.FAILED, message, seconds)
+    if not look.reachable:
+        message = f"The app runs still {after}, but listens no more on 0.0.0.0:{port}." + quoted(lines)
+        return Check(CheckName.ALIVE, Outcome.FAILED, message, seconds)
+    return Check(CheckName.ALIVE, Outcome.PASSED, f"The app was up still {after}.", seconds)
+
+
+def check_ended(end: SandboxEnd, resources: Resources, lines: Sequence[str]) -> Check:
+    """Return the failed check of an app that answered and then ended by itself within ``WATCH_SECONDS``."""
+    message = f"The app answered GET {GATE_PATH}, and ended within {WATCH_SECONDS:g} s: {describe_end(end, resources)}."
+    return Check(CheckName.ALIVE, Outcome.FAILED, message + quoted(lines), WATCH_SECONDS)
+
+
+def check_lived(report: SandboxReport, seconds: float, resources: Resources, lines: Sequence[str]) -> Check:
+    """Check that a worker still runs ``seconds`` after its start."""
+    if report.alive:
+        return Check(CheckName.ALIVE, Outcome.PASSED, f"The worker was up {seconds:.1f} s after its start.", seconds)
+    how = describe_end(report.end, resources) if report.end else "it is gone"
+    message = f"The worker was to stay up, but ended: {how}." + quoted(lines)
+    return Check(CheckName.ALIVE, Outcome.FAILED, message, seconds)
+
+
+def check_memory(report: SandboxReport, resources: Resources) -> Check:
+    """Check that the kernel killed no process of the sandbox for memory."""
+    if report.out_of_memory:
+        message = (
+            f"The kernel killed a process of the app: out of memory, limit {resources.memory:g} GB. "
+            "Give it more with resources.memory."
+        )
+        return Check(CheckName.MEMORY, Outcome.FAILED, message)
+    return Check(CheckName.MEMORY, Outcome.PASSED, "Nothing was killed for want of memory.")
+
+
+def check_exit(exit_code: int | None, how: str, lines: Sequence[str]) -> Check:
+    """Check that a job ended with exit code 0."""
+    if exit_code == 0:
+        return Check(CheckName.EXIT, Outcome.PASSED, "The job exited with code 0.")
+    return Check(CheckName.EXIT, Outcome.FAILED, f"The job was to exit with code 0, but {how}." + quoted(lines))
+
+
+def gate_of_failure(reason: str, job_type: JobType) -> tuple[Check, ...]:
+    """Return the gate's checks of a version that never came up."""
+    name = CheckName.PORT if job_type.must_listen else CheckName.ALIVE
+    return (Check(name, Outcome.FAILED, reason),)
+
+
+#: Seconds that an app has to end after SIGTERM.
+TERM_SECONDS = 5.0
+#: Share of the memory limit from which on the check warns.
+MEMORY_SHARE = 0.8
+#: Share of a vCPU from which on the idle check warns.
+IDLE_SHARE = 0.2
+
+
+# The report's checks
+
+
+def check_idle(cpu_seconds: float, seconds: float) -> Check:
+    """Check the CPU usage of the app without requests."""
+    share = cpu_seconds / seconds if seconds > 0 else 0.0
+    message = f"Without requests, the app used {share:.0%} of a vCPU for {seconds:.1f} s."
+    outcome = Outcome.WARNING if share > IDLE_SHARE else Outcome.PASSED
+    return Check(CheckName.IDLE_CPU, outcome, message, seconds)
+
+
+def check_memory_use(used: int, limit: int) -> Check:
+    """Check the memory usage after the other checks; both in bytes."""
+    share = used / limit if limit else 0.0
+    message = f"After the checks the app held {used / 1e6:.0f} MB, {share:.0%} of its limit."
+    return Check(CheckName.MEMORY_USE, Outcome.WARNING if share > MEMORY_SHARE else Outcome.PASSED, message)
+
+
+def check_term(seconds: float) -> Check:
+    """Check that the app ends within ``TERM_SECONDS`` after SIGTERM."""
+    if seconds < TERM_SECONDS:
+        message = f"The app ended {seconds:.2f} s after SIGTERM."
+        return Check(CheckName.SIGTERM, Outcome.PASSED, message, seconds)
+    message = (
+        f"The app did not end within {TERM_SECONDS:g} s after SIGTERM and had to be killed: what it had not yet "
+        "written is lost at every stop, restart and redeploy."
+    )
+    return Check(CheckName.SIGTERM, Outcome.FAILED, message, seconds)
+
+
+#: Last line of a Python traceback, and Node's report of an uncaught error.
+_TRACEBACK = "Traceback (most recent call last):"
+_PYTHON_ERROR = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|[A-Z]\w*)(?::.*|$)")
+
+
+_NODE_ERROR = re.compile(
+    r"^(?:Uncaught )?(?:\[?[A-Z]\w*Error\b.*|Error:.*|.*Unhandled(?:PromiseRejection|Rejection).*)"
+)
+_NODE_FRAME = re.compile(r"^\s+at .+[:(]\S*\d+")
+
+
+#: Messages of programs about an unreachable network.
+_OUT_OF_REACH = re.compile(
+    r"Network is unreachable|No route to host|Host is unreachable|Temporary failure in name resolution|EAI_AGAIN"
+    r"|ENETUNREACH|EHOSTUNREACH|ENOTFOUND|getaddrinfo|Name or service not known|NameResolutionError"
+    r"|Max retries exceeded|ConnectTimeout|ConnectionRefusedError|Could not resolve"
+    r"|Failed to resolve|APIConnectionError|name resolution",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_reach(text: str) -> bool:
+    """Return True for a message about an unreachable network: a copy has none."""
+    return _OUT_OF_REACH.search(text) is not None
+
+
+def check_log(lines: Sequence[str]) -> Check:
+    """Check the log for tracebacks and uncaught errors; those about the network, which a copy lacks, do not count."""
+    errors = errors_in(lines)
+    if not errors:
+        return Check(
+            CheckName.LOG, Outcome.PASSED, f"No traceback in the {pluralize(len(lines), 'line')} that the copy wrote."
+        )
+    of_network = [error for error in errors if is_out_of_reach(error)]
+    findings = tuple(f"{error} ({count} times)" if count > 1 else error for error, count in errors.items())
+    if len(of_network) == len(errors):
+        message = "The tracebacks in the copy's log are of a network that it may not reach."
+        return Check(CheckName.LOG, Outcome.NOT_JUDGED, message, findings=findings)
+    return Check(
+        CheckName.LOG,
+        Outcome.FAILED,
+        f"{pluralize(sum(errors.values()), 'traceback')} in the copy's log.",
+        findings=findings,
+    )
+
+
+def errors_in(lines: Sequence[str]) -> Mapping[str, int]:
+    """Return error → number of tracebacks that end with it."""
+    found: dict[str, int] = {}
+    inside = False
+    for index, line in enumerate(lines):
+        if _TRACEBACK in line:
+            inside = True
+            continue
+        following = lines[index + 1] if index + 1 < len(lines) else ""
+        if inside and _PYTHON_ERROR.match(line):
+            inside = False
+        elif not (_NODE_ERROR.match(line) and _NODE_FRAME.match(following)):
+            continue
+        error = shorten(line.strip(), MAX_FINDING)
+        found[error] = found.get(error, 0) + 1
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """Size in bytes and SHA-256 of a file's content."""
+
+    size: int
+    sha256: str
+
+
+#: Temporary files, whose removal loses nothing.
+_PASSING_FOLDERS = frozenset(
+    {"__pycache__", ".cache", "node_modules", ".git", "tmp", ".tmp", ".config", ".npm", ".local"}
+)
+_PASSING_SUFFIXES = ("-wal", "-shm", "-journal", ".pid", ".sock", ".lock", ".pyc", ".log", ".tmp", ".swp")
+
+
+def is_temporary(path: str) -> bool:
+    """Return True for caches, locks, logs and the like."""
+    folders = PurePosixPath(path).parts[:-1]
+    return any(folder in _PASSING_FOLDERS for folder in folders) or path.endswith(_PASSING_SUFFIXES)
+
+
+def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState]) -> Check:
+    """Check that the files at the app's stop exist after its next start and have not shrunk."""
+    gone, shrunk, changed = [], [], []
+    for path, state in sorted(before.items()):
+        if is_temporary(path):
+            continue
+        now = after.get(path)
+        if now is None:
+            gone.append(f"{path} ({state.size} bytes) is gone")
+        elif now.size < state.size:
+            shrunk.append(f"{path} shrank from {state.size} to {now.size} bytes")
+        elif now != state:
+            changed.append(f"{path} was changed")
+    if lost := (*gone, *shrunk):
+        files = pluralize(len(lost), "file")
+        message = f"{files} lost data over a restart: the app removes or overwrites what it starts with."
+        return Check(CheckName.FILES, Outcome.FAILED, message, findings=lost)
+    message = f"{pluralize(len(before), 'file')} kept over a restart" + (
+        f", {len(changed)} changed." if changed else "."
+    )
+    return Check(CheckName.FILES, Outcome.PASSED, message, findings=tuple(changed))
+
+
+#: Checks with requests to the app, which may need the network that a copy lacks.
+NEEDS_NETWORK = frozenset(
+    {CheckName.CRAWL, CheckName.OPENAPI, CheckName.BROWSER, CheckName.RESTART, CheckName.COPY, CheckName.STAYS_UP}
+)
+
+
+def as_not_judged(check: Check, why: str) -> Check:
+    """Turn a failure that the missing network may have caused into ``not_judged``."""
+    if check.outcome is not Outcome.FAILED or check.name not in NEEDS_NETWORK:
+        return check
+    return replace(check, outcome=Outcome.NOT_JUDGED, message=f"{check.message} Not judged: {why}")

@@ -1,12 +1,17 @@
-"""API tokens: a tenant's credentials for the API, with scopes; and what ends with one."""
+"""Tenants, and who acts for them: API tokens with scopes, sessions of the pages, people of an identity provider."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
+from hashlib import sha256
+from typing import Any, NewType
 
+from builderd.domain.errors import Unauthenticated
 from builderd.domain.ids import BuilderId, TenantId, TokenId
 
 #: Characters of a token's name.
@@ -137,3 +142,124 @@ def made_by(maker: TokenId, tokens: Iterable[Token]) -> list[Token]:
     for token in found:  # grows meanwhile
         found += of_maker.pop(token.id, [])
     return found
+
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Tenant. ``name`` is unique on the service and matches ``NAME``.
+
+    ``spending_cap`` is what the tenant set itself, per calendar month; ``cap_warned_at`` the time of the last
+    warning that most of it is spent.
+    """
+
+    id: TenantId
+    name: str
+    created_at: datetime
+    spending_cap: Decimal | None = None
+    cap_warned_at: datetime | None = None
+
+
+SessionId = NewType("SessionId", str)
+
+#: A session ends when it was not used for so long, and at this age in any case.
+IDLE = timedelta(hours=12)
+MAX_AGE = timedelta(days=30)
+#: A sign-in link is valid once, and no longer than this.
+LINK_SPAN = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser's session. Only the hash of its secret is stored; ``client`` says from where it was signed in."""
+
+    id: SessionId
+    tenant_id: TenantId
+    token_id: TokenId
+    secret_hash: str
+    client: str
+    created_at: datetime
+    last_used_at: datetime
+
+    def is_valid(self, now: datetime) -> bool:
+        """Return True if the session is neither idle for too long nor too old, nor from a time that has not come.
+
+        The wall clock may have been set back since its last use.
+        """
+        return now < min(self.last_used_at + IDLE, self.created_at + MAX_AGE) and self.last_used_at < now + IDLE
+
+
+@dataclass(frozen=True, slots=True)
+class SignInLink:
+    """A one-time link, of which only the hash of its code is stored. It signs in with its token's scopes."""
+
+    code_hash: str
+    token_id: TokenId
+    created_at: datetime
+    expires_at: datetime
+
+
+#: Subjects that a token's name shows as they are.
+_PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]{1,60}")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One sign-in on its way. Only the browser that began it has its ``state``, ``nonce`` and ``verifier``."""
+
+    state: str
+    nonce: str
+    verifier: str
+    redirect_uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRules:
+    """Names of the claims that say who a person is here."""
+
+    tenant: str = "builderd_tenant"
+    scope: str = "builderd_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A person of a tenant. ``subject`` is unique at the provider."""
+
+    subject: str
+    tenant: str
+    scopes: frozenset[Scope]
+
+    @property
+    def token_name(self) -> str:
+        """Return the name of the person's token, which events show; other subjects have other names."""
+        if _PLAIN.fullmatch(self.subject):
+            return f"sso {self.subject}"
+        plain = re.sub(r"[^A-Za-z0-9._@|:+-]", "", self.subject)[:40]
+        return f"sso {plain}#{sha256(self.subject.encode()).hexdigest()[:16]}"
+
+
+def identity_of(claims: Mapping[str, Any], rules: ClaimRules) -> Identity:
+    """Return the person that verified claims describe. Raises ``Unauthenticated`` without a tenant or a scope.
+
+    ``operator`` is granted on the machine alone; it and unknown scopes are passed over.
+    """
+    tenant = claims.get(rules.tenant)
+    if not isinstance(tenant, str) or not NAME.fullmatch(tenant):
+        raise Unauthenticated(
+            f"Your account has no tenant here: the identity provider must put its name into the claim {rules.tenant!r}."
+        )
+    scopes = frozenset(Scope(one) for one in _words(claims.get(rules.scope)) if one in set(Scope)) - {Scope.OPERATOR}
+    if not scopes:
+        raise Unauthenticated(
+            f"Your account may do nothing here: the identity provider must put scopes into the claim {rules.scope!r}."
+        )
+    return Identity(claims["sub"], tenant, scopes)
+
+
+def _words(value: Any) -> Iterable[str]:
+    """Return the words of a list, or of a text with spaces between them."""
+    if isinstance(value, str):
+        return value.split()
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

@@ -10,7 +10,7 @@ from functools import partial
 
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import TokenId
-from builderd.domain.sessions import Session
+from builderd.domain.tokens import Session
 from builderd.operations.token_calls import TokenCalls
 from builderd.services import sessions
 from builderd.services.application import Application

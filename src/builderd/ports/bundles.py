@@ -7,8 +7,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Alteration, Bundle
+from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from builderd.domain.identities import Attempt, Identity
+from builderd.domain.tokens import Attempt, Identity
 
 
 class IdentityProvider(Protocol):

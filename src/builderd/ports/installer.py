@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
+from builderd.domain.credentials import PackageSources
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
-from builderd.domain.package_sources import PackageSources
 
 
 class Installer(Protocol):

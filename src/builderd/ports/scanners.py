@@ -8,10 +8,9 @@ from types import MappingProxyType
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
-from builderd.domain.reach import References
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Hit
-from builderd.domain.sources import Kind
+from builderd.domain.sources import Kind, References
 
 NOTHING_RUN: Mapping[str, Kind] = MappingProxyType({})
 

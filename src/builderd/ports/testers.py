@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builderd.domain.previews import Address
-from builderd.domain.qa import Check, Screenshot
-from builderd.domain.qa_gate import Visit
+from builderd.domain.qa import Check, Screenshot, Visit
 
 
 @dataclass(frozen=True, slots=True)

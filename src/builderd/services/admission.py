@@ -9,7 +9,7 @@ from datetime import datetime
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.domain.quotas import UNLIMITED, Allocation, Excess, allocation_of, larger_of
+from builderd.domain.resources import UNLIMITED, Allocation, Excess, allocation_of, larger_of
 from builderd.domain.versions import Version
 from builderd.services import caps
 from builderd.services.application import Application

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
+from builderd.domain.bundles import ArchiveLimits
 from builderd.domain.domains import DomainRules
+from builderd.domain.files import UploadRules
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
-from builderd.domain.ssh import Gateway
-from builderd.domain.uploads import UploadRules
+from builderd.domain.processes import Gateway
 from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus, failure_of
-from builderd.domain.errors import EngineUnavailable, NotFound
+from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, NotFound
 from builderd.domain.ids import BuilderId
-from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.services.application import Application
 from builderd.services.reach import Reach
 from builderd.store import UnitOfWork

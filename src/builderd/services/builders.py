@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from builderd.domain.backups import Backup, BackupStatus
-from builderd.domain.builders import Builder, Cause, Desired, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Cause, Desired, JobType, Status, StopKind, Visibility, auto_stop_error
 from builderd.domain.errors import (
     EngineUnavailable,
     InvalidState,
@@ -18,11 +18,10 @@ from builderd.domain.errors import (
     ValidationFailed,
 )
 from builderd.domain.events import Event
-from builderd.domain.idleness import auto_stop_error
 from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
-from builderd.domain.quotas import allocation_of
+from builderd.domain.resources import allocation_of
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake

@@ -8,13 +8,11 @@ from datetime import datetime
 from decimal import Decimal
 
 from builderd.domain.builders import Builder, Cause, Desired, StopKind
-from builderd.domain.caps import Account, Spent, cap_message, lowest, name, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import Sum, cents
-from builderd.domain.tenants import Tenant
+from builderd.domain.prices import Account, Spent, Sum, cap_message, cents, lowest, month_of, name, next_month, tightest
+from builderd.domain.tokens import Tenant
 from builderd.services import candidates
 from builderd.services.application import Application
 from builderd.services.tenant_limits import TenantLimit

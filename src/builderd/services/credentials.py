@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.credentials import MAX_CREDENTIALS, Credential, associated_data_of, name_error, pack, unpack
+from builderd.domain.credentials import (
+    MAX_CREDENTIALS,
+    Credential,
+    Masker,
+    PackageSources,
+    associated_data_of,
+    name_error,
+    pack,
+    read_sources,
+    unpack,
+)
 from builderd.domain.errors import Conflict, InstallFailed, NotFound, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.masking import Masker
-from builderd.domain.package_sources import PackageSources, read_sources
 from builderd.domain.versions import Version
 from builderd.ports.vault import Vault
 from builderd.store import UnitOfWork

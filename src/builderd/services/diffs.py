@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from builderd.domain import diffs, patches
+from builderd.domain import diffs
 from builderd.domain.errors import NotFound
 from builderd.domain.versions import Version, VersionSettings, VersionStatus
 from builderd.services import builders, bundles
@@ -41,7 +41,7 @@ async def compare(application: Application, caller: Caller, builder_id: str, old
 async def patch(application: Application, caller: Caller, builder_id: str, old: int, new: int) -> str:
     """Return the difference between the files of two versions as a patch. Raises as ``compare``."""
     found = await compare(application, caller, builder_id, old, new)
-    return await asyncio.to_thread(patches.patch, found.files, old, new)
+    return await asyncio.to_thread(diffs.patch, found.files, old, new)
 
 
 def _version(uow: UnitOfWork, caller: Caller, builder_id: str, number: int) -> Version:

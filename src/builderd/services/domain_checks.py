@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from builderd.domain import domain_checks
+from builderd.domain import domains
 from builderd.domain.addresses import Address, is_public
 from builderd.domain.domains import TXT_LABEL, Domain
 from builderd.ports.domains import DnsRecords, ProbeReply
@@ -45,17 +45,17 @@ async def _reason(application: Application, host: str, records: DnsRecords) -> s
     ours = application.domain_rules.addresses
     if records.error:
         return f"name servers: {records.error}"
-    found = domain_checks.addresses_of(records.addresses)
+    found = domains.addresses_of(records.addresses)
     if not found:
-        return domain_checks.no_record(host, ours)
+        return domains.no_record(host, ours)
     if (why := await _caa(application, host, records)) is not None:
         return why
-    strange = domain_checks.strangers(found, ours)
+    strange = domains.strangers(found, ours)
     if not strange:
         return await _unreachable(application, host, found)
     if len(strange) < len(found) and all(address.version == 6 for address in strange):
-        return domain_checks.ipv6_elsewhere(host, strange, ours)
-    elsewhere = domain_checks.points_elsewhere(host, records.alias, strange, ours)
+        return domains.ipv6_elsewhere(host, strange, ours)
+    elsewhere = domains.points_elsewhere(host, records.alias, strange, ours)
     return elsewhere if len(strange) < len(found) else await _behind_proxy(application, host, strange, elsewhere)
 
 
@@ -63,7 +63,7 @@ async def _caa(application: Application, host: str, records: DnsRecords) -> str 
     if application.authority is None or not records.caa:
         return None
     names = await application.authority.identities()
-    return domain_checks.caa_forbids(host, [(one.tag, one.value) for one in records.caa], names)
+    return domains.caa_forbids(host, [(one.tag, one.value) for one in records.caa], names)
 
 
 async def _unreachable(application: Application, host: str, addresses: Sequence[Address]) -> str | None:
@@ -73,7 +73,7 @@ async def _unreachable(application: Application, host: str, addresses: Sequence[
         for address in [one for one in addresses if one.version == version][:PROBED]:
             reply, passed = await _probe(application, host, address)
             if not passed:
-                return domain_checks.unreachable(host, address, port, _told(reply))
+                return domains.unreachable(host, address, port, _told(reply))
     return None
 
 
@@ -88,7 +88,7 @@ async def _behind_proxy(application: Application, host: str, strange: Sequence[A
     redirects = reply.status is not None and 300 <= reply.status < 400
     names_itself = any(name in reply.server.lower() for name in PROXIES)
     if redirects or names_itself:
-        return domain_checks.proxy_in_front(host, public[0], _told(reply))
+        return domains.proxy_in_front(host, public[0], _told(reply))
     return elsewhere
 
 

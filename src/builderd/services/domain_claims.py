@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from builderd.domain.addresses import shown
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain
 from builderd.domain.events import Event
-from builderd.domain.host_names import shown
 from builderd.store import UnitOfWork
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain import domains
+from builderd.domain.addresses import a_labels, refusal
 from builderd.domain.builders import Desired
 from builderd.domain.domains import (
     CLAIM_LIFE,
@@ -19,7 +20,6 @@ from builderd.domain.domains import (
 )
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM
-from builderd.domain.host_names import a_labels, refusal
 from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
 from builderd.domain.previews import fingerprint
 from builderd.ports.domains import Certificate, OrderFailed

@@ -8,7 +8,7 @@ from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan, StoredLayers
 from builderd.domain.resources import GB
-from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Tenant
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Builder, Desired
+from builderd.domain.builders import MAX_LEASES, Builder, Desired, Lease, LeaseId
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id
-from builderd.domain.leases import MAX_LEASES, Lease, LeaseId
 from builderd.services import activity, wake
 from builderd.services.application import Application
 from builderd.services.wake import User

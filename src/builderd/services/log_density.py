@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from builderd.domain.logs import LogStream
+from builderd.domain.sandboxes import LogStream
 from builderd.services.logs import VersionedLine
 
 

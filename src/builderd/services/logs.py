@@ -16,8 +16,7 @@ from typing import TypeVar
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
-from builderd.domain.sandboxes import Sandbox
+from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream, Sandbox
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.paged_reads import PagedReads

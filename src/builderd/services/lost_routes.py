@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from builderd.domain.previews import Route
-from builderd.domain.routes import closed_route
+from builderd.domain.previews import Route, closed_route
 from builderd.store import Store, UnitOfWork
 from builderd.store.builders import RoutedBuilder
 

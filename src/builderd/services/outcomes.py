@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
+    RETRY_AFTER,
     BackupFailed,
     BuilderdError,
     BuildFailed,
@@ -27,9 +28,8 @@ from builderd.domain.errors import (
 )
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
-from builderd.domain.machine_faults import RETRY_AFTER
+from builderd.domain.previews import closed_route
 from builderd.domain.reviews import Report, Verdict, judge
-from builderd.domain.routes import closed_route
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.signals import outcome_of
 from builderd.services.application import Application

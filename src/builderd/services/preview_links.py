@@ -10,8 +10,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
-from builderd.domain.preview_links import MAX_LINKS, Link
-from builderd.domain.previews import PreviewLink, port_host
+from builderd.domain.previews import MAX_LINKS, Link, PreviewLink, port_host
 from builderd.services import builders, tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller

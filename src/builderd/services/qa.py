@@ -9,20 +9,20 @@ from datetime import datetime
 from http import HTTPStatus
 
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.errors import InvalidState, MachineFault, NotFound
+from builderd.domain.errors import RETRY_AFTER, InvalidState, MachineFault, NotFound
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.logs import LogStream
-from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.previews import Address
-from builderd.domain.qa import Check, QaReport, Screenshot, gate_doubt, gate_verdict, in_order, wanted
-from builderd.domain.qa_gate import (
+from builderd.domain.qa import (
     ALIVE_SECONDS,
     ENDING_SECONDS,
     GATE_PATH,
     GATE_TIMEOUT,
     RETRY_PAUSE,
     RETRY_SECONDS,
+    Check,
+    QaReport,
+    Screenshot,
     SecondLook,
     Visit,
     check_alive,
@@ -31,8 +31,12 @@ from builderd.domain.qa_gate import (
     check_lived,
     check_memory,
     check_port,
+    gate_doubt,
+    gate_verdict,
+    in_order,
+    wanted,
 )
-from builderd.domain.sandboxes import Sandbox, SandboxState
+from builderd.domain.sandboxes import LogStream, Sandbox, SandboxState
 from builderd.domain.versions import Protocol, Version, VersionStatus
 from builderd.ports.testers import Target
 from builderd.services import builders

@@ -10,7 +10,7 @@ from builderd.domain.builders import Builder, Candidate, Status, name_error
 from builderd.domain.errors import InvalidState, NameTaken, NotFound, ValidationFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId, RestoreId, new_id
-from builderd.domain.quotas import allocation_of
+from builderd.domain.resources import allocation_of
 from builderd.domain.versions import Version
 from builderd.services import admission, backups, builders, statuses
 from builderd.services.application import Application

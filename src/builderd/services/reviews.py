@@ -11,10 +11,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle, path_error
-from builderd.domain.entrypoints import PACKAGE, Entry, PackageAt, entry_of, interpreted
+from builderd.domain.entrypoints import (
+    MAX_BYTES,
+    PACKAGE,
+    Entry,
+    Package,
+    PackageAt,
+    entry_of,
+    interpreted,
+    read_package,
+)
 from builderd.domain.ids import TenantId
-from builderd.domain.packages import MAX_BYTES, Package, read_package
-from builderd.domain.reach import reachable_files
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import (
     ADVICE,
@@ -37,6 +44,7 @@ from builderd.domain.sources import (
     is_compiled,
     is_opaque,
     kind_of,
+    reachable_files,
     select_files,
 )
 from builderd.ports.scanners import Scan, Scanner

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.domain.errors import BuilderdError, NotFound
+from builderd.domain.events import WebhookStatus
 from builderd.domain.ids import BuilderId, TenantId, TokenId, is_id
 from builderd.domain.tokens import Ended, EndedKind, Token, made_by
-from builderd.domain.webhooks import WebhookStatus
 from builderd.services import preview_links, ssh, webhooks
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

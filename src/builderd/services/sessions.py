@@ -7,10 +7,8 @@ from datetime import datetime, timedelta
 
 from builderd.domain.errors import NotFound, Unauthenticated
 from builderd.domain.events import SYSTEM
-from builderd.domain.identities import Identity
 from builderd.domain.ids import new_id, new_secret, secret_hash
-from builderd.domain.sessions import IDLE, LINK_SPAN, Session, SessionId, SignInLink
-from builderd.domain.tokens import Scope, Token
+from builderd.domain.tokens import IDLE, LINK_SPAN, Identity, Scope, Session, SessionId, SignInLink, Token
 from builderd.services import revocations, tokens
 from builderd.store import UnitOfWork
 

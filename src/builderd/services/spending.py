@@ -9,9 +9,8 @@ from decimal import Decimal
 from functools import cache, partial
 from typing import Generic, TypeVar
 
-from builderd.domain.days import days_between, span_of_days
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
+from builderd.domain.prices import Billing, Cost, Sum, cents, days_between, rate_digits, span_of_days, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Version
 from builderd.services.application import Application

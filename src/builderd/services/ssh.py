@@ -9,8 +9,8 @@ from builderd.domain.builders import Builder, Desired, JobType
 from builderd.domain.errors import Conflict, InvalidState, Unauthenticated
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
+from builderd.domain.processes import MAX_GRANTS, Grant
 from builderd.domain.sandboxes import Sandbox
-from builderd.domain.ssh import MAX_GRANTS, Grant
 from builderd.services import builders, outcomes, tokens, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller

@@ -9,9 +9,15 @@ from collections.abc import MutableMapping
 from typing import NamedTuple
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFault, NoCapacity
+from builderd.domain.errors import (
+    RETRY_AFTER,
+    BuilderdError,
+    EngineUnavailable,
+    MachineFault,
+    NoCapacity,
+    machine_fault,
+)
 from builderd.domain.ids import BuilderId
-from builderd.domain.machine_faults import RETRY_AFTER, machine_fault
 
 #: A run is given up after some failures, a stop or a deletion never.
 _STORED = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from builderd.domain.caps import Cap, lowest
-from builderd.domain.quotas import Limit
-from builderd.domain.tenants import Tenant
+from builderd.domain.prices import Cap, lowest
+from builderd.domain.resources import Limit
+from builderd.domain.tokens import Tenant
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.errors import Forbidden, NotFound, QuotaExceeded, Unauthenticated, ValidationFailed
 from builderd.domain.ids import TenantId, TokenId, new_id, new_secret, secret_hash
-from builderd.domain.tenants import NAME, Tenant
-from builderd.domain.tokens import MAX_VALID_TOKENS, Scope, Token
+from builderd.domain.tokens import MAX_VALID_TOKENS, NAME, Scope, Tenant, Token
 from builderd.store import UnitOfWork
 
 #: Minimum time between two records of a token's last use.

@@ -10,8 +10,8 @@ from datetime import datetime
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded, TooLarge, ValidationFailed
+from builderd.domain.files import LIFETIME, Upload, UploadRules
 from builderd.domain.ids import TenantId, UploadId, is_id, new_id, new_secret, secret_hash
-from builderd.domain.uploads import LIFETIME, Upload, UploadRules
 from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller

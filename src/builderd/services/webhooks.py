@@ -8,11 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from builderd.domain import webhooks as domain
+from builderd.domain import events as domain
 from builderd.domain.errors import NotFound, QuotaExceeded, ValidationFailed
-from builderd.domain.events import Event
+from builderd.domain.events import (
+    MAX_WEBHOOKS,
+    SECRET_PREFIX,
+    Delivery,
+    Event,
+    Webhook,
+    WebhookStatus,
+    associated_data_of,
+)
 from builderd.domain.ids import TenantId, WebhookId, is_id, new_id
-from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, WebhookStatus, associated_data_of
 from builderd.ports.vault import Vault
 from builderd.services import tokens
 from builderd.services.application import Application

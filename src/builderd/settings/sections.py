@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from builderd.domain.backups import BackupRules, Retention
-from builderd.domain.quotas import Limit
+from builderd.domain.resources import Limit
 from builderd.domain.versions import Isolation
 from builderd.services.tenant_limits import TenantLimit
 from builderd.settings.types import (

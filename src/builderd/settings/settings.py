@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import ArchiveLimits
+from builderd.domain.files import UploadRules
 from builderd.domain.previews import PreviewDomain, is_host
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
-from builderd.domain.tenants import NAME
-from builderd.domain.uploads import UploadRules
+from builderd.domain.tokens import NAME
 from builderd.services.limits import Limits, RetentionPolicy
 from builderd.services.tenant_limits import TenantLimits
 from builderd.settings.sections import (

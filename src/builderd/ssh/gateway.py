@@ -17,8 +17,7 @@ from typing import Any
 import asyncssh
 
 from builderd.domain.errors import BuilderdError, Unauthenticated
-from builderd.domain.processes import LOGIN_SHELL, ProcessSpec, Window
-from builderd.domain.ssh import Grant
+from builderd.domain.processes import LOGIN_SHELL, Grant, ProcessSpec, Window
 from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import bridge

@@ -7,7 +7,7 @@ from pathlib import Path
 import asyncssh
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ssh import Gateway
+from builderd.domain.processes import Gateway
 from builderd.linux import atomic_files
 
 KIND = "ssh-ed25519"

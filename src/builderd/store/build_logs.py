@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from builderd.domain.ids import BuilderId
-from builderd.domain.logs import LogLine
+from builderd.domain.sandboxes import LogLine
 from builderd.store.rows import row_of
 from builderd.store.tables import build_logs
 

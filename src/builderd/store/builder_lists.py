@@ -29,8 +29,7 @@ from sqlalchemy import (
 
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.months import month_of
-from builderd.domain.prices import Billing, Sum, seconds_between
+from builderd.domain.prices import Billing, Sum, month_of, seconds_between
 from builderd.domain.resources import Resources
 from builderd.store.builders import BUILDER_COLUMNS, BuilderQuery, read_builder
 from builderd.store.claims import BATCH

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
-from builderd.domain.quotas import Allocation
+from builderd.domain.resources import Allocation
 from builderd.domain.versions import VersionStatus
 from builderd.store.backup_checks import CHECK_AT_AFTER_SAVE
 from builderd.store.claims import BATCH, Claims, is_held
@@ -61,7 +61,7 @@ class BuilderQuery:
 
 
 class RoutedBuilder(NamedTuple):
-    """Fields of a builder that its route follows from, as ``domain.routes.Routed`` names them."""
+    """Fields of a builder that its route follows from, as ``domain.previews.Routed`` names them."""
 
     id: BuilderId
     tenant_id: TenantId

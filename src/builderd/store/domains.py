@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, delete, func, insert, or_, select, update
 
+from builderd.domain.addresses import names_above
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
-from builderd.domain.host_names import names_above
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 from builderd.store.rows import omit, row_of
 from builderd.store.tables import acme_accounts, builders, domains, wildcard_certificates

@@ -7,8 +7,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from builderd.domain.builders import Lease, LeaseId
 from builderd.domain.ids import BuilderId
-from builderd.domain.leases import Lease, LeaseId
 from builderd.store.rows import omit, row_of
 from builderd.store.tables import leases
 

@@ -27,10 +27,18 @@ from sqlalchemy import (
     update,
 )
 
-from builderd.domain.days import days_between
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.months import month_of, months_between, next_month
-from builderd.domain.prices import SECONDS_PER_HOUR, Billing, Segment, Sum, total
+from builderd.domain.prices import (
+    SECONDS_PER_HOUR,
+    Billing,
+    Segment,
+    Sum,
+    days_between,
+    month_of,
+    months_between,
+    next_month,
+    total,
+)
 from builderd.store.damage import damage_named, read_each
 from builderd.store.exact_sums import EpochSeconds, Microseconds
 from builderd.store.ledger_days import Days, days_of, open_days, stored_days

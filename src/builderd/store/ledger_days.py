@@ -9,9 +9,8 @@ from decimal import Decimal
 
 from sqlalchemy import BigInteger, Connection, bindparam, case, func, literal, select, text
 
-from builderd.domain.days import DAY, days_between
 from builderd.domain.ids import TenantId
-from builderd.domain.prices import Billing, Sum
+from builderd.domain.prices import DAY, Billing, Sum, days_between
 from builderd.store.exact_sums import EpochSeconds, Microseconds
 from builderd.store.tables import OPEN, ledger
 

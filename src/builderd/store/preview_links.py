@@ -9,8 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from builderd.domain.builders import Desired
 from builderd.domain.ids import BuilderId, TokenId
-from builderd.domain.preview_links import Link
-from builderd.domain.previews import PreviewLink
+from builderd.domain.previews import Link, PreviewLink
 from builderd.store.rows import row_of
 from builderd.store.tables import builders, preview_links
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.ids import TokenId
-from builderd.domain.sessions import Session, SessionId, SignInLink
+from builderd.domain.tokens import Session, SessionId, SignInLink
 from builderd.store.rows import row_of
 from builderd.store.tables import sessions, sign_in_links
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.ids import BuilderId, TokenId
-from builderd.domain.ssh import Grant
+from builderd.domain.processes import Grant
 from builderd.store.rows import row_of
 from builderd.store.tables import ssh_grants
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, Table, func, select, update
 
-from builderd.domain.builders import Desired
-from builderd.domain.leases import MAX_SECONDS
+from builderd.domain.builders import MAX_SECONDS, Desired
 from builderd.store.ledger import Ledger
 from builderd.store.tables import builders, leases, metadata, preview_links, sign_in_links, ssh_grants, uploads
 from builderd.store.tables import ledger as segments

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam, insert, or_, select, update
 
 from builderd.domain.ids import TenantId
-from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Tenant
 from builderd.store import live_totals
 from builderd.store.rows import row_of
 from builderd.store.tables import tenants

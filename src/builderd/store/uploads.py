@@ -7,8 +7,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from builderd.domain.files import Upload
 from builderd.domain.ids import TenantId, UploadId
-from builderd.domain.uploads import Upload
 from builderd.store.rows import omit, row_of
 from builderd.store.tables import uploads
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, exists, func, insert, or_, select, update
 
+from builderd.domain.events import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.domain.ids import TenantId, WebhookId
-from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.linux.json_files import from_stored
 from builderd.store.rows import omit, row_of
 from builderd.store.tables import deliveries, events, webhooks

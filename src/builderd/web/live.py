@@ -16,10 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from builderd.api.server.streams import event, stream
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, machine_fault
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
-from builderd.domain.machine_faults import machine_fault
 from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.services import events
 from builderd.services.application import Application

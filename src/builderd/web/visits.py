@@ -16,8 +16,7 @@ from builderd.api.server.bodies import read_body
 from builderd.api.server.limits import count_for_tenant, reject
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
-from builderd.domain.sessions import Session
-from builderd.domain.tokens import Scope, Token
+from builderd.domain.tokens import Scope, Session, Token
 from builderd.operations.operations import Operations
 from builderd.operations.rates import too_many
 from builderd.services import sessions

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from builderd.domain import archives
-from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Alteration, Bundle, BundleFile, make_bundle
+from builderd.domain import bundles as archives
+from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
 from builderd.domain.errors import TooLarge, ValidationFailed
 from builderd.ports.bundles import Bundles
 

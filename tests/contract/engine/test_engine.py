@@ -26,10 +26,9 @@ from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import DiskId, SandboxId, TenantId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.logs import LogLine, LogMatch, LogPage
 from builderd.domain.processes import ProcessSpec, Window, shell
 from builderd.domain.resources import GB
-from builderd.domain.sandboxes import IPV6_ONLY, EndCause, SandboxState, SandboxUsage
+from builderd.domain.sandboxes import IPV6_ONLY, EndCause, LogLine, LogMatch, LogPage, SandboxState, SandboxUsage
 from builderd.ports.engine import Engine, Tool, ToolExit
 
 

@@ -8,14 +8,12 @@ from decimal import Decimal
 from typing import Any
 
 from builderd.domain.builders import Builder, Cause, JobType, Visibility
-from builderd.domain.events import Event
+from builderd.domain.events import Event, Webhook
 from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, WebhookId, new_id, new_sandbox_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.sandboxes import Sandbox
-from builderd.domain.tenants import Tenant
-from builderd.domain.tokens import Scope, Token
+from builderd.domain.tokens import Scope, Tenant, Token
 from builderd.domain.versions import Version, VersionSettings
-from builderd.domain.webhooks import Webhook
 from builderd.store import Store, UnitOfWork
 from builderd.store.idempotency import IdempotencyRecord
 

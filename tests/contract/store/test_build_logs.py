@@ -7,7 +7,7 @@ from datetime import datetime
 from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_version
 
 from builderd.domain.ids import BuilderId
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.store import Store
 
 

@@ -23,7 +23,7 @@ from tests.contract.store.samples import (
 from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, new_id
-from builderd.domain.routes import closed_route
+from builderd.domain.previews import closed_route
 from builderd.domain.sandboxes import EndCause, SandboxEnd
 from builderd.store import Store, UnitOfWork
 from builderd.store.builders import BuilderQuery

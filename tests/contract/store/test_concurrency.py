@@ -32,11 +32,11 @@ from tests.stores import open_store
 from builderd.domain.backups import BackupKey
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, NameTaken
+from builderd.domain.events import Delivery, Webhook
 from builderd.domain.ids import BuilderId, TenantId, new_id
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.prices import total
-from builderd.domain.tenants import Tenant
-from builderd.domain.webhooks import Delivery, Webhook
+from builderd.domain.tokens import Tenant
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity

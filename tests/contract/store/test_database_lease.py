@@ -16,7 +16,7 @@ from tests.stores import open_store
 
 from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
 from builderd.domain.ids import TenantId
-from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Tenant
 from builderd.store import Store, UnitOfWork
 from builderd.store.tables import database_lease, tenants
 

@@ -11,8 +11,7 @@ from tests.contract.store.samples import OTHER_TENANT, TENANT, add, make_builder
 from tests.stores import open_store
 
 from builderd.domain.builders import Builder, Candidate, Desired
-from builderd.domain.quotas import Allocation
-from builderd.domain.resources import Resources
+from builderd.domain.resources import Allocation, Resources
 from builderd.store import Store, UnitOfWork
 from builderd.store.builders import BuilderQuery
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.contract.store.samples import NOW, SECOND, add_builder
 
-from builderd.domain.leases import Lease, LeaseId
+from builderd.domain.builders import Lease, LeaseId
 from builderd.store import Store, UnitOfWork
 
 

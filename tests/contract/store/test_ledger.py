@@ -14,8 +14,7 @@ from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
 
 from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.months import next_month
-from builderd.domain.prices import Billing, Segment, Sum, total
+from builderd.domain.prices import Billing, Segment, Sum, next_month, total
 from builderd.store import Store, UnitOfWork, ledger
 
 HOUR = timedelta(hours=1)

@@ -10,8 +10,7 @@ import pytest
 from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import OTHER_TENANT, TENANT, add, add_builder, make_segment
 
-from builderd.domain.days import DAY, days_between
-from builderd.domain.prices import Billing, Segment, Sum, total
+from builderd.domain.prices import DAY, Billing, Segment, Sum, days_between, total
 from builderd.store import Store, UnitOfWork
 
 HOUR = timedelta(hours=1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_builder
 
 from builderd.domain.ids import TokenId, new_id
-from builderd.domain.preview_links import Link
+from builderd.domain.previews import Link
 from builderd.store import Store
 
 BUILDER = make_builder()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_token
 
 from builderd.domain.ids import new_id
-from builderd.domain.sessions import Session, SessionId, SignInLink
+from builderd.domain.tokens import Session, SessionId, SignInLink
 from builderd.store import Store
 
 TOKEN = make_token()

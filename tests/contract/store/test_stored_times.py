@@ -18,8 +18,7 @@ from tests.contract.store.samples import (
     save,
 )
 
-from builderd.domain.builders import Desired
-from builderd.domain.leases import Lease, LeaseId
+from builderd.domain.builders import Desired, Lease, LeaseId
 from builderd.domain.prices import Billing
 from builderd.store import Store, UnitOfWork
 from builderd.store.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.contract.store.samples import NOW, TENANT
 
+from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import UploadId, new_id
-from builderd.domain.uploads import LIFETIME, Upload
 from builderd.store import Store
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())

@@ -8,7 +8,7 @@ import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add
 
 from builderd.domain.ids import TenantId, new_id
-from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Tenant
 from builderd.store import Store
 
 

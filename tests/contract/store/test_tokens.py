@@ -9,7 +9,7 @@ import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder, make_token
 
 from builderd.domain.ids import TokenId, new_id
-from builderd.domain.ssh import Grant
+from builderd.domain.processes import Grant
 from builderd.domain.tokens import NO_CALLS, CallHours, Scope
 from builderd.services import revocations
 from builderd.services.revocations import Revocation

@@ -14,7 +14,7 @@ from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, 
 from builderd.domain.builders import Candidate, Cause
 from builderd.domain.ids import DiskId, TenantId, new_id
 from builderd.domain.prices import Billing, Segment
-from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Tenant
 from builderd.store import Store, UnitOfWork
 
 

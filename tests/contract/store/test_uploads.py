@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from tests.contract.store.samples import NOW, TENANT
 
+from builderd.domain.files import Upload
 from builderd.domain.ids import UploadId
-from builderd.domain.uploads import Upload
 from builderd.store import Store
 
 ONE = Upload(UploadId("u1"), TENANT.id, "h1", NOW, NOW + timedelta(hours=1), size=2**40, sha256="ab")

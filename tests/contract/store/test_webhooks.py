@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event, make_webhook
 
+from builderd.domain.events import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.domain.ids import BuilderId, TenantId, TokenId, WebhookId, new_id
-from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.store import Store
 from builderd.store.tables import deliveries
 

@@ -31,10 +31,9 @@ from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.quota_watch import QuotaWatch
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder
-from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
+from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound, machine_fault
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.machine_faults import machine_fault
 from builderd.linux.syscalls import sync_file_system
 
 pytestmark = pytest.mark.root

@@ -13,8 +13,7 @@ from tests.contract.engine.apps import PORT, App
 from tests.engines import ENGINE_TIMEOUT, make_spec, prepared, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.domain.logs import LogStream
-from builderd.domain.sandboxes import SandboxState
+from builderd.domain.sandboxes import LogStream, SandboxState
 from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root

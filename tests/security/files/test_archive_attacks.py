@@ -19,8 +19,7 @@ import zstandard
 
 from builderd.adapters.bundles import unpack as unpack_program
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.archives import ArchiveLimits, ArchiveRejected
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import ArchiveLimits, ArchiveRejected, Bundle
 from builderd.domain.errors import BuilderdError, TooLarge, ValidationFailed
 
 LIMITS = ArchiveLimits(max_files=1000, max_bytes=20_000_000, seconds=20)
@@ -414,7 +413,7 @@ def test_trailing_data_after_archive_is_rejected() -> None:
 CONFINED = """
 import ctypes, os, socket, sys
 from builderd.adapters.bundles.unpack import confine
-from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import ArchiveLimits
 confine(ArchiveLimits())
 def fails(what):
     try: what()

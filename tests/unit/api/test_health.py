@@ -18,7 +18,7 @@ from builderd.api.server.meter import Meter
 from builderd.domain.ids import DiskId
 from builderd.domain.members import MemberReport
 from builderd.domain.previews import PreviewActivity
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 from builderd.operations.operations import Operations
 
 

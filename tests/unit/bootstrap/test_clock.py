@@ -14,7 +14,7 @@ from builderd.bootstrap.data_directory import lock
 from builderd.bootstrap.database import store
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import TenantId, new_id
-from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Tenant
 from builderd.settings import Settings
 
 YEAR = timedelta(days=365)

@@ -17,8 +17,7 @@ from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.machine import build_base, run_preflight_checks
 from builderd.bootstrap.serving import serve
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.inventory import EngineInventory
-from builderd.domain.preflight import PreflightCheck
+from builderd.domain.inventory import EngineInventory, PreflightCheck
 from builderd.ports.engine import EngineOptions, Progress
 from builderd.settings import Settings
 from builderd.settings.sections import IncusSettings

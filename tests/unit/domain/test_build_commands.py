@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.domain.build_commands import NPM_BUILD, find_build
 from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.entrypoints import NPM_BUILD, find_build
 
 
 @pytest.mark.parametrize(

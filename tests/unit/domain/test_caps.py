@@ -8,9 +8,7 @@ from decimal import Decimal
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builderd.domain.caps import Account, Cap, Spent, cap_message, lowest, tightest
-from builderd.domain.months import next_month
-from builderd.domain.prices import SECONDS_PER_HOUR
+from builderd.domain.prices import SECONDS_PER_HOUR, Account, Cap, Spent, cap_message, lowest, next_month, tightest
 
 NOW = datetime(2026, 2, 10, 12, 0, 0, 1, tzinfo=UTC)
 CAP = Cap(Decimal(5), of_tenant=False)

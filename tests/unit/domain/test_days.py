@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from builderd.domain.days import DAY, MOST_DAYS, day_of, days_between, span_of_days
 from builderd.domain.errors import ValidationFailed
+from builderd.domain.prices import DAY, MOST_DAYS, day_of, days_between, span_of_days
 
 NOON = datetime(2026, 5, 2, 12, 30, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 5, 2, tzinfo=UTC)

@@ -8,8 +8,7 @@ import pytest
 
 from builderd.domain import diffs
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.diffs import MAX_BYTES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_LINES, ChangeKind, compare
-from builderd.domain.line_diff import Work, unified
+from builderd.domain.diffs import MAX_BYTES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_LINES, ChangeKind, Work, compare, unified
 
 
 def bundle(**files: bytes) -> Bundle:

@@ -1,7 +1,6 @@
 import pytest
 
-from builderd.domain.entrypoints import Entry, entry_of, interpreted, module_files
-from builderd.domain.packages import Package
+from builderd.domain.entrypoints import Entry, Package, entry_of, interpreted, module_files
 
 PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/run", "tool/__main__.py", "package.json"}
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.env_files import ignored_names, parse, read_env_file
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.versions import MAX_ENV_BYTES
+from builderd.domain.versions import MAX_ENV_BYTES, ignored_names, parse, read_env_file
 
 TEXT = r"""# settings
 PLAIN=value

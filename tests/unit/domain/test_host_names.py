@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.domain.host_names import a_labels, refusal, shown
+from builderd.domain.addresses import a_labels, refusal, shown
 
 
 @pytest.mark.parametrize(

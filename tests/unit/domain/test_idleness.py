@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 from tests.unit.domain.samples import BUILDER, NOW, make_builder
 
-from builderd.domain.builders import Desired, JobType, Status
-from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
-from builderd.domain.leases import Lease, LeaseId
+from builderd.domain.builders import (
+    Desired,
+    IdleAction,
+    JobType,
+    Lease,
+    LeaseId,
+    Status,
+    can_idle,
+    freeze_reason,
+    idle_action,
+    stop_reason,
+)
 
 UP = make_builder(status=Status.RUNNING, observed_generation=1, auto_stop_interval=15, last_active_at=NOW)
 MINUTE = timedelta(minutes=1)

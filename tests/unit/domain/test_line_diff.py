@@ -6,7 +6,7 @@ import difflib
 import random
 import re
 
-from builderd.domain.line_diff import MAX_EDITS, Work, unified
+from builderd.domain.diffs import MAX_EDITS, Work, unified
 
 HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 

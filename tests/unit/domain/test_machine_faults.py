@@ -6,8 +6,15 @@ import errno
 
 import pytest
 
-from builderd.domain.errors import BackupFailed, EngineUnavailable, MachineFault, NoCapacity
-from builderd.domain.machine_faults import helper_died, is_by_machine, machine_fault
+from builderd.domain.errors import (
+    BackupFailed,
+    EngineUnavailable,
+    MachineFault,
+    NoCapacity,
+    helper_died,
+    is_by_machine,
+    machine_fault,
+)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from builderd.domain.masking import MASK, Masker
+from builderd.domain.credentials import MASK, Masker
 
 SECRET = 'tok"en/ä-1234567'
 

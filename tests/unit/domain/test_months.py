@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builderd.domain.months import month_of, months_between, next_month
+from builderd.domain.prices import month_of, months_between, next_month
 
 times = st.datetimes(datetime(2024, 1, 1), datetime(2027, 12, 31)).map(lambda time: time.replace(tzinfo=UTC))
 

@@ -1,6 +1,6 @@
 import pytest
 
-from builderd.domain.packages import Package, read_package
+from builderd.domain.entrypoints import Package, read_package
 
 
 def test_package_file_names_the_folders_entry_and_its_scripts() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.diffs import ChangeKind, FileDiff, compare
-from builderd.domain.patches import patch
+from builderd.domain.diffs import ChangeKind, FileDiff, compare, patch
 
 
 def bundle(files: dict[str, bytes]) -> Bundle:

@@ -3,7 +3,7 @@
 import pytest
 
 from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.procfile import process_commands, web_command, worker_command
+from builderd.domain.entrypoints import process_commands, web_command, worker_command
 
 
 @pytest.mark.parametrize(

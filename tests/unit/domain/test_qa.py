@@ -12,24 +12,27 @@ from builderd.domain.qa import (
     MAX_FINDINGS,
     Check,
     CheckName,
+    FileState,
     Outcome,
     QaReport,
     ReportStatus,
+    SecondLook,
+    Visit,
+    as_not_judged,
+    check_alive,
+    check_answer,
+    check_files,
+    check_idle,
+    check_log,
+    check_memory,
+    check_memory_use,
+    check_port,
+    check_term,
+    errors_in,
     gate_passed,
     in_order,
     wanted,
 )
-from builderd.domain.qa_copy import (
-    FileState,
-    as_not_judged,
-    check_files,
-    check_idle,
-    check_log,
-    check_memory_use,
-    check_term,
-    errors_in,
-)
-from builderd.domain.qa_gate import SecondLook, Visit, check_alive, check_answer, check_memory, check_port
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from builderd.domain.reach import References, reachable_files
+from builderd.domain.sources import References, reachable_files
 
 PATHS = {"app.py", "a/__init__.py", "a/b.py", "a/c.py", "tests/p.py", "lib/x.js", "lib/y/index.js", "index.js", "t.py"}
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_sandbox
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility, restart_delay
 from builderd.domain.ids import DiskId, secret_hash
 from builderd.domain.next_step import next_step
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.restarts import restart_delay
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import (
     AwaitListening,

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.unit.domain.samples import BUILDER, DISK, NOW, make_builder
 
-from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.builders import EXIT_WINDOW, MAX_EXITS, Builder, Desired, JobType, Status, recent_crashes
 from builderd.domain.ids import SandboxId
 from builderd.domain.next_step import next_step
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.restarts import EXIT_WINDOW, MAX_EXITS, recent_crashes
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import (
     AwaitListening,

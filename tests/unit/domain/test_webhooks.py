@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, TenantId, WebhookId
-from builderd.domain.webhooks import (
+from builderd.domain.events import (
     DELAYS,
     LAST_HOLD,
     MAX_ATTEMPTS,
     Attempt,
     Delivery,
     DeliveryStatus,
+    Event,
     Webhook,
     WebhookStatus,
     attempted,
@@ -26,6 +25,7 @@ from builderd.domain.webhooks import (
     sign,
     url_error,
 )
+from builderd.domain.ids import BuilderId, TenantId, WebhookId
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 HOOK = Webhook(WebhookId("hook"), TenantId("t"), "https://example.com/", ("*",), b"sealed", NOW, "token ci", place=1)

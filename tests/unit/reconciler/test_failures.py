@@ -10,10 +10,9 @@ from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Desired, Status
+from builderd.domain.builders import MAX_EXITS, Desired, Status
 from builderd.domain.errors import NameTaken, StartFailed
 from builderd.domain.previews import RouteState
-from builderd.domain.restarts import MAX_EXITS
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
 from builderd.services import builders

@@ -15,8 +15,16 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import MachineFault, QaFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.previews import Address, RouteState
-from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
-from builderd.domain.qa_gate import QUICK_ALIVE_SECONDS, WATCH_SECONDS, Visit
+from builderd.domain.qa import (
+    QUICK_ALIVE_SECONDS,
+    WATCH_SECONDS,
+    Check,
+    CheckName,
+    Outcome,
+    QaReport,
+    ReportStatus,
+    Visit,
+)
 from builderd.domain.sandboxes import (
     MACHINE_CAUSES,
     EndCause,

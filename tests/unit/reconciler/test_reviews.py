@@ -19,9 +19,9 @@ from builderd.domain.errors import (
     NotFound,
     ReviewFailed,
     ValidationFailed,
+    helper_died,
 )
 from builderd.domain.layers import BuildOutcome
-from builderd.domain.machine_faults import helper_died
 from builderd.domain.previews import RouteState
 from builderd.domain.versions import VersionStatus
 from builderd.reconciler.loop.worker import MAX_FAILURES

@@ -13,9 +13,9 @@ from tests.statements import statements
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Retention
 from builderd.domain.builders import Status
+from builderd.domain.files import Upload
 from builderd.domain.ids import BackupId, BuilderId, UploadId, new_id
 from builderd.domain.previews import PreviewActivity
-from builderd.domain.uploads import Upload
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BATCH, BackupSchedule

@@ -23,11 +23,9 @@ from tests.unit.reconciler.mortal import Killed, Life, living
 from tests.unit.reconciler.witness import FROZEN, RUNNING, Span, Witness, microseconds, paid, told
 
 from builderd.domain.builders import Builder, Desired, JobType, Status
-from builderd.domain.caps import Account, tightest
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import BuilderId
-from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import Billing, Segment
+from builderd.domain.prices import Account, Billing, Segment, month_of, next_month, tightest
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Version

@@ -7,12 +7,11 @@ from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.builders import MAX_EXITS, Builder, JobType, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import StartFailed, ValidationFailed
 from builderd.domain.previews import RouteState
 from builderd.domain.qa import CheckName, Outcome, ReportStatus
-from builderd.domain.restarts import MAX_EXITS
 from builderd.domain.sandboxes import EndCause
 from builderd.services import qa
 

@@ -11,8 +11,7 @@ from tests.application import World
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import NoCapacity, QuotaExceeded
-from builderd.domain.quotas import Capacity, Limit
-from builderd.domain.resources import Resources
+from builderd.domain.resources import Capacity, Limit, Resources
 from builderd.services import admission, builders
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork

@@ -6,7 +6,7 @@ import pytest
 from tests.application import World
 
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.qa_gate import ENDING_SECONDS, SecondLook
+from builderd.domain.qa import ENDING_SECONDS, SecondLook
 from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, SandboxReport, SandboxState
 from builderd.services import qa
 

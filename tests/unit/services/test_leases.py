@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.application import World
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import MAX_LEASES, Builder
 from builderd.domain.errors import InvalidState
-from builderd.domain.leases import MAX_LEASES
 from builderd.services import builders, leases
 from builderd.store import UnitOfWork
 

@@ -15,8 +15,7 @@ from tests.application import World, fake_world
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import TenantId
-from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import Billing, Sum
+from builderd.domain.prices import Billing, Sum, month_of, next_month
 from builderd.domain.resources import Resources
 from builderd.services import ledger
 from builderd.store import UnitOfWork

@@ -14,7 +14,7 @@ from tests.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import EngineUnavailable, NotFound
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogLine, LogMatch, LogPiece, LogStream
+from builderd.domain.sandboxes import LogLine, LogMatch, LogPiece, LogStream
 from builderd.services import builders, logs
 from builderd.services.logs import FollowedLine, LogFilter
 

@@ -13,10 +13,9 @@ from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
-from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
+from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.layers import BuildOutcome
-from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.ports.engine import Readiness
 from builderd.services import backup_outcomes, builders, outcomes, reach, settled_views, wake
 from builderd.store import UnitOfWork

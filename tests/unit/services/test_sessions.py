@@ -10,10 +10,8 @@ from tests.application import World
 from tests.contract.store.samples import NOW
 
 from builderd.domain.errors import NotFound, Unauthenticated
-from builderd.domain.identities import Identity
-from builderd.domain.sessions import IDLE, LINK_SPAN, MAX_AGE, Session
-from builderd.domain.tokens import Scope, Token
-from builderd.domain.webhooks import WebhookStatus
+from builderd.domain.events import WebhookStatus
+from builderd.domain.tokens import IDLE, LINK_SPAN, MAX_AGE, Identity, Scope, Session, Token
 from builderd.services import revocations, sessions, tokens, webhooks
 from builderd.services.builders import Caller
 

@@ -10,8 +10,7 @@ from tests.application import World
 from tests.statements import statements
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.months import month_of
-from builderd.domain.prices import Billing, Segment, Sum, cents, rate_digits, total
+from builderd.domain.prices import Billing, Segment, Sum, cents, month_of, rate_digits, total
 from builderd.services import builders, spending
 from builderd.services.spending import CostReport, Span
 from builderd.store.builder_lists import ListedCost

@@ -15,10 +15,8 @@ from tests.statements import statements
 
 from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
-from builderd.domain.months import month_of, next_month
-from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.routes import closed_route
+from builderd.domain.previews import Address, Route, RouteState, closed_route
+from builderd.domain.prices import Billing, Segment, month_of, next_month
 from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep

@@ -11,8 +11,8 @@ import pytest
 from tests.application import World
 
 from builderd.domain.errors import Conflict, NotFound
+from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import UploadId, new_id
-from builderd.domain.uploads import LIFETIME, Upload
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import uploads
 

@@ -16,7 +16,7 @@ from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import RouteState
-from builderd.domain.quotas import Limit
+from builderd.domain.resources import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.services import activity, builders, executions, outcomes, wake
 from builderd.services.executions import Command

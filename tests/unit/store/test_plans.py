@@ -11,8 +11,8 @@ from sqlalchemy import event
 from tests.stores import memory_store
 
 from builderd.domain.builders import Status
-from builderd.domain.days import DAY
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.prices import DAY
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery
 from builderd.store.events import EventQuery

@@ -11,8 +11,7 @@ import pytest
 from tests.fakes.identity import FakeIdentityProvider
 from tests.unit.web.conftest import Pages
 
-from builderd.domain.identities import Identity
-from builderd.domain.tokens import Scope
+from builderd.domain.tokens import Identity, Scope
 from builderd.web.cookies import PLAIN_ATTEMPT, PLAIN_NAME
 
 ADA = Identity("ada@example.org", "acme", frozenset({Scope.WRITE}))

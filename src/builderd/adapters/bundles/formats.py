@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from builderd.domain.archives import ArchiveLimits, ArchiveRejected, EntryKind
+from builderd.domain.bundles import ArchiveLimits, ArchiveRejected, EntryKind
 
 CHUNK = 1 << 18
 #: The largest window that zstd's tools use by default, in bytes (``--ultra``, ``--long=27``).

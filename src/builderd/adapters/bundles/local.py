@@ -22,13 +22,14 @@ from builderd.adapters.bundles.pins import Pins
 from builderd.adapters.bundles.stored_sizes import StoredSizes
 from builderd.adapters.bundles.tars import Tar, pack, state_of, unpack_large, whole_files
 from builderd.adapters.bundles.unpacking import CONCURRENCY, no_room, unpack
-from builderd.domain.archives import ArchiveLimits, check_added
 from builderd.domain.bundles import (
     Alteration,
+    ArchiveLimits,
     Bundle,
     BundleFile,
     altered,
     bundle_hash,
+    check_added,
     check_result,
     check_size,
 )

@@ -12,8 +12,7 @@ from weakref import WeakValueDictionary
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.stored_sizes import StoredSizes
-from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Alteration, Bundle
+from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle
 from builderd.ports.bundles import BundleSpace
 from builderd.store import Store, UnitOfWork
 from builderd.store.stored_bundles import CHUNK_BYTES

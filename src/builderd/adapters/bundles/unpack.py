@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from builderd.adapters.bundles.formats import Entry, entries, most_bytes
-from builderd.domain.archives import ArchiveIndex, ArchiveLimits, ArchiveRejected
-from builderd.domain.bundles import hash_of_digests
+from builderd.domain.bundles import ArchiveIndex, ArchiveLimits, ArchiveRejected, hash_of_digests
 from builderd.sandboxing.limits import Limits
 from builderd.sandboxing.privileges import become_nobody, leave_network, lock_down
 

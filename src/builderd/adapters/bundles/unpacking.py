@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-from builderd.domain.archives import ArchiveLimits
-from builderd.domain.errors import NoCapacity, TooLarge, ValidationFailed
-from builderd.domain.machine_faults import RETRY_AFTER, helper_died, machine_fault
+from builderd.domain.bundles import ArchiveLimits
+from builderd.domain.errors import RETRY_AFTER, NoCapacity, TooLarge, ValidationFailed, helper_died, machine_fault
 from builderd.domain.resources import size_text
 
 _MODULE = "builderd.adapters.bundles.unpack"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from builderd.domain.machine_faults import machine_fault
+from builderd.domain.errors import machine_fault
 from builderd.ports.domains import ProbeReply
 
 #: Seconds from the connection to the end of the reply.

@@ -21,7 +21,7 @@ import httpx
 import jwt
 
 from builderd.domain.errors import MachineFault, Unauthenticated
-from builderd.domain.identities import Attempt, ClaimRules, Identity, identity_of
+from builderd.domain.tokens import Attempt, ClaimRules, Identity, identity_of
 
 #: Asymmetric ones alone: tokens with a symmetric signature or none could be made by others than the provider.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")

@@ -11,9 +11,9 @@ from builderd.adapters.installers import npm, uv
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import Bundle
+from builderd.domain.credentials import PackageSources
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
-from builderd.domain.package_sources import PackageSources
 
 NPM_LINE = re.compile(r"npm (?:ERR!|error)")
 

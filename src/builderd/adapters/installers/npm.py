@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from builderd.adapters.installers.package_json import PUBLIC_REGISTRY, NodePackages, read_packages
 from builderd.domain.bundles import Bundle
+from builderd.domain.credentials import NPM_TOKEN, PackageSources
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.package_sources import NPM_TOKEN, PackageSources
 
 #: Part of every key: increment it when the steps change the content of a layer.
 RECIPE = 1

@@ -17,9 +17,9 @@ from builderd.adapters.installers.project import read_project
 from builderd.adapters.installers.requirements import Requirements, read_requirements
 from builderd.adapters.installers.setup_files import read_setup
 from builderd.domain.bundles import Bundle
+from builderd.domain.credentials import DEFAULT_NAME, NPM_TOKEN, PackageSources
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.package_sources import DEFAULT_NAME, NPM_TOKEN, PackageSources
 
 PYTHON = "/usr/bin/python3"
 #: Part of every key: increment it when the steps change the content of a layer.

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 from builderd.adapters.testers import jail, visits
 from builderd.adapters.testers.jail import VENV, JailFailed, Job
 from builderd.adapters.testers.judging import judge_browser, judge_crawl, judge_probe
-from builderd.domain.qa import Check, CheckName, Outcome
-from builderd.domain.qa_gate import Visit
+from builderd.domain.qa import Check, CheckName, Outcome, Visit
 from builderd.ports.testers import Browsing, Target
 from builderd.sandboxing.bubblewrap import missing
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
+from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
 
 
 def run_checks(chromium: Path) -> Sequence[PreflightCheck]:

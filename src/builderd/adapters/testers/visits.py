@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from builderd.domain.machine_faults import machine_fault
-from builderd.domain.qa_gate import Visit
+from builderd.domain.errors import machine_fault
+from builderd.domain.qa import Visit
 from builderd.ports.testers import Target
 
 #: So much of a body is read, and so long it is waited for once the head has come.

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import httpcore
 
 from builderd.domain.addresses import Address, Network, embedded_ipv4, in_any_network, is_public, parse
-from builderd.domain.machine_faults import machine_fault
-from builderd.domain.webhooks import MAX_NOTE
+from builderd.domain.errors import machine_fault
+from builderd.domain.events import MAX_NOTE
 from builderd.ports.webhooks import Reply
 
 #: Seconds for one request, from the name lookup to the end of the response.

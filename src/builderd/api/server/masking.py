@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from builderd.domain.masking import Masker
+from builderd.domain.credentials import Masker
 from builderd.services import credentials
 from builderd.services.application import Application
 

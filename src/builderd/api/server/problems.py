@@ -15,8 +15,8 @@ from builderd.domain.errors import (
     NotFound,
     StoreUnavailable,
     ValidationFailed,
+    machine_fault,
 )
-from builderd.domain.machine_faults import machine_fault
 from builderd.schemas.v1.shape import Failure, field_errors_in
 
 

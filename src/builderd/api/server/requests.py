@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from builderd.domain.build_commands import find_build
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
 from builderd.domain.bundles import Alteration, Bundle, folder_of, make_bundle
-from builderd.domain.env_files import read_env_file
+from builderd.domain.entrypoints import find_build, process_commands, release_command, web_command, worker_command
 from builderd.domain.errors import BundleLost, ValidationFailed
 from builderd.domain.ids import TenantId
-from builderd.domain.procfile import process_commands, release_command, web_command, worker_command
-from builderd.domain.versions import entrypoint_error, stage_command_error
+from builderd.domain.versions import entrypoint_error, read_env_file, stage_command_error
 from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
 from builderd.schemas.v1.files import bundle_files
 from builderd.schemas.v1.settings import given_fields, new_settings

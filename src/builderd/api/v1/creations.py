@@ -19,9 +19,8 @@ from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import event, stream
 from builderd.api.v1 import outcomes as door
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, machine_fault
 from builderd.domain.events import Event
-from builderd.domain.machine_faults import machine_fault
 from builderd.domain.tokens import Scope
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations

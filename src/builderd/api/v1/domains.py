@@ -14,7 +14,7 @@ from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import ThePage
 from builderd.domain import domains as domain
-from builderd.domain.host_names import a_labels, shown
+from builderd.domain.addresses import a_labels, shown
 from builderd.schemas.v1.domains import Domain, DomainAnswer, DomainPage, NewDomain, TxtRecord
 from builderd.services import domains
 from builderd.services.application import Application

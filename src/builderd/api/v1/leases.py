@@ -14,7 +14,7 @@ from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import PageQuery, ThePage
-from builderd.domain import leases as domain
+from builderd.domain import builders as domain
 from builderd.domain.builders import Builder
 from builderd.schemas.v1.running import Lease, LeaseAnswer, LeasePage, NewLease, RenewedLease
 from builderd.services import builders, leases

@@ -22,7 +22,7 @@ from builderd.api.server.streams import ResourceStream, event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
-from builderd.domain.logs import LogStream
+from builderd.domain.sandboxes import LogStream
 from builderd.operations.operations import Operations
 from builderd.schemas.v1 import logs as wire
 from builderd.schemas.v1.logs import LogAnswer, LogLine

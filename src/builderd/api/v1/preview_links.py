@@ -13,7 +13,7 @@ from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import ThePage
-from builderd.domain.preview_links import Link
+from builderd.domain.previews import Link
 from builderd.schemas.v1.domains import (
     NewPreviewLink,
     PortPreview,

@@ -13,9 +13,8 @@ from builderd.api.server.answers import success
 from builderd.api.server.auth import Reader, TheApplication
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, PageQuery, listed
-from builderd.domain.days import DAY, MOST_DAYS, day_of
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.months import month_of
+from builderd.domain.prices import DAY, MOST_DAYS, day_of, month_of
 from builderd.schemas.v1.shape import Day, PageMeta, Parameters, UtcTime
 from builderd.schemas.v1.spending import (
     DaySpending,

@@ -15,7 +15,7 @@ from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.domain.builders import Builder
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ssh import Grant
+from builderd.domain.processes import Grant
 from builderd.schemas.v1.running import NewSshGrant, SshEnded, SshEndedAnswer, SshGrant, SshGrantAnswer
 from builderd.services import ssh
 from builderd.services.application import Application

@@ -15,7 +15,7 @@ from builderd.api.server.bodies import Received, announced_length, optional_json
 from builderd.api.server.limits import count_for_tenant
 from builderd.api.server.paths import PREFIX
 from builderd.domain.errors import BadRequest
-from builderd.domain.uploads import SHA256, Upload
+from builderd.domain.files import SHA256, Upload
 from builderd.schemas.v1.uploads import NewUpload, UploadAnswer, UploadPlace, UploadPlaceAnswer, UploadState
 from builderd.services import uploads
 from builderd.services.uploads import Part

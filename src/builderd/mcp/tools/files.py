@@ -15,7 +15,7 @@ from builderd.client._async.builder import AsyncBuilder
 from builderd.client.errors import NotFound, RangeNotSatisfiable
 from builderd.client.paths import api_path
 from builderd.domain.bundles import path_error
-from builderd.domain.masking import MASK
+from builderd.domain.credentials import MASK
 from builderd.mcp.app_data import mark, visible
 from builderd.mcp.calls import Call
 from builderd.mcp.results import Entry, Failure, FileContent, FileList, Written, failed, result

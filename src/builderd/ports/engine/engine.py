@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 from builderd.ports.engine.disks import Disks
 from builderd.ports.engine.layers import Layers
 from builderd.ports.engine.logs import Logs

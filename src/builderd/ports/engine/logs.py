@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogMatch, LogPage, LogPiece
+from builderd.domain.sandboxes import LogMatch, LogPage, LogPiece
 
 
 class Logs(Protocol):

@@ -10,8 +10,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from builderd.domain.inventory import EngineInventory
-from builderd.domain.preflight import PreflightCheck
+from builderd.domain.inventory import EngineInventory, PreflightCheck
 from builderd.ports.engine.engine import Engine
 from builderd.ports.engine.progress import Progress
 

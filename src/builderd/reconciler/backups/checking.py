@@ -8,10 +8,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain.backups import BackupKey, BackupStatus
-from builderd.domain.errors import BackupFailed, StoreUnavailable
+from builderd.domain.errors import BackupFailed, StoreUnavailable, is_by_machine
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import TenantId
-from builderd.domain.machine_faults import is_by_machine
 from builderd.ports.backup_repository import RepositoryDamaged, TenantRepository
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.services import backup_keys

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from builderd.domain.backups import Backup, Restore
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, machine_fault
 from builderd.domain.ids import TenantId
-from builderd.domain.machine_faults import machine_fault
 from builderd.ports.backup_repository import OnProgress, TenantRepository
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backup_keys, backups

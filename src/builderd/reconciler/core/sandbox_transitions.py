@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Cause, Desired, JobType, Status
+from builderd.domain.builders import MAX_EXITS, Cause, Desired, JobType, Status, recent_crashes
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.prices import Billing
-from builderd.domain.restarts import MAX_EXITS, recent_crashes
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.versions import Version
 from builderd.reconciler.core.observe import WorkItem

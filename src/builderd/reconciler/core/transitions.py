@@ -11,8 +11,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.layers import Built, Installed
-from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Prices
+from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER, Version
 from builderd.reconciler.core.observe import StoredState, read
 from builderd.services.application import Application

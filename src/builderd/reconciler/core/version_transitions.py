@@ -12,8 +12,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.failures import describe_end
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.prices import Prices
-from builderd.domain.qa import Check, gate_doubt, gate_failure, gate_verdict
-from builderd.domain.qa_gate import check_exit, gate_of_failure
+from builderd.domain.qa import Check, check_exit, gate_doubt, gate_failure, gate_of_failure, gate_verdict
 from builderd.domain.reviews import Report, summary
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version, VersionStatus

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_sandbox_id, new_secret
-from builderd.domain.logs import LogStream
 from builderd.domain.previews import Address
-from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.sandboxes import LogStream, Sandbox, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import NO_LAYER, Protocol, Version
 from builderd.ports.testers import Target
 from builderd.reconciler.stages.listening import Wait, wait_until_listening

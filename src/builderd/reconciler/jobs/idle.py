@@ -9,12 +9,21 @@ from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 
-from builderd.domain.builders import Builder, Cause, Desired, StopKind
+from builderd.domain.builders import (
+    Builder,
+    Cause,
+    Desired,
+    IdleAction,
+    Lease,
+    StopKind,
+    can_idle,
+    freeze_reason,
+    idle_action,
+    stop_reason,
+)
 from builderd.domain.errors import BuilderdError
 from builderd.domain.events import SYSTEM
-from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.leases import Lease
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs import activity

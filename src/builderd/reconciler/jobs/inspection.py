@@ -8,19 +8,24 @@ from dataclasses import dataclass
 
 from builderd.domain.errors import InvalidState
 from builderd.domain.failures import SHOWN_LINES, describe_end, not_listening, quoted
-from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, in_order
-from builderd.domain.qa_copy import (
+from builderd.domain.qa import (
+    GATE_PATH,
+    GATE_TIMEOUT,
     TERM_SECONDS,
+    Check,
+    CheckName,
     FileState,
+    Outcome,
+    Screenshot,
     as_not_judged,
     check_files,
     check_idle,
     check_log,
     check_memory_use,
     check_term,
+    in_order,
     is_out_of_reach,
 )
-from builderd.domain.qa_gate import GATE_PATH, GATE_TIMEOUT
 from builderd.reconciler.jobs.copies import Copy
 from builderd.reconciler.stages.listening import Wait
 from builderd.services import executions

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from builderd.domain.addresses import is_address
 from builderd.domain.domains import public_name
-from builderd.domain.host_names import is_address
 from builderd.domain.previews import API, DomainAlias
 from builderd.ports.domains import Certificate
 from builderd.reconciler.core.every import every

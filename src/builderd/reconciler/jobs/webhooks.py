@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.errors import BuilderdError, MachineFault, StoreUnavailable
-from builderd.domain.events import SYSTEM, Event
-from builderd.domain.ids import WebhookId
-from builderd.domain.machine_faults import RETRY_AFTER
-from builderd.domain.webhooks import (
+from builderd.domain.errors import RETRY_AFTER, BuilderdError, MachineFault, StoreUnavailable
+from builderd.domain.events import (
+    SYSTEM,
     Attempt,
     Delivery,
     DeliveryStatus,
+    Event,
     Webhook,
     WebhookStatus,
     associated_data_of,
@@ -32,6 +31,7 @@ from builderd.domain.webhooks import (
     new_delivery,
     payload,
 )
+from builderd.domain.ids import WebhookId
 from builderd.ports.webhooks import Reply
 from builderd.services import webhooks
 from builderd.services.application import Application

@@ -6,11 +6,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Handover, Status, StopKind
+from builderd.domain.builders import Handover, Status, StopKind, recent_crashes
 from builderd.domain.errors import BuildFailed, InstallFailed, MachineFault, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, lacks_memory, not_listening, starved
 from builderd.domain.ids import DiskId, new_id
-from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions

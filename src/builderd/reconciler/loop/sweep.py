@@ -15,7 +15,7 @@ from functools import partial
 
 from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.routes import RESTING_STATES
+from builderd.domain.previews import RESTING_STATES
 from builderd.services import bundles, uploads
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

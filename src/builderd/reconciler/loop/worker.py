@@ -19,9 +19,9 @@ from builderd.domain.errors import (
     NoCapacity,
     RecordDamaged,
     StoreUnavailable,
+    machine_fault,
 )
 from builderd.domain.ids import BuilderId
-from builderd.domain.machine_faults import machine_fault
 from builderd.domain.members import MemberAway
 from builderd.domain.next_step import next_step
 from builderd.domain.steps import (

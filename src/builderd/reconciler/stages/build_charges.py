@@ -14,9 +14,9 @@ from datetime import timedelta
 from typing import TypeVar
 
 from builderd.domain.builders import Builder
+from builderd.domain.errors import is_by_machine
 from builderd.domain.ids import new_id
 from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome
-from builderd.domain.machine_faults import is_by_machine
 from builderd.domain.prices import OpenBuild
 from builderd.reconciler.core.every import every
 from builderd.services import ledger

@@ -8,8 +8,16 @@ from functools import partial
 
 from builderd.domain.builders import Desired
 from builderd.domain.events import SYSTEM
-from builderd.domain.qa import Check, CheckName, gate_passed, gate_verdict
-from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
+from builderd.domain.qa import (
+    ALIVE_SECONDS,
+    QUICK_ALIVE_SECONDS,
+    WATCH_SECONDS,
+    Check,
+    CheckName,
+    check_ended,
+    gate_passed,
+    gate_verdict,
+)
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from builderd.domain.failures import listens_elsewhere
-from builderd.domain.qa_gate import WORKER_ALIVE_SECONDS
+from builderd.domain.qa import WORKER_ALIVE_SECONDS
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application

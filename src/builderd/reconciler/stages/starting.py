@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
+from builderd.domain.builders import next_attempt
 from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, new_sandbox_id
 from builderd.domain.layers import app_folder
-from builderd.domain.logs import LogStream
-from builderd.domain.restarts import next_attempt
-from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
+from builderd.domain.sandboxes import SECRETS_FOLDER, LogStream, Sandbox, SandboxSpec
 from builderd.domain.versions import NO_BUILD, NO_LAYER
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from builderd.domain.host_names import MAX_HOST, a_labels
-from builderd.domain.preview_links import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
+from builderd.domain.addresses import MAX_HOST, a_labels
+from builderd.domain.previews import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
 from builderd.schemas.v1.shape import JsonInt, Page, Shape, Success, Time, View, checked_by
 
 

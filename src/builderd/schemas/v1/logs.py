@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer
 
-from builderd.domain.logs import LogStream
+from builderd.domain.sandboxes import LogStream
 from builderd.schemas.v1.shape import Page, Success, View
 
 

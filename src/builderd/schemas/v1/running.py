@@ -6,10 +6,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from builderd.domain.leases import MAX_REASON_BYTES, MAX_SECONDS
-from builderd.domain.processes import HOME, MAX_STDIN_BYTES, folder_error, stdin_error
+from builderd.domain.builders import MAX_REASON_BYTES, MAX_SECONDS
+from builderd.domain.processes import (
+    DEFAULT_MINUTES,
+    HOME,
+    MAX_MINUTES,
+    MAX_STDIN_BYTES,
+    MIN_MINUTES,
+    folder_error,
+    stdin_error,
+)
 from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
-from builderd.domain.ssh import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
 from builderd.domain.versions import text_error
 from builderd.schemas.v1.builders import Env
 from builderd.schemas.v1.shape import JsonInt, Page, Shape, Success, Time, View, checked_by

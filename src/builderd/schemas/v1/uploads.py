@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from builderd.domain.uploads import SHA256
+from builderd.domain.files import SHA256
 from builderd.schemas.v1.shape import JsonInt, Shape, Success, Time, View, checked_by
 
 

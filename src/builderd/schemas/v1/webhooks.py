@@ -6,8 +6,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from builderd.domain.events import MAX_PATTERN, is_pattern
-from builderd.domain.webhooks import MAX_SECRET, MAX_URL, DeliveryStatus, WebhookStatus, secret_error, url_error
+from builderd.domain.events import (
+    MAX_PATTERN,
+    MAX_SECRET,
+    MAX_URL,
+    DeliveryStatus,
+    WebhookStatus,
+    is_pattern,
+    secret_error,
+    url_error,
+)
 from builderd.schemas.v1.logs import ExactTime
 from builderd.schemas.v1.shape import Page, Shape, Success, Time, View, checked_by
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, Text, UniqueConstraint
 
-from builderd.domain.webhooks import DeliveryStatus, WebhookStatus
+from builderd.domain.events import DeliveryStatus, WebhookStatus
 from builderd.store.tables.base import COUNTER, NEVER_REUSE_IDS, document, metadata
 from builderd.store.types import ForeignText, UtcDateTime, enum_column
 

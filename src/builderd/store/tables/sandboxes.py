@@ -17,9 +17,8 @@ from sqlalchemy import (
     text,
 )
 
-from builderd.domain.logs import LogStream
 from builderd.domain.previews import RESPONSE_TIMES
-from builderd.domain.sandboxes import EndCause
+from builderd.domain.sandboxes import EndCause, LogStream
 from builderd.store.tables.base import COUNTER, NEVER_REUSE_IDS, metadata, unique_where, version_key
 from builderd.store.types import ForeignText, UtcDateTime, enum_column
 

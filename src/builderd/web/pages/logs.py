@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from builderd.api.server.streams import event, stream
-from builderd.domain.logs import LogStream
+from builderd.domain.sandboxes import LogStream
 from builderd.services import logs
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.policy import check_origin

@@ -9,9 +9,8 @@ from starlette.responses import Response
 
 from builderd import __version__
 from builderd.domain.builders import Status
-from builderd.domain.quotas import Allocation
-from builderd.domain.tenants import Tenant
-from builderd.domain.tokens import Scope
+from builderd.domain.resources import Allocation
+from builderd.domain.tokens import Scope, Tenant
 from builderd.store import UnitOfWork
 from builderd.web.charts import share
 from builderd.web.visits import Visit, page

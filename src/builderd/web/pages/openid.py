@@ -18,7 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from builderd.domain.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
-from builderd.domain.identities import Attempt
+from builderd.domain.tokens import Attempt
 from builderd.ports.identity_provider import IdentityProvider
 from builderd.services import sessions
 from builderd.services.application import Application

@@ -8,12 +8,12 @@ from typing import Any
 
 from starlette.responses import Response
 
+from builderd.domain.addresses import a_labels, shown
 from builderd.domain.builders import Builder
 from builderd.domain.credentials import Credential
 from builderd.domain.domains import Domain
 from builderd.domain.errors import BadRequest, ValidationFailed
-from builderd.domain.host_names import a_labels, shown
-from builderd.domain.preview_links import Link
+from builderd.domain.previews import Link
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
 from builderd.schemas.v1.domains import NewDomain, NewPreviewLink

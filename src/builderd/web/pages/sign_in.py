@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from builderd.domain.errors import RateLimited, Unauthenticated
-from builderd.domain.sessions import Session
+from builderd.domain.tokens import Session
 from builderd.operations.operations import Operations
 from builderd.services import sessions
 from builderd.services.application import Application

@@ -12,10 +12,8 @@ from decimal import Decimal
 from starlette.responses import Response
 
 from builderd.domain.builders import Desired
-from builderd.domain.caps import WARNING_SHARE
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import SECONDS_PER_HOUR, Billing, Cost, cents
+from builderd.domain.prices import SECONDS_PER_HOUR, WARNING_SHARE, Billing, Cost, cents, month_of, next_month
 from builderd.domain.spreadsheets import csv_text
 from builderd.domain.tokens import Scope
 from builderd.services import caps, spending

@@ -13,8 +13,7 @@ from starlette.websockets import WebSocket
 from builderd.api.server.terminal_relay import refuse, relay
 from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window
-from builderd.domain.sessions import Session
-from builderd.domain.tokens import Scope
+from builderd.domain.tokens import Scope, Session
 from builderd.services import executions, sessions
 from builderd.services.application import Application
 from builderd.services.builders import Caller

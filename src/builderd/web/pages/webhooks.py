@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from starlette.responses import Response
 
 from builderd.domain.errors import ValidationFailed
+from builderd.domain.events import Delivery, Webhook
 from builderd.domain.tokens import Scope
-from builderd.domain.webhooks import Delivery, Webhook
 from builderd.schemas.v1.webhooks import NewWebhook
 from builderd.services import webhooks
 from builderd.store import UnitOfWork

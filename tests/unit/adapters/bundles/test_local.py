@@ -7,8 +7,7 @@ import pytest
 
 from builderd.adapters.bundles import local
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Alteration, Bundle, BundleFile, bundle_hash, make_bundle
+from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, bundle_hash, make_bundle
 from builderd.domain.errors import ValidationFailed
 
 BUNDLE = make_bundle([BundleFile("main.py", b"print('hello')\n"), BundleFile("x.sh", b"true\n", executable=True)])

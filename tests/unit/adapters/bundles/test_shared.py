@@ -12,8 +12,7 @@ from tests.stores import memory_store
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
-from builderd.domain.archives import ArchiveLimits
-from builderd.domain.bundles import Alteration, Bundle, BundleFile, make_bundle
+from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
 from builderd.domain.errors import StoreUnavailable
 from builderd.store import Store
 from builderd.store.stored_bundles import CHUNK_BYTES, StoredBundles

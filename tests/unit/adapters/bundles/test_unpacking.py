@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.bundles import unpacking
-from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import ArchiveLimits
 from builderd.domain.errors import BuilderdError, MachineFault, NoCapacity, ValidationFailed
 
 

@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
 from builderd.domain.errors import MachineFault, Unauthenticated
-from builderd.domain.identities import Attempt
-from builderd.domain.tokens import Scope
+from builderd.domain.tokens import Attempt, Scope
 
 ISSUER = "https://id.example"
 ATTEMPT = Attempt("state", "nonce", "verifier", "https://builderd.example/sign-in/openid/back")

@@ -6,9 +6,9 @@ from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.credentials import read_sources
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import Cache
-from builderd.domain.package_sources import read_sources
 
 ALICE, BOB = TenantId("alice"), TenantId("bob")
 

@@ -15,9 +15,9 @@ from builderd.adapters.uploads import shared as module
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
 from builderd.domain.errors import Conflict, NoCapacity, QuotaExceeded, StoreUnavailable
+from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import TenantId, UploadId, new_id
-from builderd.domain.tenants import Tenant
-from builderd.domain.uploads import LIFETIME, Upload
+from builderd.domain.tokens import Tenant
 from builderd.store import Store, UnitOfWork
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())

@@ -7,7 +7,7 @@ from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service, running_service
 
 from builderd.api.server import masking
-from builderd.domain.masking import MASK
+from builderd.domain.credentials import MASK
 
 SECRET = "sk-very-secret-0001"
 MASKED = {"Builderd-Mask": "credentials"}

@@ -7,7 +7,7 @@ import pytest
 from tests.service import MINIMAL, Service
 
 from builderd.domain.ids import new_id, secret_hash
-from builderd.domain.preview_links import MAX_LINKS
+from builderd.domain.previews import MAX_LINKS
 
 BUILDERS = "/api/v1/builders"
 

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.testers import FakeTesters
 from tests.service import MINIMAL, Service
 
-from builderd.domain.qa_gate import Visit
+from builderd.domain.qa import Visit
 from builderd.domain.tokens import Scope
 
 BUILDERS = "/api/v1/builders"

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.webhooks import FakeWebhookSender
 from tests.service import Service
 
-from builderd.domain.webhooks import MAX_WEBHOOKS, key_of
+from builderd.domain.events import MAX_WEBHOOKS, key_of
 from builderd.ports.webhooks import Reply
 from builderd.reconciler.jobs.webhooks import WebhookJob
 

@@ -20,7 +20,7 @@ from builderd.cli.apps.tables import aligned, printable
 from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import builderd
 from builderd.client.errors import NoCapacity, Unavailable
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 
 
 def run(*words: str, stdin: str | None = None) -> Result:

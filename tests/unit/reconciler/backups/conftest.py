@@ -16,7 +16,7 @@ from builderd.domain.backups import Backup, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import DiskId
-from builderd.domain.quotas import Limit
+from builderd.domain.resources import Limit
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups

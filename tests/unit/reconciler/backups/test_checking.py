@@ -7,8 +7,14 @@ from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, RestoreStatus
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed, BuilderdError, EngineUnavailable, NoCapacity, StoreUnavailable
-from builderd.domain.machine_faults import helper_died
+from builderd.domain.errors import (
+    BackupFailed,
+    BuilderdError,
+    EngineUnavailable,
+    NoCapacity,
+    StoreUnavailable,
+    helper_died,
+)
 from builderd.ports.backup_repository import RepositoryDamaged
 from builderd.reconciler.backups import checking
 from builderd.services import backup_health, restores

@@ -11,11 +11,12 @@ from tests.unit.reconciler.backups.conftest import HOUR, Scene
 from builderd.domain.backups import BackupStatus, Retention, failure_of
 from builderd.domain.builders import Builder
 from builderd.domain.errors import (
+    RETRY_AFTER,
     BackupFailed,
     MachineFault,
+    helper_died,
 )
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
-from builderd.domain.machine_faults import RETRY_AFTER, helper_died
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
 from builderd.reconciler.backups import checking, upkeep
 from builderd.services import backup_keys, backups

@@ -10,11 +10,10 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour, FakeSandbox
 
-from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.builders import Builder, Desired, Lease, LeaseId, Status, StopKind
 from builderd.domain.errors import EngineUnavailable, NotFound
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import SandboxId
-from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.previews import PreviewActivity, RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause, SandboxUsage

@@ -14,8 +14,7 @@ from tests.unit.reconciler.mortal import living
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.months import month_of, next_month
-from builderd.domain.prices import OpenBuild, cents
+from builderd.domain.prices import OpenBuild, cents, month_of, next_month
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import builders, caps

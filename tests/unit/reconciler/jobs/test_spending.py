@@ -15,9 +15,8 @@ from tests.unit.reconciler.mortal import living
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import QuotaExceeded
 from builderd.domain.events import SYSTEM, Event
-from builderd.domain.months import next_month
 from builderd.domain.previews import RouteState
-from builderd.domain.prices import SECONDS_PER_HOUR
+from builderd.domain.prices import SECONDS_PER_HOUR, next_month
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs import spending
 from builderd.services import builders, caps

@@ -15,9 +15,8 @@ from tests.contract.store.samples import make_event
 from tests.fakes.webhooks import FakeWebhookSender
 
 from builderd.domain.errors import MachineFault
-from builderd.domain.events import Event
+from builderd.domain.events import MAX_ATTEMPTS, Delivery, DeliveryStatus, Event, Webhook, WebhookStatus, sign
 from builderd.domain.ids import BuilderId, WebhookId
-from builderd.domain.webhooks import MAX_ATTEMPTS, Delivery, DeliveryStatus, Webhook, WebhookStatus, sign
 from builderd.ports.webhooks import Reply
 from builderd.reconciler.jobs import webhooks as delivering
 from builderd.reconciler.jobs.webhooks import CLAIM, WebhookJob

@@ -14,10 +14,9 @@ from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.errors import EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
+from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
-from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
 from builderd.reconciler.core import claim as claiming

@@ -14,9 +14,8 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import InvalidState, MachineFault, ReleaseFailed
 from builderd.domain.ids import SandboxId
-from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEffort
+from builderd.domain.sandboxes import EndCause, LogStream, Sandbox, SandboxEffort
 from builderd.domain.versions import VersionStatus
 from builderd.services import builders, deployments, logs, outcomes, wake
 from builderd.services.logs import LogFilter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
-from builderd.domain.logs import LogStream
+from builderd.domain.sandboxes import LogStream
 from builderd.schemas.v1.logs import LogLine
 from builderd.schemas.v1.shape import Failure, Success, Time, View
 

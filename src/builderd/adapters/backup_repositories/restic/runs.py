@@ -10,9 +10,8 @@ from typing import Any
 
 from builderd.adapters.backup_repositories.restic import command, output
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
-from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.domain.errors import BackupFailed, NoCapacity, helper_died
 from builderd.domain.ids import DiskId
-from builderd.domain.machine_faults import helper_died
 from builderd.ports.backup_repository import OnProgress, RepositoryDamaged, TenantRepository
 from builderd.ports.engine import Tool, ToolExit, Tools
 

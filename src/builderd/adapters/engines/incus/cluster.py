@@ -19,8 +19,7 @@ from builderd.adapters.engines.incus.image import Image, metadata
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.network import access_list, network_config, same_rules
 from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.domain.quotas import Capacity
-from builderd.domain.resources import GB
+from builderd.domain.resources import GB, Capacity
 from builderd.ports.engine import Progress
 
 log = logging.getLogger(__name__)

@@ -31,12 +31,19 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
-from builderd.domain.logs import LogMatch, LogPage, LogPiece
 from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
-from builderd.domain.quotas import Capacity
-from builderd.domain.resources import GB
-from builderd.domain.sandboxes import Listening, SandboxEffort, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.resources import GB, Capacity
+from builderd.domain.sandboxes import (
+    Listening,
+    LogMatch,
+    LogPage,
+    LogPiece,
+    SandboxEffort,
+    SandboxReport,
+    SandboxSpec,
+    SandboxUsage,
+)
 from builderd.domain.versions import Isolation
 from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit

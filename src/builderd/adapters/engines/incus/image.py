@@ -27,7 +27,7 @@ from builderd.adapters.engines.incus.guest import FOLDER, PROGRAMS
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE, HOME
 from builderd.adapters.engines.oci.storage.base import HOST_HOME, Base, ensure_base
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.preflight import SEARCH_PATH
+from builderd.domain.inventory import SEARCH_PATH
 from builderd.ports.engine import Progress
 
 _UNUSED_SECONDS = 30 * 86_400.0

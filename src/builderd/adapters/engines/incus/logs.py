@@ -18,7 +18,7 @@ from typing import NamedTuple
 from builderd.adapters.engines.incus.client import IncusClient
 from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
 from builderd.adapters.engines.incus.guest import LOG
-from builderd.domain.logs import LogLine, LogMatch, LogPage, LogPiece, LogStream
+from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream
 
 #: A page ends with the line with which it has so many characters.
 PAGE_SIZE = 1 << 18

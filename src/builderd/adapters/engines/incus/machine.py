@@ -28,8 +28,7 @@ from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
 from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
-from builderd.domain.quotas import Capacity
-from builderd.domain.resources import GB
+from builderd.domain.resources import GB, Capacity
 from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import EngineOptions, Progress
 

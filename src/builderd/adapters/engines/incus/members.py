@@ -12,7 +12,7 @@ from builderd.adapters.engines.incus.client import IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Member
 from builderd.domain.errors import BuilderdError
 from builderd.domain.members import MemberReport
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 
 log = logging.getLogger(__name__)
 

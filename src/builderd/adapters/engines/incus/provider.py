@@ -24,8 +24,7 @@ from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.network import network_config
 from builderd.adapters.engines.oci.storage.base import find_host_base
 from builderd.domain.errors import BuilderdError
-from builderd.domain.inventory import EngineInventory
-from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
+from builderd.domain.inventory import SEARCH_PATH, EngineInventory, PreflightCheck
 from builderd.ports.engine import Engine, EngineOptions, Progress
 
 _CLAIM = f"{OWN}service"

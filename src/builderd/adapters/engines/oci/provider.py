@@ -10,8 +10,7 @@ from builderd.adapters.engines.oci.engine import inventory, preflight
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.network.allocations import sandbox_networks
 from builderd.adapters.engines.oci.storage.base import ensure_base, find_host_base
-from builderd.domain.inventory import EngineInventory
-from builderd.domain.preflight import PreflightCheck
+from builderd.domain.inventory import EngineInventory, PreflightCheck
 from builderd.ports.engine import EngineOptions, Progress
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
+from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
 
 
 def run_check(program: str = "haproxy") -> PreflightCheck:

@@ -25,7 +25,7 @@ from builderd.adapters.previews.haproxy.config import DESCRIPTION, Host
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.runtime_api import ProxyGone
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.preflight import SEARCH_PATH
+from builderd.domain.inventory import SEARCH_PATH
 
 #: Seconds that a start may take; it takes a few hundredths.
 START_TIMEOUT = 30.0

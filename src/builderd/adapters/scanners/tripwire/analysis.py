@@ -21,8 +21,7 @@ from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rul
 from builderd.adapters.scanners.tripwire.review import Review, Source, listed, reported
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
 from builderd.adapters.scanners.tripwire.signatures import Signatures
-from builderd.domain.reach import References
-from builderd.domain.sources import CODE, Kind
+from builderd.domain.sources import CODE, Kind, References
 
 FOLDER = Path("/work")
 FOR_SECRETS = "Take it out, revoke it where it was issued, and hand it to the app as a credential"

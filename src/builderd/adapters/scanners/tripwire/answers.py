@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from builderd.domain.bundles import Bundle
-from builderd.domain.reach import References
 from builderd.domain.reviews import Hit
+from builderd.domain.sources import References
 
 #: More are not judged, and so nothing passes for them.
 MAX_HITS = 20_000

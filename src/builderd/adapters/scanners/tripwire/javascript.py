@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builderd.domain.reach import References
+from builderd.domain.sources import References
 
 #: Compiles each file as the kind of module that its ending says, or as either; nothing of it is executed. Acorn, which
 #: is a part of Node.js, then gives the trees of files up to a size, in a short form.

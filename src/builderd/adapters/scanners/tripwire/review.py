@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from builderd.adapters.scanners.tripwire import lint
 from builderd.adapters.scanners.tripwire.catalogue import CATALOGUE
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, masked
-from builderd.domain.reach import References
-from builderd.domain.sources import Kind
+from builderd.domain.sources import Kind, References
 
 #: Characters of a line that a finding shows.
 MAX_TEXT = 200

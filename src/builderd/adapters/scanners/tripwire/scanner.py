@@ -30,7 +30,7 @@ from builderd.adapters.scanners.tripwire.worker import (
     UNCONFINED,
 )
 from builderd.domain.bundles import Bundle
-from builderd.domain.machine_faults import helper_died, machine_fault
+from builderd.domain.errors import helper_died, machine_fault
 from builderd.domain.review_policies import MB, ReviewLimits
 from builderd.domain.sources import Kind, select_files
 from builderd.ports.scanners import NOTHING_RUN, Scan

@@ -15,7 +15,7 @@ from builderd.adapters.engines.incus.helper import device_of
 from builderd.adapters.engines.incus.image import Image
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.machine import Machine
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 from builderd.ports.engine import EngineOptions
 
 _STATES = {"freeze": "Frozen", "unfreeze": "Running", "stop": "Stopped", "start": "Running"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builderd.adapters.engines.incus.logs import page_of, parse, piece_of
-from builderd.domain.logs import LogMatch, LogStream
+from builderd.domain.sandboxes import LogMatch, LogStream
 
 OUT = parse("out", b"2026-11-28 02:00:00.000000001  one\n2026-11-28 02:00:00.000000001  two\n2026-11-28 02:00:02.5  x")
 ERR = parse("err", b"2026-11-28 02:00:01.000000000  error\n")

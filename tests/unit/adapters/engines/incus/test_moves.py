@@ -17,7 +17,7 @@ from builderd.adapters.engines.incus.disks import Disks, Moves
 from builderd.adapters.engines.incus.errors import IncusError
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.ids import DiskId
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 
 ONE = DiskId("one")
 MOVED_FROM = "user.builderd.moved_from"

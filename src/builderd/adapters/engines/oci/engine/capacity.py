@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from builderd.domain.quotas import Capacity
-from builderd.domain.resources import GB
+from builderd.domain.resources import GB, Capacity
 
 MEMINFO = Path("/proc/meminfo")
 

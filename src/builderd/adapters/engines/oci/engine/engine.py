@@ -27,12 +27,14 @@ from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
-from builderd.domain.logs import LogMatch, LogPage, LogPiece
 from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
-from builderd.domain.quotas import Capacity
+from builderd.domain.resources import Capacity
 from builderd.domain.sandboxes import (
     Listening,
+    LogMatch,
+    LogPage,
+    LogPiece,
     SandboxEffort,
     SandboxReport,
     SandboxSpec,

@@ -43,7 +43,7 @@ from builderd.adapters.engines.oci.storage.layer_store import lacks_bytecode
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.preflight import SEARCH_PATH
+from builderd.domain.inventory import SEARCH_PATH
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import EngineOptions, Progress

@@ -20,7 +20,7 @@ from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
 from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
 from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
 from builderd.adapters.engines.oci.storage.store_watch import find_failure
-from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
+from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
 from builderd.domain.resources import GB
 
 #: (program, Debian package, consequence of its lack, vital)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
 
-from builderd.domain.logs import LogLine, LogPage, LogStream
+from builderd.domain.sandboxes import LogLine, LogPage, LogStream
 
 #: A line is cut where it gets longer than this many bytes.
 MAX_LINE = 1 << 20

@@ -16,7 +16,7 @@ from builderd.adapters.engines.oci.runtime.log_records import (
     records,
     time_at,
 )
-from builderd.domain.logs import LogMatch, LogPiece, LogStream
+from builderd.domain.sandboxes import LogMatch, LogPiece, LogStream
 
 #: Bytes of a log that are searched at once.
 PIECE_SIZE = 1 << 20

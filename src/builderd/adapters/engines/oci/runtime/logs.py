@@ -17,7 +17,7 @@ from typing import BinaryIO
 from builderd.adapters.engines.oci.runtime.log_records import Content, Cursor, read_generations
 from builderd.adapters.engines.oci.runtime.log_search import search_generations
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogMatch, LogPage, LogPiece
+from builderd.domain.sandboxes import LogMatch, LogPage, LogPiece
 
 #: Earlier logs that are kept of a builder, which may have been restarted many times.
 KEPT_LOGS = 10

@@ -43,7 +43,7 @@ from builderd.adapters.engines.oci.storage.too_large import (
     store_full,
 )
 from builderd.adapters.engines.oci.storage.transcript import Transcript
-from builderd.domain.errors import BuilderdError, MachineFault, NotFound
+from builderd.domain.errors import BuilderdError, MachineFault, NotFound, helper_died
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
     APP,
@@ -59,7 +59,6 @@ from builderd.domain.layers import (
     LayerPlan,
     StoredLayers,
 )
-from builderd.domain.machine_faults import helper_died
 from builderd.domain.resources import GB
 from builderd.linux.threads import run_to_completion
 

@@ -12,7 +12,7 @@ from builderd.adapters.engines.oci.runtime import log_records
 from builderd.adapters.engines.oci.runtime import log_search as module
 from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, Content, Cursor, read_generations
 from builderd.adapters.engines.oci.runtime.log_search import search_generations
-from builderd.domain.logs import LogLine, LogMatch, LogStream
+from builderd.domain.sandboxes import LogLine, LogMatch, LogStream
 
 BEGINNING = datetime.fromisoformat("2026-01-02T00:00:00+00:00")
 

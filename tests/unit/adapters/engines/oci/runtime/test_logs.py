@@ -13,7 +13,7 @@ from builderd.adapters.engines.oci.runtime import log_records as module
 from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, Cursor, parse_log, read_generations
 from builderd.adapters.engines.oci.runtime.logs import KEPT_LOGS, Logs
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.sandboxes import LogLine, LogStream
 
 
 def record(text: str, flag: str = "F", stream: str = "stdout", second: int = 0) -> bytes:

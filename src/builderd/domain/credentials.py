@@ -1,6 +1,6 @@
-"""Credentials: a tenant's named secrets, handed to the builders that ask for them, and masked where they would be shown.
+"""Credentials: a tenant's named secrets, handed to the builders that ask for them, and masked wherever they show.
 
-Some name private package indexes, by the variables that pip and npm know. Their addresses are settings of an installer;
+Some name private package indexes, by variables of pip and npm. Their addresses are settings of an installer;
 user names, passwords and tokens are secrets, which only the environment of the installer has.
 """
 

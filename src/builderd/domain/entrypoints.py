@@ -1,4 +1,4 @@
-"""What starts a project: commands of its Procfile and package.json, and the files that a command runs.
+"""Commands that start a project, from its Procfile and package.json, and the files that a command runs.
 
 The commands are read, never run; a project's files are untrusted. Formats:
 https://devcenter.heroku.com/articles/procfile and https://docs.npmjs.com/cli/configuring-npm/package-json

@@ -227,7 +227,7 @@ class World:
     @property
     def running(self) -> Sequence[FakeSandbox]:
         """The sandboxes that run now."""
-        return [sandbox for sandbox in self.engine.sandboxes.values() if sandbox.end is None]
+        return [sandbox for sandbox in self.engine.known.values() if sandbox.end is None]
 
     def called(self, method: str) -> int:
         """Return the number of the engine's calls of a method."""
@@ -236,9 +236,9 @@ class World:
     async def left(self) -> Mapping[str, Any]:
         """All that is not nothing in the world."""
         kept = {
-            "sandboxes": self.engine.sandboxes,
-            "disks": self.engine.disks,
-            "logs": self.engine.logs,
+            "sandboxes": self.engine.known,
+            "disks": self.engine.known_disks,
+            "logs": self.engine.known_logs,
             "routes": await self.previews.routes(),
             "bundles": self.bundles.stored,
         }
@@ -280,7 +280,7 @@ class World:
 
     async def until_nothing_runs(self) -> None:
         """Wait until nothing runs, and nothing is left of the sandboxes."""
-        await self.until(lambda: not self.engine.sandboxes)
+        await self.until(lambda: not self.engine.known)
 
     async def until_nothing_is_left(self) -> None:
         try:

@@ -19,13 +19,12 @@ from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.process import run_to_end
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.processes import TIMEOUT_EXIT_CODE
 from builderd.domain.resources import GB, Resources
 from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import Engine, EngineOptions, StoreOptions
+from builderd.ports.engine import Engine, EngineOptions, Progress, StoreOptions
 from builderd.services import executions
 
 
@@ -45,15 +44,17 @@ def settings_until_down(data_dir: Path) -> Iterator[EngineOptions]:
 class StrongEngine(OciEngine):
     """Runs every sandbox under gVisor."""
 
-    async def start(self, spec: SandboxSpec) -> SandboxReport:
-        return await super().start(replace(spec, isolation=Isolation.STRONG))
+    async def prepare(self, progress: Progress) -> None:
+        await super().prepare(progress)
+        self._here.runtimes["standard"] = self._here.runtimes["strong"]
 
 
 class RuncEngine(OciEngine):
     """Runs sandboxes as on a machine without crun."""
 
-    def _runtime(self, isolation: Isolation) -> Runtime:
-        return self._here.runtimes["runc"] if isolation is Isolation.STANDARD else super()._runtime(isolation)
+    async def prepare(self, progress: Progress) -> None:
+        await super().prepare(progress)
+        self._here.runtimes["standard"] = self._here.runtimes["runc"]
 
 
 @asynccontextmanager
@@ -65,9 +66,9 @@ async def prepared(settings: EngineOptions, kind: type[OciEngine] = OciEngine) -
         yield engine
     finally:
         await engine.prepare(lambda line: None)
-        for report in await engine.list_sandboxes():
-            await engine.stop(report.id, 0)
-            await engine.remove(report.id)
+        for report in await engine.sandboxes.list_sandboxes():
+            await engine.sandboxes.stop(report.id, 0)
+            await engine.sandboxes.remove(report.id)
         await engine.close()
 
 
@@ -78,7 +79,7 @@ ENGINE_TIMEOUT = patience(30)
 async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
     """A spec for the app on a disk of its own."""
     builder = new_id()
-    await engine.create_disk(DiskId(builder), 1 * GB)
+    await engine.disks.create_disk(DiskId(builder), 1 * GB)
     spec = SandboxSpec(
         id=new_sandbox_id(),
         builder_id=BuilderId(builder),
@@ -95,26 +96,26 @@ async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
 
 async def until_state(engine: Engine, sandbox: SandboxId, state: SandboxState) -> SandboxReport:
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        while (report := await engine.report(sandbox)).state is not state:
+        while (report := await engine.sandboxes.report(sandbox)).state is not state:
             await asyncio.sleep(0.01)
     return report
 
 
 async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        while not (listening := await engine.listening(sandbox)).sockets:
+        while not (listening := await engine.sandboxes.listening(sandbox)).sockets:
             await asyncio.sleep(0.01)
     return listening
 
 
 async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
-    page = await engine.read_log(sandbox)
+    page = await engine.logs.read_log(sandbox)
     return [line.text for line in page.lines]
 
 
 async def execute(engine: Engine, sandbox: SandboxId, command: str, seconds: float, limit: int) -> ExecResult:
     """Run a command line to its end."""
-    return await executions.capture(engine, sandbox, executions.Command(command, seconds), limit)
+    return await executions.capture(engine.sandboxes, sandbox, executions.Command(command, seconds), limit)
 
 
 async def past_its_time(engine: Engine, sandbox: SandboxId, command: str) -> ExecResult:

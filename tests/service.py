@@ -86,8 +86,8 @@ class Service:
         """Return the number of all things that a refused request must leave as they were."""
         return {
             "world_bundles": len(self.bundles.stored),
-            "world_sandboxes": len(self.engine.sandboxes),
-            "world_disks": len(self.engine.disks),
+            "world_sandboxes": len(self.engine.known),
+            "world_disks": len(self.engine.known_disks),
             "world_routes": len(await self.previews.routes()),
             # In the store's own thread: in memory there is one connection for all.
             **await asyncio.get_running_loop().run_in_executor(self.store._readers, _rows, self.store),

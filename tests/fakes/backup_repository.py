@@ -87,7 +87,7 @@ class FakeBackupRepository:
     ) -> SnapshotSummary:
         self._called("save")
         self.manifest_names[repository.tenant_id].add(request.builder)
-        files = dict(self._engine.disks[request.disk].files)
+        files = dict(self._engine.known_disks[request.disk].files)
         size = sum(map(len, files.values()))
         if size > request.limit_bytes:
             raise BackupFailed("The files claim to hold far more than the disk's size.")
@@ -116,7 +116,7 @@ class FakeBackupRepository:
         if kept.is_incomplete or not opened.damaged.isdisjoint(kept.hashes.values()):
             raise SnapshotDamaged("The repository is damaged.")
         files = {**kept.files, **({"altered": b"?"} if snapshot in self.altered else {})}
-        self._engine.disks[disk].files = files
+        self._engine.known_disks[disk].files = files
         on_progress(1.0)
         differences = () if _digest(files) == kept.digest else ("not in the backup: 'altered'",)
         return RestoreReport(kept.digest, len(kept.files), sum(map(len, kept.files.values())), differences)

@@ -57,12 +57,12 @@ class FakeDiskFiles:
     """Implements ``ports.disk_files.DiskFiles``."""
 
     def __init__(self) -> None:
-        self.disks: dict[DiskId, FakeDisk] = {}
+        self.known_disks: dict[DiskId, FakeDisk] = {}
 
     def _disk(self, disk: DiskId) -> FakeDisk:
-        if disk not in self.disks:
+        if disk not in self.known_disks:
             raise NotFound(f"There is no disk {disk}.")
-        return self.disks[disk]
+        return self.known_disks[disk]
 
     async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
         found = self._disk(disk)

@@ -36,8 +36,7 @@ from builderd.domain.sandboxes import (
     SandboxUsage,
 )
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit
-from builderd.ports.engine.usages import read_each
+from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit, read_each
 from builderd.ports.processes import Process
 
 TERMINATED_EXIT_CODE = 143
@@ -46,12 +45,19 @@ TERMINATED_EXIT_CODE = 143
 class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     """Implements ``ports.engine.Engine``. ``now`` stamps starts, ends and log lines."""
 
+    @property
+    def sandboxes(self) -> FakeEngine:
+        """All its parts are itself."""
+        return self
+
+    disks = files = layers = logs = tools = sandboxes
+
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         FakeDiskFiles.__init__(self)
         FakeLayers.__init__(self, now)
         self.processes: list[ProcessSpec] = []
         self.tight = False
-        self.sandboxes: dict[SandboxId, FakeSandbox] = {}
+        self.known: dict[SandboxId, FakeSandbox] = {}
         self.ready = False
         #: Reason by isolation that is not supported.
         self.unsupported: dict[Isolation, str] = {}
@@ -78,7 +84,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     def end(self, sandbox: SandboxId, cause: EndCause = EndCause.EXITED, exit_code: int | None = 0) -> None:
         """Let the app end now, and report it to ``exits``."""
-        found = self.sandboxes[sandbox]
+        found = self.known[sandbox]
         if found.end is not None:
             return
         found.end = SandboxEnd(cause, exit_code, self._now())
@@ -89,20 +95,20 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         """Let the sandbox's monitor die, which ends the sandbox. Unless ``seen``, ``exits`` does not report it."""
         if seen:
             self.end(sandbox, EndCause.MONITOR_LOST, None)
-        elif (found := self.sandboxes[sandbox]).end is None:
+        elif (found := self.known[sandbox]).end is None:
             found.end = SandboxEnd(EndCause.MONITOR_LOST, None, self._now())
 
     def lose(self, sandbox: SandboxId) -> None:
         """Remove the sandbox without a trace."""
-        del self.sandboxes[sandbox]
+        del self.known[sandbox]
 
     def leave_half_made(self, sandbox: SandboxId) -> None:
         """Let the sandbox look as if its start had been cut off."""
-        self.sandboxes[sandbox].half_made = True
+        self.known[sandbox].half_made = True
 
     def restart_host(self) -> None:
         """Let the machine restart, which ends every sandbox."""
-        for sandbox in self.sandboxes:
+        for sandbox in self.known:
             self.end(sandbox, EndCause.HOST_RESTARTED, None)
 
     # The port
@@ -143,7 +149,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         return list(self.cluster)
 
     async def disk_members(self) -> Mapping[DiskId, str]:
-        return dict.fromkeys(self.disks, self.member) if self.cluster else {}
+        return dict.fromkeys(self.known_disks, self.member) if self.cluster else {}
 
     async def move_disk(self, disk: DiskId) -> str:
         self._called("move_disk", disk)
@@ -153,22 +159,22 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     def write_off(self, disk: DiskId) -> None:
         """Let the disk be gone, and its sandbox end with its machine."""
-        self.disks.pop(disk, None)
-        for sandbox, found in self.sandboxes.items():
+        self.known_disks.pop(disk, None)
+        for sandbox, found in self.known.items():
             if found.spec.disk == disk:
                 self.end(sandbox, EndCause.HOST_RESTARTED, None)
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
-        return (await self.collect(set(self.layers) - set(keys), unused_seconds)).layers
+        return (await self.collect(set(self.known_layers) - set(keys), unused_seconds)).layers
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         self._called("collect", "")
-        used = {sandbox.spec.layer_key for sandbox in self.sandboxes.values() if sandbox.end is None}
+        used = {sandbox.spec.layer_key for sandbox in self.known.values() if sandbox.end is None}
         latest = self._now() - timedelta(seconds=unused_seconds)
-        unused = [key for key in self.layers if self._layer_used.get(key, latest) <= latest]
+        unused = [key for key in self.known_layers if self._layer_used.get(key, latest) <= latest]
         gone = [key for key in unused if key not in used and key not in keep]
         for key in gone:
-            del self.layers[key]
+            del self.known_layers[key]
         return Collected(gone, [], 0)
 
     def is_tight(self) -> bool:
@@ -179,11 +185,11 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         self._called("create_disk", disk)
-        self.disks.setdefault(disk, FakeDisk(size_bytes)).size_bytes = size_bytes
+        self.known_disks.setdefault(disk, FakeDisk(size_bytes)).size_bytes = size_bytes
 
     async def disk(self, disk: DiskId) -> DiskReport | None:
         self._called("disk", disk)
-        found = self.disks.get(disk)
+        found = self.known_disks.get(disk)
         if found is None:
             return None
         leaving = disk in self.leaving
@@ -196,7 +202,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self._refuse_while_used(disk)
         found = self._disk(disk)
         before = replaced if replaced and replaced.hash == found.bundle_hash else Bundle("", ())
-        if build_key and build_key not in self.layers:
+        if build_key and build_key not in self.known_layers:
             raise NotFound(f"There is no layer {build_key}.")
         written, removed = changes(before, bundle)
         for path in (*removed, *found.built):
@@ -216,15 +222,15 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self._called("clone_disk", source)
         found = self._disk(source)
         copy = FakeDisk(size_bytes, dict(found.files), found.bundle_hash, dict(found.built), found.build_key)
-        self.disks.setdefault(target, copy)
+        self.known_disks.setdefault(target, copy)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._called("delete_disk", disk)
         self._refuse_while_used(disk)
-        self.disks.pop(disk, None)
+        self.known_disks.pop(disk, None)
 
     def _refuse_while_used(self, disk: DiskId) -> None:
-        if any(s.spec.disk == disk and s.end is None for s in self.sandboxes.values()):
+        if any(s.spec.disk == disk and s.end is None for s in self.known.values()):
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
@@ -239,20 +245,20 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         self._called("start", spec.id)
-        known = self.sandboxes.get(spec.id)
+        known = self.known.get(spec.id)
         if known and not known.half_made:
             return known.report()
         self._disk(spec.disk)
         if known is None:
             self._refuse_while_used(spec.disk)
-        if spec.layer_key is not None and spec.layer_key not in self.layers:
+        if spec.layer_key is not None and spec.layer_key not in self.known_layers:
             raise NotFound(f"There is no layer {spec.layer_key}.")
         if refusal := self.supports(spec.isolation):
             raise EngineUnavailable(refusal)
         behaviour = self._next_behaviour(spec.entrypoint)
         sandbox = FakeSandbox(spec, behaviour, self._next_address(), self._now(), member=self.member)
-        self.sandboxes[spec.id] = sandbox
-        self.logs[spec.id] = (spec.builder_id, [])
+        self.known[spec.id] = sandbox
+        self.known_logs[spec.id] = (spec.builder_id, [])
         self.print(spec.id, *sandbox.behaviour.lines)
         return sandbox.report()
 
@@ -273,7 +279,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         self._called("list_sandboxes", "")
-        return [found.report() for sandbox in list(self.sandboxes) if (found := self._look(sandbox))]
+        return [found.report() for sandbox in list(self.known) if (found := self._look(sandbox))]
 
     def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
         return nullcontext(lambda: True)
@@ -289,7 +295,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         return Listening(frozenset({(does.address, does.port or found.spec.port)}))
 
     def _look(self, sandbox: SandboxId) -> FakeSandbox | None:
-        found = self.sandboxes.get(sandbox)
+        found = self.known.get(sandbox)
         if found is None:
             return None
         found.looks += 1
@@ -314,16 +320,16 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
             found.frozen, found.thawed_at = False, self._now()
 
     def _alive(self, sandbox: SandboxId) -> FakeSandbox | None:
-        found = self.sandboxes.get(sandbox)
+        found = self.known.get(sandbox)
         return None if found is None or found.end or found.half_made else found
 
     async def _reported(self, sandbox: SandboxId) -> SandboxReport:
-        found = self.sandboxes.get(sandbox)
+        found = self.known.get(sandbox)
         return found.report() if found else absent_report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         self._called("stop", sandbox)
-        found = self.sandboxes.get(sandbox)
+        found = self.known.get(sandbox)
         if found is None:
             return absent_report(sandbox)
         self._thaw(sandbox)
@@ -332,10 +338,10 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     async def remove(self, sandbox: SandboxId) -> None:
         self._called("remove", sandbox)
-        found = self.sandboxes.get(sandbox)
+        found = self.known.get(sandbox)
         if found and not found.end and not found.half_made:
             raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
-        self.sandboxes.pop(sandbox, None)
+        self.known.pop(sandbox, None)
 
     async def exits(self) -> AsyncIterator[SandboxId]:
         watcher: asyncio.Queue[SandboxId] = asyncio.Queue()
@@ -368,7 +374,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         found = self._alive(sandbox)
         if found is None:
             return None
-        disk = self.disks.get(found.spec.disk)
+        disk = self.known_disks.get(found.spec.disk)
         used = sum(len(content) for content in disk.files.values()) if disk else 0
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
@@ -387,6 +393,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     async def down(self) -> None:
         self._called("down", "")
-        for sandbox in list(self.sandboxes):
+        for sandbox in list(self.known):
             self.end(sandbox, EndCause.STOPPED, TERMINATED_EXIT_CODE)
         self.ready = False

@@ -40,7 +40,7 @@ class FakeLayers(FakeCalls):
     def __init__(self, now: Callable[[], datetime]) -> None:
         super().__init__()
         #: Number of times that each layer was built or compiled.
-        self.layers: dict[str, int] = {}
+        self.known_layers: dict[str, int] = {}
         self._layer_used: dict[str, datetime] = {}
         #: Bytes of each layer where it is not one of ``LAYER_BYTES``, and the tenant that built it.
         self.layer_bytes: dict[str, int] = {}
@@ -57,21 +57,21 @@ class FakeLayers(FakeCalls):
 
     async def has_layer(self, key: str) -> bool:
         self._called("has_layer", key)
-        if key in self.layers:
+        if key in self.known_layers:
             self._layer_used[key] = self._now()
-        return key in self.layers
+        return key in self.known_layers
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         self._called("build_layer", plan.key)
         async with self._builds[plan.key]:
-            if plan.key in self.layers:
+            if plan.key in self.known_layers:
                 return BuildOutcome(exit_code=0, output=(), seconds=0, reused=True)
             for step in plan.steps:
                 progress(step.title)
             await asyncio.sleep(0)
             outcome = self._next_outcome()
             if outcome.ok:
-                self.layers[plan.key] = 1
+                self.known_layers[plan.key] = 1
                 self.layer_tenants[plan.key] = plan.tenant
                 self._layer_used[plan.key] = self._now()
                 if plan.app is not None:
@@ -83,18 +83,18 @@ class FakeLayers(FakeCalls):
         self._called("stored_layers", "")
         found = {
             key: StoredLayer(self.layer_bytes.get(key, LAYER_BYTES), self.layer_tenants.get(key))
-            for key in self.layers
+            for key in self.known_layers
             if keys is None or key in keys
         }
         return StoredLayers(found, int(self.has.disk * GB))
 
     async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         self._called("compile_layer", key)
-        if key not in self.layers:
+        if key not in self.known_layers:
             raise NotFound(f"There is no layer {key}.")
         outcome = self._next_outcome()
         if outcome.ok:
-            self.layers[key] += 1
+            self.known_layers[key] += 1
         return outcome
 
     def _next_outcome(self) -> BuildOutcome:

@@ -18,11 +18,11 @@ class FakeLogs(FakeCalls):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
+        self.known_logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
 
     def print(self, sandbox: SandboxId, *lines: str, stream: LogStream = LogStream.STDOUT) -> None:
         """Let the app write lines into its log."""
-        self.logs[sandbox][1].extend(LogLine(self._now(), stream, line) for line in lines)
+        self.known_logs[sandbox][1].extend(LogLine(self._now(), stream, line) for line in lines)
 
     async def read_log(
         self,
@@ -34,16 +34,16 @@ class FakeLogs(FakeCalls):
         limit: int | None = None,
     ) -> LogPage:
         self._called("read_log", sandbox)
-        lines = self.logs[sandbox][1] if sandbox in self.logs else []
+        lines = self.known_logs[sandbox][1] if sandbox in self.known_logs else []
         return page_of(lines, cursor, tail, since, limit)
 
     async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
         self._called("search_log", sandbox)
-        return piece_of(self.logs[sandbox][1] if sandbox in self.logs else [], match, before, count)
+        return piece_of(self.known_logs[sandbox][1] if sandbox in self.known_logs else [], match, before, count)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         self._called("delete_logs", builder)
-        self.logs = {sandbox: log for sandbox, log in self.logs.items() if log[0] != builder}
+        self.known_logs = {sandbox: log for sandbox, log in self.known_logs.items() if log[0] != builder}
 
 
 def page_of(

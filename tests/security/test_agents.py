@@ -36,7 +36,7 @@ async def prepared(one: Agent, service: Service) -> None:
     await one.done("store_credentials", name="pay", values={"KEY": SECRET})
     files = {"main.py": "print('x')\n", "README.md": INJECTION}
     await one.done("deploy_code", name="evil", files=files, entrypoint=RUN, credentials=["pay"])
-    (sandbox,) = service.engine.sandboxes
+    (sandbox,) = service.engine.known
     service.engine.print(sandbox, INJECTION, f"key {SECRET}")
     service.engine.answer("env", Answer(output=f"KEY={SECRET}\n{INJECTION}\n"))
 

@@ -52,7 +52,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions
 async def scene(settings: EngineOptions, tmp_path: Path) -> AsyncIterator[Scene]:
     async with prepared(settings) as engine:
         yield Scene(
-            ResticRepository(engine, RepositoryLocation(str(tmp_path / "repositories")), tmp_path / "restic", "mine"),
+            ResticRepository(
+                lambda: engine.tools, RepositoryLocation(str(tmp_path / "repositories")), tmp_path / "restic", "mine"
+            ),
             engine,
             tmp_path,
         )
@@ -168,11 +170,11 @@ async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, reposi
 async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, repository: TenantRepository) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(20_000_000)))
     small = DiskId(new_id())
-    await scene.engine.create_disk(small, 5_000_000)
+    await scene.engine.disks.create_disk(small, 5_000_000)
     with pytest.raises(NoCapacity, match="deploy a version with a larger disk") as told:
         await scene.backup_repository.restore(repository, saved.snapshot, small, lambda _: None)
     assert told.value.retry_after is None, "waiting makes no disk larger"
-    await scene.engine.delete_disk(small)
+    await scene.engine.disks.delete_disk(small)
 
 
 async def test_tool_has_one_disk_no_network_and_no_privileges(scene: Scene) -> None:
@@ -183,7 +185,7 @@ async def test_tool_has_one_disk_no_network_and_no_privileges(scene: Scene) -> N
         "touch /disk/new; touch /new; ls /data /var/lib/builderd-host; cat /proc/net/dev | tail -n +3 | wc -l; "
         "mount -t tmpfs none /tmp; unshare -U true"
     )
-    await scene.engine.run_tool(Tool(("sh", "-c", look), disk=disk), lines.append)
+    await scene.engine.tools.run_tool(Tool(("sh", "-c", look), disk=disk), lines.append)
     text = "\n".join(lines)
     assert lines[:2] == ["1000", "read me"]
     assert "CapEff:\t0000000000000000" in text
@@ -200,7 +202,7 @@ async def test_backup_tool_can_read_all_files_and_write_none(scene: Scene) -> No
     tool = Tool(
         ("sh", "-c", "grep CapEff /proc/self/status; cat /etc/shadow >/dev/null; echo"), {}, disk, reads_all=True
     )
-    await scene.engine.run_tool(tool, lines.append)
+    await scene.engine.tools.run_tool(tool, lines.append)
     assert lines[0] == "CapEff:\t0000000000000004"
 
 
@@ -234,7 +236,7 @@ async def _leave_lock(scene: Scene, repository: TenantRepository, name: str) -> 
         folders={"repository": folder},
         hostname=name,
     )
-    await scene.engine.run_tool(tool, print)
+    await scene.engine.tools.run_tool(tool, print)
     assert any("tmp" not in lock.name for lock in (folder / "locks").iterdir()), "it tidied up before it was killed"
 
 

@@ -202,7 +202,7 @@ async def test_one_page_of_the_logs_of_a_tenant_is_read_at_a_time(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attacker, neighbour = await _two_builders(service)
-    sandbox = next(iter(service.engine.sandboxes))
+    sandbox = next(iter(service.engine.known))
     gate = Gate(service.engine.search_log, lambda name: name == sandbox)
     monkeypatch.setattr(service.engine, "search_log", gate)
     client, other = service.client(service.write), service.client(service.other)

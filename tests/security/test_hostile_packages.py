@@ -78,7 +78,7 @@ async def test_hostile_wheels_write_only_into_their_layer(workshop: Workshop) ->
     wheels = [raw_wheel(name, add) for name, add in HOSTILE.items()]
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, *wheels, HELLO) as index:
         plans = {name: workshop.plan(f"{name}\nhello", index) for name in HOSTILE}
-        outcomes = {name: await workshop.layers.build(plan, quiet) for name, plan in plans.items()}
+        outcomes = {name: await workshop.layers.build_layer(plan, quiet) for name, plan in plans.items()}
     assert [name for name in ("special", "climbing", "many") if outcomes[name].ok] == ["special", "many"]
     assert "must resolve to a file within" in outcomes["climbing"].output[-1]
     assert not list(root.rglob("MARK"))
@@ -132,9 +132,9 @@ async def test_a_wheel_that_grows_when_unpacked_ends_at_its_tenants_limit(worksh
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, *bombs) as index:
         plan = replace(workshop.plan("bomb", index), tenant=MALLORY, limit_bytes=50 << 20)
         with pytest.raises(InstallFailed, match=r"tenant\.layers"):
-            await workshop.layers.build(plan, quiet)
+            await workshop.layers.build_layer(plan, quiet)
         assert not workshop.layers.has(plan.key)
-        assert (await workshop.layers.build(workshop.plan("hello", index, ALICE), quiet)).ok
+        assert (await workshop.layers.build_layer(workshop.plan("hello", index, ALICE), quiet)).ok
 
 
 ATTACK = """

@@ -78,10 +78,10 @@ async def test_password_of_an_index_is_in_no_file_argument_or_line(workshop: Wor
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, OWN, login=f"robot:{password}") as index:
         plan = private(workshop, sources_of(index, f"robot:{password}"))
         async with arguments_watched(password.encode()) as seen:
-            outcome = await workshop.layers.build(plan, lines.append)
+            outcome = await workshop.layers.build_layer(plan, lines.append)
         assert outcome.ok, outcome.output
         wrong = private(workshop, sources_of(index, "robot:wrong-password", "index 2027"))
-        refused = await workshop.layers.build(wrong, lines.append)
+        refused = await workshop.layers.build_layer(wrong, lines.append)
     assert (workshop.packages(plan) / "ownpackage.py").read_text() == "GREETING = 'private'\n"
     assert password not in f"{lines} {plan} {outcome}"
     assert seen == []
@@ -105,7 +105,7 @@ async def test_token_of_a_registry_is_in_no_file_argument_or_line(workshop: Work
         assert sources is not None
         made = INSTALLERS.from_sources(plan, sources, ALICE)
         async with arguments_watched(token.encode()) as seen:
-            outcome = await workshop.layers.build(made, lines.append)
+            outcome = await workshop.layers.build_layer(made, lines.append)
     assert outcome.ok, outcome.output
     assert (workshop.layers.lower(made.key) / "node_modules/evil/package.json").exists()
     assert token not in f"{lines} {made} {outcome}"

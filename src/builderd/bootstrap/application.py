@@ -81,7 +81,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
-            backup_repository=make_backup_repository(settings, engine),
+            backup_repository=make_backup_repository(settings, lambda: engine.tools),
             backup_rules=settings.backup.to_rules(),
             retention=settings.to_retention_policy(),
             usage=LatestUsage(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
@@ -13,7 +14,7 @@ from builderd.ports.engine import Tools
 from builderd.settings import Settings
 
 
-def make_backup_repository(settings: Settings, tools: Tools) -> ResticRepository:
+def make_backup_repository(settings: Settings, tools: Callable[[], Tools]) -> ResticRepository:
     """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
     root, floor = _backups(settings), int(settings.store.floor * GB)
     name, share = identity(settings.data_dir)[:13], settings.backup.tenant_share

@@ -126,8 +126,10 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
     await _prepare(app)
     # The bridge of an evacuated member of a cluster, and the address with it, is away until the member is restored.
     sandbox_api, inside = create_sandbox_app(app), settings.inside_port
-    await servers.add(sandbox_api, app.engine.gateway, inside, "inside_port", Limiter(SANDBOX_API), early=True)
-    if address := app.engine.further_address:
+    await servers.add(
+        sandbox_api, app.engine.sandboxes.gateway, inside, "inside_port", Limiter(SANDBOX_API), early=True
+    )
+    if address := app.engine.sandboxes.further_address:
         limits = Limiter(REMOTE_SANDBOX_API)
         await servers.add(create_sandbox_app(app), address, settings.inside_port, "inside_port", limits)
     fault = kill_at(settings.fault) if settings.fault else no_fault

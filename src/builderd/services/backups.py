@@ -29,7 +29,7 @@ UNKNOWN = "There is no backup of this id: list yours with GET /api/v1/backups."
 async def ask(application: Application, caller: Caller, builder_id: str) -> Backup:
     """Request a backup of the builder now. Raises ``InvalidState`` as ``request`` does, and without a disk."""
     builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
-    if not builder.disk_is_made or await application.engine.disk(builder.disk) is None:
+    if not builder.disk_is_made or await application.engine.disks.disk(builder.disk) is None:
         raise InvalidState(f"The builder is {builder.status} and has no files to back up: wait until it runs.")
     now = application.clock.now()
     planned = await application.store.write(lambda uow: request(uow, application, caller, builder_id, now))

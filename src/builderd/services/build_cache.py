@@ -32,6 +32,6 @@ async def remove(application: Application, caller: Caller, builder_id: str) -> R
     keys = await application.store.read(load)
     if not keys:
         return Removed(0, 0)
-    stored = (await application.engine.stored_layers(keys)).layers
-    removed = await application.engine.collect_layers(stored.keys(), 0)
+    stored = (await application.engine.layers.stored_layers(keys)).layers
+    removed = await application.engine.layers.collect_layers(stored.keys(), 0)
     return Removed(len(removed), sum(stored[key].bytes for key in removed))

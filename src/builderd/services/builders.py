@@ -118,7 +118,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     # Last: what fails before leaves nothing held. The store counts what the sum of all disks does not, such as layers.
     # The space of a disk that a restore has filled is its own already, that of a replaced builder comes back soon.
     if new.disk is None and not has_replaced:
-        application.engine.hold_disk(builder.disk, new.settings.resources.disk_bytes)
+        application.engine.disks.hold_disk(builder.disk, new.settings.resources.disk_bytes)
     return builder
 
 
@@ -300,7 +300,7 @@ def check_protocol(job_type: JobType, settings: VersionSettings) -> None:
 def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:
     """Raise ``ValidationFailed`` for settings that this service, or this tenant, cannot provide."""
     errors: dict[str, list[str]] = {}
-    lack = application.engine.supports(settings.isolation)
+    lack = application.engine.sandboxes.supports(settings.isolation)
     if lack is not None:
         errors["isolation"] = [lack]
     for index, name in credentials.missing(uow, tenant_id, settings.credentials).items():
@@ -346,7 +346,7 @@ def want_run(
     admission.admit_run(uow, application, builder, now)
     if builder.disk_released_at is not None or not builder.disk_is_made:
         _hold_again(uow, application, builder)
-    application.engine.prewarm()
+    application.engine.sandboxes.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(
         builder,
@@ -367,7 +367,7 @@ def _hold_again(uow: UnitOfWork, application: Application, builder: Builder) -> 
     """Hold the space of a disk that is to be made, unless it is held still. Raises ``NoCapacity``."""
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's versions are always stored"
-    application.engine.hold_disk(builder.disk, version.settings.resources.disk_bytes)
+    application.engine.disks.hold_disk(builder.disk, version.settings.resources.disk_bytes)
 
 
 def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:

@@ -83,7 +83,7 @@ async def run(
     with held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, holding=holding)
         async with wake.keep_awake(application, sandbox):
-            code = await _capture(application.engine, sandbox, command, output)
+            code = await _capture(application.engine.sandboxes, sandbox, command, output)
         yield Ended(code, output, hint_of_command(code, output.end))
 
 
@@ -106,7 +106,7 @@ async def follow(
     pieces: asyncio.Queue[Piece] = asyncio.Queue(AHEAD)
     with held_bytes.holding(caller.tenant_id) as holding:
         output, end = Output(application.limits.exec_output, pieces.put, holding), ""
-        task = asyncio.ensure_future(_capture(application.engine, sandbox, command, output))
+        task = asyncio.ensure_future(_capture(application.engine.sandboxes, sandbox, command, output))
         decoders = {is_error: codecs.getincrementaldecoder("utf-8")("replace") for is_error in (False, True)}
         try:
             async with wake.keep_awake(application, sandbox):
@@ -142,7 +142,10 @@ async def session(
 ) -> AsyncIterator[Process]:
     """Run an interactive process. Raises as ``run`` does."""
     sandbox = await running(application, caller, builder_id)
-    async with wake.keep_awake(application, sandbox), application.engine.open_process(sandbox, spec) as process:
+    async with (
+        wake.keep_awake(application, sandbox),
+        application.engine.sandboxes.open_process(sandbox, spec) as process,
+    ):
         yield process
 
 

@@ -38,7 +38,7 @@ async def list_page(
 ) -> FilePage:
     """Return entries of a folder; "" is ``/app``. Raises ``NotFound`` or ``ValidationFailed``, as all of these do."""
     async with _disk(application, tenant_id, builder_id) as disk:
-        return await application.engine.list_files(disk, _checked(path) if path else "", skip, count)
+        return await application.engine.files.list_files(disk, _checked(path) if path else "", skip, count)
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def opened(application: Application, tenant_id: TenantId, builder_id: str,
     """Return a file that can be read while the context lasts."""
     async with (
         _disk(application, tenant_id, builder_id) as disk,
-        application.engine.open_file(disk, _checked(path)) as file,
+        application.engine.files.open_file(disk, _checked(path)) as file,
     ):
         yield file
 
@@ -61,7 +61,7 @@ async def write(
 ) -> tuple[FileEntry, bool]:
     """Write a file; return its entry, and True if it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
     async with _open_disk(application, tenant_id, builder_id) as disk:
-        return await application.engine.write_file(
+        return await application.engine.files.write_file(
             disk, _checked(path), new.pieces, condition=condition, size=new.size, executable=new.executable
         )
 
@@ -77,7 +77,7 @@ async def delete(
 ) -> None:
     """Delete a file or folder. Raises ``PreconditionFailed`` or ``TooLarge`` too."""
     async with _open_disk(application, tenant_id, builder_id) as disk:
-        await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
+        await application.engine.files.delete_file(disk, _checked(path), condition, recursive=recursive)
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def archive(
     Raises ``NotFound``.
     """
     builder, disk = await _read(application, tenant_id, builder_id)
-    packed = _compressed(application.engine.archive(disk), activity.track_use(application, builder))
+    packed = _compressed(application.engine.files.archive(disk), activity.track_use(application, builder))
     async with aclosing(packed):
         yield packed
 
@@ -119,7 +119,7 @@ async def _read(application: Application, tenant_id: TenantId, builder_id: str) 
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
     _, disk = builder.to_run
     is_recorded = builder.disk_is_made or disk != builder.disk
-    if not is_recorded or await application.engine.disk(disk) is None:
+    if not is_recorded or await application.engine.disks.disk(disk) is None:
         raise InvalidState(f"The builder is {builder.status} and has no files yet: wait until it runs.")
     return builder, disk
 

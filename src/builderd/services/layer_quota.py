@@ -60,12 +60,12 @@ async def limit_plan(application: Application, tenant_id: TenantId, plan: LayerP
 async def _without_unused(
     application: Application, tenant_id: TenantId, key: str | None, quota: LayerQuota
 ) -> LayerQuota:
-    await application.engine.collect_layers(quota.unused, JUST_ASKED)
+    await application.engine.layers.collect_layers(quota.unused, JUST_ASKED)
     return await _quota(application, tenant_id, key)
 
 
 async def _quota(application: Application, tenant_id: TenantId, key: str | None = None) -> LayerQuota:
-    stored = await application.engine.stored_layers()
+    stored = await application.engine.layers.stored_layers()
 
     def load(uow: UnitOfWork) -> LayerQuota:
         tenant = uow.tenants.get(tenant_id)

@@ -294,13 +294,13 @@ class Follower:
 
     async def _page(self, sandbox: Sandbox, cursor: str, since: datetime | None) -> LogPage:
         async with self._place:
-            page = await self._application.engine.read_log(sandbox.id, cursor, since=since, limit=PAGE)
+            page = await self._application.engine.logs.read_log(sandbox.id, cursor, since=since, limit=PAGE)
         return page._replace(lines=_with_stream(sandbox, page.lines))
 
     async def _piece(self, sandbox: Sandbox, match: LogMatch, before: str, count: int) -> LogPiece:
         match = replace(match, stream=None) if sandbox.release else match
         async with self._place:
-            piece = await self._application.engine.search_log(sandbox.id, match, before, count=count)
+            piece = await self._application.engine.logs.search_log(sandbox.id, match, before, count=count)
         return piece._replace(lines=_with_stream(sandbox, piece.lines))
 
     def _find(self, uow: UnitOfWork) -> Builder | None:

@@ -71,8 +71,8 @@ async def judge(
     """
     if not builder.job_type.must_listen:
         return await _judge_worker(application, version, sandbox)
-    engine, settings = application.engine, version.settings
-    report = await engine.report(sandbox.id)
+    sandboxes, settings = application.engine.sandboxes, version.settings
+    report = await sandboxes.report(sandbox.id)
     started, listening = sandbox.started_at, sandbox.listening_at
     port = check_port(settings.port, (listening - started).total_seconds() if started and listening else 0.0)
     if report.ip is None:  # it ended just now
@@ -105,12 +105,12 @@ async def _look_again(application: Application, sandbox: SandboxId, port: int, s
 
     Its end is the better reason, and an engine may know of it later than of the port.
     """
-    engine, clock = application.engine, application.clock
+    sandboxes, clock = application.engine.sandboxes, application.clock
     begun = clock.passed()
     await clock.sleep(seconds)
     while True:
-        reachable = (await engine.listening(sandbox)).reachable(port)
-        report = await engine.report(sandbox)
+        reachable = (await sandboxes.listening(sandbox)).reachable(port)
+        report = await sandboxes.report(sandbox)
         waited = clock.passed() - begun
         if reachable or not report.alive or waited >= seconds + ENDING_SECONDS:
             return SecondLook(report, reachable, waited)
@@ -122,19 +122,19 @@ async def _visit(application: Application, target: Target, sandbox: Sandbox, sta
 
     Each request is waited for as long as the start may take: a server may listen before its workers have loaded.
     """
-    engine, clock = application.engine, application.clock
+    sandboxes, clock = application.engine.sandboxes, application.clock
     before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-    start_time = StartTime(engine, clock, sandbox.id, TimeLimit.of_start(start_seconds), before)
+    start_time = StartTime(sandboxes, clock, sandbox.id, TimeLimit.of_start(start_seconds), before)
     retries: StartTime | None = None
     while True:
         visit = await _ask(application, target, start_time, retries)
         is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
         has_hung = visit.status is None and visit.seconds >= GATE_TIMEOUT
-        if is_ready or has_hung or not (await engine.report(sandbox.id)).alive:
+        if is_ready or has_hung or not (await sandboxes.report(sandbox.id)).alive:
             return visit
         if retries is None:  # from its first answer on
             grace = TimeLimit.of_grace(RETRY_SECONDS, start_time.left)
-            retries = StartTime(engine, clock, sandbox.id, grace)
+            retries = StartTime(sandboxes, clock, sandbox.id, grace)
         if await retries.is_over():
             return replace(visit, starved=retries.starved)
         await clock.sleep(RETRY_PAUSE)
@@ -163,7 +163,7 @@ async def _ask(application: Application, target: Target, start_time: StartTime, 
 
 
 async def _judge_worker(application: Application, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
-    report, resources = await application.engine.report(sandbox.id), version.settings.resources
+    report, resources = await application.engine.sandboxes.report(sandbox.id), version.settings.resources
     started = sandbox.started_at or sandbox.created_at
     seconds = (application.clock.now() - started).total_seconds()
     lived = check_lived(report, seconds, resources, await last_lines(application, sandbox.id))
@@ -171,7 +171,7 @@ async def _judge_worker(application: Application, version: Version, sandbox: San
 
 
 async def last_lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
-    page = await application.engine.read_log(sandbox, tail=SHOWN_LINES)
+    page = await application.engine.logs.read_log(sandbox, tail=SHOWN_LINES)
     return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
 
 
@@ -255,7 +255,7 @@ async def _gate_again(
     """Run the gate again; do nothing if the app does not run now: the gate's verdict stays."""
     if sandbox is None or sandbox.listening_at is None or sandbox.version != version.number:
         return ()
-    if (await application.engine.report(sandbox.id)).state is not SandboxState.RUNNING:
+    if (await application.engine.sandboxes.report(sandbox.id)).state is not SandboxState.RUNNING:
         return ()
     return await judge(application, builder, version, sandbox)
 

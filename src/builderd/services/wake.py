@@ -46,7 +46,7 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
     # One save: a visitor's request may be blocked on this transaction.
     if builder.wakes:
         admission.admit_run(uow, application, builder, now)
-        application.engine.prewarm()
+        application.engine.sandboxes.prewarm()
         wanted = _want_run(activity.touched(builder, now))
     elif builder.asleep_since is not None and builder.desired is Desired.RUNNING:
         wanted = replace(activity.touched(builder, now), asleep_since=None)
@@ -178,7 +178,7 @@ async def is_up(application: Application, builder: Builder, sandbox: Sandbox) ->
         return False
     if sandbox.generation != builder.generation or sandbox.started_at is None or sandbox.release:
         return False
-    return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING
+    return (await application.engine.sandboxes.report(sandbox.id)).state is SandboxState.RUNNING
 
 
 def _read(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Builder, Sandbox | None]:

@@ -237,7 +237,10 @@ class Login(asyncssh.SSHServer):
     async def _run_session(self, grant: Grant, channel: asyncssh.SSHServerProcess[bytes]) -> int | None:
         spec = _spec(channel)
         sandbox = (await ssh.sandbox_of(self._app, grant)).id
-        async with wake.keep_awake(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
+        async with (
+            wake.keep_awake(self._app, sandbox),
+            self._app.engine.sandboxes.open_process(sandbox, spec) as process,
+        ):
             return await bridge.join(channel, process)
 
     def _count_channel(self) -> None:
@@ -283,7 +286,10 @@ class Login(asyncssh.SSHServer):
         assert self.grant is not None, "begin_auth sets the grant"
         try:
             sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
-            async with wake.keep_awake(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
+            async with (
+                wake.keep_awake(self._app, sandbox),
+                self._app.engine.sandboxes.open_process(sandbox, spec) as process,
+            ):
                 await bridge.forward(reader, writer, process)
         except BuilderdError as error:
             log.info("forwarded SSH connection refused grant=%s error=%s", self.grant.id, error.message)

@@ -36,14 +36,14 @@ class Scene:
 
     async def disk(self, **files: bytes) -> DiskId:
         disk = DiskId(new_id())
-        await self.engine.create_disk(disk, GB)
+        await self.engine.disks.create_disk(disk, GB)
         for name, content in files.items():
             self.write(disk, name, content)
         return disk
 
     def write(self, disk: DiskId, name: str, content: bytes) -> None:
         if isinstance(self.engine, FakeEngine):
-            self.engine.disks[disk].files[name] = content
+            self.engine.known_disks[disk].files[name] = content
             return
         path = self.app(disk) / name
         path.write_bytes(content)
@@ -51,7 +51,7 @@ class Scene:
 
     def read(self, disk: DiskId) -> dict[str, bytes]:
         if isinstance(self.engine, FakeEngine):
-            return self.engine.disks[disk].files
+            return self.engine.known_disks[disk].files
         return {path.name: path.read_bytes() for path in self.app(disk).iterdir()}
 
     def damage(self, snapshot: str) -> None:
@@ -87,7 +87,9 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     with _location(request.param, tmp_path) as location:
         async with prepared(request.getfixturevalue("archive_settings")) as engine:
-            yield Scene(ResticRepository(engine, location, tmp_path / "restic", "contract"), engine, tmp_path)
+            yield Scene(
+                ResticRepository(lambda: engine.tools, location, tmp_path / "restic", "contract"), engine, tmp_path
+            )
 
 
 @contextmanager

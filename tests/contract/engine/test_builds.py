@@ -34,9 +34,9 @@ async def build(engine: Engine, command: str) -> str:
     if isinstance(engine, FakeEngine):
         engine.build_results.update(RESULTS)
     plan = plan_of(BUNDLE, command)
-    outcome = await engine.build_layer(plan, lambda line: None)
+    outcome = await engine.layers.build_layer(plan, lambda line: None)
     assert outcome.ok, outcome.output
-    assert (await engine.build_layer(plan, lambda line: None)).reused
+    assert (await engine.layers.build_layer(plan, lambda line: None)).reused
     return plan.key
 
 
@@ -44,7 +44,7 @@ async def content(engine: Engine, disk: DiskId) -> dict[str, bytes]:
     found = {}
     for path in ("main.txt", "kept.txt", "dist/page", "dist/old", "own.txt"):
         try:
-            async with engine.open_file(disk, path) as file:
+            async with engine.files.open_file(disk, path) as file:
                 found[path] = b"".join([piece async for piece in file.read(0, file.entry.size)])
         except NotFound:
             continue
@@ -54,19 +54,19 @@ async def content(engine: Engine, disk: DiskId) -> dict[str, bytes]:
 async def test_result_of_a_build_is_written_over_the_files_and_replaced_with_the_next(engine: Engine) -> None:
     disk, clone = DiskId(new_id()), DiskId(new_id())
     first, second = await build(engine, FIRST), await build(engine, SECOND)
-    await engine.create_disk(disk, GB)
-    await engine.put_bundle(disk, BUNDLE, None, first)
+    await engine.disks.create_disk(disk, GB)
+    await engine.disks.put_bundle(disk, BUNDLE, None, first)
     assert await content(engine, disk) == {"main.txt": b"hello\n", **RESULTS[FIRST]}
-    await engine.clone_disk(disk, clone, GB)
+    await engine.disks.clone_disk(disk, clone, GB)
     for each in (disk, clone):
-        report = await engine.disk(each)
+        report = await engine.disks.disk(each)
         assert report is not None
         assert (report.bundle_hash, report.build_key) == (BUNDLE.hash, first)
 
-    await engine.put_bundle(clone, BUNDLE, BUNDLE, second)
+    await engine.disks.put_bundle(clone, BUNDLE, BUNDLE, second)
     assert await content(engine, clone) == {"main.txt": b"hello\n", "kept.txt": b"kept\n", **RESULTS[SECOND]}
-    await engine.put_bundle(clone, BUNDLE, BUNDLE)
-    report = await engine.disk(clone)
+    await engine.disks.put_bundle(clone, BUNDLE, BUNDLE)
+    report = await engine.disks.disk(clone)
     assert report is not None
     assert report.build_key == ""
     assert await content(engine, clone) == {"main.txt": b"hello\n", "kept.txt": b"kept\n"}
@@ -74,20 +74,20 @@ async def test_result_of_a_build_is_written_over_the_files_and_replaced_with_the
 
 async def test_result_stays_on_the_disk_when_its_layer_is_removed(engine: Engine) -> None:
     disk, key = DiskId(new_id()), await build(engine, SECOND)
-    await engine.create_disk(disk, GB)
-    await engine.put_bundle(disk, BUNDLE, None, key)
-    assert list(await engine.collect_layers([key], 0)) == [key]
-    assert not await engine.has_layer(key)
-    report = await engine.disk(disk)
+    await engine.disks.create_disk(disk, GB)
+    await engine.disks.put_bundle(disk, BUNDLE, None, key)
+    assert list(await engine.layers.collect_layers([key], 0)) == [key]
+    assert not await engine.layers.has_layer(key)
+    report = await engine.disks.disk(disk)
     assert report is not None
     assert report.build_key == key
     with pytest.raises(NotFound):
-        await engine.put_bundle(disk, BUNDLE, BUNDLE, key)
+        await engine.disks.put_bundle(disk, BUNDLE, BUNDLE, key)
 
 
 async def test_layer_of_a_build_counts_for_its_tenant(engine: Engine) -> None:
     key = await build(engine, SECOND)
-    stored = (await engine.stored_layers()).layers[key]
+    stored = (await engine.layers.stored_layers()).layers[key]
     assert stored.tenant == TenantId("one")
     assert stored.bytes > 0
 
@@ -96,6 +96,6 @@ async def test_failed_build_leaves_no_layer(engine: Engine) -> None:
     plan = replace(plan_of(BUNDLE, "echo no >&2; exit 3"))
     if isinstance(engine, FakeEngine):
         return
-    outcome = await engine.build_layer(plan, lambda line: None)
+    outcome = await engine.layers.build_layer(plan, lambda line: None)
     assert (outcome.exit_code, outcome.output) == (3, ("no",))
-    assert not await engine.has_layer(plan.key)
+    assert not await engine.layers.has_layer(plan.key)

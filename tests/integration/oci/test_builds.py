@@ -57,11 +57,11 @@ class Workshop:
         """Make the layer as the reconciler does: wheels first, else from source. The plan that worked."""
         with serve(self.machine.addresses.gateway, INDEX_PORT, *distributions) as index:
             plan = self.plan(requirements, index, tenant)
-            outcome = await self.layers.build(plan, quiet)
+            outcome = await self.layers.build_layer(plan, quiet)
             if not outcome.ok:
                 fallback = UvInstaller("test", index).fallback(plan, outcome.output, tenant)
                 assert fallback, outcome.output
-                plan, outcome = fallback, await self.layers.build(fallback, quiet)
+                plan, outcome = fallback, await self.layers.build_layer(fallback, quiet)
             assert outcome.ok, outcome.output
             return plan
 
@@ -135,7 +135,7 @@ async def test_compiled_layer_has_bytecode_with_paths_of_the_app(
 ) -> None:
     plan = await workshop.install("hello", HELLO)
     assert plan.compile_step
-    outcome = await workshop.layers.compile(plan.key, plan.compile_step)
+    outcome = await workshop.layers.compile_layer(plan.key, plan.compile_step)
     assert outcome.ok, outcome.output
     program = (
         "import hello, importlib.util as u, marshal; code = marshal.loads(open(hello.__cached__, 'rb').read()[16:]);"
@@ -175,7 +175,7 @@ async def test_a_layer_shares_its_blocks_with_the_cache(workshop: Workshop) -> N
 async def test_the_resolvers_words_come_through(workshop: Workshop) -> None:
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, HELLO) as index:
         plan = workshop.plan("hello==2", index)
-        outcome = await workshop.layers.build(plan, quiet)
+        outcome = await workshop.layers.build_layer(plan, quiet)
     assert outcome.exit_code == 1
     assert "there is no version of hello==2" in UvInstaller("test").explain(outcome.output)
 
@@ -193,7 +193,7 @@ async def test_a_hostile_wheel_runs_nothing_while_its_layer_is_made(workshop: Wo
     assert not plan.runs_foreign_code
     assert (workshop.packages(plan) / "evil.pth").read_text() == HOSTILE_PTH, "it is there, and waits"
     assert plan.compile_step
-    assert (await workshop.layers.compile(plan.key, plan.compile_step)).ok
+    assert (await workshop.layers.compile_layer(plan.key, plan.compile_step)).ok
     for place in (workshop.cache, workshop.machine.store.layers):
         assert not list(place.rglob("MARK"))
 
@@ -201,7 +201,7 @@ async def test_a_hostile_wheel_runs_nothing_while_its_layer_is_made(workshop: Wo
 async def test_a_wheel_cannot_be_unpacked_outside_of_its_environment(workshop: Workshop) -> None:
     climbing = wheel("climbing", {"../../../../../../../cache/MARK": "MARKED", "climbing.py": ""})
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, climbing) as index:
-        outcome = await workshop.layers.build(workshop.plan("climbing", index), quiet)
+        outcome = await workshop.layers.build_layer(workshop.plan("climbing", index), quiet)
     assert outcome.ok, "what climbs is left out"
     assert not (workshop.cache / "MARK").exists()
     assert not list(workshop.machine.store.root.glob("MARK"))
@@ -300,7 +300,7 @@ def source_plan(workshop: Workshop, index: str) -> LayerPlan:
 async def test_a_build_that_is_cancelled_is_killed(workshop: Workshop) -> None:
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, source("sleepy", SLEEPY)) as index:
         lines: list[str] = []
-        build = asyncio.create_task(workshop.layers.build(source_plan(workshop, index), lines.append))
+        build = asyncio.create_task(workshop.layers.build_layer(source_plan(workshop, index), lines.append))
         while not any("Building" in line and "sleepy" in line for line in lines):
             await asyncio.sleep(0.02)
         build.cancel()
@@ -313,7 +313,7 @@ async def test_a_build_that_takes_too_long_is_killed_and_said_to_be_late(worksho
     with serve(workshop.machine.addresses.gateway, INDEX_PORT, source("sleepy", SLEEPY)) as index:
         plan = source_plan(workshop, index)
         hasty = replace(plan, steps=(replace(plan.steps[0], timeout_seconds=2),))
-        outcome = await workshop.layers.build(hasty, quiet)
+        outcome = await workshop.layers.build_layer(hasty, quiet)
     assert outcome.timed_out
     assert not outcome.ok
     assert not workshop.layers.has(plan.key)
@@ -336,7 +336,7 @@ async def test_a_layer_is_not_collected_from_under_a_sandbox(workshop: Workshop)
 
 async def test_flask_comes_from_the_registry(workshop: Workshop) -> None:
     plan = workshop.plan("flask", None)
-    outcome = await workshop.layers.build(plan, quiet)
+    outcome = await workshop.layers.build_layer(plan, quiet)
     assert outcome.ok, outcome.output
     program = "import flask; print(flask.Flask('x').name)"
     assert await workshop.run(plan, "/venv/bin/python", "-c", program) == ["x"]
@@ -350,9 +350,9 @@ async def test_a_layer_ends_at_what_its_tenant_has_left(workshop: Workshop) -> N
         with pytest.raises(
             InstallFailed, match=r"take 0\.03 GB, and 0\.01 GB is left of your limit .*of 0\.50 GB.*tenant\.layers"
         ):
-            await workshop.layers.build(plan, quiet)
+            await workshop.layers.build_layer(plan, quiet)
         assert not workshop.layers.has(plan.key)
-        assert (await workshop.layers.build(replace(plan, limit_bytes=1 << 30), quiet)).ok
-    stored = workshop.layers.stored()
+        assert (await workshop.layers.build_layer(replace(plan, limit_bytes=1 << 30), quiet)).ok
+    stored = await workshop.layers.stored_layers()
     assert stored.layers[plan.key].tenant == MALLORY
     assert stored.layers[plan.key].bytes > 10_000_000

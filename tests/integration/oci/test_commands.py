@@ -62,26 +62,32 @@ async def run(engine: OciEngine, sandbox: SandboxId, command: str, seconds: floa
 @pytest.fixture
 async def sandbox(engine: OciEngine) -> SandboxId:
     spec = await make_spec(engine, apps.SILENT, env={"GREETING": "hello = you", "PORT": "8000"})
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     return spec.id
 
 
 @pytest.fixture
 async def strong_sandbox(engine: OciEngine) -> SandboxId:
     spec = await make_spec(engine, apps.SILENT, isolation=Isolation.STRONG)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     return spec.id
 
 
 async def test_a_command_has_the_app_s_user_folder_and_environment(engine: OciEngine, sandbox: SandboxId) -> None:
     result = await run(engine, sandbox, 'id -un; pwd; echo "$GREETING"; echo "$BUILDERD_URL"; cat; echo end')
-    assert result.output.splitlines() == ["app", "/app", "hello = you", f"http://{engine.gateway}:8080", "end"]
+    assert result.output.splitlines() == [
+        "app",
+        "/app",
+        "hello = you",
+        f"http://{engine.sandboxes.gateway}:8080",
+        "end",
+    ]
 
 
 @pytest.mark.parametrize("isolation", list(Isolation))
 async def test_home_is_beside_the_code_and_outlives_the_sandbox(engine: OciEngine, isolation: Isolation) -> None:
     spec = await make_spec(engine, apps.SILENT, isolation=isolation)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     said = await run(
         engine,
         spec.id,
@@ -90,9 +96,9 @@ async def test_home_is_beside_the_code_and_outlives_the_sandbox(engine: OciEngin
         "printf '#!/bin/sh\\necho own' > ~/.local/bin/tool; chmod +x ~/.local/bin/tool; cd /app; tool; ls -A /app",
     )
     assert said.output.split() == ["/home/app"] * 4 + ["own"]
-    await engine.stop(spec.id, 1)
+    await engine.sandboxes.stop(spec.id, 1)
     again = replace(spec, id=new_sandbox_id())
-    await engine.start(again)
+    await engine.sandboxes.start(again)
     assert (await run(engine, again.id, "cat ~/.cache/pip/file")).output == "kept\n"
 
 
@@ -110,9 +116,9 @@ async def test_bytecode_of_a_layer_that_has_none_is_kept_for_the_next_command(en
     step = BuildStep("Filling", ("/bin/sh", "-ec", script), network=False, cache=Cache.NONE)
     compile_step = BuildStep("Compiling", ("/bin/true",), network=False, cache=Cache.NONE)
     plan = LayerPlan(key, {}, (step,), runs_foreign_code=False, compile_step=compile_step)
-    await engine.build_layer(plan, lambda _: None)
+    await engine.layers.build_layer(plan, lambda _: None)
     spec = await make_spec(engine, apps.SILENT, layer_key=key)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     module = "python3 -c \"import sys; sys.path.append('/venv/lib'); import one, json; print(json.__cached__)\""
     linked = "test -L /pycache/usr/lib/python3.13/os.cpython-313.pyc && echo linked"
     said = await run(engine, spec.id, f"{module}; ls /pycache/venv/lib; {linked}")
@@ -121,10 +127,10 @@ async def test_bytecode_of_a_layer_that_has_none_is_kept_for_the_next_command(en
         "one.cpython-313.pyc",
         "linked",
     ]
-    await engine.stop(spec.id, 1)
-    await engine.compile_layer(key, compile_step)
+    await engine.sandboxes.stop(spec.id, 1)
+    await engine.layers.compile_layer(key, compile_step)
     again = replace(spec, id=new_sandbox_id())
-    await engine.start(again)
+    await engine.sandboxes.start(again)
     assert (await run(engine, again.id, "echo ${PYTHONPYCACHEPREFIX:-none}")).output == "none\n"
 
 
@@ -132,7 +138,7 @@ async def test_a_daemon_does_not_outlive_the_time_of_its_command(engine: OciEngi
     result = await run(engine, sandbox, DAEMON % 1000, 1)
     assert result.exit_code == 124
     assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "0\n"
-    assert (await engine.report(sandbox)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(sandbox)).state is SandboxState.RUNNING
 
 
 async def test_a_fork_bomb_does_not_outlive_the_time_of_its_command(engine: OciEngine, sandbox: SandboxId) -> None:
@@ -154,7 +160,7 @@ async def test_under_gvisor_a_command_past_its_time_is_killed_with_its_children(
     result = await run(engine, strong_sandbox, "(setsid sleep 31337 &) ; sleep 1000", 2)
     assert result.exit_code == 124
     assert (await run(engine, strong_sandbox, COUNT_DAEMONS)).output == "0\n"
-    assert (await engine.report(strong_sandbox)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(strong_sandbox)).state is SandboxState.RUNNING
 
 
 async def test_under_gvisor_a_command_past_its_time_is_answered_though_it_hides(
@@ -164,7 +170,7 @@ async def test_under_gvisor_a_command_past_its_time_is_answered_though_it_hides(
         result = await past_its_time(engine, strong_sandbox, "echo begun; exec env -i sleep 31337")
     assert (result.exit_code, result.output) == (124, "begun\n")
     assert runtimes_of(strong_sandbox) == []
-    assert (await engine.report(strong_sandbox)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(strong_sandbox)).state is SandboxState.RUNNING
 
 
 async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides(
@@ -172,7 +178,7 @@ async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides
 ) -> None:
     monkeypatch.setattr(listening, "_COMMAND", ProcessSpec(("env", "-i", "sleep", "31337"), joined=True))
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        assert (await engine.listening(strong_sandbox)).sockets == frozenset()
+        assert (await engine.sandboxes.listening(strong_sandbox)).sockets == frozenset()
     assert runtimes_of(strong_sandbox) == []
 
 
@@ -186,7 +192,7 @@ async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_op
 ) -> None:
     bundle = engine._here.runs.config.bundle(strong_sandbox)
     before = pipes()
-    async with engine.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
+    async with engine.sandboxes.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
         away = bundle.rename(bundle.with_name(f"{strong_sandbox}-away"))
     away.rename(bundle)
     assert pipes() <= before
@@ -206,7 +212,7 @@ async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
 
     monkeypatch.setattr(launcher, "run", run_and_lose)
     before = pipes()
-    async with engine.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
+    async with engine.sandboxes.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
         pass
     assert pipes() <= before
 
@@ -218,12 +224,12 @@ async def test_a_command_that_never_begins_is_given_up_and_killed(
     """Let the gate's loader wait for a library that is never written."""
     async with prepared(settings, KINDS[kind]) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         assert (await run(engine, spec.id, "mkfifo never.so")).exit_code == 0
         monkeypatch.setattr(execute_module, "_START_SECONDS", 2)
         async with asyncio.timeout(ENGINE_TIMEOUT):
             with pytest.raises(EngineUnavailable, match="in time"):
-                await capture(engine, spec.id, Command("true", env={"LD_PRELOAD": "/app/never.so"}), 100)
+                await capture(engine.sandboxes, spec.id, Command("true", env={"LD_PRELOAD": "/app/never.so"}), 100)
         monkeypatch.undo()
         assert runtimes_of(spec.id) == []
         waiting = "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c ^LD_PRELOAD"
@@ -287,7 +293,7 @@ async def test_a_command_ends_with_its_sandbox(engine: OciEngine, sandbox: Sandb
     command = asyncio.ensure_future(run(engine, sandbox, "touch /tmp/runs; sleep 1000"))
     while (await run(engine, sandbox, "test -e /tmp/runs")).exit_code:
         await asyncio.sleep(0.01)
-    await engine.stop(sandbox, ENGINE_TIMEOUT)
+    await engine.sandboxes.stop(sandbox, ENGINE_TIMEOUT)
     assert (await asyncio.wait_for(command, ENGINE_TIMEOUT)).exit_code != 0
 
 
@@ -310,11 +316,11 @@ while True:
 async def test_a_command_is_killed_for_memory_before_the_app_is(settings: EngineOptions, kind: str) -> None:
     async with prepared(settings, KINDS[kind]) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         scores = await run(engine, spec.id, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj")
         assert scores.output == "500\n500\n"
         assert (await run(engine, spec.id, f"python3 -c '{HOARD}'")).exit_code == 137
-        assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+        assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -322,10 +328,10 @@ async def test_command_whose_sandbox_is_stopped_ends_as_killed(settings: EngineO
     """The command ends as every process of the sandbox does: the machine is not at fault."""
     async with prepared(settings, KINDS[kind]) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         running = asyncio.create_task(run(engine, spec.id, "echo begun > /tmp/begun; sleep 60"))
         assert (await run(engine, spec.id, "until [ -s /tmp/begun ]; do sleep 0.05; done")).exit_code == 0
-        await engine.stop(spec.id, 0)
+        await engine.sandboxes.stop(spec.id, 0)
         assert (await running).exit_code == 137
 
 

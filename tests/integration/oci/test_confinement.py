@@ -46,7 +46,7 @@ async def inside(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
 
 async def test_app_has_no_privileges(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     status = await inside(engine, spec.id, "cat /proc/1/status /proc/self/status")
     fields = [line.split(":\t", 1) for line in status.splitlines() if ":\t" in line]
     assert {value for name, value in fields if name.startswith("Cap")} == {"0" * 16}
@@ -57,7 +57,7 @@ async def test_app_has_no_privileges(engine: OciEngine) -> None:
 
 async def test_app_uid_is_unused_on_the_host(engine: OciEngine, settings: EngineOptions) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     record = json.loads((settings.data_dir / "sandboxes" / spec.id / "record.json").read_text())
     owner = Path("/proc", str(record["process"]["pid"])).stat().st_uid
     assert owner >= 0x6000_0000
@@ -66,7 +66,7 @@ async def test_app_uid_is_unused_on_the_host(engine: OciEngine, settings: Engine
 
 async def test_first_process_of_a_sandbox_takes_signals(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     await inside(engine, spec.id, "true")
     record = engine._here.runs.find(spec.id)
     assert record
@@ -95,7 +95,7 @@ if most > 1:
 async def test_kernel_wide_limits_are_per_sandbox(engine: OciEngine, kind: str, limit: int) -> None:
     greedy, neighbour = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
     for spec in (greedy, neighbour):
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
     hoard = f"python3 -c {shlex.quote(HOARD)} {kind}"
     until = "until [ -s /tmp/taken ]; do sleep 0.1; done; cat /tmp/taken"
     taken = await inside(engine, greedy.id, f"{hoard} 5000 > /tmp/taken 2>&1 & {until}")
@@ -123,13 +123,13 @@ signal.pause()
 async def test_unread_netlink_buffers_are_limited(engine: OciEngine) -> None:
     greedy, neighbour = [await make_spec(engine, apps.SILENT) for _ in range(2)]
     for spec in (greedy, neighbour):
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
     assert await inside(engine, neighbour.id, "python3 -c 'import socket; print(len(socket.if_nameindex()))'") == "2\n"
     await inside(engine, greedy.id, f"python3 -c {shlex.quote(HOARDS_ANSWERS)} > /dev/null 2>&1 &")
     report = await until_state(engine, greedy.id, SandboxState.EXITED)
     assert report.end
     assert report.end.cause is EndCause.OUT_OF_MEMORY
-    assert (await engine.report(neighbour.id)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(neighbour.id)).state is SandboxState.RUNNING
 
 
 #: Attaches filters to a socket, to a group of sockets and to itself; prints the errors.
@@ -156,23 +156,25 @@ for call, first, second in ((157, 22, 2), (157, far | 22, 2), (317, 1, 0)):
 async def test_no_program_attaches_filters(engine: OciEngine) -> None:
     """Their machine code takes from one pool of the host: 0.5 GB of sockets with filters would use it up."""
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     assert await inside(engine, spec.id, f"python3 -c {shlex.quote(ATTACHES)}") == "92 92 92 92 92 92 22 22 38 "
 
 
 async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.put_bundle(spec.disk, make_bundle([BundleFile("run.sh", b"#!/bin/sh\necho ran\n", executable=True)]))
-    await engine.start(spec)
+    await engine.disks.put_bundle(
+        spec.disk, make_bundle([BundleFile("run.sh", b"#!/bin/sh\necho ran\n", executable=True)])
+    )
+    await engine.sandboxes.start(spec)
     assert (
         await inside(engine, spec.id, "./run.sh; echo kept > /app/kept; echo lost > /tmp/lost; ls -l /app/kept") != ""
     )
-    await engine.stop(spec.id, ENGINE_TIMEOUT)
+    await engine.sandboxes.stop(spec.id, ENGINE_TIMEOUT)
     neighbour = await make_spec(engine, apps.SILENT)
-    await engine.start(neighbour)
+    await engine.sandboxes.start(neighbour)
     again = replace(spec, id=new_sandbox_id())
-    await engine.remove(spec.id)
-    await engine.start(again)
+    await engine.sandboxes.remove(spec.id)
+    await engine.sandboxes.start(again)
     seen = await inside(
         engine, again.id, "./run.sh; cat kept; ls /tmp; stat -c %U kept run.sh; echo more >> kept && cat kept"
     )
@@ -181,7 +183,7 @@ async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: 
 
 async def test_the_base_and_the_layer_are_not_the_app_s_to_change(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     refused = await inside(engine, spec.id, "touch /etc/x /usr/x /venv/x /x; rm /bin/sh; echo > /etc/passwd")
     assert refused.count("Permission denied") == 6
     assert engine._here.base.root.joinpath("bin/sh").exists()
@@ -189,7 +191,7 @@ async def test_the_base_and_the_layer_are_not_the_app_s_to_change(engine: OciEng
 
 async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT, resources=Resources(cpu=0.25, memory=0.5, disk=1))
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     burnt = await inside(
         engine, spec.id, "timeout 1 sh -c 'while :; do :; done'; cat /proc/self/stat >/dev/null; times | tail -1"
     )
@@ -199,23 +201,23 @@ async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) ->
     assert int(await inside(engine, spec.id, f"python3 -c '{FORKS}'")) < 512
     hog = await execute(engine, spec.id, "python3 -c 'b = bytearray(1 << 30)'", ENGINE_TIMEOUT, 1000)
     assert hog.exit_code == 137
-    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 async def test_a_full_disk_is_the_app_s_own_trouble(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.create_disk(spec.disk, 64 << 20)
-    await engine.start(spec)
+    await engine.disks.create_disk(spec.disk, 64 << 20)
+    await engine.sandboxes.start(spec)
     assert "Disk quota exceeded" in await inside(engine, spec.id, "head -c 200000000 /dev/zero > /app/big")
-    await engine.stop(spec.id, ENGINE_TIMEOUT)
-    await engine.remove(spec.id)
-    assert (await engine.start(replace(spec, id=new_sandbox_id()))).state is SandboxState.RUNNING
+    await engine.sandboxes.stop(spec.id, ENGINE_TIMEOUT)
+    await engine.sandboxes.remove(spec.id)
+    assert (await engine.sandboxes.start(replace(spec, id=new_sandbox_id()))).state is SandboxState.RUNNING
 
 
 async def test_a_worker_killed_for_memory_does_not_taint_a_later_good_end(engine: OciEngine) -> None:
     command = "python3 -c 'b = bytearray(1 << 30)'; exit 0"
     spec = await make_spec(engine, App(command, apps.SILENT.behaviour))
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     report = await until_state(engine, spec.id, SandboxState.EXITED)
     assert report.end
     assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 0)
@@ -224,11 +226,11 @@ async def test_a_worker_killed_for_memory_does_not_taint_a_later_good_end(engine
 async def test_an_app_that_ignores_the_request_to_end_is_killed(engine: OciEngine) -> None:
     deaf = App("trap '' TERM; echo deaf; while :; do sleep 0.1; done", apps.SILENT.behaviour)
     spec = await make_spec(engine, deaf)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        while not (await engine.read_log(spec.id)).lines:
+        while not (await engine.logs.read_log(spec.id)).lines:
             await asyncio.sleep(0.01)
-    report = await engine.stop(spec.id, 0.2)
+    report = await engine.sandboxes.stop(spec.id, 0.2)
     assert report.end
     assert (report.end.cause, report.end.exit_code) == (EndCause.STOPPED, 137)
 
@@ -236,6 +238,6 @@ async def test_an_app_that_ignores_the_request_to_end_is_killed(engine: OciEngin
 async def test_malformed_id_reaches_no_file(engine: OciEngine) -> None:
     for name in ("../../etc/passwd", "*", "", "a/b", "AB"):
         sandbox = SandboxId(name)
-        assert (await engine.report(sandbox)).state is SandboxState.ABSENT
-        assert await engine.read_log(sandbox) == ([], "", False)
-        await engine.remove(sandbox)
+        assert (await engine.sandboxes.report(sandbox)).state is SandboxState.ABSENT
+        assert await engine.logs.read_log(sandbox) == ([], "", False)
+        await engine.sandboxes.remove(sandbox)

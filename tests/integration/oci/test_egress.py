@@ -116,22 +116,22 @@ async def test_a_sandbox_reaches_the_internet_and_nothing_nearer(
         spec = await make_spec(engine, apps.SERVER, isolation=isolation)
         sibling = await make_spec(engine, apps.SERVER)
         for each in (spec, sibling):
-            await engine.start(each)
+            await engine.sandboxes.start(each)
             await until_listening(engine, each.id)
-        sibling_ip = (await engine.report(sibling.id)).ip
+        sibling_ip = (await engine.sandboxes.report(sibling.id)).ip
         assert sibling_ip
         targets = [(address, 80) for address in (INTERNET, ALLOWED, DENIED, *NEAR)]
-        host = [(address, HOST_PORT) for address in (engine.gateway, "192.0.3.1")]
+        host = [(address, HOST_PORT) for address in (engine.sandboxes.gateway, "192.0.3.1")]
         assert await reached(engine, spec.id, *targets, *host, (sibling_ip, PORT)) == {INTERNET, ALLOWED}
 
 
 async def test_a_sandbox_reaches_the_service_at_its_gateway(policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
-        server = serve([], (engine.gateway, INSIDE_PORT))
+        await engine.sandboxes.start(spec)
+        server = serve([], (engine.sandboxes.gateway, INSIDE_PORT))
         try:
-            assert await reached(engine, spec.id, (engine.gateway, INSIDE_PORT)) == {engine.gateway}
+            assert await reached(engine, spec.id, (engine.sandboxes.gateway, INSIDE_PORT)) == {engine.sandboxes.gateway}
         finally:
             server.kill()
             server.wait()
@@ -140,19 +140,19 @@ async def test_a_sandbox_reaches_the_service_at_its_gateway(policy: EngineOption
 async def test_a_secluded_sandbox_answers_the_host_and_reaches_nothing(world: None, policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         spec = await make_spec(engine, apps.SERVER, egress=False)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await until_listening(engine, spec.id)
-        ip = (await engine.report(spec.id)).ip
+        ip = (await engine.sandboxes.report(spec.id)).ip
         assert ip
-        server = serve([], (engine.gateway, INSIDE_PORT))
+        server = serve([], (engine.sandboxes.gateway, INSIDE_PORT))
         try:
             sh("curl", "--silent", "--fail", "--max-time", "10", f"http://{ip}:{PORT}/")
             resolver = ("10.255.255.53", 53)
             targets = [
                 (INTERNET, 80),
                 (ALLOWED, 80),
-                (engine.gateway, INSIDE_PORT),
-                (engine.gateway, HOST_PORT),
+                (engine.sandboxes.gateway, INSIDE_PORT),
+                (engine.sandboxes.gateway, HOST_PORT),
                 resolver,
             ]
             assert await reached(engine, spec.id, *targets) == set()
@@ -179,9 +179,9 @@ async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, polic
     async with prepared(policy) as engine:
         attacker, neighbour = await make_spec(engine, apps.SERVER), await make_spec(engine, apps.SILENT)
         for each in (attacker, neighbour):
-            await engine.start(each)
+            await engine.sandboxes.start(each)
         await until_listening(engine, attacker.id)
-        ip = (await engine.report(attacker.id)).ip
+        ip = (await engine.sandboxes.report(attacker.id)).ip
         assert ip
         assert await reached(engine, attacker.id, (INTERNET, 80)) == {INTERNET}
         assert (await execute(engine, attacker.id, FLOOD, ENGINE_TIMEOUT, 1000)).exit_code == 0
@@ -196,12 +196,12 @@ async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, polic
 async def test_flows_of_a_removed_sandbox_do_not_count_for_the_next(world: None, policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         attacker, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
-        left = await engine.start(attacker)
+        left = await engine.sandboxes.start(attacker)
         assert (await execute(engine, attacker.id, FLOOD, ENGINE_TIMEOUT, 1000)).exit_code == 0
-        await engine.stop(attacker.id, 0)
-        await engine.remove(attacker.id)
+        await engine.sandboxes.stop(attacker.id, 0)
+        await engine.sandboxes.remove(attacker.id)
         await until_next(engine, left.ip)
-        assert (await engine.start(heir)).ip == left.ip
+        assert (await engine.sandboxes.start(heir)).ip == left.ip
         assert await reached(engine, heir.id, (INTERNET, 80)) == {INTERNET}
 
 
@@ -226,13 +226,13 @@ def neighbours() -> int:
 @pytest.mark.parametrize("around", [False, True], ids=["plainly", "around its gateway"])
 async def test_a_sandbox_has_no_neighbour_but_its_gateway(engine: OciEngine, around: bool) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     siblings = [str(engine._here.addresses.subnet[number]) for number in range(1000, 1200)]
     before = neighbours()
     result = await execute(engine, spec.id, CALLS_ALL % (around, siblings), ENGINE_TIMEOUT, 100_000)
     assert result.exit_code == 0, result.output
     own = {line.split()[0] for line in result.output.splitlines()[1:]}
-    assert own <= {engine.gateway}
+    assert own <= {engine.sandboxes.gateway}
     assert neighbours() < before + len(siblings) / 2, "other tests have sandboxes too"
 
 
@@ -266,12 +266,12 @@ async def test_old_flows_do_not_reach_the_next_sandbox_at_an_address(world: None
             stalker.stdout.readline()
             async with prepared(policy) as engine:
                 caller, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
-                left = await engine.start(replace(caller, entrypoint=HEARS % (True, INTERNET)))
+                left = await engine.sandboxes.start(replace(caller, entrypoint=HEARS % (True, INTERNET)))
                 await until_logged(engine, caller.id, "still there?")
-                await engine.stop(caller.id, 0)
-                await engine.remove(caller.id)
+                await engine.sandboxes.stop(caller.id, 0)
+                await engine.sandboxes.remove(caller.id)
                 await until_next(engine, left.ip)
-                assert (await engine.start(replace(heir, entrypoint=HEARS % (False, INTERNET)))).ip == left.ip
+                assert (await engine.sandboxes.start(replace(heir, entrypoint=HEARS % (False, INTERNET)))).ip == left.ip
                 await until_logged(engine, heir.id, "begun")
                 await asyncio.sleep(1)
                 assert await log_text(engine, heir.id) == ["begun"]
@@ -283,12 +283,12 @@ async def test_flows_left_by_a_killed_service_are_deleted_at_start(world: None, 
     hello = f"""python3 -c 'import socket; socket.socket(type=2).sendto(b"x", ("{INTERNET}", 7000))'"""
     async with prepared(policy) as engine:
         stays, goes = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
-        ips = [(await engine.start(spec)).ip or "" for spec in (stays, goes)]
+        ips = [(await engine.sandboxes.start(spec)).ip or "" for spec in (stays, goes)]
         for spec in (stays, goes):
             assert (await execute(engine, spec.id, hello, ENGINE_TIMEOUT, 1000)).exit_code == 0
         engine._here.network.forget = lambda ip, *, abort: None  # type: ignore[method-assign]
-        await engine.stop(goes.id, 0)
-        await engine.remove(goes.id)
+        await engine.sandboxes.stop(goes.id, 0)
+        await engine.sandboxes.remove(goes.id)
         await engine.close()
         assert [tracked(ip) for ip in ips] == [1, 1]
         async with prepared(policy):
@@ -320,9 +320,9 @@ async def test_address_is_freed_even_if_its_flows_cannot_be_deleted(
     runs = engine._here.runs
     monkeypatch.setattr(runs.network, "forget", forget)
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
-    await engine.stop(spec.id, 0)
-    await engine.remove(spec.id)
+    await engine.sandboxes.start(spec)
+    await engine.sandboxes.stop(spec.id, 0)
+    await engine.sandboxes.remove(spec.id)
     async with asyncio.timeout(ENGINE_TIMEOUT):
         while spec.id in runs._slots._taken.values():
             await asyncio.sleep(0.01)
@@ -331,10 +331,10 @@ async def test_address_is_freed_even_if_its_flows_cannot_be_deleted(
 
 async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     result = await execute(
         engine, spec.id, "cat /etc/resolv.conf; getent hosts contract localhost", ENGINE_TIMEOUT, 10_000
     )
     assert "nameserver 127." not in result.output
-    assert str((await engine.report(spec.id)).ip) in result.output
+    assert str((await engine.sandboxes.report(spec.id)).ip) in result.output
     assert "127.0.0.1" in result.output

@@ -61,14 +61,14 @@ def requirement(revision: str) -> str:
 async def test_package_is_cloned_from_a_git_server_over_https(allowed: Workshop, authority: bytes) -> None:
     plan = allowed.plan(requirement("v1"), None)
     assert plan.runs_foreign_code
-    refused = await allowed.layers.build(plan, quiet)
+    refused = await allowed.layers.build_layer(plan, quiet)
     assert not refused.ok
     assert "certificate" in UvInstaller("test").explain(refused.output)
     trust(allowed, authority)
-    outcome = await allowed.layers.build(plan, quiet)
+    outcome = await allowed.layers.build_layer(plan, quiet)
     assert outcome.ok, outcome.output
     assert allowed.report(plan) == "hello from git"
-    missing = await allowed.layers.build(allowed.plan(requirement("v2"), None), quiet)
+    missing = await allowed.layers.build_layer(allowed.plan(requirement("v2"), None), quiet)
     assert not missing.ok
     assert "v2" in UvInstaller("test").explain(missing.output)
 
@@ -77,6 +77,6 @@ async def test_package_is_cloned_from_a_git_server_over_https(allowed: Workshop,
 async def test_git_server_that_egress_does_not_allow_is_not_reached(tmp_path: Path, authority: bytes) -> None:
     async with opened_workshop(EngineOptions(tmp_path / "data", INDEX_PORT, store=OPTIONS)) as workshop:
         trust(workshop, authority)
-        outcome = await workshop.layers.build(workshop.plan(requirement("v1"), None), quiet)
+        outcome = await workshop.layers.build_layer(workshop.plan(requirement("v1"), None), quiet)
     assert not outcome.ok
     assert SERVER in UvInstaller("test").explain(outcome.output)

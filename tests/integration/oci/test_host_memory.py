@@ -44,17 +44,17 @@ async def test_kill_for_the_memory_of_the_host_is_not_taken_for_the_own_limit(
     engine: OciEngine, short_of_memory: None, isolation: Isolation
 ) -> None:
     spec = await make_spec(engine, App(HUNGRY, apps.SILENT.behaviour), isolation=isolation)
-    await engine.start(replace(spec, resources=Resources(cpu=1, memory=1, disk=1)))
+    await engine.sandboxes.start(replace(spec, resources=Resources(cpu=1, memory=1, disk=1)))
     report = await until_state(engine, spec.id, SandboxState.EXITED)
     assert report.end
     assert (report.end.cause, report.out_of_memory) == (EndCause.HOST_OUT_OF_MEMORY, False)
-    await engine.stop(spec.id, 0)
-    assert await engine.report(spec.id) == report
+    await engine.sandboxes.stop(spec.id, 0)
+    assert await engine.sandboxes.report(spec.id) == report
 
 
 async def test_kill_at_the_own_limit_ends_the_sandbox_as_out_of_memory(engine: OciEngine) -> None:
     spec = await make_spec(engine, App(HUNGRY, apps.SILENT.behaviour))
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     report = await until_state(engine, spec.id, SandboxState.EXITED)
     assert report.end
     assert (report.end.cause, report.out_of_memory) == (EndCause.OUT_OF_MEMORY, True)

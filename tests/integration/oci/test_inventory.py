@@ -23,9 +23,9 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     key = secrets.token_hex(32)
     script = f"mkdir -p {LAYER}/venv && head -c 3000000 /dev/urandom >{LAYER}/venv/bulk"
     step = BuildStep("Filling", ("/bin/sh", "-ec", script), network=False, cache=Cache.NONE)
-    await engine.build_layer(LayerPlan(key, {}, (step,), runs_foreign_code=False), lambda _: None)
+    await engine.layers.build_layer(LayerPlan(key, {}, (step,), runs_foreign_code=False), lambda _: None)
     spec = await make_spec(engine, apps.SILENT, layer_key=key)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     # The kernel counts what it has written out.
     await asyncio.to_thread(engine._here.store.deferred_sync.sync)
     held = inventory.read_inventory(settings.data_dir)
@@ -38,8 +38,8 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     assert [base.seen for base in held.bases if base.own] == [True]
     assert held.scratch >= 1
     assert 0 < held.free_bytes <= held.total_bytes
-    await engine.stop(spec.id, 0)
-    await engine.remove(spec.id)
+    await engine.sandboxes.stop(spec.id, 0)
+    await engine.sandboxes.remove(spec.id)
     after = inventory.read_inventory(settings.data_dir)
     assert after is not None
     assert [one.seen for one in after.layers if one.key == key] == [False]

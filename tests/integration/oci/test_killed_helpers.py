@@ -47,8 +47,8 @@ async def test_a_command_that_lost_what_runs_it_is_cut_off_and_leaves_nothing(
     engine: OciEngine, isolation: Isolation, killed: str
 ) -> None:
     spec = await make_spec(engine, apps.SILENT, isolation=isolation)
-    await engine.start(spec)
-    async with engine.open_process(spec.id, ProcessSpec(shell("echo begun; exec sleep 1000"))) as process:
+    await engine.sandboxes.start(spec)
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(shell("echo begun; exec sleep 1000"))) as process:
         assert (await process.read()).strip() == b"begun"
         if killed == "launcher":
             kill_launcher(engine)
@@ -69,15 +69,15 @@ async def test_a_command_that_lost_what_runs_it_is_cut_off_and_leaves_nothing(
 
 async def test_the_next_start_has_a_launcher_again(engine: OciEngine) -> None:
     first = await make_spec(engine, apps.SILENT)
-    await engine.start(first)
+    await engine.sandboxes.start(first)
     kill_launcher(engine)
     second = await make_spec(engine, apps.SILENT)
     async with asyncio.timeout(ENGINE_TIMEOUT):
         while True:
             try:
-                report = await engine.start(second)
+                report = await engine.sandboxes.start(second)
                 break
             except EngineUnavailable:  # it was asked before its end was seen
                 await asyncio.sleep(0.01)
     assert report.state is SandboxState.RUNNING
-    assert (await engine.report(first.id)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(first.id)).state is SandboxState.RUNNING

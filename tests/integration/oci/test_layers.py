@@ -116,7 +116,7 @@ def is_tidy(store: Store) -> bool:
 async def test_a_layer_is_made_and_found(layers: Layers, runner: StandIn, store: Store) -> None:
     assert not layers.has(KEY)
     lines, progress = told()
-    outcome = await layers.build(plan(), progress)
+    outcome = await layers.build_layer(plan(), progress)
     assert outcome.ok
     assert not outcome.reused
     assert outcome.output == ("hello",)
@@ -136,7 +136,7 @@ async def test_the_build_sees_its_input_its_layer_and_the_cache_each_as_a_mount_
         return install(seen)
 
     runner.action = look
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     assert contents == {"requirements.txt": b"flask\n", "more/a.txt": b"a"}
     (run,) = runner.runs
     binds = {bind.target: bind for bind in run.binds}
@@ -150,18 +150,18 @@ async def test_the_build_sees_its_input_its_layer_and_the_cache_each_as_a_mount_
 
 async def test_layer_is_built_once(layers: Layers, runner: StandIn) -> None:
     runner.gate.clear()
-    builds = [asyncio.create_task(layers.build(plan(), print)) for _ in range(5)]
+    builds = [asyncio.create_task(layers.build_layer(plan(), print)) for _ in range(5)]
     await runner.started.wait()
     runner.gate.set()
     outcomes = await asyncio.gather(*builds)
     assert len(runner.runs) == 1
     assert sorted(outcome.reused for outcome in outcomes) == [False, True, True, True, True]
-    assert (await layers.build(plan(), print)).reused
+    assert (await layers.build_layer(plan(), print)).reused
 
 
 async def test_layers_of_other_keys_are_made_meanwhile(layers: Layers, runner: StandIn) -> None:
     runner.gate.clear()
-    builds = [asyncio.create_task(layers.build(plan(key), print)) for key in (KEY, OTHER)]
+    builds = [asyncio.create_task(layers.build_layer(plan(key), print)) for key in (KEY, OTHER)]
     while len(runner.runs) < 2:
         await asyncio.sleep(0.01)
     runner.gate.set()
@@ -176,14 +176,14 @@ async def test_failed_step_leaves_no_layer(layers: Layers, runner: StandIn, stor
         return 3
 
     runner.action, runner.lines = fail, ["error: no such package"]
-    outcome = await layers.build(plan(KEY, step(), step()), print)
+    outcome = await layers.build_layer(plan(KEY, step(), step()), print)
     assert outcome.exit_code == 3
     assert outcome.output == ("error: no such package",)
     assert len(runner.runs) == 1, "the steps after it are not run"
     assert not layers.has(KEY)
     assert is_tidy(store)
     runner.action = install
-    assert (await layers.build(plan(), print)).ok
+    assert (await layers.build_layer(plan(), print)).ok
 
 
 async def test_an_installer_that_is_killed_is_a_fault_of_the_machine(
@@ -191,7 +191,7 @@ async def test_an_installer_that_is_killed_is_a_fault_of_the_machine(
 ) -> None:
     runner.action = lambda _: module.KILLED
     with pytest.raises(MachineFault, match="the installer was killed"):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert is_tidy(store)
 
 
@@ -201,7 +201,7 @@ async def test_a_step_that_fails_on_a_full_store_is_a_fault_of_the_machine(
     monkeypatch.setattr(type(store.reservations), "writable", lambda _: 1 * MB)
     runner.action = lambda _: 1
     with pytest.raises(NoCapacity, match="store for apps and layers is full"):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert is_tidy(store)
 
 
@@ -221,15 +221,15 @@ async def test_a_step_that_has_no_room_for_want_of_the_machines_is_a_fault_of_th
     store.quota.limit(layers._cache.path, 20 * MB)
     runner.action = fill
     with pytest.raises((NoCapacity, MachineFault), match=r"only 0\.02 GB for these|cache of downloads is full"):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert is_tidy(store)
 
 
 async def test_cancelled_build_is_continued_by_a_waiter(layers: Layers, runner: StandIn, store: Store) -> None:
     runner.gate.clear()
-    first = asyncio.create_task(layers.build(plan(), print))
+    first = asyncio.create_task(layers.build_layer(plan(), print))
     await runner.started.wait()
-    second = asyncio.create_task(layers.build(plan(), print))
+    second = asyncio.create_task(layers.build_layer(plan(), print))
     await asyncio.sleep(0)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -253,7 +253,7 @@ async def test_a_build_that_is_cancelled_while_its_folder_is_made_leaves_nothing
         create_subvolume(path)
 
     monkeypatch.setattr(module, "create_subvolume", make_late)
-    build = asyncio.create_task(layers.build(plan(), print))
+    build = asyncio.create_task(layers.build_layer(plan(), print))
     await asyncio.to_thread(begun.wait, 10)
     build.cancel()
     asyncio.get_running_loop().call_later(0.1, go_on.set)
@@ -280,7 +280,7 @@ async def test_the_store_is_changed_beside_the_loop(
     for owner, name in changes:
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_cache.HIGH_WATER", -1)
-    assert (await layers.build(plan(), print)).ok
+    assert (await layers.build_layer(plan(), print)).ok
     assert len(changers) == len(changes)
     assert threading.main_thread() not in changers
 
@@ -291,38 +291,38 @@ async def test_a_runner_that_breaks_leaves_nothing(layers: Layers, runner: Stand
 
     runner.action = break_down
     with pytest.raises(RuntimeError):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert not layers.has(KEY)
     assert is_tidy(store)
 
 
 async def test_compiling_makes_a_generation_for_later_sandboxes(layers: Layers, runner: StandIn, store: Store) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     before = layers.lower(KEY)
     runner.action = compile_layer
-    assert (await layers.compile(KEY, COMPILE_STEP)).ok
+    assert (await layers.compile_layer(KEY, COMPILE_STEP)).ok
     after = layers.lower(KEY)
     assert after != before
     assert sorted(path.name for path in (after / "venv/lib").iterdir()) == ["flask.py", "flask.pyc"]
     assert [path.name for path in (before / "venv/lib").iterdir()] == ["flask.py"]
     assert {bind.target for bind in runner.runs[-1].binds if not bind.read_only} == {LAYER}
     assert [run.is_background for run in runner.runs] == [False, True]
-    assert (await layers.compile(KEY, COMPILE_STEP)).reused
+    assert (await layers.compile_layer(KEY, COMPILE_STEP)).reused
     assert is_tidy(store)
 
 
 async def test_failed_compiling_keeps_the_layer(layers: Layers, runner: StandIn, store: Store) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     before = layers.lower(KEY)
     runner.action = lambda seen: compile_layer(seen) + 1
-    assert not (await layers.compile(KEY, COMPILE_STEP)).ok
+    assert not (await layers.compile_layer(KEY, COMPILE_STEP)).ok
     assert layers.lower(KEY) == before
     assert is_tidy(store)
 
 
 async def test_missing_layer_is_neither_compiled_nor_mounted(layers: Layers) -> None:
     with pytest.raises(NotFound):
-        await layers.compile(KEY, COMPILE_STEP)
+        await layers.compile_layer(KEY, COMPILE_STEP)
     for key in (KEY, "", "..", "../disks", "A" * 64, "a" * 63):
         assert not layers.has(key)
         with pytest.raises(NotFound):
@@ -357,7 +357,7 @@ async def test_a_layer_brings_an_environment_and_nothing_else(
     layers: Layers, runner: StandIn, action: Callable[[dict[str, Path]], int], why: str
 ) -> None:
     runner.action = action
-    outcome = await layers.build(plan(), print)
+    outcome = await layers.build_layer(plan(), print)
     assert outcome.exit_code == 1
     assert why in outcome.output[-1]
     assert not layers.has(KEY)
@@ -386,7 +386,7 @@ async def test_only_a_few_names_of_a_large_layer_are_read_outside_of_the_loop(
     runner.action = leave_many
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(module.Layers, "_discard", lambda *_: None)
-    outcome = await layers.build(plan(), print)
+    outcome = await layers.build_layer(plan(), print)
     assert outcome.output[-1].count(",") == layer_content.NAMED - 1
     assert 0 < len(lookers) < 20
     assert threading.main_thread() not in lookers
@@ -407,7 +407,7 @@ async def test_build_of_foreign_code_has_a_cache_that_shows_and_keeps_nothing_of
 
     runner.action = poison
     for key in (KEY, OTHER):
-        assert (await layers.build(plan(key, step(Cache.SCRATCH)), print)).ok
+        assert (await layers.build_layer(plan(key, step(Cache.SCRATCH)), print)).ok
     assert seen_in_cache == [[], []]
     assert shared.read_text() == "good"
     assert [path.name for path in (store.root / "cache").iterdir()] == ["wheel"]
@@ -434,7 +434,7 @@ async def test_a_build_takes_no_more_room_than_its_claim(
 
     runner.action = fill
     with pytest.raises(InstallFailed, match=r"more than 0\.02 GB, the most that a layer may have here"):
-        await layers.build(plan(KEY, step(Cache.SCRATCH)), print)
+        await layers.build_layer(plan(KEY, step(Cache.SCRATCH)), print)
     assert failures == [errno.EDQUOT, errno.EDQUOT]
     assert is_tidy(store)
 
@@ -464,10 +464,10 @@ async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_
 
     runner.action, runner.lines = fail, ["error: failed to write: Disk quota exceeded (os error 122)"]
     with pytest.raises(InstallFailed, match=r"more than 0\.02 GB, the most that a layer may have here"):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     left = replace(plan(), limit_bytes=10 * MB, quota_bytes=2048 * MB)
     with pytest.raises(InstallFailed, match=r"more than 0\.01 GB, and 0\.01 GB is left of your limit .* of 2\.00 GB"):
-        await layers.build(left, print)
+        await layers.build_layer(left, print)
 
 
 @pytest.mark.parametrize("written", [0, 12], ids=["nothing written", "half of the limit written"])
@@ -485,7 +485,7 @@ async def test_words_of_a_quota_alone_are_no_limit(
         return 1
 
     runner.action, runner.lines = fail, ["OSError: [Errno 122] Disk quota exceeded", "EDQUOT"]
-    outcome = await layers.build(replace(plan(), limit_bytes=20 * MB, quota_bytes=2048 * MB), print)
+    outcome = await layers.build_layer(replace(plan(), limit_bytes=20 * MB, quota_bytes=2048 * MB), print)
     assert not outcome.ok
     assert outcome.output[-2:] == ("OSError: [Errno 122] Disk quota exceeded", "EDQUOT")
 
@@ -508,7 +508,7 @@ async def test_a_store_that_was_full_while_a_build_ran_is_no_capacity(
     runner.action, runner.lines = fail, ["error: Disk quota exceeded"]
     if store.quota.simple:
         with pytest.raises(NoCapacity, match="store for apps and layers is full"):
-            await layers.build(plan(), print)
+            await layers.build_layer(plan(), print)
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[QuotaWatch]:
@@ -533,7 +533,7 @@ async def test_a_store_that_refuses_a_write_of_ours_is_no_capacity(
 
     monkeypatch.setattr(module, "create_subvolume", refuse)
     with pytest.raises(NoCapacity, match=r"store for apps and layers is full\. Delete a builder") as refused:
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert refused.value.retry_after == 60
     assert is_tidy(store)
 
@@ -546,13 +546,13 @@ async def test_another_full_file_system_stays_a_fault_of_the_machine(
 
     monkeypatch.setattr(module, "create_subvolume", refuse)
     with pytest.raises(OSError, match="refused") as failed:
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert isinstance(machine_fault(failed.value), MachineFault)
 
 
 async def test_while_layers_are_made_there_is_room_for_a_disk(layers: Layers, runner: StandIn, store: Store) -> None:
     runner.gate.clear()
-    builds = [asyncio.create_task(layers.build(plan(key, step(Cache.SCRATCH)), print)) for key in (KEY, OTHER)]
+    builds = [asyncio.create_task(layers.build_layer(plan(key, step(Cache.SCRATCH)), print)) for key in (KEY, OTHER)]
     async with asyncio.timeout(30):
         while len(runner.runs) < len(builds):
             await asyncio.sleep(0.01)
@@ -568,7 +568,7 @@ async def test_build_without_space_is_no_capacity(
 ) -> None:
     monkeypatch.setattr(module, "MIN_LAYER", 1 << 40)
     with pytest.raises(NoCapacity):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
     assert is_tidy(store)
 
 
@@ -584,11 +584,11 @@ async def test_the_cache_is_emptied_when_it_has_grown_and_layers_keep_what_they_
         return 0
 
     runner.action = clone
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     content = (layers.lower(KEY) / "venv/wheel").read_bytes()
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_cache.HIGH_WATER", 1e-9)
     runner.action = install
-    await layers.build(plan(OTHER), print)
+    await layers.build_layer(plan(OTHER), print)
     assert list((store.root / "cache").iterdir()) == []
     assert (layers.lower(KEY) / "venv/wheel").read_bytes() == content
 
@@ -603,7 +603,7 @@ MONTH = 30 * 86_400.0
 
 async def test_a_layer_that_was_not_used_for_long_is_collected(layers: Layers, runner: StandIn, store: Store) -> None:
     for key in (KEY, OTHER):
-        await layers.build(plan(key), print)
+        await layers.build_layer(plan(key), print)
         age(store, key, 31)
     layers.lower(OTHER)
     assert layers.collect((), MONTH) == [KEY]
@@ -612,7 +612,7 @@ async def test_a_layer_that_was_not_used_for_long_is_collected(layers: Layers, r
 
 
 async def test_a_layer_that_is_to_be_kept_is(layers: Layers, runner: StandIn, store: Store) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     age(store, KEY, 310)
     assert layers.collect({KEY}, MONTH) == []
     assert layers.has(KEY)
@@ -621,7 +621,7 @@ async def test_a_layer_that_is_to_be_kept_is(layers: Layers, runner: StandIn, st
 async def test_a_layer_that_a_sandbox_sees_is_never_collected(
     layers: Layers, runner: StandIn, store: Store, tmp_path: Path
 ) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     lower = layers.lower(KEY)
     age(store, KEY, 31)
     (tmp_path / "seen").mkdir()
@@ -639,7 +639,7 @@ async def test_a_layer_that_a_sandbox_sees_is_never_collected(
 async def test_lookup_during_collection_is_atomic(layers: Layers, runner: StandIn, store: Store) -> None:
     """A create of somebody else, just when the layer is old enough to go."""
     for number in range(60):
-        await layers.build(plan(), print)
+        await layers.build_layer(plan(), print)
         age(store, KEY, 31)
         begun = threading.Barrier(2)
 
@@ -660,7 +660,7 @@ async def test_lookup_during_collection_is_atomic(layers: Layers, runner: StandI
 
 
 async def test_interrupted_collection_is_finished_at_start(layers: Layers, runner: StandIn, store: Store) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     (store.layers / KEY).rename(store.layers / f".{KEY}")
     layers.open()
     assert list(store.layers.iterdir()) == []
@@ -669,7 +669,7 @@ async def test_interrupted_collection_is_finished_at_start(layers: Layers, runne
 async def test_a_flood_of_output_is_cut(layers: Layers, runner: StandIn) -> None:
     lines, progress = told()
     runner.lines = ["x" * 100_000] * 10_000
-    outcome = await layers.build(plan(), progress)
+    outcome = await layers.build_layer(plan(), progress)
     assert len(outcome.output) == transcript.KEPT_LINES
     assert len(outcome.output[0]) == transcript.LINE_LENGTH + 1
     assert len(lines) == transcript.TOLD_LINES + 2
@@ -679,10 +679,10 @@ async def test_a_flood_of_output_is_cut(layers: Layers, runner: StandIn) -> None
 async def test_after_a_restart_layers_stand_and_half_made_ones_are_gone(
     layers: Layers, runner: StandIn, store: Store
 ) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     runner.gate.clear()
     runner.started.clear()
-    hanging = asyncio.create_task(layers.build(plan(OTHER), print))
+    hanging = asyncio.create_task(layers.build_layer(plan(OTHER), print))
     await runner.started.wait()
     (store.layers / OTHER).mkdir()
     again = Layers(store, runner, {})
@@ -697,9 +697,9 @@ async def test_after_a_restart_layers_stand_and_half_made_ones_are_gone(
 async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_again(
     layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await layers.build(plan(), print)
+    await layers.build_layer(plan(), print)
     store.deferred_sync.sync()
-    await layers.build(plan(OTHER), print)
+    await layers.build_layer(plan(OTHER), print)
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
     layers.open()
     assert layers.has(KEY), "it was safe on the disk"

@@ -108,32 +108,32 @@ async def ended(data_dir: Path, instance: str) -> Traces:
 async def cycle(engine: OciEngine) -> None:
     """One of everything that a sandbox may meet in its life."""
     spec = await make_spec(engine, apps.SERVER)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     await until_listening(engine, spec.id)
     await execute(engine, spec.id, "true", ENGINE_TIMEOUT, 100)
     assert (await execute(engine, spec.id, "sleep 1000", 0.05, 100)).exit_code == 124
     await execute(engine, spec.id, "(setsid sleep 1000 &)", ENGINE_TIMEOUT, 100)
-    await engine.stop(spec.id, ENGINE_TIMEOUT)
-    await engine.remove(spec.id)
-    await engine.delete_disk(spec.disk)
-    await engine.delete_logs(spec.builder_id)
+    await engine.sandboxes.stop(spec.id, ENGINE_TIMEOUT)
+    await engine.sandboxes.remove(spec.id)
+    await engine.disks.delete_disk(spec.disk)
+    await engine.logs.delete_logs(spec.builder_id)
 
 
 async def failed_start(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     broken = replace(spec, id=new_sandbox_id(), hostname="h" * 100)
     with pytest.raises(EngineUnavailable):
-        await engine.start(broken)
-    assert (await engine.report(broken.id)).state is SandboxState.ABSENT
-    await engine.delete_disk(spec.disk)
-    await engine.delete_logs(spec.builder_id)
+        await engine.sandboxes.start(broken)
+    assert (await engine.sandboxes.report(broken.id)).state is SandboxState.ABSENT
+    await engine.disks.delete_disk(spec.disk)
+    await engine.logs.delete_logs(spec.builder_id)
 
 
 async def failed_build(engine: OciEngine) -> None:
     script = ("/bin/sh", "-c", f"mkdir {LAYER}/venv; exit 3")
     step = BuildStep("fail", script, network=False, cache=Cache.NONE)
     plan = LayerPlan(secrets.token_hex(32), {}, (step,), runs_foreign_code=False)
-    assert (await engine.build_layer(plan, lambda line: None)).exit_code == 3
+    assert (await engine.layers.build_layer(plan, lambda line: None)).exit_code == 3
 
 
 async def at_rest(engine: OciEngine) -> tuple[int, int]:
@@ -183,21 +183,21 @@ async def test_nothing_is_left_of_a_start_that_was_broken_off_at_any_moment(
 ) -> None:
     async with prepared(settings_in(tmp_path)) as engine:
         spec = await make_spec(engine, apps.SILENT, isolation=isolation)
-        await engine.start(spec)
-        await engine.stop(spec.id, 0)
-        await engine.remove(spec.id)
+        await engine.sandboxes.start(spec)
+        await engine.sandboxes.stop(spec.id, 0)
+        await engine.sandboxes.remove(spec.id)
         here = known_instance(tmp_path)
         assert here
         now = traces(tmp_path, here.id)
         before = await settled(tmp_path, here.id, replace(now, links=(bridge_name(here.id),)))
         for step in range(40):
-            starting = asyncio.create_task(engine.start(replace(spec, id=new_sandbox_id())))
+            starting = asyncio.create_task(engine.sandboxes.start(replace(spec, id=new_sandbox_id())))
             await asyncio.sleep(step * 0.002)
             starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 report = await starting
-                await engine.stop(report.id, 0)
-                await engine.remove(report.id)
+                await engine.sandboxes.stop(report.id, 0)
+                await engine.sandboxes.remove(report.id)
         assert await settled(tmp_path, here.id, before) == before
 
 
@@ -213,7 +213,7 @@ async def test_no_group_is_made_for_a_start_that_was_broken_off_before(
     monkeypatch.setattr(Cgroups, "open_shim", make_slowly)
     async with prepared(settings_in(tmp_path)) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        starting = asyncio.create_task(engine.start(spec))
+        starting = asyncio.create_task(engine.sandboxes.start(spec))
         await asyncio.sleep(0.1)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -227,11 +227,11 @@ async def test_no_group_is_made_for_a_start_that_was_broken_off_before(
 async def test_gvisor_keeps_nothing_of_a_sandbox_that_was_removed(tmp_path: Path) -> None:
     async with prepared(settings_in(tmp_path)) as engine:
         spec = await make_spec(engine, apps.SILENT, isolation=Isolation.STRONG)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         state = engine._here.runtimes["runsc"].root
         assert list(state.iterdir()) != []
-        await engine.stop(spec.id, 0)
-        await engine.remove(spec.id)
+        await engine.sandboxes.stop(spec.id, 0)
+        await engine.sandboxes.remove(spec.id)
         assert list(state.iterdir()) == []
 
 
@@ -239,7 +239,7 @@ async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> No
     settings = settings_in(tmp_path)
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await engine.close()
         await OciEngine(settings).down()
         here = known_instance(tmp_path)
@@ -253,7 +253,7 @@ async def test_down_ends_what_runs_also_where_the_bridge_was_taken_away(tmp_path
     settings = settings_in(tmp_path)
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         bridge = engine._here.network.bridge
         await engine.close()
         subprocess.run(["ip", "link", "delete", bridge], check=True)
@@ -274,15 +274,15 @@ async def test_two_services_do_not_disturb_each_other(tmp_path: Path) -> None:
     async with prepared(one) as first, prepared(two) as second:
         ours, theirs = await make_spec(first, apps.SERVER), await make_spec(second, apps.SERVER)
         for engine, spec in ((first, ours), (second, theirs)):
-            await engine.start(spec)
+            await engine.sandboxes.start(spec)
             await until_listening(engine, spec.id)
-        assert first.gateway != second.gateway
-        ip = (await second.report(theirs.id)).ip
+        assert first.sandboxes.gateway != second.sandboxes.gateway
+        ip = (await second.sandboxes.report(theirs.id)).ip
         probe = f"python3 -c 'import socket; socket.create_connection((\"{ip}\", 8000), 1)'"
         assert (await execute(first, ours.id, probe, ENGINE_TIMEOUT, 1000)).exit_code != 0
         await first.down()
-        assert (await second.report(theirs.id)).state is SandboxState.RUNNING
+        assert (await second.sandboxes.report(theirs.id)).state is SandboxState.RUNNING
         assert (await execute(second, theirs.id, "echo here", ENGINE_TIMEOUT, 100)).output == "here\n"
-        assert [report.id for report in await second.list_sandboxes()] == [theirs.id]
+        assert [report.id for report in await second.sandboxes.list_sandboxes()] == [theirs.id]
     for settings in (one, two):
         await OciEngine(settings).down()

@@ -61,7 +61,7 @@ async def test_lock_of_a_real_tool_is_installed(workshop: Workshop, tmp_path: Pa
     plan = UvInstaller("test").plan(bundle, workshop.machine.base.id, ALICE)
     assert plan is not None
     assert not plan.runs_foreign_code
-    outcome = await workshop.layers.build(plan, quiet)
+    outcome = await workshop.layers.build_layer(plan, quiet)
     assert outcome.ok, outcome.output
     program = "import itsdangerous; from importlib.metadata import version; print(version('itsdangerous'))"
     (installed,) = await workshop.run(plan, "/venv/bin/python", "-c", program)

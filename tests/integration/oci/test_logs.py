@@ -43,9 +43,9 @@ def app(command: str) -> App:
 
 async def test_lines_are_whole_in_order_and_of_their_stream(engine: OciEngine) -> None:
     spec = await make_spec(engine, app(TALKING))
-    started = await engine.start(spec)
+    started = await engine.sandboxes.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
-    lines = (await engine.read_log(spec.id)).lines
+    lines = (await engine.logs.read_log(spec.id)).lines
     out = [line.text for line in lines if line.stream is LogStream.STDOUT]
     assert out == ["out", "no end of the line", "x" * 30_000, "\ufffdbytes", "last words"]
     assert [line.text for line in lines if line.stream is LogStream.STDERR] == ["err"]
@@ -55,12 +55,12 @@ async def test_lines_are_whole_in_order_and_of_their_stream(engine: OciEngine) -
 
 async def test_a_log_is_followed_line_by_line(engine: OciEngine) -> None:
     spec = await make_spec(engine, app("for i in 1 2 3 4 5; do echo $i; sleep 0.05; done"))
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     cursor = ""
     told: list[str] = []
     async with asyncio.timeout(ENGINE_TIMEOUT):
         while len(told) < 5:
-            lines, cursor, _ = await engine.read_log(spec.id, cursor)
+            lines, cursor, _ = await engine.logs.read_log(spec.id, cursor)
             told += [line.text for line in lines]
             await asyncio.sleep(0.01)
     assert told == ["1", "2", "3", "4", "5"]
@@ -70,23 +70,23 @@ async def test_a_flood_is_held_back_and_its_beginning_and_end_are_kept(settings:
     """And a neighbour answers all along."""
     async with prepared(replace(settings, log_limit=LOG_LIMIT)) as engine:
         neighbour = await make_spec(engine, apps.SERVER)
-        await engine.start(neighbour)
+        await engine.sandboxes.start(neighbour)
         await until_listening(engine, neighbour.id)
         spec = await make_spec(engine, app(FLOOD))
-        await engine.start(spec)
-        ip = (await engine.report(neighbour.id)).ip
+        await engine.sandboxes.start(spec)
+        ip = (await engine.sandboxes.report(neighbour.id)).ip
         assert ip
         folder, answers, largest = settings.data_dir / "logs" / spec.builder_id, 0, 0
         async with asyncio.timeout(ENGINE_TIMEOUT + SECONDS_OF_FLOOD):
-            while (await engine.report(spec.id)).state is SandboxState.RUNNING:
+            while (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING:
                 answers += await answer(ip) == b"HTTP/1.0 200"
                 largest = max(largest, size_of(folder))
                 await asyncio.sleep(0.05)
         assert answers > 0
         assert LOG_LIMIT < largest < 3.2 * LOG_LIMIT, "the first file, the newest, and its successor being begun"
-        last = await engine.read_log(spec.id, tail=1)
+        last = await engine.logs.read_log(spec.id, tail=1)
         assert [line.text for line in last.lines] == ["last"]
-        lines = (await engine.read_log(spec.id)).lines
+        lines = (await engine.logs.read_log(spec.id)).lines
         assert lines[0].text == "first"
 
 

@@ -41,24 +41,24 @@ async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:
 @BOTH
 async def test_nothing_of_a_sandbox_outlives_its_monitor(engine: OciEngine, isolation: Isolation) -> None:
     spec = await make_spec(engine, PRINTING, isolation=isolation)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     assert processes_of(spec.id)
     await kill_monitor(engine, spec.id)
     report = await until_lost(engine, spec.id)
     assert report.end
     assert report.end.at
-    await engine.remove(spec.id)
+    await engine.sandboxes.remove(spec.id)
 
 
 @BOTH
 async def test_a_visitor_of_an_app_that_was_ended_does_not_wait(engine: OciEngine, isolation: Isolation) -> None:
     spec = await make_spec(engine, apps.SERVER, isolation=isolation)
-    report = await engine.start(spec)
+    report = await engine.sandboxes.start(spec)
     await until_listening(engine, spec.id)
     reader, writer = await asyncio.open_connection(report.ip, apps.PORT)
     await kill_monitor(engine, spec.id)
     await until_lost(engine, spec.id)
-    await engine.remove(spec.id)
+    await engine.sandboxes.remove(spec.id)
     with contextlib.suppress(ConnectionError):
         assert await asyncio.wait_for(reader.read(), ENGINE_TIMEOUT) == b""
     writer.close()
@@ -72,10 +72,10 @@ async def test_a_monitor_that_died_while_no_service_ran_is_noticed_at_the_start(
         silent = await make_spec(engine, apps.SILENT, isolation=isolation)
         printing = await make_spec(engine, PRINTING, isolation=isolation)
         for spec in (silent, printing):
-            await engine.start(spec)
+            await engine.sandboxes.start(spec)
         frozen = await make_spec(engine, apps.SILENT, isolation=isolation)
-        await engine.start(frozen)
-        await engine.freeze(frozen.id)
+        await engine.sandboxes.start(frozen)
+        await engine.sandboxes.freeze(frozen.id)
         shims = [engine._here.runs.find(spec.id).shim for spec in (silent, printing, frozen)]  # type: ignore[union-attr]
         await engine.close()
         for shim in shims:
@@ -83,7 +83,7 @@ async def test_a_monitor_that_died_while_no_service_ran_is_noticed_at_the_start(
             shim.kill()
         await engine.prepare(lambda line: None)
         for spec in (silent, printing, frozen):
-            assert (await engine.report(spec.id)).state is SandboxState.EXITED, (
+            assert (await engine.sandboxes.report(spec.id)).state is SandboxState.EXITED, (
                 "at once, before anybody is told it runs"
             )
             await until_lost(engine, spec.id)
@@ -92,8 +92,8 @@ async def test_a_monitor_that_died_while_no_service_ran_is_noticed_at_the_start(
 @BOTH
 async def test_a_command_beside_an_app_whose_monitor_dies_ends_with_it(engine: OciEngine, isolation: Isolation) -> None:
     spec = await make_spec(engine, apps.SILENT, isolation=isolation)
-    await engine.start(spec)
-    async with engine.open_process(spec.id, ProcessSpec(shell("echo begun; sleep 1000"))) as process:
+    await engine.sandboxes.start(spec)
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(shell("echo begun; sleep 1000"))) as process:
         assert await process.read() == b"begun\n"
         await kill_monitor(engine, spec.id)
         assert await asyncio.wait_for(process.wait(), ENGINE_TIMEOUT) != 0
@@ -103,35 +103,35 @@ async def test_a_command_beside_an_app_whose_monitor_dies_ends_with_it(engine: O
 @BOTH
 async def test_a_frozen_sandbox_whose_monitor_dies_ends(engine: OciEngine, isolation: Isolation) -> None:
     spec = await make_spec(engine, apps.SERVER, isolation=isolation)
-    await engine.start(spec)
-    await engine.freeze(spec.id)
+    await engine.sandboxes.start(spec)
+    await engine.sandboxes.freeze(spec.id)
     await kill_monitor(engine, spec.id)
     report = await until_lost(engine, spec.id)
     assert report.frozen_at
-    assert (await engine.thaw(spec.id)).state is SandboxState.EXITED
+    assert (await engine.sandboxes.thaw(spec.id)).state is SandboxState.EXITED
 
 
 async def test_a_monitor_that_dies_while_the_disk_is_copied_or_frozen_is_noticed(engine: OciEngine) -> None:
     for number, work in enumerate(("copy", "freeze")):
         spec = await make_spec(engine, PRINTING)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await asyncio.sleep(0.05)
         target = DiskId(f"copy-without-monitor-{number}")
-        working = engine.clone_disk(spec.disk, target, GB) if work == "copy" else engine.freeze(spec.id)
+        working = engine.disks.clone_disk(spec.disk, target, GB) if work == "copy" else engine.sandboxes.freeze(spec.id)
         task = asyncio.ensure_future(working)
         await asyncio.sleep(0)
         await kill_monitor(engine, spec.id)
         await asyncio.wait({task}, timeout=ENGINE_TIMEOUT)
         assert not isinstance(task.exception(), TimeoutError)
         await until_lost(engine, spec.id)
-        await engine.delete_disk(target)
+        await engine.disks.delete_disk(target)
 
 
 async def test_a_monitor_that_dies_while_the_app_is_stopped_changes_nothing(engine: OciEngine) -> None:
     deaf = App("trap '' TERM; while :; do sleep 0.1; done", apps.SILENT.behaviour)
     spec = await make_spec(engine, deaf)
-    await engine.start(spec)
-    stopping = asyncio.ensure_future(engine.stop(spec.id, ENGINE_TIMEOUT * 10))
+    await engine.sandboxes.start(spec)
+    stopping = asyncio.ensure_future(engine.sandboxes.stop(spec.id, ENGINE_TIMEOUT * 10))
     await asyncio.sleep(0.1)
     await kill_monitor(engine, spec.id)
     report = await asyncio.wait_for(stopping, ENGINE_TIMEOUT)

@@ -128,7 +128,7 @@ async def install(machine: Machine, *, scripts: bool) -> tuple[LayerPlan, BuildO
     with registry(machine.addresses.gateway) as url:
         plan = NpmInstaller(url).plan(bundle, machine.base.id, MALLORY, install_scripts=scripts)
         assert plan
-        return plan, await machine.layers.build(plan, quiet)
+        return plan, await machine.layers.build_layer(plan, quiet)
 
 
 def marks(place: Path) -> list[str]:

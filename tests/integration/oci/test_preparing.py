@@ -48,7 +48,7 @@ async def test_preparing_succeeds_on_retry(
 
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await engine.close()
         await asyncio.sleep(0)  # what was cancelled ends
         before = opened()
@@ -58,7 +58,7 @@ async def test_preparing_succeeds_on_retry(
                 await engine.prepare(quiet)
         await until_let_go(before)
         await engine.prepare(quiet)
-        assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+        assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 async def test_cancelled_preparing_leaves_nothing_open(

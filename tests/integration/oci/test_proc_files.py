@@ -41,7 +41,7 @@ async def test_programs_inside_are_shown_the_limits(tmp_path: Path, kind: type[O
     try:
         async with prepared(settings, kind) as engine:
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
-            await engine.start(spec)
+            await engine.sandboxes.start(spec)
             shown = (await run(engine, spec.id, SHOWN)).split("\n")
             assert shown == ["256", "1", "1", "true", "MemTotal: 262144 kB", ""]
     finally:
@@ -59,7 +59,7 @@ async def test_df_inside_shows_the_limits_of_the_disk_and_its_use(
     try:
         async with prepared(settings) as engine:
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
-            await engine.start(spec)
+            await engine.sandboxes.start(spec)
             store, *own, app = (await run(engine, spec.id, DF)).splitlines()
             assert int(store) > 1024
             assert own == ["1024 /app", "1024 /home/app", "256 /"]
@@ -84,7 +84,7 @@ async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
     try:
         async with prepared(settings) as engine:
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
-            await engine.start(spec)
+            await engine.sandboxes.start(spec)
             engine._here.proc_files.close()
             await run(engine, spec.id, HOLD)
             await asyncio.sleep(0.2)
@@ -93,8 +93,8 @@ async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
             await engine.close()
             async with prepared(settings) as next_engine:
                 await until_used(next_engine, spec.id, 50)
-                await next_engine.freeze(spec.id)
-                await next_engine.thaw(spec.id)
+                await next_engine.sandboxes.freeze(spec.id)
+                await next_engine.sandboxes.thaw(spec.id)
                 await run(next_engine, spec.id, "rm /dev/shm/held; head -c 90000000 /dev/zero > /dev/shm/held")
                 await until_used(next_engine, spec.id, 80)
     finally:

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.root
 async def test_start_waiting_for_the_store_does_not_block_others(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     with engine._here.disks._scratch_lock:
-        start = asyncio.create_task(engine.start(spec))
+        start = asyncio.create_task(engine.sandboxes.start(spec))
         await asyncio.sleep(0.1)
         start.cancel()
-        again = asyncio.create_task(engine.start(spec))
+        again = asyncio.create_task(engine.sandboxes.start(spec))
         await asyncio.sleep(0.1)
         assert not start.done(), "it would take away what the next start makes"
     with pytest.raises(asyncio.CancelledError):
@@ -41,7 +41,7 @@ async def test_nothing_that_the_launcher_runs_can_write_to_the_runtime(engine: O
             assert "Read-only file system" in errors.read()
         assert ended.status
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     record = engine._here.runs.find(spec.id)
     assert record
     assert record.shim

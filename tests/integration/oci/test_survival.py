@@ -47,17 +47,17 @@ def record_file(settings: EngineOptions, sandbox: SandboxId) -> Path:
 async def test_an_app_outlives_the_service_and_is_adopted(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        report = await engine.start(spec)
+        report = await engine.sandboxes.start(spec)
         await until_listening(engine, spec.id)
         await engine.close()
         async with prepared(settings) as next_engine:
-            assert await next_engine.report(spec.id) == report
-            assert (await next_engine.listening(spec.id)).reachable(PORT)
+            assert await next_engine.sandboxes.report(spec.id) == report
+            assert (await next_engine.sandboxes.listening(spec.id)).reachable(PORT)
             assert (await execute(next_engine, spec.id, "echo here", ENGINE_TIMEOUT, 100)).output == "here\n"
-            exits = next_engine.exits()
+            exits = next_engine.sandboxes.exits()
             told = asyncio.ensure_future(anext(exits))
             await asyncio.sleep(0)
-            stopped = await next_engine.stop(spec.id, ENGINE_TIMEOUT)
+            stopped = await next_engine.sandboxes.stop(spec.id, ENGINE_TIMEOUT)
             assert stopped.end
             assert stopped.end.cause is EndCause.STOPPED
             assert await asyncio.wait_for(told, ENGINE_TIMEOUT) == spec.id
@@ -66,22 +66,22 @@ async def test_an_app_outlives_the_service_and_is_adopted(settings: EngineOption
 async def test_a_frozen_app_is_adopted_frozen(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await until_listening(engine, spec.id)
-        frozen = await engine.freeze(spec.id)
+        frozen = await engine.sandboxes.freeze(spec.id)
         await engine.close()
         async with prepared(settings) as next_engine:
-            assert await next_engine.report(spec.id) == frozen
-            assert (await next_engine.thaw(spec.id)).state is SandboxState.RUNNING
-            assert (await next_engine.listening(spec.id)).reachable(PORT)
+            assert await next_engine.sandboxes.report(spec.id) == frozen
+            assert (await next_engine.sandboxes.thaw(spec.id)).state is SandboxState.RUNNING
+            assert (await next_engine.sandboxes.listening(spec.id)).reachable(PORT)
 
 
 async def test_down_ends_frozen_sandboxes(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
-        await engine.freeze(spec.id)
+        await engine.sandboxes.start(spec)
+        await engine.sandboxes.freeze(spec.id)
         await engine.down()
     await OciEngine(settings).down()
 
@@ -89,13 +89,13 @@ async def test_down_ends_frozen_sandboxes(tmp_path: Path) -> None:
 async def test_an_end_while_no_service_runs_is_found(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, App("sleep 0.3; echo last words; exit 9", apps.SILENT.behaviour))
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await engine.close()
         async with asyncio.timeout(ENGINE_TIMEOUT):
             while not (settings.data_dir / "exits" / spec.id).exists():
                 await asyncio.sleep(0.01)
         async with prepared(settings) as next_engine:
-            report = await next_engine.report(spec.id)
+            report = await next_engine.sandboxes.report(spec.id)
             assert report.end
             assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 9)
             assert await log_text(next_engine, spec.id) == ["last words"]
@@ -103,11 +103,11 @@ async def test_an_end_while_no_service_runs_is_found(settings: EngineOptions) ->
 
 async def test_usage_is_known_without_the_disk(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SERVER)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     disk = engine._here.store.disks / spec.disk
     away = disk.rename(disk.with_name(f"{spec.disk}-away"))
     try:
-        used = await engine.usage(spec.id)
+        used = await engine.sandboxes.usage(spec.id)
     finally:
         away.rename(disk)
     assert used
@@ -116,8 +116,8 @@ async def test_usage_is_known_without_the_disk(engine: OciEngine) -> None:
 
 async def test_death_of_app_and_shim_is_reported(engine: OciEngine, settings: EngineOptions) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
-    exits = engine.exits()
+    await engine.sandboxes.start(spec)
+    exits = engine.sandboxes.exits()
     told = asyncio.ensure_future(anext(exits))
     await asyncio.sleep(0)
     record = json.loads(record_file(settings, spec.id).read_text())
@@ -132,7 +132,7 @@ async def test_death_of_app_and_shim_is_reported(engine: OciEngine, settings: En
 async def test_nothing_is_running_after_a_reboot(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         # The same as if the machine had been switched off: gone, with no word of how it ended.
         record = json.loads(record_file(settings, spec.id).read_text())
         for name in ("shim", "process"):
@@ -142,37 +142,37 @@ async def test_nothing_is_running_after_a_reboot(settings: EngineOptions) -> Non
         last_beat = record["started_at"] + 5
         (settings.data_dir / "heartbeat").write_text(f"another {last_beat}")
         async with prepared(settings) as next_engine:
-            report = await next_engine.report(spec.id)
+            report = await next_engine.sandboxes.report(spec.id)
             assert report.end
             assert report.end.cause is EndCause.HOST_RESTARTED
             assert report.end.at is not None
             assert report.end.at.timestamp() == pytest.approx(last_beat, abs=1e-3)
-            await next_engine.remove(spec.id)
-            assert (await next_engine.start(spec)).state is SandboxState.RUNNING
+            await next_engine.sandboxes.remove(spec.id)
+            assert (await next_engine.sandboxes.start(spec)).state is SandboxState.RUNNING
 
 
 async def test_removing_leftovers_of_an_earlier_boot_frees_no_slot_in_use(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         old = await make_spec(engine, apps.SILENT)
-        await engine.start(old)
-        await engine.stop(old.id, 0)
+        await engine.sandboxes.start(old)
+        await engine.sandboxes.stop(old.id, 0)
         await engine.close()
         record = json.loads(record_file(settings, old.id).read_text())
         record_file(settings, old.id).write_text(json.dumps({**record, "boot": "another"}))
         async with prepared(settings) as next_engine:
             next_engine._here.runs._slots._last = record["slot"] - 1
             first, second = await make_spec(next_engine, apps.SILENT), await make_spec(next_engine, apps.SILENT)
-            report = await next_engine.start(first)
+            report = await next_engine.sandboxes.start(first)
             assert report.ip == record["ip"]
-            await next_engine.remove(old.id)
+            await next_engine.sandboxes.remove(old.id)
             next_engine._here.runs._slots._last = record["slot"] - 1  # all others were used since
-            assert (await next_engine.start(second)).ip != report.ip
+            assert (await next_engine.sandboxes.start(second)).ip != report.ip
 
 
 async def test_another_process_with_the_number_is_not_the_app(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         record = json.loads(record_file(settings, spec.id).read_text())
         for name in ("shim", "process"):
             subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
@@ -182,9 +182,9 @@ async def test_another_process_with_the_number_is_not_the_app(settings: EngineOp
             record[name]["pid"] = bystander.pid
         record_file(settings, spec.id).write_text(json.dumps(record))
         async with prepared(settings) as next_engine:
-            assert (await next_engine.report(spec.id)).state is SandboxState.EXITED
-            await next_engine.stop(spec.id, 0)
-            await next_engine.remove(spec.id)
+            assert (await next_engine.sandboxes.report(spec.id)).state is SandboxState.EXITED
+            await next_engine.sandboxes.stop(spec.id, 0)
+            await next_engine.sandboxes.remove(spec.id)
         assert bystander.poll() is None
         bystander.kill()
         bystander.wait()
@@ -228,38 +228,38 @@ async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: En
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     async with prepared(settings) as engine:
-        assert (await engine.report(sandbox)).state is SandboxState.PARTIAL
+        assert (await engine.sandboxes.report(sandbox)).state is SandboxState.PARTIAL
         spec = await make_spec(engine, apps.SERVER, id=sandbox)
         builder = died.stdout.strip()
         spec = replace(spec, builder_id=BuilderId(builder), disk=DiskId(builder))
-        assert (await engine.start(spec)).state is SandboxState.RUNNING
+        assert (await engine.sandboxes.start(spec)).state is SandboxState.RUNNING
         assert (await until_listening(engine, sandbox)).reachable(PORT)
-        assert [report.id for report in await engine.list_sandboxes()] == [sandbox]
+        assert [report.id for report in await engine.sandboxes.list_sandboxes()] == [sandbox]
 
 
 async def test_started_sandbox_is_adopted_after_a_service_crash(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await engine.close()
         record = json.loads(record_file(settings, spec.id).read_text())
         record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
         async with prepared(settings) as next_engine:
-            assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
+            assert (await next_engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 async def test_sandbox_that_ended_before_its_start_was_recorded_is_not_run_again(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, App("echo x >> runs", Behaviour()))
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await until_state(engine, spec.id, SandboxState.EXITED)
         await engine.close()
         record = json.loads(record_file(settings, spec.id).read_text())
         record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
         async with prepared(settings) as next_engine:
-            report = await next_engine.start(spec)
+            report = await next_engine.sandboxes.start(spec)
             assert (report.state, report.end.exit_code if report.end else None) == (SandboxState.EXITED, 0)
-            async with next_engine.open_file(spec.disk, "runs") as file:
+            async with next_engine.files.open_file(spec.disk, "runs") as file:
                 assert b"".join([piece async for piece in file.read(0, 100)]) == b"x\n"
 
 
@@ -271,15 +271,17 @@ async def test_commands_open_at_a_crash_are_killed_and_daemons_of_ended_ones_go_
     look = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep 500[0-9]' | sort -u"
     async with prepared(settings) as engine, AsyncExitStack() as left:
         spec = await make_spec(engine, apps.SERVER, isolation=isolation)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await execute(engine, spec.id, "sleep 5001 >/dev/null 2>&1 &", ENGINE_TIMEOUT, 100)
-        await left.enter_async_context(engine.open_process(spec.id, ProcessSpec(shell("sleep 5002 & sleep 5003"))))
+        await left.enter_async_context(
+            engine.sandboxes.open_process(spec.id, ProcessSpec(shell("sleep 5002 & sleep 5003")))
+        )
         while "sleep 5003" not in (await execute(engine, spec.id, look, ENGINE_TIMEOUT, 1000)).output:
             await asyncio.sleep(0.05)
         await engine.close()
         async with prepared(settings) as next_engine:
             assert (await execute(next_engine, spec.id, look, ENGINE_TIMEOUT, 1000)).output == "sleep 5001\n"
-            assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
+            assert (await next_engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
             with suppress(EngineUnavailable):
                 await left.aclose()
 
@@ -287,10 +289,10 @@ async def test_commands_open_at_a_crash_are_killed_and_daemons_of_ended_ones_go_
 async def test_sandbox_frozen_for_an_interrupted_copy_is_thawed(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await until_listening(engine, spec.id)
         engine._here.runs.cgroups.freeze(spec.id)
-        assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+        assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
         await engine.close()
         await engine.prepare(lambda line: None)
         assert not engine._here.runs.cgroups.is_frozen(spec.id)
@@ -300,11 +302,11 @@ async def test_sandbox_frozen_for_an_interrupted_copy_is_thawed(settings: Engine
 async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
-        await engine.start(spec)
-        await engine.freeze(spec.id)
-        await engine.clone_disk(spec.disk, DiskId("copy-of-frozen"), GB)
-        assert (await engine.report(spec.id)).state is SandboxState.FROZEN
-        await engine.delete_disk(DiskId("copy-of-frozen"))
+        await engine.sandboxes.start(spec)
+        await engine.sandboxes.freeze(spec.id)
+        await engine.disks.clone_disk(spec.disk, DiskId("copy-of-frozen"), GB)
+        assert (await engine.sandboxes.report(spec.id)).state is SandboxState.FROZEN
+        await engine.disks.delete_disk(DiskId("copy-of-frozen"))
 
 
 @pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
@@ -313,7 +315,7 @@ async def test_a_sandbox_whose_link_or_bridge_was_taken_away_is_connected_again_
 ) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER, isolation=isolation)
-        report = await engine.start(spec)
+        report = await engine.sandboxes.start(spec)
         await until_listening(engine, spec.id)
         record = engine._here.runs.find(spec.id)
         assert record is not None
@@ -322,7 +324,7 @@ async def test_a_sandbox_whose_link_or_bridge_was_taken_away_is_connected_again_
         for link in links:
             subprocess.run(["ip", "link", "delete", link], check=True)
         await engine.prepare(lambda line: None)
-        after = await engine.report(spec.id)
+        after = await engine.sandboxes.report(spec.id)
         if isolation is Isolation.STRONG:
             assert after.state is SandboxState.EXITED
             return

@@ -32,7 +32,7 @@ async def each(request: pytest.FixtureRequest, settings: EngineOptions) -> Async
 
 async def silent(engine: OciEngine) -> SandboxId:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     return spec.id
 
 
@@ -56,7 +56,7 @@ async def rest(process: Process) -> bytes:
 
 async def test_a_shell_has_a_terminal_of_the_window_s_size(each: OciEngine) -> None:
     sandbox = await silent(each)
-    async with each.open_process(sandbox, SH) as process:
+    async with each.sandboxes.open_process(sandbox, SH) as process:
         await process.write(b"echo $TERM; test -t 0 && stty size; echo one$((1+1))\n")
         seen = await until(process, b"one2")
         assert b"xterm-256color" in seen
@@ -86,31 +86,31 @@ async def test_a_shell_has_a_terminal_of_the_window_s_size(each: OciEngine) -> N
 
 async def test_the_end_of_a_long_output_is_not_lost(each: OciEngine) -> None:
     spec = ProcessSpec(shell("seq 100000"), window=Window())
-    async with each.open_process(await silent(each), spec) as process:
+    async with each.sandboxes.open_process(await silent(each), spec) as process:
         assert (await rest(process)).split() == [str(number).encode() for number in range(1, 100_001)]
 
 
 async def test_disconnect_ends_the_shell_and_its_processes(each: OciEngine) -> None:
     sandbox = await silent(each)
-    async with each.open_process(sandbox, SH) as process:
+    async with each.sandboxes.open_process(sandbox, SH) as process:
         await process.write(b"echo one$((1+1)); sleep 31337\n")
         await until(process, b"one2")
-    async with each.open_process(sandbox, ProcessSpec(shell("trap '' HUP; sleep 31338"), window=Window())):
+    async with each.sandboxes.open_process(sandbox, ProcessSpec(shell("trap '' HUP; sleep 31338"), window=Window())):
         await asyncio.sleep(0.2)
-    async with each.open_process(sandbox, ProcessSpec(shell("sleep 31339 >/dev/null 2>&1 </dev/null"))):
+    async with each.sandboxes.open_process(sandbox, ProcessSpec(shell("sleep 31339 >/dev/null 2>&1 </dev/null"))):
         await asyncio.sleep(0.2)
     assert (await execute(each, sandbox, COUNT, ENGINE_TIMEOUT, 100)).output == "0\n"
 
 
 async def test_end_of_input_ends_a_shell(engine: OciEngine) -> None:
-    async with engine.open_process(await silent(engine), SH) as process:
+    async with engine.sandboxes.open_process(await silent(engine), SH) as process:
         process.close_input()
         await rest(process)
         assert await process.wait() == 0
 
 
 async def test_terminals_inside_a_sandbox_are_not_the_hosts(engine: OciEngine) -> None:
-    async with engine.open_process(await silent(engine), SH) as process:
+    async with engine.sandboxes.open_process(await silent(engine), SH) as process:
         await process.write(b"tty; ls /dev/pts; echo one$((1+1))\n")
         seen = await until(process, b"one2")
         assert b"/dev/pts/0" in seen
@@ -121,11 +121,11 @@ async def test_terminal_in_a_missing_folder_is_refused(engine: OciEngine) -> Non
     sandbox = await silent(engine)
     for window in (None, Window()):
         with pytest.raises(ValidationFailed, match="there is no folder /app/no where"):
-            async with engine.open_process(sandbox, ProcessSpec(("true",), "no where", window=window)):
+            async with engine.sandboxes.open_process(sandbox, ProcessSpec(("true",), "no where", window=window)):
                 pass
     hostile = "$(touch /app/owned); `touch /app/owned`"
     with pytest.raises(ValidationFailed):
-        async with engine.open_process(sandbox, ProcessSpec(("true",), hostile)):
+        async with engine.sandboxes.open_process(sandbox, ProcessSpec(("true",), hostile)):
             pass
     assert (await execute(engine, sandbox, "ls /app", ENGINE_TIMEOUT, 100)).output == ""
 
@@ -134,7 +134,7 @@ async def test_processes_per_sandbox_are_limited(engine: OciEngine, monkeypatch:
     monkeypatch.setattr("builderd.adapters.engines.oci.runtime.executions.MAX_OPEN", 1)
     assert MAX_OPEN > 1
     sandbox = await silent(engine)
-    async with engine.open_process(sandbox, ProcessSpec(("sleep", "1000"))):
+    async with engine.sandboxes.open_process(sandbox, ProcessSpec(("sleep", "1000"))):
         with pytest.raises(InvalidState, match="already"):
             await execute(engine, sandbox, "true", ENGINE_TIMEOUT, 100)
     assert (await execute(engine, sandbox, "true", ENGINE_TIMEOUT, 100)).exit_code == 0

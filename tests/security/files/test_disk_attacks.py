@@ -30,7 +30,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 async def spec(engine: OciEngine) -> SandboxSpec:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     return spec
 
 
@@ -47,7 +47,7 @@ async def do(engine: OciEngine, spec: SandboxSpec, command: str) -> str:
 
 
 async def archived(engine: OciEngine, disk: DiskId) -> dict[str, tarfile.TarInfo]:
-    packed = b"".join([piece async for piece in engine.archive(disk)])
+    packed = b"".join([piece async for piece in engine.files.archive(disk)])
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         return {member.name: member for member in tar}
 
@@ -80,7 +80,7 @@ async def test_link_is_listed_and_never_followed(
     await do(engine, spec, make.format(outside=outside))
     with pytest.raises(ValidationFailed, match="links are not followed"):
         await read(engine, disk, "link")
-    (shown,) = [entry for entry in (await engine.list_files(disk, "", 0, 9)).entries if entry.name == "link"]
+    (shown,) = [entry for entry in (await engine.files.list_files(disk, "", 0, 9)).entries if entry.name == "link"]
     assert (shown.kind, bool(shown.target)) == (FileKind.LINK, True)
     assert (await archived(engine, disk))["./link"].issym()
 
@@ -96,10 +96,10 @@ async def test_linked_folder_is_never_entered(
         with pytest.raises((ValidationFailed, NotFound)):
             await write(engine, disk, path, b"owned")
         with pytest.raises((ValidationFailed, NotFound)):
-            await engine.delete_file(disk, path, UNCONDITIONAL)
+            await engine.files.delete_file(disk, path, UNCONDITIONAL)
     for path in ("out", "in/out", "root", "up"):
         with pytest.raises(ValidationFailed):
-            await engine.list_files(disk, path, 0, 9)
+            await engine.files.list_files(disk, path, 0, 9)
     with pytest.raises(ValidationFailed):
         await write(engine, disk, "out/new/file", b"owned")
     assert sorted(path.name for path in outside.iterdir()) == ["folder", "secret"]
@@ -122,8 +122,8 @@ async def test_deleting_a_link_keeps_its_target(
 ) -> None:
     await do(engine, spec, f"ln -s {outside}/secret link; ln -s {outside} out; mkdir -p a/b; ln -s {outside} a/b/out")
     for path in ("link", "out"):
-        await engine.delete_file(disk, path, UNCONDITIONAL, recursive=True)
-    await engine.delete_file(disk, "a", UNCONDITIONAL, recursive=True)
+        await engine.files.delete_file(disk, path, UNCONDITIONAL, recursive=True)
+    await engine.files.delete_file(disk, "a", UNCONDITIONAL, recursive=True)
     assert await names(engine, disk) == []
     assert (outside / "secret").read_text() == "canary"
 
@@ -141,26 +141,26 @@ async def test_writing_over_a_hard_link_keeps_the_other_name(
 async def test_files_with_impossible_times_are_listed(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "echo x >late; touch -d @1000000000000 late; echo x >early; touch -d @-1000000000000 early")
     assert await read(engine, disk, "late") == b"x\n"
-    shown = {entry.name: entry.modified_at.year for entry in (await engine.list_files(disk, "", 0, 9)).entries}
+    shown = {entry.name: entry.modified_at.year for entry in (await engine.files.list_files(disk, "", 0, 9)).entries}
     assert shown == {"late": 9999, "early": 1}
     await write(engine, disk, "late", b"new")
-    await engine.delete_file(disk, "early", UNCONDITIONAL)
+    await engine.files.delete_file(disk, "early", UNCONDITIONAL)
     assert await names(engine, disk) == ["late"]
 
 
 async def test_files_can_be_deleted_on_a_full_disk(engine: OciEngine) -> None:
     disk = DiskId(new_id())
-    await engine.create_disk(disk, 8 << 20)
+    await engine.disks.create_disk(disk, 8 << 20)
     spec = replace(await make_spec(engine, apps.SILENT), disk=disk)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     await do(
         engine,
         spec,
         "mkdir d; echo x >d/x; dd if=/dev/urandom of=big bs=64k; i=0; "
         "while [ $i -lt 4000 ] && echo x >$i.txt; do i=$((i + 1)); done; true",
     )
-    await engine.delete_file(disk, "big", UNCONDITIONAL)
-    await engine.delete_file(disk, "d", UNCONDITIONAL, recursive=True)
+    await engine.files.delete_file(disk, "big", UNCONDITIONAL)
+    await engine.files.delete_file(disk, "d", UNCONDITIONAL, recursive=True)
 
 
 # Races: the app puts a link where a folder or file was, as fast as it can
@@ -178,7 +178,7 @@ while True:
 async def swapping(engine: OciEngine, spec: SandboxSpec, outside: Path) -> AsyncIterator[None]:
     (outside / "file").write_text("canary")
     await do(engine, spec, f"mkdir swap; echo harmless >swap/file; ln -s {outside} link")
-    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", SWAP))) as process:
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(("python3", "-c", SWAP))) as process:
         await begun(process)
         yield
 
@@ -193,7 +193,7 @@ async def test_folder_swapped_for_a_link_is_not_followed(engine: OciEngine, disk
             try:
                 assert await read(engine, disk, "swap/file") == b"harmless\n"
                 await write(engine, disk, name, b"x")
-                await engine.delete_file(disk, name, UNCONDITIONAL)
+                await engine.files.delete_file(disk, name, UNCONDITIONAL)
                 done += 1
             except BuilderdError:
                 refused += 1
@@ -208,7 +208,7 @@ async def test_swapped_link_is_deleted_and_archived_as_a_link(engine: OciEngine,
         while whole < 5:
             packed = bytearray()
             try:
-                async for piece in engine.archive(disk):
+                async for piece in engine.files.archive(disk):
                     packed += piece
                 whole += 1
             except EngineUnavailable:  # a folder became a link after it was listed and before it was opened
@@ -216,7 +216,7 @@ async def test_swapped_link_is_deleted_and_archived_as_a_link(engine: OciEngine,
             assert b"canary" not in packed
     for name in ("swap", "link"):
         try:
-            await engine.delete_file(disk, name, UNCONDITIONAL, recursive=True)
+            await engine.files.delete_file(disk, name, UNCONDITIONAL, recursive=True)
         except NotFound:
             continue
     assert (outside / "file").read_text() == "canary"
@@ -238,7 +238,7 @@ async def test_special_files_are_listed_and_never_opened(
     async with asyncio.timeout(ENGINE_TIMEOUT):
         with pytest.raises(ValidationFailed, match="not opened"):
             await read(engine, disk, "it")
-        assert (await engine.list_files(disk, "", 0, 9)).entries[0].kind is FileKind.OTHER
+        assert (await engine.files.list_files(disk, "", 0, 9)).entries[0].kind is FileKind.OTHER
         await archived(engine, disk)
         await write(engine, disk, "it", b"a file now")
         assert await read(engine, disk, "it") == b"a file now"
@@ -255,7 +255,7 @@ async def test_file_lease_of_an_app_does_not_block_the_api(engine: OciEngine, sp
         "f = os.open('it', os.O_RDWR | os.O_CREAT); fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK); "
         "print('begun', flush=True); signal.pause()"
     )
-    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", lease))) as process:
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(("python3", "-c", lease))) as process:
         await begun(process)
         async with asyncio.timeout(ENGINE_TIMEOUT):
             with pytest.raises(InvalidState, match="leased"):
@@ -275,7 +275,7 @@ done"""
 async def test_hostile_file_names_are_listed_and_archived_unchanged(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
-    async with engine.open_process(spec.id, ProcessSpec(("bash", "-c", NAMES))) as process:
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(("bash", "-c", NAMES))) as process:
         assert await process.wait() == 0
     listed = await names(engine, disk)
     assert len(listed) >= 10
@@ -291,7 +291,7 @@ DEEP = "python3 -c \"import os\nfor n in range(3000): os.mkdir('d' * 200); os.ch
 
 async def test_tree_deeper_than_the_path_limit_is_deleted(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, f"mkdir top; cd top; {DEEP}")
-    await engine.delete_file(disk, "top", UNCONDITIONAL, recursive=True)
+    await engine.files.delete_file(disk, "top", UNCONDITIONAL, recursive=True)
     assert await names(engine, disk) == []
     await emptied(engine, disk)
 
@@ -306,9 +306,9 @@ async def emptied(engine: OciEngine, disk: DiskId) -> None:
 
 async def test_huge_folder_is_listed_in_pages_and_deleted(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "mkdir many; cd many; seq -w 30000 | xargs touch")
-    page = await engine.list_files(disk, "many", 20_000, 3)
+    page = await engine.files.list_files(disk, "many", 20_000, 3)
     assert ([entry.name for entry in page.entries], page.total) == (["20001", "20002", "20003"], 30_000)
-    await engine.delete_file(disk, "many", UNCONDITIONAL, recursive=True)
+    await engine.files.delete_file(disk, "many", UNCONDITIONAL, recursive=True)
     assert await names(engine, disk) == []
 
 
@@ -316,7 +316,7 @@ async def test_sparse_file_is_archived_by_its_content(engine: OciEngine, spec: S
     await do(engine, spec, "truncate -s 1T hole")
     assert await read(engine, disk, "hole", 1 << 39, 10) == bytes(10)
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        assert sum([len(piece) async for piece in engine.archive(disk)]) < 1_000_000
+        assert sum([len(piece) async for piece in engine.files.archive(disk)]) < 1_000_000
 
 
 async def test_aborted_archive_downloads_do_not_block_later_ones(
@@ -326,7 +326,7 @@ async def test_aborted_archive_downloads_do_not_block_later_ones(
     await do(engine, spec, "head -c 30000000 /dev/zero >file")
     async with asyncio.timeout(ENGINE_TIMEOUT):
         for _ in range(2 * ARCHIVES):
-            pieces = engine.archive(disk)
+            pieces = engine.files.archive(disk)
             await anext(pieces)
             await asyncio.sleep(0.1)
             await pieces.aclose()
@@ -334,7 +334,7 @@ async def test_aborted_archive_downloads_do_not_block_later_ones(
 
 async def test_download_of_a_shrinking_file_ends_early(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "head -c 4000000 /dev/zero >file")
-    async with engine.open_file(disk, "file") as file:
+    async with engine.files.open_file(disk, "file") as file:
         pieces = file.read(0, file.entry.size)
         size = len(await anext(pieces))
         await do(engine, spec, "truncate -s 1500000 file")
@@ -359,7 +359,7 @@ async def test_unreadable_file_is_readable_through_the_api(engine: OciEngine, sp
     await do(engine, spec, "echo x >closed; chmod 0 closed; mkdir shut; echo y >shut/file; chmod 0 shut")
     assert await read(engine, disk, "closed") == b"x\n"
     assert "./shut/file" in await archived(engine, disk)
-    await engine.delete_file(disk, "shut", UNCONDITIONAL, recursive=True)
+    await engine.files.delete_file(disk, "shut", UNCONDITIONAL, recursive=True)
 
 
 async def test_app_does_not_see_incomplete_uploads(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
@@ -371,7 +371,7 @@ async def test_app_does_not_see_incomplete_uploads(engine: OciEngine, spec: Sand
         yield b"y"
 
     before = await do(engine, spec, "find /app -xdev; ls -a /")
-    await engine.write_file(disk, "file", content(), condition=UNCONDITIONAL)
+    await engine.files.write_file(disk, "file", content(), condition=UNCONDITIONAL)
     assert seen == [before]
 
 
@@ -391,10 +391,10 @@ while True:
 async def test_process_in_a_deleted_folder_cannot_restore_files(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
-    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", STAY))) as process:
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(("python3", "-c", STAY))) as process:
         await begun(process)
         async with asyncio.timeout(ENGINE_TIMEOUT):
-            await engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True)
+            await engine.files.delete_file(disk, "gone", UNCONDITIONAL, recursive=True)
         assert await names(engine, disk) == []
 
 
@@ -427,11 +427,11 @@ async def test_refilling_a_deleted_folder_does_not_block_the_api(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     other = DiskId(new_id())
-    await engine.create_disk(other, 8 << 20)
-    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", GROW))) as process:
+    await engine.disks.create_disk(other, 8 << 20)
+    async with engine.sandboxes.open_process(spec.id, ProcessSpec(("python3", "-c", GROW))) as process:
         await begun(process)
         async with asyncio.timeout(ENGINE_TIMEOUT):
-            deleting = asyncio.create_task(engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True))
+            deleting = asyncio.create_task(engine.files.delete_file(disk, "gone", UNCONDITIONAL, recursive=True))
             await asyncio.sleep(0.2)
             assert await names(engine, other) == []
             await deleting

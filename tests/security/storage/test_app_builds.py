@@ -45,7 +45,7 @@ async def engine(settings: EngineOptions) -> AsyncIterator[OciEngine]:
 async def packages(engine: OciEngine) -> str:
     key = hashlib.sha256(PACKAGES.encode()).hexdigest()
     step = BuildStep("packages", ("/bin/sh", "-ec", PACKAGES), network=False, cache=Cache.NONE)
-    assert (await engine.build_layer(LayerPlan(key, {}, (step,), False), lambda line: None)).ok
+    assert (await engine.layers.build_layer(LayerPlan(key, {}, (step,), False), lambda line: None)).ok
     return key
 
 
@@ -62,17 +62,17 @@ async def build(
     step = BuildStep("build", ("/bin/sh", "-c", command), network=True, cache=Cache.NONE, timeout_seconds=seconds)
     app = AppBuild(BUNDLE, below)
     plan = LayerPlan(key, {}, (step,), True, tenant=TenantId("mallory"), limit_bytes=limit, app=app)
-    return key, await engine.build_layer(plan, progress)
+    return key, await engine.layers.build_layer(plan, progress)
 
 
 async def names(engine: OciEngine, disk: DiskId, path: str = "") -> list[str]:
-    return [entry.name for entry in (await engine.list_files(disk, path, 0, 100)).entries]
+    return [entry.name for entry in (await engine.files.list_files(disk, path, 0, 100)).entries]
 
 
 async def placed(engine: OciEngine, key: str) -> DiskId:
     disk = DiskId(new_id())
-    await engine.create_disk(disk, GB)
-    await engine.put_bundle(disk, BUNDLE, None, key)
+    await engine.disks.create_disk(disk, GB)
+    await engine.disks.put_bundle(disk, BUNDLE, None, key)
     return disk
 
 
@@ -102,21 +102,21 @@ async def test_links_pipes_and_odd_files_of_a_build_lead_nowhere(engine: OciEngi
     key, outcome = await build(engine, attack)
     assert outcome.ok, outcome.output
     disk = await placed(engine, key)
-    found = {entry.name: entry for entry in (await engine.list_files(disk, "", 0, 100)).entries}
+    found = {entry.name: entry for entry in (await engine.files.list_files(disk, "", 0, 100)).entries}
     assert set(found) == {"deep", "hard", "main.txt", "package.json", "shadow", "up"}
     assert found["main.txt"].target == "/etc/passwd"
     assert all(not entry.mode & 0o7000 for entry in found.values())
     # The next version removes the links, and writes through none.
-    await engine.put_bundle(disk, BUNDLE, BUNDLE)
+    await engine.disks.put_bundle(disk, BUNDLE, BUNDLE)
     assert await names(engine, disk) == ["main.txt", "package.json"]
-    assert (await engine.list_files(disk, "", 0, 100)).entries[0].target is None
+    assert (await engine.files.list_files(disk, "", 0, 100)).entries[0].target is None
 
 
 async def test_build_ends_with_its_time_and_leaves_nothing(engine: OciEngine) -> None:
     key, outcome = await build(engine, "setsid sleep 1000 & echo begun; sleep 1000", seconds=1)
     assert outcome.timed_out
     assert outcome.output == ("begun",)
-    assert not await engine.has_layer(key)
+    assert not await engine.layers.has_layer(key)
     assert engine._here.runs.all() == []
     assert list(engine._here.store.builds.iterdir()) == []
 
@@ -153,8 +153,8 @@ async def test_build_that_kills_itself_is_its_own_fault(engine: OciEngine) -> No
 async def test_app_finds_its_packages_in_its_own_folder(engine: OciEngine) -> None:
     below = await packages(engine)
     spec = await make_spec(engine, apps.SILENT, layer_key=below)
-    await engine.put_bundle(spec.disk, BUNDLE)
-    await engine.start(spec)
+    await engine.disks.put_bundle(spec.disk, BUNDLE)
+    await engine.sandboxes.start(spec)
     command = (
         "node -p 'require(\"/app/node_modules/hello\")'; sh -c /app/node_modules/.bin/tool; "
         "mkdir node_modules/.cache && "
@@ -163,8 +163,8 @@ async def test_app_finds_its_packages_in_its_own_folder(engine: OciEngine) -> No
     result = await execute(engine, spec.id, command, 20, 10_000)
     assert result.output.splitlines()[:2] == ["42", "tool"]
     assert "file" in result.output
-    await engine.stop(spec.id, 0)
-    await engine.remove(spec.id)
+    await engine.sandboxes.stop(spec.id, 0)
+    await engine.sandboxes.remove(spec.id)
     # The disk has an empty folder, so that backups and copies do not have the packages.
     assert await names(engine, spec.disk, "node_modules") == []
     again = await build(engine, "node -p 'require(\"hello\")'; tool 2>&1; /app/node_modules/.bin/tool", below=below)
@@ -175,9 +175,9 @@ async def test_packages_are_not_mounted_over_a_link_of_the_app(engine: OciEngine
     below = await packages(engine)
     spec = await make_spec(engine, apps.SILENT, layer_key=below)
     key, _ = await build(engine, "ln -s /etc node_modules")
-    await engine.put_bundle(spec.disk, BUNDLE, None, key)
-    await engine.start(spec)
+    await engine.disks.put_bundle(spec.disk, BUNDLE, None, key)
+    await engine.sandboxes.start(spec)
     result = await execute(engine, spec.id, "ls /etc/passwd; readlink node_modules; ls /etc/hello 2>&1", 20, 10_000)
     assert "/etc/passwd" in result.output
-    await engine.stop(spec.id, 0)
-    await engine.remove(spec.id)
+    await engine.sandboxes.stop(spec.id, 0)
+    await engine.sandboxes.remove(spec.id)

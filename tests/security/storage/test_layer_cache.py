@@ -55,11 +55,11 @@ async def test_full_cache_in_use_does_not_block_builds_of_others(store: Store, c
     layers = Layers(store, runner, {})
     layers.open()
     layers._cache.open(SIZE)
-    culprit = asyncio.create_task(layers.build(plan(KEY, step(cache)), print))
+    culprit = asyncio.create_task(layers.build_layer(plan(KEY, step(cache)), print))
     await runner.started.wait()
     write(store.root / "cache/download", SIZE * 3 // 4)
     runner.started.clear()
-    victim = asyncio.create_task(layers.build(plan(OTHER, step(Cache.SHARED, "victim")), print))
+    victim = asyncio.create_task(layers.build_layer(plan(OTHER, step(Cache.SHARED, "victim")), print))
     async with asyncio.timeout(20):
         await runner.started.wait()
         runner.gate.set()
@@ -78,10 +78,10 @@ async def test_builds_wait_while_two_full_caches_are_in_use(store: Store) -> Non
     builds = []
     for number, name in enumerate(("cache", "cache2")):
         runner.started.clear()
-        builds.append(asyncio.create_task(layers.build(plan(str(number) * 64), print)))
+        builds.append(asyncio.create_task(layers.build_layer(plan(str(number) * 64), print)))
         await runner.started.wait()
         write(store.root / name / "download", SIZE * 3 // 4)
-    builds.append(asyncio.create_task(layers.build(plan(OTHER, step(Cache.SHARED, "victim")), print)))
+    builds.append(asyncio.create_task(layers.build_layer(plan(OTHER, step(Cache.SHARED, "victim")), print)))
     await asyncio.sleep(0.1)
     assert len(runner.runs) == 2
     runner.gate.set()

@@ -48,7 +48,7 @@ async def one_waiting(service: Service) -> AsyncIterator[asyncio.Task[httpx.Resp
     client = service.client(service.write)
     body = {**MINIMAL, "name": "never-up", "entrypoint": NEVER_UP}
     call = asyncio.create_task(client.post(BUILDERS, json=body))
-    await until(lambda: NEVER_UP in [one.spec.entrypoint for one in service.engine.sandboxes.values()])
+    await until(lambda: NEVER_UP in [one.spec.entrypoint for one in service.engine.known.values()])
     yield call
     (made,) = (await client.get(BUILDERS, params={"name": "never-up"})).json()["data"]
     assert (await client.delete(f"{BUILDERS}/{made['uuid']}", headers=AT_ONCE)).status_code == 202
@@ -128,7 +128,7 @@ async def test_a_retry_that_has_no_place_may_be_made_again(
     monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 1)
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=30))
     first = asyncio.create_task(client.post(BUILDERS, json=MINIMAL, headers=KEY))
-    await until(lambda: bool(service.engine.sandboxes))
+    await until(lambda: bool(service.engine.known))
     await service.app.state.operations.close()
     await asyncio.gather(first, return_exceptions=True)
     uuid = (await client.get(BUILDERS)).json()["data"][0]["uuid"]
@@ -155,11 +155,11 @@ async def test_disconnect_ends_the_wait_but_not_the_start(client: httpx.AsyncCli
     await client.post(f"{url}/stop")
     async with listening(service.app) as address:
         call = asyncio.create_task(service.client(service.write, address).post(f"{url}/start"))
-        await until(lambda: bool(service.engine.sandboxes))
+        await until(lambda: bool(service.engine.known))
         assert waiting(service) == 1
         call.cancel()
         await until(lambda: waiting(service) == 0)
-    assert len(service.engine.sandboxes) == 1
+    assert len(service.engine.known) == 1
 
 
 def request_of(*messages: Message) -> Request:

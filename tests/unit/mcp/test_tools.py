@@ -184,7 +184,7 @@ async def test_a_long_output_is_cut_and_says_how_to_get_the_rest(service: Servic
     assert ended["exit_code"] == 3
     assert 80_000 <= ended["left_out_characters"] < 81_000
     assert "read_file" in ended["rest"]
-    (sandbox,) = service.engine.sandboxes
+    (sandbox,) = service.engine.known
     service.engine.print(sandbox, *("x" * 1_000 for _ in range(100)))
     logs = await writer.done("get_logs", deployment="hello", tail=100)
     assert logs["left_out_characters"] > 0

@@ -109,10 +109,10 @@ async def all_whole(world: World, made: list[Builder]) -> bool:
 async def is_whole(world: World, builder: Builder) -> bool:
     if not builder.settled:
         return False
-    mine = [sandbox for sandbox in world.engine.sandboxes.values() if sandbox.spec.builder_id == builder.id]
+    mine = [sandbox for sandbox in world.engine.known.values() if sandbox.spec.builder_id == builder.id]
     route = await world.route(builder)
     if builder.status is Status.DELETED:
-        return not mine and route is None and builder.disk not in world.engine.disks
+        return not mine and route is None and builder.disk not in world.engine.known_disks
     assert route is not None or builder.desired is not Desired.DELETED
     if builder.status is Status.RUNNING and route is not None and route.state is RouteState.OPEN:
         assert route.destination is not None

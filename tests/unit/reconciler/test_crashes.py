@@ -89,7 +89,7 @@ async def idle_for(world: World, builder: Builder | None, seconds: float) -> Bui
 async def at_rest(world: World, builder: Builder) -> bool:
     route = await world.route(builder)
     now = await world.builder(builder)
-    stands = [sandbox.frozen for sandbox in world.engine.sandboxes.values()]
+    stands = [sandbox.frozen for sandbox in world.engine.known.values()]
     billing = (await world.segments(builder))[-1].billing
     is_frozen = (stands, billing) in (([True], Billing.FROZEN), ([], Billing.STOPPED))
     return route is not None and route.state is RouteState.ASLEEP and is_frozen and now.settled
@@ -108,7 +108,7 @@ async def stopped(world: World) -> Builder:
 async def stopped_without_its_disk(world: World) -> Builder:
     world.engine.behave(RELEASE, MIGRATES, MIGRATES)
     builder = await world.reached(builders.stop, await world.create(MAIN, REQUIREMENTS, release=RELEASE))
-    del world.engine.disks[builder.disk]
+    del world.engine.known_disks[builder.disk]
     return builder
 
 
@@ -324,17 +324,17 @@ async def is_whole(world: World, builder: Builder) -> bool:
         ips = [sandbox.ip for sandbox in world.running]
         if builder.job_type is JobType.ONE_TIME:
             return len(ips) == 1
-        assert list(world.engine.disks) == [builder.disk]
+        assert list(world.engine.known_disks) == [builder.disk]
         return route is not None and route.destination is not None and ips == [route.destination.ip]
     if builder.status is Status.DELETED:
         return not await world.left()
-    return not world.engine.sandboxes and route is not None and route.state is not RouteState.OPEN
+    return not world.engine.known and route is not None and route.state is not RouteState.OPEN
 
 
 async def check_world(world: World, builder: Builder) -> None:
     records = await world.records(builder)
     open_ones = [record.id for record in records if record.end is None]
-    assert open_ones == list(world.engine.sandboxes)
+    assert open_ones == list(world.engine.known)
     assert len({(record.generation, record.attempt) for record in records}) == len(records)
     assert sum(record.release for record in records) <= 1, "a release never runs twice"
 
@@ -391,7 +391,7 @@ async def test_app_planned_before_its_disk_was_lost_starts_after_its_release(wor
     async with living(world, "PlanSandbox.recorded") as life:
         await life.world.want(builders.start, builder)
         await world.until(lambda: life.is_over)
-    del world.engine.disks[builder.disk]
+    del world.engine.known_disks[builder.disk]
     world.clock.move(LEASE.total_seconds())
     async with living(world) as life:
         await comes_to(life.world, builder, Status.RUNNING)

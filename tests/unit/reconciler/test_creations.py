@@ -37,7 +37,7 @@ async def test_a_builder_comes_up_with_files_route_and_ledger(world: World) -> N
     )
     assert builder.last_active_at is not None
     assert world.clock.now() - builder.last_active_at <= SECOND, "it is watched for a second"
-    disk = world.engine.disks[builder.disk]
+    disk = world.engine.known_disks[builder.disk]
     assert (disk.files, disk.size_bytes) == ({"main.py": MAIN.content}, 4 << 30)
     route = await world.route(builder)
     assert route is not None
@@ -65,7 +65,7 @@ async def test_the_sandbox_gets_what_was_asked_for_and_what_the_platform_sets(wo
     }
     assert (spec.entrypoint, spec.port, spec.hostname) == (ENTRYPOINT, 9000, "my-api")
     assert (spec.isolation, spec.resources, spec.egress) == (Isolation.STRONG, Resources(2, 0.5, 4), True)
-    assert spec.layer_key in world.engine.layers
+    assert spec.layer_key in world.engine.known_layers
 
 
 async def test_a_private_preview_wants_the_service_token(world: World) -> None:
@@ -150,7 +150,7 @@ async def test_layer_is_compiled_once_its_app_is_up(world: World) -> None:
         builder = await world.create(MAIN, REQUIREMENTS)
         key = (await world.version(builder)).layer_key
         assert key
-        await world.until(lambda: world.engine.layers[key] == 2)
+        await world.until(lambda: world.engine.known_layers[key] == 2)
         await world.reached(builders.restart, builder)
     assert world.called("compile_layer") == 1
 
@@ -171,7 +171,7 @@ async def test_package_without_wheels_is_built_from_source(world: World) -> None
         builder = await world.create(MAIN, REQUIREMENTS)
         key = (await world.version(builder)).layer_key
         assert key
-        await world.until(lambda: world.engine.layers[key] == 2)  # its own layer is compiled
+        await world.until(lambda: world.engine.known_layers[key] == 2)  # its own layer is compiled
     assert [line.text for line in await world.build_log(builder)] == [
         "Installing",
         "No wheels for everything: building from source in a sandbox of its own.",
@@ -193,7 +193,7 @@ async def test_source_build_is_reused_without_trying_wheels(world: World) -> Non
 async def test_a_layer_that_got_lost_is_made_again(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN, REQUIREMENTS)
-        world.engine.layers.clear()
+        world.engine.known_layers.clear()
         await world.reached(builders.restart, builder)
     assert world.called("build_layer") == 2
     assert len(world.running) == 1
@@ -216,7 +216,7 @@ async def test_failed_install_reports_the_reason(world: World, outcome: BuildOut
         await world.until_route(builder, RouteState.FAILED)
         await world.until_nothing_runs()
     assert world.called("start") == 0
-    assert not world.engine.disks
+    assert not world.engine.known_disks
     version = await world.version(builder)
     assert version.status is VersionStatus.FAILED
     assert message in version.status_reason

@@ -44,8 +44,8 @@ async def serves(world: World, builder: Builder, version: int) -> Builder:
     assert (route.state, route.destination.ip) == (RouteState.OPEN, sandbox.ip)
     assert (now.status, now.version, now.handover) == (Status.RUNNING, version, None)
     assert sandbox.spec.disk == now.disk
-    assert list(world.engine.disks) == [now.disk]
-    assert list(world.engine.sandboxes) == [sandbox.spec.id]
+    assert list(world.engine.known_disks) == [now.disk]
+    assert list(world.engine.known) == [sandbox.spec.id]
     await check_ledger(world, builder)
     return now
 
@@ -58,11 +58,11 @@ async def is_at_rest(world: World, builder: Builder) -> bool:
 async def test_a_new_version_takes_over_on_a_copy_of_the_disk(world: World) -> None:
     async with world.reconciling():
         before = await world.create(MAIN, REQUIREMENTS)
-        world.engine.disks[before.disk].files["data.db"] = b"rows"
+        world.engine.known_disks[before.disk].files["data.db"] = b"rows"
         after = await world.deploy(before, NEW, entrypoint=OTHER, env={"A": "1"})
         now = await serves(world, before, 2)
     assert now.disk != before.disk
-    assert world.engine.disks[now.disk].files == {"main.py": NEW.content, "data.db": b"rows"}
+    assert world.engine.known_disks[now.disk].files == {"main.py": NEW.content, "data.db": b"rows"}
     assert after.status_reason == "version 2 deployed by token acme"
     version = await world.version(now)
     assert version.status is VersionStatus.DEPLOYED
@@ -181,7 +181,7 @@ async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world
     break_it, error, words = BROKEN[stage]
     async with world.reconciling():
         builder = await world.create()
-        world.engine.disks[builder.disk].files["data.db"] = b"rows"
+        world.engine.known_disks[builder.disk].files["data.db"] = b"rows"
         await break_it(world)
         number = await world.put(builder, NEW, REQUIREMENTS, entrypoint=OTHER)
         await until_over(world, builder, number)
@@ -193,7 +193,7 @@ async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world
         assert failed is not None
         assert failed.status is VersionStatus.FAILED
         assert words in failed.status_reason
-        assert world.engine.disks[now.disk].files == {"main.py": MAIN.content, "data.db": b"rows"}
+        assert world.engine.known_disks[now.disk].files == {"main.py": MAIN.content, "data.db": b"rows"}
         world.engine.behave(OTHER, Behaviour())
         await world.deploy(builder, NEW, entrypoint=OTHER)
         await serves(world, builder, 3)
@@ -316,8 +316,8 @@ async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_dat
         await world.until(lambda: is_at_rest(world, builder))
         now = await world.builder(builder)
         assert (now.status, now.version, now.disk) == (Status.STOPPED, 1, builder.disk)
-        assert list(world.engine.disks) == [builder.disk]
-        assert not world.engine.sandboxes
+        assert list(world.engine.known_disks) == [builder.disk]
+        assert not world.engine.known
         monkeypatch.undo()
         await world.outcome(await world.want(builders.start, builder))
         await serves(world, builder, 1)
@@ -355,7 +355,7 @@ async def test_a_stopped_builder_whose_new_version_fails_stays_stopped_on_its_ol
         await world.until(lambda: is_at_rest(world, builder))
         now = await world.builder(builder)
         assert (now.status, now.desired, now.version, now.disk) == (Status.STOPPED, Desired.STOPPED, 1, builder.disk)
-        assert list(world.engine.disks) == [builder.disk]
+        assert list(world.engine.known_disks) == [builder.disk]
         await world.until_route(builder, RouteState.STOPPED)
         await check_ledger(world, builder)
 
@@ -453,11 +453,11 @@ async def test_settings_that_the_app_need_not_know_take_effect_without_a_new_ver
 async def test_other_settings_are_a_new_version_of_the_same_code(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
-        world.engine.disks[builder.disk].files["main.py"] = b"the app has written here"
+        world.engine.known_disks[builder.disk].files["main.py"] = b"the app has written here"
         await world.configure(builder, env={"A": "2"}, resources={"cpu": 2, "memory": 2, "disk": 4})
         now = await serves(world, builder, 2)
-        assert world.engine.disks[now.disk].files == {"main.py": b"the app has written here"}
-        assert world.engine.disks[now.disk].size_bytes == Resources(2, 2, 4).disk_bytes
+        assert world.engine.known_disks[now.disk].files == {"main.py": b"the app has written here"}
+        assert world.engine.known_disks[now.disk].size_bytes == Resources(2, 2, 4).disk_bytes
         with pytest.raises(InvalidState, match="cannot shrink"):
             await world.configure(builder, resources={"disk": 3})
 
@@ -472,7 +472,7 @@ async def test_settings_of_a_builder_that_rests_are_those_of_its_next_start(worl
         await serves(world, builder, 2)
         (sandbox,) = world.running
         assert sandbox.spec.env["A"] == "2"
-        assert world.engine.disks[now.disk].size_bytes == Resources(1, 1, 5).disk_bytes
+        assert world.engine.known_disks[now.disk].size_bytes == Resources(1, 1, 5).disk_bytes
 
 
 async def test_an_old_version_comes_back_as_a_new_one(world: World) -> None:
@@ -483,7 +483,7 @@ async def test_an_old_version_comes_back_as_a_new_one(world: World) -> None:
         now = await serves(world, builder, 3)
         version = await world.version(now)
         assert (version.rolled_back_to, version.settings.entrypoint) == (1, ENTRYPOINT)
-        assert world.engine.disks[now.disk].files["main.py"] == MAIN.content
+        assert world.engine.known_disks[now.disk].files["main.py"] == MAIN.content
         assert now.status_reason == "version 3 rolled back to version 1 by token acme"
 
 
@@ -514,8 +514,8 @@ async def test_switch_uses_the_filled_disk(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await world.engine.clone_disk(builder.disk, disk, 3 << 30)
-        world.engine.disks[disk].files["data.db"] = b"of long ago"
-        world.engine.disks[builder.disk].files["data.db"] = b"of today"
+        world.engine.known_disks[disk].files["data.db"] = b"of long ago"
+        world.engine.known_disks[builder.disk].files["data.db"] = b"of today"
         code = await world.version(builder)
 
         def switch(uow: Any) -> Builder:
@@ -527,7 +527,7 @@ async def test_switch_uses_the_filled_disk(world: World) -> None:
         await world.deployed(builder, 2)
         now = await serves(world, builder, 2)
     assert now.disk == disk
-    assert world.engine.disks[disk].files["data.db"] == b"of long ago"
+    assert world.engine.known_disks[disk].files["data.db"] == b"of long ago"
     assert world.called("start") == 2
 
 
@@ -728,7 +728,7 @@ async def test_a_file_that_is_put_there_while_a_version_takes_over_lasts(world: 
         go_on.set()
         await writing
         now = await serves(world, builder, 2)
-        assert world.engine.disks[now.disk].files["during.txt"] == b"put"
+        assert world.engine.known_disks[now.disk].files["during.txt"] == b"put"
 
 
 async def test_a_command_runs_beside_the_version_that_takes_over(world: World) -> None:

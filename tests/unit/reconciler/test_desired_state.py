@@ -34,7 +34,7 @@ async def test_stopping_closes_the_route_before_the_app_ends(world: World, monke
     assert seen == [RouteState.STOPPED]
     assert (stopped.status, stopped.status_reason) == (Status.STOPPED, "stopped by token acme")
     await world.until_nothing_runs()
-    assert world.engine.disks
+    assert world.engine.known_disks
     await check_ledger(world, builder)
 
 
@@ -52,9 +52,9 @@ async def test_starting_again_needs_no_new_files(world: World) -> None:
 async def test_restarting_replaces_the_sandbox(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
-        (old,) = world.engine.sandboxes
+        (old,) = world.engine.known
         restarted = await world.reached(builders.restart, builder)
-        (new,) = world.engine.sandboxes
+        (new,) = world.engine.known
     assert (restarted.status, restarted.status_reason) == (Status.RUNNING, "restarted by token acme")
     assert new != old
     await check_ledger(world, builder)
@@ -99,7 +99,7 @@ async def test_an_installation_is_broken_off_when_it_is_not_wanted_any_more(
         settled = await world.reached(command, builder)
     assert broken_off.is_set()
     assert settled.status in (Status.STOPPED, Status.DELETED)
-    assert not world.engine.disks
+    assert not world.engine.known_disks
     await check_ledger(world, builder)
 
 
@@ -161,7 +161,7 @@ async def test_wishes_that_change_quickly_end_with_the_last(world: World) -> Non
             await asyncio.sleep(0.001)
         last = await world.reached(builders.restart, builder)
         assert last.status is Status.RUNNING
-        await world.until(lambda: len(world.engine.sandboxes) == 1)
+        await world.until(lambda: len(world.engine.known) == 1)
         await check_ledger(world, builder)
         assert (await world.reached(builders.stop, builder)).status is Status.STOPPED
     assert not world.running

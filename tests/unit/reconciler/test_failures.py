@@ -46,7 +46,7 @@ async def test_an_app_that_does_not_start_says_why_and_leaves_nothing_running(wo
     assert (rests.status, rests.desired, rests.settled) == (Status.FAILED, Desired.STOPPED, True)
     assert rests.status_reason == failed.value.message
     assert world.called("start") == 1
-    assert world.engine.sandboxes == {}
+    assert world.engine.known == {}
     assert (await world.version(builder)).status is VersionStatus.FAILED
     await check_ledger(world, builder)
 

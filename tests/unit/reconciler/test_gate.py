@@ -266,7 +266,7 @@ async def test_app_ended_by_a_fault_of_the_machine_is_judged_again(world: World,
     async def kill_once(*arguments: object, **named: object) -> Visit:
         if killed:
             return await visit(*arguments, **named)  # type: ignore[arg-type]
-        (sandbox,) = world.engine.sandboxes
+        (sandbox,) = world.engine.known
         killed.append(sandbox)
         world.engine.end(sandbox, cause, None)
         return BROKEN
@@ -284,7 +284,7 @@ async def test_an_app_that_ends_after_the_first_request_has_failed(world: World)
     visit = world.testers.visit
 
     async def ends(*arguments: object, **named: object) -> Visit:
-        for sandbox in list(world.engine.sandboxes):
+        for sandbox in list(world.engine.known):
             world.engine.end(sandbox, exit_code=3)
         return await visit(*arguments, **named)  # type: ignore[arg-type]
 
@@ -292,7 +292,7 @@ async def test_an_app_that_ends_after_the_first_request_has_failed(world: World)
     async with world.reconciling():
         builder = await world.ask()
         await world.until(lambda: world.testers.calls)
-        await world.until(lambda: not world.engine.sandboxes)
+        await world.until(lambda: not world.engine.known)
         world.clock.move(2)  # the delay before it is started again
         assert (await world.outcome(builder)).status is Status.RUNNING
     (failed,) = [check for check in (await report_of(world, builder)).gate if check.outcome is Outcome.FAILED]
@@ -326,7 +326,7 @@ async def test_a_job_is_judged_by_its_exit_code_once_it_has_ended(world: World, 
     async with world.reconciling():
         builder = await world.outcome(await world.ask_job())
         assert (await version_of(world, builder)).qa_passed is None
-        (sandbox,) = world.engine.sandboxes
+        (sandbox,) = world.engine.known
         world.engine.end(sandbox, exit_code=code)
         await world.until_status(builder, Status.COMPLETED if passed else Status.FAILED)
     assert (await version_of(world, builder)).qa_passed is passed

@@ -26,7 +26,7 @@ async def test_a_job_is_created_once_its_command_has_started(world: World) -> No
 async def test_input_of_a_job_is_its_standard_input_and_no_other_kind_has_one(world: World) -> None:
     async with world.reconciling():
         await world.outcome(await world.ask_job(stdin="a\nb\n"))
-        (sandbox,) = world.engine.sandboxes.values()
+        (sandbox,) = world.engine.known.values()
         assert sandbox.spec.secret_files == {"_job/stdin": "a\nb\n"}
         assert sandbox.spec.entrypoint == f"exec </run/credentials/_job/stdin\n{ENTRYPOINT}"
         with pytest.raises(ValidationFailed, match="one_time"):
@@ -59,7 +59,7 @@ async def test_a_job_ends_as_its_command_does_and_costs_nothing_afterwards(
     async with world.reconciling():
         builder = await world.outcome(await world.ask_job())
         world.clock.move(3600)
-        (sandbox,) = world.engine.sandboxes
+        (sandbox,) = world.engine.known
         world.engine.print(sandbox, "a result")
         world.engine.end(sandbox, cause, exit_code)
         world.clock.move(60)
@@ -67,7 +67,7 @@ async def test_a_job_ends_as_its_command_does_and_costs_nothing_afterwards(
         await world.until_nothing_runs()
     ended = await world.builder(builder)
     assert (ended.exit_code, ended.status_reason, ended.failure_code) == (exit_code, reason, None)
-    assert builder.disk in world.engine.disks
+    assert builder.disk in world.engine.known_disks
     assert [line.text for line in (await world.engine.read_log(sandbox)).lines] == ["a result"]
     world.clock.move(3600)
     await check_ledger(world, builder)

@@ -93,7 +93,7 @@ async def test_an_app_that_does_not_listen_any_more_after_an_exit_is_given_up(wo
     world.engine.behave(ENTRYPOINT, Behaviour(), Behaviour(listens_at=None))
     async with world.reconciling():
         builder = await world.create()
-        (sandbox,) = world.engine.sandboxes
+        (sandbox,) = world.engine.known
         world.engine.end(sandbox, EndCause.EXITED, 1)
         await world.until_nothing_runs()
         world.clock.move(1)
@@ -179,7 +179,7 @@ async def test_an_app_whose_monitor_was_killed_while_no_service_ran_is_started_a
 async def test_an_app_that_vanished_is_started_again(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
-        (sandbox,) = world.engine.sandboxes
+        (sandbox,) = world.engine.known
         world.engine.lose(sandbox)
         world.application.signals.desired_changed(builder.id)
         await world.until_reason(builder, "exit code unknown")
@@ -193,7 +193,7 @@ async def test_missed_change_is_found_by_the_sweep(world: World, monkeypatch: py
     monkeypatch.setattr(reconciling, "SWEEP_INTERVAL", 0.01)
     async with world.reconciling():
         builder = await world.create()
-        (sandbox,) = world.engine.sandboxes
+        (sandbox,) = world.engine.known
         await world.previews.remove(builder.host)
         await world.until_route(builder, RouteState.OPEN)
         world.engine.lose(sandbox)

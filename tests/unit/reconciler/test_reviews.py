@@ -77,7 +77,7 @@ async def test_blocked_code_is_neither_installed_nor_started(world: World) -> No
             await world.outcome(builder)
         await world.until_route(builder, RouteState.FAILED)
     assert not {"build_layer", "start"} & {call for call, _ in world.engine.calls}
-    await world.until(lambda: not world.engine.disks)
+    await world.until(lambda: not world.engine.known_disks)
     assert failure.value.data == {"uuid": builder.id, "version": 1}
     assert failure.value.found is not None
     assert [finding.line for finding in failure.value.found[0].findings] == [2]

@@ -48,7 +48,7 @@ class Witness:
 
     def start(self, real: Any) -> Any:
         async def start(spec: SandboxSpec) -> SandboxReport:
-            is_new = spec.id not in self.engine.sandboxes
+            is_new = spec.id not in self.engine.known
             report: SandboxReport = await real(spec)
             if is_new:
                 self.owners[spec.id] = spec.builder_id
@@ -59,7 +59,7 @@ class Witness:
 
     def end(self, real: Any) -> Any:
         def end(sandbox: SandboxId, cause: EndCause = EndCause.EXITED, exit_code: int | None = 0) -> None:
-            if self.engine.sandboxes[sandbox].end is None:
+            if self.engine.known[sandbox].end is None:
                 self._turn(sandbox, None)
             real(sandbox, cause, exit_code)
 
@@ -80,7 +80,7 @@ class Witness:
 
     def _turning(self, real: Any, state: str) -> Any:
         async def turn(sandbox: SandboxId) -> SandboxReport:
-            found = self.engine.sandboxes.get(sandbox)
+            found = self.engine.known.get(sandbox)
             before = found.frozen if found else False
             self.tick()
             report: SandboxReport = await real(sandbox)

@@ -131,7 +131,7 @@ async def test_damaged_files_say_what_is_damaged_and_what_to_do(world: World) ->
         builder = await world.create(MAIN, REQUIREMENTS)
         await world.reached(builders.stop, builder)
         world.bundles.stored.clear()
-        world.engine.layers.clear()
+        world.engine.known_layers.clear()
         wanted = await world.want(builders.start, builder)
         with pytest.raises(
             BundleLost, match=rf"version 1 are damaged or gone.*PUT /api/v1/builders/{builder.id}"

@@ -97,7 +97,7 @@ async def test_command_wakes_a_builder_that_fell_asleep_just_after_a_use(world: 
     async with world.reconciling():
         builder = await world.create()
         await run(world, builder)
-        (sandbox,) = world.engine.sandboxes.values()
+        (sandbox,) = world.engine.known.values()
         now = world.clock.now()
 
         def sleep(uow: UnitOfWork) -> None:
@@ -124,7 +124,7 @@ async def test_command_in_an_ended_app_is_refused(world: World, monkeypatch: pyt
     monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
     async with world.reconciling():
         builder = await world.create()
-    (sandbox,) = world.engine.sandboxes
+    (sandbox,) = world.engine.known
     world.engine.end(sandbox, EndCause.EXITED)
     with pytest.raises(InvalidState, match="being started"):
         await run(world, builder)

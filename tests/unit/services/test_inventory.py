@@ -24,7 +24,7 @@ async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:
         ("acme", "zebra", first.id),
         ("zeta", "api", foreign.id),
     ]
-    (key,) = world.engine.layers
+    (key,) = world.engine.known_layers
     assert [user.layer for user in found] == [None, key, key]
     assert [user.disks for user in found] == [(other.disk,), (first.disk,), (foreign.disk,)]
     stored = set(world.bundles.stored)

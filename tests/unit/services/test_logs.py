@@ -31,7 +31,7 @@ async def read(world: World, builder: Builder, **filters: object) -> list[str]:
 
 
 def newest(world: World) -> SandboxId:
-    return list(world.engine.sandboxes)[-1]
+    return list(world.engine.known)[-1]
 
 
 async def two_runs(world: World) -> Builder:
@@ -84,7 +84,7 @@ async def test_lines_from_before_a_time_are_left_out(world: World) -> None:
         builder = await two_runs(world)
         # Not counted back from now: a gate that still watches the first run moves the clock during the restart.
         (first, _) = await world.records(builder)
-        (_, printed) = world.engine.logs[first.id]
+        (_, printed) = world.engine.known_logs[first.id]
         assert await read(world, builder, since=printed[-1].time) == ["first 2", "second 0", "second 1", "second 2"]
 
 
@@ -404,7 +404,7 @@ async def test_concurrent_runs_are_merged_by_time(world: World, page: int) -> No
     async with world.reconciling():
         builder, _ = await long_runs(world, 2)
         begin = world.clock.now()
-        for parity, (_, lines) in enumerate(world.engine.logs.values()):
+        for parity, (_, lines) in enumerate(world.engine.known_logs.values()):
             numbers = range(parity, 40, 2)
             lines[:] = [LogLine(begin + timedelta(seconds=n), LogStream.STDOUT, str(n)) for n in numbers]
         for tail, count in ((None, 40), (40, 40), (23, 23)):

@@ -45,7 +45,7 @@ async def test_wake_of_a_running_builder_records_a_use(world: World) -> None:
         builder = await world.create()
         world.clock.move(100)
         sandbox = await wake.awake(world.application, builder.id)
-        assert [sandbox.id] == list(world.engine.sandboxes)
+        assert [sandbox.id] == list(world.engine.known)
         assert (await world.builder(builder)).last_active_at == world.clock.now()
 
 
@@ -53,7 +53,7 @@ async def test_a_frozen_one_is_thawed(world: World) -> None:
     async with world.reconciling():
         builder = await asleep(world)
         sandbox = await wake.awake(world.application, builder.id, User("token acme", "woken by a test"))
-        assert not world.engine.sandboxes[sandbox.id].frozen
+        assert not world.engine.known[sandbox.id].frozen
         assert (await world.builder(builder)).cause.reason == "woken by a test"
 
 

@@ -52,7 +52,7 @@ async def _start(context: BackupContext, restore: Restore, item: WorkItem, sandb
     spec = await make_spec(context.app, item, sandbox)
     # Only the serving app may have the builder's service token, so the drill gets another one, and a log of its own.
     env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
-    report = await context.app.engine.start(replace(spec, builder_id=_drill_builder_id(restore), env=env))
+    report = await context.app.engine.sandboxes.start(replace(spec, builder_id=_drill_builder_id(restore), env=env))
     return replace(sandbox, started_at=report.started_at)
 
 
@@ -63,9 +63,9 @@ def _sandbox_id(restore: Restore) -> SandboxId:
 
 async def _clear(context: BackupContext, restore: Restore) -> None:
     sandbox_id = _sandbox_id(restore)
-    await context.app.engine.stop(sandbox_id, 0)
-    await context.app.engine.remove(sandbox_id)
-    await context.app.engine.delete_logs(_drill_builder_id(restore))
+    await context.app.engine.sandboxes.stop(sandbox_id, 0)
+    await context.app.engine.sandboxes.remove(sandbox_id)
+    await context.app.engine.logs.delete_logs(_drill_builder_id(restore))
 
 
 def _drill_builder_id(restore: Restore) -> BuilderId:

@@ -19,7 +19,7 @@ from builderd.store import UnitOfWork
 async def attach_restored_disk(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:
     """Put the restored disk in the place of the missing one; the reconciler continues from there."""
     app, now = context.app, context.app.clock.now()
-    if await app.engine.disk(known.disk) is not None:
+    if await app.engine.disks.disk(known.disk) is not None:
         raise BackupFailed("The builder has a disk again.")
 
     def record(uow: UnitOfWork) -> Builder:
@@ -55,7 +55,7 @@ async def attach_restored_disk(context: BackupContext, restore: Restore, backup:
 async def is_lost(context: BackupContext, restore: Restore) -> bool:
     """Return whether the engine still has no disk for the restore's builder."""
     builder = await context.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
-    return builder is not None and await context.app.engine.disk(builder.disk) is None
+    return builder is not None and await context.app.engine.disks.disk(builder.disk) is None
 
 
 def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now: datetime) -> None:

@@ -66,7 +66,7 @@ async def _carry_out(context: BackupContext, restore: Restore) -> None:
             return
         await _refuse_unsafe(context, stored)
         # An earlier process failed after filling the disk, removed it, and was killed before it recorded that.
-        if restore.status is RestoreStatus.PLANNED or await context.app.engine.disk(restore.disk) is None:
+        if restore.status is RestoreStatus.PLANNED or await context.app.engine.disks.disk(restore.disk) is None:
             restore = await _fill(context, restore, stored)
         await _hand_over(context, restore, stored)
     except InvalidState as error:
@@ -83,7 +83,7 @@ async def _refuse_unsafe(context: BackupContext, stored: StoredState) -> None:
     if stored.safety is None or stored.safety.status is not BackupStatus.FAILED:
         return
     # Without a disk there is nothing that the restore could overwrite.
-    if await context.app.engine.disk(stored.builder.disk) is not None:
+    if await context.app.engine.disks.disk(stored.builder.disk) is not None:
         failure = failure_of(stored.safety)
         message = f"What the builder has now could not be backed up, so it stays: {failure.message}"
         # Of the machine's faults the caller hears that they pass; another code would have the restore wait.
@@ -123,14 +123,14 @@ async def _fill(context: BackupContext, restore: Restore, stored: StoredState) -
     # The disk is made when it is its turn: each claims room in the store, so few may wait.
     async with context.repository(restore.tenant_id) as repository, context.progress(restore, "restore") as on_progress:
         await _begin(context, restore, stored)
-        await engine.delete_disk(restore.disk)
-        await engine.create_disk(restore.disk, stored.version.settings.resources.disk_bytes)
+        await engine.disks.delete_disk(restore.disk)
+        await engine.disks.create_disk(restore.disk, stored.version.settings.resources.disk_bytes)
         found = await context.app.backup_repository.restore(repository, backup.snapshot, restore.disk, on_progress)
     if found.differences:
         raise SnapshotDamaged("The restored files are not those of the backup: " + "; ".join(found.differences[:SHOWN]))
     if found.digest != backup.digest:
         raise SnapshotDamaged("The backup's list of files is not the one that was recorded when it was taken.")
-    await engine.mark_bundle(restore.disk, stored.version.bundle_hash)
+    await engine.disks.mark_bundle(restore.disk, stored.version.bundle_hash)
     context.fault_point("FillDisk.done")
     filled = replace(restore, status=RestoreStatus.FILLED)
 
@@ -228,7 +228,7 @@ async def _drill(context: BackupContext, restore: Restore, stored: StoredState) 
         uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=fault))
         backups.notify(uow, restore, "drill.failed", now, reason=fault, details=_details(stored))
 
-    await context.app.engine.delete_disk(restore.disk)
+    await context.app.engine.disks.delete_disk(restore.disk)
     await context.write(restore, record)
 
 
@@ -265,7 +265,7 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
         return checking.mark(uow, context, restore.tenant_id, error)
 
     # In this order: a restore that is recorded as over must leave no disk, and one that is not is filled again.
-    await context.app.engine.delete_disk(restore.disk)
+    await context.app.engine.disks.delete_disk(restore.disk)
     is_marked = await context.write(restore, record)
     if lost:
         context.app.signals.desired_changed(restore.builder_id)

@@ -45,12 +45,12 @@ async def _hold(context: BackupContext, backup: Backup) -> Backup:
     builder, version = await context.app.store.read(lambda uow: _subject(uow, backup))
     copy = _copy_of(backup)
     context.fault_point("HoldCopy.begun")
-    await context.app.engine.delete_disk(copy)
-    if await context.app.engine.disk(builder.disk) is None:
+    await context.app.engine.disks.delete_disk(copy)
+    if await context.app.engine.disks.disk(builder.disk) is None:
         raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
     now = context.app.clock.now()
     size = version.settings.resources.disk_bytes
-    await context.app.engine.clone_disk(builder.disk, copy, size, for_backup=True)
+    await context.app.engine.disks.clone_disk(builder.disk, copy, size, for_backup=True)
     context.fault_point("HoldCopy.done")
 
     def hold(uow: UnitOfWork) -> Backup:
@@ -132,7 +132,7 @@ async def _done(context: BackupContext, backup: Backup, saved: SnapshotSummary) 
 
 async def drop(context: BackupContext, backup_id: BackupId, copy: DiskId) -> None:
     """Remove the copied disk, then its recorded name: after a crash in between, the removal is repeated."""
-    await context.app.engine.delete_disk(copy)
+    await context.app.engine.disks.delete_disk(copy)
 
     def record(uow: UnitOfWork) -> None:
         found = uow.backups.get(backup_id)

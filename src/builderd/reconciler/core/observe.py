@@ -110,13 +110,13 @@ async def observe(application: Application, stored: StoredState) -> Observation:
 
 async def _disk(application: Application, item: WorkItem) -> DiskReport | None:
     """Return the state of the disk to run on; a builder that is to end needs none, and its member may be away."""
-    return await application.engine.disk(item.disk) if item.builder.desired is Desired.RUNNING else None
+    return await application.engine.disks.disk(item.disk) if item.builder.desired is Desired.RUNNING else None
 
 
 async def _report(application: Application, builder: Builder, sandbox: Sandbox) -> SandboxReport:
     """Return the engine's report; of one that is to end on a member that is away, that it runs: it can be ended."""
     try:
-        return await application.engine.report(sandbox.id)
+        return await application.engine.sandboxes.report(sandbox.id)
     except MemberAway:
         if builder.desired is Desired.RUNNING:
             raise
@@ -130,7 +130,7 @@ def _is_recorded(stored: StoredState) -> bool:
 
 async def _own_is_gone(application: Application, item: WorkItem) -> bool:
     """Return True unless only a candidate's disk is missing, which is still to be copied from the builder's own."""
-    return item.disk == item.builder.disk or await application.engine.disk(item.builder.disk) is None
+    return item.disk == item.builder.disk or await application.engine.disks.disk(item.builder.disk) is None
 
 
 async def _loss(application: Application, item: WorkItem) -> restores.Loss:
@@ -160,7 +160,7 @@ async def _version(
 async def _layer_ready(application: Application, version: Version) -> bool:
     if version.layer_key is None:
         return False
-    return version.layer_key == NO_LAYER or await application.engine.has_layer(version.layer_key)
+    return version.layer_key == NO_LAYER or await application.engine.layers.has_layer(version.layer_key)
 
 
 async def _build_ready(application: Application, version: Version, disk: DiskReport | None) -> bool:
@@ -170,4 +170,4 @@ async def _build_ready(application: Application, version: Version, disk: DiskRep
     if version.build_key is None:
         return False
     on_disk = disk is not None and (disk.build_key, disk.bundle_hash) == (version.build_key, version.bundle_hash)
-    return on_disk or await application.engine.has_layer(version.build_key)
+    return on_disk or await application.engine.layers.has_layer(version.build_key)

@@ -62,7 +62,7 @@ class Copy:
     async def make(self) -> None:
         """Clone the disk as it is at this moment. Raises what the engine raises."""
         size = self.version.settings.resources.disk_bytes
-        await self._app.engine.clone_disk(self.builder.disk, self._disk, size)
+        await self._app.engine.disks.clone_disk(self.builder.disk, self._disk, size)
 
     async def start(self) -> Wait:
         """Start it, and wait until it listens or does not."""
@@ -71,7 +71,7 @@ class Copy:
         sandbox = Sandbox(new_sandbox_id(), self.builder.id, number, generation, 1, now, self._disk)
         self._app.scratch.add(sandbox.id)
         self._sandbox = sandbox
-        report = await self._app.engine.start(await self._spec(sandbox.id))
+        report = await self._app.engine.sandboxes.start(await self._spec(sandbox.id))
         self._ip = report.ip
         self._sandbox = replace(sandbox, started_at=report.started_at or now)
         settings = self.version.settings
@@ -79,14 +79,14 @@ class Copy:
         return await wait_until_listening(self._app, self._sandbox, settings.port, timeout)
 
     async def report(self) -> SandboxReport:
-        return await self._app.engine.report(self.id)
+        return await self._app.engine.sandboxes.report(self.id)
 
     async def usage(self) -> SandboxUsage | None:
-        return await self._app.engine.usage(self.id)
+        return await self._app.engine.sandboxes.usage(self.id)
 
     async def lines(self) -> list[str]:
         """Return the last lines that the copy wrote since its present start."""
-        page = await self._app.engine.read_log(self.id, tail=LOG_LINES)
+        page = await self._app.engine.logs.read_log(self.id, tail=LOG_LINES)
         return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
 
     async def stop(self, grace_seconds: float) -> float:
@@ -95,9 +95,9 @@ class Copy:
         usage = await self.usage()
         self.cpu_seconds += usage.cpu_seconds if usage is not None else 0.0
         begun = time.monotonic()
-        await self._app.engine.stop(self._sandbox.id, grace_seconds)
+        await self._app.engine.sandboxes.stop(self._sandbox.id, grace_seconds)
         seconds = time.monotonic() - begun
-        await self._app.engine.remove(self._sandbox.id)
+        await self._app.engine.sandboxes.remove(self._sandbox.id)
         self._app.scratch.discard(self._sandbox.id)
         self._sandbox = None
         return seconds
@@ -141,5 +141,5 @@ class Copy:
 
 async def remove_disk(application: Application, disk: DiskId) -> None:
     """Remove a copy's disk and logs. Idempotent."""
-    await application.engine.delete_disk(disk)
-    await application.engine.delete_logs(BuilderId(disk))
+    await application.engine.disks.delete_disk(disk)
+    await application.engine.logs.delete_logs(BuilderId(disk))

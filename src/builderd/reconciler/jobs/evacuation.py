@@ -65,7 +65,7 @@ class Evacuation:
         return await self._app.store.read(choose)
 
     async def _move(self, builder: Builder, member: MemberReport) -> None:
-        disk = await self._app.engine.disk(builder.disk)
+        disk = await self._app.engine.disks.disk(builder.disk)
         if disk is None or not disk.is_leaving:  # it could not be moved a moment ago
             return
         now = self._app.clock.now()

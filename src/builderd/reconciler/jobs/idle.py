@@ -107,7 +107,7 @@ class Idleness:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: uow.sandboxes.open_of_all(awake))
-        found = await self._app.engine.usages([one.id for one in sandboxes], self._max_age)
+        found = await self._app.engine.sandboxes.usages([one.id for one in sandboxes], self._max_age)
         if errors := [one for one in found.values() if isinstance(one, Exception)]:
             # Builders without a reading sleep later; the check of the others continues.
             log.warning("idle check skipped, usage unavailable builders=%d", len(errors), exc_info=errors[0])
@@ -144,7 +144,7 @@ class Idleness:
 
     async def _read_now(self, builder: BuilderId, sandbox: SandboxId) -> CpuSample | None:
         try:
-            used = await self._app.engine.usage(sandbox)
+            used = await self._app.engine.sandboxes.usage(sandbox)
         except BuilderdError as error:
             log.warning("idle check skipped, usage unavailable builder=%s error=%s", builder, error)
             return None

@@ -181,7 +181,9 @@ class Inspection:
 
     async def _execute(self, command: str, limit_bytes: int, seconds: float = 5.0) -> str:
         try:
-            done = await executions.capture(self._app.engine, self._copy.id, Command(command, seconds), limit_bytes)
+            done = await executions.capture(
+                self._app.engine.sandboxes, self._copy.id, Command(command, seconds), limit_bytes
+            )
         except InvalidState:
             return ""
         return done.output

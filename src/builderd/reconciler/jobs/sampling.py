@@ -61,7 +61,7 @@ class Sampling:
         visited = await self._visits()
         found: dict[SandboxId, UsageSample] = {}
         errors: dict[SandboxId, Exception] = {}
-        usages = await self._app.engine.usages([one.sandbox_id for one in watched])
+        usages = await self._app.engine.sandboxes.usages([one.sandbox_id for one in watched])
         for one in watched:
             used = usages.get(one.sandbox_id)
             if isinstance(used, Exception):

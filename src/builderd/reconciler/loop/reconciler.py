@@ -163,7 +163,7 @@ class Reconciler:
         await spending.check_due(self._app, self._context.fault)
 
     async def _watch_exits(self) -> None:
-        async for sandbox_id in self._app.engine.exits():
+        async for sandbox_id in self._app.engine.sandboxes.exits():
             sandbox = await self._read_ended(sandbox_id)
             if sandbox is not None:
                 self._app.signals.desired_changed(sandbox.builder_id)

@@ -140,11 +140,11 @@ class Steps:
     async def _create_disk(self, item: WorkItem) -> Result:
         """A candidate takes over the data on a copy, so that it can be given up without a trace."""
         engine, builder, size = self._app.engine, item.builder, item.version.settings.resources.disk_bytes
-        copies = item.disk != builder.disk and await engine.disk(item.disk) is None
-        if copies and await engine.disk(builder.disk) is not None:
-            await engine.clone_disk(builder.disk, item.disk, size)
+        copies = item.disk != builder.disk and await engine.disks.disk(item.disk) is None
+        if copies and await engine.disks.disk(builder.disk) is not None:
+            await engine.disks.clone_disk(builder.disk, item.disk, size)
         else:
-            await engine.create_disk(item.disk, size)
+            await engine.disks.create_disk(item.disk, size)
         return Result(lambda transition: sandbox_transitions.disk_made(transition, item), quiet=True)
 
     async def _move_disk(self, item: WorkItem) -> Result:
@@ -153,7 +153,7 @@ class Steps:
 
     async def _record_loss(self, item: WorkItem) -> Result:
         """The disk of a candidate is a copy: its release runs again on the next one, and nothing else is lost."""
-        is_own = await self._app.engine.disk(item.builder.disk) is None
+        is_own = await self._app.engine.disks.disk(item.builder.disk) is None
         return Result(lambda transition: sandbox_transitions.disk_lost(transition, item, is_own=is_own), quiet=True)
 
     def _recover_disk(self, item: WorkItem) -> Result:
@@ -192,7 +192,7 @@ class Steps:
     async def _drop_disks(self, item: WorkItem) -> Result:
         dropped = item.builder.spare_disks
         for disk in dropped:
-            await self._app.engine.delete_disk(disk)
+            await self._app.engine.disks.delete_disk(disk)
 
         def record(transition: Transition) -> None:
             left = tuple(disk for disk in transition.builder.spare_disks if disk not in dropped)
@@ -206,7 +206,7 @@ class Steps:
         except NotFound as lack:
             stage, code = ("release", ReleaseFailed.code) if sandbox.release else ("start", StartFailed.code)
             return self._failed(item, stage, code, lack.message, since=sandbox.created_at)
-        report = await self._app.engine.start(spec)
+        report = await self._app.engine.sandboxes.start(spec)
 
         def record(transition: Transition) -> None:
             sandbox_transitions.sandbox_started(transition, item.version, sandbox, report)

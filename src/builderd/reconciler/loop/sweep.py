@@ -57,7 +57,7 @@ def _make_one_due(uow: UnitOfWork, builder: BuilderId, now: datetime) -> None:
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:
     """Remove leaked sandboxes."""
-    found = [report.id for report in await application.engine.list_sandboxes()]
+    found = [report.id for report in await application.engine.sandboxes.list_sandboxes()]
     held = [one for one in found if one not in application.scratch]
     stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one, busy)])
     await asyncio.gather(*(_remove(application, sandbox_id) for sandbox_id in stray))
@@ -77,8 +77,8 @@ def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId, busy: Container[BuilderId]
 
 async def _remove(application: Application, sandbox_id: SandboxId) -> None:
     log.info("removing leaked sandbox sandbox=%s", sandbox_id)
-    await application.engine.stop(sandbox_id, application.limits.stop_grace)
-    await application.engine.remove(sandbox_id)
+    await application.engine.sandboxes.stop(sandbox_id, application.limits.stop_grace)
+    await application.engine.sandboxes.remove(sandbox_id)
 
 
 async def _sweep_routes(application: Application, now: datetime) -> None:

@@ -24,8 +24,8 @@ class Forgetting:
         engine, forgotten = self._app.engine, item.builder
         is_kept = forgotten.backup_interval_hours > 0 and await self._can_back_up(forgotten.disk)
         for disk in forgotten.disks[1:] if is_kept else forgotten.disks:
-            await engine.delete_disk(disk)
-        await engine.delete_logs(forgotten.id)
+            await engine.disks.delete_disk(disk)
+        await engine.logs.delete_logs(forgotten.id)
 
         def record(transition: Transition) -> None:
             if is_kept:
@@ -37,7 +37,7 @@ class Forgetting:
     async def _can_back_up(self, disk: DiskId) -> bool:
         """Return True unless the disk is gone, or lies on a member that is away: earlier backups are kept then."""
         try:
-            return await self._app.engine.disk(disk) is not None
+            return await self._app.engine.disks.disk(disk) is not None
         except MemberAway:
             return False
 

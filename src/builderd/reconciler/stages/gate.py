@@ -64,7 +64,7 @@ class Gate:
         return Result(record)
 
     async def _ended_by_machine(self, sandbox: Sandbox) -> bool:
-        end = (await self._app.engine.report(sandbox.id)).end
+        end = (await self._app.engine.sandboxes.report(sandbox.id)).end
         return end is not None and end.cause in MACHINE_CAUSES
 
     async def _start_watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
@@ -98,7 +98,7 @@ class Gate:
 
     async def _end(self, sandbox: Sandbox) -> SandboxEnd | None:
         """Return how the sandbox ended, None while it runs: from the store once the engine has removed it."""
-        report = await self._app.engine.report(sandbox.id)
+        report = await self._app.engine.sandboxes.report(sandbox.id)
         if report.alive or report.end is not None:
             return report.end
         stored = await self._app.store.read(lambda uow: uow.sandboxes.get(sandbox.id))

@@ -68,7 +68,7 @@ class LayerInstalls:
         """Run the version's build command, or find its result. Raises ``BuildFailed`` with the command's last lines."""
         tenant, key = item.builder.tenant_id, self._plan_build(item, await bundles.fetch(self._app, item.version)).key
         try:
-            if await self._app.engine.has_layer(key):
+            if await self._app.engine.layers.has_layer(key):
                 await layer_quota.check_reuse(self._app, tenant, key)
                 return Built(key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
@@ -83,7 +83,7 @@ class LayerInstalls:
         return Built(key, outcome.seconds, outcome.reused)
 
     def _plan_build(self, item: WorkItem, bundle: Bundle) -> LayerPlan:
-        return _own(plan_build(item, bundle, self._app.engine.base_id, self._app.limits.build_timeout), item)
+        return _own(plan_build(item, bundle, self._app.engine.layers.base_id, self._app.limits.build_timeout), item)
 
     async def install(self, item: WorkItem) -> Installed:
         """Make the layer, or find it made. Raises ``InstallFailed`` with the installer's words."""
@@ -95,7 +95,7 @@ class LayerInstalls:
             return Installed(NO_LAYER, 0.0, reused=True)
         final = await self._final(item)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
-            if known is not None and await self._app.engine.has_layer(key := final.of(known).key):
+            if known is not None and await self._app.engine.layers.has_layer(key := final.of(known).key):
                 await layer_quota.check_reuse(self._app, tenant, key)
                 return Installed(key, 0.0, reused=True)
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, final.masker) as log:
@@ -148,8 +148,8 @@ class LayerInstalls:
     async def _run(self, builder: Builder, plan: LayerPlan, log: BuildLog) -> BuildOutcome:
         """Make the layer. Only what runs no code of a package is free."""
         if not plan.needs_review_first:
-            return await self._app.engine.build_layer(plan, log.line)
-        return await self._charges.charged(builder, lambda: self._app.engine.build_layer(plan, log.line))
+            return await self._app.engine.layers.build_layer(plan, log.line)
+        return await self._charges.charged(builder, lambda: self._app.engine.layers.build_layer(plan, log.line))
 
 
 def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
@@ -167,13 +167,13 @@ async def compile_layer(application: Application, item: WorkItem) -> None:
     plan, key = _plan(application, item, await bundles.fetch_root(application, item.version)), item.version.layer_key
     if plan is not None and plan.compile_step is not None and key:
         # A fallback has another key than the first plan, and the same later step.
-        await application.engine.compile_layer(key, plan.compile_step)
+        await application.engine.layers.compile_layer(key, plan.compile_step)
 
 
 def _plan(application: Application, item: WorkItem, bundle: Bundle) -> LayerPlan | None:
     """Return the plan of the layer; ``bundle`` has the files of the version's root."""
     scripts = item.version.settings.install_scripts
-    base, tenant = application.engine.base_id, item.builder.tenant_id
+    base, tenant = application.engine.layers.base_id, item.builder.tenant_id
     dev = bool(item.version.settings.build)
     return application.installer.plan(bundle, base, tenant, install_scripts=scripts, dev=dev)
 

@@ -61,22 +61,22 @@ async def wait_until_listening(
     start_time = _start_time(application, sandbox, TimeLimit.of_start(timeout, longest))
     elsewhere: StartTime | None = None
     left = 0
-    with application.engine.watch_port(sandbox.id) as may_listen:
+    with application.engine.sandboxes.watch_port(sandbox.id) as may_listen:
         while True:
             looks_closely = left <= 0
             if looks_closely or may_listen():
-                listening = await application.engine.listening(sandbox.id)
+                listening = await application.engine.sandboxes.listening(sandbox.id)
             if listening.reachable(port):
                 return Wait(True, listening, None, start_time.seconds)
             if looks_closely:
-                report = await application.engine.report(sandbox.id)
+                report = await application.engine.sandboxes.report(sandbox.id)
                 if not report.alive:
                     return Wait(False, listening, report, start_time.seconds)
             if not listens_elsewhere(listening, port):
                 elsewhere = None
             elif elsewhere is None:
                 grace = TimeLimit.of_grace(ELSEWHERE_GRACE, start_time.left)
-                elsewhere = StartTime(application.engine, application.clock, sandbox.id, grace)
+                elsewhere = StartTime(application.engine.sandboxes, application.clock, sandbox.id, grace)
             if elsewhere is not None and await elsewhere.is_over():
                 return Wait(False, listening, None, start_time.seconds)
             if await start_time.is_over():
@@ -91,7 +91,7 @@ async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime
     """Look until the sandbox has lived for ``lifetime`` seconds, longer while it works, or ends."""
     life = _start_time(application, sandbox, TimeLimit.of_life(lifetime))
     while True:
-        report = await application.engine.report(sandbox.id)
+        report = await application.engine.sandboxes.report(sandbox.id)
         if not report.alive or lifetime == 0 or await life.is_over():
             return Wait(report.alive, Listening(frozenset()), None if report.alive else report, life.seconds)
         await application.clock.sleep(min(LAST_PAUSE, lifetime / 4))
@@ -100,7 +100,7 @@ async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime
 def _start_time(application: Application, sandbox: Sandbox, limit: TimeLimit) -> StartTime:
     clock = application.clock
     before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
-    return StartTime(application.engine, clock, sandbox.id, limit, before)
+    return StartTime(application.engine.sandboxes, clock, sandbox.id, limit, before)
 
 
 def _pause(seconds: float) -> float:

@@ -41,18 +41,18 @@ class Releases:
 
         The time counts from its start, also over a restart of the service, and is a start's: CPU time while it works.
         """
-        engine, clock = self._app.engine, self._app.clock
+        sandboxes, clock = self._app.engine.sandboxes, self._app.clock
         before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
         limit = TimeLimit.of_start(self._app.limits.release_timeout)
-        time = StartTime(engine, clock, sandbox.id, limit, before)
+        time = StartTime(sandboxes, clock, sandbox.id, limit, before)
         while True:
-            report = await engine.report(sandbox.id)
+            report = await sandboxes.report(sandbox.id)
             if not report.alive:
                 return Result()
             if await time.is_over():
                 if time.starved is not None:
                     self._starved[sandbox.id] = time.starved
-                await engine.stop(sandbox.id, 0)
+                await sandboxes.stop(sandbox.id, 0)
                 return Result()
             await clock.sleep(FIRST_PAUSE if time.seconds < QUICK else LAST_PAUSE)
 
@@ -83,7 +83,7 @@ class Releases:
 
         async def afterwards() -> None:
             self._starved.pop(sandbox.id, None)  # not before: a failure is looked at twice
-            await self._app.engine.remove(sandbox.id)
+            await self._app.engine.sandboxes.remove(sandbox.id)
 
         return Result(record, afterwards)
 

@@ -85,12 +85,12 @@ async def put_bundle(application: Application, item: WorkItem, disk: DiskId) -> 
     """Bring the version's files onto a disk that may hold another version's, and what the app made of them."""
     bundle = await bundles.fetch(application, item.version)
     before, built = await _before(application, item, disk), item.version.build_key or NO_BUILD
-    await application.engine.put_bundle(disk, bundle, before, built)
+    await application.engine.disks.put_bundle(disk, bundle, before, built)
 
 
 async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bundle | None:
     """The bundle that is on the disk: what it says itself, else what its builder's current version has."""
-    report = await application.engine.disk(disk)
+    report = await application.engine.disks.disk(disk)
     known = report.bundle_hash if report else None
     if known is None and item.current is not None:
         known = item.current.bundle_hash
@@ -103,5 +103,5 @@ async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bun
 
 async def last_lines(application: Application, sandbox: Sandbox) -> list[str]:
     """Return the last lines of the sandbox's log, for a failure's message."""
-    page = await application.engine.read_log(sandbox.id, tail=SHOWN_LINES)
+    page = await application.engine.logs.read_log(sandbox.id, tail=SHOWN_LINES)
     return [line.text for line in page.lines if line.stream is not LogStream.BUILD]

@@ -34,7 +34,7 @@ class Stopping:
     async def freeze(self, item: WorkItem, sandbox: Sandbox, before: SandboxReport | None) -> Result:
         if await self._is_visited(item):
             return _abort_freeze(item)
-        report = await self._app.engine.freeze(sandbox.id)
+        report = await self._app.engine.sandboxes.freeze(sandbox.id)
         if report.state is not SandboxState.FROZEN:
             return Result()  # the next look says what became of it
 
@@ -45,7 +45,7 @@ class Stopping:
         return Result(record)
 
     async def thaw(self, sandbox: Sandbox, before: SandboxReport | None) -> Result:
-        report = await self._app.engine.thaw(sandbox.id)
+        report = await self._app.engine.sandboxes.thaw(sandbox.id)
         if not report.alive:
             return Result()  # the next look says what became of it
 
@@ -61,7 +61,7 @@ class Stopping:
             return _abort_freeze(item)
         if drain:
             grace = handover.grace(grace, await handover.drained(self._app, builder.host))
-        report = await self._app.engine.stop(sandbox.id, grace)
+        report = await self._app.engine.sandboxes.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
         ended = self._ended(item, sandbox, end, report, before)
         if not drain and builder.desired is not Desired.STOPPED:
@@ -99,7 +99,7 @@ class Stopping:
                 ended = replace(sandbox, end=end)
                 sandbox_transitions.crash_noted(replace(transition, builder=builder), item, ended)
 
-        return Result(record, lambda: self._app.engine.remove(sandbox.id))
+        return Result(record, lambda: self._app.engine.sandboxes.remove(sandbox.id))
 
     async def close(self) -> None:
         """Wait for the removals that go on in the background."""
@@ -111,7 +111,7 @@ class Stopping:
         return activity is not None and activity.open_connections > 0
 
     async def _remove_meanwhile(self, sandbox: Sandbox) -> None:
-        removal = asyncio.create_task(self._app.engine.remove(sandbox.id))
+        removal = asyncio.create_task(self._app.engine.sandboxes.remove(sandbox.id))
         self._removals.add(removal)
         removal.add_done_callback(self._removed)
 

@@ -63,7 +63,7 @@ class Trials:
 
     async def end(self, trial: Sandbox) -> Result:
         """Remove a trial that is no longer needed; the result records its end."""
-        report = await self._app.engine.report(trial.id)
+        report = await self._app.engine.sandboxes.report(trial.id)
         ended = replace(trial, started_at=report.started_at or trial.started_at)
         await self._remove(trial)
         end = report.end or _STOPPED
@@ -84,13 +84,13 @@ class Trials:
         return await self._judge(item, started, wait)
 
     async def _started(self, item: WorkItem, trial: Sandbox) -> datetime:
-        report = await self._app.engine.report(trial.id)
+        report = await self._app.engine.sandboxes.report(trial.id)
         if not _is_running(report):
             await self._remove(trial)
             size = item.version.settings.resources.disk_bytes
-            await self._app.engine.clone_disk(item.builder.disk, trial.disk, size)
+            await self._app.engine.disks.clone_disk(item.builder.disk, trial.disk, size)
             await put_bundle(self._app, item, trial.disk)
-            report = await self._app.engine.start(await make_spec(self._app, item, trial))
+            report = await self._app.engine.sandboxes.start(await make_spec(self._app, item, trial))
         return report.started_at or trial.created_at
 
     async def _judge(self, item: WorkItem, trial: Sandbox, wait: Wait) -> _Verdict:
@@ -109,9 +109,9 @@ class Trials:
         return _Verdict(trial, end, exited_early(end, settings.resources, port, lines, hint) if is_own else None)
 
     async def _remove(self, trial: Sandbox) -> None:
-        await self._app.engine.stop(trial.id, 0)
-        await self._app.engine.remove(trial.id)
-        await self._app.engine.delete_disk(trial.disk)
+        await self._app.engine.sandboxes.stop(trial.id, 0)
+        await self._app.engine.sandboxes.remove(trial.id)
+        await self._app.engine.disks.delete_disk(trial.disk)
 
 
 def _is_running(report: SandboxReport) -> bool:

@@ -97,7 +97,7 @@ async def _form(
 def _isolations(application: Application) -> Sequence[tuple[str, str | None]]:
     """Return each isolation with what the machine lacks for it, None where it has all or is not looked at yet."""
     try:
-        return [(one.value, application.engine.supports(one)) for one in Isolation]
+        return [(one.value, application.engine.sandboxes.supports(one)) for one in Isolation]
     except EngineUnavailable:
         return [(one.value, None) for one in Isolation]
 

@@ -256,7 +256,7 @@ async def test_waiting_calls_are_answered_when_the_service_stops(
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
     async with listening(service.app) as url:
         waiting = asyncio.create_task(service.client(service.write, url).post("/api/v1/builders", json=MINIMAL))
-        while not service.engine.sandboxes:
+        while not service.engine.known:
             await asyncio.sleep(0.005)
     response = await waiting
     assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")

@@ -32,7 +32,7 @@ async def made(service: Service, **headers: str) -> str:
 async def test_output_logs_and_files_are_masked_on_request_and_else_not(service: Service) -> None:
     uuid = await made(service)
     service.engine.answer("env", Answer(output=f"KEY={SECRET}\n"))
-    (sandbox,) = service.engine.sandboxes
+    (sandbox,) = service.engine.known
     service.engine.print(sandbox, f"paying with {SECRET}")
     for headers, expected, hidden in (({}, SECRET, MASK), (MASKED, MASK, SECRET)):
         client = service.client(service.write, **headers)

@@ -137,10 +137,10 @@ async def test_stop_and_start_come_to_their_end_and_are_idempotent(client: httpx
 
 async def test_a_restart_is_a_new_sandbox(client: httpx.AsyncClient, service: Service) -> None:
     uuid = (await create(client))["uuid"]
-    first = set(service.engine.sandboxes)
+    first = set(service.engine.known)
     response = await client.post(f"{BUILDERS}/{uuid}/restart")
     assert (response.status_code, response.json()["data"]["status"]) == (200, "running")
-    assert first.isdisjoint(service.engine.sandboxes)
+    assert first.isdisjoint(service.engine.known)
 
 
 async def test_a_start_that_fails_is_422_and_a_stop_after_it_is_not(
@@ -218,7 +218,7 @@ async def test_end_that_keeps_failing_is_answered_503_and_carried_out_later(
         return
     assert answer.status_code == 404
     async with asyncio.timeout(30):
-        while service.engine.disks or service.engine.sandboxes:
+        while service.engine.known_disks or service.engine.known:
             await asyncio.sleep(0.01)
 
 

@@ -88,7 +88,7 @@ async def test_every_field_is_kept_and_shown(client: httpx.AsyncClient) -> None:
 async def test_the_files_are_what_the_engine_is_given(client: httpx.AsyncClient, service: Service) -> None:
     files = {"a/b.txt": {"content": "aGk=", "encoding": "base64"}}
     await client.post(BUILDERS, json={**MINIMAL, "entrypoint": "serve", "files": files})
-    (disk,) = service.engine.disks.values()
+    (disk,) = service.engine.known_disks.values()
     assert disk.files == {"a/b.txt": b"hi"}
 
 
@@ -360,7 +360,7 @@ async def test_a_creation_that_waits_holds_no_memory_for_its_files(client: httpx
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
     large = {**MINIMAL, "files": {"main.py": "#" * 1_000_000}}
     waiting = asyncio.create_task(client.post(BUILDERS, json=large))
-    while not service.engine.sandboxes:
+    while not service.engine.known:
         await asyncio.sleep(0.005)
     assert all(account.held == 0 for account in service.app.state.operations.held_bytes._accounts.values())
     waiting.cancel()

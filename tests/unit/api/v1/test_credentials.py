@@ -64,7 +64,7 @@ async def test_a_builder_gets_them_at_its_start_and_the_use_is_on_the_record(
 ) -> None:
     await client.put(ZOHO, json={"values": {"API_KEY": CANARY, "MODE": "live"}})
     data = await create(client, credentials=["zoho"], env={"MODE": "from env"})
-    (sandbox,) = service.engine.sandboxes.values()
+    (sandbox,) = service.engine.known.values()
 
     assert sandbox.spec.env["API_KEY"] == CANARY
     assert sandbox.spec.env["MODE"] == "live"
@@ -93,7 +93,7 @@ async def test_a_change_restarts_them_where_that_is_wanted(client: httpx.AsyncCl
 
     assert "restarted" in changed.json()["message"]
     await client.post(f"/api/v1/builders/{uuid}/start")
-    running = [one for one in service.engine.sandboxes.values() if one.spec.env.get("API_KEY") == "new"]
+    running = [one for one in service.engine.known.values() if one.spec.env.get("API_KEY") == "new"]
     assert len(running) == 1
 
 

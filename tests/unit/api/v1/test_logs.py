@@ -32,7 +32,7 @@ async def path(client: httpx.AsyncClient, service: Service) -> str:
 
 
 def sandbox(service: Service) -> SandboxId:
-    (only,) = service.engine.sandboxes
+    (only,) = service.engine.known
     return only
 
 
@@ -181,7 +181,7 @@ async def test_a_stream_of_the_last_lines_goes_on_where_it_was_in_the_midst_of_a
     real: httpx.AsyncClient, service: Service, path: str
 ) -> None:
     time = datetime.now(UTC)
-    service.engine.logs[sandbox(service)][1].extend(LogLine(time, LogStream.STDOUT, str(n)) for n in range(9))
+    service.engine.known_logs[sandbox(service)][1].extend(LogLine(time, LogStream.STDOUT, str(n)) for n in range(9))
     async with real.stream("GET", path, params={"follow": True, "tail": 4}) as response:
         follower = Follower(response)
         assert await follower.texts(2) == ["5", "6"]
@@ -243,7 +243,7 @@ async def test_density_counts_lines_and_errors_over_time(
 ) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     streams_of = [LogStream.STDERR if number % 4 == 0 else LogStream.STDOUT for number in range(40)]
-    service.engine.logs[sandbox(service)][1][:] = [
+    service.engine.known_logs[sandbox(service)][1][:] = [
         LogLine(start + timedelta(seconds=number // 20 * 100), stream, f"line {number}")
         for number, stream in enumerate(streams_of)
     ]

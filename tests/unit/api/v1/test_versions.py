@@ -402,7 +402,7 @@ async def test_env_file_is_read_from_the_files_of_each_version(client: httpx.Asy
     }
     assert [
         {"A": "env", "B": "1"}.items() <= one.spec.env.items()
-        for one in service.engine.sandboxes.values()
+        for one in service.engine.known.values()
         if one.spec.env["BUILDER_NAME"] == "dotenv"
     ] == [True]
 
@@ -493,7 +493,7 @@ async def test_root_is_where_commands_are_looked_for(client: httpx.AsyncClient, 
     created = await client.post(BUILDERS, json={"name": "mono", "files": files, "root": "web"})
     data = created.json()["data"]
     assert (data["root"], data["entrypoint"], data["build"]) == ("web", "python3 main.py", "npm run build")
-    [sandbox] = [one for one in service.engine.sandboxes.values() if one.end is None]
+    [sandbox] = [one for one in service.engine.known.values() if one.end is None]
     assert sandbox.spec.entrypoint == "cd /app/web || exit 1\npython3 main.py"
     url = created.headers["location"]
     changed = await client.put(url, json={"root": "api", "build": ""})

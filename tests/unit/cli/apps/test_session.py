@@ -120,7 +120,7 @@ def test_nothing_is_asked_without_a_terminal(running: Running, home: Path) -> No
     assert run("deploy", "--yes").exit_code == 0
     assert told(run("delete", "--json"))["next"] == ["builderd delete my-app --yes"]
     assert told(run("credentials", "set", "db", "PASSWORD", "--json"))["status"] == "action_required"
-    assert running.service.engine.sandboxes
+    assert running.service.engine.known
 
 
 def test_an_error_advises_a_command_with_the_builders_name(running: Running, home: Path) -> None:

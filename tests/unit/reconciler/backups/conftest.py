@@ -77,10 +77,10 @@ class Scene:
         return [one.type for one in events if one.type.startswith(("backup", "restore", "drill"))]
 
     async def write(self, builder: Builder, name: str, content: bytes) -> None:
-        self.world.engine.disks[(await self.world.builder(builder)).disk].files[name] = content
+        self.world.engine.known_disks[(await self.world.builder(builder)).disk].files[name] = content
 
     def files(self, disk: DiskId) -> dict[str, bytes]:
-        return self.world.engine.disks[disk].files
+        return self.world.engine.known_disks[disk].files
 
     def with_fault(self, fault: FaultPoint) -> BackupSchedule:
         return BackupSchedule(self.world.application, fault)

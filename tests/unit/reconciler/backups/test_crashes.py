@@ -65,7 +65,7 @@ async def test_a_backup_survives(scene: Scene, point: str, end: BaseException) -
     await scene.settle()
     done = await scene.backup(planned)
     assert (done.status, done.copy) == (BackupStatus.DONE, None)
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
     scene.world.clock.move(25 * 3600)
     await upkeep._forget_strays(scene.schedule.context, await backup_keys.repository(app, builder.tenant_id))
     assert list(scene.backup_repository.repositories[builder.tenant_id].snapshots) == [done.snapshot]
@@ -88,7 +88,7 @@ async def test_a_restore_survives(scene: Scene, point: str, end: BaseException) 
     assert made is not None
     await scene.world.until_status(made, Status.RUNNING)
     assert scene.files(made.disk)["note"] == b"hello"
-    assert set(scene.world.engine.disks) == {builder.disk, made.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk, made.disk}
 
 
 @pytest.mark.parametrize("point", [*TAKING, *RESTORING])
@@ -107,7 +107,7 @@ async def test_a_restore_in_place_survives(scene: Scene, point: str, end: BaseEx
     assert done.status is RestoreStatus.DONE
     serving = await outcomes.deployed(app, builder.id, done.number or 0)
     assert scene.files(serving.disk)["note"] == b"before"
-    await scene.world.until(lambda: set(scene.world.engine.disks) == {serving.disk})
+    await scene.world.until(lambda: set(scene.world.engine.known_disks) == {serving.disk})
     safety = await scene.world.read(lambda uow: uow.backups.get(done.safety or backup.id))
     assert safety is not None
     assert (
@@ -125,7 +125,7 @@ async def test_a_drill_survives(scene: Scene, point: str, end: BaseException) ->
     await _end_at(scene, point, end)
     await scene.settle()
     assert (await scene.backup(backup)).verified_at
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
 
 
 @pytest.mark.parametrize("point", RESTORING)
@@ -134,7 +134,7 @@ async def test_a_recovery_survives(scene: Scene, point: str, end: BaseException)
     await scene.write(builder, "note", b"hello")
     await scene.take(builder)
     await scene.world.reached(builders.stop, builder)
-    scene.world.engine.disks.clear()
+    scene.world.engine.known_disks.clear()
     wanted = await scene.world.want(builders.start, builder)
     await scene.world.until(lambda: _recovers(scene, builder))
     await _end_at(scene, point, end)
@@ -143,7 +143,7 @@ async def test_a_recovery_survives(scene: Scene, point: str, end: BaseException)
     back = await scene.world.builder(builder)
     assert back.status is Status.RUNNING
     assert scene.files(back.disk)["note"] == b"hello"
-    assert set(scene.world.engine.disks) == {back.disk}
+    assert set(scene.world.engine.known_disks) == {back.disk}
 
 
 async def _recovers(scene: Scene, builder: Builder) -> bool:
@@ -190,7 +190,7 @@ async def _comes_back(scene: Scene, restore: Restore) -> None:
     assert serving.disk == done.disk
     assert scene.files(serving.disk)["note"] == b"before"
     held = 2 if done.made else 1
-    await scene.world.until(lambda: len(scene.world.engine.disks) == held)
+    await scene.world.until(lambda: len(scene.world.engine.known_disks) == held)
 
 
 in_place_or_new = pytest.mark.parametrize("name", ["", "second"], ids=["in place", "new"])
@@ -228,18 +228,18 @@ async def test_a_restore_that_failed_and_was_killed_before_it_said_so_is_carried
     with pytest.raises(Killed):
         await carry_out(scene.schedule.context, filled)
     scene.world.engine.ready = True
-    assert filled.disk not in scene.world.engine.disks
+    assert filled.disk not in scene.world.engine.known_disks
     await _comes_back(scene, filled)
 
 
 @in_place_or_new
 async def test_half_a_disk_is_never_handed_over(scene: Scene, name: str) -> None:
     filled = await _filled(scene, name)
-    del scene.world.engine.disks[filled.disk]
+    del scene.world.engine.known_disks[filled.disk]
     scene.backup_repository.fail_next("restore", Killed())  # type: ignore[arg-type]
     with pytest.raises(Killed):
         await carry_out(scene.schedule.context, filled)
-    assert filled.disk in scene.world.engine.disks
+    assert filled.disk in scene.world.engine.known_disks
     await _comes_back(scene, filled)
 
 
@@ -293,7 +293,7 @@ async def test_a_drill_that_was_killed_between_its_disk_and_its_verdict_is_held_
         await carry_out(scene.schedule.context, await scene.restore(wanted))
     await scene.settle()
     assert (await scene.backup(backup)).verified_at
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
 
 
 async def test_a_backup_that_was_recorded_stays_done_whatever_happens_then(scene: Scene) -> None:
@@ -304,4 +304,4 @@ async def test_a_backup_that_was_recorded_stays_done_whatever_happens_then(scene
     await scene.settle()
     done = await scene.backup(planned)
     assert (done.status, done.error, done.copy) == (BackupStatus.DONE, "", None)
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}

@@ -94,15 +94,15 @@ async def test_recovery_under_way_goes_on_after_a_restart_of_the_service(
     """Write-offs are in the memory of the earlier process alone."""
     builder, engine = await on_node2(scene), scene.world.engine
     await scene.take(builder)
-    disk = engine.disks[builder.disk]
+    disk = engine.known_disks[builder.disk]
     lose(scene, given_up=True)
     await LostMembers(scene.world.application).check()
     await scene.world.until(lambda: _recovers(scene, builder))
     # The engine of the new process knows the disk: it is one of a member that is away, and nothing starts on it.
-    engine.disks[builder.disk] = disk
+    engine.known_disks[builder.disk] = disk
     make_node2_away(scene, monkeypatch)
     await LostMembers(scene.world.application).check()
-    assert builder.disk not in engine.disks
+    assert builder.disk not in engine.known_disks
     await scene.settle()
     back = await scene.world.until_status(builder, Status.RUNNING)
     await scene.world.until(lambda: _is_on(scene, builder, "node1"))
@@ -132,7 +132,7 @@ async def test_disk_is_not_written_off_once_its_member_is_back(scene: Scene, mon
     monkeypatch.setattr(engine, "members", members)
     await LostMembers(scene.world.application).check()
     assert looks >= 2
-    assert builder.disk in engine.disks
+    assert builder.disk in engine.known_disks
 
 
 async def test_sandbox_planned_before_its_disk_was_replaced_never_starts(scene: Scene) -> None:
@@ -145,7 +145,7 @@ async def test_sandbox_planned_before_its_disk_was_replaced_never_starts(scene: 
     engine.fail_next("start", *[EngineUnavailable("The member node2 does not answer.")] * 1000)
     await scene.world.want(builders.start, builder)
     await scene.world.until(lambda: _was_tried(scene))
-    old = engine.disks[builder.disk]
+    old = engine.known_disks[builder.disk]
     lose(scene, given_up=True)
     await members.check()
 
@@ -154,7 +154,7 @@ async def test_sandbox_planned_before_its_disk_was_replaced_never_starts(scene: 
         return (await scene.world.builder(builder)).disk != builder.disk
 
     await scene.world.until(is_replaced)
-    engine.disks[builder.disk] = old  # the member is back
+    engine.known_disks[builder.disk] = old  # the member is back
     engine._failures["start"].clear()
     back = await scene.world.until_status(builder, Status.RUNNING)
     (running,) = scene.world.running
@@ -220,16 +220,16 @@ async def test_absence_of_a_member_writes_nothing_for_builders_that_wait(scene: 
 def make_node2_away(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine refuse calls about disks and sandboxes of node2, but for notes that they are to end."""
     engine = scene.world.engine
-    report, disk, known = engine.report, engine.disk, set(engine.disks)
+    report, disk, known = engine.report, engine.disk, set(engine.known_disks)
 
     async def report_of(sandbox: SandboxId) -> SandboxReport:
-        found = engine.sandboxes.get(sandbox)
+        found = engine.known.get(sandbox)
         if found is not None and found.end is None and found.member == "node2":
             raise MemberAway("The member node2 does not answer.")
         return await report(sandbox)
 
     async def disk_of(wanted: DiskId) -> DiskReport | None:
-        if wanted in engine.disks and wanted in known:
+        if wanted in engine.known_disks and wanted in known:
             raise MemberAway("The member node2 does not answer.")
         return await disk(wanted)
 
@@ -242,7 +242,7 @@ async def test_builder_of_a_lost_member_is_stopped_at_once(scene: Scene, monkeyp
     make_node2_away(scene, monkeypatch)
     stopped = await scene.world.reached(builders.stop, builder)
     assert stopped.status is Status.STOPPED
-    (sandbox,) = scene.world.engine.sandboxes.values() or [None]
+    (sandbox,) = scene.world.engine.known.values() or [None]
     assert sandbox is None or sandbox.end is not None
 
 
@@ -281,7 +281,7 @@ async def test_builder_without_a_backup_keeps_waiting_and_gets_no_empty_disk(sce
     await scene.settle()
     found = await scene.world.builder(builder)
     assert (found.disk, found.location) == (builder.disk, "node2")
-    assert builder.disk in scene.world.engine.disks
+    assert builder.disk in scene.world.engine.known_disks
 
 
 async def test_stopped_builder_is_not_restored(scene: Scene) -> None:

@@ -22,7 +22,7 @@ SECOND = BundleFile("main.py", b"print('second')\n")
 
 async def _stopped_without_disk(scene: Scene, builder: Builder) -> None:
     await scene.world.reached(builders.stop, builder)
-    del scene.world.engine.disks[(await scene.world.builder(builder)).disk]
+    del scene.world.engine.known_disks[(await scene.world.builder(builder)).disk]
 
 
 async def _start(scene: Scene, builder: Builder) -> Builder:
@@ -51,7 +51,7 @@ async def test_the_newest_backup_comes_back_by_itself(scene: Scene) -> None:
     assert back.status_reason == f"its disk was gone: the backup of {backups.when(newest)} is back"
     told = [one.type for one in await scene.world.events(builder) if one.type in ("disk.lost", "restore.finished")]
     assert told == ["disk.lost", "restore.finished"]
-    assert set(scene.world.engine.disks) == {back.disk}
+    assert set(scene.world.engine.known_disks) == {back.disk}
     await scene.world.reached(builders.stop, builder)
     await scene.world.reached(builders.start, builder)
     assert scene.files(back.disk)["note"] == b"new"
@@ -113,7 +113,7 @@ async def test_a_backup_that_cannot_be_brought_back_fails_the_builder_and_never_
         await _start(scene, builder)
     failed = await scene.world.builder(builder)
     assert (failed.status, failed.failure_code) == (Status.FAILED, "backup_failed")
-    assert scene.world.engine.disks == {}
+    assert scene.world.engine.known_disks == {}
     assert (await _start(scene, builder)).status is Status.RUNNING, "the second attempt"
 
 
@@ -168,7 +168,7 @@ async def test_a_builder_that_is_deleted_meanwhile_leaves_no_disk(scene: Scene) 
     await app.commit(lambda uow: builders.delete(uow, app, scene.world.caller, builder.id, now))
     await scene.world.until_status(builder, Status.DELETED)
     await scene.settle()
-    assert scene.world.engine.disks == {}
+    assert scene.world.engine.known_disks == {}
     assert (await scene.of(builder))[0].status is BackupStatus.DONE
 
 

@@ -70,7 +70,7 @@ async def test_a_backup_comes_back_in_place_and_what_was_there_is_backed_up_firs
     serving = await outcomes.deployed(scene.world.application, builder.id, 2)
     assert (serving.version, serving.disk) == (2, done.disk)
     assert scene.files(serving.disk)["note"] == b"before"
-    await scene.world.until(lambda: set(scene.world.engine.disks) == {serving.disk})
+    await scene.world.until(lambda: set(scene.world.engine.known_disks) == {serving.disk})
     safety = (await scene.of(builder))[0]
     assert (safety.id, safety.kind) == (done.safety, BackupKind.BEFORE_RESTORE)
     kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
@@ -88,7 +88,7 @@ async def test_an_app_that_does_not_come_up_with_the_backup_leaves_what_was_ther
     serving = await scene.world.until_status(builder, Status.RUNNING)
     assert (serving.version, serving.disk) == (1, builder.disk)
     assert scene.files(builder.disk)["note"] == b"after"
-    await scene.world.until(lambda: set(scene.world.engine.disks) == {builder.disk})
+    await scene.world.until(lambda: set(scene.world.engine.known_disks) == {builder.disk})
 
 
 async def test_nothing_is_replaced_that_could_not_be_backed_up(scene: Scene) -> None:
@@ -132,7 +132,7 @@ async def test_a_stop_in_the_meantime_is_not_undone(scene: Scene, at_rest: bool,
     assert told.value.data == {"uuid": builder.id}
     left = await world.builder(builder)
     assert (left.status, left.version, left.status_reason) == (Status.STOPPED, 1, "stopped by token acme")
-    assert set(world.engine.disks) == {builder.disk}
+    assert set(world.engine.known_disks) == {builder.disk}
 
 
 async def _only_fill(scene: Scene, wanted: Restore) -> None:
@@ -176,7 +176,7 @@ async def test_delete_cancels_the_restore(scene: Scene) -> None:
         await backup_outcomes.restored(world.application, wanted)
     assert told.value.data == {"uuid": builder.id}
     await world.until_status(builder, Status.DELETED)
-    assert world.engine.disks == {}
+    assert world.engine.known_disks == {}
 
 
 async def test_a_version_that_is_being_deployed_when_it_is_asked_for_makes_way(scene: Scene) -> None:
@@ -238,7 +238,7 @@ async def test_a_name_is_refused_at_once_or_when_it_was_taken_meanwhile(scene: S
     await scene.settle()
     done, failed = sorted([await scene.restore(one) for one in wanted], key=lambda one: one.status)
     assert (done.status, failed.status) == (RestoreStatus.DONE, RestoreStatus.FAILED)
-    assert failed.disk not in scene.world.engine.disks
+    assert failed.disk not in scene.world.engine.known_disks
     with pytest.raises(NameTaken, match="third") as told:
         await backup_outcomes.restored(scene.world.application, failed)
     assert told.value.data == {"uuid": done.made}
@@ -326,7 +326,7 @@ async def test_files_that_are_not_those_of_the_backup_become_no_builder(scene: S
     assert failed.status is RestoreStatus.FAILED
     assert "not those of the backup" in failed.error
     assert await scene.world.read(lambda uow: uow.builders.by_name(builder.tenant_id, "second")) is None
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
     assert (await scene.kinds(builder))[-1] == "restore.failed"
 
 
@@ -350,7 +350,7 @@ async def test_the_newest_backup_is_tried_out_from_time_to_time(scene: Scene) ->
     verified = [one for one in found if one.verified_at]
     assert len(verified) == 1
     assert "drill.passed" in await scene.kinds(builder)
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
     assert [one.spec.disk for one in scene.world.running] == [builder.disk]
     assert len(scene.world.application.scratch) == 0
 
@@ -374,7 +374,7 @@ async def test_an_app_that_does_not_come_up_fails_its_drill(scene: Scene) -> Non
     found = await _drilled(scene, backup)
     assert "oh no" in found.fault
     assert found.verified_at is None
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
 
 
 @pytest.mark.parametrize("at", ["create_disk", "restore"])
@@ -404,7 +404,7 @@ async def test_many_drills_that_are_due_at_once_have_few_disks(scene: Scene, mon
 
     async def counted(disk: DiskId, size: int) -> None:
         await create(disk, size)
-        counts.append(len(engine.disks) - len(made))
+        counts.append(len(engine.known_disks) - len(made))
 
     monkeypatch.setattr(engine, "create_disk", counted)
     await scene.settle()
@@ -429,4 +429,4 @@ async def test_restore_whose_first_backup_finds_no_room_is_no_capacity(scene: Sc
     with pytest.raises(NoCapacity, match="so it stays: The store is full") as told:
         await backup_outcomes.restored(scene.world.application, failed)
     assert told.value.retry_after == 60
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}

@@ -91,7 +91,7 @@ async def test_failed_builder_without_a_disk_has_no_backups_that_fail(scene: Sce
     world.clock.move(2 * 24 * 3600)
     await scene.settle()
     await RetentionJob(world.application).release_failed_disks()
-    await world.until(lambda: not world.engine.disks)
+    await world.until(lambda: not world.engine.known_disks)
     made = [await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, "released"))]
     made.append(await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, "refused")))
     before = [await scene.of(builder) for builder in made if builder]

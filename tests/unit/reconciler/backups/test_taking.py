@@ -27,7 +27,7 @@ async def test_a_backup_holds_what_is_on_the_disk_and_leaves_no_copy(scene: Scen
     backup = await scene.take(builder)
     assert (backup.status, backup.version, backup.files, backup.copy) == (BackupStatus.DONE, 1, 2, None)
     assert backup.size_bytes == 5 + len(b"print('hello')\n")
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
     kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
     assert kept[backup.snapshot or ""].files["note"] == b"hello"
     assert await scene.kinds(builder) == ["backup.started", "backup.finished"]
@@ -57,7 +57,7 @@ async def test_failed_backup_is_recorded_and_retried(scene: Scene) -> None:
         lambda uow: builders.view(uow, scene.world.application, builder, scene.world.clock.now())
     )
     assert view.last_backup == failed
-    assert set(scene.world.engine.disks) == {builder.disk}
+    assert set(scene.world.engine.known_disks) == {builder.disk}
     await scene.pass_time(timedelta(minutes=9))
     assert len(await scene.of(builder)) == 1
     await scene.pass_time(timedelta(minutes=2))
@@ -77,7 +77,7 @@ async def test_internal_error_is_reported_without_details(scene: Scene) -> None:
 async def test_a_builder_without_a_disk_has_nothing_to_back_up(scene: Scene) -> None:
     builder = await scene.world.create()
     await scene.world.reached(builders.stop, builder)
-    del scene.world.engine.disks[builder.disk]
+    del scene.world.engine.known_disks[builder.disk]
     failed = await scene.take(builder)
     assert "no files" in failed.error
     app = scene.world.application
@@ -110,7 +110,7 @@ async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene
     last, earlier = await scene.of(builder)
     assert (last.kind, last.status, last.copy) == (BackupKind.DELETED, BackupStatus.DONE, None)
     assert earlier.id == first.id
-    assert scene.world.engine.disks == {}
+    assert scene.world.engine.known_disks == {}
     week = scene.world.clock.now() + timedelta(days=7)
     assert all(one.expires_at and one.expires_at <= week for one in (last, earlier))
     kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
@@ -125,11 +125,11 @@ async def test_last_backup_of_a_deleted_builder_is_retried(scene: Scene) -> None
     await scene.settle()
     (waiting,) = await scene.of(builder)
     assert (waiting.status, waiting.error) == (BackupStatus.HELD, "no")
-    assert waiting.copy in scene.world.engine.disks
+    assert waiting.copy in scene.world.engine.known_disks
     await scene.pass_time(timedelta(minutes=11))
     await scene.pass_time(timedelta(minutes=30))
     assert (await scene.of(builder))[0].status is BackupStatus.DONE
-    assert scene.world.engine.disks == {}
+    assert scene.world.engine.known_disks == {}
 
 
 async def test_auto_stopped_builder_is_backed_up(scene: Scene) -> None:
@@ -165,7 +165,7 @@ async def test_purging_leaves_nothing(scene: Scene) -> None:
     await scene.settle()
     now = scene.world.clock.now()
     assert await scene.world.read(lambda uow: backups.of_tenant(uow, builder.tenant_id, now)) == []
-    assert scene.world.engine.disks == {}
+    assert scene.world.engine.known_disks == {}
 
 
 async def test_without_an_interval_nothing_is_kept_of_a_deleted_builder(scene: Scene) -> None:
@@ -173,7 +173,7 @@ async def test_without_an_interval_nothing_is_kept_of_a_deleted_builder(scene: S
     await _delete(scene, builder.id, purge=False)
     await scene.world.until_status(builder, Status.DELETED)
     assert await scene.of(builder) == []
-    assert scene.world.engine.disks == {}
+    assert scene.world.engine.known_disks == {}
 
 
 async def _delete(scene: Scene, builder_id: str, *, purge: bool) -> None:
@@ -254,7 +254,7 @@ async def test_many_that_are_due_at_once_hold_few_copies(scene: Scene, monkeypat
 
     async def counted(source: DiskId, target: DiskId, size: int, *, for_backup: bool) -> None:
         await clone(source, target, size, for_backup=for_backup)
-        counts.append(len(engine.disks) - len(made))
+        counts.append(len(engine.known_disks) - len(made))
 
     monkeypatch.setattr(engine, "clone_disk", counted)
     await scene.pass_time(1.01 * HOUR)

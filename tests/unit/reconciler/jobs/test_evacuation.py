@@ -31,15 +31,15 @@ class Scene:
     def evacuate(self) -> None:
         """Let node2 be emptied: what starts from now on starts on node1."""
         engine = self.world.engine
-        engine.leaving.update(engine.disks)
+        engine.leaving.update(engine.known_disks)
         engine.cluster = [MemberReport("node1", "10.0.0.1"), MemberReport("node2", "10.0.0.2", evacuating=True)]
         engine.member = "node1"
 
     async def write(self, builder: Builder, name: str, content: bytes) -> None:
-        self.world.engine.disks[builder.disk].files[name] = content
+        self.world.engine.known_disks[builder.disk].files[name] = content
 
     async def files(self, builder: Builder) -> dict[str, bytes]:
-        return self.world.engine.disks[(await self.world.builder(builder)).disk].files
+        return self.world.engine.known_disks[(await self.world.builder(builder)).disk].files
 
     async def told(self, builder: Builder) -> list[str]:
         return [one.type for one in await self.world.events(builder) if one.type.startswith("member.")]
@@ -58,7 +58,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
         engine.member = "node2"
 
         async def disk_members() -> Mapping[DiskId, str]:
-            return {disk: "node2" if disk in engine.leaving else "node1" for disk in engine.disks}
+            return {disk: "node2" if disk in engine.leaving else "node1" for disk in engine.known_disks}
 
         monkeypatch.setattr(engine, "disk_members", disk_members)
         yield Scene(world, Evacuation(world.application))

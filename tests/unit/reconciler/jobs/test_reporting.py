@@ -88,9 +88,9 @@ async def test_a_report_follows_and_leaves_nothing_behind(world: World) -> None:
     assert report.screenshots == ("desktop",)
     picture = await world.read(lambda uow: uow.qa_reports.screenshot(builder.id, 1, "desktop"))
     assert picture is not None
-    assert list(world.engine.disks) == [builder.disk]
-    assert len(world.engine.sandboxes) == 1
-    assert {owner for owner, _ in world.engine.logs.values()} == {builder.id}
+    assert list(world.engine.known_disks) == [builder.disk]
+    assert len(world.engine.known) == 1
+    assert {owner for owner, _ in world.engine.known_logs.values()} == {builder.id}
 
 
 async def test_a_copy_has_no_network_and_no_secret_of_the_app(world: World) -> None:
@@ -183,7 +183,7 @@ async def test_interrupted_report_is_repeated_and_its_copy_removed(world: World)
     async with world.reconciling():
         report = await finished(world, builder)
     assert (report.status, report.attempts) == (ReportStatus.DONE, 2)
-    assert list(world.engine.disks) == [builder.disk]
+    assert list(world.engine.known_disks) == [builder.disk]
 
 
 async def test_report_interrupted_too_often_is_dropped(world: World) -> None:
@@ -213,9 +213,9 @@ async def test_a_builder_that_is_deleted_takes_its_report_along(world: World, mo
     monkeypatch.setattr(world.clock, "poll", wait_for_ever)
     async with world.reconciling():
         builder = await world.create()
-        await world.until(lambda: len(world.engine.sandboxes) == 2)
+        await world.until(lambda: len(world.engine.known) == 2)
         await world.reached(builders.delete, builder)
-        await world.until(lambda: not world.engine.disks)
+        await world.until(lambda: not world.engine.known_disks)
         await world.until_nothing_runs()
 
         async def gone() -> bool:
@@ -343,7 +343,7 @@ async def test_cap_that_is_reached_ends_a_report(world: World, monkeypatch: pyte
     monkeypatch.setattr(world.testers, "crawl", wait_for_ever)
     async with world.reconciling():
         builder = await world.create()
-        await world.until(lambda: len(world.engine.sandboxes) == 2)
+        await world.until(lambda: len(world.engine.known) == 2)
         await world.change(builder, spending_cap=Decimal("0.01"))
         world.clock.move(3600)
         report = await finished(world, builder)

@@ -47,10 +47,10 @@ async def test_unused_layer_is_removed_after_a_month(world: World) -> None:
     keeping = RetentionJob(world.application)
     world.clock.move(29 * DAY)
     await keeping.clean_up()
-    assert world.engine.layers
+    assert world.engine.known_layers
     world.clock.move(2 * DAY)
     await keeping.clean_up()
-    assert not world.engine.layers
+    assert not world.engine.known_layers
 
 
 async def test_the_layer_of_a_builder_that_was_stopped_long_ago_stays(world: World) -> None:
@@ -60,7 +60,7 @@ async def test_the_layer_of_a_builder_that_was_stopped_long_ago_stays(world: Wor
     world.engine.tight = True
     world.clock.move(12 * MONTH)
     await RetentionJob(world.application).clean_up()
-    assert world.engine.layers
+    assert world.engine.known_layers
 
 
 async def test_when_space_runs_out_unused_layers_go_after_an_hour(world: World) -> None:
@@ -70,10 +70,10 @@ async def test_when_space_runs_out_unused_layers_go_after_an_hour(world: World) 
     keeping = RetentionJob(world.application)
     world.clock.move(3_700)
     await keeping.clean_up()
-    assert world.engine.layers
+    assert world.engine.known_layers
     world.engine.tight = True
     await keeping.clean_up()
-    assert not world.engine.layers
+    assert not world.engine.known_layers
 
 
 async def test_a_create_of_another_tenant_finds_its_layer_whenever_it_is_collected(world: World) -> None:
@@ -179,7 +179,7 @@ async def test_failed_builder_gives_its_disk_back_after_a_day_and_starts_again_o
         assert (await world.builder(broken)).disk_released_at is None
         world.clock.move(120)
         await keeping.release_failed_disks()
-        await world.until(lambda: list(world.engine.disks) == [good.disk])
+        await world.until(lambda: list(world.engine.known_disks) == [good.disk])
     released = await world.builder(broken)
     assert released.disk_released_at == world.clock.now()
     assert (await world.read(lambda uow: uow.builders.allocated())).disk == 3
@@ -192,7 +192,7 @@ async def test_failed_builder_gives_its_disk_back_after_a_day_and_starts_again_o
     world.engine.behave("broken", Behaviour())
     async with world.reconciling():
         up = await world.reached(builders.start, broken)
-    assert (up.status, up.disk_released_at, up.disk in world.engine.disks) == (Status.RUNNING, None, True)
+    assert (up.status, up.disk_released_at, up.disk in world.engine.known_disks) == (Status.RUNNING, None, True)
     assert (await world.read(lambda uow: uow.builders.allocated())).disk == 10
     world.clock.move(DAY * 3)
     await keeping.release_failed_disks()
@@ -217,8 +217,8 @@ async def test_disk_with_restored_data_or_a_callers_files_is_kept(world: World) 
         await files.write(world.application, world.caller.tenant_id, filled.id, "notes.txt", content, Condition())
         world.clock.move(DAY * 2)
         await RetentionJob(world.application).release_failed_disks()
-        await world.until(lambda: broken.disk not in world.engine.disks)
-    assert {restored.disk, filled.disk} <= set(world.engine.disks)
+        await world.until(lambda: broken.disk not in world.engine.known_disks)
+    assert {restored.disk, filled.disk} <= set(world.engine.known_disks)
     with pytest.raises(NameTaken):
         await world.create(name="filled")
 
@@ -269,5 +269,5 @@ async def test_disk_of_a_failed_builder_is_kept_while_a_sandbox_of_it_is_open(
         await world.until(is_over)
         world.clock.move(DAY * 2)
         await keeping.release_failed_disks()
-        await world.until(lambda: not world.engine.disks)
+        await world.until(lambda: not world.engine.known_disks)
     assert await world.read(lambda uow: uow.ledger.current(builder.id)) is None

@@ -19,7 +19,7 @@ ASTRAY = Route("gone-00000000.localhost", RouteState.STOPPED)
 
 async def start_unknown(world: World) -> SandboxId:
     """A sandbox that no record knows."""
-    (known,) = world.engine.sandboxes.values()
+    (known,) = world.engine.known.values()
     disk = DiskId(new_id())
     await world.engine.create_disk(disk, 1)
     spec: SandboxSpec = replace(known.spec, id=new_sandbox_id(), builder_id=BuilderId(new_id()), disk=disk)
@@ -30,9 +30,9 @@ async def start_unknown(world: World) -> SandboxId:
 async def test_sweep_keeps_a_running_builder(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
-    (sandbox,) = world.engine.sandboxes
+    (sandbox,) = world.engine.known
     await sweep(world.application, ())
-    assert list(world.engine.sandboxes) == [sandbox]
+    assert list(world.engine.known) == [sandbox]
     assert await world.route(builder)
     assert world.bundles.stored
     assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == [builder.id]
@@ -41,13 +41,13 @@ async def test_sweep_keeps_a_running_builder(world: World) -> None:
 async def test_sweep_removes_leaked_sandboxes_and_routes(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
-    (known,) = world.engine.sandboxes
+    (known,) = world.engine.known
     unknown = await start_unknown(world)
     other = make_bundle([replace(MAIN, source=b"other")])
     await world.previews.put(ASTRAY)
     await world.bundles.put(other)
     await sweep(world.application, ())
-    assert list(world.engine.sandboxes) == [known]
+    assert list(world.engine.known) == [known]
     assert ("stop", unknown) in world.engine.calls
     assert list(await world.previews.routes()) == [builder.host]
     assert other.hash not in world.bundles.stored
@@ -61,9 +61,9 @@ async def test_sweep_removes_ended_sandboxes_of_idle_builders(world: World) -> N
     await world.application.store.write(lambda uow: uow.sandboxes.save(replace(sandbox, end=end)))
     world.engine.end(sandbox.id)
     await sweep(world.application, {builder.id})
-    assert world.engine.sandboxes
+    assert world.engine.known
     await sweep(world.application, ())
-    assert world.engine.sandboxes == {}
+    assert world.engine.known == {}
 
 
 async def test_a_builder_that_is_being_deleted_is_not_forgotten(world: World) -> None:

@@ -217,7 +217,7 @@ async def test_claimed_builder_is_skipped_until_the_claim_expires(world: World) 
     async with world.reconciling():
         await asyncio.sleep(0.05)
         assert (await world.builder(builder)).status is Status.CREATING
-        assert world.engine.disks == {}
+        assert world.engine.known_disks == {}
         world.clock.move(LEASE.total_seconds())
         assert (await world.outcome(builder)).status is Status.RUNNING
 
@@ -238,7 +238,7 @@ async def test_result_under_a_lost_claim_is_not_recorded(world: World, monkeypat
 
     monkeypatch.setattr(world.engine, "create_disk", create_disk_slowly)
     async with world.reconciling():
-        await world.until(lambda: world.engine.disks)
+        await world.until(lambda: world.engine.known_disks)
         await asyncio.sleep(0.03)
         assert await world.segments(builder) == []
         # the other one is never heard of again
@@ -380,7 +380,7 @@ async def test_an_exit_while_a_worker_is_at_it_is_not_overlooked(world: World) -
             (sandbox,) = world.running
             world.application.signals.desired_changed(builder.id)  # a worker begins to look
             world.engine.end(sandbox.spec.id, EndCause.HOST_RESTARTED, None)
-            await world.until(lambda ended=sandbox: ended not in world.engine.sandboxes.values())  # type: ignore[misc]
+            await world.until(lambda ended=sandbox: ended not in world.engine.known.values())  # type: ignore[misc]
             await world.until(lambda: world.running)
             await world.until_route(builder, RouteState.OPEN)
     assert (await world.builder(builder)).status is Status.RUNNING

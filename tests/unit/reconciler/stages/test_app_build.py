@@ -38,7 +38,7 @@ OTHER = BundleFile("other.txt", b"other")
 
 
 def files_on_disk(world: World, builder: Builder) -> dict[str, bytes]:
-    return world.engine.disks[builder.disk].files
+    return world.engine.known_disks[builder.disk].files
 
 
 async def test_result_of_the_build_is_among_the_files_of_the_app(world: World) -> None:

@@ -95,14 +95,14 @@ class LoadedMachine:
         return (self._world.clock.now() - found.started_at).total_seconds()
 
     async def listening(self, sandbox: SandboxId) -> Listening:
-        found = self._world.engine.sandboxes.get(sandbox)
+        found = self._world.engine.known.get(sandbox)
         needs = self._needs(found) if found is not None else None
         if found is None or needs is None or self._seconds(found) < needs:
             return Listening(frozenset())
         return Listening(frozenset({("0.0.0.0", found.spec.port)}))
 
     async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        found = self._world.engine.sandboxes[sandbox]
+        found = self._world.engine.known[sandbox]
         periods, rest = divmod(self._seconds(found) if self._needs(found) is not None else 0.0, PERIOD)
         return SandboxEffort(SHARE * (periods * WORKING + min(rest, WORKING)))
 

@@ -42,7 +42,7 @@ async def test_a_build_that_prints_without_end_is_cut(world: World, monkeypatch:
     async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
         for number in range(3 * install.MAX_LINES):
             progress(f"{number} {'x' * 10_000 if number < 10 else ''}")
-        world.engine.layers[plan.key] = 1
+        world.engine.known_layers[plan.key] = 1
         return BuildOutcome(0, (), 1)
 
     monkeypatch.setattr(world.engine, "build_layer", build)
@@ -67,7 +67,7 @@ async def test_builds_take_turns_and_one_tenant_does_not_take_them_all(
         most = max(most, len(going))
         await go_on.wait()
         del going[plan.key]
-        world.engine.layers[plan.key] = 1
+        world.engine.known_layers[plan.key] = 1
         return BuildOutcome(0, (), 1)
 
     monkeypatch.setattr(world.engine, "build_layer", build)
@@ -115,11 +115,11 @@ async def test_layers_of_a_tenant_are_limited_and_those_of_a_neighbour_are_not(w
     limited(world, 1)
     async with world.reconciling():
         first = await world.outcome(await ask_for(world, "first"))
-        (key,) = world.engine.layers
+        (key,) = world.engine.known_layers
         world.engine.layer_bytes[key] = int(0.99 * GB)
         with pytest.raises(InstallFailed, match=r"0\.99 GB of the 1\.00 GB .*tenant\.layers"):
             await world.outcome(await ask_for(world, "second"))
-        assert list(world.engine.layers) == [key]
+        assert list(world.engine.known_layers) == [key]
         greedy, world.caller = world.caller, await world.tenant("modest")
         await world.outcome(await ask_for(world, "modest"))
         world.caller = greedy
@@ -139,7 +139,7 @@ async def test_a_build_may_have_what_is_left(world: World, monkeypatch: pytest.M
     monkeypatch.setattr(world.engine, "build_layer", build)
     async with world.reconciling():
         await world.outcome(await ask_for(world, "first"))
-        (key,) = world.engine.layers
+        (key,) = world.engine.known_layers
         world.engine.layer_bytes[key] = int(0.25 * GB)
         await world.outcome(await ask_for(world, "second"))
     assert [(one.tenant, one.limit_bytes) for one in plans] == [
@@ -154,30 +154,30 @@ async def test_unused_layers_count_for_their_builder_until_they_make_room(
     limited(world, 1)
     async with world.reconciling():
         first = await world.outcome(await ask_for(world, "first"))
-        (key,) = world.engine.layers
+        (key,) = world.engine.known_layers
         world.engine.layer_bytes[key] = int(0.999 * GB)
         await world.reached(builders.delete, first)
         with pytest.raises(InstallFailed):
             await world.outcome(await ask_for(world, "second"))
-        assert key in world.engine.layers, "it was asked for just before"
+        assert key in world.engine.known_layers, "it was asked for just before"
         monkeypatch.setattr(layer_quota, "JUST_ASKED", 0.0)
         await world.outcome(await ask_for(world, "third"))
-        assert key not in world.engine.layers
+        assert key not in world.engine.known_layers
 
 
 async def test_layer_of_another_tenant_counts_for_its_user(world: World) -> None:
     limited(world, 1)
     async with world.reconciling():
         await world.outcome(await ask_for(world, "shared"))
-        (key,) = world.engine.layers
+        (key,) = world.engine.known_layers
         world.engine.layer_bytes[key] = int(0.6 * GB)
         world.caller = await world.tenant("second")
         await world.outcome(await ask_for(world, "own"))
-        (other,) = set(world.engine.layers) - {key}
+        (other,) = set(world.engine.known_layers) - {key}
         world.engine.layer_bytes[other] = int(0.6 * GB)
         with pytest.raises(InstallFailed, match=r"these dependencies take 0\.60 GB more"):
             await world.outcome(await world.ask(MAIN, BundleFile("requirements.txt", b"shared"), name="late"))
-        assert set(world.engine.layers) == {key, other}
+        assert set(world.engine.known_layers) == {key, other}
 
 
 async def test_files_that_are_not_read_are_named_in_the_log(world: World) -> None:
@@ -204,7 +204,7 @@ async def test_installs_that_may_run_code_of_packages_are_charged(
         world.clock.move(60)
         if fails or (kind == "has_fallback" and not plan.runs_foreign_code):
             return BuildOutcome(1, ("no",), 60.0)
-        world.engine.layers[plan.key] = 1
+        world.engine.known_layers[plan.key] = 1
         return BuildOutcome(0, (), 60.0)
 
     monkeypatch.setattr(world.engine, "build_layer", build)

@@ -89,10 +89,10 @@ async def test_failed_release_leaves_the_version_that_serves_and_its_disk(world:
         assert "no such table: users" in message
         assert "builderd logs my-api --stream release" in message
         assert failure.value.data["version"] == 2
-        await world.until(lambda: list(world.engine.disks) == [builder.disk])
+        await world.until(lambda: list(world.engine.known_disks) == [builder.disk])
         now = await world.builder(builder)
         assert (now.version, now.status, now.candidate, now.disk) == (1, Status.RUNNING, None, builder.disk)
-        assert "other.txt" not in world.engine.disks[builder.disk].files
+        assert "other.txt" not in world.engine.known_disks[builder.disk].files
         [failed] = [one for one in await world.events(builder) if one.details.get("ok") is False]
         assert failed.details["stage"] == "release"
 
@@ -105,7 +105,7 @@ async def test_failed_first_release_leaves_no_disk_and_the_next_start_begins_ane
             await world.outcome(builder)
         builder = await world.builder(builder)
         assert (builder.status, builder.failure_code, builder.exit_code) == (Status.FAILED, "release_failed", 3)
-        await world.until(lambda: not world.engine.disks)
+        await world.until(lambda: not world.engine.known_disks)
         builder = await world.reached(builders.start, builder)
         assert builder.status is Status.RUNNING
         first, second = await releases(world, builder)
@@ -144,7 +144,7 @@ async def test_release_that_the_machine_cut_off_late_has_not_run_out_of_time(
     effort = world.engine.effort
 
     async def cut_off(sandbox: SandboxId) -> SandboxEffort | None:
-        found = world.engine.sandboxes[sandbox]
+        found = world.engine.known[sandbox]
         if found.end is None and (world.clock.now() - found.started_at).total_seconds() > 200:
             world.engine.end(sandbox, cause, None)
         return await effort(sandbox)
@@ -179,7 +179,7 @@ async def test_stop_gives_the_release_of_a_candidate_up(world: World) -> None:
         await world.reached(builders.stop, builder)
         with pytest.raises(InvalidState):
             await world.deployed(builder, number)
-        await world.until(lambda: list(world.engine.disks) == [builder.disk])
+        await world.until(lambda: list(world.engine.known_disks) == [builder.disk])
         assert (await world.version(await world.builder(builder))).number == 1
 
 
@@ -228,7 +228,7 @@ async def test_release_runs_again_for_a_disk_that_was_lost(world: World) -> None
     async with world.reconciling():
         builder = await world.create(MAIN, release=COMMAND)
         builder = await world.reached(builders.stop, builder)
-        del world.engine.disks[builder.disk]
+        del world.engine.known_disks[builder.disk]
         builder = await world.reached(builders.start, builder)
         assert len(await releases(world, builder)) == 2
 

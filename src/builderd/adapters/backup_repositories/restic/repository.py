@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -60,7 +60,7 @@ class ResticRepository:
 
     def __init__(
         self,
-        tools: Tools,
+        tools: Callable[[], Tools],
         location: RepositoryLocation,
         root: Path,
         name: str,
@@ -201,7 +201,7 @@ class ResticRepository:
         argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *arguments)
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         tool = Tool(argv, disk=disk, reads_all=True, folders={"work": work}, timeout_seconds=LONG)
-        ended = await self._context.tools.run_tool(tool, lines.append)
+        ended = await self._context.tools().run_tool(tool, lines.append)
         answer = output.parse(lines[-1]) if lines else {}
         if "too_much" in answer:
             raise BackupFailed(

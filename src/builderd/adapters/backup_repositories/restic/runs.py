@@ -30,7 +30,7 @@ RETRY_FULL = 60
 class ResticContext:
     """Shared context of all runs. ``name``: host name in restic's locks; ``cache``: folder for remote repositories."""
 
-    tools: Tools
+    tools: Callable[[], Tools]
     location: RepositoryLocation
     cache: Path
     name: str
@@ -126,7 +126,7 @@ class Run:
             hostname=self._context.name,
             timeout_seconds=timeout,
         )
-        ended = await self._context.tools.run_tool(tool, read_line)
+        ended = await self._context.tools().run_tool(tool, read_line)
         if ended.timed_out or ended.out_of_memory:
             raise BackupFailed(f"restic ran out of {'time' if ended.timed_out else 'memory'}.")
         if ended.exit_code == KILLED:

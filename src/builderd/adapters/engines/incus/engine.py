@@ -73,6 +73,14 @@ class IncusEngine:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tight = False
 
+    # All its parts are itself.
+
+    @property
+    def sandboxes(self) -> IncusEngine:
+        return self
+
+    disks = files = layers = logs = tools = sandboxes
+
     async def prepare(self, progress: Progress) -> None:
         async with self._preparing:
             if self._readiness.ready:

@@ -13,8 +13,7 @@ from builderd.adapters.backup_repositories.restic.runs import RETRY_FULL
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
-from builderd.ports.engine import Tool, ToolExit
-from builderd.ports.engine.progress import Progress
+from builderd.ports.engine import Progress, Tool, ToolExit
 
 REPOSITORY = TenantRepository(TenantId(new_id()), b"k" * 32)
 DISK = DiskId(new_id())
@@ -43,7 +42,7 @@ class FullTools:
 
 def _repository(folder: Path, tools: FullTools, tenant_share: float = 1) -> ResticRepository:
     location = RepositoryLocation(str(folder / "repositories"))
-    return ResticRepository(tools, location, folder / "restic", "mine", tenant_share=tenant_share)
+    return ResticRepository(lambda: tools, location, folder / "restic", "mine", tenant_share=tenant_share)
 
 
 @pytest.mark.parametrize("store_full", [True, False])

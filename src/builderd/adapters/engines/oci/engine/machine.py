@@ -65,7 +65,6 @@ class Machine:
         self.store = Store(settings.data_dir, self.run_dir / "store", settings.store, self.allocation.id)
         self.disks = Disks(self.store)
         self.files = Files(self.disks)
-        self.logs = Logs(settings.data_dir / "logs")
         self.launcher = Launcher([os.path.realpath(one.path) for name, one in self.runtimes.items() if name == "crun"])
         self.cgroups = Cgroups(self.allocation.id)
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
@@ -88,6 +87,7 @@ class Machine:
             settings.pause_requests,
         )
         self.runs = Runs(self.context)
+        self.logs = Logs(settings.data_dir / "logs", self.runs.runs_now)
         self.listening_ports = ListeningPorts(self.runs)
         self.proc_files = ProcFiles(self.cgroups, config.bundle, self.runs.all, self.disks.space_if_there)
         self._base: Base | None = None
@@ -140,9 +140,16 @@ class Machine:
         self.proc_files.start()
         await asyncio.gather(*(end_left_over(self.runs, record) for record in self.runs.all()))
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
-        self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
+        self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())}, base_id=self.base.id)
         await run_to_completion(self._layers.open)
-        self._tools = Tools(runner, self.runtimes["standard"], self.lowers(), self.store.root / "tools", self.disks)
+        self._tools = Tools(
+            runner,
+            self.runtimes["standard"],
+            self.lowers(),
+            self.store.root / "tools",
+            self.disks,
+            self.runs.refuse_while_used,
+        )
         await run_to_completion(self._tools.open)
         self.store.start_watch()
 
@@ -180,7 +187,7 @@ class Machine:
         self.allocations.release(self.allocation.id)
 
 
-def find_runtimes(state: Path) -> Mapping[str, Runtime]:
+def find_runtimes(state: Path) -> dict[str, Runtime]:
     """Return the installed runtimes by name, and by the isolation that uses them: ``standard``, ``strong``."""
     found = {name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := _find(name))}
     standard, strong = found.get("crun") or found.get("runc"), found.get("runsc")

@@ -13,6 +13,7 @@ from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind
+from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.layers import APP, NODE_MODULES
 from builderd.domain.sandboxes import SandboxSpec
@@ -29,7 +30,9 @@ _INSTALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)\s+(?:ci|i|install|add|update)\b
 _PATH = f"{HOME}/.local/bin:/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_limit: int, builderd_url: str) -> Run:
+def make_run(
+    spec: SandboxSpec, runtime: Runtime, root: Root, space: DiskSpace, log: Path, log_limit: int, builderd_url: str
+) -> Run:
     """Return the run of an app; ``root`` as ``app_root`` makes it."""
     return Run(
         id=spec.id,
@@ -37,6 +40,7 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
         disk=spec.disk,
         runtime=runtime,
         root=root,
+        space=space,
         hostname=spec.hostname,
         port=spec.port,
         argv=[*INIT, "/bin/sh", "-c", WAIT + spec.entrypoint],

@@ -10,14 +10,17 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from builderd.adapters.engines.oci.runtime.log_records import Content, Cursor, read_generations
 from builderd.adapters.engines.oci.runtime.log_search import search_generations
+from builderd.adapters.engines.oci.runtime.records import is_name
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import LogMatch, LogPage, LogPiece
+from builderd.linux.threads import run_to_completion
 
 #: Earlier logs that are kept of a builder, which may have been restarted many times.
 KEPT_LOGS = 10
@@ -26,10 +29,14 @@ _REMEMBERED = 1_000
 
 
 class Logs:
-    """Logs of a service: ``<root>/<builder>/<sandbox>.log``."""
+    """Logs of a service: ``<root>/<builder>/<sandbox>.log``. Implements ``ports.engine.Logs``.
 
-    def __init__(self, root: Path) -> None:
+    ``is_running`` returns True for a sandbox that runs: more may be written to its log.
+    """
+
+    def __init__(self, root: Path, is_running: Callable[[SandboxId], bool]) -> None:
         self._root = root
+        self._is_running = is_running
         self._found: dict[SandboxId, Path] = {}
 
     def begin(self, builder: BuilderId, sandbox: SandboxId) -> Path:
@@ -45,30 +52,41 @@ class Logs:
         _prune(folder)
         return folder
 
-    def read(
+    async def read_log(
         self,
         sandbox: SandboxId,
-        cursor: str,
-        ended: bool,
+        cursor: str = "",
+        *,
         tail: int | None = None,
         since: datetime | None = None,
         limit: int | None = None,
     ) -> LogPage:
-        """Return complete lines after the cursor, as ``Engine.read_log``; of an ended one also an open last line."""
-        log = self._find(sandbox)
-        if log is None:
-            return LogPage([], cursor, more=False)
-        return read_generations(_generations(log), Cursor.parse(cursor), ended, tail, since, limit)
+        """Return complete lines after the cursor, and of an ended sandbox also an open last line."""
+        ended = not self._is_running(sandbox)
 
-    def search(self, sandbox: SandboxId, match: LogMatch, before: str, ended: bool, count: int) -> LogPiece:
-        """Return the matching lines of a piece before the cursor, as ``Engine.search_log``."""
-        log = self._find(sandbox)
-        if log is None:
-            return LogPiece([], "", before, more=False)
-        return search_generations(_generations(log), match, Cursor.parse(before), ended, count)
+        def read() -> LogPage:
+            log = self._find(sandbox)
+            if log is None:
+                return LogPage([], cursor, more=False)
+            return read_generations(_generations(log), Cursor.parse(cursor), ended, tail, since, limit)
+
+        return await run_to_completion(read)
+
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        ended = not self._is_running(sandbox)
+
+        def search() -> LogPiece:
+            log = self._find(sandbox)
+            if log is None:
+                return LogPiece([], "", before, more=False)
+            return search_generations(_generations(log), match, Cursor.parse(before), ended, count)
+
+        return await run_to_completion(search)
 
     def _find(self, sandbox: SandboxId) -> Path | None:
         """Return a sandbox's log. The folders of all builders are looked through once, not for each page."""
+        if not is_name(sandbox):
+            return None
         log = self._found.get(sandbox)
         if log is None or not log.exists():
             log = next(self._root.glob(f"*/{sandbox}.log"), None)
@@ -79,10 +97,9 @@ class Logs:
             self._found[sandbox] = log
         return log
 
-    def delete(self, builder: BuilderId) -> None:
-        """Delete the logs of a builder. Idempotent."""
+    async def delete_logs(self, builder: BuilderId) -> None:
         folder = self._root / builder
-        shutil.rmtree(folder, ignore_errors=True)
+        await run_to_completion(shutil.rmtree, folder, ignore_errors=True)
         for sandbox, log in list(self._found.items()):
             if log.parent == folder:
                 self._found.pop(sandbox, None)

@@ -19,7 +19,7 @@ from builderd.adapters.engines.oci.runtime.netlink_watch import NetlinkWatch
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.linux.processes import Process, boot_id, find_process, is_alive
 
 log = logging.getLogger(__name__)
@@ -176,6 +176,19 @@ class Runs:
             return False
         # The first process is dead, and its shim is about to write the exit file.
         return record.process.alive or (record.shim is not None and record.shim.alive)
+
+    def runs_now(self, name: str) -> bool:
+        """Return True for a builder's sandbox that runs."""
+        record = self.find(name)
+        return record is not None and not record.is_build and self.is_running(record)
+
+    def user_of(self, disk: str) -> Record | None:
+        """Return the sandbox that runs on this disk, or None."""
+        return next((one for one in self.all() if one.disk == disk and self.is_running(one)), None)
+
+    def refuse_while_used(self, disk: str) -> None:
+        if self.user_of(disk):
+            raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
     async def start(self, run: Run) -> Record:
         """Create and start a sandbox. Raises ``EngineUnavailable`` on failure and leaves nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
@@ -36,16 +36,26 @@ _READ_ALL = ("CAP_DAC_READ_SEARCH",)
 
 
 class Tools:
-    """Runner of tools. ``mount_points`` is the topmost layer of a tool's root, which is read-only."""
+    """Implements ``ports.engine.Tools``. ``mount_points`` is the topmost layer of a tool's root, which is read-only.
+
+    ``refuse_while_used`` raises ``InvalidState`` for a disk that a sandbox runs on.
+    """
 
     def __init__(
-        self, runner: Runner, runtime: Runtime, lowers: tuple[Path, ...], mount_points: Path, disks: Disks
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        lowers: tuple[Path, ...],
+        mount_points: Path,
+        disks: Disks,
+        refuse_while_used: Callable[[str], None],
     ) -> None:
         self._runner = runner
         self._runtime = runtime
         self._lowers = (mount_points, *lowers)
         self._mount_points = mount_points
         self._disks = disks
+        self._refuse_while_used = refuse_while_used
 
     def open(self) -> None:
         """Make the mount points. Idempotent."""
@@ -54,8 +64,9 @@ class Tools:
         for program in PROGRAMS:
             (self._mount_points / _FOLDER.lstrip("/") / program).touch(mode=0o644)
 
-    async def run(self, tool: Tool, output: Output) -> ToolExit:
-        """Run the tool. Raises ``EngineUnavailable`` when a program is not installed, ``NotFound`` without the disk."""
+    async def run_tool(self, tool: Tool, output: Output) -> ToolExit:
+        if tool.disk is not None and tool.writable:
+            self._refuse_while_used(tool.disk)
         for folder in tool.folders.values():
             make_folder(folder)
         run = self._make_run(secrets.token_hex(8), tool)

@@ -75,7 +75,7 @@ class Files:
             await asyncio.wait({running})
             raise
 
-    async def list(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+    async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
         def work() -> FilePage:
             with self._root(disk) as root:
                 return tree.list_folder(root, path, skip, count)
@@ -88,7 +88,7 @@ class Files:
             yield root
 
     @asynccontextmanager
-    async def open(self, disk: DiskId, path: str) -> AsyncIterator[DiskFileReader]:
+    async def open_file(self, disk: DiskId, path: str) -> AsyncIterator[DiskFileReader]:
         def work() -> int:
             with self._root(disk) as root:
                 return tree.open_file(root, path)
@@ -100,14 +100,15 @@ class Files:
         finally:
             os.close(descriptor)
 
-    async def write(
+    async def write_file(
         self,
         disk: DiskId,
         path: str,
         content: AsyncIterator[bytes],
+        *,
         condition: Condition,
-        size: int | None,
-        executable: bool | None,
+        size: int | None = None,
+        executable: bool | None = None,
     ) -> tuple[FileEntry, bool]:
         await self._run(self._check, disk, path, condition)
         if size is not None and size > self._disks.limit(disk):
@@ -136,7 +137,7 @@ class Files:
             os.fchmod(staged, _mode(present, executable))
             return tree.put(root, path, staged, staging, APP_OWNER), present is None
 
-    async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
+    async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
         def work() -> None:
             with self._full_disk_as(self._disks.delete_needs_space, disk), self._root(disk) as root:
                 with self._changing:

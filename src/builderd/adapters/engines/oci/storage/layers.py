@@ -119,8 +119,14 @@ class Layers:
     """Layers of a store. ``tools``: programs of the host that builds need, by their path inside."""
 
     def __init__(
-        self, store: Store, runner: BuildRunner, tools: Mapping[str, Path], limits: BuildLimits | None = None
+        self,
+        store: Store,
+        runner: BuildRunner,
+        tools: Mapping[str, Path],
+        limits: BuildLimits | None = None,
+        base_id: str = "",
     ) -> None:
+        self.base_id = base_id
         self._store = store
         self._runner = runner
         self._tools = tuple(Bind(source, target, read_only=True, owner=None) for target, source in tools.items())
@@ -140,6 +146,9 @@ class Layers:
         """Return True when the layer exists, and record its use."""
         return self._finished.take(key) > 0
 
+    async def has_layer(self, key: str) -> bool:
+        return self.has(key)
+
     def lower(self, key: str) -> Path:
         """Return the folder to mount below a sandbox's root; it stays as long as the layer."""
         generation = self._finished.take(key)
@@ -151,7 +160,7 @@ class Layers:
         """Return the result of a build. Raises ``NotFound``."""
         return FinishedBuild(key, self.lower(key) / FOLDER)
 
-    async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for a running build of it. Raises ``NoCapacity`` when the store is too full."""
         async with self._lock(plan.key):
             with full_store_named(self._store):
@@ -196,17 +205,18 @@ class Layers:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
         return self._finished.collect(keep, unused_seconds)
 
-    def collect_some(self, keys: Collection[str], unused_seconds: float) -> list[str]:
-        """Remove these layers where they are not mounted and unused for so long; return their keys."""
-        return self._finished.collect_some(keys, unused_seconds)
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> list[str]:
+        return await run_to_completion(self._finished.collect_some, keys, unused_seconds)
 
-    def stored(self, wanted: Collection[str] | None = None) -> StoredLayers:
-        """Return all finished layers, or those of these keys."""
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
+        return await run_to_completion(self._stored, keys)
+
+    def _stored(self, wanted: Collection[str] | None) -> StoredLayers:
         keys = self._finished.keys() if wanted is None else wanted
         found = {key: layer for key in keys if (layer := self._finished.describe(key))}
         return StoredLayers(found, total_bytes(self._store.root))
 
-    async def compile(self, key: str, step: BuildStep) -> BuildOutcome:
+    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which becomes its next generation. Runs once a layer."""
         async with self._lock(key):
             generation = self._finished.take(key)

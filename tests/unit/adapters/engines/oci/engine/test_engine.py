@@ -13,6 +13,7 @@ import pytest
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import Machine
+from builderd.adapters.engines.oci.engine.sandboxes import Sandboxes
 from builderd.domain.bundles import make_bundle
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
@@ -21,11 +22,13 @@ from builderd.domain.sandboxes import SandboxSpec
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import EngineOptions, Readiness
 
+#: No sandbox runs.
+UNUSED = SimpleNamespace(find=lambda _: None, refuse_while_used=print, user_of=lambda _: None)
 ONE, TWO = DiskId("one"), DiskId("two")
 
 
 class SlowPart:
-    """Part in the place of disks and logs: it does its work when it may go on."""
+    """Part in the place of disks: it does its work when it may go on."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -40,12 +43,11 @@ class SlowPart:
 
 
 CALLS: list[tuple[str, Callable[[OciEngine], Coroutine[Any, Any, None]]]] = [
-    ("create", lambda engine: engine.create_disk(ONE, GB)),
-    ("put_bundle", lambda engine: engine.put_bundle(ONE, make_bundle([]))),
-    ("mark_bundle", lambda engine: engine.mark_bundle(ONE, "hash")),
-    ("clone", lambda engine: engine.clone_disk(ONE, TWO, GB)),
-    ("delete", lambda engine: engine.delete_disk(ONE)),
-    ("delete", lambda engine: engine.delete_logs(BuilderId("one"))),
+    ("create", lambda engine: engine.disks.create_disk(ONE, GB)),
+    ("put_bundle", lambda engine: engine.disks.put_bundle(ONE, make_bundle([]))),
+    ("mark_bundle", lambda engine: engine.disks.mark_bundle(ONE, "hash")),
+    ("clone", lambda engine: engine.disks.clone_disk(ONE, TWO, GB)),
+    ("delete", lambda engine: engine.disks.delete_disk(ONE)),
 ]
 
 
@@ -55,8 +57,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing_to_be_made_after_it(
 ) -> None:
     part = SlowPart()
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
-    nothing_runs = SimpleNamespace(all=list)
-    engine._opened.machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs, store=part))
+    engine._machine = cast("Machine", SimpleNamespace(disks=part, runs=UNUSED, store=part))
     calling = asyncio.ensure_future(call(engine))
     await asyncio.sleep(0.01)
     calling.cancel()
@@ -82,12 +83,13 @@ def spec(number: int) -> SandboxSpec:
     )
 
 
-async def test_nothing_is_kept_of_disks_on_which_something_was_started(tmp_path: Path) -> None:
-    engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
+async def test_nothing_is_kept_of_disks_on_which_something_was_started() -> None:
+    machine = SimpleNamespace(runs=UNUSED, store=None, runtimes={})
+    sandboxes = Sandboxes(cast("Machine", machine))
     for number in range(3):
         with pytest.raises(EngineUnavailable):
-            await engine.start(spec(number))
-    assert len(engine._start_locks) == 0
+            await sandboxes.start(spec(number))
+    assert len(sandboxes._start_locks) == 0
 
 
 async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machine_and_it_is_tried_again(
@@ -96,7 +98,7 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
     def full(settings: EngineOptions) -> Machine:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.engine.opened_machine.Machine", full)
+    monkeypatch.setattr("builderd.adapters.engines.oci.engine.engine.Machine", full)
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match="No space left on device"):
@@ -107,7 +109,7 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
 def test_an_engine_whose_apps_cannot_write_is_not_ready_and_says_why(tmp_path: Path) -> None:
     reasons = [Readiness(False, "The store is full.", full=True), None]
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
-    engine._opened.machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(failure=lambda: reasons.pop(0))))
-    engine._opened._readiness = Readiness(True, "ready")
+    engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(failure=lambda: reasons.pop(0))))
+    engine._readiness = Readiness(True, "ready")
     assert engine.readiness() == Readiness(False, "The store is full.", full=True)
     assert engine.readiness().ready

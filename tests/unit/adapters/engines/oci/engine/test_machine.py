@@ -30,8 +30,8 @@ def runtimes() -> dict[str, str]:
 
 def lack(isolation: Isolation) -> str | None:
     engine = OciEngine(EngineOptions(Path("/data"), inside_port=8080))
-    engine._opened.machine = cast("Any", SimpleNamespace(runtimes=find_runtimes(Path("/state"))))
-    return engine.supports(isolation)
+    engine._machine = cast("Any", SimpleNamespace(runtimes=find_runtimes(Path("/state"))))
+    return engine.sandboxes.supports(isolation)
 
 
 def test_crun_is_preferred_and_gvisor_isolates_strongly(installed: set[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
@@ -31,7 +32,7 @@ ROOT = app_root((Path("/base"),), Path("/scratch"), Path("/disk/app"), Path("/di
 
 
 def test_the_entrypoint_is_one_word_for_the_shell_under_an_init() -> None:
-    run = make_run(SPEC, CRUN, ROOT, Path("/log"), 10, "http://gw:1")
+    run = make_run(SPEC, CRUN, ROOT, NO_SPACE, Path("/log"), 10, "http://gw:1")
     script = "trap 'exit 143' TERM\npython3 main.py; echo 'done'"
     assert run.argv == ["/usr/bin/tini", "-g", "--", "/bin/sh", "-c", script]
     assert (run.user, run.cwd, run.cpu, run.memory_bytes) == (1000, "/app", 2, 1 << 29)
@@ -39,7 +40,7 @@ def test_the_entrypoint_is_one_word_for_the_shell_under_an_init() -> None:
 
 @pytest.mark.parametrize(("runtime", "pids"), [(CRUN, 512), (RUNSC, 712)])
 def test_gvisor_s_own_threads_come_on_top(runtime: Runtime, pids: int) -> None:
-    assert make_run(SPEC, runtime, ROOT, Path("/log"), 10, "").pids == pids
+    assert make_run(SPEC, runtime, ROOT, NO_SPACE, Path("/log"), 10, "").pids == pids
 
 
 def test_the_layer_s_programs_come_first() -> None:
@@ -66,8 +67,8 @@ def test_python_keeps_its_bytecode_where_the_layer_has_none() -> None:
     folders = (Path("/scratch"), Path("/disk/app"), Path("/disk/home"))
     root = app_root((Path("/base"),), *folders, lacks_bytecode=True)
     assert root.writable == ("/pycache",)
-    assert make_run(SPEC, CRUN, root, Path("/log"), 10, "").env["PYTHONPYCACHEPREFIX"] == "/pycache"
-    assert "PYTHONPYCACHEPREFIX" not in make_run(SPEC, CRUN, ROOT, Path("/log"), 10, "").env
+    assert make_run(SPEC, CRUN, root, NO_SPACE, Path("/log"), 10, "").env["PYTHONPYCACHEPREFIX"] == "/pycache"
+    assert "PYTHONPYCACHEPREFIX" not in make_run(SPEC, CRUN, ROOT, NO_SPACE, Path("/log"), 10, "").env
 
 
 def test_only_app_and_home_persist() -> None:

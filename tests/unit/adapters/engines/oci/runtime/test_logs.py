@@ -110,20 +110,20 @@ def test_an_empty_log_has_an_empty_cursor() -> None:
     assert read_generations([], Cursor(), False) == ([], "", False)
 
 
-def test_the_first_file_stays_when_the_shim_replaces_the_log(tmp_path: Path) -> None:
-    logs, builder, sandbox = Logs(tmp_path), BuilderId("b"), SandboxId("ab")
+async def test_the_first_file_stays_when_the_shim_replaces_the_log(tmp_path: Path) -> None:
+    logs, builder, sandbox = Logs(tmp_path, lambda _: True), BuilderId("b"), SandboxId("ab")
     log = logs.begin(builder, sandbox)
     log.write_bytes(record("first"))
     (tmp_path / "new").write_bytes(record("newest", second=9))
     (tmp_path / "new").rename(log)
-    assert texts(logs.read(sandbox, "", False)[0]) == ["first", "newest"]
-    logs.delete(builder)
+    assert texts((await logs.read_log(sandbox)).lines) == ["first", "newest"]
+    await logs.delete_logs(builder)
     assert not logs._found
-    assert logs.read(sandbox, "", False) == ([], "", False)
+    assert await logs.read_log(sandbox) == ([], "", False)
 
 
 def test_old_logs_of_a_builder_are_dropped(tmp_path: Path) -> None:
-    logs = Logs(tmp_path)
+    logs = Logs(tmp_path, lambda _: True)
     for number in range(KEPT_LOGS + 5):
         logs.begin(BuilderId("b"), SandboxId(f"{number:04x}"))
     assert len(list((tmp_path / "b").glob("*.log"))) <= KEPT_LOGS + 1
@@ -158,13 +158,13 @@ def test_the_last_lines_after_a_cursor_are_not_those_before_it() -> None:
     assert texts(read_generations([more], Cursor.parse(cursor), False, 10)[0]) == ["c"]
 
 
-def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading on reads only the new lines of a long log."""
-    logs = Logs(tmp_path)
-    log = logs.begin(BuilderId("b"), SandboxId("s"))
+    logs = Logs(tmp_path, lambda _: True)
+    log = logs.begin(BuilderId("b"), SandboxId("5a"))
     with log.open("ab") as file:
         file.write(b"".join(record(str(number)) for number in range(50_000)))
-    _, cursor, _ = logs.read(SandboxId("s"), "", ended=False, tail=1)
+    _, cursor, _ = await logs.read_log(SandboxId("5a"), tail=1)
     with log.open("ab") as file:
         file.write(record("new"))
     looked: list[int] = []
@@ -176,7 +176,7 @@ def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mon
             yield one
 
     monkeypatch.setattr(module, "records", counting)
-    lines, _, _ = logs.read(SandboxId("s"), cursor, ended=False)
+    lines, _, _ = await logs.read_log(SandboxId("5a"), cursor)
     assert [line.text for line in lines] == ["new"]
     assert len(looked) == 1
 

@@ -142,19 +142,19 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
     host.add(make_record())
     async with host.opened() as runs:
         engine, copies = OciEngine(EngineOptions(host.data, inside_port=8080)), Copies(host.cgroups)
-        engine._opened.machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies, store=None))
+        engine._machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies, store=None))
         yield engine, copies
         assert runs.freezing.is_idle, "nothing is remembered of what is over"
 
 
 async def test_end_of_a_dying_sandbox_is_read_after_its_exit_file(host: Host) -> None:
     async with running(host) as (engine, _):
-        assert (await engine.report(APP)).state is SandboxState.RUNNING
+        assert (await engine.sandboxes.report(APP)).state is SandboxState.RUNNING
         with subprocess.Popen(["sleep", "60"]) as child:
             dying = find_process(child.pid)
             child.kill()
         engine._here.runs.save(make_record(process=dying, shim=find_process(os.getpid())))
-        reporting = asyncio.create_task(engine.report(APP))
+        reporting = asyncio.create_task(engine.sandboxes.report(APP))
         await asyncio.sleep(0.05)
         (host.records.exits / APP).write_text("3")
         report = await reporting
@@ -163,9 +163,9 @@ async def test_end_of_a_dying_sandbox_is_read_after_its_exit_file(host: Host) ->
 
 async def test_each_of_two_copies_that_overlap_is_of_one_moment(host: Host) -> None:
     async with running(host) as (engine, copies):
-        first = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        first = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
-        second = asyncio.create_task(engine.clone_disk(DISK, TWO, GB))
+        second = asyncio.create_task(engine.disks.clone_disk(DISK, TWO, GB))
         await asyncio.sleep(0.05)
         copies.may_end[ONE].set()
         await first
@@ -191,7 +191,7 @@ async def test_requests_wait_from_before_the_freeze_of_a_copy_until_after_the_th
     async with running(host) as (engine, copies):
         for disk in (ONE, TWO):
             copies.may_end[disk].set()
-            await engine.clone_disk(DISK, disk, GB)
+            await engine.disks.clone_disk(DISK, disk, GB)
         assert copies.stood_still == {ONE: True, TWO: True}
         record = engine._here.runs.find(APP)
     assert record is not None
@@ -200,9 +200,9 @@ async def test_requests_wait_from_before_the_freeze_of_a_copy_until_after_the_th
 
 async def test_freeze_during_a_copy_is_kept(host: Host) -> None:
     async with running(host) as (engine, copies):
-        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
-        freezing = asyncio.create_task(engine.freeze(APP))
+        freezing = asyncio.create_task(engine.sandboxes.freeze(APP))
         await asyncio.sleep(0.05)
         copies.may_end[ONE].set()
         await copying
@@ -212,10 +212,10 @@ async def test_freeze_during_a_copy_is_kept(host: Host) -> None:
 
 async def test_thaw_during_a_copy_takes_effect_after_it(host: Host) -> None:
     async with running(host) as (engine, copies):
-        await engine.freeze(APP)
-        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        await engine.sandboxes.freeze(APP)
+        copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
-        thawing = asyncio.create_task(engine.thaw(APP))
+        thawing = asyncio.create_task(engine.sandboxes.thaw(APP))
         await asyncio.sleep(0.05)
         copies.may_end[ONE].set()
         await copying
@@ -233,9 +233,9 @@ async def test_a_thaw_undoes_the_freeze_that_is_on_its_way(host: Host, monkeypat
 
     monkeypatch.setattr(host.cgroups, "freeze", freeze_slowly)
     async with running(host) as (engine, _):
-        freezing = asyncio.create_task(engine.freeze(APP))
+        freezing = asyncio.create_task(engine.sandboxes.freeze(APP))
         await asyncio.sleep(0.05)
-        thawing = asyncio.create_task(engine.thaw(APP))
+        thawing = asyncio.create_task(engine.sandboxes.thaw(APP))
         await asyncio.sleep(0.05)
         may_freeze.set()
         await freezing
@@ -245,7 +245,7 @@ async def test_a_thaw_undoes_the_freeze_that_is_on_its_way(host: Host, monkeypat
 
 async def test_cancelled_copy_thaws_the_sandbox(host: Host) -> None:
     async with running(host) as (engine, copies):
-        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
         copying.cancel()
         await asyncio.sleep(0.05)
@@ -264,11 +264,11 @@ async def test_failed_freeze_is_not_recorded(host: Host, monkeypatch: pytest.Mon
     async with running(host) as (engine, copies):
         monkeypatch.setattr(host.cgroups, "freeze", fail)
         with pytest.raises(EngineUnavailable):
-            await engine.freeze(APP)
+            await engine.sandboxes.freeze(APP)
         monkeypatch.undo()
-        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
-        assert (await engine.report(APP)).state is SandboxState.RUNNING
+        assert (await engine.sandboxes.report(APP)).state is SandboxState.RUNNING
         copies.may_end[ONE].set()
         await copying
 

@@ -83,7 +83,7 @@ async def test_a_file_that_becomes_a_folder_while_it_is_deleted_goes_as_one(
         return entry
 
     monkeypatch.setattr(tree, "stat_entry", look)
-    await made.delete(DISK, "it", UNCONDITIONAL, recursive=recursive)
+    await made.delete_file(DISK, "it", UNCONDITIONAL, recursive=recursive)
     made.close()
     assert not path.exists()
 
@@ -102,7 +102,7 @@ async def test_slow_delete_continues_in_the_background(
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}").touch()
-    await made.delete(DISK, "folder", UNCONDITIONAL, recursive=True)
+    await made.delete_file(DISK, "folder", UNCONDITIONAL, recursive=True)
     made.close()
     assert not folder.exists()
     assert disk.left == ([DISK] if left else [])
@@ -113,9 +113,9 @@ async def test_single_files_and_empty_folders_are_deleted_from_a_full_disk(full:
     for name in ("file", "other"):
         (tmp_path / name).write_text("x")
     (tmp_path / "empty").mkdir()
-    await full.delete(DISK, "file", UNCONDITIONAL, recursive=False)
-    await full.delete(DISK, "other", UNCONDITIONAL, recursive=True)
-    await full.delete(DISK, "empty", UNCONDITIONAL, recursive=False)
+    await full.delete_file(DISK, "file", UNCONDITIONAL, recursive=False)
+    await full.delete_file(DISK, "other", UNCONDITIONAL, recursive=True)
+    await full.delete_file(DISK, "empty", UNCONDITIONAL, recursive=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +123,7 @@ async def test_a_folder_that_a_full_disk_has_no_room_to_delete_says_what_to_do(f
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").write_text("x")
     with pytest.raises(TooLarge, match=r"disk of 1 GB is full.*single files first"):
-        await full.delete(DISK, "folder", UNCONDITIONAL, recursive=True)
+        await full.delete_file(DISK, "folder", UNCONDITIONAL, recursive=True)
     assert (tmp_path / "folder/file").exists()
 
 

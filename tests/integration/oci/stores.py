@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builderd.adapters.engines.oci.storage.loop import find_device
+from builderd.adapters.engines.oci.storage.backing import find_device
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.resources import GB
 from builderd.ports.engine import StoreOptions

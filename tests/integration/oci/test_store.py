@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import is_let_go, new_store, open_store, opened, quiet
 
-from builderd.adapters.engines.oci.storage.backing import is_mounted, total_bytes
-from builderd.adapters.engines.oci.storage.loop import find_device, loop_device
+from builderd.adapters.engines.oci.storage.backing import find_device, is_mounted, loop_device, total_bytes
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB
@@ -40,7 +39,6 @@ def test_store_is_mounted_without_rights_for_its_files(tmp_path: Path) -> None:
     store.open(lines.append)
     try:
         assert {"nosuid", "nodev", "noatime"} <= mount_options(store.root)
-        assert store.quota.simple
         assert any("6 GB" in line for line in lines)
     finally:
         store.close()
@@ -133,22 +131,6 @@ def test_copy_of_the_mount_in_another_namespace_is_unmounted_too(tmp_path: Path)
     assert mounts_at(store.root, stranger.pid) == 0
     stranger.stdin.close()
     stranger.wait()
-
-
-def test_a_file_that_is_locked_is_not_mounted(tmp_path: Path) -> None:
-    with open_store(tmp_path):
-        pass
-    image = tmp_path / "data/store.img"
-    holder = subprocess.Popen(["flock", image, "sh", "-c", "echo locked; read forever"], stdin=-1, stdout=-1)
-    assert holder.stdout
-    assert holder.stdin
-    try:
-        assert holder.stdout.readline() == b"locked\n"
-        with pytest.raises(EngineUnavailable, match="in use"):
-            new_store(tmp_path).open(quiet)
-    finally:
-        holder.stdin.close()
-        holder.wait()
 
 
 def test_one_file_gets_one_device_however_often_it_is_asked_for(tmp_path: Path) -> None:

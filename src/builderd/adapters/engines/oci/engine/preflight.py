@@ -84,7 +84,7 @@ def _kernel() -> Sequence[PreflightCheck]:
     return [
         PreflightCheck("control groups", unified or hybrid, "version 2" if unified else "version 1", "no limits", True),
         PreflightCheck("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
-        PreflightCheck("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
+        PreflightCheck("simple quotas", quotas, f"kernel {release}", "disks have no limits (Linux 6.7)", True),
         _zram(),
         _connection_limit(),
         _socket_buffers(),

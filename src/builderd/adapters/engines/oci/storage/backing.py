@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
-from builderd.adapters.engines.oci.storage.loop import find_device, fit_device, loop_device
 from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB
@@ -33,40 +33,6 @@ class Kind(StrEnum):
     IMAGE = "image"
 
 
-class Backing(Protocol):
-    @property
-    def kind(self) -> Kind: ...
-
-    @property
-    def location(self) -> Path:
-        """Return the folder, the device or the file."""
-
-    def file_system(self) -> str | None:
-        """Return the UUID of the existing file system, None before it is made."""
-
-    def prepare(self, progress: Progress) -> None:
-        """Make the file system if there is none. Idempotent."""
-
-    def mount(self, target: Path) -> None:
-        """Mount it on an existing folder."""
-
-    def is_at(self, target: Path) -> bool:
-        """Return True when this backing is mounted there, not one that an earlier service left."""
-
-    def grow(self, target: Path, progress: Progress) -> None:
-        """Grow the mounted file system to its present limit. Idempotent."""
-
-
-def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
-    """Return the backing; an existing one is kept, also when the data directory was moved to a btrfs file system."""
-    if device:
-        return DeviceBacking(device)
-    folder, image = folder_of(data_dir), image_of(data_dir)
-    if _file_system(data_dir) == "btrfs" and (folder.exists() or not os.path.lexists(image)):
-        return FolderBacking(folder)
-    return ImageBacking(image, size_bytes, floor_bytes)
-
-
 def folder_of(data_dir: Path) -> Path:
     return data_dir / "store"
 
@@ -77,81 +43,70 @@ def image_of(data_dir: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class FolderBacking:
-    """Folder on an existing btrfs file system."""
+    """Folder on an existing btrfs file system. Its methods are those of all kinds of backing."""
 
-    folder: Path
-
-    @property
-    def kind(self) -> Kind:
-        return Kind.FOLDER
-
-    @property
-    def location(self) -> Path:
-        return self.folder
+    location: Path
+    kind: ClassVar = Kind.FOLDER
 
     def file_system(self) -> str | None:
-        return file_system_uuid(self.folder.resolve()) if self.folder.exists() else None
+        """Return the UUID of the existing file system, None before it is made."""
+        return file_system_uuid(self.location.resolve()) if self.location.exists() else None
 
     def prepare(self, progress: Progress) -> None:
-        if not self.folder.exists():
-            progress(f"store: using the btrfs file system of {self.folder.parent}")
-            self.folder.mkdir(mode=0o711)
+        """Make the file system if there is none. Idempotent."""
+        if not self.location.exists():
+            progress(f"store: using the btrfs file system of {self.location.parent}")
+            self.location.mkdir(mode=0o711)
 
     def mount(self, target: Path) -> None:
-        _run("mount", "--bind", str(self.folder), str(target))
+        _run("mount", "--bind", str(self.location), str(target))
         _run("mount", "-o", f"remount,bind,{MOUNT_OPTIONS}", str(target))
 
     def is_at(self, target: Path) -> bool:
-        return self.folder.exists() and self.folder.samefile(target)
+        """Return True when this backing is mounted there, not one that an earlier service left."""
+        return self.location.exists() and self.location.samefile(target)
 
     def grow(self, target: Path, progress: Progress) -> None:
-        """Do nothing: the file system is the operator's."""
+        """Grow the mounted file system to its present limit: none here, it is the operator's."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceBacking:
     """Whole block device. One that holds anything else is never written to."""
 
-    device: Path
-
-    @property
-    def kind(self) -> Kind:
-        return Kind.DEVICE
-
-    @property
-    def location(self) -> Path:
-        return self.device
+    location: Path
+    kind: ClassVar = Kind.DEVICE
 
     def file_system(self) -> str | None:
         self._refuse_others()
-        return _probe(self.device, "UUID") or None
+        return _probe(self.location, "UUID") or None
 
     def _refuse_others(self) -> None:
-        if not self.device.is_block_device():
-            raise EngineUnavailable(f"store.device is {self.device}, which is not a block device.")
+        if not self.location.is_block_device():
+            raise EngineUnavailable(f"store.device is {self.location}, which is not a block device.")
 
     def prepare(self, progress: Progress) -> None:
         self._refuse_others()
-        kind, label = (_probe(self.device, tag) for tag in ("TYPE", "LABEL"))
-        if not kind and not _probe(self.device, "PTTYPE"):
-            progress(f"store: making a btrfs file system on {self.device}")
-            _run(*MKFS, str(self.device))
+        kind, label = (_probe(self.location, tag) for tag in ("TYPE", "LABEL"))
+        if not kind and not _probe(self.location, "PTTYPE"):
+            progress(f"store: making a btrfs file system on {self.location}")
+            _run(*MKFS, str(self.location))
         elif (kind, label) != ("btrfs", LABEL):
             raise EngineUnavailable(
-                f"store.device {self.device} holds something else ({kind or 'a partition table'}). "
-                f"Name another one, or empty it yourself: wipefs --all {self.device}"
+                f"store.device {self.location} holds something else ({kind or 'a partition table'}). "
+                f"Name another one, or empty it yourself: wipefs --all {self.location}"
             )
 
     def mount(self, target: Path) -> None:
-        _mount_device(self.device, target)
+        _mount_device(self.location, target)
 
     def is_at(self, target: Path) -> bool:
-        return _mounted_device(target) == self.device.resolve()
+        return _mounted_device(target) == self.location.resolve()
 
     def grow(self, target: Path, progress: Progress) -> None:
-        with self.device.open("rb") as device:
+        with self.location.open("rb") as device:
             size = device.seek(0, os.SEEK_END)
-        if _is_smaller(target, size):
+        if total_bytes(target) < size // 4096 * 4096:
             _fill(target, size, progress)
 
 
@@ -163,44 +118,39 @@ class ImageBacking:
     never gets smaller.
     """
 
-    image: Path
+    location: Path
     size_bytes: int | None
     floor_bytes: int
-
-    @property
-    def kind(self) -> Kind:
-        return Kind.IMAGE
-
-    @property
-    def location(self) -> Path:
-        return self.image
+    kind: ClassVar = Kind.IMAGE
 
     def file_system(self) -> str | None:
-        if self.image.exists():
-            return _probe(self.image, "UUID")
-        if self.image.is_symlink():
-            raise EngineUnavailable(f"{self.image} is a link to {self.image.readlink()}, which is not there: mount it.")
+        if self.location.exists():
+            return _probe(self.location, "UUID")
+        if self.location.is_symlink():
+            raise EngineUnavailable(
+                f"{self.location} is a link to {self.location.readlink()}, which is not there: mount it."
+            )
         return None
 
     def prepare(self, progress: Progress) -> None:
         if self.file_system() is not None:
             return
         size = self._size()
-        progress(f"store: making a btrfs file system of {size / GB:.0f} GB in {self.image} (sparse)")
-        unfinished = self.image.with_suffix(".unfinished")
+        progress(f"store: making a btrfs file system of {size / GB:.0f} GB in {self.location} (sparse)")
+        unfinished = self.location.with_suffix(".unfinished")
         unfinished.unlink(missing_ok=True)
         with unfinished.open("xb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.truncate(size)
         _run(*MKFS, str(unfinished))
-        unfinished.rename(self.image)
+        unfinished.rename(self.location)
 
     def _size(self) -> int:
         """Return the size, never more than the host has free: writes beyond that would be lost."""
-        free = free_bytes(self.image.parent) - self.floor_bytes
+        free = free_bytes(self.location.parent) - self.floor_bytes
         if free < SMALLEST:
             raise NoCapacity(
-                f"The store needs at least {SMALLEST / GB:.0f} GB in {self.image.parent}, above the "
+                f"The store needs at least {SMALLEST / GB:.0f} GB in {self.location.parent}, above the "
                 f"{self.floor_bytes / GB:g} GB that are kept free (store.floor); there are {max(free, 0) / GB:.1f} GB. "
                 "Free some, or set store.device."
             )
@@ -208,24 +158,61 @@ class ImageBacking:
         return size // 4096 * 4096
 
     def mount(self, target: Path) -> None:
-        try:
-            with loop_device(self.image) as device:
-                _mount_device(device, target)
-        except BlockingIOError as error:
-            raise EngineUnavailable(f"{self.image} is in use by another program.") from error
+        with loop_device(self.location) as device:
+            _mount_device(device, target)
 
     def is_at(self, target: Path) -> bool:
-        return self.image.exists() and _mounted_device(target) == find_device(self.image)
+        return self.location.exists() and _mounted_device(target) == find_device(self.location)
 
     def grow(self, target: Path, progress: Progress) -> None:
-        status = self.image.stat()
-        possible = status.st_blocks * 512 + free_bytes(self.image.parent) - self.floor_bytes
+        status = self.location.stat()
+        possible = status.st_blocks * 512 + free_bytes(self.location.parent) - self.floor_bytes
         size = max(status.st_size, min(self.size_bytes or 0, possible) // 4096 * 4096)
         # Compared with the file system, not with the file: an earlier resize may have been interrupted in between.
-        if _is_smaller(target, size):
-            os.truncate(self.image, size)
-            fit_device(self.image)
+        if total_bytes(target) < size:
+            os.truncate(self.location, size)
+            _run("losetup", "--set-capacity", str(find_device(self.location)))
             _fill(target, size, progress)
+
+
+Backing = FolderBacking | DeviceBacking | ImageBacking
+
+
+def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
+    """Return the backing; an existing one is kept, also when the data directory was moved to a btrfs file system."""
+    if device:
+        return DeviceBacking(device)
+    folder, image = folder_of(data_dir), image_of(data_dir)
+    file_system = _answer("stat", "--file-system", "--format", "%T", str(data_dir))
+    if file_system == "btrfs" and (folder.exists() or not os.path.lexists(image)):
+        return FolderBacking(folder)
+    return ImageBacking(image, size_bytes, floor_bytes)
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[Path]:
+    """Yield the file's loop device: the one it has, else a new one. It vanishes with its last mount.
+
+    Mount it before leaving the context. A file never has two of them: a file system mounted through two devices at once
+    is destroyed.
+    """
+    if found := find_device(image):
+        yield found
+        return
+    _run("losetup", "--find", "--nooverlap", "--direct-io=on", "--sector-size=4096", str(image))
+    device = find_device(image)
+    assert device is not None, "it was just attached"
+    try:
+        yield device
+    finally:
+        # While it is mounted, this only marks it to be detached with its last mount.
+        _run("losetup", "--detach", str(device))
+
+
+def find_device(image: Path) -> Path | None:
+    """Return the loop device of this file, also when the file was moved; None when it has none."""
+    names = _answer("losetup", "--noheadings", "--output", "NAME", "--associated", str(image)).split()
+    return Path(names[0]) if names else None
 
 
 def free_bytes(folder: Path) -> int:
@@ -238,11 +225,6 @@ def total_bytes(folder: Path) -> int:
     """Return the size in bytes of the file system of this folder."""
     status = os.statvfs(folder)
     return status.f_blocks * status.f_frsize
-
-
-def _is_smaller(target: Path, size: int) -> bool:
-    """Return True when the mounted file system is smaller than ``size``, apart from rounding to 4096 bytes."""
-    return total_bytes(target) < size // 4096 * 4096
 
 
 def _fill(target: Path, size: int, progress: Progress) -> None:
@@ -268,10 +250,6 @@ def _mounted_device(target: Path) -> Path | None:
 def _mount_sources(target: Path) -> list[str]:
     """Return the sources of mounts on this folder, the uppermost last."""
     return _answer("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(target)).splitlines()
-
-
-def _file_system(folder: Path) -> str:
-    return _answer("stat", "--file-system", "--format", "%T", str(folder))
 
 
 def _probe(device: Path, tag: str) -> str:

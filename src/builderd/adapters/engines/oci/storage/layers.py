@@ -199,7 +199,7 @@ class Layers:
         if build.below is not None:
             # The command may write in there; nothing of that is kept.
             snapshot(build.below, build.cache)
-            self._store.quota.limit_copy(build.cache, build.size)
+            self._store.quota.limit(build.cache, build.size)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
@@ -274,7 +274,7 @@ class Layers:
 
     def _copy(self, build: Build, layer: Path) -> None:
         snapshot(layer, build.layer)
-        self._store.quota.limit_copy(build.layer, build.size)
+        self._store.quota.limit(build.layer, build.size)
         _write_inputs(build.input, {})
 
     async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:

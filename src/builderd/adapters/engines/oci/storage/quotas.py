@@ -1,8 +1,7 @@
-"""Limits of btrfs subvolumes.
+"""Limits of btrfs subvolumes, by simple quotas (Linux 6.7).
 
 A limit is set on a group above the subvolume's own: a subvolume made inside of it, which any process may do that can
-write there, joins that group and so falls under the same limit. That needs simple quotas (Linux 6.7); with the older
-accounting the limit lies on the subvolume alone.
+write there, joins that group and so falls under the same limit.
 
 One more group lies above all limits of a service. It usually has no limit; where space is about to run out, its limit
 stops all sandboxes at once, before a write fails (``store_watch``). Numbers and layouts are those of linux/btrfs.h.
@@ -14,7 +13,6 @@ import errno
 import fcntl
 import logging
 import struct
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,11 +22,11 @@ from builderd.adapters.engines.oci.storage.subvolumes import (
     file_system_uuid,
     folder,
     is_subvolume,
-    subvolume_exists,
     subvolume_number,
 )
 from builderd.adapters.engines.oci.storage.tree import clear
-from builderd.linux.small_files import read_small
+from builderd.domain.errors import EngineUnavailable
+from builderd.linux.small_files import read_if_there, read_small
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ _QGROUP_ASSIGN = 0x40189429
 _QGROUP_CREATE = 0x4010942A
 _QGROUP_LIMIT = 0x8030942B
 
-_QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
+_QUOTA_ENABLE_SIMPLE = 4
 _LIMIT_REFERENCED = 1 << 0
 _NO_LIMIT = (1 << 64) - 1
 #: Attributes of a group: data and metadata of running writes (fs/btrfs/qgroup.h, ``btrfs_qgroup_rsv_type``).
@@ -58,7 +56,6 @@ class Quota:
     def __init__(self, root: Path, service: int = 0) -> None:
         self._root = root
         self._groups = _groups_folder(root)
-        self.simple = _mode(self._groups) == "squota"
         #: Group above all limits of the service.
         self.total = _TOTALS | service
 
@@ -66,7 +63,7 @@ class Quota:
         """Return the group that limits this subvolume and all inside of it."""
         with folder(subvolume) as inside:
             number = subvolume_number(inside)
-        return number | _OURS if self.simple else number
+        return number | _OURS
 
     def limit(self, subvolume: Path, size_bytes: int) -> int:
         """Set the limit of a subvolume that is empty at the first call; return its group.
@@ -76,14 +73,12 @@ class Quota:
         group = self.group(subvolume)
         if self.limit_of(group) != size_bytes:
             with folder(self._root) as root:
-                if self.simple:
-                    self._adopt(root, group)
+                _create_group(root, group)
+                for member, above in ((group % _LEVEL, group), (group, self.total)):
+                    with suppress(FileExistsError):
+                        fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, member, above))
                 _set_limit(root, group, size_bytes)
         return group
-
-    def limit_copy(self, subvolume: Path, size_bytes: int) -> int:
-        """Limit what is written to a fresh copy: the older accounting also counts the blocks that it shares."""
-        return self.limit(subvolume, self.used(self.group(subvolume)) + size_bytes)
 
     def delete(self, subvolume: Path) -> None:
         """Delete a subvolume with all inside, also when its limit is reached or the store is full.
@@ -99,61 +94,24 @@ class Quota:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC):
                 raise
             log.warning("subvolume not deleted, freeing space first path=%s error=%s", subvolume, error)
-            self._make_deletable(subvolume, error.errno)
+            if error.errno == errno.EDQUOT:
+                self._lift(self.group(subvolume))
+            else:
+                with folder(subvolume) as inside:
+                    clear(inside)
             delete_subvolume(subvolume)
-
-    def _make_deletable(self, subvolume: Path, error: int) -> None:
-        if error == errno.EDQUOT:
-            self._lift(self.group(subvolume))
-            return
-        with folder(subvolume) as inside:
-            clear(inside)
 
     def _lift(self, group: int) -> None:
         with folder(self._root) as root:
-            if self.simple:
-                with suppress(FileNotFoundError):
-                    fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self.total))
+            with suppress(FileNotFoundError):
+                fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self.total))
             _set_limit(root, group, _NO_LIMIT)
-
-    def _adopt(self, root: int, group: int) -> None:
-        with suppress(FileExistsError):
-            fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
-        for member, above in ((group % _LEVEL, group), (group, self.total)):
-            with suppress(FileExistsError):
-                fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, member, above))
-
-    def open_total(self, subvolumes: Iterable[Path]) -> None:
-        """Make the group above all limits; ``subvolumes`` with a limit from before there was one join it.
-
-        A store that is too full for that works without it until the next start.
-        """
-        if not self.simple:
-            return
-        with folder(self._root) as root:
-            try:
-                with suppress(FileExistsError):
-                    fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, self.total))
-                for subvolume in subvolumes:
-                    group = self.group(subvolume)
-                    if self.limit_of(group):
-                        self._adopt(root, group)
-            except OSError as error:
-                log.warning("limit on all disks not available error=%s", error)
 
     def limit_total(self, size_bytes: int | None) -> None:
         """Limit the bytes of all sandboxes of the service together; None removes the limit."""
-        if self.simple and self.limit_of(self.total) != (size_bytes or 0):
+        if self.limit_of(self.total) != (size_bytes or 0):
             with folder(self._root) as root:
                 _set_limit(root, self.total, _NO_LIMIT if size_bytes is None else size_bytes)
-
-    def total_limit(self) -> int:
-        """Return the limit of all sandboxes together in bytes, 0 for none."""
-        return self.limit_of(self.total)
-
-    def used_total(self) -> int:
-        """Return the bytes that all sandboxes of the service hold together."""
-        return self.used(self.total)
 
     def used(self, group: int) -> int:
         """Return the bytes that count against the limit now."""
@@ -171,27 +129,32 @@ class Quota:
     def _attribute(self, group: int, name: str) -> str | None:
         level, number = divmod(group, _LEVEL)
         try:
-            return _read(self._groups / f"{level}_{number}" / name)
+            return read_small(self._groups / f"{level}_{number}" / name).strip()
         except FileNotFoundError:
             return None
 
     def drop_unused(self) -> None:
-        """Remove the groups of deleted subvolumes. Newer kernels do it for level 0, but not always at once."""
+        """Remove the groups of deleted subvolumes."""
         with folder(self._root) as root:
             for level in (0, _OURS // _LEVEL):
                 for group in self._groups.glob(f"{level}_*"):
                     number = int(group.name.partition("_")[2])
-                    # Older kernels would remove the group of a subvolume that lives.
-                    if number >= ROOT_INODE and not subvolume_exists(root, number):
-                        self._drop(root, level * _LEVEL + number)
+                    if number >= ROOT_INODE:
+                        _drop_group(root, level * _LEVEL + number)
 
-    def _drop(self, root: int, group: int) -> None:
-        """Remove a group; the kernel refuses until the space counted there was released."""
-        try:
-            fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
-        except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.ENOENT):
-                raise
+
+def _create_group(root: int, group: int) -> None:
+    with suppress(FileExistsError):
+        fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
+
+
+def _drop_group(root: int, group: int) -> None:
+    """Remove a group; the kernel refuses while its subvolume lives and until the space counted there was released."""
+    try:
+        fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOENT):
+            raise
 
 
 def _set_limit(root: int, group: int, size_bytes: int) -> None:
@@ -199,35 +162,21 @@ def _set_limit(root: int, group: int, size_bytes: int) -> None:
 
 
 def enable_quota(root: Path, service: int) -> Quota:
-    """Turn accounting on if it is off, as simple quotas where the kernel has them."""
-    if not _groups_folder(root).exists():
+    """Turn simple quotas on if they are off. Raises ``EngineUnavailable`` where the older ones are on."""
+    groups = _groups_folder(root)
+    if not groups.exists():
         with folder(root) as descriptor:
-            _enable(descriptor)
-    return Quota(root, service)
-
-
-def _enable(root: int) -> None:
-    for command in (_QUOTA_ENABLE_SIMPLE, _QUOTA_ENABLE):
-        try:
-            fcntl.ioctl(root, _QUOTA_CTL, bytearray(struct.pack("=QQ", command, 0)))
-        except OSError as error:
-            if command == _QUOTA_ENABLE or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY):
-                raise
-        else:
-            return
+            fcntl.ioctl(descriptor, _QUOTA_CTL, bytearray(struct.pack("=QQ", _QUOTA_ENABLE_SIMPLE, 0)))
+    if (read_if_there(groups / "mode") or "").strip() != "squota":
+        raise EngineUnavailable(
+            f"{root} counts by btrfs quota groups of the older kind: turn them off with btrfs quota disable {root}, and "
+            "start the service again, which turns on simple quotas."
+        )
+    quota = Quota(root, service)
+    with folder(root) as descriptor:
+        _create_group(descriptor, quota.total)
+    return quota
 
 
 def _groups_folder(root: Path) -> Path:
     return Path("/sys/fs/btrfs") / file_system_uuid(root) / "qgroups"
-
-
-def _mode(groups: Path) -> str:
-    """Return the mode, ``qgroup`` or ``squota``; kernels before 6.7 know the first only and do not tell."""
-    try:
-        return _read(groups / "mode")
-    except FileNotFoundError:
-        return "qgroup"
-
-
-def _read(path: Path) -> str:
-    return read_small(path).strip()

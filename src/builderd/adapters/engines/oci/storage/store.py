@@ -9,7 +9,7 @@ import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import set_mode
@@ -20,7 +20,6 @@ from builderd.adapters.engines.oci.storage.space_reservations import SpaceReserv
 from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
 from builderd.adapters.engines.oci.storage.store_record import claim_for, refuse_another, remember
 from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
-from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Readiness, StoreOptions
 
@@ -79,8 +78,7 @@ class Store:
         for folder in (self.disks, self.scratch, self.layers, self.builds):
             folder.mkdir(mode=0o711, exist_ok=True)
         self._quota = enable_quota(self.root, int(self._instance, 16))
-        self._quota.open_total(self._subvolumes())
-        image = backing.image if isinstance(backing, ImageBacking) else None
+        image = backing.location if isinstance(backing, ImageBacking) else None
         storage_device = StorageDevice(self.root, image, options.floor_bytes)
         self._reservations = SpaceReservations(storage_device, self._quota, options.overcommit)
         self._watch = StoreWatch(storage_device, self._quota, self._reservations)
@@ -106,17 +104,12 @@ class Store:
         """
         if self._watch and self._watch.failure_reason() is not None:
             return self._watch.is_full()
-        room, limit = self.reservations.writable(), self.quota.total_limit()
-        return min(room, limit - self.quota.used_total() if limit else room) < FULL
+        room, limit = self.reservations.writable(), self.quota.limit_of(self.quota.total)
+        return min(room, limit - self.quota.used(self.quota.total) if limit else room) < FULL
 
     def is_short(self) -> bool:
         """Return True when the host's file system below the store may soon be full."""
         return self._watch.is_short() if self._watch else False
-
-    def _subvolumes(self) -> Iterator[Path]:
-        """Yield all subvolumes that may have a limit."""
-        folders = [*self.disks.iterdir(), *self.scratch.iterdir(), self.root / "cache"]
-        yield from (path for path in folders if is_subvolume(path))
 
     def _take_lock(self) -> None:
         """Lock the store: two services on it would not know each other's reservations."""

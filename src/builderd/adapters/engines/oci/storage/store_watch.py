@@ -107,11 +107,11 @@ class StoreWatch:
 
     def _limit(self, writable: int) -> None:
         """Limit all apps to what can be written, when that is less than what is reserved."""
-        before = self._quota.total_limit()
+        before = self._quota.limit_of(self._quota.total)
         if writable >= self._reservations.promised():
             self._quota.limit_total(None)
             return
-        limit = max(1, self._quota.used_total() + writable)
+        limit = max(1, self._quota.used(self._quota.total) + writable)
         if not before or abs(limit - before) > STEP or (limit < before and not writable):
             self._quota.limit_total(limit)
         if not writable and (not before or before > limit):

@@ -26,7 +26,7 @@ _TREE_SEARCH = 0xD0009411
 _BY_ID = 1 << 4
 
 _ROOT_TREE = 1
-_ROOT_ITEM, _ROOT_REF = 132, 156
+_ROOT_REF = 156
 _ALL = (1 << 64) - 1
 _SEARCH_KEY = struct.Struct("=7Q4L4Q")
 _SEARCH_ITEM = struct.Struct("=3Q2L")
@@ -106,31 +106,23 @@ def _delete(anywhere: int, arguments: bytearray) -> None:
 
 
 def _nested(anywhere: int, number: int) -> Iterator[int]:
-    """Return the ids of the subvolumes directly inside."""
+    """Yield the ids of the subvolumes directly inside, from the tree of roots."""
     first = 0
     while True:
-        found = list(_search_roots(anywhere, number, _ROOT_REF, first))
-        yield from found
-        if not found:
+        key = _SEARCH_KEY.pack(
+            *(_ROOT_TREE, number, number, first, _ALL, 0, _ALL, _ROOT_REF, _ROOT_REF, _SEARCH_BYTES, 0, 0, 0, 0, 0)
+        )
+        buffer = bytearray(key.ljust(_SEARCH_BYTES, b"\0"))
+        fcntl.ioctl(anywhere, _TREE_SEARCH, buffer)
+        position = _SEARCH_KEY.size
+        count = _SEARCH_KEY.unpack_from(buffer)[9]
+        if not count:
             return
-        first = found[-1] + 1
-
-
-def subvolume_exists(anywhere: int, number: int) -> bool:
-    """Return True when a subvolume of this id exists, also while it is being deleted."""
-    return any(True for _ in _search_roots(anywhere, number, _ROOT_ITEM))
-
-
-def _search_roots(anywhere: int, number: int, kind: int, first: int = 0) -> Iterator[int]:
-    """Return offsets of a subvolume's items in the tree of roots, as many as one call returns."""
-    key = _SEARCH_KEY.pack(_ROOT_TREE, number, number, first, _ALL, 0, _ALL, kind, kind, _SEARCH_BYTES, 0, 0, 0, 0, 0)
-    buffer = bytearray(key.ljust(_SEARCH_BYTES, b"\0"))
-    fcntl.ioctl(anywhere, _TREE_SEARCH, buffer)
-    position = _SEARCH_KEY.size
-    for _ in range(_SEARCH_KEY.unpack_from(buffer)[9]):
-        _, _, offset, _, length = _SEARCH_ITEM.unpack_from(buffer, position)
-        position += _SEARCH_ITEM.size + length
-        yield offset
+        for _ in range(count):
+            _, _, offset, _, length = _SEARCH_ITEM.unpack_from(buffer, position)
+            position += _SEARCH_ITEM.size + length
+            yield offset
+        first = offset + 1
 
 
 def subvolume_number(inside: int) -> int:

@@ -19,7 +19,7 @@ def _failed_store(folder: Path, *, full: bool) -> Store:
     store: Any = Store(folder, folder / "store", StoreOptions(), "0")
     store._watch = SimpleNamespace(failure_reason=lambda: "the reason", is_full=lambda: full)
     store._reservations = SimpleNamespace(writable=lambda: 0)
-    store._quota = SimpleNamespace(total_limit=lambda: 0, used_total=lambda: 0)
+    store._quota = SimpleNamespace(total=0, limit_of=lambda _: 0, used=lambda _: 0)
     failed: Store = store
     return failed
 

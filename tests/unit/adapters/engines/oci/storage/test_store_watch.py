@@ -11,10 +11,11 @@ from builderd.adapters.engines.oci.storage.space_reservations import SpaceReserv
 from builderd.adapters.engines.oci.storage.store_watch import StoreWatch
 
 MB = 1 << 20
-CULPRIT, CULPRIT_SCRATCH, NEIGHBOUR, NEIGHBOUR_SCRATCH = range(1, 5)
+CULPRIT, CULPRIT_SCRATCH, NEIGHBOUR, NEIGHBOUR_SCRATCH, TOTAL = range(1, 6)
 #: Seen on Linux 6.12 and 6.18 in a store of 512 MB: the culprit has filled all of its own with metadata, the neighbour
 #: its disk; the neighbour's scratch of 32 MB is left.
 USED = {CULPRIT: 221 * MB, CULPRIT_SCRATCH: 32 * MB, NEIGHBOUR: 70 * MB, NEIGHBOUR_SCRATCH: 0}
+USED[TOTAL] = sum(USED.values())
 
 
 @pytest.mark.parametrize(("writable", "limit"), [(41 * MB, None), (31 * MB, 354 * MB)])
@@ -24,8 +25,8 @@ def test_writes_are_limited_only_when_what_is_left_of_the_promises_does_not_fit(
     limits: list[int | None] = []
     quota = SimpleNamespace(
         used=USED.__getitem__,
-        used_total=lambda: sum(USED.values()),
-        total_limit=lambda: 0,
+        total=TOTAL,
+        limit_of=lambda _: 0,
         limit_total=limits.append,
     )
     device = SimpleNamespace(writable=lambda: writable, is_read_only=lambda: False, image=None)

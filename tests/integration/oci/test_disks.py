@@ -270,15 +270,6 @@ def test_home_is_kept_beside_the_files_and_goes_into_a_backup(disks: Disks) -> N
     assert fill(disks.home(ONE) / "data", 30 * MB) < 20 * MB
 
 
-def test_disk_without_a_home_has_it_among_its_files(disks: Disks) -> None:
-    disks.create(ONE, 20 * MB)
-    (disks.app(ONE) / ".cache").mkdir()
-    disks.mark_bundle(ONE, BUNDLE.hash)  # a backup from before homes had a folder
-    assert disks.home(ONE) == disks.app(ONE)
-    disks.clone(ONE, TWO, 20 * MB, for_backup=True)
-    assert sorted(path.name for path in disks.app(TWO).iterdir()) == [".cache"]
-
-
 @pytest.mark.parametrize("kind", ["link", "file", "folder"])
 def test_a_home_planted_among_the_files_reaches_nothing(disks: Disks, tmp_path: Path, kind: str) -> None:
     disks.create(ONE, 20 * MB)
@@ -392,7 +383,7 @@ def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.built_files.write_files", crash)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.app_builds.write_files", crash)
     with pytest.raises(KeyboardInterrupt):
         disks.put_bundle(ONE, make_bundle([BundleFile("other", b"")]))
     report = disks.report(ONE)

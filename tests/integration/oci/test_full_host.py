@@ -15,9 +15,9 @@ from tests.small_disk import fill as fill_host
 from tests.small_disk import small_disk
 
 from builderd.adapters.engines.oci.engine.preflight import check_store
-from builderd.adapters.engines.oci.storage import backing, storage_device
+from builderd.adapters.engines.oci.storage import backing, space_reservations
 from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
+from builderd.adapters.engines.oci.storage.space_reservations import StorageDevice
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
@@ -34,7 +34,7 @@ ONE, TWO = DiskId("one"), DiskId("two")
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small file system, which no sandbox of another service keeps a copy of."""
     monkeypatch.setattr(backing, "SMALLEST", STORE // 2)
-    monkeypatch.setattr(storage_device, "RESERVE", 100 * MB)
+    monkeypatch.setattr(space_reservations, "RESERVE", 100 * MB)
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
     with small_disk(tmp_path, HOST) as disk:
         yield disk

@@ -21,20 +21,19 @@ from typing import Any, cast
 import pytest
 from tests.integration.oci.stores import open_store
 
-from builderd.adapters.engines.oci.storage import layer_content, transcript
+from builderd.adapters.engines.oci.storage import app_builds
+from builderd.adapters.engines.oci.storage import builds as transcript
 from builderd.adapters.engines.oci.storage import layers as module
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.layers import Layers
-from builderd.adapters.engines.oci.storage.quota_watch import QuotaWatch
 from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound, machine_fault
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
-from builderd.linux.syscalls import sync_file_system
 
 pytestmark = pytest.mark.root
 
@@ -387,7 +386,7 @@ async def test_only_a_few_names_of_a_large_layer_are_read_outside_of_the_loop(
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setattr(module.Layers, "_discard", lambda *_: None)
     outcome = await layers.build_layer(plan(), print)
-    assert outcome.output[-1].count(",") == layer_content.NAMED - 1
+    assert outcome.output[-1].count(",") == app_builds.NAMED - 1
     assert 0 < len(lookers) < 20
     assert threading.main_thread() not in lookers
 
@@ -439,39 +438,8 @@ async def test_a_build_takes_no_more_room_than_its_claim(
     assert is_tidy(store)
 
 
-async def test_a_limit_is_named_also_when_the_installer_has_removed_what_it_had_written(
-    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MIN_LAYER", 20 * MB)
-    monkeypatch.setattr(module, "MAX_LAYER", 20 * MB)
-    watches = watched(monkeypatch)
-
-    def fail(seen: dict[str, Path]) -> int:
-        written = 0
-        with suppress(OSError), (seen[LAYER] / "file").open("wb", buffering=0) as file:
-            while written < 40:
-                written += file.write(os.urandom(MB)) // MB
-                os.fsync(file.fileno())
-        assert written < 40
-        while len(watches[-1]._reached) == 0:
-            time.sleep(0.01)
-        (seen[LAYER] / "file").unlink()
-        group = store.quota.group(seen[LAYER])
-        while store.quota.used(group) >= MB:  # the quotas count what was removed with the next transactions
-            with folder(store.root) as root:
-                sync_file_system(root)
-        return 1
-
-    runner.action, runner.lines = fail, ["error: failed to write: Disk quota exceeded (os error 122)"]
-    with pytest.raises(InstallFailed, match=r"more than 0\.02 GB, the most that a layer may have here"):
-        await layers.build_layer(plan(), print)
-    left = replace(plan(), limit_bytes=10 * MB, quota_bytes=2048 * MB)
-    with pytest.raises(InstallFailed, match=r"more than 0\.01 GB, and 0\.01 GB is left of your limit .* of 2\.00 GB"):
-        await layers.build_layer(left, print)
-
-
 @pytest.mark.parametrize("written", [0, 12], ids=["nothing written", "half of the limit written"])
-async def test_words_of_a_quota_alone_are_no_limit(
+async def test_words_of_a_quota_alone_are_no_limit_but_the_limit_is_noted(
     layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     """Print them without a full folder, as the test of a package may."""
@@ -487,40 +455,9 @@ async def test_words_of_a_quota_alone_are_no_limit(
     runner.action, runner.lines = fail, ["OSError: [Errno 122] Disk quota exceeded", "EDQUOT"]
     outcome = await layers.build_layer(replace(plan(), limit_bytes=20 * MB, quota_bytes=2048 * MB), print)
     assert not outcome.ok
-    assert outcome.output[-2:] == ("OSError: [Errno 122] Disk quota exceeded", "EDQUOT")
-
-
-async def test_a_store_that_was_full_while_a_build_ran_is_no_capacity(
-    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The limit above all limits stopped the installer, which removed what it had written."""
-    watches = watched(monkeypatch)
-
-    def fail(_: dict[str, Path]) -> int:
-        with folder(store.root) as root:
-            sync_file_system(root)  # what is used counts from then on
-        while None not in watches[-1]._reached:  # the store's own watch lifts it again, each second
-            store.quota.limit_total(store.quota.used(store.quota.total) + 1)
-            time.sleep(0.01)
-        store.quota.limit_total(None)
-        return 1
-
-    runner.action, runner.lines = fail, ["error: Disk quota exceeded"]
-    with pytest.raises(NoCapacity, match="store for apps and layers is full"):
-        await layers.build_layer(plan(), print)
-
-
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[QuotaWatch]:
-    """Return the list to which each watch is added when its build begins."""
-    watches: list[QuotaWatch] = []
-
-    class Noted(QuotaWatch):
-        def __enter__(self) -> QuotaWatch:  # type: ignore[override]
-            watches.append(self)
-            return super().__enter__()
-
-    monkeypatch.setattr(module, "QuotaWatch", Noted)
-    return watches
+    assert outcome.output[-3:-1] == ("OSError: [Errno 122] Disk quota exceeded", "EDQUOT")
+    assert "note: if a limit ended it, then this:" in outcome.output[-1]
+    assert "0.02 GB is left of your limit for layers of 2.00 GB" in outcome.output[-1]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

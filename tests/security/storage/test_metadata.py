@@ -16,10 +16,10 @@ import pytest
 from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci.storage import backing, storage_device
+from builderd.adapters.engines.oci.storage import backing, space_reservations
 from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.storage_device import read_chunks
+from builderd.adapters.engines.oci.storage.space_reservations import read_chunks
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
@@ -36,7 +36,7 @@ OPTIONS = StoreOptions(size_bytes=STORE, floor_bytes=GB)
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(backing, "SMALLEST", STORE)
-    monkeypatch.setattr(storage_device, "RESERVE", RESERVE)
+    monkeypatch.setattr(space_reservations, "RESERVE", RESERVE)
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", SCRATCH)
     with open_store(tmp_path, OPTIONS) as store:
         # The kernel gives space back at each commit: every second instead of every 30.

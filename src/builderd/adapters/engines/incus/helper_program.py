@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from builderd.adapters.engines.oci.storage import app_builds, home_in_backup, tree
-from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, write_version
-from builderd.adapters.engines.oci.storage.layer_content import layer_error, measure
+from builderd.adapters.engines.oci.storage.app_builds import FinishedBuild, layer_error, measure, write_version
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.domain.bundles import Bundle, BundleFile
 from builderd.domain.errors import BuilderdError, ValidationFailed

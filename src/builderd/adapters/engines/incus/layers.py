@@ -22,8 +22,8 @@ from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, In
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.storage.builds import Transcript
 from builderd.adapters.engines.oci.storage.too_large import over_layer_limit, over_tenant_limit
-from builderd.adapters.engines.oci.storage.transcript import Transcript
 from builderd.domain.errors import InstallFailed, NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (

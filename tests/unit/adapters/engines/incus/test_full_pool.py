@@ -16,7 +16,7 @@ from builderd.adapters.engines.incus.helper import _error_of
 from builderd.adapters.engines.incus.instance import Instance
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.reports import Ends
-from builderd.adapters.engines.oci.storage.transcript import Transcript
+from builderd.adapters.engines.oci.storage.builds import Transcript
 from builderd.domain.errors import NoCapacity
 from builderd.domain.layers import LayerPlan
 

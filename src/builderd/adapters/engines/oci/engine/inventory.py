@@ -10,9 +10,8 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.engine.machine import RUN_DIR
 from builderd.adapters.engines.oci.network.allocations import known_instance
-from builderd.adapters.engines.oci.storage.backing import free_bytes, is_mounted, total_bytes
+from builderd.adapters.engines.oci.storage.backing import free_bytes, is_mounted, mounted_roots, total_bytes
 from builderd.adapters.engines.oci.storage.base import HOST_HOME, find_host_base
-from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.quotas import Quota
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
 from builderd.domain.ids import DiskId

@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.thread_states import any_works
-from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
+from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import DiskId, SandboxId

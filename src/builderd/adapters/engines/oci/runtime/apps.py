@@ -13,8 +13,8 @@ from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind
-from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
+from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.domain.layers import APP, NODE_MODULES
 from builderd.domain.sandboxes import SandboxSpec
 

@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.records import Records
 from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
+from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace
 from builderd.ports.engine import PauseRequests, pause_nothing
 
 

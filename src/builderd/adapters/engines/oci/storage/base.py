@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from builderd.adapters.engines.oci.storage.backing import mounted_roots
 from builderd.adapters.engines.oci.storage.base_recipe import (
     TARGET_FORMAT,
     Recipe,
@@ -25,7 +26,6 @@ from builderd.adapters.engines.oci.storage.base_recipe import (
     proxy_options,
     sources,
 )
-from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.domain.errors import EngineUnavailable
 
 #: Folder shared by all services of this host.

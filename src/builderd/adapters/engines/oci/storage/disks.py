@@ -1,11 +1,10 @@
 """Disks of builders. Each is a subvolume with a limit, so that a copy of it takes no time.
 
-``disks/<disk>/app`` is the persistent content of ``/app``, ``disks/<disk>/home`` of the user's home; disks from before
-there was one have their home in ``app``. ``disks/<disk>/bundle`` names the bundle that was last put
-there completely, ``disks/<disk>/replaced`` the one before it while it is not; ``disks/<disk>/built`` lists what a
-build made of it. ``scratch/<disk>`` is what a sandbox
-writes outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is
-full can still be started.
+``disks/<disk>/app`` is the persistent content of ``/app``, ``disks/<disk>/home`` of the user's home.
+``disks/<disk>/bundle`` names the bundle that was last put there completely, ``disks/<disk>/replaced`` the one before it
+while it is not; ``disks/<disk>/built`` lists what a build made of it. ``scratch/<disk>`` is what a sandbox writes
+outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is full can
+still be started.
 
 Inside a sandbox users are numbered from 0, on the disk from ``DISK_UID``: the same for all disks, and no user of the
 host. Mounts map the one to the other, so that a copy needs no change of owners.
@@ -20,17 +19,16 @@ import re
 import threading
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage import home_in_backup, space_reservations
-from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
+from builderd.adapters.engines.oci.storage.app_builds import FinishedBuild, read_built, write_version
+from builderd.adapters.engines.oci.storage.backing import mounted_roots
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
-from builderd.adapters.engines.oci.storage.built_files import FinishedBuild, read_built, write_version
 from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
-from builderd.adapters.engines.oci.storage.disk_space import DiskSpace
-from builderd.adapters.engines.oci.storage.home_in_backup import is_folder
-from builderd.adapters.engines.oci.storage.mounts import mounted_roots
+from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
 from builderd.adapters.engines.oci.storage.too_large import store_full
@@ -53,6 +51,8 @@ APP_OWNER = DISK_UID + APP_UID
 #: A disk with less space than this takes no files any more.
 NEARLY_FULL = 16 << 20
 INCOMING, TRASH = "incoming", "trash"
+#: Time slice of one folder in the background before the next one: an app may refill its own without end.
+SLICE_SECONDS = 5.0
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _UNFINISHED = "."
@@ -280,9 +280,7 @@ class Disks:
         return self._existing(disk) / "app"
 
     def home(self, disk: DiskId) -> Path:
-        """Return the folder of the user's home: ``app`` itself on a disk from before homes had a folder."""
-        home = self._existing(disk) / "home"
-        return home if is_folder(home) else self.app(disk)
+        return self._existing(disk) / "home"
 
     def make_mount_point(self, disk: DiskId, path: str) -> bool:
         """Make an empty folder in ``app`` where there is none; return False where something else has that name.
@@ -364,3 +362,46 @@ def _remove_leftovers(disk: Path) -> None:
     if (disk / INCOMING).exists():
         with folder(disk / INCOMING) as left:
             clear(left)
+
+
+class BackgroundDelete:
+    """Thread that empties large folders, which may hold millions of files, round robin. Thread-safe.
+
+    Each folder is emptied where it lies: on a full disk the kernel refuses a rename.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "background-delete")
+        self._closed = threading.Event()
+        #: Each folder is queued once, however often it is added: one slice a round for one disk.
+        self._queued: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def add(self, path: Path) -> None:
+        """Queue a folder; ignore it when it is gone by its slice. Returns at once."""
+        with self._lock, suppress(RuntimeError):  # closed: the next service finds it
+            if path not in self._queued:
+                self._thread.submit(self._empty, path)
+                self._queued.add(path)
+
+    def close(self) -> None:
+        """Leave the rest to the next service. Returns when no folder is open any more. Idempotent."""
+        self._closed.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _empty(self, path: Path) -> None:
+        """Empty the folder for one slice, and queue it again for what is left."""
+        with self._lock:
+            self._queued.remove(path)
+        end = time.monotonic() + SLICE_SECONDS
+        try:
+            with folder(path) as descriptor:
+                # An open descriptor keeps the space of a disk that was deleted meanwhile.
+                if clear(descriptor, lambda: self._closed.is_set() or time.monotonic() > end or not path.exists()):
+                    return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("background delete failed, left to the next start path=%s error=%s", path, error)
+            return
+        self.add(path)

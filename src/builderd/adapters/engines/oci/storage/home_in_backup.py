@@ -1,85 +1,42 @@
 """Place of the user's home among the files of a backup, whatever the app has named its own files.
 
-A backup has the one folder ``app``. The home is ``.builderd-home`` in it. If the app has files of its own under one of
-the two names that are used here, ``.builderd-home-and-app`` has both: the home as ``home``, and what the app has under
-these names in ``app``. A restore therefore never has to guess whose a name is. Standard library only.
+A backup has the one folder ``app``. The home is ``.builderd-home`` in it or, if the app has that name itself, the one
+of ``.builderd-home-1``, ``.builderd-home-2`` and so on that follows all of the app's own. Standard library only.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import stat
-from contextlib import suppress
 from pathlib import Path
 
-HOME, BOTH = ".builderd-home", ".builderd-home-and-app"
-#: Beside ``app`` and ``home`` on the disk, where no app has access: a copy whose home is in place already, and the
-#: folder that becomes ``BOTH``, or was it.
-_IN_PLACE, _BOTH = "home-in-backup", "home-and-app"
+HOME = ".builderd-home"
+_NUMBERED = re.compile(re.escape(HOME) + r"(?:-(\d{1,9}))?")
 
 
 def put_in(disk: Path) -> None:
-    """Move the home of a copy among its files. Idempotent, also after a crash in the middle."""
-    app, home, both = disk / "app", disk / "home", disk / _BOTH
-    if (disk / _IN_PLACE).exists():
-        if both.exists():
-            _fill(both, app, home)
-        elif is_folder(home) and not os.path.lexists(app / HOME):
-            home.rename(app / HOME)
-        return
-    if any(os.path.lexists(app / name) for name in (HOME, BOTH)):
-        (both / "app").mkdir(mode=0o700, parents=True, exist_ok=True)
-    (disk / _IN_PLACE).touch()
-    put_in(disk)
-
-
-def _fill(both: Path, app: Path, home: Path) -> None:
+    """Move the home of a copy among its files. Idempotent."""
+    app, home = disk / "app", disk / "home"
     if is_folder(home):
-        home.rename(both / "home")
-    for name in (HOME, BOTH):
-        if os.path.lexists(app / name):
-            (app / name).rename(both / "app" / name)
-    both.rename(app / BOTH)
+        home.rename(app / _name(_last_number(app) + 1))
 
 
 def take_out(disk: Path) -> None:
-    """Move the home of a restored disk out of its files. Idempotent, also after a crash in the middle.
-
-    A backup without a home is of a disk from before homes had a folder: an empty one is removed.
-    """
-    app, home, both = disk / "app", disk / "home", disk / _BOTH
-    (disk / _IN_PLACE).unlink(missing_ok=True)
-    if not both.exists() and _holds_both(app / BOTH):
-        (app / BOTH).rename(both)
-    if both.exists():
-        _empty(both, app, home)
-    elif is_folder(app / HOME) and not _has_files(home):
-        (app / HOME).rename(home)  # replaces the empty one
-    else:
-        with suppress(OSError):
-            home.rmdir()
+    """Move the home of a restored disk, whose own is empty, out of its files. Idempotent."""
+    app, home = disk / "app", disk / "home"
+    found = app / _name(_last_number(app))
+    if is_folder(found) and not (is_folder(home) and any(home.iterdir())):
+        found.rename(home)  # replaces the empty one
 
 
-def _empty(both: Path, app: Path, home: Path) -> None:
-    for name in (HOME, BOTH):
-        with suppress(FileNotFoundError):
-            (both / "app" / name).rename(app / name)
-    if is_folder(both / "home"):
-        (both / "home").rename(home)
-    with suppress(FileNotFoundError):
-        (both / "app").rmdir()
-    both.rmdir()
+def _name(number: int) -> str:
+    return f"{HOME}-{number}" if number > 0 else HOME
 
 
-def _holds_both(found: Path) -> bool:
-    """Return True for what ``put_in`` made; a backup from before it may have a folder of the app's of that name."""
-    if not is_folder(found) or not is_folder(found / "app"):
-        return False
-    return _names(found) <= {"home", "app"} and _names(found / "app") <= {HOME, BOTH}
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def _last_number(app: Path) -> int:
+    """Return the highest number of a home's name in the folder: 0 for the name without one, -1 without any."""
+    found = (_NUMBERED.fullmatch(path.name) for path in app.iterdir())
+    return max((int(match[1] or 0) for match in found if match), default=-1)
 
 
 def is_folder(path: Path) -> bool:
@@ -88,7 +45,3 @@ def is_folder(path: Path) -> bool:
         return stat.S_ISDIR(path.lstat().st_mode)
     except FileNotFoundError:
         return False
-
-
-def _has_files(home: Path) -> bool:
-    return is_folder(home) and any(home.iterdir())

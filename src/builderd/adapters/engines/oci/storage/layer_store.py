@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from builderd.adapters.engines.oci.storage.mounts import mounted_roots
+from builderd.adapters.engines.oci.storage.backing import mounted_roots
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
 from builderd.domain.ids import TenantId

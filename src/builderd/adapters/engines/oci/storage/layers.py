@@ -21,17 +21,17 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.oci.storage.app_builds import (
     FOLDER,
     BuildRefused,
+    FinishedBuild,
     has_own_packages,
     keep_result,
+    layer_error,
+    measure,
     place_files,
 )
 from builderd.adapters.engines.oci.storage.backing import total_bytes
-from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, BuildRunner
-from builderd.adapters.engines.oci.storage.built_files import FinishedBuild
+from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, BuildRunner, Transcript
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
-from builderd.adapters.engines.oci.storage.layer_content import layer_error, measure
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
-from builderd.adapters.engines.oci.storage.quota_watch import QuotaWatch, is_at_limit
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
 from builderd.adapters.engines.oci.storage.too_large import (
@@ -42,7 +42,6 @@ from builderd.adapters.engines.oci.storage.too_large import (
     over_tenant_limit,
     store_full,
 )
-from builderd.adapters.engines.oci.storage.transcript import Transcript
 from builderd.domain.errors import BuilderdError, MachineFault, NotFound, helper_died
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
@@ -282,10 +281,12 @@ class Layers:
         transcript = Transcript(progress)
         for step in steps:
             progress(step.title)
-            with await run_to_completion(self._watch, build) as watch:
-                end = await self._runner.run_build(self._run(build, step), transcript.add)
+            end = await self._runner.run_build(self._run(build, step), transcript.add)
             if end.exit_code:
-                await asyncio.to_thread(self._refuse_fault_of_machine, build, end, transcript, watch)
+                await asyncio.to_thread(self._refuse_limit, build, end)
+                if names_quota(transcript.last):
+                    # Any program can print these words, and one may have removed what it had written.
+                    transcript.add(f"note: if a limit ended it, then this: {self._over_limit(build).message}")
                 return _outcome(end, transcript, begun)
         if error := await asyncio.to_thread(_result_error, build):
             transcript.add(error)
@@ -296,26 +297,21 @@ class Layers:
         await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
         return _outcome(BuildExit(0), transcript, begun)
 
-    def _watch(self, build: Build) -> QuotaWatch:
-        own = (path for path in (build.layer, build.cache) if path.exists())
-        return QuotaWatch(self._store.quota, (*own, build.shared) if build.shared else own)
-
-    def _refuse_fault_of_machine(self, build: Build, end: BuildExit, transcript: Transcript, watch: QuotaWatch) -> None:
+    def _refuse_limit(self, build: Build, end: BuildExit) -> None:
         """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause.
 
-        Raise ``InstallFailed`` where a limit ended the build: the installer cannot say which. A limit that was reached
-        and is no more ended it only if the output says so.
+        Raise ``InstallFailed`` where a limit ended the build: the installer cannot say which.
         """
         if end.out_of_memory or end.timed_out:
             return
         if end.exit_code == KILLED and build.app is None:
             raise helper_died("the installer", "was killed")
-        stopped = names_quota(transcript.last)
-        if self._store.is_full() or (stopped and watch.reached(None)):
+        if self._store.is_full():
             raise store_full(self._store)
-        if build.shared and (self._is_full(build.shared) or (stopped and watch.reached(build.shared))):
+        quota = self._store.quota
+        if build.shared and quota.is_at_limit(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
-        if self._is_full(build.layer) or (stopped and watch.reached(build.layer, build.cache)):
+        if any(path.exists() and quota.is_at_limit(path) for path in (build.layer, build.cache)):
             raise self._over_limit(build)
 
     def _over_limit(self, build: Build) -> BuilderdError:
@@ -326,9 +322,6 @@ class Layers:
         if build.size >= most:
             return over_layer_limit(build.size, is_app=is_app)
         return little_room(build.size, most, is_app=is_app)
-
-    def _is_full(self, subvolume: Path) -> bool:
-        return is_at_limit(self._store.quota, self._store.quota.group(subvolume))
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:
         binds = self._app_binds(build, build.app) if build.app else (*self._binds(build, step.cache), *self._tools)

@@ -14,6 +14,7 @@ import fcntl
 import logging
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.subvolumes import (
@@ -29,6 +30,9 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.linux.small_files import read_if_there, read_small
 
 log = logging.getLogger(__name__)
+
+#: A subvolume, or a store, with less free space than this is full.
+FULL = 32 << 20
 
 _QUOTA_CTL = 0xC0109428
 _QGROUP_ASSIGN = 0x40189429
@@ -126,6 +130,12 @@ class Quota:
         limit = int(self._attribute(group, "max_referenced") or 0)
         return 0 if limit == _NO_LIMIT else limit
 
+    def is_at_limit(self, subvolume: Path) -> bool:
+        """Return True if so little is left of a subvolume's limit that writes fail. Without a limit: False."""
+        group = self.group(subvolume)
+        limit = self.limit_of(group)
+        return limit > 0 and limit - self.used(group) - self.reserved(group) < min(FULL, limit // 4)
+
     def _attribute(self, group: int, name: str) -> str | None:
         level, number = divmod(group, _LEVEL)
         try:
@@ -169,8 +179,8 @@ def enable_quota(root: Path, service: int) -> Quota:
             fcntl.ioctl(descriptor, _QUOTA_CTL, bytearray(struct.pack("=QQ", _QUOTA_ENABLE_SIMPLE, 0)))
     if (read_if_there(groups / "mode") or "").strip() != "squota":
         raise EngineUnavailable(
-            f"{root} counts by btrfs quota groups of the older kind: turn them off with btrfs quota disable {root}, and "
-            "start the service again, which turns on simple quotas."
+            f"{root} counts by the older quota groups of btrfs: turn them off (btrfs quota disable {root}), and start "
+            "the service again, which turns on simple quotas."
         )
     quota = Quota(root, service)
     with folder(root) as descriptor:
@@ -180,3 +190,16 @@ def enable_quota(root: Path, service: int) -> Quota:
 
 def _groups_folder(root: Path) -> Path:
     return Path("/sys/fs/btrfs") / file_system_uuid(root) / "qgroups"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """Bytes of ``/app`` with the home (``size``, ``used``), and of all else that a sandbox writes. 0: not known."""
+
+    size: int
+    used: int
+    scratch_size: int
+    scratch_used: int
+
+
+NO_SPACE = DiskSpace(0, 0, 0, 0)

@@ -10,25 +10,31 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import set_mode
-from builderd.adapters.engines.oci.storage.backing import Backing, ImageBacking, choose_backing, is_mounted
+from builderd.adapters.engines.oci.storage.backing import (
+    Backing,
+    ImageBacking,
+    Kind,
+    choose_backing,
+    folder_of,
+    image_of,
+    is_mounted,
+)
 from builderd.adapters.engines.oci.storage.deferred_sync import DeferredSync
-from builderd.adapters.engines.oci.storage.quotas import Quota, enable_quota
-from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
-from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
-from builderd.adapters.engines.oci.storage.store_record import claim_for, refuse_another, remember
+from builderd.adapters.engines.oci.storage.quotas import FULL, Quota, enable_quota
+from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations, StorageDevice
 from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
 from builderd.domain.errors import EngineUnavailable
+from builderd.linux.json_files import read_json, write_json
 from builderd.ports.engine import Readiness, StoreOptions
 
 Progress = Callable[[str], None]
 
 FOLDERS = ("disks", "scratch", "layers", "builds")
 BUSY_SECONDS = 2.0
-#: A store with less free space than this is full: the watch sets its limit in steps of half of it.
-FULL = 32 << 20
 
 
 class Store:
@@ -44,6 +50,7 @@ class Store:
         self.deferred_sync = DeferredSync(mount_point)
         self._quota: Quota | None = None
         self._reservations: SpaceReservations | None = None
+        self._device: StorageDevice | None = None
         self._watch: StoreWatch | None = None
 
     @property
@@ -79,9 +86,9 @@ class Store:
             folder.mkdir(mode=0o711, exist_ok=True)
         self._quota = enable_quota(self.root, int(self._instance, 16))
         image = backing.location if isinstance(backing, ImageBacking) else None
-        storage_device = StorageDevice(self.root, image, options.floor_bytes)
-        self._reservations = SpaceReservations(storage_device, self._quota, options.overcommit)
-        self._watch = StoreWatch(storage_device, self._quota, self._reservations)
+        self._device = StorageDevice(self.root, image, options.floor_bytes)
+        self._reservations = SpaceReservations(self._device, self._quota, options.overcommit)
+        self._watch = StoreWatch(self._device, self._quota, self._reservations)
 
     def start_watch(self) -> None:
         """Start the watch over reservations. Call it once existing claims are adopted."""
@@ -109,7 +116,7 @@ class Store:
 
     def is_short(self) -> bool:
         """Return True when the host's file system below the store may soon be full."""
-        return self._watch.is_short() if self._watch else False
+        return self._device is not None and self._device.is_host_short()
 
     def _take_lock(self) -> None:
         """Lock the store: two services on it would not know each other's reservations."""
@@ -153,23 +160,21 @@ class Store:
 
     def release(self) -> None:
         """Release the store for another process; it stays mounted. Idempotent."""
-        self._stop_watch()
+        if self._watch:
+            self._watch.close()
         self.deferred_sync.close()
-        self._quota = self._reservations = self._watch = None
+        self._quota = self._reservations = self._device = self._watch = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def close(self) -> None:
         """Unmount the store, waiting for sandboxes that are about to end. Idempotent."""
-        self._stop_watch()
+        if self._watch:
+            self._watch.close()
         if is_mounted(self.root):
             _unmount(self.root)
         self.release()
-
-    def _stop_watch(self) -> None:
-        if self._watch:
-            self._watch.close()
 
 
 def _share(target: Path) -> None:
@@ -195,3 +200,87 @@ def _unmount(target: Path) -> None:
 
 def _umount(target: Path, *options: str) -> int:
     return subprocess.run(["umount", *options, target], capture_output=True, check=False).returncode
+
+
+RECORD, MARK = "store.json", "service.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """Record of a store. ``uuid`` of the btrfs file system; ``location``: its path when this was written."""
+
+    kind: Kind
+    uuid: str
+    location: str
+
+
+def refuse_another(data_dir: Path, backing: Backing) -> None:
+    """Raise ``EngineUnavailable`` when the disks of this data directory lie in another store than this one.
+
+    A store in the data directory that is gone is forgotten: its owner wants another one.
+    """
+    recorded = _recorded(data_dir)
+    if recorded is None:
+        _refuse_beside(data_dir, backing)
+    elif recorded.kind is not Kind.DEVICE and not os.path.lexists(recorded.location):
+        (data_dir / RECORD).unlink()
+    elif (recorded.kind, recorded.uuid) != (backing.kind, backing.file_system()):
+        raise _another(data_dir, recorded, backing)
+
+
+def remember(data_dir: Path, backing: Backing) -> None:
+    """Write the record, once the store is mounted."""
+    record = StoreRecord(backing.kind, backing.file_system() or "", str(backing.location))
+    if record != _recorded(data_dir):
+        content = {"kind": record.kind, "uuid": record.uuid, "place": record.location}
+        write_json(data_dir / RECORD, content, durable=True)
+
+
+def claim_for(root: Path, instance: str, location: Path) -> None:
+    """Write the service's id into the store. Raises ``EngineUnavailable`` when it belongs to another service."""
+    found = read_json(root / MARK, f"It is in {location}: mount that, and remove the file.")
+    if found is None:
+        write_json(root / MARK, {"id": instance}, durable=True)
+    elif found["id"] != instance:
+        raise EngineUnavailable(
+            f"{location} is the store of another service ({found['id']}; this one is {instance}). Name another one. If "
+            f"that service is gone for good and this one is to have it, mount it and remove {MARK} from its root."
+        )
+
+
+def _recorded(data_dir: Path) -> StoreRecord | None:
+    file = data_dir / RECORD
+    found = read_json(file, "Remove it, once the settings name the store in which the disks lie.")
+    if found is None:
+        return None
+    # A store in the data directory moves with it.
+    locations = {Kind.FOLDER: folder_of(data_dir), Kind.IMAGE: image_of(data_dir), Kind.DEVICE: Path(found["place"])}
+    kind = Kind(found["kind"])
+    return StoreRecord(kind, found["uuid"], str(locations[kind]))
+
+
+def _refuse_beside(data_dir: Path, backing: Backing) -> None:
+    for location in (folder_of(data_dir), image_of(data_dir)):
+        if location != backing.location and os.path.lexists(location):
+            raise EngineUnavailable(f"The disks of this service lie in {location}. {_others(backing, location)}")
+
+
+def _another(data_dir: Path, recorded: StoreRecord, backing: Backing) -> EngineUnavailable:
+    record, location = data_dir / RECORD, Path(recorded.location)
+    words = f"The disks of this service lie in {location} (btrfs {recorded.uuid})."
+    if location == backing.location:
+        return EngineUnavailable(
+            f"{words} What is there now is another file system: bring back the right one, or remove {record} to go on "
+            "with this one, without those disks."
+        )
+    mark = record if recorded.kind is Kind.DEVICE else location
+    return EngineUnavailable(f"{words} {_others(backing, mark)}")
+
+
+def _others(backing: Backing, mark: Path) -> str:
+    """Return the remedy: without the file at ``mark``, the service takes another store."""
+    return (
+        f"{backing.location} is another store, without them: set store.device back to what it was. To enlarge or "
+        f"move a store, see docs/storage.md. To begin with an empty one, in which apps come back from their backups or "
+        f"begin anew, run 'builderd down' and remove {mark}."
+    )

@@ -2,19 +2,21 @@
 
 Promises are checked when they are made. Later the host may fill up from elsewhere, or metadata may take more than was
 counted. A file system that fails to write its metadata is read-only until every app on it was stopped, so apps get
-"disk quota exceeded" instead while there is still some space left: by the limit above all limits (``quotas``).
+"disk quota exceeded" instead while there is still some space left: by the limit above all limits (``quotas``). The
+host's blocks behind metadata are allocated ahead.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import threading
+from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.backing import free_bytes
-from builderd.adapters.engines.oci.storage.host_blocks import allocate_metadata
 from builderd.adapters.engines.oci.storage.quotas import Quota
-from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
-from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
+from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations, StorageDevice
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.domain.resources import GB
 from builderd.linux.syscalls import sync_file_system
@@ -93,10 +95,6 @@ class StoreWatch:
             self._limit(writable)
             self._allocate()
 
-    def is_short(self) -> bool:
-        """Return True when the host may soon be full."""
-        return self._device.is_host_short()
-
     def _note(self, failure_reason: str | None) -> None:
         if failure_reason != self._failure_reason:
             if failure_reason:
@@ -140,3 +138,20 @@ def find_failure(device: StorageDevice) -> str | None:
         return FULL_STORE.format(root=device.root)
     free = free_bytes(device.image.parent) / GB
     return FULL_HOST.format(free=free, image=device.image, floor=device.floor_bytes / GB)
+
+
+def allocate_metadata(root: Path, image: Path) -> None:
+    """Allocate the host's blocks behind all metadata of a store in a sparse file, before they are written to.
+
+    Content is kept. Raises ``OSError`` (ENOSPC).
+    """
+    argv = ("btrfs", "inspect-internal", "list-chunks", "--raw", str(root))
+    listed = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    file = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _device, _number, kind, start, length, *_ in (row for row in rows if len(row) > 4):
+            if kind.startswith(("System/", "Metadata/")):
+                os.posix_fallocate(file, int(start), int(length))
+    finally:
+        os.close(file)

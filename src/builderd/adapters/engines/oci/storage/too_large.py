@@ -10,8 +10,6 @@ from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InstallFailed, NoCapacity
 from builderd.domain.resources import GB
 
-#: A subvolume with less free space than this is full.
-FULL = 32 << 20
 #: Words by which programs name EDQUOT: the message of libc, and the code as Node.js and others have it.
 _QUOTA_WORDS = ("disk quota exceeded", "edquot")
 

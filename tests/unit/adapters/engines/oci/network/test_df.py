@@ -11,7 +11,7 @@ import pytest
 from builderd.adapters.engines.oci.network import df
 from builderd.adapters.engines.oci.network.df import make_table, read_limits, split_words, without_single_files
 from builderd.adapters.engines.oci.runtime.proc_files import make_disk
-from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
+from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace
 
 GB, MB = 1 << 30, 1 << 20
 SPACE = DiskSpace(3 * GB, 5 * MB, 256 * MB, MB)

@@ -9,8 +9,8 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
+from builderd.adapters.engines.oci.storage.quotas import NO_SPACE
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxSpec

@@ -21,7 +21,7 @@ from builderd.adapters.engines.oci.runtime.proc_files import (
     write_first,
 )
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.storage.disk_space import NO_SPACE, DiskSpace
+from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace
 from builderd.linux.processes import boot_id
 
 MB = 1 << 20

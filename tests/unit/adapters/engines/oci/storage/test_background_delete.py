@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import background_delete
-from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
+from builderd.adapters.engines.oci.storage import disks
+from builderd.adapters.engines.oci.storage.disks import BackgroundDelete
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.adapters.engines.oci.storage.tree import clear
 
@@ -84,14 +84,14 @@ def test_a_folder_refilled_without_end_gets_one_slice_a_round(tmp_path: Path, mo
             time.sleep(0.001)
         return False
 
-    monkeypatch.setattr(background_delete, "SLICE_SECONDS", 0.02)
-    monkeypatch.setattr(background_delete, "clear", clear_or_refill)
+    monkeypatch.setattr(disks, "SLICE_SECONDS", 0.02)
+    monkeypatch.setattr(disks, "clear", clear_or_refill)
     work = BackgroundDelete()
     work.add(fed)
     assert begun.wait(10)
     work.add(other)
     assert until_empty(other)
-    monkeypatch.setattr(background_delete, "clear", clear)
+    monkeypatch.setattr(disks, "clear", clear)
     assert until_empty(fed), "it gets its slice again"
     work.close()
 
@@ -106,7 +106,7 @@ def test_a_folder_added_often_gets_one_slice_a_round(tmp_path: Path, monkeypatch
         go_on.wait(10)
         return clear(inside, is_over)
 
-    monkeypatch.setattr(background_delete, "clear", clear_and_note)
+    monkeypatch.setattr(disks, "clear", clear_and_note)
     work = BackgroundDelete()
     work.add(often)
     assert until(lambda: slices)
@@ -128,7 +128,7 @@ def test_closing_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             time.sleep(0.001)
         return False
 
-    monkeypatch.setattr(background_delete, "clear", clear_slowly)
+    monkeypatch.setattr(disks, "clear", clear_slowly)
     work = BackgroundDelete()
     work.add(one)
     work.add(two)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import mounts
-from builderd.adapters.engines.oci.storage.mounts import mounted_roots
+from builderd.adapters.engines.oci.storage import backing
+from builderd.adapters.engines.oci.storage.backing import mounted_roots
 
 LINE = "29 1 0:25 {root} /mnt rw,relatime shared:1 - btrfs /dev/loop0 rw\n"
 
@@ -25,7 +25,7 @@ def test_the_mounts_of_every_namespace_are_found(tmp_path: Path, monkeypatch: py
     process(tmp_path, "3", "11", "/b")
     process(tmp_path, "self", "12", "/no-process")
     (tmp_path / "4").mkdir()
-    monkeypatch.setattr(mounts, "PROC", tmp_path)
+    monkeypatch.setattr(backing, "PROC", tmp_path)
     assert mounted_roots() <= {"/", "/a", "/b", "/not-looked-at-again"}
     assert "/b" in mounted_roots()
     assert len(mounted_roots() & {"/a", "/not-looked-at-again"}) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.placement import UNFINISHED, write_files
+from builderd.adapters.engines.oci.storage.file_copy import UNFINISHED, write_files
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 
 NEW = b"new"

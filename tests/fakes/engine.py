@@ -29,7 +29,6 @@ from builderd.domain.resources import Capacity
 from builderd.domain.sandboxes import (
     EndCause,
     Listening,
-    SandboxEffort,
     SandboxEnd,
     SandboxReport,
     SandboxSpec,
@@ -57,6 +56,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         FakeLayers.__init__(self, now)
         self.processes: list[ProcessSpec] = []
         self.tight = False
+        self.busy = False
         self.known: dict[SandboxId, FakeSandbox] = {}
         self.ready = False
         #: Reason by isolation that is not supported.
@@ -176,6 +176,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         for key in gone:
             del self.known_layers[key]
         return Collected(gone, [], 0)
+
+    def is_busy(self) -> bool:
+        return self.busy
 
     def is_tight(self) -> bool:
         return self.tight
@@ -382,11 +385,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await read_each(self.usage, sandboxes)
-
-    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        self._called("effort", sandbox)
-        found = self._alive(sandbox)
-        return None if found is None else SandboxEffort(found.cpu_seconds, found.behaviour.works)
 
     async def close(self) -> None:
         self.ready = False

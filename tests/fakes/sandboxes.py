@@ -14,8 +14,7 @@ class Behaviour:
     """Behaviour of an app once it is started.
 
     It listens on ``address`` and ``port`` (None: the spec's own) from the ``listens_at``-th look on (0: at once,
-    None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the start. One of
-    its threads always has work to do if it ``works``.
+    None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the start.
     """
 
     address: str = "0.0.0.0"
@@ -25,7 +24,6 @@ class Behaviour:
     exit_code: int = 0
     out_of_memory: bool = False
     lines: tuple[str, ...] = ()
-    works: bool = False
 
 
 @dataclass(slots=True)

@@ -77,22 +77,6 @@ def not_listening(listening: Listening, port: int, seconds: float, lines: Sequen
     return _where(listening, port, seconds) + quoted(lines)
 
 
-def lacks_memory(resources: Resources, reason: str) -> str:
-    """Message for an app that failed for this reason, and that spent its time at its memory limit."""
-    return (
-        f"The app is at its memory limit ({resources.memory:g} GB) and reads its own pages from the disk again and "
-        f"again: give it more with resources.memory. {reason}"
-    )
-
-
-def starved(seconds: float, cpu_seconds: float, lines: Sequence[str]) -> str:
-    """Message for an app that worked for all of its time, for which a busy machine gave it hardly any CPU."""
-    return (
-        f"The machine is too busy: within {seconds:.0f} seconds the app got {cpu_seconds:.1f} seconds of CPU, and does "
-        "not listen yet. Start it again when less runs here, or give it a longer start_timeout."
-    ) + quoted(lines)
-
-
 def listens_elsewhere(listening: Listening, port: int) -> bool:
     """Return True if the app listens, but on no socket that the preview can reach."""
     return bool(listening.sockets) and not listening.reachable(port)

@@ -208,17 +208,13 @@ SLOW_START = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body.
-
-    ``starved``: CPU seconds of an app that worked to the end of its time and got too few of them, None for any other.
-    """
+    """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body."""
 
     status: int | None
     seconds: float
     fault: str = ""
     excerpt: str = ""
     location: str = ""
-    starved: float | None = None
 
 
 # The gate's checks
@@ -235,8 +231,6 @@ def check_port(port: int, seconds: float) -> Check:
 
 def check_http2(visit: Visit, lines: Sequence[str]) -> Check:
     """Check that the app began a connection of HTTP/2; what it answers on it, such as to gRPC calls, is its own."""
-    if visit.starved is not None:
-        return _not_judged("A connection of HTTP/2 was not begun", visit.starved, visit.seconds, lines)
     if visit.status is None:
         message = f"A connection of HTTP/2 was not begun: {visit.fault} (after {visit.seconds:.2f} s)." + quoted(lines)
         return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
@@ -246,9 +240,6 @@ def check_http2(visit: Visit, lines: Sequence[str]) -> Check:
 def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
     """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
     asked = f"GET {path}"
-    if visit.starved is not None:
-        what = "got no answer" if visit.status is None else f"was answered {_status(visit.status)}"
-        return _not_judged(f"{asked} {what}", visit.starved, visit.seconds, lines)
     if visit.status is None:
         message = (
             f"{asked} got no answer: {visit.fault} (after {visit.seconds:.2f} s). It must answer HTTP requests on "
@@ -261,14 +252,6 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
     message = f"{said}; anything below 500 passes: mend what it failed at.{body}" + quoted(lines)
     return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
-
-
-def _not_judged(what: str, cpu_seconds: float, seconds: float, lines: Sequence[str]) -> Check:
-    message = (
-        f"The machine is too busy to judge the app: {what}, and in all of its time it got {cpu_seconds:.1f} seconds of "
-        "CPU. Try again when less runs here."
-    )
-    return Check(CheckName.ANSWER, Outcome.NOT_JUDGED, message + quoted(lines), seconds)
 
 
 def _status(status: int) -> str:

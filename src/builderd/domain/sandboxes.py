@@ -151,22 +151,6 @@ class SandboxUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxEffort:
-    """CPU seconds of a sandbox since its start. ``is_working``: one of its threads works at this moment.
-
-    A thread works when it would go on if the machine let it: it has a CPU, or waits for one, for a disk or for memory.
-    One that waits for a time, a lock, a connection or an answer does not. Always False where an engine cannot tell.
-
-    ``refaults``: pages that it has read again since its start, having lost them for want of memory; None while its
-    memory is below its own limit, and where an engine cannot tell.
-    """
-
-    cpu_seconds: float
-    is_working: bool = False
-    refaults: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ExecResult:
     """Result of a command; ``exit_code`` 124: killed by the timeout. ``output`` has both streams interleaved.
 

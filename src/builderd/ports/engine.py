@@ -28,7 +28,6 @@ from builderd.domain.sandboxes import (
     LogMatch,
     LogPage,
     LogPiece,
-    SandboxEffort,
     SandboxReport,
     SandboxSpec,
     SandboxUsage,
@@ -117,9 +116,6 @@ class Sandboxes(Protocol):
         of up to a minute. One with an ``age_seconds`` may be some seconds older than it says, its bytes of disk some
         minutes, and its CPU time may be counted in another way than by ``usage``.
         """
-
-    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        """Return its CPU time and whether it works now, or None when it does not run. Costs less than ``usage``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +354,9 @@ class Engine(Members, Protocol):
         Only what no sandbox has mounted and no call (``has_layer``, ``start``) used for ``unused_seconds``. A
         concurrent call either gets a layer, which then stays, or finds that there is none.
         """
+
+    def is_busy(self) -> bool:
+        """Return True while more wants to run than the machine has CPUs: apps get more time to start."""
 
     def is_tight(self) -> bool:
         """Return True when space runs out and should be collected early."""

@@ -42,7 +42,7 @@ from builderd.ports.testers import Target
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.services.start_time import StartTime, TimeLimit
+from builderd.services.start_time import StartTime
 from builderd.store import UnitOfWork
 
 #: Seconds between two looks at whether an app that has not answered yet has had its time.
@@ -118,33 +118,29 @@ async def _look_again(application: Application, sandbox: SandboxId, port: int, s
 
 
 async def _visit(application: Application, target: Target, sandbox: Sandbox, start_seconds: float) -> Visit:
-    """Ask the app; one that refuses, or that answers 503, is asked again for ``RETRY_SECONDS``, longer while it works.
+    """Ask the app; one that refuses, or that answers 503, is asked again for ``RETRY_SECONDS``.
 
     Each request is waited for as long as the start may take: a server may listen before its workers have loaded.
     """
     sandboxes, clock = application.engine.sandboxes, application.clock
     before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-    start_time = StartTime(sandboxes, clock, sandbox.id, TimeLimit.of_start(start_seconds), before)
+    start_time = StartTime(application.engine, clock, start_seconds, before)
     retries: StartTime | None = None
     while True:
-        visit = await _ask(application, target, start_time, retries)
+        visit = await _ask(application, target, start_time)
         is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
         has_hung = visit.status is None and visit.seconds >= GATE_TIMEOUT
         if is_ready or has_hung or not (await sandboxes.report(sandbox.id)).alive:
             return visit
         if retries is None:  # from its first answer on
-            grace = TimeLimit.of_grace(RETRY_SECONDS, start_time.left)
-            retries = StartTime(sandboxes, clock, sandbox.id, grace)
-        if await retries.is_over():
-            return replace(visit, starved=retries.starved)
+            retries = StartTime(application.engine, clock, RETRY_SECONDS)
+        if retries.is_over():
+            return visit
         await clock.sleep(RETRY_PAUSE)
 
 
-async def _ask(application: Application, target: Target, start_time: StartTime, retries: StartTime | None) -> Visit:
-    """Send one request, and wait for its answer for ``GATE_TIMEOUT`` and until the start has had its time.
-
-    ``retries`` is asked meanwhile, so that the time of slow answers counts.
-    """
+async def _ask(application: Application, target: Target, start_time: StartTime) -> Visit:
+    """Send one request, and wait for its answer for ``GATE_TIMEOUT`` and until the start has had its time."""
     clock = application.clock
     begun = clock.passed()
     timeout = max(GATE_TIMEOUT, start_time.left)
@@ -152,11 +148,8 @@ async def _ask(application: Application, target: Target, start_time: StartTime, 
     try:
         while not (await asyncio.wait({asking}, timeout=LOOK_SECONDS))[0]:
             seconds = clock.passed() - begun
-            if retries is not None:
-                await retries.is_over()
-            if await start_time.is_over() and seconds >= GATE_TIMEOUT:
-                fault = f"nothing came within {seconds:.0f} seconds"
-                return Visit(None, seconds, fault, starved=start_time.starved)
+            if start_time.is_over() and seconds >= GATE_TIMEOUT:
+                return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds")
         return asking.result()
     finally:
         asking.cancel()

@@ -119,7 +119,6 @@ async def test_exit_code_is_reported(engine: Engine) -> None:
     assert report.ip is None
     assert (await engine.sandboxes.listening(spec.id)).sockets == frozenset()
     assert await engine.sandboxes.usage(spec.id) is None
-    assert await engine.sandboxes.effort(spec.id) is None
     assert await log_text(engine, spec.id) == ["good bye"]
 
 
@@ -186,7 +185,6 @@ async def test_unknown_sandbox_is_absent(engine: Engine) -> None:
     assert (await engine.sandboxes.stop(sandbox, 1)).state is SandboxState.ABSENT
     assert (await engine.sandboxes.listening(sandbox)).sockets == frozenset()
     assert await engine.sandboxes.usage(sandbox) is None
-    assert await engine.sandboxes.effort(sandbox) is None
     assert await engine.logs.read_log(sandbox) == ([], "", False)
     await engine.sandboxes.remove(sandbox)
     with pytest.raises(InvalidState):
@@ -355,9 +353,6 @@ async def test_usage_of_a_running_sandbox_is_reported(engine: Engine) -> None:
     assert found.processes == usage.processes
     # The bytes of a new disk are counted once its file system has written them.
     assert found.disk_bytes > 0 or usage.disk_bytes == 0
-    effort = await engine.sandboxes.effort(spec.id)
-    assert effort
-    assert effort.cpu_seconds > 0
 
 
 async def usage_among_many(engine: Engine, sandbox: SandboxId) -> SandboxUsage:

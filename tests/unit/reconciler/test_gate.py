@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import pytest
 from tests.application import World
@@ -12,7 +11,7 @@ from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import MachineFault, QaFailed
+from builderd.domain.errors import QaFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.previews import Address, RouteState
 from builderd.domain.qa import (
@@ -29,7 +28,6 @@ from builderd.domain.sandboxes import (
     MACHINE_CAUSES,
     EndCause,
     Sandbox,
-    SandboxEffort,
     SandboxReport,
     SandboxState,
 )
@@ -72,19 +70,12 @@ async def test_a_healthy_app_passes_and_is_asked_once(world: World) -> None:
     assert [call for call, _ in world.testers.calls if call == "visit"] == ["visit"]
 
 
-@pytest.mark.parametrize(
-    ("share", "is_working", "seconds", "status"),
-    [
-        (0.4, False, 120, 200),
-        pytest.param(0.0, True, 120, 200, id="its worker reads modules from a busy disk"),
-        (0.0, False, 120, None),
-        (1.0, False, 120, None),
-    ],
-)
-async def test_answer_is_waited_for_while_the_app_is_busy_on_a_loaded_machine(
-    world: World, monkeypatch: pytest.MonkeyPatch, share: float, is_working: bool, seconds: float, status: int | None
+@pytest.mark.parametrize(("busy", "status"), [(False, None), (True, 200)])
+async def test_answer_is_waited_for_as_long_as_the_start_may_take(
+    world: World, monkeypatch: pytest.MonkeyPatch, busy: bool, status: int | None
 ) -> None:
     """Dash under gunicorn at load 34 listened at once, and its worker had not imported within the start's 60 s."""
+    world.engine.busy, seconds = busy, 100.0
     begun = world.clock.passed()
 
     async def answer_late(target: Target, path: str, timeout_seconds: float) -> Visit:
@@ -94,88 +85,21 @@ async def test_answer_is_waited_for_while_the_app_is_busy_on_a_loaded_machine(
         return Visit(200, seconds)
 
     monkeypatch.setattr(qa, "LOOK_SECONDS", 0.001)
-    visit = await visited(world, monkeypatch, answer_late, share=share, is_working=is_working)
+    visit = await visited(world, monkeypatch, answer_late)
     assert visit.status == status
     assert status or 60 <= visit.seconds < 80
 
 
-@pytest.mark.parametrize(
-    ("share", "is_working", "seconds"),
-    [
-        pytest.param(0.05, False, 5, id="its answers take CPU time"),
-        pytest.param(1.0, True, 5, id="it loads on an idle machine"),
-        pytest.param(0.1, True, 50, id="it loads on a loaded machine"),
-        pytest.param(0.0, True, 300, id="it gets nothing: to the end of a start"),
-    ],
-)
 @pytest.mark.parametrize("answer", [Visit(503, 0.01), Visit(None, 0.01, "the connection was refused")])
-async def test_app_that_is_not_ready_is_asked_for_five_seconds_and_longer_only_while_it_works(
-    world: World, monkeypatch: pytest.MonkeyPatch, answer: Visit, share: float, is_working: bool, seconds: float
+async def test_app_that_is_not_ready_is_asked_for_five_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch, answer: Visit
 ) -> None:
     async def not_ready(target: Target, path: str, timeout_seconds: float) -> Visit:
         return answer
 
     begun = world.clock.passed()
-    visit = await visited(world, monkeypatch, not_ready, share=share, is_working=is_working)
-    assert replace(visit, starved=None) == answer
-    assert (visit.starved is not None) == (seconds == 300)
-    assert seconds <= world.clock.passed() - begun <= seconds + 1
-
-
-@pytest.mark.parametrize(("share", "is_working", "seconds"), [(0.05, False, 15), (0.0, True, 300)])
-async def test_slow_answers_of_an_app_that_is_not_ready_count_whole(
-    world: World, monkeypatch: pytest.MonkeyPatch, share: float, is_working: bool, seconds: float
-) -> None:
-    """Answers after 14 seconds each counted as two, and held the gate for half an hour."""
-
-    async def slow(target: Target, path: str, timeout_seconds: float) -> Visit:
-        end = world.clock.passed() + 14
-        while world.clock.passed() < end:
-            world.clock.move(0.5)
-            await asyncio.sleep(0.002)
-        return Visit(503, 14.0)
-
-    begun = world.clock.passed()
-    monkeypatch.setattr(qa, "LOOK_SECONDS", 0.001)
-    visit = await visited(world, monkeypatch, slow, share=share, is_working=is_working)
-    assert visit.status == 503
-    assert seconds <= world.clock.passed() - begun <= seconds + 2 * 15
-
-
-def starve(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def visit(*_: object) -> Visit:
-        return Visit(503, 300.0, starved=6.0)
-
-    monkeypatch.setattr(qa, "_visit", visit)
-
-
-async def test_required_gate_of_an_app_without_cpu_fails_by_the_machine(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    starve(monkeypatch)
-    async with world.reconciling():
-        with pytest.raises(MachineFault, match=r"too busy to judge.*6\.0 seconds of CPU") as raised:
-            await world.create(require_qa=True)
-        assert raised.value.retry_after
-        kept = await world.read(lambda uow: uow.builders.get(raised.value.data["uuid"]))
-        assert kept is not None
-        assert (kept.failure_code, (await version_of(world, kept)).qa_passed) == (MachineFault.code, None)
-
-
-@pytest.mark.parametrize("takes_over", [False, True])
-async def test_app_without_cpu_runs_unjudged_where_the_gate_is_not_required(
-    world: World, monkeypatch: pytest.MonkeyPatch, takes_over: bool
-) -> None:
-    async with world.reconciling():
-        builder = await world.create() if takes_over else None
-        starve(monkeypatch)
-        builder = await world.deploy(builder, OTHER) if builder else await world.create()
-        assert builder.status is Status.RUNNING
-        assert (await version_of(world, builder)).qa_passed is None
-        checks = outcomes_of((await report_of(world, builder)).gate)
-        assert checks[CheckName.ANSWER] is Outcome.NOT_JUDGED
-        with pytest.raises(MachineFault, match="too busy to judge"):
-            await qa.again(world.application, world.caller, builder.id)
+    assert await visited(world, monkeypatch, not_ready) == answer
+    assert 5 <= world.clock.passed() - begun <= 6
 
 
 async def test_request_that_hangs_is_not_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +110,7 @@ async def test_request_that_hangs_is_not_sent_again(world: World, monkeypatch: p
         asked += 1
         return Visit(None, 61.0, "nothing came within 61 seconds")
 
-    visit = await visited(world, monkeypatch, hangs, share=1.0, is_working=True)
+    visit = await visited(world, monkeypatch, hangs)
     assert (visit.status, asked) == (None, 1)
 
 
@@ -194,22 +118,14 @@ async def visited(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     visit: Callable[[Target, str, float], Awaitable[Visit]],
-    *,
-    share: float,
-    is_working: bool,
 ) -> Visit:
-    """Return the gate's visit of an app that starts now, lives, and gets ``share`` of a CPU."""
-    clock = world.clock
-    started, begun = clock.now(), clock.passed()
+    """Return the gate's visit of an app that starts now and lives."""
+    started = world.clock.now()
     sandbox = Sandbox(SandboxId("a" * 16), BuilderId("b"), 1, 1, 1, started, DiskId("c"), started_at=started)
-
-    async def effort(_: SandboxId) -> SandboxEffort:
-        return SandboxEffort(share * (clock.passed() - begun), is_working)
 
     async def report(_: SandboxId) -> SandboxReport:
         return SandboxReport(sandbox.id, sandbox.builder_id, SandboxState.RUNNING)
 
-    monkeypatch.setattr(world.engine, "effort", effort)
     monkeypatch.setattr(world.engine, "report", report)
     monkeypatch.setattr(world.testers, "visit", visit)
     return await qa._visit(world.application, Target(Address("10.0.0.2", 80), ""), sandbox, 60)

@@ -7,8 +7,8 @@ from datetime import datetime
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import Handover, Status, StopKind, recent_crashes
-from builderd.domain.errors import BuildFailed, InstallFailed, MachineFault, NotFound, ReleaseFailed, StartFailed
-from builderd.domain.failures import exited_early, exited_too_often, lacks_memory, not_listening, starved
+from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
+from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observation
@@ -223,12 +223,7 @@ class Steps:
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await last_lines(self._app, sandbox)
-        if wait.starved is not None:
-            reason = starved(wait.seconds, wait.starved, lines)
-            return self._failed(item, "start", MachineFault.code, reason, since=sandbox.created_at)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
-        if wait.lacks_memory:
-            reason = lacks_memory(item.version.settings.resources, reason)
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
     def _listens(self, item: WorkItem, sandbox: Sandbox) -> Result:

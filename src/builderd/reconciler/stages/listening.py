@@ -10,9 +10,9 @@ from builderd.domain.qa import WORKER_ALIVE_SECONDS
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
-from builderd.services.start_time import StartTime, TimeLimit
+from builderd.services.start_time import StartTime
 
-#: Seconds for an app that listens only on an unreachable address to open its port as well; longer while it works.
+#: Seconds for an app that listens only on an unreachable address to open its port as well.
 ELSEWHERE_GRACE = 5.0
 #: Pause between two looks at the port in seconds: the first until ``FAST_SECONDS`` since the sandbox's start, the next
 #: until twice ``DOUBLED_SECONDS``, twice that until four times as long, and so on up to the last. Few values, so that
@@ -28,37 +28,28 @@ REPORT_SECONDS, LEAST_LOOKS, MOST_LOOKS = 0.25, 5, 25
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """``reachable``, or else ``ended`` tells how it ended, or else it listens at ``listening`` at most.
-
-    ``starved``: CPU seconds of an app that worked all the time and got too few of them, None for any other.
-    ``lacks_memory``: it read its own pages again and again, since its memory limit took them.
-    """
+    """``reachable``, or else ``ended`` tells how it ended, or else it listens at ``listening`` at most."""
 
     reachable: bool
     listening: Listening
     ended: SandboxReport | None
     seconds: float
-    starved: float | None = None
-    lacks_memory: bool = False
 
 
 async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> Wait:
     """Look until the app can be reached or the worker has lived long enough, the sandbox ends, or the time is over."""
     if item.builder.job_type.must_listen:
-        longest = application.limits.start_seconds(item.version.settings)
-        return await wait_until_listening(application, sandbox, item.version.settings.port, timeout, longest)
+        return await wait_until_listening(application, sandbox, item.version.settings.port, timeout)
     lifetime = WORKER_ALIVE_SECONDS if item.builder.job_type.is_judged else 0.0
     return await _wait_until_lived(application, sandbox, lifetime)
 
 
-async def wait_until_listening(
-    application: Application, sandbox: Sandbox, port: int, timeout: float, longest: float = 0.0
-) -> Wait:
+async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
     """Look until the port can be reached, the sandbox ends, or its ``StartTime`` is over.
 
     Counted from the start of the sandbox, so that a wait that was broken off continues where it was.
     """
-    start_time = _start_time(application, sandbox, TimeLimit.of_start(timeout, longest))
+    start_time = _start_time(application, sandbox, timeout)
     elsewhere: StartTime | None = None
     left = 0
     with application.engine.sandboxes.watch_port(sandbox.id) as may_listen:
@@ -75,32 +66,28 @@ async def wait_until_listening(
             if not listens_elsewhere(listening, port):
                 elsewhere = None
             elif elsewhere is None:
-                grace = TimeLimit.of_grace(ELSEWHERE_GRACE, start_time.left)
-                elsewhere = StartTime(application.engine.sandboxes, application.clock, sandbox.id, grace)
-            if elsewhere is not None and await elsewhere.is_over():
+                elsewhere = StartTime(application.engine, application.clock, ELSEWHERE_GRACE)
+            if start_time.is_over() or (elsewhere is not None and elsewhere.is_over()):
                 return Wait(False, listening, None, start_time.seconds)
-            if await start_time.is_over():
-                starved = start_time.starved if elsewhere is None else None
-                return Wait(False, listening, None, start_time.seconds, starved, start_time.lacks_memory)
             pause = _pause(start_time.seconds)
             left = _looks(pause) if looks_closely else left
             left -= await application.clock.poll(may_listen, pause, min(left, _in_a_row(pause)))
 
 
 async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:
-    """Look until the sandbox has lived for ``lifetime`` seconds, longer while it works, or ends."""
-    life = _start_time(application, sandbox, TimeLimit.of_life(lifetime))
+    """Look until the sandbox has lived for ``lifetime`` seconds, twice as long beside a busy machine, or ends."""
+    life = _start_time(application, sandbox, lifetime)
     while True:
         report = await application.engine.sandboxes.report(sandbox.id)
-        if not report.alive or lifetime == 0 or await life.is_over():
+        if not report.alive or lifetime == 0 or life.is_over():
             return Wait(report.alive, Listening(frozenset()), None if report.alive else report, life.seconds)
         await application.clock.sleep(min(LAST_PAUSE, lifetime / 4))
 
 
-def _start_time(application: Application, sandbox: Sandbox, limit: TimeLimit) -> StartTime:
+def _start_time(application: Application, sandbox: Sandbox, timeout: float) -> StartTime:
     clock = application.clock
     before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
-    return StartTime(application.engine.sandboxes, clock, sandbox.id, limit, before)
+    return StartTime(application.engine, clock, timeout, before)
 
 
 def _pause(seconds: float) -> float:

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from builderd.domain.errors import MachineFault, ReleaseFailed
 from builderd.domain.failures import describe_end, quoted
-from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
@@ -20,7 +19,7 @@ from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
-from builderd.services.start_time import StartTime, TimeLimit
+from builderd.services.start_time import StartTime
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
@@ -33,25 +32,20 @@ class Releases:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        #: CPU seconds of releases that this service stopped for want of the machine, until their end is recorded.
-        self._starved: dict[SandboxId, float] = {}
 
     async def wait(self, sandbox: Sandbox) -> Result:
         """Wait until the command ends; stop it when its time is over. The next look records the end.
 
-        The time counts from its start, also over a restart of the service, and is a start's: CPU time while it works.
+        The time counts from its start, also over a restart of the service, and is twice as long beside a busy machine.
         """
         sandboxes, clock = self._app.engine.sandboxes, self._app.clock
         before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-        limit = TimeLimit.of_start(self._app.limits.release_timeout)
-        time = StartTime(sandboxes, clock, sandbox.id, limit, before)
+        time = StartTime(self._app.engine, clock, self._app.limits.release_timeout, before)
         while True:
             report = await sandboxes.report(sandbox.id)
             if not report.alive:
                 return Result()
-            if await time.is_over():
-                if time.starved is not None:
-                    self._starved[sandbox.id] = time.starved
+            if time.is_over():
                 await sandboxes.stop(sandbox.id, 0)
                 return Result()
             await clock.sleep(FIRST_PAUSE if time.seconds < QUICK else LAST_PAUSE)
@@ -82,7 +76,6 @@ class Releases:
             sandbox_transitions.discard_first_disk(transition, sandbox)
 
         async def afterwards() -> None:
-            self._starved.pop(sandbox.id, None)  # not before: a failure is looked at twice
             await self._app.engine.sandboxes.remove(sandbox.id)
 
         return Result(record, afterwards)
@@ -94,9 +87,6 @@ class Releases:
         if (end.cause, end.exit_code) == (EndCause.EXITED, 0):
             return None
         lines = await last_lines(self._app, sandbox)
-        starved = self._starved.get(sandbox.id)
-        if end.cause is EndCause.STOPPED and starved is not None:
-            return MachineFault(explain_starved(item, seconds, starved, lines))
         # A stop for another reason gives this version up: then its failure is not recorded.
         if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):
             hint = await hint_of(self._app, item.version, lines)
@@ -116,15 +106,6 @@ def explain_release(item: WorkItem, end: SandboxEnd, seconds: float, lines: Sequ
     more = f'All of its lines: builderd logs {name} --stream release. To deploy without it: release = "".'
     parts = [f"The release command ({settings.release}) {why}", hint, more]
     return " ".join(part for part in parts if part) + quoted(lines)
-
-
-def explain_starved(item: WorkItem, seconds: float, cpu_seconds: float, lines: Sequence[str]) -> str:
-    """Return the message of a release that worked to its end, for which a busy machine gave it hardly any CPU."""
-    return (
-        f"The machine is too busy: within {seconds:.0f} seconds the release command ({item.version.settings.release}) "
-        f"got {cpu_seconds:.1f} seconds of CPU, and was stopped. It is not run again by itself. Look at what it did "
-        f"outside of its disk, then deploy again when less runs here.{quoted(lines)}"
-    )
 
 
 def explain_cut_off(item: WorkItem, end: SandboxEnd, lines: Sequence[str]) -> str:

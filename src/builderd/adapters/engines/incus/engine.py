@@ -39,12 +39,12 @@ from builderd.domain.sandboxes import (
     LogMatch,
     LogPage,
     LogPiece,
-    SandboxEffort,
     SandboxReport,
     SandboxSpec,
     SandboxUsage,
 )
 from builderd.domain.versions import Isolation
+from builderd.linux.cpu_time import is_busy
 from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
@@ -155,6 +155,9 @@ class IncusEngine:
         self._tight = await self._here.cluster.free_share() < TIGHT
         await self._here.measure()
         return Collected(layers, [], 0)
+
+    def is_busy(self) -> bool:
+        return is_busy()
 
     def is_tight(self) -> bool:
         return self._tight
@@ -317,9 +320,6 @@ class IncusEngine:
         self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await self._here.usage.read_many(sandboxes, max_age)
-
-    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        return await self._here.usage.effort(sandbox)
 
     async def read_log(
         self,

@@ -30,7 +30,7 @@ from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.sandboxes import SandboxEffort, SandboxUsage
+from builderd.domain.sandboxes import SandboxUsage
 
 #: Of the metrics of one member: an app has some 6 KB, and 200 bytes more for each processor where cgroups are v1.
 MOST_BYTES = 64 << 20
@@ -86,12 +86,6 @@ class Usage:
             network_out_bytes=counters.get("bytes_sent", 0),
             processes=max(state["processes"], 0),
         )
-
-    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        """Return the sandbox's CPU time. Incus does not show the states of threads."""
-        found = await self._sandboxes.running(sandbox)
-        state = await self._state(found["name"]) if found else None
-        return SandboxEffort(state["cpu"]["usage"] / 1e9) if state else None
 
     async def _state(self, name: str) -> Json | None:
         """Return an instance's state; None if it has ended since it was listed."""

@@ -23,6 +23,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.members import MemberReport
 from builderd.domain.resources import GB, Capacity
+from builderd.linux.cpu_time import is_busy
 from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import Collected, EngineOptions, Progress, Readiness
 
@@ -130,6 +131,9 @@ class OciEngine:
         bases = collect_bases(here.base, max(unused_seconds, UNUSED_SECONDS))
         used = {record.disk for record in here.runs.all() if here.runs.is_running(record)}
         return Collected(layers, bases, here.disks.collect_scratch(used, min(unused_seconds, SCRATCH_SECONDS)))
+
+    def is_busy(self) -> bool:
+        return is_busy()
 
     def is_tight(self) -> bool:
         store = self._here.store

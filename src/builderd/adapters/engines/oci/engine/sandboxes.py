@@ -14,7 +14,6 @@ from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
 from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.runtime.thread_states import any_works
 from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.adapters.engines.oci.storage.too_large import full_store_named
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
@@ -23,7 +22,6 @@ from builderd.domain.layers import NODE_MODULES
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import (
     Listening,
-    SandboxEffort,
     SandboxReport,
     SandboxSpec,
     SandboxState,
@@ -191,16 +189,6 @@ class Sandboxes:
         self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await read_each(self.usage, sandboxes)
-
-    async def effort(self, sandbox: SandboxId) -> SandboxEffort | None:
-        record, cgroups = self._running(sandbox), self._machine.cgroups
-        if record is None:
-            return None
-        try:
-            is_working = any_works(cgroups.threads(record.id))
-            return SandboxEffort(cgroups.cpu_seconds(record.id), is_working, cgroups.refaults(record.id))
-        except FileNotFoundError:
-            return None
 
     def _disk_usage(self, disk: DiskId) -> int:
         """Return the disk's used bytes, 0 when the disk was removed under the app. Blocks."""

@@ -35,10 +35,6 @@ _KILL_SECONDS = 5.0
 _REMOVE_SECONDS = 1.0
 #: A process that waits for a device freezes only when the device has answered.
 _FREEZE_SECONDS = 2.0
-#: The files of a group's memory and its limit, by version.
-_MEMORY_FILES = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}
-#: Part of its limit from which on a group is at it: the kernel takes its pages some at a time.
-_AT_LIMIT = 0.95
 
 
 class Cgroups:
@@ -54,7 +50,6 @@ class Cgroups:
         #: File by which a process with one thread enters a group by writing 0 to it. On version 1 that needs no lock
         #: and so never waits for the kernel: kernel/cgroup/cgroup.c, cgroup_procs_write_start.
         self.entry = "cgroup.procs" if self.version == 2 else "tasks"
-        self._threads_file = "cgroup.threads" if self.version == 2 else "tasks"
 
     @property
     def counts_sockets(self) -> bool:
@@ -156,23 +151,6 @@ class Cgroups:
         if self.version == 2:
             return group_files.counter(f"{self._folder('cpu', name)}/cpu.stat", "usage_usec") / 1e6
         return int(group_files.read(f"{self._folder('cpuacct', name)}/cpuacct.usage")) / 1e9
-
-    def threads(self, name: str) -> list[str]:
-        """Return the ids of a group's threads without those of its subgroups. Raises ``FileNotFoundError``."""
-        return group_files.read(f"{self._folder('pids', name)}/{self._threads_file}").split()
-
-    def refaults(self, name: str) -> int | None:
-        """Return how many pages the group read again after they were taken; None while it is below its memory limit.
-
-        Raises ``FileNotFoundError`` when there is no such group.
-        """
-        memory, prefix = self._folder("memory", name), "" if self.version == 2 else "total_"
-        used, limit = _MEMORY_FILES[self.version]
-        most = group_files.read(f"{memory}/{limit}").strip()
-        if not most.isdecimal() or int(group_files.read(f"{memory}/{used}")) < _AT_LIMIT * int(most):
-            return None
-        stat = group_files.counters(f"{memory}/memory.stat")
-        return sum(stat.get(f"{prefix}workingset_refault_{kind}", 0) for kind in ("anon", "file"))
 
     def limits(self, name: str) -> CgroupLimits:
         """Return the limits. Raises ``FileNotFoundError`` when there is no such group."""

@@ -90,17 +90,6 @@ def test_usage_on_version_2(v2: Path) -> None:
     assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
 
 
-@pytest.mark.parametrize(
-    ("version", "file"), [("v1", "pids/builderd-x/ab/tasks"), ("v2", "builderd-x/ab/cgroup.threads")]
-)
-def test_threads_of_a_group_are_listed(version: str, file: str, request: pytest.FixtureRequest) -> None:
-    root: Path = request.getfixturevalue(version)
-    (root / file).write_text("7\n12\n")
-    assert Cgroups("x", root).threads("ab") == ["7", "12"]
-    with pytest.raises(FileNotFoundError):
-        Cgroups("x", root).threads("gone")
-
-
 def test_process_outside_of_sandboxes_is_not_moved(v1: Path) -> None:
     """Such a process was given the number of one that has ended."""
     with pytest.raises(ProcessLookupError):
@@ -254,25 +243,3 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     groups.kill("ab")
     with pytest.raises(FileNotFoundError):
         groups.enter_inner("ab", "c", 12345678)
-
-
-REFAULTS = "workingset_refault_anon 3\nworkingset_refault_file 4\n"
-REFAULTS_V1 = f"{REFAULTS}total_workingset_refault_anon 5\ntotal_workingset_refault_file 7\n"
-
-
-@pytest.mark.parametrize(("used", "refaults"), [(990, 12), (900, None)])
-def test_pages_read_again_count_at_the_memory_limit(v1: Path, used: int, refaults: int | None) -> None:
-    group = v1 / "memory/builderd-x/ab"
-    (group / "memory.usage_in_bytes").write_text(f"{used}\n")
-    (group / "memory.limit_in_bytes").write_text("1000\n")
-    (group / "memory.stat").write_text(REFAULTS_V1)
-    assert Cgroups("x", v1).refaults("ab") == refaults
-
-
-@pytest.mark.parametrize(("limit", "refaults"), [("1000", 7), ("2000", None), ("max", None)])
-def test_pages_read_again_count_at_the_memory_limit_of_version_2(v2: Path, limit: str, refaults: int | None) -> None:
-    group = v2 / "builderd-x/ab"
-    (group / "memory.current").write_text("990\n")
-    (group / "memory.max").write_text(f"{limit}\n")
-    (group / "memory.stat").write_text(REFAULTS)
-    assert Cgroups("x", v2).refaults("ab") == refaults

@@ -61,7 +61,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self.ready = False
         #: Reason by isolation that is not supported.
         self.unsupported: dict[Isolation, str] = {}
-        self.prewarmed = 0
         #: Members of the cluster that it plays, if any, and the one on which sandboxes start.
         self.cluster: list[MemberReport] = []
         self.member = ""
@@ -123,9 +122,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     def supports(self, isolation: Isolation) -> str | None:
         return self.unsupported.get(isolation)
-
-    def prewarm(self) -> None:
-        self.prewarmed += 1
 
     def capacity(self) -> Capacity:
         return self.has

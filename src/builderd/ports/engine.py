@@ -52,9 +52,6 @@ class Sandboxes(Protocol):
     def supports(self, isolation: Isolation) -> str | None:
         """Return None when sandboxes of this isolation can run here, else why not and what to do."""
 
-    def prewarm(self) -> None:
-        """Prepare for a start or command expected within moments; an engine may ignore it. Returns at once."""
-
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         """Start the sandbox, or find it running already. A half-made one of the same id is removed first."""
 

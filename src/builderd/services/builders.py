@@ -346,7 +346,6 @@ def want_run(
     admission.admit_run(uow, application, builder, now)
     if builder.disk_released_at is not None or not builder.disk_is_made:
         _hold_again(uow, application, builder)
-    application.engine.sandboxes.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(
         builder,

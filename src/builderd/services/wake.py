@@ -46,7 +46,6 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
     # One save: a visitor's request may be blocked on this transaction.
     if builder.wakes:
         admission.admit_run(uow, application, builder, now)
-        application.engine.sandboxes.prewarm()
         wanted = _want_run(activity.touched(builder, now))
     elif builder.asleep_since is not None and builder.desired is Desired.RUNNING:
         wanted = replace(activity.touched(builder, now), asleep_since=None)

@@ -126,8 +126,6 @@ class Worker:
                 if stored is None:
                     return None
                 self._desired = stored.item.builder.desired
-                if stored.item.builder.starts:
-                    self._app.engine.sandboxes.prewarm()
                 observation = await observe(self._app, stored)
                 step = next_step(stored.item.builder, observation)
                 until = step.until if isinstance(step, Wait) else None

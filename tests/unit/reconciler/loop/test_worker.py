@@ -427,20 +427,6 @@ async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
     assert failures == 0
 
 
-async def test_engine_is_prewarmed_only_for_builders_about_to_start(world: World) -> None:
-    async with world.reconciling() as reconciler:
-        builder = await world.create()
-        assert world.engine.prewarmed > 0
-        await world.until(lambda: not reconciler._workers)
-        at_rest = world.engine.prewarmed
-        world.application.signals.desired_changed(builder.id)
-        await world.until(lambda: not reconciler._workers)
-        await world.reached(builders.stop, builder)
-        assert world.engine.prewarmed == at_rest
-        await world.reached(builders.start, builder)
-        assert world.engine.prewarmed > at_rest
-
-
 async def test_a_wish_for_a_builder_that_is_unknown_is_nothing(world: World) -> None:
     async with world.reconciling() as reconciler:
         world.application.signals.desired_changed(BuilderId(new_id()))

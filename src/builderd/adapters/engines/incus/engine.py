@@ -109,9 +109,6 @@ class IncusEngine:
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation is Isolation.STANDARD else _NO_VM
 
-    def prewarm(self) -> None:
-        """Do nothing: there is nothing to prepare."""
-
     def capacity(self) -> Capacity:
         return self._here.capacity
 

@@ -58,9 +58,6 @@ class Sandboxes:
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._machine.runtimes else _MISSING[isolation]
 
-    def prewarm(self) -> None:
-        self._machine.cgroups.moves.prewarm()
-
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         async with self._start_locks.setdefault(spec.disk, asyncio.Lock()):
             report = await self.report(spec.id)

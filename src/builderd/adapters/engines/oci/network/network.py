@@ -14,11 +14,11 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci.network import conntrack, set_elements
+from builderd.adapters.engines.oci.network import conntrack
 from builderd.adapters.engines.oci.network.allocations import PREFIX, bridge_name
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack
 from builderd.adapters.engines.oci.network.netlink import Netlink
-from builderd.adapters.engines.oci.network.nft import Policy, add_to_shares, make_rules, share_chain, table_name
+from builderd.adapters.engines.oci.network.nft import Policy, add_to_shares, make_rules, table_name
 from builderd.adapters.engines.oci.network.resolvers import parse_nameservers
 from builderd.adapters.engines.oci.network.shares import PortShares
 from builderd.adapters.engines.oci.network.slots import MAX_SLOTS, Addresses
@@ -137,17 +137,9 @@ class Network:
         with self._shares_lock:
             shares = self._shares.assign(tenants)
             try:
-                self._send_to_shares(shares)
+                self._apply(add_to_shares(self._instance, shares))
             except EngineUnavailable as error:
                 log.warning("port share not assigned: addresses=%s error=%s", ",".join(tenants), error)
-
-    def _send_to_shares(self, shares: Mapping[str, int]) -> None:
-        try:
-            chains = {ip: share_chain(share) for ip, share in shares.items()}
-            set_elements.send_to_chains(table_name(self._instance), "shares", chains)
-        except OSError:
-            # A process of 5 ms, whose error says more.
-            self._apply(add_to_shares(self._instance, shares))
 
     def _release_ports(self, ip: str) -> None:
         with self._shares_lock:
@@ -155,11 +147,9 @@ class Network:
                 self._delete_element("shares", ip)
 
     def _delete_element(self, name: str, ip: str) -> None:
-        table = table_name(self._instance)
-        try:
-            set_elements.delete(table, name, ip)
-        except OSError:
-            subprocess.run(["nft", "delete", "element", "inet", table, name, f"{{ {ip} }}"], check=False)
+        """Delete an address from a set of the table, if it is in there."""
+        words = ["nft", "delete", "element", "inet", table_name(self._instance), name, f"{{ {ip} }}"]
+        subprocess.run(words, capture_output=True, check=False)
 
     def forget(self, ip: str, *, abort: bool) -> None:
         """Delete the tracked flows of an ended sandbox, else they count for and reach the next one with its address.

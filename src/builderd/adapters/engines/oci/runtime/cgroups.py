@@ -14,7 +14,6 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.runtime import group_files
 from builderd.adapters.engines.oci.runtime.group_values import CgroupLimits, CgroupUsage, GroupCounters
-from builderd.adapters.engines.oci.runtime.moves import QuickMoves
 from builderd.linux.processes import read_proc
 
 ROOT = Path("/sys/fs/cgroup")
@@ -46,7 +45,6 @@ class Cgroups:
         self.version = 2 if (root / "cgroup.controllers").exists() else 1
         #: True when socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
         self.limits_sockets = (root / "memory" / SOCKET_LIMIT).exists()
-        self.moves = QuickMoves(root)
         #: File by which a process with one thread enters a group by writing 0 to it. On version 1 that needs no lock
         #: and so never waits for the kernel: kernel/cgroup/cgroup.c, cgroup_procs_write_start.
         self.entry = "cgroup.procs" if self.version == 2 else "tasks"

@@ -96,8 +96,7 @@ class Execution:
     async def begin(self) -> None:
         """Start the program; on failure nothing of it is left. Raises what ``Engine.open_process`` does."""
         try:
-            with self._runs.cgroups.moves.expected():
-                await self._begin()
+            await self._begin()
         except BaseException:
             await asyncio.shield(self.end(0))
             raise

@@ -194,9 +194,8 @@ class Runs:
         """Create and start a sandbox. Raises ``EngineUnavailable`` on failure and leaves nothing."""
         record = self.begin(run)
         try:
-            with self.cgroups.moves.expected():
-                record = await self.create(run, record)
-                record = await self.release(run, record)
+            record = await self.create(run, record)
+            record = await self.release(run, record)
         except BaseException:
             await asyncio.shield(self.remove(self._known[record.id]))
             raise

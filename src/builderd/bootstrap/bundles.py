@@ -39,10 +39,10 @@ async def open_bundles(settings: Settings, store: Store) -> Bundles:
 
 def open_uploads(settings: Settings, store: Store) -> Uploads:
     """Return the store of uploads' bytes."""
-    local = LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB))
-    limits = settings.limits
-    most_bytes = int(limits.stored_code * 1_000_000 * UPLOADS_SHARE)
-    return SharedUploads(store, local, most_bytes, limits.code_share) if is_shared(settings) else local
+    folder, limits = settings.data_dir / "uploads", settings.limits
+    if not is_shared(settings):
+        return LocalUploads(folder, int(settings.store.floor * GB))
+    return SharedUploads(store, folder, int(limits.stored_code * 1_000_000 * UPLOADS_SHARE), limits.code_share)
 
 
 async def download_bundles(settings: Settings) -> None:

@@ -22,4 +22,4 @@ async def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield LocalUploads(tmp_path / "uploads")
     else:
         async with memory_store() as store:
-            yield SharedUploads(store, LocalUploads(tmp_path / "uploads"))
+            yield SharedUploads(store, tmp_path / "uploads")

@@ -31,14 +31,14 @@ class LocalUploads:
         with self._locked(upload, os.O_CREAT) as file:
             received = os.fstat(file.fileno()).st_size
             if start > received:
-                raise Conflict(f"{received} bytes are received: continue from there.", data={"received": received})
+                raise gap(received)
             os.ftruncate(file.fileno(), start)
             file.seek(start)
             end = start
             async for chunk in content:
                 end += len(chunk)
                 if end > limit:
-                    raise TooLarge(f"The upload is too large: the limit is {limit} bytes.")
+                    raise too_large(limit)
                 await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, chunk)))
             return end
 
@@ -99,11 +99,6 @@ class LocalUploads:
 
         await asyncio.to_thread(work)
 
-    async def cut(self, upload: UploadId, size: int) -> None:
-        """Keep the first ``size`` bytes alone. Raises ``Conflict`` while the upload is sent."""
-        with suppress(FileNotFoundError), self._locked(upload) as file:
-            os.ftruncate(file.fileno(), size)
-
     async def ids(self) -> Collection[UploadId]:
         if not self._folder.is_dir():
             return ()
@@ -113,3 +108,12 @@ class LocalUploads:
         if not is_id(upload):
             raise KeyError(upload)
         return self._folder / upload
+
+
+def gap(received: int) -> Conflict:
+    """Return the error of a part that begins behind the bytes that are there."""
+    return Conflict(f"{received} bytes are received: continue from there.", data={"received": received})
+
+
+def too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The upload is too large: the limit is {limit} bytes.")

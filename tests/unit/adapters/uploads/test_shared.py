@@ -12,9 +12,8 @@ import pytest
 from tests.stores import memory_store
 
 from builderd.adapters.uploads import shared as module
-from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
-from builderd.domain.errors import Conflict, NoCapacity, QuotaExceeded, StoreUnavailable
+from builderd.domain.errors import NoCapacity, QuotaExceeded, StoreUnavailable
 from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import TenantId, UploadId, new_id
 from builderd.domain.tokens import Tenant
@@ -40,7 +39,7 @@ async def store() -> AsyncIterator[Store]:
 
 def service(store: Store, folder: Path, most_bytes: int = LIMIT, share: float = 1.0) -> SharedUploads:
     """Return the uploads of a service, as after its start."""
-    return SharedUploads(store, LocalUploads(folder), most_bytes, share)
+    return SharedUploads(store, folder, most_bytes, share)
 
 
 async def total(store: Store) -> int:
@@ -120,28 +119,6 @@ async def test_part_that_is_sent_again_replaces_all_later_bytes(store: Store, tm
     assert await read(service(store, tmp_path / "three")) == b"a" * start + b"bb"
 
 
-async def test_file_of_an_earlier_life_is_not_believed(store: Store, tmp_path: Path) -> None:
-    await service(store, tmp_path / "one").write(ONE, 0, pieces(b"a" * 30), LIMIT)
-    await service(store, tmp_path / "two").write(ONE, 0, pieces(b"b" * 15), LIMIT)
-    again = service(store, tmp_path / "one")
-    assert await again.size(ONE) == 15
-    assert await again.write(ONE, 15, pieces(b"c"), LIMIT) == 16
-    assert await read(again) == b"b" * 15 + b"c"
-
-
-async def test_file_of_an_upload_that_another_service_discarded_is_not_believed(store: Store, tmp_path: Path) -> None:
-    await service(store, tmp_path / "one").write(ONE, 0, pieces(b"a" * 25), LIMIT)
-    await service(store, tmp_path / "two").delete(ONE)
-    again = service(store, tmp_path / "one")
-    assert await again.size(ONE) == 0
-    with pytest.raises(KeyError):
-        await again.open(ONE)
-    with pytest.raises(Conflict):
-        await again.write(ONE, 25, pieces(b"bb"), LIMIT)
-    assert await again.write(ONE, 0, pieces(b"bb"), LIMIT) == 2
-    assert await read(again) == b"bb"
-
-
 async def test_uploads_together_have_a_limit_in_the_database(store: Store, tmp_path: Path) -> None:
     one = service(store, tmp_path / "one", most_bytes=40)
     await one.write(OTHER, 0, pieces(bytes(25)), LIMIT)
@@ -201,22 +178,6 @@ async def test_one_of_several_tenants_leaves_space_for_the_others(store: Store, 
     assert await one.write(modest, 0, pieces(bytes(20)), LIMIT) == 20
 
 
-async def test_refused_part_costs_no_second_read_of_the_upload(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = service(store, tmp_path / "one", most_bytes=40)
-    await one.write(ONE, 0, pieces(b"a" * 40), LIMIT)
-    reads: list[int] = []
-    monkeypatch.setattr(module, "_chunk", lambda uow, upload, number: reads.append(number))
-    for _ in range(3):
-        with pytest.raises(NoCapacity):
-            await one.write(ONE, 40, pieces(b"b" * 10), LIMIT)
-        assert await one.size(ONE) == 40
-    assert await one.write(ONE, 35, pieces(b"c" * 5), LIMIT) == 40
-    assert reads == []
-    assert await read(one) == b"a" * 35 + b"c" * 5
-
-
 async def test_requests_with_a_byte_each_are_paced(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +187,7 @@ async def test_requests_with_a_byte_each_are_paced(
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    one = SharedUploads(store, LocalUploads(tmp_path / "one"), sleep=sleep)
+    one = SharedUploads(store, tmp_path / "one", sleep=sleep)
     size = await one.write(ONE, 0, pieces(bytes(60_000), 1 << 14), 1 << 20)
     assert waits == [], "all of it is new"
     for start in (size, size + 1, size):

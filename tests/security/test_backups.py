@@ -13,8 +13,8 @@ import pytest
 from tests.contract.backup_repository.conftest import Scene
 from tests.engines import prepared, settings_until_down
 
-from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
+from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
+from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
 from builderd.bootstrap.data_directory import identity
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB

@@ -15,8 +15,8 @@ from tests.engines import prepared, settings_in
 from tests.fakes.backup_repository import FakeBackupRepository
 from tests.fakes.engine import FakeEngine
 
-from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
+from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.domain.ids import DiskId, new_id

@@ -12,20 +12,18 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.backup_repositories.restic import command, output
-from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
+from builderd.adapters.backup_repositories.restic import output, runs
 from builderd.adapters.backup_repositories.restic.runs import (
     KEPT_LINES,
     LONG,
     QUICK,
     RETRY_FULL,
-    DiskAccess,
     NoRepository,
     ParentLost,
+    RepositoryLocation,
     ResticContext,
     ResticFailed,
     Run,
@@ -45,6 +43,7 @@ from builderd.ports.backup_repository import (
 )
 from builderd.ports.engine import Tool, Tools
 
+MANIFEST = f"{runs.WORK}/manifest"
 #: Snapshots in one ``forget`` command.
 BATCH = 100
 #: Packs that one command repairs: copies of them, of up to 128 MB, take its memory.
@@ -78,15 +77,16 @@ class ResticRepository:
         work = self._work(repository.tenant_id, request.builder)
         listed = await self._run_manifest(work, request.disk, ("record", str(request.limit_bytes)))
         await asyncio.to_thread(self._check_free_space, repository.tenant_id, int(listed["stored"]))
-        run = Run(
-            self._context, repository, disk=DiskAccess(request.disk, reads_all=True), work=work, on_progress=on_progress
-        )
+        run = Run(self._context, repository, disk=request.disk, reads_all=True, work=work, on_progress=on_progress)
+        # Tags of the snapshot, for a service whose database lost the backup.
         facts = {"version": request.version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
-        argv = command.backup(request.backup, request.builder, facts)
+        tags = ",".join([request.backup, *(f"{name}={value}" for name, value in facts.items())])
+        # The builder is the host, so its latest snapshot is the parent.
+        argv = ("backup", "--host", request.builder, "--group-by", "host", "--tag", tags, runs.DISK, MANIFEST)
         try:
             messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
         except ParentLost:
-            messages = await run(*argv, command.FORCE, timeout=LONG)
+            messages = await run(*argv, "--force", timeout=LONG)  # reads all files, without a parent
         summary = output.find(messages, "summary")
         if summary is None:
             raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
@@ -100,9 +100,7 @@ class ResticRepository:
     ) -> RestoreReport:
         work = self._work(repository.tenant_id, BuilderId(disk))
         try:
-            run = Run(
-                self._context, repository, disk=DiskAccess(disk, writable=True), work=work, on_progress=on_progress
-            )
+            run = Run(self._context, repository, disk=disk, writable=True, work=work, on_progress=on_progress)
             await self._fetch(run, repository, snapshot)
             found = await self._run_manifest(work, disk, ("compare",))
         finally:
@@ -113,8 +111,14 @@ class ResticRepository:
 
     async def _fetch(self, run: Run, repository: TenantRepository, snapshot: str) -> None:
         try:
-            await self._fetch_manifest(run, snapshot)
-            await run(*command.restore(snapshot), timeout=LONG)
+            target = ("--target", runs.WORK, "--include", "/manifest", "--overwrite", "always")
+            try:
+                await run("restore", f"{snapshot}:{runs.WORK}", *target, timeout=QUICK)
+            except TargetFull as error:
+                # It goes to the service's folder, not to the disk.
+                raise _data_directory_full() from error
+            # Long runs of zeros become holes again.
+            await run("restore", f"{snapshot}:{runs.DISK}", "--target", runs.DISK, "--sparse", timeout=LONG)
         except TargetFull as error:
             raise _no_room(error) from error
         except (ResticFailed, RepositoryDamaged) as error:
@@ -122,65 +126,63 @@ class ResticRepository:
             await self.snapshots(repository)
             raise SnapshotDamaged(error.message) from error
 
-    async def _fetch_manifest(self, run: Run, snapshot: str) -> None:
-        try:
-            await run(*command.restore_manifest(snapshot), timeout=QUICK)
-        except TargetFull as error:
-            # It goes to the service's folder, not to the disk.
-            raise _data_directory_full() from error
-
     async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
         with _missing_only_if_new(repository):
             for start in range(0, len(snapshots), BATCH):
-                await Run(self._context, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
+                await Run(self._context, repository)("forget", *snapshots[start : start + BATCH], timeout=LONG)
 
     async def prune(self, repository: TenantRepository) -> None:
         with _missing_only_if_new(repository):
-            await Run(self._context, repository)(*command.prune(), timeout=LONG)
+            await Run(self._context, repository)("prune", "--max-unused", "10%", timeout=LONG)
 
     async def snapshots(self, repository: TenantRepository) -> Mapping[str, SnapshotRecord]:
         messages: Sequence[Mapping[str, Any]] = ()
         with _missing_only_if_new(repository):
-            messages = await Run(self._context, repository)(*command.snapshots(), timeout=QUICK)
+            messages = await Run(self._context, repository)("snapshots", "--no-lock", timeout=QUICK)
         found = output.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
         records = (_record(one) for one in found)
         return {one.summary.snapshot: one for one in records if one is not None}
 
     async def manifests(self) -> Mapping[TenantId, Collection[str]]:
-        return await asyncio.to_thread(self._manifests)
+        def work() -> Mapping[TenantId, Collection[str]]:
+            folders = self._work_root.iterdir() if self._work_root.exists() else ()
+            return {TenantId(folder.name): {one.name for one in folder.iterdir()} for folder in folders}
 
-    def _manifests(self) -> Mapping[TenantId, Collection[str]]:
-        folders = self._work_root.iterdir() if self._work_root.exists() else ()
-        return {TenantId(folder.name): {one.name for one in folder.iterdir()} for folder in folders}
+        return await asyncio.to_thread(work)
 
     async def delete_manifest(self, tenant: TenantId, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._work_root / tenant / name, ignore_errors=True)
 
     async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
         damage: list[Mapping[str, Any]] = []
-        run = Run(self._context, repository, on_message=lambda one: _note_damage(one, damage))
+
+        def note_damage(message: Mapping[str, Any]) -> None:
+            if len(damage) < KEPT_LINES and output.needs_repair(message):
+                damage.append(message)
+
+        run = Run(self._context, repository, on_message=note_damage)
         with _missing_only_if_new(repository):
             try:
-                await run(*command.check(percent), timeout=LONG)
+                part = ("--read-data-subset", f"{percent:g}%") if percent else ()
+                await run("check", *part, timeout=LONG)
             except (ResticFailed, RepositoryDamaged) as error:
                 if damage:
                     raise RepositoryDamaged(f"The repository of backups is damaged: {run.explain(damage)}.") from error
-                return await self._incomplete(repository)
+                # Data is lost, or the repository is unreachable, which fails this as well.
+                short = output.IncompleteSnapshots()
+                read = Run(self._context, repository, on_message=short.read)
+                await read("repair", "snapshots", "--dry-run", timeout=LONG)
+                return [one for one in await self.snapshots(repository) if one[:8] in short.found]
         return ()
-
-    async def _incomplete(self, repository: TenantRepository) -> Collection[str]:
-        """Return the snapshots whose data is lost. Raises ``BackupFailed``, also when the repository is unreachable."""
-        short = output.IncompleteSnapshots()
-        await Run(self._context, repository, on_message=short.read)(*command.list_incomplete(), timeout=LONG)
-        return [one for one in await self.snapshots(repository) if one[:8] in short.found]
 
     async def repair(self, repository: TenantRepository) -> None:
         run = Run(self._context, repository)
         with _missing_only_if_new(repository):
             damaged = await self._damaged_packs(repository)
             for start in range(0, len(damaged), PACKS):
-                await run(*command.repair_packs(damaged[start : start + PACKS]), timeout=LONG)
-            await run(*command.repair_index(), timeout=LONG)
+                # Copies of what is readable go to new packs, and of the damaged ones to the working directory.
+                await run("repair", "packs", *damaged[start : start + PACKS], timeout=LONG)
+            await run("repair", "index", timeout=LONG)
 
     async def _damaged_packs(self, repository: TenantRepository) -> Sequence[str]:
         """Read the whole repository; return its damaged packs."""
@@ -191,14 +193,14 @@ class ResticRepository:
                 summaries.append(message)
 
         with suppress(ResticFailed, RepositoryDamaged):
-            await Run(self._context, repository, on_message=note)(*command.check(100), timeout=LONG)
+            await Run(self._context, repository, on_message=note)("check", "--read-data-subset", "100%", timeout=LONG)
         if not summaries:
             raise BackupFailed("The repository of backups could not be read: restic reported no result.")
         return [str(pack) for pack in summaries[-1].get("broken_packs") or ()]
 
     async def _run_manifest(self, work: Path, disk: DiskId, arguments: tuple[str, ...]) -> Mapping[str, Any]:
         """Run the manifest program in a sandbox with the disk."""
-        argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *arguments)
+        argv = ("/usr/bin/python3", "-I", "-S", "-c", _MANIFEST_SOURCE, *arguments)
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         tool = Tool(argv, disk=disk, reads_all=True, folders={"work": work}, timeout_seconds=LONG)
         ended = await self._context.tools().run_tool(tool, lines.append)
@@ -236,7 +238,7 @@ class ResticRepository:
                 "too (DELETE /api/v1/backups/{id}).",
                 retry_after=RETRY_FULL,
             )
-        own = _size_of(self._context.location.folder(tenant))
+        own = sum(path.lstat().st_size for path in self._context.location.folder(tenant).rglob("*"))
         share = self._tenant_share * (own + free - self._floor)
         if own + needed > share:
             raise NoCapacity(
@@ -273,16 +275,6 @@ def _data_directory_full() -> NoCapacity:
     )
 
 
-def _size_of(repository: Path) -> int:
-    """Return the bytes of all files; 0 for a repository that is not there yet."""
-    return sum(path.lstat().st_size for path in repository.rglob("*"))
-
-
-def _note_damage(message: Mapping[str, Any], damage: list[Mapping[str, Any]]) -> None:
-    if len(damage) < KEPT_LINES and output.needs_repair(message):
-        damage.append(message)
-
-
 @contextmanager
 def _missing_only_if_new(repository: TenantRepository) -> Iterator[None]:
     """Ignore a missing repository only if it is new: an unmounted disk looks empty too."""
@@ -306,6 +298,5 @@ def _record(found: Mapping[str, Any]) -> SnapshotRecord | None:
     return SnapshotRecord(BackupId(backup), BuilderId(str(found["hostname"])), at, int(facts["version"]), summary)
 
 
-@cache
-def _manifest_source() -> str:
-    return (Path(__file__).parent / "manifest.py").read_text()
+#: The program that lists a disk, which runs in a sandbox.
+_MANIFEST_SOURCE = (Path(__file__).parent / "manifest.py").read_text()

@@ -4,16 +4,82 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.backup_repositories.restic import command, output
-from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
+from builderd.adapters.backup_repositories.restic import output
 from builderd.domain.errors import BackupFailed, NoCapacity, helper_died
-from builderd.domain.ids import DiskId
+from builderd.domain.ids import DiskId, TenantId
 from builderd.ports.backup_repository import OnProgress, RepositoryDamaged, TenantRepository
 from builderd.ports.engine import Tool, ToolExit, Tools
+
+DISK, REPOSITORY, CACHE, WORK = "/disk", "/repository", "/cache", "/work"
+
+#: Writes ssh's key and known hosts, which come in the environment, to files.
+_WITH_SSH = (
+    "umask 077; mkdir -p /tmp/.ssh; "
+    'printf "%s\\n" "$BUILDERD_SSH_KEY" >/tmp/.ssh/id; printf "%s\\n" "$BUILDERD_SSH_HOSTS" >/tmp/.ssh/hosts; '
+    'unset BUILDERD_SSH_KEY BUILDERD_SSH_HOSTS; exec "$@"'
+)
+_SSH_ARGUMENTS = (
+    "-i /tmp/.ssh/id -o BatchMode=yes -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes "
+    "-o UserKnownHostsFile=/tmp/.ssh/hosts -o ServerAliveInterval=15"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryLocation:
+    """The location of the repositories, one a tenant: ``base`` is a folder of this machine, or a back end of restic.
+
+    ``environment`` holds settings of the back end, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and ``ssh_hosts`` are
+    the contents of a private key and of a known_hosts file.
+    """
+
+    base: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ssh_key: str = ""
+    ssh_hosts: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        return self.base.startswith("/")
+
+    @property
+    def is_sftp(self) -> bool:
+        return self.base.startswith("sftp:")
+
+    def folder(self, tenant: TenantId) -> Path:
+        """Return the folder of a tenant's local repository."""
+        return Path(self.base) / tenant
+
+    def url(self, tenant: TenantId) -> str:
+        """Return the repository's URL, or its path in the sandbox of restic."""
+        return REPOSITORY if self.is_local else f"{self.base.rstrip('/')}/{tenant}"
+
+
+def environment(location: RepositoryLocation, tenant: TenantId, key: bytes) -> dict[str, str]:
+    """Return restic's environment, which contains secrets."""
+    ssh = {"BUILDERD_SSH_KEY": location.ssh_key, "BUILDERD_SSH_HOSTS": location.ssh_hosts} if location.is_sftp else {}
+    return {
+        **location.environment,
+        **ssh,
+        "RESTIC_REPOSITORY": location.url(tenant),
+        "RESTIC_PASSWORD": key.hex(),
+        "RESTIC_CACHE_DIR": CACHE,
+        "RESTIC_PROGRESS_FPS": "1",
+        "TMPDIR": "/tmp",  # noqa: S108
+    }
+
+
+def restic(location: RepositoryLocation, *arguments: str) -> tuple[str, ...]:
+    """Return the command line; a local repository needs no cache."""
+    options = ("--no-cache",) if location.is_local else ()
+    if not location.is_sftp:
+        return ("restic", "--json", *options, *arguments)
+    return ("sh", "-c", _WITH_SSH, "sh", "restic", "--json", "-o", f"sftp.args={_SSH_ARGUMENTS}", *options, *arguments)
+
 
 #: Seconds that a backup or a restore may take.
 LONG = 12 * 3600.0
@@ -24,6 +90,15 @@ KILLED = 137
 KEPT_LINES = 200
 #: When a caller may try again after a full file system, in seconds.
 RETRY_FULL = 60
+
+
+class ExitCode(IntEnum):
+    """Exit codes of restic 0.18 (https://restic.readthedocs.io, "Scripting")."""
+
+    INCOMPLETE = 3
+    NO_REPOSITORY = 10
+    LOCKED = 11
+    WRONG_KEY = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +131,27 @@ class TargetFull(ResticFailed):
         self.store_full = store_full
 
 
-@dataclass(frozen=True, slots=True)
-class DiskAccess:
-    """Disk that a run sees, if any, and how: see ``ports.engine.Tool``."""
-
-    id: DiskId | None = None
-    writable: bool = False
-    reads_all: bool = False
-
-
 class Run:
-    """Runs restic on one repository: creates a missing one, and removes locks left by a dead run of this service."""
+    """Runs restic on one repository: creates a missing one, and removes locks left by a dead run of this service.
+
+    ``disk`` is what a run sees, and ``writable`` and ``reads_all`` how: see ``ports.engine.Tool``.
+    """
 
     def __init__(
         self,
         context: ResticContext,
         repository: TenantRepository,
         *,
-        disk: DiskAccess | None = None,
+        disk: DiskId | None = None,
+        writable: bool = False,
+        reads_all: bool = False,
         work: Path | None = None,
         on_progress: OnProgress | None = None,
         on_message: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._context = context
         self._repository = repository
-        self._disk = disk or DiskAccess()
+        self._disk, self._writable, self._reads_all = disk, writable, reads_all
         self._on_progress = on_progress
         self._on_message = on_message
         self._folders = {} if work is None else {"work": work}
@@ -94,10 +165,10 @@ class Run:
     ) -> Sequence[Mapping[str, Any]]:
         """Run a command and return its last JSON messages. Raises ``BackupFailed`` for any failure."""
         ended, messages = await self._run(argv, timeout)
-        if ended.exit_code == command.NO_REPOSITORY and creates_repository:
-            self._raise_for_end(*await self._run(command.init(), QUICK))
+        if ended.exit_code == ExitCode.NO_REPOSITORY and creates_repository:
+            self._raise_for_end(*await self._run(("init",), QUICK))
             ended, messages = await self._run(argv, timeout)
-        if ended.exit_code == command.LOCKED and await self._clear_own_locks():
+        if ended.exit_code == ExitCode.LOCKED and await self._clear_own_locks():
             ended, messages = await self._run(argv, timeout)
         self._raise_for_end(ended, messages)
         return messages
@@ -116,11 +187,11 @@ class Run:
                 self._on_message(message)
 
         tool = Tool(
-            argv=command.restic(self._context.location, *argv),
-            env=command.environment(self._context.location, self._repository.tenant_id, self._repository.key),
-            disk=self._disk.id,
-            writable=self._disk.writable,
-            reads_all=self._disk.reads_all,
+            argv=restic(self._context.location, *argv),
+            env=environment(self._context.location, self._repository.tenant_id, self._repository.key),
+            disk=self._disk,
+            writable=self._writable,
+            reads_all=self._reads_all,
             folders=self._folders,
             network=not self._context.location.is_local,
             hostname=self._context.name,
@@ -135,16 +206,17 @@ class Run:
 
     async def _clear_own_locks(self) -> bool:
         """Remove the locks if runs of this service, which have all ended, left them. Return True if removed."""
-        ended, listed = await self._run(command.list_locks(), QUICK)
+        ended, listed = await self._run(("list", "locks", "--no-lock"), QUICK)
         if ended.exit_code:
             return False
         names = [str(one["text"]).strip() for one in listed if "text" in one]
         for name in names:
-            ended, shown = await self._run(command.show_lock(name), QUICK)
-            lock = output.parse("".join(str(one.get("text", "")) for one in shown)) if _is_text(shown) else shown[-1]
+            ended, shown = await self._run(("cat", "lock", name, "--no-lock"), QUICK)
+            is_text = bool(shown) and all("text" in one for one in shown)
+            lock = output.parse("".join(str(one["text"]) for one in shown)) if is_text else shown[-1]
             if ended.exit_code or lock.get("hostname") != self._context.name:
                 return False
-        ended, _ = await self._run(command.remove_locks(), QUICK)
+        ended, _ = await self._run(("unlock", "--remove-all"), QUICK)
         return ended.exit_code == 0
 
     def _raise_for_end(self, ended: ToolExit, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -168,10 +240,6 @@ class Run:
         return output.explain(messages, (self._repository.key.hex(), *location.environment.values(), *lines))
 
 
-def _is_text(messages: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(messages) and all("text" in one for one in messages)
-
-
 def repository_full() -> NoCapacity:
     """Return the error of a run that had no room in the repository, which needs some even for a restore: its lock."""
     return NoCapacity(
@@ -184,18 +252,18 @@ def repository_full() -> NoCapacity:
 def _raise_for_exit_code(code: int, why: str) -> None:
     """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status; it is not 0."""
     match code:
-        case command.NO_REPOSITORY:
+        case ExitCode.NO_REPOSITORY:
             raise NoRepository(
                 f"There is no repository of backups: {why}. If it was there before, put it back (is its disk mounted?)"
                 ", or remove the backups that were in it to begin a new one."
             )
-        case command.LOCKED:
+        case ExitCode.LOCKED:
             raise BackupFailed(f"The repository is locked by another service: {why}. Try again when that has ended.")
-        case command.WRONG_KEY:
+        case ExitCode.WRONG_KEY:
             raise BackupFailed(
                 "The repository does not open with its key: it was created again, or the stored key is another."
             )
-        case command.INCOMPLETE:
+        case ExitCode.INCOMPLETE:
             raise ResticFailed(f"Not every file could be read: {why}.")
         case _:
             raise ResticFailed(f"restic failed with exit code {code}: {why}.")

@@ -11,15 +11,14 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from builderd.adapters.bundles.formats import most_bytes
-from builderd.adapters.bundles.pins import Pins
-from builderd.adapters.bundles.stored_sizes import StoredSizes
 from builderd.adapters.bundles.tars import Tar, pack, state_of, unpack_large, whole_files
 from builderd.adapters.bundles.unpacking import CONCURRENCY, no_room, unpack
 from builderd.domain.bundles import (
@@ -43,8 +42,6 @@ log = logging.getLogger(__name__)
 REMEDY = "Its operator can free space where the data directory is (df -h, builderd doctor)."
 #: Larger bundles are not held in memory.
 LARGE_BYTES = 1_000_000
-#: The bundles that were read last are remembered, if they are no larger: a create reads one several times.
-REMEMBERED, SMALL_BYTES = 32, 262_144
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,8 +59,6 @@ class LocalBundles:
         self.pins = Pins()
         #: Large files whose hash was checked: ``Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
-        #: Small bundles whose hash was checked, with the state of their files. Several threads use it.
-        self._read: dict[str, tuple[tuple[int, int, int], Bundle]] = {}
 
     def exclusive(self) -> asyncio.Lock:
         return self._lock
@@ -193,7 +188,6 @@ class LocalBundles:
             await asyncio.to_thread(self._path(bundle_hash).unlink, missing_ok=True)
             self._sizes.drop(bundle_hash)
             self._whole.pop(bundle_hash, None)
-            self._read.pop(bundle_hash, None)
 
     def _hashes(self) -> Collection[str]:
         return frozenset(path.stem for path in self._folder.glob("*.tar") if _HASH.fullmatch(path.stem))
@@ -201,9 +195,15 @@ class LocalBundles:
     def _put(self, bundle: Bundle) -> int:
         """Return the bytes of its file."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._has(bundle.hash):
+        try:
+            self._get(bundle.hash)
+        except KeyError:
+            self._path(bundle.hash).unlink(missing_ok=True)  # a damaged one
             self._refuse_below_floor(bundle.packed_size)
-            _write_whole(self._path(bundle.hash), lambda out: pack(bundle.files, out))
+            with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+                pack(bundle.files, out)
+                out.flush()
+                self._publish(bundle.hash, out.fileno(), folder)
         return self._size(bundle.hash)
 
     async def _note(self, name: str) -> None:
@@ -231,15 +231,6 @@ class LocalBundles:
                 retry_after=60,
             )
 
-    def _has(self, name: str) -> bool:
-        """Return True if the bundle is stored and undamaged; a damaged file is removed."""
-        try:
-            self._get(name)
-        except KeyError:
-            self._path(name).unlink(missing_ok=True)
-            return False
-        return True
-
     def _get(self, name: str) -> Bundle:
         if not _HASH.fullmatch(name):
             raise KeyError(name)
@@ -247,22 +238,11 @@ class LocalBundles:
             content = Tar(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise KeyError(name) from None
-        state, read = self._read.get(name, (None, None))
-        if read is not None and state == content.state:
-            return read
         files = self._large(name, content) if content.size > LARGE_BYTES else whole_files(name, content)
         if files is None:
             log.error("bundle damaged on disk, deploy its version again bundle=%s", name)
             raise KeyError(name)
-        bundle = Bundle(name, files)
-        if content.size <= SMALL_BYTES:
-            self._remember(bundle, content)
-        return bundle
-
-    def _remember(self, bundle: Bundle, content: Tar) -> None:
-        self._read[bundle.hash] = content.state, bundle
-        for oldest in list(self._read)[:-REMEMBERED]:
-            self._read.pop(oldest, None)
+        return Bundle(name, files)
 
     def _large(self, name: str, content: Tar) -> tuple[BundleFile, ...] | None:
         files, state = unpack_large(content), content.state
@@ -273,16 +253,6 @@ class LocalBundles:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.tar"
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Fill an unnamed file (O_TMPFILE), then link it: a crash before that leaves nothing to clean up."""
-    with _open_folder(path.parent) as folder, _nameless(path.parent) as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-        _link(file.fileno(), path.name, folder)
-        os.fsync(folder)
 
 
 @contextmanager
@@ -306,3 +276,60 @@ def _link(nameless: int, name: str, folder: int) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+class Pins:
+    """Counts the pins of each bundle's hash; used by one event loop."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    def __contains__(self, bundle_hash: str) -> bool:
+        return bundle_hash in self._held
+
+    @contextmanager
+    def pinned(self, bundle_hash: str) -> Iterator[None]:
+        """Pin the bundle in the block."""
+        self._held[bundle_hash] += 1
+        try:
+            yield
+        finally:
+            self._held[bundle_hash] -= 1
+            if not self._held[bundle_hash]:
+                del self._held[bundle_hash]
+
+
+class StoredSizes:
+    """``load`` returns the bytes of all stored bundles, by hash."""
+
+    def __init__(self, load: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
+        self._load = load
+        self._loading = asyncio.Lock()
+        self._sizes: dict[str, int] | None = None
+        self._total = 0
+
+    async def total(self) -> int:
+        """Return the bytes of all bundles together."""
+        await self._known()
+        return self._total
+
+    async def of(self, bundles: Collection[str]) -> int:
+        """Return the bytes of these bundles together; those that are not stored count nothing."""
+        sizes = await self._known()
+        return sum(sizes.get(one, 0) for one in bundles)
+
+    def put(self, bundle: str, size: int) -> None:
+        if self._sizes is not None:
+            self._total += size - self._sizes.get(bundle, 0)
+            self._sizes[bundle] = size
+
+    def drop(self, bundle: str) -> None:
+        if self._sizes is not None:
+            self._total -= self._sizes.pop(bundle, 0)
+
+    async def _known(self) -> Mapping[str, int]:
+        async with self._loading:
+            if self._sizes is None:
+                self._sizes = dict(await self._load())
+                self._total = sum(self._sizes.values())
+        return self._sizes

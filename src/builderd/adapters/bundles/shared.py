@@ -10,8 +10,7 @@ from functools import partial
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.bundles.stored_sizes import StoredSizes
+from builderd.adapters.bundles.local import LocalBundles, StoredSizes
 from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle
 from builderd.ports.bundles import BundleSpace
 from builderd.store import Store, UnitOfWork

@@ -53,21 +53,26 @@ def pack(files: Iterable[BundleFile], out: BinaryIO) -> str:
     digests = []
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for file in files:
-            member = tarfile.TarInfo(file.path)
-            member.size = file.size
-            member.mode = 0o755 if file.executable else 0o644
-            content = _Reader(file)
-            tar.addfile(member, content)
+            content = Reader(file.chunks())
+            add_member(tar, file.path, file.size, content, executable=file.executable)
             digests.append((file.path, file.executable, content.digest.digest()))
-            tar.members.clear()  # type: ignore[attr-defined]
     return hash_of_digests(digests)
 
 
-class _Reader(io.RawIOBase):
-    """File-like reader of a bundle file, for ``tarfile``; hashes what it reads."""
+def add_member(tar: tarfile.TarFile, path: str, size: int, content: Reader, *, executable: bool) -> None:
+    member = tarfile.TarInfo(path)
+    member.size = size
+    member.mode = 0o755 if executable else 0o644
+    tar.addfile(member, content)
+    # tarfile keeps a list of all members otherwise.
+    tar.members.clear()  # type: ignore[attr-defined]
 
-    def __init__(self, file: BundleFile) -> None:
-        self._chunks = file.chunks()
+
+class Reader(io.RawIOBase):
+    """File-like reader of chunks, for ``tarfile``; hashes what it reads."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._rest = b""
         self.digest = hashlib.sha256()
 
@@ -78,6 +83,10 @@ class _Reader(io.RawIOBase):
         piece, self._rest = self._rest[:size], self._rest[size:]
         self.digest.update(piece)
         return piece
+
+    def has_more(self) -> bool:
+        """Return True if content is left."""
+        return bool(self._rest) or any(self._chunks)
 
 
 def whole_files(name: str, content: Tar) -> tuple[BundleFile, ...] | None:

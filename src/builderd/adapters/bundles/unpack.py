@@ -7,16 +7,14 @@ as uid 65534 (nobody), and can neither open files, start processes nor make a ca
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import sys
 import tarfile
-from collections.abc import Iterator
 from typing import BinaryIO
 
-from builderd.adapters.bundles.formats import Entry, entries, most_bytes
+from builderd.adapters.bundles.formats import entries, most_bytes
+from builderd.adapters.bundles.tars import Reader, add_member
 from builderd.domain.bundles import ArchiveIndex, ArchiveLimits, ArchiveRejected, hash_of_digests
 from builderd.sandboxing.limits import Limits
 from builderd.sandboxing.privileges import become_nobody, leave_network, lock_down
@@ -54,42 +52,12 @@ def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries(archive, limits):
             if (path := paths.get(entry.name)) is not None:
-                content = _Content(entry)
-                tar.addfile(_member(path, entry), content)
-                digests.append((path, entry.executable, content.end()))
-                tar.members.clear()  # type: ignore[attr-defined]
+                content = Reader(entry.chunks())
+                add_member(tar, path, entry.size, content, executable=entry.executable)
+                if content.has_more():
+                    raise ArchiveRejected(entry.name, "is larger than the archive says")
+                digests.append((path, entry.executable, content.digest.digest()))
     return hash_of_digests(digests)
-
-
-def _member(path: str, entry: Entry) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(path)
-    member.size = entry.size
-    member.mode = 0o755 if entry.executable else 0o644
-    return member
-
-
-class _Content(io.RawIOBase):
-    """File-like reader of an entry's content, for ``tarfile``; hashes what it reads."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-        self._chunks: Iterator[bytes] = entry.chunks()
-        self._rest = b""
-        self._digest = hashlib.sha256()
-
-    def read(self, size: int | None = -1) -> bytes:
-        assert size is not None
-        while len(self._rest) < size and (chunk := next(self._chunks, b"")):
-            self._rest += chunk
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        self._digest.update(piece)
-        return piece
-
-    def end(self) -> bytes:
-        """Return the sha256. Raises ``Refused`` if content is left."""
-        if self._rest or any(self._chunks):
-            raise ArchiveRejected(self._entry.name, "is larger than the archive says")
-        return self._digest.digest()
 
 
 def main() -> None:

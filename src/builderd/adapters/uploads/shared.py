@@ -134,7 +134,8 @@ class SharedUploads:
         if not size:
             raise KeyError(upload)
         for number in range(-(-size // CHUNK_BYTES)):
-            yield await self._store.read(partial(_chunk, upload=upload, number=number)) or b""
+            content = await self._store.read(partial(_chunk, upload=upload, number=number))
+            yield content or b""
 
     async def delete(self, upload: UploadId) -> None:
         async with self._alone(upload):

@@ -180,7 +180,7 @@ class ResticRepository:
         with _missing_only_if_new(repository):
             damaged = await self._damaged_packs(repository)
             for start in range(0, len(damaged), PACKS):
-                # Copies of what is readable go to new packs, and of the damaged ones to the working directory.
+                # restic moves readable data to new packs, and keeps damaged ones in its working directory.
                 await run("repair", "packs", *damaged[start : start + PACKS], timeout=LONG)
             await run("repair", "index", timeout=LONG)
 

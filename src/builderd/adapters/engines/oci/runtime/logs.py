@@ -15,8 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from builderd.adapters.engines.oci.runtime.log_records import Content, Cursor, read_generations
-from builderd.adapters.engines.oci.runtime.log_search import search_generations
+from builderd.adapters.engines.oci.runtime.log_records import Content, Cursor, read_generations, search_generations
 from builderd.adapters.engines.oci.runtime.records import is_name
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import LogMatch, LogPage, LogPiece

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.runtime.apps import INIT
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.log_records import Lines
+from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, lines_of
 from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root
@@ -26,7 +25,7 @@ _TMP_BYTES = 1 << 30
 #: Of a build that nobody waits for: with its two CPUs an eighth of an app with one.
 BACKGROUND_WEIGHT = 1 / 16
 _TAIL_SECONDS = 0.05
-#: Bytes of a log read at once, a matter of milliseconds; far more than conmon's longest record.
+#: Bytes of a log after which others have their turn, a matter of milliseconds.
 PIECE_BYTES = 64 << 10
 #: Line in place of output that was lost when the log was rotated.
 LEFT_OUT = "… (what the log had no room for is left out here)"
@@ -121,7 +120,6 @@ class Tail:
         self._output = output
         self._file = 0
         self._offset = 0
-        self._lines = Lines()
 
     async def follow(self) -> None:
         while True:
@@ -130,12 +128,11 @@ class Tail:
 
     async def finish(self) -> None:
         """Pass on the rest of a log that is complete."""
-        while self.pass_on():  # noqa: ASYNC110
+        while self.pass_on(whole=True):  # noqa: ASYNC110
             await asyncio.sleep(0)
-        self._tell_lines(self._lines.end())
 
-    def pass_on(self) -> bool:
-        """Pass on the next piece of new output; return True when there was any.
+    def pass_on(self, *, whole: bool = False) -> bool:
+        """Pass on the next piece of new output; return True when there was any. ``whole``: the log is complete.
 
         A flooding log is passed on late or with gaps: one that exceeds its limit is started again.
         """
@@ -143,15 +140,14 @@ class Tail:
             number = os.fstat(log.fileno()).st_ino
             if self._file not in (0, number):
                 self._offset = 0
-                self._tell_lines([*self._lines.end(), LEFT_OUT])
+                self._output(LEFT_OUT)
             self._file = number
             log.seek(self._offset)
-            lines, length = self._lines.add(log.read(PIECE_BYTES))
-            self._offset += length
-            self._tell_lines(lines)
-            return length > 0
+            passed = 0
+            for line, passed in lines_of(log.read(2 * MAX_LINE), 0, whole):
+                self._output(line.text)
+                if passed >= PIECE_BYTES:
+                    break
+            self._offset += passed
+            return passed > 0
         return False
-
-    def _tell_lines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self._output(line)

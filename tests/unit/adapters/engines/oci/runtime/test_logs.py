@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.oci.runtime import log_records as module
-from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, Cursor, parse_log, read_generations
+from builderd.adapters.engines.oci.runtime.log_records import (
+    MAX_LINE,
+    Content,
+    Cursor,
+    lines_of,
+    read_generations,
+    search_generations,
+)
 from builderd.adapters.engines.oci.runtime.logs import KEPT_LOGS, Logs
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.sandboxes import LogLine, LogStream
+from builderd.domain.sandboxes import LogLine, LogMatch, LogStream
 
 
 def record(text: str, flag: str = "F", stream: str = "stdout", second: int = 0) -> bytes:
@@ -24,50 +31,38 @@ def texts(lines: Sequence[LogLine]) -> list[str]:
     return [line.text for line in lines]
 
 
+def found(content: bytes, *, whole: bool = False) -> list[str]:
+    return [line.text for line, _ in lines_of(content, 0, whole)]
+
+
 def test_a_line_has_its_time_in_utc_its_stream_and_its_text() -> None:
-    (line,), offset, skip, *_ = parse_log(record("a  b ", stream="stderr"), 0, 0, False)
-    assert isinstance(line, LogLine)
+    content = record("a  b ", stream="stderr")
+    ((line, end),) = lines_of(content, 0, False)
     assert line.time.isoformat() == "2026-01-02T01:04:00.123456+00:00"
-    assert (line.stream, line.text) == (LogStream.STDERR, "a  b ")
-    assert (offset, skip) == (len(record("a  b ", stream="stderr")), 0)
+    assert (line.stream, line.text, end) == (LogStream.STDERR, "a  b ", len(content))
 
 
-def test_parts_are_joined_and_streams_kept_apart() -> None:
-    content = record("one ", "P") + record("err", stream="stderr") + record("two", "P") + record("", "F")
-    lines, offset, *_ = parse_log(content, 0, 0, False)
-    assert texts(lines) == ["err", "one two"]
-    assert offset == len(content)
+def test_parts_are_joined_until_the_other_stream_writes() -> None:
+    content = record("one ", "P") + record("err", stream="stderr") + record("two ", "P") + record("three")
+    assert found(content) == ["one ", "err", "two three"]
 
 
-def test_incomplete_line_is_returned_once_when_complete() -> None:
-    head = record("begin ", "P") + record("other", stream="stderr")
-    lines, offset, skip, *_ = parse_log(head, 0, 0, False)
-    assert texts(lines) == ["other"]
-    assert (offset, skip) == (0, 1)
-    whole = head + record("end") + record("next")
-    lines, offset, skip, *_ = parse_log(whole, offset, skip, False)
-    assert texts(lines) == ["begin end", "next"]
-    assert (offset, skip) == (len(whole), 0)
-
-
-def test_at_the_end_an_open_line_is_a_line() -> None:
-    content = record("no newline", "P")
-    assert texts(parse_log(content, 0, 0, True)[0]) == ["no newline"]
-    assert parse_log(content, 0, 0, False) == ([], 0, 0, 0, False)
+def test_open_line_is_a_line_at_the_end_only() -> None:
+    content = record("a") + record("no newline", "P")
+    assert found(content) == ["a"]
+    assert found(content, whole=True) == ["a", "no newline"]
+    _, cursor, _ = read_generations([content], Cursor(), False)
+    assert texts(read_generations([content + record("!")], Cursor.parse(cursor), False).lines) == ["no newline!"]
 
 
 def test_an_endless_line_is_cut() -> None:
     piece = "x" * 60_000
-    content = b"".join(record(piece, "P") for _ in range(MAX_LINE // len(piece) + 2))
-    lines, offset, *_ = parse_log(content, 0, 0, False)
-    assert len(lines) == 1
-    assert MAX_LINE < len(lines[0].text) < MAX_LINE + len(piece)
-    assert offset > 0
+    (line,) = found(b"".join(record(piece, "P") for _ in range(MAX_LINE // len(piece) + 2)))
+    assert MAX_LINE < len(line) < MAX_LINE + len(piece)
 
 
 def test_invalid_bytes_and_records_are_replaced_or_skipped() -> None:
-    content = record("ok")[:-1] + b"\xff\n" + b"rubbish\n" + record("still")
-    assert texts(parse_log(content, 0, 0, False)[0]) == ["ok\ufffd", "still"]
+    assert found(record("ok")[:-1] + b"\xff\n" + b"rubbish\n" + record("still")) == ["ok\ufffd", "still"]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,7 +81,7 @@ def test_reading_in_any_pieces_gives_what_reading_at_once_gives(seed: int) -> No
         lines, cursor, _ = read_generations([content[:cut]], Cursor.parse(cursor), False)
         told += texts(lines)
     lines, cursor, _ = read_generations([content], Cursor.parse(cursor), True)
-    assert sorted(told + texts(lines)) == sorted(whole)
+    assert told + texts(lines) == whole
 
 
 def test_reading_continues_over_a_rotation() -> None:
@@ -188,7 +183,7 @@ def talk(seed: int, count: int, first: int = 0) -> bytes:
     """Records of two streams a second apart, of which some are only parts of lines."""
     chance = random.Random(seed)
     return b"".join(
-        at(number, str(number), chance.choice("FFFP"), chance.choice(["stdout", "stderr"]))
+        at(number, f"Näme {number}", chance.choice("FFFP"), chance.choice(["stdout", "stderr"]))
         for number in range(first, first + count)
     )
 
@@ -211,37 +206,8 @@ def test_pages_give_what_reading_at_once_gives(seed: int, limit: int) -> None:
         assert len(lines) <= limit
         told += lines
     whole, end, _ = read_generations(contents, Cursor(), True)
-    assert sorted(told, key=str) == sorted(whole, key=str)
+    assert told == whole
     assert cursor == end
-
-
-def test_log_page_ends_between_lines() -> None:
-    content = at(0, "a") + at(1, "b ", "P") + b"".join(at(n, str(n), stream="stderr") for n in range(2, 6)) + at(6, "b")
-    lines, cursor, more = read_generations([content], Cursor(), False, limit=4)
-    assert (texts(lines), more) == (["a"], True)
-    lines, _, more = read_generations([content], Cursor.parse(cursor), False, limit=5)
-    assert (sorted(texts(lines)), more) == (["2", "3", "4", "5", "b b"], False)
-
-
-def test_incomplete_line_does_not_stop_later_pages() -> None:
-    content = at(0, "open ", "P") + b"".join(at(n, str(n), stream="stderr") for n in range(1, 6)) + at(6, "end")
-    lines, cursor, _ = read_generations([content], Cursor(), False, limit=4)
-    assert texts(lines) == ["1", "2", "3", "4"]
-    lines, _, more = read_generations([content], Cursor.parse(cursor), False, limit=4)
-    assert (texts(lines), more) == (["5", "open end"], False)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3])
-def test_lines_that_are_open_at_the_end_come_at_last(limit: int) -> None:
-    content = at(0, "a") + at(1, "out", "P") + at(2, "err", "P", "stderr")
-    told: list[str] = []
-    page = read_generations([content], Cursor(), True, 1, limit=0)
-    assert (page.lines, page.more) == ([], True)
-    while page.more:
-        page = read_generations([content], Cursor.parse(page.cursor), True, limit=limit)
-        told += texts(page.lines)
-    assert told[-1] == "err"
-    assert len(told) <= 2
 
 
 def test_long_lines_make_short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +234,7 @@ def test_reading_begins_at_a_time_with_whole_lines(second: int) -> None:
     lately = read_generations(contents, Cursor(), True, since=since)[0]
     whole = read_generations(contents, Cursor(), True)[0]
     assert [line for line in lately if line.time >= since] == [line for line in whole if line.time >= since]
-    assert len([line for line in lately if line.time < since]) <= module.MARGIN
+    assert len([line for line in lately if line.time < since]) <= 1
 
 
 def test_to_begin_at_a_time_little_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,8 +259,92 @@ def test_rotated_log_is_continued() -> None:
 
 
 def test_line_after_a_truncated_one_is_returned() -> None:
-    dots = b"".join(record("." * 40, "P") for _ in range(MAX_LINE // 80))
+    dots = b"".join(record("." * 40, "P") for _ in range(MAX_LINE // 80 + 1))
     (cut,), cursor, _ = read_generations([dots], Cursor(), False)
     assert set(cut.text) == {"."}
     lines, _, _ = read_generations([dots + record("error", stream="stderr")], Cursor.parse(cursor), False)
-    assert texts(lines) == ["error"]
+    assert texts(lines)[-1] == "error"
+
+
+# Search from the end: each line once, in pieces
+
+
+def search(contents: Sequence[Content], match: LogMatch, count: int) -> tuple[list[LogLine], int]:
+    """Return all matching lines, and the number of pieces that were read."""
+    result: list[LogLine] = []
+    before, number, more = "", 0, True
+    while more:
+        lines, begin, _, more = search_generations(contents, match, Cursor.parse(before), True, count)
+        assert begin != before
+        result, before, number = [*lines, *result], begin, number + 1
+    return result, number
+
+
+def whole(contents: Sequence[Content], match: LogMatch) -> list[LogLine]:
+    return [line for line in read_generations(contents, Cursor(), True).lines if match.passes(line)]
+
+
+MATCHES = [
+    LogMatch(),
+    LogMatch(search="NÄME 1"),
+    LogMatch(search="7"),
+    LogMatch(stream=LogStream.STDERR),
+    LogMatch(since=BEGINNING + timedelta(seconds=150), search="näme"),
+    LogMatch(search="absent"),
+]
+
+
+@pytest.mark.parametrize("count", [1, 5, 40, 1_000])
+@pytest.mark.parametrize("match", MATCHES)
+def test_pieces_have_each_matching_line_once(match: LogMatch, count: int) -> None:
+    contents = [talk(1, 200), talk(101, 150, 200)]
+    found, _ = search(contents, match, count)
+    assert found == whole(contents, match)
+
+
+def test_reading_goes_on_after_the_newest_piece() -> None:
+    content = b"".join(at(number, str(number)) for number in range(100)) + at(100, "open ", "P", "stderr")
+    piece = search_generations([content], LogMatch(search="99"), Cursor(), False, 10)
+    assert [line.text for line in piece.lines] == ["99"]
+    later = content + at(101, "new") + at(102, "line", stream="stderr")
+    page = read_generations([later], Cursor.parse(piece.end), False)
+    assert [line.text for line in page.lines] == ["open ", "new", "line"]
+
+
+def test_reading_from_the_beginning_of_a_piece_gives_its_lines() -> None:
+    content = talk(3, 300)
+    piece = search_generations([content], LogMatch(), Cursor(), True, 50)
+    assert read_generations([content], Cursor.parse(piece.begin), True).lines == piece.lines
+
+
+def test_pieces_before_a_time_are_not_read() -> None:
+    content = b"".join(at(number, str(number)) for number in range(10_000))
+    found, pieces = search([content], LogMatch(since=BEGINNING + timedelta(seconds=9_950)), 100)
+    assert (len(found), pieces) == (50, 1)
+
+
+def test_pieces_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_SIZE", 1_000)
+    content = b"".join(at(number, "x" * 100) for number in range(50))
+    found, pieces = search([content], LogMatch(), 1_000)
+    assert len(found) == 50
+    assert pieces >= 7
+
+
+def test_endless_line_ends_the_search() -> None:
+    dots = b"".join(at(0, "." * 8_000, "P") for _ in range(5 * MAX_LINE // 8_000))
+    found, pieces = search([at(0, "first") + dots], LogMatch(search="FIRST"), 10)
+    assert [line.text for line in found] == ["first"]
+    assert pieces < 10
+
+
+def test_text_over_parts_of_a_line_is_found() -> None:
+    content = at(0, "nee", "P") + at(1, "dle") + b"".join(at(number, "x") for number in range(2, 50))
+    assert [line.text for line in search([content], LogMatch(search="needle"), 10)[0]] == ["needle"]
+
+
+@pytest.mark.parametrize("text", ["Kelvin \u212a", "Stra\u00dfe", "\u0130stanbul"])
+def test_letters_that_fold_to_ascii_are_found(text: str) -> None:
+    content = at(0, text) + b"".join(at(number, "x") for number in range(1, 50))
+    folded = text.casefold()
+    assert [line.text for line in search([content], LogMatch(search=folded), 10)[0]] == [text]

@@ -14,7 +14,7 @@ HOST = "shop.example.com"
 
 
 async def add(world: World, builder: Builder, host: str = HOST, caller: Caller | None = None) -> Domain:
-    now = world.clock.calendar()
+    now = world.clock.now()
     made, _ = await world.application.store.write(
         lambda uow: domains.add(uow, world.application, caller or world.caller, builder.id, host, now)
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-
-from builderd.ports.clock import Skip
 
 #: Seconds, as of the system's clock.
 HELD_STEP, HOLD = 3600, 86_400
@@ -17,7 +15,6 @@ class FakeClock:
 
     def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
-        self._skips: list[Skip] = []
         self._held: list[tuple[float, timedelta]] = []
         self._set_back = timedelta()
         self._passed = 0.0
@@ -26,11 +23,9 @@ class FakeClock:
     def now(self) -> datetime:
         return self._now
 
-    def calendar(self) -> datetime:
-        return self._now - self._set_back
-
     def deletable(self) -> datetime:
-        return self.calendar() - sum((size for until, size in self._held if until > self._passed), timedelta())
+        held = sum((size for until, size in self._held if until > self._passed), timedelta())
+        return self._now - self._set_back - held
 
     def passed(self) -> float:
         return self._passed
@@ -46,19 +41,11 @@ class FakeClock:
                 return number
         return most
 
-    def skips(self) -> Sequence[Skip]:
-        return list(self._skips)
-
-    def settle(self, skip: Skip) -> None:
-        self._skips.remove(skip)
-
-    def skip(self, seconds: float) -> None:
-        """Follow a wall clock that was set forward by ``seconds``: no time passes."""
-        since = self._now
+    def jump(self, seconds: float) -> None:
+        """Follow a wall clock that was set forward by ``seconds``."""
         self._now += timedelta(seconds=seconds)
         if seconds > HELD_STEP:
             self._held.append((self._passed + HOLD, timedelta(seconds=seconds)))
-        self._skips.append(Skip(since, self._now))
 
     def set_back(self, seconds: float) -> None:
         """Set the wall clock back; ``now`` stays."""

@@ -29,7 +29,7 @@ async def world() -> AsyncIterator[World]:
 
 
 async def check_now(world: World, builder: Builder) -> None:
-    now = world.clock.calendar()
+    now = world.clock.now()
     await world.application.store.write(lambda uow: domains.ask_again(uow, world.caller, builder.id, HOST, now))
 
 

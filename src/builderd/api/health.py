@@ -62,7 +62,7 @@ async def _public_url(application: Application) -> Part:
         stored = await application.store.read(lambda uow: uow.wildcard_certificates.get(public_name(host)))
     except StoreUnavailable as error:
         return Part(ready=False, message=error.message)
-    ready, message = describe_public(host, stored, application.clock.calendar())
+    ready, message = describe_public(host, stored, application.clock.now())
     return Part(ready=ready, message=message)
 
 

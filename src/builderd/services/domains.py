@@ -149,7 +149,7 @@ def checked(
 
     With ``owns_text`` the TXT record was found: the domain is taken over from the tenant that holds it.
     """
-    found, now = _live(uow, domain_id), application.clock.calendar()
+    found, now = _live(uow, domain_id), application.clock.now()
     if found is None:
         return None
     claims = uow.domains.related(found.host)
@@ -200,7 +200,7 @@ def _fail(uow: UnitOfWork, before: Domain, after: Domain, now: datetime) -> None
 
 def issued(uow: UnitOfWork, application: Application, domain_id: DomainId, certificate: Certificate) -> Domain | None:
     """Store the certificate, sealed. None when the domain was removed meanwhile."""
-    found, now = _live(uow, domain_id), application.clock.calendar()
+    found, now = _live(uow, domain_id), application.clock.now()
     if found is None or not found.is_held:
         return None
     renew_at = domains.renewal_time(certificate.begin, certificate.end, certificate.renew_at)
@@ -257,7 +257,7 @@ def account_key(uow: UnitOfWork, application: Application) -> bytes:
     stored = uow.acme_accounts.get(application.domain_rules.directory)
     if stored is not None:
         return application.vault.open(stored.key, stored.associated_data)
-    key, now = application.authority.new_account_key(), application.clock.calendar()
+    key, now = application.authority.new_account_key(), application.clock.now()
     account = AcmeAccount(application.domain_rules.directory, b"", now)
     uow.acme_accounts.put(replace(account, key=application.vault.seal(key, account.associated_data)))
     return key

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -136,9 +135,7 @@ SECOND = timedelta(seconds=1)
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Before and after all segments.
 EVER, NEVER = UNIX_EPOCH, datetime(9999, 1, 1, tzinfo=UTC)
-_OVER = _OF_BUILDER.where(_begins_before, _ends_after)
 _LATER = _SELECT.where(or_(ledger.c.started_at > _since, ledger.c.ended_at > _since))
-_BUILDERS_OVER = select(ledger.c.builder_id).where(_begins_before, _ends_after).distinct().order_by(ledger.c.builder_id)
 _SET_SPAN = (
     update(ledger)
     .where(ledger.c.id == bindparam("segment"))
@@ -196,21 +193,6 @@ class Ledger:
             self._known[builder] = None
             self._count(current, max(at, current.start))
 
-    def builders_over(self, since: datetime, until: datetime) -> Sequence[BuilderId]:
-        """Return all tenants' builders, deleted ones too, with a segment that overlaps this time."""
-        return self._connection.execute(_BUILDERS_OVER, {"since": since, "until": until}).scalars().all()
-
-    def skip(self, builder: BuilderId, since: datetime, until: datetime) -> None:
-        """Remove a time that did not pass from the segments over it, splitting them. Idempotent.
-
-        The builder must be locked in this unit of work. The cost does not grow with the history.
-        """
-        values = {"builder": builder, "since": since, "until": until}
-        with damage_named(builder):
-            for row in self._connection.execute(_OVER, values).mappings().all():
-                self._cut(row["id"], read_segment(row), since, until)
-        self._known.pop(builder, None)
-
     def end_at(self, now: datetime) -> None:
         """End all segments that end after ``now``, and begin those that go on no later. Not in the port."""
         for row in self._connection.execute(_LATER, {"since": now}).mappings().all():
@@ -219,21 +201,6 @@ class Ledger:
                 self._discount(segment, max(segment.start, now), segment.end)
             self._set_within(row["id"], min(segment.start, now), segment.end and now)
         self._known.clear()
-
-    def _cut(self, segment_id: int, segment: Segment, since: datetime, until: datetime) -> None:
-        if segment.end is not None:
-            self._discount(segment, max(segment.start, since), min(segment.end, until))
-        goes_on = segment.end is None or segment.end > until
-        if segment.start < since:
-            self._set_within(segment_id, segment.start, since)
-            if segment.end is None:
-                self._count(segment, since)
-            if goes_on:
-                self._insert(replace(segment, start=until))
-        elif goes_on:
-            self._set_within(segment_id, until, segment.end)
-        else:
-            self._set_within(segment_id, since, since)
 
     def _set_within(self, segment_id: int, start: datetime, end: datetime | None) -> None:
         self._connection.execute(_SET_SPAN, {"segment": segment_id, "from": start, "to": end})

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, Table, func, select, update
 
-from builderd.domain.builders import MAX_SECONDS, Desired
+from builderd.domain.builders import MAX_SECONDS
 from builderd.store.ledger import Ledger
-from builderd.store.tables import builders, leases, metadata, preview_links, sign_in_links, ssh_grants, uploads
+from builderd.store.tables import leases, metadata
 from builderd.store.tables import ledger as segments
 from builderd.store.types import UtcDateTime
 
@@ -50,8 +50,6 @@ LEFT_OUT: Mapping[str, str] = {
     "ledger_months.month": "the key of a sum, which the ledger changes",
     "tenant_months.month": "the key of a sum, which the ledger changes",
 }
-#: Their ends are times after a beginning, not dates that somebody chose.
-LASTING = (leases, preview_links, sign_in_links, ssh_grants, uploads)
 
 
 def time_columns() -> Iterator[Column[Any]]:
@@ -65,24 +63,6 @@ def time_columns() -> Iterator[Column[Any]]:
 class StoredTimes:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-
-    def move(self, since: datetime, until: datetime) -> None:
-        """Leave a time that did not pass out of idle times, leases, grants, links and uploads, and out of claims."""
-        by = until - since
-        for table in LASTING:
-            # An expired lease was a use until its end.
-            where = () if table is leases else (table.c.expires_at > since,)
-            self._move(table.c.expires_at, select(*_key(table), table.c.expires_at).where(*where), by)
-        held = select(builders.c.id, builders.c.claimed_until).where(builders.c.claimed_until > since)
-        self._move(builders.c.claimed_until, held, by)
-        last_used = func.coalesce(builders.c.last_active_at, builders.c.updated_at)
-        idle = builders.c.auto_stop_interval > 0, builders.c.desired == Desired.RUNNING, last_used <= since
-        self._move(builders.c.last_active_at, select(builders.c.id, last_used).where(*idle), by)
-
-    def _move(self, column: Column[Any], rows: Any, by: timedelta) -> None:
-        """Set the column in these rows, each its key and a time, to that time and so much more."""
-        for *key, time in self._connection.execute(rows).all():
-            self._set(column, key, time + by)
 
     def _set(self, column: Column[Any], key: list[Any], time: datetime) -> None:
         of_row = (part == value for part, value in zip(_key(column.table), key, strict=True))

@@ -74,7 +74,7 @@ class Visit:
 
     async def is_good_still(self) -> bool:
         """Return whether the session is still valid, for answers that take a long time."""
-        now = self.application.clock.calendar()
+        now = self.application.clock.now()
         return await self.read(lambda uow: sessions.is_good_still(uow, self.session, now))
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
@@ -184,7 +184,7 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     secret = session_secret(application, connection)
     if secret is None:
         raise Unauthenticated("Sign in first.")
-    now = application.clock.calendar()
+    now = application.clock.now()
     try:
         session, token, tenant = await application.store.read(lambda uow: _find(uow, secret, now))
     except Unauthenticated:

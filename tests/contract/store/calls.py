@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from types import SimpleNamespace
-from typing import Any, cast
 
 from tests.contract.store.samples import SECOND
-from tests.fakes.clock import FakeClock
 
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
-from builderd.reconciler.jobs import spending
 from builderd.store import Store, UnitOfWork
 
 
@@ -51,11 +47,3 @@ async def record(store: Store, event: Event) -> Event:
 async def event_ids(store: Store, builder: BuilderId, **page: int) -> list[int]:
     events = await store.read(lambda uow: uow.events.of_builder(builder, **page))
     return [event.id for event in events]
-
-
-async def leave_out(store: Store, since: datetime, until: datetime) -> None:
-    """Exclude a clock skip from the ledger, as the reconciler does."""
-    clock = FakeClock(since)
-    clock.skip((until - since).total_seconds())
-    await spending.exclude_clock_skips(cast("Any", SimpleNamespace(store=store, clock=clock)))
-    assert clock.skips() == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -11,9 +10,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, Engine, event
 from tests.application import World, fake_world
-from tests.contract.store.calls import claim, due, event_ids, leave_out, make_due, record
+from tests.contract.store.calls import claim, due, event_ids, make_due, record
 from tests.contract.store.samples import (
     NOW,
     SECOND,
@@ -24,7 +22,6 @@ from tests.contract.store.samples import (
     make_event,
     make_record,
     make_sandbox,
-    make_segment,
     make_webhook,
 )
 from tests.stores import open_store
@@ -35,7 +32,6 @@ from builderd.domain.errors import Conflict, NameTaken
 from builderd.domain.events import Delivery, Webhook
 from builderd.domain.ids import BuilderId, TenantId, new_id
 from builderd.domain.previews import PreviewActivity
-from builderd.domain.prices import total
 from builderd.domain.tokens import Tenant
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
@@ -457,56 +453,3 @@ async def test_recorded_visit_waits_for_no_lock(one: Store, world: World) -> Non
     finally:
         await pause.let_go_after(asyncio.create_task(asyncio.sleep(0)))
         await holding
-
-
-HOUR = 3600 * SECOND
-
-
-@pytest.mark.parametrize("when", ["reading", "writing"])
-async def test_builder_that_ends_during_a_clock_skip_is_not_billed_further(one: Store, two: Store, when: str) -> None:
-    builder = (await add_builder(one)).id
-    await add(one, make_segment(builder, start=NOW - 10 * HOUR))
-    pause = Pause()
-    _hold_after_ledger(getattr(one._database, when), pause)
-    skipping = asyncio.create_task(leave_out(one, NOW - 5 * HOUR, NOW - HOUR))
-    await pause.reached()
-    ending = asyncio.create_task(two.write(lambda uow: _end(uow, builder)))
-    await pause.let_go_after(ending)
-    await asyncio.gather(skipping, ending)
-    await _check_hours(one, builder, 6)
-
-
-async def test_clock_skip_waits_for_an_ending_builder(one: Store, two: Store) -> None:
-    builder = (await add_builder(one)).id
-    await add(one, make_segment(builder, start=NOW - 10 * HOUR))
-    pause = Pause()
-    _hold_after_ledger(one._database.writing, pause)
-    ending = asyncio.create_task(one.write(lambda uow: _end(uow, builder)))
-    await pause.reached()
-    skipping = asyncio.create_task(leave_out(two, NOW - 5 * HOUR, NOW - HOUR))
-    await pause.let_go_after(skipping)
-    await asyncio.gather(ending, skipping)
-    await _check_hours(one, builder, 6)
-
-
-def _hold_after_ledger(engine: Engine, pause: Pause) -> None:
-    """Pause a transaction after it has read segments."""
-
-    def executed(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
-        if connection.engine is engine and re.search(r"FROM ledger\b", statement):
-            pause.here()
-
-    event.listen(engine, "after_cursor_execute", executed)
-
-
-def _end(uow: UnitOfWork, builder: BuilderId) -> None:
-    uow.builders.get(builder, lock=True)
-    uow.ledger.close(builder, NOW)
-
-
-async def _check_hours(store: Store, builder: BuilderId, hours: int) -> None:
-    assert await store.read(lambda uow: uow.ledger.current(builder)) is None
-    segments = await store.read(lambda uow: uow.ledger.of_builder(builder))
-    assert total(segments, NOW).hours == hours
-    found = await store.read(lambda uow: uow.ledger.totals([builder], NOW))
-    assert found[builder] == total(segments, NOW)

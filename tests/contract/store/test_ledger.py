@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 
 import pytest
-from sqlalchemy import RowMapping
-from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
 
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Segment, Sum, next_month, total
-from builderd.store import Store, UnitOfWork, ledger
+from builderd.store import Store, UnitOfWork
 
 HOUR = timedelta(hours=1)
 APRIL, MAY, JUNE = (datetime(2026, month, 1, tzinfo=UTC) for month in (4, 5, 6))
@@ -246,94 +244,3 @@ def _month_of_builders(
 
 def _total(uow: UnitOfWork, now: datetime, since: datetime | None, until: datetime | None) -> Sum:
     return uow.ledger.total_of_tenant(TENANT.id, now, since, until)
-
-
-async def test_skipped_time_is_not_billed(store: Store) -> None:
-    goes_on, over, inside, before, after = [await add_builder(store) for _ in range(5)]
-    skip = (MAY + HOUR, MAY + 5 * HOUR)
-    await add(
-        store,
-        make_segment(goes_on.id, start=MAY),
-        make_segment(over.id, start=MAY, end=MAY + 6 * HOUR),
-        make_segment(inside.id, start=MAY + HOUR),
-        make_segment(before.id, start=MAY, end=MAY + HOUR),
-        make_segment(after.id, start=MAY + 5 * HOUR, end=MAY + 6 * HOUR),
-    )
-    ids, now = [one.id for one in (goes_on, over, inside, before, after)], MAY + 7 * HOUR
-    for _ in range(2):  # the service was killed before it took note
-        await leave_out(store, *skip)
-        found = await store.read(lambda uow: uow.ledger.totals(ids, now))
-        assert [found[one].hours for one in ids] == [3, 2, 2, 1, 1]
-        segments = await store.read(lambda uow: uow.ledger.of_builders(ids))
-        assert {one: total(mine, now) for one, mine in segments.items()} == found
-        assert [(one.start, one.end) for one in segments[goes_on.id]] == [(MAY, skip[0]), (skip[1], None)]
-        assert [(one.start, one.end) for one in segments[inside.id]] == [(skip[1], None)]
-
-
-async def test_skip_over_a_months_end_is_in_neither_month(store: Store) -> None:
-    builder = await add_builder(store)
-    await add(store, make_segment(builder.id, start=MAY - 2 * HOUR, end=MAY + 2 * HOUR))
-    await leave_out(store, MAY - HOUR, MAY + HOUR)
-    for now in (MAY - HOUR, MAY + 2 * HOUR):
-        found = await store.read(partial(of_month, now=now))
-        assert found[builder.id].hours == 1
-
-
-@pytest.mark.parametrize(
-    ("since", "until"),
-    [
-        (APRIL + HOUR, APRIL + 2 * HOUR),
-        (MAY, JUNE),
-        (APRIL + HOUR / 7, JUNE + HOUR / 7),
-        (APRIL - HOUR, MAY + 2 * HOUR),
-        (MAY + 3 * HOUR, JUNE + 5 * HOUR),
-    ],
-)
-async def test_months_after_a_skip_are_exact(store: Store, since: datetime, until: datetime) -> None:
-    builder = await add_builder(store)
-    turns = [APRIL, MAY - HOUR / 3, MAY + HOUR, JUNE + HOUR / 7, JUNE + 4 * HOUR]
-    billings = [Billing.RUNNING, Billing.STOPPED, Billing.FROZEN, Billing.RUNNING]
-    segments = zip(turns, turns[1:], billings, strict=False)
-    for number, (start, end, billing) in enumerate(segments, 1):
-        rate = number * Decimal("0.123456789")
-        await add(store, make_segment(builder.id, start=start, end=end, billing=billing, hourly_rate=rate))
-    await leave_out(store, since, until)
-    left = await store.read(lambda uow: uow.ledger.of_builder(builder.id))
-    for month in (APRIL, MAY, JUNE):
-        found = await store.read(partial(of_month, now=month))
-        assert found.get(builder.id, Sum()) == total(left, month, month, next_month(month))
-
-
-async def test_interrupted_skip_is_repeated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = [(await add_builder(store)).id for _ in range(3)]
-    await add(store, *(make_segment(one, start=MAY, end=MAY + 6 * HOUR) for one in ids))
-    write, runs = store.write, iter(range(3))
-
-    async def killed(work: Callable[[UnitOfWork], None]) -> None:
-        if next(runs) == 1:
-            raise KeyboardInterrupt
-        await write(work)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(store, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            await leave_out(store, MAY + HOUR, MAY + 5 * HOUR)
-    for hours in ([2, 6, 6], [2, 2, 2]):
-        found = await store.read(lambda uow: uow.ledger.totals(ids, MAY))
-        assert sorted(sum_.hours for sum_ in found.values()) == hours
-        await leave_out(store, MAY + HOUR, MAY + 5 * HOUR)
-
-
-async def test_skip_does_not_read_a_long_history(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    builder, read = await add_builder(store), list[int]()
-    past = [make_segment(builder.id, start=MAY + n * SECOND, end=MAY + (n + 1) * SECOND) for n in range(100)]
-    await add(store, *past, make_segment(builder.id, start=MAY + 100 * SECOND))
-    segment = ledger.read_segment
-
-    def counted(row: RowMapping) -> Segment:
-        read.append(row["id"])
-        return segment(row)
-
-    monkeypatch.setattr(ledger, "read_segment", counted)
-    await leave_out(store, MAY + 99 * SECOND, MAY + HOUR)
-    assert len(read) == 2, "one over its beginning, one that began in it"

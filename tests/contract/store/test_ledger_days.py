@@ -7,7 +7,6 @@ from decimal import Decimal
 from functools import partial
 
 import pytest
-from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import OTHER_TENANT, TENANT, add, add_builder, make_segment
 
 from builderd.domain.prices import DAY, Billing, Segment, Sum, days_between, total
@@ -58,15 +57,6 @@ async def test_days_of_a_month_are_the_month(store: Store) -> None:
     await add_segments(store)
     found = await store.read(partial(_days, since=MAY, until=MAY + 31 * DAY))
     assert sum(found.values(), Sum()) == await store.read(lambda uow: uow.ledger.month_of_tenant(TENANT.id, NOW))
-
-
-async def test_skipped_time_is_in_no_day(store: Store) -> None:
-    builder = await add_builder(store)
-    await add(store, make_segment(builder.id, start=MAY - 2 * DAY, end=MAY + 2 * DAY))
-    await leave_out(store, MAY - DAY - HOUR, MAY + DAY + HOUR)
-    found = await store.read(partial(_days, since=MAY - 3 * DAY, until=MAY + 3 * DAY))
-    hours = {day - MAY: spent.hours for day, spent in found.items() if spent != Sum()}
-    assert hours == {-2 * DAY: 23, DAY: 23}
 
 
 async def test_days_of_another_tenant_are_excluded(store: Store) -> None:

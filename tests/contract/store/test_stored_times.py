@@ -18,7 +18,7 @@ from tests.contract.store.samples import (
     save,
 )
 
-from builderd.domain.builders import Desired, Lease, LeaseId
+from builderd.domain.builders import Lease, LeaseId
 from builderd.domain.prices import Billing
 from builderd.store import Store, UnitOfWork
 from builderd.store.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns
@@ -35,25 +35,6 @@ def test_each_column_of_a_time_has_a_rule_or_a_reason() -> None:
             assert any(name in column.table.c for name in BEGINNINGS), column
     known = {f"{table.name}.{column.name}" for table in metadata.tables.values() for column in table.columns}
     assert LEFT_OUT.keys() <= known
-
-
-async def test_a_skip_is_left_out_of_idle_times_and_leases(store: Store) -> None:
-    used = NOW - 10 * MINUTE
-    idle = await add_builder(store, auto_stop_interval=30, desired=Desired.RUNNING, last_active_at=used)
-    other = await add_builder(store, auto_stop_interval=0, desired=Desired.RUNNING, last_active_at=used)
-    lasts = Lease(LeaseId("a"), idle.id, "an import", "token ci", used, NOW + MINUTE)
-    over = replace(lasts, id=LeaseId("b"), expires_at=NOW - MINUTE)
-
-    def write(uow: UnitOfWork) -> None:
-        uow.leases.add(lasts)
-        uow.leases.add(over)
-        uow.stored_times.move(NOW, NOW + 2 * HOUR)
-
-    await store.write(write)
-    leases = await store.read(lambda uow: uow.leases.of_builder(idle.id))
-    assert [one.expires_at for one in leases] == [NOW + 2 * HOUR + MINUTE, NOW + 2 * HOUR - MINUTE]
-    found = await store.read(lambda uow: (uow.builders.get(idle.id), uow.builders.get(other.id)))
-    assert [one and one.last_active_at for one in found] == [used + 2 * HOUR, used]
 
 
 async def test_rows_of_a_wrong_clock_are_mended_and_others_stay(store: Store) -> None:

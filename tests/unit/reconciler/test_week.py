@@ -29,7 +29,6 @@ from builderd.domain.prices import Account, Billing, Segment, month_of, next_mon
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Version
-from builderd.ports.clock import Skip
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.loop import reconciler as reconciling
@@ -60,7 +59,6 @@ class Week:
         self.pace = WEEK.total_seconds() / steps
         self.witness = Witness(world.engine, tick=lambda: world.clock.move(TICK))
         self.made: list[Builder] = []
-        self.skips: list[Skip] = []
 
     async def live(self, most: int) -> int:
         """One life of the service, which may be killed at a random point of it; how many steps it took."""
@@ -119,10 +117,6 @@ class Week:
                 world.engine.restart_host()
             case 14:
                 world.engine.fail_next(chance.choice(METHODS), EngineUnavailable("It does not answer."))
-            case 15 if chance.random() < 0.3:
-                before = world.clock.now()
-                world.clock.skip(chance.expovariate(1 / 3600))
-                self.skips.append(Skip(before, world.clock.now()))
             case 16 | 17:
                 whose = chance.choice(live) if live and chance.random() < 0.7 else None
                 await self.cap(world, whose, chance.choice(CAPS))
@@ -163,11 +157,11 @@ class Week:
     # What holds of it
 
     async def come_to_rest(self) -> None:
-        """Everything ends where it was wanted, and what the clock skipped is left out."""
+        """Everything ends where it was wanted."""
         self.world.engine._failures.clear()
         self.world.engine.behave(ENTRYPOINT, Behaviour())
         async with living(self.world) as life, asyncio.timeout(PATIENCE):
-            while life.works or self.world.clock.skips() or not await self.world.read(self._is_settled):
+            while life.works or not await self.world.read(self._is_settled):
                 self.world.clock.move(1)
                 await asyncio.sleep(0.002)
 
@@ -188,11 +182,11 @@ class Week:
         await self.check_sums(sums, this_month, now)
 
     def check_order(self, builder: Builder, segments: Sequence[Segment]) -> None:
-        """No two overlap, and nothing lies between them but what the clock skipped, or a job's rest."""
+        """No two overlap, and nothing lies between them but a job's rest."""
         for earlier, later in pairwise(segments):
             assert earlier.end is not None
             assert earlier.start <= earlier.end <= later.start
-            gap = microseconds(earlier.end, later.start, later.start, self.skips, ALWAYS)
+            gap = microseconds(earlier.end, later.start, later.start, ALWAYS)
             assert gap == 0 or builder.job_type is JobType.ONE_TIME
         if segments:
             assert self.witness.disks[builder.disk] <= segments[0].start
@@ -206,7 +200,7 @@ class Week:
             assert sum(self.time(one.start, one.end, ALWAYS) for one in segments if one.billing is billing) == lived
 
     def time(self, start: datetime, end: datetime | None, within: tuple[datetime, datetime]) -> int:
-        return microseconds(start, end, self.world.clock.now(), self.skips, within)
+        return microseconds(start, end, self.world.clock.now(), within)
 
     async def rates(self, builder: Builder) -> Mapping[tuple[int, str], Fraction]:
         """Return the rates by version and state, from the price list."""

@@ -13,7 +13,6 @@ from tests.fakes.engine import FakeEngine
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
-from builderd.ports.clock import Skip
 
 RUNNING, FROZEN = "running", "frozen"
 SECOND = timedelta(seconds=1)
@@ -126,20 +125,12 @@ def _spans(turns: Iterable[tuple[str | None, datetime]]) -> Iterator[Span]:
         yield Span(state, since, None)
 
 
-def microseconds(
-    start: datetime, end: datetime | None, now: datetime, skips: Iterable[Skip], within: tuple[datetime, datetime]
-) -> int:
-    """Return the time that really passed in [start, end), as far as it lies in the window."""
+def microseconds(start: datetime, end: datetime | None, now: datetime, within: tuple[datetime, datetime]) -> int:
+    """Return the time in [start, end), as far as it lies in the window."""
     lower, upper = max(start, within[0]), min(end or now, within[1])
     if lower >= upper:
         return 0
-    skipped = sum(_overlap(lower, upper, skip) for skip in skips)
-    return (upper - lower) // timedelta(microseconds=1) - skipped
-
-
-def _overlap(start: datetime, end: datetime, skip: Skip) -> int:
-    span = min(end, skip.until) - max(start, skip.since)
-    return max(span // timedelta(microseconds=1), 0)
+    return (upper - lower) // timedelta(microseconds=1)
 
 
 def paid(spans: Iterable[tuple[int, Fraction]]) -> Fraction:

@@ -94,7 +94,7 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
     Raises ``Unauthenticated`` and ``RateLimited``.
     """
     application: Application = request.app.state.application
-    now = application.clock.calendar()
+    now = application.clock.now()
     token = await recognize(
         request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
     )
@@ -110,7 +110,7 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
 async def is_good_still(application: Application, identity: Identity) -> bool:
     """Return whether a token that was valid is still valid, for answers that take a long time."""
-    now = application.clock.calendar()
+    now = application.clock.now()
     return await application.store.read(lambda uow: tokens.is_good_still(uow, identity.token, now))
 
 

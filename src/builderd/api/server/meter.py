@@ -73,7 +73,7 @@ async def _look(application: Application) -> _Snapshot:
         lambda uow: (certificate_ends(uow, application), own_certificates(uow, application.domain_rules))
     )
     failures = {one.label: one.failures for one in own}
-    today = application.clock.calendar()
+    today = application.clock.now()
     days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
     members = await _members(application.engine) if ready else ()
     code, busiest = await application.bundles.space(), _busiest(activity)

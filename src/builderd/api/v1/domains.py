@@ -37,7 +37,7 @@ async def add_domain(application: TheApplication, identity: Writer, uuid: Uuid, 
 
     Then it gets a certificate, which is renewed by itself. A domain that the builder has already is returned with 200.
     """
-    host, now = a_labels(body.value.host), application.clock.calendar()
+    host, now = a_labels(body.value.host), application.clock.now()
     added, is_new = await application.store.write(
         lambda uow: domains.add(uow, application, identity.caller, uuid.lower(), host, now)
     )
@@ -59,7 +59,7 @@ async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid
 )
 async def remove_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Remove a domain. For 90 days another tenant gets it only by a TXT record."""
-    now = application.clock.calendar()
+    now = application.clock.now()
     removed = await application.store.write(lambda uow: domains.remove(uow, identity.caller, uuid.lower(), host, now))
     application.signals.change(removed.builder_id)
     message = f"{shown(removed.host)} is removed."
@@ -71,7 +71,7 @@ async def remove_domain(application: TheApplication, identity: Writer, uuid: Uui
 )
 async def check_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Have a domain checked now, after its records were changed; not sooner than the certificate authority allows."""
-    now = application.clock.calendar()
+    now = application.clock.now()
     asked = await application.store.write(lambda uow: domains.ask_again(uow, identity.caller, uuid.lower(), host, now))
     application.signals.change(asked.builder_id)
     message = f"{shown(asked.host)} is {asked.status}{f': {asked.reason}' if asked.reason else ''}."

@@ -88,5 +88,5 @@ def _window(text: str) -> Window:
 
 async def _check(application: Application, websocket: WebSocket) -> None:
     """Raise ``Unauthenticated`` once the token has ended."""
-    secret, now = _secret(websocket), application.clock.calendar()
+    secret, now = _secret(websocket), application.clock.now()
     await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))

@@ -39,7 +39,7 @@ async def create_token(request: Request, application: TheApplication, identity: 
 
     The secret is shown this once. Needs the scope `admin`.
     """
-    now, new = application.clock.calendar(), body.value
+    now, new = application.clock.now(), body.value
     token, secret = await application.store.write(
         lambda uow: tokens.derive(uow, identity.token, new.name, now, scopes=new.scopes, expires_at=new.expires_at)
     )
@@ -99,7 +99,7 @@ def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
         expires_at=token.expires_at,
         revoked_at=token.revoked_at,
         last_used_at=token.last_used_at,
-        calls_in_24_h=calls.of_day(operations.application.clock.calendar()),
+        calls_in_24_h=calls.of_day(operations.application.clock.now()),
         current=token.id == current.id,
         made_by=token.made_by,
     )

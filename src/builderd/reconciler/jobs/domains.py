@@ -68,7 +68,7 @@ class DomainJob:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resume(self) -> None:
-        tls, now = self._app.authority is not None, self._app.clock.calendar()
+        tls, now = self._app.authority is not None, self._app.clock.now()
         try:
             await self._app.store.write(lambda uow: domains.resume(uow, tls=tls, now=now))
         except StoreUnavailable as error:
@@ -78,7 +78,7 @@ class DomainJob:
         """Bring the proxy up to date, and begin work on due domains. Reads what is due, by an index."""
         if time.monotonic() >= self._next_sync:
             await self.sync()
-        now, store = self._app.clock.calendar(), self._app.store
+        now, store = self._app.clock.now(), self._app.store
         released, due = await store.read(
             lambda uow: (uow.domains.released(now, MAX_RELEASED), uow.domains.due(now, 10 * MAX_TASKS))
         )
@@ -97,7 +97,7 @@ class DomainJob:
 
     async def upkeep(self) -> None:
         """Drop old claims, and tell of certificates that end soon."""
-        now, store = self._app.clock.calendar(), self._app.store
+        now, store = self._app.clock.now(), self._app.store
         await store.write(lambda uow: domains.expire(uow, self._app.clock.deletable()))
         await store.write(lambda uow: domains.warn(uow, now))
 
@@ -155,7 +155,7 @@ class DomainJob:
 
     async def _advance(self, domain_id: DomainId) -> None:
         """Check one due domain, and order its certificate if the check passes."""
-        now, store = self._app.clock.calendar(), self._app.store
+        now, store = self._app.clock.now(), self._app.store
         domain = await store.write(lambda uow: domains.begin(uow, domain_id, now))
         if domain is None:
             return
@@ -176,7 +176,7 @@ class DomainJob:
 
     async def _is_early(self, domain: Domain) -> bool:
         """Return True, and look again later, if the certificate in use need not be renewed yet."""
-        authority, now = self._app.authority, self._app.clock.calendar()
+        authority, now = self._app.authority, self._app.clock.now()
         if authority is None or domain.expires_at is None or domain.ordered_at is None or domain.failures:
             return False
         pem = await self._opened(domain.id)
@@ -191,7 +191,7 @@ class DomainJob:
         return True
 
     async def _order(self, domain: Domain) -> None:
-        store, now = self._app.store, self._app.clock.calendar
+        store, now = self._app.store, self._app.clock.now
         try:
             certificate = await domains.issue(self._app, domain.host)
         except OrderFailed as failure:

@@ -88,8 +88,6 @@ class Idleness:
         candidates = await self._app.store.read(lambda uow: uow.builders.idle_candidates())
         await self._take_readings(candidates)
         now = self._app.clock.now()
-        if self._app.clock.skips():
-            return  # the time that the clock was set forward by counts as idle until it is taken out
         for builder in candidates:
             # One check ahead: a second reading of the CPU use follows then.
             soon = self._judge(builder, (), now, self.interval)

@@ -38,7 +38,7 @@ class OwnCertificate:
 
     async def current(self) -> str | None:
         """Order the certificate if it is due. Return the PEM of the stored one, None before there is any."""
-        now = self._app.clock.calendar()
+        now = self._app.clock.now()
         stored = await self._app.store.read(lambda uow: uow.wildcard_certificates.get(self._name))
         current = stored or WildcardCertificate(self._name, now)
         if current.next_try_at <= now:
@@ -58,7 +58,7 @@ class OwnCertificate:
         self._warned = reached
 
     async def _renewed(self, current: WildcardCertificate) -> WildcardCertificate:
-        now = self._app.clock.calendar()
+        now = self._app.clock.now()
         if (due := await self._due(current, now)) > now:
             return replace(current, next_try_at=min(due, now + ARI_INTERVAL))
         try:

@@ -7,14 +7,10 @@ that was killed finds it there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
-from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.clock import Skip
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import caps
 from builderd.services.application import Application
@@ -25,31 +21,6 @@ log = logging.getLogger(__name__)
 
 #: Time after which another process may repeat a spending check that has not ended.
 LEASE = timedelta(seconds=5)
-
-
-async def exclude_clock_skips(application: Application) -> None:
-    """Take the time that the clock was set forward by out of every bill, idle time, lease and other end.
-
-    One transaction a builder, so that none blocks the others; after a crash half-way, the work begins again. A crash
-    between the last of them and ``settle`` lets leases and idle times last longer, and bills nothing twice.
-    """
-    for skip in application.clock.skips():
-        log.warning("clock set forward, time in between not counted since=%s until=%s", skip.since, skip.until)
-        for builder in await application.store.read(partial(_builders_over, skip=skip)):
-            await application.store.write(partial(_exclude, builder=builder, skip=skip))
-        await application.store.write(lambda uow, skip=skip: uow.stored_times.move(skip.since, skip.until))  # type: ignore[misc]
-        application.clock.settle(skip)
-
-
-def _builders_over(uow: UnitOfWork, skip: Skip) -> Sequence[BuilderId]:
-    return uow.ledger.builders_over(skip.since, skip.until)
-
-
-def _exclude(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
-    # What was read before may have ended since: only what is read under the lock is cut.
-    with suppress(RecordDamaged):
-        uow.builders.get(builder, lock=True)
-        uow.ledger.skip(builder, skip.since, skip.until)
 
 
 async def check_due(application: Application, fault: FaultPoint = no_fault) -> None:

@@ -159,7 +159,6 @@ class Reconciler:
         await preview_links.sync(self._app)
 
     async def _check_spending(self) -> None:
-        await spending.exclude_clock_skips(self._app)
         await spending.check_due(self._app, self._context.fault)
 
     async def _watch_exits(self) -> None:

@@ -92,7 +92,7 @@ async def sign_in(request: Request) -> Response:
 async def show_link(request: Request) -> Response:
     """Show the button that spends a one-time link. Looking at it, as a preview of the link does, spends nothing."""
     application: Application = request.app.state.application
-    code, now = request.path_params["code"], application.clock.calendar()
+    code, now = request.path_params["code"], application.clock.now()
 
     def look(uow: UnitOfWork) -> str:
         token = uow.tokens.get(sessions.find_link(uow, code, now).token_id)
@@ -140,7 +140,7 @@ Begin = Callable[[UnitOfWork, str, datetime], tuple[Session, str]]
 async def begin_session(request: Request, begin: Begin) -> str:
     """Begin a session and return its secret. Raises what ``begin`` raises."""
     application: Application = request.app.state.application
-    now, client = application.clock.calendar(), client_of(request)
+    now, client = application.clock.now(), client_of(request)
     _, secret = await application.store.write(lambda uow: begin(uow, client, now))
     return secret
 

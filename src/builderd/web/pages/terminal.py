@@ -71,7 +71,7 @@ def _window(asked: dict[str, object]) -> Window | None:
 
 async def _check(application: Application, session: Session) -> None:
     """Raise ``Unauthenticated`` once the session has ended."""
-    now = application.clock.calendar()
+    now = application.clock.now()
     if not await application.store.read(lambda uow: sessions.is_good_still(uow, session, now)):
         raise Unauthenticated("The session is over.")
 

@@ -131,7 +131,7 @@ async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
     assert (await client.get(BUILDERS)).status_code == 200
     token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
     assert token is not None
-    assert token.calls.of_day(service.application.clock.calendar()) == 4
+    assert token.calls.of_day(service.application.clock.now()) == 4
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("The disk is full."), ValueError("no date")])
@@ -181,7 +181,7 @@ async def test_calls_of_a_token_are_counted_without_a_write_for_each(
     assert len(written) == 1
     token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
     assert token is not None
-    assert token.calls.of_day(service.application.clock.calendar()) == 1
+    assert token.calls.of_day(service.application.clock.now()) == 1
     assert (await service.client("bd_" + "x" * 43).get(BUILDERS)).status_code == 401
     assert service.app.state.operations.token_calls.pending(token.id).counts == (5,)
 
@@ -208,7 +208,7 @@ async def test_calls_are_counted_in_the_hour_in_which_they_were_made(
     assert await shown() == 6
     _move_clock(service, monkeypatch, hours=25)
     clock = service.application.clock
-    await service.store.write(lambda uow: uow.tokens.touch(token.id, clock.calendar()))
+    await service.store.write(lambda uow: uow.tokens.touch(token.id, clock.now()))
     assert await shown() == 1
     _move_clock(service, monkeypatch, hours=46)
     assert await shown() == 0

@@ -64,7 +64,7 @@ async def test_a_clock_set_forward_and_back_deletes_no_backup(scene: Scene) -> N
             uow, scene.world.application, scene.world.caller, builder.id, scene.world.clock.now(), purge=False
         )
     )
-    scene.world.clock.skip(400 * 86_400)
+    scene.world.clock.jump(400 * 86_400)
     await upkeep.clean_up(scene.schedule.context)
     assert backup.snapshot in await _kept(scene, builder)
     scene.world.clock.set_back(400 * 86_400)

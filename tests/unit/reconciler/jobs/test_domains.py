@@ -426,7 +426,7 @@ async def test_one_job_reads_all_domains_once_and_then_what_is_due(world: World)
         await job.poll()
         await job.rest()
     assert await world.previews.domains() == {HOST: (builder.host, (await found(world, domain)).fingerprint)}
-    now = world.clock.calendar()
+    now = world.clock.now()
     await world.application.store.write(lambda uow: domains.remove(uow, world.caller, builder.id, HOST, now))
     for _ in range(2):
         await job.poll()
@@ -452,19 +452,6 @@ async def test_a_change_that_the_proxy_did_not_take_is_made_by_the_next_look(wor
     world.previews.put_domain = put  # type: ignore[method-assign]
     await job.poll()
     assert await world.previews.domains() == {HOST: (builder.host, (await found(world, domain)).fingerprint)}
-
-
-async def test_certificates_are_judged_by_the_wall_clock_after_a_step(world: World) -> None:
-    """The service's own time never goes back: by it, all certificates would have ended after a clock's mistake."""
-    builder = await world.ask()
-    world.names.point(HOST, OURS)
-    await add(world, builder)
-    await work(world)
-    issued = list(world.authority.issued)
-    world.clock.move(10 * 365 * 86_400)
-    world.clock.set_back(10 * 365 * 86_400)
-    await work(world)
-    assert world.authority.issued == issued
 
 
 async def test_one_tenants_failing_domains_keep_no_other_waiting(world: World) -> None:

@@ -40,7 +40,7 @@ async def stored(world: World) -> WildcardCertificate:
 
 
 def wait(world: World, one: WildcardCertificate) -> timedelta:
-    return one.next_try_at - world.clock.calendar()
+    return one.next_try_at - world.clock.now()
 
 
 async def test_wrong_records_are_looked_at_again_and_cost_the_authority_nothing(world: World) -> None:
@@ -55,7 +55,7 @@ async def test_wrong_records_are_looked_at_again_and_cost_the_authority_nothing(
     assert world.authority.accounts == set()
     failed = await stored(world)
     assert failed.reason.startswith("no record: builderd.example.com has no A or AAAA record; create")
-    ready, text = describe_public(HOST, failed, world.clock.calendar())
+    ready, text = describe_public(HOST, failed, world.clock.now())
     assert not ready
     assert failed.reason in text
     # Its host is in the proxy, which answers 503 with the reason's place.
@@ -64,13 +64,13 @@ async def test_wrong_records_are_looked_at_again_and_cost_the_authority_nothing(
     await job.run_once()
     assert world.authority.issued == [HOST]
     assert (await world.previews.domains())[HOST][1] == (await stored(world)).fingerprint
-    assert describe_public(HOST, await stored(world), world.clock.calendar())[0]
+    assert describe_public(HOST, await stored(world), world.clock.now())[0]
     assert world.previews.challenges == {}
 
 
 async def test_an_authority_that_fails_for_a_day_keeps_the_present_certificate(world: World) -> None:
     world.names.point(HOST, OURS)
-    world.authority.now = world.clock.calendar
+    world.authority.now = world.clock.now
     job = PublicCertificateJob(world.application)
     await job.run_once()
     first = await stored(world)
@@ -82,7 +82,7 @@ async def test_an_authority_that_fails_for_a_day_keeps_the_present_certificate(w
         assert failed.certificate == first.certificate
         assert wait(world, failed) <= LAST_ORDER_PAUSE
         world.clock.move(wait(world, failed).total_seconds())
-    ready, text = describe_public(HOST, failed, world.clock.calendar())
+    ready, text = describe_public(HOST, failed, world.clock.now())
     assert ready
     assert "could not be renewed: the authority does not answer" in text
     assert (await world.previews.domains())[HOST] == (API, first.fingerprint)
@@ -127,7 +127,7 @@ async def test_a_short_life_is_renewed_after_two_thirds_of_it(world: World) -> N
     world.names.point(HOST, OURS)
     job, clock = PublicCertificateJob(world.application), world.clock
     await job.run_once()
-    short = replace(await stored(world), ordered_at=clock.calendar(), expires_at=clock.calendar() + 6 * DAY)
+    short = replace(await stored(world), ordered_at=clock.now(), expires_at=clock.now() + 6 * DAY)
     await world.application.store.write(lambda uow: uow.wildcard_certificates.put(short))
     for hours, issued in ((95, 1), (2, 2)):
         clock.move(hours * 3_600)
@@ -162,7 +162,7 @@ async def test_the_operator_has_it_checked_now_but_not_before_the_authoritys_own
         await job.run_once()
         world.clock.move(wait(world, await stored(world)).total_seconds())
     await job.run_once()
-    failed, now = await stored(world), world.clock.calendar()
+    failed, now = await stored(world), world.clock.now()
     assert failed.next_try_at > now
     assert failed.may_be_asked_again(now)
     assert "builderd acme check" in describe_public(HOST, failed, now)[1]

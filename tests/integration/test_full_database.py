@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sqlite3
-import subprocess
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tests.contract.store.samples import TENANT, add, add_builder
-from tests.small_disk import allocate_all, fill, small_disk
-from tests.stores import open_store, write_database
+from tests.small_disk import fill, small_disk
+from tests.stores import open_store
 
-from builderd.bootstrap import state
 from builderd.domain.errors import StoreUnavailable
 from builderd.linux import atomic_files
-from builderd.settings import Settings
 from builderd.store import Store
-from builderd.store.sqlite_room import ROOM, keep_room
+from builderd.store.sqlite import ROOM, keep_room
 
 pytestmark = pytest.mark.root
 
 DISK = 256 << 20
 #: Builders that are recorded on the full disk: each takes a few pages.
 WRITES = 500
-#: A full btrfs takes some 10 ms for each write.
-BTRFS_WRITES = 20
 
 
 @pytest.fixture
@@ -58,26 +51,6 @@ async def test_room_lets_hundreds_of_records_be_written_to_a_full_disk(disk: Pat
         fill(disk)
         written = await write_until_full(store)
     assert written == WRITES if has_room else written < WRITES // 2
-
-
-async def test_room_serves_pages_that_are_written_again_on_a_full_btrfs(tmp_path: Path) -> None:
-    """Blocks that are written again are copied there, as those at the beginning of the log."""
-    with small_disk(tmp_path, DISK, "btrfs") as disk:
-        url, written = f"sqlite:///{disk}/data/builderd.db", 0
-        async with open_store(url) as store:
-            await add(store, TENANT)
-            for _ in range(5):
-                await add_builder(store)
-            with closing(sqlite3.connect(disk / "data/builderd.db")) as connection:
-                assert connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
-            keep_room(url)
-            os.sync()
-            allocate_all(disk)
-            with suppress(StoreUnavailable):
-                for _ in range(BTRFS_WRITES):
-                    await add_builder(store)
-                    written += 1
-        assert written == BTRFS_WRITES
 
 
 async def test_room_is_allocated_once_and_changes_no_size(disk: Path) -> None:
@@ -116,16 +89,3 @@ def test_small_files_are_replaced_in_their_own_block_on_a_full_disk(disk: Path) 
         (disk / name).unlink()
     assert (json.loads(record.read_bytes()), large.read_bytes()) == ("l" * 2030, b"o" * 5000)
     assert {one.name for one in disk.iterdir()} == {"record.json", "large", "lost+found", "filler"}
-
-
-def test_restored_database_is_written_in_place_on_btrfs(tmp_path: Path) -> None:
-    """A rename into the data directory keeps the attributes of the file, which its staging folder gave it."""
-    with small_disk(tmp_path, DISK, "btrfs") as disk:
-        home = Settings(data_dir=tmp_path / "home")
-        home.data_dir.mkdir()
-        asyncio.run(write_database(home.data_dir / "builderd.db"))
-        state.back_up(home, tmp_path / "kept", None, print)
-        restored = Settings(data_dir=disk / "data")
-        state.restore(restored, tmp_path / "kept", None, print)
-        shown = subprocess.run(["lsattr", disk / "data/builderd.db"], check=True, capture_output=True, text=True)
-        assert "C" in shown.stdout.split()[0]

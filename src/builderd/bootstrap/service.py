@@ -47,7 +47,7 @@ from builderd.services import lost_routes
 from builderd.services.application import Application
 from builderd.settings import Settings
 from builderd.ssh.gateway import Gateway as SshGateway
-from builderd.store.sqlite_room import keep_room
+from builderd.store.sqlite import keep_room
 from builderd.web.app import Site, create_web
 
 log = logging.getLogger(__name__)

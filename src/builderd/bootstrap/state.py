@@ -28,7 +28,6 @@ from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.linux import durable
-from builderd.linux.copy_on_write import write_in_place
 from builderd.settings import FILE_NAME, Settings
 from builderd.store import copies
 
@@ -130,9 +129,6 @@ def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) 
     restore leaves no database; the next one starts from the beginning.
     """
     make(settings.data_dir)
-    if copies.file_of(settings.database):
-        # Before the copy is made: a file takes the attribute of the folder that it is created in, and keeps it.
-        write_in_place(settings.data_dir)
     with lock(settings.data_dir):
         refuse_another_database(settings)
         staging = settings.data_dir / RESTORING

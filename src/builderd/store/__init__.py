@@ -5,7 +5,6 @@ by ``Store.write`` or ``Store.read``, and so commits. The functions run in a wor
 the store. The repositories of a unit of work are in files of their own, one for each noun.
 """
 
-from builderd.store.store import Store
-from builderd.store.unit_of_work import UnitOfWork
+from builderd.store.store import Store, UnitOfWork
 
 __all__ = ["Store", "UnitOfWork"]

@@ -7,18 +7,16 @@ import os
 import sqlite3
 import stat
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 
-from builderd.linux.copy_on_write import write_in_place
 from builderd.store.database import ENGINE_OPTIONS, Database
 
 log = logging.getLogger(__name__)
@@ -26,12 +24,11 @@ log = logging.getLogger(__name__)
 READERS = 4
 #: Seconds after which a check for damage ends.
 CHECK_SECONDS = 30.0
-#: Seconds without a byte of a damaged file after which its disk hangs; it is read for twice as long at most.
-_READING = 5.0
-#: Seconds for which a finding about the disk is kept.
-_KEEP_SECONDS = 60.0
 #: Steps of SQLite's machine between two looks at the time; faults that a check lists, and characters of them.
 _PROGRESS_STEPS, _MOST_FINDINGS, _MOST_TEXT = 10_000, 3, 300
+#: Bytes that each file may grow by on a full disk. A builder's record takes a few pages of 4 KB.
+ROOM = 16 << 20
+_BLOCK, _ROOM_TIMEOUT = 512, 30.0
 #: Wait for another process that writes, at most so many seconds.
 BUSY_TIMEOUT = 30
 
@@ -44,7 +41,6 @@ def open_sqlite(url: URL) -> Database:
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
-    describe = outage_reason if path is None else _DiskCheck(path).outage_reason
     return Database(
         writing=writing,
         reading=reading.execution_options(read_only=True),
@@ -52,8 +48,8 @@ def open_sqlite(url: URL) -> Database:
         readers=0 if path is None else READERS,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        outage_reason=describe,
-        find_damage=list if path is None else partial(_find_damage, path, describe),
+        outage_reason=outage_reason,
+        find_damage=list if path is None else partial(_find_damage, path),
     )
 
 
@@ -69,10 +65,10 @@ _OUTAGES = {
     sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk (dmesg, df -h)",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: look at its folder, its disk (df -h) and the limit of open files",
     sqlite3.SQLITE_NOMEM: "cannot be used: the machine is out of memory",
+    # So is a file whose disk gives no bytes.
     sqlite3.SQLITE_CORRUPT: f"is damaged: {RESTORE}",
     sqlite3.SQLITE_NOTADB: f"is damaged: {RESTORE}",
 }
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def outage_reason(error: Exception) -> str | None:
@@ -86,47 +82,7 @@ def outage_reason(error: Exception) -> str | None:
     return _OUTAGES.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
 
 
-class _DiskCheck:
-    """Tells a disk that cannot be read from a damaged file: SQLite reports both as damage. Keeps what it found."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._fault: str | None = None
-        self._until = 0.0
-
-    def outage_reason(self, error: Exception) -> str | None:
-        """Describe the fault as ``outage_reason``, that of the disk where there is one."""
-        reason = outage_reason(error)
-        if reason not in {_OUTAGES[code] for code in _DAMAGE}:
-            return reason
-        with self._lock:
-            if time.monotonic() >= self._until:
-                self._fault = _disk_fault(self._path)
-                self._until = time.monotonic() + _KEEP_SECONDS
-            return self._fault or reason
-
-
-def _disk_fault(path: Path) -> str | None:
-    """Return why the disk does not give the bytes of the database's files, None for bytes without a fault so far.
-
-    By a program of its own: this process would drop SQLite's locks by closing a descriptor of them.
-    """
-    files, null = [file for file in (path, Path(f"{path}-wal")) if file.exists()], subprocess.DEVNULL
-    process = subprocess.Popen(["cat", *files], stdout=null, stderr=null)
-    before = after = ""
-    for _ in range(2):
-        with suppress(subprocess.TimeoutExpired):
-            return _OUTAGES[sqlite3.SQLITE_IOERR] if process.wait(_READING) != 0 else None
-        # Its first line counts the bytes that it has read.
-        before, after = after, Path(f"/proc/{process.pid}/io").read_text().split("\n")[0]
-    process.kill()
-    with suppress(subprocess.TimeoutExpired):  # the kernel may not let go of it
-        process.wait(_READING)
-    return f"cannot be read: its disk has not answered for {_READING:g} s (dmesg)" if before == after else None
-
-
-def _find_damage(path: Path, outage_reason: Callable[[Exception], str | None]) -> Sequence[str] | None:
+def _find_damage(path: Path) -> Sequence[str] | None:
     """Return what ``PRAGMA quick_check`` finds, with the remedy; None when it did not end in ``CHECK_SECONDS``."""
     if not path.exists():
         return []
@@ -176,12 +132,8 @@ def _make_private(path: Path) -> None:
 
     Uses ``mknod`` instead of opening the file: closing a descriptor of it would drop the locks that SQLite holds in
     this process (https://www.sqlite.org/howtocorrupt.html, 2.2).
-
-    The folder's attribute is for these files as well: on btrfs, a page that is written again would need a block that a
-    full disk does not have, whatever ``sqlite_room`` keeps.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_in_place(path.parent)
     with suppress(FileExistsError):
         os.mknod(path, stat.S_IFREG | 0o600)
     path.chmod(0o600)
@@ -255,3 +207,32 @@ def _driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.dbapi_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver
+
+
+def keep_room(url: str) -> None:
+    """Allocate ``ROOM`` bytes behind the end of the database's file and its log, where less than half is left of them.
+
+    Without them a deletion could not be recorded once the disk is full, and so nothing could free space. Does nothing
+    for another database, and where the file system cannot do it or has no space left.
+    """
+    for file in _files(url):
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        if status.st_blocks * _BLOCK >= status.st_size + ROOM // 2:
+            continue
+        # A program of its own: this process would drop SQLite's locks by closing a descriptor of these files
+        # (https://www.sqlite.org/howtocorrupt.html, 2.2).
+        command = ["fallocate", "--keep-size", "--offset", str(status.st_size), "--length", str(ROOM), str(file)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_ROOM_TIMEOUT)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.debug("no room allocated for the database file=%s error=%s", file, error)
+
+
+def _files(url: str) -> Iterator[Path]:
+    found = make_url(url)
+    if found.get_backend_name() == "sqlite" and found.database not in (None, "", ":memory:"):
+        yield Path(str(found.database))
+        yield Path(f"{found.database}-wal")

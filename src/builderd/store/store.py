@@ -1,4 +1,4 @@
-"""The store port on SQL: units of work on a database, run in the store's own threads."""
+"""The store: units of work on a database, run in the store's own threads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,39 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.store import migrations
+from builderd.store.backup_checks import BackupChecks
+from builderd.store.backups import BackupKeys, Backups, Restores
+from builderd.store.build_logs import BuildLogs
+from builderd.store.builder_lists import BuilderLists
+from builderd.store.builders import Builders
+from builderd.store.credentials import Credentials
 from builderd.store.database import Database
 from builderd.store.database_lease import DatabaseLeases
+from builderd.store.domains import AcmeAccounts, Domains, WildcardCertificates
+from builderd.store.events import Events
+from builderd.store.idempotency import Idempotency
+from builderd.store.leases import Leases
+from builderd.store.ledger import Ledger
+from builderd.store.live_totals import LiveTotals
+from builderd.store.metrics import Metrics
+from builderd.store.open_builds import OpenBuilds
 from builderd.store.postgresql import open_postgresql
+from builderd.store.preview_links import PreviewLinks
+from builderd.store.qa_reports import QaReports
+from builderd.store.reviews import Acceptances, Reviews
+from builderd.store.sandboxes import Sandboxes
+from builderd.store.services import Services
+from builderd.store.sessions import Sessions, SignInLinks
 from builderd.store.sqlite import open_sqlite
-from builderd.store.unit_of_work import UnitOfWork
+from builderd.store.ssh_grants import SshGrants
+from builderd.store.stored_bundles import StoredBundles
+from builderd.store.stored_times import StoredTimes
+from builderd.store.stored_uploads import StoredUploads
+from builderd.store.tenants import Tenants
+from builderd.store.tokens import Tokens
+from builderd.store.uploads import Uploads
+from builderd.store.versions import Versions
+from builderd.store.webhooks import Deliveries, Webhooks
 from builderd.store.writes import Kind, Writes
 
 T = TypeVar("T")
@@ -40,6 +68,55 @@ MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
 #: A queued write that has not started after so many seconds is cancelled; a read without a result fails then, too.
 DEADLINE = 30.0
+
+
+class UnitOfWork:
+    """One transaction. With ``writes`` it may write, and so lock rows."""
+
+    def __init__(self, connection: Connection, *, writes: bool) -> None:
+        #: Kinds of the records that it has written so far.
+        self.written = set[Kind]()
+        self._live_totals = LiveTotals(connection)
+        self.versions = Versions(connection, self._live_totals)
+        self.database_lease = DatabaseLeases(connection)
+        self.services = Services(connection)
+        self.tenants = Tenants(connection)
+        self.tokens = Tokens(connection, locks=writes)
+        self.builder_lists = BuilderLists(connection)
+        self.builders = Builders(connection, self._live_totals, self.versions.forget, locks=writes)
+        self.sandboxes = Sandboxes(connection)
+        self.ledger = Ledger(connection)
+        self.open_builds = OpenBuilds(connection)
+        self.events = Events(connection, self.written)
+        self.metrics = Metrics(connection)
+        self.webhooks = Webhooks(connection, self.written, locks=writes)
+        self.deliveries = Deliveries(connection)
+        self.build_logs = BuildLogs(connection)
+        self.credentials = Credentials(connection, locks=writes)
+        self.domains = Domains(connection, self.written, locks=writes)
+        self.acme_accounts = AcmeAccounts(connection)
+        self.wildcard_certificates = WildcardCertificates(connection)
+        self.backups = Backups(connection, self.written)
+        self.restores = Restores(connection, self.written)
+        self.backup_checks = BackupChecks(connection, locks=writes)
+        self.backup_keys = BackupKeys(connection, locks=writes)
+        self.leases = Leases(connection)
+        self.stored_bundles = StoredBundles(connection)
+        self.stored_uploads = StoredUploads(connection)
+        self.stored_times = StoredTimes(connection)
+        self.uploads = Uploads(connection)
+        self.sessions = Sessions(connection)
+        self.sign_in_links = SignInLinks(connection)
+        self.preview_links = PreviewLinks(connection)
+        self.ssh_grants = SshGrants(connection)
+        self.idempotency = Idempotency(connection)
+        self.qa_reports = QaReports(connection, self.written)
+        self.reviews = Reviews(connection)
+        self.acceptances = Acceptances(connection)
+
+    def finish(self) -> None:
+        """Write what a transaction writes last."""
+        self._live_totals.write()
 
 
 class Store:

@@ -264,30 +264,3 @@ async def test_check_that_does_not_end_in_time_leaves_what_was_found(
     assert found
     assert await store.find_damage() == found
     await store.close()
-
-
-def _malformed() -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError("database disk image is malformed")
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
-
-
-def test_disk_that_does_not_answer_is_named_and_not_asked_again_soon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "_READING", 0.2)
-    path = tmp_path / "builderd.db"
-    os.mkfifo(path)
-    database = open_sqlite(make_url(f"sqlite:///{path}"))
-    hanging = "cannot be read: its disk has not answered for 0.2 s (dmesg)"
-    assert database.outage_reason(_malformed()) == hanging
-    path.unlink()
-    assert database.outage_reason(_malformed()) == hanging
-
-
-def test_long_file_whose_disk_answers_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_READING", 0.2)
-    path = tmp_path / "builderd.db"
-    path.touch()
-    os.truncate(path, 1 << 40)
-    assert "is damaged" in str(open_sqlite(make_url(f"sqlite:///{path}")).outage_reason(_malformed()))

@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_ur
 from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.ids import BackupId, BuilderId, new_id, new_secret
 from builderd.store.live_totals import UNITS
-from builderd.store.rows import row_of
 from builderd.store.tables import (
     backups,
     builders,
@@ -24,6 +23,7 @@ from builderd.store.tables import (
     tenants,
     versions,
 )
+from builderd.store.types import row_of
 
 #: Rows that are inserted by one statement.
 BATCH = 5_000

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.sandboxes import LogLine
-from builderd.store.rows import row_of
 from builderd.store.tables import build_logs
+from builderd.store.types import row_of
 
 _of_builder = build_logs.c.builder_id == bindparam("builder")
 

@@ -36,12 +36,12 @@ from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.resources import Allocation
 from builderd.domain.versions import VersionStatus
-from builderd.store.backup_checks import CHECK_AT_AFTER_SAVE
+from builderd.store.backups import CHECK_AT_AFTER_SAVE
 from builderd.store.claims import BATCH, Claims, is_held
 from builderd.store.damage import damage_named, read_each, replace_undecodable
 from builderd.store.live_totals import UNITS, LiveTotals, reserved_units
-from builderd.store.rows import changes, omit, row_of
 from builderd.store.tables import ACTIVE, CAPPED, LIVE, builders, sandboxes, versions
+from builderd.store.types import changes, omit, row_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
 from builderd.domain.credentials import Credential
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import credentials
+from builderd.store.types import omit, row_of
 
 _key = (credentials.c.tenant_id == bindparam("of_tenant"), credentials.c.name == bindparam("of_name"))
 

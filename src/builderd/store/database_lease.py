@@ -22,11 +22,10 @@ from sqlalchemy import (
 
 from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseLease, Instance
-from builderd.store.database_clock import database_now
 from builderd.store.live_totals import count_all_anew
 from builderd.store.migrations import is_made
-from builderd.store.rows import row_of
 from builderd.store.tables import backups, builders, database_lease, qa_reports, restores
+from builderd.store.types import database_now, row_of
 
 _row = database_lease.c
 _instance = ("host_id", "host_name", "data_dir", "identity", "boot_id")

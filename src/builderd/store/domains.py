@@ -12,8 +12,8 @@ from builderd.domain.addresses import names_above
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import BuilderId, DomainId, TenantId
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import acme_accounts, builders, domains, wildcard_certificates
+from builderd.store.types import omit, row_of
 from builderd.store.writes import Kind
 
 _c = domains.c

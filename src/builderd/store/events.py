@@ -17,8 +17,8 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, fun
 
 from builderd.domain.events import ALL, Event, prefix_of
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.store.rows import row_of
 from builderd.store.tables import events
+from builderd.store.types import row_of
 from builderd.store.writes import Kind
 
 

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import idempotency
+from builderd.store.types import omit, row_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.builders import Lease, LeaseId
 from builderd.domain.ids import BuilderId
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import leases
+from builderd.store.types import omit, row_of
 
 _by_id = leases.c.id == bindparam("lease")
 _of_builder = leases.c.builder_id == bindparam("builder")

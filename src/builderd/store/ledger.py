@@ -39,9 +39,9 @@ from builderd.domain.prices import (
     total,
 )
 from builderd.store.damage import damage_named, read_each
-from builderd.store.exact_sums import EpochSeconds, Microseconds
 from builderd.store.ledger_days import Days, days_of, open_days, stored_days
 from builderd.store.tables import OPEN, ledger, ledger_months, tenant_months
+from builderd.store.types import EpochSeconds, Microseconds
 
 _at = bindparam("at", type_=ledger.c.ended_at.type)
 

@@ -11,8 +11,8 @@ from sqlalchemy import BigInteger, Connection, bindparam, case, func, literal, s
 
 from builderd.domain.ids import TenantId
 from builderd.domain.prices import DAY, Billing, Sum, days_between
-from builderd.store.exact_sums import EpochSeconds, Microseconds
 from builderd.store.tables import OPEN, ledger
+from builderd.store.types import EpochSeconds, Microseconds
 
 #: Sums of the days of one month, by day of the month.
 Days = Mapping[int, Sum]

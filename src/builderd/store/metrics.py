@@ -12,9 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from builderd.domain.ids import BuilderId
 from builderd.domain.metrics import MAXIMA, Load, SampleTarget, Usage, UsageBucket, response_counts
 from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES
-from builderd.store.exact_sums import EpochSeconds
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import builders, class_times, metrics, sandboxes, tenants
+from builderd.store.types import EpochSeconds, omit, row_of
 
 _KEY = ("builder_id", "start")
 _WATCHED = (

@@ -8,8 +8,8 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.prices import OpenBuild
-from builderd.store.rows import row_of
 from builderd.store.tables import open_builds
+from builderd.store.types import row_of
 
 _by_id = open_builds.c.id == bindparam("build")
 

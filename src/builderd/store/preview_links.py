@@ -10,8 +10,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from builderd.domain.builders import Desired
 from builderd.domain.ids import BuilderId, TokenId
 from builderd.domain.previews import Link, PreviewLink
-from builderd.store.rows import row_of
 from builderd.store.tables import builders, preview_links
+from builderd.store.types import row_of
 
 _c = preview_links.c
 _INSERT = insert(preview_links)

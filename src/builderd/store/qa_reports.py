@@ -9,9 +9,8 @@ from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import qa_reports, qa_screenshots
-from builderd.store.types import UNSTORABLE
+from builderd.store.types import UNSTORABLE, omit, row_of
 from builderd.store.writes import Kind
 
 _OPEN = (ReportStatus.WAITING, ReportStatus.RUNNING)

@@ -13,9 +13,8 @@ from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
 from builderd.linux.json_files import from_stored
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import acceptances, builders, reviews, versions
-from builderd.store.types import UNSTORABLE
+from builderd.store.types import UNSTORABLE, omit, row_of
 
 _ONE = select(reviews).where(reviews.c.tenant_id == bindparam("tenant"), reviews.c.key == bindparam("which"))
 _INSERT = insert(reviews)

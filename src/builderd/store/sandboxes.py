@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Integer, bindparam, case, delete, func, inser
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxEnd
 from builderd.store.damage import damage_named, read_each
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import builders, sandboxes
+from builderd.store.types import omit, row_of
 
 _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))

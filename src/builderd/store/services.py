@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.cluster_services import ClusterService, SeenService
-from builderd.store.database_clock import database_now
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import services
+from builderd.store.types import database_now, omit, row_of
 
 _row = services.c
 _FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in")]

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Session, SessionId, SignInLink
-from builderd.store.rows import row_of
 from builderd.store.tables import sessions, sign_in_links
+from builderd.store.types import row_of
 
 _INSERT = insert(sessions)
 _BY_HASH = select(sessions).where(sessions.c.secret_hash == bindparam("hash"))

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.ids import BuilderId, TokenId
 from builderd.domain.processes import Grant
-from builderd.store.rows import row_of
 from builderd.store.tables import ssh_grants
+from builderd.store.types import row_of
 
 _INSERT = insert(ssh_grants)
 _ONE = select(ssh_grants).where(ssh_grants.c.id == bindparam("grant"))

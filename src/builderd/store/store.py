@@ -16,8 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.store import migrations
-from builderd.store.backup_checks import BackupChecks
-from builderd.store.backups import BackupKeys, Backups, Restores
+from builderd.store.backups import BackupChecks, BackupKeys, Backups, Restores
 from builderd.store.build_logs import BuildLogs
 from builderd.store.builder_lists import BuilderLists
 from builderd.store.builders import Builders

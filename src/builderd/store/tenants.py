@@ -12,8 +12,8 @@ from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam,
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Tenant
 from builderd.store import live_totals
-from builderd.store.rows import row_of
 from builderd.store.tables import tenants
+from builderd.store.types import row_of
 
 _INSERT = insert(tenants)
 _NO_FIELDS = ("spending_due_at", "live_builders", "live_disk")

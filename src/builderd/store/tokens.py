@@ -10,8 +10,8 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from builderd.domain.ids import TenantId, TokenId
 from builderd.domain.tokens import NO_CALLS, CallHours, Scope, Token
-from builderd.store.rows import row_of
 from builderd.store.tables import tokens
+from builderd.store.types import row_of
 
 _INSERT = insert(tokens)
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))

@@ -1,15 +1,25 @@
-"""Column types that return exactly the value stored, on SQLite and on PostgreSQL alike."""
+"""Column types that return exactly the value stored, expressions of times, and rows of dataclasses."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import DateTime, Dialect, Enum, Numeric, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+from sqlalchemy import BigInteger
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 #: Characters that a text column of PostgreSQL (NUL) or UTF-8 itself (half a surrogate pair) cannot hold.
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -85,3 +95,82 @@ def enum_column(words: type[StrEnum]) -> Enum:
         length=WORD_LENGTH,
         values_callable=lambda enum: [member.value for member in enum],
     )
+
+
+def row_of(value: DataclassInstance) -> dict[str, Any]:
+    """Return ``{field: value}`` of a dataclass, shallow: values are neither copied nor converted."""
+    return {name: getattr(value, name) for name in _names(type(value))}
+
+
+def omit(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
+    """Return the row without its key columns, as an update's values.
+
+    An update that sets the key makes SQLite visit every row that refers to it.
+    """
+    return {name: value for name, value in row.items() if name not in key}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row that another value has now."""
+    return {name: value for name, value in after.items() if value != before[name]}
+
+
+@cache
+def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+class EpochSeconds(FunctionElement[int]):
+    """Whole seconds from 1970 to a time."""
+
+    type = BigInteger()
+    name = "epoch_seconds"
+    inherit_cache = True
+
+
+class Microseconds(FunctionElement[int]):
+    """Microseconds of a time within its second. Apart from the seconds, since SQLite's integers have 64 bits only."""
+
+    type = BigInteger()
+    name = "microseconds"
+    inherit_cache = True
+
+
+@compiles(EpochSeconds)
+def _seconds(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"CAST(floor(extract(epoch FROM {compiler.process(element.clauses, **options)})) AS BIGINT)"
+
+
+@compiles(EpochSeconds, "sqlite")
+def _seconds_on_sqlite(element: EpochSeconds, compiler: SQLCompiler, **options: Any) -> str:
+    """Leave the fraction out: SQLite rounds it to milliseconds, and .9996 would be the next second."""
+    return f"unixepoch(substr({compiler.process(element.clauses, **options)}, 1, 19))"
+
+
+@compiles(Microseconds)
+def _microseconds(element: Microseconds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"mod(CAST(extract(microseconds FROM {compiler.process(element.clauses, **options)}) AS BIGINT), 1000000)"
+
+
+@compiles(Microseconds, "sqlite")
+def _microseconds_on_sqlite(element: Microseconds, compiler: SQLCompiler, **options: Any) -> str:
+    """Read the digits: a stored time is ``YYYY-MM-DD hh:mm:ss.ffffff``, and SQLite's own times have milliseconds."""
+    return f"CAST(substr({compiler.process(element.clauses, **options)}, 21) AS INTEGER)"
+
+
+class database_now(FunctionElement[datetime]):  # noqa: N801 -- reads as a function
+    """The database's clock when the statement runs, not when its transaction began."""
+
+    inherit_cache = True
+    type = UtcDateTime()
+
+
+@compiles(database_now, "postgresql")
+def _now_postgresql(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(database_now, "sqlite")
+def _now_sqlite(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+    # The format in which SQLAlchemy stores times: six decimals of a second, of which SQLite provides three.
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"

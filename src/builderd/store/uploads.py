@@ -9,8 +9,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from builderd.domain.files import Upload
 from builderd.domain.ids import TenantId, UploadId
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import uploads
+from builderd.store.types import omit, row_of
 
 _by_id = uploads.c.id == bindparam("upload")
 

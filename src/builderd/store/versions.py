@@ -32,8 +32,8 @@ from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
 from builderd.store.damage import damage_named, read_each
 from builderd.store.live_totals import LiveTotals
-from builderd.store.rows import changes, omit, row_of
 from builderd.store.tables import LIVE, backups, builders, versions
+from builderd.store.types import changes, omit, row_of
 
 _RESOURCES = tuple(field.name for field in fields(Resources))
 _SETTINGS = tuple(name for name in SETTING_NAMES if name != "resources")

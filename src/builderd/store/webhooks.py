@@ -11,8 +11,8 @@ from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, exists
 from builderd.domain.events import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.domain.ids import TenantId, WebhookId
 from builderd.linux.json_files import from_stored
-from builderd.store.rows import omit, row_of
 from builderd.store.tables import deliveries, events, webhooks
+from builderd.store.types import omit, row_of
 from builderd.store.writes import Kind
 
 _hook, _delivery = webhooks.c, deliveries.c

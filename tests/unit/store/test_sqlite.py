@@ -20,9 +20,9 @@ from tests.stores import memory_store, open_store
 from builderd.domain.errors import StoreUnavailable
 from builderd.store import Store, UnitOfWork, claims, events, sqlite
 from builderd.store.migrations import upgrade
-from builderd.store.rows import row_of
 from builderd.store.sqlite import open_sqlite
 from builderd.store.tables import tokens
+from builderd.store.types import row_of
 
 
 @pytest.fixture

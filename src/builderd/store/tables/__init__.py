@@ -19,18 +19,14 @@ from builderd.store.tables.builders import (
     preview_links,
     ssh_grants,
 )
-from builderd.store.tables.database_lease import database_lease
 from builderd.store.tables.domains import acme_accounts, domains, wildcard_certificates
 from builderd.store.tables.events import deliveries, events, webhooks
 from builderd.store.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
 from builderd.store.tables.ledger import OPEN, ledger, ledger_months, open_builds, tenant_months
-from builderd.store.tables.requests import idempotency, uploads
+from builderd.store.tables.requests import bundle_chunks, idempotency, stored_bundles, upload_chunks, uploads
 from builderd.store.tables.sandboxes import build_logs, class_times, metrics, sandboxes
-from builderd.store.tables.services import services
-from builderd.store.tables.sessions import sessions, sign_in_links
-from builderd.store.tables.stored_bundles import bundle_chunks, stored_bundles
-from builderd.store.tables.tenants import credentials, tenants, tokens
-from builderd.store.tables.upload_chunks import upload_chunks
+from builderd.store.tables.services import database_lease, services
+from builderd.store.tables.tenants import credentials, sessions, sign_in_links, tenants, tokens
 from builderd.store.tables.versions import versions
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Tables of retry keys and uploads."""
+"""The tables of retry keys, uploads and stored bundles."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, LargeBinary, Table, Text
 
 from builderd.store.tables.base import document, metadata
 from builderd.store.types import UtcDateTime
@@ -36,4 +36,32 @@ uploads = Table(
     Column("sha256", Text),
     Column("complete", Boolean, nullable=False),
     Column("token_id", Text),
+)
+
+
+# Without a reference to the upload: its bytes are deleted before it, and what is left of one is swept.
+upload_chunks = Table(
+    "upload_chunks",
+    metadata,
+    Column("upload_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("size", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)
+
+
+# A row says that all of the bundle's chunks are there.
+stored_bundles = Table(
+    "stored_bundles",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+)
+
+bundle_chunks = Table(
+    "bundle_chunks",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("content", LargeBinary, nullable=False),
 )

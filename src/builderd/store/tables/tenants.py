@@ -1,4 +1,4 @@
-"""Tables of tenants, their API tokens and their credentials."""
+"""The tables of tenants, their tokens and credentials, and of sessions."""
 
 from __future__ import annotations
 
@@ -56,4 +56,27 @@ credentials = Table(
     Column("last_used_at", UtcDateTime),
     # No foreign key: the id stays when the builder is deleted.
     Column("last_used_by", Text),
+)
+
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("token_id", Text, ForeignKey("tokens.id"), nullable=False, index=True),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("client", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime, nullable=False, index=True),
+)
+
+
+sign_in_links = Table(
+    "sign_in_links",
+    metadata,
+    Column("code_hash", Text, primary_key=True),
+    Column("token_id", Text, ForeignKey("tokens.id"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
 )

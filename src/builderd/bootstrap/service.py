@@ -34,7 +34,7 @@ from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import kill_at, no_fault
 from builderd.reconciler.core.race import race
-from builderd.reconciler.jobs import totals, waking
+from builderd.reconciler.jobs import waking
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
@@ -150,7 +150,6 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(RetentionJob(app).run())
-        group.create_task(totals.watch(app))
         look = partial(asyncio.to_thread, keep_room, settings.database)
         group.create_task(every(ROOM_INTERVAL, look, event="room for a full disk"))
         group.create_task(every(CHECK_INTERVAL, owned.store.find_damage, event="check of the database"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, Integer, Select, bindparam, cast, func, select, text, update
@@ -46,8 +45,6 @@ _COUNTED = (
     .where(text(LIVE))
     .group_by(builders.c.tenant_id)
 )
-_LOCK_TENANT = _KEPT.where(tenants.c.id == bindparam("tenant")).with_for_update(key_share=True)
-_COUNTED_OF_TENANT = _COUNTED.where(builders.c.tenant_id == bindparam("tenant"))
 
 
 class Total(NamedTuple):
@@ -132,23 +129,8 @@ def count_all_anew(connection: Connection) -> None:
 
     They are kept by differences, so a mistake would stay. No other transaction may change builders meanwhile.
     """
-    _correct(connection, connection.execute(_KEPT).all(), connection.execute(_COUNTED).all())
-
-
-def count_anew(connection: Connection, tenant: TenantId) -> None:
-    """Compare the totals of one tenant with its builders, and correct them if they differ.
-
-    Of a transaction that changes builders, the tenant's row is written last: with that row locked, a later statement
-    counts builders and totals of the same transactions.
-    """
-    which = {"tenant": tenant}
-    kept = connection.execute(_LOCK_TENANT, which).all()
-    _correct(connection, kept, connection.execute(_COUNTED_OF_TENANT, which).all())
-
-
-def _correct(connection: Connection, kept_rows: Sequence[Any], counted_rows: Sequence[Any]) -> None:
-    counted = {tenant: Total(number, int(disk)) for tenant, number, disk in counted_rows}
-    for tenant, *kept in kept_rows:
+    counted = {tenant: Total(number, int(disk)) for tenant, number, disk in connection.execute(_COUNTED).all()}
+    for tenant, *kept in connection.execute(_KEPT).all():
         difference = counted.get(tenant, NOTHING).minus(Total(*kept))
         if difference != NOTHING:
             log.warning(

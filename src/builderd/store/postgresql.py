@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from builderd.store.database import ENGINE_OPTIONS, Database
@@ -24,9 +23,6 @@ R = TypeVar("R")
 
 WRITERS = 8
 READERS = 4
-#: First statement of a transaction.
-WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: The server ends a session whose transaction is idle for so many milliseconds, which releases its locks.
 IDLE_IN_TRANSACTION = 60_000
 #: The server ends a statement after so many milliseconds, the wait for locks included.
@@ -65,10 +61,11 @@ def open_postgresql(url: URL) -> Database:
 
     The URL's query may hold libpq parameters, such as ``?sslmode=verify-full&sslrootcert=…``.
     """
-    writing, reading = _engine(url, WRITERS, WRITING), _engine(url, READERS, READING)
+    writing, reading = _engine(url, WRITERS, "READ COMMITTED"), _engine(url, READERS, "REPEATABLE READ")
     return Database(
-        writing=writing,
-        reading=reading,
+        # Said for each transaction, so that a standby refuses the first one.
+        writing=writing.execution_options(postgresql_readonly=False),
+        reading=reading.execution_options(postgresql_readonly=True),
         writers=WRITERS,
         readers=READERS,
         begin_migration=lambda: _begin_migration(writing),
@@ -78,67 +75,21 @@ def open_postgresql(url: URL) -> Database:
     )
 
 
-def _engine(url: URL, connections: int, begin: str) -> Engine:
-    """Return an engine whose transactions begin with this statement."""
+def _engine(url: URL, connections: int, isolation: str) -> Engine:
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=connections,
         max_overflow=0,
         # The connection used last: its server process has the catalog in memory, and the statements prepared.
         pool_use_lifo=True,
-        # The driver itself begins no transaction.
-        connect_args={**connect_arguments(url), "autocommit": True},
+        # A connection that broke, as all do when the server restarts, is replaced before it is used.
+        pool_pre_ping=True,
+        isolation_level=isolation,
+        connect_args=connect_arguments(url),
         **ENGINE_OPTIONS,
     )
     event.listen(engine, "do_connect", lambda _dialect, _record, args, options: Link.connect(*args, **options))
-    event.listen(engine, "connect", lambda link, _record: _set_formats(link))
-    event.listen(engine, "checkout", lambda link, *_: _begin_on(link, begin))
-    event.listen(engine, "begin", lambda connection: _begin_again(connection, begin))
     return engine
-
-
-def _set_formats(link: Link) -> None:
-    """Have times written in UTC and in ISO style for the whole session, whatever the URL's options or the role say.
-
-    Also where the server says so already: a setting of its configuration ends with the next reload of that. A pooler
-    in between has to keep the session, or both parameters with it (pgbouncer does).
-    """
-    link.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO'", prepare=False)
-
-
-def _begin_on(link: Link, begin: str) -> None:
-    """Begin the transaction as soon as a connection is taken from the pool.
-
-    A connection that broke, as all do when the server restarts, is replaced then, so that no call fails on one. The
-    pool's own check would be one more question to the server.
-    """
-    try:
-        _execute(link, begin)
-    except psycopg.OperationalError as error:
-        if not link.has_worked:
-            raise
-        raise InvalidatePoolError from error
-    link.has_worked = True
-
-
-def _begin_again(connection: Connection, begin: str) -> None:
-    """Begin a second transaction on a connection that was not given back to the pool in between."""
-    link = _link(connection)
-    if link.info.transaction_status is TransactionStatus.IDLE:
-        _execute(link, begin)
-
-
-def _execute(link: Link, begin: str) -> None:
-    """Begin a transaction. Raises ``StandbyError``."""
-    try:
-        link.execute(begin, prepare=False)
-    except psycopg.errors.FeatureNotSupported as error:
-        # "cannot set transaction read-write mode during recovery": other statements have this code for other faults.
-        raise StandbyError(str(error)) from error
-
-
-class StandbyError(psycopg.OperationalError):
-    """The server is a standby: it begins no transaction that writes."""
 
 
 class Link(psycopg.Connection[Any]):
@@ -149,8 +100,6 @@ class Link(psycopg.Connection[Any]):
     """
 
     silence = SILENCE_SECONDS
-    #: A transaction was begun on it: its server was there once.
-    has_worked = False
 
     def wait(self, gen: Generator[Any, Any, R], *args: Any, **options: Any) -> R:
         try:
@@ -205,9 +154,10 @@ def outage_reason(error: Exception) -> str | None:
         return "all connections to it are in use"
     if not isinstance(error, DBAPIError):
         return None
-    if isinstance(error.orig, StandbyError):
-        return "its server is a standby, which takes only reads: name the one that takes writes, or promote it"
     state = getattr(error.orig, "sqlstate", None)
+    # "cannot set transaction read-write mode during recovery": other statements have this code for other faults.
+    if state == "0A000" and "recovery" in str(error.orig):
+        return "its server is a standby, which takes only reads: name the one that takes writes, or promote it"
     if state is None:
         # An error without a SQLSTATE did not come from the server.
         unreached = isinstance(error, OperationalError | InterfaceError)

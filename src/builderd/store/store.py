@@ -14,7 +14,7 @@ from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from builderd.domain.database_lease import LeaseLost
-from builderd.domain.errors import BuilderdError, StoreUnavailable
+from builderd.domain.errors import StoreUnavailable
 from builderd.store import migrations
 from builderd.store.backups import BackupChecks, BackupKeys, Backups, Restores
 from builderd.store.build_logs import BuildLogs
@@ -258,23 +258,7 @@ class Store:
         return result, uow.written
 
     def _read(self, work: Callable[[UnitOfWork], T]) -> T:
-        refused: BuilderdError | None = None
-        try:
-            with self._database.reading.begin() as connection:
-                try:
-                    return work(UnitOfWork(connection, writes=False))
-                except BuilderdError as error:
-                    # Not rolled back: after that the driver of PostgreSQL prepares all statements anew.
-                    refused = error
-        except Exception as error:
-            self._check(error)
-            raise
-        assert refused is not None
-        try:
-            raise refused
-        finally:
-            # Its traceback holds this frame: the rows of the work would stay until a collection of garbage.
-            del refused
+        return self._look(lambda connection: work(UnitOfWork(connection, writes=False)))
 
     def _check_lease(self, connection: Connection) -> None:
         """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""

@@ -11,7 +11,6 @@ from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam,
 
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Tenant
-from builderd.store import live_totals
 from builderd.store.tables import tenants
 from builderd.store.types import row_of
 
@@ -59,10 +58,6 @@ class Tenants:
     def are_several(self) -> bool:
         """Return True if there is more than one tenant."""
         return len(self._connection.execute(_TWO).all()) > 1
-
-    def count_anew(self, tenant: TenantId) -> None:
-        """Compare the number and disk of live builders that are kept with the tenant, and correct and log a mistake."""
-        live_totals.count_anew(self._connection, tenant)
 
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         """Set the spending cap of a month, and let the warning be sent again."""

@@ -30,14 +30,6 @@ async def test_expired_claim_can_be_taken_over(store: Store) -> None:
     assert not await claim(store, builder, "one", over + SECOND)
 
 
-async def test_a_claim_is_renewed_by_its_owner(store: Store) -> None:
-    builder = (await add_builder(store)).id
-    await claim(store, builder, "one", NOW)
-    assert await claim(store, builder, "one", NOW + 20 * SECOND)
-    assert not await claim(store, builder, "two", NOW + 40 * SECOND)
-    assert await holds(store, builder, "one", NOW + 49 * SECOND)
-
-
 async def test_renewal_keeps_a_claim_and_what_made_its_builder_due(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
@@ -68,14 +60,6 @@ async def test_claim_of_another_is_not_renewed(store: Store) -> None:
     assert not await renew(store, BuilderId(new_id()), "one", NOW)
 
 
-async def test_a_released_builder_can_be_claimed_at_once(store: Store) -> None:
-    builder = (await add_builder(store)).id
-    await claim(store, builder, "one", NOW)
-    await release(store, builder, "one", None)
-    assert not await holds(store, builder, "one", NOW)
-    assert await claim(store, builder, "two", NOW)
-
-
 async def test_lost_claim_cannot_be_released(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
@@ -83,16 +67,6 @@ async def test_lost_claim_cannot_be_released(store: Store) -> None:
     await release(store, builder, "one", NOW)
     assert await holds(store, builder, "two", NOW + 31 * SECOND)
     assert await due(store, NOW + 31 * SECOND) == []
-
-
-async def test_unknown_builder_cannot_be_claimed(store: Store) -> None:
-    assert not await claim(store, BuilderId(new_id()), "one", NOW)
-
-
-async def test_claim_concerns_one_builder(store: Store) -> None:
-    builder, other = (await add_builder(store)).id, (await add_builder(store)).id
-    await claim(store, builder, "one", NOW)
-    assert await claim(store, other, "two", NOW)
 
 
 async def test_saving_a_builder_leaves_its_claim_and_due_time_alone(store: Store) -> None:
@@ -103,20 +77,6 @@ async def test_saving_a_builder_leaves_its_claim_and_due_time_alone(store: Store
     assert await holds(store, builder.id, "one", NOW)
     await release(store, builder.id, "one", None)
     assert await due(store, NOW) == [builder.id]
-
-
-async def test_new_builder_is_due_only_after_make_due(store: Store) -> None:
-    builder = (await add_builder(store)).id
-    assert await due(store, NOW) == []
-    await make_due(store, builder, NOW)
-    assert await due(store, NOW) == [builder]
-
-
-async def test_a_builder_is_due_from_its_time_on(store: Store) -> None:
-    builder = (await add_builder(store)).id
-    await make_due(store, builder, NOW + SECOND)
-    assert await due(store, NOW) == []
-    assert await due(store, NOW + SECOND) == [builder]
 
 
 async def test_a_due_time_only_moves_earlier(store: Store) -> None:
@@ -178,15 +138,6 @@ async def test_release_keeps_a_due_time_set_during_the_claim(store: Store) -> No
     await release(store, builder, "one", None)
     assert await due(store, NOW + 99 * SECOND) == []
     assert await due(store, NOW + 100 * SECOND) == [builder]
-
-
-async def test_renewal_keeps_a_due_time_set_during_the_claim(store: Store) -> None:
-    builder = (await add_builder(store)).id
-    await claim(store, builder, "one", NOW)
-    await make_due(store, builder, NOW)
-    await claim(store, builder, "one", NOW + SECOND)
-    await release(store, builder, "one", None)
-    assert await due(store, NOW + SECOND) == [builder]
 
 
 async def test_expired_claim_makes_its_builder_due(store: Store) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from tests.application import World, fake_world
-from tests.contract.store.calls import claim, due, event_ids, make_due, record
+from tests.contract.store.calls import claim, due, event_ids, make_due
 from tests.contract.store.samples import (
     NOW,
     SECOND,
@@ -30,9 +30,8 @@ from builderd.domain.backups import BackupKey
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, NameTaken
 from builderd.domain.events import Delivery, Webhook
-from builderd.domain.ids import BuilderId, TenantId, new_id
+from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import PreviewActivity
-from builderd.domain.tokens import Tenant
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity
@@ -81,17 +80,6 @@ class Pause:
 async def test_one_of_two_concurrent_claims_succeeds(one: Store, two: Store) -> None:
     for _ in range(ROUNDS):
         builder = (await add_builder(one)).id
-        won = await asyncio.gather(
-            claim(one, builder, "one", NOW),
-            claim(two, builder, "two", NOW),
-        )
-        assert sorted(won) == [False, True]
-
-
-async def test_one_of_two_takeovers_of_an_expired_claim_succeeds(one: Store, two: Store) -> None:
-    for _ in range(ROUNDS):
-        builder = (await add_builder(one)).id
-        await claim(one, builder, "dead", NOW - SECOND, 1)
         won = await asyncio.gather(
             claim(one, builder, "one", NOW),
             claim(two, builder, "two", NOW),
@@ -161,18 +149,6 @@ async def test_one_of_two_concurrent_calls_with_a_retry_key_wins(one: Store, two
         assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 5
 
 
-async def test_concurrent_creates_of_a_tenant_make_one(one: Store, two: Store) -> None:
-    def get_or_make(uow: UnitOfWork) -> TenantId:
-        tenant = uow.tenants.by_name("new")
-        if tenant is None:
-            tenant = Tenant(TenantId(new_id()), "new", NOW)
-            uow.tenants.add(tenant)
-        return tenant.id
-
-    ids = await asyncio.gather(*(store.write(get_or_make) for store in (one, two) * 4))
-    assert len(set(ids)) == 1
-
-
 async def test_one_of_two_concurrent_sandboxes_is_opened(one: Store, two: Store) -> None:
     builder = (await add_builder(one)).id
     outcomes = await asyncio.gather(
@@ -194,25 +170,6 @@ async def test_changes_of_a_locked_builder_add_up(one: Store, two: Store) -> Non
     found = await one.read(lambda uow: uow.builders.get(builder))
     assert found is not None
     assert found.generation == 201
-
-
-async def test_waiter_for_a_lock_reads_the_committed_value(one: Store, two: Store) -> None:
-    builder = await add_builder(one)
-    pause = Pause()
-
-    def change(uow: UnitOfWork) -> None:
-        uow.builders.get(builder.id, lock=True)
-        pause.here()
-        uow.builders.save(replace(builder, exit_code=7))
-
-    changing = asyncio.create_task(one.write(change))
-    await pause.reached()
-    reading = asyncio.create_task(two.write(lambda uow: uow.builders.get(builder.id, lock=True)))
-    await pause.let_go_after(reading)
-    await changing
-    found = await reading
-    assert found is not None
-    assert found.exit_code == 7
 
 
 async def test_reads_do_not_block_and_see_only_committed_data(one: Store, two: Store) -> None:
@@ -266,23 +223,6 @@ async def test_follower_misses_no_event_of_overlapping_transactions(one: Store, 
     added = list(await asyncio.gather(first, second))
     seen += await event_ids(two, builder, after=max(seen, default=0))
     assert seen == sorted(added)
-
-
-async def test_followers_see_every_event_once_in_order(one: Store, two: Store) -> None:
-    builders = [(await add_builder(one)).id for _ in range(3)]
-    writers = asyncio.gather(
-        *(record(store, make_event(builders[number % 3])) for number in range(150) for store in (one, two))
-    )
-    seen: list[int] = []
-    while True:
-        over = writers.done()
-        news = await event_ids(two, builders[0], after=max(seen, default=0), limit=7)
-        seen += news
-        if over and not news:
-            break
-    added = [event.id for event in await writers if event.builder_id == builders[0]]
-    assert seen == sorted(added)
-    assert len(seen) == 100
 
 
 async def test_each_due_builder_goes_to_one_of_two_services(one: Store, two: Store) -> None:

@@ -161,15 +161,6 @@ async def test_row_that_is_locked_again_after_a_change_counts_once(store: Store)
     await assert_exact(store)
 
 
-async def test_version_that_is_added_by_itself_counts(store: Store) -> None:
-    builder = make_builder()
-    await add(store, builder)
-    await assert_exact(store)
-    await add(store, sized(builder, 7.7))
-    await assert_exact(store)
-    assert (await store.read(lambda uow: uow.builders.allocated())).disk == 7.7
-
-
 async def test_version_of_a_builder_without_disk_reserves_none_before_its_row_is_saved_again(store: Store) -> None:
     """A save writes what is reserved anew, and tells the totals of a change of the builder alone."""
     made = await store.write(partial(create, disk=3))
@@ -228,35 +219,3 @@ async def test_take_over_corrects_totals_and_says_so(store: Store, caplog: pytes
         f"totals of a tenant corrected tenant={TENANT.id} builders=-8 disk_units={7_700_000_000 - 2**62}",
         f"totals of a tenant corrected tenant={OTHER_TENANT.id} builders=-9 disk_units={-(2**62)}",
     ]
-
-
-async def test_one_tenant_is_counted_anew_by_itself(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    await add(store, OTHER_TENANT)
-    await store.write(partial(create, disk=7.7))
-    await store.write(falsify)
-    with caplog.at_level(logging.WARNING):
-        await store.write(lambda uow: uow.tenants.count_anew(TENANT.id))
-    kept, counted = await store.read(stored)
-    assert kept == {TENANT.id: counted[TENANT.id], OTHER_TENANT.id: (9, 2**62)}
-    (record,) = caplog.records
-    assert record.getMessage().startswith(f"totals of a tenant corrected tenant={TENANT.id} builders=-8 ")
-
-
-async def test_count_beside_open_transactions_corrects_nothing(
-    shared_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    def change(uow: UnitOfWork, number: int) -> None:
-        create(uow, SIZES[number % len(SIZES)], name=f"app-{number}")
-
-    def count(uow: UnitOfWork) -> None:
-        uow.tenants.count_anew(TENANT.id)
-
-    async with open_store(shared_url) as one, open_store(shared_url) as other:
-        await add(one, TENANT)
-        with caplog.at_level(logging.WARNING):
-            await asyncio.gather(
-                *(one.write(partial(change, number=number)) for number in range(40)),
-                *(other.write(count) for _ in range(40)),
-            )
-        await assert_exact(one)
-    assert not caplog.records

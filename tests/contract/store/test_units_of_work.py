@@ -22,11 +22,6 @@ class Refused(Exception):
     pass
 
 
-async def test_result_of_a_unit_of_work_is_returned(store: Store) -> None:
-    assert await store.write(lambda _: "written") == "written"
-    assert await store.read(lambda _: "read") == "read"
-
-
 async def test_exception_rolls_back_and_is_raised(store: Store) -> None:
     builder = await add_builder(store)
 
@@ -39,14 +34,6 @@ async def test_exception_rolls_back_and_is_raised(store: Store) -> None:
         await store.write(fail)
     assert await store.read(lambda uow: uow.tenants.by_name("never")) is None
     assert await store.read(lambda uow: uow.events.of_builder(builder.id)) == []
-
-
-async def test_a_unit_of_work_sees_what_it_wrote(store: Store) -> None:
-    def write(uow: UnitOfWork) -> Tenant | None:
-        uow.tenants.add(Tenant(TenantId(new_id()), "mine", NOW))
-        return uow.tenants.by_name("mine")
-
-    assert await store.write(write) is not None
 
 
 async def test_saved_values_read_the_same_within_their_unit_of_work_as_afterwards(store: Store) -> None:
@@ -101,13 +88,6 @@ async def test_concurrent_writes_lose_nothing(store: Store) -> None:
     assert len(await store.read(lambda uow: uow.events.of_builder(builder.id))) == 50
 
 
-async def test_a_cancelled_caller_leaves_the_store_usable(store: Store) -> None:
-    task = asyncio.ensure_future(store.write(lambda uow: uow.tenants.by_name("acme")))
-    await asyncio.sleep(0)
-    task.cancel()
-    assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
-
-
 async def test_cancelled_caller_continues_after_the_commit(store: Store) -> None:
     begun, tenant = threading.Event(), Tenant(TenantId(new_id()), "late", NOW)
 
@@ -141,13 +121,3 @@ async def test_queued_write_of_a_cancelled_caller_is_committed(store: Store) -> 
         await task
     assert await store.read(lambda uow: uow.tenants.get(tenant.id)) == tenant
     await asyncio.gather(*others)
-
-
-async def test_store_reports_that_it_is_ready(store: Store) -> None:
-    assert await store.ready()
-
-
-async def test_migrate_is_idempotent(store: Store) -> None:
-    builder = await add_builder(store)
-    await store.migrate()
-    assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder

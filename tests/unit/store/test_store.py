@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
-import weakref
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from tests.contract.store.samples import TENANT, add, add_builder
 from tests.stores import memory_store
 
-from builderd.domain.errors import NotFound, StoreUnavailable
+from builderd.domain.errors import StoreUnavailable
 from builderd.store import Store, UnitOfWork
 from builderd.store import store as store_module
 
@@ -82,26 +79,6 @@ async def test_the_text_of_an_error_shows_nothing_that_is_stored() -> None:
         with pytest.raises(IntegrityError) as caught:
             await add_builder(store, host=builder.host, service_token="bds_confidential")
     assert "bds_confidential" not in str(caught.value)
-
-
-async def test_read_that_is_refused_keeps_nothing_of_its_work() -> None:
-    class Row: ...
-
-    rows: list[weakref.ref[Row]] = []
-
-    def work(_: UnitOfWork) -> None:
-        row = Row()
-        rows.append(weakref.ref(row))
-        raise NotFound("There is none.")
-
-    async with memory_store() as store:
-        gc.disable()
-        try:
-            with suppress(NotFound):
-                store._read(work)  # in this thread: a future of it has a cycle of its own
-            assert [row() for row in rows] == [None]
-        finally:
-            gc.enable()
 
 
 async def test_closing_waits_for_the_work_that_was_begun(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from tests.fakes.scanners import FakeScanner
 from tests.fakes.testers import FakeTesters
 from tests.stores import memory_store
 
-from builderd.adapters.signals.local import LocalSignals
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.domains import DomainRules
@@ -44,6 +43,7 @@ from builderd.services.deployments import Change
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.limits import Limits
 from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.services.signals import Signals
 from builderd.services.stalled_ends import StalledEnds
 from builderd.store import Store, UnitOfWork
 from builderd.store.tables import builders as builders_table
@@ -311,7 +311,7 @@ class World:
         application = replace(
             self.application,
             store=store or self.application.store,
-            signals=LocalSignals(),
+            signals=Signals(),
             instance=f"{self.application.instance}-{self._instances}",
             usage=LatestUsage(),
             scratch=ScratchSandboxes(),

@@ -13,7 +13,6 @@ from tests.fakes.unpaid_builds import FakeUnpaidBuilds
 from tests.fakes.uploads import FakeUploads
 from tests.fakes.webhooks import FakeWebhookSender
 
-from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.vaults.sodium import in_memory
 from builderd.bootstrap.review import make_review_policy
 from builderd.domain.previews import PreviewDomain
@@ -25,6 +24,7 @@ from builderd.services.latest_usage import LatestUsage
 from builderd.services.limits import Limits
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.services.signals import Signals
 from builderd.settings import Settings
 from builderd.store import Store
 
@@ -53,7 +53,7 @@ def make_application(
         unpaid_builds=FakeUnpaidBuilds(),
         testers=testers,
         review=Gate(scanner, POLICY),
-        signals=LocalSignals(),
+        signals=Signals(),
         clock=clock,
         vault=in_memory(),
         webhooks=FakeWebhookSender(),

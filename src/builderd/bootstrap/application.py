@@ -18,7 +18,6 @@ from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.unpaid_builds.local import LocalUnpaidBuilds
 from builderd.adapters.webhooks.http import HttpWebhookSender
@@ -35,6 +34,7 @@ from builderd.services.application import Application
 from builderd.services.code_space import CodeSpace
 from builderd.services.latest_usage import LatestUsage
 from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.services.signals import Signals
 from builderd.settings import OpenIdSettings, Settings
 from builderd.ssh import host_key
 
@@ -63,7 +63,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             ),
             testers=testers,
             review=review,
-            signals=LocalSignals(),
+            signals=Signals(),
             clock=clock,
             vault=make_vault(settings),
             webhooks=HttpWebhookSender(settings.webhooks.allow, engine_provider(settings).networks),

@@ -22,7 +22,6 @@ from builderd.ports.engine import Engine
 from builderd.ports.identity_provider import IdentityProvider
 from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
-from builderd.ports.signals import Signals
 from builderd.ports.testers import Testers
 from builderd.ports.unpaid_builds import UnpaidBuilds
 from builderd.ports.uploads import Uploads
@@ -33,6 +32,7 @@ from builderd.services.latest_usage import LatestUsage
 from builderd.services.limits import Limits, RetentionPolicy
 from builderd.services.reviews import Gate
 from builderd.services.scratch_sandboxes import ScratchSandboxes
+from builderd.services.signals import Signals
 from builderd.services.stalled_ends import StalledEnds
 from builderd.services.tenant_limits import TenantLimits
 from builderd.store import Store, UnitOfWork

@@ -31,10 +31,10 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.previews import closed_route
 from builderd.domain.reviews import Report, Verdict, judge
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.signals import outcome_of
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver, releases
 from builderd.services.reach import Reach
+from builderd.services.signals import outcome_of
 from builderd.services.stalled_ends import not_yet
 from builderd.store import UnitOfWork
 

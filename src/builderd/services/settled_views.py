@@ -6,10 +6,10 @@ from functools import partial
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
-from builderd.ports.signals import outcome_of
 from builderd.services import builders, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import BuilderView
+from builderd.services.signals import outcome_of
 from builderd.store import UnitOfWork
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, make_builder, make_version
+from tests.contract.store.samples import NOW, SECOND, TENANT, make_builder, make_version
 
 from builderd.domain.backups import (
     Backup,
@@ -90,35 +90,6 @@ async def test_every_field_of_a_backup_is_stored(store: Store) -> None:
     )
     await store.write(lambda uow: uow.backups.save(done))
     assert await store.read(lambda uow: uow.backups.get(backup.id)) == replace(done, error="no\ufffdthing")
-
-
-async def test_backups_are_listed_newest_first_for_their_tenant(store: Store) -> None:
-    await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
-    builder, other = await _builder(store), await _builder(store)
-    foreign = await _builder(store, tenant_id=OTHER_TENANT.id)
-    first, second = _backup(builder), _backup(builder, created_at=NOW + SECOND)
-    third = _backup(other, created_at=NOW + 2 * SECOND)
-    await _add(store, first, second, third, _backup(foreign))
-    assert await store.read(lambda uow: uow.backups.of_builder(builder.id)) == [second, first]
-    assert await store.read(lambda uow: uow.backups.of_tenant(TENANT.id)) == [third, second, first]
-    newest = await store.read(lambda uow: uow.backups.newest_of([builder.id, other.id, BuilderId(new_id())]))
-    assert newest == {builder.id: second, other.id: third}
-    failed = _backup(builder, created_at=NOW + 9 * SECOND, status=BackupStatus.FAILED, fault="it did not come up")
-    await _add(store, failed)
-    ids = [builder.id, other.id]
-    assert (await store.read(lambda uow: uow.backups.newest_of(ids)))[builder.id] == failed
-    assert await store.read(lambda uow: uow.backups.newest_of(ids, BackupStatus.DONE)) == newest
-    assert await store.read(lambda uow: uow.backups.count_damaged()) == 1
-    await store.write(lambda uow: uow.backups.delete(failed.id))
-    with_some = await store.read(lambda uow: uow.backups.builders("", 100))
-    assert len(with_some) == 3
-    assert with_some == sorted(with_some)
-    assert await store.read(lambda uow: uow.backups.builders(with_some[0], 1)) == with_some[1:2]
-    asked = [with_some[1], BuilderId(new_id())]
-    assert await store.read(lambda uow: uow.backups.among(asked)) == {with_some[1]}
-    of_some = await store.read(lambda uow: uow.backups.of_builders([builder.id, *asked[1:]]))
-    assert of_some == {builder.id: [second, first], asked[1]: []}
-    assert await store.read(lambda uow: uow.backups.count_by_status()) == {BackupStatus.DONE: 4}
 
 
 async def test_open_backups_are_listed_by_owner_oldest_first(store: Store) -> None:
@@ -227,12 +198,6 @@ async def test_builders_due_for_a_look_at_their_backups(store: Store) -> None:
     assert await _due(store, NOW + timedelta(days=9), NOW + timedelta(days=9)) == set()
 
 
-async def test_no_more_builders_than_asked_for_are_due(store: Store) -> None:
-    for _ in range(3):
-        await _record(store, await _builder(store, backup_interval_hours=1), NOW, NOW)
-    assert len(await store.write(lambda uow: uow.backup_checks.due(NOW, NOW, 2))) == 2
-
-
 async def test_changes_of_backups_and_restores_make_their_builder_due(store: Store) -> None:
     builder = await _builder(store, backup_interval_hours=6)
     backup = _backup(builder)
@@ -271,20 +236,6 @@ async def test_a_change_during_a_look_makes_its_builder_due_again(store: Store) 
     assert await _due(store) == {builder.id}
 
 
-@pytest.mark.parametrize(("changes", "is_due"), [({"backup_interval_hours": 3}, True), ({"exit_code": 1}, False)])
-async def test_another_interval_makes_a_builder_due(store: Store, changes: dict[str, Any], is_due: bool) -> None:
-    builder = await _builder(store, backup_interval_hours=6)
-    await _record(store, builder, NOW + SECOND, NOW + SECOND)
-
-    def save(uow: UnitOfWork) -> None:
-        stored = uow.builders.get(builder.id, lock=True)
-        assert stored is not None
-        uow.builders.save(replace(stored, **changes))
-
-    await store.write(save)
-    assert await _due(store) == ({builder.id} if is_due else set())
-
-
 async def test_health_counts_builders_that_want_backups(store: Store) -> None:
     assert await store.read(lambda uow: uow.backups.oldest_last_good()) is None
     good, bad = [await _builder(store, backup_interval_hours=6) for _ in range(2)]
@@ -294,15 +245,6 @@ async def test_health_counts_builders_that_want_backups(store: Store) -> None:
     await _add(store, _backup(bad, created_at=later, status=failed), _backup(away, status=failed))
     assert await store.read(lambda uow: uow.backups.count_failing()) == 1
     assert await store.read(lambda uow: uow.backups.oldest_last_good()) == NOW
-
-
-async def test_a_done_backup_of_a_tenant_is_found(store: Store) -> None:
-    builder = await _builder(store)
-    await _add(store, _backup(builder, expires_at=NOW), _backup(builder, status=BackupStatus.FAILED))
-    assert not await store.read(lambda uow: uow.backups.has_done(TENANT.id, NOW))
-    await _add(store, _backup(builder))
-    assert await store.read(lambda uow: uow.backups.has_done(TENANT.id, NOW))
-    assert not await store.read(lambda uow: uow.backups.has_done(OTHER_TENANT.id, NOW))
 
 
 async def test_the_last_drill_of_a_builder_is_found(store: Store) -> None:

@@ -38,21 +38,6 @@ async def test_lines_are_read_in_insertion_order(store: Store) -> None:
     ]
 
 
-async def test_no_lines_add_nothing(store: Store) -> None:
-    builder = await add_builder(store)
-    await add_lines(store, builder.id, 1)
-    assert await lines_of(store, builder.id) == []
-
-
-async def test_delete_removes_only_the_builders_log(store: Store) -> None:
-    builder, other = await add_builder(store), await add_builder(store)
-    await add_lines(store, builder.id, 1, "made")
-    await add_lines(store, other.id, 1, "made")
-    await store.write(lambda uow: uow.build_logs.delete(builder.id))
-    assert await lines_of(store, builder.id) == []
-    assert await lines_of(store, other.id) == [(1, line("made"))]
-
-
 async def test_unstorable_characters_in_build_output_are_replaced(store: Store) -> None:
     builder = await add_builder(store)
     hostile = ["nul \0 inside", "half \ud83d a pair", "", "x" * 1_000_000, "'; DROP TABLE builders; --", "\x1b[31mred"]

@@ -67,15 +67,6 @@ async def test_saving_replaces_every_field(store: Store) -> None:
     assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == EVERYTHING
 
 
-async def test_a_builder_can_be_saved_in_the_unit_of_work_that_adds_it(store: Store) -> None:
-    def write(uow: UnitOfWork) -> None:
-        uow.builders.add(EVERYTHING)
-        uow.builders.save(replace(EVERYTHING, exit_code=4))
-
-    await store.write(write)
-    assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == replace(EVERYTHING, exit_code=4)
-
-
 async def test_save_of_an_unlocked_builder_is_refused(store: Store) -> None:
     builder = await add_builder(store)
 
@@ -87,23 +78,6 @@ async def test_save_of_an_unlocked_builder_is_refused(store: Store) -> None:
     with pytest.raises(RuntimeError, match="unlocked"):
         await store.write(write)
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
-
-
-async def test_saving_changes_no_other_builder(store: Store) -> None:
-    one, other = await add_builder(store), await add_builder(store)
-    await save(store, replace(one, status=Status.RUNNING))
-    assert await store.read(lambda uow: uow.builders.get(other.id)) == other
-
-
-async def test_locked_read_returns_the_same_builder(store: Store) -> None:
-    builder = await add_builder(store)
-    assert await store.write(lambda uow: uow.builders.get(builder.id, lock=True)) == builder
-    assert await store.write(lambda uow: uow.builders.by_host(builder.host, lock=True)) == builder
-    assert await store.read(lambda uow: uow.builders.get(builder.id, lock=True)) == builder
-
-
-async def test_unknown_builder_is_none(store: Store) -> None:
-    assert await store.read(lambda uow: uow.builders.get(BuilderId(new_id()))) is None
 
 
 async def test_a_live_builder_is_found_by_name_by_host_and_by_its_token(store: Store) -> None:
@@ -132,13 +106,6 @@ async def test_duplicate_name_is_refused_with_the_other_uuid(store: Store) -> No
     with pytest.raises(NameTaken, match=first.id) as caught:
         await add_builder(store, name="app")
     assert caught.value.data == {"uuid": first.id}
-    assert await names(store, BuilderQuery()) == ["app"]
-
-
-async def test_another_tenant_may_use_the_same_name(store: Store) -> None:
-    await add(store, OTHER_TENANT)
-    await add_builder(store, name="app")
-    await add_builder(store, name="app", tenant_id=OTHER_TENANT.id)
     assert await names(store, BuilderQuery()) == ["app"]
 
 
@@ -179,14 +146,6 @@ async def test_list_is_filtered_sorted_and_paged(store: Store, query: BuilderQue
     assert await names(store, query) == expected
 
 
-async def test_page_has_the_total_of_the_filter(store: Store) -> None:
-    for status in (Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.STOPPED):
-        await add_builder(store, status=status)
-    query = BuilderQuery(status=Status.RUNNING, page=2, per_page=2)
-    assert len(await store.read(lambda uow: uow.builder_lists.page(TENANT.id, query))) == 1
-    assert await store.read(lambda uow: uow.builder_lists.count(TENANT.id, query)) == 3
-
-
 async def test_pages_have_each_builder_once_at_equal_times(store: Store) -> None:
     for _ in range(7):
         await add_builder(store)
@@ -201,24 +160,6 @@ async def test_builders_of_another_tenant_are_not_listed(store: Store) -> None:
     assert await store.read(lambda uow: uow.builder_lists.page(TENANT.id, BuilderQuery())) == [own]
     assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=True)) == [own]
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, foreign.name)) is None
-
-
-async def test_builders_of_a_tenant_are_listed_oldest_first(store: Store) -> None:
-    new = await add_builder(store, created_at=NOW + SECOND)
-    gone = await add_builder(store, created_at=NOW - SECOND, **GONE)
-    going = await add_builder(store, created_at=NOW + 2 * SECOND, desired=Desired.DELETED)
-    old = await add_builder(store)
-    assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=False)) == [old, new]
-    assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=True)) == [gone, old, new, going]
-
-
-async def test_ids_include_builders_being_deleted(store: Store) -> None:
-    await add(store, OTHER_TENANT)
-    one = await add_builder(store)
-    foreign = await add_builder(store, tenant_id=OTHER_TENANT.id, created_at=NOW + SECOND)
-    going = await add_builder(store, desired=Desired.DELETED, created_at=NOW + 2 * SECOND)
-    await add_builder(store, **GONE)
-    assert await store.read(lambda uow: uow.builders.ids()) == [one.id, foreign.id, going.id]
 
 
 async def test_builders_are_counted_by_status_without_the_deleted(store: Store) -> None:
@@ -264,14 +205,6 @@ async def test_running_and_capped_builders_are_those_of_the_tenant(store: Store)
     assert await store.read(lambda uow: uow.builders.running(TENANT.id)) == [running]
     assert await store.read(lambda uow: uow.builders.capped(TENANT.id)) == [capped]
     assert await store.read(lambda uow: uow.builders.any_capped(TENANT.id))
-
-
-async def test_deleted_and_uncapped_builders_and_those_of_others_are_no_capped_ones(store: Store) -> None:
-    await add_builder(store)
-    await add_builder(store, desired=Desired.DELETED, spending_cap=Decimal(5))
-    await add(store, OTHER_TENANT)
-    await add_builder(store, tenant_id=OTHER_TENANT.id, spending_cap=Decimal(5))
-    assert not await store.read(lambda uow: uow.builders.any_capped(TENANT.id))
 
 
 AT_REST: dict[str, Any] = {"desired": Desired.STOPPED, "status": Status.STOPPED, "observed_generation": 1}

@@ -6,8 +6,7 @@ import asyncio
 import threading
 from dataclasses import replace
 
-import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT
+from tests.contract.store.samples import NOW, SECOND, TENANT
 from tests.stores import open_store
 
 from builderd.domain.credentials import Credential
@@ -23,31 +22,6 @@ async def test_every_field_is_kept(store: Store) -> None:
     assert await store.read(lambda uow: uow.credentials.get(TENANT.id, "zoho")) == ZOHO
     await store.write(lambda uow: uow.credentials.save(USED))
     assert await store.read(lambda uow: uow.credentials.get(TENANT.id, "zoho")) == USED
-
-
-async def test_credentials_are_listed_by_name_for_their_tenant(store: Store) -> None:
-    foreign = replace(ZOHO, tenant_id=OTHER_TENANT.id)
-    other = replace(ZOHO, name="aws-1")
-    await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
-    for one in (ZOHO, foreign, other):
-        await store.write(lambda uow, one=one: uow.credentials.add(one))  # type: ignore[misc]
-
-    assert await store.read(lambda uow: uow.credentials.list(TENANT.id)) == [other, ZOHO]
-    assert len(await store.read(lambda uow: uow.credentials.all())) == 3
-
-
-async def test_deleting_is_idempotent_and_keeps_the_others(store: Store) -> None:
-    other = replace(ZOHO, name="other")
-    await store.write(lambda uow: uow.credentials.add(ZOHO))
-    await store.write(lambda uow: uow.credentials.add(other))
-    for _ in range(2):
-        await store.write(lambda uow: uow.credentials.delete(TENANT.id, "zoho"))
-    assert await store.read(lambda uow: uow.credentials.list(TENANT.id)) == [other]
-
-
-async def test_save_of_a_deleted_credential_is_reported(store: Store) -> None:
-    with pytest.raises(LookupError, match="zoho"):
-        await store.write(lambda uow: uow.credentials.save(ZOHO))
 
 
 async def test_recording_a_use_writes_only_that(store: Store) -> None:

@@ -6,10 +6,9 @@ import asyncio
 import threading
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
 from tests.contract.store.calls import claim, holds
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder
 from tests.stores import open_store
@@ -18,7 +17,7 @@ from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Tenant
 from builderd.store import Store, UnitOfWork
-from builderd.store.tables import database_lease, tenants
+from builderd.store.tables import database_lease
 
 ONE = Instance("host-1", "one.example", "/srv/one", "first", "boot-1")
 TWO = Instance("host-2", "two.example", "/srv/two", "second", "boot-2")
@@ -58,15 +57,6 @@ async def test_take_over_fails_if_the_lease_changed(store: Store) -> None:
     assert (second.instance, second.term) == (TWO, 2)
     assert not await store.write(lambda uow: uow.database_lease.renew(first.term))
     assert await take(store, ONE, first) is None
-
-
-async def test_a_released_lease_keeps_its_owner(store: Store) -> None:
-    first = await taken(store, ONE)
-    await store.write(lambda uow: uow.database_lease.release(first.term))
-    lease = await get(store)
-    assert lease is not None
-    assert (lease.instance, lease.released) == (ONE, True)
-    assert not (await taken(store, ONE, lease)).released
 
 
 async def test_lease_age_is_by_the_clock_of_the_database(store: Store) -> None:
@@ -158,17 +148,3 @@ async def test_take_over_moves_live_builders_and_drops_claims(store: Store) -> N
     assert await claim(store, builder.id, TWO.identity, NOW)
     await store.write(lambda uow: uow.database_lease.adopt(TWO))
     assert await holds(store, builder.id, TWO.identity, NOW), "its own claims stay"
-
-
-async def test_take_over_counts_live_builders_anew(store: Store) -> None:
-    """A service of an earlier version on the same database keeps no count."""
-    await add_builder(store)
-
-    def counts(uow: Any, *statements: Any) -> list[int]:
-        for statement in statements:
-            uow.tenants._connection.execute(statement)
-        return list(uow.tenants._connection.execute(select(tenants.c.live_builders)).scalars())
-
-    assert await store.write(lambda uow: counts(uow, update(tenants).values(live_builders=7))) == [7]
-    await store.write(lambda uow: uow.database_lease.adopt(TWO))
-    assert await store.read(counts) == [1]

@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 
-from tests.contract.store.samples import OTHER_TENANT, TENANT, add, make_builder, make_version, save
+from tests.contract.store.samples import TENANT, add, make_builder, make_version, save
 from tests.stores import open_store
 
 from builderd.domain.builders import Builder, Candidate, Desired
@@ -27,25 +27,12 @@ async def builder_of(store: Store, resources: Resources, **changes: object) -> B
     return builder
 
 
-async def test_demand_is_zero_without_builders(store: Store) -> None:
-    assert await store.read(lambda uow: uow.builders.allocated()) == Allocation()
-    assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation()
-
-
 async def test_running_builder_counts_fully_and_stopped_one_by_its_disk(store: Store) -> None:
     await builder_of(store, Resources(0.25, 0.5, 3))
     await builder_of(store, Resources(2, 4, 10), desired=Desired.STOPPED)
     await builder_of(store, Resources(8, 16, 100), desired=Desired.DELETED)
     assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation(2, 1, 0.25, 0.5, 13)
     assert await store.read(lambda uow: uow.builders.allocated_to_running(TENANT.id)) == Allocation(0, 1, 0.25, 0.5)
-
-
-async def test_demand_of_a_tenant_and_of_all_are_sums(store: Store) -> None:
-    await add(store, OTHER_TENANT)
-    await builder_of(store, Resources(1, 1, 3))
-    await builder_of(store, Resources(2, 2, 5), tenant_id=OTHER_TENANT.id)
-    assert await store.read(lambda uow: uow.builders.allocated(OTHER_TENANT.id)) == Allocation(1, 1, 2, 2, 5)
-    assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(2, 2, 3, 3, 8)
 
 
 async def test_greater_of_serving_and_candidate_version_counts(store: Store) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-from tests.contract.store.calls import event_ids, record
+from tests.contract.store.calls import record
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_event
 
-from builderd.domain.ids import BuilderId
 from builderd.store import Store
 from builderd.store.events import EventQuery
 
@@ -21,36 +19,6 @@ async def test_every_field_of_an_event_is_stored_with_an_id(store: Store) -> Non
     assert stored.id > 0
     assert stored == replace(event, id=stored.id)
     assert await store.read(lambda uow: uow.events.of_builder(builder.id)) == [stored]
-
-
-async def test_ids_increase_over_the_whole_store(store: Store) -> None:
-    one, two = await add_builder(store), await add_builder(store)
-    stored = [await record(store, make_event(builder.id)) for builder in (one, two, one, two)]
-    numbers = [event.id for event in stored]
-    assert numbers == sorted(set(numbers))
-
-
-async def test_events_of_a_builder_are_ordered_by_id(store: Store) -> None:
-    builder, other = await add_builder(store), await add_builder(store)
-    first = await record(store, make_event(builder.id, time=NOW + SECOND))
-    await record(store, make_event(other.id))
-    second = await record(store, make_event(builder.id))
-    assert await event_ids(store, builder.id) == [first.id, second.id]
-
-
-async def test_following_returns_events_after_an_id(store: Store) -> None:
-    builder = await add_builder(store)
-    stored = [(await record(store, make_event(builder.id))).id for _ in range(5)]
-    assert await event_ids(store, builder.id, after=stored[1]) == stored[2:]
-    assert await event_ids(store, builder.id, after=stored[1], limit=2) == stored[2:4]
-    assert await event_ids(store, builder.id, after=stored[-1]) == []
-
-
-async def test_details_that_are_not_json_are_refused(store: Store) -> None:
-    builder = await add_builder(store)
-    with pytest.raises(Exception, match="JSON"):
-        await record(store, make_event(builder.id, details={"seconds": float("nan")}))
-    assert await event_ids(store, builder.id) == []
 
 
 # Of a tenant
@@ -104,11 +72,6 @@ async def test_events_are_filtered_by_builder_type_and_time(store: Store) -> Non
     assert await found(EventQuery(since=NOW + SECOND)) == [late]
     assert await found(EventQuery(until=NOW)) == []
     assert await found(EventQuery(since=NOW, until=NOW + SECOND)) == ids
-
-
-async def test_an_event_may_concern_the_tenant_as_a_whole(store: Store) -> None:
-    stored = await record(store, replace(make_event(BuilderId("")), builder_id=None))
-    assert await store.read(lambda uow: uow.events.following(TENANT.id, EventQuery(), after=0, limit=1)) == [stored]
 
 
 async def test_oldest_events_expire_in_batches_and_ids_are_not_reused(store: Store) -> None:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import partial
 
 import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
+from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_segment
 
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Segment, Sum, next_month, total
@@ -30,13 +30,6 @@ async def test_rate_keeps_all_digits(store: Store, rate: str) -> None:
     assert found == segment
     assert found is not None
     assert str(found.hourly_rate) == rate
-
-
-@pytest.mark.parametrize("rate", ["NaN", "Infinity"])
-async def test_rate_must_be_finite(store: Store, rate: str) -> None:
-    builder = await add_builder(store)
-    with pytest.raises(Exception, match="no amount"):
-        await add(store, make_segment(builder.id, hourly_rate=Decimal(rate)))
 
 
 async def test_close_ends_only_the_open_segment(store: Store) -> None:
@@ -73,14 +66,6 @@ async def test_transaction_sees_the_segments_that_it_opens_and_closes(store: Sto
     assert replace(first, end=NOW + SECOND) in await store.read(lambda uow: uow.ledger.of_builder(builder.id))
 
 
-async def test_closing_without_an_open_segment_changes_nothing(store: Store) -> None:
-    builder = await add_builder(store)
-    closed = make_segment(builder.id, end=NOW + SECOND)
-    await add(store, closed)
-    await store.write(lambda uow: uow.ledger.close(builder.id, NOW + 5 * SECOND))
-    assert await store.read(lambda uow: uow.ledger.of_builder(builder.id)) == [closed]
-
-
 async def test_a_segment_never_ends_before_its_start(store: Store) -> None:
     builder = await add_builder(store)
     await add(store, make_segment(builder.id))
@@ -93,16 +78,6 @@ async def test_a_builder_has_at_most_one_open_segment(store: Store) -> None:
     await add(store, make_segment(builder.id))
     with pytest.raises(Exception, match=r"(?i)unique"):
         await add(store, make_segment(builder.id, start=NOW + SECOND))
-
-
-async def test_segments_of_many_builders_come_by_builder_oldest_first(store: Store) -> None:
-    one, two, three = [await add_builder(store) for _ in range(3)]
-    early, late = make_segment(one.id, end=NOW + SECOND), make_segment(one.id, start=NOW + SECOND)
-    other, unasked = make_segment(two.id), make_segment(three.id)
-    await add(store, late, unasked, other, early)
-    asked = [one.id, two.id, BuilderId(new_id())]
-    found = await store.read(lambda uow: uow.ledger.of_builders(asked))
-    assert found == {one.id: [early, late], two.id: [other]}
 
 
 async def test_only_segments_within_the_span_are_returned(store: Store) -> None:
@@ -126,10 +101,6 @@ async def test_only_segments_within_the_span_are_returned(store: Store) -> None:
     assert await found(JUNE, JUNE + HOUR) == {one.id: [hours[4]], later.id: [late]}
     ever = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
     assert await found(*ever) == await found(None, None) == {one.id: hours, other.id: [long], later.id: [late]}
-
-
-async def test_no_builders_have_no_segments(store: Store) -> None:
-    assert await store.read(lambda uow: uow.ledger.of_builders([])) == {}
 
 
 async def test_query_for_many_builders_is_split(store: Store) -> None:
@@ -158,15 +129,6 @@ def of_month(uow: UnitOfWork, now: datetime) -> Mapping[BuilderId, Sum]:
     return found
 
 
-async def test_month_includes_only_its_own_part(store: Store) -> None:
-    builder, other = await add_builder(store), await add_builder(store)
-    await add(store, make_segment(builder.id, start=MAY - HOUR), make_segment(other.id, start=MAY, end=MAY + HOUR))
-    await store.write(lambda uow: uow.ledger.close(builder.id, JUNE + HOUR))
-    for now, hours in ((MAY + HOUR, {builder.id: 744, other.id: 1}), (JUNE + HOUR, {builder.id: 1})):
-        found = await store.read(partial(of_month, now=now))
-        assert {one: spent.hours for one, spent in found.items()} == hours
-
-
 async def test_open_segment_counts_from_the_start_of_the_month(store: Store) -> None:
     builder = await add_builder(store)
     segment = make_segment(builder.id, start=MAY - 10 * HOUR)
@@ -174,17 +136,6 @@ async def test_open_segment_counts_from_the_start_of_the_month(store: Store) -> 
     found = await store.read(partial(of_month, now=MAY + 2 * HOUR))
     assert found[builder.id].hours == 2
     assert await store.read(lambda uow: uow.ledger.rates_of_builders([builder.id])) == {builder.id: segment.hourly_rate}
-
-
-async def test_spending_of_another_tenant_is_excluded(store: Store) -> None:
-    await add(store, OTHER_TENANT)
-    theirs = await add_builder(store, tenant_id=OTHER_TENANT.id)
-    closed = make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY, end=MAY + HOUR)
-    await add(store, closed, make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY + HOUR))
-    assert await store.read(lambda uow: uow.ledger.month_of_tenant(TENANT.id, MAY + HOUR)) == Sum()
-    assert await store.read(lambda uow: uow.ledger.total_of_tenant(TENANT.id, MAY + HOUR)) == Sum()
-    assert await store.read(lambda uow: uow.ledger.rates_of_tenant(TENANT.id)) == {}
-    assert await store.read(lambda uow: uow.ledger.dearest(TENANT.id, JUNE, MAY, 9)) == ([], 0)
 
 
 async def test_sums_of_a_tenant_are_those_of_its_segments(store: Store) -> None:

@@ -145,38 +145,6 @@ async def test_a_transaction_sees_its_own_changes_and_no_others_do(store: Store)
     assert (await store.read(lambda uow: uow.builders.allocated())).disk == 3
 
 
-async def test_row_that_is_locked_again_after_a_change_counts_once(store: Store) -> None:
-    made = await store.write(partial(create, disk=3))
-
-    def enlarge(uow: UnitOfWork) -> None:
-        builder = locked(uow, made.id)
-        uow.versions.add(sized(builder, 7.7, number=2))
-        uow.builders.save(replace(builder, version=2))
-        found = uow.builders.by_host(builder.host, lock=True)
-        assert found is not None
-        uow.builders.save(replace(found, desired=Desired.STOPPED))
-        assert uow.builders.allocated().disk == 7.7
-
-    await store.write(enlarge)
-    await assert_exact(store)
-
-
-async def test_version_of_a_builder_without_disk_reserves_none_before_its_row_is_saved_again(store: Store) -> None:
-    """A save writes what is reserved anew, and tells the totals of a change of the builder alone."""
-    made = await store.write(partial(create, disk=3))
-
-    def name_a_version_that_is_added_later(uow: UnitOfWork) -> None:
-        builder = replace(locked(uow, made.id), disk_released_at=NOW, version=2)
-        uow.builders.save(builder)
-        uow.versions.add(sized(builder, 7.7, number=2))
-
-    await store.write(name_a_version_that_is_added_later)
-    await assert_exact(store)
-    assert (await store.read(lambda uow: uow.builders.allocated())).disk == 0
-    await store.write(lambda uow: uow.builders.save(replace(locked(uow, made.id), desired=Desired.STOPPED)))
-    await assert_exact(store)
-
-
 async def test_concurrent_changes_of_one_tenant_lose_none(shared_url: str) -> None:
     """Two services at once, which a lease forbids, with a third of their transactions rolled back."""
 

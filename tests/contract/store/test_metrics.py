@@ -55,10 +55,6 @@ async def test_times_by_class_of_status_are_summed(store: Store) -> None:
     assert (await of_builder(store, builder))[0].usage == USAGE
 
 
-async def test_adding_no_samples_is_no_error(store: Store) -> None:
-    await store.write(lambda uow: uow.metrics.add([]))
-
-
 async def test_old_steps_expire(store: Store) -> None:
     builder = BuilderId("b")
     await store.write(lambda uow: uow.metrics.add([UsageBucket(builder, START + n * BUCKET, USAGE) for n in range(3)]))

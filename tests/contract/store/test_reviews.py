@@ -21,15 +21,6 @@ async def put(store: Store, report: Report, builder: Builder) -> None:
     await store.write(lambda uow: uow.reviews.put(builder.tenant_id, report))
 
 
-async def test_last_stored_report_is_returned(store: Store) -> None:
-    builder = await add_builder(store)
-    await put(store, REPORT, builder)
-    later = replace(REPORT, reviewed_at=NOW + SECOND, seconds=1.5, findings=(), left_out={})
-    assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == REPORT
-    await put(store, later, builder)
-    assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == later
-
-
 async def test_fields_of_a_later_version_are_ignored(store: Store) -> None:
     builder = await add_builder(store)
     await put(store, REPORT, builder)
@@ -50,28 +41,6 @@ async def test_report_is_keyed_by_policy_and_content(store: Store) -> None:
         await put(store, report, builder)
     for report in (REPORT, *others):
         assert await store.read(lambda uow, key=report.key: uow.reviews.get(TENANT.id, key)) == report  # type: ignore[misc]
-
-
-async def test_reports_are_not_shared_between_tenants(store: Store) -> None:
-    builder = await add_builder(store)
-    await put(store, REPORT, builder)
-    assert await store.read(lambda uow: uow.reviews.get(OTHER_TENANT.id, REPORT.key)) is None
-
-
-async def test_unstorable_characters_of_code_are_replaced(store: Store) -> None:
-    builder = await add_builder(store)
-    finding = replace(HELD, text="nul \0", path="half \ud83d a pair")
-    await put(store, replace(REPORT, findings=(finding,)), builder)
-    found = await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key))
-    assert found is not None
-    assert (found.findings[0].text, found.findings[0].path) == ("nul \ufffd", "half \ufffd a pair")
-
-
-async def test_verdict_of_a_version_is_stored(store: Store) -> None:
-    builder = await add_builder(store)
-    judged = make_version(builder.id, number=2, review_passed=True, review_key=REPORT.key, review_until=NOW + SECOND)
-    await add(store, judged)
-    assert await store.read(lambda uow: uow.versions.get(builder.id, 2)) == judged
 
 
 async def test_unused_reports_are_deleted(store: Store) -> None:

@@ -23,14 +23,6 @@ async def test_every_field_of_a_sandbox_is_stored(store: Store) -> None:
     assert await store.read(lambda uow: uow.sandboxes.get(sandbox.id)) == sandbox
 
 
-async def test_end_without_details_is_stored(store: Store) -> None:
-    builder = await add_builder(store)
-    sandbox = make_sandbox(builder.id, end=SandboxEnd(EndCause.UNKNOWN, None, None))
-    await add(store, sandbox)
-    assert await store.read(lambda uow: uow.sandboxes.get(sandbox.id)) == sandbox
-    assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) is None
-
-
 async def test_open_sandbox_is_the_one_without_an_end(store: Store) -> None:
     builder = await add_builder(store)
     await add_builder(store)
@@ -49,19 +41,6 @@ async def test_a_builder_has_at_most_one_open_sandbox(store: Store) -> None:
     await add(store, make_sandbox(builder.id))
     with pytest.raises(Exception, match=r"(?i)unique"):
         await add(store, make_sandbox(builder.id, attempt=2))
-
-
-async def test_attempt_of_a_run_is_unique(store: Store) -> None:
-    builder = await add_builder(store)
-    await add(store, make_sandbox(builder.id, end=END))
-    with pytest.raises(Exception, match=r"(?i)unique"):
-        await add(store, make_sandbox(builder.id, end=END))
-
-
-async def test_a_sandbox_needs_a_version(store: Store) -> None:
-    builder = await add_builder(store)
-    with pytest.raises(Exception, match=r"(?i)foreign key"):
-        await add(store, make_sandbox(builder.id, version=2))
 
 
 async def test_sandboxes_are_listed_oldest_first_of_all_runs_or_of_one(store: Store) -> None:
@@ -85,12 +64,6 @@ async def test_sandboxes_of_a_run_include_open_ones_of_other_runs(store: Store) 
     await add(store, gone, running, ended, trial, make_sandbox(other.id))
     assert await store.read(lambda uow: uow.sandboxes.open_or_of_generation(builder.id, 2)) == [ended, trial, running]
     assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) == running
-
-
-async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:
-    builder = await add_builder(store)
-    with pytest.raises(LookupError):
-        await store.write(lambda uow: uow.sandboxes.save(make_sandbox(builder.id)))
 
 
 async def test_latest_sandboxes_and_the_last_listening_one_are_kept(store: Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder, make_token
 
 from builderd.domain.ids import TokenId, new_id
@@ -29,10 +28,6 @@ EVERYTHING = make_token(
 async def test_every_field_of_a_token_is_stored(store: Store) -> None:
     await add(store, EVERYTHING)
     assert await store.read(lambda uow: uow.tokens.by_secret_hash(EVERYTHING.secret_hash)) == EVERYTHING
-
-
-async def test_an_unknown_secret_finds_nothing(store: Store) -> None:
-    assert await store.read(lambda uow: uow.tokens.by_secret_hash("f" * 64)) is None
 
 
 async def test_a_tenant_lists_its_own_tokens_oldest_first(store: Store) -> None:
@@ -100,14 +95,3 @@ async def test_a_revocation_waits_for_what_the_token_is_making(store: Store) -> 
     done = await store.write(revoke)
     await making
     assert [one.id for one in done.ended] == [grant.id]
-
-
-async def test_one_secret_cannot_belong_to_two_tokens(store: Store) -> None:
-    await add(store, make_token())
-    with pytest.raises(Exception, match=r"(?i)unique"):
-        await add(store, make_token(id=TokenId(new_id())))
-
-
-async def test_a_token_needs_a_tenant(store: Store) -> None:
-    with pytest.raises(Exception, match=r"(?i)foreign key"):
-        await add(store, make_token(tenant_id=OTHER_TENANT.id))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pytest
 from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
 from tests.contract.store.test_backups import _backup
@@ -128,26 +127,6 @@ async def test_version_read_before_its_builder_was_locked_is_read_and_saved_anew
 
     assert await store.write(change) == "of another transaction"
     assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == before
-
-
-async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:
-    builder = await add_builder(store)
-    with pytest.raises(LookupError):
-        await store.write(lambda uow: uow.versions.save(make_version(builder.id, number=2)))
-
-
-async def test_versions_are_listed_newest_first_each_builders_own(store: Store) -> None:
-    builder = await add_builder(store)
-    await add_builder(store)
-    await add(store, *(make_version(builder.id, number=number) for number in (2, 10, 3)))
-    listed = await store.read(lambda uow: uow.versions.list(builder.id))
-    assert [version.number for version in listed] == [10, 3, 2, 1]
-
-
-async def test_version_number_is_unique(store: Store) -> None:
-    builder = await add_builder(store)
-    with pytest.raises(Exception, match=r"(?i)unique"):
-        await add(store, make_version(builder.id))
 
 
 async def uses_bundle(store: Store, bundle_hash: str) -> bool:

@@ -53,14 +53,6 @@ async def test_every_field_of_a_webhook_is_stored_and_changed(store: Store) -> N
     )
 
 
-async def test_webhooks_are_listed_by_tenant(store: Store) -> None:
-    await add(store, OTHER_TENANT)
-    mine = [await added(store, created_at=NOW + n * SECOND) for n in range(2)]
-    foreign = await added(store, tenant_id=OTHER_TENANT.id, created_at=LATER)
-    assert await store.read(lambda uow: uow.webhooks.list(TENANT.id)) == mine
-    assert await store.read(lambda uow: uow.webhooks.all()) == [*mine, foreign]
-
-
 async def test_fields_that_a_later_version_stored_with_an_attempt_are_ignored(store: Store) -> None:
     webhook = await added(store)
     made = await delivery(store, webhook, await happen(store))
@@ -142,17 +134,6 @@ async def test_deliveries_keep_their_attempts_and_are_paged_newest_first(store: 
     assert page == ([changed], 3)
 
 
-async def test_an_event_is_delivered_to_a_webhook_once(store: Store) -> None:
-    webhook = await added(store)
-    await delivery(store, webhook, 1)
-    try:
-        await delivery(store, webhook, 1)
-    except Exception as error:
-        assert "unique" in str(error).lower()  # noqa: PT017
-    else:
-        raise AssertionError
-
-
 async def test_deliveries_are_deleted_with_their_webhook(store: Store) -> None:
     webhook, other = await added(store), await added(store)
     gone, kept = await delivery(store, webhook, 1), await delivery(store, other, 1)
@@ -177,13 +158,3 @@ async def test_old_deliveries_expire_once_they_are_over(store: Store) -> None:
     assert [await expire(), await expire(), await expire()] == [2, 1, 0]
     left, _ = await store.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=9))
     assert left == [fresh, waiting]
-
-
-async def test_deliveries_of_a_disabled_webhook_expire(store: Store) -> None:
-    active, disabled = await added(store), await added(store, status=WebhookStatus.DISABLED)
-    waiting, _ = await delivery(store, active, 1), await delivery(store, disabled, 1)
-    fresh = await delivery(store, disabled, 2, created_at=LATER)
-    assert await store.write(lambda uow: uow.deliveries.expire(LATER, 9)) == 1
-    for webhook, kept in ((active, waiting), (disabled, fresh)):
-        left, _ = await store.read(lambda uow, of=webhook.id: uow.deliveries.page(of, page=1, per_page=9))  # type: ignore[misc]
-        assert left == [kept]

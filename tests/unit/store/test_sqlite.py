@@ -7,7 +7,6 @@ import os
 import re
 import sqlite3
 import subprocess
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, insert, make_url, select, text
 from tests.contract.store.samples import TENANT, add, add_builder, make_token, make_version
-from tests.stores import memory_store, open_store
+from tests.stores import open_store
 
 from builderd.domain.errors import StoreUnavailable
 from builderd.store import Store, UnitOfWork, claims, events, sqlite
@@ -64,23 +63,11 @@ async def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> No
         assert mode(path) == 0o600
 
 
-async def test_a_folder_that_is_there_keeps_its_mode(path: Path) -> None:
-    path.parent.mkdir(0o755)
-    async with open_store(f"sqlite:///{path}"):
-        assert mode(path.parent) == 0o755
-
-
 async def test_a_path_may_have_odd_characters(tmp_path: Path) -> None:
     path = tmp_path / "with space, % and \N{SNOWMAN}" / "b.db"
     async with open_store(f"sqlite:///{path}") as store:
         await add(store, TENANT)
     assert path.exists()
-
-
-async def test_opening_alone_makes_nothing(path: Path) -> None:
-    store = Store(f"sqlite:///{path}")
-    await store.close()
-    assert not path.parent.exists()
 
 
 def test_connections_write_ahead_and_hold_foreign_keys(path: Path) -> None:
@@ -142,17 +129,6 @@ async def _fill(store: Store) -> None:
         await add_builder(store)
 
 
-async def test_looks_at_the_database_open_no_more_connections_than_reads(store: Store) -> None:
-    made: list[object] = []
-    event.listen(store._database.reading, "connect", lambda driver, _: made.append(driver))
-    together = threading.Barrier(sqlite.READERS, timeout=30)
-    await asyncio.gather(*(store.read(lambda _: together.wait()) for _ in range(sqlite.READERS)))
-    assert len(made) == sqlite.READERS
-    for look in (store.ready, store.schema_differences, store.schema_conflict, store.is_migrated):
-        await asyncio.gather(*(look() for _ in range(sqlite.READERS)))
-    assert len(made) == sqlite.READERS
-
-
 async def test_a_damaged_file_is_a_fault_of_the_machine(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database" * 1_000)
@@ -177,12 +153,6 @@ async def test_the_switch_to_wal_waits_for_a_writer_too(path: Path) -> None:
     await migrating
     await store.close()
     assert path.read_bytes()[18:20] == b"\2\2", "its header says WAL"
-
-
-async def test_stores_in_memory_share_nothing() -> None:
-    async with memory_store() as one, memory_store() as two:
-        await add(one, TENANT)
-        assert await two.read(lambda uow: uow.tenants.get(TENANT.id)) is None
 
 
 def test_a_migration_that_breaks_foreign_keys_is_taken_back(path: Path) -> None:
@@ -249,18 +219,3 @@ async def test_check_finds_damage_and_names_the_remedy(path: Path, caplog: pytes
         await store.close()
     assert re.match(r"it is damaged( \(.*\))?: look at its disk .*builderd restore", found)
     assert "database check failed error=it is damaged" in caplog.text
-
-
-async def test_check_that_does_not_end_in_time_leaves_what_was_found(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with open_store(f"sqlite:///{path}") as store:
-        await add(store, TENANT)
-    _damage(path, "tokens")
-    store = Store(f"sqlite:///{path}")
-    found = await store.find_damage()
-    monkeypatch.setattr(sqlite, "CHECK_SECONDS", -1.0)
-    monkeypatch.setattr(sqlite, "_PROGRESS_STEPS", 1)
-    assert found
-    assert await store.find_damage() == found
-    await store.close()

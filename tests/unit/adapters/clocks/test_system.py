@@ -23,7 +23,6 @@ from builderd.adapters.clocks.system import (
     STEP_TOLERANCE,
     ClockReading,
     SystemClock,
-    read_clocks,
 )
 from builderd.linux import atomic_files
 
@@ -288,22 +287,6 @@ def test_clock_never_goes_back_and_leaves_elapsed_time_only_for_the_wall_clocks(
             assert abs(now.timestamp() - machine.wall / 1e9) < 0.001, "it follows to the wall clock's time"
 
 
-def test_pause_between_clock_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine()
-    pauses = iter([0.2, 0.0, 0.3])
-
-    def time_ns() -> int:
-        seen = machine.wall
-        machine.live(next(pauses))  # others have the processor
-        return seen
-
-    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: machine.since_boot)
-    monkeypatch.setattr(time, "time_ns", time_ns)
-    read = read_clocks()
-    assert read.wall - read.since_boot == machine.wall - machine.since_boot
-    assert next(pauses) == 0.3, "a quick read is the last"
-
-
 def test_nothing_may_be_deleted_by_a_step_forward_for_a_day(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     clock = SystemClock(memory, machine)
@@ -354,21 +337,6 @@ def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Mach
     assert clock.deletable() < START + HOUR
     machine.live(DAY.total_seconds() + 1)
     assert clock.deletable() == clock.now()
-
-
-def test_several_steps_are_each_held_for_their_own_day(machine: Machine) -> None:
-    clock = SystemClock(read=machine)
-    machine.set_for_good(10 * HOUR.total_seconds(), clock)
-    machine.live(12 * HOUR.total_seconds())
-    machine.set_for_good(20 * HOUR.total_seconds(), clock)
-    machine.live(13 * HOUR.total_seconds())
-    assert clock.now() - clock.deletable() == 20 * HOUR
-
-
-def test_short_steps_hold_nothing(machine: Machine) -> None:
-    clock = SystemClock(read=machine)
-    machine.set_for_good(HOUR.total_seconds(), clock)
-    assert clock.deletable() == clock.now() == START + 2 * HOUR
 
 
 @pytest.mark.parametrize("reboots", [False, True])

@@ -1,4 +1,7 @@
-"""Signals over one event loop, callable from any thread."""
+"""Signals: hints inside one process that a builder changed, so that waiters read it again at once.
+
+A hint may be missing: another control plane on the same database sends none here. So every waiter also polls.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,25 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from builderd.domain.ids import BuilderId
-from builderd.ports.signals import ANY, outcome_of
+
+#: To wait for a change of any builder.
+ANY = BuilderId("")
+
+
+def outcome_of(builder: BuilderId) -> BuilderId:
+    """Return what to wait for instead of the builder if steps on the way to its outcome do not matter."""
+    return BuilderId(f"{builder}/outcome")
+
 
 #: Builders share this many counts, so that nothing is kept of those that are gone: a shared one costs a look in vain.
 COUNTS = 4096
 
 
-class LocalSignals:
-    """Bound to the event loop that is running when it is made."""
+class Signals:
+    """Signals over the event loop that is running when it is made.
+
+    All methods but the waiting ones are thread-safe and never block.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -28,9 +42,14 @@ class LocalSignals:
         self._waiters: defaultdict[BuilderId, set[asyncio.Future[None]]] = defaultdict(set)
 
     def desired_changed(self, builder: BuilderId) -> None:
+        """Have the reconciler observe the builder: its desired state, or what it does, changed."""
         self._call(self._desired_changed, builder)
 
     async def desired_changes(self, timeout_seconds: float) -> frozenset[BuilderId]:
+        """Return the builders of ``desired_changed`` since the last call, as soon as there is one.
+
+        Empty at the timeout. One consumer only: the reconciler.
+        """
         if not self._has_pending.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_pending.wait(), timeout_seconds)
@@ -39,15 +58,22 @@ class LocalSignals:
         return pending
 
     def change(self, builder: BuilderId) -> None:
+        """Wake everybody who waits for the builder: its record changed, or its outcome."""
         self._call(self._change, builder)
 
     def progress(self, builder: BuilderId) -> None:
+        """Wake those who follow the builder step by step; not those who wait at ``outcome_of`` it."""
         self._call(self._progress, builder)
 
     def count(self, builder: BuilderId) -> int:
+        """Return what grows with each change of this builder, of ``ANY`` or at ``outcome_of``; pass it to ``wait``.
+
+        It may grow without one: who waits looks again anyway.
+        """
         return self._counts[hash(builder) % COUNTS]
 
     async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
+        """Return when the count differs from ``seen``, or at the timeout."""
         if self.count(builder) != seen:
             return
         future: asyncio.Future[None] = self._loop.create_future()

@@ -6,9 +6,8 @@ import asyncio
 import threading
 from collections.abc import Sized
 
-from builderd.adapters.signals.local import LocalSignals
 from builderd.domain.ids import BuilderId
-from builderd.ports.signals import outcome_of
+from builderd.services.signals import Signals, outcome_of
 
 ONE, OTHER = BuilderId("one"), BuilderId("other")
 #: Seconds; only against hanging.
@@ -16,7 +15,7 @@ TIMEOUT = 10
 
 
 async def test_desired_changes_are_returned_once_and_together() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     for builder in (ONE, OTHER, ONE):
         signals.desired_changed(builder)
     assert await signals.desired_changes(TIMEOUT) == {ONE, OTHER}
@@ -24,13 +23,13 @@ async def test_desired_changes_are_returned_once_and_together() -> None:
 
 
 async def test_earlier_desired_changes_return_at_once() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     signals.desired_changed(ONE)
     assert await signals.desired_changes(0) == {ONE}
 
 
 async def test_a_waiter_for_desired_changes_is_woken() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     waiting = asyncio.create_task(signals.desired_changes(TIMEOUT))
     await asyncio.sleep(0.001)
     signals.desired_changed(ONE)
@@ -38,11 +37,11 @@ async def test_a_waiter_for_desired_changes_is_woken() -> None:
 
 
 async def test_desired_changes_is_empty_at_the_timeout() -> None:
-    assert await LocalSignals().desired_changes(0.001) == frozenset()
+    assert await Signals().desired_changes(0.001) == frozenset()
 
 
 async def test_a_desired_change_survives_a_cancelled_waiter() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     waiting = asyncio.create_task(signals.desired_changes(TIMEOUT))
     await asyncio.sleep(0.001)
     signals.desired_changed(ONE)
@@ -52,7 +51,7 @@ async def test_a_desired_change_survives_a_cancelled_waiter() -> None:
 
 
 async def test_a_change_wakes_only_the_waiters_of_that_builder() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     waiting = [asyncio.create_task(signals.wait(ONE, 0, TIMEOUT)) for _ in range(3)]
     other = asyncio.create_task(signals.wait(OTHER, 0, TIMEOUT))
     await asyncio.sleep(0.001)
@@ -64,14 +63,14 @@ async def test_a_change_wakes_only_the_waiters_of_that_builder() -> None:
 
 
 async def test_a_change_between_count_and_wait_returns_at_once() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     seen = signals.count(ONE)
     signals.change(ONE)
     await signals.wait(ONE, seen, TIMEOUT)
 
 
 async def test_a_wait_that_times_out_or_is_cancelled_leaves_no_waiter() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     await signals.wait(ONE, 0, 0.001)
     cancelled = asyncio.create_task(signals.wait(ONE, 0, TIMEOUT))
     await asyncio.sleep(0.001)
@@ -81,7 +80,7 @@ async def test_a_wait_that_times_out_or_is_cancelled_leaves_no_waiter() -> None:
 
 
 async def test_signals_may_be_sent_from_other_threads() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     waiting = asyncio.create_task(signals.wait(ONE, 0, TIMEOUT))
     await asyncio.sleep(0.001)
 
@@ -97,8 +96,8 @@ async def test_signals_may_be_sent_from_other_threads() -> None:
 
 
 def test_a_signal_after_the_loop_is_closed_is_ignored() -> None:
-    async def make() -> LocalSignals:
-        return LocalSignals()
+    async def make() -> Signals:
+        return Signals()
 
     signals = asyncio.run(make())
     thread = threading.Thread(target=signals.desired_changed, args=(ONE,))
@@ -107,7 +106,7 @@ def test_a_signal_after_the_loop_is_closed_is_ignored() -> None:
 
 
 async def test_progress_wakes_who_follows_and_not_who_waits_for_the_outcome() -> None:
-    signals = LocalSignals()
+    signals = Signals()
     step, outcome = signals.count(ONE), signals.count(outcome_of(ONE))
     signals.progress(ONE)
     await signals.wait(ONE, step, TIMEOUT)
@@ -120,7 +119,7 @@ async def test_progress_wakes_who_follows_and_not_who_waits_for_the_outcome() ->
 
 
 async def test_nothing_is_kept_of_builders_that_are_gone() -> None:
-    signals = LocalSignals()
+    signals = Signals()
 
     async def follow(builder: BuilderId) -> None:
         waiting = asyncio.create_task(signals.wait(builder, signals.count(builder), TIMEOUT))

@@ -1,1 +1,0 @@
-"""Signals within one process."""

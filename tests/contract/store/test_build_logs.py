@@ -1,14 +1,16 @@
-"""Build logs as every store keeps them."""
+"""Build logs in the store, and builds that run."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_version
 
 from builderd.domain.ids import BuilderId
+from builderd.domain.prices import OpenBuild
 from builderd.domain.sandboxes import LogLine, LogStream
-from builderd.store import Store
+from builderd.store import Store, UnitOfWork
 
 
 def line(text: str, seconds: int = 0) -> LogLine:
@@ -96,3 +98,21 @@ async def test_oldest_lines_expire_in_batches(store: Store) -> None:
 
     assert [await expire(), await expire(), await expire()] == [2, 1, 0]
     assert [one.text for _, one in await lines_of(store, builder.id)] == ["3", "4"]
+
+
+async def test_open_builds_are_listed_oldest_first_and_removed_once(store: Store) -> None:
+    builder = await add_builder(store)
+    first = OpenBuild("b", builder.tenant_id, builder.id, NOW, NOW)
+    second = replace(first, id="a", started_at=NOW + SECOND, seen_at=NOW + SECOND)
+
+    def write(uow: UnitOfWork) -> None:
+        for build in (second, first):
+            uow.open_builds.add(build)
+        uow.open_builds.seen(first.id, NOW + 5 * SECOND)
+        uow.open_builds.seen("unknown", NOW)
+
+    await store.write(write)
+    assert await store.read(lambda uow: uow.open_builds.all()) == [replace(first, seen_at=NOW + 5 * SECOND), second]
+    assert await store.write(lambda uow: uow.open_builds.remove(first.id))
+    assert not await store.write(lambda uow: uow.open_builds.remove(first.id))
+    assert await store.read(lambda uow: uow.open_builds.all()) == [second]

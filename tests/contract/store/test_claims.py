@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.contract.store.calls import claim, due, holds, make_due, release, renew
-from tests.contract.store.samples import NOW, SECOND, add_builder, save
+from tests.contract.store.samples import NOW, SECOND, add_builder, claim, due, holds, make_due, release, renew, save
 
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, new_id

@@ -11,14 +11,17 @@ from typing import Any, cast
 
 import pytest
 from tests.application import World, fake_world
-from tests.contract.store.calls import claim, due, event_ids, make_due
 from tests.contract.store.samples import (
     NOW,
     SECOND,
     TENANT,
     add,
     add_builder,
+    claim,
+    due,
+    event_ids,
     make_builder,
+    make_due,
     make_event,
     make_record,
     make_sandbox,

@@ -1,4 +1,4 @@
-"""The database has one owner at a time, and one that lost it writes nothing any more."""
+"""The lease on the database, and the services of a cluster, by the database's clock."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import update
-from tests.contract.store.calls import claim, holds
-from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder
+from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, claim, holds
 from tests.stores import open_store
 
+from builderd.domain.cluster_services import ClusterService, SeenService
 from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Tenant
@@ -148,3 +148,54 @@ async def test_take_over_moves_live_builders_and_drops_claims(store: Store) -> N
     assert await claim(store, builder.id, TWO.identity, NOW)
     await store.write(lambda uow: uow.database_lease.adopt(TWO))
     assert await holds(store, builder.id, TWO.identity, NOW), "its own claims stay"
+
+
+SERVICE = ClusterService(
+    "1" * 16, "one.example", "/srv/one", "1.0", "disks", "aa", "/srv/one/vault.key", "SHA256:x", "/k"
+)
+OTHER_SERVICE = replace(
+    SERVICE,
+    id="2" * 16,
+    host_name="two.example",
+    vault_key="",
+    vault_key_file="",
+)
+
+
+async def seen(store: Store) -> dict[str, SeenService]:
+    return {one.service.id: one for one in await store.read(lambda uow: uow.services.list())}
+
+
+async def test_announced_services_are_listed_with_their_age(store: Store) -> None:
+    assert await seen(store) == {}
+    for one in (SERVICE, OTHER_SERVICE):
+        await store.write(lambda uow, one=one: uow.services.announce(one))  # type: ignore[misc]
+    found = await seen(store)
+    assert [one.service for one in found.values()] == [SERVICE, OTHER_SERVICE]
+    assert all(0 <= one.age < 60 and one.known_in is None for one in found.values())
+
+
+async def test_new_announcement_replaces_the_earlier_one_and_keeps_what_the_owner_knows(store: Store) -> None:
+    await store.write(lambda uow: uow.services.announce(SERVICE))
+    await store.write(lambda uow: uow.services.set_known([SERVICE.id], 7))
+    upgraded = replace(SERVICE, version="1.1")
+    await store.write(lambda uow: uow.services.announce(upgraded))
+    found = (await seen(store))[SERVICE.id]
+    assert (found.service, found.known_in) == (upgraded, 7)
+
+
+async def test_owner_knows_exactly_the_services_that_it_named_last(store: Store) -> None:
+    for one in (SERVICE, OTHER_SERVICE):
+        await store.write(lambda uow, one=one: uow.services.announce(one))  # type: ignore[misc]
+    for ids, term in (([SERVICE.id], 1), ([OTHER_SERVICE.id], 2), ([], 2)):
+        await store.write(lambda uow, ids=ids, term=term: uow.services.set_known(ids, term))  # type: ignore[misc]
+        assert {name: one.known_in for name, one in (await seen(store)).items() if one.known_in} == dict.fromkeys(
+            ids, term
+        )
+
+
+async def test_removed_service_is_gone(store: Store) -> None:
+    await store.write(lambda uow: uow.services.announce(SERVICE))
+    for _ in range(2):
+        await store.write(lambda uow: uow.services.remove(SERVICE.id))
+    assert await seen(store) == {}

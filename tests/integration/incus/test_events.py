@@ -18,7 +18,7 @@ from tests.incus import IncusCluster
 from builderd.adapters.engines.incus import client as client_module
 from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
 from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.events import Events
+from builderd.adapters.engines.incus.reports import Events
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -22,7 +22,7 @@ from tests.incus import IncusCluster
 from tests.patience import patience
 from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, network_of, on_incus
 
-from builderd.adapters.engines.incus.guest import LOG
+from builderd.adapters.engines.incus.image import LOG
 from builderd.schemas.v1.running import MAX_TIMEOUT
 
 pytestmark = pytest.mark.root

@@ -18,9 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from builderd.adapters.engines.incus.client import IncusClient, IncusOptions, Json
+from builderd.adapters.engines.incus.client import IncusClient, IncusNotFound, IncusOptions, Json
 from builderd.adapters.engines.incus.cluster import EVACUATE
-from builderd.adapters.engines.incus.errors import IncusNotFound
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import Volumes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed

@@ -13,13 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from builderd.adapters.engines.incus.client import IncusClient
+from builderd.adapters.engines.incus.client import IncusClient, names_full_pool, unless_full
+from builderd.adapters.engines.incus.cluster import Members
 from builderd.adapters.engines.incus.disks import Disks, volume_of
-from builderd.adapters.engines.incus.errors import unless_full
-from builderd.adapters.engines.incus.guest import READY, root_argv, specified
+from builderd.adapters.engines.incus.image import READY, root_argv, specified
 from builderd.adapters.engines.incus.instance import HELD, Instance, Volume, document
 from builderd.adapters.engines.incus.instances import Instances
-from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.incus.process import ExecSession, run_to_end
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
@@ -39,7 +38,12 @@ _PATH = {"PATH": "/usr/bin:/bin"}
 _MAX_LINE = 1 << 16
 #: For a look at what was killed, after a build.
 _LOOK_SECONDS = 5.0
-_KILL_SECONDS = 5.0
+#: Limit of a folder that is brought back.
+MAX_BYTES = 1 << 30
+#: Limits of one tool: vCPU, bytes of memory, processes, bytes of its root.
+_CPU, _MEMORY, _PROCESSES, _ROOT_BYTES = 2, 2 * GB, 256, 2 * GB
+#: Folder whose content makes a tool faster and may be missing: it goes to no other member.
+_CACHE = "cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,8 @@ class BuildExit:
 class Program:
     """A program and what it finds: ``files`` maps paths in the instance to their content, ``kept`` are capabilities.
 
-    ``carried`` are folders of this machine by their paths inside: sent before, and brought back after the program.
-    ``made`` are folders that are empty before and dropped after it.
+    ``folders`` are folders of this machine by their paths inside: sent before, and brought back after the program; one
+    without a folder here (None) is empty before, and dropped after it.
     """
 
     argv: Sequence[str]
@@ -66,8 +70,7 @@ class Program:
     user: int = 0
     kept: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
-    carried: Mapping[str, Path] = field(default_factory=dict)
-    made: Sequence[str] = ()
+    folders: Mapping[str, Path | None] = field(default_factory=dict)
 
 
 class Runner:
@@ -93,14 +96,11 @@ class Runner:
                 await self._instances.create(named, member, egress=True)
             else:
                 await self._client.call("POST", "/instances", document(named, self._client.project), target=member)
-            await self._send(name, program.files)
-            for path in program.made:
-                await make(self._client, name, path, program.user)
-            for path, folder in program.carried.items():
-                await send(self._client, name, path, folder, program.user)
+            await self._send(name, program)
             ended = await self._follow(name, program, output)
-            for path, folder in program.carried.items():
-                await bring_back(self._client, name, path, folder)
+            for path, folder in program.folders.items():
+                if folder:
+                    await self._bring_back(name, path, folder)
             return ended
         finally:
             await asyncio.shield(self._delete(name, member))
@@ -115,12 +115,30 @@ class Runner:
         finally:
             self.own.discard(name)
 
-    async def _send(self, name: str, files: Mapping[str, bytes]) -> None:
-        if not files:
+    async def _send(self, name: str, program: Program) -> None:
+        if not program.files and not program.folders:
             return
-        code, output = await run_to_end(self._client, name, ("tar", "-xf", "-", "-C", "/"), packed(files))
+        content = await asyncio.to_thread(packed, program)
+        code, output = await run_to_end(self._client, name, ("tar", "-xpf", "-", "-C", "/"), content)
         if code:
-            raise unless_full(output, "The build's files could not be sent")
+            raise unless_full(output, "The program's files could not be sent")
+
+    async def _bring_back(self, name: str, path: str, folder: Path) -> None:
+        """Write what is in the instance's folder into this one."""
+        session = await ExecSession.open(self._client, name, ("tar", "-cf", "-", "-C", path, "."))
+        try:
+            await session.close_input()
+            with tempfile.TemporaryFile() as archive:
+                while piece := await session.read():
+                    if archive.tell() + len(piece) > MAX_BYTES:
+                        raise EngineUnavailable(f"The tool left more than {MAX_BYTES} bytes in {path}.")
+                    await asyncio.to_thread(archive.write, piece)
+                if await session.wait():
+                    raise EngineUnavailable(f"The tool's files in {path} could not be brought back.")
+                archive.seek(0)
+                await asyncio.to_thread(unpack, archive, folder)
+        finally:
+            await session.close()
 
     async def _follow(self, name: str, program: Program, output: Progress) -> BuildExit:
         session = await ExecSession.open(self._client, name, root_argv(user=program.user, kept=program.kept))
@@ -165,66 +183,26 @@ async def _pass_lines(session: ExecSession, output: Progress) -> None:
         output(buffer.decode(errors="replace"))
 
 
-def packed(files: Mapping[str, bytes]) -> bytes:
-    """Return a tar archive of files by their absolute paths, owned by root."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        for path, data in files.items():
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode = len(data), 0o644
-            tar.addfile(entry, io.BytesIO(data))
-    return content.getvalue()
-
-
-#: Limit of a folder that is brought back.
-MAX_BYTES = 1 << 30
-
-
-async def send(client: IncusClient, instance: str, path: str, folder: Path, owner: int) -> None:
-    """Make a folder in the instance, with the content of this one. Its files are ``owner``'s."""
-    content = await asyncio.to_thread(packed_folder, folder, path, owner)
-    code, output = await run_to_end(client, instance, ("tar", "-xpf", "-", "-C", "/"), content)
-    if code:
-        raise EngineUnavailable(f"The tool's files could not be sent: {output.decode(errors='replace')}")
-
-
-async def make(client: IncusClient, instance: str, path: str, owner: int) -> None:
-    """Make an empty folder in the instance."""
-    code, output = await run_to_end(client, instance, ("install", "-d", "-o", str(owner), "-g", str(owner), path))
-    if code:
-        raise EngineUnavailable(f"The tool's folder could not be made: {output.decode(errors='replace')}")
-
-
-async def bring_back(client: IncusClient, instance: str, path: str, folder: Path) -> None:
-    """Write what is in the instance's folder into this one."""
-    session = await ExecSession.open(client, instance, ("tar", "-cf", "-", "-C", path, "."))
-    try:
-        await session.close_input()
-        with tempfile.TemporaryFile() as archive:
-            size = 0
-            while piece := await session.read():
-                size += len(piece)
-                if size > MAX_BYTES:
-                    raise EngineUnavailable(f"The tool left more than {MAX_BYTES} bytes in {path}.")
-                await asyncio.to_thread(archive.write, piece)
-            if await session.wait():
-                raise EngineUnavailable(f"The tool's files in {path} could not be brought back.")
-            archive.seek(0)
-            await asyncio.to_thread(unpack, archive, folder)
-    finally:
-        await session.close()
-
-
-def packed_folder(folder: Path, path: str, owner: int) -> bytes:
-    """Return a tar archive of a folder, by the paths that its files get."""
+def packed(program: Program) -> bytes:
+    """Return a tar archive of what a program finds: files are root's, those of folders its user's."""
     content = io.BytesIO()
 
     def owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        entry.uid = entry.gid = owner
+        entry.uid = entry.gid = program.user
         return entry if entry.isreg() or entry.isdir() else None
 
     with tarfile.open(fileobj=content, mode="w") as tar:
-        tar.add(folder, path.lstrip("/"), filter=owned)
+        for path, data in program.files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(data), 0o644
+            tar.addfile(entry, io.BytesIO(data))
+        for path, folder in program.folders.items():
+            if folder:
+                tar.add(folder, path.lstrip("/"), filter=owned)
+                continue
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(owned(entry) or entry)
     return content.getvalue()
 
 
@@ -239,12 +217,6 @@ def unpack(archive: io.IOBase, folder: Path) -> None:
             inside = tarfile.data_filter(entry, str(folder))
             tar.extract(inside, folder, filter="data")
             os.chown(folder / inside.name, owner.st_uid, owner.st_gid, follow_symlinks=False)
-
-
-_CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 256
-_ROOT_BYTES = 2 * GB
-#: Folder whose content makes a tool faster and may be missing: it goes to no other member.
-_CACHE = "cache"
 
 
 class Tools:
@@ -271,7 +243,9 @@ class Tools:
                 "repository that every member reaches, such as s3: or rest:."
             )
         for folder in tool.folders.values():
-            _make_folder(folder)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # its parent keeps other users out
+            if folder.lstat().st_uid != APP_UID:
+                os.chown(folder, APP_UID, APP_UID)
         volumes = (Volume(volume_of(tool.disk), HELD, read_only=not tool.writable),) if tool.disk else ()
         instance = Instance(
             name="",
@@ -296,16 +270,18 @@ class Tools:
             user=APP_UID,
             kept="+dac_read_search" if tool.reads_all else "",
             files=self._files,
-            carried={} if is_here else {f"/{name}": folder for name, folder in tool.folders.items() if name != _CACHE},
-            made=[f"/{_CACHE}"] if _CACHE in tool.folders and not is_here else [],
+            folders={}
+            if is_here
+            else {f"/{name}": None if name == _CACHE else folder for name, folder in tool.folders.items()},
         )
-        ended = await self._runner.run(instance, program, member, output, network=tool.network)
-        full = bool(ended.exit_code) and tool.disk is not None and await self._disks.pool_is_full(tool.disk)
-        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full=full)
+        is_full = False
 
+        def read(line: str) -> None:
+            nonlocal is_full
+            # A disk that has reached its own limit has other words.
+            is_full |= names_full_pool(line)
+            output(line)
 
-def _make_folder(folder: Path) -> None:
-    """Create a folder that tools own; its parent keeps other users out."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.lstat().st_uid != APP_UID:
-        os.chown(folder, APP_UID, APP_UID)
+        ended = await self._runner.run(instance, program, member, read, network=tool.network)
+        is_full &= bool(ended.exit_code) and tool.disk is not None
+        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full=is_full)

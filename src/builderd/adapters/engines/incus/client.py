@@ -21,8 +21,8 @@ import httpx
 import websockets
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
-from builderd.adapters.engines.incus.errors import RETRY_SECONDS, error_of, unreachable
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
+from builderd.domain.members import MemberAway
 
 #: Seconds without a byte after which a call is given up; a cluster without a quorum answers after some 20.
 CALL_SECONDS = 60.0
@@ -133,26 +133,13 @@ class IncusClient:
             _metadata(response, f"GET {action} {path}")
         return response.content
 
-    async def text(self, path: str, limit: int, **query: str) -> bytes:
-        """Return the content of a GET that is no JSON. Raises ``EngineUnavailable`` for more bytes than the limit."""
-        self._refuse_unanswered(path)
+    async def text(self, path: str, **query: str) -> bytes:
+        """Return the content of a GET that is no JSON."""
         # Compression would cost both sides more than it saves.
-        request = self._http.build_request("GET", self._path(path, query), headers={"Accept-Encoding": "identity"})
-        content = bytearray()
-        try:
-            response = await self._http.send(request, stream=True)
-            try:
-                async for piece in response.aiter_bytes():
-                    content += piece
-                    if len(content) > limit:
-                        raise EngineUnavailable(f"Incus's answer to GET {path} has more than {limit >> 20} MiB.")
-            finally:
-                await response.aclose()
-        except (httpx.TransportError, OSError) as error:
-            raise unreachable(self._options.place, _words(error)) from error
+        response = await self._send("GET", path, query, headers={"Accept-Encoding": "identity"})
         if response.status_code != httpx.codes.OK:
-            _metadata(httpx.Response(response.status_code, content=bytes(content)), f"GET {path}")
-        return bytes(content)
+            _metadata(response, f"GET {path}")
+        return response.content
 
     async def _answer(
         self, method: str, path: str, body: object, query: Mapping[str, str], seconds: float = CALL_SECONDS
@@ -164,17 +151,14 @@ class IncusClient:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str], *, seconds: float = CALL_SECONDS, **parts: Any
     ) -> httpx.Response:
-        self._refuse_unanswered(path)
+        # Incus itself takes up to a minute to say that.
+        if (why := self.unavailable_reason()) and not path.startswith(_ALWAYS_ASKED):
+            raise EngineUnavailable(why, retry_after=2 * RETRY_SECONDS)
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         try:
             return await self._http.request(method, self._path(path, query), timeout=timeout, **parts)
         except (httpx.TransportError, OSError) as error:
             raise unreachable(self._options.place, _words(error)) from error
-
-    def _refuse_unanswered(self, path: str) -> None:
-        """Raise ``EngineUnavailable`` while the cluster answers nothing: Incus itself takes up to a minute for that."""
-        if (why := self.unavailable_reason()) and not path.startswith(_ALWAYS_ASKED):
-            raise EngineUnavailable(why, retry_after=2 * RETRY_SECONDS)
 
     def _path(self, path: str, query: Mapping[str, str]) -> str:
         named = {"project": self.project, **{name: value for name, value in query.items() if value}}
@@ -245,3 +229,137 @@ def _metadata(response: httpx.Response, action: str) -> Any:
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+#: Seconds after which a call is worth another try.
+RETRY_SECONDS = 5
+#: Words for a cluster without a quorum, and for a member that does not answer.
+_AWAY = (
+    "no available cowsql leader",
+    "no available dqlite leader",
+    "context deadline exceeded",
+    "failed to begin transaction",
+    "database is locked",
+    "connection refused",
+    "no route to host",
+    "is currently offline",
+    "is offline",
+    "i/o timeout",
+    "missing event connection with target cluster member",
+    "isn't ready yet",
+)
+#: Words for an app that did not end in the time that it was given: its member is there, and can kill it.
+_STILL_RUNS = "failed shutting down instance"
+#: Words for an instance whose last process ended while Incus looked at it.
+_ENDED = "invalid pid"
+_AMBIGUOUS = "more than one cluster member has a volume"
+#: Words for a pool without space, and for an instance's root or a volume that has reached its limit.
+NO_SPACE = "no space left on device"
+_POOL_FULL = (NO_SPACE, "not enough space", "out of space")
+_LIMIT_REACHED = "disk quota exceeded"
+#: Seconds after which a write to a full pool is worth another try: space comes back in the background.
+FULL_RETRY_SECONDS = 60
+
+
+class PoolFull(NoCapacity):
+    """The storage pool of a member has no space left."""
+
+
+class IncusError(EngineUnavailable):
+    """A call that Incus refused; ``status`` is its error code."""
+
+    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+
+
+class IncusNotFound(IncusError):
+    """Incus has no such object."""
+
+
+class IncusAmbiguous(IncusError):
+    """Several members have a volume of this name: the call must name one."""
+
+
+class InstanceEnded(IncusError):
+    """The instance ended while Incus looked at its first process."""
+
+
+class IncusConflict(IncusError):
+    """An object of this name or address exists, or is in use."""
+
+
+def pool_full(why: str, member: str = "") -> PoolFull:
+    """Return the error for a write that a storage pool has no space for, that of ``member`` where it is known."""
+    where = f" on the member {member}" if member else ""
+    return PoolFull(
+        f"The storage pool of Incus{where} is full ({why}). Delete a builder that is not needed: stopping one frees "
+        "nothing. Or its operator frees space or enlarges the pool (incus storage info). Then try again.",
+        retry_after=FULL_RETRY_SECONDS,
+    )
+
+
+def names_full_pool(text: str) -> bool:
+    """Return True if a program's words, or those of Incus, say that there is no space left."""
+    words = text.lower()
+    return any(part in words for part in _POOL_FULL)
+
+
+def unless_full(output: bytes, what: str) -> BuilderdError:
+    """Return the error for a program of the service's own that failed, by its output; ``PoolFull`` where it says so."""
+    told = output.decode(errors="replace")
+    return (
+        pool_full(NO_SPACE)
+        if names_full_pool(told)
+        else EngineUnavailable(f"{what}: {told}", retry_after=RETRY_SECONDS)
+    )
+
+
+def member_away(member: str) -> MemberAway:
+    """Return the error for what only a member has that does not answer."""
+    return MemberAway(
+        f"The member {member} of the cluster does not answer: see incus cluster list.", retry_after=2 * RETRY_SECONDS
+    )
+
+
+def state_unknown(instance: str) -> EngineUnavailable:
+    """Return the error for an instance that ended while Incus listed it, or whose member has just stopped answering."""
+    return EngineUnavailable(
+        f"Incus could not read the state of the instance {instance}: see incus list.", retry_after=RETRY_SECONDS
+    )
+
+
+def unreachable(place: str, why: object) -> EngineUnavailable:
+    """Return the error for a server that does not answer."""
+    return EngineUnavailable(
+        f"Incus does not answer at {place}: {why}. Check it by: incus cluster list, or builderd doctor.",
+        retry_after=RETRY_SECONDS,
+    )
+
+
+def error_of(status: int, text: str, action: str) -> BuilderdError:
+    """Return the error for Incus's answer to ``action`` (method and path)."""
+    words = text.lower()
+    message = f"Incus refused {action}: {text}"
+    if _STILL_RUNS in words:
+        return IncusError(status, message, retry_after=RETRY_SECONDS)
+    if status == 503 or any(part in words for part in _AWAY):
+        return EngineUnavailable(
+            f"Incus cannot work on {action} now: {text}. The cluster has no quorum, or a member is away: see "
+            "incus cluster list.",
+            retry_after=2 * RETRY_SECONDS,
+        )
+    if names_full_pool(words):
+        # Without paths of the member.
+        return pool_full(text.rpartition(": ")[2])
+    if _LIMIT_REACHED in words:
+        return NoCapacity(f"{message}. What it writes to has reached its limit.", retry_after=FULL_RETRY_SECONDS)
+    if _AMBIGUOUS in words:
+        return IncusAmbiguous(status, message)
+    if _ENDED in words:
+        return InstanceEnded(status, message, retry_after=RETRY_SECONDS)
+    if status == 404 or words.endswith("not found"):
+        return IncusNotFound(status, message)
+    if status == 409 or any(part in words for part in ("already", "in use", "unique constraint")):
+        return IncusConflict(status, message)
+    return IncusError(status, message, retry_after=RETRY_SECONDS)

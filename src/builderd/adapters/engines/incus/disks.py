@@ -14,8 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 
-from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusNotFound, PoolFull
+from builderd.adapters.engines.incus.client import IncusConflict, IncusNotFound, Json, PoolFull
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
@@ -207,11 +206,6 @@ class Disks:
         member = str(found.get("location") or "")
         await self._helper(member).detach(volume_of(disk))
         await self._volumes.delete(volume_of(disk), member)
-
-    async def pool_is_full(self, disk: DiskId) -> bool:
-        """Return True if the pool has no space for this disk, which has not reached its own limit."""
-        volume = volume_of(disk)
-        return await self._helper(await self.member(disk)).pool_is_full(volume)
 
     async def too_full(self, disk: DiskId) -> TooLarge:
         """Return the error for a file that does not fit."""

@@ -19,8 +19,7 @@ from contextlib import (
 from datetime import datetime
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus.client import IncusOptions, Json
-from builderd.adapters.engines.incus.errors import RETRY_SECONDS
+from builderd.adapters.engines.incus.client import RETRY_SECONDS, IncusOptions, Json
 from builderd.adapters.engines.incus.machine import Machine, open_machine
 from builderd.adapters.engines.incus.network import gateway
 from builderd.adapters.engines.incus.process import NotRunningError

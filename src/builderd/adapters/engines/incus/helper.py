@@ -20,8 +20,15 @@ from functools import cache
 from pathlib import Path
 
 import builderd
-from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import NO_SPACE, IncusConflict, IncusError, IncusNotFound, pool_full
+from builderd.adapters.engines.incus.client import (
+    NO_SPACE,
+    IncusClient,
+    IncusConflict,
+    IncusError,
+    IncusNotFound,
+    Json,
+    pool_full,
+)
 from builderd.adapters.engines.incus.helper_program import VOLUMES
 from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
 from builderd.adapters.engines.incus.instances import Instances
@@ -242,11 +249,6 @@ class Helper:
         async with self.task(name, request, volumes) as task:
             await task.close_input()
             return await task.answer()
-
-    async def pool_is_full(self, volume: str) -> bool:
-        """Return True if the member's pool has no space for this volume, which has not reached its own limit."""
-        answer = await self.run("try_space", {"volume": volume}, [volume])
-        return bool(answer["errno"] == errno.ENOSPC)
 
 
 def device_of(volume: str) -> str:

@@ -37,8 +37,6 @@ _PIECE_BYTES = 1 << 17
 _HEX = 8
 #: Seconds for which a deleted folder is emptied at once; what is left goes with the next deletion.
 _CLEAR_SECONDS = 20.0
-#: Bytes that a pool has room for which is not full.
-_TRIED_BYTES = 32 << 20
 #: Exit status of tar(1) for files that changed or went while they were read.
 _CHANGED = 1
 
@@ -263,17 +261,6 @@ def finish_build(request: Json) -> None:
     say({"error_line": error, "bytes": measure(layer), "node": has_packages})
 
 
-def try_space(request: Json) -> None:
-    """Answer with the errno of an allocation on the volume, which is undone: 0, ENOSPC of a full pool, or EDQUOT."""
-    found = 0
-    try:
-        with tree.closing(os.open(_volume(request), os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)) as tried:
-            os.posix_fallocate(tried, 0, _TRIED_BYTES)
-    except OSError as error:
-        found = error.errno or 0
-    say({"errno": found})
-
-
 def put_home_in(request: Json) -> None:
     """Move the user's home of a copy among the files, where a backup finds it. Idempotent."""
     home_in_backup.put_in(_volume(request))
@@ -291,7 +278,7 @@ TASKS: Mapping[str, Callable[[Json], None]] = {
     task.__name__: task
     for task in (
         *(list_files, open_file, write_file, delete_file, archive),
-        *(put_bundle, fill_build, finish_build, put_home_in, take_home_out, try_space),
+        *(put_bundle, fill_build, finish_build, put_home_in, take_home_out),
     )
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builderd.adapters.engines.incus.guest import INIT
+from builderd.adapters.engines.incus.image import INIT
 from builderd.adapters.engines.incus.network import mac
 from builderd.adapters.engines.oci.runtime.bundle import MASKED, OOM_SCORE
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID

@@ -14,9 +14,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
-from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus.client import NO_SPACE, IncusConflict, Json, names_full_pool, pool_full
 from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, send_files
-from builderd.adapters.engines.incus.errors import NO_SPACE, IncusConflict, names_full_pool, pool_full
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
@@ -252,11 +251,11 @@ class Layers:
     async def _refuse_full(self, plan: LayerPlan, new: str, member: str, transcript: Transcript) -> None:
         """Raise ``InstallFailed`` where the tenant's limit ended the build, ``PoolFull`` where a full pool did.
 
-        The installer cannot say the first. Any program can print the words of the second, so the pool is tried then.
+        The installer cannot say the first.
         """
         if plan.limit_bytes and await self._volumes.used_bytes(new, member) > plan.limit_bytes * 0.95:
             raise _over_limit(plan)
-        if any(map(names_full_pool, transcript.last)) and await self._helper(member).pool_is_full(new):
+        if any(map(names_full_pool, transcript.last)):
             raise pool_full(NO_SPACE, member)
 
     async def compile(self, key: str, step: BuildStep) -> BuildOutcome:

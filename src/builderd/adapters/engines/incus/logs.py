@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from heapq import merge
 from typing import NamedTuple
 
-from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
-from builderd.adapters.engines.incus.guest import LOG
+from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.image import LOG
 from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream
 
 #: A page ends with the line with which it has so many characters.

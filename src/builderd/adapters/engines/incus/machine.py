@@ -8,9 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner, Tools
 from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
-from builderd.adapters.engines.incus.cluster import Cluster, Member
+from builderd.adapters.engines.incus.cluster import Cluster, Member, Members
 from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, Moves
-from builderd.adapters.engines.incus.events import Events
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.helper import Helper
 from builderd.adapters.engines.incus.image import Image, ensure_image
@@ -18,12 +17,11 @@ from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
 from builderd.adapters.engines.incus.lost import LostParts
-from builderd.adapters.engines.incus.members import Members
 from builderd.adapters.engines.incus.network import Routes, gateway
-from builderd.adapters.engines.incus.ports import Ports
 from builderd.adapters.engines.incus.process import Processes
+from builderd.adapters.engines.incus.reports import Events
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
-from builderd.adapters.engines.incus.usage import Usage
+from builderd.adapters.engines.incus.usage import Ports, Usage
 from builderd.adapters.engines.incus.volumes import Volumes, own_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf

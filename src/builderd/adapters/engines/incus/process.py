@@ -16,9 +16,8 @@ from contextlib import asynccontextmanager, suppress
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
-from builderd.adapters.engines.incus.guest import ASKING, FOLDER, NO_FOLDER, READY, exec_argv, specified
+from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusNotFound, Json
+from builderd.adapters.engines.incus.image import ASKING, FOLDER, NO_FOLDER, READY, exec_argv, specified
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
 from builderd.domain.processes import KILLED_EXIT_CODE, TERM, ProcessSpec, Window
 

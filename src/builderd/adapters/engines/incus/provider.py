@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.incus.administration import Administration, MemberState
-from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
+from builderd.adapters.engines.incus.client import IncusClient, IncusNotFound, IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster
 from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.errors import IncusNotFound
 from builderd.adapters.engines.incus.image import ensure_image
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.network import network_config

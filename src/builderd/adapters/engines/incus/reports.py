@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus import guest
-from builderd.adapters.engines.incus.client import Json
-from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound, PoolFull, member_away
+from websockets.exceptions import ConnectionClosed
+
+from builderd.adapters.engines.incus import image
+from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusNotFound, Json, member_away
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import member_of, own_of
+from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 
@@ -68,16 +73,9 @@ def missing_report(sandbox: SandboxId) -> SandboxReport:
     return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
 
 
-def lost_report(found: Json) -> SandboxReport:
-    """Return the report of a sandbox whose member is given up: it ended with its machine."""
-    end = SandboxEnd(EndCause.HOST_RESTARTED, None, None)
-    return SandboxReport(sandbox_of(found["name"]), None, SandboxState.EXITED, end=end)
-
-
-def stopped_report(found: Json) -> SandboxReport:
-    """Return the report of a sandbox that is stopped once its member returns: for its builder it is over."""
-    end = SandboxEnd(EndCause.STOPPED, None, None)
-    return SandboxReport(sandbox_of(found["name"]), None, SandboxState.EXITED, end=end)
+def ended_report(found: Json, cause: EndCause) -> SandboxReport:
+    """Return the report of a sandbox on a member that is away, and that is over for its builder."""
+    return SandboxReport(sandbox_of(found["name"]), None, SandboxState.EXITED, end=SandboxEnd(cause, None, None))
 
 
 def state_of(found: Json) -> SandboxState:
@@ -146,45 +144,32 @@ class Ends:
     def __init__(self, instances: Instances) -> None:
         self._client = instances.client
         self._instances = instances
-        #: Ends that are being found out, by instance.
-        self._writing: dict[str, asyncio.Future[str]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def write(self, found: Json) -> Json:
         """Find out how an instance ended, and write it on it, so that every later report says the same.
 
-        Return the instance with it. Calls at the same time share one: a stop, and the event that it causes.
+        Return the instance with it.
         """
         name = found["name"]
-        if (writing := self._writing.get(name)) is None:
-            writing = self._writing[name] = asyncio.ensure_future(self._write(found))
-            writing.add_done_callback(lambda done: self._forget(name, done))
-        end = {f"{OWN}end": await asyncio.shield(writing)}
-        return {**found, "config": found["config"] | end}
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            # A stop, and the event that it causes, ask at the same time.
+            end = own_of(await self._instances.find(name) or found).get("end")
+            if end is None:
+                end = await self._make_end(found)
+                await self._instances.mark(name, {"end": end})
+        return {**found, "config": found["config"] | {f"{OWN}end": end}}
 
-    def _forget(self, name: str, done: asyncio.Future[str]) -> None:
-        self._writing.pop(name, None)
-        if not done.cancelled():
-            done.exception()  # all who wait for it may have been cancelled
-
-    async def _write(self, found: Json) -> str:
+    async def _make_end(self, found: Json) -> str:
         own, name = own_of(found), found["name"]
-        recorded = await self.read(name, guest.EXIT_RECORD)
+        recorded = await self.read(name, image.EXIT_RECORD)
         exit_ = Exit.parse(recorded) if recorded else None
         restarted = False
         if not was_stopped(own, exit_):
-            restarted = exit_ is None and await self.read(name, guest.RESTARTED) is not None
+            restarted = exit_ is None and await self.read(name, image.RESTARTED) is not None
             if not restarted and (exit_ is None or exit_.code in SHUTDOWN_CODES):
                 restarted = await self._was_cut_off(name)
-        end = make_end(own, exit_, host_restarted=restarted, now=time.time())
-        try:
-            await self._instances.mark(name, {"end": end})
-        except PoolFull:
-            # An earlier service may have written its own meanwhile.
-            written: str | None = own_of(await self._client.get(f"/instances/{name}")).get("end")
-            if written is None:
-                raise
-            return written
-        return end
+        return make_end(own, exit_, host_restarted=restarted, now=time.time())
 
     async def read(self, name: str, path: str) -> str | None:
         """Return the text of a file of an instance, None when there is none."""
@@ -212,3 +197,64 @@ class Ends:
             if time.monotonic() > deadline:
                 return True
             await asyncio.sleep(0.1)
+
+
+log = logging.getLogger(__name__)
+
+_ENDED = ("instance-shutdown", "instance-stopped")
+_RETRY_SECONDS = 1.0
+
+
+class Events:
+    """One connection for all subscribers. ``missed`` returns the sandboxes that ended while none was open."""
+
+    def __init__(self, client: IncusClient, missed: Callable[[], Awaitable[list[SandboxId]]]) -> None:
+        self._client = client
+        self._missed = missed
+        self._subscribers: set[asyncio.Queue[SandboxId]] = set()
+        self._following: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+
+    async def open(self) -> None:
+        """Connect. Idempotent."""
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._connected.wait(), 5)
+
+    async def close(self) -> None:
+        if self._following:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+            self._following = None
+
+    def subscribe(self) -> asyncio.Queue[SandboxId]:
+        queue: asyncio.Queue[SandboxId] = asyncio.Queue()
+        self._subscribers.add(queue)
+        return queue
+
+    def unsubscribe(self, queue: asyncio.Queue[SandboxId]) -> None:
+        self._subscribers.discard(queue)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._follow_once()
+            except (BuilderdError, ConnectionClosed) as error:
+                log.warning("event stream of Incus lost retry_seconds=%.0f error=%s", _RETRY_SECONDS, error)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _follow_once(self) -> None:
+        async with self._client.websocket("/events", type="lifecycle") as connection:
+            self._connected.set()
+            for sandbox in await self._missed():
+                self._publish(sandbox)
+            async for message in connection:
+                event = json.loads(message).get("metadata") or {}
+                name = str(event.get("source", "")).partition("?")[0].rpartition("/")[2]
+                if event.get("action") in _ENDED and name.startswith(PREFIX):
+                    self._publish(sandbox_of(name))
+
+    def _publish(self, sandbox: SandboxId) -> None:
+        for queue in self._subscribers:
+            queue.put_nowait(sandbox)

@@ -9,13 +9,11 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from builderd.adapters.engines.incus import guest
-from builderd.adapters.engines.incus.client import Json
+from builderd.adapters.engines.incus import image
+from builderd.adapters.engines.incus.client import IncusConflict, IncusError, Json, unless_full
 from builderd.adapters.engines.incus.disks import Disks, volume_of
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError, unless_full
-from builderd.adapters.engines.incus.freezer import Freezer
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
-from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.instances import Freezer, Instances
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes
@@ -23,15 +21,14 @@ from builderd.adapters.engines.incus.process import run_to_end
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
     Ends,
+    ended_report,
     is_sandbox,
-    lost_report,
     make_report,
     missing_report,
     name_of,
     partial_report,
     sandbox_of,
     state_of,
-    stopped_report,
 )
 from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
@@ -39,7 +36,7 @@ from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brin
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
-from builderd.domain.sandboxes import SandboxReport, SandboxSpec, SandboxState
+from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec, SandboxState
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
@@ -97,7 +94,7 @@ class Sandboxes:
         name = instance.name
         address = await self._make(spec, instance, member)
         own = {**instance.own, "ip": address}
-        code, output = await run_to_end(self._client, name, guest.DELIVER, await self._order(spec, address, member))
+        code, output = await run_to_end(self._client, name, image.DELIVER, await self._order(spec, address, member))
         # An app that ends at once ends its instance, and with it the program that delivered its order.
         if code and not await self._got_order(name):
             raise unless_full(output, "The app could not be started")
@@ -188,7 +185,7 @@ class Sandboxes:
         }
         argv = ("/bin/sh", "-c", WAIT + spec.entrypoint)
         env = app_env(spec, await self._files.url_on(member))
-        return guest.order(argv, env, files, spec.secret_files, self._files.log_bytes, app_folder(spec.root))
+        return image.order(argv, env, files, spec.secret_files, self._files.log_bytes, app_folder(spec.root))
 
     async def _prune(self, builder: BuilderId) -> None:
         """Remove the oldest instances that are kept for their logs."""
@@ -251,7 +248,7 @@ class Sandboxes:
         if found["status"] == "Error":
             # Of a member that is away: not to be known now.
             return True
-        if await self._ends.read(name, guest.ORDERED) is None:
+        if await self._ends.read(name, image.ORDERED) is None:
             return False
         self._ordered.add(name)
         return True
@@ -267,9 +264,9 @@ class Sandboxes:
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
         if found and self._lost.has(found["name"]):
-            return stopped_report(found)
+            return ended_report(found, EndCause.STOPPED)
         if found and is_sandbox(found) and await self._is_written_off(found):
-            return lost_report(found)
+            return ended_report(found, EndCause.HOST_RESTARTED)
         return await self._report(found) if found and is_sandbox(found) else missing_report(sandbox)
 
     async def _is_written_off(self, found: Json) -> bool:
@@ -341,7 +338,7 @@ class Sandboxes:
         name = found["name"]
         if self._instances.is_away(found):
             await self._lost.end_later(found)
-            return stopped_report(found)
+            return ended_report(found, EndCause.STOPPED)
         if not await self._has_order(found):
             await self._abandon(found)
             return missing_report(sandbox)

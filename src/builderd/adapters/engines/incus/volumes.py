@@ -8,8 +8,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import parse_qs, unquote
 
-from builderd.adapters.engines.incus.client import IncusClient, Json
-from builderd.adapters.engines.incus.errors import IncusAmbiguous, IncusConflict, IncusError, IncusNotFound, member_away
+from builderd.adapters.engines.incus.client import (
+    IncusAmbiguous,
+    IncusClient,
+    IncusConflict,
+    IncusError,
+    IncusNotFound,
+    Json,
+    member_away,
+)
 from builderd.adapters.engines.incus.instance import OWN
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.incus.client import IncusOptions
+from builderd.adapters.engines.incus.client import IncusError, IncusNotFound, IncusOptions
 from builderd.adapters.engines.incus.cluster import Member
-from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
 from builderd.adapters.engines.incus.helper import device_of
 from builderd.adapters.engines.incus.image import Image
 from builderd.adapters.engines.incus.instance import OWN

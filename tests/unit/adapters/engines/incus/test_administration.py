@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from builderd.adapters.engines.incus.administration import Administration
-from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.errors import IncusNotFound, unreachable
+from builderd.adapters.engines.incus.client import IncusNotFound, IncusOptions, unreachable
 from builderd.domain.errors import EngineUnavailable, InvalidState
 
 SPACE = {"total": 10, "used": 5}

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.incus.client import IncusOptions
+from builderd.adapters.engines.incus.client import IncusConflict, IncusError, IncusOptions
 from builderd.adapters.engines.incus.cluster import EVACUATE, Cluster
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
 from builderd.adapters.engines.incus.network import network_config
 from builderd.domain.errors import EngineUnavailable
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import members as module
-from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
+from builderd.adapters.engines.incus import cluster as module
+from builderd.adapters.engines.incus.client import IncusClient, IncusOptions, error_of
 from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.errors import error_of
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Readiness
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.adapters.engines.incus.errors import (
+from builderd.adapters.engines.incus.client import (
     IncusConflict,
     IncusError,
     IncusNotFound,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import freezer as module
-from builderd.adapters.engines.incus import members, network
-from builderd.adapters.engines.incus.errors import IncusConflict, IncusError
-from builderd.adapters.engines.incus.freezer import Freezer
+from builderd.adapters.engines.incus import cluster, network
+from builderd.adapters.engines.incus import instances as module
+from builderd.adapters.engines.incus.client import IncusConflict, IncusError
+from builderd.adapters.engines.incus.instances import Freezer
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import SandboxState
@@ -181,7 +181,7 @@ async def test_app_that_was_not_thawed_after_a_copy_is_thawed_once_incus_answers
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(module, "_THAW_SECONDS", 0.1)
-    monkeypatch.setattr(members, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.001)
 
     async def ip(*_: str) -> str:
         return ""

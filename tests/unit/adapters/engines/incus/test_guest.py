@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus.guest import (
+from builderd.adapters.engines.incus.image import (
     BEGIN,
     DROP_SECONDS,
     DROPPED,

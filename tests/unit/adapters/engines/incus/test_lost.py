@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import guest, network
+from builderd.adapters.engines.incus import image, network
+from builderd.adapters.engines.incus.client import IncusNotFound
 from builderd.adapters.engines.incus.cluster import FEATURES, Member
-from builderd.adapters.engines.incus.errors import IncusNotFound
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxState
@@ -19,7 +19,7 @@ OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}
 
 class Incus(ScriptedIncus):
     async def file(self, instance: str, path: str) -> bytes:
-        if path != guest.ORDERED:
+        if path != image.ORDERED:
             raise IncusNotFound(404, path)
         return b""
 

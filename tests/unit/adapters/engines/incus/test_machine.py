@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import members, network
+from builderd.adapters.engines.incus import cluster, network
 from builderd.adapters.engines.incus.builds import BuildExit, Program
+from builderd.adapters.engines.incus.client import IncusError
 from builderd.adapters.engines.incus.cluster import Member
-from builderd.adapters.engines.incus.errors import IncusError
 from builderd.adapters.engines.incus.instance import Instance
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.domain.errors import EngineUnavailable
@@ -78,7 +78,7 @@ async def test_instance_of_a_running_build_stays(ip: list[str]) -> None:
 async def test_build_that_incus_did_not_delete_is_deleted_once_it_answers_again(
     ip: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(members, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.001)
     incus = ScriptedIncus()
     machine = machine_on(incus)
     await machine.members.look()

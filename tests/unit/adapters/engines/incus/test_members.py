@@ -9,10 +9,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from builderd.adapters.engines.incus import members as module
+from builderd.adapters.engines.incus import cluster as module
 from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.cluster import Member
-from builderd.adapters.engines.incus.members import Members, OnArrival
+from builderd.adapters.engines.incus.cluster import Member, Members, OnArrival
 from builderd.domain.errors import EngineUnavailable
 
 

@@ -11,10 +11,9 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import disks as module
-from builderd.adapters.engines.incus.client import IncusOptions
+from builderd.adapters.engines.incus.client import IncusError, IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Member
 from builderd.adapters.engines.incus.disks import Disks, Moves
-from builderd.adapters.engines.incus.errors import IncusError
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import Capacity

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from builderd.adapters.engines.incus.client import IncusClient
-from builderd.adapters.engines.incus.guest import ASKING, NO_FOLDER, READY
+from builderd.adapters.engines.incus.image import ASKING, NO_FOLDER, READY
 from builderd.adapters.engines.incus.process import ExecSession, IncusProcess
 from builderd.domain.errors import BuilderdError, InvalidState, ValidationFailed
 from builderd.domain.processes import ProcessSpec

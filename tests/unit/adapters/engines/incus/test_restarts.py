@@ -8,7 +8,7 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import network
-from builderd.adapters.engines.incus.errors import error_of
+from builderd.adapters.engines.incus.client import error_of
 from builderd.domain.errors import InvalidState
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import guest
-from builderd.adapters.engines.incus.errors import IncusError, IncusNotFound
+from builderd.adapters.engines.incus import image
+from builderd.adapters.engines.incus.client import IncusError, IncusNotFound
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxReport
 
@@ -24,7 +24,7 @@ class Incus(ScriptedIncus):
 
     def __init__(self, **files: bytes) -> None:
         super().__init__()
-        self.files = {guest.ORDERED: b"", **files}
+        self.files = {image.ORDERED: b"", **files}
         self.asked: list[str] = []
         self.stops: list[dict[str, Any]] = []
         self.refuses_to_stop = False
@@ -49,7 +49,7 @@ class Incus(ScriptedIncus):
 
 
 async def test_app_that_ends_in_time_is_not_killed_and_its_end_is_read_once() -> None:
-    incus = Incus(**{guest.EXIT_RECORD: RECORD})
+    incus = Incus(**{image.EXIT_RECORD: RECORD})
     incus.has_instance("s-1", **OWN)
     sandboxes = machine_on(incus).sandboxes
     observed: list[asyncio.Task[SandboxReport]] = []
@@ -67,7 +67,7 @@ async def test_app_that_ends_in_time_is_not_killed_and_its_end_is_read_once() ->
     assert (report.end.cause, report.end.exit_code) == (EndCause.STOPPED, 143)
     assert (await observed[0]).end == report.end
     assert [body["force"] for body in incus.stops] == [False]
-    assert incus.asked.count(guest.EXIT_RECORD) == 1
+    assert incus.asked.count(image.EXIT_RECORD) == 1
     written = [path for method, path in incus.changes if method == "PATCH"]
     assert written == ["/instances/s-1"] * 2, "stopping, and the end"
     assert await sandboxes.report(ONE) == report
@@ -85,7 +85,7 @@ async def test_app_that_does_not_end_is_killed(grace: float, forced: list[bool])
 
 
 async def test_end_before_the_stop_is_the_apps_own() -> None:
-    incus = Incus(**{guest.EXIT_RECORD: b"3 0 5.0\n"})
+    incus = Incus(**{image.EXIT_RECORD: b"3 0 5.0\n"})
     incus.has_instance("s-1", **OWN)
     report = await machine_on(incus).sandboxes.stop(ONE, 10)
     assert report.end

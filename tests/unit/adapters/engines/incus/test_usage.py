@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import ports
 from builderd.adapters.engines.incus import usage as module
-from builderd.adapters.engines.incus.errors import error_of
-from builderd.adapters.engines.incus.guest import MOST_SOCKETS, PORTS
+from builderd.adapters.engines.incus import usage as ports
+from builderd.adapters.engines.incus.client import error_of
+from builderd.adapters.engines.incus.image import MOST_SOCKETS, PORTS
 from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.usage import parse_metrics
 from builderd.domain.errors import EngineUnavailable
@@ -94,7 +94,7 @@ class MeteredIncus(ScriptedIncus):
         """All have got their order."""
         return b""
 
-    async def text(self, path: str, limit: int, **query: str) -> bytes:
+    async def text(self, path: str, **query: str) -> bytes:
         member = query["target"]
         self.paths.append(f"{path} {member}")
         if error := self.failing.get(member):
@@ -206,7 +206,7 @@ async def test_member_that_fails_is_the_error_of_its_sandboxes_alone(incus: Mete
 async def test_instance_that_cannot_be_read_is_the_error_of_its_sandbox_alone(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def text(path: str, limit: int, **query: str) -> bytes:
+    async def text(path: str, **query: str) -> bytes:
         return metrics(instance(f"s-{one}", without="procs" if one == MANY[0] else "none") for one in MANY)
 
     monkeypatch.setattr(incus, "text", text)

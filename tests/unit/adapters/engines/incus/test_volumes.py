@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.incus.errors import error_of
+from builderd.adapters.engines.incus.client import error_of
 from builderd.adapters.engines.incus.volumes import Volumes
 from builderd.domain.members import MemberAway
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from builderd.adapters.engines.incus.process import ExecSession, run_to_end
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.errors import BuilderdError, EngineUnavailable
+from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress, Tool, ToolExit
 
@@ -184,7 +185,7 @@ async def _pass_lines(session: ExecSession, output: Progress) -> None:
 
 
 def packed(program: Program) -> bytes:
-    """Return a tar archive of what a program finds: files are root's, those of folders its user's."""
+    """Return a tar archive of a program's files, which are root's, and folders, whose files are its user's."""
     content = io.BytesIO()
 
     def owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -220,19 +221,30 @@ def unpack(archive: io.IOBase, folder: Path) -> None:
 
 
 class Tools:
-    """Elsewhere than on the service's own member, tools get copies of folders of its machine."""
+    """Implements ``ports.engine.Tools``. Elsewhere than on the service's own member, tools get copies of its folders.
+
+    ``refuse_used`` raises ``InvalidState`` while a sandbox runs on a disk.
+    """
 
     def __init__(
-        self, runner: Runner, instances: Instances, disks: Disks, members: Members, files: dict[str, bytes]
+        self,
+        runner: Runner,
+        instances: Instances,
+        disks: Disks,
+        members: Members,
+        files: dict[str, bytes],
+        refuse_used: Callable[[DiskId], Awaitable[None]],
     ) -> None:
+        self._refuse_used = refuse_used
         self._runner = runner
         self._instances = instances
         self._disks = disks
         self._members = members
         self._files = files
 
-    async def run(self, tool: Tool, output: Progress) -> ToolExit:
-        """Run the tool. Raises ``NotFound`` without the disk."""
+    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
+        if tool.disk is not None and tool.writable:
+            await self._refuse_used(tool.disk)
         own = self._members.own
         member = await self._disks.member(tool.disk) if tool.disk else self._members.taking_work()
         is_here = member == own

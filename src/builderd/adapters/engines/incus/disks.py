@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
+from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.client import IncusConflict, IncusNotFound, Json, PoolFull
 from builderd.adapters.engines.incus.helper import Helper, Task
@@ -52,12 +53,17 @@ class Disks:
         self._volumes = volumes
         self._helper = helper
         self._place = place
+        #: One lock a disk: nothing starts on a disk that is moved or deleted.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Called with a member whose pool had no space left.
         self.on_full: Callable[[str], None] = _ignore
         #: Returns True if a disk is to leave its member.
         self.is_leaving: Callable[[DiskId, str], bool] = _stays
         #: Disks that are reported as gone while their member is away.
         self.written_off: set[DiskId] = set()
+
+    def lock(self, disk: DiskId) -> asyncio.Lock:
+        return self._locks.setdefault(disk, asyncio.Lock())
 
     async def create(self, disk: DiskId, size_bytes: int) -> None:
         found = await self._volumes.find(volume_of(disk))
@@ -329,50 +335,56 @@ class Moves:
 
 
 class Files:
-    def __init__(self, disks: Disks, helper: HelperOf) -> None:
+    """Files on disks, through the helper of the disk's member. Implements ``ports.disk_files.DiskFiles``."""
+
+    def __init__(self, disks: Disks, moves: Moves, helper: HelperOf) -> None:
         self._disks = disks
+        self._moves = moves
         self._helper = helper
 
-    async def list(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+    async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
         request = {"path": path, "skip": skip, "count": count}
         answer = await self._run("list_files", disk, request)
         return FilePage([_entry(entry) for entry in answer["entries"]], answer["total"])
 
     @asynccontextmanager
-    async def open(self, disk: DiskId, path: str) -> AsyncIterator[OpenDiskFile]:
+    async def open_file(self, disk: DiskId, path: str) -> AsyncIterator[OpenDiskFile]:
         async with self._task("open_file", disk, {"path": path}) as task:
             answer = await task.answer()
             yield OpenDiskFile(_entry(answer["entry"]), task)
 
-    async def write(
+    async def write_file(
         self,
         disk: DiskId,
         path: str,
         content: AsyncIterator[bytes],
+        *,
         condition: Condition,
-        size: int | None,
-        executable: bool | None,
+        size: int | None = None,
+        executable: bool | None = None,
     ) -> tuple[FileEntry, bool]:
         limit = await self._disks.limit(disk)
         request = {"path": path, "size": size, "executable": executable, "limit": limit, **_condition(condition)}
-        try:
-            async with self._task("write_file", disk, request) as task:
-                await task.answer()
-                async for piece in content:
-                    for start in range(0, len(piece), _PIECE_BYTES):
-                        await task.send(piece[start : start + _PIECE_BYTES])
-                await task.send_end()
-                answer = await task.answer()
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise await self._disks.too_full(disk) from error
+        async with self._changing(disk), self._task("write_file", disk, request) as task:
+            await task.answer()
+            async for piece in content:
+                for start in range(0, len(piece), _PIECE_BYTES):
+                    await task.send(piece[start : start + _PIECE_BYTES])
+            await task.send_end()
+            answer = await task.answer()
         return _entry(answer["entry"]), answer["new"]
 
-    async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
+    async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
         request = {"path": path, "recursive": recursive, **_condition(condition)}
-        try:
+        async with self._changing(disk):
             await self._run("delete_file", disk, request)
+
+    @asynccontextmanager
+    async def _changing(self, disk: DiskId) -> AsyncIterator[None]:
+        """Keep the disk from being moved meanwhile, and name one that is full."""
+        try:
+            with self._moves.writing(disk):
+                yield
         except OSError as error:
             if error.errno not in FULL:
                 raise

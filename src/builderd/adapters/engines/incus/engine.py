@@ -7,46 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
     nullcontext,
     suppress,
 )
-from datetime import datetime
-from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus.client import RETRY_SECONDS, IncusOptions, Json
-from builderd.adapters.engines.incus.machine import Machine, open_machine
-from builderd.adapters.engines.incus.network import gateway
-from builderd.adapters.engines.incus.process import NotRunningError
-from builderd.adapters.engines.incus.reports import name_of
-from builderd.adapters.engines.incus.volumes import users_of
+from builderd.adapters.engines.incus.builds import PREFIX as BUILD
+from builderd.adapters.engines.incus.builds import Runner, Tools
+from builderd.adapters.engines.incus.client import RETRY_SECONDS, IncusClient, IncusOptions
+from builderd.adapters.engines.incus.cluster import Cluster, Member, Members
+from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, Moves
+from builderd.adapters.engines.incus.helper import PREFIX as HELPER
+from builderd.adapters.engines.incus.helper import Helper
+from builderd.adapters.engines.incus.image import Image, ensure_image
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.layers import NEW, Layers
+from builderd.adapters.engines.incus.logs import Logs
+from builderd.adapters.engines.incus.lost import LostParts
+from builderd.adapters.engines.incus.network import Routes, gateway
+from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
+from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
+from builderd.adapters.engines.oci.network.host_files import make_hosts
+from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
+from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
-from builderd.domain.files import Condition, FileEntry, FilePage
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
+from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.members import MemberReport
-from builderd.domain.processes import ProcessSpec
 from builderd.domain.resources import GB, Capacity
-from builderd.domain.sandboxes import (
-    Listening,
-    LogMatch,
-    LogPage,
-    LogPiece,
-    SandboxReport,
-    SandboxSpec,
-    SandboxUsage,
-)
-from builderd.domain.versions import Isolation
 from builderd.linux.cpu_time import is_busy
-from builderd.ports.disk_files import OpenFile
-from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
-from builderd.ports.processes import Process
+from builderd.linux.threads import run_to_completion
+from builderd.ports.engine import Collected, EngineOptions, Progress, Readiness
 
 log = logging.getLogger(__name__)
 
@@ -55,30 +47,18 @@ _DOWN_GRACE_SECONDS = 5.0
 _STOPPED_AT_ONCE = 16
 #: Space is tight when less than this part of the pool is free.
 TIGHT = 0.2
-_NO_VM = (
-    "Strong isolation needs virtual machines, which the engine incus does not start yet: leave isolation out, or use "
-    "the engine oci with gVisor."
-)
 
 
 class IncusEngine:
+    """Implements ``ports.engine.Engine``. The machine is opened once by ``prepare``."""
+
     def __init__(self, options: EngineOptions, incus: IncusOptions) -> None:
         self._options = options
         self._incus = incus
         self._machine: Machine | None = None
         self._readiness = Readiness(False, "waiting to be prepared")
         self._preparing = asyncio.Lock()
-        #: One lock a disk, kept while it is held: nothing starts on a disk that is moved or deleted.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tight = False
-
-    # All its parts are itself.
-
-    @property
-    def sandboxes(self) -> IncusEngine:
-        return self
-
-    disks = files = layers = logs = tools = sandboxes
 
     async def prepare(self, progress: Progress) -> None:
         async with self._preparing:
@@ -105,46 +85,46 @@ class IncusEngine:
             return Readiness(False, reason, engine_unreachable=True)
         return self._readiness
 
-    def supports(self, isolation: Isolation) -> str | None:
-        return None if isolation is Isolation.STANDARD else _NO_VM
-
-    def capacity(self) -> Capacity:
-        return self._here.capacity
-
-    @property
-    def base_id(self) -> str:
-        return self._here.image.base_id
-
-    @property
-    def gateway(self) -> str:
-        return gateway(self._incus.subnet)
-
-    @property
-    def further_address(self) -> str:
-        return self._here.service_address()
+    # Its parts
 
     @property
     def _here(self) -> Machine:
+        """The open machine. Raises ``EngineUnavailable`` before and after."""
         if self._machine is None:
             raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
         return self._machine
 
-    # Layers
+    @property
+    def sandboxes(self) -> Sandboxes:
+        return self._here.sandboxes
 
-    async def has_layer(self, key: str) -> bool:
-        return await self._here.layers.has(key)
+    @property
+    def disks(self) -> EngineDisks:
+        return EngineDisks(self._here)
 
-    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        return await self._here.layers.build(plan, progress)
+    @property
+    def files(self) -> Files:
+        return self._here.files
 
-    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
-        return await self._here.layers.stored(self._here.disk_bytes, keys)
+    @property
+    def layers(self) -> Layers:
+        return self._here.layers
 
-    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
-        return await self._here.layers.collect((), unused_seconds, only=keys)
+    @property
+    def logs(self) -> Logs:
+        return self._here.logs
 
-    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        return await self._here.layers.compile(key, step)
+    @property
+    def tools(self) -> Tools:
+        return self._here.tools
+
+    # What concerns all of them
+
+    def capacity(self) -> Capacity:
+        return self._here.capacity
+
+    def is_busy(self) -> bool:
+        return is_busy()
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         layers = await self._here.layers.collect(frozenset(keep), unused_seconds)
@@ -152,191 +132,8 @@ class IncusEngine:
         await self._here.measure()
         return Collected(layers, [], 0)
 
-    def is_busy(self) -> bool:
-        return is_busy()
-
     def is_tight(self) -> bool:
         return self._tight
-
-    # Disks
-
-    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
-        """Refuse a disk that no pool has room for; a volume of Incus takes its space as it is written."""
-        here = self._here
-        if size_bytes > here.pool_bytes:
-            raise NoCapacity(
-                f"The storage pool of Incus has {here.pool_bytes / GB:.1f} GB on a member, and a disk of "
-                f"{size_bytes / GB:.1f} GB is asked for: ask for a smaller one, or enlarge the pool."
-            )
-
-    async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
-        await self._here.disks.create(disk, size_bytes)
-
-    async def disk(self, disk: DiskId) -> DiskReport | None:
-        return await self._here.disks.report(disk)
-
-    async def put_bundle(
-        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
-    ) -> None:
-        here = self._here
-        found = await here.disks.existing(disk)
-        await here.sandboxes.refuse_users(disk, users_of(found))
-        volume = ""
-        if build_key:
-            volume, _ = await here.layers.volume(build_key, str(found.get("location") or ""))
-        await here.disks.put_bundle(found, bundle, replaced, build_key, volume)
-
-    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        await self._here.disks.mark_bundle(disk, bundle_hash)
-
-    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
-        here = self._here
-        async with await here.sandboxes.frozen_meanwhile(source):
-            await here.disks.clone(source, target, size_bytes)
-        if for_backup:
-            await here.disks.put_home_in(target)
-
-    async def delete_disk(self, disk: DiskId) -> None:
-        here = self._here
-        async with self._locks.setdefault(disk, asyncio.Lock()):
-            if await here.lost.delete_later(disk, here.members.away_names()):
-                return
-            if (found := await here.disks.find(disk)) is not None:
-                await self._release(disk, found)
-                await here.disks.delete(disk, found)
-
-    async def _release(self, disk: DiskId, found: Json) -> None:
-        """Take a disk from ended sandboxes. Raises ``InvalidState`` while one runs."""
-        users = users_of(found)
-        await self._here.sandboxes.refuse_users(disk, users)
-        await self._here.sandboxes.release(users)
-
-    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
-        if tool.disk is not None and tool.writable:
-            await self._here.sandboxes.refuse_while_used(tool.disk)
-        return await self._here.tools.run(tool, output)
-
-    # Files
-
-    async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
-        return await self._here.files.list(disk, path, skip, count)
-
-    def open_file(self, disk: DiskId, path: str) -> AbstractAsyncContextManager[OpenFile]:
-        return self._here.files.open(disk, path)
-
-    async def write_file(
-        self,
-        disk: DiskId,
-        path: str,
-        content: AsyncIterator[bytes],
-        *,
-        condition: Condition,
-        size: int | None = None,
-        executable: bool | None = None,
-    ) -> tuple[FileEntry, bool]:
-        here = self._here
-        with here.moves.writing(disk):
-            return await here.files.write(disk, path, content, condition, size, executable)
-
-    async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
-        here = self._here
-        with here.moves.writing(disk):
-            await here.files.delete(disk, path, condition, recursive)
-
-    def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
-        return self._here.files.archive(disk)
-
-    # Sandboxes
-
-    async def start(self, spec: SandboxSpec) -> SandboxReport:
-        if refusal := self.supports(spec.isolation):
-            raise EngineUnavailable(refusal)
-        async with self._locks.setdefault(spec.disk, asyncio.Lock()):
-            return await self._here.sandboxes.start(spec)
-
-    async def report(self, sandbox: SandboxId) -> SandboxReport:
-        return await self._here.sandboxes.report(sandbox)
-
-    async def list_sandboxes(self) -> Sequence[SandboxReport]:
-        return await self._here.sandboxes.all()
-
-    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
-        return self._here.ports.watch(sandbox)
-
-    async def listening(self, sandbox: SandboxId) -> Listening:
-        return await self._here.ports.listening(sandbox)
-
-    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
-        return await self._here.sandboxes.freeze(sandbox)
-
-    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
-        return await self._here.sandboxes.thaw(sandbox)
-
-    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
-        return await self._here.sandboxes.stop(sandbox, grace_seconds)
-
-    async def remove(self, sandbox: SandboxId) -> None:
-        await self._here.sandboxes.remove(sandbox)
-
-    async def exits(self) -> AsyncIterator[SandboxId]:
-        here = self._here
-        queue = here.events.subscribe()
-        try:
-            while True:
-                sandbox = await queue.get()
-                with suppress(EngineUnavailable):
-                    # Its end is written down, also when nobody asks for it.
-                    await here.sandboxes.report(sandbox)
-                yield sandbox
-        finally:
-            here.events.unsubscribe(queue)
-
-    @asynccontextmanager
-    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
-        here = self._here
-        async with AsyncExitStack() as held:
-            process = None
-            if here.sandboxes.is_at_hand(sandbox):
-                # Most run, and need no question before.
-                with suppress(NotRunningError):
-                    process = await held.enter_async_context(here.processes.open(name_of(sandbox), spec))
-            if process is None:
-                found = await here.sandboxes.running(sandbox)
-                if found is None:
-                    raise NotRunningError
-                if found["status"] == "Frozen":
-                    await here.sandboxes.thaw(sandbox)
-                process = await held.enter_async_context(here.processes.open(found["name"], spec))
-            yield process
-
-    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        return await self._here.usage.read(sandbox)
-
-    async def usages(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        return await self._here.usage.read_many(sandboxes, max_age)
-
-    async def read_log(
-        self,
-        sandbox: SandboxId,
-        cursor: str = "",
-        *,
-        tail: int | None = None,
-        since: datetime | None = None,
-        limit: int | None = None,
-    ) -> LogPage:
-        if not sandbox.isalnum():
-            return LogPage([], cursor, more=False)
-        return await self._here.logs.read(name_of(sandbox), cursor, tail, since, limit)
-
-    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
-        if not sandbox.isalnum():
-            return LogPiece([], "", before, more=False)
-        return await self._here.logs.search(name_of(sandbox), match, before, count)
-
-    async def delete_logs(self, builder: BuilderId) -> None:
-        await self._here.sandboxes.delete_logs(builder)
 
     # Members
 
@@ -350,12 +147,12 @@ class IncusEngine:
 
     async def move_disk(self, disk: DiskId) -> str:
         here = self._here
-        async with self._locks.setdefault(disk, asyncio.Lock()):
+        async with here.disks.lock(disk):
             found = await here.disks.existing(disk)
             member = str(found.get("location") or "")
             if not here.moves.is_due(disk, member):
                 return member
-            await self._release(disk, found)
+            await here.sandboxes.release(disk, users_of(found))
             return await here.moves.move(disk, found)
 
     def write_off(self, disk: DiskId) -> None:
@@ -381,7 +178,7 @@ class IncusEngine:
             async with turns:
                 await machine.sandboxes.stop(sandbox, _DOWN_GRACE_SECONDS)
 
-        alive = [report.id for report in await machine.sandboxes.all() if report.alive]
+        alive = [report.id for report in await machine.sandboxes.list_sandboxes() if report.alive]
         ended = await asyncio.gather(*map(stop, alive), return_exceptions=True)
         failed = [error for error in ended if isinstance(error, Exception)]
         with suppress(BuilderdError) if failed else nullcontext():
@@ -393,3 +190,240 @@ class IncusEngine:
                 retry_after=RETRY_SECONDS,
             )
         self._readiness = Readiness(False, "down")
+
+
+class EngineDisks:
+    """Disks, and the sandboxes that have them. Implements ``ports.engine.Disks``."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._here = machine
+        self._disks = machine.disks
+        self.disk, self.create_disk, self.mark_bundle = self._disks.report, self._disks.create, self._disks.mark_bundle
+
+    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+        """Refuse a disk that no pool has room for; a volume of Incus takes its space as it is written."""
+        if size_bytes > (pool := self._here.pool_bytes):
+            raise NoCapacity(
+                f"The storage pool of Incus has {pool / GB:.1f} GB on a member, and a disk of {size_bytes / GB:.1f} GB "
+                "is asked for: ask for a smaller one, or enlarge the pool."
+            )
+
+    async def put_bundle(
+        self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None, build_key: str = ""
+    ) -> None:
+        found, volume = await self._disks.existing(disk), ""
+        await self._here.sandboxes.refuse_users(disk, users_of(found))
+        if build_key:
+            volume, _ = await self._here.layers.volume(build_key, str(found.get("location") or ""))
+        await self._disks.put_bundle(found, bundle, replaced, build_key, volume)
+
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
+        async with await self._here.sandboxes.frozen_meanwhile(source):
+            await self._disks.clone(source, target, size_bytes)
+        if for_backup:
+            await self._disks.put_home_in(target)
+
+    async def delete_disk(self, disk: DiskId) -> None:
+        async with self._disks.lock(disk):
+            if await self._here.lost.delete_later(disk, self._here.members.away_names()):
+                return
+            if (found := await self._disks.find(disk)) is not None:
+                await self._here.sandboxes.release(disk, users_of(found))
+                await self._disks.delete(disk, found)
+
+
+class Machine:
+    """Parts of one service's engine. Nothing is asked of Incus when they are put together."""
+
+    def __init__(
+        self, options: EngineOptions, incus: IncusOptions, client: IncusClient, cluster: Cluster, image: Image
+    ) -> None:
+        self.options = options
+        self.client = client
+        self.cluster = cluster
+        self.image = image
+        self._subnet = incus.subnet
+        #: Of the members, as last measured.
+        self.capacities: Mapping[str, Capacity] = {}
+        self._helpers: dict[str, Helper] = {}
+        self._placing = asyncio.Lock()
+        self.members = members = Members(cluster)
+        client.unavailable_reason = lambda: members.unavailable_reason
+        self.volumes = volumes = Volumes(client, incus.pool, members.away_names)
+        self.instances = instances = Instances(
+            client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved
+        )
+        instances.on_left = members.prepare_again
+        instances.pause_requests = options.pause_requests
+        self.runner = Runner(client, instances)
+        self.disks = disks = Disks(volumes, self.helper, self._place)
+        disks.on_full = instances.on_full = cluster.note_full
+        self.moves = Moves(volumes, disks, self._place, members.leaving_names)
+        disks.is_leaving = self.moves.is_due
+        self.layers = Layers(
+            *(volumes, instances, self.runner, self.helper, self._place, host_files),
+            base_id=image.base_id,
+            total_bytes=lambda: int(self.capacity.disk * GB / options.store.overcommit),
+        )
+        self.routes = Routes(cluster.own, members.address)
+        self.lost = LostParts(client, volumes, instances, self.routes)
+        app_files = AppFiles(
+            gateway(incus.subnet), self._service_address, self._url_on, own_resolv_conf(), options.log_limit
+        )
+        self.sandboxes = sandboxes = Sandboxes(
+            instances, disks, self.layers, app_files, self.routes, self.lost, members.away_names
+        )
+        self.files = Files(disks, self.moves, self.helper)
+        self.logs = Logs(instances)
+        self.tools = Tools(self.runner, instances, disks, members, host_files(), sandboxes.refuse_while_used)
+
+    def helper(self, member: str) -> Helper:
+        """Return the helper of a member; a server without a cluster calls itself "none"."""
+        name = member if self.cluster.clustered else ""
+        return self._helpers.setdefault(name, Helper(self.client, self.instances, name))
+
+    async def _place(self) -> str:
+        """Return the member of a new disk or build."""
+        if not self.cluster.clustered:
+            return ""
+        async with self._placing:
+            found = await self.volumes.placed()
+            return await self.cluster.place([member for name, member in found if name.startswith("disk-")])
+
+    async def _url_on(self, member: str) -> str:
+        """Return the URL at which apps of a member reach the service."""
+        own = self.cluster.own
+        # A member without an IPv4 address has none for apps of others: they find nothing at their own gateway.
+        host = await self.members.address(own) if own and member != own else ""
+        return f"http://{host or gateway(self._subnet)}:{self.options.inside_port}"
+
+    @property
+    def capacity(self) -> Capacity:
+        """Return what all members have together, but for those that are evacuated.
+
+        A member that is away counts as its builders do, which wait for it.
+        """
+        leaving = self.members.leaving_names()
+        have = [one for name, one in self.capacities.items() if name not in leaving]
+        return Capacity(sum(one.cpu for one in have), sum(one.memory for one in have), sum(one.disk for one in have))
+
+    @property
+    def pool_bytes(self) -> int:
+        """Return the bytes of the largest pool: a disk lies on one member."""
+        largest = max((one.disk for one in self.capacities.values()), default=0.0)
+        return int(largest * GB / self.options.store.overcommit)
+
+    async def measure(self) -> None:
+        known = {name: one for name, one in self.capacities.items() if name in self.members.away_names()}
+        self.capacities = {**known, **await self.cluster.capacities(self.options.store.overcommit)}
+
+    async def remove_left_overs(self, members: Collection[str]) -> None:
+        """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases.
+
+        Builds, layers and copies of disks that this service makes meanwhile stay. Of a disk whose move was cut off, the
+        original stays while there is one.
+        """
+        for found in await self.instances.all():
+            name, member = found["name"], found.get("location") or ""
+            if not self._is_on(member, members):
+                continue
+            helper = self.helper(member)
+            if name == helper.name:
+                await helper.let_go_idle()
+            elif name.startswith((BUILD, HELPER)) and name not in self.runner.own:
+                await self.instances.delete(name)
+        volumes = await self.volumes.all()
+        places = {(volume["name"], volume.get("location")) for volume in volumes}
+        for volume in volumes:
+            name, member = volume["name"], volume.get("location") or ""
+            if not self._is_on(member, members):
+                continue
+            origin = "" if self.moves.has(name) else own_of(volume).get(MOVED_FROM)
+            if (name.startswith(NEW) and name not in self.layers.own) or (name, origin) in places:
+                await self.volumes.delete(name, member)
+            elif origin:
+                await self.volumes.change(name, member, {MOVED_FROM: ""})
+
+    def _service_address(self) -> str:
+        """Return the address at which apps on other members reach the service; "" without others."""
+        found = (one.address for one in self.members.all() if self.cluster.own and one.name == self.cluster.own)
+        return next(found, "")
+
+    def _is_on(self, member: str, members: Collection[str]) -> bool:
+        return not self.cluster.clustered or member in members
+
+    async def prepare_network(self) -> None:
+        """Make the network and its access list, which names all members."""
+        options = self.options
+        await self.cluster.ensure_network(options.inside_port, options.allow, options.deny, host_resolvers())
+
+    async def on_arrival(self, arrived: Sequence[Member]) -> None:
+        """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
+        await self.disks.take_back(self.members.away_names())
+        # First: what was overtaken must not run beside what took its place.
+        await self.lost.finish_on({member.name for member in arrived})
+        await self.prepare_network()
+        await self.remove_left_overs({member.name for member in arrived})
+        await self.sandboxes.adopt_on({member.name for member in arrived})
+        await self.measure()
+
+    async def remove_own_instances(self) -> None:
+        """Remove helpers and builds: what is not an app's."""
+        for found in await self.instances.all():
+            if found["name"].startswith((BUILD, HELPER)):
+                await self.instances.delete(found["name"])
+
+    async def close(self) -> None:
+        await self.members.close()
+        await self.sandboxes.events.close()
+        await self.client.close()
+
+
+async def open_machine(
+    options: EngineOptions, incus: IncusOptions, progress: Progress, *, prepare: bool = True
+) -> Machine:
+    """Connect to Incus and, with ``prepare``, make what the engine needs there."""
+    client = IncusClient(incus)
+    try:
+        cluster = Cluster(client, incus)
+        await cluster.look()
+        image = await run_to_completion(ensure_image, progress)
+        machine = Machine(options, incus, client, cluster, image)
+        if prepare:
+            await _prepare(machine, progress)
+    except BaseException:
+        await client.close()
+        raise
+    return machine
+
+
+async def _prepare(machine: Machine, progress: Progress) -> None:
+    cluster = machine.cluster
+    await cluster.ensure_project()
+    await cluster.ensure_pool()
+    await machine.prepare_network()
+    await cluster.ensure_image(machine.image, progress)
+    await machine.members.look()
+    await machine.remove_left_overs(machine.members.online_names())
+    if not any(one.name == cluster.own and one.leaving for one in machine.members.all()):
+        # An evacuated member starts nothing, and has no disks.
+        progress("helper: starting the instance that works on files")
+        await machine.helper(cluster.own).open()
+    await machine.lost.load()
+    await machine.lost.finish_on(machine.members.online_names())
+    machine.members.prepared()
+    await machine.sandboxes.adopt()
+    await machine.measure()
+    await machine.sandboxes.events.open()
+    machine.members.watch(machine.on_arrival)
+
+
+def own_resolv_conf() -> str:
+    """Return the text of ``/etc/resolv.conf`` of instances: the name servers of this host that they can reach."""
+    text = resolv_conf()
+    return make_resolv_conf(parse_nameservers(text), text)
+
+
+def host_files() -> dict[str, bytes]:
+    """Return the files of builds and tools that come from this host."""
+    return {"/etc/resolv.conf": own_resolv_conf().encode(), "/etc/hosts": make_hosts("127.0.0.1", "build").encode()}

@@ -123,10 +123,6 @@ class Instances:
         """Return True if the instance is one of a member that is away."""
         return found["status"] == "Error" and found.get("location") in self._away()
 
-    def is_on_away(self, name: str) -> bool:
-        """Return True for an instance that the service knows to be on a member that is away."""
-        return self.index.member(name) in self._away()
-
     def root(self, own_bytes: int = 256 << 20) -> int:
         """Return the limit of a root: the image counts against it too."""
         return self._image_bytes + own_bytes

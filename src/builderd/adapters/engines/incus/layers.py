@@ -56,7 +56,10 @@ _NAME_LENGTH = 40
 
 
 class Layers:
-    """``files`` returns the host's files for instances with a network; ``place`` chooses the member of a build."""
+    """Implements ``ports.engine.Layers``. ``files`` returns the host's files for instances with a network.
+
+    ``place`` chooses the member of a build; ``total_bytes`` returns the bytes of all pools together.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,11 @@ class Layers:
         helper: HelperOf,
         place: Callable[[], Awaitable[str]],
         files: Callable[[], dict[str, bytes]],
+        base_id: str = "",
+        total_bytes: Callable[[], int] = int,
     ) -> None:
+        self.base_id = base_id
+        self._total_bytes = total_bytes
         self._volumes = volumes
         self._instances = instances
         self._runner = runner
@@ -82,7 +89,7 @@ class Layers:
         #: Names of volumes that this service makes now.
         self.own: set[str] = set()
 
-    async def has(self, key: str) -> bool:
+    async def has_layer(self, key: str) -> bool:
         return await self._find(key) is not None
 
     async def _find(self, key: str) -> Json | None:
@@ -113,10 +120,10 @@ class Layers:
                 await self._volumes.copy(name, name, MAX_LAYER, own, member, found["location"])
         return name, own.get("node") == "1"
 
-    async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for a running build of it."""
         async with self._lock(plan.key):
-            if await self.has(plan.key):
+            if await self.has_layer(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
             member = await self._place()
             size = min(MAX_LAYER, plan.limit_bytes or MAX_LAYER)
@@ -258,7 +265,7 @@ class Layers:
         if any(map(names_full_pool, transcript.last)):
             raise pool_full(NO_SPACE, member)
 
-    async def compile(self, key: str, step: BuildStep) -> BuildOutcome:
+    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which replaces it for sandboxes started later. Runs once a layer."""
         async with self._lock(key):
             found = await self._find(key)
@@ -278,7 +285,7 @@ class Layers:
                 finally:
                     await asyncio.shield(self._discard(new, member))
 
-    async def stored(self, total_bytes: int, keys: Collection[str] | None) -> StoredLayers:
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
         """Return all layers, or those of these keys, which are asked for one by one."""
         if keys is None:
             found = [volume for volume in await self._volumes.all() if _is_layer(volume)]
@@ -287,7 +294,10 @@ class Layers:
             asked = await asyncio.gather(*(self._volumes.find(name) for name in names))
             found = [volume for volume in asked if volume]
         layers = {own["layer"]: _stored(own) for own in map(own_of, found)}
-        return StoredLayers(layers, total_bytes)
+        return StoredLayers(layers, self._total_bytes())
+
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
+        return await self.collect((), unused_seconds, only=keys)
 
     async def collect(
         self, keep: Collection[str], unused_seconds: float, only: Collection[str] | None = None

@@ -15,8 +15,11 @@ from datetime import UTC, datetime
 from heapq import merge
 from typing import NamedTuple
 
-from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusNotFound
+from builderd.adapters.engines.incus.client import IncusError, IncusNotFound
 from builderd.adapters.engines.incus.image import LOG
+from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.reports import name_of
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream
 
 #: A page ends with the line with which it has so many characters.
@@ -44,32 +47,40 @@ class Position(NamedTuple):
 
 
 class Logs:
-    def __init__(self, client: IncusClient) -> None:
-        self._client = client
+    """Implements ``ports.engine.Logs``."""
 
-    async def read(
+    def __init__(self, instances: Instances) -> None:
+        self._client = instances.client
+        self._instances = instances
+
+    async def read_log(
         self,
-        instance: str,
-        cursor: str,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
         tail: int | None = None,
         since: datetime | None = None,
         limit: int | None = None,
     ) -> LogPage:
-        """Return complete lines after the cursor, as ``Logs.read_log`` of the port."""
-        positions = parse_cursor(cursor)
+        if not sandbox.isalnum():
+            return LogPage([], cursor, more=False)
+        instance, positions = name_of(sandbox), parse_cursor(cursor)
         streams = await asyncio.gather(
             *(self._stream(instance, name, positions[name].time, tail, since) for name in STREAMS)
         )
         return page_of(dict(zip(STREAMS, streams, strict=True)), cursor, tail, since, limit)
 
-    async def search(self, instance: str, match: LogMatch, before: str, count: int) -> LogPiece:
-        """Return the matching lines of a piece before the cursor, as ``Logs.search_log`` of the port.
-
-        The first piece is of the newest files that have so many lines, a second one of all files before it.
-        """
-        tail = None if before else count
+    async def search_log(self, sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
+        """The first piece is of the newest files that have so many lines, a second one of all files before it."""
+        if not sandbox.isalnum():
+            return LogPiece([], "", before, more=False)
+        instance, tail = name_of(sandbox), None if before else count
         streams = await asyncio.gather(*(self._stream(instance, name, "", tail, match.since) for name in STREAMS))
         return await asyncio.to_thread(piece_of, dict(zip(STREAMS, streams, strict=True)), match, before, tail)
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        kept = await self._instances.kept(builder)
+        await asyncio.gather(*map(self._instances.delete_ended, kept))
 
     async def _stream(
         self, instance: str, name: str, after: str, tail: int | None, since: datetime | None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from builderd.adapters.engines.incus import image
@@ -17,10 +17,11 @@ from builderd.adapters.engines.incus.instances import Freezer, Instances
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes
-from builderd.adapters.engines.incus.process import run_to_end
+from builderd.adapters.engines.incus.process import NotRunningError, Processes, run_to_end
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
     Ends,
+    Events,
     ended_report,
     is_sandbox,
     make_report,
@@ -30,31 +31,44 @@ from builderd.adapters.engines.incus.reports import (
     sandbox_of,
     state_of,
 )
+from builderd.adapters.engines.incus.usage import Ports, Usage
 from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brings_packages
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
+from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec, SandboxState
+from builderd.domain.versions import Isolation
+from builderd.ports.processes import Process
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
+_NO_VM = (
+    "Strong isolation needs virtual machines, which the engine incus does not start yet: leave isolation out, or use "
+    "the engine oci with gVisor."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AppFiles:
     """Values that every app's instance gets: the service's URL, name servers, and the limit of its log in bytes.
 
-    ``url_on`` returns the URL at which apps of a member reach the service.
+    ``url_on`` returns the URL at which apps of a member reach the service: at the ``gateway``, or on other members at
+    ``service_address()``.
     """
 
+    gateway: str
+    service_address: Callable[[], str]
     url_on: Callable[[str], Awaitable[str]]
     resolv_conf: str
     log_bytes: int
 
 
 class Sandboxes:
+    """Implements ``ports.engine.Sandboxes``. ``away`` returns members that are away."""
+
     def __init__(
         self,
         instances: Instances,
@@ -63,6 +77,7 @@ class Sandboxes:
         files: AppFiles,
         routes: Routes,
         lost: LostParts,
+        away: Callable[[], Collection[str]],
     ) -> None:
         self._client = instances.client
         self._lost = lost
@@ -73,13 +88,34 @@ class Sandboxes:
         self._files = files
         self._freezer = Freezer(instances)
         self._ends = Ends(instances)
+        self._processes = Processes(instances.client)
+        self.events = Events(instances.client, self.unreported_ends)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
+        ports, usage = Ports(instances.client, self.running), Usage(instances, self.running, away)
+        self.watch_port, self.listening = ports.watch, ports.listening
+        self.usage, self.usages = usage.read, usage.read_many
+
+    @property
+    def gateway(self) -> str:
+        return self._files.gateway
+
+    @property
+    def further_address(self) -> str:
+        return self._files.service_address()
+
+    def supports(self, isolation: Isolation) -> str | None:
+        return None if isolation is Isolation.STANDARD else _NO_VM
 
     # Start
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
-        """Start the sandbox, or find it. Only one call at a time for each disk."""
+        if refusal := self.supports(spec.isolation):
+            raise EngineUnavailable(refusal)
+        async with self._disks.lock(spec.disk):
+            return await self._start(spec)
+
+    async def _start(self, spec: SandboxSpec) -> SandboxReport:
         found, disk = await asyncio.gather(self._find(spec.id), self._disks.find(spec.disk))
         if found:
             if await self._has_order(found):
@@ -231,11 +267,6 @@ class Sandboxes:
         found = await self._find(sandbox)
         return found if found and _runs(found) and await self._has_order(found) else None
 
-    def is_at_hand(self, sandbox: SandboxId) -> bool:
-        """Return True for a sandbox that got its order, on a member that answers; it may have ended."""
-        name = name_of(sandbox)
-        return name in self._ordered and not self._lost.has(name) and not self._instances.is_on_away(name)
-
     async def _got_order(self, name: str) -> bool:
         found = await self._instances.find(name)
         return found is not None and await self._has_order(found)
@@ -252,14 +283,6 @@ class Sandboxes:
             return False
         self._ordered.add(name)
         return True
-
-    def is_lost(self, found: Json) -> bool:
-        """Return True for an instance that is to be ended when its member returns."""
-        return self._lost.has(found["name"])
-
-    def is_away(self, found: Json) -> bool:
-        """Return True for an instance of a member that is away."""
-        return self._instances.is_away(found)
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
@@ -280,7 +303,7 @@ class Sandboxes:
             found = await self._ends.write(found)
         return make_report(found)
 
-    async def all(self) -> Sequence[SandboxReport]:
+    async def list_sandboxes(self) -> Sequence[SandboxReport]:
         """Return the reports of all sandboxes but those on members that are away."""
         found = [one for one in await self._instances.all() if is_sandbox(one) and one["status"] != "Error"]
         return await asyncio.gather(*(self._report(one) for one in found))
@@ -380,8 +403,9 @@ class Sandboxes:
         await self._routes.remove(own_of(found).get("ip", ""))
         await self._instances.strip(found, {"removed": f"{time.time():.0f}", "ip": ""})
 
-    async def release(self, users: Collection[str]) -> None:
-        """Take a disk that is to be deleted from ended sandboxes, which are among the instances that have it."""
+    async def release(self, disk: DiskId, users: Collection[str]) -> None:
+        """Take a disk from ended sandboxes in these instances. Raises ``InvalidState`` while one runs."""
+        await self.refuse_users(disk, users)
         for name in users:
             if name.startswith(PREFIX) and (found := await self._instances.find(name)):
                 if not await self._has_order(found):
@@ -391,8 +415,27 @@ class Sandboxes:
                 if found := await self._instances.find(name):
                     await self._instances.strip(found, {})
 
-    async def delete_logs(self, builder: BuilderId) -> None:
-        await asyncio.gather(*map(self._instances.delete_ended, await self._instances.kept(builder)))
+    async def exits(self) -> AsyncIterator[SandboxId]:
+        queue = self.events.subscribe()
+        try:
+            while True:
+                sandbox = await queue.get()
+                with suppress(EngineUnavailable):
+                    # Its end is written down, also when nobody asks for it.
+                    await self.report(sandbox)
+                yield sandbox
+        finally:
+            self.events.unsubscribe(queue)
+
+    @asynccontextmanager
+    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
+        found = await self.running(sandbox)
+        if found is None:
+            raise NotRunningError
+        if found["status"] == "Frozen":
+            await self.thaw(sandbox)
+        async with self._processes.open(found["name"], spec) as process:
+            yield process
 
 
 def _runs(found: Json) -> bool:

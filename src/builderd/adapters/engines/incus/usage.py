@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -30,7 +30,6 @@ from builderd.adapters.engines.incus.image import LIST_PORTS
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.process import run_to_end
 from builderd.adapters.engines.incus.reports import PREFIX, name_of
-from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import own_of
 from builderd.adapters.engines.oci.runtime.listening import parse_listening
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState
@@ -51,6 +50,8 @@ _LINE = (
     rb'type="container"\} (-?[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?)$'
 )
 
+#: Returns the instance of a sandbox that runs or is frozen.
+Running = Callable[[SandboxId], Awaitable[Json | None]]
 #: Instance → its use, without the disk; None of one that started or ended while it was read.
 Metrics = Mapping[str, SandboxUsage | None]
 
@@ -58,12 +59,10 @@ Metrics = Mapping[str, SandboxUsage | None]
 class Usage:
     """``away`` returns members that are away."""
 
-    def __init__(
-        self, client: IncusClient, instances: Instances, sandboxes: Sandboxes, away: Callable[[], Collection[str]]
-    ) -> None:
-        self._client = client
+    def __init__(self, instances: Instances, running: Running, away: Callable[[], Collection[str]]) -> None:
+        self._client = instances.client
         self._instances = instances
-        self._sandboxes = sandboxes
+        self._running = running
         self._away = away
         #: Last metrics of each member, or the error of reading them, and when they were asked for (``time.monotonic``).
         self._metrics: dict[str, tuple[float, Metrics | BuilderdError]] = {}
@@ -73,7 +72,7 @@ class Usage:
 
     async def read(self, sandbox: SandboxId) -> SandboxUsage | None:
         """Return the use of a sandbox, None of one that does not run."""
-        found = await self._sandboxes.running(sandbox)
+        found = await self._running(sandbox)
         state = await self._state(found["name"]) if found else None
         if found is None or state is None:
             return None
@@ -199,9 +198,9 @@ _NOTHING = Listening(frozenset())
 
 
 class Ports:
-    def __init__(self, client: IncusClient, sandboxes: Sandboxes) -> None:
+    def __init__(self, client: IncusClient, running: Running) -> None:
         self._client = client
-        self._sandboxes = sandboxes
+        self._running = running
         #: The last list, and when it was made (``time.monotonic``), of sandboxes whose port is waited for.
         self._lists: dict[SandboxId, tuple[float, Listening]] = {}
 
@@ -242,7 +241,7 @@ class Ports:
 
     async def _address(self, sandbox: SandboxId) -> tuple[str, int] | None:
         """Return the IP address and port of a running app, None of one that does not run."""
-        found = await self._sandboxes.running(sandbox)
+        found = await self._running(sandbox)
         if found is None or found["status"] != "Running":
             return None
         own = own_of(found)

@@ -10,10 +10,10 @@ from typing import Any
 
 from builderd.adapters.engines.incus.client import IncusError, IncusNotFound, IncusOptions
 from builderd.adapters.engines.incus.cluster import Member
+from builderd.adapters.engines.incus.engine import Machine
 from builderd.adapters.engines.incus.helper import device_of
 from builderd.adapters.engines.incus.image import Image
 from builderd.adapters.engines.incus.instance import OWN
-from builderd.adapters.engines.incus.machine import Machine
 from builderd.domain.resources import Capacity
 from builderd.ports.engine import EngineOptions
 

@@ -10,7 +10,7 @@ import pytest
 
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.disks import Disks
-from builderd.adapters.engines.incus.machine import Machine
+from builderd.adapters.engines.incus.engine import Machine
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.members import MemberAway

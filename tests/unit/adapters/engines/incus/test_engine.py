@@ -93,7 +93,7 @@ async def test_sandboxes_that_cannot_be_stopped_keep_no_other_from_its_end() -> 
     async def found() -> Any:
         return [SimpleNamespace(id=str(number), alive=number > 0) for number in range(40)]
 
-    machine.sandboxes.stop, machine.sandboxes.all = stop, found  # type: ignore[method-assign, assignment]
+    machine.sandboxes.stop, machine.sandboxes.list_sandboxes = stop, found  # type: ignore[method-assign, assignment]
     with pytest.raises(EngineUnavailable, match=r"^1 of 39 sandboxes .* builderd down again.*KeyError"):
         await engine.down()
     assert stopped == {str(number) for number in range(2, 40)}

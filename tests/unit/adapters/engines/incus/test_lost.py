@@ -8,7 +8,7 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import image, network
 from builderd.adapters.engines.incus.client import IncusNotFound
 from builderd.adapters.engines.incus.cluster import FEATURES, Member
-from builderd.adapters.engines.incus.machine import Machine
+from builderd.adapters.engines.incus.engine import Machine
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxState
 

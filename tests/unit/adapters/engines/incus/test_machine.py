@@ -12,8 +12,8 @@ from builderd.adapters.engines.incus import cluster, network
 from builderd.adapters.engines.incus.builds import BuildExit, Program
 from builderd.adapters.engines.incus.client import IncusError
 from builderd.adapters.engines.incus.cluster import Member
+from builderd.adapters.engines.incus.engine import Machine
 from builderd.adapters.engines.incus.instance import Instance
-from builderd.adapters.engines.incus.machine import Machine
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.layers import BuildStep, Cache, LayerPlan
 
@@ -131,9 +131,9 @@ async def test_volumes_of_a_layer_that_is_made_stay(ip: list[str], compiles: boo
     step = BuildStep("install", ("true",), network=False, cache=Cache.SCRATCH)
     if compiles:
         incus.has_volume(f"layer-{KEY[:40]}", layer=KEY)
-        await machine.layers.compile(KEY, step)
+        await machine.layers.compile_layer(KEY, step)
     else:
-        await machine.layers.build(LayerPlan(KEY, {}, (step,), runs_foreign_code=False), lambda _: None)
+        await machine.layers.build_layer(LayerPlan(KEY, {}, (step,), runs_foreign_code=False), lambda _: None)
     # That of the layer, and a cache of its own: nothing of the one that all share.
     assert len(runner.seen) == 2
     assert "cache" not in incus.volumes

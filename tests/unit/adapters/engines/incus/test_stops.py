@@ -104,7 +104,7 @@ async def test_instances_kept_for_logs_are_deleted_without_a_kill_unless_they_ru
 
     incus.before = before
     machine = machine_on(incus)
-    await machine.sandboxes.delete_logs(BuilderId("b"))
+    await machine.logs.delete_logs(BuilderId("b"))
     assert set(incus.instances) == {"s-3"}
     assert [body["force"] for body in incus.stops] == [True]
     assert await machine.instances.kept("b") == []

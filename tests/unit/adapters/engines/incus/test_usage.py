@@ -16,8 +16,8 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import usage as module
 from builderd.adapters.engines.incus import usage as ports
 from builderd.adapters.engines.incus.client import error_of
+from builderd.adapters.engines.incus.engine import Machine
 from builderd.adapters.engines.incus.image import MOST_SOCKETS, PORTS
-from builderd.adapters.engines.incus.machine import Machine
 from builderd.adapters.engines.incus.usage import parse_metrics
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
@@ -115,16 +115,16 @@ def incus() -> MeteredIncus:
 
 async def test_many_are_read_by_the_metrics_of_their_members(incus: MeteredIncus) -> None:
     machine = machine_on(incus)
-    assert await machine.usage.read_many(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.sandboxes.usages(MANY) == dict.fromkeys(MANY, USED)
     assert sorted(incus.asked("/metrics")) == ["/metrics node2", "/metrics node3"]
     incus.paths.clear()
-    assert await machine.usage.read_many(MANY) == dict.fromkeys(MANY, USED)
+    assert await machine.sandboxes.usages(MANY) == dict.fromkeys(MANY, USED)
     assert sorted(incus.paths) == ["/metrics node2", "/metrics node3"]
 
 
 async def test_used_bytes_of_a_disk_are_read_now_and_then(incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_on(incus)
-    await machine.usage.read_many(MANY)
+    await machine.sandboxes.usages(MANY)
     assert len(incus.asked("/state")) == len(MANY)
     incus.used = 5
     assert await disks_of(machine) == {3}
@@ -152,7 +152,7 @@ async def test_disk_without_bytes_is_read_again_soon_and_keeps_its_last_ones(
 
 
 async def disks_of(machine: Machine) -> set[int]:
-    found = await machine.usage.read_many(MANY)
+    found = await machine.sandboxes.usages(MANY)
     return {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)}
 
 
@@ -160,13 +160,13 @@ async def test_readings_that_are_young_enough_are_not_taken_again(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = machine_on(incus)
-    await machine.usage.read_many(MANY)
+    await machine.sandboxes.usages(MANY)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 10)
-    found = await machine.usage.read_many(MANY[1:], max_age=11)
+    found = await machine.sandboxes.usages(MANY[1:], max_age=11)
     assert len(incus.asked("/metrics")) == 2
     assert all(isinstance(one, SandboxUsage) and 10 <= one.age_seconds < 11 for one in found.values())
-    found = await machine.usage.read_many(MANY[1:], max_age=9)
+    found = await machine.sandboxes.usages(MANY[1:], max_age=9)
     assert len(incus.asked("/metrics")) == 4
     assert all(isinstance(one, SandboxUsage) and one.age_seconds < 1 for one in found.values())
 
@@ -181,7 +181,7 @@ async def test_ended_apps_are_left_out_and_lost_members_are_named(incus: Metered
     incus.instances[ended]["status"] = incus.instances[removed]["status"] = "Stopped"
     incus.instances[removed]["config"]["user.builderd.removed"] = "1"
     del incus.instances[gone]
-    found = await machine.usage.read_many(MANY)
+    found = await machine.sandboxes.usages(MANY)
     assert found.keys() == {MANY[0], *MANY[5:]}
     assert isinstance(found[MANY[0]], MemberAway)
 
@@ -192,13 +192,13 @@ async def test_list_that_fails_is_the_error_of_each(incus: MeteredIncus) -> None
 
     machine = machine_on(incus)
     incus.get = fail  # type: ignore[method-assign]
-    found = await machine.usage.read_many(MANY)
+    found = await machine.sandboxes.usages(MANY)
     assert [str(error) for error in found.values()] == ["no quorum"] * len(MANY)
 
 
 async def test_member_that_fails_is_the_error_of_its_sandboxes_alone(incus: MeteredIncus) -> None:
     incus.failing["node3"] = EngineUnavailable("no answer")
-    found = await machine_on(incus).usage.read_many(MANY)
+    found = await machine_on(incus).sandboxes.usages(MANY)
     assert [found[one] for one in MANY[::2]] == [USED] * (len(MANY) // 2)
     assert {str(found[one]) for one in MANY[1::2]} == {"no answer"}
 
@@ -210,7 +210,7 @@ async def test_instance_that_cannot_be_read_is_the_error_of_its_sandbox_alone(
         return metrics(instance(f"s-{one}", without="procs" if one == MANY[0] else "none") for one in MANY)
 
     monkeypatch.setattr(incus, "text", text)
-    found = await machine_on(incus).usage.read_many(MANY)
+    found = await machine_on(incus).sandboxes.usages(MANY)
     assert type(found[MANY[0]]) is EngineUnavailable
     assert [found[one] for one in MANY[1:]] == [USED] * (len(MANY) - 1)
 
@@ -223,7 +223,7 @@ async def test_app_that_is_started_has_its_disk_known(incus: MeteredIncus) -> No
     )
     own = {"builder": "b", "disk": "d", "started": "1.0"}
     incus.has_instance("s-new", "node2", volumes=["disk-d"], **own)
-    found = await machine.usage.read_many([*MANY, SandboxId("new")])
+    found = await machine.sandboxes.usages([*MANY, SandboxId("new")])
     assert found[SandboxId("new")] == USED
     assert incus.asked("s-new/state") == ["/instances/s-new/state"]
 
@@ -260,8 +260,8 @@ def test_app_above_its_limit_uses_more_than_the_limit() -> None:
 @pytest.mark.parametrize(("status", "words"), [(500, "Invalid PID '\ufffd'"), (404, "Instance not found")])
 async def test_sandbox_that_has_just_ended_has_no_usage(incus: MeteredIncus, status: int, words: str) -> None:
     incus.failing["states"] = error_of(status, words, "GET /instances/s-0/state")
-    usage = machine_on(incus).usage
-    assert await usage.read(MANY[0]) is None
+    sandboxes = machine_on(incus).sandboxes
+    assert await sandboxes.usage(MANY[0]) is None
 
 
 def test_each_socket_is_listed_once_and_no_more_than_fit(tmp_path: Path) -> None:
@@ -299,13 +299,13 @@ async def test_ports_are_listed_where_the_apps_own_one_does_not_answer(
 
     monkeypatch.setattr(ports, "run_to_end", run)
     monkeypatch.setattr(ports, "_answers", answers)
-    with machine.ports.watch(MANY[0]) as may_listen:
+    with machine.sandboxes.watch_port(MANY[0]) as may_listen:
         for _ in range(5):
-            assert (await machine.ports.listening(MANY[0])).sockets == {(IPV6_ONLY, 8000)}
+            assert (await machine.sandboxes.listening(MANY[0])).sockets == {(IPV6_ONLY, 8000)}
         assert lists == [1]
         assert not may_listen()
         is_open = True
         while not may_listen():
             await asyncio.sleep(0.01)
-        assert (await machine.ports.listening(MANY[0])).reachable(8000)
+        assert (await machine.sandboxes.listening(MANY[0])).reachable(8000)
     assert lists == [1]

@@ -153,9 +153,9 @@ async def prepared_incus(cluster: IncusCluster, data_dir: Path) -> AsyncIterator
             yield engine
         finally:
             await engine.prepare(lambda line: None)
-            for report in await engine.list_sandboxes():
-                await engine.stop(report.id, 0)
-                await engine.remove(report.id)
+            for report in await engine.sandboxes.list_sandboxes():
+                await engine.sandboxes.stop(report.id, 0)
+                await engine.sandboxes.remove(report.id)
                 if report.builder_id:
-                    await engine.delete_logs(report.builder_id)
+                    await engine.logs.delete_logs(report.builder_id)
             await engine.close()

@@ -83,7 +83,7 @@ async def test_end_during_a_silent_loss_of_the_connection_is_reported(
 ) -> None:
     monkeypatch.setattr(client_module, "PROBE_SECONDS", 1.0)
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     here = engine._here
     async with cable_to("10.98.0.11") as cable:
         client = IncusClient(await trusted(engine, cluster, tmp_path, cable.port))

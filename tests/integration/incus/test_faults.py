@@ -25,17 +25,17 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 async def written_disk(engine: IncusEngine) -> DiskId:
     """A disk with a file, for which a helper has it attached."""
     disk = DiskId(new_id())
-    await engine.create_disk(disk, GB)
+    await engine.disks.create_disk(disk, GB)
 
     async def content() -> AsyncIterator[bytes]:
         yield b"kept"
 
-    await engine.write_file(disk, "note", content(), condition=Condition())
+    await engine.files.write_file(disk, "note", content(), condition=Condition())
     return disk
 
 
 async def names(engine: IncusEngine, disk: DiskId) -> list[str]:
-    return [entry.name for entry in (await engine.list_files(disk, "", 0, 10)).entries]
+    return [entry.name for entry in (await engine.files.list_files(disk, "", 0, 10)).entries]
 
 
 async def test_helper_that_ended_is_started_or_made_again(engine: IncusEngine) -> None:
@@ -45,7 +45,7 @@ async def test_helper_that_ended_is_started_or_made_again(engine: IncusEngine) -
     assert await names(engine, disk) == ["note"]
     await here.instances.delete(helper.name)
     assert await asyncio.gather(*(names(engine, disk) for _ in range(4))) == [["note"]] * 4
-    await engine.delete_disk(disk)
+    await engine.disks.delete_disk(disk)
 
 
 async def test_volumes_that_another_service_left_attached_are_detached_at_start(
@@ -61,8 +61,8 @@ async def test_volumes_that_another_service_left_attached_are_detached_at_start(
     other = IncusEngine(settings_in(data_dir), cluster.options())
     await other.prepare(lambda line: None)
     try:
-        await other.delete_disk(disk)
-        assert await other.disk(disk) is None
+        await other.disks.delete_disk(disk)
+        assert await other.disks.disk(disk) is None
     finally:
         await other.close()
 
@@ -71,17 +71,17 @@ async def test_copy_of_a_disk_that_is_cancelled_leaves_the_app_running(
     engine: IncusEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = await make_spec(engine, apps.SILENT)
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
 
     async def endless(*_: object) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(type(engine._here.disks), "clone", endless)
-    copying = asyncio.create_task(engine.clone_disk(spec.disk, DiskId(new_id()), GB))
+    copying = asyncio.create_task(engine.disks.clone_disk(spec.disk, DiskId(new_id()), GB))
     await until_state(engine, spec.id, SandboxState.FROZEN)
     copying.cancel()
     await asyncio.wait({copying})
-    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+    assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 async def test_start_that_fails_leaves_neither_instance_nor_address(
@@ -91,10 +91,10 @@ async def test_start_that_fails_leaves_neither_instance_nor_address(
     before = engine._here.instances.index.addresses()
     monkeypatch.setattr(engine._here.instances, "image", "no-such-image")
     with pytest.raises(Exception, match="Image not provided"):
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
     assert engine._here.instances.index.addresses() == before
     assert engine._here.instances._taken == set()
-    assert (await engine.report(spec.id)).state is SandboxState.ABSENT
+    assert (await engine.sandboxes.report(spec.id)).state is SandboxState.ABSENT
 
 
 async def test_member_that_joins_later_runs_apps(tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ async def test_member_that_joins_later_runs_apps(tmp_path: Path) -> None:
         engine = IncusEngine(settings_in(tmp_path), cluster.options())
         await engine.prepare(lambda line: None)
         try:
-            await engine.create_disk(DiskId(new_id()), GB)
+            await engine.disks.create_disk(DiskId(new_id()), GB)
             await asyncio.to_thread(cluster.run, "up", "2")
             # Placed where fewer disks are.
             spec = await make_spec(engine, apps.SERVER)
             assert await engine._here.disks.member(spec.disk) == "node2"
-            report = await engine.start(spec)
+            report = await engine.sandboxes.start(spec)
             await until_listening(engine, spec.id)
             async with asyncio.timeout(30):
                 while not await answers(report.ip or ""):

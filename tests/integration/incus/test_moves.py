@@ -35,11 +35,11 @@ async def write(engine: IncusEngine, disk: DiskId, path: str, content: bytes) ->
     async def pieces() -> AsyncIterator[bytes]:
         yield content
 
-    await engine.write_file(disk, path, pieces(), condition=Condition())
+    await engine.files.write_file(disk, path, pieces(), condition=Condition())
 
 
 async def content_of(engine: IncusEngine, disk: DiskId, path: str) -> bytes:
-    async with engine.open_file(disk, path) as opened:
+    async with engine.files.open_file(disk, path) as opened:
         return b"".join([piece async for piece in opened.read(0, opened.entry.size)])
 
 
@@ -50,33 +50,33 @@ async def test_disk_moves_to_another_member_with_its_files_and_its_limit(pair: I
         await here.members.look()
         spec = await make_spec(engine, apps.SERVER)
         assert await here.disks.member(spec.disk) == "node1"
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
         await until_listening(engine, spec.id)
         await write(engine, spec.disk, "kept", b"first")
         await administration._set_leaving("node2", leaving=False)
         await administration._set_leaving("node1", leaving=True)
         await here.members.look()
-        before = await engine.disk(spec.disk)
+        before = await engine.disks.disk(spec.disk)
         assert before
         assert before.is_leaving
         with pytest.raises(InvalidState, match="stop it first"):
             await engine.move_disk(spec.disk)
-        await engine.stop(spec.id, 1)
+        await engine.sandboxes.stop(spec.id, 1)
         # Its ended instance is kept for its logs.
         assert await engine.move_disk(spec.disk) == "node2"
         assert await engine.move_disk(spec.disk) == "node2"
-        assert await engine.disk(spec.disk) == replace(before, is_leaving=False)
+        assert await engine.disks.disk(spec.disk) == replace(before, is_leaving=False)
         assert await here.volumes.places(volume_of(spec.disk)) == ["node2"]
         assert await content_of(engine, spec.disk, "kept") == b"first"
         with pytest.raises(Exception, match="fit"):
             await write(engine, spec.disk, "large", bytes(before.size_bytes + 1_000_000))
-        await engine.remove(spec.id)
+        await engine.sandboxes.remove(spec.id)
         again = replace(spec, id=SandboxId(new_id().replace("-", "")))
-        await engine.start(again)
+        await engine.sandboxes.start(again)
         await until_listening(engine, again.id)
-        await engine.stop(again.id, 1)
-        await engine.remove(again.id)
-        await engine.delete_disk(spec.disk)
+        await engine.sandboxes.stop(again.id, 1)
+        await engine.sandboxes.remove(again.id)
+        await engine.disks.delete_disk(spec.disk)
         await administration._set_leaving("node1", leaving=False)
         await administration.close()
 
@@ -88,13 +88,15 @@ async def test_layer_is_copied_to_the_member_that_needs_it(pair: IncusCluster, t
         try:
             script = f"mkdir -p {LAYER}/venv && echo it >{LAYER}/venv/mark"
             step = BuildStep("make", ("/bin/sh", "-c", script), network=False, cache=Cache.NONE)
-            outcome = await engine.build_layer(LayerPlan(KEY, {}, (step,), runs_foreign_code=False), lambda line: None)
+            outcome = await engine.layers.build_layer(
+                LayerPlan(KEY, {}, (step,), runs_foreign_code=False), lambda line: None
+            )
             assert outcome.exit_code == 0, outcome.output
             here = engine._here
             volumes = await asyncio.gather(*(here.layers.volume(KEY, member) for member in ("node1", "node2")))
             assert volumes[0] == volumes[1]
             assert set(await here.volumes.places(volumes[0][0])) == {"node1", "node2"}
-            assert await engine.collect_layers([KEY], 0) == [KEY]
+            assert await engine.layers.collect_layers([KEY], 0) == [KEY]
         finally:
             await engine.down()
             await engine.close()

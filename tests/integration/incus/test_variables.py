@@ -43,11 +43,11 @@ async def test_variables_of_an_app_and_its_commands_are_shown_to_nobody(
     engine: IncusEngine, window: Window | None
 ) -> None:
     spec = await make_spec(engine, apps.SILENT, env={"PORT": "8000", "OF_APP": NEEDLE})
-    await engine.start(spec)
+    await engine.sandboxes.start(spec)
     command = ProcessSpec(
         ("/bin/sh", "-c", "echo $OF_APP $OF_COMMAND; read line"), env={"OF_COMMAND": NEEDLE}, window=window
     )
-    async with engine.open_process(spec.id, command) as process:
+    async with engine.sandboxes.open_process(spec.id, command) as process:
         output = b""
         while output.count(b"needle") < 2:
             output += await process.read()
@@ -63,7 +63,7 @@ async def test_variables_of_an_app_and_its_commands_are_shown_to_nobody(
 async def test_variables_of_a_tool_are_shown_to_nobody(engine: IncusEngine) -> None:
     begun: asyncio.Queue[str] = asyncio.Queue()
     tool = Tool(("/bin/sh", "-c", "echo $PASSWORD; exec sleep 5"), {"PASSWORD": NEEDLE}, timeout_seconds=60)
-    running = asyncio.create_task(engine.run_tool(tool, begun.put_nowait))
+    running = asyncio.create_task(engine.tools.run_tool(tool, begun.put_nowait))
     assert await begun.get() == NEEDLE
     assert arguments() == []
     assert NEEDLE not in await shown_by_incus(engine)

@@ -19,12 +19,11 @@ from builderd.adapters.scanners.tripwire import python_code
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 from builderd.domain.failures import exited_early, not_listening
+from builderd.domain.hints import start_hint, unread_notes
 from builderd.domain.ids import TenantId
 from builderd.domain.qa import Visit, check_answer
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd
-from builderd.domain.start_hints import start_hint
-from builderd.domain.unread_files import unread_notes
 
 RESOURCES = Resources(0.5, 1, 3)
 PACKAGE = json.dumps({"dependencies": {}, "devDependencies": {"vite": "7"}})

@@ -10,15 +10,16 @@ import json
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, BundleFile
 
-FILE = "Procfile"
-#: Only this many bytes of it are read.
+PROCFILE = "Procfile"
+#: Only this many bytes of a manifest are read.
 MAX_BYTES = 1_000_000
-LINE = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
+_PROCESS = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
 
 
 def web_command(bundle: Bundle) -> str | None:
@@ -38,45 +39,42 @@ def release_command(bundle: Bundle) -> str:
 
 def process_commands(bundle: Bundle) -> dict[str, str]:
     """Return the commands by process, in the file's order; the first line of a process counts."""
-    file = bundle.file(FILE)
+    file = bundle.file(PROCFILE)
     if file is None:
         return {}
     commands: dict[str, str] = {}
     for line in file.head(MAX_BYTES).decode(errors="replace").splitlines():
-        match = LINE.fullmatch(line)
+        match = _PROCESS.fullmatch(line)
         if match is not None:
             commands.setdefault(match["process"], match["command"])
     return commands
 
 
-#: A larger file is ignored.
+def read_manifest(file: BundleFile | None) -> dict[str, Any] | None:
+    """Return the object of a ``package.json``; None without one that can be read, or for one of over 1 MB."""
+    try:
+        document = json.loads(file.content) if file is not None and file.size <= MAX_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``main`` is the file that an import of the folder runs; ``commands`` are the scripts' command lines.
+    """``main`` is the file that an import of the folder runs; ``scripts`` are command lines by their names."""
 
-    ``has_build``: there is a script ``build``.
-    """
-
-    main: str | None
-    commands: tuple[str, ...]
-    has_build: bool = False
+    main: str | None = None
+    scripts: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_package(content: bytes) -> Package | None:
-    """Parse a ``package.json``; None if it is invalid."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict):
+def read_package(file: BundleFile | None) -> Package | None:
+    """Return what a ``package.json`` runs; None if there is none that can be read."""
+    document = read_manifest(file)
+    if document is None:
         return None
     main, scripts = document.get("main"), document.get("scripts")
-    named = scripts if isinstance(scripts, dict) else {}
-    commands = tuple(one for one in named.values() if isinstance(one, str))
-    has_build = isinstance(named.get("build"), str) and bool(named["build"].strip())
-    return Package(main if isinstance(main, str) else None, commands, has_build)
+    named = scripts.items() if isinstance(scripts, dict) else ()
+    return Package(main if isinstance(main, str) else None, {k: v for k, v in named if isinstance(v, str)})
 
 
 #: Shell syntax beyond one program with its arguments; such commands are not analyzed.
@@ -226,7 +224,7 @@ def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _n
             yield above + file, name
     if PACKAGE in paths and _mentions_package(command):
         package = package_at("")
-        for script in package.commands if package else ():
+        for script in package.scripts.values() if package else ():
             yield from interpreted(script, paths)
     folder = ""
     for part in ENDS.split(QUOTES.sub("", VALUE.sub("$VALUE", command))):
@@ -347,8 +345,5 @@ def find_build(bundle: Bundle, entrypoint: str) -> str:
 
     An entrypoint that builds by itself needs no other build.
     """
-    file = bundle.file(PACKAGE)
-    if file is None or file.size > MAX_BYTES or _BUILDS.search(entrypoint):
-        return ""
-    package = read_package(file.content)
-    return NPM_BUILD if package is not None and package.has_build else ""
+    package = None if _BUILDS.search(entrypoint) else read_package(bundle.file(PACKAGE))
+    return NPM_BUILD if package is not None and package.scripts.get("build", "").strip() else ""

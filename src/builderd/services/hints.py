@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from builderd.domain.bundles import folder_of
+from builderd.domain.hints import start_hint
 from builderd.domain.processes import TIMEOUT_EXIT_CODE
-from builderd.domain.start_hints import start_hint
 from builderd.domain.versions import Version
 from builderd.services.application import Application
 

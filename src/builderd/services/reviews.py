@@ -12,10 +12,8 @@ from datetime import datetime
 
 from builderd.domain.bundles import Bundle, path_error
 from builderd.domain.entrypoints import (
-    MAX_BYTES,
     PACKAGE,
     Entry,
-    Package,
     PackageAt,
     entry_of,
     interpreted,
@@ -141,13 +139,8 @@ def _run(bundle: Bundle, entrypoint: str) -> Mapping[str, Kind]:
 
 
 def _packages(bundle: Bundle) -> PackageAt:
-    files = {file.path: file for file in bundle.files if file.path.endswith(PACKAGE) and file.size <= MAX_BYTES}
-
-    def package_at(folder: str) -> Package | None:
-        file = files.get(posixpath.join(folder, PACKAGE))
-        return read_package(file.content) if file is not None else None
-
-    return package_at
+    files = {file.path: file for file in bundle.files if file.path.endswith(PACKAGE)}
+    return lambda folder: read_package(files.get(posixpath.join(folder, PACKAGE)))
 
 
 def _is_demoted(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) -> bool:

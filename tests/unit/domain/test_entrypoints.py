@@ -1,6 +1,21 @@
+from __future__ import annotations
+
 import pytest
 
-from builderd.domain.entrypoints import Entry, Package, entry_of, interpreted, module_files
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.entrypoints import (
+    NPM_BUILD,
+    Entry,
+    Package,
+    entry_of,
+    find_build,
+    interpreted,
+    module_files,
+    process_commands,
+    read_package,
+    web_command,
+    worker_command,
+)
 
 PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/run", "tool/__main__.py", "package.json"}
 
@@ -41,7 +56,7 @@ def test_a_simple_command_starts_one_file(command: str, root: str) -> None:
     ],
 )
 def test_a_file_is_found_as_its_interpreter_finds_it(command: str, paths: set[str], root: str) -> None:
-    packages = {"": Package("lib/start", ())}
+    packages = {"": Package("lib/start")}
     assert entry_of(command, paths, packages.get) == Entry((root,), complete=True)
 
 
@@ -139,7 +154,7 @@ def test_a_package_comes_before_its_module() -> None:
 )
 def test_script_arguments_are_found_anywhere_in_a_command(command: str, handed: list[tuple[str, str]]) -> None:
     paths = {"app.dat", "x/start", "package.json"}
-    packages = {"": Package(None, ("node app.dat",))}
+    packages = {"": Package(None, {"start": "node app.dat"})}
     assert list(interpreted(command, paths, packages.get)) == handed
 
 
@@ -147,5 +162,64 @@ def test_commands_of_a_folder_are_found_in_there_and_never_complete() -> None:
     paths = {"web/main.py", "web/package.json", "main.py", "web/build.js"}
     assert entry_of("cd web\nnpm run build\npython3 main.py", paths) == Entry(("web/package.json", "web/main.py"))
     assert entry_of("cd web\npython3 gone.py", paths) == Entry((), missing="web/gone.py")
-    packages = {"web": Package(None, ("node build.js",))}
+    packages = {"web": Package(None, {"build": "node build.js"})}
     assert ("web/build.js", "node") in set(interpreted("cd web\nnpm start", paths, packages.get))
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("web: gunicorn app:app", "gunicorn app:app"),
+        ("# comment\r\nworker: celery\r\nweb:python3 main.py --port $PORT  \r\n", "python3 main.py --port $PORT"),
+        ("web: a\nweb: b", "a"),
+        ("worker: celery", None),
+        ("web:", None),
+        ("web2: x", None),
+        ("", None),
+        ("\xff", None),
+    ],
+)
+def test_the_web_line_is_the_command(text: str, command: str | None) -> None:
+    assert web_command(make_bundle([BundleFile("Procfile", text.encode("latin-1"))])) == command
+
+
+def test_without_the_file_there_is_none() -> None:
+    assert web_command(make_bundle([BundleFile("main.py", b"")])) is None
+
+
+def test_the_worker_line_is_the_command_of_a_worker() -> None:
+    bundle = make_bundle([BundleFile("Procfile", b"web: gunicorn app:app\nworker: celery -A tasks\nworker: other\n")])
+    assert worker_command(bundle) == "celery -A tasks"
+    assert list(process_commands(bundle)) == ["web", "worker"]
+
+
+def test_package_file_names_the_folders_entry_and_its_scripts() -> None:
+    content = b'{"main": "a.js", "scripts": {"start": "node a.js", "x": 1}}'
+    assert read_package(BundleFile("package.json", content)) == Package("a.js", {"start": "node a.js"})
+    assert read_package(BundleFile("package.json", b'{"main": ["a"], "scripts": []}')) == Package()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_unreadable_package_file_is_ignored(content: bytes) -> None:
+    assert read_package(BundleFile("package.json", content)) is None
+
+
+@pytest.mark.parametrize(
+    ("package", "entrypoint", "found"),
+    [
+        ('{"scripts": {"build": "vite build"}}', "npm start", NPM_BUILD),
+        ('{"scripts": {"build": ""}}', "npm start", ""),
+        ('{"scripts": {"build": 1}}', "npm start", ""),
+        ('{"scripts": []}', "npm start", ""),
+        ("no JSON", "npm start", ""),
+        ("[]", "npm start", ""),
+        ('{"scripts": {"build": "vite build"}}', "npm run build && npm start", ""),
+        ('{"scripts": {"build": "next build"}}', "npx next build; npx next start", ""),
+    ],
+)
+def test_script_build_is_run_unless_the_entrypoint_builds(package: str, entrypoint: str, found: str) -> None:
+    assert find_build(make_bundle([BundleFile("package.json", package.encode())]), entrypoint) == found
+
+
+def test_project_without_package_json_has_no_build() -> None:
+    assert find_build(make_bundle([BundleFile("main.py", b"")]), "python3 main.py") == ""

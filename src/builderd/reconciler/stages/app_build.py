@@ -7,9 +7,8 @@ import json
 
 from builderd.domain.bundles import Bundle, folder_of
 from builderd.domain.failures import SHOWN_CHARACTERS, SHOWN_LINES
+from builderd.domain.hints import build_hint, node_hint
 from builderd.domain.layers import APP, NODE_MODULES, AppBuild, BuildOutcome, BuildStep, Cache, LayerPlan
-from builderd.domain.start_hints import build_hint
-from builderd.domain.version_pins import node_hint
 from builderd.reconciler.core.observe import WorkItem
 
 #: Part of every key: increment it when a build of the same files makes something else.

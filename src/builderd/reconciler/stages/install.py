@@ -12,12 +12,10 @@ from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
 from builderd.domain.credentials import Masker, PackageSources
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
+from builderd.domain.hints import install_hint, pin_notes, unread_notes
 from builderd.domain.ids import TenantId
-from builderd.domain.install_hints import install_hint
 from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome, Built, Installed, LayerPlan
 from builderd.domain.sandboxes import LogLine, LogStream
-from builderd.domain.unread_files import unread_notes
-from builderd.domain.version_pins import pin_notes
 from builderd.domain.versions import NO_LAYER, ignored_names
 from builderd.ports.installer import Installer
 from builderd.reconciler.core.observe import WorkItem

@@ -24,7 +24,7 @@ from builderd.domain.builders import NAME, JobType, Status, Visibility, name_err
 from builderd.domain.bundles import MAX_PATH_BYTES, root_error
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
 from builderd.domain.credentials import name_error as credential_error
-from builderd.domain.entrypoints import FILE as PROCFILE
+from builderd.domain.entrypoints import PROCFILE
 from builderd.domain.processes import MAX_STDIN_BYTES, input_error
 from builderd.domain.versions import (
     DEFAULT_PORT,

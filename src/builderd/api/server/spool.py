@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import shutil
 import tempfile
 from typing import IO
 
@@ -16,32 +14,6 @@ from typing import IO
 MEMORY_BYTES = 1_000_000
 #: On a disk, where /tmp may be in memory (file-hierarchy(7)).
 FOLDER = "/var/tmp"  # noqa: S108 -- the files have no name
-_CHUNK_BYTES = 1 << 20
-
-
-class Spool:
-    """A file without a name, closed with its last reference."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile(dir=FOLDER)  # noqa: SIM115 -- lives as long as what refers to it
-
-    def __del__(self) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
-
-
-class Part:
-    """Bytes of a spool. Implements ``domain.bundles.Content``."""
-
-    __slots__ = ("_spool", "_start", "size")
-
-    def __init__(self, spool: Spool, start: int, size: int) -> None:
-        self._spool = spool
-        self._start = start
-        self.size = size
-
-    def read(self, start: int, length: int) -> bytes:
-        return os.pread(self._spool.file.fileno(), max(min(length, self.size - start), 0), self._start + start)
 
 
 class Body:
@@ -50,7 +22,7 @@ class Body:
     def __init__(self, content: bytes = b"") -> None:
         self.size = 0
         self._memory = bytearray()
-        self._spool: Spool | None = None
+        self._spool: IO[bytes] | None = None
         self._digest = hashlib.sha256()
         self._take(content)
 
@@ -66,8 +38,8 @@ class Body:
             await asyncio.to_thread(self._spill)
 
     def _spill(self) -> None:
-        self._spool = self._spool or Spool()
-        self._spool.file.write(self._memory)
+        self._spool = self._spool or tempfile.TemporaryFile(dir=FOLDER)  # noqa: SIM115 -- lives as long as the body
+        self._spool.write(self._memory)
         self._memory = bytearray()
 
     @property
@@ -78,12 +50,5 @@ class Body:
         """Return all bytes."""
         if self._spool is None:
             return bytes(self._memory)
-        self._spool.file.seek(0)
-        return self._spool.file.read() + self._memory
-
-    def copy_to(self, stream: IO[bytes]) -> None:
-        """Write all bytes, without loading them into memory."""
-        if self._spool is not None:
-            self._spool.file.seek(0)
-            shutil.copyfileobj(self._spool.file, stream, _CHUNK_BYTES)
-        stream.write(self._memory)
+        self._spool.seek(0)
+        return self._spool.read() + self._memory

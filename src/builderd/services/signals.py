@@ -43,7 +43,7 @@ class Signals:
 
     def desired_changed(self, builder: BuilderId) -> None:
         """Have the reconciler observe the builder: its desired state, or what it does, changed."""
-        self._call(self._desired_changed, builder)
+        self._call(lambda: self._desired_changed(builder))
 
     async def desired_changes(self, timeout_seconds: float) -> frozenset[BuilderId]:
         """Return the builders of ``desired_changed`` since the last call, as soon as there is one.
@@ -59,11 +59,11 @@ class Signals:
 
     def change(self, builder: BuilderId) -> None:
         """Wake everybody who waits for the builder: its record changed, or its outcome."""
-        self._call(self._change, builder)
+        self._call(lambda: self._wake(builder, ANY, outcome_of(builder)))
 
     def progress(self, builder: BuilderId) -> None:
         """Wake those who follow the builder step by step; not those who wait at ``outcome_of`` it."""
-        self._call(self._progress, builder)
+        self._call(lambda: self._wake(builder, ANY))
 
     def count(self, builder: BuilderId) -> int:
         """Return what grows with each change of this builder, of ``ANY`` or at ``outcome_of``; pass it to ``wait``.
@@ -82,23 +82,20 @@ class Signals:
             with suppress(TimeoutError):
                 await asyncio.wait_for(future, timeout_seconds)
         finally:
-            self._forget(builder, future)
+            if waiting := self._waiters.get(builder):
+                waiting.discard(future)
+                if not waiting:
+                    del self._waiters[builder]
 
-    def _call(self, function: Callable[[BuilderId], None], builder: BuilderId) -> None:
+    def _call(self, function: Callable[[], None]) -> None:
         if threading.get_ident() == self._thread:
-            function(builder)
+            function()
         elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, builder)
+            self._loop.call_soon_threadsafe(function)
 
     def _desired_changed(self, builder: BuilderId) -> None:
         self._pending.add(builder)
         self._has_pending.set()
-
-    def _change(self, builder: BuilderId) -> None:
-        self._wake(builder, ANY, outcome_of(builder))
-
-    def _progress(self, builder: BuilderId) -> None:
-        self._wake(builder, ANY)
 
     def _wake(self, *subjects: BuilderId) -> None:
         for subject in subjects:
@@ -106,11 +103,3 @@ class Signals:
             for future in self._waiters.pop(subject, set()):
                 if not future.done():
                     future.set_result(None)
-
-    def _forget(self, builder: BuilderId, future: asyncio.Future[None]) -> None:
-        waiting = self._waiters.get(builder)
-        if waiting is None:
-            return
-        waiting.discard(future)
-        if not waiting:
-            del self._waiters[builder]

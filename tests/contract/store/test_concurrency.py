@@ -35,7 +35,8 @@ from builderd.domain.errors import Conflict, NameTaken
 from builderd.domain.events import Delivery, Webhook
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import PreviewActivity
-from builderd.reconciler.backups import upkeep
+from builderd.ports.backup_repository import RepositoryDamaged
+from builderd.reconciler.backups.checking import mark
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity
 from builderd.reconciler.loop.reconciler import Reconciler
@@ -292,11 +293,13 @@ async def test_resealing_a_webhook_keeps_its_cursor(one: Store, two: Store, step
 async def test_resealing_and_checking_a_backup_key_lose_no_change(one: Store, two: Store, step: str) -> None:
     key, pause = BackupKey(TENANT.id, b"sealed", NOW, NOW, NOW), Pause()
     await one.write(lambda uow: uow.backup_keys.add(key))
-    desk = BackupContext(cast("Any", SimpleNamespace(store=two)))
+    rules, clock = SimpleNamespace(check_every=SECOND), SimpleNamespace(now=lambda: NOW + 2 * SECOND)
+    context = BackupContext(cast("Any", SimpleNamespace(backup_rules=rules, clock=clock)))
+    damaged = RepositoryDamaged("damaged")
 
     sealing = asyncio.create_task(one.write(lambda uow: backup_keys.reseal(uow, PausedVault(step, pause))))
     await pause.reached()
-    checking = asyncio.create_task(upkeep._save_key(desk, TENANT.id, checked_at=NOW + SECOND, fault="damaged"))
+    checking = asyncio.create_task(two.write(lambda uow: mark(uow, context, TENANT.id, damaged)))
     await pause.let_go_after(checking)
     assert (await asyncio.gather(sealing, checking))[0] == 1
     both = replace(key, sealed=b"anew", checked_at=NOW + SECOND, fault="damaged")

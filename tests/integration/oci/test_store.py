@@ -243,13 +243,6 @@ def test_another_store_than_the_one_with_the_disks_is_refused_and_theirs_stays_m
         assert (store.root / "kept").exists()
 
 
-def test_a_store_of_another_kind_is_found_also_where_none_was_written_down(tmp_path: Path, device: Path) -> None:
-    with open_store(tmp_path):
-        pass
-    (tmp_path / "data/store.json").unlink()
-    assert_refused(new_store(tmp_path, StoreOptions(device=device)), r"lie in .*store\.img\.")
-
-
 def test_another_device_is_refused_also_an_empty_one_and_none_at_all(tmp_path: Path, device: Path) -> None:
     with open_store(tmp_path, StoreOptions(device=device)):
         pass
@@ -259,17 +252,6 @@ def test_another_device_is_refused_also_an_empty_one_and_none_at_all(tmp_path: P
         for options in (StoreOptions(device=another), StoreOptions(size_bytes=2 * GB)):
             assert_refused(new_store(tmp_path, options), str(device))
     assert not (tmp_path / "data/store.img").exists()
-
-
-def test_a_data_directory_from_before_any_of_it_was_written_down_goes_on(tmp_path: Path) -> None:
-    with open_store(tmp_path) as store:
-        (store.root / "kept").touch()
-        (store.root / "service.json").unlink()
-    (tmp_path / "data/store.json").unlink()
-    with open_store(tmp_path) as store:
-        assert (store.root / "kept").exists()
-        assert (store.root / "service.json").exists()
-    assert (tmp_path / "data/store.json").exists()
 
 
 def test_a_store_that_was_deleted_makes_way_for_any_other(tmp_path: Path, device: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 
-from builderd.domain.backups import BackupKey, BackupStatus
+from builderd.domain.backups import BackupStatus
 from builderd.domain.errors import BackupFailed, StoreUnavailable, is_by_machine
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import TenantId
@@ -30,13 +31,11 @@ async def check(context: BackupContext) -> None:
     """Check the repositories that are due. A fault becomes an event of the tenant and is stored with its key."""
     now = context.app.clock.now()
     for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
-        if now - key.checked_at >= context.app.backup_rules.check_every and await _is_used(context, key, now):
+        if now - key.checked_at < context.app.backup_rules.check_every:
+            continue
+        # A tenant without backups has no repository either.
+        if await context.app.store.read(partial(backup_keys.holds_something, tenant_id=key.tenant_id, now=now)):
             await check_one(context, key.tenant_id)
-
-
-async def _is_used(context: BackupContext, key: BackupKey, now: datetime) -> bool:
-    """Return whether the tenant has backups; without one there is no repository either."""
-    return await context.app.store.read(lambda uow: backup_keys.holds_something(uow, key.tenant_id, now))
 
 
 def mark(uow: UnitOfWork, context: BackupContext, tenant_id: TenantId, error: Exception) -> bool:

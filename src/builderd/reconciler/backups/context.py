@@ -24,20 +24,9 @@ PROGRESS_INTERVAL = 5.0
 #: So many repositories are worked on at the same time, and so many drills are held.
 MAX_CONCURRENT = 2
 
-#: Before all manifests: each is a tenant and a name.
-NO_MANIFEST = (TenantId(""), "")
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Cursors:
-    """Progress of the upkeep in the rounds that go through all builders and all manifests."""
-
-    builder: str = ""
-    manifest: tuple[TenantId, str] = NO_MANIFEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +40,6 @@ class BackupContext:
     drill_locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     #: One piece of work at a time on each repository.
     locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    cursors: Cursors = field(default_factory=Cursors)
 
     @asynccontextmanager
     async def repository(self, tenant_id: TenantId) -> AsyncIterator[TenantRepository]:

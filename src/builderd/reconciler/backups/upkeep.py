@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
 from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.ports.backup_repository import TenantRepository
-from builderd.reconciler.backups.context import NO_MANIFEST, BackupContext
+from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.taking import drop
 from builderd.store import UnitOfWork
 
 #: Time that a failed backup stays listed.
 KEEP_FAILED = timedelta(days=7)
-#: Builders whose backups, and manifests, are looked at by one round: the next round goes on with those that follow.
+#: Builders whose backups are looked at in one transaction.
 BATCH = 1_000
 
 log = logging.getLogger(__name__)
@@ -35,53 +35,38 @@ async def clean_up(context: BackupContext) -> None:
     for tenant_id, expired in over.items():
         await _guarded(tenant_id, _forget_expired(context, tenant_id, expired))
     for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
-        if _is_prune_due(context, key, now):
+        is_prune_due = key.forgotten_at is not None and key.forgotten_at >= key.pruned_at
+        if is_prune_due and now - key.pruned_at >= context.app.backup_rules.prune_every:
             await _guarded(key.tenant_id, _prune(context, key))
-    for tenant_id, names in _next_manifests(context, await context.app.backup_repository.manifests()).items():
+    for tenant_id, names in (await context.app.backup_repository.manifests()).items():
         # The repository of one that is locked is worked on, with its lists: later.
         if not context.locks[tenant_id].locked():
             await _guarded(tenant_id, _drop_lists(context, tenant_id, names))
 
 
 async def _expire(context: BackupContext, now: datetime) -> None:
-    """Let backups that no rule keeps expire, of the next ``BATCH`` builders: each is looked at in turn."""
-    cursor = context.cursors
-    ids = await context.app.store.read(lambda uow: uow.backups.builders(cursor.builder, BATCH))
-    cursor.builder = ids[-1] if len(ids) == BATCH else ""
+    """Let backups that no rule keeps expire."""
 
     def find(uow: UnitOfWork, ids: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
         found = {one: _unkept(context, taken, now) for one, taken in uow.backups.of_builders(ids).items()}
         return {one: unkept for one, unkept in found.items() if unkept}
 
-    def expire(uow: UnitOfWork) -> None:
-        # Read again: a backup that was the newest by one may be the newest by now.
-        for backup in itertools.chain.from_iterable(find(uow, sorted(over)).values()):
+    def expire(uow: UnitOfWork, ids: Sequence[BuilderId]) -> None:
+        for backup in itertools.chain.from_iterable(find(uow, ids).values()):
             uow.backups.save(replace(backup, expires_at=now))
 
-    over = await context.app.store.read(lambda uow: find(uow, ids))
-    if over:
-        await context.app.store.write(expire)
+    last = ""
+    while ids := await context.app.store.read(partial(lambda after, uow: uow.backups.builders(after, BATCH), last)):
+        last = ids[-1]
+        if over := await context.app.store.read(partial(find, ids=ids)):
+            # Read again: a backup that was the newest by one may be the newest by now.
+            await context.app.store.write(partial(expire, ids=sorted(over)))
 
 
 def _unkept(context: BackupContext, found: Sequence[Backup], now: datetime) -> Sequence[Backup]:
     """Return a builder's backups that no rule keeps and that have no time of expiry yet."""
     old = [b for b in found if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
     return [*surplus(found, context.app.backup_rules.retention, now), *(b for b in old if b.expires_at is None)]
-
-
-def _next_manifests(
-    context: BackupContext, found: Mapping[TenantId, Collection[str]]
-) -> Mapping[TenantId, Collection[str]]:
-    """Return the next ``BATCH`` manifests, by tenant: each is looked at in turn."""
-    cursor = context.cursors
-    names = sorted((tenant_id, name) for tenant_id, held in found.items() for name in held)
-    begin = bisect.bisect_right(names, cursor.manifest)
-    batch = names[begin : begin + BATCH]
-    cursor.manifest = batch[-1] if len(batch) == BATCH else NO_MANIFEST
-    chosen: defaultdict[TenantId, list[str]] = defaultdict(list)
-    for tenant_id, name in batch:
-        chosen[tenant_id].append(name)
-    return chosen
 
 
 async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
@@ -137,21 +122,21 @@ def _being_restored(uow: UnitOfWork, expired: Sequence[Backup]) -> set[BackupId]
     return busy
 
 
-def _is_prune_due(context: BackupContext, key: BackupKey, now: datetime) -> bool:
-    if key.forgotten_at is None or key.forgotten_at < key.pruned_at:
-        return False
-    return now - key.pruned_at >= context.app.backup_rules.prune_every
-
-
 async def _prune(context: BackupContext, key: BackupKey) -> None:
     now = context.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        found = uow.backup_keys.get(key.tenant_id, lock=True)
+        if found is not None:
+            uow.backup_keys.save(replace(found, pruned_at=now))
+
     try:
         async with context.repository(key.tenant_id) as repository:
             await _forget_strays(context, repository)
             await context.app.backup_repository.prune(repository)
     finally:
         # Tried again a day later: restic refuses as long as a backup lacks data.
-        await _save_key(context, key.tenant_id, pruned_at=now)
+        await context.app.store.write(record)
 
 
 async def _forget_strays(context: BackupContext, repository: TenantRepository) -> None:
@@ -171,12 +156,3 @@ async def _forget_strays(context: BackupContext, repository: TenantRepository) -
     strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
     if strays:
         await context.app.backup_repository.forget(repository, strays)
-
-
-async def _save_key(context: BackupContext, tenant_id: TenantId, **changes: object) -> None:
-    def record(uow: UnitOfWork) -> None:
-        key = uow.backup_keys.get(tenant_id, lock=True)
-        if key is not None:
-            uow.backup_keys.save(replace(key, **changes))  # type: ignore[arg-type]
-
-    await context.app.store.write(record)

@@ -102,16 +102,11 @@ class LayerStore:
         layer = self._path(key)
         try:
             names = os.listxattr(layer)
-            size = int(os.getxattr(layer, _BYTES)) if _BYTES in names else self._used(key)
+            size = int(os.getxattr(layer, _BYTES))
             tenant = TenantId(os.getxattr(layer, _BUILT_BY).decode()) if _BUILT_BY in names else None
         except FileNotFoundError:
             return None
         return StoredLayer(size, tenant) if self.generation(key) else None
-
-    def _used(self, key: str) -> int:
-        """Return the bytes of a layer of an earlier release: its generations share blocks, so the largest counts."""
-        quota = self._store.quota
-        return max((quota.used(quota.group(self.path(key, one))) for one in _generations(self._path(key))), default=0)
 
     def put(self, key: str, made: Path, size_bytes: int, tenant: TenantId | None = None) -> None:
         """Add the subvolume as the layer's next generation, atomically, and record who built the first one."""

@@ -10,8 +10,8 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from builderd.adapters.engines.oci.network.host_files import set_mode
 from builderd.adapters.engines.oci.storage.backing import (
@@ -205,35 +205,46 @@ def _umount(target: Path, *options: str) -> int:
 RECORD, MARK = "store.json", "service.json"
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRecord:
-    """Record of a store. ``uuid`` of the btrfs file system; ``location``: its path when this was written."""
-
-    kind: Kind
-    uuid: str
-    location: str
-
-
 def refuse_another(data_dir: Path, backing: Backing) -> None:
     """Raise ``EngineUnavailable`` when the disks of this data directory lie in another store than this one.
 
-    A store in the data directory that is gone is forgotten: its owner wants another one.
+    ``store.json`` records the kind, the UUID and the path of the store. One in the data directory that is gone is
+    forgotten: its owner wants another one.
     """
-    recorded = _recorded(data_dir)
-    if recorded is None:
-        _refuse_beside(data_dir, backing)
-    elif recorded.kind is not Kind.DEVICE and not os.path.lexists(recorded.location):
-        (data_dir / RECORD).unlink()
-    elif (recorded.kind, recorded.uuid) != (backing.kind, backing.file_system()):
-        raise _another(data_dir, recorded, backing)
+    found = _recorded(data_dir)
+    if found is None:
+        return
+    # A store in the data directory moves with it.
+    locations = {Kind.FOLDER: folder_of(data_dir), Kind.IMAGE: image_of(data_dir), Kind.DEVICE: Path(found["place"])}
+    location = locations[kind := Kind(found["kind"])]
+    record, text = data_dir / RECORD, f"The disks of this service lie in {location} (btrfs {found['uuid']})."
+    if kind is not Kind.DEVICE and not os.path.lexists(location):
+        record.unlink()
+    elif (kind, found["uuid"]) == (backing.kind, backing.file_system()):
+        return
+    elif location == backing.location:
+        raise EngineUnavailable(
+            f"{text} What is there now is another file system: bring back the right one, or remove {record} to go on "
+            "with this one, without those disks."
+        )
+    else:
+        raise EngineUnavailable(
+            f"{text} {backing.location} is another store, without them: set store.device back to what it was. To "
+            "enlarge or move a store, see docs/storage.md. To begin with an empty one, in which apps come back from "
+            "their backups or begin anew, run 'builderd down' and remove "
+            f"{record if kind is Kind.DEVICE else location}."
+        )
 
 
 def remember(data_dir: Path, backing: Backing) -> None:
     """Write the record, once the store is mounted."""
-    record = StoreRecord(backing.kind, backing.file_system() or "", str(backing.location))
-    if record != _recorded(data_dir):
-        content = {"kind": record.kind, "uuid": record.uuid, "place": record.location}
+    content = {"kind": str(backing.kind), "uuid": backing.file_system() or "", "place": str(backing.location)}
+    if content != _recorded(data_dir):
         write_json(data_dir / RECORD, content, durable=True)
+
+
+def _recorded(data_dir: Path) -> Any:
+    return read_json(data_dir / RECORD, "Remove it, once the settings name the store in which the disks lie.")
 
 
 def claim_for(root: Path, instance: str, location: Path) -> None:
@@ -246,41 +257,3 @@ def claim_for(root: Path, instance: str, location: Path) -> None:
             f"{location} is the store of another service ({found['id']}; this one is {instance}). Name another one. If "
             f"that service is gone for good and this one is to have it, mount it and remove {MARK} from its root."
         )
-
-
-def _recorded(data_dir: Path) -> StoreRecord | None:
-    file = data_dir / RECORD
-    found = read_json(file, "Remove it, once the settings name the store in which the disks lie.")
-    if found is None:
-        return None
-    # A store in the data directory moves with it.
-    locations = {Kind.FOLDER: folder_of(data_dir), Kind.IMAGE: image_of(data_dir), Kind.DEVICE: Path(found["place"])}
-    kind = Kind(found["kind"])
-    return StoreRecord(kind, found["uuid"], str(locations[kind]))
-
-
-def _refuse_beside(data_dir: Path, backing: Backing) -> None:
-    for location in (folder_of(data_dir), image_of(data_dir)):
-        if location != backing.location and os.path.lexists(location):
-            raise EngineUnavailable(f"The disks of this service lie in {location}. {_others(backing, location)}")
-
-
-def _another(data_dir: Path, recorded: StoreRecord, backing: Backing) -> EngineUnavailable:
-    record, location = data_dir / RECORD, Path(recorded.location)
-    words = f"The disks of this service lie in {location} (btrfs {recorded.uuid})."
-    if location == backing.location:
-        return EngineUnavailable(
-            f"{words} What is there now is another file system: bring back the right one, or remove {record} to go on "
-            "with this one, without those disks."
-        )
-    mark = record if recorded.kind is Kind.DEVICE else location
-    return EngineUnavailable(f"{words} {_others(backing, mark)}")
-
-
-def _others(backing: Backing, mark: Path) -> str:
-    """Return the remedy: without the file at ``mark``, the service takes another store."""
-    return (
-        f"{backing.location} is another store, without them: set store.device back to what it was. To enlarge or "
-        f"move a store, see docs/storage.md. To begin with an empty one, in which apps come back from their backups or "
-        f"begin anew, run 'builderd down' and remove {mark}."
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+import pytest
 from sqlalchemy import Connection, select
 from tests.fake_application import make_application
 from tests.fakes.bundles import FakeBundles
@@ -33,8 +34,11 @@ from builderd.domain.sandboxes import LogLine, Sandbox
 from builderd.domain.tokens import Tenant
 from builderd.domain.versions import Version, VersionSettings
 from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.jobs import copies
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop.reconciler import Reconciler
+from builderd.reconciler.stages import health_check
+from builderd.reconciler.stages.health_check import HealthCheck
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller, Command, NewBuilder
@@ -59,10 +63,17 @@ PATIENCE = 30.0
 FIRST_PAUSE, LAST_PAUSE = 0.001, 0.02
 
 
-async def wait_for_ever(*_: object) -> int:
-    """Stand for a clock's poll: polls take fake time alone, and would end what a test is about to look for."""
-    await asyncio.Event().wait()
-    return 1
+def look_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at an app's port once: later looks take fake time alone, and would end what a test is about to look for."""
+
+    async def look(application: Application, sandbox: Sandbox, port: int, _: float) -> HealthCheck:
+        listening = await application.engine.sandboxes.listening(sandbox.id)
+        if not listening.reachable(port):
+            await asyncio.Event().wait()
+        return HealthCheck(True, listening, None, 0.0)
+
+    for module in (health_check, copies):
+        monkeypatch.setattr(module, "wait_until_listening", look)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,9 +146,6 @@ class HurriedClock(SystemClock):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.005))
-
-    async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        return await super().poll(check, min(pause, 0.005), most)
 
 
 async def _make(store: Store, limits: Limits) -> Service:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 #: Seconds, as of the system's clock.
@@ -33,13 +32,6 @@ class FakeClock:
     async def sleep(self, seconds: float) -> None:
         self.move(seconds)
         await asyncio.sleep(0)
-
-    async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        for number in range(1, most + 1):
-            await self.sleep(pause)
-            if check():
-                return number
-        return most
 
     def jump(self, seconds: float) -> None:
         """Follow a wall clock that was set forward by ``seconds``."""

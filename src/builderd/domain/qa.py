@@ -149,18 +149,6 @@ def gate_passed(gate: Sequence[Check]) -> bool:
     return all(check.outcome is not Outcome.FAILED for check in gate)
 
 
-def gate_verdict(gate: Sequence[Check]) -> bool | None:
-    """Return whether the gate passed; None if nothing failed, but something could not be judged."""
-    if any(check.outcome is Outcome.NOT_JUDGED for check in gate) and gate_passed(gate):
-        return None
-    return gate_passed(gate)
-
-
-def gate_doubt(gate: Sequence[Check]) -> str:
-    """Return the messages of the checks that could not be judged."""
-    return "\n".join(check.message for check in gate if check.outcome is Outcome.NOT_JUDGED)
-
-
 def gate_failure(gate: Sequence[Check]) -> str:
     """Return the messages of the failed checks."""
     return "\n".join(check.message for check in gate if check.outcome is Outcome.FAILED)

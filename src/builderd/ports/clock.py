@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -26,13 +25,6 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Let this much time pass."""
-
-    async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        """Call a quick check after each ``pause`` seconds or so until it is True; return how often it was called.
-
-        It is called ``most`` times at most, and for ``most`` pauses at most, however late each is: ``most`` is returned
-        then.
-        """
 
     def fault(self) -> str:
         """Return how the machine's clock was set or rows may lie in the future, and what to do; "" for neither."""

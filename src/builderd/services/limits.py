@@ -1,4 +1,4 @@
-"""Limits and retention times set by the operator."""
+"""Limits and retention times set by the operator, and the time limit of one start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from datetime import timedelta
 
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation, VersionSettings
+from builderd.ports.clock import Clock
+from builderd.ports.engine import Engine
+
+#: Multiple of its timeout that a start gets while the machine is busy.
+BUSY_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,21 @@ class RetentionPolicy:
     events: timedelta = timedelta(days=90)
     deliveries: timedelta = timedelta(days=30)
     failed_disks: timedelta = timedelta(days=1)
+
+
+class StartLimit:
+    """Time limit of a start: ``timeout`` seconds that began ``before`` seconds ago, doubled on a busy machine."""
+
+    def __init__(self, engine: Engine, clock: Clock, timeout: float, before: float = 0.0) -> None:
+        self._engine, self._clock, self._timeout = engine, clock, timeout
+        self._begun = clock.passed() - before
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds since the beginning."""
+        return self._clock.passed() - self._begun
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that are left, as busy as the machine is now; 0 or less: it is over."""
+        return self._timeout * (BUSY_FACTOR if self._engine.is_busy() else 1) - self.seconds

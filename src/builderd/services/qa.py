@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from http import HTTPStatus
 
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.errors import RETRY_AFTER, InvalidState, MachineFault, NotFound
+from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.previews import Address
@@ -31,8 +30,7 @@ from builderd.domain.qa import (
     check_lived,
     check_memory,
     check_port,
-    gate_doubt,
-    gate_verdict,
+    gate_passed,
     in_order,
     wanted,
 )
@@ -42,11 +40,8 @@ from builderd.ports.testers import Target
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.services.start_time import StartTime
+from builderd.services.limits import StartLimit
 from builderd.store import UnitOfWork
-
-#: Seconds between two looks at whether an app that has not answered yet has had its time.
-LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +92,7 @@ async def judge(
 
     passed = checks(())
     # Only what did not pass quotes the log.
-    return passed if gate_verdict(passed) else checks(await last_lines(application, sandbox.id))
+    return passed if gate_passed(passed) else checks(await last_lines(application, sandbox.id))
 
 
 async def _look_again(application: Application, sandbox: SandboxId, port: int, seconds: float) -> SecondLook:
@@ -124,35 +119,18 @@ async def _visit(application: Application, target: Target, sandbox: Sandbox, sta
     """
     sandboxes, clock = application.engine.sandboxes, application.clock
     before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-    start_time = StartTime(application.engine, clock, start_seconds, before)
-    retries: StartTime | None = None
+    start = StartLimit(application.engine, clock, start_seconds, before)
+    retries: StartLimit | None = None
     while True:
-        visit = await _ask(application, target, start_time)
+        visit = await application.testers.visit(target, GATE_PATH, max(GATE_TIMEOUT, start.left))
         is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
         has_hung = visit.status is None and visit.seconds >= GATE_TIMEOUT
         if is_ready or has_hung or not (await sandboxes.report(sandbox.id)).alive:
             return visit
-        if retries is None:  # from its first answer on
-            retries = StartTime(application.engine, clock, RETRY_SECONDS)
-        if retries.is_over():
+        retries = retries or StartLimit(application.engine, clock, RETRY_SECONDS)
+        if retries.left <= 0:
             return visit
         await clock.sleep(RETRY_PAUSE)
-
-
-async def _ask(application: Application, target: Target, start_time: StartTime) -> Visit:
-    """Send one request, and wait for its answer for ``GATE_TIMEOUT`` and until the start has had its time."""
-    clock = application.clock
-    begun = clock.passed()
-    timeout = max(GATE_TIMEOUT, start_time.left)
-    asking = asyncio.ensure_future(application.testers.visit(target, GATE_PATH, timeout))
-    try:
-        while not (await asyncio.wait({asking}, timeout=LOOK_SECONDS))[0]:
-            seconds = clock.passed() - begun
-            if start_time.is_over() and seconds >= GATE_TIMEOUT:
-                return Visit(None, seconds, f"nothing came within {seconds:.0f} seconds")
-        return asking.result()
-    finally:
-        asking.cancel()
 
 
 async def _judge_worker(application: Application, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
@@ -173,7 +151,7 @@ def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Seque
     version = uow.versions.get(builder_id, number)
     assert version is not None, "a version that was judged is stored"
     if not version.settings.skip_qa:
-        uow.versions.save(replace(version, qa_passed=gate_verdict(gate)))
+        uow.versions.save(replace(version, qa_passed=gate_passed(gate)))
     report = _report(uow, builder_id, number)
     uow.qa_reports.save(replace(report, gate=in_order(gate), gate_at=now))
 
@@ -209,12 +187,10 @@ def screenshot(
 async def again(application: Application, caller: Caller, builder_id: str) -> QaView:
     """Run the QA gate on the running app again, and request a new report.
 
-    Raises ``NotFound``, ``InvalidState``, and ``MachineFault`` where a busy machine left the app unjudged.
+    Raises ``NotFound`` and ``InvalidState``.
     """
     builder, version, sandbox = await application.store.read(lambda uow: _find(uow, caller.tenant_id, builder_id))
     gate = await _gate_again(application, builder, version, sandbox)
-    if gate_verdict(gate) is None:
-        raise MachineFault(gate_doubt(gate), retry_after=RETRY_AFTER)
     now = application.clock.now()
 
     def record(uow: UnitOfWork) -> Builder:

@@ -10,7 +10,7 @@ from tests.application import World
 
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.prices import Billing, Segment
-from builderd.services.start_time import MOST
+from builderd.services.limits import BUSY_FACTOR
 
 
 async def check_ledger(world: World, builder: Builder) -> None:
@@ -55,7 +55,7 @@ def _merged(segments: Sequence[Segment]) -> list[Span]:
 
 async def _trials(world: World, builder: Builder) -> list[Span]:
     """The spans of ended trials, as far as they are charged."""
-    longest = timedelta(seconds=MOST * world.application.limits.start_timeout)
+    longest = timedelta(seconds=BUSY_FACTOR * world.application.limits.start_timeout)
     ended = [(one.started_at, one.end.at) for one in await world.records(builder) if one.trial and one.end]
     return [(start, min(end, start + longest)) for start, end in ended if start and end]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, wait_for_ever
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, look_once
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
@@ -201,17 +201,17 @@ async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world
 
 @pytest.mark.usefixtures("claims_outlast_fake_time")
 async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, poll = asyncio.Event(), world.clock.poll
+    seen, sleep = asyncio.Event(), world.clock.sleep
 
-    async def poll_once_seen(check: Callable[[], bool], pause: float, most: int) -> int:
-        """Polls take fake time alone: the trial would be over before the test looks for it."""
+    async def sleep_once_seen(seconds: float) -> None:
+        """Sleeps take fake time alone: the trial would be over before the test looks for it."""
         await seen.wait()
-        return await poll(check, pause, most)
+        await sleep(seconds)
 
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, DEAF)
-        monkeypatch.setattr(world.clock, "poll", poll_once_seen)
+        monkeypatch.setattr(world.clock, "sleep", sleep_once_seen)
         number = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: len(world.running) == 2)
         world.clock.move(12)
@@ -287,7 +287,7 @@ async def test_a_version_makes_way_for_a_newer_one(world: World, monkeypatch: py
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, DEAF)
-        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+        look_once(monkeypatch)
         second = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: len(world.running) == 2)
         third = await world.put(builder, NEW, entrypoint=ENTRYPOINT)
@@ -304,7 +304,7 @@ async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_dat
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
-        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+        look_once(monkeypatch)
         number = await world.put(builder, NEW, entrypoint=OTHER)
         if moment == "trial":
             await world.until(lambda: len(world.running) == 2)
@@ -330,7 +330,7 @@ async def test_a_builder_that_is_deleted_meanwhile_leaves_nothing(
     async with world.reconciling():
         builder = await world.create()
         world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
-        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+        look_once(monkeypatch)
         await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: any(one.spec.entrypoint == OTHER for one in world.running))
         await world.reached(builders.delete, builder)
@@ -409,7 +409,7 @@ async def test_request_during_a_failing_deploy_wakes_the_old_version(world: Worl
         world.application.signals.desired_changed(idled.id)
         await world.until_route(builder, RouteState.ASLEEP)
         world.engine.behave(OTHER, Behaviour(listens_at=None))
-        world.clock.sleep = real_sleep  # type: ignore[method-assign]
+        sleep_in_real_time(world)
         number = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: world.running)
         await world.until_route(builder, RouteState.PAUSED)
@@ -424,9 +424,14 @@ async def test_request_during_a_failing_deploy_wakes_the_old_version(world: Worl
         hearing.cancel()
 
 
-async def real_sleep(seconds: float) -> None:
+def sleep_in_real_time(world: World) -> None:
     """Wait in real time, so that the fake clock does not pass the start's time limit meanwhile."""
-    await asyncio.sleep(min(seconds, 0.01))
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
+        world.clock.move(min(seconds, 0.01))
+
+    world.clock.sleep = sleep  # type: ignore[method-assign]
 
 
 async def test_a_builder_that_never_was_up_is_put_right_by_a_new_version(world: World) -> None:
@@ -682,7 +687,7 @@ async def test_a_version_that_comes_after_the_one_that_was_to_be_shown_is_shown_
     async with world.reconciling():
         builder = await world.create(visibility=Visibility.PRIVATE)
         world.engine.behave(OTHER, DEAF)
-        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+        look_once(monkeypatch)
         await world.put(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
         await world.until(lambda: len(world.running) == 2)
         assert await is_private(world, builder)
@@ -697,7 +702,7 @@ async def test_older_code_is_not_shown_in_place_of_the_version_that_was_to_be(
     async with world.reconciling():
         builder = await world.create(visibility=Visibility.PRIVATE)
         world.engine.behave(OTHER, DEAF)
-        monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+        look_once(monkeypatch)
         await world.put(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
         await world.until(lambda: len(world.running) == 2)
         await world.roll_back(builder, 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, wait_for_ever
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, look_once
 from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
@@ -114,7 +114,7 @@ async def test_wait_for_stop_or_delete_of_a_failed_builder_returns(world: World)
 
 async def test_waiter_for_a_start_gets_a_later_stop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
-    monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+    look_once(monkeypatch)
     async with world.reconciling():
         waiting = asyncio.create_task(world.create())
         await world.until(lambda: world.running)
@@ -180,7 +180,7 @@ async def test_a_start_that_is_called_off_is_no_stage_that_went_well(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
-    monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+    look_once(monkeypatch)
     async with world.reconciling():
         builder = await world.ask()
         await world.until(lambda: world.running)

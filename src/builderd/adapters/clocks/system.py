@@ -119,16 +119,6 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def poll(self, check: Callable[[], bool], pause: float, most: int) -> int:
-        deadline = time.monotonic() + most * pause
-        for number in range(1, most + 1):
-            await asyncio.sleep(pause)
-            if check():
-                return number
-            if time.monotonic() >= deadline:
-                break
-        return most
-
     def seconds(self) -> float:
         """Return ``now`` in seconds since 1970."""
         return self._now() / 1e9

@@ -13,8 +13,8 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
-from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec
 from builderd.services import qa
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Cause, Desired, Handover, JobType, Status, Visibility
-from builderd.domain.errors import MachineFault, QaFailed, ReviewFailed
+from builderd.domain.errors import QaFailed, ReviewFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.failures import describe_end
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.prices import Prices
-from builderd.domain.qa import Check, check_exit, gate_doubt, gate_failure, gate_of_failure, gate_verdict
+from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
 from builderd.domain.reviews import Report, summary
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version, VersionStatus
@@ -34,12 +34,12 @@ def reviewed(transition: Transition, version: Version, report: Report, *, second
 def qa_judged(transition: Transition, version: Version, gate: Sequence[Check], *, seconds: float) -> bool:
     """The gate has judged the version; whether the builder may continue with it."""
     uow, builder, now = transition.uow, transition.builder, transition.now
-    verdict = gate_verdict(gate)
-    note = "passed" if verdict else gate_doubt(gate) if verdict is None else gate_failure(gate)
-    stage_finished(transition, "qa", seconds=seconds, ok=verdict is True, note=note)
-    goes_on = verdict is True or not version.settings.require_qa
+    passed = gate_passed(gate)
+    note = "passed" if passed else gate_failure(gate)
+    stage_finished(transition, "qa", seconds=seconds, ok=passed, note=note)
+    goes_on = passed or not version.settings.require_qa
     if not goes_on:
-        failed(transition, version, code=MachineFault.code if verdict is None else QaFailed.code, reason=note)
+        failed(transition, version, code=QaFailed.code, reason=note)
     qa.record_gate(uow, builder.id, version.number, gate, now)
     return goes_on
 

@@ -15,7 +15,7 @@ from builderd.domain.previews import Address
 from builderd.domain.sandboxes import LogStream, Sandbox, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import NO_LAYER, Protocol, Version
 from builderd.ports.testers import Target
-from builderd.reconciler.stages.listening import Wait, wait_until_listening
+from builderd.reconciler.stages.health_check import HealthCheck, wait_until_listening
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -64,7 +64,7 @@ class Copy:
         size = self.version.settings.resources.disk_bytes
         await self._app.engine.disks.clone_disk(self.builder.disk, self._disk, size)
 
-    async def start(self) -> Wait:
+    async def start(self) -> HealthCheck:
         """Start it, and wait until it listens or does not."""
         now = self._app.clock.now()
         number, generation = self.version.number, self.builder.generation

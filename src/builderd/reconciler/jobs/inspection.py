@@ -27,7 +27,7 @@ from builderd.domain.qa import (
     is_out_of_reach,
 )
 from builderd.reconciler.jobs.copies import Copy
-from builderd.reconciler.stages.listening import Wait
+from builderd.reconciler.stages.health_check import HealthCheck
 from builderd.services import executions
 from builderd.services.application import Application
 from builderd.services.executions import Command
@@ -92,7 +92,7 @@ class Inspection:
         await self._restart(was_up=wait.reachable)
         return Findings(in_order([self._as_not_judged(check) for check in self._checks]), self._screenshots)
 
-    async def _started(self, wait: Wait, name: CheckName, who: str) -> Check:
+    async def _started(self, wait: HealthCheck, name: CheckName, who: str) -> Check:
         settings = self._copy.version.settings
         if wait.reachable:
             return Check(name, Outcome.PASSED, f"{who} listened after {wait.seconds:.2f} s.", wait.seconds)

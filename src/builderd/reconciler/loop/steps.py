@@ -18,8 +18,8 @@ from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.forgetting import Forgetting
 from builderd.reconciler.stages.gate import Gate
+from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
-from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.releases import Releases
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.stopping import Stopping

@@ -16,7 +16,6 @@ from builderd.domain.qa import (
     CheckName,
     check_ended,
     gate_passed,
-    gate_verdict,
 )
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
 from builderd.reconciler.core import transitions, version_transitions
@@ -54,8 +53,6 @@ class Gate:
             if not transitions.still_wanted(builder, item.builder, item.version):
                 return
             goes_on = version_transitions.qa_judged(transition, item.version, gate, seconds=seconds)
-            if goes_on and gate_verdict(gate) is None and transitions.same_generation(builder, item.builder):
-                version_transitions.running(transition, item.version)  # one without a verdict is not asked again
             if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
                 qa.want_report(uow, builder.id, item.version.number, SYSTEM, transition.now)
 

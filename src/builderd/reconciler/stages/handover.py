@@ -56,7 +56,7 @@ def _last(sandboxes: Sequence[Sandbox]) -> Sandbox | None:
 
 
 def time_limit(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:
-    """Return how long a version that takes over may take to listen: a ``StartTime``'s timeout, in seconds.
+    """Return how long a version that takes over may take to listen: the timeout of its start, in seconds.
 
     The time covers the visitors' wait for it and, should it fail, for the old version's restart. A version that was
     too slow for that on trial gets ``longest``, the full start timeout, and visitors see a page that says it starts.

@@ -19,7 +19,7 @@ from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
-from builderd.services.start_time import StartTime
+from builderd.services.limits import StartLimit
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
@@ -40,15 +40,15 @@ class Releases:
         """
         sandboxes, clock = self._app.engine.sandboxes, self._app.clock
         before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-        time = StartTime(self._app.engine, clock, self._app.limits.release_timeout, before)
+        limit = StartLimit(self._app.engine, clock, self._app.limits.release_timeout, before)
         while True:
             report = await sandboxes.report(sandbox.id)
             if not report.alive:
                 return Result()
-            if time.is_over():
+            if limit.left <= 0:
                 await sandboxes.stop(sandbox.id, 0)
                 return Result()
-            await clock.sleep(FIRST_PAUSE if time.seconds < QUICK else LAST_PAUSE)
+            await clock.sleep(FIRST_PAUSE if limit.seconds < QUICK else LAST_PAUSE)
 
     async def record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         """Return the record of an ended release: the version may start, or its deployment has failed."""

@@ -15,11 +15,11 @@ from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxRepo
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
-from builderd.reconciler.stages.listening import Wait, wait_until_up
+from builderd.reconciler.stages.health_check import HealthCheck, wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
-from builderd.services.start_time import MOST
+from builderd.services.limits import BUSY_FACTOR
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
@@ -72,7 +72,7 @@ class Trials:
     def _ended(self, transition: Transition, trial: Sandbox, end: SandboxEnd) -> None:
         tried = transition.uow.versions.get(trial.builder_id, trial.version)
         seconds = self._app.limits.start_seconds(tried.settings) if tried else self._app.limits.start_timeout
-        longest = timedelta(seconds=MOST * seconds)
+        longest = timedelta(seconds=BUSY_FACTOR * seconds)
         sandbox_transitions.trial_ended(transition, trial, end, longest=longest)
 
     async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:
@@ -93,7 +93,7 @@ class Trials:
             report = await self._app.engine.sandboxes.start(await make_spec(self._app, item, trial))
         return report.started_at or trial.created_at
 
-    async def _judge(self, item: WorkItem, trial: Sandbox, wait: Wait) -> _Verdict:
+    async def _judge(self, item: WorkItem, trial: Sandbox, wait: HealthCheck) -> _Verdict:
         settings = item.version.settings
         if wait.reachable:
             return _Verdict(replace(trial, listening_at=self._app.clock.now()), _STOPPED, None)

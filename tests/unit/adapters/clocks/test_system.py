@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import threading
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -350,28 +349,3 @@ def test_the_state_of_a_later_version_is_read_and_kept(machine: Machine, tmp_pat
     # A clock without a state would begin with the wall clock's time in the same boot, too.
     assert SystemClock(memory, machine).now() == START + (101 * SECOND if reboots else 0 * SECOND)
     assert json.loads(memory.read_text())["source"] == "ptp"
-
-
-async def test_poll_ends_at_the_first_check_that_holds() -> None:
-    answers = iter([False, False, True, False])
-    assert await SystemClock().poll(lambda: next(answers), 0.05, 90) == 3
-    assert next(answers) is False, "no check follows"
-
-
-async def test_poll_makes_no_more_checks_than_asked() -> None:
-    answers = iter([False] * 9)
-    assert await SystemClock().poll(lambda: next(answers), 0.05, 4) == 4
-    assert len(list(answers)) >= 5
-
-
-async def test_poll_ends_after_its_pauses_however_late_its_checks_are() -> None:
-    calls = 0
-
-    def check() -> bool:
-        nonlocal calls
-        calls += 1
-        time.sleep(0.05)
-        return False
-
-    assert await SystemClock().poll(check, 0.001, 25) == 25
-    assert calls == 1

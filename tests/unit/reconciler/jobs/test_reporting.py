@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from tests.application import World, fake_world, hurry, wait_for_ever
+from tests.application import World, fake_world, hurry, look_once
 from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.mortal import Killed, living
@@ -210,7 +210,7 @@ async def test_report_of_another_service_is_skipped(world: World) -> None:
 
 async def test_a_builder_that_is_deleted_takes_its_report_along(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.engine.behave("python3 main.py", Behaviour(), Behaviour(listens_at=None))
-    monkeypatch.setattr(world.clock, "poll", wait_for_ever)
+    look_once(monkeypatch)
     async with world.reconciling():
         builder = await world.create()
         await world.until(lambda: len(world.engine.known) == 2)
@@ -340,7 +340,7 @@ async def test_report_is_charged_like_a_build_and_counts_for_the_cap(
 
 
 async def test_cap_that_is_reached_ends_a_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world.testers, "crawl", wait_for_ever)
+    monkeypatch.setattr(world.testers, "crawl", lambda _: asyncio.Event().wait())
     async with world.reconciling():
         builder = await world.create()
         await world.until(lambda: len(world.engine.known) == 2)

@@ -7,17 +7,15 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from builderd.bootstrap import cluster as bootstrap
 from builderd.bootstrap.cluster import Administration, MemberState, Pool
-from builderd.bootstrap.configuration import load
 from builderd.cli import options
 from builderd.cli.command_group import CommandGroup
-from builderd.cli.privileges import require_root
+from builderd.settings import Settings
 
 T = TypeVar("T")
 #: So many disks that are left on a member are named.
@@ -35,69 +33,62 @@ def cluster() -> None:
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.as_root
 @click.option("--name", default=socket.gethostname, help="The member's name.  [default: this machine's]")
 @address
 @device
 @size
 @as_json
-def init(data_dir: Path | None, config: Path | None, name: str, address: str | None, **pool: Any) -> None:
+def init(settings: Settings, name: str, address: str | None, **pool: Any) -> None:
     """Make this machine the first member of a new cluster."""
-    require_root("builderd cluster init")
     own = address or bootstrap.default_address()
     shown = pool.pop("as_json")
-    _administer(data_dir, config, lambda admin: admin.form(name, own, Pool(**pool)))
+    _administer(settings, lambda admin: admin.form(name, own, Pool(**pool)))
     said = f"{name} ({own}) is the first member. Add others: builderd cluster add NAME"
     _print(shown, {"member": name, "address": own}, said)
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.with_settings
 @click.argument("name")
 @as_json
-def add(data_dir: Path | None, config: Path | None, name: str, as_json: bool) -> None:
+def add(settings: Settings, name: str, as_json: bool) -> None:
     """Print the token with which another machine joins as the member NAME, once, within three hours."""
-    token = _administer(data_dir, config, lambda admin: admin.invite(name))
+    token = _administer(settings, lambda admin: admin.invite(name))
     _print(as_json, {"member": name, "token": token}, token)
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.as_root
 @click.argument("token")
 @address
 @device
 @size
 @as_json
-def join(data_dir: Path | None, config: Path | None, token: str, address: str | None, **pool: Any) -> None:
+def join(settings: Settings, token: str, address: str | None, **pool: Any) -> None:
     """Make this machine a member, with the TOKEN that `builderd cluster add` printed on another one."""
-    require_root("builderd cluster join")
     shown = pool.pop("as_json")
-    name = _administer(data_dir, config, lambda admin: admin.join(token, address, Pool(**pool)))
+    name = _administer(settings, lambda admin: admin.join(token, address, Pool(**pool)))
     _print(shown, {"member": name}, f"This machine is the member {name}.")
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.with_settings
 @as_json
-def status(data_dir: Path | None, config: Path | None, as_json: bool) -> None:
+def status(settings: Settings, as_json: bool) -> None:
     """Show the members: whether they answer, their disks, and what is free. Exits with 1 while one is away."""
-    members = _ask(data_dir, config, lambda admin: admin.members())
+    members = _ask(settings, lambda admin: admin.members())
     _print(as_json, [asdict(member) for member in members], "\n".join(_table(members)))
     if any(member.status == "Offline" for member in members):
         raise SystemExit(1)
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.with_settings
 @click.argument("member")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.  [default: no limit]")
 @as_json
-def evacuate(data_dir: Path | None, config: Path | None, member: str, timeout: float | None, as_json: bool) -> None:
+def evacuate(settings: Settings, member: str, timeout: float | None, as_json: bool) -> None:
     """Move all builders off MEMBER for its maintenance; the running service does it, one builder after the other.
 
     Each stops, its disk is moved, and it starts again. Jobs are moved once they have ended. Afterwards the machine may
@@ -111,42 +102,39 @@ def evacuate(data_dir: Path | None, config: Path | None, member: str, timeout: f
             named = f": {', '.join(left)}" if len(left) <= NAMED_DISKS else ""
             click.echo(f"{len(left)} disks left on {member}{named}", err=True)
 
-    _ask(data_dir, config, lambda admin: admin.evacuate(member, progress, timeout))
+    _ask(settings, lambda admin: admin.evacuate(member, progress, timeout))
     _print(as_json, {"member": member, "moved": max(last, default=0)}, f"{member} is evacuated.")
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.with_settings
 @click.argument("member")
 @as_json
-def restore(data_dir: Path | None, config: Path | None, member: str, as_json: bool) -> None:
+def restore(settings: Settings, member: str, as_json: bool) -> None:
     """Let MEMBER take builders again after an evacuation; those that were moved stay where they are."""
-    _ask(data_dir, config, lambda admin: admin.restore(member))
+    _ask(settings, lambda admin: admin.restore(member))
     _print(as_json, {"member": member}, f"{member} takes builders again.")
 
 
 @cluster.command()
-@options.data_dir
-@options.config
+@options.with_settings
 @click.argument("member")
 @click.option("--force", is_flag=True, help="Also one that does not answer, or has disks: what is on it is lost.")
 @as_json
-def remove(data_dir: Path | None, config: Path | None, member: str, force: bool, as_json: bool) -> None:
+def remove(settings: Settings, member: str, force: bool, as_json: bool) -> None:
     """Remove MEMBER from the cluster for good. Evacuate it first."""
-    _ask(data_dir, config, lambda admin: admin.remove(member, force=force))
+    _ask(settings, lambda admin: admin.remove(member, force=force))
     _print(as_json, {"member": member}, f"{member} is no member any more.")
 
 
-def _administer(data_dir: Path | None, config: Path | None, act: Callable[[Administration], T]) -> T:
+def _administer(settings: Settings, act: Callable[[Administration], T]) -> T:
     async def acted(administration: Administration) -> T:
         return await asyncio.to_thread(act, administration)
 
-    return _ask(data_dir, config, acted)
+    return _ask(settings, acted)
 
 
-def _ask(data_dir: Path | None, config: Path | None, ask: Callable[[Administration], Awaitable[T]]) -> T:
-    settings = load(config, data_dir=data_dir)
+def _ask(settings: Settings, ask: Callable[[Administration], Awaitable[T]]) -> T:
 
     async def asked() -> T:
         administration = bootstrap.administration(settings)

@@ -23,7 +23,7 @@ APPS: dict[str, Entry] = {
     ),
     "open": ("apps.lifecycle", "Open a builder's address in the browser, and print it."),
     "preview-links": (
-        "apps.preview_links",
+        "apps.domains",
         "Share a private preview, or one of its ports, for a time.",
     ),
     "logs": ("apps.inside", "Show the log of a builder: of its app, and of the installation of its dependencies."),
@@ -83,9 +83,9 @@ MACHINE: dict[str, Entry] = {
     ),
     "serve": ("serve", "Run the service in the foreground."),
     "token": ("tokens", "Create, list and revoke API tokens."),
-    "acme": ("acme", "Manage the service's own certificates and its account at the certificate authority."),
-    "clock": ("clock", "Mend what a wrong clock of this machine left."),
-    "vault": ("vault", "Manage the key of stored secrets."),
+    "acme": ("upkeep", "Manage the service's own certificates and its account at the certificate authority."),
+    "clock": ("upkeep", "Mend what a wrong clock of this machine left."),
+    "vault": ("upkeep", "Manage the key of stored secrets."),
     "backup": (
         "state",
         "Back up the service's own state to FOLDER: the database, the files of versions, and the keys, sealed.",

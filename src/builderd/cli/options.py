@@ -1,11 +1,16 @@
-"""Options shared by several commands."""
+"""Options of commands on the machine, and the rights that they need."""
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+from builderd.bootstrap.configuration import load
 
 
 class Folder(click.Path):
@@ -29,3 +34,36 @@ config = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="A TOML file with settings.  [default: builderd.toml in the data directory]",
 )
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Add both options, and call the command with the settings that they lead to."""
+
+    @functools.wraps(command)
+    def called(*args: Any, data_dir: Path | None, config: Path | None, **options: Any) -> None:
+        command(*args, settings=load(config, data_dir=data_dir), **options)
+
+    return data_dir(config(called))
+
+
+def as_root(command: Callable[..., None]) -> Callable[..., None]:
+    """Add both options as ``with_settings`` does; the command needs root, which is checked before any file is read."""
+
+    @functools.wraps(command)
+    def called(*args: Any, data_dir: Path | None, config: Path | None, **options: Any) -> None:
+        require_root(click.get_current_context().command_path)
+        command(*args, settings=load(config, data_dir=data_dir), **options)
+
+    return data_dir(config(called))
+
+
+NEEDS_ROOT = (
+    "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "
+    "sandboxes under user ids of their own, in which nothing is root of this machine. Try: sudo {command}"
+)
+
+
+def require_root(command: str) -> None:
+    """Raise ``ClickException`` unless this process is root."""
+    if os.geteuid() != 0:
+        raise click.ClickException(NEEDS_ROOT.format(command=command))

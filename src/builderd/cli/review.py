@@ -12,10 +12,13 @@ from builderd import __version__
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.review import review_code
 from builderd.cli import options
-from builderd.cli.folders import read_folder
+from builderd.client.folders import read_folder
+from builderd.domain.bundles import MAX_FILES, Bundle, BundleFile, make_bundle
 from builderd.domain.reviews import Severity, Verdict, judge, location
 from builderd.schemas.v1.reviews import Review, review_of, sarif_of
 
+#: Limits of a folder that is reviewed.
+MOST_FILES, MOST_BYTES = 10 * MAX_FILES, 200_000_000
 COLOURS = {Severity.BLOCK: "red", Severity.HOLD: "yellow", Severity.WARN: "bright_black"}
 
 
@@ -28,11 +31,10 @@ COLOURS = {Severity.BLOCK: "red", Severity.HOLD: "yellow", Severity.WARN: "brigh
 def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: str, form: str) -> None:
     """Review the code in a folder. Exits with 1 when something blocks or holds it.
 
-    Nothing of the folder is run. It passes over .git, node_modules, virtual environments and
-    caches of tools: a deployment that sends them is reviewed with them.
+    Nothing of the folder is run. It passes over what builderd deploy does not send, such as .git and node_modules.
     """
     settings = load(config, data_dir=data_dir, lenient=True)
-    report = asyncio.run(review_code(settings, read_folder(path), entrypoint))
+    report = asyncio.run(review_code(settings, _bundle(path), entrypoint))
     verdict = judge(report, (), report.reviewed_at)
     shown = review_of(report, verdict)
     match form:
@@ -44,6 +46,15 @@ def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: s
             _print_findings(shown, verdict)
     if not verdict.passed:
         raise SystemExit(1)
+
+
+def _bundle(path: Path) -> Bundle:
+    folder = read_folder(path)
+    if len(folder.files) > MOST_FILES or folder.size > MOST_BYTES:
+        raise click.ClickException(
+            f"{path} has more than {MOST_FILES} files or {MOST_BYTES} bytes: name a smaller folder"
+        )
+    return make_bundle(BundleFile(one.path, (path / one.path).read_bytes(), one.executable) for one in folder.files)
 
 
 def _print_findings(shown: Review, verdict: Verdict) -> None:

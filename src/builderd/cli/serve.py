@@ -9,7 +9,7 @@ import click
 from builderd.bootstrap import serving
 from builderd.bootstrap.configuration import load
 from builderd.cli import options
-from builderd.cli.privileges import require_root
+from builderd.cli.options import require_root
 
 
 @click.command()

@@ -1,36 +1,32 @@
-"""``builderd down``, ``doctor`` and ``base``."""
+"""``builderd down``, ``doctor`` and ``base``, with the storage report of ``doctor``."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import click
 
 from builderd.bootstrap import machine, service
-from builderd.bootstrap.configuration import load
-from builderd.cli import options, usage
+from builderd.cli import options
 from builderd.cli.command_group import CommandGroup
-from builderd.cli.privileges import require_root
+from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory
+from builderd.domain.resources import GB
 from builderd.settings import Settings
 
 
 @click.command()
-@options.data_dir
-@options.config
-def down(data_dir: Path | None, config: Path | None) -> None:
+@options.as_root
+def down(settings: Settings) -> None:
     """Stop all sandboxes and previews and remove what they use on the host. Data is kept."""
-    require_root("builderd down")
-    settings = load(config, data_dir=data_dir)
     asyncio.run(service.take_down(settings, click.echo))
 
 
 @click.command()
-@options.data_dir
-@options.config
-def doctor(data_dir: Path | None, config: Path | None) -> None:
+@options.with_settings
+def doctor(settings: Settings) -> None:
     """Run preflight checks, and show storage by tenant. Exits with 1 when the service cannot run on this machine."""
-    settings = load(config, data_dir=data_dir)
     checks = machine.run_preflight_checks(settings)
     for check in checks:
         mark = "ok  " if check.found else ("MISS" if check.vital else "lack")
@@ -66,7 +62,7 @@ def _print_usage(settings: Settings) -> None:
         return
     if inventory is not None:
         click.echo("")
-        for line in (*usage.lines(inventory), *code):
+        for line in (*usage_lines(inventory), *code):
             click.echo(line)
 
 
@@ -76,10 +72,71 @@ def base() -> None:
 
 
 @base.command()
-@options.data_dir
-@options.config
-def build(data_dir: Path | None, config: Path | None) -> None:
+@options.as_root
+def build(settings: Settings) -> None:
     """Build it now, if it is missing, rather than at the first start of the service."""
-    require_root("builderd base build")
-    settings = load(config, data_dir=data_dir)
     click.echo(machine.build_base(settings, click.echo))
+
+
+SHOWN_KEY = 12
+
+
+def usage_lines(inventory: Inventory) -> Iterator[str]:
+    """Yield the report's lines: tenants with their builders, bundles, layers, bases, other disks and totals."""
+    for tenant, users in groupby(inventory.users, key=lambda user: user.tenant):
+        yield from _tenant(tenant, list(users), inventory)
+    if not inventory.users:
+        yield "No builders."
+    yield from _bundles(inventory)
+    if inventory.held is None:
+        yield "The store is not mounted or not readable: start the service and run this as root to see sizes."
+        return
+    yield from _layers(inventory, inventory.held)
+    yield from _rest(inventory, inventory.held)
+
+
+def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> Iterator[str]:
+    disks = {disk.id: disk for disk in (inventory.held.disks if inventory.held else ())}
+    own = [disks[disk] for user in users for disk in user.disks if disk in disks]
+    sizes = f", disks {_gb(sum(disk.bytes for disk in own))} of {_gb(sum(disk.limit_bytes for disk in own))}"
+    yield f"tenant {tenant}: {len(users)} builders{sizes if own else ''}"
+    for user in users:
+        held = [disks[disk] for disk in user.disks if disk in disks]
+        size = "+".join(f"{_gb(disk.bytes)} of {_gb(disk.limit_bytes)}" for disk in held) or "-"
+        layer = user.layer[:SHOWN_KEY] if user.layer else "none"
+        versions = f"v{user.version} ({user.versions} kept)"
+        yield f"  {user.name:<24} {user.status:<9} {versions:<12} disk {size:<22} layer {layer:<12} {user.id}"
+
+
+def _layers(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
+    yield f"layers: {len(held.layers)}, {_gb(sum(layer.bytes for layer in held.layers))}"
+    for layer in sorted(held.layers, key=lambda one: -one.bytes):
+        users = _names(f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key))
+        seen = ", a sandbox runs on it" if layer.seen else ""
+        asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
+        yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'unused'}{seen}, {asked}"
+
+
+def _bundles(inventory: Inventory) -> Iterator[str]:
+    unused = inventory.unused_bundles()
+    size, idle = sum(inventory.bundles.values()), sum(unused.values())
+    yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(idle)}"
+
+
+def _rest(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
+    for base in held.bases:
+        use = ", ".join(word for word, holds in (("ours", base.own), ("sandboxes run on it", base.seen)) if holds)
+        asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"
+        yield f"base {base.name}: {_gb(base.bytes)}, {use or 'unused'}, {asked}"
+    for disk in inventory.unclaimed_disks():
+        yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
+    yield f"download cache: {_gb(held.cache_bytes)}; scratch of {held.scratch} sandboxes: {_gb(held.scratch_bytes)}"
+    yield f"store: {_gb(held.free_bytes)} free of {_gb(held.total_bytes)}"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f} GB"

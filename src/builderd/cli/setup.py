@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from builderd.bootstrap import machine
-from builderd.bootstrap.configuration import load
 from builderd.cli import options
-from builderd.cli.privileges import require_root
+from builderd.settings import Settings
 
 #: Names the Debian packages. ``script/setup`` of a checkout runs it, too.
 PACKAGES = Path(__file__).parents[1] / "debian_packages.sh"
@@ -18,16 +17,13 @@ PACKAGES = Path(__file__).parents[1] / "debian_packages.sh"
 
 @click.command()
 @click.option("--with-browser", is_flag=True, help="Install Chromium too, with which QA looks at pages.")
-@options.data_dir
-@options.config
-def setup(with_browser: bool, data_dir: Path | None, config: Path | None) -> None:
+@options.as_root
+def setup(with_browser: bool, settings: Settings) -> None:
     """Install Debian packages and the base root file system, which the service needs on this machine.
 
     Run it as often as you like, and after each upgrade: what is there is left as it is. Services that
     the packages bring are not started.
     """
-    require_root("builderd setup")
-    settings = load(config, data_dir=data_dir)
     # bash by name: an installed wheel keeps no executable bits.
     done = subprocess.run(["bash", str(PACKAGES), *(["--with-browser"] if with_browser else [])], check=False)
     if done.returncode != 0:

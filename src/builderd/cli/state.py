@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from builderd.bootstrap import state
-from builderd.bootstrap.configuration import load
 from builderd.cli import options
+from builderd.settings import Settings
 
 passphrase_file = click.option(
     "--passphrase-file",
@@ -20,19 +20,15 @@ without_keys = click.option("--without-keys", is_flag=True, help="Leave the keys
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@options.data_dir
-@options.config
+@options.with_settings
 @passphrase_file
 @without_keys
-def backup(
-    folder: Path, data_dir: Path | None, config: Path | None, passphrase_file: Path | None, without_keys: bool
-) -> None:
+def backup(folder: Path, settings: Settings, passphrase_file: Path | None, without_keys: bool) -> None:
     """Back up the service's own state to FOLDER: the database, the files of versions, and the keys, sealed.
 
     Works while the service runs. The apps' disks are not in it: store their backups on another machine
     (backup.repository).
     """
-    settings = load(config, data_dir=data_dir)
     passphrase = None if without_keys else _passphrase(passphrase_file, new=True)
     manifest = state.back_up(settings, folder, passphrase, click.echo)
     size = sum(count for _, count in manifest.files.values())
@@ -45,18 +41,14 @@ def backup(
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@options.data_dir
-@options.config
+@options.with_settings
 @passphrase_file
 @without_keys
-def restore(
-    folder: Path, data_dir: Path | None, config: Path | None, passphrase_file: Path | None, without_keys: bool
-) -> None:
+def restore(folder: Path, settings: Settings, passphrase_file: Path | None, without_keys: bool) -> None:
     """Restore the state in FOLDER into a data directory without a database.
 
     Never run the original service and the restored one at the same time.
     """
-    settings = load(config, data_dir=data_dir)
     passphrase = None if without_keys else _passphrase(passphrase_file, new=False)
     manifest = state.restore(settings, folder, passphrase, click.echo)
     click.echo(f"Restored the state of {manifest.created_at}. Start the service with `builderd serve`.")

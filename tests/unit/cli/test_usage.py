@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from builderd.cli.usage import lines
+from builderd.cli.service import usage_lines
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.resources import GB
@@ -35,7 +35,7 @@ INVENTORY = Inventory(USERS, {"x": GB, "y": GB, "z": GB}, frozenset({"x", "y"}),
 
 
 def test_usage_is_listed_by_tenant_and_builder() -> None:
-    text = list(lines(INVENTORY))
+    text = list(usage_lines(INVENTORY))
     assert text[0] == "tenant acme: 2 builders, disks 2.00 GB of 6.00 GB"
     assert text[1].split()[:4] == ["api", "running", "v3", "(2"]
     assert "1.00 GB of 3.00 GB" in text[1]
@@ -45,14 +45,14 @@ def test_usage_is_listed_by_tenant_and_builder() -> None:
 
 
 def test_layers_are_listed_with_users_or_unused() -> None:
-    text = "\n".join(lines(INVENTORY))
+    text = "\n".join(usage_lines(INVENTORY))
     assert "layers: 2, 1.50 GB" in text
     assert "acme/api, zeta/web, a sandbox runs on it" in text
     assert f"{OTHER[:12]}    1.00 GB  unused" in text
 
 
 def test_bases_bundles_and_strays_are_listed() -> None:
-    text = "\n".join(lines(INVENTORY))
+    text = "\n".join(usage_lines(INVENTORY))
     assert "base 5c1b: 1.00 GB, ours, sandboxes run on it" in text
     assert "base 0old: 1.00 GB, unused" in text
     assert "bundles: 3, 3.00 GB; of no use any more: 1, 1.00 GB" in text
@@ -61,10 +61,10 @@ def test_bases_bundles_and_strays_are_listed() -> None:
 
 
 def test_without_the_store_it_says_how_to_see_more() -> None:
-    text = list(lines(replace(INVENTORY, held=None)))
+    text = list(usage_lines(replace(INVENTORY, held=None)))
     assert text[-1].startswith("The store is not mounted")
     assert any(line.startswith("tenant acme: 2 builders") for line in text)
 
 
 def test_empty_usage_is_shown() -> None:
-    assert next(iter(lines(Inventory(())))) == "No builders."
+    assert next(iter(usage_lines(Inventory(())))) == "No builders."

@@ -10,16 +10,15 @@ from urllib.parse import urlsplit
 import click
 
 from builderd.cli.apps import contexts
-from builderd.cli.apps.session import NotSignedIn, Session, command
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.apps.session import NotSignedIn, Session, command, group
+from builderd.cli.apps.tables import Columns
 from builderd.client.errors import NotFound
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-@command()
-@click.argument("url", required=False)
+@command("login [URL]")
 @click.option("--token-stdin", is_flag=True, help="Read the token from standard input.")
 @click.option("--name", metavar="NAME", help="What to call the service.  [default: its host]")
 def login(session: Session, url: str | None, token_stdin: bool, name: str | None) -> None:
@@ -71,8 +70,7 @@ def _who(context: contexts.Context) -> dict[str, Any]:
             return {"name": "?", "scopes": ["?"]}
 
 
-@command()
-@click.argument("name", required=False)
+@command("logout [NAME]")
 def logout(session: Session, name: str | None) -> None:
     """Forget a service and its token on this machine. The token itself stays valid: see `builderd tokens revoke`."""
     with contexts.changed() as known:
@@ -83,7 +81,7 @@ def logout(session: Session, name: str | None) -> None:
     session.result({"context": gone}, f"Signed out of {gone}.")
 
 
-@command()
+@command("whoami")
 def whoami(session: Session) -> None:
     """Show the service in use and what its token may do."""
     url, _, _ = session.service()
@@ -93,26 +91,23 @@ def whoami(session: Session) -> None:
     session.result({"url": url, "token": token}, text)
 
 
-@click.group(cls=CommandGroup)
-def context() -> None:
-    """List, choose and forget services."""
+context = group("context", "List, choose and forget services.")
 
 
-@command(context, "list")
+@command("list", context)
 def list_(session: Session) -> None:
     """List the services that you are signed in to."""
     known = contexts.load()
     rows = [{"name": name, "url": one["url"], "current": name == known.current} for name, one in known.known.items()]
-    columns = {
+    columns: Columns = {
         "": lambda row: "*" if row["current"] else "",
-        "NAME": lambda row: row["name"],
-        "URL": lambda row: row["url"],
+        "NAME": "{[name]}",
+        "URL": "{[url]}",
     }
     session.table(rows, columns, "You are not signed in: run builderd login URL.")
 
 
-@command(context)
-@click.argument("name")
+@command("use NAME", context)
 def use(session: Session, name: str) -> None:
     """Use a service from now on."""
     with contexts.changed() as known:
@@ -122,8 +117,7 @@ def use(session: Session, name: str) -> None:
     session.result({"context": name}, f"Using {name}.")
 
 
-@command(context)
-@click.argument("name")
+@command("rm NAME", context)
 def rm(session: Session, name: str) -> None:
     """Forget a service."""
     with contexts.changed() as known:

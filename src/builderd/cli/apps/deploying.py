@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,7 +41,7 @@ folder_argument = click.argument(
 )
 
 
-@command()
+@command("init")
 @folder_argument
 @click.option("--name", help="Name of the builder.  [default: the folder's]")
 @click.option("--entrypoint", help="Command that starts the app.  [default: what is found]")
@@ -51,7 +51,7 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
     project = Project.load(directory)
     if project.settings and not force:
         raise click.UsageError(f"{directory / FILE} is there already: change it, or use --force")
-    start = _given_start(entrypoint) or detect(read_folder(directory))
+    start = Start(entrypoint, "the command line says so") if entrypoint else detect(read_folder(directory))
     settings = {
         "name": name or project.default_name(),
         **({"entrypoint": start.entrypoint} if start and start.entrypoint else {}),
@@ -64,7 +64,7 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
     session.result({"file": str(directory / FILE), **settings}, f"Wrote {directory / FILE}.")
 
 
-@command()
+@command("schema")
 def schema(session: Session) -> None:
     """Print the JSON schema of builder.toml."""
     session.as_json = True
@@ -75,21 +75,7 @@ def schema(session: Session) -> None:
 NOT_OF_JOBS = {"auto_stop_interval", "visibility", "release"}
 
 
-class DeployFlags(TypedDict):
-    """Further options of ``deploy``, by the names of its options; ``only_list`` is ``--list``."""
-
-    build: str | None
-    root: str | None
-    env_file: str | None
-    release: str | None
-    fresh: bool
-    only_list: bool
-    yes: bool
-    skip_review: bool
-    skip_qa: bool
-
-
-@command()
+@command("deploy")
 @folder_argument
 @click.option("--name", help="Name of the builder.  [default: of builder.toml, or the folder's]")
 @click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
@@ -102,9 +88,7 @@ class DeployFlags(TypedDict):
 @click.option("--yes", is_flag=True, help="Take what is found for the start without asking.")
 @click.option("--skip-review", is_flag=True, help="Leave the review out (needs the scope skip-gates).")
 @click.option("--skip-qa", is_flag=True, help="Leave QA out (needs the scope skip-gates).")
-def deploy(
-    session: Session, directory: Path, name: str | None, entrypoint: str | None, **flags: Unpack[DeployFlags]
-) -> None:
+def deploy(session: Session, directory: Path, name: str | None, entrypoint: str | None, **flags: Any) -> None:
     """Deploy a folder: create a builder, or a new version of the one there is. Prints its URL.
 
     Ctrl-C leaves the deployment going. The same command resumes it, also after a lost connection: it never makes a
@@ -128,7 +112,10 @@ def deploy(
         raise click.UsageError(
             f"{chosen!r} is no name: 1 to 63 lower-case letters, digits and hyphens, not at its ends"
         )
-    if _remember(session, project, chosen, start):
+    if not project.settings:
+        # The answers are asked for once.
+        project.write({"name": chosen, **({"entrypoint": start.entrypoint} if start.entrypoint else {})})
+        session.say(f"Wrote {project.root / FILE}.")
         folder = _folder(project, options)
     _tell_sent(session, folder)
     _Deployment(session, project, folder, chosen, options, flags["fresh"]).run()
@@ -225,15 +212,11 @@ class _Deployment(Sending):
         self._session.say(f"  {stage.stage:<8} {mark}  {stage.seconds:.1f} s")
 
 
-def _given_start(entrypoint: str | None) -> Start | None:
-    return Start(entrypoint, "the command line says so") if entrypoint else None
-
-
 def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> Start:
     """Return what starts the code: the given command, or the one that is found and confirmed."""
-    told = _given_start(entrypoint) or _given_start(project.settings.get("entrypoint"))
-    if told is not None:
-        return told
+    told = entrypoint or project.settings.get("entrypoint")
+    if told:
+        return Start(told, "it is given")
     found = detect(folder)
     if found is None:
         where = shlex.quote(str(project.root))
@@ -255,15 +238,6 @@ def _start(session: Session, project: Project, folder: Folder, entrypoint: str |
     return found
 
 
-def _remember(session: Session, project: Project, name: str, start: Start) -> bool:
-    """Write the answers down, so that they are asked for once. Return whether that was needed."""
-    if project.settings:
-        return False
-    project.write({"name": name, **({"entrypoint": start.entrypoint} if start.entrypoint else {})})
-    session.say(f"Wrote {project.root / FILE}.")
-    return True
-
-
 def _tell_sent(session: Session, folder: Folder) -> None:
     count = len(folder.files)
     session.say(f"Sending {count} file{'' if count == 1 else 's'}, {size(folder.size)}.")
@@ -281,22 +255,14 @@ def _list(session: Session, folder: Folder) -> None:
     session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
 
 
-class RunOptions(TypedDict):
-    """Further options of ``run``, by the names of its parameters."""
-
-    outputs: Sequence[str]
-    with_stdin: bool
-    keep: bool
-
-
-@command(name="run")
-@click.argument("directory", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@command("run")
+@folder_argument
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--name", help="Name of the job.  [default: made of the folder's]")
 @click.option("--output", "outputs", multiple=True, metavar="PATH", help="Fetch this file or folder at the end.")
 @click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Send standard input to the command.")
 @click.option("--keep", is_flag=True, help="Do not delete the job at the end.")
-def run(session: Session, directory: Path, args: Sequence[str], name: str | None, **flags: Unpack[RunOptions]) -> None:
+def run(session: Session, directory: Path, args: Sequence[str], name: str | None, **flags: Any) -> None:
     """Run a folder's code as a job: show its log, fetch its output, and exit with its code.
 
     ARGS are the command; left out, that of builder.toml or what is found. The same command again, after Ctrl-C, a kill
@@ -305,7 +271,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     project = Project.load(directory)
     folder = _folder(project, project.options)
     below = _below(folder, project.options.get("root"))
-    start = _given_start(shlex.join(args)) or _start(session, project, below, None, yes=True)
+    start = _start(session, project, below, shlex.join(args), yes=True)
     options = {key: value for key, value in project.options.items() if key not in NOT_OF_JOBS}
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()

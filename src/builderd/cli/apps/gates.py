@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.session import Session, command, named
+from builderd.cli.apps.session import Session, command
 from builderd.cli.apps.tables import shown
 from builderd.client.errors import NotFound
 
@@ -20,7 +20,7 @@ COLOURS = {"block": "red", "hold": "yellow", "warn": "bright_black"}
 OUTCOMES = {"passed": "green", "failed": "red", "warning": "yellow"}
 
 
-@command()
+@command("review")
 @click.argument("target", default=".")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Of a folder's review: the service's data directory.")
 @click.option("--config", type=click.Path(path_type=Path), help="Of a folder's review: a TOML file with settings.")
@@ -90,8 +90,7 @@ def _findings(found: Review) -> list[str]:
     return [*lines, f"version {found.version}: {verdict}, {found.files} files, {len(found.findings)} findings"]
 
 
-@command()
-@named
+@command("qa [NAME]")
 @click.option("--version", type=int, help="The version.  [default: the current one]")
 @click.option("--again", is_flag=True, help="Judge the running app anew; the report follows.")
 @click.option("--screenshots", type=click.Path(file_okay=False, path_type=Path), help="Write them into this folder.")

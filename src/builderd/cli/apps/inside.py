@@ -2,65 +2,34 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from builderd.cli.apps.session import Session, command, named, pairs
-from builderd.cli.apps.tables import shown
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.apps.session import Session, command, group, pairs
+from builderd.cli.apps.tables import Columns, shown
+from builderd.cli.command_group import Moment
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
     from builderd.client.models import LogDensity, LogLine, SshGrant
 
-SPAN = re.compile(r"(\d+)([smhdw])")
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 COLOURS = {"stderr": "red", "build": "bright_black", "release": "bright_black"}
-
-
-class Moment(click.ParamType[datetime]):
-    """A span before now (``10m``, ``2h``, ``1d``) or a time such as ``2026-01-31T12:00:00Z``."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        text = str(value)
-        span = SPAN.fullmatch(text)
-        try:
-            if span is not None:
-                return datetime.now(UTC) - timedelta(**{UNITS[span[2]]: int(span[1])})
-            moment = datetime.fromisoformat(text)
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            self.fail(f"{text!r} is neither a span such as 10m nor a time such as 2026-01-31T12:00:00Z", param, ctx)
-
-
-class LogOptions(TypedDict):
-    """Options of the same names of the client's ``logs``."""
-
-    follow: bool
-    tail: int
-    since: datetime | None
-    stream: str | None
-    search: str | None
 
 
 #: Bars from no line to the most lines of a span of time.
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-@command()
-@named
+@command("logs [NAME]")
 @click.option("--density", is_flag=True, help="Show where lines are over time, in place of them.")
 @click.option("--search", metavar="TEXT", help="Lines with this text in them, in any case of letters.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with each new line.")
@@ -68,12 +37,11 @@ BARS = " ▁▂▃▄▅▆▇█"
 @click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr", "build", "release"]))
 @click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
-def logs(session: Session, name: str | None, timestamps: bool, density: bool, **wanted: Unpack[LogOptions]) -> None:
+def logs(session: Session, name: str | None, timestamps: bool, density: bool, **wanted: Any) -> None:
     """Show the log of a builder: of its app, and of the installation of its dependencies."""
     if density:
-        found = session.builder(name).log_density(
-            since=wanted["since"], stream=wanted["stream"], search=wanted["search"]
-        )
+        filters = {key: wanted[key] for key in ("since", "stream", "search")}
+        found = session.builder(name).log_density(**filters)
         session.result(found, _drawn(found))
         return
     version = None
@@ -103,24 +71,14 @@ def _line(line: LogLine, timestamps: bool) -> str:
     return time + (click.style(line.text, fg=COLOURS[line.stream]) if line.stream in COLOURS else line.text)
 
 
-class ExecOptions(TypedDict):
-    """Options of ``exec`` that concern the command. ``limit`` in seconds."""
-
-    with_stdin: bool
-    cwd: str | None
-    variables: Sequence[str]
-    limit: int
-
-
-@command(name="exec")
-@click.argument("name")
+@command("exec NAME")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Send standard input to the command.")
 @click.option("-t", "--tty", is_flag=True, help="Run it on a terminal; -it for what is typed too.")
 @click.option("--cwd", help="Where it begins.  [default: /app]")
 @click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Add a variable.")
 @click.option("--limit", type=click.IntRange(1, 600), default=60, show_default=True, help="Seconds until it is killed.")
-def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **options: Unpack[ExecOptions]) -> None:
+def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **options: Any) -> None:
     """Run a command beside the app, and exit with its code (124 when it is killed after --limit).
 
     NAME may be . for the builder of this folder. One word is given to the shell as it is: exec app -- 'ls | wc -l'.
@@ -131,8 +89,9 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
         raise SystemExit(_on_terminal(builder, text))
     stdin = sys.stdin.read() if options["with_stdin"] else ""
     env = pairs(options["variables"], "--env")
-    shown: dict[str, Any] = {} if session.as_json else {"on_output": _write, "on_errors": _write_error}
-    done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, **shown)
+    writers: dict[str, Any] = {"on_output": partial(_write, sys.stdout), "on_errors": partial(_write, sys.stderr)}
+    shown_at_once = {} if session.as_json else writers
+    done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, **shown_at_once)
     if session.as_json:
         session.result(done)
     elif done.truncated:
@@ -143,18 +102,12 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
         raise SystemExit(done.exit_code)
 
 
-def _write_error(piece: str) -> None:
-    sys.stderr.write(shown(piece, sys.stderr))
-    sys.stderr.flush()
+def _write(out: TextIO, piece: str) -> None:
+    out.write(shown(piece, out))
+    out.flush()
 
 
-def _write(piece: str) -> None:
-    sys.stdout.write(shown(piece, sys.stdout))
-    sys.stdout.flush()
-
-
-@command()
-@named
+@command("shell [NAME]")
 def shell(session: Session, name: str | None) -> None:
     """Open a login shell in a builder's sandbox."""
     raise SystemExit(_on_terminal(session.builder(name), None))
@@ -168,13 +121,10 @@ def _on_terminal(builder: Builder, text: str | None) -> int:
     return attach(builder, text)
 
 
-@click.group(cls=CommandGroup)
-def ssh() -> None:
-    """Log in to a builder by SSH."""
+ssh = group("ssh", "Log in to a builder by SSH.")
 
 
-@command(ssh)
-@named
+@command("grant [NAME]", ssh)
 @click.option("--minutes", type=click.IntRange(5, 7 * 24 * 60), default=60, show_default=True)
 @click.option("--alone", is_flag=True, help="End all other tokens, and cut their sessions.")
 def grant(session: Session, name: str | None, minutes: int, alone: bool) -> None:
@@ -183,8 +133,7 @@ def grant(session: Session, name: str | None, minutes: int, alone: bool) -> None
     session.result(made, made.ssh_command)
 
 
-@command(ssh)
-@named
+@command("end [NAME]", ssh)
 def end(session: Session, name: str | None) -> None:
     """End all SSH tokens of a builder, and cut their sessions."""
     builder = session.builder(name)
@@ -192,16 +141,14 @@ def end(session: Session, name: str | None) -> None:
     session.result({"ended": builder.uuid}, f"No SSH token of {builder.name} is valid any more.")
 
 
-@command(ssh)
-@click.argument("name")
+@command("connect NAME", ssh)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND...]")
 def connect(session: Session, name: str, words: Sequence[str]) -> None:
     """Log in with this machine's ssh, with the gateway's key checked."""
     raise SystemExit(_run_ssh(session.builder(name).ssh(), [], words))
 
 
-@command(name="port-forward")
-@click.argument("name")
+@command("port-forward NAME")
 @click.argument("ports", metavar="[LOCAL:]PORT")
 def port_forward(session: Session, name: str, ports: str) -> None:
     """Forward a local port to one of a builder's, through the SSH gateway, until Ctrl-C."""
@@ -227,9 +174,7 @@ def _run_ssh(made: SshGrant, options: Sequence[str], words: Sequence[str]) -> in
             ) from None
 
 
-@command()
-@click.argument("source")
-@click.argument("target")
+@command("cp SOURCE TARGET")
 def cp(session: Session, source: str, target: str) -> None:
     """Copy a file or a folder from or to a builder: NAME:PATH names one there, .:PATH one of this folder's builder."""
     (source_name, source_path), (target_name, target_path) = _place(source), _place(target)
@@ -258,28 +203,23 @@ def _place(text: str) -> tuple[str | None, str]:
     return name, path.removeprefix("/app/").lstrip("/")
 
 
-@click.group(cls=CommandGroup)
-def files() -> None:
-    """List, show, fetch and delete the files of a builder."""
+files = group("files", "List, show, fetch and delete the files of a builder.")
 
 
-@command(files, "list")
-@click.argument("name")
+@command("list NAME", files)
 @click.argument("path", default="")
 def files_list(session: Session, name: str, path: str) -> None:
     """List a folder."""
-    columns: dict[str, Callable[[Any], Any]] = {
-        "MODE": lambda one: one.mode,
-        "SIZE": lambda one: one.size,
-        "CHANGED": lambda one: one.mtime,
+    columns: Columns = {
+        "MODE": "mode",
+        "SIZE": "size",
+        "CHANGED": "mtime",
         "NAME": lambda one: one.name + {"folder": "/", "link": f" -> {one.target}"}.get(one.type, ""),
     }
     session.table(session.builder(name).files.list(path), columns, "The folder is empty.")
 
 
-@command(files)
-@click.argument("name")
-@click.argument("path")
+@command("cat NAME PATH", files)
 def cat(session: Session, name: str, path: str) -> None:
     """Print a file."""
     content = session.builder(name).files.read(path)
@@ -292,9 +232,7 @@ def cat(session: Session, name: str, path: str) -> None:
         sys.stdout.flush()
 
 
-@command(files, "rm")
-@click.argument("name")
-@click.argument("path")
+@command("rm NAME PATH", files)
 @click.option("-r", "--recursive", is_flag=True, help="A folder with all that is in it.")
 def files_rm(session: Session, name: str, path: str, recursive: bool) -> None:
     """Delete a file."""
@@ -305,8 +243,7 @@ def files_rm(session: Session, name: str, path: str, recursive: bool) -> None:
     session.result({"deleted": path}, f"{path} is deleted.")
 
 
-@command(files)
-@click.argument("name")
+@command("archive NAME", files)
 @click.argument("file", type=click.Path(dir_okay=False, writable=True, path_type=Path))
 def archive(session: Session, name: str, file: Path) -> None:
     """Fetch all files as one tar.zst."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.session import Session, command, named, pairs
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.apps.session import Session, command, group, pairs
+from builderd.cli.apps.tables import Columns
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
-@command()
+@command("ps")
 @click.option("--status", help="Only those in this status.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the names alone.")
 def ps(session: Session, status: str | None, quiet: bool) -> None:
@@ -31,19 +31,18 @@ def ps(session: Session, status: str | None, quiet: bool) -> None:
         for one in found:
             click.echo(one.name)
         return
-    columns: dict[str, Callable[[Any], Any]] = {
-        "NAME": lambda one: one.name,
-        "STATUS": lambda one: one.status,
-        "VERSION": lambda one: one.version,
-        "COST": lambda one: f"{one.data.cost.cost:.2f} {one.data.cost.currency}",
-        "CREATED": lambda one: one.data.created_at,
-        "URL": lambda one: one.url,
+    columns: Columns = {
+        "NAME": "name",
+        "STATUS": "status",
+        "VERSION": "version",
+        "COST": "{0.data.cost.cost:.2f} {0.data.cost.currency}",
+        "CREATED": "data.created_at",
+        "URL": "url",
     }
     session.table(found, columns, "You have no builders: run builderd deploy in a folder of code.")
 
 
-@command()
-@named
+@command("status [NAME]")
 def status(session: Session, name: str | None) -> None:
     """Show a builder: its status with the reason, its address, version, resources and cost."""
     builder = session.builder(name)
@@ -71,8 +70,7 @@ def _described(builder: Builder) -> str:
     return "\n".join(f"{label:<11} {value}" for label, value in lines.items() if value)
 
 
-@command(name="open")
-@named
+@command("open [NAME]")
 @click.option("--port", type=click.IntRange(1, 65535), help="Another port of its sandbox.")
 def open_(session: Session, name: str | None, port: int | None) -> None:
     """Open a builder's address in the browser, and print it."""
@@ -84,32 +82,29 @@ def open_(session: Session, name: str | None, port: int | None) -> None:
         webbrowser.open(url)
 
 
-@command()
-@named
+def _show_status(session: Session, builder: Builder) -> None:
+    session.result(builder, f"{builder.name} is {builder.status}.")
+
+
+@command("start [NAME]")
 def start(session: Session, name: str | None) -> None:
     """Start a builder and wait until it is up."""
-    builder = session.builder(name).start()
-    session.result(builder, f"{builder.name} is {builder.status}.")
+    _show_status(session, session.builder(name).start())
 
 
-@command()
-@named
+@command("stop [NAME]")
 def stop(session: Session, name: str | None) -> None:
     """Stop a builder; its files and settings are kept."""
-    builder = session.builder(name).stop()
-    session.result(builder, f"{builder.name} is {builder.status}.")
+    _show_status(session, session.builder(name).stop())
 
 
-@command()
-@named
+@command("restart [NAME]")
 def restart(session: Session, name: str | None) -> None:
     """Stop a builder if it runs, and start it."""
-    builder = session.builder(name).restart()
-    session.result(builder, f"{builder.name} is {builder.status}.")
+    _show_status(session, session.builder(name).restart())
 
 
-@command()
-@named
+@command("delete [NAME]")
 @click.option("--yes", is_flag=True, help="Do not ask for the name.")
 @click.option("--purge", is_flag=True, help="Remove its backups too.")
 def delete(session: Session, name: str | None, yes: bool, purge: bool) -> None:
@@ -123,22 +118,20 @@ def delete(session: Session, name: str | None, yes: bool, purge: bool) -> None:
     session.result({"deleted": builder.name, "uuid": builder.uuid}, f"{builder.name} is deleted.")
 
 
-@command()
-@named
+@command("versions [NAME]")
 def versions(session: Session, name: str | None) -> None:
     """List the versions of a builder."""
-    columns: dict[str, Callable[[Any], Any]] = {
+    columns: Columns = {
         "VERSION": lambda one: f"{one.version}{' *' if one.current else ''}",
-        "STATUS": lambda one: one.status,
-        "CREATED": lambda one: one.created_at,
-        "BY": lambda one: one.created_by,
-        "REASON": lambda one: one.status_reason,
+        "STATUS": "status",
+        "CREATED": "created_at",
+        "BY": "created_by",
+        "REASON": "status_reason",
     }
     session.table(session.builder(name).versions(), columns, "There are no versions.")
 
 
-@command()
-@named
+@command("diff [NAME]")
 @click.option("--from", "old", type=int, metavar="VERSION", help="[default: the one before]")
 @click.option("--to", "new", type=int, metavar="VERSION", help="[default: the current one]")
 @click.option("--patch", "as_patch", is_flag=True, help="Print the files' difference as a patch for git apply.")
@@ -171,8 +164,7 @@ def _difference(found: VersionDiff) -> Iterator[str]:
             yield click.style(line, fg=DIFF_COLOURS[line[0]]) if line[0] in DIFF_COLOURS else line
 
 
-@command()
-@named
+@command("rollback [NAME]")
 @click.option("--to", "version", type=int, help="The version.  [default: the one before]")
 def rollback(session: Session, name: str | None, version: int | None) -> None:
     """Deploy an old version again, as a new one. What the app wrote stays."""
@@ -189,8 +181,7 @@ def show_stage(session: Session, stage: Stage) -> None:
     session.say(f"  {stage.stage:<8} {'ok' if stage.ok else 'failed'}  {stage.seconds:.1f} s")
 
 
-@command()
-@named
+@command("scale [NAME]")
 @click.option("--cpu", type=float, metavar="VCPU")
 @click.option("--memory", type=float, metavar="GB")
 @click.option("--disk", type=float, metavar="GB", help="It can only grow.")
@@ -205,8 +196,7 @@ def scale(session: Session, name: str | None, cpu: float | None, memory: float |
     session.result(builder, f"{builder.name} has {now.cpu:g} vCPU, {now.memory:g} GB memory, {now.disk:g} GB disk.")
 
 
-@command(name="auto-stop")
-@click.argument("name")
+@command("auto-stop NAME")
 @click.argument("minutes", type=int)
 def auto_stop(session: Session, name: str, minutes: int) -> None:
     """Set after how many minutes without use a builder stops by itself; 0: never."""
@@ -216,21 +206,17 @@ def auto_stop(session: Session, name: str, minutes: int) -> None:
     )
 
 
-@click.group(cls=CommandGroup)
-def env() -> None:
-    """List and change the environment variables of a builder."""
+env = group("env", "List and change the environment variables of a builder.")
 
 
-@command(env, "list")
-@named
+@command("list [NAME]", env)
 def env_list(session: Session, name: str | None) -> None:
     """List them, as NAME=VALUE."""
     found = session.builder(name).data.env
     session.result(found, "\n".join(f"{key}={value}" for key, value in sorted(found.items())) or None)
 
 
-@command(env, "set")
-@click.argument("name")
+@command("set NAME", env)
 @click.argument("variables", nargs=-1, required=True, metavar="NAME=VALUE...")
 def env_set(session: Session, name: str, variables: Sequence[str]) -> None:
     """Set some, and keep the others."""
@@ -238,16 +224,14 @@ def env_set(session: Session, name: str, variables: Sequence[str]) -> None:
     _change_env(session, name, lambda now: {**now, **found})
 
 
-@command(env)
-@click.argument("name")
+@command("unset NAME", env)
 @click.argument("variables", nargs=-1, required=True)
 def unset(session: Session, name: str, variables: Sequence[str]) -> None:
     """Remove some."""
     _change_env(session, name, lambda now: {key: value for key, value in now.items() if key not in variables})
 
 
-@command(env, "import")
-@click.argument("name")
+@command("import NAME", env)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def import_(session: Session, name: str, file: Path) -> None:
     """Set those of a file with lines NAME=VALUE, as .env files have them."""
@@ -276,16 +260,14 @@ def _change_env(session: Session, name: str, change: Callable[[dict[str, str]], 
     session.result(builder.data.env, f"{builder.name} runs with {len(builder.data.env)} variables.")
 
 
-@command(name="clear-builds")
-@named
+@command("clear-builds [NAME]")
 def clear_builds(session: Session, name: str | None) -> None:
     """Remove the kept results of a builder's builds; a rollback builds again."""
     removed = session.builder(name).clear_build_cache()
     session.result(removed, f"{removed.results} results with {removed.bytes} bytes are removed.")
 
 
-@command(name="service-token")
-@named
+@command("service-token [NAME]")
 def service_token(session: Session, name: str | None) -> None:
     """Replace the service token of a builder, and restart its app with the new one."""
     builder = session.builder(name).renew_service_token()

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd import __version__
-from builderd.cli.apps.tables import aligned, printable, shown
+from builderd.cli.apps.tables import Columns, aligned, printable, shown
+from builderd.cli.command_group import CommandGroup
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -167,7 +168,7 @@ class Session:
         """Print one entry of a stream: a line of text, or of JSON."""
         click.echo(json.dumps(plain(value)) if self.as_json else shown(text, sys.stdout))
 
-    def table(self, rows: Iterable[Any], columns: dict[str, Callable[[Any], Any]], empty: str) -> None:
+    def table(self, rows: Iterable[Any], columns: Columns, empty: str) -> None:
         """Print a list as a table, or as one JSON array; where it is empty, say so on standard error."""
         found = list(rows)
         if self.as_json:
@@ -341,8 +342,17 @@ def _steps(following: Iterable[str]) -> Iterable[str]:
 _CA = click.Path(exists=True, dir_okay=False)
 
 
-def command(group: click.Group | None = None, name: str | None = None, **options: Any) -> Callable[..., click.Command]:
-    """Make a command of a function whose first argument is the session."""
+def group(name: str, help_: str) -> click.Group:
+    """Return a group of commands."""
+    return CommandGroup(name, help=help_)
+
+
+def command(usage: str, group: click.Group | None = None) -> Callable[..., click.Command]:
+    """Make a command of a function whose first argument is the session.
+
+    ``usage`` is its name and its plain arguments, such as ``end NAME [LEASE]``; others are decorators below.
+    """
+    name, *arguments = usage.split()
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")
@@ -354,7 +364,10 @@ def command(group: click.Group | None = None, name: str | None = None, **options
             session = Session(as_json, context, timeout, ca and os.path.abspath(ca))  # noqa: PTH100
             run(session, lambda: function(session, **params))
 
-        return (group or click).command(name, **options)(wrapped)
+        made: Callable[..., None] = wrapped
+        for word in reversed(arguments):
+            made = click.argument(word.strip("[]").lower(), required=not word.startswith("["))(made)
+        return (group or click).command(name)(made)
 
     return decorate
 
@@ -366,7 +379,3 @@ def pairs(texts: Iterable[str], option: str = "") -> dict[str, str]:
         if not name or not equals:
             raise click.UsageError(f"{f'{option}: ' if option else ''}{name + equals!r} is not NAME=VALUE")
     return {name: value for name, _, value in found}
-
-
-#: The builder that a command is about.
-named = click.argument("name", required=False)

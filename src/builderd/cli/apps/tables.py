@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TextIO
 
 import click
@@ -15,9 +16,13 @@ LEAST_COLUMNS = 20
 COLOUR, RESET = re.compile(r"(\x1b\[[0-9;]*m)"), "\x1b[0m"
 
 
-def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]], width: int | None = None) -> list[str]:
+#: Columns of a table: their heads, and what they show of a row: an attribute, a format of one, or a function's result.
+Columns = Mapping[str, str | Callable[[Any], Any]]
+
+
+def aligned(rows: Sequence[Any], columns: Columns, width: int | None = None) -> list[str]:
     """Return a table's lines; the last column is not padded, and wrapped at spaces to fit into ``width``."""
-    cells = [list(columns), *([_cell(read(row)) for read in columns.values()] for row in rows)]
+    cells = [list(columns), *([_cell(_value(row, shown)) for shown in columns.values()] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns) - 1)]
     indent = sum(widths) + 2 * len(widths)
     lines = []
@@ -51,9 +56,17 @@ def shown(text: str, out: TextIO) -> str:
     return "".join(part if at % 2 else printable(part) for at, part in enumerate(parts)) + RESET * (len(parts) > 1)
 
 
+def _value(row: Any, shown: str | Callable[[Any], Any]) -> Any:
+    if not isinstance(shown, str):
+        return shown(row)
+    return shown.format(row) if "{" in shown else attrgetter(shown)(row)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return printable(",".join(value))
     if hasattr(value, "strftime"):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     return printable(next(iter(str(value).splitlines()), ""))

@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 import click
 
-from builderd.cli.apps.inside import Moment
-from builderd.cli.apps.session import Session, command
-from builderd.cli.apps.tables import printable
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.apps.session import Session, command, group
+from builderd.cli.apps.tables import Columns, printable
+from builderd.cli.command_group import Expiry, Moment
+from builderd.client.models import DaysSpending, Spending
+from builderd.domain.spreadsheets import csv_text
 
-SPAN = re.compile(r"(\d+)([mhdw])")
-UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-class Expiry(click.ParamType[datetime]):
-    """A span from now (``30d``, ``12h``) or a time."""
-
-    name = "expiry"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        span = SPAN.fullmatch(str(value))
-        if span is not None:
-            return datetime.now(UTC) + timedelta(**{UNITS[span[2]]: int(span[1])})
-        return Moment().convert(value, param, ctx)
+credentials = group("credentials", "Store secrets, which builders get and nobody can read back.")
 
 
-@click.group(cls=CommandGroup)
-def credentials() -> None:
-    """Store secrets, which builders get and nobody can read back."""
-
-
-@command(credentials, "list")
+@command("list", credentials)
 def credentials_list(session: Session) -> None:
     """List them: their names, what they set, and who uses them."""
-    columns: dict[str, Callable[[Any], Any]] = {
-        "NAME": lambda one: one.name,
-        "VARIABLES": lambda one: ",".join(one.variables),
-        "CHANGED": lambda one: one.updated_at,
+    columns: Columns = {
+        "NAME": "name",
+        "VARIABLES": "variables",
+        "CHANGED": "updated_at",
         "USED BY": lambda one: ",".join(use.name for use in one.used_by) or "-",
     }
     session.table(session.client.credentials.list(), columns, "There are no credentials.")
 
 
-@command(credentials, "show")
-@click.argument("name")
+@command("show NAME", credentials)
 def credentials_show(session: Session, name: str) -> None:
     """Show one, without its values."""
     found = session.client.credentials.get(name)
@@ -57,8 +39,7 @@ def credentials_show(session: Session, name: str) -> None:
     session.result(found, f"{found.name}: sets {', '.join(found.variables)}; used by {users or 'no builder'}")
 
 
-@command(credentials, "set")
-@click.argument("name")
+@command("set NAME", credentials)
 @click.argument("variables", nargs=-1, required=True, metavar="VARIABLE[=VALUE]...")
 @click.option("--restart", is_flag=True, help="Restart the builders that run with the old values.")
 def credentials_set(session: Session, name: str, variables: Sequence[str], restart: bool) -> None:
@@ -81,8 +62,7 @@ def credentials_set(session: Session, name: str, variables: Sequence[str], resta
     session.result(stored, f"The credential {name} is stored.{note}")
 
 
-@command(credentials, "rm")
-@click.argument("name")
+@command("rm NAME", credentials)
 @click.option("--force", is_flag=True, help="Also while builders use it.")
 def credentials_rm(session: Session, name: str, force: bool) -> None:
     """Delete one."""
@@ -90,64 +70,40 @@ def credentials_rm(session: Session, name: str, force: bool) -> None:
     session.result({"deleted": name}, f"The credential {name} is deleted.")
 
 
-@command()
+@command("spending")
 @click.option("--since", type=Moment(), help="From this on: 30d, or a time.  [default: from the beginning]")
 @click.option("--until", type=Moment(), help="Before this.")
 @click.option("--by-day", is_flag=True, help="Show days (UTC), at most 366, instead of builders.  [this month's]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a table for spreadsheets.")
 def spending(session: Session, since: datetime | None, until: datetime | None, by_day: bool, as_csv: bool) -> None:
     """Show what your builders have cost, deleted ones included."""
+    found: Spending | DaysSpending
+    rows: Sequence[Any]
     if by_day:
-        _show_days(session, since, until, as_csv)
-        return
-    found = session.client.spending.get(since=since, until=until)
-    if as_csv and not session.as_json:
-        rows = [(one.uuid, one.name, one.runtime_hours, one.hourly_rate, one.cost) for one in found.deployments]
-        _print_csv([("uuid", "name", "hours", "per_hour", f"cost_{found.currency}"), *rows])
-        return
+        # The first and the last day whole.
+        first = since.astimezone(UTC).date() if since else None
+        after = (until.astimezone(UTC) - timedelta.resolution).date() + timedelta(days=1) if until else None
+        days = session.client.spending.days(since=first, until=after)
+        found, rows, empty = days, days.days, "None of these days has begun."
+        columns = {"DAY": "day", "HOURS": "{.runtime_hours:.2f}", "COST": "{.cost:.2f}"}
+        sheet = {"day": "day", "hours": "runtime_hours", f"cost_{days.currency}": "cost"}
+    else:
+        month = session.client.spending.get(since=since, until=until)
+        found, rows, empty = month, month.deployments, "No builder has cost anything."
+        rate = {"PER HOUR": "{.hourly_rate:.4f}", "COST": "{.cost:.2f}"}
+        columns = {"NAME": "name", "HOURS": "{.runtime_hours:.2f}", **rate}
+        sheet = {"uuid": "uuid", "name": "name", "hours": "runtime_hours", "per_hour": "hourly_rate"}
+        sheet[f"cost_{month.currency}"] = "cost"
     if session.as_json:
         session.result(found)
-        return
-    columns: dict[str, Callable[[Any], Any]] = {
-        "NAME": lambda one: one.name,
-        "HOURS": lambda one: f"{one.runtime_hours:.2f}",
-        "PER HOUR": lambda one: f"{one.hourly_rate:.4f}",
-        "COST": lambda one: f"{one.cost:.2f}",
-    }
-    session.table(found.deployments, columns, "No builder has cost anything.")
-    click.echo(f"total {found.total_cost:.2f} {found.currency}")
+    elif as_csv:
+        click.echo(csv_text([tuple(sheet), *map(attrgetter(*sheet.values()), rows)]), nl=False)
+    else:
+        session.table(rows, columns, empty)
+        click.echo(f"total {found.total_cost:.2f} {found.currency}")
 
 
-def _show_days(session: Session, since: datetime | None, until: datetime | None, as_csv: bool) -> None:
-    """Show the cost of each day, the first and the last one whole."""
-    first = since.astimezone(UTC).date() if since else None
-    after = (until.astimezone(UTC) - timedelta.resolution).date() + timedelta(days=1) if until else None
-    found = session.client.spending.days(since=first, until=after)
-    if as_csv and not session.as_json:
-        rows = [(one.day, one.runtime_hours, one.cost) for one in found.days]
-        _print_csv([("day", "hours", f"cost_{found.currency}"), *rows])
-        return
-    if session.as_json:
-        session.result(found)
-        return
-    columns: dict[str, Callable[[Any], Any]] = {
-        "DAY": lambda one: one.day,
-        "HOURS": lambda one: f"{one.runtime_hours:.2f}",
-        "COST": lambda one: f"{one.cost:.2f}",
-    }
-    session.table(found.days, columns, "None of these days has begun.")
-    click.echo(f"total {found.total_cost:.2f} {found.currency}")
-
-
-def _print_csv(rows: Sequence[Sequence[object]]) -> None:
-    # The commands start without the domain.
-    from builderd.domain.spreadsheets import csv_text  # noqa: PLC0415
-
-    click.echo(csv_text(rows), nl=False)
-
-
-@command()
-@click.argument("name", required=False)
+@command("cap [NAME]")
 @click.option("--set", "monthly", type=float, metavar="AMOUNT", help="The most that may be spent in a month.")
 @click.option("--lift", is_flag=True, help="Remove the cap; the operator's stays.")
 def cap(session: Session, name: str | None, monthly: float | None, lift: bool) -> None:
@@ -160,26 +116,23 @@ def cap(session: Session, name: str | None, monthly: float | None, lift: bool) -
     )
 
 
-@click.group(cls=CommandGroup)
-def webhooks() -> None:
-    """Have events sent to a URL."""
+webhooks = group("webhooks", "Have events sent to a URL.")
 
 
-@command(webhooks, "list")
+@command("list", webhooks)
 def webhooks_list(session: Session) -> None:
     """List them."""
-    columns: dict[str, Callable[[Any], Any]] = {
-        "ID": lambda one: one.id,
-        "STATUS": lambda one: one.status,
-        "EVENTS": lambda one: ",".join(one.events),
+    columns: Columns = {
+        "ID": "id",
+        "STATUS": "status",
+        "EVENTS": "events",
         "EXPIRES": lambda one: one.expires_at or "never",
-        "URL": lambda one: one.url,
+        "URL": "url",
     }
     session.table(session.client.webhooks.list(), columns, "There are no webhooks.")
 
 
-@command(webhooks, "create")
-@click.argument("url")
+@command("create URL", webhooks)
 @click.option("--event", "events", multiple=True, default=["*"], show_default=True, help="Such as builder.*")
 def webhooks_create(session: Session, url: str, events: Sequence[str]) -> None:
     """Create one. Its secret is printed once, and is the last line."""
@@ -188,53 +141,49 @@ def webhooks_create(session: Session, url: str, events: Sequence[str]) -> None:
     session.result(made, made.secret)
 
 
-@command(webhooks, "rm")
-@click.argument("webhook")
+@command("rm WEBHOOK", webhooks)
 def webhooks_rm(session: Session, webhook: str) -> None:
     """Delete one."""
     session.client.webhooks.delete(webhook)
     session.result({"deleted": webhook}, f"The webhook {webhook} is deleted.")
 
 
-@command(webhooks)
-@click.argument("webhook")
+@command("deliveries WEBHOOK", webhooks)
 def deliveries(session: Session, webhook: str) -> None:
     """List what was sent to one, and what it answered."""
-    columns: dict[str, Callable[[Any], Any]] = {
-        "EVENT": lambda one: one.event,
-        "TYPE": lambda one: one.type,
-        "STATUS": lambda one: one.status,
+    columns: Columns = {
+        "EVENT": "event",
+        "TYPE": "type",
+        "STATUS": "status",
         "ATTEMPTS": lambda one: len(one.attempts),
         "LAST ANSWER": lambda one: (one.attempts[-1].status or one.attempts[-1].note) if one.attempts else "-",
     }
     session.table(session.client.webhooks.deliveries(webhook), columns, "Nothing was sent.")
 
 
-@click.group(cls=CommandGroup)
-def tokens() -> None:
-    """Make, list and revoke API tokens of your tenant, over the API. Needs the scope admin.
+tokens = group(
+    "tokens",
+    "Make, list and revoke API tokens of your tenant, over the API. Needs the scope admin.\n\n"
+    "`builderd token` does so on the service's own machine, for any tenant.",
+)
 
-    `builderd token` does so on the service's own machine, for any tenant.
-    """
 
-
-@command(tokens, "list")
+@command("list", tokens)
 def tokens_list(session: Session) -> None:
     """List them, revoked ones too."""
-    columns: dict[str, Callable[[Any], Any]] = {
-        "ID": lambda one: one.id,
+    columns: Columns = {
+        "ID": "id",
         "NAME": lambda one: f"{one.name}{' *' if one.current else ''}",
-        "SCOPES": lambda one: ",".join(one.scopes),
+        "SCOPES": "scopes",
         "EXPIRES": lambda one: one.expires_at or "never",
         "STATE": lambda one: "revoked" if one.revoked_at else "valid",
-        "LAST USED": lambda one: one.last_used_at,
-        "CALLS, 24 H": lambda one: one.calls_in_24_h,
+        "LAST USED": "last_used_at",
+        "CALLS, 24 H": "calls_in_24_h",
     }
     session.table(session.client.tokens.list(), columns, "There are no tokens.")
 
 
-@command(tokens, "create")
-@click.argument("name")
+@command("create NAME", tokens)
 @click.option(
     "--scope", "scopes", multiple=True, default=["write"], show_default=True, help="read, write, skip-gates, admin"
 )
@@ -246,8 +195,7 @@ def tokens_create(session: Session, name: str, scopes: Sequence[str], expires: d
     session.result(made, made.secret)
 
 
-@command(tokens)
-@click.argument("token")
+@command("revoke TOKEN", tokens)
 def revoke(session: Session, token: str) -> None:
     """Revoke one at once, by its id, with what it made: tokens, SSH tokens, preview links, webhooks and uploads."""
     revoked = session.client.tokens.revoke(token)

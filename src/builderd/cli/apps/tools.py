@@ -16,9 +16,7 @@ from builderd.cli.apps.session import Exit, NotSignedIn, Session, command, exit_
 from builderd.client.errors import BuilderdError
 
 
-@command()
-@click.argument("method")
-@click.argument("path")
+@command("api METHOD PATH")
 @click.option("-d", "--data", help="The body, JSON; @FILE reads it from a file, @- from standard input.")
 @click.option("-q", "--query", multiple=True, metavar="NAME=VALUE", help="A query parameter.")
 @click.option("-H", "--header", multiple=True, metavar="'NAME: VALUE'", help="A header.")
@@ -46,7 +44,7 @@ def _body(data: str) -> bytes:
     return sys.stdin.buffer.read() if data == "@-" else Path(data[1:]).read_bytes()
 
 
-@command()
+@command("doctor")
 @click.option("--client", "of_client", is_flag=True, help="Check this client and its connection, not the machine.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the service keeps everything.")
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")

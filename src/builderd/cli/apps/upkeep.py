@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.inside import Moment
 from builderd.cli.apps.sending import size
-from builderd.cli.apps.session import Session, command, named
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.apps.session import Session, command, group
+from builderd.cli.apps.tables import Columns
+from builderd.cli.command_group import Moment
 
 if TYPE_CHECKING:
     from builderd.client.models import Metrics
@@ -20,39 +19,34 @@ CLASSES = {"ok": "2xx", "redirected": "3xx", "refused": "4xx", "failed": "5xx"}
 BARS = "▁▂▃▄▅▆▇█"
 
 
-@click.group(cls=CommandGroup)
-def backups() -> None:
-    """List, take, restore and remove backups."""
+backups = group("backups", "List, take, restore and remove backups.")
 
 
-@command(backups, "list")
-@named
+@command("list [NAME]", backups)
 @click.option("--all", "of_all", is_flag=True, help="Of all builders, deleted ones too.")
 def backups_list(session: Session, name: str | None, of_all: bool) -> None:
     """List the backups of a builder, or of all."""
     found = session.client.backups.list() if of_all else session.builder(name).backups.list()
-    columns: dict[str, Callable[[Any], Any]] = {
-        "ID": lambda one: one.id,
-        "BUILDER": lambda one: one.builder_name,
-        "TAKEN": lambda one: one.created_at,
-        "KIND": lambda one: one.kind,
-        "STATUS": lambda one: one.status,
+    columns: Columns = {
+        "ID": "id",
+        "BUILDER": "builder_name",
+        "TAKEN": "created_at",
+        "KIND": "kind",
+        "STATUS": "status",
         "SIZE": lambda one: size(one.size_bytes),
-        "VERIFIED": lambda one: one.last_verified_at,
+        "VERIFIED": "last_verified_at",
     }
     session.table(found, columns, "There are no backups.")
 
 
-@command(backups)
-@named
+@command("take [NAME]", backups)
 def take(session: Session, name: str | None) -> None:
     """Take a backup now and wait for it."""
     taken = session.builder(name).backups.take()
     session.result(taken, taken.id)
 
 
-@command(backups)
-@click.argument("backup")
+@command("restore BACKUP", backups)
 @click.option("--builder", "name", help="Replace the files of this builder, after a backup of the present ones.")
 @click.option("--as", "new", metavar="NAME", help="Make a new builder of it.")
 def restore(session: Session, backup: str, name: str | None, new: str | None) -> None:
@@ -68,8 +62,7 @@ def restore(session: Session, backup: str, name: str | None, new: str | None) ->
     session.result(builder.backups.restore(backup), f"{builder.name} has the files of the backup.")
 
 
-@command(backups, "rm")
-@click.argument("backup")
+@command("rm BACKUP", backups)
 @click.option("--builder", "name", help="Its builder.  [default: any, deleted ones too]")
 def backups_rm(session: Session, backup: str, name: str | None) -> None:
     """Remove a backup."""
@@ -80,29 +73,28 @@ def backups_rm(session: Session, backup: str, name: str | None) -> None:
     session.result({"removed": backup}, f"The backup {backup} is removed.")
 
 
-@click.group(cls=CommandGroup)
-def leases() -> None:
-    """Keep a builder busy: neither frozen nor stopped for idleness."""
+leases = group("leases", "Keep a builder busy: neither frozen nor stopped for idleness.")
 
 
-@command(leases, "list")
-@named
+@command("list [NAME]", leases)
 def leases_list(session: Session, name: str | None) -> None:
     """List the leases that last."""
-    columns: dict[str, Callable[[Any], Any]] = {
-        "ID": lambda one: one.id,
-        "UNTIL": lambda one: one.expires_at,
-        "BY": lambda one: one.created_by,
-        "REASON": lambda one: one.reason,
-    }
-    session.table(session.builder(name).leases.list(), columns, "There are no leases.")
+    session.table(
+        session.builder(name).leases.list(),
+        {
+            "ID": "id",
+            "UNTIL": "expires_at",
+            "BY": "created_by",
+            "REASON": "reason",
+        },
+        "There are no leases.",
+    )
 
 
 SECONDS = click.option("--seconds", type=click.IntRange(1, 3600), default=600, show_default=True)
 
 
-@command(leases, "take")
-@named
+@command("take [NAME]", leases)
 @SECONDS
 @click.option("--reason", default="", help="What it is busy with.")
 def leases_take(session: Session, name: str | None, seconds: int, reason: str) -> None:
@@ -111,9 +103,7 @@ def leases_take(session: Session, name: str | None, seconds: int, reason: str) -
     session.result(lease, lease.id)
 
 
-@command(leases)
-@click.argument("name")
-@click.argument("lease")
+@command("renew NAME LEASE", leases)
 @SECONDS
 def renew(session: Session, name: str, lease: str, seconds: int) -> None:
     """Renew a lease, from now on."""
@@ -121,25 +111,14 @@ def renew(session: Session, name: str, lease: str, seconds: int) -> None:
     session.result(renewed, f"It lasts until {renewed.expires_at:%H:%M:%S} UTC.")
 
 
-@command(leases)
-@click.argument("name")
-@click.argument("lease")
+@command("end NAME LEASE", leases)
 def end(session: Session, name: str, lease: str) -> None:
     """End a lease early."""
     session.builder(name).leases.end(lease)
     session.result({"ended": lease}, f"The lease {lease} has ended.")
 
 
-class EventOptions(TypedDict):
-    """Options of the same names of the client's ``events``."""
-
-    follow: bool
-    since: datetime | None
-    after: int | None
-
-
-@command()
-@named
+@command("events [NAME]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with each as it happens.")
 @click.option("--type", "types", multiple=True, help="Such as builder.status or stage.*; may be given more than once.")
 @click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
@@ -147,7 +126,7 @@ class EventOptions(TypedDict):
 @click.option(
     "-n", "most", type=click.IntRange(1), default=50, show_default=True, help="Without --follow: the last ones."
 )
-def events(session: Session, name: str | None, types: Sequence[str], most: int, **wanted: Unpack[EventOptions]) -> None:
+def events(session: Session, name: str | None, types: Sequence[str], most: int, **wanted: Any) -> None:
     """Show what happened to a builder, or without NAME to all of yours; oldest first."""
     source: Any = session.client if name is None else session.builder(name)
     with source.events(types=",".join(types) or None, **wanted) as found:
@@ -159,8 +138,7 @@ def events(session: Session, name: str | None, types: Sequence[str], most: int, 
             )
 
 
-@command()
-@named
+@command("metrics [NAME]")
 @click.option("--hours", type=click.IntRange(1, 24), default=24, show_default=True)
 @click.option("--step", type=click.Choice(["5m", "15m", "1h"]), default="15m", show_default=True)
 def metrics(session: Session, name: str | None, hours: int, step: str) -> None:

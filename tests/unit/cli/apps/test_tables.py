@@ -36,7 +36,7 @@ def test_results_log_lines_messages_and_output_are_shown_so(monkeypatch: pytest.
         lambda: Session().result({}, CLIPBOARD),
         lambda: Session().row({}, CLIPBOARD),
         lambda: Session().say(CLIPBOARD),
-        lambda: _write(CLIPBOARD),
+        lambda: _write(sys.stdout, CLIPBOARD),
     )
     for show in shows:
         out = Terminal() if is_terminal else io.StringIO()

@@ -1,11 +1,14 @@
-"""Rules of retries: which calls are sent again, and after how long. Pure."""
+"""Connections to a service: which calls are sent again, and after how long; certificates and proxies."""
 
 from __future__ import annotations
 
 import random
+import ssl
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -90,3 +93,24 @@ def wait_before(attempt: int, error: BuilderdError | None = None) -> float:
 def no_answer(method: str, path: str, error: Exception) -> NoAnswer:
     """Return the error of a broken connection."""
     return NoAnswer(f"{method} {path}: {str(error) or type(error).__name__}")
+
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a service is on this machine: it is reached without the environment's proxies."""
+    return urlsplit(url).hostname in LOOPBACK
+
+
+def certificates(url: str, ca: str | Path | None) -> ssl.SSLContext | bool:
+    """Return the certificates of ``SSL_CERT_FILE`` or else the system's, and those of ``ca``; True without TLS.
+
+    Those of the environment hold for a connection to this machine, too.
+    """
+    if ca is None and not url.startswith("https:"):
+        return True
+    context = httpx2.create_ssl_context(trust_env=True)
+    if ca is not None:
+        context.load_verify_locations(cafile=str(ca))
+    return context

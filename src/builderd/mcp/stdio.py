@@ -10,7 +10,7 @@ import threading
 
 import httpx2
 
-from builderd.client.connections import certificates, is_loopback
+from builderd.client.retries import certificates, is_loopback
 from builderd.mcp import messages
 from builderd.mcp.bridge import MAX_CONNECTIONS, Bridge
 from builderd.mcp.messages import Message

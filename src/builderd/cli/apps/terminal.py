@@ -17,7 +17,7 @@ from builderd.client.errors import BuilderdError
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
-    from builderd.client._sync.terminals import Terminal
+    from builderd.client._sync.executions import Terminal
 
 
 def attach(builder: Builder, command: str | None) -> int:

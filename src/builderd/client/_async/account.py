@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from builderd.client._async.pages import PER_PAGE, AsyncPages, reader
-from builderd.client._async.transport import AsyncTransport
+from builderd.client._async.pages import PER_PAGE, AsyncCalls, AsyncPages
 from builderd.client.models import (
     Credential,
     DaysSpending,
@@ -20,64 +19,54 @@ from builderd.client.models import (
     Webhook,
     WebhookWithSecret,
 )
-from builderd.client.paths import api_path
 
 
-class AsyncCredentials:
+class AsyncCredentials(AsyncCalls):
     """Credentials (``client.credentials``): values that go in and never come out."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def put(self, name: str, values: Mapping[str, str], *, restart: bool = False) -> Credential:
         """Store secrets under a name; ``restart`` restarts the builders that run with the old values."""
         params = {"restart": True} if restart else {}
         body = {"values": dict(values)}
-        return await self._transport.read(Credential, "PUT", api_path("credentials", name), json=body, params=params)
+        return await self._read(Credential, "PUT", name, json=body, params=params)
 
     async def get(self, name: str) -> Credential:
         """Return one, without its values."""
-        return await self._transport.read(Credential, "GET", api_path("credentials", name))
+        return await self._read(Credential, "GET", name)
 
     def list(self) -> AsyncPages[Credential]:
         """List them, by name."""
-        return AsyncPages(self._transport, api_path("credentials"), reader(Credential))
+        return self._list(Credential)
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete one; ``force`` also while builders use it."""
         params = {"force": True} if force else {}
-        await self._transport.request("DELETE", api_path("credentials", name), params=params)
+        await self._send("DELETE", name, params=params)
 
 
-class AsyncWebhooks:
+class AsyncWebhooks(AsyncCalls):
     """Webhooks (``client.webhooks``): events that are sent to a URL."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def create(self, url: str, *, events: Sequence[str] = ("*",), secret: str | None = None) -> WebhookWithSecret:
         """Create one; only this answer has its secret."""
         body = {"url": url, "events": list(events), **({"secret": secret} if secret else {})}
-        return await self._transport.read(WebhookWithSecret, "POST", api_path("webhooks"), json=body)
+        return await self._read(WebhookWithSecret, "POST", json=body)
 
     def list(self) -> AsyncPages[Webhook]:
         """List them, oldest first."""
-        return AsyncPages(self._transport, api_path("webhooks"), reader(Webhook))
+        return self._list(Webhook)
 
     async def delete(self, webhook: str) -> None:
         """Delete one; its pending deliveries are dropped."""
-        await self._transport.request("DELETE", api_path("webhooks", webhook))
+        await self._send("DELETE", webhook)
 
     def deliveries(self, webhook: str) -> AsyncPages[Delivery]:
         """List its deliveries, newest event first."""
-        return AsyncPages(self._transport, api_path("webhooks", webhook, "deliveries"), reader(Delivery))
+        return self._list(Delivery, webhook, "deliveries")
 
 
-class AsyncSpendings:
+class AsyncSpendings(AsyncCalls):
     """Costs (``client.spending``)."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def get(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
         """Return the cost of all builders, deleted ones included; fetches one page after the other."""
@@ -99,7 +88,7 @@ class AsyncSpendings:
     ) -> Spending:
         """Return the cost of all builders together, and of each on one page, oldest first."""
         params = {"from": since, "to": until, "page": number, "per_page": per_page}
-        return await self._transport.read(Spending, "GET", api_path("builders", "spending"), params=params)
+        return await self._read(Spending, "GET", "builders", "spending", params=params)
 
     async def days(self, *, since: date | None = None, until: date | None = None) -> DaysSpending:
         """Return the cost of all builders together by day (UTC), from ``since`` on, up to before ``until``.
@@ -107,22 +96,19 @@ class AsyncSpendings:
         At most 366 days; without them, this month up to today.
         """
         params = {"from": since, "to": until}
-        return await self._transport.read(DaysSpending, "GET", api_path("spending", "days"), params=params)
+        return await self._read(DaysSpending, "GET", "spending", "days", params=params)
 
     async def cap(self) -> SpendingCap:
         """Return the monthly cap of all builders together, and what they have cost this month."""
-        return await self._transport.read(SpendingCap, "GET", api_path("spending-cap"))
+        return await self._read(SpendingCap, "GET", "spending-cap")
 
     async def set_cap(self, monthly: float | None) -> SpendingCap:
         """Set the monthly cap; None lifts it, but not the operator's. Needs the scope ``admin``."""
-        return await self._transport.read(SpendingCap, "PUT", api_path("spending-cap"), json={"monthly": monthly})
+        return await self._read(SpendingCap, "PUT", "spending-cap", json={"monthly": monthly})
 
 
-class AsyncTokens:
+class AsyncTokens(AsyncCalls):
     """API tokens of the tenant (``client.tokens``). Needs the scope ``admin``, but for ``current``."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def create(self, name: str, *, scopes: Sequence[str], expires_at: datetime | None = None) -> NewToken:
         """Create one, with no more scopes and no later expiry than the token in use.
@@ -132,16 +118,16 @@ class AsyncTokens:
         body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
         if expires_at is not None:
             body["expires_at"] = expires_at.isoformat()
-        return await self._transport.read(NewToken, "POST", api_path("tokens"), json=body)
+        return await self._read(NewToken, "POST", json=body)
 
     def list(self) -> AsyncPages[Token]:
         """List them, revoked ones included."""
-        return AsyncPages(self._transport, api_path("tokens"), reader(Token))
+        return self._list(Token)
 
     async def current(self) -> Token:
         """Return the token in use."""
-        return await self._transport.read(Token, "GET", api_path("tokens", "current"))
+        return await self._read(Token, "GET", "current")
 
     async def revoke(self, token: str) -> RevokedToken:
         """End one at once, with what it made; return it with what ended."""
-        return await self._transport.read(RevokedToken, "DELETE", api_path("tokens", token))
+        return await self._read(RevokedToken, "DELETE", token)

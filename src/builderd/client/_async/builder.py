@@ -6,21 +6,25 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
-from builderd.client._async.backups import AsyncBuilderBackups
 from builderd.client._async.deployments import AsyncDeployment, DeployOptions, OnStage, no_stages, prepare
-from builderd.client._async.domains import AsyncDomains
-from builderd.client._async.executions import ExecOptions, execute
+from builderd.client._async.executions import AsyncTerminal, ExecOptions, execute, open_terminal
 from builderd.client._async.files import AsyncFiles
-from builderd.client._async.gates import AsyncQaReports, AsyncReviews
-from builderd.client._async.leases import AsyncHeldLease, AsyncLeases
-from builderd.client._async.pages import AsyncPages, reader
-from builderd.client._async.preview_links import AsyncPreviewLinks
+from builderd.client._async.pages import AsyncCalls, AsyncPages
+from builderd.client._async.parts import (
+    AsyncBuilderBackups,
+    AsyncDomains,
+    AsyncHeldLease,
+    AsyncLeases,
+    AsyncPreviewLinks,
+    AsyncQaReports,
+    AsyncReviews,
+)
 from builderd.client._async.streams import AsyncStream, rows
 from builderd.client._async.streams import follow as follow_stream
-from builderd.client._async.terminals import AsyncTerminal, open_terminal
 from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client.errors import NoAnswer, TimedOut
 from builderd.client.folders import Folder
@@ -40,7 +44,7 @@ from builderd.client.models import (
     VersionDiff,
 )
 from builderd.client.options import SettingOptions
-from builderd.client.paths import RequestPath, api_path
+from builderd.client.paths import RequestPath
 from builderd.client.waiting import async_sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
@@ -48,14 +52,14 @@ SETTLED = frozenset({"running", "stopped", "completed", "failed", "deleted"})
 FINISHED = SETTLED - {"running"}
 
 
-class AsyncBuilder:
+class AsyncBuilder(AsyncCalls):
     """One builder: its state as it was read last (``data``), and what can be done with it.
 
     Each method that changes it waits for the outcome, and reads ``data`` anew.
     """
 
     def __init__(self, transport: AsyncTransport, data: BuilderState) -> None:
-        self._transport = transport
+        super().__init__(transport, "builders", data.uuid)
         self.data = data
 
     def __repr__(self) -> str:
@@ -91,7 +95,7 @@ class AsyncBuilder:
 
     async def refresh(self) -> AsyncBuilder:
         """Read its state again."""
-        return self._with(await self._transport.read(BuilderState, "GET", api_path("builders", self.uuid)))
+        return await self._act("GET")
 
     async def wait(
         self, *, finished: bool = False, on_line: Callable[[LogLine], None] | None = None, interval: float = 1.0
@@ -130,30 +134,20 @@ class AsyncBuilder:
 
     async def start(self) -> AsyncBuilder:
         """Start it and wait until it is up."""
-        return self._with(
-            await self._transport.read(
-                BuilderState, "POST", api_path("builders", self.uuid, "start"), waits=True, repeatable=True
-            )
-        )
+        return await self._act("POST", "start", waits=True, repeatable=True)
 
     async def stop(self) -> AsyncBuilder:
         """Stop it; files and settings are kept."""
-        return self._with(
-            await self._transport.read(
-                BuilderState, "POST", api_path("builders", self.uuid, "stop"), waits=True, repeatable=True
-            )
-        )
+        return await self._act("POST", "stop", waits=True, repeatable=True)
 
     async def restart(self) -> AsyncBuilder:
         """Stop it if it runs, and start it."""
-        return self._with(
-            await self._transport.read(BuilderState, "POST", api_path("builders", self.uuid, "restart"), waits=True)
-        )
+        return await self._act("POST", "restart", waits=True)
 
     async def delete(self, *, purge: bool = False) -> None:
         """Delete it with its files; ``purge`` removes its backups too, and takes no last one."""
         params = {"purge": True} if purge else {}
-        await self._transport.request("DELETE", api_path("builders", self.uuid), params=params, waits=True)
+        await self._send("DELETE", params=params, waits=True)
 
     async def deploy(
         self,
@@ -166,7 +160,7 @@ class AsyncBuilder:
         """
         call, body = await prepare(self._transport, path, options)
         params = {"fresh": True} if body.pop("fresh", False) else {}
-        return self._with(await call.run("PUT", api_path("builders", self.uuid), body, params))
+        return self._with(await call.run("PUT", self._path(), body, params))
 
     async def update(
         self,
@@ -177,37 +171,31 @@ class AsyncBuilder:
     ) -> AsyncBuilder:
         """Change settings: at once where the app need not know of them, else as a new version of the same code."""
         call = AsyncDeployment(self._transport, idempotency_key, on_stage)
-        return self._with(await call.run("PATCH", api_path("builders", self.uuid), dict(options)))
+        return self._with(await call.run("PATCH", self._path(), dict(options)))
 
     async def set_auto_stop(self, minutes: int) -> AsyncBuilder:
         """Stop it by itself after so many minutes without use; 0: never."""
-        return self._with(
-            await self._transport.read(
-                BuilderState, "PUT", api_path("builders", self.uuid, "auto-stop"), json={"interval": minutes}
-            )
-        )
+        return await self._act("PUT", "auto-stop", json={"interval": minutes})
 
     def versions(self) -> AsyncPages[Version]:
         """List the versions that are kept, newest first."""
-        return AsyncPages(self._transport, api_path("builders", self.uuid, "versions"), reader(Version))
+        return self._list(Version, "versions")
 
     async def diff(self, old: int | None = None, new: int | None = None) -> VersionDiff:
         """Compare the files and settings of two versions.
 
         By default those of the current version with the one that was up before it.
         """
-        new = self.data.version if new is None else new
-        old = await self._version_before() if old is None else old
-        return await self._transport.read(
-            VersionDiff, "GET", api_path("builders", self.uuid, "versions", old, "diff", new)
-        )
+        old, new = await self._pair(old, new)
+        return await self._read(VersionDiff, "GET", "versions", old, "diff", new)
 
     async def patch(self, old: int | None = None, new: int | None = None) -> str:
         """Return the difference between the files of two versions as a patch, by default as ``diff``."""
-        new = self.data.version if new is None else new
-        old = await self._version_before() if old is None else old
-        response = await self._transport.request("GET", api_path("builders", self.uuid, "versions", old, "patch", new))
-        return response.text
+        old, new = await self._pair(old, new)
+        return (await self._send("GET", "versions", old, "patch", new)).text
+
+    async def _pair(self, old: int | None, new: int | None) -> tuple[int, int]:
+        return await self._version_before() if old is None else old, self.data.version if new is None else new
 
     async def rollback(
         self,
@@ -219,7 +207,7 @@ class AsyncBuilder:
         """Deploy an old version again, by default the one before the current. What the app wrote stays."""
         number = await self._version_before() if version is None else version
         call = AsyncDeployment(self._transport, idempotency_key, on_stage)
-        return self._with(await call.run("POST", api_path("builders", self.uuid, "rollback"), {"version": number}))
+        return self._with(await call.run("POST", self._path("rollback"), {"version": number}))
 
     async def _version_before(self) -> int:
         async for one in self.versions():
@@ -229,11 +217,7 @@ class AsyncBuilder:
 
     async def renew_service_token(self) -> AsyncBuilder:
         """Replace its service token and restart the app with the new one."""
-        return self._with(
-            await self._transport.read(
-                BuilderState, "POST", api_path("builders", self.uuid, "service-token"), waits=True
-            )
-        )
+        return await self._act("POST", "service-token", waits=True)
 
     # Looking into it
 
@@ -251,12 +235,12 @@ class AsyncBuilder:
         ``stream`` is ``stdout``, ``stderr``, ``build`` or ``release``; ``search`` is a text in the lines, in any case.
         """
         params = {"tail": tail, "since": since, "stream": stream, "search": search}
-        path = api_path("builders", self.uuid, "logs")
-        if follow:
-            lines = follow_stream(self._transport, path, params, lambda event: parsed(LogLine, event.json()))
-        else:
-            lines = rows(self._transport, path, params, reader(LogLine))
-        return AsyncStream(lines)
+        path = self._path("logs")
+        read = partial(parsed, LogLine)
+        entries = (
+            follow_stream(self._transport, path, params, read) if follow else rows(self._transport, path, params, read)
+        )
+        return AsyncStream(entries)
 
     async def log_density(
         self,
@@ -268,9 +252,7 @@ class AsyncBuilder:
     ) -> LogDensity:
         """Count the lines of its log over time, as ``logs`` filters them."""
         params = {"buckets": buckets, "since": since, "stream": stream, "search": search}
-        return await self._transport.read(
-            LogDensity, "GET", api_path("builders", self.uuid, "logs", "density"), params=params
-        )
+        return await self._read(LogDensity, "GET", "logs", "density", params=params)
 
     def events(
         self,
@@ -284,7 +266,7 @@ class AsyncBuilder:
 
         ``types`` such as ``builder.status,stage.*``; ``after`` is the id of the last event that was seen.
         """
-        return events_of(self._transport, api_path("builders", self.uuid, "events"), follow, types, since, after)
+        return events_of(self._transport, self._path("events"), follow, types, since, after)
 
     async def exec(self, command: str, **options: Unpack[ExecOptions]) -> Execution:
         """Run a shell command beside the app and wait for it, at most ``timeout`` seconds (then its exit code is 124).
@@ -303,47 +285,46 @@ class AsyncBuilder:
     async def metrics(self, *, hours: int = 24, step: str = "5m") -> Metrics:
         """Return its present usage, and its usage in steps of ``5m``, ``15m`` or ``1h``."""
         params = {"hours": hours, "step": step}
-        return await self._transport.read(Metrics, "GET", api_path("builders", self.uuid, "metrics"), params=params)
+        return await self._read(Metrics, "GET", "metrics", params=params)
 
     @property
     def files(self) -> AsyncFiles:
         """Files on its disk."""
-        return AsyncFiles(self._transport, self.uuid)
+        return AsyncFiles(self._transport, *self._base)
 
     @property
     def review(self) -> AsyncReviews:
         """Review of its code."""
-        return AsyncReviews(self._transport, self.uuid)
+        return AsyncReviews(self._transport, *self._base, "review")
 
     @property
     def qa(self) -> AsyncQaReports:
         """Checks of whether it works."""
-        return AsyncQaReports(self._transport, self.uuid)
+        return AsyncQaReports(self._transport, *self._base, "qa")
 
     @property
     def backups(self) -> AsyncBuilderBackups:
         """Copies of its files."""
-        return AsyncBuilderBackups(self._transport, self.uuid)
+        return AsyncBuilderBackups(self._transport, *self._base, "backups")
 
     @property
     def domains(self) -> AsyncDomains:
         """Host names of your own that lead to it."""
-        return AsyncDomains(self._transport, self.uuid)
+        return AsyncDomains(self._transport, *self._base, "domains")
 
     @property
     def leases(self) -> AsyncLeases:
         """Leases that keep it busy."""
-        return AsyncLeases(self._transport, self.uuid)
+        return AsyncLeases(self._transport, *self._base, "leases")
 
     @property
     def preview_links(self) -> AsyncPreviewLinks:
         """Links that open its private preview, or one of its ports."""
-        return AsyncPreviewLinks(self._transport, self.uuid)
+        return AsyncPreviewLinks(self._transport, *self._base, "preview-links")
 
     async def port_url(self, port: int) -> str:
         """Return the URL of one of its ports, which wants the service token or a link."""
-        path = api_path("builders", self.uuid, "ports", port, "preview-url")
-        return (await self._transport.read(PortPreview, "GET", path)).url
+        return (await self._read(PortPreview, "GET", "ports", port, "preview-url")).url
 
     def lease(self, seconds: int = 600, reason: str = "") -> AsyncHeldLease:
         """Keep it from being frozen or stopped for idleness during a ``with`` block, at most ``seconds``."""
@@ -353,29 +334,27 @@ class AsyncBuilder:
 
     async def ssh(self, *, expires_minutes: int = 60, alone: bool = False) -> SshGrant:
         """Make a token for logins by SSH; ``alone`` ends all others."""
-        body = {"expires_minutes": expires_minutes}
-        if alone:
-            return await self._transport.read(
-                SshGrant, "POST", api_path("builders", self.uuid, "ssh", "recreate"), json=body
-            )
-        return await self._transport.read(SshGrant, "POST", api_path("builders", self.uuid, "ssh"), json=body)
+        path = ("ssh", "recreate") if alone else ("ssh",)
+        return await self._read(SshGrant, "POST", *path, json={"expires_minutes": expires_minutes})
 
     async def end_ssh(self) -> None:
         """End all its SSH tokens, and cut their sessions."""
-        await self._transport.request("DELETE", api_path("builders", self.uuid, "ssh"))
+        await self._send("DELETE", "ssh")
 
     async def clear_build_cache(self) -> RemovedBuilds:
         """Remove the kept results of its builds; a rollback builds again."""
-        return await self._transport.read(RemovedBuilds, "DELETE", api_path("builders", self.uuid, "build-cache"))
+        return await self._read(RemovedBuilds, "DELETE", "build-cache")
 
     async def cap(self) -> SpendingCap:
         """Return its monthly spending cap, and what it has cost this month."""
-        return await self._transport.read(SpendingCap, "GET", api_path("builders", self.uuid, "spending-cap"))
+        return await self._read(SpendingCap, "GET", "spending-cap")
 
     async def set_cap(self, monthly: float | None) -> SpendingCap:
         """Set its monthly cap; None lifts it, but not the operator's. Needs the scope ``admin``."""
-        path = api_path("builders", self.uuid, "spending-cap")
-        return await self._transport.read(SpendingCap, "PUT", path, json={"monthly": monthly})
+        return await self._read(SpendingCap, "PUT", "spending-cap", json={"monthly": monthly})
+
+    async def _act(self, method: str, *segments: str, **options: Any) -> AsyncBuilder:
+        return self._with(await self._read(BuilderState, method, *segments, **options))
 
     def _with(self, data: BuilderState) -> AsyncBuilder:
         self.data = data
@@ -393,10 +372,7 @@ def events_of(
     """Return a stream of events, or the list of those there are."""
     params = {"type": types, "since": since}
     if not follow:
-        return AsyncStream(AsyncPages(transport, path, reader(Event), params).__aiter__())
+        return AsyncStream(AsyncPages(transport, path, partial(parsed, Event), params).__aiter__())
     last_id = str(after) if after is not None else ""
-    return AsyncStream(
-        follow_stream(
-            transport, path, params, lambda event: parsed(Event, event.json()), last_id=last_id, keep_start=True
-        )
-    )
+    entries = follow_stream(transport, path, params, partial(parsed, Event), last_id=last_id, keep_start=True)
+    return AsyncStream(entries)

@@ -8,21 +8,17 @@ from typing import Unpack
 
 from builderd.client._async.builder import AsyncBuilder
 from builderd.client._async.deployments import CreateOptions, prepare
-from builderd.client._async.pages import AsyncPages, reader
-from builderd.client._async.transport import AsyncTransport, parsed
+from builderd.client._async.pages import AsyncCalls, AsyncPages
+from builderd.client._async.transport import parsed
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Backup, BuilderState
-from builderd.client.paths import api_path
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-class AsyncBuilders:
+class AsyncBuilders(AsyncCalls):
     """Builders (``client.builders``)."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def create(
         self,
@@ -37,14 +33,12 @@ class AsyncBuilders:
         builder is kept as failed.
         """
         call, body = await prepare(self._transport, path, {**options, "files": options.get("files") or {}})
-        return AsyncBuilder(self._transport, await call.run("POST", api_path("builders"), {"name": name, **body}))
+        return AsyncBuilder(self._transport, await call.run("POST", self._path(), {"name": name, **body}))
 
     async def get(self, name: str) -> AsyncBuilder:
         """Return the builder with this name or uuid. Raises ``NotFound``."""
         if UUID.fullmatch(name):
-            return AsyncBuilder(
-                self._transport, await self._transport.read(BuilderState, "GET", api_path("builders", name.lower()))
-            )
+            return AsyncBuilder(self._transport, await self._read(BuilderState, "GET", name.lower()))
         found, _ = await self.list(name=name).page(per_page=1)
         if not found:
             raise NotFound("not_found", f"There is no builder with the name {name!r}.")
@@ -61,30 +55,22 @@ class AsyncBuilders:
         """List the builders, newest first unless sorted by ``created_at`` or ``name``."""
         params = {"name": name, "status": status, "job_type": job_type, "sort": sort}
         return AsyncPages(
-            self._transport,
-            api_path("builders"),
-            lambda one: AsyncBuilder(self._transport, parsed(BuilderState, one)),
-            params,
+            self._transport, self._path(), lambda one: AsyncBuilder(self._transport, parsed(BuilderState, one)), params
         )
 
 
-class AsyncBackups:
+class AsyncBackups(AsyncCalls):
     """Backups of all builders, deleted ones too (``client.backups``)."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     def list(self) -> AsyncPages[Backup]:
         """List them, newest first."""
-        return AsyncPages(self._transport, api_path("backups"), reader(Backup))
+        return self._list(Backup)
 
     async def restore(self, backup: str, name: str) -> AsyncBuilder:
         """Make a new builder of a backup, also of a deleted builder's; wait until it serves."""
-        state = await self._transport.read(
-            BuilderState, "POST", api_path("backups", backup, "restore"), json={"as": name}, waits=True
-        )
+        state = await self._read(BuilderState, "POST", backup, "restore", json={"as": name}, waits=True)
         return AsyncBuilder(self._transport, state)
 
     async def remove(self, backup: str) -> None:
         """Remove one from all lists."""
-        await self._transport.request("DELETE", api_path("backups", backup))
+        await self._send("DELETE", backup)

@@ -19,12 +19,11 @@ from builderd.client._async.deployments import CreateOptions, DeployOptions, Fol
 from builderd.client._async.streams import AsyncStream
 from builderd.client._async.transport import AsyncTransport, connect
 from builderd.client._async.uploads import AsyncUploads
-from builderd.client.connections import certificates
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
 from builderd.client.paths import HEALTH, OPENAPI, READINESS, api_path, written_path
-from builderd.client.retries import OnRetry, ignore_retry
+from builderd.client.retries import OnRetry, certificates, ignore_retry
 
 MAX_RETRIES = 2
 
@@ -84,22 +83,22 @@ class AsyncBuilderd:
     @property
     def builders(self) -> AsyncBuilders:
         """Builders of the token's tenant."""
-        return AsyncBuilders(self._transport)
+        return AsyncBuilders(self._transport, "builders")
 
     @property
     def backups(self) -> AsyncBackups:
         """Backups of all builders, deleted ones too."""
-        return AsyncBackups(self._transport)
+        return AsyncBackups(self._transport, "backups")
 
     @property
     def credentials(self) -> AsyncCredentials:
         """Secrets that builders get."""
-        return AsyncCredentials(self._transport)
+        return AsyncCredentials(self._transport, "credentials")
 
     @property
     def webhooks(self) -> AsyncWebhooks:
         """URLs that events are sent to."""
-        return AsyncWebhooks(self._transport)
+        return AsyncWebhooks(self._transport, "webhooks")
 
     @property
     def spending(self) -> AsyncSpendings:
@@ -109,7 +108,7 @@ class AsyncBuilderd:
     @property
     def tokens(self) -> AsyncTokens:
         """API tokens of the tenant."""
-        return AsyncTokens(self._transport)
+        return AsyncTokens(self._transport, "tokens")
 
     @property
     def uploads(self) -> AsyncUploads:

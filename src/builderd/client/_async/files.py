@@ -6,38 +6,33 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
 
-from builderd.client._async.pages import AsyncPages, reader
-from builderd.client._async.transport import AsyncTransport
+from builderd.client._async.pages import AsyncCalls, AsyncPages
 from builderd.client.errors import NotFound, ValidationFailed
 from builderd.client.folders import read_folder
 from builderd.client.models import FileEntry
-from builderd.client.paths import RequestPath, api_path
+from builderd.client.paths import RequestPath
 
 PIECE_BYTES = 1 << 20
 
 
-class AsyncFiles:
+class AsyncFiles(AsyncCalls):
     """Files of a builder (``builder.files``), running or not. Paths are relative to ``/app``."""
-
-    def __init__(self, transport: AsyncTransport, uuid: str) -> None:
-        self._transport = transport
-        self._uuid = uuid
 
     def list(self, path: str = "") -> AsyncPages[FileEntry]:
         """List a folder's entries, by name."""
-        return AsyncPages(self._transport, api_path("builders", self._uuid, "files"), reader(FileEntry), {"path": path})
+        return self._list(FileEntry, "files", path=path)
 
     async def read(self, path: str) -> bytes:
         """Return a file's content."""
-        return (await self._transport.request("GET", self._path(path), waits=True)).content
+        return (await self._send("GET", *_segments(path), waits=True)).content
 
     async def write(self, path: str, content: str | bytes | IO[bytes], *, executable: bool | None = None) -> FileEntry:
         """Write a file with the folders that are missing. ``executable`` None: as the file that it replaces."""
         body = content.encode() if isinstance(content, str) else content
-        return await self._transport.read(
+        return await self._read(
             FileEntry,
             "PUT",
-            self._path(path),
+            *_segments(path),
             content=body if isinstance(body, bytes) else _pieces(body),
             params={"executable": executable},
             waits=True,
@@ -46,12 +41,11 @@ class AsyncFiles:
 
     async def delete(self, path: str, *, recursive: bool = False) -> None:
         """Delete a file or an empty folder; with ``recursive`` a folder with all that is in it."""
-        params = {"recursive": recursive}
-        await self._transport.request("DELETE", self._path(path), params=params, waits=True)
+        await self._send("DELETE", *_segments(path), params={"recursive": recursive}, waits=True)
 
     async def archive(self, out: IO[bytes]) -> int:
         """Write all files as one ``tar.zst`` to ``out``; return the number of bytes."""
-        return await self._receive(api_path("builders", self._uuid, "archive"), out)
+        return await self._receive(self._path("archive"), out)
 
     async def upload(self, local: str | Path, path: str) -> int:
         """Send a file, or a folder with all that a deployment would send of it; return the number of files."""
@@ -96,13 +90,10 @@ class AsyncFiles:
         return 1
 
     async def _download_file(self, path: str, target: Path) -> None:
-        source = self._path(path)
+        source = self._path(*_segments(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
             await self._receive(source, out)
-
-    def _path(self, path: str) -> RequestPath:
-        return api_path("builders", self._uuid, "files", *path.split("/"))
 
     async def _receive(self, path: RequestPath, out: IO[bytes]) -> int:
         size = 0
@@ -110,6 +101,10 @@ class AsyncFiles:
             async for piece in response.aiter_raw():
                 size += out.write(piece)
         return size
+
+
+def _segments(path: str) -> list[str]:
+    return ["files", *path.split("/")]
 
 
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:

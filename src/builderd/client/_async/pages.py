@@ -1,14 +1,16 @@
-"""Lists that come in pages."""
+"""Base of all calls of one subject, and lists that come in pages."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+import httpx2
 from pydantic import BaseModel
 
 from builderd.client._async.transport import AsyncTransport, parsed
-from builderd.client.paths import RequestPath
+from builderd.client.paths import RequestPath, api_path
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -52,6 +54,21 @@ class AsyncPages(Generic[T]):
                 return
 
 
-def reader(shape: type[M]) -> Callable[[Any], M]:
-    """Return the function that reads one entry of a list."""
-    return lambda value: parsed(shape, value)
+class AsyncCalls:
+    """Calls of one subject, whose paths begin with ``base``."""
+
+    def __init__(self, transport: AsyncTransport, *base: str) -> None:
+        self._transport = transport
+        self._base = base
+
+    def _path(self, *segments: str | int) -> RequestPath:
+        return api_path(*self._base, *segments)
+
+    async def _read(self, shape: type[M], method: str, *segments: str | int, **options: Any) -> M:
+        return await self._transport.read(shape, method, self._path(*segments), **options)
+
+    async def _send(self, method: str, *segments: str | int, **options: Any) -> httpx2.Response:
+        return await self._transport.request(method, self._path(*segments), **options)
+
+    def _list(self, shape: type[M], *segments: str | int, **params: Any) -> AsyncPages[M]:
+        return AsyncPages(self._transport, self._path(*segments), partial(parsed, shape), params)

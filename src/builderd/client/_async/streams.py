@@ -11,7 +11,6 @@ from typing import Any, Generic, Self, TypeVar
 
 from builderd.client._async.transport import AsyncTransport
 from builderd.client.errors import NoAnswer, TimedOut, Unavailable
-from builderd.client.events import Event
 from builderd.client.logs import RowDecoder
 from builderd.client.paths import RequestPath
 from builderd.client.waiting import async_sleep
@@ -52,7 +51,7 @@ async def follow(
     transport: AsyncTransport,
     path: RequestPath,
     params: Mapping[str, Any],
-    read: Callable[[Event], T],
+    read: Callable[[Any], T],
     *,
     last_id: str = "",
     keep_start: bool = False,
@@ -75,7 +74,7 @@ async def follow(
                 async for event in events:
                     if event is not None:
                         last_id = event.id or last_id
-                        yield read(event)
+                        yield read(event.json())
         except TimedOut:
             raise
         except (NoAnswer, Unavailable) as error:

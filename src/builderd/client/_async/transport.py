@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from builderd.client.connections import is_loopback
 from builderd.client.errors import BuilderdError, NoAnswer, NotFound, TimedOut, error_in
 from builderd.client.events import Event, EventDecoder
 from builderd.client.models import lenient
@@ -23,6 +22,7 @@ from builderd.client.retries import (
     OnRetry,
     Retry,
     ignore_retry,
+    is_loopback,
     no_answer,
     repeats_error,
     repeats_failure,

@@ -10,11 +10,10 @@ from contextlib import suppress
 from typing import IO
 from urllib.parse import urlsplit
 
-from builderd.client._async.transport import AsyncTransport
+from builderd.client._async.pages import AsyncCalls
 from builderd.client.errors import ApiError, BadRequest, BuilderdError, Conflict, NoAnswer, NotFound, ValidationFailed
 from builderd.client.folders import Folder
 from builderd.client.models import UploadPlace, UploadState
-from builderd.client.paths import api_path
 from builderd.client.retries import repeats_error
 from builderd.client.waiting import async_sleep, in_thread
 
@@ -29,26 +28,21 @@ OnProgress = Callable[[int, int], None]
 OnUploadBegin = Callable[[str], None]
 
 
-class AsyncUploads:
+class AsyncUploads(AsyncCalls):
     """Uploads (``client.uploads``)."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def create(self, *, size: int | None = None, sha256: str | None = None) -> UploadPlace:
         """Announce an upload. Its URL needs no token, since it contains a secret."""
-        return await self._transport.read(
-            UploadPlace, "POST", api_path("uploads"), json={"size": size, "sha256": sha256}
-        )
+        return await self._read(UploadPlace, "POST", "uploads", json={"size": size, "sha256": sha256})
 
     async def state(self, upload_url: str) -> UploadState:
         """Return how many bytes have arrived."""
         upload, query = _parts(upload_url)
-        return await self._transport.read(UploadState, "GET", api_path("uploads", upload), params=query)
+        return await self._read(UploadState, "GET", "uploads", upload, params=query)
 
     async def delete(self, upload_id: str) -> None:
         """Delete an upload; versions deployed from it stay."""
-        await self._transport.request("DELETE", api_path("uploads", upload_id))
+        await self._send("DELETE", "uploads", upload_id)
 
     async def send(self, archive: IO[bytes], on_progress: OnProgress | None = None) -> str:
         """Upload a zip, tar, tar.gz or tar.zst; return its id for ``source``. Goes on where it was interrupted."""
@@ -89,7 +83,7 @@ class AsyncUploads:
         size = archive.seek(0, os.SEEK_END)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                await self._send(upload_url, archive, size, on_progress)
+                await self._send_part(upload_url, archive, size, on_progress)
                 break
             except BuilderdError as error:
                 # A conflict: the service may not have noticed yet that the request before has ended.
@@ -100,7 +94,7 @@ class AsyncUploads:
                 await async_sleep(told or min(RETRY_SECONDS * 2 ** (attempt - 1), MOST_SECONDS))
         return _parts(upload_url)[0]
 
-    async def _send(self, upload_url: str, archive: IO[bytes], size: int, on_progress: OnProgress | None) -> None:
+    async def _send_part(self, upload_url: str, archive: IO[bytes], size: int, on_progress: OnProgress | None) -> None:
         state = await self.state(upload_url)
         if state.complete:
             return
@@ -108,9 +102,10 @@ class AsyncUploads:
         start = min(state.received, size - 1)
         archive.seek(start)
         upload, query = _parts(upload_url)
-        await self._transport.request(
+        await self._send(
             "PUT",
-            api_path("uploads", upload),
+            "uploads",
+            upload,
             params=query,
             content=_pieces(archive, size, on_progress),
             headers={"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"},

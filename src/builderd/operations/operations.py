@@ -35,6 +35,8 @@ def sent_by(caller: Caller, bundle: Bundle | None) -> SentCode | None:
 
 #: Streams of one kind, blocking calls, or files being read, of one tenant at the same time.
 MAX_AT_ONCE = 100
+#: Open web pages of one tenant at the same time.
+MAX_PAGES = 200
 #: Archives that one tenant is sent at the same time.
 MAX_ARCHIVES = 2
 
@@ -53,6 +55,7 @@ class Operations:
         )
         self.event_streams = ConcurrencyLimit(MAX_AT_ONCE, "streams of events are open already: close one.")
         self.log_streams = ConcurrencyLimit(MAX_AT_ONCE, "streams of logs are open already: close one.")
+        self.live_pages = ConcurrencyLimit(MAX_PAGES, "pages are open already: close one.")
         sent = "of yours are being sent already: ask again when one of them is complete."
         self.file_reads = ConcurrencyLimit(MAX_AT_ONCE, f"files {sent}")
         self.archives = ConcurrencyLimit(MAX_ARCHIVES, f"archives {sent}")

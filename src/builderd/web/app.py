@@ -2,75 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
 from builderd.api.server.request_log import RequestLog
+from builderd.api.server.streams import event, stream
 from builderd.domain.errors import BuilderdError
 from builderd.operations.operations import Operations
+from builderd.services import events
+from builderd.store.events import EventQuery
 from builderd.web.assets import PATH, Assets
 from builderd.web.failures import UnexpectedErrors, coded, routing
-from builderd.web.live import Feeds, open_stream
 from builderd.web.pages import (
-    activity,
+    account,
     backups,
     builder,
     builders,
-    code,
-    credentials,
     deploying,
     files,
+    gates,
     logs,
     machine,
     metrics,
-    openid,
-    qa,
-    reviews,
     settings,
     sign_in,
     spending,
-    terminal,
-    tokens,
     versions,
-    webhooks,
 )
-from builderd.web.policy import Policy
-from builderd.web.rendering import Renderer
-from builderd.web.visits import Visit, page
+from builderd.web.policy import Policy, check_origin
+from builderd.web.visits import ROUTES, Renderer, Visit, page, route, visit_of
 
-#: All pages, a file each.
-PAGES = (
-    sign_in,
-    openid,
-    builders,
-    deploying,
-    builder,
-    logs,
-    metrics,
-    versions,
-    code,
-    reviews,
-    qa,
-    files,
-    terminal,
-    backups,
-    settings,
-    activity,
-    spending,
-    credentials,
-    webhooks,
-    tokens,
-    machine,
-)
+#: Importing a file of pages adds them to ``ROUTES``.
+PAGES = [account, backups, builder, builders, deploying, files, gates, logs, machine, metrics, settings, sign_in]
+PAGES += [spending, versions]
 
 
 def create_web(operations: Operations, *, meter: Meter) -> Starlette:
@@ -78,7 +53,7 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
     application = operations.application
     assets = Assets()
     app = Starlette(
-        routes=routes(assets),
+        routes=[Route(f"{PATH}/{{hash}}/{{name}}", assets.answer, methods=["GET"]), *ROUTES],
         # In this order: the log sees the answer as it leaves, and the policy is on errors as well.
         middleware=[
             Middleware(RequestLog, meter=meter),
@@ -91,29 +66,38 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
     app.state.application = application
     app.state.operations = operations
     app.state.renderer = Renderer(application, assets)
-    app.state.feeds = Feeds(application)
     app.state.body_parser = BodyParser()
     return app
 
 
-def routes(assets: Assets) -> Sequence[BaseRoute]:
-    """Return all routes of the pages."""
-    return [
-        Route(f"{PATH}/{{hash}}/{{name}}", assets.answer, methods=["GET"]),
-        Route("/live", open_stream, methods=["GET"]),
-        page("/live/state", _state),
-        *(route for noun in PAGES for route in noun.ROUTES),
-    ]
-
-
-async def _state(visit: Visit) -> Response:
+@page("/live/state")
+async def live_state(visit: Visit) -> Response:
     """Say that the session is valid, and a stream is free: one that ended cannot tell its page why.
 
     Raises ``RateLimited``.
     """
-    feeds: Feeds = visit.request.app.state.feeds
-    feeds.listeners.admit(visit.token.tenant_id)
+    visit.operations.live_pages.admit(visit.token.tenant_id)
     return Response(status_code=204)
+
+
+@route("/live")
+async def live(request: Request) -> Response:
+    """Stream what changes to an open page: ``change`` (type and builder), after ``reset``: look at everything anew."""
+    check_origin(request)
+    visit = await visit_of(request)
+    visit.operations.live_pages.admit(visit.token.tenant_id)
+    return stream(_changes(visit), permitted=visit.is_good_still)
+
+
+async def _changes(visit: Visit) -> AsyncGenerator[bytes]:
+    application, operations, tenant, query = visit.application, visit.operations, visit.token.tenant_id, EventQuery()
+    with operations.live_pages.hold(tenant):
+        after = await events.start_after(application, tenant, query, None)
+        # What happened between the page and its stream, or while the stream was broken.
+        yield event("reset", {})
+        async with aclosing(events.follow(application, tenant, query, after, operations.paged_reads)) as found:
+            async for one in found:
+                yield event("change", {"type": one.type, "builder": one.builder_id})
 
 
 class Site:

@@ -41,10 +41,12 @@ def first_values() -> dict[str, Any]:
 def values_of(form: Form) -> dict[str, Any]:
     """Return what was filled in, to show the form again."""
     return {
-        **{name: form.text(name, first) for name, first in TEXTS.items()},
+        **{name: form.get(name, first) for name, first in TEXTS.items()},
         **{name: name in form for name in BOXES},
-        "env": [pair for pair in zip(form.all("env-name"), form.all("env-value"), strict=False) if pair[0].strip()],
-        "credentials": form.all("credential"),
+        "env": [
+            pair for pair in zip(form.getlist("env-name"), form.getlist("env-value"), strict=False) if pair[0].strip()
+        ],
+        "credentials": form.getlist("credential"),
     }
 
 

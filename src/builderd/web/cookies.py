@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from http.cookies import Morsel, SimpleCookie
-
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
@@ -27,12 +25,12 @@ def session_secret(application: Application, connection: HTTPConnection) -> str 
     None also for two cookies of this name: over plain HTTP a sibling host can plant one of its own, and which of the
     two a browser sends first is the sibling's choice.
     """
-    return _one(connection, _name(application, connection))
+    return _one(connection, SECURE_NAME if is_secure(application, connection) else PLAIN_NAME)
 
 
 def attempt_cookie(application: Application, connection: HTTPConnection) -> str | None:
     """Return the cookie of a sign-in on its way, None without one or with two."""
-    return _one(connection, _attempt_name(application, connection))
+    return _one(connection, SECURE_ATTEMPT if is_secure(application, connection) else PLAIN_ATTEMPT)
 
 
 def _one(connection: HTTPConnection, name: str) -> str | None:
@@ -45,45 +43,17 @@ def _one(connection: HTTPConnection, name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def set_session(application: Application, connection: HTTPConnection, response: Response, secret: str) -> None:
-    """Set the cookie. It lives until the browser ends; the session itself may end before."""
-    _set(response, _cookie(_name(application, connection), secret), secure=is_secure(application, connection))
+def set_session(application: Application, connection: HTTPConnection, response: Response, secret: str | None) -> None:
+    """Set the cookie, or remove it without a secret. It lives until the browser ends; the session may end before."""
+    secure = is_secure(application, connection)
+    age = None if secret else 0
+    name = SECURE_NAME if secure else PLAIN_NAME
+    response.set_cookie(name, secret or "", age, secure=secure, httponly=True, samesite="strict")
 
 
-def clear_session(application: Application, connection: HTTPConnection, response: Response) -> None:
-    cookie = _cookie(_name(application, connection), "", max_age=0)
-    _set(response, cookie, secure=is_secure(application, connection))
-
-
-def set_attempt(application: Application, connection: HTTPConnection, response: Response, value: str) -> None:
-    cookie = _cookie(_attempt_name(application, connection), value, max_age=ATTEMPT_SECONDS, same_site="Lax")
-    _set(response, cookie, secure=is_secure(application, connection))
-
-
-def clear_attempt(application: Application, connection: HTTPConnection, response: Response) -> None:
-    cookie = _cookie(_attempt_name(application, connection), "", max_age=0, same_site="Lax")
-    _set(response, cookie, secure=is_secure(application, connection))
-
-
-def _cookie(name: str, value: str, *, max_age: int | None = None, same_site: str = "Strict") -> Morsel[str]:
-    cookie: SimpleCookie = SimpleCookie({name: value})
-    cookie[name]["path"] = "/"
-    cookie[name]["httponly"] = True
-    cookie[name]["samesite"] = same_site
-    if max_age is not None:
-        cookie[name]["max-age"] = max_age
-    return cookie[name]
-
-
-def _set(response: Response, cookie: Morsel[str], *, secure: bool) -> None:
-    if secure:
-        cookie["secure"] = True
-    response.headers.append("set-cookie", cookie.OutputString())
-
-
-def _name(application: Application, connection: HTTPConnection) -> str:
-    return SECURE_NAME if is_secure(application, connection) else PLAIN_NAME
-
-
-def _attempt_name(application: Application, connection: HTTPConnection) -> str:
-    return SECURE_ATTEMPT if is_secure(application, connection) else PLAIN_ATTEMPT
+def set_attempt(application: Application, connection: HTTPConnection, response: Response, value: str | None) -> None:
+    """Set the cookie of a sign-in on its way, or remove it without a value."""
+    secure = is_secure(application, connection)
+    age = ATTEMPT_SECONDS if value else 0
+    name = SECURE_ATTEMPT if secure else PLAIN_ATTEMPT
+    response.set_cookie(name, value or "", age, secure=secure, httponly=True, samesite="lax")

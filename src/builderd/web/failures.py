@@ -15,7 +15,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from builderd.api.server.answers import STATUS, failure
 from builderd.api.server.heads import HeadSent
 from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed, machine_fault
-from builderd.web.rendering import Renderer
+from builderd.web.visits import Renderer
 
 logger = logging.getLogger(__name__)
 

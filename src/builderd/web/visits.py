@@ -1,31 +1,47 @@
-"""Visits: one request of a signed-in person, and what pages need of it."""
+"""Visits: one request of a signed-in person, what pages need of it, and templates to answers.
+
+Everything that is put into a template is escaped; nothing from outside is marked as safe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import gzip
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.runtime import Context
+from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from builderd.api.server.bodies import read_body
 from builderd.api.server.limits import count_for_tenant, reject
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
+from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Scope, Session, Token
 from builderd.operations.operations import Operations
 from builderd.operations.rates import too_many
-from builderd.services import sessions
+from builderd.services import caps, sessions
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
+from builderd.web import shown
+from builderd.web.assets import Assets
 from builderd.web.cookies import session_secret
+from builderd.web.messages import MESSAGES
 from builderd.web.policy import check_origin
-from builderd.web.rendering import Renderer
+from builderd.web.telling import telling
 
 T = TypeVar("T")
 
@@ -103,21 +119,8 @@ class Visit:
         return await self.renderer.page(self, template, values, status)
 
 
-class Form:
-    """The fields of a form that was sent as ``application/x-www-form-urlencoded``."""
-
-    def __init__(self, pairs: list[tuple[str, str]]) -> None:
-        self._pairs = pairs
-        self._fields = dict(pairs)
-
-    def text(self, name: str, otherwise: str = "") -> str:
-        return self._fields.get(name, otherwise)
-
-    def all(self, name: str) -> list[str]:
-        return [value for key, value in self._pairs if key == name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._fields
+#: The fields of a form that was sent as ``application/x-www-form-urlencoded``.
+Form = ImmutableMultiDict[str, str]
 
 
 async def read_form(request: Request) -> Form:
@@ -132,31 +135,160 @@ async def read_form(request: Request) -> Form:
         raise BadRequest("The form is no valid UTF-8, or has too many fields.") from error
 
 
+#: Renders a block of a template.
+Region = Callable[[Context], Iterator[str]]
+
+HTML = "text/html; charset=utf-8"
+#: Shorter answers are not worth compressing.
+LEAST_PACKED = 1_000
+#: Level of the compression: 60 KB take a millisecond.
+LEVEL = 5
+#: Age of the frame's figures, in seconds.
+FRAME_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Figures that every page shows: the month's spending, and the number of builders."""
+
+    made_at: float
+    month: CapView
+    builders: int
+
+
+class Renderer:
+    """The templates, and the page frame around them."""
+
+    def __init__(self, application: Application, assets: Assets) -> None:
+        self._application = application
+        self._frames: dict[TenantId, Frame] = {}
+        self._templates = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._templates.filters.update(shown.FILTERS, telling=telling)
+        self._templates.globals.update(asset=assets.url, currency=application.prices.currency)
+
+    async def page(self, visit: Visit, template: str, values: Mapping[str, Any], status: int) -> Response:
+        """Render a page with its frame; with ``visit.part``, only the region of this name, a block of the template."""
+        request = visit.request
+        context = {
+            "p": self._templates.get_template("parts.html").module,
+            "visit": visit,
+            "token": visit.token,
+            "tenant": visit.tenant,
+            "now": visit.now,
+            "can_write": visit.allows_write,
+            "is_operator": visit.allows(Scope.OPERATOR),
+            "path": request.url.path,
+            "query": request.query_params,
+            "message": MESSAGES.get(request.query_params.get("done", "")),
+            **values,
+        }
+        found = self._templates.get_template(template)
+        region = self._region(template, visit.part)
+        if region is not None:
+            text = "".join(region(found.new_context(context)))
+        else:
+            text = found.render(frame=await self._frame(visit), **context)
+        return await compressed(request, text.encode(), status)
+
+    def _region(self, template: str, part: str) -> Region | None:
+        """Return the function that renders the region: a block of the template, or of one that it extends."""
+        for name in (template, "builder.html") if part else ():
+            if part in (blocks := self._templates.get_template(name).blocks):
+                return blocks[part]
+        return None
+
+    async def _frame(self, visit: Visit) -> Frame:
+        """Return the frame's figures, at most ``FRAME_SECONDS`` old: with 10,000 builders they take a while to sum."""
+        kept = self._frames.get(visit.token.tenant_id)
+        if kept is None or time.monotonic() - kept.made_at > FRAME_SECONDS:
+            kept = await visit.read(lambda uow: _frame_of(uow, visit))
+            self._frames[visit.token.tenant_id] = kept
+        return kept
+
+    async def plain(self, request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:
+        """Render a page without the frame of a signed-in person."""
+        parts = self._templates.get_template("parts.html").module
+        text = self._templates.get_template(template).render(p=parts, path=request.url.path, **values)
+        return await compressed(request, text.encode(), status)
+
+
+async def compressed(request: Request, body: bytes, status: int = 200, media_type: str = HTML) -> Response:
+    """Return an answer with this body, gzipped for a client that takes it."""
+    headers = {"Vary": "Accept-Encoding, Cookie"}
+    if len(body) >= LEAST_PACKED and "gzip" in request.headers.get("accept-encoding", ""):
+        body = await asyncio.to_thread(gzip.compress, body, LEVEL)
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, status, headers, media_type)
+
+
+def _frame_of(uow: UnitOfWork, visit: Visit) -> Frame:
+    tenant = visit.token.tenant_id
+    month = caps.view_of_tenant(uow, visit.application, tenant, visit.now)
+    return Frame(time.monotonic(), month, sum(uow.builders.count_by_status(tenant).values()))
+
+
 Handler = Callable[[Visit], Awaitable[Response]]
 
 
-def page(path: str, handler: Handler, *, post: bool = False, scope: Scope = Scope.READ) -> Route:
-    """Return the route of a page for people who are signed in with this scope; with ``post``, of a change.
+#: Routes of all pages, filled by the decorators below when the pages are imported.
+ROUTES: list[BaseRoute] = []
+H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
+
+
+def route(path: str, *, post: bool = False) -> Callable[[H], H]:
+    """Make a function that takes the request the answer to a path."""
+
+    def register(handler: H) -> H:
+        ROUTES.append(Route(path, handler, methods=["POST"] if post else ["GET"]))
+        return handler
+
+    return register
+
+
+def websocket(path: str) -> Callable[[H], H]:
+    """Make a function the answer to WebSockets of a path."""
+
+    def register(handler: H) -> H:
+        ROUTES.append(WebSocketRoute(path, handler))
+        return handler
+
+    return register
+
+
+def page(path: str, *, post: bool = False, scope: Scope = Scope.READ) -> Callable[[Handler], Handler]:
+    """Make a function a page for people who are signed in with this scope; with ``post``, a change.
 
     A tenant's pages are made two at a time: they read and render as much as the lists of the API.
     """
 
-    async def answer(request: Request) -> Response:
-        check_origin(request)
-        try:
-            visit = await visit_of(request)
-        except Unauthenticated:
-            if request.method not in ("GET", "HEAD") or "hx-request" in request.headers:
-                raise
-            return to_sign_in(request)
-        visit.require(scope)
-        if post:
-            return await handler(visit)
-        operations: Operations = request.app.state.operations
-        async with operations.pages.one(visit.token.tenant_id):
-            return await handler(visit)
+    def register(handler: Handler) -> Handler:
+        route(path, post=post)(partial(_answer, handler, post, scope))
+        return handler
 
-    return Route(path, answer, methods=["POST"] if post else ["GET"], name=handler.__name__)
+    return register
+
+
+async def _answer(handler: Handler, post: bool, scope: Scope, request: Request) -> Response:
+    check_origin(request)
+    try:
+        visit = await visit_of(request)
+    except Unauthenticated:
+        if request.method not in ("GET", "HEAD") or "hx-request" in request.headers:
+            raise
+        return to_sign_in(request)
+    visit.require(scope)
+    if post:
+        return await handler(visit)
+    operations: Operations = request.app.state.operations
+    async with operations.pages.one(visit.token.tenant_id):
+        return await handler(visit)
 
 
 def to_sign_in(request: Request) -> Response:
@@ -206,7 +338,12 @@ def _find(uow: UnitOfWork, secret: str, now: datetime) -> tuple[Session, Token, 
     return session, token, tenant.name if tenant else ""
 
 
-def see_other(path: str, query: Mapping[str, str] | None = None) -> Response:
+def see_other(path: str, **query: str) -> Response:
     """Send the browser to another page after a change."""
-    text = "&".join(f"{name}={quote(value, safe='')}" for name, value in (query or {}).items())
+    text = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
     return RedirectResponse(path + (f"?{text}" if text else ""), 303)
+
+
+def number_in(text: str | None, otherwise: T) -> int | T:
+    """Return the number that a text from an address or a form is, ``otherwise`` for one that is none."""
+    return int(text) if text and text.isdecimal() and len(text) < 10 else otherwise

@@ -149,7 +149,7 @@ async def test_refused_page_says_so_and_offers_to_try_again(pages: Pages, monkey
 
 async def test_live_pages_are_limited_and_the_next_is_refused(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await pages.browser.get("/live/state")).status_code == 204
-    monkeypatch.setattr(pages.web.state.feeds.listeners, "maximum", 0)
+    monkeypatch.setattr(pages.web.state.operations.live_pages, "maximum", 0)
     assert (await pages.browser.get("/live/state")).status_code == 429
     assert (await pages.browser.get("/live")).status_code == 429
     assert (await pages.browser.get("/builders")).status_code == 200

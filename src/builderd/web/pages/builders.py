@@ -50,6 +50,7 @@ class Row:
     memory_line: str
 
 
+@page("/builders")
 async def show_builders(visit: Visit) -> Response:
     """Show one page of the tenant's builders."""
     query = visit.request.query_params
@@ -141,6 +142,7 @@ def _row(visit: Visit, one: ShownBuilder, loads: Mapping[int, Load]) -> Row:
     )
 
 
+@page("/palette")
 async def palette(visit: Visit) -> Response:
     """Return the names and states of the last changed builders, for the palette."""
     query = BuilderQuery(sort="-updated_at", per_page=PALETTE)
@@ -148,9 +150,7 @@ async def palette(visit: Visit) -> Response:
     return JSONResponse([[one.name, state_in_words(one, visit.application.limits).word] for one in found])
 
 
+@page("/")
 async def home(visit: Visit) -> Response:
     """Send to the list of builders."""
     return RedirectResponse("/builders", 303)
-
-
-ROUTES = [page("/", home), page("/builders", show_builders), page("/palette", palette)]

@@ -21,6 +21,7 @@ MAX_BYTES = 1_000_000
 MAX_LISTED = 500
 
 
+@page("/builders/{name}/code")
 async def show_code(visit: Visit) -> Response:
     """Show a file of a version in an editor."""
     query = visit.request.query_params
@@ -31,12 +32,13 @@ async def show_code(visit: Visit) -> Response:
     return await _form(visit, frame, version, bundle, edited)
 
 
+@page("/builders/{name}/code", post=True, scope=Scope.WRITE)
 async def deploy_code(visit: Visit) -> Response:
     """Deploy the version's files with this one changed, as the next version."""
     form = await visit.form()
-    frame, version = await visit.read(lambda uow: _find(uow, visit, form.text("version")))
-    path, content = form.text("path").strip(), form.text("content").replace("\r\n", "\n")
-    entrypoint = form.text("entrypoint").strip()
+    frame, version = await visit.read(lambda uow: _find(uow, visit, form.get("version", "")))
+    path, content = form.get("path", "").strip(), form.get("content", "").replace("\r\n", "\n")
+    entrypoint = form.get("entrypoint", "").strip()
     try:
         deployed = await commands.deploy_edited(visit, frame.builder, version, path, content, entrypoint)
     except ValidationFailed as error:
@@ -107,9 +109,3 @@ async def _form(
         entrypoint=edited.entrypoint,
         is_new=edited.path not in files,
     )
-
-
-ROUTES = [
-    page("/builders/{name}/code", show_code),
-    page("/builders/{name}/code", deploy_code, post=True, scope=Scope.WRITE),
-]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from builderd.api.server.bodies import announced_length, pieces, receive
 from builderd.domain.errors import BuilderdError, EngineUnavailable, ValidationFailed
@@ -57,6 +56,7 @@ EXAMPLES: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 }
 
 
+@page("/new", scope=Scope.WRITE)
 async def show_new(visit: Visit) -> Response:
     """Show the form of a new builder, perhaps with an example's files in it."""
     example = EXAMPLES.get(visit.request.query_params.get("example", ""))
@@ -102,11 +102,14 @@ def _isolations(application: Application) -> Sequence[tuple[str, str | None]]:
         return [(one.value, None) for one in Isolation]
 
 
+@page("/new", post=True, scope=Scope.WRITE)
 async def create_pasted(visit: Visit) -> Response:
     """Create a builder of the files that were pasted into the form."""
     form = await visit.form()
     values = builder_form.values_of(form)
-    files = [pair for pair in zip(form.all("path"), form.all("content"), strict=False) if pair[0].strip() or pair[1]]
+    files = [
+        pair for pair in zip(form.getlist("path"), form.getlist("content"), strict=False) if pair[0].strip() or pair[1]
+    ]
     try:
         new = commands.shape_of(visit.application, NewBuilder, builder_form.request_of(values, files))
         builder = await commands.create(visit, new)
@@ -117,6 +120,8 @@ async def create_pasted(visit: Visit) -> Response:
     return see_other(f"/builders/{builder.name}/versions/1")
 
 
+@page("/new/send", post=True, scope=Scope.WRITE)
+@page("/builders/{name}/deploy", post=True, scope=Scope.WRITE)
 async def create_sent(visit: Visit) -> Response:
     """Create a builder, or deploy to one, as the page's script asks in JSON. Answer where to look."""
     application = visit.application
@@ -132,6 +137,7 @@ async def create_sent(visit: Visit) -> Response:
         return JSONResponse({"location": f"/builders/{made.name}/versions/1"}, 202)
 
 
+@page("/new/archive", post=True, scope=Scope.WRITE)
 async def take_archive(visit: Visit) -> Response:
     """Take an archive (zip, tar, tar.gz or tar.zst) as an upload, and answer its id."""
     application, request = visit.application, visit.request
@@ -141,6 +147,7 @@ async def take_archive(visit: Visit) -> Response:
     return JSONResponse({"upload_id": upload.id}, 201)
 
 
+@page("/builders/{name}/deploy", scope=Scope.WRITE)
 async def show_deploy(visit: Visit) -> Response:
     """Show the form that sends new code to a builder."""
     frame = await visit.read(lambda uow: frame_of(uow, visit))
@@ -153,13 +160,3 @@ async def show_deploy(visit: Visit) -> Response:
         paths=[file.path for file in bundle.files][:50],
         count=len(bundle.files),
     )
-
-
-ROUTES: list[Route] = [
-    page("/new", show_new, scope=Scope.WRITE),
-    page("/new", create_pasted, post=True, scope=Scope.WRITE),
-    page("/new/send", create_sent, post=True, scope=Scope.WRITE),
-    page("/new/archive", take_archive, post=True, scope=Scope.WRITE),
-    page("/builders/{name}/deploy", show_deploy, scope=Scope.WRITE),
-    page("/builders/{name}/deploy", create_sent, post=True, scope=Scope.WRITE),
-]

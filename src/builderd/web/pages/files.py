@@ -26,6 +26,8 @@ MAX_BYTES = 1_000_000
 UPLOAD_SECONDS = 3600.0
 
 
+@page("/builders/{name}/files")
+@page("/builders/{name}/files/{path:path}")
 async def show_files(visit: Visit) -> Response:
     """Show a folder, or a text file of it in an editor."""
     path = visit.request.path_params.get("path", "").strip("/")
@@ -86,17 +88,18 @@ async def _open(visit: Visit, builder_id: str, path: str) -> tuple[str, str | No
     return folder, text, tag, len(content), ""
 
 
+@page("/builders/{name}/files", post=True, scope=Scope.WRITE)
 async def write_file(visit: Visit) -> Response:
     """Write a file that was edited, unless it was changed since it was read; or delete it."""
     form, builder = await visit.form(), await visit.find()
-    path, tenant = form.text("path").strip(), visit.token.tenant_id
+    path, tenant = form.get("path", "").strip(), visit.token.tenant_id
     folder = path.rpartition("/")[0]
     back = f"/builders/{builder.name}/files"
-    if form.text("action") == "delete":
+    if form.get("action", "") == "delete":
         await files.delete(visit.application, tenant, builder.id, path, condition=UNCONDITIONAL, recursive=True)
-        return see_other(f"{back}/{quote(folder)}" if folder else back, {"done": "file-deleted"})
-    content = form.text("content").replace("\r\n", "\n").encode()
-    tag = form.text("tag")
+        return see_other(f"{back}/{quote(folder)}" if folder else back, done="file-deleted")
+    content = form.get("content", "").replace("\r\n", "\n").encode()
+    tag = form.get("tag", "")
     condition = Condition(matches=frozenset({tag})) if tag else Condition(differs=frozenset({"*"}))
     try:
         await files.write(
@@ -112,13 +115,14 @@ async def write_file(visit: Visit) -> Response:
             f"{path} was changed by somebody else since you read it, and was not written: go back, copy what you have, "
             "and open it again."
         ) from None
-    return see_other(f"{back}/{quote(path)}", {"done": "written"})
+    return see_other(f"{back}/{quote(path)}", done="written")
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
+@page("/builders/{name}/upload/{path:path}", post=True, scope=Scope.WRITE)
 async def upload_file(visit: Visit) -> Response:
     """Write a file that the page's script sends."""
     builder, path = await visit.find(), visit.request.path_params["path"]
@@ -133,6 +137,7 @@ async def upload_file(visit: Visit) -> Response:
     return JSONResponse({}, 201)
 
 
+@page("/builders/{name}/download/{path:path}")
 async def download_file(visit: Visit) -> Response:
     """Return a file as an attachment: a browser saves it, and never shows it on this origin."""
     builder, path = await visit.find(), visit.request.path_params["path"]
@@ -143,6 +148,7 @@ async def download_file(visit: Visit) -> Response:
         return ResourceStream(stack.pop_all(), file.read(0, file.entry.size), 200, headers, "application/octet-stream")
 
 
+@page("/builders/{name}/download")
 async def download_all(visit: Visit) -> Response:
     """Return all of ``/app`` as an archive."""
     builder = await visit.find()
@@ -156,13 +162,3 @@ async def download_all(visit: Visit) -> Response:
 def _attachment(name: str) -> str:
     readable = name.encode("utf-8", "replace").decode()
     return f"attachment; filename*=UTF-8''{quote(readable, safe='')}"
-
-
-ROUTES = [
-    page("/builders/{name}/files", show_files),
-    page("/builders/{name}/files", write_file, post=True, scope=Scope.WRITE),
-    page("/builders/{name}/files/{path:path}", show_files),
-    page("/builders/{name}/upload/{path:path}", upload_file, post=True, scope=Scope.WRITE),
-    page("/builders/{name}/download", download_all),
-    page("/builders/{name}/download/{path:path}", download_file),
-]

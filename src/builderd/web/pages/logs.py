@@ -11,14 +11,13 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from builderd.api.server.streams import event, stream
 from builderd.domain.sandboxes import LogStream
 from builderd.services import logs
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.policy import check_origin
-from builderd.web.visits import Visit, page, visit_of
+from builderd.web.visits import Visit, page, route, visit_of
 
 #: Lines of the page itself, which needs no script; and of the stream, which begins further back.
 SHOWN, TAIL = 300, 100_000
@@ -41,6 +40,7 @@ def _filter_of(visit: Visit, tail: int | None, since: datetime | None = None) ->
     return logs.LogFilter(tail, since, _stream_of(visit), _search_of(visit))
 
 
+@page("/builders/{name}/logs")
 async def show_logs(visit: Visit) -> Response:
     """Show the last lines; the page's script goes on from there."""
     frame = await visit.read(lambda uow: frame_of(uow, visit))
@@ -65,6 +65,7 @@ async def show_logs(visit: Visit) -> Response:
     )
 
 
+@route("/builders/{name}/logs/stream")
 async def stream_logs(request: Request) -> Response:
     """Send the last lines and then each as it is written, in batches: [microseconds, stream, version, text]."""
     check_origin(request)
@@ -149,6 +150,7 @@ def _row(line: logs.FollowedLine) -> list[object]:
     return [_place(line)[0], line.line.stream.value, line.version, line.line.text]
 
 
+@page("/builders/{name}/logs/download")
 async def download(visit: Visit) -> Response:
     """Return the last lines as a text file."""
     builder = await visit.find()
@@ -167,10 +169,3 @@ async def download(visit: Visit) -> Response:
 
     headers = {"Content-Disposition": f'attachment; filename="{builder.name}.log"'}
     return StreamingResponse(text(), 200, headers, "application/octet-stream")
-
-
-ROUTES = [
-    page("/builders/{name}/logs", show_logs),
-    page("/builders/{name}/logs/download", download),
-    Route("/builders/{name}/logs/stream", stream_logs, methods=["GET"]),
-]

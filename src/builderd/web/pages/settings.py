@@ -23,24 +23,29 @@ from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
 from builderd.web import commands
 from builderd.web.builder_form import number
-from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
+from builderd.web.pages.builder import BuilderFrame, builder_page, read_frame
 from builderd.web.visits import Form, Visit, page, see_other
 
 
+@page("/builders/{name}/settings")
 async def show_settings(visit: Visit) -> Response:
     """Show all settings."""
     return await _shown(visit, {})
 
 
 async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int = 200, made_link: str = "") -> Response:
-    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Credential], CapView, Sequence[Domain], Sequence[Link]]:
-        frame = frame_of(uow, visit)
-        cap = caps.view_of_builder(uow, visit.application, frame.builder, visit.now)
-        links = preview_links.valid_of(uow, visit.caller, frame.builder.id, visit.now)
-        own = uow.domains.of_builder(frame.builder.id)
-        return frame, uow.credentials.list(visit.token.tenant_id), cap, own, links
+    def look(uow: UnitOfWork, frame: BuilderFrame) -> dict[str, Any]:
+        return {
+            "credentials": uow.credentials.list(visit.token.tenant_id),
+            "cap": caps.view_of_builder(uow, visit.application, frame.builder, visit.now),
+            "domains": [
+                (one, shown(one.host), visit.application.domain_rules.url(one))
+                for one in uow.domains.of_builder(frame.builder.id)
+            ],
+            "links": preview_links.valid_of(uow, visit.caller, frame.builder.id, visit.now),
+        }
 
-    frame, credentials, cap, own, links = await visit.read(look)
+    frame, found = await read_frame(visit, look)
     resources, prices = frame.version.settings.resources, visit.application.prices
     rates = {billing.value: prices.hourly_rate(resources, billing) for billing in Billing}
     return await builder_page(
@@ -50,11 +55,8 @@ async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int 
         frame,
         status,
         settings=frame.version.settings,
-        credentials=credentials,
-        cap=cap,
-        links=links,
+        **found,
         made_link=made_link,
-        domains=[(one, shown(one.host), visit.application.domain_rules.url(one)) for one in own],
         errors=errors,
         maximum=visit.application.limits.maximum,
         freeze_after=visit.application.limits.freeze_after,
@@ -63,17 +65,18 @@ async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int 
     )
 
 
+@page("/builders/{name}/settings", post=True, scope=Scope.WRITE)
 async def change(visit: Visit) -> Response:
     """Save one group of settings."""
     form, builder = await visit.form(), await visit.find()
-    group, back = form.text("group"), f"/builders/{builder.name}"
+    group, back = form.get("group", ""), f"/builders/{builder.name}"
     try:
         if group == "cap":
-            await _set_cap(visit, builder, form.text("monthly").strip())
-            return see_other(f"{back}/settings", {"done": "saved"})
+            await _set_cap(visit, builder, form.get("monthly", "").strip())
+            return see_other(f"{back}/settings", done="saved")
         if group == "domains":
-            await _change_domain(visit, builder, form.text("do", "add"), form.text("host").strip())
-            return see_other(f"{back}/settings", {"done": "saved"})
+            await _change_domain(visit, builder, form.get("do", "add"), form.get("host", "").strip())
+            return see_other(f"{back}/settings", done="saved")
         if group == "links":
             return await _change_links(visit, builder, form)
         deployed = await commands.configure(visit, builder, _values(form, group))
@@ -81,39 +84,39 @@ async def change(visit: Visit) -> Response:
         return await _shown(visit, {name.removeprefix("resources."): why for name, why in error.errors.items()}, 422)
     if deployed.version is not None and deployed.builder.candidate_version == deployed.version:
         return see_other(f"{back}/versions/{deployed.version}")
-    return see_other(f"{back}/settings", {"done": "saved"})
+    return see_other(f"{back}/settings", done="saved")
 
 
 def _values(form: Form, group: str) -> Mapping[str, Any]:
     """Return the group's fields as the API takes them. Raises ``BadRequest`` for a group that is none."""
     match group:
         case "resources":
-            return {"resources": {name: number(form.text(name)) for name in ("cpu", "memory", "disk")}}
+            return {"resources": {name: number(form.get(name)) for name in ("cpu", "memory", "disk")}}
         case "sleep":
-            minutes = number(form.text("minutes", "15")) if form.text("sleeps") == "yes" else 0
+            minutes = number(form.get("minutes", "15")) if form.get("sleeps", "") == "yes" else 0
             return {"auto_stop_interval": minutes}
         case "backups":
-            return {"backup_interval_hours": number(form.text("hours", "0"))}
+            return {"backup_interval_hours": number(form.get("hours", "0"))}
         case "visitors":
-            return {"visibility": form.text("visibility")}
+            return {"visibility": form.get("visibility", "")}
         case "environment":
-            names, values = form.all("env-name"), form.all("env-value")
+            names, values = form.getlist("env-name"), form.getlist("env-value")
             return {"env": {name.strip(): value for name, value in zip(names, values, strict=False) if name.strip()}}
         case "release":
-            return {"release": form.text("release").strip()}
+            return {"release": form.get("release", "").strip()}
         case "credentials":
-            return {"credentials": form.all("credential")}
+            return {"credentials": form.getlist("credential")}
     raise BadRequest(f"There is no group of settings named {group!r}.")
 
 
 async def _change_links(visit: Visit, builder: Builder, form: Form) -> Response:
     """Make or revoke a link; the page of a new one shows its URL, once. Raises ``ValidationFailed``."""
-    if form.text("do", "make") == "revoke":
-        await preview_links.revoke(visit.application, visit.caller, builder.id, form.text("link"))
-        return see_other(f"/builders/{builder.name}/settings", {"done": "saved"})
-    asked = {"expires_minutes": number(form.text("expires_minutes", "60"))}
-    if form.text("link_port").strip():
-        asked["port"] = number(form.text("link_port"))
+    if form.get("do", "make") == "revoke":
+        await preview_links.revoke(visit.application, visit.caller, builder.id, form.get("link", ""))
+        return see_other(f"/builders/{builder.name}/settings", done="saved")
+    asked = {"expires_minutes": number(form.get("expires_minutes", "60"))}
+    if form.get("link_port", "").strip():
+        asked["port"] = number(form.get("link_port", ""))
     new = commands.shape_of(visit.application, NewPreviewLink, asked)
     wanted = preview_links.NewLink(new.expires_minutes, new.port)
     made = await preview_links.create(visit.application, visit.caller, builder.id, wanted)
@@ -156,15 +159,9 @@ def amount(visit: Visit, text: str) -> Decimal | None:
     return None if monthly is None else Decimal(str(monthly))
 
 
+@page("/builders/{name}/service-token", post=True, scope=Scope.WRITE)
 async def renew_token(visit: Visit) -> Response:
     """Make a new service token."""
     builder = await visit.find()
     await commands.renew_service_token(visit, builder)
-    return see_other(f"/builders/{builder.name}/settings", {"done": "renewed"})
-
-
-ROUTES = [
-    page("/builders/{name}/settings", show_settings),
-    page("/builders/{name}/settings", change, post=True, scope=Scope.WRITE),
-    page("/builders/{name}/service-token", renew_token, post=True, scope=Scope.WRITE),
-]
+    return see_other(f"/builders/{builder.name}/settings", done="renewed")

@@ -1,26 +1,32 @@
-"""Signing in by a token or by a one-time link, and signing out."""
+"""Signing in by a token, a one-time link or an identity provider, and signing out."""
 
 from __future__ import annotations
 
+import hmac
+import json
 import re
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 from urllib.parse import quote
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
 
-from builderd.domain.errors import RateLimited, Unauthenticated
+from builderd.domain.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
+from builderd.domain.tokens import Attempt
 from builderd.domain.tokens import Session
 from builderd.operations.operations import Operations
+from builderd.ports.identity_provider import IdentityProvider
 from builderd.services import sessions
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-from builderd.web.cookies import clear_session, set_session
+from builderd.web.cookies import attempt_cookie, set_attempt, set_session
 from builderd.web.policy import check_origin
-from builderd.web.rendering import Renderer
-from builderd.web.visits import Visit, page, read_form, see_other
+from builderd.web.visits import Renderer, Visit, page, read_form, route, see_other
 
 #: A path of these pages, and no other site: "//host" and "/\host" are other sites to a browser.
 OWN_PATH = re.compile(r"/(?![/\\])[\x21-\x7e]*")
@@ -58,28 +64,33 @@ def next_of(text: str) -> str:
 
 
 async def show_door(
-    request: Request, status: int = 200, *, template: str = "sign_in.html", error: str = "", target: str = "/builders"
+    request: Request,
+    status: int = 200,
+    *,
+    template: str = "sign_in.html",
+    error: str = "",
+    message: str = "",
+    target: str = "/builders",
 ) -> Response:
     """Show the page before the pages: its form, perhaps with an error, or another template."""
     provider = request.app.state.application.identity_provider
     name = provider.name if provider else ""
-    return await _shown(request, template, status, error=error, message="", next=target, provider=name)
+    return await _shown(request, template, status, error=error, message=message, next=target, provider=name)
 
 
+@route("/sign-in")
 async def show_sign_in(request: Request) -> Response:
     """Show the form for a token."""
     message = "You are signed out." if request.query_params.get("done") == "signed-out" else ""
-    target = next_of(request.query_params.get("next", ""))
-    provider = request.app.state.application.identity_provider
-    name = provider.name if provider else ""
-    return await _shown(request, "sign_in.html", error="", message=message, next=target, provider=name)
+    return await show_door(request, message=message, target=next_of(request.query_params.get("next", "")))
 
 
+@route("/sign-in", post=True)
 async def sign_in(request: Request) -> Response:
     """Begin a session with a token."""
     check_origin(request)
     form = await read_form(request)
-    secret, target = form.text("token").strip(), next_of(form.text("next"))
+    secret, target = form.get("token", "").strip(), next_of(form.get("next", ""))
     try:
         return await _begin(
             request, secret, target, lambda uow, client, now: sessions.sign_in(uow, secret, client, now)
@@ -89,6 +100,7 @@ async def sign_in(request: Request) -> Response:
         return await show_door(request, status, error=error.message, target=target)
 
 
+@route("/sign-in/once/{code}")
 async def show_link(request: Request) -> Response:
     """Show the button that spends a one-time link. Looking at it, as a preview of the link does, spends nothing."""
     application: Application = request.app.state.application
@@ -102,10 +114,16 @@ async def show_link(request: Request) -> Response:
     try:
         tenant = await application.store.read(look)
     except Unauthenticated as error:
-        return await _refused(request, code, error)
+        status, message = 401, error.message
+        try:
+            count_guess(request, code)
+        except RateLimited as limited:
+            status, message = 429, limited.message
+        return await _shown(request, "once.html", status, error=message, tenant="")
     return await _shown(request, "once.html", error="", tenant=tenant)
 
 
+@route("/sign-in/once/{code}", post=True)
 async def spend_link(request: Request) -> Response:
     """Begin a session with a one-time link."""
     check_origin(request)
@@ -116,15 +134,6 @@ async def spend_link(request: Request) -> Response:
         )
     except (Unauthenticated, RateLimited) as error:
         return await _shown(request, "once.html", 401, error=error.message, tenant="")
-
-
-async def _refused(request: Request, code: str, error: Unauthenticated) -> Response:
-    message = error.message
-    try:
-        count_guess(request, code)
-    except RateLimited as limited:
-        return await _shown(request, "once.html", 429, error=limited.message, tenant="")
-    return await _shown(request, "once.html", 401, error=message, tenant="")
 
 
 def count_guess(request: Request, secret: str) -> None:
@@ -157,41 +166,125 @@ async def _begin(request: Request, secret: str, target: str, begin: Begin) -> Re
     return response
 
 
+@page("/sign-out", post=True)
 async def sign_out(visit: Visit) -> Response:
     """End this session."""
     await visit.write(lambda uow: sessions.end(uow, visit.session, visit.session.id))
-    response = see_other("/sign-in", {"done": "signed-out"})
-    clear_session(visit.application, visit.request, response)
+    response = see_other("/sign-in", done="signed-out")
+    set_session(visit.application, visit.request, response, None)
     return response
 
 
+@page("/sessions")
 async def show_sessions(visit: Visit) -> Response:
     """List the sessions of this session's token."""
     found = await visit.read(lambda uow: uow.sessions.of_token(visit.token.id))
     return await visit.page("sessions.html", sessions=[one for one in found if one.is_valid(visit.now)])
 
 
+@page("/sessions", post=True)
 async def end_session(visit: Visit) -> Response:
     """End one session of this token, or all of them."""
     form = await visit.form()
-    wanted = form.text("session")
+    wanted = form.get("session", "")
     if wanted:
         await visit.write(lambda uow: sessions.end(uow, visit.session, wanted))
         if wanted != visit.session.id:
-            return see_other("/sessions", {"done": "session-ended"})
+            return see_other("/sessions", done="session-ended")
     else:
         await visit.write(lambda uow: sessions.end_all(uow, visit.session))
-    response = see_other("/sign-in", {"done": "signed-out"})
-    clear_session(visit.application, visit.request, response)
+    response = see_other("/sign-in", done="signed-out")
+    set_session(visit.application, visit.request, response, None)
     return response
 
 
-ROUTES = [
-    Route("/sign-in", show_sign_in, methods=["GET"]),
-    Route("/sign-in", sign_in, methods=["POST"]),
-    Route("/sign-in/once/{code}", show_link, methods=["GET"]),
-    Route("/sign-in/once/{code}", spend_link, methods=["POST"]),
-    page("/sign-out", sign_out, post=True),
-    page("/sessions", show_sessions),
-    page("/sessions", end_session, post=True),
-]
+# With an identity provider: there, and back with a code. A cookie of its own binds the way back to the browser that
+# began. It is Lax, since the provider sends the browser here from another site; the session's stays Strict.
+
+#: Longest code that is taken from the address.
+MAX_CODE = 4_096
+_LOST = "This browser began no such sign-in, or more than 10 minutes ago: begin again."
+
+
+def _provider(request: Request) -> IdentityProvider:
+    application: Application = request.app.state.application
+    if application.identity_provider is None:
+        raise NotFound("There is no such page.")
+    return application.identity_provider
+
+
+@route("/sign-in/openid")
+async def begin(request: Request) -> Response:
+    """Send the browser to the provider."""
+    application: Application = request.app.state.application
+    root = (application.public_url or str(request.base_url)).rstrip("/")
+    attempt = Attempt(
+        secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(48), f"{root}/sign-in/openid/back"
+    )
+    try:
+        url = await _provider(request).url(attempt)
+    except NotFound:
+        raise
+    except BuilderdError as error:
+        return await show_door(request, 503, error=error.message)
+    response = RedirectResponse(url, 303)
+    set_attempt(application, request, response, _packed(attempt, next_of(request.query_params.get("next", ""))))
+    return response
+
+
+@route("/sign-in/openid/back")
+async def come_back(request: Request) -> Response:
+    """Begin a session for the person whom the provider vouches for."""
+    provider, application, query = _provider(request), request.app.state.application, request.query_params
+    try:
+        attempt, target = _unpacked(attempt_cookie(application, request) or "")
+        identity = await provider.identity(_code(query, attempt), attempt)
+        secret = await begin_session(request, lambda uow, client, now: sessions.sign_in_as(uow, identity, client, now))
+    except Unauthenticated as error:
+        return await _refused(request, application, error)
+    except RateLimited as error:
+        return await show_door(request, 429, error=error.message)
+    # A page, not a redirect: the browser would not send the new Strict cookie on a way that began at another site.
+    response = await show_door(request, 200, template="signed_in.html", target=target)
+    set_session(application, request, response, secret)
+    set_attempt(application, request, response, None)
+    return response
+
+
+def _code(query: QueryParams, attempt: Attempt) -> str:
+    """Return the code that the provider sent back for this attempt. Raises ``Unauthenticated``."""
+    if not hmac.compare_digest(query.get("state", "").encode(), attempt.state.encode()):
+        raise Unauthenticated(_LOST)
+    code = query.get("code", "")
+    if not code or len(code) > MAX_CODE:
+        # Its own text, ``error_description``, came by way of the browser and is not shown.
+        raise Unauthenticated("The identity provider did not sign you in.")
+    return code
+
+
+async def _refused(request: Request, application: Application, error: Unauthenticated) -> Response:
+    status, message = 401, error.message
+    try:
+        count_guess(request, request.query_params.get("state", ""))
+    except RateLimited as limited:
+        status, message = 429, limited.message
+    response = await show_door(request, status, error=message)
+    set_attempt(application, request, response, None)
+    return response
+
+
+def _packed(attempt: Attempt, target: str) -> str:
+    fields = [attempt.state, attempt.nonce, attempt.verifier, attempt.redirect_uri, target]
+    return urlsafe_b64encode(json.dumps(fields).encode()).decode()
+
+
+def _unpacked(text: str) -> tuple[Attempt, str]:
+    """Return the attempt of a cookie, and where to go then. Raises ``Unauthenticated``."""
+    try:
+        fields: Any = json.loads(urlsafe_b64decode(text))
+        state, nonce, verifier, redirect_uri, target = fields
+    except (ValueError, TypeError, RecursionError):
+        raise Unauthenticated(_LOST) from None
+    if not all(isinstance(one, str) and one for one in (state, nonce, verifier, redirect_uri, target)):
+        raise Unauthenticated(_LOST)
+    return Attempt(state, nonce, verifier, redirect_uri), next_of(target)

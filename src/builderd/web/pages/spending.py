@@ -31,32 +31,13 @@ SHOWN = 200
 MOST_ROWS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    builder: CostedBuilder
-    cost: Cost
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Month:
-    """A month's costs, and what the open segments cost an hour by billing state."""
-
-    rows: Sequence[Row]
-    total: Decimal
-    cap: CapView
-    now: Sequence[tuple[str, int, Decimal]]
-    more: int
-    days: Sequence[spending.Day]
-    expected: Decimal
-
-
 def _chosen(visit: Visit) -> datetime:
     match = MONTH.fullmatch(visit.request.query_params.get("month", ""))
     month = datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) if match else month_of(visit.now)
     return min(month, month_of(visit.now))
 
 
+@page("/spending")
 async def show_spending(visit: Visit) -> Response:
     """Show what each builder cost in a month."""
     return await _shown(visit, {})
@@ -81,6 +62,7 @@ async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 2
     )
 
 
+@page("/spending/csv")
 async def download(visit: Visit) -> Response:
     """Return a month's costs of the dearest builders as a table for spreadsheets."""
     month = _chosen(visit)
@@ -94,25 +76,21 @@ async def download(visit: Visit) -> Response:
 
 def _table(report: spending.Spending) -> str:
     rows = (
-        (
-            one.id,
-            one.name,
-            one.desired is Desired.DELETED,
-            cost.runtime_hours,
-            cost.hourly_rate,
-            cost.cost,
-        )
+        (one.id, one.name, one.desired is Desired.DELETED, cost.runtime_hours, cost.hourly_rate, cost.cost)
         for one, cost in report.deployments
     )
     return csv_text([("uuid", "name", "deleted", "hours", "per_hour", f"cost_{report.currency}"), *rows])
 
 
-def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> Month:
+def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> dict[str, Any]:
+    """Return a month's costs, and what the open segments cost an hour by billing state."""
     tenant, application = visit.token.tenant_id, visit.application
     report = spending.dearest(uow, application, tenant, visit.now, month, SHOWN)
     spent = [one for one in report.deployments if one[1].cost]
     most = spent[0][1].cost if spent else Decimal(1)
-    rows = [Row(builder, cost, share(float(cost.cost), float(most))) for builder, cost in spent]
+    rows = [
+        {"builder": builder, "cost": cost, "share": share(float(cost.cost), float(most))} for builder, cost in spent
+    ]
     rates = uow.ledger.rates_of_tenant(tenant)
     now = [(billing.value, *rates[billing]) for billing in Billing if billing in rates]
     cap = caps.view_of_tenant(uow, application, tenant, visit.now)
@@ -128,20 +106,14 @@ def hours_between(start: datetime, end: datetime) -> Decimal:
     return (end - start) // timedelta(seconds=1) / SECONDS_PER_HOUR
 
 
+@page("/spending", post=True, scope=Scope.ADMIN)
 async def set_cap(visit: Visit) -> Response:
     """Set the tenant's cap."""
     form = await visit.form()
     try:
-        monthly = amount(visit, form.text("monthly").strip())
+        monthly = amount(visit, form.get("monthly", "").strip())
         tenant, application = visit.token.tenant_id, visit.application
         await visit.write(lambda uow: caps.set_for_tenant(uow, application, tenant, monthly, visit.now))
     except ValidationFailed as error:
         return await _shown(visit, dict(error.errors), 422)
-    return see_other("/spending", {"done": "saved"})
-
-
-ROUTES = [
-    page("/spending", show_spending),
-    page("/spending/csv", download),
-    page("/spending", set_cap, post=True, scope=Scope.ADMIN),
-]
+    return see_other("/spending", done="saved")

@@ -7,7 +7,6 @@ import logging
 from functools import partial
 
 from starlette.responses import Response
-from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from builderd.api.server.terminal_relay import refuse, relay
@@ -19,17 +18,19 @@ from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.policy import check_origin
-from builderd.web.visits import Visit, page, recognized
+from builderd.web.visits import Visit, page, recognized, websocket
 
 log = logging.getLogger(__name__)
 
 
+@page("/builders/{name}/terminal")
 async def show_terminal(visit: Visit) -> Response:
     """Show the terminal; its script opens the session."""
     frame = await visit.read(lambda uow: frame_of(uow, visit))
     return await builder_page(visit, "terminal.html", "terminal", frame)
 
 
+@websocket("/builders/{name}/terminal/session")
 async def open_terminal(websocket: WebSocket) -> None:
     """A login shell. Binary messages are what is typed and printed, text messages are sizes and the exit code."""
     application: Application = websocket.app.state.application
@@ -74,9 +75,3 @@ async def _check(application: Application, session: Session) -> None:
     now = application.clock.now()
     if not await application.store.read(lambda uow: sessions.is_good_still(uow, session, now)):
         raise Unauthenticated("The session is over.")
-
-
-ROUTES: list[BaseRoute] = [
-    page("/builders/{name}/terminal", show_terminal),
-    WebSocketRoute("/builders/{name}/terminal/session", open_terminal),
-]

@@ -26,6 +26,7 @@ EVENTS = 400
 LAST_LINES = 40
 
 
+@page("/builders/{name}/versions")
 async def show_versions(visit: Visit) -> Response:
     """Show the versions that are kept, and the difference of two of them."""
     query = visit.request.query_params
@@ -67,6 +68,7 @@ async def _diff(visit: Visit, frame: BuilderFrame, old: int, new: int) -> tuple[
         return None, error.message
 
 
+@page("/builders/{name}/versions/{number}/patch")
 async def download_patch(visit: Visit) -> Response:
     """Return the difference of a version from an earlier one as a patch."""
     builder, new = await visit.find(), _number(visit.request.path_params["number"], 0)
@@ -77,15 +79,17 @@ async def download_patch(visit: Visit) -> Response:
     return Response(text, 200, headers, "text/plain")
 
 
+@page("/builders/{name}/rollback", post=True, scope=Scope.WRITE)
 async def roll_back(visit: Visit) -> Response:
     """Deploy an old version again."""
     form, builder = await visit.form(), await visit.find()
-    deployed = await commands.roll_back(visit, builder, _number(form.text("version"), 0))
+    deployed = await commands.roll_back(visit, builder, _number(form.get("version", ""), 0))
     if deployed.version is None:
-        return see_other(f"/builders/{builder.name}/versions", {"done": "saved"})
+        return see_other(f"/builders/{builder.name}/versions", done="saved")
     return see_other(f"/builders/{builder.name}/versions/{deployed.version}")
 
 
+@page("/builders/{name}/versions/{number}")
 async def show_version(visit: Visit) -> Response:
     """Show one version: its stages as they go on, or how it failed and what to do next."""
     number = _number(visit.request.path_params["number"], 0)
@@ -154,11 +158,3 @@ def _for_agent(version: Version, lines: Sequence[logs.VersionedLine]) -> str:
     error = (kind or BuilderdError)(version.status_reason, data={"version": version.number})
     body = {**failure(error).body, "log": [line.line.text for line in lines]}
     return json.dumps(body, indent=1, ensure_ascii=False)
-
-
-ROUTES = [
-    page("/builders/{name}/versions", show_versions),
-    page("/builders/{name}/versions/{number}", show_version),
-    page("/builders/{name}/versions/{number}/patch", download_patch),
-    page("/builders/{name}/rollback", roll_back, post=True, scope=Scope.WRITE),
-]

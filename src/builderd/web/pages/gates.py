@@ -1,4 +1,4 @@
-"""The review of a version: its findings, and their acceptance with a reason."""
+"""The gates of a version: findings of the review and their acceptance; checks and report of QA."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from datetime import timedelta
 
 from starlette.responses import Response
 
-from builderd.domain.errors import NotFound
 from builderd.domain.reviews import Finding, Severity
 from builderd.domain.tokens import Scope
-from builderd.services import bundles, verdicts
+from builderd.services import bundles, qa, verdicts
 from builderd.services.verdicts import NewAcceptance, ReviewView
-from builderd.store import UnitOfWork
-from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
-from builderd.web.visits import Visit, page, see_other
+from builderd.web.pages.builder import builder_page, read_frame, review_of
+from builderd.web.visits import Visit, number_in, page, see_other
 
 #: Lines of the code that are shown before and after a finding's, and characters of each.
 AROUND, MAX_LINE = 2, 400
@@ -23,37 +21,24 @@ MAX_FILES, MAX_BYTES = 40, 1_000_000
 BLOCK_SPAN = timedelta(days=30)
 
 
+@page("/builders/{name}/review")
 async def show_review(visit: Visit) -> Response:
     """Show the findings of a version's review, in their code."""
-    number = _number(visit.request.query_params.get("version", ""))
-
-    def look(uow: UnitOfWork) -> tuple[BuilderFrame, ReviewView | None]:
-        frame = frame_of(uow, visit)
-        try:
-            return frame, verdicts.get(uow, visit.token.tenant_id, frame.builder.id, visit.now, number)
-        except NotFound:
-            return frame, None
-
-    frame, view = await visit.read(look)
-    code = await _code(visit, view) if view else {}
-    open_ = {one.fingerprint for one in view.verdict.open} if view else set()
-    counts = {one: sum(f.severity is one for f in view.report.findings) for one in Severity} if view else {}
+    number = number_in(visit.request.query_params.get("version"), None)
+    frame, view = await read_frame(visit, lambda uow, frame: review_of(uow, visit, frame.builder, number))
+    findings = view.report.findings if view else ()
     return await builder_page(
         visit,
         "review.html",
         "review",
         frame,
         view=view,
-        code=code,
-        open=open_,
-        counts=counts,
+        code=await _code(visit, view) if view else {},
+        open={one.fingerprint for one in view.verdict.open} if view else set(),
+        counts={one: sum(found.severity is one for found in findings) for one in Severity} if view else {},
         number=number,
         may_block=visit.allows(Scope.ADMIN),
     )
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 async def _code(visit: Visit, view: ReviewView) -> dict[str, list[tuple[int, str, bool]]]:
@@ -87,21 +72,31 @@ def _around(one: Finding, lines: list[str], masked: dict[tuple[str, int], str]) 
     ]
 
 
+@page("/builders/{name}/review", post=True, scope=Scope.WRITE)
 async def accept(visit: Visit) -> Response:
     """Accept a finding of this builder, with a reason."""
     form, builder = await visit.form(), await visit.find()
-    as_admin = visit.allows(Scope.ADMIN)
     new = NewAcceptance(
-        form.text("fingerprint"),
-        form.text("reason").strip(),
-        visit.now + BLOCK_SPAN if form.text("block") == "yes" else None,
-        as_admin=as_admin,
+        form.get("fingerprint", ""),
+        form.get("reason", "").strip(),
+        visit.now + BLOCK_SPAN if form.get("block", "") == "yes" else None,
+        as_admin=visit.allows(Scope.ADMIN),
     )
     number = await verdicts.accept(visit.application, visit.caller, builder.id, new, visit.now)
-    return see_other(f"/builders/{builder.name}/review", {"version": str(number), "done": "accepted"})
+    return see_other(f"/builders/{builder.name}/review", version=str(number), done="accepted")
 
 
-ROUTES = [
-    page("/builders/{name}/review", show_review),
-    page("/builders/{name}/review", accept, post=True, scope=Scope.WRITE),
-]
+@page("/builders/{name}/qa")
+async def show_qa(visit: Visit) -> Response:
+    """Show what QA says of a version."""
+    number, tenant = number_in(visit.request.query_params.get("version"), None), visit.token.tenant_id
+    frame, view = await read_frame(visit, lambda uow, frame: qa.get(uow, tenant, frame.builder.id, number))
+    return await builder_page(visit, "qa.html", "qa", frame, view=view, report=view.report)
+
+
+@page("/builders/{name}/qa", post=True, scope=Scope.WRITE)
+async def judge_again(visit: Visit) -> Response:
+    """Judge the running app anew, and make a new report."""
+    builder = await visit.find()
+    await qa.again(visit.application, visit.caller, builder.id)
+    return see_other(f"/builders/{builder.name}/qa", done="qa")

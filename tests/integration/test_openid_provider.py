@@ -21,7 +21,7 @@ from builderd.api.server.meter import Meter
 from builderd.domain.errors import Unauthenticated
 from builderd.domain.tokens import Attempt, Scope
 from builderd.web.app import Site, create_web
-from builderd.web.cookies import PLAIN_NAME
+from builderd.web.policy import PLAIN_NAME
 
 PACKAGE = "oidc-provider@9.13.3"
 BACK = "http://127.0.0.1:9/sign-in/openid/back"

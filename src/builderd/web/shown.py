@@ -1,12 +1,18 @@
-"""Values as people read them: money, sizes, times, sentences."""
+"""Values as people read them: money, sizes, times, sentences; events and states of builders in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, urlsplit
+
+from builderd.domain.builders import Builder, Desired, Status, StopKind, is_settled
+from builderd.domain.events import Event
+from builderd.services.limits import Limits
+from builderd.store.builder_lists import BuilderLife
 
 SYMBOLS = {"EUR": "€", "USD": "$", "GBP": "£"}
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -121,3 +127,149 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "number": number,
     "plural": plural,
 }
+
+#: Sentences that a page says once after a change. A URL names one by its key: no text from a URL is ever shown.
+MESSAGES: Mapping[str, str] = {
+    "started": "It is being started.",
+    "restarted": "It is being restarted. Visitors wait for about 2 s.",
+    "stopped": "It is being stopped. Its files and settings stay.",
+    "deleted": "It is being deleted.",
+    "saved": "Saved.",
+    "deployed": "The new version is being deployed; the old one serves on until it is up.",
+    "rolled-back": "The old version is being deployed again, as a new version.",
+    "accepted": "The finding is accepted. Start the builder, or deploy the same code again.",
+    "backup": "The backup is being taken.",
+    "restore": "The backup is being restored. What the builder has now is backed up first.",
+    "restore-as": "A new builder is being made of the backup.",
+    "backup-removed": "The backup is removed.",
+    "qa": "The app is judged anew; the report comes in some seconds.",
+    "webhook-deleted": "The webhook is gone.",
+    "credential-saved": "The credential is stored. Builders that use it have it from their next start on.",
+    "credential-deleted": "The credential is gone.",
+    "session-ended": "The session has ended.",
+    "renewed": "The service token is new; the old one has ended.",
+    "written": "The file is written.",
+    "file-deleted": "The file is deleted.",
+}
+
+
+STAGES = {
+    "review": "Review",
+    "install": "Install",
+    "build": "Build",
+    "release": "Release",
+    "start": "Start",
+    "qa": "QA",
+}
+#: Texts for types whose events have no reason of their own, or one that says less.
+TEXTS = {
+    "sandbox.started": "Its sandbox was started",
+    "sandbox.frozen": "Frozen: nobody used it",
+    "sandbox.thawed": "Woken",
+    "webhook.created": "A webhook was made",
+}
+
+
+def event_text(event: Event) -> str:
+    """Return what happened, without a full stop."""
+    details = event.details
+    if event.type in ("stage.started", "stage.finished") and "stage" in details:
+        name = STAGES.get(str(details["stage"]), str(details["stage"]))
+        if event.type == "stage.started":
+            return f"{name} began"
+        seconds = details.get("seconds")
+        took = f" in {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
+        return f"{name} {'passed' if details.get('ok') else 'failed'}{took}"
+    if event.type == "builder.status" and "to" in details:
+        return f"Is {details['to']} now: {event.reason}" if event.reason else f"Is {details['to']} now"
+    text = event.reason.split("\n")[0] or TEXTS.get(event.type) or event.type.replace(".", " ").replace("_", " ")
+    return sentence(text).removesuffix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """``kind`` colours it and ``icon`` is its shape; ``turns`` while something really goes on."""
+
+    kind: str
+    word: str
+    icon: str
+    why: str
+    turns: bool = False
+
+
+def state_of(builder: Builder, limits: Limits) -> State:
+    """Return the builder's state in words for people."""
+    return state_in_words(_life(builder), limits)
+
+
+def _life(builder: Builder) -> BuilderLife:
+    return BuilderLife(
+        name=builder.name,
+        desired=builder.desired,
+        status=builder.status,
+        status_reason=builder.status_reason,
+        cause_reason=builder.cause.reason,
+        version=builder.version,
+        candidate=builder.candidate.version if builder.candidate else None,
+        asleep_since=builder.asleep_since,
+        stop_kind=builder.stop_kind,
+        auto_stop_interval=builder.auto_stop_interval,
+        generation=builder.generation,
+        observed_generation=builder.observed_generation,
+    )
+
+
+def state_in_words(life: BuilderLife, limits: Limits) -> State:
+    """Return the state of a builder with these fields in words for people."""
+    if life.desired is Desired.DELETED:
+        return _going_on("deleting", "Its apps stop, and its files are removed.")
+    if life.candidate is not None:
+        serves = f" Version {life.version} serves on." if life.status is Status.RUNNING else ""
+        return _going_on("deploying", f"Version {life.candidate} is being deployed.{serves}")
+    reason = sentence(life.status_reason)
+    match life.status:
+        case Status.CREATING:
+            return _going_on("deploying", reason or f"Version {life.version} is being deployed.")
+        case Status.RUNNING:
+            return _running(life, limits, reason)
+        case Status.STOPPED:
+            return _stopped(life, reason)
+        case Status.FAILED:
+            return State("failed", "failed", "octagon-x", reason.split("\n")[0])
+        case Status.COMPLETED:
+            return State("completed", "completed", "circle-check", f"{reason} It runs again when you start it.")
+    return State("stopped", life.status.value, "square", reason)
+
+
+def _running(life: BuilderLife, limits: Limits, reason: str) -> State:
+    if life.desired is Desired.STOPPED:
+        return _going_on("stopping", sentence(life.cause_reason))
+    if life.asleep_since is not None:
+        return State(
+            "frozen", "frozen", "snowflake", f"Idle for {duration(limits.freeze_after)}. Goes on at the next visit."
+        )
+    if not is_settled(life.desired, life.status, observed=life.observed_generation == life.generation):
+        return _going_on("starting", sentence(life.cause_reason))
+    return State("running", "running", "", f"{reason} {_next(life, limits)}".strip())
+
+
+def _going_on(word: str, why: str) -> State:
+    return State("creating", word, "loader-circle", why, turns=True)
+
+
+def _stopped(life: BuilderLife, reason: str) -> State:
+    if life.desired is Desired.RUNNING:
+        return _going_on("starting", sentence(life.cause_reason))
+    if life.stop_kind is StopKind.IDLE:
+        return State("stopped", "asleep", "moon", f"{reason} Wakes on the next visit.")
+    if life.stop_kind is StopKind.CAP:
+        return State("held", "stopped", "hand", f"{reason} It stays stopped until the cap allows it again.")
+    return State("stopped", "stopped", "square", f"{reason} It stays stopped until you start it.")
+
+
+def _next(life: BuilderLife, limits: Limits) -> str:
+    if not life.auto_stop_interval:
+        return "Never sleeps."
+    if limits.freeze_after:
+        return f"Freezes after {duration(limits.freeze_after)} without a visitor."
+    return f"Stops after {duration(life.auto_stop_interval * 60)} without a visitor."

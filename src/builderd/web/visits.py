@@ -38,10 +38,8 @@ from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
 from builderd.web import shown
 from builderd.web.assets import Assets
-from builderd.web.cookies import session_secret
-from builderd.web.messages import MESSAGES
-from builderd.web.policy import check_origin
-from builderd.web.telling import telling
+from builderd.web.policy import check_origin, session_secret
+from builderd.web.shown import MESSAGES, event_text
 
 T = TypeVar("T")
 
@@ -170,7 +168,7 @@ class Renderer:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.filters.update(shown.FILTERS, telling=telling)
+        self._templates.filters.update(shown.FILTERS, event_text=event_text)
         self._templates.globals.update(asset=assets.url, currency=application.prices.currency)
 
     async def page(self, visit: Visit, template: str, values: Mapping[str, Any], status: int) -> Response:

@@ -11,7 +11,7 @@ from tests.service import MINIMAL, Service, running_service
 from builderd.api.server.meter import Meter
 from builderd.domain.tokens import Scope
 from builderd.web.app import Site, create_web
-from builderd.web.cookies import PLAIN_NAME
+from builderd.web.policy import PLAIN_NAME
 
 ORIGIN = "http://builderd"
 

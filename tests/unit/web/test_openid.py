@@ -12,7 +12,7 @@ from tests.fakes.identity import FakeIdentityProvider
 from tests.unit.web.conftest import Pages
 
 from builderd.domain.tokens import Identity, Scope
-from builderd.web.cookies import PLAIN_ATTEMPT, PLAIN_NAME
+from builderd.web.policy import PLAIN_ATTEMPT, PLAIN_NAME
 
 ADA = Identity("ada@example.org", "acme", frozenset({Scope.WRITE}))
 
@@ -35,7 +35,7 @@ async def there(browser: httpx.AsyncClient, target: str = "/builders") -> str:
     answer = await browser.get("/sign-in/openid", params={"next": target})
     assert answer.status_code == 303
     cookie = answer.headers["set-cookie"]
-    assert all(word in cookie for word in ("HttpOnly", "SameSite=Lax", "Max-Age=600"))
+    assert all(word in cookie for word in ("HttpOnly", "SameSite=lax", "Max-Age=600"))
     return parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
 
 
@@ -49,7 +49,7 @@ async def test_a_person_signs_in_and_goes_on_where_they_wanted(
     assert answer.status_code == 200
     assert 'content="0; url=/tokens?x=1"' in answer.text
     session = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(PLAIN_NAME))
-    assert "SameSite=Strict" in session
+    assert "SameSite=strict" in session
     assert PLAIN_ATTEMPT not in browser.cookies
     assert "sso ada@example.org" in (await browser.get("/tokens")).text
     # The code and the attempt are spent.

@@ -7,7 +7,7 @@ from tests.unit.web.conftest import ORIGIN, Pages
 
 from builderd.domain.tokens import Scope
 from builderd.services import sessions
-from builderd.web.cookies import PLAIN_NAME, SECURE_NAME
+from builderd.web.policy import PLAIN_NAME, SECURE_NAME
 
 
 async def test_the_cookie_is_kept_from_scripts_and_other_sites(pages: Pages) -> None:
@@ -15,7 +15,7 @@ async def test_the_cookie_is_kept_from_scripts_and_other_sites(pages: Pages) -> 
         answer = await pages.sign_in(browser, pages.service.read)
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith(f"{PLAIN_NAME}=bdw_")
-    assert all(word in cookie for word in ("HttpOnly", "SameSite=Strict", "Path=/"))
+    assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/"))
     assert "Domain" not in cookie
 
 

@@ -17,7 +17,7 @@ from websockets.typing import Origin
 
 from builderd.api.server import terminal_relay
 from builderd.web.app import Site
-from builderd.web.cookies import PLAIN_NAME
+from builderd.web.policy import PLAIN_NAME
 
 PATIENCE = 60
 

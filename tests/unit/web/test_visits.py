@@ -19,8 +19,8 @@ from builderd.domain.tokens import Scope
 from builderd.operations.last_uses import LastUses
 from builderd.services import sessions
 from builderd.web.app import Site
-from builderd.web.cookies import PLAIN_NAME, SECURE_NAME
-from builderd.web.rendering import Renderer
+from builderd.web.policy import PLAIN_NAME, SECURE_NAME
+from builderd.web.visits import Renderer
 
 
 async def test_a_tenants_pages_are_made_two_at_a_time_and_anothers_do_not_wait(

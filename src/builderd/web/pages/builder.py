@@ -24,7 +24,7 @@ from builderd.services.verdicts import ReviewView
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
 from builderd.web.charts import share
-from builderd.web.states import State, state_of
+from builderd.web.shown import State, state_of
 from builderd.web.visits import Visit, number_in, page, see_other
 
 T = TypeVar("T")

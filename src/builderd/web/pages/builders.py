@@ -16,8 +16,7 @@ from builderd.store import UnitOfWork
 from builderd.store.builder_lists import ShownBuilder
 from builderd.store.builders import BuilderQuery
 from builderd.web.charts import spark_area, spark_line
-from builderd.web.shown import plural
-from builderd.web.states import State, state_in_words
+from builderd.web.shown import State, plural, state_in_words
 from builderd.web.visits import Visit, page
 
 PER_PAGE = 25

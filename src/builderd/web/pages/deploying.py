@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from builderd.api.server.bodies import announced_length, pieces, receive
+from builderd.domain.builders import JobType
 from builderd.domain.errors import BuilderdError, EngineUnavailable, ValidationFailed
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
@@ -18,9 +19,9 @@ from builderd.schemas.v1.versions import NewVersion
 from builderd.services import uploads
 from builderd.services.application import Application
 from builderd.services.uploads import Part
-from builderd.web import builder_form, commands
+from builderd.web import commands
 from builderd.web.pages.builder import builder_page, frame_of
-from builderd.web.visits import Visit, page, see_other
+from builderd.web.visits import Form, Visit, page, see_other
 
 #: Largest request body in bytes, as of the API: 20 MB of files in base64, their paths, and the settings.
 MAX_BODY_BYTES = 29_000_000
@@ -60,7 +61,7 @@ EXAMPLES: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 async def show_new(visit: Visit) -> Response:
     """Show the form of a new builder, perhaps with an example's files in it."""
     example = EXAMPLES.get(visit.request.query_params.get("example", ""))
-    values, files = builder_form.first_values(), []
+    values, files = first_values(), []
     if example is not None:
         values["entrypoint"] = example[1]
         files = list(example[2].items())
@@ -106,17 +107,17 @@ def _isolations(application: Application) -> Sequence[tuple[str, str | None]]:
 async def create_pasted(visit: Visit) -> Response:
     """Create a builder of the files that were pasted into the form."""
     form = await visit.form()
-    values = builder_form.values_of(form)
+    values = values_of(form)
     files = [
         pair for pair in zip(form.getlist("path"), form.getlist("content"), strict=False) if pair[0].strip() or pair[1]
     ]
     try:
-        new = commands.shape_of(visit.application, NewBuilder, builder_form.request_of(values, files))
+        new = commands.shape_of(visit.application, NewBuilder, request_of(values, files))
         builder = await commands.create(visit, new)
     except BuilderdError as error:
         if not isinstance(error, ValidationFailed):
             raise
-        return await _form(visit, values, files, builder_form.by_field(error.errors), 422)
+        return await _form(visit, values, files, by_field(error.errors), 422)
     return see_other(f"/builders/{builder.name}/versions/1")
 
 
@@ -160,3 +161,96 @@ async def show_deploy(visit: Visit) -> Response:
         paths=[file.path for file in bundle.files][:50],
         count=len(bundle.files),
     )
+
+
+#: Text fields with what they hold at first.
+TEXTS: Mapping[str, str] = {
+    "name": "",
+    "entrypoint": "",
+    "build": "",
+    "env_file": "",
+    "release": "",
+    "root": "",
+    "port": "8000",
+    "cpu": "1",
+    "memory": "1",
+    "disk": "3",
+    "job_type": JobType.ALWAYS_ON,
+    "minutes": "15",
+    "hours": "0",
+    "isolation": "",
+    "protocol": "http",
+}
+#: Boxes that are ticked or not; none is at first.
+BOXES = ("private", "public", "sleeps", "require_qa", "skip_review", "skip_qa", "install_scripts")
+#: Kinds that listen on a port, have visitors and may sleep.
+LISTENING = (JobType.ALWAYS_ON, JobType.SANDBOX)
+RESOURCES = ("cpu", "memory", "disk")
+
+
+def first_values() -> dict[str, Any]:
+    """Return the values of an untouched form."""
+    return {**TEXTS, **dict.fromkeys(BOXES, False), "env": [], "credentials": []}
+
+
+def values_of(form: Form) -> dict[str, Any]:
+    """Return what was filled in, to show the form again."""
+    return {
+        **{name: form.get(name, first) for name, first in TEXTS.items()},
+        **{name: name in form for name in BOXES},
+        "env": [
+            pair for pair in zip(form.getlist("env-name"), form.getlist("env-value"), strict=False) if pair[0].strip()
+        ],
+        "credentials": form.getlist("credential"),
+    }
+
+
+def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+    """Return the request of the API. A number that is none stays text, which the API's rules refuse.
+
+    Fields that the chosen kind does not have are left out: they are hidden, and may be filled in.
+    ``static/new.js`` makes the same request for a folder or an archive.
+    """
+    kind = values["job_type"]
+    asked: dict[str, Any] = {
+        "name": values["name"].strip(),
+        "resources": {name: number(values[name]) for name in RESOURCES if values[name]},
+        "env": {name.strip(): value for name, value in values["env"]},
+        "credentials": values["credentials"],
+        "backup_interval_hours": number(values["hours"] or "0"),
+        **{name: values[name] for name in ("require_qa", "skip_review", "skip_qa", "install_scripts")},
+    }
+    if files or kind != JobType.SANDBOX:
+        asked["files"] = {path.strip(): content.replace("\r\n", "\n") for path, content in files}
+    if kind != JobType.ALWAYS_ON:
+        # Left out for an app, a Procfile with a worker line alone still makes a worker.
+        asked["job_type"] = kind
+    if kind in LISTENING:
+        is_private = values["private"] if kind == JobType.ALWAYS_ON else not values["public"]
+        asked["port"] = number(values["port"])
+        asked["protocol"] = values["protocol"]
+        asked["visibility"] = "private" if is_private else "public"
+        asked["auto_stop_interval"] = number(values["minutes"]) if values["sleeps"] else 0
+    for name in ("entrypoint", "build", "release", "root", "env_file", "isolation"):
+        if values[name].strip():
+            asked[name] = values[name].strip()
+    return asked
+
+
+def number(text: str) -> float | int | str:
+    """Return the number that the text is, else the text itself."""
+    try:
+        value = float(text.strip().replace(",", "."))
+        return int(value) if value == int(value) else value
+    except (ValueError, OverflowError):
+        return text
+
+
+#: Fields of the form under other names than the API's.
+_RENAMED = {"auto_stop_interval": "minutes", "backup_interval_hours": "hours"}
+
+
+def by_field(errors: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+    """Return the errors under the names of the form's fields: ``resources.cpu`` is ``cpu``."""
+    plain = {name.removeprefix("resources."): why for name, why in errors.items()}
+    return {_RENAMED.get(name, name): why for name, why in plain.items()}

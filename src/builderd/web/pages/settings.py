@@ -10,20 +10,16 @@ from starlette.responses import Response
 
 from builderd.domain.addresses import a_labels, shown
 from builderd.domain.builders import Builder
-from builderd.domain.credentials import Credential
-from builderd.domain.domains import Domain
 from builderd.domain.errors import BadRequest, ValidationFailed
-from builderd.domain.previews import Link
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
 from builderd.schemas.v1.domains import NewDomain, NewPreviewLink
 from builderd.schemas.v1.spending import NewSpendingCap
 from builderd.services import builders, caps, domains, preview_links
-from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
 from builderd.web import commands
-from builderd.web.builder_form import number
 from builderd.web.pages.builder import BuilderFrame, builder_page, read_frame
+from builderd.web.pages.deploying import number
 from builderd.web.visits import Form, Visit, page, see_other
 
 
@@ -91,7 +87,7 @@ def _values(form: Form, group: str) -> Mapping[str, Any]:
     """Return the group's fields as the API takes them. Raises ``BadRequest`` for a group that is none."""
     match group:
         case "resources":
-            return {"resources": {name: number(form.get(name)) for name in ("cpu", "memory", "disk")}}
+            return {"resources": {name: number(form.get(name, "")) for name in ("cpu", "memory", "disk")}}
         case "sleep":
             minutes = number(form.get("minutes", "15")) if form.get("sleeps", "") == "yes" else 0
             return {"auto_stop_interval": minutes}

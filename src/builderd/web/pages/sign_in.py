@@ -17,15 +17,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from builderd.domain.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
-from builderd.domain.tokens import Attempt
-from builderd.domain.tokens import Session
+from builderd.domain.tokens import Attempt, Session
 from builderd.operations.operations import Operations
 from builderd.ports.identity_provider import IdentityProvider
 from builderd.services import sessions
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-from builderd.web.cookies import attempt_cookie, set_attempt, set_session
-from builderd.web.policy import check_origin
+from builderd.web.policy import attempt_cookie, check_origin, set_attempt, set_session
 from builderd.web.visits import Renderer, Visit, page, read_form, route, see_other
 
 #: A path of these pages, and no other site: "//host" and "/\host" are other sites to a browser.

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from starlette.responses import Response
 
 from builderd.domain.builders import Desired
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.prices import SECONDS_PER_HOUR, WARNING_SHARE, Billing, Cost, cents, month_of, next_month
+from builderd.domain.prices import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, month_of, next_month
 from builderd.domain.spreadsheets import csv_text
 from builderd.domain.tokens import Scope
 from builderd.services import caps, spending
-from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
-from builderd.store.builder_lists import CostedBuilder
 from builderd.web.charts import bars, share
 from builderd.web.pages.settings import amount
 from builderd.web.visits import Visit, page, see_other
@@ -50,8 +48,8 @@ async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 2
         "spending.html",
         status,
         month=found,
-        chart=bars([float(one.cost) for one in found.days], (next_month(month) - month).days),
-        dearest_day=max(found.days, key=lambda one: one.cost, default=None),
+        chart=bars([float(one.cost) for one in found["days"]], (next_month(month) - month).days),
+        dearest_day=max(found["days"], key=lambda one: one.cost, default=None),
         warning=WARNING_SHARE,
         begin=month,
         before=month_of(month - timedelta(days=1)),
@@ -97,8 +95,15 @@ def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> dict[str, Any]:
     days = spending.by_day(uow, application, tenant, visit.now, (month, next_month(month)))
     hourly = sum((rate for _, rate in rates.values()), Decimal(0))
     expected = cents(cap.spent + hourly * hours_between(visit.now, cap.resets_at))
-    more = max(0, report.total - SHOWN)
-    return Month(rows, report.total_cost, cap, now, more, days.days, expected)
+    return {
+        "rows": rows,
+        "total": report.total_cost,
+        "cap": cap,
+        "now": now,
+        "more": max(0, report.total - SHOWN),
+        "days": days.days,
+        "expected": expected,
+    }
 
 
 def hours_between(start: datetime, end: datetime) -> Decimal:

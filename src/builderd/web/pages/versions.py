@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from starlette.responses import Response
 
 from builderd.api.server.answers import failure
-from builderd.domain.errors import BuilderdError, NotFound
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionStatus
-from builderd.services import deployments, diffs, logs, outcomes
+from builderd.services import bundles, deployments, diffs, logs, outcomes
 from builderd.services.diffs import VersionDiff
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
 from builderd.web import commands
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
-from builderd.web.stages import events_of, stages_of
-from builderd.web.visits import Visit, page, see_other
+from builderd.web.shown import STAGES
+from builderd.web.visits import Visit, number_in, page, see_other
 
 #: Events of a builder among which those of one version are looked for.
 EVENTS = 400
@@ -37,8 +40,8 @@ async def show_versions(visit: Visit) -> Response:
 
     frame, versions = await visit.read(look)
     numbers = [one.number for one in versions]
-    new = _number(query.get("to"), frame.builder.version)
-    old = _number(query.get("from"), max((number for number in numbers if number < new), default=new))
+    new = number_in(query.get("to"), frame.builder.version)
+    old = number_in(query.get("from"), max((number for number in numbers if number < new), default=new))
     diff, fault = await _diff(visit, frame, old, new)
     return await builder_page(
         visit,
@@ -55,10 +58,6 @@ async def show_versions(visit: Visit) -> Response:
     )
 
 
-def _number(text: str | None, otherwise: int) -> int:
-    return int(text) if text and text.isdecimal() and len(text) < 10 else otherwise
-
-
 async def _diff(visit: Visit, frame: BuilderFrame, old: int, new: int) -> tuple[VersionDiff | None, str]:
     if old == new:
         return None, ""
@@ -71,8 +70,8 @@ async def _diff(visit: Visit, frame: BuilderFrame, old: int, new: int) -> tuple[
 @page("/builders/{name}/versions/{number}/patch")
 async def download_patch(visit: Visit) -> Response:
     """Return the difference of a version from an earlier one as a patch."""
-    builder, new = await visit.find(), _number(visit.request.path_params["number"], 0)
-    old = _number(visit.request.query_params.get("from"), 0)
+    builder, new = await visit.find(), number_in(visit.request.path_params["number"], 0)
+    old = number_in(visit.request.query_params.get("from"), 0)
     async with visit.operations.lists.one(visit.token.tenant_id):
         text = await diffs.patch(visit.application, visit.caller, builder.id, old, new)
     headers = {"Content-Disposition": f'attachment; filename="{builder.name}-{old}-{new}.patch"'}
@@ -83,7 +82,7 @@ async def download_patch(visit: Visit) -> Response:
 async def roll_back(visit: Visit) -> Response:
     """Deploy an old version again."""
     form, builder = await visit.form(), await visit.find()
-    deployed = await commands.roll_back(visit, builder, _number(form.get("version", ""), 0))
+    deployed = await commands.roll_back(visit, builder, number_in(form.get("version", ""), 0))
     if deployed.version is None:
         return see_other(f"/builders/{builder.name}/versions", done="saved")
     return see_other(f"/builders/{builder.name}/versions/{deployed.version}")
@@ -92,7 +91,7 @@ async def roll_back(visit: Visit) -> Response:
 @page("/builders/{name}/versions/{number}")
 async def show_version(visit: Visit) -> Response:
     """Show one version: its stages as they go on, or how it failed and what to do next."""
-    number = _number(visit.request.path_params["number"], 0)
+    number = number_in(visit.request.path_params["number"], 0)
 
     def look(uow: UnitOfWork) -> tuple[BuilderFrame, Version | None, Sequence[Event]]:
         frame = frame_of(uow, visit)
@@ -158,3 +157,213 @@ def _for_agent(version: Version, lines: Sequence[logs.VersionedLine]) -> str:
     error = (kind or BuilderdError)(version.status_reason, data={"version": version.number})
     body = {**failure(error).body, "log": [line.line.text for line in lines]}
     return json.dumps(body, indent=1, ensure_ascii=False)
+
+
+#: Largest file that is edited in the browser, in bytes.
+MAX_BYTES = 1_000_000
+MAX_LISTED = 500
+
+
+@page("/builders/{name}/code")
+async def show_code(visit: Visit) -> Response:
+    """Show a file of a version in an editor."""
+    query = visit.request.query_params
+    frame, version = await visit.read(lambda uow: _find(uow, visit, query.get("version", "")))
+    bundle = await bundles.fetch(visit.application, version)
+    path = query.get("file") or _first(bundle, version)
+    edited = _Edited(path, *_text(bundle, path), version.settings.entrypoint)
+    return await _form(visit, frame, version, bundle, edited)
+
+
+@page("/builders/{name}/code", post=True, scope=Scope.WRITE)
+async def deploy_code(visit: Visit) -> Response:
+    """Deploy the version's files with this one changed, as the next version."""
+    form = await visit.form()
+    frame, version = await visit.read(lambda uow: _find(uow, visit, form.get("version", "")))
+    path, content = form.get("path", "").strip(), form.get("content", "").replace("\r\n", "\n")
+    entrypoint = form.get("entrypoint", "").strip()
+    try:
+        deployed = await commands.deploy_edited(visit, frame.builder, version, path, content, entrypoint)
+    except ValidationFailed as error:
+        bundle = await bundles.fetch(visit.application, version)
+        fault = "; ".join(f"{name} {', '.join(why)}" for name, why in error.errors.items())
+        edited = _Edited(path, content, fault, entrypoint or version.settings.entrypoint)
+        return await _form(visit, frame, version, bundle, edited, 422)
+    number = deployed.version or deployed.builder.version
+    return see_other(f"/builders/{frame.builder.name}/versions/{number}")
+
+
+def _find(uow: UnitOfWork, visit: Visit, number: str) -> tuple[BuilderFrame, Version]:
+    frame = frame_of(uow, visit)
+    wanted = number_in(number, frame.builder.version)
+    version = uow.versions.get(frame.builder.id, wanted)
+    if version is None or version.status is VersionStatus.DROPPED:
+        raise NotFound(f"The builder {frame.builder.name} keeps no version {wanted}.")
+    return frame, version
+
+
+def _first(bundle: Bundle, version: Version) -> str:
+    """Return the file that the start command names, else the first one."""
+    paths = [file.path for file in bundle.files]
+    named = (word for word in version.settings.entrypoint.split() if word in paths)
+    return next(named, paths[0] if paths else "main.py")
+
+
+def _text(bundle: Bundle, path: str) -> tuple[str, str]:
+    """Return the file's text, and why it cannot be edited here."""
+    file = next((file for file in bundle.files if file.path == path), None)
+    if file is None:
+        return "", ""
+    if file.size > MAX_BYTES:
+        return "", "The file is too large to be edited here: send it by the API."
+    try:
+        text = file.content.decode()
+    except UnicodeDecodeError:
+        return "", "The file is no text in UTF-8, and cannot be edited here."
+    return ("", "The file is binary, and cannot be edited here.") if "\0" in text else (text, "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Edited:
+    """The editor's fields, and why they are refused ("": they are not)."""
+
+    path: str
+    content: str
+    fault: str
+    entrypoint: str
+
+
+async def _form(
+    visit: Visit, frame: BuilderFrame, version: Version, bundle: Bundle, edited: _Edited, status: int = 200
+) -> Response:
+    files = [file.path for file in bundle.files]
+    return await builder_page(
+        visit,
+        "code.html",
+        "versions",
+        frame,
+        status,
+        version=version,
+        paths=files[:MAX_LISTED],
+        more=max(0, len(files) - MAX_LISTED),
+        file=edited.path,
+        content=edited.content,
+        fault=edited.fault,
+        entrypoint=edited.entrypoint,
+        is_new=edited.path not in files,
+    )
+
+
+#: What each stage does, while nothing better is known of it.
+NOTES = {
+    "review": "Reads the code before any of it runs.",
+    "install": "Installs its dependencies, or takes the layer of an app with the same ones.",
+    "build": "Runs the build command, or takes what it made of the same files before.",
+    "release": "Runs the release command once, on the disk of the new version.",
+    "start": "Starts the app and waits until it listens.",
+    "qa": "Asks whether it answers and stays up. The report with screenshots follows later.",
+}
+#: Least share of the chart that a stage is drawn with.
+LEAST = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``kind``: pass, fail, now, todo or skip. ``x`` and ``width`` place it in a chart of 100 units."""
+
+    name: str
+    kind: str
+    icon: str
+    seconds: float | None
+    note: str
+    x: float = 0
+    width: float = 0
+    started: datetime | None = None
+
+
+def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Sequence[Stage]:
+    """Return its stages. ``events`` are those of the version, oldest first."""
+    settings = version.settings
+    absent = {name for name, command in (("build", settings.build), ("release", settings.release)) if not command}
+    spans = {name: _span(name, events) for name in STAGES if name not in absent}
+    begin = min((start for start, _, _ in spans.values() if start), default=version.created_at)
+    is_over = version.status is not VersionStatus.PENDING
+    last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)
+    whole = max((last - begin).total_seconds(), 0.1)
+    return [_stage(name, version, spans[name], TimeAxis(begin, whole, now)) for name in spans]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeAxis:
+    """The chart's time: where it begins, its length in seconds, and the present time."""
+
+    begin: datetime
+    whole: float
+    now: datetime
+
+    def place(self, start: datetime, end: datetime | None) -> tuple[float, float]:
+        """Return where a bar begins and its width, of 100."""
+        x = min(100.0, 100 * max((start - self.begin).total_seconds(), 0) / self.whole)
+        return x, max(LEAST, min(100 - x, 100 * ((end or self.now) - start).total_seconds() / self.whole))
+
+
+Span = tuple[datetime | None, datetime | None, Event | None]
+
+
+def _span(name: str, events: Sequence[Event]) -> Span:
+    """Return the last start and end of the stage, and the event that ended it."""
+    started: datetime | None = None
+    ended: Event | None = None
+    for event in events:
+        if event.details.get("stage") != name:
+            continue
+        if event.type == "stage.started":
+            started, ended = event.time, None
+        elif event.type == "stage.finished":
+            ended = event
+    if ended is not None and started is None:
+        # Not every stage says that it began.
+        started = ended.time - timedelta(seconds=float(ended.details.get("seconds", 0)))
+    return started, ended.time if ended else None, ended
+
+
+def _stage(name: str, version: Version, span: Span, axis: TimeAxis) -> Stage:
+    started, end, ended = span
+    is_over = version.status is not VersionStatus.PENDING
+    text = STAGES[name]
+    skipped = (name == "review" and version.settings.skip_review) or (name == "qa" and version.settings.skip_qa)
+    if skipped and started is None:
+        return Stage(text, "skip", "minus", None, "Left out.")
+    if ended is None and (started is None or is_over):
+        return Stage(
+            text, "todo", "minus" if is_over else "circle-dashed", None, "Not reached." if is_over else NOTES[name]
+        )
+    seconds = (
+        float(ended.details.get("seconds", 0)) if ended else (axis.now - started).total_seconds() if started else 0
+    )
+    x, width = axis.place(started or (ended.time if ended else axis.begin), end)
+    if ended is None:
+        return Stage(text, "now", "loader-circle", seconds, NOTES[name], round(x, 1), round(width, 1), started)
+    ok = bool(ended.details.get("ok"))
+    note = ended.reason if ended.reason != name else NOTES[name]
+    kind, icon = ("pass", "circle-check") if ok else ("fail", "octagon-x")
+    return Stage(
+        text, kind, icon, seconds, note.split("\n")[0], round(min(x, 100 - LEAST), 1), round(width, 1), started
+    )
+
+
+def events_of(version: Version, events: Sequence[Event]) -> Sequence[Event]:
+    """Return the events of this version among a builder's, newest first; oldest first.
+
+    Stages do not name their version: they belong to the version that was made last before them.
+    """
+    found: list[Event] = []
+    is_its = False
+    for event in reversed(events):
+        if event.type in ("builder.created", "version.created"):
+            is_its = event.details.get("version", 1) == version.number
+            if is_its:
+                found = []
+        if is_its:
+            found.append(event)
+    return found

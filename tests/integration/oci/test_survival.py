@@ -210,7 +210,7 @@ CRASHING_SERVICE = textwrap.dedent("""
         spec = await make_spec(engine, apps.SERVER, id=sandbox)
         print(spec.builder_id, flush=True)
         setattr(Creation if method == "launch_shim" else Runs, method, die)
-        await engine.start(spec)
+        await engine.sandboxes.start(spec)
 
     asyncio.run(main())
 """)

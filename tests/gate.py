@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.bootstrap.review import make_review_policy, make_scanner
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.review_policies import Policy
-from builderd.domain.reviews import Acceptance, Finding, Report, Severity, Verdict, judge
+from builderd.domain.reviews import Acceptance, Finding, Policy, Report, Severity, Verdict, judge
 from builderd.services import reviews
 from builderd.settings import Settings
 

@@ -13,8 +13,7 @@ from benchmarks.gates.packages import Package, members
 
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.domain.bundles import Bundle
-from builderd.domain.review_policies import Policy
-from builderd.domain.reviews import Finding, Severity
+from builderd.domain.reviews import Finding, Policy, Severity
 from builderd.services.reviews import Gate
 
 REASONS = Path(__file__).with_name("reasons.txt")

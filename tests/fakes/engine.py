@@ -21,9 +21,9 @@ from tests.fakes.processes import Answer, FakeProcess
 from tests.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 
 from builderd.domain.bundles import Bundle, changes
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.resources import Capacity
 from builderd.domain.sandboxes import (

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import MachineFault
-from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.reviews import Hit
+from builderd.domain.reviews import Hit, ReviewLimits
 from builderd.domain.sources import Kind
 from builderd.ports.scanners import NOTHING_RUN, Scan
 

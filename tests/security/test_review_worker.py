@@ -17,14 +17,19 @@ from typing import Any
 import pytest
 from tests.gate import bundle_of
 
-from builderd.adapters.scanners.tripwire.answers import MAX_HITS, Unbelievable, read_answer
-from builderd.adapters.scanners.tripwire.scanner import RETRIES, TripwireScanner
-from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.adapters.scanners.tripwire.scanner import (
+    MAX_HITS,
+    RETRIES,
+    Toolbox,
+    TripwireScanner,
+    Unbelievable,
+    find_toolbox,
+    read_answer,
+)
 from builderd.bootstrap.review import make_review_policy
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import MachineFault
-from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.reviews import Severity
+from builderd.domain.reviews import ReviewLimits, Severity
 from builderd.ports.scanners import Scan
 from builderd.services.reviews import assess
 from builderd.settings import Settings

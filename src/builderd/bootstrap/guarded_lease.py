@@ -13,16 +13,17 @@ from collections.abc import Sequence
 
 from builderd.adapters.previews.haproxy import fence, process
 from builderd.bootstrap.membership import Membership
-from builderd.domain.cluster_services import (
+from builderd.domain.database_lease import (
     FENCE_AFTER,
     FORGET_AFTER,
     GIVE_UP_AFTER,
+    RENEW_INTERVAL,
     RENEWAL_SECONDS,
     ClusterService,
+    LeaseLost,
     SeenService,
     unfit_reason,
 )
-from builderd.domain.database_lease import RENEW_INTERVAL, LeaseLost
 from builderd.domain.errors import EngineUnavailable
 from builderd.store import Store, UnitOfWork
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
-from builderd.adapters.testers import preflight as testers_preflight
+from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.clock import describe_clock
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
-from builderd.domain.cluster_services import SeenService, describe_standby
-from builderd.domain.database_lease import DatabaseLease, describe_owner
+from builderd.domain.database_lease import DatabaseLease, SeenService, describe_owner, describe_standby
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory, PreflightCheck

@@ -16,8 +16,7 @@ from builderd.bootstrap.data_directory import DATABASE_NOTE, proxy_files
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys
-from builderd.domain.cluster_services import WITNESS_SECONDS, ClusterService
-from builderd.domain.database_lease import Instance, describe_owner
+from builderd.domain.database_lease import WITNESS_SECONDS, ClusterService, Instance, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable, ValidationFailed
 from builderd.ports.engine import ClusterProvider
 from builderd.settings import Settings

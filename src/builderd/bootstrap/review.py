@@ -8,14 +8,12 @@ from pathlib import Path
 import yaml
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
-from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
-from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.adapters.scanners.language_model import Endpoint, LanguageModelAdviser
+from builderd.adapters.scanners.tripwire.scanner import Toolbox, TripwireScanner, find_toolbox
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.review_policies import Policy, make_policy
-from builderd.domain.reviews import Report
+from builderd.domain.reviews import Policy, Report, make_policy
 from builderd.services import reviews
 from builderd.settings import Settings
 

@@ -12,8 +12,16 @@ from functools import partial
 
 from builderd.bootstrap.membership import Membership
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.domain.cluster_services import CLAIM_AFTER, TAKE_AFTER_CLAIM, ClusterService, SeenService, unfit_reason
-from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, describe_owner
+from builderd.domain.database_lease import (
+    CLAIM_AFTER,
+    TAKE_AFTER_CLAIM,
+    ClusterService,
+    DatabaseLease,
+    DatabaseOwned,
+    SeenService,
+    describe_owner,
+    unfit_reason,
+)
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.store import Store, UnitOfWork
 

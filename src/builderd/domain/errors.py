@@ -10,10 +10,7 @@ from __future__ import annotations
 import errno
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from builderd.domain.reviews import Report, Verdict
+from typing import Any, ClassVar
 
 
 class BuilderdError(Exception):
@@ -104,13 +101,6 @@ class ValidationFailed(BuilderdError):
 
 class StageFailed(BuilderdError):
     """Base of a failed stage: the builder is kept in ``failed``; ``data.uuid`` names it."""
-
-
-class ReviewFailed(StageFailed):
-    """The review rejected the code, and nothing was run. ``found`` has the findings."""
-
-    code = "review_failed"
-    found: tuple[Report, Verdict] | None = None
 
 
 class InstallFailed(StageFailed):

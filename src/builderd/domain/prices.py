@@ -1,11 +1,13 @@
-"""Prices, the ledger and spending caps, by calendar days and months in UTC.
+"""Prices, the ledger, spending caps and tables of costs, by calendar days and months in UTC.
 
 Cost is the sum of seconds times the rate at the time, rounded only when shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
@@ -290,3 +292,18 @@ def cap_message(cap: Cap, currency: str) -> str:
 def tightest(accounts: Iterable[Account]) -> Account | None:
     """Return the reached account with the lowest cap, or None."""
     return min((one for one in accounts if one.is_reached), key=lambda one: one.cap.monthly, default=None)
+
+
+#: Beginnings of cells that a spreadsheet takes for a formula.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return the rows as text (RFC 4180). Text that looks like a formula is preceded by an apostrophe."""
+    text = io.StringIO()
+    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from builderd.domain.bundles import BundleFile
 from builderd.domain.entrypoints import PACKAGE, PYTHON, SCRIPT_ENDINGS, SCRIPTED, module_files
-from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.reviews import ReviewLimits
 
 
 class Kind(StrEnum):

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from builderd.domain.bundles import Bundle
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.inventory import EngineInventory, PreflightCheck
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
-from builderd.domain.members import MemberReport
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.resources import Capacity
 from builderd.domain.sandboxes import (

@@ -8,8 +8,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
-from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.reviews import Hit
+from builderd.domain.reviews import Hit, ReviewLimits
 from builderd.domain.sources import Kind, References
 
 NOTHING_RUN: Mapping[str, Kind] = MappingProxyType({})

@@ -23,13 +23,12 @@ from builderd.domain.errors import (
     NotFound,
     QaFailed,
     ReleaseFailed,
-    ReviewFailed,
     StartFailed,
 )
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.previews import closed_route
-from builderd.domain.reviews import Report, Verdict, judge
+from builderd.domain.reviews import Report, ReviewFailed, Verdict, judge
 from builderd.domain.versions import Version, VersionStatus
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver, releases

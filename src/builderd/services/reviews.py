@@ -20,13 +20,13 @@ from builderd.domain.entrypoints import (
     read_package,
 )
 from builderd.domain.ids import TenantId
-from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import (
     ADVICE,
     BLIND,
     SANITY,
     Finding,
     Hit,
+    Policy,
     Report,
     Severity,
     content_hash,

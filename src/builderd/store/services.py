@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from builderd.domain.cluster_services import ClusterService, SeenService
+from builderd.domain.database_lease import ClusterService, SeenService
 from builderd.store.tables import services
 from builderd.store.types import database_now, omit, row_of
 

@@ -7,7 +7,7 @@ import asyncio
 from tests.contract.scanners.conftest import SUSPICIOUS
 from tests.gate import bundle_of
 
-from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.reviews import ReviewLimits
 from builderd.ports.scanners import Scanner
 
 LIMITS = ReviewLimits()

@@ -12,8 +12,7 @@ from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, claim, holds
 from tests.stores import open_store
 
-from builderd.domain.cluster_services import ClusterService, SeenService
-from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
+from builderd.domain.database_lease import ClusterService, DatabaseLease, Instance, LeaseLost, SeenService
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Tenant
 from builderd.store import Store, UnitOfWork

@@ -15,8 +15,8 @@ from tests.service import METRICS_TOKEN, MINIMAL, Service
 from builderd.adapters.vaults.keys import KeyFile
 from builderd.api.app import create_app, metrics_app
 from builderd.api.server.meter import Meter
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.ids import DiskId
-from builderd.domain.members import MemberReport
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.resources import Capacity
 from builderd.operations.operations import Operations

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from builderd.adapters.engines.oci.engine import preflight as engine_preflight
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.states import folder
-from builderd.adapters.testers import preflight as testers_preflight
+from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens

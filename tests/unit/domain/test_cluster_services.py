@@ -7,19 +7,21 @@ from datetime import UTC, datetime
 
 import pytest
 
-from builderd.domain.cluster_services import (
+from builderd.domain.database_lease import (
     CLAIM_AFTER,
     FENCE_AFTER,
     GIVE_UP_AFTER,
+    RENEW_INTERVAL,
     RENEWAL_SECONDS,
     TAKE_AFTER_CLAIM,
     WITNESS_SECONDS,
     ClusterService,
+    DatabaseLease,
+    Instance,
     SeenService,
     describe_standby,
     unfit_reason,
 )
-from builderd.domain.database_lease import RENEW_INTERVAL, DatabaseLease, Instance
 
 OWNER = ClusterService("1" * 16, "one", "/srv/a", "1.0", "disks", "aa", "/srv/a/vault.key", "SHA256:x", "/srv/a/ssh")
 LEASE = DatabaseLease(Instance("one", "one", "/srv/a", "a", "boot"), 3, datetime(2026, 11, 30, tzinfo=UTC), 1.0)

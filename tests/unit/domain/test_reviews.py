@@ -8,7 +8,6 @@ import yaml
 from builderd.bootstrap.review import DEFAULT_POLICY
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import BuilderId
-from builderd.domain.review_policies import make_policy
 from builderd.domain.reviews import (
     MAX_FINDINGS,
     MAX_OF_RULE,
@@ -21,6 +20,7 @@ from builderd.domain.reviews import (
     fingerprints,
     judge,
     limit_findings,
+    make_policy,
     summary,
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from builderd.domain.bundles import BundleFile
-from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.reviews import ReviewLimits
 from builderd.domain.sources import (
     Kind,
     References,

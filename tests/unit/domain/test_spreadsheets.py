@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from builderd.domain.spreadsheets import csv_text
+from builderd.domain.prices import csv_text
 
 
 def test_numbers_and_text_are_cells() -> None:

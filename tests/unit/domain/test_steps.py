@@ -11,10 +11,7 @@ from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_s
 
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility, restart_delay
 from builderd.domain.ids import DiskId, secret_hash
-from builderd.domain.next_step import next_step
-from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
-from builderd.domain.steps import (
+from builderd.domain.next_step import (
     AwaitListening,
     CheckApp,
     CreateDisk,
@@ -39,7 +36,10 @@ from builderd.domain.steps import (
     Thaw,
     VersionState,
     Wait,
+    next_step,
 )
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 
 BUNDLE = "b" * 64
 READY = VersionState(1, 8000, BUNDLE, layer_ready=True)

@@ -18,10 +18,7 @@ from tests.unit.domain.samples import BUILDER, DISK, NOW, make_builder
 
 from builderd.domain.builders import EXIT_WINDOW, MAX_EXITS, Builder, Desired, JobType, Status, recent_crashes
 from builderd.domain.ids import SandboxId
-from builderd.domain.next_step import next_step
-from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
-from builderd.domain.steps import (
+from builderd.domain.next_step import (
     AwaitListening,
     CreateDisk,
     Forget,
@@ -40,7 +37,10 @@ from builderd.domain.steps import (
     StopSandbox,
     VersionState,
     Wait,
+    next_step,
 )
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 
 BUNDLE = "b" * 64
 #: What a start, five ends and a clean-up take at most.

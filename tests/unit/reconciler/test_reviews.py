@@ -17,12 +17,12 @@ from builderd.domain.errors import (
     InvalidState,
     MachineFault,
     NotFound,
-    ReviewFailed,
     ValidationFailed,
     helper_died,
 )
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import RouteState
+from builderd.domain.reviews import ReviewFailed
 from builderd.domain.versions import VersionStatus
 from builderd.reconciler.loop.worker import MAX_FAILURES
 from builderd.services import builders, verdicts

@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from builderd.adapters.installers.locks import read_locks
-from builderd.adapters.installers.project import read_project
+from builderd.adapters.installers.project import read_locks, read_project
 from builderd.adapters.installers.requirements import Requirements, read_requirements
 from builderd.adapters.installers.setup_files import read_setup
 from builderd.domain.bundles import Bundle

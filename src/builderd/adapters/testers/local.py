@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from builderd.adapters.testers import jail, visits
 from builderd.adapters.testers.jail import VENV, JailFailed, Job
 from builderd.adapters.testers.judging import judge_browser, judge_crawl, judge_probe
+from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
 from builderd.domain.qa import Check, CheckName, Outcome, Visit
 from builderd.ports.testers import Browsing, Target
 from builderd.sandboxing.bubblewrap import missing
@@ -92,3 +94,14 @@ async def _work(
 
 def _not_judged(*names: CheckName) -> Callable[[str], Sequence[Check]]:
     return lambda why: [Check(name, Outcome.NOT_JUDGED, f"Could not be tried: {why}.") for name in names]
+
+
+def run_checks(chromium: Path) -> Sequence[PreflightCheck]:
+    """Check for bubblewrap and Chromium; changes nothing."""
+    jail = shutil.which("bwrap", path=SEARCH_PATH)
+    without_jail = "QA reports judge neither pages nor the API: apt-get install bubblewrap"
+    without_browser = "QA reports load no page in a browser: apt-get install chromium, or set qa.chromium"
+    return [
+        PreflightCheck("bubblewrap", jail is not None, jail or "not installed", without_jail, False),
+        PreflightCheck("Chromium", chromium.exists(), str(chromium), without_browser, False),
+    ]

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from builderd.api.server.request_ids import HEADER, id_of
-from builderd.domain.errors import BuilderdError, ReviewFailed, ValidationFailed
+from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.domain.reviews import ReviewFailed
 from builderd.schemas.v1.reviews import review_of
 from builderd.schemas.v1.shape import Failure
 

@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.members import MemberReport
 from builderd.domain.metrics import UsageSample, response_counts
 from builderd.domain.previews import RESPONSE_BOUNDS, STATUS_CLASSES, PreviewActivity
 from builderd.ports.bundles import BundleSpace

@@ -14,7 +14,7 @@ from builderd.cli.apps.session import Session, command, group
 from builderd.cli.apps.tables import Columns, printable
 from builderd.cli.command_group import Expiry, Moment
 from builderd.client.models import DaysSpending, Spending
-from builderd.domain.spreadsheets import csv_text
+from builderd.domain.prices import csv_text
 
 credentials = group("credentials", "Store secrets, which builders get and nobody can read back.")
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from builderd.domain.builders import Builder, Desired
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.members import MemberAway
-from builderd.domain.next_step import prepare
+from builderd.domain.next_step import Observation, VersionState, prepare
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import Sandbox, SandboxReport, SandboxState
-from builderd.domain.steps import Observation, VersionState
 from builderd.domain.versions import NO_BUILD, NO_LAYER, Protocol, Version
 from builderd.ports.engine import DiskReport
 from builderd.services import restores

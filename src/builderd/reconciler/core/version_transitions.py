@@ -7,13 +7,13 @@ from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Cause, Desired, Handover, JobType, Status, Visibility
-from builderd.domain.errors import QaFailed, ReviewFailed
+from builderd.domain.errors import QaFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.failures import describe_end
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.prices import Prices
 from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
-from builderd.domain.reviews import Report, summary
+from builderd.domain.reviews import Report, ReviewFailed, summary
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version, VersionStatus
 from builderd.reconciler.core.observe import WorkItem

@@ -13,10 +13,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Cause, Desired, Handover
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.members import MemberReport
 from builderd.reconciler.core.sandbox_transitions import disk_moved
 from builderd.reconciler.core.transitions import Transition
 from builderd.services import outcomes

@@ -13,9 +13,9 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Builder, Desired
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.members import MemberReport
 from builderd.services import restores
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import SandboxId
-from builderd.domain.members import MemberAway
 from builderd.domain.metrics import (
     BUCKET,
     SPAN,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from builderd.domain import steps as domain
+from builderd.domain import next_step as domain
 from builderd.domain.builders import Handover, Status, StopKind, recent_crashes
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import DiskId, new_id
+from builderd.domain.next_step import Observation
 from builderd.domain.sandboxes import Sandbox
-from builderd.domain.steps import Observation
 from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.candidates import candidate_step
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import (
     BuilderdError,
     BundleLost,
@@ -22,9 +22,7 @@ from builderd.domain.errors import (
     machine_fault,
 )
 from builderd.domain.ids import BuilderId
-from builderd.domain.members import MemberAway
-from builderd.domain.next_step import next_step
-from builderd.domain.steps import (
+from builderd.domain.next_step import (
     AwaitListening,
     AwaitRelease,
     BuildApp,
@@ -36,6 +34,8 @@ from builderd.domain.steps import (
     StopSandbox,
     TryCandidate,
     Wait,
+    candidate_step,
+    next_step,
 )
 from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.claim import Claim

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.members import MemberAway
 from builderd.reconciler.core import version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition

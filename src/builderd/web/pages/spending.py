@@ -13,8 +13,7 @@ from starlette.responses import Response
 
 from builderd.domain.builders import Desired
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.prices import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, month_of, next_month
-from builderd.domain.spreadsheets import csv_text
+from builderd.domain.prices import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, csv_text, month_of, next_month
 from builderd.domain.tokens import Scope
 from builderd.services import caps, spending
 from builderd.store import UnitOfWork

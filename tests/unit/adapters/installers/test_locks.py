@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from builderd.adapters.installers.locks import read_locks
-from builderd.adapters.installers.project import read_project
+from builderd.adapters.installers.project import read_locks, read_project
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 

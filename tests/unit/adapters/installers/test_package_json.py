@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.installers.package_json import NodePackages, read_packages
+from builderd.adapters.installers.npm import NodePackages, read_packages
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 

@@ -14,7 +14,7 @@ from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import guarded_lease, membership, standby
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.membership import Membership
-from builderd.domain import cluster_services
+from builderd.domain import database_lease
 from builderd.settings import Settings
 from builderd.store import Store
 
@@ -36,7 +36,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakePr
     for name in ("fence", "process"):
         monkeypatch.setattr(guarded_lease, name, proxy)
     monkeypatch.setattr(membership, "fence", proxy)
-    for module in (cluster_services, guarded_lease, standby, leasing):
+    for module in (database_lease, guarded_lease, standby, leasing):
         for name, seconds in vars(module).copy().items():
             if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":
                 monkeypatch.setattr(module, name, seconds / HURRY)

@@ -15,7 +15,7 @@ from tests.unit.bootstrap.standby.services import (
 from tests.unit.bootstrap.test_database_lease import _execute
 
 from builderd.bootstrap import database_lease as leasing
-from builderd.domain import cluster_services
+from builderd.domain import database_lease
 from builderd.domain.database_lease import DatabaseOwned
 from builderd.settings import Settings
 from builderd.store.migrations import revisions
@@ -97,7 +97,7 @@ async def test_owner_whose_key_cannot_be_read_goes_on_and_keeps_its_lease(
     await first.until(lambda: "service not announced to the cluster" in caplog.text)
     assert name in caplog.text
     # Without renewals the standby would have claimed the work and taken it by then.
-    await asyncio.sleep((cluster_services.CLAIM_AFTER + cluster_services.TAKE_AFTER_CLAIM) * 1.5)
+    await asyncio.sleep((database_lease.CLAIM_AFTER + database_lease.TAKE_AFTER_CLAIM) * 1.5)
     assert not second.works
     assert not first.task.done()
     assert "database lease not renewed" not in caplog.text

@@ -20,7 +20,7 @@ from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import standby
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.machine import describe_database
-from builderd.domain import cluster_services
+from builderd.domain import database_lease
 from builderd.domain.database_lease import DatabaseLease, LeaseLost
 from builderd.settings import Settings
 from builderd.store.services import Services as StoredServices
@@ -62,7 +62,7 @@ async def test_standby_continues_a_killed_service_after_its_previews_have_ended(
     await first.kill()
     await second.until(lambda: second.works)
     ((taken, taken_since_boot),) = waited
-    assert taken - cluster.claimed_at >= cluster_services.TAKE_AFTER_CLAIM
+    assert taken - cluster.claimed_at >= database_lease.TAKE_AFTER_CLAIM
     # The fence looks once a second, and rounds up to one.
     assert taken_since_boot >= proxy.deadlines[one.data_dir] + 2 / HURRY
     assert cluster.claimed == second.owned.instance.member
@@ -78,7 +78,7 @@ async def test_claim_that_fails_is_repeated_at_the_next_look(
     await first.kill()
     cluster.failing = 4
     await second.until(lambda: second.works)
-    assert cluster.tried[-1] - cluster.tried[0] < cluster_services.CLAIM_AFTER * 3
+    assert cluster.tried[-1] - cluster.tried[0] < database_lease.CLAIM_AFTER * 3
 
 
 async def test_standby_whose_claim_another_one_replaced_claims_again_before_it_takes_over(
@@ -198,7 +198,7 @@ async def test_doctor_names_the_standbys(
     services: Services, one: Settings, two: Settings, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The look at the schema holds the standby's announcements up for a moment.
-    monkeypatch.setattr(cluster_services, "ALIVE_SECONDS", 15.0)
+    monkeypatch.setattr(database_lease, "ALIVE_SECONDS", 15.0)
     first, second = await services.start_both(one, two)
     (_, standby_line) = await describe_database(one)
     assert "takes over if the owner ends, passes calls and visitors on" in standby_line

@@ -10,9 +10,9 @@ import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
 from builderd.domain.builders import Builder, Status
+from builderd.domain.database_lease import MemberAway, MemberReport
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.members import MemberAway, MemberReport
 from builderd.domain.sandboxes import SandboxReport
 from builderd.ports.engine import DiskReport
 from builderd.reconciler.jobs import lost_members as module

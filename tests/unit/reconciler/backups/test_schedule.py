@@ -12,7 +12,8 @@ from tests.unit.reconciler.backups.conftest import Scene
 
 from builderd.domain.backups import BackupStatus, RestoreStatus
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import ReviewFailed, StartFailed
+from builderd.domain.errors import StartFailed
+from builderd.domain.reviews import ReviewFailed
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.services import backups, builders, outcomes, restores
 

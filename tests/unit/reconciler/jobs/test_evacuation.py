@@ -10,9 +10,9 @@ from tests.application import ENTRYPOINT, World, fake_world, hurry
 from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.builders import Builder, Status
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import DiskId
-from builderd.domain.members import MemberReport
 from builderd.domain.previews import RouteState
 from builderd.reconciler.jobs.evacuation import Evacuation
 from builderd.reconciler.loop import reconciler

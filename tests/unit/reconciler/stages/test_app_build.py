@@ -21,12 +21,12 @@ from builderd.domain.errors import (
     InvalidState,
     NoCapacity,
     QuotaExceeded,
-    ReviewFailed,
     StoreUnavailable,
 )
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.prices import OpenBuild
 from builderd.domain.resources import GB
+from builderd.domain.reviews import ReviewFailed
 from builderd.ports.engine import Progress
 from builderd.reconciler.stages import build_charges
 from builderd.services import build_cache, builders

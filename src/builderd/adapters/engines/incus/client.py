@@ -21,8 +21,8 @@ import httpx
 import websockets
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
-from builderd.domain.members import MemberAway
 
 #: Seconds without a byte after which a call is given up; a cluster without a quorum answers after some 20.
 CALL_SECONDS = 60.0

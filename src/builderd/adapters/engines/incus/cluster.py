@@ -25,8 +25,8 @@ from builderd.adapters.engines.incus.client import (
 from builderd.adapters.engines.incus.image import Image, metadata
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.network import access_list, network_config, same_rules
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
-from builderd.domain.members import MemberReport
 from builderd.domain.resources import GB, Capacity
 from builderd.ports.engine import Progress
 

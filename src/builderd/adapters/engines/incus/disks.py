@@ -19,10 +19,10 @@ from builderd.adapters.engines.incus.client import IncusConflict, IncusNotFound,
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
 from builderd.domain.files import Condition, FileEntry, FileKind, FilePage
 from builderd.domain.ids import DiskId
-from builderd.domain.members import MemberAway
 from builderd.domain.resources import GB
 from builderd.ports.engine import DiskReport
 

@@ -32,9 +32,9 @@ from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
 from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
 from builderd.domain.bundles import Bundle
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.members import MemberReport
 from builderd.domain.resources import GB, Capacity
 from builderd.linux.cpu_time import is_busy
 from builderd.linux.threads import run_to_completion

@@ -23,6 +23,7 @@ from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.storage.builds import Transcript
 from builderd.adapters.engines.oci.storage.too_large import over_layer_limit, over_tenant_limit
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import InstallFailed, NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (
@@ -38,7 +39,6 @@ from builderd.domain.layers import (
     StoredLayer,
     StoredLayers,
 )
-from builderd.domain.members import MemberAway
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
 

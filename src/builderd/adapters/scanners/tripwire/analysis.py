@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.scanners.tripwire import javascript, lint, local_keys, patterns, python_code
-from builderd.adapters.scanners.tripwire.catalogue import CATALOGUE
+from builderd.adapters.scanners.tripwire import javascript, patterns, python_code, secret_rules
 from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
-from builderd.adapters.scanners.tripwire.review import Review, Source, listed, reported
+from builderd.adapters.scanners.tripwire.review import CATALOGUE, Review, Source, listed, reported, warnings_of
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
 from builderd.adapters.scanners.tripwire.signatures import Signatures
 from builderd.domain.sources import CODE, Kind, References
@@ -140,7 +139,7 @@ class Analyser:
         folder = FOLDER / "lint"
         _write_out(folder, sources, ".py")
         names = {f"{number}.py": source.path for number, source in enumerate(sources)}
-        review.warned = lint.warnings_of(Path(self._tools.ruff), folder, names, review.left())
+        review.warned = warnings_of(Path(self._tools.ruff), folder, names, review.left())
 
     def _warn(self, review: Review) -> None:
         """Add ruff's warnings, once all secrets are known: a password is reported only once."""
@@ -203,8 +202,10 @@ class Analyser:
         text = review.texts[source.path]
         review.secrets[source.path] = found = list(_most_severe(self._secrets.find(source.path, text)))
         for secret in found:
-            if secret.rule == PRIVATE_KEY and local_keys.is_local(source.path, review.texts):
-                review.add(local_keys.RULE, source.path, secret.line, local_keys.MESSAGE, FOR_WARNINGS)
+            if secret.rule == PRIVATE_KEY and secret_rules.is_local(source.path, review.texts):
+                review.add(
+                    secret_rules.LOCAL_KEY, source.path, secret.line, secret_rules.LOCAL_KEY_MESSAGE, FOR_WARNINGS
+                )
             else:
                 review.add(secret.rule, source.path, secret.line, secret.description, FOR_SECRETS)
         if source.kind in CODE:

@@ -1,4 +1,7 @@
-"""The service's side of the built-in scanner: keeps the worker warm, sends it files, and validates its answers."""
+"""The service's side of the built-in scanner: finds the tools, keeps the worker warm, and validates its answers.
+
+The answers are untrusted: a scanned file may have taken the worker over.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,23 @@ import asyncio
 import json
 import logging
 import os
+import platform
 import selectors
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
-from builderd.adapters.scanners.tripwire.toolbox import Toolbox
+from builderd.adapters.scanners.tripwire.analysis import Tools
 from builderd.adapters.scanners.tripwire.worker import (
     OUT_OF_CPU,
     OUT_OF_MEMORY,
@@ -31,8 +35,8 @@ from builderd.adapters.scanners.tripwire.worker import (
 )
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import helper_died, machine_fault
-from builderd.domain.review_policies import MB, ReviewLimits
-from builderd.domain.sources import Kind, select_files
+from builderd.domain.reviews import MB, Hit, ReviewLimits
+from builderd.domain.sources import Kind, References, select_files
 from builderd.ports.scanners import NOTHING_RUN, Scan
 
 _MODULE = "builderd.adapters.scanners.tripwire.worker"
@@ -300,3 +304,127 @@ def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
         raise Broken(f"the scanner crashed with signal {status - 128}")
     if status:
         raise Broken("the scanner failed")
+
+
+#: More are not judged, and so nothing passes for them.
+MAX_HITS = 20_000
+MAX_TEXT = 1_000
+
+
+class Unbelievable(Exception):
+    """The answer is malformed."""
+
+
+class ScanResult(NamedTuple):
+    hits: tuple[Hit, ...]
+    references: Mapping[str, References]
+    hooks: tuple[str, ...]
+    failure: str | None
+
+
+def read_answer(content: bytes, bundle: Bundle) -> tuple[ScanResult, Sequence[str]]:
+    """Parse the findings and the names of missing tools. Raises ``Unbelievable``."""
+    paths = {file.path for file in bundle.files}
+    try:
+        answer = json.loads(content)
+        reported = answer["hits"]
+        hits = tuple(_hit(entry, paths) for entry in reported[:MAX_HITS])
+        references = {path: _references(entry) for path, entry in answer["references"].items() if path in paths}
+        hooks = tuple(path for path in answer["hooks"] if path in paths)
+        failures = [_text(failure) for failure in answer["failures"]]
+        if len(reported) > MAX_HITS:
+            failures.append(f"the scanner found {len(reported)} things, of which {MAX_HITS} can be judged")
+        skipped = [_text(name) for name in answer["skipped"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Unbelievable("the scanner gave no answer that can be read") from error
+    return ScanResult(hits, references, hooks, "; ".join(failures) or None), skipped
+
+
+def _hit(entry: Mapping[str, Any], paths: set[str]) -> Hit:
+    line = entry["line"]
+    if entry["path"] not in paths or not isinstance(line, int) or isinstance(line, bool) or line < 0:
+        raise ValueError("a hit outside the bundle")
+    words = {name: _text(entry[name]) for name in ("rule", "text", "mark", "message", "advice")}
+    return Hit(path=entry["path"], line=line, **words)
+
+
+def _references(entry: Mapping[str, Any]) -> References:
+    names = {name: tuple(_text(one) for one in entry[name]) for name in ("modules", "scripts", "paths", "folders")}
+    return References(**names, anything=entry["anything"] is True)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text was expected")
+    return value[:MAX_TEXT]
+
+
+RUFF, TARGET = "/opt/ruff", "/opt/target"
+#: The vendored rules (see ``rules/``).
+RULE_VERSIONS = {"gitleaks rules": "8.30.1", "GuardDog rules": "3.2.0"}
+PACKAGES = ("google-re2", "ruff", "yara-python")
+LOADERS = {"x86_64": "lib64/ld-linux-x86-64.so.2", "aarch64": "lib/ld-linux-aarch64.so.1"}
+OWN_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """``versions`` stand in each report."""
+
+    tools: Tools
+    versions: Mapping[str, str]
+
+
+def find_toolbox(target: Path | None, node: Path | None = None, ruff: Path | None = None) -> Toolbox:
+    """``target`` is the root file system that apps see: its own Python and Node.js then judge the syntax.
+
+    Without one, this process's Python does, and the given ``node``, if any.
+    """
+    ruff = ruff or Path(sys.executable).with_name("ruff")
+    binds = [(prefix, prefix) for prefix in _prefixes(node)]
+    if ruff.is_file():
+        binds.append((str(ruff), RUFF))
+    python = OWN_PYTHON
+    script: tuple[str, ...] | None = (str(node),) if node else None
+    if target is not None:
+        # Debian's Node.js reads a part of itself from there; nothing else of the worker reads anything there.
+        binds += [(str(target), TARGET), (str(target / "usr/share"), "/usr/share")]
+        python = _python_of(target) or OWN_PYTHON
+        script = _foreign(target, "usr/bin/node") or script
+    other = None if python == OWN_PYTHON or target is None else _foreign(target, f"usr/bin/python{python}")
+    tools = Tools(RUFF if ruff.is_file() else None, script, other, tuple(binds))
+    return Toolbox(tools, _versions(python, target))
+
+
+def _prefixes(node: Path | None) -> list[str]:
+    """Folders of programs that do not lie in /usr, which is there anyway."""
+    wanted = {sys.base_prefix, *((str(node.parent),) if node else ())}
+    return sorted(prefix for prefix in wanted if not Path(prefix).is_relative_to("/usr"))
+
+
+def _python_of(target: Path) -> str | None:
+    """``3.13``: what the target's ``python3`` leads to."""
+    try:
+        return str((target / "usr/bin/python3").readlink()).removeprefix("python")
+    except OSError:
+        return None
+
+
+def _foreign(target: Path, program: str) -> tuple[str, ...] | None:
+    """A program of another root file system, run by the loader and with the libraries of that one."""
+    loader, triplet = LOADERS[platform.machine()], f"{platform.machine()}-linux-gnu"
+    if not (target / program).exists():
+        return None
+    return (f"{TARGET}/usr/{loader}", "--library-path", f"{TARGET}/usr/lib/{triplet}", f"{TARGET}/{program}")
+
+
+def _versions(python: str, target: Path | None) -> Mapping[str, str]:
+    found = {"python": python, **RULE_VERSIONS}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not on this machine, so left out"
+    if target is not None:
+        found["base"] = target.parent.name
+    return found

@@ -11,9 +11,9 @@ import pytest
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.disks import Disks
 from builderd.adapters.engines.incus.engine import Machine
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
-from builderd.domain.members import MemberAway
 
 ONE, TWO = DiskId("one"), DiskId("two")
 

@@ -19,9 +19,9 @@ from builderd.adapters.engines.incus.client import error_of
 from builderd.adapters.engines.incus.engine import Machine
 from builderd.adapters.engines.incus.image import MOST_SOCKETS, PORTS
 from builderd.adapters.engines.incus.usage import parse_metrics
+from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
-from builderd.domain.members import MemberAway
 from builderd.domain.sandboxes import IPV6_ONLY, SandboxUsage
 
 #: Lines of one instance: name of the metric, its labels before ``name``, its value.

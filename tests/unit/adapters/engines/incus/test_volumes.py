@@ -8,7 +8,7 @@ import pytest
 
 from builderd.adapters.engines.incus.client import error_of
 from builderd.adapters.engines.incus.volumes import Volumes
-from builderd.domain.members import MemberAway
+from builderd.domain.database_lease import MemberAway
 
 
 class ScriptedClient:

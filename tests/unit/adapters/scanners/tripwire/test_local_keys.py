@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.adapters.scanners.tripwire.local_keys import is_local
+from builderd.adapters.scanners.tripwire.secret_rules import is_local
 
 #: Self-signed certificates, which are public; their keys were thrown away.
 LOCAL = (

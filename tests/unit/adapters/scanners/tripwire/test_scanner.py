@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.gate import bundle_of
 
-from builderd.adapters.scanners.tripwire.scanner import MAX_LARGE_SCANS, MAX_SCANS, TripwireScanner
-from builderd.adapters.scanners.tripwire.toolbox import Toolbox
+from builderd.adapters.scanners.tripwire.scanner import MAX_LARGE_SCANS, MAX_SCANS, Toolbox, TripwireScanner
 from builderd.domain.bundles import Bundle
-from builderd.domain.review_policies import MB, ReviewLimits
+from builderd.domain.reviews import MB, ReviewLimits
 from builderd.domain.sources import Kind
 from builderd.ports.scanners import Scan
 

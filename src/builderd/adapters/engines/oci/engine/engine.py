@@ -19,9 +19,9 @@ from builderd.adapters.engines.oci.storage.backing import free_bytes, total_byte
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.files import Files
 from builderd.adapters.engines.oci.storage.layers import Layers
+from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId
-from builderd.domain.members import MemberReport
 from builderd.domain.resources import GB, Capacity
 from builderd.linux.cpu_time import is_busy
 from builderd.linux.threads import run_to_completion

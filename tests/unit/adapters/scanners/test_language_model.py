@@ -16,11 +16,9 @@ from tests.fake_application import POLICY
 from tests.fakes.scanners import FakeScanner
 from tests.gate import bundle_of
 
-from builderd.adapters.scanners.language_model import prompt
-from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
-from builderd.adapters.scanners.language_model.prompt import Unusable
-from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.reviews import Report, Severity, judge
+from builderd.adapters.scanners import language_model as prompt
+from builderd.adapters.scanners.language_model import Endpoint, LanguageModelAdviser, Unusable
+from builderd.domain.reviews import Report, ReviewLimits, Severity, judge
 from builderd.services.reviews import Gate
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

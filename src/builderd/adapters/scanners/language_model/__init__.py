@@ -1,1 +1,0 @@
-"""A language model that reads code and may ask a person to look at it."""

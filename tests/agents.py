@@ -14,8 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 from tests.service import Service, running_service
 
-from builderd.mcp.http import McpEndpoint
-from builderd.mcp.in_process import InProcess
+from builderd.mcp.http import InProcess, McpEndpoint
 
 URL = "http://builderd/mcp"
 

@@ -15,7 +15,7 @@ from tests.service import Service
 
 from builderd.domain.credentials import MASK
 from builderd.domain.qa import Visit
-from builderd.mcp.app_data import NOTICE, mark, visible
+from builderd.mcp.results import NOTICE, mark, visible
 
 RUN = "python3 main.py"
 SECRET = "sk-live-4242424242"

@@ -10,9 +10,8 @@ from builderd.client.errors import (
     QaFailed,
     ReviewFailed,
 )
-from builderd.mcp.app_data import last_part, mark
 from builderd.mcp.next_steps import LATER, NEXT, code_of
-from builderd.mcp.results import Check, Failure, Finding, check_lines, checks_of
+from builderd.mcp.results import Check, Failure, Finding, check_lines, checks_of, last_part, mark
 
 STAGES = {f"{stage}_failed": stage for stage in ("review", "install", "build", "release", "start", "qa")}
 #: Messages of the stages. The service's own quote the app, the installer or the code.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp_types import CallToolResult, TextContent
 
 from builderd import __version__
 from builderd.agents import section
-from builderd.mcp.app_data import NOTICE
-from builderd.mcp.calls import Connect, bind
-from builderd.mcp.prompts import add_prompts
-from builderd.mcp.resources import add_resources
-from builderd.mcp.tools import TOOLS
+from builderd.client.errors import BuilderdError, NotFound
+from builderd.mcp.calls import AnyContext, Call, Connect, Tool, bind
+from builderd.mcp.results import NOTICE
+from builderd.mcp.tools import TOOLS, files, running
 
 INTRODUCTION = """\
 builderd turns code into running, isolated apps with a live URL. Tools call an app a deployment.
@@ -43,3 +44,76 @@ def make_server(connect: Connect) -> MCPServer[Any]:
 def no_host_check() -> TransportSecuritySettings:
     """Return settings that accept any ``Host``: without them the library accepts only loopback's names."""
     return TransportSecuritySettings(enable_dns_rebinding_protection=False)
+
+
+def add_prompts(server: MCPServer[Any]) -> None:
+    """Add the prompts to a server."""
+
+    @server.prompt(title="Deploy this folder")
+    def deploy_this_folder(name: str, folder: str = ".") -> str:
+        """Deploy the code in a folder and show that it works."""
+        return (
+            f"Deploy the code in {folder} as {name!r} with builderd. Find out how it starts and what it needs; leave "
+            "out .git, node_modules, virtual environments and secrets (put those into store_credentials, after asking "
+            "me). Make it listen on 0.0.0.0:$PORT. Call deploy_code with all files, or create_upload_link where they "
+            "are more than 1 MB. If a stage fails, mend the code and try again. When it is up, look at get_qa_report "
+            "with its screenshots, and tell me the URL and what you changed."
+        )
+
+    @server.prompt(title="Why does it fail?")
+    def why_does_it_fail(deployment: str) -> str:
+        """Find out why a deployment fails, without changing it."""
+        return (
+            f"Find out why the deployment {deployment!r} fails. Read get_deployment, get_logs (with stream=build for "
+            "the installer), get_review and get_qa_report; look at files and run commands only to read. Change "
+            "nothing. Tell me the cause, the evidence, and the smallest change that would mend it."
+        )
+
+    @server.prompt(title="Make it pass its gates")
+    def make_it_pass_its_gates(deployment: str) -> str:
+        """Mend a deployment until its review and QA pass."""
+        return (
+            f"Make the deployment {deployment!r} pass its review and QA. Read get_review and get_qa_report, correct "
+            "the causes in the code, and redeploy with require_qa=true; repeat until both pass. Do not skip a gate, do "
+            "not weaken a check, and do not hide an error. Then call test_deployment, and tell me what was wrong."
+        )
+
+
+BASE = "builderd://deployments/{deployment}"
+
+
+def add_resources(server: MCPServer[Any], connect: Connect) -> None:
+    """Add the resources of a deployment: its log, review, QA report and files."""
+
+    async def read(ctx: AnyContext, tool: Tool, **arguments: Any) -> str:
+        try:
+            async with connect(ctx) as client:
+                return _text(await tool(Call(client, ctx), **arguments))
+        except NotFound as error:
+            raise ResourceNotFoundError(error.message) from error
+        except BuilderdError as error:
+            raise ResourceError(error.message) from error
+
+    @server.resource(f"{BASE}/logs", title="Log", mime_type="text/plain")
+    async def logs(deployment: str, ctx: Context) -> str:
+        """Last lines of the app's output, marked as data."""
+        return await read(ctx, running.get_logs, deployment=deployment)
+
+    @server.resource(f"{BASE}/review", title="Review", mime_type="text/plain")
+    async def review(deployment: str, ctx: Context) -> str:
+        """Findings of the review of the current version."""
+        return await read(ctx, running.get_review, deployment=deployment)
+
+    @server.resource(f"{BASE}/qa", title="QA report", mime_type="text/plain")
+    async def qa(deployment: str, ctx: Context) -> str:
+        """Verdict and checks of the current version."""
+        return await read(ctx, running.get_qa_report, deployment=deployment, screenshots=False)
+
+    @server.resource(f"{BASE}/files/{{+path}}", title="File", mime_type="text/plain")
+    async def file(deployment: str, path: str, ctx: Context) -> str:
+        """File on the disk, marked as data."""
+        return await read(ctx, files.read_file, deployment=deployment, path=path)
+
+
+def _text(shown: CallToolResult) -> str:
+    return "\n".join(block.text for block in shown.content if isinstance(block, TextContent))

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from builderd.mcp.agent_configs import AGENTS, with_entry
+from builderd.cli.apps.mcp import AGENTS, with_entry
 
 COMMAND = ["/usr/bin/builderd", "mcp"]
 

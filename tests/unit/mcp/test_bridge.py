@@ -10,12 +10,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from builderd.mcp import bridge as module
-from builderd.mcp import messages
-from builderd.mcp.bridge import Bridge
+from builderd.mcp import stdio
+from builderd.mcp import stdio as module
+from builderd.mcp.stdio import Bridge
 
 URL = "http://service"
-REVISION = {"_meta": {messages.REVISION_KEY: "2026-07-28"}}
+REVISION = {"_meta": {stdio.REVISION_KEY: "2026-07-28"}}
 TOOLS = [
     {"name": "look", "annotations": {"readOnlyHint": True}},
     {"name": "deploy", "inputSchema": {"properties": {"idempotency_key": {}}}},
@@ -100,7 +100,7 @@ async def passed_on(service: Service, *requests: dict[str, Any]) -> list[dict[st
     async with httpx2.AsyncClient(base_url=URL, transport=service) as http:
         bridge = Bridge(http, got.append)
         for one in requests:
-            await bridge.pass_on(one)
+            await bridge.forward(one)
     return got
 
 
@@ -157,7 +157,7 @@ async def test_a_broken_call_is_repeated_with_its_key_where_that_does_no_harm() 
     service = Service(listed, events(progress(1), progress(2), breaks=True), lambda _: again)
     again = events(progress(1), progress(3), {"jsonrpc": "2.0", "id": 5, "result": {"done": True}})
     got = await passed_on(service, request("tools/list"), call("deploy"))
-    assert [messages.progress_of(one) for one in got[1:-1]] == [1, 2, 3]
+    assert [stdio.progress_of(one) for one in got[1:-1]] == [1, 2, 3]
     assert got[-1]["result"] == {"done": True}
     assert service.keys[1] == service.keys[2] != service.keys[0]
 
@@ -180,7 +180,7 @@ async def test_a_tool_whose_name_is_no_text_is_answered(name: object) -> None:
 
 async def test_a_stream_without_an_answer_is_a_broken_connection() -> None:
     _, answer = await passed_on(Service(*(events(progress(1)) for _ in range(3))), request("tools/list"))
-    assert answer["error"]["code"] == messages.NO_ANSWER
+    assert answer["error"]["code"] == stdio.NO_ANSWER
 
 
 async def test_refusals_of_http_are_results_of_tools_and_errors_of_other_requests() -> None:
@@ -231,12 +231,12 @@ async def test_a_cancelled_call_closes_its_connection_and_is_not_answered() -> N
     stream = Stream(progress(1), stays=True)
     service = Service(httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream))
     async with httpx2.AsyncClient(base_url=URL, transport=service) as http:
-        task = asyncio.create_task(Bridge(http, got.append).pass_on(call("run")))
+        task = asyncio.create_task(Bridge(http, got.append).forward(call("run")))
         while not got:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait_for(stream.closed.wait(), 10)
-    assert [messages.progress_of(one) for one in got] == [1]
+    assert [stdio.progress_of(one) for one in got] == [1]
 
 
 async def test_texts_that_are_no_valid_unicode_reach_the_service_unchanged() -> None:

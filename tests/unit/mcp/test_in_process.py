@@ -10,7 +10,7 @@ import pytest
 from tests.agents import agent
 from tests.service import Service
 
-from builderd.mcp.in_process import InProcess
+from builderd.mcp.http import InProcess
 
 CODE = {"main.py": "print('hello')\n"}
 RUN = "python3 main.py"

@@ -11,7 +11,7 @@ from tests.agents import Agent
 from tests.hostile_paths import HOSTILE, strays
 from tests.unit.client.openapi import Operation
 
-from builderd.mcp.in_process import InProcess
+from builderd.mcp.http import InProcess
 from builderd.mcp.tools import TOOLS
 
 SAMPLES = {"content": "x", "command": "true", "values": {"KEY": "secret"}, "path": "data.txt", "minutes": 5}

@@ -8,7 +8,7 @@ from tests.agents import agent
 from tests.service import Service
 
 from builderd.domain.tokens import Scope
-from builderd.mcp.in_process import InProcess
+from builderd.mcp.http import InProcess
 from builderd.operations.rates import Rates
 
 CODE = {"main.py": "print('hello')\n"}

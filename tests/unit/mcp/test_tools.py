@@ -12,7 +12,7 @@ from tests.service import Service
 
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope
-from builderd.mcp.in_process import InProcess
+from builderd.mcp.http import InProcess
 
 CODE = {"main.py": "print('hello')\n"}
 OTHER = {"main.py": "print('other')\n"}

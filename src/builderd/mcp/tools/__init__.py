@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mcp_types import ToolAnnotations
 
 from builderd.mcp.calls import CHANGE, DESTROY, MAKE, READ, RUN, Tool
-from builderd.mcp.tools import account, deployments, files, gates, lifecycle, running
+from builderd.mcp.tools import account, deployments, files, running
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ TOOLS: tuple[Entry, ...] = (
     Entry(deployments.rollback_deployment, "Roll back", MAKE, (*FIND, f"POST {BUILDER}/rollback", *FAILURE)),
     Entry(deployments.list_deployments, "List deployments", READ, (LIST,)),
     Entry(deployments.get_deployment, "Show a deployment", READ, (*FIND, f"GET {BUILDER}/versions")),
-    Entry(lifecycle.start_deployment, "Start", CHANGE, (*FIND, f"POST {BUILDER}/start")),
-    Entry(lifecycle.stop_deployment, "Stop", CHANGE, (*FIND, f"POST {BUILDER}/stop")),
-    Entry(lifecycle.restart_deployment, "Restart", CHANGE, (*FIND, f"POST {BUILDER}/restart")),
-    Entry(lifecycle.set_auto_stop, "Set auto-stop", CHANGE, (*FIND, f"PUT {BUILDER}/auto-stop")),
-    Entry(lifecycle.delete_deployment, "Delete", DESTROY, (*FIND, f"DELETE {BUILDER}")),
+    Entry(running.start_deployment, "Start", CHANGE, (*FIND, f"POST {BUILDER}/start")),
+    Entry(running.stop_deployment, "Stop", CHANGE, (*FIND, f"POST {BUILDER}/stop")),
+    Entry(running.restart_deployment, "Restart", CHANGE, (*FIND, f"POST {BUILDER}/restart")),
+    Entry(running.set_auto_stop, "Set auto-stop", CHANGE, (*FIND, f"PUT {BUILDER}/auto-stop")),
+    Entry(running.delete_deployment, "Delete", DESTROY, (*FIND, f"DELETE {BUILDER}")),
     Entry(files.get_deployment_files, "List files", READ, (*FIND, f"GET {BUILDER}/files")),
     Entry(files.read_file, "Read a file", READ, (*FIND, f"GET {FILE}")),
     Entry(files.write_file, "Write a file", DESTROY, (*FIND, f"GET {FILE}", f"PUT {FILE}")),
-    Entry(gates.review_deployment, "Review again", CHANGE, (*FIND, f"POST {BUILDER}/review")),
-    Entry(gates.get_review, "Show the review", READ, (*FIND, f"GET {BUILDER}/review")),
-    Entry(gates.test_deployment, "Test again", CHANGE, (*FIND, f"POST {BUILDER}/qa", f"GET {BUILDER}/qa")),
+    Entry(running.review_deployment, "Review again", CHANGE, (*FIND, f"POST {BUILDER}/review")),
+    Entry(running.get_review, "Show the review", READ, (*FIND, f"GET {BUILDER}/review")),
+    Entry(running.test_deployment, "Test again", CHANGE, (*FIND, f"POST {BUILDER}/qa", f"GET {BUILDER}/qa")),
     Entry(
-        gates.get_qa_report,
+        running.get_qa_report,
         "Show the QA report",
         READ,
         (*FIND, f"GET {BUILDER}/qa", f"GET {BUILDER}/qa/screenshots/{{name}}"),

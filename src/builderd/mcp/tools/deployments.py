@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mcp_types import CallToolResult
@@ -105,10 +104,13 @@ async def deploy_code(
         release=release,
         protocol=protocol,
         root=root,
-        **_switches(require_qa, skip_review, skip_qa, install_scripts),
+        require_qa=require_qa,
+        skip_review=skip_review or None,
+        skip_qa=skip_qa or None,
+        install_scripts=install_scripts,
     )
     try:
-        state = await _send(call, _Request("POST", api_path("builders"), body), idempotency_key or call.key, wait=wait)
+        state = await _send(call, "POST", api_path("builders"), body, idempotency_key or call.key, wait=wait)
     except NameTaken as taken:
         return await _same_deployment(call, taken, files or {}, wait=wait)
     return _deployed(state)
@@ -157,10 +159,13 @@ async def redeploy(
         release=release,
         protocol=protocol,
         root=root,
-        **_switches(require_qa, skip_review, skip_qa, install_scripts),
+        require_qa=require_qa,
+        skip_review=skip_review or None,
+        skip_qa=skip_qa or None,
+        install_scripts=install_scripts,
     )
-    sent = _Request("PUT", api_path("builders", builder.uuid), body, {"fresh": True} if fresh else {})
-    return _deployed(await _send(call, sent, idempotency_key or call.key, wait=wait))
+    path, key = api_path("builders", builder.uuid), idempotency_key or call.key
+    return _deployed(await _send(call, "PUT", path, body, key, wait=wait, **given(fresh=fresh or None)))
 
 
 async def rollback_deployment(
@@ -203,25 +208,17 @@ async def get_deployment(call: Call, deployment: Name) -> Annotated[CallToolResu
     return result(text, shown, quoted=reason) if "<app-data" in reason else result(f"{text} {reason}", shown)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Operation of the API that deploys."""
-
-    method: str
-    path: RequestPath
-    body: Mapping[str, Any]
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-async def _send(call: Call, sent: _Request, key: str | None, *, wait: bool) -> BuilderState:
+async def _send(
+    call: Call, method: str, path: RequestPath, body: Mapping[str, Any], key: str | None, *, wait: bool, **params: Any
+) -> BuilderState:
     """Send a call that deploys, with progress; unless ``wait``, return what it has begun."""
     if wait:
         async with call.progress("the deployment") as progress:
             deployment = AsyncDeployment(call.client._transport, key, progress.stage)
-            return await deployment.run(sent.method, sent.path, sent.body, sent.params)
+            return await deployment.run(method, path, body, params)
     headers = {**AT_ONCE, **({"Idempotency-Key": key} if key else {})}
-    options = {"json": sent.body, "params": sent.params, "headers": headers}
-    return await call.client._transport.read(BuilderState, sent.method, sent.path, **options)
+    options = {"json": body, "params": params, "headers": headers}
+    return await call.client._transport.read(BuilderState, method, path, **options)
 
 
 async def _same_deployment(
@@ -247,17 +244,6 @@ async def _log_tail(builder: AsyncBuilder) -> str:
         return "\n".join([line.text async for line in builder.logs(tail=20)])
     except BuilderdError:
         return ""
-
-
-def _switches(
-    require_qa: bool | None, skip_review: bool, skip_qa: bool, install_scripts: bool | None
-) -> dict[str, bool | None]:
-    return {
-        "require_qa": require_qa,
-        "skip_review": skip_review or None,
-        "skip_qa": skip_qa or None,
-        "install_scripts": install_scripts,
-    }
 
 
 def _deployed(state: BuilderState, note: str = "") -> CallToolResult:

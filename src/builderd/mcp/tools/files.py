@@ -16,9 +16,8 @@ from builderd.client.errors import NotFound, RangeNotSatisfiable
 from builderd.client.paths import api_path
 from builderd.domain.bundles import path_error
 from builderd.domain.credentials import MASK
-from builderd.mcp.app_data import mark, visible
 from builderd.mcp.calls import Call
-from builderd.mcp.results import Entry, Failure, FileContent, FileList, Written, failed, result
+from builderd.mcp.results import Entry, Failure, FileContent, FileList, Written, failed, mark, result, visible
 from builderd.mcp.tools.arguments import Name
 
 PER_PAGE = 200

@@ -16,7 +16,6 @@ from builderd.adapters.engines.oci.network.allocations import Allocation, Alloca
 from builderd.adapters.engines.oci.network.host_files import (
     FOLDER,
     has_bytecode_links,
-    prepare_host_files,
     write_host_files,
 )
 from builderd.adapters.engines.oci.network.network import Egress, Network
@@ -161,7 +160,7 @@ class Machine:
         self.store.open(progress)
         self.disks.open()
         self._base = ensure_base(progress)
-        write_host_files(prepare_host_files(self.store.root), self._base.root, [Path(find_uv_bin())])
+        write_host_files(self._host_files, self._base.root, [Path(find_uv_bin())])
         raise_host_limits()
         if self.cgroups.counts_sockets:
             raise_socket_pools(total_memory())

@@ -29,23 +29,8 @@ HOME = "/home/app"
 BYTECODE = "/pycache"
 #: File that names the base to whose bytecode the links there lead.
 _LINKED = ".base"
-#: Folder of these files in the store. Versions up to 2195b88c have ``host``, and the oldest of them follow its links.
-FOLDER, FORMER = "host-files", "host"
-
-
-def prepare_host_files(store: Path) -> Path:
-    """Return the folder in the store, and move one there that a version made which kept links in ``host``.
-
-    An older version, which may come back, ends at links in ``host``: those lead nowhere outside of a sandbox. Sandboxes
-    that run on the folder keep it under its new name.
-    """
-    folder, former = store / FOLDER, store / FORMER
-    if (former / "usr/bin/python").is_symlink():
-        spare = store / f"{FORMER}-former"
-        if folder.exists():
-            shutil.rmtree(spare, ignore_errors=True)
-        former.rename(spare if folder.exists() else folder)
-    return folder
+#: Folder of these files in the store.
+FOLDER = "host-files"
 
 
 def write_host_files(folder: Path, base: Path, programs: Sequence[Path] = ()) -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from builderd.adapters.engines.oci.runtime.run import Run
 
 #: Ids of a sandbox's own user namespace.
 IDS = 65536
@@ -55,60 +58,32 @@ _PROCESS_FIRST = '{"process": '
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
-    """A container: program, root file system and limits.
+def make_config(
+    run: Run, bundle: Path, cgroup: str, uid: int, seccomp: Mapping[str, Any], open_files: int
+) -> dict[str, Any]:
+    """Return the ``config.json``. ``uid`` is the host's id for the sandbox's 0.
 
-    ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
-    ``memory_bytes`` limits memory and swap together. ``cpu`` is in vCPU. ``open_files`` may not be above the service's
-    own hard limit. ``tmpfs`` maps a path inside to the size in bytes of the mount there.
-    ``shared`` are folders of the root that the host changes while the sandbox runs: gVisor caches the root itself.
-    ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
-    ``proc`` is the host's folder with its own files of ``/proc``. ``cpu_weight``: weight of each CPU beside those of
-    other sandboxes.
+    ``open_files`` may not be above the service's own hard limit.
     """
-
-    root: str
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    cwd: str
-    hostname: str
-    uid: int
-    user: int
-    cgroup: str
-    cpu: float
-    memory_bytes: int
-    pids: int
-    seccomp: Mapping[str, Any]
-    open_files: int
-    read_only: bool = False
-    tmpfs: Mapping[str, int] = field(default_factory=dict)
-    shared: tuple[str, ...] = ()
-    capabilities: tuple[str, ...] = ()
-    host_network: bool = False
-    proc: str | None = None
-    cpu_weight: float = 1.0
-
-
-def make_config(container: Container) -> dict[str, Any]:
-    """Return the ``config.json``."""
+    root, proc = bundle / "root", bundle / PROC_FOLDER
+    # gVisor caches the root itself: folders that the host changes meanwhile are mounts of their own.
+    shared = [bind.target for bind in run.root.binds if not bind.read_only] if run.runtime.is_gvisor else []
+    own_files = {f"/proc/{name}": name for name in OWN_PROC} | {DISK_TARGET: DISK_FILE} if run.has_own_proc else {}
     return {
         # First: process_of reads nothing behind it.
         "process": make_process(
-            ProcessConfig(container.argv, container.env, container.user, container.open_files, container.cwd),
-            capabilities=container.capabilities,
+            ProcessConfig(run.argv, run.env, run.user, open_files, run.cwd), capabilities=run.capabilities
         ),
         "ociVersion": "1.0.2",
-        "root": {"path": container.root, "readonly": container.read_only},
-        "hostname": container.hostname,
+        "root": {"path": str(root), "readonly": run.root.scratch is None},
+        "hostname": run.hostname,
         "mounts": [
             *_MOUNTS,
-            *(_tmpfs(path, size) for path, size in container.tmpfs.items()),
-            *(_shared(container.root, path) for path in container.shared),
-            *(_own_file(f"{container.proc}/{name}", f"/proc/{name}") for name in OWN_PROC if container.proc),
-            *([_own_file(f"{container.proc}/{DISK_FILE}", DISK_TARGET)] if container.proc else ()),
+            *(_tmpfs(path, size) for path, size in run.tmpfs.items()),
+            *(_shared(str(root), path) for path in shared),
+            *(_own_file(f"{proc}/{name}", target) for target, name in own_files.items()),
         ],
-        "linux": _linux(container),
+        "linux": _linux(run, cgroup, uid, seccomp),
     }
 
 
@@ -123,7 +98,7 @@ def process_of(config: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ProcessConfig:
-    """Process in a sandbox. ``user`` and ``open_files`` are as those of ``Container``."""
+    """Process in a sandbox. ``user`` is the id inside."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -168,26 +143,22 @@ def _own_file(source: str, target: str) -> dict[str, Any]:
     return {"destination": target, "type": "bind", "source": source, "options": options}
 
 
-def _linux(container: Container) -> dict[str, Any]:
-    ids = [{"containerID": 0, "hostID": container.uid, "size": IDS}]
-    own = ("pid", "ipc", "uts", "mount", "user", "cgroup", *(() if container.host_network else ("network",)))
+def _linux(run: Run, cgroup: str, uid: int, seccomp: Mapping[str, Any]) -> dict[str, Any]:
+    ids = [{"containerID": 0, "hostID": uid, "size": IDS}]
+    own = ("pid", "ipc", "uts", "mount", "user", "cgroup", *(() if run.host_network else ("network",)))
+    shares = max(int(run.cpu * run.cpu_weight * 1024), LEAST_SHARES)
     return {
         "namespaces": [{"type": kind} for kind in own],
         "uidMappings": ids,
         "gidMappings": ids,
-        "cgroupsPath": container.cgroup,
-        "resources": _resources(container),
-        "seccomp": dict(container.seccomp),
+        "cgroupsPath": cgroup,
+        "resources": {
+            "devices": [{"allow": False, "access": "rwm"}],
+            "cpu": {"quota": int(run.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": shares},
+            "memory": {"limit": run.memory_bytes, "swap": run.memory_bytes},
+            "pids": {"limit": run.pids},
+        },
+        "seccomp": dict(seccomp),
         "maskedPaths": list(MASKED),
         "readonlyPaths": list(_READ_ONLY),
-    }
-
-
-def _resources(container: Container) -> dict[str, Any]:
-    memory, shares = container.memory_bytes, max(int(container.cpu * container.cpu_weight * 1024), LEAST_SHARES)
-    return {
-        "devices": [{"allow": False, "access": "rwm"}],
-        "cpu": {"quota": int(container.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": shares},
-        "memory": {"limit": memory, "swap": memory},
-        "pids": {"limit": container.pids},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,23 +56,11 @@ def execute(runtime: Runtime, name: str, process: Path, pid_file: Path, console:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class ShimFiles:
-    """Files of a shim. ``bundle`` holds its run-time files, ``record`` gets its ``oom`` file, ``exits`` a file with the
-    exit code; ``log_limit``: bytes of the log.
-    """
-
-    bundle: Path
-    record: Path
-    exits: Path
-    log: Path
-    log_limit: int
-
-
-def shim(runtime: Runtime, name: str, files: ShimFiles) -> Sequence[str]:
+def shim(runtime: Runtime, name: str, bundle: Path, record: Path, exits: Path) -> list[str]:
     """conmon, which has the runtime create the sandbox, keeps its log, and writes down how it ended.
 
-    It needs ``--full-attach``, or it fails on the path of a socket that is unused here.
+    ``bundle`` holds its run-time files, ``record`` gets its ``oom`` file, ``exits`` a file with the exit code. It needs
+    ``--full-attach``, or it fails on the path of a socket that is unused here.
     """
     return [
         CONMON,
@@ -81,8 +68,7 @@ def shim(runtime: Runtime, name: str, files: ShimFiles) -> Sequence[str]:
         *("--cid", name, "--cuuid", name, "--name", name),
         *("--runtime", runtime.path),
         *(word for option in runtime.options for word in ("--runtime-arg", option)),
-        *("--bundle", str(files.bundle), "--socket-dir-path", str(files.bundle)),
-        *("--container-pidfile", str(files.bundle / "pid"), "--conmon-pidfile", str(files.bundle / "conmon.pid")),
-        *("--exit-dir", str(files.exits), "--persist-dir", str(files.record)),
-        *("--log-path", f"k8s-file:{files.log}", "--log-size-max", str(files.log_limit)),
+        *("--bundle", str(bundle), "--socket-dir-path", str(bundle)),
+        *("--container-pidfile", str(bundle / "pid"), "--conmon-pidfile", str(bundle / "conmon.pid")),
+        *("--exit-dir", str(exits), "--persist-dir", str(record)),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import write_own_files
 from builderd.adapters.engines.oci.runtime import command, secret_files
-from builderd.adapters.engines.oci.runtime.bundle import PROC_FOLDER, Container, make_config
+from builderd.adapters.engines.oci.runtime.bundle import PROC_FOLDER, make_config
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
@@ -51,40 +51,19 @@ class Creation:
                 secret_files.write(bundle, run.secret_files, uid + run.user)
                 secret_files.make_target(run.root.scratch / "upper", uid)
         # Commands inside take user and environment from there.
-        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
+        config = self._context.config
+        seccomp = config.seccomp if run.is_app else config.build_seccomp
+        cgroup = self._context.cgroups.path(run.id)
+        write_json(bundle / "config.json", make_config(run, bundle, cgroup, uid, seccomp, open_files()))
         if run.has_own_proc:
             write_first(bundle, run.cpu, run.memory_bytes, run.space)
         return bundle
 
-    def _container(self, run: Run, bundle: Path, uid: int) -> Container:
-        return Container(
-            root=str(bundle / "root"),
-            argv=run.argv,
-            env=run.env,
-            cwd=run.cwd,
-            hostname=run.hostname,
-            uid=uid,
-            user=run.user,
-            cgroup=self._context.cgroups.path(run.id),
-            cpu=run.cpu,
-            cpu_weight=run.cpu_weight,
-            memory_bytes=run.memory_bytes,
-            pids=run.pids,
-            seccomp=self._context.config.seccomp if run.is_app else self._context.config.build_seccomp,
-            open_files=open_files(),
-            read_only=run.root.scratch is None,
-            tmpfs=run.tmpfs,
-            shared=tuple(b.target for b in run.root.binds if not b.read_only) if run.runtime.is_gvisor else (),
-            capabilities=run.capabilities,
-            host_network=run.host_network,
-            proc=str(bundle / PROC_FOLDER) if run.has_own_proc else None,
-        )
-
     async def launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
         """Run the shim; return the pid of the sandbox's first process."""
         kept = self._context.records.folder(run.id)
-        files = command.ShimFiles(bundle, kept, self._context.records.exits, run.log, run.log_limit)
-        argv = command.shim(run.runtime, run.id, files)
+        argv = command.shim(run.runtime, run.id, bundle, kept, self._context.records.exits)
+        argv += ["--log-path", f"k8s-file:{run.log}", "--log-size-max", str(run.log_limit)]
         # Creating a group waits while another process moves: not in the event loop.
         tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)
         own = [PROC_FOLDER] * run.has_own_proc + [secret_files.FOLDER] * bool(run.secret_files)

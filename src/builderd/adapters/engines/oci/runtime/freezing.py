@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.runtime.reclaiming import Reclaiming
@@ -14,23 +14,14 @@ from builderd.adapters.engines.oci.runtime.run import RunContext
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.threads import run_to_completion
 
-
-class Known(Protocol):
-    """Sandboxes of the service, by their records."""
-
-    def newest(self, record: Record) -> Record:
-        """Return the present record, such as after a wait."""
-
-    def is_running(self, record: Record) -> bool: ...
-
-    def save(self, record: Record) -> Record:
-        """Write the record, which is the present one from then on."""
+if TYPE_CHECKING:
+    from builderd.adapters.engines.oci.runtime.runs import Runs
 
 
 class Freezing:
     """One lock a sandbox, held while it is frozen or thawed, and while work needs it frozen."""
 
-    def __init__(self, context: RunContext, known: Known) -> None:
+    def __init__(self, context: RunContext, known: Runs) -> None:
         self._cgroups = context.cgroups
         self._records = context.records
         self._pause_requests = context.pause_requests

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from builderd.linux.repeated import RepeatedCall
 
 INTERVAL = 1.0
 #: The file never changes its length, so that writing it again touches nothing else of the file system.
@@ -28,7 +29,7 @@ class Heartbeat:
         self._file = file
         self._boot = boot
         self._now = now
-        self._task: asyncio.Task[None] | None = None
+        self._calls: RepeatedCall[bool] | None = None
         #: True when the last write failed.
         self._fails = False
 
@@ -51,28 +52,21 @@ class Heartbeat:
             os.close(file)
 
     def start(self, is_busy: Callable[[], bool]) -> None:
-        """Write a heartbeat each second while ``is_busy`` returns True. Needs a running event loop. Idempotent."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._go_on(is_busy))
+        """Write a heartbeat each second while ``is_busy`` returns True. Needs a running event loop."""
+        self._calls = RepeatedCall("heartbeat", INTERVAL, is_busy, self._try)
+        self._calls.start()
 
     def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._calls is not None:
+            self._calls.close()
 
-    async def _go_on(self, is_busy: Callable[[], bool]) -> None:
-        while True:
-            await self._try(is_busy)
-            await asyncio.sleep(INTERVAL)
-
-    async def _try(self, is_busy: Callable[[], bool]) -> None:
+    def _try(self, is_busy: bool) -> None:
         """Write a heartbeat; a failure, such as a full disk, is logged once and the next write retries."""
         try:
-            if is_busy():
-                await asyncio.to_thread(self.beat)
+            if is_busy:
+                self.beat()
+            self._fails = False
         except OSError:
             if not self._fails:
                 log.warning("heartbeat not written, retrying file=%s", self._file, exc_info=True)
             self._fails = True
-        else:
-            self._fails = False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.oci.network import host_files
-from builderd.adapters.engines.oci.network.host_files import has_bytecode_links, prepare_host_files, write_host_files
+from builderd.adapters.engines.oci.network.host_files import has_bytecode_links, write_host_files
 from builderd.linux import atomic_files
 
 
@@ -100,39 +100,3 @@ def test_base_without_bytecode_has_no_links(tmp_path: Path, base: Path) -> None:
 def test_missing_host_files_on_a_full_store_fail(tmp_path: Path, base: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         write_host_files(tmp_path, base)
-
-
-def keep_in_host(store: Path, base: Path, text: str) -> Path:
-    """Write the folder where versions before had it, with a file to know it by."""
-    write_host_files(store / "host", base)
-    (store / "host/known").write_text(text)
-    return store / "host"
-
-
-def test_links_are_never_where_older_versions_follow_them(tmp_path: Path, base: Path) -> None:
-    write_host_files(prepare_host_files(tmp_path), base)
-    assert (tmp_path / "host-files/usr/bin/python").is_symlink()
-    assert not (tmp_path / "host").exists()
-
-
-def test_folder_with_links_gets_another_name_and_keeps_its_files(tmp_path: Path, base: Path) -> None:
-    inode = keep_in_host(tmp_path, base, "one").stat().st_ino
-    folder = prepare_host_files(tmp_path)
-    assert (folder.stat().st_ino, (folder / "known").read_text()) == (inode, "one")
-    assert not (tmp_path / "host").exists()
-
-
-def test_folder_of_an_older_version_without_links_stays(tmp_path: Path, base: Path) -> None:
-    (tmp_path / "host/etc").mkdir(parents=True)
-    write_host_files(prepare_host_files(tmp_path), base)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "host-files"]
-
-
-def test_links_are_moved_after_each_way_back_and_one_spare_folder_is_kept(tmp_path: Path, base: Path) -> None:
-    write_host_files(prepare_host_files(tmp_path), base)
-    for text in ("one", "two"):
-        keep_in_host(tmp_path, base, text)
-        assert prepare_host_files(tmp_path) == tmp_path / "host-files"
-        assert (tmp_path / "host-former/known").read_text() == text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["host-files", "host-former"]
-    assert not (tmp_path / "host-files/known").exists()

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from builderd.adapters.engines.oci.runtime.bundle import (
     LEAST_SHARES,
-    Container,
     ProcessConfig,
     make_config,
     make_process,
     process_of,
 )
+from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.runtime.run import Run
+from builderd.adapters.engines.oci.storage.builds import Bind
 
-CONTAINER = Container(
-    root="/bundle/root",
+RUN = Run(
+    id="ab",
+    owner="",
+    disk="",
+    runtime=Runtime("crun", "/usr/bin/crun", Path("/state")),
+    root=Root((Path("/base"),), scratch=Path("/scratch")),
     argv=["/usr/bin/tini", "--", "/bin/sh", "-c", "run"],
     env={"HOME": "/app", "GREETING": "a=b"},
     cwd="/app",
     hostname="shop",
-    uid=0x6001_0000,
+    port=8000,
     user=1000,
-    cgroup="/builderd-x/1",
     cpu=0.5,
     memory_bytes=1 << 28,
     pids=512,
-    seccomp={"defaultAction": "SCMP_ACT_ERRNO"},
-    open_files=1024,
+    egress=True,
+    log=Path("/log"),
+    log_limit=1000,
     tmpfs={"/dev/shm": 4096},
 )
-CONFIG = make_config(CONTAINER)
+
+
+def config_of(run: Run = RUN) -> dict[str, Any]:
+    seccomp = {"defaultAction": "SCMP_ACT_ERRNO"}
+    return make_config(run, Path("/bundle"), "/builderd-x/1", 0x6001_0000, seccomp, 1024)
+
+
+CONFIG = config_of()
+BINDS = (Bind(Path("/disk/app"), "/app", read_only=False, owner=None), Bind(Path("/tool"), "/t", True, None))
 
 
 def test_the_program_has_no_capability_and_no_way_to_one() -> None:
@@ -41,7 +58,7 @@ def test_the_program_has_no_capability_and_no_way_to_one() -> None:
     assert set(process["capabilities"]) == {"bounding", "effective", "permitted", "inheritable", "ambient"}
     assert not any(process["capabilities"].values())
     assert process["user"] == {"uid": 1000, "gid": 1000}
-    assert CONFIG["linux"]["seccomp"] == CONTAINER.seccomp
+    assert CONFIG["linux"]["seccomp"] == {"defaultAction": "SCMP_ACT_ERRNO"}
 
 
 def test_config_has_own_namespaces_and_ids() -> None:
@@ -54,7 +71,7 @@ def test_config_has_own_namespaces_and_ids() -> None:
 
 @pytest.mark.parametrize(("cpu", "weight", "shares"), [(2, 1 / 16, 128), (0.5, 1.0, 512), (0.1, 0.001, LEAST_SHARES)])
 def test_its_part_where_cpus_are_short_follows_from_its_weight(cpu: float, weight: float, shares: int) -> None:
-    config = make_config(replace(CONTAINER, cpu=cpu, cpu_weight=weight))
+    config = config_of(replace(RUN, cpu=cpu, cpu_weight=weight))
     assert config["linux"]["resources"]["cpu"] == {"quota": int(cpu * 100_000), "period": 100_000, "shares": shares}
 
 
@@ -77,7 +94,7 @@ def test_the_kernel_is_not_shown() -> None:
 
 
 def test_a_folder_that_others_change_is_a_mount_of_its_own() -> None:
-    config = make_config(replace(CONTAINER, shared=("/app",)))
+    config = config_of(replace(RUN, runtime=replace(RUN.runtime, name="runsc"), root=replace(RUN.root, binds=BINDS)))
     assert config["mounts"][-1] == {
         "destination": "/app",
         "type": "bind",
@@ -88,15 +105,15 @@ def test_a_folder_that_others_change_is_a_mount_of_its_own() -> None:
 
 def test_read_only_root_is_in_the_config() -> None:
     assert CONFIG["root"] == {"path": "/bundle/root", "readonly": False}
-    assert make_config(replace(CONTAINER, read_only=True))["root"]["readonly"] is True
+    assert config_of(replace(RUN, root=Root((Path("/base"),))))["root"]["readonly"] is True
 
 
 def test_the_environment_keeps_its_values_whole() -> None:
-    assert make_process(ProcessConfig(["true"], CONTAINER.env, 0, 10))["env"] == ["HOME=/app", "GREETING=a=b"]
+    assert make_process(ProcessConfig(["true"], RUN.env, 0, 10))["env"] == ["HOME=/app", "GREETING=a=b"]
 
 
 def test_own_files_of_proc_are_mounted_read_only() -> None:
-    mounts = make_config(replace(CONTAINER, proc="/bundle/proc"))["mounts"][-4:]
+    mounts = config_of(replace(RUN, owner="builder"))["mounts"][-4:]
     assert [(mount["source"], mount["destination"]) for mount in mounts] == [
         *((f"/bundle/proc/{name}", f"/proc/{name}") for name in ("cpuinfo", "meminfo", "stat")),
         ("/bundle/proc/disk", "/run/limits/disk"),
@@ -113,6 +130,6 @@ def test_the_process_is_read_from_a_config_without_what_follows() -> None:
 def test_the_process_is_read_from_a_config_of_an_earlier_version() -> None:
     """Another key comes first there, and a value may look like the beginning of a process."""
     env = {"A": '{"process": {"args": ["planted"]}}'}
-    config = make_config(replace(CONTAINER, env=env))
+    config = config_of(replace(RUN, env=env))
     process = config.pop("process")
     assert process_of(json.dumps({"ociVersion": "1.0.2", "process": process, **config})) == process

@@ -16,12 +16,9 @@ def test_gvisor_writes_through_to_the_disk_and_has_a_network_of_its_own() -> Non
 
 
 def test_the_shim_hands_the_runtime_s_options_on_one_by_one() -> None:
-    files = command.ShimFiles(Path("/b"), Path("/r"), Path("/exits"), Path("/log file"), 1000)
-    argv = list(command.shim(RUNSC, "ab", files))
+    argv = command.shim(RUNSC, "ab", Path("/b"), Path("/r"), Path("/exits"))
     handed = [argv[i + 1] for i, word in enumerate(argv) if word == "--runtime-arg"]
     assert handed == list(RUNSC.options)
-    assert argv[argv.index("--log-path") + 1] == "k8s-file:/log file"
-    assert argv[argv.index("--log-size-max") + 1] == "1000"
     assert argv[argv.index("--exit-dir") + 1] == "/exits"
 
 

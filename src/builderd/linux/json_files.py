@@ -13,6 +13,7 @@ from builderd.linux.atomic_files import replace
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+import os
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -58,3 +59,20 @@ def to_stored(value: DataclassInstance) -> dict[str, Any]:
     """Return the object to store, with the fields that a later version had stored."""
     known = asdict(value)
     return {**known.pop(UNKNOWN, {}), **known}
+
+
+def read_small(path: str | Path) -> str:
+    """Return the file's text. Raises ``OSError`` and ``UnicodeDecodeError``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode()
+    finally:
+        os.close(descriptor)
+
+
+def read_if_there(path: str | Path) -> str | None:
+    """Return the file's text, None when there is no such file."""
+    try:
+        return read_small(path)
+    except FileNotFoundError:
+        return None

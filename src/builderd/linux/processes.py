@@ -125,3 +125,14 @@ def read_proc(name: str) -> str:
 def is_alive(process: Process | None) -> bool:
     """Return True when there is such a process and it runs."""
     return process is not None and process.alive
+
+
+def children_seconds() -> float:
+    """Return the CPU time of all ended children of this process, with what these had started (getrusage(2))."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def is_busy() -> bool:
+    """Return True if more wants to run on this machine, over the last minute, than it has CPUs (getloadavg(3))."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1)

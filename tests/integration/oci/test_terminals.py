@@ -10,7 +10,7 @@ from tests.contract.engine import apps
 from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.runtime.executions import MAX_OPEN
+from builderd.adapters.engines.oci.runtime.execute import MAX_OPEN
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import ProcessSpec, Window, shell
@@ -131,7 +131,7 @@ async def test_terminal_in_a_missing_folder_is_refused(engine: OciEngine) -> Non
 
 
 async def test_processes_per_sandbox_are_limited(engine: OciEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builderd.adapters.engines.oci.runtime.executions.MAX_OPEN", 1)
+    monkeypatch.setattr("builderd.adapters.engines.oci.runtime.execute.MAX_OPEN", 1)
     assert MAX_OPEN > 1
     sandbox = await silent(engine)
     async with engine.sandboxes.open_process(sandbox, ProcessSpec(("sleep", "1000"))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from builderd.linux.cpu_time import children_seconds
+from builderd.linux.processes import children_seconds
 
 
 def test_the_cpu_time_of_a_child_is_counted_once_it_has_ended() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.descriptors import held_by
 
-from builderd.linux.small_files import read_if_there, read_small
+from builderd.linux.json_files import read_if_there, read_small
 
 
 @pytest.mark.parametrize("text", ["", "one\n", "ü" * 100_000])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
+import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from builderd.linux.threads import completed, run_to_completion
+from builderd.linux.threads import RepeatedCall, completed, read_line, run_to_completion
 
 
 async def test_event_loop_is_not_blocked_by_the_thread() -> None:
@@ -75,3 +79,117 @@ async def test_an_error_of_a_block_is_raised_after_the_work_beside_it() -> None:
         async with completed(work()):
             raise ValueError("of the block")
     assert made == ["it"]
+
+
+async def test_calls_are_made_in_a_thread_with_the_subjects_of_the_event_loop() -> None:
+    loop_thread, threads = threading.get_ident(), set()
+    seen: list[int] = []
+    enough = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers: Iterator[int] = iter(range(100))
+
+    def subjects() -> int:
+        assert threading.get_ident() == loop_thread
+        return next(numbers)
+
+    def work(number: int) -> None:
+        threads.add(threading.get_ident())
+        seen.append(number)
+        if number == 3:
+            loop.call_soon_threadsafe(enough.set)
+
+    calls = RepeatedCall("test", 0.001, subjects, work)
+    calls.start()
+    await asyncio.wait_for(enough.wait(), 30)
+    calls.close()
+    assert loop_thread not in threads
+    assert seen[:4] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("part", ["subjects", "work"])
+async def test_failed_call_is_logged_and_the_next_is_made(part: str, caplog: pytest.LogCaptureFixture) -> None:
+    counted = 0
+    enough = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fail_at_first(*_: object) -> None:
+        nonlocal counted
+        counted += 1
+        if counted < 3:
+            raise OSError("refused")
+        loop.call_soon_threadsafe(enough.set)
+
+    def do_nothing(*_: object) -> None:
+        pass
+
+    subjects, work = (fail_at_first, do_nothing) if part == "subjects" else (do_nothing, fail_at_first)
+    calls = RepeatedCall("test", 0.001, subjects, work)
+    with caplog.at_level(logging.WARNING):
+        calls.start()
+        await asyncio.wait_for(enough.wait(), 30)
+    calls.close()
+    assert [record.message for record in caplog.records] == [
+        "repeated call failed, retrying seconds=0.001 event=test"
+    ] * 2
+
+
+async def test_nothing_is_called_after_the_close() -> None:
+    counted = 0
+
+    def count(_: None) -> None:
+        nonlocal counted
+        counted += 1
+
+    calls = RepeatedCall("test", 0.001, lambda: None, count)
+    calls.close()  # also before the start
+    calls.start()
+    calls.close()
+    calls.close()
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert counted == 0
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    yield read, write
+    os.close(read)
+
+
+async def test_the_first_line_is_whole_however_it_comes(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    reading = asyncio.create_task(read_line(read, 10))
+    for piece in (b"on", b"e\ntw", b"o\n"):
+        await asyncio.sleep(0)
+        os.write(write, piece)
+    assert await reading == b"one"
+    os.close(write)
+
+
+async def test_text_before_the_end_counts_as_a_line(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    os.write(write, b"half")
+    os.close(write)
+    assert await read_line(read, 10) == b"half"
+
+
+async def test_missing_data_times_out(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    with pytest.raises(TimeoutError):
+        await read_line(read, 0.01)
+    os.close(write)
+
+
+async def test_the_descriptor_is_left_alone_afterwards(pipe: tuple[int, int]) -> None:
+    """The descriptor's number may belong to a connection by then, which would go deaf."""
+    read, write = pipe
+    os.write(write, b"line\nmore\n")
+    await read_line(read, 10)
+    heard = asyncio.Event()
+    asyncio.get_running_loop().add_reader(read, heard.set)
+    gc.collect()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert asyncio.get_running_loop().remove_reader(read)
+    os.close(write)

@@ -29,14 +29,18 @@ from builderd.adapters.engines.incus.network import Routes, gateway
 from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
-from builderd.adapters.engines.oci.network.network import host_resolvers, resolv_conf
-from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
+from builderd.adapters.engines.oci.network.network import (
+    host_resolvers,
+    make_resolv_conf,
+    parse_nameservers,
+    resolv_conf,
+)
 from builderd.domain.bundles import Bundle
 from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.resources import GB, Capacity
-from builderd.linux.cpu_time import is_busy
+from builderd.linux.processes import is_busy
 from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import Collected, EngineOptions, Progress, Readiness
 

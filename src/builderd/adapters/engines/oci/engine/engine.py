@@ -23,7 +23,7 @@ from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB, Capacity
-from builderd.linux.cpu_time import is_busy
+from builderd.linux.processes import is_busy
 from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import Collected, EngineOptions, Progress, Readiness
 

@@ -12,17 +12,16 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-from builderd.adapters.engines.oci.network.allocations import Allocation, Allocations, parse_routes
+from builderd.adapters.engines.oci.network.allocations import Addresses, Allocation, Allocations, Slots, parse_routes
 from builderd.adapters.engines.oci.network.host_files import (
     FOLDER,
     has_bytecode_links,
     write_host_files,
 )
 from builderd.adapters.engines.oci.network.network import Egress, Network
-from builderd.adapters.engines.oci.network.slots import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.command import CONMON, Runtime
-from builderd.adapters.engines.oci.runtime.executions import end_left_over
+from builderd.adapters.engines.oci.runtime.execute import end_left_over
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
 from builderd.adapters.engines.oci.runtime.launching import Launcher

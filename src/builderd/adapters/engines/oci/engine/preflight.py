@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.network.nft import COUNTING
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.host_limits import SOCKET_POOLS, least_socket_pool, socket_pool, total_memory
-from builderd.adapters.engines.oci.runtime.reclaiming import swaps_to_zram
+from builderd.adapters.engines.oci.runtime.runs import swaps_to_zram
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
 from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
 from builderd.adapters.engines.oci.storage.space_reservations import StorageDevice

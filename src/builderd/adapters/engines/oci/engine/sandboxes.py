@@ -9,10 +9,9 @@ from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.runtime.apps import app_root, brings_packages, make_run
-from builderd.adapters.engines.oci.runtime.executions import Executions
-from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
+from builderd.adapters.engines.oci.runtime.execute import Executions
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
+from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report, oom_cause
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.adapters.engines.oci.storage.too_large import full_store_named

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network import df
-from builderd.adapters.engines.oci.network.network import resolv_conf
-from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
+from builderd.adapters.engines.oci.network.network import make_resolv_conf, parse_nameservers, resolv_conf
 from builderd.linux import atomic_files
 
 log = logging.getLogger(__name__)

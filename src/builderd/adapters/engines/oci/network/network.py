@@ -8,20 +8,17 @@ import logging
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.network import conntrack
-from builderd.adapters.engines.oci.network.allocations import PREFIX, bridge_name
+from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS, PREFIX, Addresses, bridge_name
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack
 from builderd.adapters.engines.oci.network.netlink import Netlink
-from builderd.adapters.engines.oci.network.nft import Policy, add_to_shares, make_rules, table_name
-from builderd.adapters.engines.oci.network.resolvers import parse_nameservers
-from builderd.adapters.engines.oci.network.shares import PortShares
-from builderd.adapters.engines.oci.network.slots import MAX_SLOTS, Addresses
+from builderd.adapters.engines.oci.network.nft import Policy, PortShares, add_to_shares, make_rules, table_name
 from builderd.domain.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -247,3 +244,26 @@ def _abort_connections(ip: str) -> None:
     """
     words = ["ss", "--kill", "--tcp", "--no-header", "state", "established", "dst", ip]
     subprocess.run(words, capture_output=True, check=False)
+
+
+def parse_nameservers(text: str) -> tuple[str, ...]:
+    """Return the IPv4 name servers of a ``resolv.conf`` that are not on loopback (a stub answers the host only)."""
+    servers = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver" and _is_reachable(words[1]):
+            servers.append(words[1])
+    return tuple(dict.fromkeys(servers))
+
+
+def _is_reachable(address: str) -> bool:
+    try:
+        return not IPv4Address(address).is_loopback
+    except AddressValueError:
+        return False
+
+
+def make_resolv_conf(servers: Iterable[str], host_text: str) -> str:
+    """Return a sandbox's ``resolv.conf``: these servers, with the host's search list and options."""
+    kept = [line for line in host_text.splitlines() if line.split()[:1] in (["search"], ["domain"], ["options"])]
+    return "".join(f"{line}\n" for line in [*(f"nameserver {server}" for server in servers), *kept])

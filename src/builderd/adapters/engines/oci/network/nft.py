@@ -7,6 +7,7 @@ tracks the flows of all in one table: a full table drops everyone's packets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, collapse_addresses
@@ -151,3 +152,29 @@ def _share_chains() -> str:
 def _set(name: str, elements: Sequence[object]) -> str:
     listed = f" elements = {{ {', '.join(str(element) for element in elements)} }}" if elements else ""
     return f"set {name} {{ type ipv4_addr; flags interval; auto-merge;{listed} }}"
+
+
+class PortShares:
+    """Tenants with a sandbox have a share each; beyond ``SHARES`` of them, the fewest have one together."""
+
+    def __init__(self) -> None:
+        self._tenants: dict[str, str] = {}
+        self._shares: dict[str, int] = {}
+
+    def assign(self, tenants: Mapping[str, str]) -> dict[str, int]:
+        """Return the share of each address, by the tenant of each."""
+        result = {}
+        for ip, tenant in tenants.items():
+            if tenant not in self._shares:
+                taken = Counter(self._shares.values())
+                self._shares[tenant] = min(range(SHARES), key=lambda share: taken[share])
+            self._tenants[ip] = tenant
+            result[ip] = self._shares[tenant]
+        return result
+
+    def release(self, ip: str) -> bool:
+        """Forget an address, and its tenant with the last one; return whether it had a share."""
+        tenant = self._tenants.pop(ip, None)
+        if tenant is not None and tenant not in self._tenants.values():
+            del self._shares[tenant]
+        return tenant is not None

@@ -7,13 +7,14 @@ shim copies what the app logs and would take as much of the machine as it is giv
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.runtime import group_files
-from builderd.adapters.engines.oci.runtime.group_values import CgroupLimits, CgroupUsage, GroupCounters
 from builderd.linux.processes import read_proc
 
 ROOT = Path("/sys/fs/cgroup")
@@ -324,3 +325,35 @@ def _has_met_limit(memory: Path, kind: str) -> bool:
     """Return True if a group of version 1 has ever used all of its limit of this kind."""
     most, limit = (int(group_files.read(memory / f"{kind}.{file}_in_bytes")) for file in ("max_usage", "limit"))
     return most + _CHARGED_AT_ONCE >= limit
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupUsage:
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimits:
+    """``cpu`` is in vCPU."""
+
+    cpu: float
+    memory_bytes: int
+
+    @property
+    def cpus(self) -> int:
+        """Return the number of processors that a program should reckon with."""
+        return max(1, math.ceil(self.cpu))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCounters:
+    """Counters of a group: bytes of memory (all, shared, of files by their use), and seconds of CPU time."""
+
+    memory: int = 0
+    shared: int = 0
+    active_file: int = 0
+    inactive_file: int = 0
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0

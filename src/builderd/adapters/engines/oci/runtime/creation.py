@@ -19,9 +19,8 @@ from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, runtime_mounts
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.json_files import write_json
-from builderd.linux.pipes import read_line
 from builderd.linux.processes import open_files
-from builderd.linux.threads import run_to_completion
+from builderd.linux.threads import read_line, run_to_completion
 
 _CREATE_SECONDS = 30.0
 

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import os
 import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime import command
 from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process, process_of
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
-from builderd.adapters.engines.oci.runtime.kill_marked import COMMAND_ENV, MARK, kill_marked
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
@@ -323,3 +324,111 @@ class Execution:
             self._runs.cgroups.discard_inner(self._record.id)
         self._document.unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
+
+
+#: Environment of the runtime's own command.
+COMMAND_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+#: Variable of a command's environment with its name.
+MARK = "BUILDERD_EXEC"
+#: Timeout of the command that kills.
+_KILLER_SECONDS = 10.0
+#: Two rounds, for children forked during the first one.
+_KILL_MARKED = r"""
+for round in 1 2; do
+  for process in /proc/[0-9]*; do
+    if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "$0"; then kill -KILL "${process#/proc/}"; fi
+  done
+done"""
+
+
+async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
+    """Kill the command of this name and its children. Return False when the killer did not end in time.
+
+    A process that took the variable off is not found, and where no more processes may be started nothing is. With the
+    sandbox all of them are gone.
+    """
+    folder = runs.config.bundle(record.id)
+    document = folder / f"{name}.kill.json"
+    argv = ["/bin/sh", "-c", _KILL_MARKED, f"{MARK}={name}"]
+    try:
+        user = process_of((folder / "config.json").read_text())["user"]["uid"]
+        write_json(document, make_process(ProcessConfig(argv, COMMAND_ENV, user, open_files())))
+    except FileNotFoundError:
+        return True
+    pid_file = document.with_suffix(".pid")
+    runtime = runs.commands.runtime(record)
+    try:
+        killer = command.execute(runtime, record.id, document, pid_file)
+        program = Program(killer, COMMAND_ENV, mounts=runtime_mounts(runtime), name=document.stem)
+        return (await asyncio.wait_for(runs.launcher.run(program), _KILLER_SECONDS)).status == 0
+    except TimeoutError:
+        await runs.launcher.kill(document.stem)
+        return False
+    finally:
+        document.unlink(missing_ok=True)
+        pid_file.unlink(missing_ok=True)
+
+
+#: Time to kill a command that an earlier service left; the next service tries again.
+_LEFT_OVER_SECONDS = 30.0
+#: Open commands of one sandbox: each has pipes on the host, which no limit of the sandbox counts.
+MAX_OPEN = 64
+
+
+@contextlib.asynccontextmanager
+async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
+    """Hold one of the sandbox's command places while the context lasts."""
+    begun = Execution(runs, record, spec)
+    await begun.begin()
+    try:
+        yield begun
+    finally:
+        await asyncio.shield(begun.end())
+
+
+async def end_left_over(runs: Runs, record: Record) -> None:
+    """Kill commands that were open when an earlier service was killed: nobody reads them, and their timeouts are gone.
+
+    The document of a command is removed at its end, so what an ended command left in the background goes on; so does
+    what outlives the service.
+    """
+    if not runs.is_running(record) or runs.freezing.is_frozen(record):
+        return
+    for document in runs.config.bundle(record.id).glob(f"{INNER}*.json"):
+        if document.stem.endswith(".kill"):
+            document.unlink(missing_ok=True)
+            continue
+        try:
+            async with asyncio.timeout(_LEFT_OVER_SECONDS):
+                await Execution(runs, record, ProcessSpec(("true",)), document.stem).end_left_over()
+        except (TimeoutError, EngineUnavailable) as error:
+            log.warning("command of an earlier service not killed sandbox=%s error=%s", record.id, error)
+        else:
+            log.info("command of an earlier service ended sandbox=%s command=%s", record.id, document.stem)
+
+
+async def read_all(begun: Execution, limit_bytes: int) -> bytes:
+    """Read its output, up to a limit in bytes."""
+    output = b""
+    while len(output) < limit_bytes and (piece := await begun.read()):
+        output += piece
+    return output
+
+
+class Executions:
+    """Open commands, at most ``MAX_OPEN`` for each sandbox."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def open(self, runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
+        if self._open[record.id] >= MAX_OPEN:
+            raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
+        self._open[record.id] += 1
+        try:
+            async with execution(runs, record, spec) as begun:
+                yield begun
+        finally:
+            self._open[record.id] -= 1
+            self._open += Counter()

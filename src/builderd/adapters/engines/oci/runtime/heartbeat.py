@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from builderd.linux.repeated import RepeatedCall
+from builderd.linux.threads import RepeatedCall
 
 INTERVAL = 1.0
 #: The file never changes its length, so that writing it again touches nothing else of the file system.

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from builderd.adapters.engines.oci.network.slots import MAX_SLOTS
+from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
 from builderd.adapters.engines.oci.runtime.attach import INOTIFY
 
 #: Least values by the file below ``/proc/sys``. Of inotify there is some for shims and for the host beside what

@@ -29,8 +29,7 @@ import termios
 from collections.abc import Mapping
 from typing import Any
 
-from builderd.adapters.engines.oci.runtime.attach import Link, attach
-from builderd.adapters.engines.oci.runtime.namespaces import fork_or_close, user_namespaces, write
+from builderd.adapters.engines.oci.runtime.attach import Link, attach, fork_or_close, user_namespaces, write
 from builderd.adapters.engines.oci.runtime.requests import (
     MAX_DESCRIPTORS,
     MAX_PACKET,

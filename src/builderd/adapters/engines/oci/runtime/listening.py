@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from builderd.adapters.engines.oci.network import socket_diag
 from builderd.adapters.engines.oci.network.socket_diag import NoSocketDiag, PortProbe, Sockets
-from builderd.adapters.engines.oci.runtime.executions import execution, read_all
+from builderd.adapters.engines.oci.runtime.execute import execution, read_all
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import InvalidState

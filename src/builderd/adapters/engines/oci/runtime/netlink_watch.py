@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builderd.linux.processes import Process
-from builderd.linux.repeated import RepeatedCall
+from builderd.linux.threads import RepeatedCall
 
 #: Bytes in the receive buffers of one sandbox. Programs read an answer at once; one is some 20 KB.
 MOST = 16 << 20

@@ -16,12 +16,11 @@ from functools import cache
 from pathlib import Path
 
 from builderd.adapters.engines.oci.runtime.bundle import DISK_FILE, PROC_FOLDER
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.group_values import CgroupLimits, GroupCounters
+from builderd.adapters.engines.oci.runtime.cgroups import CgroupLimits, Cgroups, GroupCounters
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.linux.processes import boot_id
-from builderd.linux.repeated import RepeatedCall
+from builderd.linux.threads import RepeatedCall
 
 #: Between two updates, in seconds.
 INTERVAL = 2.0

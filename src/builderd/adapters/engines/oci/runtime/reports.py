@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from builderd.adapters.engines.oci.runtime.records import Exit, Record, moment
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.adapters.engines.oci.runtime.records import Exit, Record, Records, moment
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 
@@ -61,3 +62,17 @@ def make_end(record: Record, exit_: Exit | None, oom: EndCause | None, boot: str
 def _last_moment(record: Record) -> datetime | None:
     """Return the time at which it was last known to run, for a sandbox that ended unobserved."""
     return None if record.seen_at is None else moment(max(record.seen_at, record.started_at or 0))
+
+
+def oom_cause(records: Records, cgroups: Cgroups, name: str) -> EndCause | None:
+    """Return why the kernel killed a process of the sandbox for memory, None when it killed none.
+
+    The shim sees kills of both kinds and notes them alike, so the control group decides.
+    """
+    # Asked first: usually there are none, and a command asks it before it begins.
+    kills = cgroups.oom_kills(name)
+    if records.saw_host_oom(name) or (kills and cgroups.host_oom_kills(name)):
+        return EndCause.HOST_OUT_OF_MEMORY
+    if kills or records.saw_oom(name):
+        return EndCause.OUT_OF_MEMORY
+    return None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builderd.adapters.engines.oci.network.allocations import Slots
 from builderd.adapters.engines.oci.network.network import Network
-from builderd.adapters.engines.oci.network.slots import Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat

@@ -11,8 +11,8 @@ from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.runtime.apps import INIT
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.log_records import MAX_LINE, lines_of
-from builderd.adapters.engines.oci.runtime.memory_kills import oom_cause
 from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.reports import oom_cause
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.runtime.runs import Runs

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.runtime import command, exec_fifo
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.creation import Creation
 from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending
 from builderd.adapters.engines.oci.runtime.exits import Exits
-from builderd.adapters.engines.oci.runtime.freezing import Freezing
 from builderd.adapters.engines.oci.runtime.netlink_watch import NetlinkWatch
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.linux.processes import Process, boot_id, find_process, is_alive
+from builderd.linux.threads import run_to_completion
 
 log = logging.getLogger(__name__)
 
@@ -324,3 +327,141 @@ class Runs:
         self.records.save(record)
         self._known[record.id] = record
         return record
+
+
+class Freezing:
+    """One lock a sandbox, held while it is frozen or thawed, and while work needs it frozen."""
+
+    def __init__(self, context: RunContext, known: Runs) -> None:
+        self._cgroups = context.cgroups
+        self._records = context.records
+        self._pause_requests = context.pause_requests
+        self._known = known
+        self._reclaiming = Reclaiming(context.cgroups)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def is_idle(self) -> bool:
+        """Return True if no sandbox is being frozen or thawed."""
+        return not self._locks
+
+    def lock(self, record: Record) -> asyncio.Lock:
+        return self._locks.setdefault(record.id, asyncio.Lock())
+
+    def is_frozen(self, record: Record) -> bool:
+        return record.counts_as_frozen and self._cgroups.is_frozen(record.id)
+
+    async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
+        """Run the work in a thread while the sandbox is frozen, and requests to it wait: a matter of milliseconds.
+
+        ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
+        not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
+        """
+        async with self.lock(record):
+            record = self._known.newest(record)
+            async with self._pause_requests(record.ip):
+                await run_to_completion(self._work, record, work)
+
+    def _work(self, record: Record, work: Callable[[], None]) -> None:
+        if self.is_frozen(record) or not self._known.is_running(record):
+            work()
+            return
+        try:
+            self._freeze(record)
+            work()
+        finally:
+            self._cgroups.thaw(record.id)
+
+    def _freeze(self, record: Record) -> None:
+        try:
+            self._cgroups.freeze(record.id)
+        except (TimeoutError, FileNotFoundError) as error:
+            raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
+
+    async def freeze(self, record: Record) -> None:
+        """Freeze the sandbox; its memory is moved out in the background. Idempotent.
+
+        Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
+        """
+        async with self.lock(record):
+            record = self._known.newest(record)
+            if self.is_frozen(record) or not self._known.is_running(record):
+                return
+            record = self._known.save(replace(record, frozen_at=self._records.now()))
+            try:
+                await run_to_completion(self._freeze, record)
+            except EngineUnavailable:
+                if self._known.is_running(record):
+                    self.resume(record)
+                raise
+            self._reclaiming.begin(record.id)
+
+    async def thaw(self, record: Record) -> Record:
+        """Thaw the sandbox. Idempotent."""
+        async with self.lock(record):
+            record = self._known.newest(record)
+            if not self.is_frozen(record):
+                return record
+            self.end_reclaim(record.id)
+            return self.resume(record)
+
+    def resume(self, record: Record) -> Record:
+        """Thaw it, also when only its record says that it is frozen."""
+        if record.counts_as_frozen:
+            record = self._known.save(replace(record, thawed_at=self._records.now()))
+        self._cgroups.thaw(record.id)
+        return record
+
+    def end_reclaim(self, name: str) -> None:
+        """Stop moving a frozen sandbox's memory out."""
+        self._reclaiming.end(name)
+
+    def close(self) -> None:
+        self._reclaiming.close()
+
+
+_SWAPS = Path("/proc/swaps")
+#: A later round takes pages that were used too recently for the first one.
+_ROUNDS = 3
+
+
+class Reclaiming:
+    """One task for each sandbox whose memory is being moved out."""
+
+    def __init__(self, cgroups: Cgroups) -> None:
+        self._cgroups = cgroups
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, name: str) -> None:
+        """Start moving a sandbox's memory out if there is zram; returns at once."""
+        if swaps_to_zram():
+            task = self._tasks[name] = asyncio.get_running_loop().create_task(self._reclaim(name))
+            task.add_done_callback(lambda done: self._forget(name, done))
+
+    def end(self, name: str) -> None:
+        """Stop moving a sandbox's memory out."""
+        if task := self._tasks.pop(name, None):
+            task.cancel()
+        self._cgroups.end_reclaim(name)
+
+    def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _reclaim(self, name: str) -> None:
+        for _ in range(_ROUNDS):
+            await asyncio.to_thread(self._cgroups.reclaim, name)
+
+    def _forget(self, name: str, done: asyncio.Task[None]) -> None:
+        if self._tasks.get(name) is done:
+            del self._tasks[name]
+
+
+def swaps_to_zram() -> bool:
+    """Return True when this machine swaps to zram now. A kernel may lack swap altogether."""
+    return _SWAPS.exists() and has_zram(_SWAPS.read_text())
+
+
+def has_zram(swaps: str) -> bool:
+    """Return True when ``/proc/swaps`` lists a zram device. From a disk, thawing would be slow."""
+    return any(line.startswith("/dev/zram") for line in swaps.splitlines())

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.subvolumes import folder
+from builderd.linux.json_files import read_if_there
 from builderd.linux.processes import boot_id
-from builderd.linux.small_files import read_if_there
 from builderd.linux.syscalls import sync_file_system
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import (
 )
 from builderd.adapters.engines.oci.storage.tree import clear
 from builderd.domain.errors import EngineUnavailable
-from builderd.linux.small_files import read_if_there, read_small
+from builderd.linux.json_files import read_if_there, read_small
 
 log = logging.getLogger(__name__)
 

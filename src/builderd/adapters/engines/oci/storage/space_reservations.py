@@ -19,7 +19,7 @@ from builderd.adapters.engines.oci.storage.quotas import Quota
 from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid
 from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import GB
-from builderd.linux.small_files import read_small
+from builderd.linux.json_files import read_small
 
 #: A claim of flexible size takes at most this share of the free space, so that others can be made beside it.
 MAX_SHARE = 0.25

@@ -8,9 +8,9 @@ from ipaddress import IPv4Network
 import pytest
 
 from builderd.adapters.engines.oci.network import conntrack
+from builderd.adapters.engines.oci.network.allocations import Addresses
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack
-from builderd.adapters.engines.oci.network.network import Egress, Network
-from builderd.adapters.engines.oci.network.slots import Addresses
+from builderd.adapters.engines.oci.network.network import Egress, Network, make_resolv_conf, parse_nameservers
 from builderd.domain.errors import EngineUnavailable
 
 
@@ -52,3 +52,24 @@ def test_a_kernel_that_cannot_delete_flows_is_logged_once(
     for _ in range(2):
         one.forget("10.64.8.2", abort=True)
     assert caplog.text.count("not deleted, the kernel cannot error=Invalid argument") == 1
+
+
+TEXT = """\
+# made by hand
+search example.org
+nameserver 127.0.0.53
+nameserver 10.1.2.3
+nameserver fd00::1
+nameserver
+nameserver 10.1.2.3
+options ndots:2
+"""
+
+
+def test_servers_on_loopback_and_of_ipv6_are_left_out() -> None:
+    assert parse_nameservers(TEXT) == ("10.1.2.3",)
+    assert parse_nameservers("") == ()
+
+
+def test_the_search_list_and_the_options_stay() -> None:
+    assert make_resolv_conf(("10.1.2.3",), TEXT) == "nameserver 10.1.2.3\nsearch example.org\noptions ndots:2\n"

@@ -9,7 +9,15 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from builderd.adapters.engines.oci.network.nft import FLOWS, Policy, make_rules
+from builderd.adapters.engines.oci.network.nft import (
+    FIRST_PORT,
+    FLOWS,
+    SHARES,
+    Policy,
+    PortShares,
+    make_rules,
+    share_ports,
+)
 from builderd.domain.addresses import DOCUMENTATION, NOT_FOR_SANDBOXES, in_any_network, is_public
 
 POLICY = Policy(
@@ -93,3 +101,34 @@ def test_nft_takes_the_text(policy: Policy) -> None:
         ["nft", "--check", "-f", "-"], input=make_rules(policy), text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_shares_are_ports_apart() -> None:
+    ports = [port for share in range(SHARES) for port in share_ports(share)]
+    assert len(set(ports)) == len(ports)
+    assert min(ports) == FIRST_PORT
+    assert max(ports) < 1 << 16
+
+
+def test_a_tenant_has_one_share_for_all_its_sandboxes() -> None:
+    shares = PortShares()
+    assigned = shares.assign({"10.0.0.2": "a", "10.0.0.3": "b", "10.0.0.4": "a"})
+    assert assigned["10.0.0.2"] == assigned["10.0.0.4"] != assigned["10.0.0.3"]
+    assert shares.assign({"10.0.0.5": "a"}) == {"10.0.0.5": assigned["10.0.0.2"]}
+
+
+def test_tenants_share_only_when_all_shares_are_taken() -> None:
+    shares = PortShares()
+    assigned = shares.assign({f"10.0.0.{number}": str(number) for number in range(SHARES + 1)})
+    assert len(set(assigned.values())) == SHARES
+    assert len(set(list(assigned.values())[:SHARES])) == SHARES
+
+
+def test_a_share_is_free_again_after_the_last_sandbox() -> None:
+    shares = PortShares()
+    first = shares.assign({"10.0.0.2": "a", "10.0.0.3": "a"})["10.0.0.2"]
+    assert shares.release("10.0.0.2")
+    assert shares.assign({"10.0.0.4": "b"})["10.0.0.4"] != first
+    assert shares.release("10.0.0.3")
+    assert not shares.release("10.0.0.3")
+    assert shares.assign({"10.0.0.5": "c"})["10.0.0.5"] == first

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import cgroups, group_files
+from builderd.adapters.engines.oci.runtime import cgroups, group_files, runs
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.adapters.engines.oci.runtime.runs import has_zram
 
 
 @pytest.fixture
@@ -243,3 +244,62 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     groups.kill("ab")
     with pytest.raises(FileNotFoundError):
         groups.enter_inner("ab", "c", 12345678)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Path:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "memory.events").write_text("oom 1\noom_kill 3\nlocal max\n\n")
+    return tmp_path
+
+
+def test_a_group_s_file_is_never_created(group: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        group_files.write(group / "freezer.state", "FROZEN")
+    assert not (group / "freezer.state").exists()
+
+
+def test_numbers_are_read_by_their_names(group: Path) -> None:
+    assert group_files.counters(group / "memory.events") == {"oom": 1, "oom_kill": 3}
+    assert group_files.counter(group / "memory.events", "oom_kill") == 3
+    assert group_files.counter(group / "memory.events", "low") == 0
+
+
+def test_processes_are_found_below_a_group(group: Path) -> None:
+    (group / "cgroup.procs").write_text("3\n4\n")
+    (group / "inner/cgroup.procs").write_text("5\n")
+    assert sorted(group_files.processes_below(group)) == [3, 4, 5]
+    assert not group_files.processes_below(group / "gone")
+
+
+def test_group_in_removal_reads_as_missing_and_other_errors_stay(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = errno.ENODEV
+
+    def refuse(file: Path, *_: object) -> int:
+        raise OSError(number, os.strerror(number), str(file))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(FileNotFoundError):
+        group_files.write(group / "memory.events", "1")
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        group_files.write(group / "memory.events", "1")
+
+
+HEADING = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+
+
+def test_memory_is_moved_out_where_the_machine_swaps_to_zram() -> None:
+    assert has_zram(f"{HEADING}/dev/zram0 partition 4194300 0 100\n")
+
+
+def test_a_disk_is_too_slow_to_come_back_from() -> None:
+    assert not has_zram(f"{HEADING}/dev/sda2 partition 4194300 0 -2\n")
+    assert not has_zram(HEADING)
+
+
+def test_a_kernel_that_knows_no_swap_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runs, "_SWAPS", tmp_path / "swaps")
+    assert not runs.swaps_to_zram()
+    (tmp_path / "swaps").write_text(f"{HEADING}/dev/zram0 partition 4194300 0 100\n")
+    assert runs.swaps_to_zram()

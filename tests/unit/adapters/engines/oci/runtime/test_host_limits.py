@@ -7,7 +7,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from builderd.adapters.engines.oci.network.slots import MAX_SLOTS
+from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
 from builderd.adapters.engines.oci.runtime import exits
 from builderd.adapters.engines.oci.runtime.attach import INOTIFY
 from builderd.adapters.engines.oci.runtime.exits import Exits

@@ -9,8 +9,7 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime import proc_files
 from builderd.adapters.engines.oci.runtime.bundle import DISK_FILE, OWN_PROC, PROC_FOLDER
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.group_values import GroupCounters
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups, GroupCounters
 from builderd.adapters.engines.oci.runtime.proc_files import (
     ProcFiles,
     Uptime,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import replace
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.records import Record, Records
+from builderd.adapters.engines.oci.runtime import heartbeat
+from builderd.adapters.engines.oci.runtime.heartbeat import Beat, Heartbeat
+from builderd.adapters.engines.oci.runtime.records import Exit, Record, Records, moment
+from builderd.adapters.engines.oci.runtime.reports import make_end, make_report
+from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.linux.processes import Process
 
 
@@ -75,3 +80,217 @@ def test_the_unfinished_exit_file_of_a_killed_shim_goes(records: Records) -> Non
     for name in ("a1", "c3", "d4"):
         records.remove_unfinished_exit(name)
     assert {file.name for file in records.exits.iterdir()} == {"b2.BEING1", "c3.OTHER1", "c3"}
+
+
+RECORD = Record(
+    id="ab12",
+    owner="b",
+    disk="d",
+    runtime="crun",
+    slot=3,
+    ip="10.64.8.5",
+    port=8000,
+    boot="now",
+    process=Process(100, 1),
+    shim=Process(99, 1),
+    started_at=1000.0,
+)
+
+
+def test_sandbox_that_was_not_started_is_incomplete() -> None:
+    report = make_report(replace(RECORD, started_at=None), running=False, exit_=None, oom=None, boot="now")
+    assert (report.state, report.ip, report.started_at) == (SandboxState.PARTIAL, None, None)
+
+
+def test_a_running_one_has_an_address() -> None:
+    report = make_report(RECORD, running=True, exit_=None, oom=None, boot="now")
+    assert (report.state, report.ip, report.end) == (SandboxState.RUNNING, "10.64.8.5", None)
+
+
+def test_a_frozen_one_has_its_address_still() -> None:
+    record = replace(RECORD, frozen_at=1001.0, thawed_at=1000.5)
+    report = make_report(record, running=True, frozen=True, exit_=None, oom=None, boot="now")
+    assert (report.state, report.ip) == (SandboxState.FROZEN, "10.64.8.5")
+    assert (report.frozen_at, report.thawed_at) == (moment(1001.0), moment(1000.5))
+
+
+@pytest.mark.parametrize(
+    ("oom", "reported"), [(EndCause.OUT_OF_MEMORY, True), (EndCause.HOST_OUT_OF_MEMORY, False), (None, False)]
+)
+def test_only_kills_at_the_own_limit_are_reported_of_a_running_one(oom: EndCause | None, reported: bool) -> None:
+    assert make_report(RECORD, running=True, exit_=None, oom=oom, boot="now").out_of_memory is reported
+
+
+@pytest.mark.parametrize(
+    ("record", "exit_", "oom", "boot", "cause", "code"),
+    [
+        pytest.param(RECORD, Exit(7, 2000), None, "now", EndCause.EXITED, 7, id="by itself"),
+        pytest.param(
+            RECORD, Exit(137, 2000), None, "now", EndCause.EXITED, 137, id="a KILL from inside is no memory limit"
+        ),
+        pytest.param(
+            RECORD, Exit(137, 2000), EndCause.OUT_OF_MEMORY, "now", EndCause.OUT_OF_MEMORY, 137, id="for memory"
+        ),
+        pytest.param(
+            RECORD,
+            Exit(137, 2000),
+            EndCause.HOST_OUT_OF_MEMORY,
+            "now",
+            EndCause.HOST_OUT_OF_MEMORY,
+            137,
+            id="for the memory of the host",
+        ),
+        pytest.param(
+            RECORD,
+            Exit(1, 2000),
+            EndCause.OUT_OF_MEMORY,
+            "now",
+            EndCause.OUT_OF_MEMORY,
+            1,
+            id="for memory, by its parent's word",
+        ),
+        pytest.param(
+            RECORD,
+            Exit(0, 2000),
+            EndCause.OUT_OF_MEMORY,
+            "now",
+            EndCause.EXITED,
+            0,
+            id="well, though a worker was killed once",
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=1999.99), Exit(143, 2000), None, "now", EndCause.STOPPED, 143, id="stopped"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=2000.01),
+            Exit(143, 2000),
+            None,
+            "now",
+            EndCause.STOPPED,
+            143,
+            id="file times lag",
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=2001),
+            Exit(7, 2000),
+            None,
+            "now",
+            EndCause.EXITED,
+            7,
+            id="before it was stopped",
+        ),
+        pytest.param(RECORD, None, None, "now", EndCause.MONITOR_LOST, None, id="its shim was killed"),
+        pytest.param(RECORD, None, EndCause.OUT_OF_MEMORY, "now", EndCause.MONITOR_LOST, None, id="memory or not"),
+        pytest.param(RECORD, None, None, "later", EndCause.HOST_RESTARTED, None, id="machine restarted"),
+        pytest.param(RECORD, Exit(7, 2000), None, "later", EndCause.EXITED, 7, id="ended before the machine restarted"),
+        pytest.param(
+            replace(RECORD, stopping_at=1), None, None, "now", EndCause.STOPPED, None, id="killed with its shim"
+        ),
+    ],
+)
+def test_causes(
+    record: Record, exit_: Exit | None, oom: EndCause | None, boot: str, cause: EndCause, code: int | None
+) -> None:
+    end = make_end(record, exit_, oom, boot)
+    assert (end.cause, end.exit_code) == (cause, code)
+    assert (end.at is None) == (exit_ is None)
+
+
+def test_after_a_crash_of_the_machine_the_end_is_when_it_was_last_seen() -> None:
+    end = make_end(replace(RECORD, seen_at=1500.5), None, None, "later")
+    assert (end.cause, end.at) == (EndCause.HOST_RESTARTED, moment(1500.5))
+
+
+def test_end_is_not_before_the_start() -> None:
+    assert make_end(replace(RECORD, seen_at=999.5), None, None, "later").at == moment(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "at", "cause"),
+    [
+        (143, 1500.7, EndCause.HOST_RESTARTED),
+        (137, 1499.0, EndCause.HOST_RESTARTED),
+        (143, 1400.0, EndCause.EXITED),
+        (0, 1500.7, EndCause.EXITED),
+        (1, 1500.7, EndCause.EXITED),
+    ],
+)
+def test_machine_shutdown_is_not_a_crash(code: int, at: float, cause: EndCause) -> None:
+    end = make_end(replace(RECORD, seen_at=1500.5), Exit(code, at), None, "later")
+    assert (end.cause, end.at) == (cause, moment(at))
+
+
+def test_the_last_beat_is_found_by_the_next_service(tmp_path: Path) -> None:
+    times = iter([1000.5, 2000.25])
+    first = Heartbeat(tmp_path / "heartbeat", "boot-1", lambda: next(times))
+    assert first.last() is None
+    first.beat()
+    first.beat()
+    assert Heartbeat(tmp_path / "heartbeat", "boot-2", float).last() == Beat("boot-1", 2000.25)
+
+
+@pytest.mark.parametrize("text", ["", "boot", "boot x", "boot 1 2"])
+def test_damaged_heartbeat_file_is_ignored(tmp_path: Path, text: str) -> None:
+    (tmp_path / "heartbeat").write_text(text)
+    assert Heartbeat(tmp_path / "heartbeat", "boot", float).last() is None
+
+
+def test_the_file_keeps_its_length(tmp_path: Path) -> None:
+    times = iter([999.0, 123456789012.0])
+    beating = Heartbeat(tmp_path / "heartbeat", "b" * 36, lambda: next(times))
+    sizes = []
+    for _ in range(2):
+        beating.beat()
+        sizes.append((tmp_path / "heartbeat").stat().st_size)
+    assert sizes == [heartbeat.LENGTH] * 2
+
+
+async def test_heartbeat_runs_only_while_sandboxes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.001)
+    beats: list[float] = []
+    busy = True
+
+    def now() -> float:
+        beats.append(1.0)
+        return 1.0
+
+    beating = Heartbeat(tmp_path / "heartbeat", "boot", now)
+    beating.start(lambda: busy)
+    while len(beats) < 3:
+        await asyncio.sleep(0.001)
+    busy = False
+    await asyncio.sleep(0.02)
+    seen = len(beats)
+    await asyncio.sleep(0.02)
+    assert len(beats) == seen
+    beating.stop()
+
+
+async def test_failed_heartbeat_write_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.001)
+    folder = tmp_path / "data"
+    beats = 0
+
+    def now() -> float:
+        nonlocal beats
+        beats += 1
+        return float(beats)
+
+    async def until(beaten: int) -> None:
+        async with asyncio.timeout(10):
+            while beats < beaten:
+                await asyncio.sleep(0.001)
+
+    beating = Heartbeat(folder / "heartbeat", "boot", now)
+    beating.start(lambda: True)
+    await until(5)
+    folder.mkdir()
+    await until(beats + 5)
+    assert beating.last()
+    assert caplog.text.count("heartbeat not written") == 1
+    folder.rename(tmp_path / "away")
+    await until(beats + 5)
+    assert caplog.text.count("heartbeat not written") == 2
+    beating.stop()

@@ -20,7 +20,7 @@ import pytest
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import Machine
-from builderd.adapters.engines.oci.network.slots import Addresses, Slots
+from builderd.adapters.engines.oci.network.allocations import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,9 @@ def test_release_does_not_outlive_its_time(service: LiveService, app: dict[str, 
     stubborn = "trap '' TERM INT HUP; (setsid sleep 98761 &); echo begun; while :; do sleep 98761; done"
     answer = change(service, app, stubborn)
     assert (answer.status_code, answer.json()["code"]) == (422, "release_failed"), answer.text
-    assert f"did not end within {TIMEOUT} s" in answer.json()["message"]
+    within = re.search(r"did not end within (\d+) s", answer.json()["message"])
+    assert within
+    assert int(within[1]) in (TIMEOUT, 2 * TIMEOUT), "twice as long beside a busy machine"
     assert answer.json()["message"].endswith("Its last lines:\nbegun")
     assert processes_with("sleep 98761") == []
     assert_as_before(service, app)
@@ -82,12 +85,11 @@ def test_bytes_of_a_release_count_on_the_quota_of_its_disk(service: LiveService,
 
 def test_release_survives_the_service_and_runs_once(service: LiveService, app: dict[str, Any]) -> None:
     """The service is killed while it runs; another is killed before it can record a start that ended meanwhile."""
-    for number, (fault, command) in enumerate(
-        [("", "echo two >> runs; sleep 1.5"), ("StartSandbox.done", "echo three >> runs")]
-    ):
+    for fault, command in [("", "echo two >> runs; sleep 1.5"), ("StartSandbox.done", "echo three >> runs")]:
         if fault:
             service.terminate()
             service.start(fault)
+        before = service.builder(app["uuid"])["version"]
         asked = Thread(target=lambda command=command: ignore(service, app, command))
         asked.start()
         if fault:
@@ -100,7 +102,7 @@ def test_release_survives_the_service_and_runs_once(service: LiveService, app: d
         asked.join()
         service.start()
         deadline = time.monotonic() + PATIENCE
-        while service.builder(app["uuid"])["version"] < app["version"] + 3 + number and time.monotonic() < deadline:
+        while service.builder(app["uuid"])["version"] == before and time.monotonic() < deadline:
             time.sleep(0.05)
         service.wait_served(app)
     assert run(service, app["uuid"], "cat runs") == (0, "one\ntwo\nthree\n")

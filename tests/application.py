@@ -33,22 +33,19 @@ from builderd.domain.prices import Billing, Segment
 from builderd.domain.sandboxes import LogLine, Sandbox
 from builderd.domain.tokens import Tenant
 from builderd.domain.versions import Version, VersionSettings
-from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.core.loops import FaultPoint, no_fault
 from builderd.reconciler.jobs import copies
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.stages import health_check
 from builderd.reconciler.stages.health_check import HealthCheck
 from builderd.services import builders, bundles, deployments, outcomes
-from builderd.services.application import Application
+from builderd.services.application import Application, LatestUsage, ScratchSandboxes
 from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Change
-from builderd.services.latest_usage import LatestUsage
 from builderd.services.limits import Limits
-from builderd.services.scratch_sandboxes import ScratchSandboxes
-from builderd.services.signals import Signals
-from builderd.services.stalled_ends import StalledEnds
+from builderd.services.signals import Signals, StalledEnds
 from builderd.store import Store, UnitOfWork
 from builderd.store.tables import builders as builders_table
 

@@ -19,11 +19,9 @@ from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.processes import Gateway
 from builderd.ports.clock import Clock
-from builderd.services.application import Application
-from builderd.services.latest_usage import LatestUsage
+from builderd.services.application import Application, LatestUsage, ScratchSandboxes
 from builderd.services.limits import Limits
 from builderd.services.reviews import Gate
-from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.services.signals import Signals
 from builderd.settings import Settings
 from builderd.store import Store

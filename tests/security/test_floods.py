@@ -26,7 +26,7 @@ from builderd.api.server import limits, listener, streams
 from builderd.api.server.limits import ConnectionLimits
 from builderd.domain.files import FileEntry, FileKind
 from builderd.domain.ids import BuilderId
-from builderd.services.held_bytes import LIMIT
+from builderd.services.executions import LIMIT
 from builderd.services.tenant_queue import MAX_WAITING
 
 BUILDERS = "/api/v1/builders"

@@ -30,10 +30,8 @@ from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import processes
 from builderd.domain.tokens import ClaimRules
-from builderd.services.application import Application
+from builderd.services.application import Application, LatestUsage, ScratchSandboxes
 from builderd.services.code_space import CodeSpace
-from builderd.services.latest_usage import LatestUsage
-from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.services.signals import Signals
 from builderd.settings import OpenIdSettings, Settings
 from builderd.ssh import host_key

@@ -19,7 +19,7 @@ from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory, PreflightCheck
 from builderd.domain.resources import GB, size_text
-from builderd.services import inventory
+from builderd.services import metrics
 from builderd.settings import Settings
 from builderd.store import Store, UnitOfWork
 
@@ -101,7 +101,7 @@ async def load_inventory(settings: Settings) -> Inventory | None:
     opened = Store(settings.database)
     try:
         sizes = await bundle_sizes(settings, opened)
-        users, used = await opened.read(lambda uow: (inventory.users(uow), inventory.used_bundles(uow, sizes)))
+        users, used = await opened.read(lambda uow: (metrics.users(uow), metrics.used_bundles(uow, sizes)))
     finally:
         await opened.close()
     held = None

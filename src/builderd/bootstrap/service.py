@@ -31,9 +31,7 @@ from builderd.operations.rates import Rates
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.core.every import every
-from builderd.reconciler.core.faults import kill_at, no_fault
-from builderd.reconciler.core.race import race
+from builderd.reconciler.core.loops import every, kill_at, no_fault, race
 from builderd.reconciler.jobs import waking
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness

@@ -21,9 +21,8 @@ from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Deployed
-from builderd.services.held_bytes import HeldBytes
-from builderd.services.paged_reads import PagedReads
-from builderd.services.tenant_queue import TenantQueue
+from builderd.services.executions import HeldBytes
+from builderd.services.tenant_queue import PagedReads, TenantQueue
 from builderd.store import UnitOfWork
 
 A = TypeVar("A", bound=Answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -11,6 +11,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.bundles import ArchiveLimits
 from builderd.domain.domains import DomainRules
 from builderd.domain.files import UploadRules
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.metrics import UsageSample
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.processes import Gateway
@@ -28,14 +30,48 @@ from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
 from builderd.services.code_space import CodeSpace
-from builderd.services.latest_usage import LatestUsage
-from builderd.services.limits import Limits, RetentionPolicy
+from builderd.services.limits import Limits, RetentionPolicy, TenantLimits
 from builderd.services.reviews import Gate
-from builderd.services.scratch_sandboxes import ScratchSandboxes
-from builderd.services.signals import Signals
-from builderd.services.stalled_ends import StalledEnds
-from builderd.services.tenant_limits import TenantLimits
+from builderd.services.signals import Signals, StalledEnds
 from builderd.store import Store, UnitOfWork
+
+
+class LatestUsage:
+    def __init__(self) -> None:
+        self._samples: dict[BuilderId, UsageSample] = {}
+
+    def replace(self, samples: Sequence[UsageSample]) -> None:
+        """Replace all samples by these."""
+        self._samples = {one.watched.builder_id: one for one in samples}
+
+    def of_builder(self, builder_id: BuilderId) -> UsageSample | None:
+        """Return the builder's sample, None when it does not run or was not sampled yet."""
+        return self._samples.get(builder_id)
+
+    def all(self) -> Sequence[UsageSample]:
+        """Return the samples of all builders."""
+        return list(self._samples.values())
+
+
+class ScratchSandboxes:
+    """Scratch sandboxes of this process. Those of an earlier process are swept away."""
+
+    def __init__(self) -> None:
+        self._running: set[SandboxId] = set()
+
+    def add(self, sandbox: SandboxId) -> None:
+        """Add it before it is started."""
+        self._running.add(sandbox)
+
+    def discard(self, sandbox: SandboxId) -> None:
+        """Discard it after it is removed. Idempotent."""
+        self._running.discard(sandbox)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __contains__(self, sandbox: SandboxId) -> bool:
+        return sandbox in self._running
 
 
 class OfBuilder(Protocol):

@@ -1,17 +1,20 @@
-"""Backups: request, list and remove them. The reconciler's backup schedule does the work."""
+"""Backups: request, list and remove them, their keys and health. The reconciler's schedule does the work."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore
+from builderd.domain.backups import Backup, BackupKey, BackupKind, BackupStatus, Restore, key_associated_data
 from builderd.domain.builders import Builder
-from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.errors import Conflict, InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id, new_id
+from builderd.ports.backup_repository import TenantRepository
+from builderd.ports.vault import Vault
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
@@ -159,4 +162,89 @@ def notify(
             reason=reason,
             details={"id": about.id, "kind": about.kind.value, **details},
         )
+    )
+
+
+async def repository(application: Application, tenant_id: TenantId) -> TenantRepository:
+    """Return the tenant's repository with its key, which the first backup makes.
+
+    Raises the vault's error when the vault's key is missing.
+    """
+    now = application.clock.now()
+    key, holds = await application.store.read(
+        lambda uow: (uow.backup_keys.get(tenant_id), holds_something(uow, tenant_id, now))
+    )
+    if key is None:
+        key = await _make_key(application, tenant_id)
+    return TenantRepository(tenant_id, application.vault.open(key.sealed, key.associated_data), is_new=not holds)
+
+
+def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool:
+    """Return whether the tenant's repository has finished backups that were not removed.
+
+    To begin a new repository after losing one, a tenant removes its backups; those do not count.
+    """
+    return uow.backups.has_done(tenant_id, now)
+
+
+async def make_keys(application: Application) -> None:
+    """Make repository keys for tenants without one, before their first backup.
+
+    A copy of the database then opens all later backups.
+    """
+    for tenant_id in await application.store.read(lambda uow: uow.backup_keys.lacking()):
+        await _make_key(application, tenant_id)
+
+
+async def _make_key(application: Application, tenant_id: TenantId) -> BackupKey:
+    sealed = application.vault.seal(secrets.token_bytes(32), key_associated_data(tenant_id))
+    now = application.clock.now()
+    made = BackupKey(tenant_id, sealed, created_at=now, checked_at=now, pruned_at=now)
+    try:
+        await application.store.write(lambda uow: uow.backup_keys.add(made))
+    except Conflict:
+        found = await application.store.read(lambda uow: uow.backup_keys.get(tenant_id))
+        assert found is not None, "another transaction has just made it"
+        return found
+    return made
+
+
+def reseal(uow: UnitOfWork, vault: Vault) -> int:
+    """Seal keys that an earlier vault key sealed with the present one; return their number."""
+    stale = [one.tenant_id for one in uow.backup_keys.all() if not vault.is_current(one.sealed)]
+    for tenant_id in stale:
+        # Read again, to keep what a repository check recorded meanwhile.
+        key = uow.backup_keys.get(tenant_id, lock=True)
+        if key is not None:
+            uow.backup_keys.save(
+                replace(key, sealed=vault.seal(vault.open(key.sealed, key.associated_data), key.associated_data))
+            )
+    return len(stale)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupHealth:
+    """Backup counts: ``by_status`` counts the kept backups, and failed ones of the last seven days.
+
+    ``failing`` are builders that want backups and whose last one failed, ``behind_seconds`` is the age of the oldest
+    last good backup among builders that want some and have one, ``unproven`` are backups that lack data or
+    failed their drill, ``damaged`` repositories that are damaged and not repaired yet.
+    """
+
+    by_status: Mapping[BackupStatus, int] = field(default_factory=dict)
+    failing: int = 0
+    behind_seconds: float = 0
+    unproven: int = 0
+    damaged: int = 0
+
+
+def health(uow: UnitOfWork, now: datetime) -> BackupHealth:
+    """Return the present backup health."""
+    oldest = uow.backups.oldest_last_good() or now
+    return BackupHealth(
+        by_status=uow.backups.count_by_status(),
+        failing=uow.backups.count_failing(),
+        behind_seconds=max((now - oldest).total_seconds(), 0),
+        unproven=uow.backups.count_damaged(),
+        damaged=sum(bool(key.fault) for key in uow.backup_keys.all()),
     )

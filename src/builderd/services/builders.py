@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from builderd.domain.backups import Backup, BackupStatus
@@ -24,8 +25,9 @@ from builderd.domain.prices import Cost, Sum
 from builderd.domain.resources import allocation_of
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
-from builderd.services import admission, candidates, credentials, domain_claims, gates, spending, statuses, wake
+from builderd.services import admission, candidates, credentials, outcomes, spending, wake
 from builderd.services.application import Application
+from builderd.services.signals import outcome_of
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery
 
@@ -113,7 +115,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     )
     uow.versions.add(version)
     uow.events.add(_event(builder, "builder.created", now, {"name": new.name}))
-    gates.note_skipped(uow, builder, version, now)
+    candidates.note_skipped(uow, builder, version, now)
     uow.builders.make_due(builder.id, now)
     # Last: what fails before leaves nothing held. The store counts what the sum of all disks does not, such as layers.
     # The space of a disk that a restore has filled is its own already, that of a replaced builder comes back soon.
@@ -225,7 +227,7 @@ def _delete(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     candidates.give_up_restore(uow, builder, why, NotFound)
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     wanted = _want(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
-    domain_claims.release_all(uow, wanted, now)
+    candidates.release_all(uow, wanted, now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
 
@@ -358,7 +360,7 @@ def want_run(
     )
     wished = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
-        wished = statuses.change(uow, wished, Status.STOPPED, wished.cause.reason, now)
+        wished = candidates.change(uow, wished, Status.STOPPED, wished.cause.reason, now)
     return _want(uow, wished, now)
 
 
@@ -395,3 +397,51 @@ def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) 
 
 #: Common signature of ``start``, ``stop``, ``restart`` and ``delete``.
 Command = Callable[[UnitOfWork, Application, Caller, str, datetime], Builder]
+
+
+async def wait_for_view(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
+    """Wait until the present generation of a builder that was just changed has an outcome, as ``wait`` does.
+
+    Return the view, read with the outcome. Raises what ``wait`` raises. ``seen``: the count of the builder's outcomes
+    before its change was stored; with it, nothing is read before there is one.
+    """
+    view = await view_when_settled(application, wanted, seen)
+    await outcomes.raise_failure(application, view.builder, wanted.generation)
+    return view
+
+
+async def view_when_settled(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
+    """Wait as ``wait_for_view`` does; return the view, also if the generation failed.
+
+    Raises what ``outcomes.WaitLimit`` raises.
+    """
+    outcome, limit = outcome_of(wanted.id), outcomes.WaitLimit(application, wanted)
+    if seen is not None and not outcomes.is_over(wanted, wanted.generation):
+        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
+    while not outcomes.is_over(wanted, wanted.generation):
+        # Counted before the look: an outcome may have been recorded since ``wanted`` was stored.
+        seen = application.signals.count(outcome)
+        view = await application.store.read(partial(_view_of_outcome, application=application, wanted=wanted))
+        if view is not None:
+            return view
+        limit.check()
+        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
+    return await application.store.read(partial(_view, application=application, wanted=wanted))
+
+
+def _view_of_outcome(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView | None:
+    """Return the view once the generation is over, else None."""
+    stored = _stored(uow, wanted)
+    is_over = outcomes.is_over(stored, wanted.generation)
+    return view(uow, application, stored, application.clock.now()) if is_over else None
+
+
+def _view(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView:
+    return view(uow, application, _stored(uow, wanted), application.clock.now())
+
+
+def _stored(uow: UnitOfWork, wanted: Builder) -> Builder:
+    stored = uow.builders.get(wanted.id)
+    if stored is None:
+        raise NotFound("The builder is gone.")
+    return stored

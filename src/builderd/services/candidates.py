@@ -1,17 +1,20 @@
-"""Candidates: the version that is deployed beside the serving one, and its removal."""
+"""Changes of a builder by services and the reconciler: its candidate, its status, its domains' release."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
+from builderd.domain.addresses import shown
 from builderd.domain.backups import RestoreKind, external_cause_of
-from builderd.domain.builders import Builder, Handover
+from builderd.domain.builders import Builder, Handover, Status
+from builderd.domain.domains import Domain
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.versions import Version, VersionStatus
-from builderd.services import ledger
+from builderd.services import spending
 from builderd.store import UnitOfWork
 
 
@@ -31,7 +34,7 @@ def remove_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
     if builder.handover is Handover.FORWARD and paid is not None and paid.billing is Billing.STOPPED:
         current = uow.versions.get(builder.id, builder.version)
         assert current is not None, "a builder's versions are always stored"
-        ledger.bill(uow, prices, builder, current.settings.resources, Billing.STOPPED, now)
+        spending.bill(uow, prices, builder, current.settings.resources, Billing.STOPPED, now)
     disk = builder.candidate.disk if builder.candidate else None
     spare = (*builder.spare_disks, disk) if disk else builder.spare_disks
     return replace(builder, candidate=None, handover=None, spare_disks=spare)
@@ -80,3 +83,57 @@ def fail(uow: UnitOfWork, builder: Builder, version: Version, code: str, reason:
     details = {"version": version.number, "code": code}
     what = reason.partition("\n")[0]
     uow.events.add(Event(builder.tenant_id, builder.id, now, "version.failed", SYSTEM, what, details))
+
+
+def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime) -> Builder:
+    """Return the builder in its new status, not yet saved, and record the event.
+
+    The caller saves it together with its other changes. The event's actor is the one who set the present desired state.
+    An unchanged status records no event.
+    """
+    if status is not builder.status:
+        uow.events.add(
+            Event(
+                tenant_id=builder.tenant_id,
+                builder_id=builder.id,
+                time=now,
+                type="builder.status",
+                actor=builder.cause.actor,
+                reason=reason,
+                details={"from": builder.status.value, "to": status.value},
+            )
+        )
+    return replace(builder, status=status, status_reason=reason, updated_at=now)
+
+
+def note_skipped(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
+    """Record an event for each gate that this new version skips."""
+    skipped = {"review": version.settings.skip_review, "qa": version.settings.skip_qa}
+    for gate in (name for name, is_skipped in skipped.items() if is_skipped):
+        details = {"gate": gate, "version": version.number}
+        reason = f"{gate} left out by {version.created_by}"
+        uow.events.add(Event(builder.tenant_id, builder.id, now, "gate.skipped", version.created_by, reason, details))
+
+
+def release(uow: UnitOfWork, domain: Domain, now: datetime) -> None:
+    """End a claim. A proven one leaves a row that remembers who held the host; its certificate is dropped.
+
+    That row is due at once: the job takes the host from the proxy.
+    """
+    if domain.proven_at is None:
+        uow.domains.delete(domain.id)
+    else:
+        uow.domains.save(replace(domain, released_at=now, certificate=None, fingerprint=None, next_try_at=now))
+
+
+def release_all(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+    """End all claims of a deleted builder."""
+    for domain in uow.domains.of_builder(builder.id):
+        release(uow, domain, now)
+        note(uow, domain, "domain.removed", builder.cause.actor, "its builder was deleted", now)
+
+
+def note(uow: UnitOfWork, domain: Domain, kind: str, actor: str, reason: str, now: datetime, **details: Any) -> None:
+    """Record an event of the domain's builder."""
+    told = {"host": domain.host, "name": shown(domain.host), **details}
+    uow.events.add(Event(domain.tenant_id, domain.builder_id, now, kind, actor, reason, told))

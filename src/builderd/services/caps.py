@@ -15,7 +15,7 @@ from builderd.domain.prices import Account, Spent, Sum, cap_message, cents, lowe
 from builderd.domain.tokens import Tenant
 from builderd.services import candidates
 from builderd.services.application import Application
-from builderd.services.tenant_limits import TenantLimit
+from builderd.services.limits import TenantLimit
 from builderd.store import UnitOfWork
 
 WARNING = "spending.warning"

@@ -13,11 +13,11 @@ from typing import Any
 
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
-from builderd.domain.events import Event
-from builderd.domain.ids import DiskId, new_secret
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.ids import BuilderId, DiskId, new_id, new_secret
 from builderd.domain.prices import Billing
 from builderd.domain.versions import SETTING_NAMES, Version, VersionSettings, VersionStatus
-from builderd.services import admission, candidates, gates, ledger
+from builderd.services import admission, builders, candidates, spending
 from builderd.services.application import Application
 from builderd.services.builders import (
     Caller,
@@ -331,7 +331,7 @@ def _launch(
     uow.versions.add(version)
     _drop_old(uow, application, builder)
     uow.events.add(_created(builder, caller, version, now))
-    gates.note_skipped(uow, builder, version, now)
+    candidates.note_skipped(uow, builder, version, now)
     if at_once:
         candidates.superseded(uow, builder, version.number, now)
         replaced = replace(builder, version=version.number)
@@ -363,7 +363,7 @@ def _adopt(
     admission.admit_change(uow, application, builder, adopted, now, version=version)
     paid = uow.ledger.current(builder.id)
     if paid is not None and paid.billing is Billing.STOPPED:
-        ledger.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
+        spending.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
     candidates.superseded(uow, builder, version.number, now)
     uow.versions.add(version)
     uow.events.add(_created(builder, caller, version, now))
@@ -386,3 +386,68 @@ def _created(builder: Builder, caller: Caller, version: Version, now: datetime) 
 
 def _event(builder: Builder, caller: Caller, kind: str, reason: str, now: datetime, **details: Any) -> Event:
     return Event(builder.tenant_id, builder.id, now, kind, caller.actor, reason, details)
+
+
+def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
+    """Give the builder's disk back, end its bill, and record the event; return False if it is not to be given back."""
+    builder = uow.builders.get(builder_id, lock=True)
+    if builder is None or not _is_over(uow, builder):
+        return False
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    size = version.settings.resources.disk
+    if version.released:
+        # Its release has prepared the disk that goes.
+        uow.versions.save(replace(version, released=False))
+    uow.ledger.close(builder.id, now)
+    uow.tenants.make_spending_due(builder.tenant_id, now)
+    spare = (*builder.spare_disks, builder.disk)
+    uow.builders.save(
+        replace(builder, disk=DiskId(new_id()), disk_is_made=False, spare_disks=spare, disk_released_at=now)
+    )
+    uow.builders.make_due(builder.id, now)
+    reason = f"its disk of {size:g} GB was given back: it failed and never was up; its next start makes a new one"
+    details = {"disk": builder.disk, "gb": size}
+    uow.events.add(Event(builder.tenant_id, builder.id, now, "disk.released", SYSTEM, reason, details))
+    return True
+
+
+def holds_data(uow: UnitOfWork, builder: Builder) -> bool:
+    """Return True if its disk may hold more than the code: it was up, was restored, or got files from a caller."""
+    return builder.disk_has_data or any(one.status in WAS_UP for one in uow.versions.list(builder.id))
+
+
+def _is_over(uow: UnitOfWork, builder: Builder) -> bool:
+    """Return True if it failed, nothing is wanted of it or runs of it, and its disk holds nothing but the code."""
+    if builder.status is not Status.FAILED or builder.desired is not Desired.STOPPED or builder.candidate is not None:
+        return False
+    if uow.sandboxes.open_of(builder.id) is not None:
+        return False  # it uses the disk, and its end is recorded in the ledger
+    return builder.disk_released_at is None and not holds_data(uow, builder)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Number of removed results, and their bytes."""
+
+    results: int
+    bytes: int
+
+
+async def remove(application: Application, caller: Caller, builder_id: str) -> Removed:
+    """Remove the kept results of the builder's versions. Raises ``NotFound``.
+
+    No version loses what is on its disk; one that needs its result on another disk, such as by a rollback, is built
+    again.
+    """
+
+    def load(uow: UnitOfWork) -> frozenset[str]:
+        builder = builders.get(uow, caller.tenant_id, builder_id)
+        return frozenset(version.build_key for version in uow.versions.list(builder.id) if version.build_key)
+
+    keys = await application.store.read(load)
+    if not keys:
+        return Removed(0, 0)
+    stored = (await application.engine.layers.stored_layers(keys)).layers
+    removed = await application.engine.layers.collect_layers(stored.keys(), 0)
+    return Removed(len(removed), sum(stored[key].bytes for key in removed))

@@ -1,24 +1,23 @@
-"""Executions: commands and sessions in a builder's sandbox, beside its app."""
+"""Executions: commands and sessions in a builder's sandbox, and the memory that their output may take."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from builderd.domain.builders import Builder
-from builderd.domain.ids import SandboxId
+from builderd.domain.ids import SandboxId, TenantId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.domain.sandboxes import ExecResult, Sandbox
 from builderd.ports.engine import Sandboxes
 from builderd.ports.processes import Process
-from builderd.services import activity, builders, wake
+from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.services.held_bytes import HeldBytes, Holding
 from builderd.services.hints import TAIL, hint_of_command
 from builderd.services.wake import User
 from builderd.store import UnitOfWork
@@ -159,7 +158,7 @@ async def running(application: Application, caller: Caller, builder_id: str) -> 
     builder, sandbox = await application.store.read(find)
     # One command after the other writes nothing: a use was recorded, which keeps the builder awake.
     now = application.clock.now()
-    is_used = builder.asleep_since is None and activity.is_recorded(application, builder, now)
+    is_used = builder.asleep_since is None and wake.is_recorded(application, builder, now)
     if is_used and sandbox is not None and await wake.is_up(application, builder, sandbox):
         return sandbox.id
     user = User(caller.actor, f"woken for a command by {caller.actor}")
@@ -292,3 +291,88 @@ class Output:
     def errors(self) -> str:
         """Return the text of a standard error that is kept apart."""
         return "".join(self.pieces(len(self._kept[True]) or 1, errors=True))
+
+
+#: The budget of one tenant, in bytes.
+LIMIT = 64_000_000
+
+
+class HeldBytes:
+    """Memory budgets of all tenants, in the memory of this process."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._accounts: dict[TenantId, _Account] = {}
+
+    @contextmanager
+    def holding(self, tenant_id: TenantId) -> Iterator[Holding]:
+        """Return an empty holding of this tenant; its bytes are released at the end of the context."""
+        account = self._accounts.setdefault(tenant_id, _Account(self._limit))
+        holding = Holding(account)
+        account.holdings += 1
+        try:
+            yield holding
+        finally:
+            holding.close()
+            account.holdings -= 1
+            if not account.holdings:
+                del self._accounts[tenant_id]
+
+    def held(self, tenant_id: TenantId) -> int:
+        """Return the number of bytes that this tenant's calls hold now."""
+        account = self._accounts.get(tenant_id)
+        return account.held if account else 0
+
+
+@dataclass(slots=True)
+class _Account:
+    limit: int
+    held: int = 0
+    holdings: int = 0
+    #: The one holding that may exceed the limit.
+    exempt: Holding | None = None
+    #: Set, and replaced, whenever bytes are released.
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fits(self, size: int) -> bool:
+        return self.held + size <= self.limit
+
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Holding:
+    """Bytes that one call holds in its tenant's budget."""
+
+    def __init__(self, account: _Account) -> None:
+        self._account = account
+        self._size = 0
+
+    async def take(self, size: int) -> None:
+        """Count ``size`` more bytes; wait until the tenant's budget has room for them."""
+        while not self.try_reserve(size):
+            await self._account.changed.wait()
+
+    def try_reserve(self, size: int) -> bool:
+        """Count ``size`` more bytes if there is room; return True if there was."""
+        account = self._account
+        if not account.fits(size):
+            if account.exempt not in (None, self):
+                return False
+            account.exempt = self
+        account.held += size
+        self._size += size
+        return True
+
+    def release(self, size: int) -> None:
+        """Count ``size`` fewer bytes."""
+        self._account.held -= size
+        self._size -= size
+        self._account.notify()
+
+    def close(self) -> None:
+        """Release all bytes."""
+        if self._account.exempt is self:
+            self._account.exempt = None
+        self.release(self._size)

@@ -15,7 +15,7 @@ from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.ports.disk_files import OpenFile
-from builderd.services import activity, builders, outcomes
+from builderd.services import builders, outcomes, wake
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver
 from builderd.store import UnitOfWork
@@ -89,7 +89,7 @@ async def archive(
     Raises ``NotFound``.
     """
     builder, disk = await _read(application, tenant_id, builder_id)
-    packed = _compressed(application.engine.files.archive(disk), activity.track_use(application, builder))
+    packed = _compressed(application.engine.files.archive(disk), wake.track_use(application, builder))
     async with aclosing(packed):
         yield packed
 
@@ -107,7 +107,7 @@ async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextMa
 async def _disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
     """Return the builder's disk, and record a use while the context lasts."""
     builder, disk = await _read(application, tenant_id, builder_id)
-    async with activity.track_use(application, builder):
+    async with wake.track_use(application, builder):
         yield disk
 
 

@@ -10,7 +10,7 @@ from builderd.domain.builders import MAX_LEASES, Builder, Desired, Lease, LeaseI
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id
-from builderd.services import activity, wake
+from builderd.services import wake
 from builderd.services.application import Application
 from builderd.services.wake import User
 from builderd.store import UnitOfWork
@@ -61,7 +61,7 @@ def end(uow: UnitOfWork, builder: Builder, actor: str, lease_id: str, now: datet
     """End the lease now, and record a use until now. Raises ``NotFound``, also when it had ended before."""
     lease = _get(uow, builder, lease_id, now)
     uow.leases.delete(lease.id)
-    activity.used(uow, builder, now)
+    wake.used(uow, builder, now)
     ended = replace(lease, expires_at=now)
     _record_event(uow, builder, "lease.ended", actor, ended, now)
     return ended

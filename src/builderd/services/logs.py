@@ -6,11 +6,12 @@ They are read page by page, each when the previous one was consumed.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from builderd.domain.builders import Builder, Desired
@@ -19,7 +20,7 @@ from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream, Sandbox
 from builderd.services import builders
 from builderd.services.application import Application
-from builderd.services.paged_reads import PagedReads
+from builderd.services.tenant_queue import PagedReads
 from builderd.store import UnitOfWork
 
 #: Interval at which a follower polls for new lines, in seconds, where its tenant has few followers.
@@ -370,3 +371,45 @@ def _time(line: VersionedLine) -> datetime:
 
 def _next_time(log: _Log) -> datetime:
     return log.held[0].line.time
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Lines from ``time`` on, and those of them that the app wrote to its standard error."""
+
+    time: datetime
+    lines: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """``versions``: (version, time of its first line), in order; ``step`` is the length of a bucket."""
+
+    lines: int
+    step: timedelta
+    buckets: Sequence[Bucket]
+    versions: Sequence[tuple[int, datetime]]
+
+
+async def density(lines: AsyncGenerator[VersionedLine], count: int) -> Density:
+    """Count the lines, which come in order of time, in ``count`` buckets of equal length from the first to the last."""
+    times, is_error, versions = array("d"), bytearray(), dict[int, datetime]()
+    async with aclosing(lines):
+        async for one in lines:
+            times.append(one.line.time.timestamp())
+            is_error.append(one.line.stream is LogStream.STDERR)
+            versions.setdefault(one.version, one.line.time)
+    if not times:
+        return Density(0, timedelta(0), (), ())
+    begin, width = min(times), max((max(times) - min(times)) / count, 1e-6)
+    all_lines, errors = [0] * count, [0] * count
+    for time, error in zip(times, is_error, strict=True):
+        index = min(int((time - begin) / width), count - 1)
+        all_lines[index] += 1
+        errors[index] += error
+    buckets = [
+        Bucket(datetime.fromtimestamp(begin + index * width, UTC), all_lines[index], errors[index])
+        for index in range(count)
+    ]
+    return Density(len(times), timedelta(seconds=width), buckets, list(versions.items()))

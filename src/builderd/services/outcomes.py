@@ -8,6 +8,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from builderd.domain import backups
+from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
     RETRY_AFTER,
@@ -32,9 +34,7 @@ from builderd.domain.reviews import Report, ReviewFailed, Verdict, judge
 from builderd.domain.versions import Version, VersionStatus
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver, releases
-from builderd.services.reach import Reach
-from builderd.services.signals import outcome_of
-from builderd.services.stalled_ends import not_yet
+from builderd.services.signals import not_yet, outcome_of
 from builderd.store import UnitOfWork
 
 T = TypeVar("T")
@@ -290,3 +290,81 @@ def is_over(builder: Builder, generation: int) -> bool:
     if builder.desired is Desired.RUNNING:
         return builder.observed_generation >= generation
     return builder.settled
+
+
+#: Seconds without an outcome after which a call is answered while nothing that starts or ends sandboxes answers.
+MAX_UNREACHABLE_SECONDS = 10.0
+
+
+class Reach:
+    """Watches the engine during one wait."""
+
+    def __init__(self, application: Application) -> None:
+        self._engine = application.engine
+        self._lost_since: float | None = None
+
+    def lost(self) -> str | None:
+        """Return what is out of reach, once it has been so for ``MAX_UNREACHABLE_SECONDS`` of looks; None before."""
+        readiness, now = self._engine.readiness(), asyncio.get_running_loop().time()
+        if not readiness.engine_unreachable:
+            self._lost_since = None
+        elif self._lost_since is None:
+            self._lost_since = now
+        elif now - self._lost_since >= MAX_UNREACHABLE_SECONDS:
+            return readiness.message
+        return None
+
+
+Work = TypeVar("Work", Backup, Restore)
+
+#: How long to trust that a change of this process is signalled before looking again, in seconds.
+
+
+async def taken(application: Application, backup: Backup) -> Backup:
+    """Wait for the backup and return it. Raises ``BackupFailed`` with the reason, or its external cause's error.
+
+    Raises ``EngineUnavailable`` while the engine is out of reach; the backup is taken later.
+    """
+    found = await _ended(application, backup, lambda uow: uow.backups.get(backup.id), "backup")
+    if found is None:
+        raise NotFound("The backup was removed before it was done.")
+    if found.status is BackupStatus.FAILED:
+        raise backups.failure_of(found)
+    return found
+
+
+async def restored(application: Application, restore: Restore) -> Restore:
+    """Wait for the restore and return it. Raises ``BackupFailed`` with the reason, or its external cause's error.
+
+    Raises ``EngineUnavailable`` while the engine is out of reach; the restore goes on later.
+    """
+    found = await _ended(application, restore, lambda uow: uow.restores.get(restore.id), "restore")
+    if found is None:
+        raise NotFound("The backup was removed before it was restored.")
+    if found.status is RestoreStatus.FAILED:
+        raise backups.failure_of(found)
+    return found
+
+
+async def _ended(
+    application: Application, work: Work, read: Callable[[UnitOfWork], Work | None], name: str
+) -> Work | None:
+    """Wait until the work is done or failed, and return it; None where it was removed before."""
+    reach = Reach(application)
+    while True:
+        seen = application.signals.count(work.builder_id)
+        found = await application.store.read(read)
+        if found is None or not found.is_open:
+            return found
+        _check_reach(reach, work.builder_id, name)
+        await application.signals.wait(work.builder_id, seen, LOOK_INTERVAL)
+
+
+def _check_reach(reach: Reach, builder_id: BuilderId, name: str) -> None:
+    if (lost := reach.lost()) is not None:
+        raise EngineUnavailable(
+            f"The {name} is stored and goes on, but may still fail: see GET /api/v1/builders/{builder_id}/backups. "
+            f"{lost}",
+            data={"uuid": builder_id},
+            retry_after=RETRY_AFTER,
+        )

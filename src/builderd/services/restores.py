@@ -12,7 +12,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.resources import allocation_of
 from builderd.domain.versions import Version
-from builderd.services import admission, backups, builders, statuses
+from builderd.services import admission, backups, builders, candidates
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.store import UnitOfWork
@@ -100,7 +100,7 @@ def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: D
     reason = f"its disk is gone: the backup of {backups.when(lost.backup)} is being brought back"
     changed = replace(builder, status_reason=reason, updated_at=now)
     if builder.status is Status.RUNNING and builder.handover is None:
-        changed = statuses.change(uow, builder, Status.CREATING, reason, now)
+        changed = candidates.change(uow, builder, Status.CREATING, reason, now)
     uow.builders.save(changed)
     backups.notify(
         uow, wanted, "disk.lost", now, reason=reason, details={"disk": builder.disk, "backup": lost.backup.id}

@@ -1,4 +1,4 @@
-"""Spending: the costs of a tenant's builders, deleted ones included."""
+"""Spending: the ledger's segments, and the costs of a tenant's builders, deleted ones included."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from decimal import Decimal
 from functools import cache, partial
 from typing import Generic, TypeVar
 
+from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.prices import Billing, Cost, Sum, cents, days_between, rate_digits, span_of_days, total
+from builderd.domain.prices import (
+    Billing,
+    Cost,
+    Prices,
+    Segment,
+    Sum,
+    cents,
+    days_between,
+    rate_digits,
+    span_of_days,
+    total,
+)
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Version
 from builderd.services.application import Application
@@ -132,3 +144,55 @@ def running_rate(application: Application, resources: Resources) -> Decimal:
 def cost_of(application: Application, rate: Decimal, spent: Sum) -> Cost:
     """Return the cost as shown to users, with a rate that is rounded already."""
     return Cost(application.prices.currency, rate, rate_digits(spent.hours), cents(spent.money))
+
+
+def bill(
+    uow: UnitOfWork, prices: Prices, builder: Builder, resources: Resources, billing: Billing, at: datetime
+) -> None:
+    """Begin a segment at the end of the present one; do nothing if the present one has this state and rate.
+
+    The segment begins no earlier than the present one, even if ``at`` is from another clock. The builder must be
+    locked.
+    """
+    rate = prices.hourly_rate(resources, billing)
+    current = uow.ledger.current(builder.id)
+    if current is not None and (current.billing, current.hourly_rate) == (billing, rate):
+        return
+    start = max(at, current.start) if current else at
+    uow.ledger.close(builder.id, start)
+    uow.ledger.open(Segment(builder.tenant_id, builder.id, billing, start, None, rate))
+    # The time at which a cap will be reached depends on all rates: compute it again.
+    uow.tenants.make_spending_due(builder.tenant_id, at)
+
+
+def freeze(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
+    """Bill the builder as frozen from ``at`` on; do nothing unless it is billed as running."""
+    _turn(uow, prices, builder, Billing.RUNNING, Billing.FROZEN, at)
+
+
+def thaw(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
+    """Bill the builder as running from ``at`` on; do nothing unless it is billed as frozen."""
+    _turn(uow, prices, builder, Billing.FROZEN, Billing.RUNNING, at)
+
+
+def bill_trial(
+    uow: UnitOfWork,
+    prices: Prices,
+    builder: Builder,
+    resources: Resources,
+    start: datetime,
+    end: datetime,
+) -> None:
+    """Bill a finished trial, build or QA report of a version with these resources. Call it once for each of them."""
+    rate = prices.hourly_rate(resources, Billing.TRIAL)
+    uow.ledger.open(Segment(builder.tenant_id, builder.id, Billing.TRIAL, start, end, rate))
+    uow.tenants.make_spending_due(builder.tenant_id, end)
+
+
+def _turn(uow: UnitOfWork, prices: Prices, builder: Builder, before: Billing, after: Billing, at: datetime) -> None:
+    current = uow.ledger.current(builder.id)
+    if current is None or current.billing is not before:
+        return
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    bill(uow, prices, builder, version.settings.resources, after, at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from builderd.ports.vault import Vault
-from builderd.services import backup_keys, credentials, domains, webhooks
+from builderd.services import backups, credentials, domains, webhooks
 from builderd.store import UnitOfWork
 
 
@@ -21,4 +21,4 @@ def sealed(uow: UnitOfWork) -> Iterator[bytes]:
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal secrets that an earlier key sealed with the present one; return their number."""
-    return sum(one.reseal(uow, vault) for one in (credentials, webhooks, backup_keys, domains))
+    return sum(one.reseal(uow, vault) for one in (credentials, webhooks, backups, domains))

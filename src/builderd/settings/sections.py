@@ -21,7 +21,7 @@ from pydantic import (
 from builderd.domain.backups import BackupRules, Retention
 from builderd.domain.resources import Limit
 from builderd.domain.versions import Isolation
-from builderd.services.tenant_limits import TenantLimit
+from builderd.services.limits import TenantLimit
 from builderd.settings.types import (
     Addresses,
     AnyNetworks,

@@ -18,8 +18,7 @@ from builderd.domain.previews import PreviewDomain, is_host
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.tokens import NAME
-from builderd.services.limits import Limits, RetentionPolicy
-from builderd.services.tenant_limits import TenantLimits
+from builderd.services.limits import Limits, RetentionPolicy, TenantLimits
 from builderd.settings.sections import (
     AcmeSettings,
     BackupSettings,

@@ -41,7 +41,7 @@ from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
-from builderd.services import backup_keys, webhooks
+from builderd.services import backups, webhooks
 from builderd.services.builders import Caller
 from builderd.store import Store, UnitOfWork
 
@@ -297,7 +297,7 @@ async def test_resealing_and_checking_a_backup_key_lose_no_change(one: Store, tw
     context = BackupContext(cast("Any", SimpleNamespace(backup_rules=rules, clock=clock)))
     damaged = RepositoryDamaged("damaged")
 
-    sealing = asyncio.create_task(one.write(lambda uow: backup_keys.reseal(uow, PausedVault(step, pause))))
+    sealing = asyncio.create_task(one.write(lambda uow: backups.reseal(uow, PausedVault(step, pause))))
     await pause.reached()
     checking = asyncio.create_task(two.write(lambda uow: mark(uow, context, TENANT.id, damaged)))
     await pause.let_go_after(checking)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tests.application import World
 
-from builderd.reconciler.core.faults import no_fault
+from builderd.reconciler.core.loops import no_fault
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.store import Store, UnitOfWork
 

@@ -21,7 +21,7 @@ from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BATCH, BackupSchedule
 from builderd.reconciler.jobs import activity
 from builderd.reconciler.jobs.idle import Idleness
-from builderd.services import backup_health, uploads
+from builderd.services import backups, bundles
 from builderd.store import UnitOfWork
 
 FEW, MANY = 5, 500
@@ -69,10 +69,10 @@ Loop = Callable[[World], Callable[[], Awaitable[object]]]
 LOOPS: dict[str, Loop] = {
     "planning of backups": lambda world: BackupSchedule(world.application).plan,
     "upkeep of backups": lambda world: lambda: upkeep.clean_up(BackupContext(world.application)),
-    "health of backups": lambda world: lambda: world.read(lambda uow: backup_health.health(uow, world.clock.now())),
+    "health of backups": lambda world: lambda: world.read(lambda uow: backups.health(uow, world.clock.now())),
     "idle check": lambda world: Idleness(world.application).check,
     "visits": lambda world: lambda: activity.note(world.application),
-    "expiry of uploads": lambda world: lambda: uploads.expire(world.application),
+    "expiry of uploads": lambda world: lambda: bundles.expire(world.application),
 }
 
 

@@ -13,7 +13,7 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.resources import Capacity, Limit, Resources
 from builderd.services import admission, builders
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork
 
 

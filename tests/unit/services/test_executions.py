@@ -13,7 +13,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult
 from builderd.services import builders, executions, outcomes
-from builderd.services.held_bytes import HeldBytes
+from builderd.services.executions import HeldBytes
 from builderd.store import UnitOfWork
 
 

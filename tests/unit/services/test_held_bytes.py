@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from builderd.domain.ids import TenantId
-from builderd.services.held_bytes import HeldBytes
+from builderd.services.executions import HeldBytes
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 

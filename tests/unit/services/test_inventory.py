@@ -7,7 +7,7 @@ from tests.application import MAIN, REQUIREMENTS, World
 from builderd.domain.bundles import BundleFile
 from builderd.domain.ids import DiskId
 from builderd.domain.inventory import EngineInventory, Inventory, StoredDisk
-from builderd.services import builders, inventory
+from builderd.services import builders, metrics
 
 
 async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:
@@ -18,7 +18,7 @@ async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:
         other = await world.create(BundleFile("x.py", b""), entrypoint="python3 x.py", name="ant")
         world.caller = await world.tenant("zeta")
         foreign = await world.create(MAIN, REQUIREMENTS, name="api")
-    found = await world.read(inventory.users)
+    found = await world.read(metrics.users)
     assert [(user.tenant, user.name, user.id) for user in found] == [
         ("acme", "ant", other.id),
         ("acme", "zebra", first.id),
@@ -28,7 +28,7 @@ async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:
     assert [user.layer for user in found] == [None, key, key]
     assert [user.disks for user in found] == [(other.disk,), (first.disk,), (foreign.disk,)]
     stored = set(world.bundles.stored)
-    assert await world.read(lambda uow: inventory.used_bundles(uow, [*stored, "9" * 64])) == stored
+    assert await world.read(lambda uow: metrics.used_bundles(uow, [*stored, "9" * 64])) == stored
     held = EngineInventory([], [StoredDisk(first.disk, 1, 2), StoredDisk(DiskId("stray"), 1, 2)], [], 0, 0, 0, 0, 0)
     stock = Inventory(found, {**dict.fromkeys(stored, 1), "9" * 64: 5}, frozenset(stored), held)
     assert [user.name for user in stock.users_of_layer(key)] == ["zebra", "api"]

@@ -11,7 +11,7 @@ from tests.application import World
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
-from builderd.services import ledger
+from builderd.services import spending
 from builderd.store import UnitOfWork
 
 SMALL = Resources(1, 1, 3)
@@ -28,17 +28,17 @@ async def write(world: World, builder: Builder, work: Callable[[UnitOfWork, Buil
 
 async def bill(world: World, builder: Builder, billing: Billing, seconds: float = 0) -> None:
     at, prices = world.clock.now() + timedelta(seconds=seconds), world.application.prices
-    await write(world, builder, lambda uow, found: ledger.bill(uow, prices, found, SMALL, billing, at))
+    await write(world, builder, lambda uow, found: spending.bill(uow, prices, found, SMALL, billing, at))
 
 
 async def freeze(world: World, builder: Builder) -> None:
     at, prices = world.clock.now(), world.application.prices
-    await write(world, builder, lambda uow, found: ledger.freeze(uow, prices, found, at))
+    await write(world, builder, lambda uow, found: spending.freeze(uow, prices, found, at))
 
 
 async def thaw(world: World, builder: Builder) -> None:
     at, prices = world.clock.now(), world.application.prices
-    await write(world, builder, lambda uow, found: ledger.thaw(uow, prices, found, at))
+    await write(world, builder, lambda uow, found: spending.thaw(uow, prices, found, at))
 
 
 async def spans(world: World, builder: Builder) -> list[tuple[Billing, float | None]]:

@@ -17,7 +17,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.ids import TenantId
 from builderd.domain.prices import Billing, Sum, month_of, next_month
 from builderd.domain.resources import Resources
-from builderd.services import ledger
+from builderd.services import spending
 from builderd.store import UnitOfWork
 
 SIZES = (Resources(1, 1, 3), Resources(0.3, 0.7, 1.1), Resources(8, 16, 100))
@@ -86,7 +86,7 @@ async def bill(
         def write(uow: UnitOfWork, billing: Billing = billing, size: Resources = size, asked: datetime = asked) -> None:
             found = uow.builders.get(builder.id, lock=True)
             assert found is not None
-            ledger.bill(uow, prices, found, size, billing, asked)
+            spending.bill(uow, prices, found, size, billing, asked)
 
         await world.application.store.write(write)
         rate = prices.hourly_rate(size, billing)

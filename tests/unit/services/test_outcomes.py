@@ -17,7 +17,7 @@ from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, InstallFailed
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
 from builderd.domain.layers import BuildOutcome
 from builderd.ports.engine import Readiness
-from builderd.services import backup_outcomes, builders, outcomes, reach, settled_views, wake
+from builderd.services import builders, outcomes, wake
 from builderd.store import UnitOfWork
 
 
@@ -86,15 +86,15 @@ async def test_wait_ends_while_the_engine_is_out_of_reach(
         uow.restores.add(restore)
 
     await application.store.write(add)
-    monkeypatch.setattr(reach, "MAX_UNREACHABLE_SECONDS", 0.05)
+    monkeypatch.setattr(outcomes, "MAX_UNREACHABLE_SECONDS", 0.05)
     monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 0.02)
-    monkeypatch.setattr(backup_outcomes, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 0.02)
     monkeypatch.setattr(world.engine, "readiness", lambda: Readiness(False, "no quorum", engine_unreachable=True))
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "a start": lambda: outcomes.wait(application, builder.id, 1),
         "a command in a stopped app": lambda: wake.awake(application, builder.id),
-        "a restore": lambda: backup_outcomes.restored(application, restore),
-        "a backup": lambda: backup_outcomes.taken(application, backup),
+        "a restore": lambda: outcomes.restored(application, restore),
+        "a backup": lambda: outcomes.taken(application, backup),
     }
     async with asyncio.timeout(30):
         with pytest.raises(EngineUnavailable, match=r"stored and goes on, but may still fail.*no quorum") as raised:
@@ -219,7 +219,7 @@ async def test_outcome_recorded_before_the_wait_began_is_answered_at_once(
             pytest.fail("its outcome is there")
 
         monkeypatch.setattr(world.application.signals, "wait", wait)
-        view = await settled_views.wait_for_view(world.application, wanted)
+        view = await builders.wait_for_view(world.application, wanted)
     assert view.builder.status is Status.RUNNING
 
 
@@ -227,7 +227,7 @@ async def test_nothing_is_read_before_the_outcome_of_a_builder_that_was_just_cre
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Status] = []
-    stored = settled_views._stored
+    stored = builders._stored
     monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 3600.0)
 
     def noted(uow: UnitOfWork, wanted: Builder) -> Builder:
@@ -235,9 +235,9 @@ async def test_nothing_is_read_before_the_outcome_of_a_builder_that_was_just_cre
         reads.append(found.status)
         return found
 
-    monkeypatch.setattr(settled_views, "_stored", noted)
+    monkeypatch.setattr(builders, "_stored", noted)
     wanted = await world.ask()
-    waiting = asyncio.create_task(settled_views.wait_for_view(world.application, wanted, 0))
+    waiting = asyncio.create_task(builders.wait_for_view(world.application, wanted, 0))
     async with world.reconciling():
         assert (await waiting).builder.status is Status.RUNNING
     assert reads == [Status.RUNNING]
@@ -251,5 +251,5 @@ async def test_outcome_that_came_before_the_wait_is_returned_at_once(
     async with world.reconciling():
         await world.outcome(wanted)
         async with asyncio.timeout(30):
-            view = await settled_views.wait_for_view(world.application, wanted, 0)
+            view = await builders.wait_for_view(world.application, wanted, 0)
     assert view.builder.status is Status.RUNNING

@@ -20,8 +20,8 @@ from builderd.domain.prices import Billing, Segment, month_of, next_month
 from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
-from builderd.services import builders, caps, inventory, lost_routes, spending
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services import builders, caps, lost_routes, metrics, spending
+from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery
 
@@ -90,7 +90,7 @@ CALLS: dict[str, Call] = {
     "view of a cap": lambda uow, world: caps.view_of_tenant(
         uow, world.application, world.caller.tenant_id, world.clock.now()
     ),
-    "bundles in use": lambda uow, _: inventory.used_bundles(uow, [f"{number:064x}" for number in range(50)]),
+    "bundles in use": lambda uow, _: metrics.used_bundles(uow, [f"{number:064x}" for number in range(50)]),
 }
 
 

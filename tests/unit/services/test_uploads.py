@@ -14,7 +14,7 @@ from builderd.domain.errors import Conflict, NotFound
 from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import UploadId, new_id
 from builderd.reconciler.loop.sweep import sweep
-from builderd.services import uploads
+from builderd.services import bundles
 
 
 async def content() -> AsyncIterator[bytes]:
@@ -24,9 +24,9 @@ async def content() -> AsyncIterator[bytes]:
 async def sent(world: World) -> tuple[Upload, str]:
     application, now = world.application, world.clock.now()
     upload, signature = await application.store.write(
-        lambda uow: uploads.create(uow, application.upload_rules, world.caller, 3, None, now)
+        lambda uow: bundles.create(uow, application.upload_rules, world.caller, 3, None, now)
     )
-    upload, _ = await uploads.receive(application, upload, uploads.Part(0, 3), content(), None)
+    upload, _ = await bundles.receive(application, upload, bundles.Part(0, 3), content(), None)
     return upload, signature
 
 
@@ -34,10 +34,10 @@ async def test_an_upload_is_over_after_its_time(world: World) -> None:
     upload, signature = await sent(world)
     assert upload.complete
     await sweep(world.application, ())
-    assert await uploads.signed(world.application, upload.id, signature) == upload
+    assert await bundles.signed(world.application, upload.id, signature) == upload
     world.clock.move(LIFETIME.total_seconds())
     with pytest.raises(NotFound):
-        await uploads.signed(world.application, upload.id, signature)
+        await bundles.signed(world.application, upload.id, signature)
     await sweep(world.application, ())
     assert list(await world.application.uploads.ids()) == []
     assert await world.read(lambda uow: uow.uploads.get(upload.id)) is None
@@ -51,7 +51,7 @@ async def test_bytes_that_no_record_knows_are_taken_away(world: World) -> None:
 
 async def test_resent_part_is_checked_again(world: World) -> None:
     upload, _ = await sent(world)
-    again, received = await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), None)
+    again, received = await bundles.receive(world.application, upload, bundles.Part(0, 3), content(), None)
     assert (again.complete, received) == (True, 3)
 
 
@@ -61,26 +61,26 @@ async def test_upload_deleted_on_arrival_is_not_found(
 ) -> None:
     application, now = world.application, world.clock.now()
     upload, _ = await application.store.write(
-        lambda uow: uploads.create(uow, application.upload_rules, world.caller, None, None, now)
+        lambda uow: bundles.create(uow, application.upload_rules, world.caller, None, None, now)
     )
     write = application.uploads.write
 
     async def write_and_lose(*arguments: Any) -> int:
         received = await write(*arguments)
-        await uploads.delete(application, upload.tenant_id, upload.id)
+        await bundles.delete(application, upload.tenant_id, upload.id)
         return received
 
     monkeypatch.setattr(application.uploads, "write", write_and_lose)
     with pytest.raises(NotFound, match="deleted"):
-        await uploads.receive(application, upload, uploads.Part(0, total), content(), sha256)
+        await bundles.receive(application, upload, bundles.Part(0, total), content(), sha256)
 
 
 async def test_part_sent_after_the_deletion_is_discarded(world: World) -> None:
     upload, _ = await sent(world)
     upload = replace(upload, complete=False)
-    await uploads.delete(world.application, world.caller.tenant_id, upload.id)
+    await bundles.delete(world.application, world.caller.tenant_id, upload.id)
     with pytest.raises(NotFound, match="deleted"):
-        await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), None)
+        await bundles.receive(world.application, upload, bundles.Part(0, 3), content(), None)
     assert list(await world.application.uploads.ids()) == []
 
 
@@ -95,7 +95,7 @@ async def test_upload_taken_by_another_request_is_a_conflict(world: World, monke
 
     monkeypatch.setattr(world.application.uploads, "write", write_and_lose)
     with pytest.raises(Conflict, match="send it again"):
-        await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), "0" * 64)
+        await bundles.receive(world.application, upload, bundles.Part(0, 3), content(), "0" * 64)
 
 
 async def test_expired_upload_in_progress_is_swept_later(world: World) -> None:
@@ -108,7 +108,7 @@ async def test_expired_upload_in_progress_is_swept_later(world: World) -> None:
         yield b"abc"
 
     sending = asyncio.create_task(
-        uploads.receive(world.application, upload, uploads.Part(0, 3), slow(), None),
+        bundles.receive(world.application, upload, bundles.Part(0, 3), slow(), None),
     )
     await begun.wait()
     world.clock.move(LIFETIME.total_seconds())

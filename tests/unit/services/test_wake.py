@@ -18,10 +18,9 @@ from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.resources import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
-from builderd.services import activity, builders, executions, outcomes, wake
-from builderd.services.executions import Command
-from builderd.services.held_bytes import HeldBytes
-from builderd.services.tenant_limits import TenantLimit
+from builderd.services import builders, executions, outcomes, wake
+from builderd.services.executions import Command, HeldBytes
+from builderd.services.limits import TenantLimit
 from builderd.services.wake import User
 
 
@@ -191,7 +190,7 @@ async def test_there_is_nothing_to_wake_where_nothing_is(world: World) -> None:
     await wake.visited(world.application, "nobody-00000000.localhost")
     with pytest.raises(NotFound):
         await wake.awake(world.application, BuilderId(new_id()))
-    assert await world.application.store.write(lambda uow: activity.touch(uow, BuilderId(new_id()), now(world))) is None
+    assert await world.application.store.write(lambda uow: wake.touch(uow, BuilderId(new_id()), now(world))) is None
 
 
 async def test_a_use_is_never_forgotten_for_an_earlier_one(world: World) -> None:
@@ -201,7 +200,7 @@ async def test_a_use_is_never_forgotten_for_an_earlier_one(world: World) -> None
     world.clock.move(10)
     later = now(world)
     for at in (later, first):
-        await world.application.store.write(partial(activity.touch, builder_id=builder.id, at=at))
+        await world.application.store.write(partial(wake.touch, builder_id=builder.id, at=at))
     assert (await world.builder(builder)).last_active_at == later
 
 

@@ -17,7 +17,7 @@ from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
-from builderd.services import backup_keys, tenant_queue
+from builderd.services import backups, tenant_queue
 from builderd.store import UnitOfWork
 from builderd.web.app import Site
 from builderd.web.pages import spending
@@ -430,7 +430,7 @@ async def test_a_region_brings_the_dialogs_of_its_buttons(pages: Pages) -> None:
 async def test_damaged_repository_is_shown_beside_the_backups(pages: Pages) -> None:
     await pages.create()
     application = pages.service.application
-    await backup_keys.make_keys(application)
+    await backups.make_keys(application)
 
     def damage(uow: UnitOfWork) -> None:
         for key in uow.backup_keys.all():

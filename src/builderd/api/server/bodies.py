@@ -18,7 +18,7 @@ from builderd.api.server.spool import Body
 from builderd.domain.errors import BadRequest, RateLimited, TooLarge
 from builderd.schemas.v1.shape import Shape
 from builderd.services.application import Application
-from builderd.services.held_bytes import LIMIT, Holding
+from builderd.services.executions import LIMIT, Holding
 
 S = TypeVar("S", bound=Shape)
 

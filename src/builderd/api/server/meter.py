@@ -21,7 +21,7 @@ from builderd.domain.previews import RESPONSE_BOUNDS, STATUS_CLASSES, PreviewAct
 from builderd.ports.bundles import BundleSpace
 from builderd.ports.engine import Engine
 from builderd.services.application import Application
-from builderd.services.backup_health import BackupHealth, health
+from builderd.services.backups import BackupHealth, health
 from builderd.services.domains import certificate_ends, own_certificates
 
 #: Histogram buckets in seconds: from a look-up to the cold installation of large dependencies.

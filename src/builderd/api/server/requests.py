@@ -17,7 +17,7 @@ from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
 from builderd.schemas.v1.files import bundle_files
 from builderd.schemas.v1.settings import given_fields, new_settings
 from builderd.schemas.v1.versions import NewVersion
-from builderd.services import builders, bundles, deployments, uploads
+from builderd.services import builders, bundles, deployments
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.deployments import Change
@@ -32,7 +32,7 @@ async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuild
         files = bundle_files(new.files)
         is_small = len(files) <= FEW_FILES and sum(file.size for file in files) <= SMALL_BYTES
         return make_bundle(files) if is_small else await asyncio.to_thread(make_bundle, files)
-    return await uploads.bundle(application, tenant_id, new.source.upload_id.lower())
+    return await bundles.bundle(application, tenant_id, new.source.upload_id.lower())
 
 
 async def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:

@@ -24,7 +24,7 @@ from builderd.domain.ids import TenantId
 from builderd.schemas.v1 import backups as wire
 from builderd.schemas.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
 from builderd.schemas.v1.builders import BuilderAnswer
-from builderd.services import backup_outcomes, backups, outcomes, restores
+from builderd.services import backups, outcomes, restores
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -87,7 +87,7 @@ async def take_backup(request: Request, application: TheApplication, identity: W
         if wants_async(request):
             message = "The backup is being taken."
             return success(BackupAnswer(message=message, data=_present(planned)), 202, APPLIED).response()
-        taken = await until_disconnect(request, backup_outcomes.taken(application, planned))
+        taken = await until_disconnect(request, outcomes.taken(application, planned))
     return success(BackupAnswer(message="The backup is taken.", data=_present(taken)), 201).response()
 
 
@@ -142,7 +142,7 @@ async def _restore(
 
 
 async def _restored(application: Application, wanted: Restore) -> Answer:
-    done = await backup_outcomes.restored(application, wanted)
+    done = await outcomes.restored(application, wanted)
     try:
         if done.number is not None:
             await outcomes.deployed(application, done.builder_id, done.number)

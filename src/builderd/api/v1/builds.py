@@ -10,7 +10,7 @@ from builderd.api.server.auth import TheApplication, Writer
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.schemas.v1.backups import RemovedBuilds, RemovedBuildsAnswer
-from builderd.services import build_cache
+from builderd.services import deployments
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
@@ -23,7 +23,7 @@ async def clear_build_cache(application: TheApplication, identity: Writer, uuid:
 
     A version that runs or is stopped keeps its files. A rollback to another version builds it again.
     """
-    removed = await build_cache.remove(application, identity.caller, uuid.lower())
+    removed = await deployments.remove(application, identity.caller, uuid.lower())
     data = RemovedBuilds(results=removed.results, bytes=removed.bytes)
     message = f"{removed.results} results of builds are removed."
     return success(RemovedBuildsAnswer(message=message, data=data)).response()

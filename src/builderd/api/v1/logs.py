@@ -27,10 +27,10 @@ from builderd.operations.operations import Operations
 from builderd.schemas.v1 import logs as wire
 from builderd.schemas.v1.logs import LogAnswer, LogLine
 from builderd.schemas.v1.shape import Parameters, UtcTime
-from builderd.services import builders, log_density, logs
+from builderd.services import builders, logs
 from builderd.services.application import Application
 from builderd.services.logs import LogFilter
-from builderd.services.paged_reads import PagedReads
+from builderd.services.tenant_queue import PagedReads
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
@@ -95,7 +95,7 @@ async def read_log_density(
     wanted = LogFilter(query.tail, query.since, query.stream, query.search)
     with operations.log_reads.acquire(tenant_id):
         lines = await logs.read(application, tenant_id, uuid.lower(), wanted, operations.paged_reads)
-        found = await until_disconnect(request, log_density.density(lines, query.buckets))
+        found = await until_disconnect(request, logs.density(lines, query.buckets))
     data = wire.LogDensity(
         lines=found.lines,
         bucket_seconds=found.step.total_seconds(),

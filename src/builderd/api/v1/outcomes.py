@@ -12,7 +12,7 @@ from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.errors import NotFound
 from builderd.domain.qa import gate_failure
 from builderd.schemas.v1.builders import BuilderAnswer
-from builderd.services import outcomes, settled_views
+from builderd.services import builders, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import BuilderView
 
@@ -47,7 +47,7 @@ async def started(
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
-        view = await settled_views.wait_for_view(application, builder, seen)
+        view = await builders.wait_for_view(application, builder, seen)
     except outcomes.FAILED as error:
         return failure(error)
     if view.builder.desired is Desired.DELETED:
@@ -57,7 +57,7 @@ async def started(
 
 async def ended(application: Application, builder: Builder) -> Answer:
     """Wait until the builder is stopped or deleted and return it, however its last run went."""
-    return await _shown(application, await settled_views.view_when_settled(application, builder))
+    return await _shown(application, await builders.view_when_settled(application, builder))
 
 
 async def shown_as(

@@ -18,7 +18,7 @@ from builderd.api.server.streams import ResourceStream
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.shape import PageMeta, Parameters
-from builderd.services.held_bytes import Holding
+from builderd.services.executions import Holding
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from builderd.api.server.paths import PREFIX
 from builderd.domain.errors import BadRequest
 from builderd.domain.files import SHA256, Upload
 from builderd.schemas.v1.uploads import NewUpload, UploadAnswer, UploadPlace, UploadPlaceAnswer, UploadState
-from builderd.services import uploads
-from builderd.services.uploads import Part
+from builderd.services import bundles
+from builderd.services.bundles import Part
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.FILES])
 
@@ -60,7 +60,7 @@ async def create_upload(request: Request, application: TheApplication, identity:
     new, caller, now = body.value, identity.caller, application.clock.now()
     rules = application.upload_rules
     upload, signature = await application.store.write(
-        lambda uow: uploads.create(uow, rules, caller, new.size, new.sha256, now)
+        lambda uow: bundles.create(uow, rules, caller, new.size, new.sha256, now)
     )
     base = (application.public_url or str(request.base_url)).rstrip("/")
     url = f"{base}{PREFIX}/uploads/{upload.id}?{urlencode({'signature': signature})}"
@@ -91,11 +91,11 @@ async def receive_upload(
     What arrives is kept when a request breaks off: `GET` this URL says how many bytes there are, and
     `Content-Range` continues from there.
     """
-    upload = await uploads.signed(application, upload_id.lower(), signature)
+    upload = await bundles.signed(application, upload_id.lower(), signature)
     count_for_tenant(request, upload.tenant_id)
     part, check_sum = part_of(request), check_sum_of(request)
     body = pieces(request, UPLOAD_SECONDS)
-    upload, received = await uploads.receive(application, upload, part, body, check_sum)
+    upload, received = await bundles.receive(application, upload, part, body, check_sum)
     return success(_answer(upload, received)).response()
 
 
@@ -106,7 +106,7 @@ async def receive_upload(
 )
 async def get_upload(application: TheApplication, upload_id: UploadUuid, signature: Signature = "") -> Response:
     """Return how many bytes have arrived: the position at which to continue."""
-    upload = await uploads.signed(application, upload_id.lower(), signature)
+    upload = await bundles.signed(application, upload_id.lower(), signature)
     return success(_answer(upload, await application.uploads.size(upload.id))).response()
 
 
@@ -117,7 +117,7 @@ async def get_upload(application: TheApplication, upload_id: UploadUuid, signatu
 )
 async def delete_upload(application: TheApplication, identity: Writer, upload_id: UploadUuid) -> Response:
     """Delete an upload, once no request sends it any more. What was deployed from it stays."""
-    await uploads.delete(application, identity.token.tenant_id, upload_id.lower())
+    await bundles.delete(application, identity.token.tenant_id, upload_id.lower())
     return Response(status_code=204)
 
 

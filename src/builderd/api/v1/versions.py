@@ -34,7 +34,7 @@ from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
 from builderd.schemas.v1.settings import given_fields, shown_settings
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
-from builderd.services import builders, deployments, diffs, outcomes
+from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.deployments import Change, Deployed
@@ -183,7 +183,7 @@ async def diff_versions(
 ) -> Response:
     """Compare the files and the settings of two versions."""
     async with operations_of(request).lists.one(identity.token.tenant_id):
-        found = await diffs.compare(application, identity.caller, uuid.lower(), old, new)
+        found = await bundles.compare(application, identity.caller, uuid.lower(), old, new)
     count = len(found.files)
     message = f"{count} file{'' if count == 1 else 's'} and {len(found.settings)} settings differ."
     return success(wire.VersionDiffAnswer(message=message, data=_difference(found))).response()
@@ -204,12 +204,12 @@ async def patch_versions(
 ) -> Response:
     """Return the difference between the files of two versions as a unified patch; binary and long files are named."""
     async with operations_of(request).lists.one(identity.token.tenant_id):
-        text = await diffs.patch(application, identity.caller, uuid.lower(), old, new)
+        text = await bundles.patch(application, identity.caller, uuid.lower(), old, new)
     headers = {"Content-Disposition": f'attachment; filename="{old}-{new}.patch"', "X-Content-Type-Options": "nosniff"}
     return Response(text, 200, headers, "text/plain")
 
 
-def _difference(found: diffs.VersionDiff) -> wire.VersionDiff:
+def _difference(found: bundles.VersionDiff) -> wire.VersionDiff:
     shown = (shown_settings(one.settings, wire.Version) for one in (found.old, found.new))
     before, after = shown
     return wire.VersionDiff(

@@ -14,7 +14,7 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import TenantId
 from builderd.ports.backup_repository import RepositoryDamaged, TenantRepository
 from builderd.reconciler.backups.context import BackupContext, reason_of
-from builderd.services import backup_keys
+from builderd.services import backups
 from builderd.store import UnitOfWork
 
 #: Delay before a check that a machine fault interrupted is repeated.
@@ -34,7 +34,7 @@ async def check(context: BackupContext) -> None:
         if now - key.checked_at < context.app.backup_rules.check_every:
             continue
         # A tenant without backups has no repository either.
-        if await context.app.store.read(partial(backup_keys.holds_something, tenant_id=key.tenant_id, now=now)):
+        if await context.app.store.read(partial(backups.holds_something, tenant_id=key.tenant_id, now=now)):
             await check_one(context, key.tenant_id)
 
 

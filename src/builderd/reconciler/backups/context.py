@@ -14,8 +14,8 @@ from builderd.domain.backups import Backup, Restore
 from builderd.domain.errors import BuilderdError, machine_fault
 from builderd.domain.ids import TenantId
 from builderd.ports.backup_repository import OnProgress, TenantRepository
-from builderd.reconciler.core.faults import FaultPoint, no_fault
-from builderd.services import backup_keys, backups
+from builderd.reconciler.core.loops import FaultPoint, no_fault
+from builderd.services import backups
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -45,7 +45,7 @@ class BackupContext:
     async def repository(self, tenant_id: TenantId) -> AsyncIterator[TenantRepository]:
         """Open the tenant's repository, with exclusive use of it while the context lasts."""
         async with self.locks[tenant_id], self.repository_limit:
-            yield await backup_keys.repository(self.app, tenant_id)
+            yield await backups.repository(self.app, tenant_id)
 
     @asynccontextmanager
     async def drill(self, tenant_id: TenantId) -> AsyncIterator[None]:

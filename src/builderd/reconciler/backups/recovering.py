@@ -10,7 +10,7 @@ from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BackupFailed
 from builderd.domain.prices import Prices
 from builderd.reconciler.backups.context import BackupContext
-from builderd.reconciler.core import version_transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.transitions import Transition
 from builderd.services import backups
 from builderd.store import UnitOfWork
@@ -70,5 +70,5 @@ def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now:
         "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."
     )
     transition = Transition(uow, builder, prices, now)
-    version_transitions.failed(transition, version, code=BackupFailed.code, reason=words)
+    transitions.failed(transition, version, code=BackupFailed.code, reason=words)
     uow.builders.make_due(builder.id, now)

@@ -17,9 +17,8 @@ from builderd.reconciler.backups import checking, upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import drop, take
-from builderd.reconciler.core.every import every
-from builderd.reconciler.core.faults import FaultPoint, no_fault
-from builderd.services import backup_keys, backups, restores
+from builderd.reconciler.core.loops import FaultPoint, every, no_fault
+from builderd.services import backups, restores
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 from builderd.store.writes import Kind
@@ -74,7 +73,7 @@ class BackupSchedule:
 
     async def plan(self) -> None:
         """Plan the backups and drills that are due."""
-        await backup_keys.make_keys(self._app)
+        await backups.make_keys(self._app)
         now, store = self._app.clock.now(), self._app.store
         while await store.read(lambda uow: self._due(uow, now, 1)):
             if await store.write(lambda uow: self._plan(uow, now)) < BATCH:

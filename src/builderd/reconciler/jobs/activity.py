@@ -8,8 +8,8 @@ from functools import partial
 from math import inf
 
 from builderd.domain.previews import PreviewActivity
-from builderd.services.activity import is_recorded, used
 from builderd.services.application import Application
+from builderd.services.wake import is_recorded, used
 from builderd.store import UnitOfWork
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from builderd.domain.versions import NO_LAYER
-from builderd.reconciler.core.fair_queue import FairQueue
+from builderd.reconciler.core.loops import FairQueue
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.install import compile_layer
 from builderd.services.application import Application

@@ -16,8 +16,8 @@ from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.ids import DomainId, TenantId
 from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import OrderFailed
-from builderd.reconciler.core.faults import FaultPoint, no_fault
-from builderd.services import domain_checks, domains
+from builderd.reconciler.core.loops import FaultPoint, no_fault
+from builderd.services import domains
 from builderd.services.application import Application
 from builderd.store.writes import Kind
 
@@ -163,7 +163,7 @@ class DomainJob:
         self._fault("domain.begun")
         if await self._is_early(domain):
             return
-        found = await domain_checks.check(self._app, domain)
+        found = await domains.check(self._app, domain)
         self._fault("domain.checked")
         ready = await store.write(
             lambda uow: domains.checked(uow, self._app, domain_id, reason=found.reason, owns_text=found.owns_text)

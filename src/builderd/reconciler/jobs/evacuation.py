@@ -17,8 +17,7 @@ from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.reconciler.core.sandbox_transitions import disk_moved
-from builderd.reconciler.core.transitions import Transition
+from builderd.reconciler.core.transitions import Transition, disk_moved
 from builderd.services import outcomes
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -25,10 +25,10 @@ from builderd.domain.errors import BuilderdError
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import SandboxUsage
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 from builderd.reconciler.jobs import activity
-from builderd.services.activity import used
 from builderd.services.application import Application
+from builderd.services.wake import used
 from builderd.store import UnitOfWork
 
 #: How often it is checked what is used, in seconds; more often where things are frozen sooner.

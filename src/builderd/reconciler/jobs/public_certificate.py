@@ -6,9 +6,9 @@ from builderd.domain.addresses import is_address
 from builderd.domain.domains import public_name
 from builderd.domain.previews import API, DomainAlias
 from builderd.ports.domains import Certificate
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 from builderd.reconciler.jobs.own_certificates import INTERVAL, OwnCertificate, RecordsWrong
-from builderd.services import domain_checks, domains
+from builderd.services import domains
 from builderd.services.application import Application
 
 
@@ -45,7 +45,7 @@ class PublicCertificateJob:
 
     async def _issue(self) -> Certificate:
         if not is_address(self._host):
-            reason = await domain_checks.check_host(self._app, self._host)
+            reason = await domains.check_host(self._app, self._host)
             if reason is not None:
                 raise RecordsWrong(reason)
         return await domains.issue(self._app, self._host)

@@ -22,8 +22,7 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.linux.processes import children_seconds
-from builderd.reconciler.core.faults import FaultPoint
-from builderd.reconciler.core.race import race
+from builderd.reconciler.core.loops import FaultPoint, race
 from builderd.reconciler.jobs.copies import Copy, remove_disk
 from builderd.reconciler.jobs.inspection import Findings, Inspection
 from builderd.reconciler.stages.build_charges import BuildCharges

@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from builderd.domain.errors import BuilderdError
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 from builderd.reconciler.jobs.storage_events import StorageEvents
-from builderd.services import failed_disks
+from builderd.services import deployments
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -73,7 +73,7 @@ class RetentionJob:
         before = self._app.clock.deletable() - self._app.retention.failed_disks
         for builder in await self._app.store.read(lambda uow: uow.builders.failed(before, BATCH)):
             now = self._app.clock.now()
-            if await self._app.store.write(partial(failed_disks.release, builder_id=builder, now=now)):
+            if await self._app.store.write(partial(deployments.release, builder_id=builder, now=now)):
                 log.info("disk of a failed builder released builder=%s", builder)
                 self._app.signals.desired_changed(builder)
 

@@ -26,7 +26,7 @@ from builderd.domain.metrics import (
 )
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 from builderd.services.application import Application
 
 #: Between two readings, and how many of them are written down together, in seconds.

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.core.loops import FaultPoint, no_fault
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.services.caps import CapDecision

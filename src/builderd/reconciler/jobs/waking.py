@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 from builderd.services import wake
 from builderd.services.application import Application
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from builderd.ports.domains import Certificate, DnsUpdates, OrderFailed
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 from builderd.reconciler.jobs.own_certificates import INTERVAL, OwnCertificate
 from builderd.services import domains
 from builderd.services.application import Application

@@ -14,8 +14,7 @@ from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
 from builderd.reconciler.core.claim import LEASE
-from builderd.reconciler.core.every import every
-from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.jobs.compilation import BytecodeCompilation

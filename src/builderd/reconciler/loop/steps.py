@@ -12,17 +12,16 @@ from builderd.domain.failures import exited_early, exited_too_often, not_listeni
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.next_step import Observation
 from builderd.domain.sandboxes import Sandbox
-from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages import handover
-from builderd.reconciler.stages.forgetting import Forgetting
 from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.releases import Releases
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
-from builderd.reconciler.stages.stopping import Stopping
+from builderd.reconciler.stages.stopping import Forgetting, Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, restores, verdicts
 from builderd.services.application import Application
@@ -119,7 +118,7 @@ class Steps:
 
         def record(transition: Transition) -> None:
             if transitions.still_wanted(transition.builder, item.builder, item.version):
-                version_transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
+                transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
 
         return Result(record)
 
@@ -145,16 +144,16 @@ class Steps:
             await engine.disks.clone_disk(builder.disk, item.disk, size)
         else:
             await engine.disks.create_disk(item.disk, size)
-        return Result(lambda transition: sandbox_transitions.disk_made(transition, item), quiet=True)
+        return Result(lambda transition: transitions.disk_made(transition, item), quiet=True)
 
     async def _move_disk(self, item: WorkItem) -> Result:
         member = await self._app.engine.move_disk(item.disk)
-        return Result(lambda transition: sandbox_transitions.disk_moved(transition, member), quiet=True)
+        return Result(lambda transition: transitions.disk_moved(transition, member), quiet=True)
 
     async def _record_loss(self, item: WorkItem) -> Result:
         """The disk of a candidate is a copy: its release runs again on the next one, and nothing else is lost."""
         is_own = await self._app.engine.disks.disk(item.builder.disk) is None
-        return Result(lambda transition: sandbox_transitions.disk_lost(transition, item, is_own=is_own), quiet=True)
+        return Result(lambda transition: transitions.disk_lost(transition, item, is_own=is_own), quiet=True)
 
     def _recover_disk(self, item: WorkItem) -> Result:
         """The backups' schedule restores it; this only asks for that."""
@@ -185,7 +184,7 @@ class Steps:
     def _hand_over(self, item: WorkItem) -> Result:
         def record(transition: Transition) -> None:
             if transitions.same_candidate(transition.builder, item.builder):
-                version_transitions.handed_over(transition, item.for_candidate.version)
+                transitions.handed_over(transition, item.for_candidate.version)
 
         return Result(record)
 
@@ -209,7 +208,7 @@ class Steps:
         report = await self._app.engine.sandboxes.start(spec)
 
         def record(transition: Transition) -> None:
-            sandbox_transitions.sandbox_started(transition, item.version, sandbox, report)
+            transitions.sandbox_started(transition, item.version, sandbox, report)
             if report.member != transition.builder.location:
                 transition.uow.builders.save(replace(transition.builder, location=report.member))
 
@@ -248,16 +247,16 @@ class Steps:
             if status is Status.STOPPED:
                 if builder.stop_kind is StopKind.IDLE:
                     backups.keep_idle(transition.uow, self._app, builder, now)
-                version_transitions.mark_terminal(transition.uow, builder, status, builder.cause.reason, now)
+                transitions.mark_terminal(transition.uow, builder, status, builder.cause.reason, now)
                 return
             sandbox = observation.sandbox or observation.ends[-1]
             if not builder.settled and sandbox.listening_at is None:
                 seconds = (now - sandbox.created_at).total_seconds()
                 transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
             if status is Status.RUNNING:
-                version_transitions.running(transition, item.version)
+                transitions.running(transition, item.version)
             else:
-                version_transitions.job_over(transition, item, status, sandbox, lines)
+                transitions.job_over(transition, item, status, sandbox, lines)
 
         return Result(record)
 
@@ -302,9 +301,9 @@ class Steps:
             if not transitions.still_wanted(transition.builder, item.builder, item.version):
                 return
             transitions.stage_finished(transition, stage, seconds=seconds, ok=False, note=reason)
-            version_transitions.failed(transition, item.version, code=code, reason=reason, exit_code=exit_code)
+            transitions.failed(transition, item.version, code=code, reason=reason, exit_code=exit_code)
             if stage == "start" and code == StartFailed.code and item.builder.job_type.stays_up:
-                version_transitions.never_up(transition, item.version, reason)
+                transitions.never_up(transition, item.version, reason)
 
         return Result(record)
 

@@ -16,7 +16,7 @@ from functools import partial
 from builderd.domain.errors import RecordDamaged
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.previews import RESTING_STATES
-from builderd.services import bundles, uploads
+from builderd.services import bundles
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -36,7 +36,7 @@ async def sweep(application: Application, busy: Container[BuilderId]) -> None:
     await _sweep_sandboxes(application, busy)
     await _sweep_routes(application, now)
     await _sweep_bundles(application)
-    await uploads.expire(application)
+    await bundles.expire(application)
 
 
 async def _make_due(application: Application, found: Sequence[BuilderId], now: datetime) -> None:

@@ -37,11 +37,10 @@ from builderd.domain.next_step import (
     candidate_step,
     next_step,
 )
-from builderd.reconciler.core import transitions, version_transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.claim import Claim
-from builderd.reconciler.core.faults import FaultPoint
+from builderd.reconciler.core.loops import FaultPoint, race
 from builderd.reconciler.core.observe import StoredState, WorkItem, observe, read
-from builderd.reconciler.core.race import race
 from builderd.reconciler.core.transitions import ClaimLost, Result, Transition
 from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
@@ -281,7 +280,7 @@ class Worker:
             version = transition.uow.versions.get(self._id, number)
             assert version is not None, "a builder's versions are always stored"
             if transitions.still_wanted(transition.builder, looked_at, version):
-                version_transitions.failed(transition, version, code=code, reason=reason)
+                transitions.failed(transition, version, code=code, reason=reason)
 
         await transitions.apply(self._app, self._id, record)
         self._app.signals.change(self._id)

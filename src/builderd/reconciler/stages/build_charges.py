@@ -18,8 +18,8 @@ from builderd.domain.errors import is_by_machine
 from builderd.domain.ids import new_id
 from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome
 from builderd.domain.prices import OpenBuild
-from builderd.reconciler.core.every import every
-from builderd.services import ledger
+from builderd.reconciler.core.loops import every
+from builderd.services import spending
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -134,4 +134,4 @@ async def _see(app: Application, build: OpenBuild) -> None:
 def _remove(uow: UnitOfWork, app: Application, build: OpenBuild, *, is_paid: bool) -> None:
     builder = uow.builders.get(build.builder_id)
     if uow.open_builds.remove(build.id) and is_paid and builder is not None:
-        ledger.bill_trial(uow, app.prices, builder, BUILD_RESOURCES, build.started_at, build.seen_at)
+        spending.bill_trial(uow, app.prices, builder, BUILD_RESOURCES, build.started_at, build.seen_at)

@@ -18,7 +18,7 @@ from builderd.domain.qa import (
     gate_passed,
 )
 from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
-from builderd.reconciler.core import transitions, version_transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.services import qa
@@ -52,7 +52,7 @@ class Gate:
             uow, builder = transition.uow, transition.builder
             if not transitions.still_wanted(builder, item.builder, item.version):
                 return
-            goes_on = version_transitions.qa_judged(transition, item.version, gate, seconds=seconds)
+            goes_on = transitions.qa_judged(transition, item.version, gate, seconds=seconds)
             if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
                 qa.want_report(uow, builder.id, item.version.number, SYSTEM, transition.now)
 
@@ -88,7 +88,7 @@ class Gate:
             builder = uow.builders.get(item.builder.id, lock=True)
             if builder is not None and builder.desired is not Desired.DELETED:
                 transition = Transition(uow, builder, self._app.prices, self._app.clock.now())
-                version_transitions.qa_revised(transition, item.version, checks)
+                transitions.qa_revised(transition, item.version, checks)
 
         await self._app.store.write(record)
         self._app.signals.change(item.builder.id)

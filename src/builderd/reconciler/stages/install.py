@@ -21,7 +21,7 @@ from builderd.ports.installer import Installer
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.app_build import explain_build, plan_build
 from builderd.reconciler.stages.build_charges import BuildCharges
-from builderd.services import bundles, credentials, layer_quota
+from builderd.services import admission, bundles, credentials
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -67,11 +67,11 @@ class LayerInstalls:
         tenant, key = item.builder.tenant_id, self._plan_build(item, await bundles.fetch(self._app, item.version)).key
         try:
             if await self._app.engine.layers.has_layer(key):
-                await layer_quota.check_reuse(self._app, tenant, key)
+                await admission.check_reuse(self._app, tenant, key)
                 return Built(key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
                 bundle = await bundles.fetch(self._app, item.version)  # anew: what waits has no bundle in memory
-                bounded = await layer_quota.limit_plan(self._app, tenant, self._plan_build(item, bundle))
+                bounded = await admission.limit_plan(self._app, tenant, self._plan_build(item, bundle))
                 outcome = await self._run(item.builder, bounded, log)
         except InstallFailed as refusal:  # the limit of all layers
             raise BuildFailed(refusal.message) from refusal
@@ -94,10 +94,10 @@ class LayerInstalls:
         final = await self._final(item)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
             if known is not None and await self._app.engine.layers.has_layer(key := final.of(known).key):
-                await layer_quota.check_reuse(self._app, tenant, key)
+                await admission.check_reuse(self._app, tenant, key)
                 return Installed(key, 0.0, reused=True)
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, final.masker) as log:
-            plan = await layer_quota.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
+            plan = await admission.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
             return await self._build(plan, final, log)
 
     async def _final(self, item: WorkItem) -> _Final:

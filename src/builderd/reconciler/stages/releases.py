@@ -13,7 +13,7 @@ from dataclasses import replace
 from builderd.domain.errors import MachineFault, ReleaseFailed
 from builderd.domain.failures import describe_end, quoted
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport
-from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.starting import last_lines
@@ -59,7 +59,7 @@ class Releases:
 
         def record(transition: Transition) -> None:
             uow, builder = transition.uow, transition.builder
-            sandbox_transitions.sandbox_ended(transition, sandbox, end=end, report=report)
+            transitions.sandbox_ended(transition, sandbox, end=end, report=report)
             # A stop may have given the version of this release up: then its end says nothing of the one to run now.
             is_its_own = sandbox.version == item.version.number
             wanted = is_its_own and transitions.still_wanted(builder, item.builder, item.version)
@@ -70,10 +70,8 @@ class Releases:
             if wanted and failure is not None:
                 reason = failure.message
                 transitions.stage_finished(transition, "release", seconds=seconds, ok=False, note=reason)
-                version_transitions.failed(
-                    transition, item.version, code=failure.code, reason=reason, exit_code=end.exit_code
-                )
-            sandbox_transitions.discard_first_disk(transition, sandbox)
+                transitions.failed(transition, item.version, code=failure.code, reason=reason, exit_code=end.exit_code)
+            transitions.discard_first_disk(transition, sandbox)
 
         async def afterwards() -> None:
             await self._app.engine.sandboxes.remove(sandbox.id)

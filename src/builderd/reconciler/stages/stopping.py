@@ -1,4 +1,4 @@
-"""Freeze, thaw and stop a builder's sandbox, and record the end of one that has ended."""
+"""Freeze, thaw, stop and delete: a builder's sandbox, the record of its end, and its removal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from builderd.domain.builders import Desired, StopKind
+from builderd.domain.database_lease import MemberAway
+from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.sandboxes import (
     EndCause,
     Sandbox,
@@ -15,10 +17,11 @@ from builderd.domain.sandboxes import (
     SandboxReport,
     SandboxState,
 )
-from builderd.reconciler.core import sandbox_transitions, transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages import handover
+from builderd.services import backups, bundles
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -39,8 +42,8 @@ class Stopping:
             return Result()  # the next look says what became of it
 
         def record(transition: Transition) -> None:
-            sandbox_transitions.caught_up(transition, sandbox, before)
-            sandbox_transitions.frozen(transition, sandbox, report.frozen_at or transition.now)
+            transitions.caught_up(transition, sandbox, before)
+            transitions.frozen(transition, sandbox, report.frozen_at or transition.now)
 
         return Result(record)
 
@@ -50,8 +53,8 @@ class Stopping:
             return Result()  # the next look says what became of it
 
         def record(transition: Transition) -> None:
-            sandbox_transitions.caught_up(transition, sandbox, before)
-            sandbox_transitions.thawed(transition, sandbox, report.thawed_at or transition.now)
+            transitions.caught_up(transition, sandbox, before)
+            transitions.thawed(transition, sandbox, report.thawed_at or transition.now)
 
         return Result(record)
 
@@ -88,16 +91,16 @@ class Stopping:
 
         def record(transition: Transition) -> None:
             builder = transition.builder
-            sandbox_transitions.caught_up(transition, sandbox, before)
-            sandbox_transitions.sandbox_ended(transition, sandbox, end=end, report=report)
+            transitions.caught_up(transition, sandbox, before)
+            transitions.sandbox_ended(transition, sandbox, end=end, report=report)
             if builder.asleep_since is not None:
                 builder = replace(builder, asleep_since=None)
                 transition.uow.builders.save(builder)
             if sandbox.release:
-                sandbox_transitions.discard_first_disk(transition, sandbox)
+                transitions.discard_first_disk(transition, sandbox)
             elif end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
                 ended = replace(sandbox, end=end)
-                sandbox_transitions.crash_noted(replace(transition, builder=builder), item, ended)
+                transitions.crash_noted(replace(transition, builder=builder), item, ended)
 
         return Result(record, lambda: self._app.engine.sandboxes.remove(sandbox.id))
 
@@ -127,6 +130,40 @@ def _abort_freeze(item: WorkItem) -> Result:
     def record(transition: Transition) -> None:
         same = transition.builder.stop_kind is item.builder.stop_kind
         if same and transitions.same_generation(transition.builder, item.builder):
-            sandbox_transitions.abort_freeze(transition)
+            transitions.abort_freeze(transition)
 
     return Result(record)
+
+
+class Forgetting:
+    """Deletes what a deleted builder has; its disk is left for a last backup if it has backups."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+
+    async def forget(self, item: WorkItem) -> Result:
+        """Delete disks and logs; the record marks the builder as deleted. Raises what the engine raises."""
+        engine, forgotten = self._app.engine, item.builder
+        is_kept = forgotten.backup_interval_hours > 0 and await self._can_back_up(forgotten.disk)
+        for disk in forgotten.disks[1:] if is_kept else forgotten.disks:
+            await engine.disks.delete_disk(disk)
+        await engine.logs.delete_logs(forgotten.id)
+
+        def record(transition: Transition) -> None:
+            if is_kept:
+                backups.keep_last(transition.uow, self._app, transition.builder, transition.now)
+            transitions.deleted(transition)
+
+        return Result(record, partial(self._drop_bundles, forgotten.id))
+
+    async def _can_back_up(self, disk: DiskId) -> bool:
+        """Return True unless the disk is gone, or lies on a member that is away: earlier backups are kept then."""
+        try:
+            return await self._app.engine.disks.disk(disk) is not None
+        except MemberAway:
+            return False
+
+    async def _drop_bundles(self, builder_id: BuilderId) -> None:
+        versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))
+        for bundle_hash in {version.bundle_hash for version in versions}:
+            await bundles.drop_unused(self._app, bundle_hash)

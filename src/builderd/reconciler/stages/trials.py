@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from builderd.domain.errors import NotFound, StartFailed
 from builderd.domain.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
-from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
+from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.health_check import HealthCheck, wait_until_up
@@ -54,10 +54,10 @@ class Trials:
                 return
             candidate = item.for_candidate.version
             if verdict.refusal is None:
-                version_transitions.handed_over(transition, candidate)
+                transitions.handed_over(transition, candidate)
                 return
             transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
-            version_transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
+            transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
 
         return Result(record)
 
@@ -73,7 +73,7 @@ class Trials:
         tried = transition.uow.versions.get(trial.builder_id, trial.version)
         seconds = self._app.limits.start_seconds(tried.settings) if tried else self._app.limits.start_timeout
         longest = timedelta(seconds=BUSY_FACTOR * seconds)
-        sandbox_transitions.trial_ended(transition, trial, end, longest=longest)
+        transitions.trial_ended(transition, trial, end, longest=longest)
 
     async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:
         try:

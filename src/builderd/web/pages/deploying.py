@@ -16,9 +16,9 @@ from builderd.domain.tokens import Scope
 from builderd.domain.versions import Isolation
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.versions import NewVersion
-from builderd.services import uploads
+from builderd.services import bundles
 from builderd.services.application import Application
-from builderd.services.uploads import Part
+from builderd.services.bundles import Part
 from builderd.web import commands
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.visits import Form, Visit, page, see_other
@@ -143,8 +143,8 @@ async def take_archive(visit: Visit) -> Response:
     """Take an archive (zip, tar, tar.gz or tar.zst) as an upload, and answer its id."""
     application, request = visit.application, visit.request
     size, rules = announced_length(request), application.upload_rules
-    upload, _ = await visit.write(lambda uow: uploads.create(uow, rules, visit.caller, size, None, visit.now))
-    await uploads.receive(application, upload, Part(0, size), pieces(request, UPLOAD_SECONDS), None)
+    upload, _ = await visit.write(lambda uow: bundles.create(uow, rules, visit.caller, size, None, visit.now))
+    await bundles.receive(application, upload, Part(0, size), pieces(request, UPLOAD_SECONDS), None)
     return JSONResponse({"upload_id": upload.id}, 201)
 
 

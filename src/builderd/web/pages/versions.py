@@ -15,8 +15,8 @@ from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionStatus
-from builderd.services import bundles, deployments, diffs, logs, outcomes
-from builderd.services.diffs import VersionDiff
+from builderd.services import bundles, deployments, logs, outcomes
+from builderd.services.bundles import VersionDiff
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
 from builderd.web import commands
@@ -62,7 +62,7 @@ async def _diff(visit: Visit, frame: BuilderFrame, old: int, new: int) -> tuple[
     if old == new:
         return None, ""
     try:
-        return await diffs.compare(visit.application, visit.caller, frame.builder.id, old, new), ""
+        return await bundles.compare(visit.application, visit.caller, frame.builder.id, old, new), ""
     except BuilderdError as error:
         return None, error.message
 
@@ -73,7 +73,7 @@ async def download_patch(visit: Visit) -> Response:
     builder, new = await visit.find(), number_in(visit.request.path_params["number"], 0)
     old = number_in(visit.request.query_params.get("from"), 0)
     async with visit.operations.lists.one(visit.token.tenant_id):
-        text = await diffs.patch(visit.application, visit.caller, builder.id, old, new)
+        text = await bundles.patch(visit.application, visit.caller, builder.id, old, new)
     headers = {"Content-Disposition": f'attachment; filename="{builder.name}-{old}-{new}.patch"'}
     return Response(text, 200, headers, "text/plain")
 

@@ -16,7 +16,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_id
 from builderd.ports.engine import Readiness
 from builderd.reconciler.loop import worker
-from builderd.services import reach
+from builderd.services import outcomes
 
 BUILDERS = "/api/v1/builders"
 
@@ -240,7 +240,7 @@ async def test_change_is_answered_503_while_a_step_hangs_in_an_engine_that_is_ou
             return await whole(*given)
 
         patch.setattr(service.engine, name, hang)
-        patch.setattr(reach, "MAX_UNREACHABLE_SECONDS", 0.2)
+        patch.setattr(outcomes, "MAX_UNREACHABLE_SECONDS", 0.2)
         patch.setattr(service.engine, "readiness", lambda: Readiness(False, "no quorum", engine_unreachable=True))
         answer = await (
             client.delete(f"{BUILDERS}/{uuid}") if verb == "delete" else client.post(f"{BUILDERS}/{uuid}/{verb}")

@@ -15,7 +15,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork
 
 CAP = "/api/v1/spending-cap"

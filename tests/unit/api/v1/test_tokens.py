@@ -12,7 +12,7 @@ from tests.service import MINIMAL, Service
 from builderd.domain.errors import Unauthenticated
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import MAX_VALID_TOKENS, Scope
-from builderd.services import revocations, ssh, tokens, uploads, webhooks
+from builderd.services import bundles, revocations, ssh, tokens, webhooks
 from builderd.services.builders import Caller
 from builderd.services.preview_links import NewLink
 from builderd.services.preview_links import create as create_link
@@ -232,7 +232,7 @@ async def test_a_token_that_was_revoked_since_it_was_recognized_makes_nothing(
         store.write(lambda uow: ssh.grant(uow, caller, builder, 60, now)),
         create_link(application, caller, builder, NewLink(60, None)),
         store.write(lambda uow: webhooks.create(uow, application, caller, hook, now)),
-        store.write(lambda uow: uploads.create(uow, application.upload_rules, caller, 3, None, now)),
+        store.write(lambda uow: bundles.create(uow, application.upload_rules, caller, 3, None, now)),
     ]
     for attempt in attempts:
         with pytest.raises(Unauthenticated):

@@ -18,10 +18,10 @@ from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import Limit
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.core.loops import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services.limits import TenantLimit, TenantLimits
 
 HOUR = timedelta(hours=1)
 

@@ -10,7 +10,7 @@ from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId
 from builderd.ports.backup_repository import SaveRequest
 from builderd.reconciler.backups.adopting import adopt
-from builderd.services import backup_keys, restores
+from builderd.services import backups, restores
 
 
 async def _forgotten(scene: Scene, backup: Backup) -> None:
@@ -40,7 +40,7 @@ async def test_a_backup_of_after_the_state_is_known_again_and_can_be_restored(sc
 async def test_backup_that_is_gone_is_forgotten(scene: Scene) -> None:
     builder = await scene.world.create()
     first, second = await scene.take(builder), await scene.take(builder)
-    repository = await backup_keys.repository(scene.world.application, builder.tenant_id)
+    repository = await backups.repository(scene.world.application, builder.tenant_id)
     await scene.backup_repository.forget(repository, [first.snapshot or ""])
     await adopt(scene.schedule.context)
     assert [one.id for one in await scene.of(builder)] == [second.id]
@@ -51,7 +51,7 @@ async def test_known_and_foreign_snapshots_are_unchanged(scene: Scene) -> None:
     await scene.take(builder)
     before = await scene.of(builder)
     stranger = BackupId("5a0e6d0e-0000-4000-8000-000000000000")
-    repository = await backup_keys.repository(scene.world.application, builder.tenant_id)
+    repository = await backups.repository(scene.world.application, builder.tenant_id)
     await scene.backup_repository.save(
         repository, SaveRequest(stranger, BuilderId(stranger), builder.disk, 1 << 30), lambda _: None
     )

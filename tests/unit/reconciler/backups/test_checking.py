@@ -17,7 +17,7 @@ from builderd.domain.errors import (
 )
 from builderd.ports.backup_repository import RepositoryDamaged
 from builderd.reconciler.backups import checking
-from builderd.services import backup_health, restores
+from builderd.services import backups, restores
 from builderd.store.events import EventQuery
 
 
@@ -65,7 +65,7 @@ async def test_no_backup_is_saved_in_a_damaged_repository_that_cannot_be_repaire
     scene.backup_repository.fail_next("repair", broken, broken)
     await _restored(scene, backup, "lost")
     assert (await _key(scene, builder)).fault == broken.message
-    health = await scene.world.read(lambda uow: backup_health.health(uow, scene.world.clock.now()))
+    health = await scene.world.read(lambda uow: backups.health(uow, scene.world.clock.now()))
     assert health.damaged == 1
     failed = await scene.take(builder)
     assert (failed.status, failed.error) == (BackupStatus.FAILED, broken.message)

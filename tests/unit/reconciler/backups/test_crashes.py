@@ -21,7 +21,7 @@ from builderd.domain.ids import DiskId
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.services import backup_keys, backups, builders, outcomes, restores
+from builderd.services import backups, builders, outcomes, restores
 from builderd.store import Store, UnitOfWork
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ async def test_a_backup_survives(scene: Scene, point: str, end: BaseException) -
     assert (done.status, done.copy) == (BackupStatus.DONE, None)
     assert set(scene.world.engine.known_disks) == {builder.disk}
     scene.world.clock.move(25 * 3600)
-    await upkeep._forget_strays(scene.schedule.context, await backup_keys.repository(app, builder.tenant_id))
+    await upkeep._forget_strays(scene.schedule.context, await backups.repository(app, builder.tenant_id))
     assert list(scene.backup_repository.repositories[builder.tenant_id].snapshots) == [done.snapshot]
 
 

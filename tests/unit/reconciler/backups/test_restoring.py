@@ -22,7 +22,7 @@ from builderd.domain.errors import (
     ValidationFailed,
 )
 from builderd.domain.ids import DiskId
-from builderd.services import backup_outcomes, backups, builders, credentials, outcomes, restores
+from builderd.services import backups, builders, credentials, outcomes, restores
 
 
 async def _ask(scene: Scene, backup: Backup, name: str) -> Restore:
@@ -49,7 +49,7 @@ async def test_a_backup_becomes_a_builder_of_its_own_and_keeps_what_its_app_wrot
     made = await scene.world.until_status(made, Status.RUNNING)
     assert scene.files(made.disk)["main.py"] == b"changed by the app"
     assert scene.files(builder.disk)["main.py"] == b"changed again"
-    assert await backup_outcomes.restored(scene.world.application, done) == done
+    assert await outcomes.restored(scene.world.application, done) == done
 
 
 async def _restore(scene: Scene, backup: Backup) -> Restore:
@@ -128,7 +128,7 @@ async def test_a_stop_in_the_meantime_is_not_undone(scene: Scene, at_rest: bool,
     assert failed.status is RestoreStatus.FAILED
     assert failed.error == "The restore was given up: the builder was stopped by token acme."
     with pytest.raises(InvalidState, match="given up") as told:
-        await backup_outcomes.restored(world.application, wanted)
+        await outcomes.restored(world.application, wanted)
     assert told.value.data == {"uuid": builder.id}
     left = await world.builder(builder)
     assert (left.status, left.version, left.status_reason) == (Status.STOPPED, 1, "stopped by token acme")
@@ -159,7 +159,7 @@ async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None
     failed = await scene.restore(wanted)
     assert failed.error == "The restore was given up: token acme deployed another version in the meantime."
     with pytest.raises(InvalidState, match="given up"):
-        await backup_outcomes.restored(world.application, wanted)
+        await outcomes.restored(world.application, wanted)
     serving = await world.builder(builder)
     assert (serving.status, serving.version) == (Status.RUNNING, 2)
     assert scene.files(serving.disk)["main.py"] == b"newer\n"
@@ -173,7 +173,7 @@ async def test_delete_cancels_the_restore(scene: Scene) -> None:
     await scene.settle()
     assert (await scene.restore(wanted)).error == "The restore was given up: the builder was deleted by token acme."
     with pytest.raises(NotFound, match="given up") as told:
-        await backup_outcomes.restored(world.application, wanted)
+        await outcomes.restored(world.application, wanted)
     assert told.value.data == {"uuid": builder.id}
     await world.until_status(builder, Status.DELETED)
     assert world.engine.known_disks == {}
@@ -240,7 +240,7 @@ async def test_a_name_is_refused_at_once_or_when_it_was_taken_meanwhile(scene: S
     assert (done.status, failed.status) == (RestoreStatus.DONE, RestoreStatus.FAILED)
     assert failed.disk not in scene.world.engine.known_disks
     with pytest.raises(NameTaken, match="third") as told:
-        await backup_outcomes.restored(scene.world.application, failed)
+        await outcomes.restored(scene.world.application, failed)
     assert told.value.data == {"uuid": done.made}
 
 
@@ -259,7 +259,7 @@ async def test_where_no_more_is_allowed_none_is_made_and_no_disk_filled_where_th
         return
     await limited.settle()
     with pytest.raises(QuotaExceeded) as told:
-        await backup_outcomes.restored(scene.world.application, wanted)
+        await outcomes.restored(scene.world.application, wanted)
     assert told.value.data == {"builders": {"limit": 2, "used": 2, "wanted": 1}}
 
 
@@ -278,7 +278,7 @@ async def test_restore_without_capacity_is_no_capacity(scene: Scene) -> None:
     scene.world.engine.fail_next("create_disk", NoCapacity("The store is full.", data={"free": 1}, retry_after=60))
     failed = await _as(scene, backup, "second")
     with pytest.raises(NoCapacity, match="store is full") as told:
-        await backup_outcomes.restored(scene.world.application, failed)
+        await outcomes.restored(scene.world.application, failed)
     assert (told.value.data, told.value.retry_after) == ({"free": 1}, 60)
 
 
@@ -305,7 +305,7 @@ async def test_a_credential_that_was_deleted_since_is_named(scene: Scene, name: 
     await forget()
     await scene.settle()
     with pytest.raises(ValidationFailed) as told:
-        await backup_outcomes.restored(app, wanted)
+        await outcomes.restored(app, wanted)
     assert list(told.value.errors) == ["credentials.0"]
 
 
@@ -315,7 +315,7 @@ async def test_restore_of_a_bad_backup_is_backup_failed(scene: Scene) -> None:
         scene.backup_repository.fail_next("restore", error)  # type: ignore[arg-type]
         failed = await _as(scene, backup, "second")
         with pytest.raises(BackupFailed):
-            await backup_outcomes.restored(scene.world.application, failed)
+            await outcomes.restored(scene.world.application, failed)
 
 
 async def test_files_that_are_not_those_of_the_backup_become_no_builder(scene: Scene) -> None:
@@ -427,6 +427,6 @@ async def test_restore_whose_first_backup_finds_no_room_is_no_capacity(scene: Sc
     scene.backup_repository.fail_next("save", NoCapacity("The store is full.", retry_after=60))
     failed = await _restore(scene, backup)
     with pytest.raises(NoCapacity, match="so it stays: The store is full") as told:
-        await backup_outcomes.restored(scene.world.application, failed)
+        await outcomes.restored(scene.world.application, failed)
     assert told.value.retry_after == 60
     assert set(scene.world.engine.known_disks) == {builder.disk}

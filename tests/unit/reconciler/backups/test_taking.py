@@ -17,7 +17,7 @@ from builderd.domain.ids import DiskId
 from builderd.ports.backup_repository import SnapshotSummary
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.jobs.idle import Idleness
-from builderd.services import backup_outcomes, backups, builders
+from builderd.services import backups, builders, outcomes
 from builderd.services.application import Application
 
 
@@ -31,7 +31,7 @@ async def test_a_backup_holds_what_is_on_the_disk_and_leaves_no_copy(scene: Scen
     kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
     assert kept[backup.snapshot or ""].files["note"] == b"hello"
     assert await scene.kinds(builder) == ["backup.started", "backup.finished"]
-    assert await backup_outcomes.taken(scene.world.application, backup) == backup
+    assert await outcomes.taken(scene.world.application, backup) == backup
 
 
 async def test_backups_are_taken_in_their_interval(scene: Scene) -> None:
@@ -82,7 +82,7 @@ async def test_a_builder_without_a_disk_has_nothing_to_back_up(scene: Scene) -> 
     assert "no files" in failed.error
     app = scene.world.application
     with pytest.raises(InvalidState, match="no files"):
-        await backup_outcomes.taken(app, failed)
+        await outcomes.taken(app, failed)
     with pytest.raises(InvalidState, match="is stopped and has no files"):
         await backups.ask(app, scene.world.caller, builder.id)
     assert len(await scene.of(builder)) == 1, "it is refused at once"
@@ -96,7 +96,7 @@ async def test_waiter_for_a_backup_gets_the_builders_deletion(scene: Scene) -> N
     await scene.world.until_status(builder, Status.DELETED)
     await scene.settle()
     with pytest.raises(NotFound, match="deleted"):
-        await backup_outcomes.taken(app, planned)
+        await outcomes.taken(app, planned)
 
 
 async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene) -> None:

@@ -19,7 +19,7 @@ from builderd.domain.errors import (
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
 from builderd.reconciler.backups import checking, upkeep
-from builderd.services import backup_keys, backups
+from builderd.services import backups
 
 
 async def _kept(scene: Scene, builder: Builder) -> list[str]:
@@ -80,7 +80,7 @@ async def test_unknown_snapshot_is_pruned(scene: Scene) -> None:
     builder = await scene.world.create()
     first = await scene.take(builder)
     second = await scene.take(builder)
-    repository = await backup_keys.repository(scene.world.application, builder.tenant_id)
+    repository = await backups.repository(scene.world.application, builder.tenant_id)
     await scene.backup_repository.save(
         repository, SaveRequest(BackupId(new_id()), builder.id, builder.disk, 1 << 30), lambda _: None
     )
@@ -104,7 +104,7 @@ async def test_a_key_that_the_vault_does_not_open_fails_the_backup_loudly(scene:
     await scene.take(builder)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
-    assert isinstance(await backup_keys.repository(scene.world.application, builder.tenant_id), TenantRepository)
+    assert isinstance(await backups.repository(scene.world.application, builder.tenant_id), TenantRepository)
     broken = replace(key, sealed=b"x" * len(key.sealed))
     await scene.world.application.store.write(lambda uow: uow.backup_keys.save(broken))
     failed = await scene.take(builder)

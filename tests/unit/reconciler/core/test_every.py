@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from builderd.reconciler.core.every import every
+from builderd.reconciler.core.loops import every
 
 
 class Ended(Exception):

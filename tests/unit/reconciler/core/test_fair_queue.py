@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from builderd.domain.ids import TenantId
-from builderd.reconciler.core.fair_queue import FairQueue
+from builderd.reconciler.core.loops import FairQueue
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from builderd.reconciler.core.race import race
+from builderd.reconciler.core.loops import race
 
 
 class Runner:

@@ -19,7 +19,7 @@ from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import CaaRecord, DnsRecords, OrderFailed, ProbeReply
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.services import builders, domains, vault
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services.limits import TenantLimit, TenantLimits
 
 OURS = "203.0.113.5"
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)

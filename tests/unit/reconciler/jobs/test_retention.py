@@ -21,7 +21,7 @@ from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxReport
 from builderd.reconciler.jobs import retention
 from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.services import builders, failed_disks, files
+from builderd.services import builders, deployments, files
 from builderd.services.files import NewContent
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
@@ -258,7 +258,7 @@ async def test_disk_of_a_failed_builder_is_kept_while_a_sandbox_of_it_is_open(
         world.clock.move(DAY * 2)
         await keeping.release_failed_disks()
         now = world.clock.now()
-        assert not await world.application.store.write(lambda uow: failed_disks.release(uow, builder.id, now))
+        assert not await world.application.store.write(lambda uow: deployments.release(uow, builder.id, now))
         assert (await world.builder(builder)).disk_released_at is None
         monkeypatch.setattr(world.engine, "stop", stop)
 

@@ -20,7 +20,7 @@ from builderd.domain.prices import SECONDS_PER_HOUR, next_month
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs import spending
 from builderd.services import builders, caps
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
 

@@ -17,7 +17,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM
 from builderd.reconciler.backups import schedule
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.core.faults import no_fault
+from builderd.reconciler.core.loops import no_fault
 from builderd.reconciler.jobs import domains, reporting, webhooks
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.reporting import Reporting

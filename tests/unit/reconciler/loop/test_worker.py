@@ -21,7 +21,7 @@ from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
 from builderd.reconciler.core import claim as claiming
 from builderd.reconciler.core.claim import LEASE
-from builderd.reconciler.core.faults import no_fault
+from builderd.reconciler.core.loops import no_fault
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop import worker as working
 from builderd.reconciler.loop.steps import Steps

@@ -29,8 +29,8 @@ from builderd.domain.resources import GB
 from builderd.domain.reviews import ReviewFailed
 from builderd.ports.engine import Progress
 from builderd.reconciler.stages import build_charges
-from builderd.services import build_cache, builders
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services import builders, deployments
+from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork
 
 COMMAND = "npm run build"
@@ -55,7 +55,7 @@ async def test_start_restart_and_purge_build_nothing_again(world: World) -> None
     async with world.reconciling():
         builder = await world.create(MAIN, build=COMMAND)
         assert world.called("build_layer") == 1
-        removed = await build_cache.remove(world.application, world.caller, builder.id)
+        removed = await deployments.remove(world.application, world.caller, builder.id)
         assert (removed.results, removed.bytes > 0) == (1, True)
         for command in (builders.stop, builders.start, builders.restart):
             builder = await world.reached(command, builder)

@@ -14,8 +14,8 @@ from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
 from builderd.reconciler.stages import install
-from builderd.services import builders, layer_quota
-from builderd.services.tenant_limits import TenantLimit, TenantLimits
+from builderd.services import admission, builders
+from builderd.services.limits import TenantLimit, TenantLimits
 
 
 async def test_build_log_is_written_during_the_build(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ async def test_unused_layers_count_for_their_builder_until_they_make_room(
         with pytest.raises(InstallFailed):
             await world.outcome(await ask_for(world, "second"))
         assert key in world.engine.known_layers, "it was asked for just before"
-        monkeypatch.setattr(layer_quota, "JUST_ASKED", 0.0)
+        monkeypatch.setattr(admission, "JUST_ASKED", 0.0)
         await world.outcome(await ask_for(world, "third"))
         assert key not in world.engine.known_layers
 

@@ -1,0 +1,108 @@
+"""Loops of background jobs, races, fair queues, and the points at which a test kills the service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from builderd.domain.ids import TenantId
+
+log = logging.getLogger(__name__)
+
+
+async def every(
+    interval: float,
+    job: Callable[[], Awaitable[object]],
+    *,
+    event: str,
+    wait_first: bool = False,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Run ``job`` until cancelled, with ``interval`` seconds between its end and its next start.
+
+    A job that raises is logged as "``event`` failed, retrying in N s" and runs again after the same interval.
+    ``wait_first`` begins with the pause. ``sleep`` is a clock's where a test must be able to move the time.
+    """
+    if wait_first:
+        await sleep(interval)
+    while True:
+        try:
+            await job()
+        except Exception:
+            # ``event`` is a literal at the call, so that a search for the log line finds its job.
+            log.log(logging.WARNING, "%s failed, retrying in %g s", event, interval, exc_info=True)
+        await sleep(interval)
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, R]) -> T | R:
+    """Return the result of ``work``, or that of ``rival`` when it ended first.
+
+    The slower one is cancelled, and has ended by the time of the return.
+    """
+    tasks = asyncio.create_task(work), asyncio.create_task(rival)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        return tasks[1].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class FairQueue(Generic[T]):
+    """Queue with at most ``most`` items of each tenant; the tenant that was served last comes last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: OrderedDict[TenantId, deque[T]] = OrderedDict()
+        self._filled = asyncio.Event()
+
+    def put(self, tenant_id: TenantId, item: T) -> bool:
+        """Add the item; return False when the tenant has as many as it may have."""
+        waiting = self._waiting.setdefault(tenant_id, deque())
+        if len(waiting) >= self._most:
+            return False
+        waiting.append(item)
+        self._filled.set()
+        return True
+
+    async def get(self) -> T:
+        """Return the oldest item of the tenant that has waited longest; wait for one."""
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        tenant_id, waiting = self._waiting.popitem(last=False)
+        item = waiting.popleft()
+        if waiting:
+            self._waiting[tenant_id] = waiting
+        return item
+
+
+#: Called with ``<step>.<moment>``; moments are ``begun`` (before the world is touched), ``done`` (after that,
+#: before it is recorded) and ``recorded``.
+FaultPoint = Callable[[str], None]
+
+
+def no_fault(point: str) -> None:
+    """Fault point of a service that is not under test: does nothing."""
+
+
+def kill_at(chosen: str) -> FaultPoint:
+    """Kills the process at the chosen point, as a crash or a power cut would: no cleanup runs."""
+
+    def reach(point: str) -> None:
+        if point == chosen:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return reach

@@ -25,8 +25,7 @@ from tests.stores import MEMORY, memory_store, open_store
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app
 from builderd.api.server.limits import ConnectionLimits, Limiter
-from builderd.api.server.listener import server_config, tune
-from builderd.api.server.servers import Server
+from builderd.api.server.listener import Server, server_config, tune
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.operations.operations import Operations

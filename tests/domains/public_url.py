@@ -17,7 +17,7 @@ from tests.previews.visitor import Answer, parse, read_all
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.process import worker_user
 from builderd.api.server.limits import ConnectionLimits, Limiter
-from builderd.api.server.servers import Servers
+from builderd.api.server.listener import Servers
 
 HOST, OURS = "builderd.example.test", "127.0.0.1"
 

@@ -8,35 +8,25 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from builderd.api import agent_pages, docs_page, health, openapi
+from builderd.api import docs_page, health, openapi
 from builderd.api.server import problems
+from builderd.api.server.answers import PREFIX
 from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.heads import Heads
 from builderd.api.server.limits import TENANTS_AT_ONCE, Turns
-from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
-from builderd.api.server.paths import PREFIX
-from builderd.api.server.request_log import RequestLog
+from builderd.api.server.middleware import HeadAsGet, Masking, RequestLog
 from builderd.api.v1 import (
     backups,
     builders,
-    builds,
-    caps,
-    creations,
     credentials,
     domains,
-    events,
     executions,
     files,
     leases,
     logs,
     metrics,
-    preview_links,
     qa,
-    reviews,
     spending,
-    ssh,
-    terminals,
     tokens,
     uploads,
     versions,
@@ -47,12 +37,7 @@ from builderd.operations.rates import Rates
 from builderd.services.application import Application
 
 
-def create_app(
-    operations: Operations,
-    *,
-    metrics_token: str | None = None,
-    meter: Meter | None = None,
-) -> FastAPI:
+def create_app(operations: Operations, *, metrics_token: str | None = None, meter: Meter | None = None) -> FastAPI:
     """The API. ``metrics_token`` None shows no metrics here; ``meter`` is shared with ``metrics_app``."""
     meter = meter or Meter()
 
@@ -71,34 +56,27 @@ def create_app(
     for noun in (
         health,
         spending,
-        creations,
         builders,
         versions,
-        builds,
-        preview_links,
         logs,
         metrics,
-        events,
         executions,
-        terminals,
         leases,
         domains,
         qa,
-        reviews,
         files,
         credentials,
         tokens,
-        caps,
         webhooks,
         uploads,
-        ssh,
         backups,
     ):
         app.router.routes.extend(noun.router.routes)
+    app.router.routes.extend(executions.terminal_router.routes)
     # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
     docs_page.install(app)
-    agent_pages.install(app)
+    docs_page.install_agent_pages(app)
     openapi.install(app, operations.application.limits.maximum)
     return app
 
@@ -123,7 +101,7 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.state.rates = Rates()
     app.state.body_parser = BodyParser()
     app.add_middleware(Masking, application=application)
-    app.add_middleware(Heads)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app

@@ -12,12 +12,11 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from builderd.api.app import bare_app
 from builderd.api.health import healthz
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Credentials, TheApplication, recognize, secret_of
 from builderd.api.server.bodies import receive
 from builderd.api.server.limits import count_for_tenant
 from builderd.api.server.meter import Meter
-from builderd.api.server.paths import PREFIX
 from builderd.api.v1 import leases
 from builderd.api.v1.pages import ThePage
 from builderd.api.v1.presenters import read_builder
@@ -83,19 +82,19 @@ async def list_own_leases(application: TheApplication, own: Own, query: ThePage)
 
 async def take_own_lease(request: Request, application: TheApplication, own: Own) -> Response:
     """Take a lease: the app says that it is busy, although nobody uses it."""
-    body = await receive(request, application, NewLease, leases.MAX_BODY_BYTES)
-    return await leases.take(application, _locked(own), ACTOR, body.value)
+    body = await receive(request, application, NewLease, leases.MAX_LEASE_BYTES)
+    return await leases.take_for(application, _locked(own), ACTOR, body.value)
 
 
 async def renew_own_lease(request: Request, application: TheApplication, own: Own, lease: str) -> Response:
     """Renew a lease: the app is busy for longer."""
-    body = await receive(request, application, RenewedLease, leases.MAX_BODY_BYTES)
-    return await leases.renew(application, _locked(own), lease, body.value)
+    body = await receive(request, application, RenewedLease, leases.MAX_LEASE_BYTES)
+    return await leases.renew_for(application, _locked(own), lease, body.value)
 
 
 async def end_own_lease(application: TheApplication, own: Own, lease: str) -> Response:
     """End a lease: the app is not busy any more."""
-    return await leases.end(application, _locked(own), ACTOR, lease)
+    return await leases.end_for(application, _locked(own), ACTOR, lease)
 
 
 def _locked(own: Builder) -> leases.Find:

@@ -15,10 +15,9 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from builderd import __version__
-from builderd.api.server.answers import Answer, failure, stamped, success
+from builderd.api.server.answers import PREFIX, Answer, failure, stamped, success
 from builderd.api.server.limits import Limiter
-from builderd.api.server.paths import PREFIX
-from builderd.api.server.servers import Servers
+from builderd.api.server.listener import Servers
 from builderd.domain.errors import EngineUnavailable
 from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness
 

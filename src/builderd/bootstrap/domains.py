@@ -1,4 +1,4 @@
-"""Build the rules of custom domains and the certificate authority from the settings."""
+"""Build the previews, the rules of custom domains and the certificate authority from the settings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cryptography import x509
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
+from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.bootstrap.database import existing_store
 from builderd.domain.addresses import is_address
 from builderd.domain.domains import DomainRules
@@ -145,3 +147,25 @@ def _own_addresses(host: str) -> Iterator[str]:
             except OSError:
                 continue
             yield probe.getsockname()[0]
+
+
+def make_previews(settings: Settings) -> HaproxyPreviews:
+    return HaproxyPreviews(settings.data_dir / "previews", proxy_options(settings))
+
+
+def proxy_options(settings: Settings) -> ProxyOptions:
+    return ProxyOptions(
+        host=settings.host,
+        port=settings.preview_port,
+        # The proxy has another working directory than the service.
+        certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
+        tls_port=settings.preview.tls_port,
+        public_tls_port=settings.preview.public_tls_port,
+        wildcard=settings.has_wildcard,
+        trusted_proxies=settings.preview.trusted_proxies,
+        address_connections=settings.preview.address_connections,
+        api_url=settings.api_url,
+        serves_api=settings.public_host is not None,
+        api_has_certificate=certificate_covers_api(settings),
+        hsts=settings.hsts,
+    )

@@ -12,16 +12,16 @@ from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server.limits import REMOTE_SANDBOX_API, SANDBOX_API, Limiter
+from builderd.api.server.listener import Servers
 from builderd.api.server.meter import Meter
-from builderd.api.server.servers import Servers
 from builderd.api.starting import ApiPort
 from builderd.bootstrap.application import application, load_host_key
 from builderd.bootstrap.data_directory import RESTORED, is_ours, lock
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
+from builderd.bootstrap.domains import make_previews
 from builderd.bootstrap.engines import make_engine
 from builderd.bootstrap.membership import owner_elsewhere
-from builderd.bootstrap.previews import make_previews
 from builderd.bootstrap.serving import api_socket
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.previews.haproxy.process import worker_user
-from builderd.api.server.request_ids import RequestIdFilter
-from builderd.api.server.servers import Servers
+from builderd.api.server.answers import RequestIdFilter
+from builderd.api.server.listener import Servers
 from builderd.api.starting import ApiPort
 from builderd.bootstrap.data_directory import lock, make, proxy_files
 from builderd.bootstrap.engines import check_name

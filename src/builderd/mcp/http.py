@@ -17,10 +17,10 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from builderd import AsyncBuilderd
-from builderd.api.server import masking
+from builderd.api.server import middleware
+from builderd.api.server.answers import HEADER as REQUEST_ID
 from builderd.api.server.auth import CLIENT, identity_of
 from builderd.api.server.bodies import read_body
-from builderd.api.server.request_ids import HEADER as REQUEST_ID
 from builderd.domain import tokens
 from builderd.domain.errors import Unauthenticated
 from builderd.operations.operations import Operations
@@ -99,7 +99,7 @@ class McpEndpoint:
         client = (request.client.host, request.client.port) if request.client else None
         headers = {
             CLIENT: calls.client_name(context),
-            masking.HEADER: masking.VALUE,
+            middleware.MASK_HEADER: middleware.MASK_VALUE,
             REQUEST_ID: request.scope.get("state", {}).get("request_id", ""),
         }
         async with AsyncBuilderd(

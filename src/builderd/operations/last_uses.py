@@ -1,17 +1,17 @@
-"""Last uses of API tokens and sessions, recorded without delaying requests: the store may be locked, or full."""
+"""Last uses and calls of API tokens and sessions, recorded without delaying requests: the store may be locked, or full."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import TokenId
-from builderd.domain.tokens import Session
-from builderd.operations.token_calls import TokenCalls
+from builderd.domain.tokens import NO_CALLS, CallHours, Session
 from builderd.services import sessions
 from builderd.services.application import Application
 
@@ -75,3 +75,31 @@ class LastUses:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+#: Tokens whose calls are counted; of the one that was used longest ago, less than a minute's calls are lost.
+MAX_TOKENS = 10_000
+
+
+class TokenCalls:
+    """Calls of each valid token since its last use was recorded, by hour, in the memory of this process."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[TokenId, CallHours] = OrderedDict()
+
+    def count(self, token: TokenId, now: datetime) -> None:
+        """Count a call that was recognized."""
+        self._counts[token] = self._counts.pop(token, NO_CALLS).add(1, now)
+        if len(self._counts) > MAX_TOKENS:
+            self._counts.popitem(last=False)
+
+    def take(self, token: TokenId) -> CallHours:
+        """Return the calls and begin anew."""
+        return self._counts.pop(token, NO_CALLS)
+
+    def give_back(self, token: TokenId, calls: CallHours) -> None:
+        """Count calls again that could not be recorded."""
+        self._counts[token] = self._counts.pop(token, NO_CALLS).add_all(calls)
+
+    def pending(self, token: TokenId) -> CallHours:
+        return self._counts.get(token, NO_CALLS)

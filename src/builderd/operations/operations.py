@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import NotFound
+from builderd.domain.errors import NotFound, RateLimited
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.operations.idempotency import Answer, Begun, Retries, Retry
-from builderd.operations.last_uses import LastUses
+from builderd.operations.last_uses import LastUses, TokenCalls
 from builderd.operations.rates import Rates
-from builderd.operations.token_calls import TokenCalls
 from builderd.services import builders, bundles, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder
@@ -146,3 +145,42 @@ class Operations:
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, self.last_uses.close(), return_exceptions=True)
+
+
+class ConcurrencyLimit:
+    """Limit of ``maximum`` for each tenant, counted in the memory of this process.
+
+    ``too_many`` follows the limit in the error message: what they are, and what to do.
+    """
+
+    def __init__(self, maximum: int, too_many: str) -> None:
+        self.maximum = maximum
+        self._too_many = too_many
+        self._open: Counter[TenantId] = Counter()
+
+    def admit(self, tenant_id: TenantId) -> None:
+        """Raise ``RateLimited`` when the tenant has ``maximum`` of them already."""
+        if self._open[tenant_id] >= self.maximum:
+            raise RateLimited(f"{self.maximum} {self._too_many}", retry_after=10)
+
+    @contextmanager
+    def hold(self, tenant_id: TenantId) -> Iterator[None]:
+        """Count one more of the tenant while the context is open."""
+        self._open[tenant_id] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant_id] -= 1
+            if not self._open[tenant_id]:
+                del self._open[tenant_id]
+
+    @contextmanager
+    def acquire(self, tenant_id: TenantId) -> Iterator[None]:
+        """Count one more of the tenant while the context is open. Raises ``RateLimited`` for one too many."""
+        self.admit(tenant_id)
+        with self.hold(tenant_id):
+            yield
+
+    def total(self) -> int:
+        """Return the number of them of all tenants."""
+        return self._open.total()

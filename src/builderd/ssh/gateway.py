@@ -20,9 +20,8 @@ from builderd.domain.errors import BuilderdError, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, Grant, ProcessSpec, Window
 from builderd.services import ssh, wake
 from builderd.services.application import Application
-from builderd.ssh import bridge
-from builderd.ssh.relay import LOCAL_NAMES, relay_to_port, relay_to_socket
-from builderd.ssh.session import Session
+from builderd.ssh import session
+from builderd.ssh.session import LOCAL_NAMES, Session, relay_to_port, relay_to_socket
 from builderd.ssh.throttle import Attempt, Throttle
 
 LOGIN_SECONDS = 20
@@ -241,7 +240,7 @@ class Login(asyncssh.SSHServer):
             wake.keep_awake(self._app, sandbox),
             self._app.engine.sandboxes.open_process(sandbox, spec) as process,
         ):
-            return await bridge.join(channel, process)
+            return await session.join(channel, process)
 
     def _count_channel(self) -> None:
         if self._channels >= MAX_CHANNELS:
@@ -290,7 +289,7 @@ class Login(asyncssh.SSHServer):
                 wake.keep_awake(self._app, sandbox),
                 self._app.engine.sandboxes.open_process(sandbox, spec) as process,
             ):
-                await bridge.forward(reader, writer, process)
+                await session.forward(reader, writer, process)
         except BuilderdError as error:
             log.info("forwarded SSH connection refused grant=%s error=%s", self.grant.id, error.message)
             writer.close()

@@ -1,13 +1,16 @@
-"""Session channels of a login: shell, command and sftp all run as a program in the sandbox."""
+"""One SSH session: its process, and the relay between it and the connection."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
+
+from builderd.domain.processes import MAX_WINDOW, Window
+from builderd.ports.processes import Process
 
 SFTP_VERSION = 3
 
@@ -46,3 +49,115 @@ class Session(asyncssh.SSHServerProcess[bytes]):
             self._on_end()
         else:
             self._handling.add_done_callback(lambda _: self._on_end())
+
+
+_PROGRAM = """
+import os, socket, sys, threading
+if sys.argv[1] == "port":
+    peer = socket.create_connection(("localhost", int(sys.argv[2])), 10)
+else:
+    peer = socket.socket(socket.AF_UNIX)
+    peer.settimeout(10)
+    peer.connect(sys.argv[2])
+peer.settimeout(None)
+def pour():
+    while piece := os.read(0, 65536):
+        peer.sendall(piece)
+    peer.shutdown(socket.SHUT_WR)
+threading.Thread(target=pour, daemon=True).start()
+while piece := peer.recv(65536):
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(1, view):]
+"""
+
+_PYTHON = ("/usr/bin/python3", "-I", "-c", _PROGRAM)
+
+#: Host names by which a client may forward to the sandbox itself.
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "ip6-localhost"})  # noqa: S104 -- a name, not an address
+
+
+def relay_to_port(port: int) -> tuple[str, ...]:
+    """Return the argv of a program that copies between its stdin and stdout and this port of the sandbox."""
+    return (*_PYTHON, "port", str(port))
+
+
+def relay_to_socket(path: str) -> tuple[str, ...]:
+    """Return the argv of a program that copies between its stdin and stdout and a Unix socket of the sandbox."""
+    return (*_PYTHON, "socket", path)
+
+
+CHUNK_BYTES = 64 * 1024
+#: Signals that a client may send to end what it started.
+ENDING = frozenset({"HUP", "INT", "TERM", "KILL", "QUIT"})
+
+Read = Callable[[], Awaitable[bytes]]
+
+
+async def join(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int | None:
+    """Copy both directions until the process ends. Return its exit code, or None when the client left first."""
+    outputs: list[Coroutine[Any, Any, None]] = [_copy(process.read, channel.stdout)]
+    if channel.term_type is None:
+        outputs.append(_copy(process.read_errors, channel.stderr))
+    feeding = asyncio.ensure_future(_feed(channel, process))
+    ending = asyncio.ensure_future(_wait_for_exit(outputs, process))
+    closed = asyncio.ensure_future(channel.channel.wait_closed())
+    try:
+        await asyncio.wait({ending, closed}, return_when=asyncio.FIRST_COMPLETED)
+        return await ending if ending.done() and not ending.exception() else None
+    finally:
+        for task in (feeding, ending, closed):
+            task.cancel()
+        await asyncio.gather(feeding, ending, closed, return_exceptions=True)
+
+
+async def _wait_for_exit(outputs: list[Coroutine[Any, Any, None]], process: Process) -> int:
+    """Return the exit code once all output is copied."""
+    await asyncio.gather(*outputs)
+    return await process.wait()
+
+
+async def _copy(read: Read, writer: asyncssh.SSHWriter[bytes]) -> None:
+    while piece := await read():
+        writer.write(piece)
+        await writer.drain()
+
+
+async def _feed(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> None:
+    """Copy the client's input, window sizes and signals to the process."""
+    while True:
+        try:
+            piece = await channel.stdin.read(CHUNK_BYTES)
+        except asyncssh.TerminalSizeChanged as change:
+            process.resize(Window(min(change.width, MAX_WINDOW), min(change.height, MAX_WINDOW)))
+            continue
+        except asyncssh.BreakReceived:
+            continue
+        except asyncssh.SignalReceived as received:
+            if received.signal in ENDING:
+                await process.kill()
+            continue
+        if not piece:
+            process.close_input()
+            return
+        await process.write(piece)
+
+
+async def forward(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], process: Process) -> None:
+    """Copy both directions of a forwarded connection until the relay process or the client ends it."""
+    copying = asyncio.ensure_future(_copy(process.read, writer))
+    feeding = asyncio.ensure_future(_copy_input(reader, process))
+    closed = asyncio.ensure_future(writer.channel.wait_closed())
+    try:
+        await asyncio.wait({copying, closed}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (copying, feeding, closed):
+            task.cancel()
+        await asyncio.gather(copying, feeding, closed, return_exceptions=True)
+        writer.close()
+
+
+async def _copy_input(reader: asyncssh.SSHReader[bytes], process: Process) -> None:
+    while piece := await reader.read(CHUNK_BYTES):
+        await process.write(piece)
+    process.close_input()

@@ -14,9 +14,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
-from builderd.api.server.request_log import RequestLog
+from builderd.api.server.middleware import HeadAsGet, RequestLog
 from builderd.api.server.streams import event, stream
 from builderd.domain.errors import BuilderdError
 from builderd.operations.operations import Operations
@@ -58,7 +57,7 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
         middleware=[
             Middleware(RequestLog, meter=meter),
             Middleware(Policy),
-            Middleware(Heads),
+            Middleware(HeadAsGet),
             Middleware(UnexpectedErrors),
         ],
         exception_handlers={BuilderdError: coded, HTTPException: routing},

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from builderd.api.server import requests
-from builderd.api.server.json_parsing import take
+from builderd.api.server.body_parser import take
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import make_bundle
 from builderd.domain.tokens import Scope

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from builderd.api.server.answers import STATUS, failure
-from builderd.api.server.heads import HeadSent
+from builderd.api.server.middleware import HeadSent
 from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed, machine_fault
 from builderd.web.visits import Renderer
 

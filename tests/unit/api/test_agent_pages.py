@@ -10,8 +10,8 @@ import pytest
 from tests.service import Service, running_service
 
 from builderd.agents import guide, section
-from builderd.api.agent_pages import MAX_BYTES, index
-from builderd.api.server.paths import PREFIX
+from builderd.api.docs_page import MAX_BYTES, index
+from builderd.api.server.answers import PREFIX
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from tests.contract.store.samples import NOW, SECOND
 
-from builderd.api.qa_formats import make_ctrf, make_junit
+from builderd.api.v1.qa import make_ctrf, make_junit
 from builderd.domain.ids import BuilderId
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 

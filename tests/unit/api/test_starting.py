@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from builderd.api import starting
-from builderd.api.server.servers import Servers
+from builderd.api.server.listener import Servers
 from builderd.api.starting import ApiPort
 
 

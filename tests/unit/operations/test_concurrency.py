@@ -6,7 +6,7 @@ import pytest
 
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import TenantId
-from builderd.operations.concurrency import ConcurrencyLimit
+from builderd.operations.operations import ConcurrencyLimit
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 

@@ -8,8 +8,8 @@ import pytest
 
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import NO_CALLS
-from builderd.operations import token_calls
-from builderd.operations.token_calls import TokenCalls
+from builderd.operations import last_uses
+from builderd.operations.last_uses import TokenCalls
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
@@ -24,7 +24,7 @@ def test_calls_are_taken_once_each_in_its_hour() -> None:
 
 
 def test_counters_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_calls, "MAX_TOKENS", 2)
+    monkeypatch.setattr(last_uses, "MAX_TOKENS", 2)
     calls = TokenCalls()
     for name in "abac":
         calls.count(TokenId(name), NOW)

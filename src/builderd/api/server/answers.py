@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import uuid
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-from builderd.api.server.request_ids import HEADER, id_of
 from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.domain.reviews import ReviewFailed
 from builderd.schemas.v1.reviews import review_of
@@ -104,3 +108,29 @@ def _headers(error: BuilderdError) -> dict[str, str]:
     if error.code == "unauthenticated":
         headers["WWW-Authenticate"] = 'Bearer realm="builderd"'
     return headers
+
+
+#: The id of the request that is being answered; empty outside of one.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+HEADER = "X-Request-Id"
+#: An id from outside stands in log lines and headers: nothing in it may break out of them.
+ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives every record a ``request_id`` for the formatter: the id, or ``-`` outside of a request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get() or "-"
+        return True
+
+
+def id_of(scope: Scope) -> str:
+    """Return the id that the caller gave, or a new one."""
+    given = Headers(scope=scope).get(HEADER, "")
+    return given if ACCEPTED.fullmatch(given) else str(uuid.uuid4())
+
+
+#: Every call of the API's first version begins so.
+PREFIX = "/api/v1"

@@ -12,9 +12,7 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 
 from builderd.api.server.auth import TheApplication, Writer, operations_of
-from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.json_parsing import take
-from builderd.api.server.spool import Body
+from builderd.api.server.body_parser import Body, BodyParser, take
 from builderd.domain.errors import BadRequest, RateLimited, TooLarge
 from builderd.schemas.v1.shape import Shape
 from builderd.services.application import Application

@@ -1,8 +1,24 @@
-"""Preferences of the caller: an answer at once (``Prefer``), or a stream of the stages (``Accept``)."""
+"""How a caller asks for its answer: ``Prefer``, ``Accept``, ``Idempotency-Key``; and calls that wait for an outcome."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import re
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
 from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from builderd.api.server.answers import Answer
+from builderd.api.server.auth import Identity, operations_of
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.ids import TenantId
+from builderd.operations.idempotency import Begun, KeptAnswer, Retry
+from builderd.operations.operations import Operations
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -40,3 +56,72 @@ def _weight(text: str) -> float:
     except ValueError:
         return 0.0
     return weight if 0 <= weight <= 1 else 0.0
+
+
+T = TypeVar("T")
+
+
+def count_blocking_call(request: Request, identity: Identity) -> AbstractContextManager[None]:
+    """Count a call among its tenant's blocking calls; a call that is answered at once is not counted.
+
+    Call it before anything is written: it raises ``RateLimited`` at the limit.
+    """
+    if wants_async(request):
+        return nullcontext()
+    return operations_of(request).blocking_calls.acquire(identity.token.tenant_id)
+
+
+async def until_disconnect(request: Request, coming: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``coming``. Raises ``ClientDisconnect`` when the caller disconnects before.
+
+    Only for a wait that changes nothing by itself. The request's body must have been read.
+    """
+    answer, left = asyncio.create_task(coming), asyncio.create_task(_has_left(request))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and left.result():
+            raise ClientDisconnect
+        return await answer
+    finally:
+        answer.cancel()
+        left.cancel()
+        await asyncio.gather(answer, left, return_exceptions=True)
+
+
+async def _has_left(request: Request) -> bool:
+    """Wait until the caller leaves and return True; return False for one that is still sending a body."""
+    message: Message = {"type": "http.request"}
+    while message["type"] == "http.request" and not message.get("more_body"):
+        message = await request.receive()
+    return bool(message["type"] == "http.disconnect")
+
+
+KEY_HEADER = "Idempotency-Key"
+REPLAYED = {"Idempotency-Replayed": "true"}
+KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry | None:
+    """Return the retry key of this request, None without one. Raises ``ValidationFailed``.
+
+    Its hash is that of the method, the path with its query, and the body.
+    """
+    key = request.headers.get(KEY_HEADER)
+    if key is None:
+        return None
+    if not KEY.fullmatch(key):
+        raise ValidationFailed({KEY_HEADER: ["must be 1 to 255 printable ASCII characters"]})
+    target = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+    text = f"{request.method}\n{target}\n{body_sha256}"
+    return Retry(tenant_id, key, hashlib.sha256(text.encode()).hexdigest())
+
+
+async def first_answer(operations: Operations, retry: Retry | None) -> Answer | Begun | None:
+    """Return the first call's answer, or what it began if it got none; None when this is the first call.
+
+    Raises ``Conflict`` as ``Retries.first`` does.
+    """
+    first = await operations.retries.first(retry) if retry else None
+    if isinstance(first, KeptAnswer):
+        return Answer(first.status, first.body, {**first.headers, **REPLAYED})
+    return first

@@ -8,13 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.api import openapi
-from builderd.api.blocking_calls import count_blocking_call, until_disconnect
-from builderd.api.server.answers import Answer, failure, success
+from builderd.api.server.answers import PREFIX, Answer, failure, success
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body, optional_json_body
-from builderd.api.server.paths import PREFIX
-from builderd.api.server.preferences import APPLIED, wants_async
-from builderd.api.v1 import outcomes as door
+from builderd.api.server.preferences import APPLIED, count_blocking_call, until_disconnect, wants_async
+from builderd.api.v1 import presenters as door
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import Listing, PageQuery, ThePage, listed, page_of
 from builderd.domain.backups import Backup, BackupStatus, Restore

@@ -9,10 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
-from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import ThePage
 from builderd.domain.credentials import NAME, name_error
 from builderd.domain.errors import BuilderdError, ValidationFailed

@@ -1,27 +1,41 @@
-"""Executions: a command run beside the app."""
+"""Commands beside the app: executions, terminals over a WebSocket (RFC 6455), and tokens for SSH."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, WebSocket
+from starlette.datastructures import QueryParams
 
 from builderd.api import openapi
-from builderd.api.server.answers import failure
-from builderd.api.server.auth import TheApplication, Writer, operations_of
-from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.answers import PREFIX, failure, success
+from builderd.api.server.auth import Identity, TheApplication, Writer, identity_of, operations_of
+from builderd.api.server.bodies import Received, json_body, optional_json_body
 from builderd.api.server.limits import Turns
-from builderd.api.server.paths import PREFIX
 from builderd.api.server.streams import ResourceStream, event, stream
+from builderd.api.server.terminal_relay import refuse, relay
 from builderd.api.v1.builders import Uuid
-from builderd.domain.errors import BuilderdError
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BadRequest, BuilderdError, EngineUnavailable, ValidationFailed
 from builderd.domain.ids import TenantId
-from builderd.domain.sandboxes import ExecResult
-from builderd.schemas.v1.running import ExecutionAnswer, NewExecution
-from builderd.services import executions
+from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, Grant, ProcessSpec, Window, shell
+from builderd.domain.sandboxes import ExecResult, command_error
+from builderd.domain.tokens import Scope
+from builderd.schemas.v1.running import (
+    ExecutionAnswer,
+    NewExecution,
+    NewSshGrant,
+    SshEnded,
+    SshEndedAnswer,
+    SshGrant,
+    SshGrantAnswer,
+)
+from builderd.services import executions, ssh, tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 
@@ -143,3 +157,133 @@ async def _events(
                     yield event("output", {"text": piece.text[start : start + PIECE], **name})
     except BuilderdError as error:
         yield event("failed", failure(error).body)
+
+
+log = logging.getLogger(__name__)
+
+terminal_router = APIRouter(prefix=PREFIX)
+
+#: The protocol that is spoken here. A browser, which cannot send a header, names its token as a second one.
+PROTOCOL = "builderd.terminal.v1"
+TOKEN_PROTOCOL = "bearer."  # noqa: S105
+
+
+@terminal_router.websocket("/builders/{uuid}/terminal")
+async def open_terminal(websocket: WebSocket, uuid: str) -> None:
+    """Open a terminal of ``columns`` by ``rows`` with a login shell, or the query's ``command``."""
+    application: Application = websocket.app.state.application
+    try:
+        identity = await identity_of(websocket, _websocket_secret(websocket))
+        identity.require(Scope.WRITE)
+        spec = _spec(websocket.query_params)
+        async with executions.session(application, identity.caller, uuid.lower(), spec) as process:
+            offered = websocket.scope["subprotocols"]
+            await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+            log.info("terminal opened builder=%s token=%s", uuid.lower(), identity.token.id)
+            await relay(websocket, process, _window, partial(_check_token, application, websocket))
+    except BuilderdError as error:
+        await refuse(websocket, error)
+
+
+def _websocket_secret(websocket: WebSocket) -> str:
+    scheme, _, secret = websocket.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return secret.strip()
+    named = [name for name in websocket.scope["subprotocols"] if name.startswith(TOKEN_PROTOCOL)]
+    return named[0].removeprefix(TOKEN_PROTOCOL) if named else ""
+
+
+def _spec(query: QueryParams) -> ProcessSpec:
+    command = query.get("command")
+    if command is not None and (why := command_error(command)):
+        raise ValidationFailed({"command": [why]})
+    window = Window(_size("columns", query.get("columns", "80")), _size("rows", query.get("rows", "24")))
+    return ProcessSpec(LOGIN_SHELL if command is None else shell(command), window=window)
+
+
+def _size(name: str, value: Any) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) <= MAX_WINDOW):
+        raise ValidationFailed({name: [f"must be from 1 to {MAX_WINDOW}"]})
+    return int(text)
+
+
+def _window(text: str) -> Window:
+    """Return the window size in a text message. Raises ``BadRequest`` or ``ValidationFailed``."""
+    try:
+        asked = json.loads(text)
+        if asked["type"] == "resize":
+            return Window(_size("columns", asked["columns"]), _size("rows", asked["rows"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise BadRequest(
+        'A text message must be {"type": "resize", "columns": …, "rows": …}; send what is typed as binary.'
+    )
+
+
+async def _check_token(application: Application, websocket: WebSocket) -> None:
+    """Raise ``Unauthenticated`` once the token has ended."""
+    secret, now = _websocket_secret(websocket), application.clock.now()
+    await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
+
+
+MAX_SSH_BYTES = 10_000
+
+SshBody = Annotated[Received[NewSshGrant], Depends(optional_json_body(NewSshGrant, MAX_SSH_BYTES))]
+Granting = Callable[..., tuple[Builder, Grant, str]]
+
+
+@router.post(
+    "/builders/{uuid}/ssh",
+    responses=openapi.answers(201, SshGrantAnswer, "A way in.", 400, 404, 409, 413, 422),
+    openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
+)
+async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: SshBody) -> Response:
+    """Create a token with which to log in to the builder by SSH, in addition to the existing ones.
+
+    Everyone who has the token gets a shell, and with it the app's files, environment and secrets.
+    """
+    return await _grant(ssh.grant, application, identity, uuid, body.value)
+
+
+@router.post(
+    "/builders/{uuid}/ssh/recreate",
+    responses=openapi.answers(201, SshGrantAnswer, "A way in, the only one.", 400, 404, 409, 413, 422),
+    openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
+)
+async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: SshBody) -> Response:
+    """A new token; all others end, and their sessions are cut."""
+    return await _grant(ssh.recreate, application, identity, uuid, body.value)
+
+
+@router.delete("/builders/{uuid}/ssh", responses=openapi.answers(200, SshEndedAnswer, "All tokens are revoked.", 404))
+async def end_ssh(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """End all SSH tokens of the builder, and cut their sessions."""
+    now = application.clock.now()
+    builder = await application.commit(lambda uow: ssh.revoke(uow, identity.caller, uuid.lower(), now))
+    answer = SshEndedAnswer(message="All SSH tokens of the builder are over.", data=SshEnded(uuid=builder.id))
+    return success(answer).response()
+
+
+async def _grant(
+    granting: Granting, application: Application, identity: Identity, uuid: str, new: NewSshGrant
+) -> Response:
+    gateway = application.ssh
+    if gateway is None:
+        raise EngineUnavailable("This service has no SSH gateway: its operator set ssh.port to 0.")
+    now = application.clock.now()
+    builder, made, token = await application.store.write(
+        lambda uow: granting(uow, identity.caller, uuid.lower(), new.expires_minutes, now)
+    )
+    application.signals.change(builder.id)
+    data = SshGrant(
+        ssh_command=gateway.command(token),
+        token=token,
+        expires_at=made.expires_at,
+        host=gateway.host,
+        port=gateway.port,
+        fingerprint=gateway.fingerprint,
+        known_hosts=gateway.known_hosts,
+    )
+    message = f"Log in to {builder.name} with: {data.ssh_command}"
+    return success(SshGrantAnswer(message=message, data=data), 201).response()

@@ -1,4 +1,4 @@
-"""Leases: take, list, renew, end. From inside an app the same calls are answered, by ``doors.http.inside``."""
+"""Leases: take, list, renew, end. Apps make the same calls by ``api.sandbox_api``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Response
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
-from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import PageQuery, ThePage
 from builderd.domain import builders as domain
@@ -23,10 +22,10 @@ from builderd.store import UnitOfWork
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
-MAX_BODY_BYTES = 20_000
+MAX_LEASE_BYTES = 20_000
 
-Body = Annotated[Received[NewLease], Depends(json_body(NewLease, MAX_BODY_BYTES))]
-RenewedBody = Annotated[Received[RenewedLease], Depends(json_body(RenewedLease, MAX_BODY_BYTES))]
+LeaseBody = Annotated[Received[NewLease], Depends(json_body(NewLease, MAX_LEASE_BYTES))]
+RenewedBody = Annotated[Received[RenewedLease], Depends(json_body(RenewedLease, MAX_LEASE_BYTES))]
 LeaseUuid = Annotated[str, Path(description="The lease's id.", json_schema_extra={"format": "uuid"})]
 
 #: Finds the builder, locked for who changes it.
@@ -38,9 +37,9 @@ Find = Callable[[UnitOfWork], Builder]
     responses=openapi.answers(201, LeaseAnswer, "It is busy until then.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewLease, {"seconds": 600, "reason": "importing last year's orders"}),
 )
-async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
+async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, body: LeaseBody) -> Response:
     """Say that it is busy: until then it neither sleeps nor stops for idleness."""
-    return await take(application, _found(identity, uuid), identity.caller.actor, body.value)
+    return await take_for(application, _locked(identity, uuid), identity.caller.actor, body.value)
 
 
 @router.get("/builders/{uuid}/leases", responses=openapi.answers(200, LeasePage, "A page of them.", 404, 422))
@@ -58,23 +57,23 @@ async def renew_lease(
     application: TheApplication, identity: Writer, uuid: Uuid, lease: LeaseUuid, body: RenewedBody
 ) -> Response:
     """Renew a lease: from now on it lasts for so many seconds."""
-    return await renew(application, _found(identity, uuid), lease, body.value)
+    return await renew_for(application, _locked(identity, uuid), lease, body.value)
 
 
 @router.delete("/builders/{uuid}/leases/{lease}", responses=openapi.answers(200, LeaseAnswer, "It is over.", 404))
 async def end_lease(application: TheApplication, identity: Writer, uuid: Uuid, lease: LeaseUuid) -> Response:
     """End a lease before its time."""
-    return await end(application, _found(identity, uuid), identity.caller.actor, lease)
+    return await end_for(application, _locked(identity, uuid), identity.caller.actor, lease)
 
 
-def _found(identity: Identity, uuid: str) -> Find:
+def _locked(identity: Identity, uuid: str) -> Find:
     return lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower(), lock=True)
 
 
 # What both doors do
 
 
-async def take(application: Application, find: Find, actor: str, new: NewLease) -> Response:
+async def take_for(application: Application, find: Find, actor: str, new: NewLease) -> Response:
     """201 with the lease."""
     now = application.clock.now()
 
@@ -84,39 +83,39 @@ async def take(application: Application, find: Find, actor: str, new: NewLease) 
     lease = await application.store.write(write)
     # It may have been asleep.
     application.signals.desired_changed(lease.builder_id)
-    return success(_answer("It is busy", lease), 201).response()
+    return success(_lease_answer("It is busy", lease), 201).response()
 
 
 async def list_active(application: Application, find: Find, query: PageQuery) -> Response:
     """200 with a page of them."""
     now = application.clock.now()
     found = await application.store.read(lambda uow: leases.active(uow, find(uow), now))
-    data = [_present(lease) for lease in query.cut(found)]
+    data = [_present_lease(lease) for lease in query.cut(found)]
     message = f"{len(found)} leases keep it busy."
     return success(LeasePage(message=message, data=data, meta=query.of(len(found)))).response()
 
 
-async def renew(application: Application, find: Find, lease_id: str, new: RenewedLease) -> Response:
+async def renew_for(application: Application, find: Find, lease_id: str, new: RenewedLease) -> Response:
     """200 with the lease as it is now."""
     now = application.clock.now()
     lease = await application.store.write(
         lambda uow: leases.renew(uow, find(uow), lease_id.lower(), new.seconds, new.reason, now)
     )
-    return success(_answer("It is busy", lease)).response()
+    return success(_lease_answer("It is busy", lease)).response()
 
 
-async def end(application: Application, find: Find, actor: str, lease_id: str) -> Response:
+async def end_for(application: Application, find: Find, actor: str, lease_id: str) -> Response:
     """200 with the lease as it was."""
     now = application.clock.now()
     lease = await application.store.write(lambda uow: leases.end(uow, find(uow), actor, lease_id.lower(), now))
-    return success(_answer("It was busy", lease)).response()
+    return success(_lease_answer("It was busy", lease)).response()
 
 
-def _answer(what: str, lease: domain.Lease) -> LeaseAnswer:
-    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=_present(lease))
+def _lease_answer(what: str, lease: domain.Lease) -> LeaseAnswer:
+    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=_present_lease(lease))
 
 
-def _present(lease: domain.Lease) -> Lease:
+def _present_lease(lease: domain.Lease) -> Lease:
     return Lease(
         id=lease.id,
         reason=lease.reason,

@@ -9,9 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Reader, TheApplication, operations_of
-from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.domain.metrics import Usage, UsageSample, response_seconds
 from builderd.domain.previews import STATUS_CLASSES

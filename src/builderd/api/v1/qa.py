@@ -1,27 +1,134 @@
-"""QA: the verdict of the gate, the report on a copy, and its screenshots."""
+"""The gates: QA and review of a version, and their reports."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
+from xml.sax.saxutils import escape, quoteattr
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
 
+from builderd import __version__
 from builderd.api import openapi
-from builderd.api.qa_formats import CTRF_MEDIA, JUNIT_MEDIA, make_ctrf, make_junit
-from builderd.api.server.answers import success
-from builderd.api.server.auth import Reader, TheApplication, Writer
-from builderd.api.server.paths import PREFIX
+from builderd.api.server.answers import PREFIX, Answer, success
+from builderd.api.server.auth import Reader, TheApplication, Writer, operations_of
+from builderd.api.server.bodies import Received, json_body
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import NotFound
-from builderd.domain.qa import Check, ReportStatus, gate_passed
+from builderd.domain.qa import Check, Outcome, QaReport, ReportStatus, gate_passed
+from builderd.domain.tokens import Scope
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.reviews import Qa, QaAnswer, QaCheck, QaScreenshot
+from builderd.schemas.v1.reviews import (
+    SARIF,
+    NewAcceptance,
+    Qa,
+    QaAnswer,
+    QaCheck,
+    QaScreenshot,
+    Review,
+    ReviewAnswer,
+    review_of,
+    sarif_of,
+)
 from builderd.schemas.v1.shape import Parameters
-from builderd.services import qa
+from builderd.services import qa, verdicts
+from builderd.services.verdicts import ReviewView
+
+JUNIT_MEDIA = "application/xml"
+CTRF_MEDIA = "application/vnd.ctrf+json"
+#: Characters that XML 1.0 cannot contain, not even as character references.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_CTRF_STATUS = {
+    Outcome.PASSED: "passed",
+    Outcome.WARNING: "passed",
+    Outcome.FAILED: "failed",
+    Outcome.NOT_JUDGED: "skipped",
+}
+
+
+def make_junit(report: QaReport) -> str:
+    """Return the report as JUnit XML: a suite for the gate, one for the report. Checks not judged are skipped."""
+    suites = "\n".join(_suite(name, checks) for name, checks in _suites(report))
+    tests, failures, skipped = _counts([check for _, checks in _suites(report) for check in checks])
+    head = f'<testsuites name="builderd QA" tests="{tests}" failures="{failures}" skipped="{skipped}" errors="0">'
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}\n{suites}\n</testsuites>\n'
+
+
+def _suites(report: QaReport) -> Iterator[tuple[str, tuple[Check, ...]]]:
+    yield "gate", report.gate
+    yield "report", report.checks
+
+
+def _counts(checks: list[Check]) -> tuple[int, int, int]:
+    failed = sum(check.outcome is Outcome.FAILED for check in checks)
+    skipped = sum(check.outcome is Outcome.NOT_JUDGED for check in checks)
+    return len(checks), failed, skipped
+
+
+def _suite(name: str, checks: tuple[Check, ...]) -> str:
+    tests, failures, skipped = _counts(list(checks))
+    seconds = sum(check.seconds for check in checks)
+    counts = f'tests="{tests}" failures="{failures}" skipped="{skipped}" errors="0" time="{seconds:.3f}"'
+    cases = "\n".join(_case(name, check) for check in checks)
+    return f'  <testsuite name="{name}" {counts}>\n{cases}\n  </testsuite>'
+
+
+def _case(suite: str, check: Check) -> str:
+    opening = f'    <testcase classname="qa.{suite}" name="{check.name}" time="{check.seconds:.3f}"'
+    message = quoteattr(_xml(check.message))
+    said = escape(_xml("\n".join((check.message, *check.findings))))
+    match check.outcome:
+        case Outcome.FAILED:
+            return f"{opening}>\n      <failure message={message}>{said}</failure>\n    </testcase>"
+        case Outcome.NOT_JUDGED:
+            return f"{opening}>\n      <skipped message={message}/>\n    </testcase>"
+        case _:
+            return f"{opening}>\n      <system-out>{said}</system-out>\n    </testcase>"
+
+
+def _xml(text: str) -> str:
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def make_ctrf(report: QaReport) -> str:
+    """Return the report as CTRF JSON; times are in milliseconds."""
+    checks = [check for _, suite in _suites(report) for check in suite]
+    tests, failed, skipped = _counts(checks)
+    summary = {
+        "tests": tests,
+        "passed": tests - failed - skipped,
+        "failed": failed,
+        "skipped": skipped,
+        "pending": 0,
+        "other": 0,
+        "start": _milliseconds(report.gate_at),
+        "stop": _milliseconds(report.finished_at or report.gate_at),
+    }
+    cases = [_ctrf(name, check) for name, suite in _suites(report) for check in suite]
+    document = {"tool": {"name": "builderd-qa"}, "summary": summary, "tests": cases}
+    return json.dumps({"reportFormat": "CTRF", "specVersion": "0.0.0", "results": document}, ensure_ascii=False)
+
+
+def _ctrf(suite: str, check: Check) -> dict[str, Any]:
+    case = {
+        "name": check.name.value,
+        "status": _CTRF_STATUS[check.outcome],
+        "duration": round(check.seconds * 1000),
+        "suite": [suite],
+        "message": check.message,
+        "rawStatus": check.outcome.value,
+    }
+    return {**case, "trace": "\n".join(check.findings)} if check.findings else case
+
+
+def _milliseconds(time: datetime | None) -> int:
+    return round(time.timestamp() * 1000) if time else 0
+
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.GATES])
 
@@ -170,3 +277,91 @@ def _verdict(view: qa.QaView) -> str:
         return f"The gate was left out for version {number}"
     said = "passed" if gate_passed(gate) else "failed"
     return f"The gate was left out for version {number}, which {said} it when it was judged later"
+
+
+MAX_ACCEPTANCE_BYTES = 20_000
+
+AcceptanceBody = Annotated[Received[NewAcceptance], Depends(json_body(NewAcceptance, MAX_ACCEPTANCE_BYTES))]
+
+
+class ReviewFormat(StrEnum):
+    JSON = "json"
+    SARIF = "sarif"
+
+
+class ReviewQuery(VersionQuery):
+    """``sarif``: SARIF 2.1.0, JSON with one run."""
+
+    format: ReviewFormat = ReviewFormat.JSON
+
+
+_REVIEW_FORMATS: dict[str, Any] = {SARIF: {"schema": {"type": "object", "description": "With `format=sarif`."}}}
+
+
+@router.post("/builders/{uuid}/review", responses=openapi.answers(200, ReviewAnswer, "What it finds now.", 404))
+async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Review the current version's code again, by the present policy.
+
+    A running app keeps running, whatever the result; it does not start again while it does not pass.
+    """
+    return _review_answer(await verdicts.again(application, identity.caller, uuid.lower())).response()
+
+
+@router.get(
+    "/builders/{uuid}/review",
+    responses=openapi.answers(200, ReviewAnswer, "The report.", 404, 422, content=_REVIEW_FORMATS),
+)
+async def get_review(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ReviewQuery, Query()]
+) -> Response:
+    """The review of a version, with what was accepted of it.
+
+    Without `version` that of the current one; where that has none, the last before it, which says that it is outdated
+    if the code is another.
+    """
+    tenant_id, now = identity.token.tenant_id, application.clock.now()
+    async with operations_of(request).lists.one(tenant_id):
+        view = await application.store.read(lambda uow: verdicts.get(uow, tenant_id, uuid.lower(), now, query.version))
+    if query.format is ReviewFormat.SARIF:
+        return Answer(200, sarif_of(_present_review(view), __version__)).response(SARIF)
+    return _review_answer(view).response()
+
+
+@router.post(
+    "/builders/{uuid}/review/accept",
+    responses=openapi.answers(200, ReviewAnswer, "The report, with what is accepted by now.", 400, 404, 409, 413, 422),
+    openapi_extra=openapi.body_of(
+        NewAcceptance, {"fingerprint": "0123456789abcdef0123456789abcdef", "reason": "an admin tool behind a login"}
+    ),
+)
+async def accept_finding(application: TheApplication, identity: Writer, uuid: Uuid, body: AcceptanceBody) -> Response:
+    """Accept a finding: of this builder, from now on, for as long as its line stays as it is.
+
+    A hold needs a reason, a block a token with the scope `admin` and a date as well. Nothing is started by it: `start`
+    the builder, or deploy the same code again.
+    """
+    new, now = body.value, application.clock.now()
+    asked = verdicts.NewAcceptance(
+        new.fingerprint, new.reason, new.expires, as_admin=identity.token.allows(Scope.ADMIN)
+    )
+    number = await verdicts.accept(application, identity.caller, uuid.lower(), asked, now)
+    tenant_id = identity.token.tenant_id
+    view = await application.store.read(lambda uow: verdicts.get(uow, tenant_id, uuid.lower(), now, number))
+    return _review_answer(view, "Accepted. ").response()
+
+
+def _present_review(view: ReviewView) -> Review:
+    return review_of(view.report, view.verdict, view.version.number, outdated=view.outdated)
+
+
+def _review_answer(view: ReviewView, before: str = "") -> Answer:
+    return success(ReviewAnswer(message=before + _review_message(view), data=_present_review(view)))
+
+
+def _review_message(view: ReviewView) -> str:
+    number, stopping = view.version.number, len(view.verdict.open) + view.verdict.untold
+    if view.outdated:
+        return f"This is the review of version {number}, whose code is not the builder's any more."
+    if view.verdict.passed:
+        return f"Version {number} passes the review."
+    return f"Version {number} does not pass the review: {stopping} finding{'s' * (stopping > 1)} must not stand."

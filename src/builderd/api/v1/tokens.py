@@ -7,10 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Administrator, Reader, TheApplication, operations_of
 from builderd.api.server.bodies import Received, json_body
-from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import ThePage
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Token

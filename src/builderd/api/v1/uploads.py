@@ -9,11 +9,10 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import TheApplication, Writer
 from builderd.api.server.bodies import Received, announced_length, optional_json_body, pieces
 from builderd.api.server.limits import count_for_tenant
-from builderd.api.server.paths import PREFIX
 from builderd.domain.errors import BadRequest
 from builderd.domain.files import SHA256, Upload
 from builderd.schemas.v1.uploads import NewUpload, UploadAnswer, UploadPlace, UploadPlaceAnswer, UploadState

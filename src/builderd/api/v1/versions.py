@@ -10,18 +10,21 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from builderd.api import openapi
-from builderd.api.blocking_calls import count_blocking_call, until_disconnect
-from builderd.api.idempotency import first_answer, retry_of
 from builderd.api.server import requests
-from builderd.api.server.answers import Answer, failure, success
+from builderd.api.server.answers import PREFIX, Answer, failure, success
 from builderd.api.server.auth import Identity, Reader, TheApplication, TheOperations, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body
-from builderd.api.server.paths import PREFIX
-from builderd.api.server.preferences import wants_async, wants_events
+from builderd.api.server.preferences import (
+    count_blocking_call,
+    first_answer,
+    retry_of,
+    until_disconnect,
+    wants_async,
+    wants_events,
+)
 from builderd.api.server.streams import stream
-from builderd.api.v1 import outcomes as door
-from builderd.api.v1.builders import CHANGE, Uuid
-from builderd.api.v1.creations import MAX_BODY_BYTES, check_gates, in_form, progress_stream
+from builderd.api.v1 import presenters as door
+from builderd.api.v1.builders import CHANGE, MAX_BODY_BYTES, Uuid, check_gates, in_form, progress_stream
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import NotFound
@@ -30,6 +33,7 @@ from builderd.domain.versions import Version
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations, sent_by
 from builderd.schemas.v1 import versions as wire
+from builderd.schemas.v1.backups import RemovedBuilds, RemovedBuildsAnswer
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
 from builderd.schemas.v1.settings import given_fields, shown_settings
 from builderd.schemas.v1.shape import Parameters
@@ -339,3 +343,17 @@ def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
         created_by=version.created_by,
         created_at=version.created_at,
     )
+
+
+@router.delete(
+    "/builders/{uuid}/build-cache", responses=openapi.answers(200, RemovedBuildsAnswer, "They are removed.", 404)
+)
+async def clear_build_cache(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Remove the kept results of the builds of its versions, which count for your layers.
+
+    A version that runs or is stopped keeps its files. A rollback to another version builds it again.
+    """
+    removed = await deployments.remove(application, identity.caller, uuid.lower())
+    data = RemovedBuilds(results=removed.results, bytes=removed.bytes)
+    message = f"{removed.results} results of builds are removed."
+    return success(RemovedBuildsAnswer(message=message, data=data)).response()

@@ -7,10 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
+from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
-from builderd.api.server.paths import PREFIX
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.events import Delivery, DeliveryStatus, Webhook
 from builderd.schemas.v1 import webhooks as wire

@@ -12,7 +12,7 @@ from fastapi import Request
 
 from builderd.api.server import bodies
 from builderd.api.server.bodies import check_media_type, read_body
-from builderd.api.server.json_parsing import parse_object
+from builderd.api.server.body_parser import parse_object
 from builderd.domain.errors import BadRequest, TooLarge
 
 

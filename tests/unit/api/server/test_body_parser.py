@@ -17,9 +17,8 @@ import pytest
 from tests.patience import patience
 from tests.service import MINIMAL
 
-from builderd.api.server import body_parser, json_parsing
-from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.spool import Body
+from builderd.api.server import body_parser
+from builderd.api.server.body_parser import Body, BodyParser
 from builderd.domain.errors import BadRequest, BuilderdError, MachineFault, TooLarge, ValidationFailed
 from builderd.domain.resources import Resources
 from builderd.schemas.v1.builders import NewBuilder
@@ -59,8 +58,8 @@ async def test_a_value_is_the_same_as_in_this_process(
 ) -> None:
     body = json.dumps(value).encode()
     parsed = await parser.take(shape, Body(body), CONTEXT)
-    assert parsed == json_parsing.take(shape, body, CONTEXT)
-    assert parsed.model_fields_set == json_parsing.take(shape, body, CONTEXT).model_fields_set
+    assert parsed == body_parser.take(shape, body, CONTEXT)
+    assert parsed.model_fields_set == body_parser.take(shape, body, CONTEXT).model_fields_set
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ async def test_an_error_is_the_same_as_in_this_process(
     with pytest.raises(kind) as there:
         await parser.take(NewBuilder, Body(body), CONTEXT)
     with pytest.raises(kind) as here:
-        json_parsing.take(NewBuilder, body, CONTEXT)
+        body_parser.take(NewBuilder, body, CONTEXT)
     assert there.value.message == here.value.message
     assert getattr(there.value, "errors", None) == getattr(here.value, "errors", None)
 
@@ -98,7 +97,7 @@ async def test_a_process_that_was_killed_is_a_fault_of_the_machine_and_replaced(
 SERVICE = """
 import asyncio, os, signal, sys
 from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.spool import Body
+from builderd.api.server.body_parser import Body
 from builderd.schemas.v1.running import NewExecution
 async def main():
     await BodyParser().take(NewExecution, Body(b'{"command": "ls"}'), {})

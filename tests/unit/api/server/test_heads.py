@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, listening
 
-from builderd.api.server import request_log
+from builderd.api.server import middleware
 
 API = "/api/v1"
 OWN = {"x-request-id", "date", "ratelimit", "ratelimit-remaining", "ratelimit-reset"}
@@ -45,7 +45,7 @@ async def test_head_of_a_stream_has_no_body(service: Service, client: httpx.Asyn
 async def test_head_request_is_logged_and_counted_as_head(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, request_log.__name__):
+    with caplog.at_level(logging.INFO, middleware.__name__):
         await client.head("/healthz")
     assert caplog.records[0].getMessage().startswith("request method=HEAD path=/healthz status=200 ms=")
 

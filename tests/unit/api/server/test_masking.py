@@ -6,7 +6,7 @@ import pytest
 from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service, running_service
 
-from builderd.api.server import masking
+from builderd.api.server import middleware
 from builderd.domain.credentials import MASK
 
 SECRET = "sk-very-secret-0001"
@@ -80,7 +80,7 @@ async def test_a_malformed_program_name_is_ignored(service: Service, name: str) 
 async def test_a_long_answer_is_masked_without_being_collected(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masking, "MAX_DOCUMENT", 1_000)
+    monkeypatch.setattr(middleware, "MAX_DOCUMENT", 1_000)
     uuid = await made(service)
     client = service.client(service.write, **MASKED)
     content = b"x" * 300_000 + SECRET.encode() + b"y" * 300_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import Headers
 
-from builderd.api.server.ranges import Part, RangeNotSatisfiable, condition_of, is_known, part_of
+from builderd.api.v1.files import Part, RangeNotSatisfiable, condition_of, is_known, part_of
 from builderd.domain.errors import BadRequest
 from builderd.domain.files import Condition
 

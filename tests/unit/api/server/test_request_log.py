@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.api.server.request_ids import RequestIdFilter
+from builderd.api.server.answers import RequestIdFilter
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 from uvicorn.importer import ImportFromStringError
 
-from builderd.api.server import servers
+from builderd.api.server import listener
 from builderd.api.server.limits import Limiter
-from builderd.api.server.servers import Servers, bind
+from builderd.api.server.listener import Servers, bind
 from builderd.domain.errors import EngineUnavailable
 from builderd.operations.proxy_header import SIGNATURE
 
@@ -35,7 +35,7 @@ async def test_a_server_that_cannot_start_is_an_error_and_gives_its_port_back(mo
     def lacking(app: Any, *_: Any) -> uvicorn.Config:
         return uvicorn.Config(app, ws="no_such_module:Protocol", lifespan="off", log_config=None)
 
-    monkeypatch.setattr(servers, "server_config", lacking)
+    monkeypatch.setattr(listener, "server_config", lacking)
     port = _port()
     with pytest.raises(ImportFromStringError, match="no_such_module"):
         async with Servers() as some:
@@ -67,7 +67,7 @@ def test_port_in_use_is_reported_early_too() -> None:
 #: In a network without an interface that is up: an address comes, goes and comes.
 COMES_AND_GOES = """\
 import socket, subprocess
-from builderd.api.server.servers import bind
+from builderd.api.server.listener import bind
 def ip(*words): subprocess.run(["ip", *words], check=True)
 def reach():
     try:

@@ -20,8 +20,8 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import request_log, terminal_relay
-from builderd.api.v1 import terminals
+from builderd.api.server import middleware, terminal_relay
+from builderd.api.v1 import executions
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.processes import LOGIN_SHELL, Window
 
@@ -72,9 +72,9 @@ async def test_terminal_sends_the_exit_code_and_closes(service: Service, url: st
 
 
 async def test_a_browser_names_its_token_as_a_protocol(service: Service, url: str) -> None:
-    names = [Subprotocol(terminals.PROTOCOL), Subprotocol(f"bearer.{service.write}")]
+    names = [Subprotocol(executions.PROTOCOL), Subprotocol(f"bearer.{service.write}")]
     async with connect(url, subprotocols=names, proxy=None, open_timeout=PATIENCE) as socket:
-        assert socket.subprotocol == terminals.PROTOCOL
+        assert socket.subprotocol == executions.PROTOCOL
     with pytest.raises(InvalidStatus):
         async with connect(
             url, subprotocols=[names[0], Subprotocol("bearer.bd_wrong")], proxy=None, open_timeout=PATIENCE
@@ -113,7 +113,7 @@ async def test_a_refusal_has_an_id_and_a_line_as_any_answer(
     assert "secret" not in caplog.text
     for status in (401, 101):
         assert f'method="GET",route="{BUILDERS}/{{uuid}}/terminal",status="{status}"' in answered
-    lines = [record.getMessage().split() for record in caplog.records if record.name == request_log.__name__]
+    lines = [record.getMessage().split() for record in caplog.records if record.name == middleware.__name__]
     assert [line[3] for line in lines if line[2].endswith("/terminal")] == ["status=401", "status=101"]
 
 
@@ -170,7 +170,7 @@ async def test_a_token_that_ends_takes_its_terminal_along(
 async def test_an_unavailable_database_ends_no_terminal(
     service: Service, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, check = asyncio.Semaphore(0), terminals._check
+    asked, check = asyncio.Semaphore(0), executions._check_token
 
     async def fail_at_first(*args: Any) -> None:
         asked.release()
@@ -180,7 +180,7 @@ async def test_an_unavailable_database_ends_no_terminal(
 
     is_back = asyncio.Event()
     monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.02)
-    monkeypatch.setattr(terminals, "_check", fail_at_first)
+    monkeypatch.setattr(executions, "_check_token", fail_at_first)
     async with asyncio.timeout(PATIENCE), opened(url, service.write) as socket:
         for _ in range(3):
             await asked.acquire()

@@ -1,4 +1,4 @@
-"""Last uses and calls of API tokens and sessions, recorded without delaying requests: the store may be locked, or full."""
+"""Last uses and calls of API tokens and sessions, recorded without delaying requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers by which a caller chooses its answer: ``Prefer``, ``Accept``, ``Idempotency-Key``; and calls that wait for an outcome."""
+"""Headers by which a caller chooses its answer, and calls that wait for an outcome."""
 
 from __future__ import annotations
 

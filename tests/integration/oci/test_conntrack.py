@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 import subprocess
@@ -62,34 +61,6 @@ def tracked() -> list[str]:
     return [next(word for word in flow.split() if word.startswith("src="))[4:] for flow in flows]
 
 
-@pytest.fixture(params=["by filter", "one by one"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ways of a kernel since 6.12, and of one before, which refuses to delete by a filter."""
-    if request.param == "one by one":
-        by_filter = conntrack.make_flush
-        monkeypatch.setattr(conntrack, "make_flush", lambda *about: _without_filter(by_filter(*about)))
-
-
-def _without_filter(message: bytes) -> bytes:
-    """Return the deletion as a kernel before 6.12 reads it: by the addresses alone."""
-    kept = message[:-12]
-    return struct.pack("=I", len(kept)) + kept[4:]
-
-
-def test_deletion_by_addresses_alone_is_refused_and_deletes_nothing() -> None:
-    track((MINE, PEER, 1000), (OTHER, PEER, 1000))
-    with conntrack._connect() as kernel, pytest.raises(OSError, match="ctnetlink") as refused:
-        conntrack._delete(kernel, [_without_filter(conntrack.make_flush(socket.inet_aton(MINE), 1))])
-    assert refused.value.errno == errno.EINVAL
-    assert sorted(tracked()) == [MINE, OTHER]
-
-
-def test_kernel_since_6_12_deletes_by_filter() -> None:
-    version = tuple(int(number) for number in os.uname().release.split(".")[:2])
-    assert conntrack._forget_by_filter(socket.inet_aton(MINE)) is (version >= (6, 12))
-
-
-@pytest.mark.usefixtures("way")
 def test_nothing_but_the_flows_of_the_address_is_forgotten() -> None:
     forget(MINE)
     track((MINE, PEER, 1000), (MINE, PEER, 1001), (OTHER, PEER, 1000), ("10.64.8.1", MINE, 1000), (PEER, OTHER, 1000))
@@ -106,26 +77,19 @@ def test_flows_of_a_subnet_are_deleted_except_known_addresses() -> None:
     assert sorted(tracked()) == ["10.64.16.0", "10.64.7.255", "10.64.8.1", OTHER, PEER]
 
 
-@pytest.mark.usefixtures("way")
 def test_flows_in_a_zone_are_forgotten_too() -> None:
     track((MINE, PEER, 1000), (OTHER, PEER, 1000), zone=7)
     forget(MINE)
     assert tracked() == [OTHER]
 
 
-@pytest.mark.usefixtures("way")
 def test_more_than_is_deleted_at_once_is_forgotten() -> None:
     track(*((MINE, PEER, 1000 + number) for number in range(5000)))
     forget(MINE)
     assert tracked() == []
 
 
-@pytest.mark.parametrize("kernel", ["6.12", "5.8", "5.7"])
-def test_a_full_table_hides_nothing(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernel != "6.12":
-        monkeypatch.setattr(conntrack, "_forget_by_filter", lambda _: False)
-    if kernel == "5.7":  # it does not know the filter
-        monkeypatch.setattr(conntrack, "_CTA_FILTER", 0x3FFF)
+def test_a_full_table_hides_nothing() -> None:
     first = int(IPv4Address("10.64.9.0"))
     track(*((str(IPv4Address(first + number // 60_000)), PEER, 1000 + number % 60_000) for number in range(100_000)))
     track((MINE, PEER, 1000), (PEER, MINE, 1000))
@@ -134,7 +98,6 @@ def test_a_full_table_hides_nothing(kernel: str, monkeypatch: pytest.MonkeyPatch
     assert int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text()) == 100_000
 
 
-@pytest.mark.usefixtures("way")
 def test_ended_flow_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     track((MINE, PEER, 1000), (MINE, PEER, 1001))
     delete = conntrack._delete
@@ -148,15 +111,9 @@ def test_ended_flow_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracked() == []
 
 
-def test_kernel_without_conntrack_netlink_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conntrack, "_GET", 0xFE01)  # of a part that no kernel has
-    monkeypatch.setattr(conntrack, "_DELETE", 0xFE02)
-    with pytest.raises(NoConntrack):
-        forget(MINE)
-
-
-def test_kernel_without_netfilter_sockets_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conntrack, "_NETLINK_NETFILTER", 31)
+@pytest.mark.parametrize(("name", "value"), [("_GET", 0xFE01), ("_NETLINK_NETFILTER", 31)])
+def test_kernel_without_conntrack_netlink_is_reported(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
+    monkeypatch.setattr(conntrack, name, value)  # of a part that no kernel has
     with pytest.raises(NoConntrack):
         forget(MINE)
 
@@ -164,7 +121,6 @@ def test_kernel_without_netfilter_sockets_is_reported(monkeypatch: pytest.Monkey
 def test_other_netlink_errors_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "_LACKING", ())
     monkeypatch.setattr(conntrack, "_GET", 0xFE01)
-    monkeypatch.setattr(conntrack, "_DELETE", 0xFE02)
     with pytest.raises(OSError, match="ctnetlink") as refused:
         forget(MINE)
     assert refused.value.errno == errno.EINVAL

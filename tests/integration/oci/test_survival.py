@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -307,30 +306,3 @@ async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: E
         await engine.disks.clone_disk(spec.disk, DiskId("copy-of-frozen"), GB)
         assert (await engine.sandboxes.report(spec.id)).state is SandboxState.FROZEN
         await engine.disks.delete_disk(DiskId("copy-of-frozen"))
-
-
-@pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
-async def test_a_sandbox_whose_link_or_bridge_was_taken_away_is_connected_again_or_ended(
-    settings: EngineOptions, isolation: Isolation
-) -> None:
-    async with prepared(settings) as engine:
-        spec = await make_spec(engine, apps.SERVER, isolation=isolation)
-        report = await engine.sandboxes.start(spec)
-        await until_listening(engine, spec.id)
-        record = engine._here.runs.find(spec.id)
-        assert record is not None
-        links = (engine._here.network.link_name(record.slot), engine._here.network.bridge)
-        await engine.close()
-        for link in links:
-            subprocess.run(["ip", "link", "delete", link], check=True)
-        await engine.prepare(lambda line: None)
-        after = await engine.sandboxes.report(spec.id)
-        if isolation is Isolation.STRONG:
-            assert after.state is SandboxState.EXITED
-            return
-        assert (after.state, after.ip) == (SandboxState.RUNNING, report.ip)
-        await until_listening(engine, spec.id)
-        with socket.create_connection((str(after.ip), spec.port), 10):
-            pass
-        reaches = await execute(engine, spec.id, "ip route 2>/dev/null; cat /proc/net/route", 10, 1000)
-        assert "eth0" in reaches.output

@@ -1,9 +1,7 @@
 """Removal of tracked connections by address: the firewall lets packets of a tracked flow in to its address.
 
 Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; the flags
-of a filter: net/netfilter/nf_internals.h. Since Linux 6.12 a deletion takes a filter, so that the kernel goes through
-its table without listing it. Before, flows are listed and deleted one by one; a kernel before 5.8 ignores the filter
-and lists all flows; foreign flows are skipped here.
+of a filter: net/netfilter/nf_internals.h. Flows are listed and deleted one by one.
 """
 
 from __future__ import annotations
@@ -53,22 +51,7 @@ def forget(ip: str) -> None:
     Raises ``NoConntrack``, ``OSError``.
     """
     address = socket.inet_aton(ip)
-    if not _forget_by_filter(address):
-        questions = [make_question(address, end) for end in _ENDS]
-        _forget(questions, address, lambda one: one == address)
-
-
-def _forget_by_filter(address: bytes) -> bool:
-    """Have the kernel delete the flows by itself; return False when it cannot, or does not say that it did.
-
-    A kernel before 6.12 takes the filter's addresses for the name of one flow, and refuses it as incomplete.
-    """
-    try:
-        with _connect() as kernel:
-            _delete(kernel, [make_flush(address, end) for end in _ENDS])
-    except OSError:
-        return False  # the list says why, if there is a reason that concerns it too
-    return True
+    _forget([make_question(address, end) for end in _ENDS], address, lambda one: one == address)
 
 
 def forget_others(subnet: IPv4Network, known: Collection[str]) -> int:
@@ -123,18 +106,10 @@ def _delete(kernel: socket.socket, deletions: Sequence[bytes]) -> None:
 
 def make_question(address: bytes, end: int) -> bytes:
     """Build the query for flows with the address at one end of their first packet. Pure."""
-    return _message(_GET, _REQUEST_DUMP, _filter(address, end))
-
-
-def make_flush(address: bytes, end: int) -> bytes:
-    """Build the deletion of all flows with the address at one end of their first packet. Pure."""
-    return _message(_DELETE, _REQUEST_ACK, _filter(address, end))
-
-
-def _filter(address: bytes, end: int) -> bytes:
     addresses = attribute(_CTA_TUPLE_IP | _NESTED, attribute(end, address))
     flags = attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", _ENDS[end]))
-    return attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
+    body = attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
+    return _message(_GET, _REQUEST_DUMP, body)
 
 
 def make_deletion(report: bytes, is_meant: Callable[[bytes], bool]) -> bytes | None:

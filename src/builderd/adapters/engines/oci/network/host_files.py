@@ -12,7 +12,6 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from builderd.adapters.engines.oci.network import df
 from builderd.adapters.engines.oci.network.network import make_resolv_conf, parse_nameservers, resolv_conf
 from builderd.linux import atomic_files
 
@@ -28,6 +27,8 @@ HOME = "/home/app"
 BYTECODE = "/pycache"
 #: File that names the base to whose bytecode the links there lead.
 _LINKED = ".base"
+#: File inside with the limits of the disk.
+DISK_LIMITS = "/run/limits/disk"
 #: Folder of these files in the store.
 FOLDER = "host-files"
 
@@ -50,8 +51,7 @@ def write_host_files(folder: Path, base: Path, programs: Sequence[Path] = ()) ->
     binaries.mkdir(parents=True, exist_ok=True)
     for program in programs:
         _copy_program(program, binaries / program.name)
-    _copy_program(Path(df.__file__), binaries / "df")
-    _make_mount_point(folder / df.LIMITS.lstrip("/"))
+    _make_mount_point(folder / DISK_LIMITS.lstrip("/"))
     python = folder / "usr/bin/python"
     python.parent.mkdir(exist_ok=True)
     if not python.is_symlink():

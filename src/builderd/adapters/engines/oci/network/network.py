@@ -119,11 +119,6 @@ class Network:
         """Return the name of the host's end of a slot's link."""
         return f"{self.bridge}-{slot}"
 
-    def is_connected(self, slot: int) -> bool:
-        """Return True when the slot's link exists and is a port of the present bridge."""
-        master = Path("/sys/class/net", self.link_name(slot), "master")
-        return master.exists() and master.resolve().name == self.bridge
-
     def share_ports(self, tenants: Mapping[str, str]) -> None:
         """Let each address take its source ports from its tenant's share. Blocks.
 

@@ -26,9 +26,6 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ERROR, _DONE = 2, 3
 _LISTEN = 10
 _HEADER = struct.Struct("=IHHII")
-#: inet_diag_req_v2 of one socket: family, protocol; both ports; own and other address; interface; no cookie.
-_REQUEST_ONE = struct.Struct("=BB2xI2s2x16s16xI8s")
-_REQUEST_BIT, _ANY_STATE, _NO_COOKIE = 0x1, 0xFFFFFFFF, b"\xff" * 8
 #: inet_diag_req_v2 up to the socket's own port; its other port, addresses, interface and cookie are left open.
 _REQUEST = struct.Struct("=BBxxI2s46x")
 _READ_BYTES = 1 << 16
@@ -54,43 +51,6 @@ def listening(process: int, port: int) -> Sockets:
             return frozenset(one for family in _FAMILIES for asked in (port, 0) for one in _ask(family, asked))
     except ProcessLookupError:
         return frozenset()
-
-
-class PortProbe:
-    """A socket of the kernel in a process's network namespace, which asks whether a port of an IPv4 address is open.
-
-    A few microseconds a question, where ``listening`` takes a hundred. The namespace lives for as long as this is open.
-    Raises ``ProcessLookupError`` and ``NoSocketDiag``.
-    """
-
-    def __init__(self, process: int, ip: str, port: int) -> None:
-        address = IPv4Address(ip).packed.ljust(16, b"\0")
-        body = _REQUEST_ONE.pack(
-            socket.AF_INET, socket.IPPROTO_TCP, _ANY_STATE, port.to_bytes(2, "big"), address, 0, _NO_COOKIE
-        )
-        self._request = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _REQUEST_BIT, 0, 0) + body
-        try:
-            with _network_of(process):
-                list(_ask(socket.AF_INET, port))  # a kernel that lacks tcp_diag answers as it does for a closed port
-                self._kernel = socket.socket(
-                    socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-                )
-        except OSError as error:
-            if isinstance(error, ProcessLookupError):
-                raise
-            raise _fault(error.errno or 0) from error
-
-    def is_open(self) -> bool:
-        """Return True unless the kernel says that nothing is reached there."""
-        try:
-            self._kernel.send(self._request)
-            kind, body = _HEADER.unpack_from(answer := self._kernel.recv(_READ_BYTES))[1], answer[_HEADER.size :]
-        except OSError:
-            return True
-        return kind != _ERROR or struct.unpack_from("=i", body) != (-errno.ENOENT,)
-
-    def close(self) -> None:
-        self._kernel.close()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builderd.adapters.engines.oci.network.host_files import DISK_LIMITS
 from builderd.adapters.engines.oci.runtime.run import Run
 
 #: Ids of a sandbox's own user namespace.
@@ -51,8 +52,8 @@ MASKED = tuple(
 )
 #: Files of ``/proc`` that a sandbox has of its own (``proc_files``), and their folder in the bundle.
 OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
-#: File in that folder with the limits of its disk, and where it is seen inside.
-DISK_FILE, DISK_TARGET = "disk", "/run/limits/disk"
+#: File in that folder with the limits of its disk.
+DISK_FILE = "disk"
 #: How a ``config.json`` begins.
 _PROCESS_FIRST = '{"process": '
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
@@ -68,7 +69,7 @@ def make_config(
     root, proc = bundle / "root", bundle / PROC_FOLDER
     # gVisor caches the root itself: folders that the host changes meanwhile are mounts of their own.
     shared = [bind.target for bind in run.root.binds if not bind.read_only] if run.runtime.is_gvisor else []
-    own_files = {f"/proc/{name}": name for name in OWN_PROC} | {DISK_TARGET: DISK_FILE} if run.has_own_proc else {}
+    own_files = {f"/proc/{name}": name for name in OWN_PROC} | {DISK_LIMITS: DISK_FILE} if run.has_own_proc else {}
     return {
         # First: process_of reads nothing behind it.
         "process": make_process(

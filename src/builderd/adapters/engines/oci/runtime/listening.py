@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from builderd.adapters.engines.oci.network import socket_diag
-from builderd.adapters.engines.oci.network.socket_diag import NoSocketDiag, PortProbe, Sockets
+from builderd.adapters.engines.oci.network.socket_diag import NoSocketDiag, Sockets
 from builderd.adapters.engines.oci.runtime.execute import execution, read_all
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
@@ -42,20 +41,6 @@ class ListeningPorts:
             return await self._of_gvisor(record)
         assert record.process
         return listening_sockets_of(record.process.pid, record.port)
-
-    @contextlib.contextmanager
-    def watch(self, record: Record) -> Iterator[Callable[[], bool]]:
-        """Yield a check of the sandbox's port: False while certainly nothing is reached there. True is no answer."""
-        if self._runs.commands.runtime(record).is_gvisor or record.process is None:
-            yield lambda: True
-            return
-        try:
-            probe = PortProbe(record.process.pid, record.ip, record.port)
-        except (OSError, NoSocketDiag):
-            yield lambda: True
-            return
-        with contextlib.closing(probe):
-            yield probe.is_open
 
     async def _of_gvisor(self, record: Record) -> Sockets:
         """Read the sockets of a gVisor sandbox, hidden from the host: connect to the port, else run a command."""

@@ -1,5 +1,4 @@
-"""Files that show a sandbox its own limits: ``meminfo``, ``cpuinfo`` and ``stat`` of ``/proc``, and
-the limits of its disk, which ``df`` inside reads.
+"""Files that show a sandbox its own limits: ``meminfo``, ``cpuinfo`` and ``stat`` of ``/proc``, and those of its disk.
 
 They lie in the sandbox's bundle and are mounted over the host's. The service writes the changing ones anew every two
 seconds, in place, from the sandbox's control group. While no service runs they keep their last content.
@@ -111,7 +110,7 @@ def _host_cpuinfo() -> str:
 
 
 def make_disk(space: DiskSpace) -> str:
-    """Return the file that ``df`` inside reads: a path, its size and its used bytes in each line."""
+    """Return the file with the limits of the disk: a path, its size and its used bytes in each line."""
     lines = (("/app", space.size, space.used), ("/", space.scratch_size, space.scratch_used))
     return "".join(f"{path:<5} {size:>20} {used:>20}\n" for path, size, used in lines)
 

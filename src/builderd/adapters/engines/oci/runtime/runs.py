@@ -57,7 +57,7 @@ class Runs:
     async def open(self, *, connecting: bool = True) -> None:
         """Adopt running sandboxes, and remove leftovers. Needs a running event loop.
 
-        ``connecting``: sandboxes that lost their link get a new one, which needs the service's network.
+        ``connecting``: their addresses take shares of ports, which needs the service's network.
         """
         self.records.open()
         self.records.sweep()
@@ -69,7 +69,7 @@ class Runs:
             self._known[record.id] = record
             if record.boot == boot_id():
                 self._slots.occupy(record.slot, record.id)
-                await self._adopt(record, connecting=connecting)
+                await self._adopt(record)
             self._note_last_beat(self._known[record.id])
             if record.is_build:
                 self._left_over[record.id] = record
@@ -104,7 +104,7 @@ class Runs:
         if record.seen_at is None and last is not None and last.boot == record.boot:
             self.save(replace(record, seen_at=last.at))
 
-    async def _adopt(self, record: Record, *, connecting: bool) -> None:
+    async def _adopt(self, record: Record) -> None:
         process = record.process
         if process is not None and not process.alive and self._ran(record):
             self.save(replace(record, started_at=self.records.now()))
@@ -116,28 +116,10 @@ class Runs:
             self.exits.watch(record.id, process, record.shim)
             if not is_alive(record.shim) and await self.exits.wait(record.id, _KILL_SECONDS):
                 return
-        if connecting:
-            await self._connect_again(record)
         record = self.newest(record)
         if not self.freezing.is_frozen(record):
             # A service that died during a disk copy or a freeze left it frozen.
             self.freezing.resume(record)
-
-    async def _connect_again(self, record: Record) -> None:
-        """Connect a sandbox again whose link or bridge another program deleted; end it under gVisor."""
-        if record.is_build or self.network.is_connected(record.slot):
-            return
-        log.warning("sandbox lost its network link, reconnecting sandbox=%s", record.id)
-        if self.commands.runtime(record).is_gvisor:
-            # gVisor's network stack is bound to the link that it began with.
-            try:
-                await self.stop(record, 0)
-            except TimeoutError as error:
-                log.warning("sandbox not ended sandbox=%s error=%s", record.id, error)
-            return
-        egress = self.network.addresses.of(record.slot, egress=True) == record.ip
-        assert record.process, "it lives"
-        await self.launcher.attach(record.process.pid, self.network.link(record.slot, egress))
 
     def _ran(self, record: Record) -> bool:
         """Return True when it ran and ended, but its service was killed before it recorded the start."""

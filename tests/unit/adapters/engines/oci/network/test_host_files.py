@@ -88,7 +88,7 @@ def test_programs_are_there_for_all_to_run(tmp_path: Path, base: Path) -> None:
         write_host_files(tmp_path, base, [program])
         assert copy.stat().st_ino == before
     assert str((tmp_path / "usr/bin/python").readlink()) == "python3"
-    assert sorted(path.name for path in (tmp_path / "usr/local/bin").iterdir()) == ["df", "uv"]
+    assert sorted(path.name for path in (tmp_path / "usr/local/bin").iterdir()) == ["uv"]
 
 
 def test_base_without_bytecode_has_no_links(tmp_path: Path, base: Path) -> None:

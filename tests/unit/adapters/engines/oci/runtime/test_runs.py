@@ -24,7 +24,6 @@ from builderd.adapters.engines.oci.network.allocations import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
-from builderd.adapters.engines.oci.runtime.launching import Ended
 from builderd.adapters.engines.oci.runtime.records import Record, Records
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext, RunsConfig
@@ -72,7 +71,6 @@ class Host:
         self.slots = Slots((0,), tuple, self.run / "slot")
         self.network = SimpleNamespace(
             addresses=Addresses(IPv4Network("10.64.8.0/21")),
-            is_connected=lambda _: True,
             forget=lambda _, **__: None,
             share_ports=lambda _: None,
         )
@@ -281,29 +279,6 @@ async def test_interrupted_freeze_is_undone_at_start(host: Host) -> None:
         assert record.thawed_at is not None
 
 
-@pytest.mark.parametrize("frozen_at", [None, 5.0], ids=["running", "frozen"])
-async def test_sandbox_ended_for_lack_of_a_network_is_stopped(host: Host, frozen_at: float | None) -> None:
-    """Sandboxes in gVisor cannot be given another link."""
-    process = subprocess.Popen(["sleep", "1000"])
-    host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")
-    host.network.is_connected = lambda _: False
-    host.heartbeat.beat()
-
-    async def pass_on(*_: object) -> Ended:
-        process.terminate()
-        process.wait()
-        (host.records.exits / APP).write_text("143")
-        return Ended(0)
-
-    host.launcher.run = pass_on
-    host.add(make_record(runtime="runsc", process=find_process(process.pid), frozen_at=frozen_at))
-    async with host.opened() as runs:
-        record = runs.find(APP)
-        assert record is not None
-        assert record.stopping_at is not None
-        assert record in host.records.all()
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before-it-is-there", "when-it-is-there"])
 async def test_slot_is_released_if_the_record_cannot_be_written(
     host: Host, monkeypatch: pytest.MonkeyPatch, *, after: bool
@@ -346,21 +321,3 @@ async def test_a_build_that_cannot_be_killed_keeps_no_service_from_starting(
         await runs.sweep()
         assert runs.all() == [app] == list(host.records.all())
     assert process.wait() == -signal.SIGKILL
-
-
-async def test_a_sandbox_that_cannot_be_ended_keeps_no_service_from_starting(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(name: str) -> None:
-        raise TimeoutError(name)
-
-    async def say_nothing(*_: object) -> Ended:
-        return Ended(0)
-
-    host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")
-    host.network.is_connected = lambda slot: slot != 1
-    host.launcher.run = say_nothing
-    monkeypatch.setattr(host.cgroups, "kill", fail)
-    stuck, app = host.add(make_record("a0", runtime="runsc", slot=1)), host.add(make_record())
-    async with host.opened() as runs:
-        assert [record.id for record in runs.all()] == [stuck.id, app.id]

@@ -18,7 +18,7 @@ from tests.integration.previews.test_domains import der, served
 from tests.previews.certificates import make_pem
 from tests.previews.proxy import App, Proxy, free_port
 
-from builderd.adapters.previews.haproxy import guard
+from builderd.adapters.previews.haproxy import process
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.previews import DomainAlias
 
@@ -39,8 +39,9 @@ def tls() -> Iterator[Proxy]:
 def worker_memory(proxy: Proxy) -> float:
     """Return the resident memory of master and workers, in MB."""
     files = ProxyFiles(proxy.directory)
-    master = guard.find_process(files.pid, files)
-    assert master is not None
+    found = process.find_process(files.pid, files)
+    assert found is not None
+    master = found.pid
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     rows = [Path(f"/proc/{pid}/status").read_text() for pid in (str(master), *children)]
     return sum(int(text.split("VmRSS:")[1].split()[0]) for text in rows) / 1024
@@ -77,7 +78,10 @@ def first_bytes(proxy: Proxy, host: str, rounds: int = 40) -> tuple[float, float
 
 def cpu_of(proxy: Proxy) -> float:
     """Return the CPU seconds of the workers so far."""
-    master = guard.find_process(ProxyFiles(proxy.directory).pid, ProxyFiles(proxy.directory))
+    files = ProxyFiles(proxy.directory)
+    found = process.find_process(files.pid, files)
+    assert found is not None
+    master = found.pid
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children]
     return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")

@@ -71,7 +71,7 @@ class GuardedLease:
             await self._stop_renewing()
             if self._guarded:
                 # The fence rounds up.
-                await fence.hold(self._files, _since_boot() - 1)
+                await fence.set_deadline(self._files, _since_boot() - 1)
             raise
         finally:
             await self._stop_renewing()
@@ -127,7 +127,7 @@ class GuardedLease:
     async def _hold(self, began: float) -> None:
         """Let the previews run until ``FENCE_AFTER`` seconds after ``began``, or as long as they may already."""
         self._deadline = max(self._deadline, began + FENCE_AFTER)
-        await fence.hold(self._files, self._deadline)
+        await fence.set_deadline(self._files, self._deadline)
 
     async def _renew(self, began: float) -> None:
         own = await self._describe()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from builderd.adapters.previews.haproxy import preflight as previews_preflight
+from builderd.adapters.previews.haproxy import process as previews_preflight
 from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.clock import describe_clock

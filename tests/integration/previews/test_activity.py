@@ -11,7 +11,7 @@ import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, eventually
 from tests.previews.visitor import PATIENCE, Visitor, ask
 
-from builderd.adapters.previews.haproxy import counting, pause
+from builderd.adapters.previews.haproxy import counters, pause, runtime_api
 from builderd.domain.metrics import response_counts
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, STATUS_CLASSES, Route, RouteState
 
@@ -53,7 +53,8 @@ def test_the_counters_of_a_removed_host_leave_the_proxy(proxy: Proxy, app: App) 
 
     def is_counted() -> bool:
         proxy.activity()
-        return host in proxy.run(proxy.previews._counters())
+        socket = proxy.directory / "admin.sock"
+        return any(host in proxy.run(runtime_api.ask(socket, command)) for command in counters.COMMANDS)
 
     with proxy.visitor.dial() as stream:
         stream.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n".encode())
@@ -74,10 +75,10 @@ def test_no_request_reaches_an_app_whose_requests_were_counted_as_none_behind_a_
     Here it computes for a while instead.
     """
     dally = "function(text) local begun = os.clock() while os.clock() - begun < 0.2 do end return text end"
-    script, rules = pause.script(), counting.requests()
+    script, rules = pause.script(), counters.requests()
     monkeypatch.setattr(pause, "script", lambda: f'{script}\ncore.register_converters("dally", {dally})')
     monkeypatch.setattr(
-        counting, "requests", lambda: f"http-request set-var(txn.x) str(x),lua.dally if {{ path /dally }}\n{rules}"
+        counters, "requests", lambda: f"http-request set-var(txn.x) str(x),lua.dally if {{ path /dally }}\n{rules}"
     )
     proxy = make_proxy(threads=4).start()
     host = proxy.open(app)

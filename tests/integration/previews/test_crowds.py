@@ -173,7 +173,6 @@ async def test_next_wave_of_a_crowd_waits_until_the_last_one_has_set_out(
     """The thread that releases is ahead, on a busy machine, of those whose requests are to be counted."""
     app = make_app("counted")
     at_the_apps_pace(monkeypatch)
-    change(monkeypatch, "SET_OUT = 100", "SET_OUT = 600000")
     change(monkeypatch, "request.queue:pop_wait()", "request.queue:pop_wait()\n  core.msleep(50)")
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
     async with serving(threads=1) as service:
@@ -208,7 +207,6 @@ async def test_wave_of_visitors_who_have_left_does_not_hold_the_next_one(
 ) -> None:
     """Requests of those who left go on to nobody; the wait for a wave that does not set out is no part of it."""
     at_the_apps_pace(monkeypatch)
-    change(monkeypatch, "SET_OUT = 100", "SET_OUT = 600000")
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
     async with serving(threads=1) as service:
         host = await service.asleep()

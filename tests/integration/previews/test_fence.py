@@ -1,9 +1,7 @@
-"""The proxy ends at its deadline, also while no service runs, and the guard does not start it again."""
+"""The proxy ends at its deadline, also while no service runs, and the service does not start it again."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
 
@@ -12,7 +10,7 @@ from tests.integration.previews.test_life import master_of
 from tests.integration.previews.test_survival import processes_of
 from tests.previews.proxy import App, Proxy, eventually
 
-from builderd.adapters.previews.haproxy import fence, guard
+from builderd.adapters.previews.haproxy import fence, process
 from builderd.domain.errors import EngineUnavailable
 
 pytestmark = pytest.mark.haproxy
@@ -23,15 +21,15 @@ def now() -> float:
 
 
 def fences(proxy: Proxy) -> list[int]:
-    pid = guard.find_process(proxy.previews._files.fence_pid, proxy.previews._files)
-    return [pid] if pid is not None else []
+    found = process.find_process(proxy.previews._files.fence_pid, proxy.previews._files)
+    return [found.pid] if found is not None else []
 
 
 def test_proxy_ends_at_its_deadline_and_stays_ended(make_proxy: Callable[..., Proxy], app: App) -> None:
     proxy = make_proxy().start()
     host = proxy.open(app)
     deadline = now() + 2
-    proxy.run(fence.hold(proxy.previews._files, deadline))
+    proxy.run(fence.set_deadline(proxy.previews._files, deadline))
     assert proxy.visitor.get(host).status == 200
     eventually(lambda: len(processes_of(proxy)) == 1)
     assert deadline <= now() <= deadline + 5
@@ -48,7 +46,7 @@ def test_proxy_whose_start_was_under_way_at_the_deadline_ends(
 ) -> None:
     proxy = make_proxy().start()
     proxy.open(app)
-    proxy.run(fence.hold(proxy.previews._files, now() - 100))
+    proxy.run(fence.set_deadline(proxy.previews._files, now() - 100))
     eventually(lambda: len(processes_of(proxy)) == 1)
     with monkeypatch.context() as patch:
         patch.setattr(fence, "is_past", lambda _: False)
@@ -62,7 +60,7 @@ def test_deadline_is_moved_and_lifted(make_proxy: Callable[..., Proxy], app: App
     master = master_of(proxy)
     first = now() + 3
     for deadline in (first, first + 600):
-        proxy.run(fence.hold(files, deadline))
+        proxy.run(fence.set_deadline(files, deadline))
     assert len(fences(proxy)) == 1
     eventually(lambda: now() > first + 2)
     assert proxy.visitor.get(host).status == 200
@@ -73,20 +71,12 @@ def test_deadline_is_moved_and_lifted(make_proxy: Callable[..., Proxy], app: App
     proxy.run(fence.lift(files))
 
 
-def test_proxy_that_the_guard_restarts_ends_too(make_proxy: Callable[..., Proxy], app: App) -> None:
-    proxy = make_proxy().start()
-    proxy.open(app)
-    proxy.run(fence.hold(proxy.previews._files, now() + 1))
-    os.kill(master_of(proxy), signal.SIGKILL)
-    eventually(lambda: len(processes_of(proxy)) == len(fences(proxy)) == 1)
-
-
 def test_deadline_in_the_past_ends_the_proxy_at_once_and_a_service_starts_it_again(
     make_proxy: Callable[..., Proxy], app: App
 ) -> None:
     proxy = make_proxy().start()
     host = proxy.open(app)
-    proxy.run(fence.hold(proxy.previews._files, now() - 100))
+    proxy.run(fence.set_deadline(proxy.previews._files, now() - 100))
     eventually(lambda: len(processes_of(proxy)) == 1)
     proxy.run(fence.lift(proxy.previews._files))
     proxy.start()
@@ -95,7 +85,7 @@ def test_deadline_in_the_past_ends_the_proxy_at_once_and_a_service_starts_it_aga
 
 def test_taken_down_proxy_has_no_fence(make_proxy: Callable[..., Proxy]) -> None:
     proxy = make_proxy().start()
-    proxy.run(fence.hold(proxy.previews._files, now() + 60))
+    proxy.run(fence.set_deadline(proxy.previews._files, now() + 60))
     assert fences(proxy)
     proxy.run(proxy.previews.down())
     assert fences(proxy) == []

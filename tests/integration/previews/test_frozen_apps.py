@@ -133,7 +133,6 @@ async def test_request_waits_for_the_end_of_the_pause_and_the_route_stays(
         assert await service.previews.get(route.host) == route
         # Put again, as for another visibility: it leads to the same app.
         await service.previews.put(replace(route, builder_id=None))
-        await service.previews._refresh_workers()
         await asyncio.sleep(0.1)
         assert not waiting.done()
     assert (await waiting).json["name"] == "app"
@@ -169,8 +168,9 @@ async def test_next_service_ends_the_pause_of_one_that_was_killed(
         await service.knocked(route.host)
         await service.die()
         # It does nothing more.
-        killed._open_map = None
+        killed._known = None
         await service.come_back()
+        await service.previews.put(route)
         assert (await waiting).status == 200
 
 

@@ -1,15 +1,14 @@
-"""The proxy survives the service, is adopted, and agrees with the routes on disk after any kill."""
+"""The proxy survives the service, is adopted, and has all routes after any kill."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -19,27 +18,13 @@ from tests.previews.visitor import ask
 
 from builderd.adapters.previews.haproxy import pause, process, runtime_api
 from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.adapters.previews.haproxy.route_map import RouteMap
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import RouteState
+from builderd.domain.previews import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
 Make = Callable[..., Proxy]
-
-
-def by_a_service(proxy: Proxy) -> None:
-    """The next service has another setting."""
-    proxy.previews = proxy.service(threads=1)
-    proxy.start()
-
-
-def by_hand(proxy: Proxy) -> None:
-    worker = worker_of(proxy)
-    os.kill(master_of(proxy), signal.SIGUSR2)
-    eventually(lambda: worker_of(proxy) != worker)
-    proxy.activity()
 
 
 def test_the_next_service_adopts_the_proxy_with_its_routes(make_proxy: Make, app: App) -> None:
@@ -86,11 +71,8 @@ def test_a_killed_proxy_comes_back_with_its_routes(make_proxy: Make, app: App) -
     proxy = make_proxy().start()
     kept, removed = proxy.open(app), proxy.open(app)
     proxy.run(proxy.previews.remove(removed))
-    with (proxy.directory / "turn.lock").open("w") as lock:
-        # The guard's turn comes later.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        kill(proxy)
-        assert not proxy.run(proxy.previews.ready())
+    kill(proxy)
+    assert not proxy.run(proxy.previews.ready())
     proxy.start()
     assert proxy.visitor.get(kept).status == 200
     assert proxy.visitor.get(removed).status == 404
@@ -108,32 +90,21 @@ def test_the_first_call_that_finds_it_dead_starts_it_again(make_proxy: Make, app
     assert [proxy.visitor.get(host).status for host in (first, second)] == [200, 200]
 
 
-def test_route_on_disk_unknown_to_the_proxy_is_served_after_the_next_start(make_proxy: Make, app: App) -> None:
-    """The service was killed between the two."""
+def test_unknown_entry_of_the_map_is_dropped_and_lost_routes_are_put(make_proxy: Make, app: App) -> None:
     proxy = make_proxy().start()
-    stale, moved = proxy.open(app), proxy.open(app)
-    routes = RouteMap(proxy.directory / "routes.map")
-    unheard = route_to(app)
-    routes.put(unheard)
-    routes.remove(stale)
-    routes.put(route_to(app, private=True, host=moved))
-    routes.close()
-    assert proxy.visitor.get(unheard.host).status == 404
+    kept, lost = proxy.open(app, private=True), Route(new_host(), RouteState.STARTING)
+    files = ProxyFiles(proxy.directory)
+    worker = runtime_api.Worker(files.admin_socket)
+    proxy.run(runtime_api.set_entry(worker, files.routes, "odd.localhost", "open|secret|127.0.0.1|1|-|-"))
     proxy.previews = proxy.service()
-    proxy.start()
-    assert proxy.visitor.get(unheard.host).status == 200
-    assert proxy.visitor.get(stale).status == 404
-    assert proxy.visitor.get(moved).status == 401
 
+    async def routes_without(hosts: Collection[str]) -> list[Route]:
+        assert set(hosts) == {kept}
+        return [lost]
 
-def test_a_reload_by_hand_finds_the_same_routes(make_proxy: Make, app: App) -> None:
-    proxy = make_proxy().start()
-    hosts = [proxy.open(app) for _ in range(3)]
-    proxy.run(proxy.previews.remove(hosts[0]))
-    before = worker_of(proxy)
-    os.kill(master_of(proxy), signal.SIGUSR2)
-    eventually(lambda: worker_of(proxy) != before)
-    assert [proxy.visitor.get(host).status for host in hosts] == [404, 200, 200]
+    proxy.run(proxy.previews.start(routes_without))
+    assert proxy.run(proxy.previews.routes()).keys() == {kept, lost.host}
+    assert [proxy.visitor.get(host).status for host in (kept, lost.host, "odd.localhost")] == [401, 503, 404]
 
 
 def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App) -> None:
@@ -150,10 +121,7 @@ def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App)
     assert proxy.visitor.get(host).status == 200
 
 
-@pytest.mark.parametrize("reload", [by_a_service, by_hand], ids=["service", "hand"])
-def test_old_connections_follow_later_routes(
-    make_proxy: Make, app: App, neighbour: App, reload: Callable[[Proxy], None]
-) -> None:
+def test_old_connections_follow_later_routes(make_proxy: Make, app: App, neighbour: App) -> None:
     proxy = make_proxy().start()
     closed, moved, removed = (proxy.open(app) for _ in range(3))
     made = new_host()
@@ -161,7 +129,8 @@ def test_old_connections_follow_later_routes(
         connections = [stack.enter_context(proxy.visitor.dial()) for _ in range(4)]
         for connection in connections:
             assert ask(connection, closed).status == 200
-        reload(proxy)
+        proxy.previews = proxy.service(threads=1)
+        proxy.start()
         proxy.put(route_to(app, private=True, host=closed))
         proxy.open(neighbour, host=moved)
         proxy.run(proxy.previews.remove(removed))
@@ -202,7 +171,7 @@ def test_a_setting_that_does_not_work_leaves_the_old_one(
     make_proxy: Make, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = make_proxy().start()
-    host, before = proxy.open(app), pieces_of(proxy)
+    host = proxy.open(app)
     with monkeypatch.context() as upgraded:
         newer = pause.script() + "-- of a newer version\n"
         upgraded.setattr(pause, "script", lambda: newer)
@@ -210,7 +179,6 @@ def test_a_setting_that_does_not_work_leaves_the_old_one(
             with pytest.raises(EngineUnavailable, match=f"port {app.port}.*taken"):
                 proxy.run(proxy.service(port=app.port).start())
     assert proxy.visitor.get(host).status == 200
-    assert pieces_of(proxy) == before, "the guard would start the proxy with half of each"
     proxy.previews = proxy.service()
     proxy.start()
     assert proxy.visitor.get(host).status == 200
@@ -301,14 +269,6 @@ def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(m
     assert {proxy.visitor.get(host).status for host in hosts} == {200}
     answer = proxy.run(runtime_api.entries(runtime_api.Worker(files.admin_socket), files.routes))
     assert answer.keys() == set(hosts)
-
-
-def pieces_of(proxy: Proxy) -> dict[str, str]:
-    """Yield the files that the proxy reads as it starts, without its routes."""
-    files = ProxyFiles(proxy.directory)
-    return {
-        str(piece): piece.read_text() for piece in (files.config, files.pause_script, *sorted(files.pages.iterdir()))
-    }
 
 
 def master_of(proxy: Proxy) -> int:

@@ -20,7 +20,7 @@ from tests.integration.previews.waking_service import (
 from tests.previews.proxy import TOKEN, App
 from tests.previews.visitor import BROWSER
 
-from builderd.adapters.previews.haproxy import pause, paused_requests
+from builderd.adapters.previews.haproxy import pause
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Route, RouteState
 
@@ -74,7 +74,7 @@ async def test_paused_requests_are_rejected_without_capacity(
     app: App, monkeypatch: pytest.MonkeyPatch, accept: str
 ) -> None:
     # Nobody runs out of time but by what is done here.
-    monkeypatch.setattr(paused_requests, "REJECT_SECONDS", 600)
+    monkeypatch.setattr(pause, "REJECT_SECONDS", 600)
     monkeypatch.setattr(pause, "MAX_PAGE_PAUSE", 600)
     async with serving() as service:
         host = await service.asleep()
@@ -113,11 +113,11 @@ async def test_started_app_ends_the_rejection(service: Service, app: App) -> Non
 async def test_request_during_a_map_change_is_served(
     service: Service, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, tell = await service.asleep(), service.previews._apply
+    host, apply = await service.asleep(), service.previews._apply
 
-    async def slowly(told: str, *, new: bool) -> None:
+    async def slowly(changed: str) -> None:
         await service.knocked(host)
-        await tell(told, new=new)
+        await apply(changed)
 
     monkeypatch.setattr(service.previews, "_apply", slowly)
     waking = asyncio.create_task(service.wake(host, app))

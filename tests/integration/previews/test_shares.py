@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Collection
 
 import pytest
-from tests.previews.proxy import TOKEN, App, Proxy, eventually, new_host
+from tests.integration.previews.test_life import kill
+from tests.previews.proxy import TOKEN, App, Proxy, new_host
 
-from builderd.adapters.previews.haproxy import guard
-from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.runtime_api import Worker
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import PreviewLink
@@ -127,10 +124,6 @@ def test_links_outlive_a_killed_proxy(make_proxy: Callable[..., Proxy], app: App
     proxy = make_proxy().start()
     host = proxy.open(app, private=True)
     share(proxy, host)
-    files = ProxyFiles(proxy.directory)
-    master = guard.find_process(files.pid, files)
-    assert master is not None
-    os.kill(master, signal.SIGKILL)
-    eventually(lambda: (found := guard.find_process(files.pid, files)) is not None and found != master)
+    kill(proxy)
     proxy.start()
     assert proxy.visitor.get(host, "/head", GUEST).status == 200

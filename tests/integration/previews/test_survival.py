@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import http.client
 import os
 import signal
@@ -21,8 +20,7 @@ from tests.integration.previews.test_streams import dial
 from tests.previews.proxy import App, Proxy, eventually
 from tests.previews.visitor import PATIENCE
 
-from builderd.adapters.previews.haproxy import guard
-from builderd.domain.errors import EngineUnavailable
+from builderd.adapters.previews.haproxy import process
 
 pytestmark = pytest.mark.haproxy
 
@@ -93,141 +91,37 @@ def test_a_reload_fails_no_request(make_proxy: Callable[..., Proxy], app: App) -
     assert counted.keys() == {200}, counted
 
 
-def test_a_reload_by_hand_fails_no_request(make_proxy: Callable[..., Proxy], app: App) -> None:
-    from tests.integration.previews.test_life import master_of
-
-    proxy = make_proxy().start()
-    host = proxy.open(app)
-    with load(proxy, host) as counted:
-        for _ in range(3):
-            more(counted, 200)
-            os.kill(master_of(proxy), signal.SIGUSR2)
-        more(counted, 400)
-    assert counted.keys() == {200}, counted
-
-
-def test_a_proxy_that_dies_comes_back_while_no_service_runs(make_proxy: Callable[..., Proxy], app: App) -> None:
-    from tests.integration.previews.test_life import master_of
-
-    proxy = make_proxy().start()
-    host = proxy.open(app)
-    for _ in range(2):
-        before = master_of(proxy)
-        os.kill(before, signal.SIGKILL)
-        wait_for_another(proxy, before)
-        eventually(lambda: proxy.visitor.is_served(host))
-    proxy.previews = proxy.service()
-    proxy.start()
-    assert proxy.visitor.get(host).status == 200
-    # The guard's end is not that of the proxy which it has started.
-    proxy.run(guard.end(proxy.previews._files))
-    assert proxy.visitor.get(host).status == 200
-    proxy.run(proxy.previews.down())
-    assert processes_of(proxy) == []
-
-
-@pytest.mark.parametrize("killed", ["guard", "waiting", "everything"])
-def test_a_service_that_runs_brings_back_whatever_was_killed(
-    make_proxy: Callable[..., Proxy], app: App, killed: str
+@pytest.mark.parametrize("victim", ["master", "worker"])
+def test_a_service_that_runs_brings_back_a_killed_proxy(
+    make_proxy: Callable[..., Proxy], app: App, victim: str
 ) -> None:
+    from tests.integration.previews.test_life import master_of, worker_of
+
     proxy = make_proxy().start()
-    host = proxy.open(app)
-    master, watchdog = (int((proxy.directory / name).read_text()) for name in ("haproxy.pid", "guard.pid"))
-    eventually(lambda: bool(children(watchdog)))
-    victims = {"guard": [watchdog], "waiting": children(watchdog), "everything": [watchdog, *children(master), master]}[
-        killed
-    ]
+    host, master = proxy.open(app), master_of(proxy)
+    pid = master if victim == "master" else worker_of(proxy)
 
     async def supervise() -> None:
         keeping = asyncio.create_task(proxy.previews.supervise())
         await asyncio.sleep(0.05)
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
-            while not (await proxy.previews.ready() and guard.find_process(proxy.previews._files.guard_pid, files)):
+            found = process.find_process(files.pid, files)
+            while not await proxy.previews.ready() or found is None or found.pid == master:
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.5)
+                found = process.find_process(files.pid, files)
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
 
     files = proxy.previews._files
     proxy.run(supervise())
     assert proxy.visitor.is_served(host)
-    assert (guard.find_process(files.pid, files) == master) == (killed != "everything")
-    eventually(lambda: bool(children(int(_text(files.guard_pid) or 0))))
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
-
-
-def test_start_brings_back_guard_and_proxy_killed_together(make_proxy: Callable[..., Proxy], app: App) -> None:
-    """A guard without a service is not watched: both stay down until the next start, which finds their files."""
-    proxy = make_proxy().start()
-    host = proxy.open(app)
-    files = proxy.previews._files
-    master, watchdog = int(files.pid.read_text()), int(files.guard_pid.read_text())
-    for pid in (watchdog, master, *children(master)):
-        os.kill(pid, signal.SIGKILL)
-    eventually(lambda: guard.find_process(files.pid, files) is None)
-    proxy.previews = proxy.service()
-    proxy.start()
-    assert proxy.visitor.is_served(host)
-    assert guard.find_process(files.guard_pid, files) not in (None, watchdog)
-    proxy.run(proxy.previews.down())
-    assert processes_of(proxy) == []
-
-
-def children(pid: int) -> list[int]:
-    """Return the children of a process, none if there is no such process (any more)."""
-    return [int(child) for child in _text(Path(f"/proc/{pid}/task/{pid}/children")).split()]
-
-
-def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Callable[..., Proxy], app: App) -> None:
-    """Together they would take each other's port, and leave sockets behind on which nobody answers."""
-    from tests.integration.previews.test_life import kill
-
-    proxy = make_proxy().start()
-    host = proxy.open(app)
-    for _ in range(3):
-        with (proxy.directory / "turn.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            kill(proxy)
-            eventually(lambda: any(words.startswith("flock") for words in processes_of(proxy)))
-            starting = threading.Thread(target=proxy.start)
-            starting.start()
-            assert not proxy.visitor.is_served(host), "nobody may have started one yet"
-        starting.join(60)
-        assert proxy.visitor.get(host).status == 200
-        assert proxy.activity().keys() == {host}
-    proxy.run(proxy.previews.down())
-    assert processes_of(proxy) == []
-
-
-def test_hanging_guard_start_is_reported(make_proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "START_LOCK_TIMEOUT", 0.1)
-    proxy = make_proxy()
-    proxy.directory.mkdir(parents=True, exist_ok=True)
-    with (proxy.directory / "turn.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(EngineUnavailable, match="is being started"):
-            proxy.start()
-    assert proxy.start().run(proxy.previews.ready())
-
-
-def wait_for_another(proxy: Proxy, master: int) -> None:
-    """Wait for a new master's file: HAProxy removes the old one before it writes its own."""
-    file = proxy.directory / "haproxy.pid"
-    eventually(lambda: _text(file) not in ("", str(master)))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def processes_of(proxy: Proxy) -> list[str]:
-    """Return the processes that the configuration, or the guard's file, names."""
+    """Return the processes that have the proxy's directory in their command."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -82,7 +82,7 @@ class Service:
         """Wait until so many requests are held, by the proxy's own list, which leaves out mere connections."""
 
         async def are() -> bool:
-            return (await self.ask("show sess")).count(" be=full_") == number
+            return (await self.ask("show sess")).count(" be=preview_") == number
 
         await until(are)
 

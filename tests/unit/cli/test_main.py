@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from builderd.adapters.engines.oci.engine import preflight as engine_preflight
-from builderd.adapters.previews.haproxy import preflight as previews_preflight
+from builderd.adapters.previews.haproxy import process as previews_preflight
 from builderd.adapters.states import folder
 from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.configuration import load

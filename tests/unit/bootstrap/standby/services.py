@@ -30,7 +30,7 @@ class FakeProxy:
         #: Data directories whose routes were removed.
         self.taken_down: list[Path] = []
 
-    async def hold(self, files: object, until: float) -> None:
+    async def set_deadline(self, files: object, until: float) -> None:
         self.deadlines[_folder(files)] = until
 
     async def lift(self, files: object) -> None:

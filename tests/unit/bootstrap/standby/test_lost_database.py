@@ -77,7 +77,7 @@ async def test_renewal_that_is_late_never_sets_the_deadline_back_and_is_repeated
     cluster.failing = 10**6  # nobody claims the work
     moved: list[float] = []
     rounds: list[str] = []
-    hold, write, confirm = proxy.hold, first.owned.store.write, GuardedLease._confirm
+    hold, write, confirm = proxy.set_deadline, first.owned.store.write, GuardedLease._confirm
     late, held = asyncio.Event(), asyncio.Event()
 
     async def hold_noted(files: object, until: float) -> None:
@@ -97,7 +97,7 @@ async def test_renewal_that_is_late_never_sets_the_deadline_back_and_is_repeated
 
     monkeypatch.setattr(first.owned.store, "write", write_late)
     await first.until(held.is_set)
-    monkeypatch.setattr(proxy, "hold", hold_noted)
+    monkeypatch.setattr(proxy, "set_deadline", hold_noted)
     monkeypatch.setattr(GuardedLease, "_confirm", confirm_noted)
     # The cluster moves the deadline twice meanwhile, so beyond that of the renewal.
     await first.until(lambda: len(moved) == 2)

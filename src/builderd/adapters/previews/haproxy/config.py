@@ -1,7 +1,12 @@
 """The proxy's configuration as text. Pure. Keywords are those of HAProxy 3.0's manual.
 
-A request goes through one frontend, which finds its route, and one of two pairs of backends: the fast path and the full
-path, each for clients that read HTML pages and for those that read JSON.
+A request goes through one frontend, which finds its route, and one of two backends: for clients that read HTML pages,
+and for those that read JSON.
+
+A custom domain is another name of a builder's preview, found in a map of its own. From the lookup on, all rules see the
+preview's host (``txn.host``), so that routes, tokens, pauses and counters need not know of domains. ``txn.asked`` is
+the host that the visitor asked for. The host of ``public_url`` is an entry of that map too, whose preview is ``API``:
+it gets a certificate and is redirected to HTTPS as a custom domain is.
 """
 
 from __future__ import annotations
@@ -10,20 +15,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import (
-    answers,
-    api,
-    app_connections,
-    counting,
-    domains,
-    pages,
-    pause,
-    shares,
-    tokens,
-)
-from builderd.adapters.previews.haproxy.answers import Form
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.adapters.previews.haproxy.section import quoted, section
+from builderd.adapters.previews.haproxy import counters, pages, pause, tokens
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, quoted, section
+from builderd.adapters.previews.haproxy.pages import Form
+from builderd.domain.previews import API
 
 DESCRIPTION = "builderd previews"
 #: One address has at most this share of all connections, even if the setting allows more.
@@ -42,8 +37,6 @@ _OURS = (
 )
 #: A browser accepts text/html; a client that accepts JSON, or neither, gets no page.
 READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
-#: A repeatable request without a token to an open public app: it needs none of the full path's rules.
-PLAIN_VISIT = "public repeatable path_only !odd_port !brought !challenge"
 #: Of IPv6, a /64: its user has 2^64 addresses.
 _ADDRESS = "src,ipmask(32,64)"
 #: Bytes of an answer that the kernel takes for a visitor who reads nothing; it doubles the value, and without one takes
@@ -53,6 +46,22 @@ _DOMAIN = r";[ \t]*domain[ \t]*="
 #: The rest is matched without backtracking: it would exceed the matcher's limit for a long rest, and HAProxy takes an
 #: aborted match for no match.
 _WIDE_COOKIE = rf"(?i)^(.*?){_DOMAIN}[^;]*((?:(?!{_DOMAIN}).)*+)(?:{_DOMAIN}.*)?$"
+
+
+CHALLENGE_PATH = "/.well-known/acme-challenge/"
+#: A host with something else than digits after its colon.
+ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
+#: A map without a file: answers to challenges by token.
+CHALLENGES = "virt@acme"
+#: The API has at most one in this many of all connections, so that it leaves some to the previews.
+API_PART = 2
+#: Connections that the service's own listener takes.
+API_MOST = 4_000
+#: A request is sent once, at the address that its route has at that moment. HAProxy's retries would dial the same
+#: address again, which may be another tenant's by then. Each request has a connection of its own, so that an app's end
+#: of an idle one fails none.
+_ONCE = "retries 0"
+_FRESH_SERVER = "0.0.0.0:0 pool-max-conn 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +82,14 @@ class Configuration:
 
 def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuration:
     sections = (
-        defaults(options, "base"),
+        _defaults(options),
         _frontend(options, files, host),
-        *(backend for form in Form for backend in _fast_path(options, files, form)),
-        *(_full_path(options, files, form) for form in Form),
-        *(
-            api.backend(options, files, form, _part(host, api.PART), chrooted=host.user is not None)
-            for form in Form
-            if options.serves_api
-        ),
-        domains.challenge(),
-        *(counting.table(name) for name in counting.TABLES),
-        visitors(),
+        *(_preview(options, files, form) for form in Form),
+        *(_api(options, files, form, host) for form in Form if options.serves_api),
+        _challenge(),
+        *(counters.table(name) for name in counters.TABLES),
+        # Open connections by address; an entry stays while it counts any.
+        section("backend visitors from base", "stick-table type ipv6 size 100k expire 60s store conn_cur"),
     )
     rest = "\n".join(sections)
     content = (_global(options, files, host, ""), rest, pause.script(), *pages.documents().values())
@@ -110,11 +115,11 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
     )
 
 
-def defaults(options: ProxyOptions, name: str) -> str:
+def _defaults(options: ProxyOptions) -> str:
     """Return the defaults of sections that serve visitors."""
     times = options.timeouts
     return section(
-        f"defaults {name}",
+        "defaults base",
         f"""
         mode http
         timeout connect {times.connect}s
@@ -139,74 +144,49 @@ def defaults(options: ProxyOptions, name: str) -> str:
 
 
 def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
-    """Return the frontend. Plain requests take the fast path, since every rule costs each request time."""
-    is_fast = f"{PLAIN_VISIT} !at_port"
     return section(
         "frontend visitors from base",
         f"""
         {_binds(options, files)}
-        {admission(options, host)}
-        {sender(options)}
-        {share(options, host)}
-        {asked_host()}
-        # state|access|ip|port|sha256 of the token|builder, and |h2c for an app that speaks HTTP/2
-        http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
-        {domains.end_lookup(options)}
-        {shares.ports(files)}
-        {domains.rules(options, files)}
-        {plain_visit()}
-        {app_connections.quick()}
-        {app_connections.choice("fast", READS_PAGES, is_fast)}
-        use_backend challenge if challenge
-        {api.choice(READS_PAGES) if options.serves_api else ""}
-        use_backend full_page if {READS_PAGES}
-        default_backend full_envelope
-        """,
-    )
-
-
-def asked_host() -> str:
-    """Return the rules for the host that a visitor asks for, and for the path of authorities."""
-    return f"""
+        {_admission(options, host)}
+        {_sender(options)}
+        {_share(options, host)}
         # Case, port and a trailing dot do not matter; a host that is in no map gets a 404.
         http-request set-var(txn.asked) req.hdr(host),host_only,rtrim(.)
         http-request set-var(txn.host) var(txn.asked)
-        acl challenge path_beg {domains.CHALLENGE_PATH}
-        """
-
-
-def plain_visit() -> str:
-    """Return the ACLs that ``PLAIN_VISIT`` names, behind ``asked_host``."""
-    return f"""
-        acl public var(txn.route) -m beg open|public|
-        acl repeatable method GET HEAD OPTIONS
-        acl path_only url -m beg /
-        acl path_only req.ver 2.0 3.0
-        acl odd_port {domains.ODD_PORT}
-        {tokens.token_acl()}
-        """
+        acl challenge path_beg {CHALLENGE_PATH}
+        # state|access|ip|port|sha256 of the token|builder, and |h2c for an app that speaks HTTP/2
+        http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
+        {tokens.ports(files)}
+        {_domain_rules(options, files)}
+        use_backend challenge if challenge
+        {_api_choice() if options.serves_api else ""}
+        use_backend preview_page if {READS_PAGES}
+        default_backend preview_envelope
+        """,
+    )
 
 
 def _binds(options: ProxyOptions, files: ProxyFiles) -> str:
     if options.tls_port is None:
         tls = f"ssl crt {quoted(options.certificate)} alpn h2,http/1.1" if options.certificate else ""
-        return f"bind {quoted(listen(options.host, options.port))} {tls}"
+        return f"bind {quoted(_listen(options.host, options.port))} {tls}"
     crt = f"crt {quoted(options.certificate or files.default_certificate)} crt-list {quoted(files.certificate_list)}"
     tls = f"ssl {crt} alpn h2,http/1.1"
     return f"""
-        bind {quoted(listen(options.host, options.port))}
-        bind {quoted(listen(options.host, options.tls_port))} {tls}
+        bind {quoted(_listen(options.host, options.port))}
+        bind {quoted(_listen(options.host, options.tls_port))} {tls}
         """
 
 
-def listen(host: str, port: int) -> str:
+def _listen(host: str, port: int) -> str:
     try:
         return f"ipv{ip_address(host).version}@{host}:{port}"
     except ValueError:
         return f"{host}:{port}"
 
 
-def sender(options: ProxyOptions) -> str:
+def _sender(options: ProxyOptions) -> str:
     """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection."""
     if not options.trusted_proxies:
         return _own_proto(options) if options.has_both_schemes else ""
@@ -241,7 +221,7 @@ def _part(host: Host, part: int) -> int:
     return max(host.max_connections // part, 1)
 
 
-def admission(options: ProxyOptions, host: Host) -> str:
+def _admission(options: ProxyOptions, host: Host) -> str:
     """Limit the connections of one address. A trusted proxy's connections carry many visitors and are not limited."""
     if not (most := _most(options, host)):
         return ""
@@ -252,7 +232,7 @@ def admission(options: ProxyOptions, host: Host) -> str:
         """
 
 
-def share(options: ProxyOptions, host: Host) -> str:
+def _share(options: ProxyOptions, host: Host) -> str:
     """Count each request of a shared connection for its address, since it holds a connection to an app.
 
     These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names.
@@ -275,64 +255,34 @@ def _scheme(options: ProxyOptions) -> str:
     return "%[var(txn.proto)]" if options.has_both_schemes else _own_scheme(options)
 
 
-def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> tuple[str, ...]:
-    """Return the backends of the fast path: repeatable requests without a token to a public app."""
-    return app_connections.backends(
-        "fast",
-        "base",
-        form,
-        counting.requests(),
-        forward_rules(options),
-        answer_rules(),
-        answers.crashed(files, form),
-    )
+def _preview(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
+    """Return the backend that leads to apps, and answers for routes without one.
 
-
-def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
-    """Return the backend of the full path: all other requests, and the answers for routes without an app.
-
-    Two servers lead to the app, by connections that end once they carry no request: ``fresh``, and ``h2c``, which
-    speaks HTTP/2, so that several may be on one. Other ports of the app speak HTTP/1.
+    Two servers lead to the app: ``fresh``, and ``h2c``, which speaks HTTP/2, so that several requests may be on one
+    connection. Other ports of the app speak HTTP/1.
     """
     return section(
-        f"backend full_{form} from base",
+        f"backend preview_{form} from base",
         f"""
-        {answers.unknown(files, form)}
+        {pages.unknown(files, form)}
         http-request deny deny_status 405 if {{ method CONNECT TRACE }}
-        http-request deny deny_status 400 if {{ {domains.ODD_PORT} }}
+        http-request deny deny_status 400 if {{ {ODD_PORT} }}
         {tokens.proof(options, files)}
         # First of all rules that depend on the app's state.
-        {answers.private(files, form)}
+        {pages.private(files, form)}
         {tokens.redirect_to_cookie(options)}
-        {answers.logs(options)}
+        {pages.logs(options)}
         {pause.rules(form)}
-        {answers.not_open(files, form)}
+        {pages.not_open(files, form)}
         # GET http://host/path is GET /path to an app.
         http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}
         {tokens.removal()}
         """,
-        counting.requests(),
-        forward_rules(options),
-        answer_rules(),
-        shares.dial(),
-        answers.crashed(files, form),
+        counters.requests(),
         f"""
-        {app_connections.ONCE}
-        acl h2c var(txn.route),field(7,|) -m str h2c
-        use-server h2c if h2c !{{ var(txn.at_port) -m found }}
-        server fresh {app_connections.FRESH_SERVER}
-        server h2c {app_connections.FRESH_SERVER} weight 0 proto h2
-        """,
-    )
-
-
-def forward_rules(options: ProxyOptions) -> str:
-    """Return the rules that prepare a request for the app of ``txn.route``, and its answer for the visitor."""
-    return f"""
         http-request set-dst var(txn.route),field(3,|)
         http-request set-dst-port var(txn.route),field(4,|)
         http-request del-header (?i)^({"|".join(_OURS)})$ -m reg
-        # Adds X-Forwarded-For in half the time that a rule takes.
         option forwardfor
         http-request add-header X-Forwarded-Proto {_scheme(options)}
         http-request add-header X-Forwarded-Host %[req.hdr(host)]
@@ -342,22 +292,103 @@ def forward_rules(options: ProxyOptions) -> str:
         # Cookies are cleared for all of the site, the siblings' with them; what else there is, for this host alone.
         acl clears_cookies res.fhdr(clear-site-data) -m sub -i cookies *
         http-response set-header Clear-Site-Data '"cache", "storage"' if clears_cookies
-        """
-
-
-def answer_rules() -> str:
-    """Return the rules that count an app's answer and set its status. They end the rules for answers of the section.
-
-    Most answers are usual: they meet none of the rules behind the first.
-    """
-    return f"""
-        {counting.usual_answer()}
+        """,
         # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
-        http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
-        {counting.other_answers()}
+        "http-after-response set-status 502 if { status 503 } { server_status 0 } { var(txn.route) -m beg open| }",
+        counters.answers(),
+        # Another port of the app.
+        "http-request set-dst-port var(txn.at_port) if { var(txn.at_port) -m found }",
+        pages.crashed(files, form),
+        f"""
+        {_ONCE}
+        acl h2c var(txn.route),field(7,|) -m str h2c
+        use-server h2c if h2c !{{ var(txn.at_port) -m found }}
+        server fresh {_FRESH_SERVER}
+        server h2c {_FRESH_SERVER} weight 0 proto h2
+        """,
+    )
+
+
+def _challenge() -> str:
+    """Return the backend for the path by which an authority checks a host: no request below it reaches an app.
+
+    An app that answered there could get a certificate for the operator's domain.
+    """
+    plain = "content-type text/plain"
+    return section(
+        "backend challenge from base",
+        f"""
+        http-request set-var(txn.proof) path,field(4,/),map_str({CHALLENGES})
+        http-request return status 200 {plain} lf-string %[var(txn.proof)] if {{ var(txn.proof) -m found }}
+        http-request return status 404 {plain} string "no such challenge"
+        """,
+    )
+
+
+def _domain_rules(options: ProxyOptions, files: ProxyFiles) -> str:
+    """Return the rules that find a domain's preview. The map's values are ``http|host`` and ``https|host``."""
+    return f"""
+        http-request set-var(txn.domain) var(txn.asked),map_str({quoted(files.domains)}) \
+if !{{ var(txn.route) -m found }}
+        acl by_domain var(txn.domain) -m found
+        http-request set-var(txn.host) var(txn.domain),field(2,|) if by_domain
+        http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)}) if by_domain
+        {_tls_rules(options, files) if options.tls_port is not None else ""}
         """
 
 
-def visitors() -> str:
-    """Return the table of open connections by address; an entry stays while it counts any."""
-    return section("backend visitors from base", "stick-table type ipv6 size 100k expire 60s store conn_cur")
+def _tls_rules(options: ProxyOptions, files: ProxyFiles) -> str:
+    """Return the rules that keep a domain to connections that were made for it, and redirect it to HTTPS."""
+    port = options.public_tls_port or options.tls_port
+    authority = "%[var(txn.asked)]" if port == 443 else f"%[var(txn.asked)]:{port}"
+    misdirected = 'http-request return status 421 content-type text/plain string "wrong host for this connection"'
+    redirect = f"http-request redirect prefix https://{authority} code 308 if"
+    previews = f"{redirect} {{ var(txn.route) -m found }} !by_domain !secure !challenge"
+    covered = f"{redirect} {{ var(txn.domain) -m str http|{API} }} !secure !challenge"
+    return f"""
+        acl named ssl_fc_sni -m found
+        acl same_name ssl_fc_sni,lower,rtrim(.),strcmp(txn.asked) eq 0
+        acl named_domain ssl_fc_sni,lower,rtrim(.),map_str({quoted(files.domains)}) -m found
+        {misdirected} if by_domain named !same_name
+        {misdirected} if named !same_name named_domain
+        acl secure var(txn.proto) -m str https
+        {redirect} {{ var(txn.domain) -m beg https| }} !secure !challenge
+        {covered if options.api_has_certificate else ""}
+        {previews if options.certificate or options.wildcard else ""}
+        """
+
+
+def _api_choice() -> str:
+    """Return the rules that choose the API's backend. Only the map decides: a visitor may send ``Host: api``."""
+    return f"""
+        acl for_api var(txn.domain),field(2,|) -m str {API}
+        use_backend api_page if for_api {READS_PAGES}
+        use_backend api_envelope if for_api
+        """
+
+
+def _api(options: ProxyOptions, files: ProxyFiles, form: Form, host: Host) -> str:
+    """Return the backend of the service's API and pages, under the host of ``public_url``.
+
+    Each request has a connection of its own to the API, which begins with the visitor's address.
+
+    Nothing goes over plain HTTP: requests carry tokens. Before there is a certificate, the answer says so.
+    """
+    socket = f"/{files.api_socket.name}" if host.user else str(files.api_socket)
+    secure = "{ var(txn.proto) -m str https }"
+    plain = f"{pages.answer(files, pages.API_WITHOUT_CERTIFICATE, form)} if !{secure}"
+    hsts = f"http-after-response set-header Strict-Transport-Security max-age={options.hsts}"
+    return section(
+        f"backend api_{form} from base",
+        f"""
+        http-request deny deny_status 400 if {{ {ODD_PORT} }}
+        {plain if options.has_both_schemes else ""}
+        {f"{hsts} if {secure}" if options.hsts else ""}
+        {pages.api_errors(files, form)}
+        # A kept connection might be closed by the API just as a request is sent on it; a new one costs little here.
+        option http-server-close
+        http-reuse never
+        timeout queue 5s
+        server service {quoted(f"unix@{socket}")} send-proxy-v2 maxconn {min(_part(host, API_PART), API_MOST)}
+        """,
+    )

@@ -8,7 +8,8 @@ a file says what is installed, so that a change which was cut short is seen as m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -18,9 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.domains import CHALLENGES
+from builderd.adapters.previews.haproxy.config import CHALLENGES
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.adapters.previews.haproxy.runtime_api import ProxyBusy, Worker
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, Worker
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.previews import DomainAlias, fingerprint
 from builderd.linux import atomic_files
@@ -29,15 +30,17 @@ from builderd.linux import atomic_files
 MAX_FILE_HOST = 180
 #: The self-signed certificate's life: no client accepts it in any case.
 DEFAULT_LIFE = timedelta(days=3650)
-#: Tries while another connection replaces the certificate, and seconds between them.
-TRIES, PAUSE = 20, 0.05
+#: Seconds between two reads of the operator's certificate. It is renewed weeks before the old one expires.
+CERTIFICATE_INTERVAL = 15.0
 _CHALLENGES = Path(CHALLENGES)
+
+log = logging.getLogger(__name__)
 
 
 class DomainTable:
     """``installed`` has the preview host and the certificate's fingerprint of each domain.
 
-    Methods raise ``ProxyGone``, ``ProxyBusy`` and ``CommandRefused``.
+    Methods raise ``ProxyGone`` and ``CommandRefused``.
     """
 
     def __init__(self, files: ProxyFiles, workers: Workers, options: ProxyOptions) -> None:
@@ -58,7 +61,7 @@ class DomainTable:
 
     async def sync(self) -> None:
         """Make the proxy's memory equal to the files."""
-        await self._workers.sync_domains(self._values())
+        await self._workers.sync(self._files.domains, self._values())
         if self._options.tls_port is None:
             return
         have = await runtime_api.certificates(self._files.admin_socket)
@@ -74,13 +77,14 @@ class DomainTable:
         if certificate is not None:
             await self._install(host, certificate)
             _write_secret(self._file(host), certificate)
-        await self._workers.put_domain(host, _value(entry))
-        self._record(host, entry)
+        await self._workers.set(self._files.domains, host, _value(entry))
+        self.installed[host] = entry
+        self._write()
         if certificate is None and self._file(host).exists():
             await self._uninstall(host)
 
     async def remove(self, host: str) -> None:
-        await self._workers.remove_domain(host)
+        await self._workers.delete(self._files.domains, host)
         self.installed.pop(host, None)
         # The list first: HAProxy does not start with a file in it that is missing.
         self._write()
@@ -90,20 +94,18 @@ class DomainTable:
         """Replace the certificate for hosts without one of their own, in memory and in its file."""
         file, socket = self._files.default_certificate, self._files.admin_socket
         if self._options.tls_port is not None and file.read_text() != certificate:
-            await _when_free(lambda: runtime_api.replace_certificate(socket, file, certificate))
+            await runtime_api.replace_certificate(socket, file, certificate)
             _write_secret(file, certificate)
 
     async def put_challenge(self, token: str, answer: str) -> None:
-        await runtime_api.add_entry(self._current, _CHALLENGES, token, answer)
+        await runtime_api.set_entry(self._current, _CHALLENGES, token, answer)
 
     async def remove_challenge(self, token: str) -> None:
         await runtime_api.delete_entry(self._current, _CHALLENGES, token)
 
     async def _install(self, host: str, certificate: str) -> None:
         files, file = self._files, self._file(host)
-        await _when_free(
-            lambda: runtime_api.add_certificate(files.admin_socket, files.certificate_list, file, host, certificate)
-        )
+        await runtime_api.add_certificate(files.admin_socket, files.certificate_list, file, host, certificate)
 
     async def _uninstall(self, host: str) -> None:
         if self._options.tls_port is not None:
@@ -131,43 +133,17 @@ class DomainTable:
             found[host] = (preview_host, mark)
         return found
 
-    def _record(self, host: str, entry: tuple[str, str | None]) -> None:
-        """Write the entry to the lists: a new one as a line more, and a renewed certificate not at all."""
-        before = self.installed.get(host)
-        self.installed[host] = entry
-        if before is None:
-            if entry[1] is not None:
-                atomic_files.append(self._files.certificate_list, self._listed(host))
-            atomic_files.append(self._files.domains, f"{host} {_value(entry)}\n")
-        elif _value(before) != _value(entry):
-            self._write()
-
     def _write(self) -> None:
         """Write both lists anew. Of 2,000 domains they have 250 KB."""
-        names = "".join(self._listed(host) for host, (_, mark) in self.installed.items() if mark)
+        names = "".join(f"{self._file(host)} {host}\n" for host, (_, mark) in self.installed.items() if mark)
         lines = "".join(f"{host} {value}\n" for host, value in self._values().items())
         atomic_files.replace(self._files.certificate_list, names.encode(), mode=0o600)
         atomic_files.replace(self._files.domains, lines.encode(), mode=0o644)
-
-    def _listed(self, host: str) -> str:
-        return f"{self._file(host)} {host}\n"
 
 
 def _value(entry: tuple[str, str | None]) -> str:
     preview_host, mark = entry
     return f"{'http' if mark is None else 'https'}|{preview_host}"
-
-
-async def _when_free(change: Callable[[], Awaitable[None]]) -> None:
-    """Make the change, again for as long as another connection replaces the certificate."""
-    for _ in range(TRIES):
-        try:
-            await change()
-        except ProxyBusy:
-            await asyncio.sleep(PAUSE)
-        else:
-            return
-    await change()
 
 
 def _is_whole(file: Path) -> bool:
@@ -197,3 +173,26 @@ def _self_signed() -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return (made.public_bytes(serialization.Encoding.PEM) + private).decode()
+
+
+async def watch_certificate(file: Path, admin_socket: Path) -> None:
+    """Load the operator's certificate into the proxy again whenever its file has changed, until cancelled.
+
+    An invalid one is logged once and tried again; the earlier certificate stays in use.
+    """
+    loaded: bytes | None = None
+    logged: bytes | None = None
+    while True:
+        content = await asyncio.to_thread(lambda: file.read_bytes() if file.exists() else b"")
+        if content != loaded:
+            try:
+                await runtime_api.replace_certificate(admin_socket, file, content.decode("ascii"))
+                loaded = content
+                log.info("certificate loaded file=%s", file)
+            except ProxyGone:
+                pass
+            except (UnicodeDecodeError, CommandRefused) as error:
+                if content != logged:
+                    log.error("certificate rejected, the earlier one stays file=%s error=%s", file, error)  # noqa: TRY400
+                logged = content
+        await asyncio.sleep(CERTIFICATE_INTERVAL)

@@ -8,27 +8,25 @@ with time in suspend (as in /proc/uptime), so setting the clock does not move it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
 import shutil
-import signal
 import subprocess
 import time
 
-from builderd.adapters.previews.haproxy import guard, process
+from builderd.adapters.previews.haproxy import process
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.linux import atomic_files
 
-#: It ends once the file is gone: a start of the proxy that was under way at the deadline ends, too. The guard is the
-#: leader of its group, and ended first: it would start the proxy again. Workers end with their master.
+#: Seconds to wait for the fence to write its pid file.
+SPAWN_TIMEOUT = 10.0
+#: It ends once the file is gone: a start of the proxy that was under way at the deadline ends, too. Workers end with
+#: their master.
 _SCRIPT = """\
-echo $$ >"$1"; deadline=$2; config=$3; guard=$4; proxy=$5
+echo $$ >"$1"; deadline=$2; config=$3; proxy=$4
 while until=; read -r until <"$deadline"; do
   read -r now rest </proc/uptime
   if [ "${now%.*}" -ge "$until" ]; then
-    pid=; read -r pid <"$guard"
-    if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "-$pid"; fi
     pid=; read -r pid <"$proxy"
     if [ -n "$pid" ] && grep -qsF -e "$config" "/proc/$pid/cmdline"; then kill -KILL "$pid"; fi
   fi
@@ -37,27 +35,25 @@ done
 """
 
 
-async def hold(files: ProxyFiles, until: float) -> None:
+async def set_deadline(files: ProxyFiles, until: float) -> None:
     """Let the proxy run until this time since the boot, in seconds, and no longer unless this is called again."""
     files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     atomic_files.replace(files.deadline, f"{math.ceil(until)}\n".encode())
-    if guard.find_process(files.fence_pid, files) is not None:
+    if process.find_process(files.fence_pid, files) is not None:
         return
     await asyncio.to_thread(_spawn, files)
     # Before its pid file is written, another call would start a second fence.
-    limit = asyncio.get_running_loop().time() + guard.PROCESS_TIMEOUT
-    while guard.find_process(files.fence_pid, files) is None and asyncio.get_running_loop().time() < limit:  # noqa: ASYNC110
+    limit = asyncio.get_running_loop().time() + SPAWN_TIMEOUT
+    while process.find_process(files.fence_pid, files) is None and asyncio.get_running_loop().time() < limit:  # noqa: ASYNC110
         await asyncio.sleep(0.002)
 
 
 async def lift(files: ProxyFiles) -> None:
     """Let the proxy run without a deadline. Idempotent."""
     files.deadline.unlink(missing_ok=True)
-    pid = guard.find_process(files.fence_pid, files)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        await guard.wait_until_gone(pid)
+    if (fence := process.find_process(files.fence_pid, files)) is not None:
+        fence.kill()
+        await fence.wait(process.END_TIMEOUT)
     files.fence_pid.unlink(missing_ok=True)
 
 
@@ -79,7 +75,7 @@ async def take_down(files: ProxyFiles) -> None:
 
 
 def _spawn(files: ProxyFiles) -> None:
-    paths = (files.fence_pid, files.deadline, files.config, files.guard_pid, files.pid)
+    paths = (files.fence_pid, files.deadline, files.config, files.pid)
     subprocess.run(
         ("setsid", "--fork", "sh", "-c", _SCRIPT, "fence", *map(str, paths)),
         stdin=subprocess.DEVNULL,

@@ -131,10 +131,6 @@ class ProxyFiles:
         return self.directory / "haproxy.pid"
 
     @property
-    def guard_pid(self) -> Path:
-        return self.directory / "guard.pid"
-
-    @property
     def fence_pid(self) -> Path:
         return self.directory / "fence.pid"
 
@@ -142,11 +138,6 @@ class ProxyFiles:
     def deadline(self) -> Path:
         """Seconds since the boot at which the fence ends the proxy; without the file it does not."""
         return self.directory / "deadline"
-
-    @property
-    def start_lock(self) -> Path:
-        """The file that is locked while a proxy is started. Guards of earlier versions know it by this name."""
-        return self.directory / "turn.lock"
 
     @property
     def jail(self) -> Path:
@@ -165,3 +156,15 @@ class ProxyFiles:
     @property
     def pause_script(self) -> Path:
         return self.directory / "pause.lua"
+
+
+def section(title: str, *lines: str) -> str:
+    """Return a section with its lines indented evenly and without empty lines."""
+    kept = (line.strip() for block in lines for line in block.splitlines())
+    return "\n".join((title, *(f"    {line}" for line in kept if line), ""))
+
+
+def quoted(text: object) -> str:
+    """Quote any text as one word of a configuration line."""
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'

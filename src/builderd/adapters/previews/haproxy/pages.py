@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from html import escape
+
+from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, quoted
 
 HOST = "%[var(txn.asked)]"
 #: Set only for requests with the builder's service token; begins with a space.
@@ -232,17 +235,8 @@ ALL = (*NOT_OPEN, UNREACHABLE, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE, *OF_API)
 
 def documents() -> dict[str, str]:
     """File name → content, for the ``pages`` directory."""
-    return {
-        name: text for page in ALL for name, text in ((html_name(page), html(page)), (json_name(page), envelope(page)))
-    }
-
-
-def html_name(page: Page) -> str:
-    return f"{page.name}.html"
-
-
-def json_name(page: Page) -> str:
-    return f"{page.name}.json"
+    texts = {f"{page.name}.html": html(page) for page in ALL}
+    return texts | {f"{page.name}.json": envelope(page) for page in ALL}
 
 
 def envelope(page: Page) -> str:
@@ -310,3 +304,67 @@ p { margin: 0; color: var(--soft) }
 .host { margin-top: 1.75rem; padding-top: 1rem; border-top: 1px solid var(--line);
   font: .85rem/1.5 ui-monospace, monospace }
 """
+
+
+class Form(StrEnum):
+    PAGE = "page"
+    ENVELOPE = "envelope"
+
+
+def unknown(files: ProxyFiles, form: Form) -> str:
+    return f"{answer(files, UNKNOWN, form)} if !{{ var(txn.route) -m found }}"
+
+
+def private(files: ProxyFiles, form: Form) -> str:
+    """Return the rule for requests without the token; the answer does not reveal whether the app runs."""
+    private_answer = answer(files, PRIVATE, form)
+    wants = '{answer} hdr WWW-Authenticate "Service-Token" if {{ {condition} }} !known'
+    conditions = ("var(txn.route),field(2,|) -m str private", "var(txn.at_port) -m found")
+    return "\n".join(wants.format(answer=private_answer, condition=one) for one in conditions)
+
+
+def not_open(files: ProxyFiles, form: Form) -> str:
+    """Return the rules for routes without a running app, one for each state."""
+    by_state = (f"{answer(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in NOT_OPEN)
+    gone = f"{answer(files, UNKNOWN, form)} if !{{ var(txn.route) -m beg open| }}"
+    return "\n".join((*by_state, gone))
+
+
+def crashed(files: ProxyFiles, form: Form) -> str:
+    """Return the error pages for an app that breaks off, cannot be reached, or is silent."""
+    return _errors(files, form, BROKEN_OFF, UNREACHABLE, TIMED_OUT)
+
+
+def api_errors(files: ProxyFiles, form: Form) -> str:
+    """Return the error pages for an API that breaks off, cannot be reached, or is silent."""
+    return _errors(files, form, API_BROKEN_OFF, API_DOWN, API_TIMED_OUT)
+
+
+def _errors(files: ProxyFiles, form: Form, *by_status: Page) -> str:
+    pages = zip((502, 503, 504), by_status, strict=True)
+    return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in pages)
+
+
+def logs(options: ProxyOptions) -> str:
+    """Return the rule that sets ``txn.logs``, for the builder's owner only."""
+    url = f"{options.api_url}/api/v1/builders/%[var(txn.route),field(6,|)]/logs"
+    sentence = quoted(f" It is yours: GET {url} shows its logs.")
+    return f"http-request set-var-fmt(txn.logs) {sentence} if owner {{ var(txn.route),field(6,|) -m len 36 }}"
+
+
+def answer(files: ProxyFiles, page: Page, form: Form) -> str:
+    """Return the rule that answers with this page, without its condition."""
+    return f"http-request return status {page.status} {_content(files, page, form)}"
+
+
+def _content(files: ProxyFiles, page: Page, form: Form) -> str:
+    if form is Form.PAGE:
+        name, kind = f"{page.name}.html", '"text/html; charset=utf-8"'
+    else:
+        name, kind = f"{page.name}.json", "application/json"
+    headers = ["hdr Cache-Control no-store", "hdr X-Content-Type-Options nosniff"]
+    if form is Form.PAGE:
+        headers.append(f"hdr Content-Security-Policy {quoted(POLICY)}")
+    if page.retry_after:
+        headers.append(f"hdr Retry-After {page.retry_after}")
+    return f"content-type {kind} lf-file {quoted(files.pages / name)} {' '.join(headers)}"

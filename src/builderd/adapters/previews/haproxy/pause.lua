@@ -18,19 +18,15 @@ local ANSWER_TIMEOUT = 35 -- s to wait for its answer: longer than a request is 
 local MAX_PAUSED = 2000 -- paused requests of one host
 local WAVE = 4 -- requests in progress up to which others are released: many apps have a listen backlog of five
 local WAVE_POLL = 1 -- ms between two checks for the next wave
-local SET_OUT = 100 -- ms that the last wave's requests may take to set out: their thread may wait for a processor
 local WAVE_WAIT = 1000 -- ms that a wave waits at most
-local PACED = 10000 -- ms for which the app sets the pace, if all are released by then
-local JUDGED = 2000 -- ms after which its pace is judged
-local SPREAD = 200 -- ms between two waves, at most, for an app that is slower than that
-local RECOUNT = 1000 -- ms for which the counts of paused requests are trusted
+local PACED = 10000 -- ms in which all waves are released, however slow the app is
 
 -- host -> { requests = the paused requests, over = true once released, answered = whether the service took the question }
 local paused = {}
--- paused request -> its tenant, from its begin until it is let go
-local held = {}
--- tenant -> its paused requests, and those of all tenants: the counts of "held", and when they were last taken from it
-local paused_of, paused_of_all, recounted = {}, 0, 0
+-- paused request -> its tenant, until it is let go
+local tenants = {}
+-- tenant -> its paused requests, and those of all tenants
+local paused_of, paused_of_all = {}, 0
 
 -- Return the tenant of a route; the host, which is a group of its own then, for a route that names none.
 local function tenant_of(host, route)
@@ -52,27 +48,16 @@ local function count(tenant, number)
   paused_of_all = paused_of_all + number
 end
 
--- Take the counts from the paused requests themselves, so that no error in them outlasts RECOUNT.
-local function recount()
-  paused_of, paused_of_all, recounted = {}, 0, milliseconds()
-  for _, tenant in pairs(held) do
-    count(tenant, 1)
-  end
-end
-
 -- Return true if the tenant may have one more paused request: as many as are free for all, so that others find room.
 local function has_room(tenant)
-  if milliseconds() - recounted >= RECOUNT then
-    recount()
-  end
   return (paused_of[tenant] or 0) < MOST - paused_of_all
 end
 
 -- Let a request go on, once. One whose visitor has left counts as paused until then.
 local function let_go(request, route)
-  local tenant = held[request]
+  local tenant = tenants[request]
   if tenant then
-    held[request] = nil
+    tenants[request] = nil
     count(tenant, -1)
     request.queue:push(route)
   end
@@ -83,50 +68,26 @@ local function in_progress(host)
   return entry and entry.conn_cur or 0
 end
 
--- Return the ms between two waves from now on, once the app is too slow to set the pace: the rest is spread over what is
--- left of the time. It may have many requests in progress that take long, which slow ones in turn cannot be told from.
-local function interval(begun, wave, released, all)
-  local now = milliseconds()
-  local elapsed = now - begun
-  if now - wave > WAVE_WAIT or elapsed > PACED or (elapsed > JUDGED and elapsed * all / released > PACED) then
-    return math.max(math.min((PACED - elapsed) * WAVE // (all - released + 1), SPREAD), WAVE_POLL)
-  end
-end
-
--- Return true once the last requests are counted as in progress, which they are when they go on in their threads.
--- One whose visitor has left does so, too.
-local function has_set_out(requests, number, wave)
-  if milliseconds() - wave > SET_OUT then
-    return true
-  end
-  for last = math.max(number - WAVE + 1, 1), number do
-    if not requests[last].goes_on then
-      return false
-    end
-  end
-  return true
-end
-
 -- Release all requests with this route; in waves if it leads to an app, since connections beyond its listen backlog are
 -- dropped, and fail: with WAVE in progress there is room for two visitors who come meanwhile. The map may not have the
 -- service's new route yet, so its entry is ignored until it has been open once. After that the map decides, since an app
 -- can crash under many requests: if the map pauses again, the remaining requests are paused anew.
 local function release(host, requests, route)
-  local begun, spread = milliseconds(), nil
   local map_is_current, room = false, WAVE
+  local longest = math.min(WAVE_WAIT, PACED * WAVE // (#requests + 1))
   for number, request in ipairs(requests) do
     let_go(request, route)
     room = room - 1
     if route:find("^open|") and room <= 0 then
       local wave, now = milliseconds(), nil
       repeat
-        core.msleep(spread or WAVE_POLL)
+        core.msleep(WAVE_POLL)
         now = routes:lookup(host)
         map_is_current = map_is_current or not pauses(now)
-        spread = spread or interval(begun, wave, number, #requests)
-        if spread then
+        if milliseconds() - wave > longest then
           room = WAVE
-        elseif has_set_out(requests, number, wave) then
+        elseif request.goes_on then
+          -- It is counted as in progress, which it is once it goes on in its thread, or its visitor has left.
           room = WAVE - in_progress(host)
         end
       until room > 0
@@ -232,7 +193,7 @@ local function wait(host, paused_route, deadline)
   end
   local request = { queue = core.queue(), deadline = deadline }
   pause.requests[#pause.requests + 1] = request
-  held[request] = tenant
+  tenants[request] = tenant
   count(tenant, 1)
   local route = request.queue:pop_wait()
   request.goes_on = true

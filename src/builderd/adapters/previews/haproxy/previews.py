@@ -9,18 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, fence, guard, launch, pages, process
-from builderd.adapters.previews.haproxy.certificate import Certificate
-from builderd.adapters.previews.haproxy.domain_table import DomainTable
-from builderd.adapters.previews.haproxy.link_table import LinkTable
+from builderd.adapters.previews.haproxy import config, counters, fence, pages, process
+from builderd.adapters.previews.haproxy.domain_table import DomainTable, watch_certificate
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.adapters.previews.haproxy.paused_addresses import paused_at
-from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
+from builderd.adapters.previews.haproxy.pause import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
+from builderd.linux import atomic_files
 from builderd.ports.previews import LostRoutes
 
 log = logging.getLogger(__name__)
@@ -34,8 +32,8 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
 class HaproxyPreviews:
     """Implements ``ports.previews.Previews`` with files in ``directory``. A call that needs a dead proxy restarts it.
 
-    A route is written to the map file first and sent to the proxy second: after a crash in between, the next
-    ``start`` makes the proxy's map equal to the file.
+    Routes and links are in the memory of the proxy, from which the next service reads them. Their files are written
+    before the proxy starts or reloads.
     """
 
     def __init__(self, directory: Path, options: ProxyOptions) -> None:
@@ -43,12 +41,13 @@ class HaproxyPreviews:
         self._files = ProxyFiles(directory.absolute())
         self._lock = asyncio.Lock()
         self._workers = Workers(self._files)
-        self._open_map: RouteMap | None = None
+        self._known: RouteMap | None = None
         self._domains = DomainTable(self._files, self._workers, options)
-        self._links = LinkTable(self._files, self._workers)
-        #: Held from before the links are loaded, so that an older state never replaces a newer one.
+        #: Links to private previews: sha256 of the token → ``host|port|end``.
+        self._links: dict[str, str] = {}
+        #: Taken before the links are loaded, so that an older state never replaces a newer one.
         self._loading_links = asyncio.Lock()
-        #: Hosts whose route on disk the proxy may not have yet.
+        #: Hosts whose route the proxy may not have yet.
         self._unapplied: set[str] = set()
         self._paused = PausedRequests(self._files.wake_socket)
         self._certificate_watch: asyncio.Task[None] | None = None
@@ -62,16 +61,19 @@ class HaproxyPreviews:
 
         Any may be one before the routes are known.
         """
-        return self._open_map is None or self._open_map.is_reserved(ip)
+        return self._known is None or self._known.is_reserved(ip)
 
     def paused_at(self, ip: str) -> AbstractAsyncContextManager[None]:
         """Pause requests to the app at an address while the context lasts; stored routes stay as they are."""
-        return nullcontext() if self._open_map is None else paused_at(self._open_map, ip, self._send_again)
+        return nullcontext() if self._known is None else self._known.paused_at(ip, self._send_again)
 
     async def supervise(self) -> None:
         delay = FIRST_RETRY_SECONDS
         while True:
-            await self._wait_until_one_is_dead()
+            master = process.find_process(self._files.pid, self._files)
+            if master is not None:
+                await master.wait()
+                log.warning("preview proxy died, starting it again pid=%d", master.pid)
             try:
                 await self.start()
             except EngineUnavailable as error:
@@ -82,14 +84,6 @@ class HaproxyPreviews:
                 delay = FIRST_RETRY_SECONDS
                 await asyncio.sleep(FIRST_RETRY_SECONDS)
 
-    async def _wait_until_one_is_dead(self) -> None:
-        """Wait for the exit of the guard or of the master, whose workers exit with it."""
-        files = self._files
-        master, guard_pid = (guard.find_process(file, files) for file in (files.pid, files.guard_pid))
-        if master is not None and guard_pid is not None:
-            await guard.wait_until_one_ends(master, guard_pid)
-            log.warning("preview proxy or its guard died, starting it again master=%d guard=%d", master, guard_pid)
-
     async def ready(self) -> bool:
         try:
             return bool(await process.started_with(self._files))
@@ -97,9 +91,7 @@ class HaproxyPreviews:
             return False
 
     async def put(self, route: Route) -> None:
-        """Write the host's route to the map file and to the running proxy."""
         async with self._lock:
-            new = route.host not in self._map.routes
             self._unapplied.add(route.host)
             self._map.put(route)
             self._paused.stop_rejecting(route.host)
@@ -107,7 +99,7 @@ class HaproxyPreviews:
             self._release(route)
             if route.state is RouteState.ASLEEP:
                 self._paused.report_again(route.host)
-            await self._apply(route.host, new=new)
+            await self._apply(route.host)
             # Requests that arrived while the map was changed are paused as well.
             self._release(route)
 
@@ -133,13 +125,14 @@ class HaproxyPreviews:
         async with self._lock:
             known = self._map.routes
             try:
-                counted = await self._counters()
+                answers = [answer for command in counters.COMMANDS for answer in await self._workers.ask(command)]
+                counted = counters.total(counters.parse(answer) for answer in answers)
                 # They would stay for COUNTER_TTL, and be read and parsed with each look at any host.
                 gone = [host for host in counted if host not in known and not counted[host].open_connections]
                 await self._workers.forget_counters(gone)
             except ProxyGone:
                 await self._start()
-                counted = {}
+                return {}
             return {host: one for host, one in counted.items() if host in known}
 
     def visitors(self) -> AsyncIterator[str]:
@@ -153,13 +146,12 @@ class HaproxyPreviews:
             if host not in self._map.routes:
                 return 0
             try:
-                await self._refresh_workers()
-                await self._workers.ask(activity.AFTER_TURNS)
-                answers = await self._workers.ask(activity.open_requests_command(host))
+                await self._workers.ask(counters.AFTER_TURNS)
+                answers = await self._workers.ask(counters.open_requests_command(host))
             except ProxyGone:
                 await self._start()
                 return 0
-            return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
+            return sum(one.open_connections for answer in answers for one in counters.parse(answer).values())
 
     async def put_domain(self, alias: DomainAlias) -> None:
         async with self._lock:
@@ -171,7 +163,6 @@ class HaproxyPreviews:
                 await self._change(lambda: self._domains.remove(host))
 
     async def domains(self) -> Mapping[str, tuple[str, str | None]]:
-        assert self._map is not None
         return dict(self._domains.installed)
 
     async def put_wildcard(self, certificate: str) -> None:
@@ -180,17 +171,21 @@ class HaproxyPreviews:
 
     async def refresh_links(self, load: Callable[[], Awaitable[Collection[PreviewLink]]]) -> None:
         async with self._loading_links:
-            links = await load()
+            wanted = {link.token_hash: link.entry for link in await load()}
             async with self._lock:
-                await self._change(lambda: self._links.replace(links))
+                if wanted != self._links:
+                    self._links = wanted
+                    await self._change(lambda: self._workers.sync(self._files.links, wanted))
 
     async def put_link(self, link: PreviewLink) -> None:
         async with self._loading_links, self._lock:
-            await self._change(lambda: self._links.put(link))
+            self._links[link.token_hash] = link.entry
+            await self._change(lambda: self._workers.set(self._files.links, link.token_hash, link.entry))
 
     async def remove_link(self, token_hash: str) -> None:
         async with self._loading_links, self._lock:
-            await self._change(lambda: self._links.remove(token_hash))
+            self._links.pop(token_hash, None)
+            await self._change(lambda: self._workers.delete(self._files.links, token_hash))
 
     async def put_challenge(self, token: str, answer: str) -> None:
         async with self._lock:
@@ -201,16 +196,17 @@ class HaproxyPreviews:
             await self._change(lambda: self._domains.remove_challenge(token))
 
     async def _change(self, change: Callable[[], Awaitable[None]]) -> None:
-        """Make a change of domains in the proxy; a dead proxy is started first. Raises ``EngineUnavailable``."""
-        assert self._map is not None
+        """Make a change of domains or links in the proxy; a dead one is started first. Raises ``EngineUnavailable``."""
+        if self._known is None:
+            raise _not_started()
         try:
             try:
                 await change()
             except ProxyGone:
                 await self._start()
                 await change()
-        except (ProxyGone, ProxyBusy, CommandRefused) as error:
-            raise EngineUnavailable(f"the preview proxy rejects a domain: {error}", retry_after=5) from error
+        except (ProxyGone, CommandRefused) as error:
+            raise EngineUnavailable(f"the preview proxy rejects a change: {error}", retry_after=5) from error
 
     async def down(self) -> None:
         async with self._lock:
@@ -220,20 +216,17 @@ class HaproxyPreviews:
             await process.end(self._files)
             await fence.lift(self._files)
             await self._paused.close()
-            if self._open_map is not None:
-                self._open_map.close()
-                self._open_map = None
+            self._known = None
             self._unapplied.clear()
             self._domains.installed.clear()
+            self._links.clear()
             shutil.rmtree(self._files.directory, ignore_errors=True)
 
     @property
     def _map(self) -> RouteMap:
-        if self._open_map is None:
-            raise EngineUnavailable(
-                "the preview proxy does not run: it was not started, or was taken down", retry_after=5
-            )
-        return self._open_map
+        if self._known is None:
+            raise _not_started()
+        return self._known
 
     async def _start(self, lost: LostRoutes | None = None) -> None:
         files = self._files
@@ -246,37 +239,47 @@ class HaproxyPreviews:
         files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)
-        routes = self._open_map or RouteMap(files.routes)
-        for number, route in enumerate(await lost(routes.with_tenant()) if lost is not None else ()):
-            routes.put_lost(route)
-            if number % ROUTES_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        self._domains.load()
-        self._links.load()
-        host = process.host(self._options)
         try:
+            routes = self._known or await self._read_running()
+            for number, route in enumerate(await lost(routes.routes) if lost is not None else ()):
+                routes.put(route)
+                if number % ROUTES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            self._domains.load()
+            _write_map(files.routes, routes.values())
+            _write_map(files.links, self._links)
+            host = process.host(self._options)
             await self._paused.open(host.user)
-            async with guard.start_lock(files):
-                await launch.adopt_or_start(self._options, files, config.render(self._options, files, host))
+            await process.adopt_or_start(self._options, files, config.render(self._options, files, host))
             await self._workers.refresh()
-            await self._workers.sync(routes.all_in_force())
+            await self._workers.sync(files.routes, routes.values())
+            await self._workers.sync(files.links, self._links)
             await self._domains.sync()
-            await self._links.sync()
-            await guard.start(files, process.command(process.program(self._options), files))
-            self._open_map = routes
-            self._unapplied.clear()
-        except (ProxyGone, ProxyBusy, CommandRefused) as error:
+        except (ProxyGone, CommandRefused) as error:
             raise EngineUnavailable(f"the preview proxy does not work: {error}", retry_after=5) from error
-        finally:
-            if routes is not self._open_map:
-                routes.close()
+        self._known = routes
+        self._unapplied.clear()
         self._watch_certificate()
 
-    async def _apply(self, host: str, *, new: bool = False) -> None:
-        """Send a host's route to the proxy. A proxy that must be started first reads it from the file."""
+    async def _read_running(self) -> RouteMap:
+        """Return the routes of a proxy that an earlier service left running, and take over its links."""
+        try:
+            if await process.find(self._files) is not None:
+                routes = await self._workers.entries(self._files.routes)
+                self._links = await self._workers.entries(self._files.links)
+                return RouteMap(routes)
+        except ProxyGone:
+            log.info("preview proxy without a worker, its routes are made anew")
+        return RouteMap({})
+
+    async def _apply(self, host: str) -> None:
+        """Send a host's route to the proxy. One that must be started first reads it from the file."""
         routes, route = self._map, self._map.routes.get(host)
         try:
-            await (self._workers.remove(host) if route is None else self._workers.put(routes.in_force(route), new=new))
+            if route is None:
+                await self._workers.delete(self._files.routes, host)
+            else:
+                await self._workers.set(self._files.routes, host, encode(routes.in_force(route)))
         except ProxyGone:
             await self._start()
         except CommandRefused as error:
@@ -290,27 +293,23 @@ class HaproxyPreviews:
 
     async def _send_again(self, host: str) -> None:
         async with self._lock:
-            if self._open_map is None or (route := self._open_map.routes.get(host)) is None:
+            if self._known is None or (route := self._known.routes.get(host)) is None:
                 return
             self._unapplied.add(host)
             await self._apply(host)
             self._release(route)
 
-    async def _refresh_workers(self) -> None:
-        """Find replaced workers. A reload may have read the file just before a route was put, so sync after one."""
-        if await self._workers.refresh():
-            await self._workers.sync(self._map.all_in_force())
-            await self._domains.sync()
-            await self._links.sync()
-
-    async def _counters(self) -> dict[str, PreviewActivity]:
-        """Return the sum of the counters of all workers, replaced ones included."""
-        await self._refresh_workers()
-        answers = [answer for command in activity.COMMANDS for answer in await self._workers.ask(command)]
-        return activity.total(activity.parse(answer) for answer in answers)
-
     def _watch_certificate(self) -> None:
         file = self._options.certificate
         if file is not None and (self._certificate_watch is None or self._certificate_watch.done()):
-            watch = Certificate(file, self._files.admin_socket).watch()
+            watch = watch_certificate(file, self._files.admin_socket)
             self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
+
+
+def _not_started() -> EngineUnavailable:
+    message = "the preview proxy does not run: it was not started, or was taken down"
+    return EngineUnavailable(message, retry_after=5)
+
+
+def _write_map(file: Path, entries: Mapping[str, str]) -> None:
+    atomic_files.replace(file, "".join(f"{key} {value}\n" for key, value in entries.items()).encode(), mode=0o644)

@@ -20,15 +20,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import guard, runtime_api
-from builderd.adapters.previews.haproxy.config import DESCRIPTION, Host
+from builderd.adapters.previews.haproxy import pages, pause, runtime_api
+from builderd.adapters.previews.haproxy.config import DESCRIPTION, Configuration, Host
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.runtime_api import ProxyGone
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.inventory import SEARCH_PATH
+from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
+from builderd.linux import atomic_files, processes
+from builderd.linux.processes import Process
 
 #: Seconds that a start may take; it takes a few hundredths.
 START_TIMEOUT = 30.0
+#: Seconds to wait for a process to end.
+END_TIMEOUT = 10.0
 #: Seconds until a master has opened its socket: it executes itself again once its worker runs.
 SOCKET_TIMEOUT = 3.0
 #: Beside two per visitor (the visitor's and the app's) the proxy needs some descriptors for itself.
@@ -75,27 +79,30 @@ async def find(files: ProxyFiles) -> Processes | None:
     while True:
         with contextlib.suppress(ProxyGone):
             return parse_processes(await runtime_api.ask(files.master_socket, "show proc"))
-        master = _master_by_file(files)
+        master = find_process(files.pid, files)
         if master is None:
             return None
         if asyncio.get_running_loop().time() > deadline:
-            return Processes(master, ())
+            return Processes(master.pid, ())
         await asyncio.sleep(0.002)
+
+
+def find_process(pid_file: Path, files: ProxyFiles) -> Process | None:
+    """Return the process of the pid file if it runs with this proxy's configuration, else None."""
+    try:
+        process = processes.find_process(int(pid_file.read_text()))
+        arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0") if process else ()
+    except (OSError, ValueError):
+        return None
+    return process if os.fsencode(files.config) in arguments else None
 
 
 def parse_processes(answer: str) -> Processes:
     """Parse lines of ``<pid> <type> <reloads> …`` under headings that begin with ``#`` (management guide, 9.4.1)."""
-    heading, master, old = "", 0, []
-    for line in answer.splitlines():
-        if line.startswith("#"):
-            heading = line
-            continue
-        words = line.split()
-        if len(words) > 1 and words[1] == "master":
-            master = int(words[0])
-        elif heading.startswith("# old workers") and words:
-            old.append(int(words[0]))
-    return Processes(master, tuple(old))
+    workers, _, old = answer.partition("# old workers")
+    master = next((line.split()[0] for line in workers.splitlines() if line.split()[1:2] == ["master"]), 0)
+    lines = old.partition("\n#")[0].splitlines()
+    return Processes(int(master), tuple(int(line.split()[0]) for line in lines if line))
 
 
 async def started_with(files: ProxyFiles) -> str:
@@ -109,7 +116,7 @@ async def start(options: ProxyOptions, files: ProxyFiles) -> None:
 
     Raises ``EngineUnavailable`` with the proxy's message.
     """
-    argv = command(program(options), files)
+    argv = command(_program(options), files)
     try:
         message = await asyncio.to_thread(_run, argv)
     except subprocess.TimeoutExpired:
@@ -153,7 +160,7 @@ def _run(argv: Sequence[str]) -> str | None:
         return output.read() if done.returncode else None
 
 
-def program(options: ProxyOptions) -> str:
+def _program(options: ProxyOptions) -> str:
     """Return the path of HAProxy. Raises ``EngineUnavailable`` if it is not installed."""
     found = shutil.which(options.program) or shutil.which(options.program, path=SEARCH_PATH)
     if found is None:
@@ -185,34 +192,55 @@ def explain(output: str, options: ProxyOptions) -> str:
     return f"the preview proxy does not start: {message}"
 
 
-async def reload(options: ProxyOptions, files: ProxyFiles) -> None:
-    """Start a new worker with the configuration on disk; the old one finishes its open requests.
-
-    Raises ``EngineUnavailable`` if the new configuration is invalid; the old worker then continues.
-    """
-    answer = await runtime_api.ask(files.master_socket, "reload")
-    if not answer.startswith("Success=1"):
-        raise EngineUnavailable(explain(answer, options))
-
-
 async def end(files: ProxyFiles) -> None:
-    """End the guard, master and workers at once, and wait until they are gone. Idempotent."""
-    await guard.end(files)
+    """End master and workers at once, and wait until they are gone. Idempotent."""
     found = await find(files)
-    if found is None:
+    master = processes.find_process(found.master) if found else None
+    if master is None:
         return
-    _signal(found.master, signal.SIGTERM)
-    if not await guard.wait_until_gone(found.master):
+    master.kill(signal.SIGTERM)
+    if not await master.wait(END_TIMEOUT):
         # Its workers end with it: they exit when their socket to the master closes.
-        _signal(found.master, signal.SIGKILL)
-        await guard.wait_until_gone(found.master)
+        master.kill()
+        await master.wait(END_TIMEOUT)
 
 
-def _master_by_file(files: ProxyFiles) -> int | None:
-    """Return the pid of the master in the pid file if it runs with this configuration."""
-    return guard.find_process(files.pid, files)
+async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Configuration) -> None:
+    """Adopt the running proxy, reload it if its configuration changed, or start one.
+
+    After a reload, the old worker finishes its open requests. Raises ``EngineUnavailable`` if the configuration is
+    invalid; the old worker then continues.
+    """
+    if await find(files) is not None:
+        try:
+            if await started_with(files) == wanted.digest:
+                return
+            _write_all(files, wanted)
+            answer = await runtime_api.ask(files.master_socket, "reload")
+            if not answer.startswith("Success=1"):
+                raise EngineUnavailable(explain(answer, options))
+        except ProxyGone:
+            # No worker answers, so the master is about to exit.
+            await end(files)
+        else:
+            return
+    _write_all(files, wanted)
+    await start(options, files)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+def _write_all(files: ProxyFiles, wanted: Configuration) -> None:
+    files.pages.mkdir(mode=0o700, exist_ok=True)
+    for name, text in pages.documents().items():
+        atomic_files.replace(files.pages / name, text.encode(), mode=0o644)
+    atomic_files.replace(files.pause_script, pause.script().encode(), mode=0o644)
+    atomic_files.replace(files.config, wanted.text.encode())
+
+
+def run_check(program: str = "haproxy") -> PreflightCheck:
+    """Check that HAProxy runs; changes nothing."""
+    cost = "there are no previews: apt-get install haproxy"
+    path = shutil.which(program, path=SEARCH_PATH)
+    if path is None:
+        return PreflightCheck("haproxy", False, "not installed", cost, True)
+    done = subprocess.run([path, "-v"], capture_output=True, text=True, timeout=10, check=False)
+    return PreflightCheck("haproxy", done.returncode == 0, done.stdout.split("\n")[0], cost, True)

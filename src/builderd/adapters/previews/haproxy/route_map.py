@@ -1,41 +1,37 @@
-"""The routes on disk, in the file that HAProxy loads its map from.
+"""Routes by host, and the form in which the proxy's map has them.
 
-A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for missing values. That to
-an app that speaks HTTP/2 ends in ``|h2c``; a public one has the access ``h2c``, which keeps it off the fast path. With
-the tenant, for which paused requests are counted, a line ends in ``|h2c|tenant`` or ``|-|tenant``.
-HAProxy ignores blanks at the end of a line and lines that begin with ``#``, so every route has a line of the same
-length, and a change writes that one line in place: 10,000 routes cost as much as one, and a reloading proxy or the next
-service reads every route in its last state. A line never crosses a page of the file, which one write fills at once: a
-killed service leaves the old line or the new one.
+A value of the map is ``state|access|ip|port|sha256 of the token|builder``, with ``-`` for missing values. That to an
+app that speaks HTTP/2 ends in ``|h2c``. With the tenant, for which paused requests are counted, it ends in
+``|h2c|tenant`` or ``|-|tenant``.
 
-The file is not synced: a power failure ends the proxy too, and the starting service puts every route again.
+The file of the map is written before the proxy starts or reloads; later changes are in the proxy's memory, from which
+the next service reads them. A proxy that died begins with the routes that the service knows, or closed ones.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.previews import Address, Route, RouteState
-from builderd.linux import atomic_files
 
-#: A host has 253 bytes at most, a value 208. Divides the page size of every machine.
-LINE = 512
 _NONE = "-"
-_FREE = "#"
 _H2C = "h2c"
+#: Sends a host's route to the proxy, as it is in force now.
+Send = Callable[[str], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
 
 def encode(route: Route) -> str:
     """Return the value of the map's entry, without blanks, semicolons or other special characters of commands."""
-    access = "private" if route.token_hash else _H2C if route.h2c else "public"
+    access = "private" if route.token_hash else "public"
     ip, port = (route.destination.ip, str(route.destination.port)) if route.destination else (_NONE, _NONE)
     digest = route.token_hash or route.owner_hash or _NONE
     value = "|".join((route.state, access, ip, port, digest, route.builder_id or _NONE))
@@ -46,7 +42,6 @@ def encode(route: Route) -> str:
 
 def decode(host: str, value: str) -> Route:
     """Parse a value made by ``encode``. Raises ``ValueError`` for any other."""
-    # A value of fewer parts names no tenant, or no protocol either.
     parts = value.split("|")
     parts += [_NONE] * (8 - len(parts))
     state, access, ip, port, digest, builder, protocol, tenant = (None if part == _NONE else part for part in parts)
@@ -67,45 +62,51 @@ def decode(host: str, value: str) -> Route:
 
 
 class RouteMap:
-    """The open file and its routes."""
+    """All routes, and the pauses of requests to an address while the app there is frozen for a copy of its disk.
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file. A file in another format is rewritten with its readable routes."""
+    The kernel takes as many connections for a frozen app as its listen backlog has room for, and drops further ones:
+    those would fail after ``timeout connect``.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        """Read the entries of a proxy's map; invalid ones are dropped."""
         self.routes: dict[str, Route] = {}
         #: Hosts whose open routes lead to an IP address.
-        self._leads: dict[str, set[str]] = {}
+        self._hosts_at: defaultdict[str, set[str]] = defaultdict(set)
         #: How often requests to an IP address are paused now.
         self._pauses: Counter[str] = Counter()
-        self._lines: dict[str, int] = {}
-        self._free: list[int] = []
-        self._end = 0
-        content = path.read_bytes() if path.exists() else b""
-        if not self._read(content):
-            _rewrite(path, self.routes.values())
-            self._read(path.read_bytes())
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for route in self.routes.values():
-            self._note(None, route)
+        for host, value in values.items():
+            try:
+                self.put(decode(host, value))
+            except ValueError:
+                log.warning("invalid route in the proxy's map, dropped host=%s value=%r", host, value)
 
     def is_reserved(self, ip: str) -> bool:
         """Return True for an address that an open route leads to.
 
         One with a pause is reserved, too: the visitors of the app that came there would wait for the copy of another.
         """
-        return ip in self._leads or ip in self._pauses
+        return bool(self._hosts_at.get(ip)) or ip in self._pauses
 
-    def pause(self, ip: str) -> None:
-        """Let the proxy pause requests to an address, whatever routes lead there, until as many calls of ``resume``."""
+    @asynccontextmanager
+    async def paused_at(self, ip: str, send: Send) -> AsyncIterator[None]:
+        """Pause requests to an address while the context lasts; a proxy that does not work prevents nothing."""
         self._pauses[ip] += 1
+        try:
+            await self._send_each(ip, send)
+            yield
+        finally:
+            self._pauses[ip] -= 1
+            if not self._pauses[ip]:
+                del self._pauses[ip]
+            await asyncio.shield(self._send_each(ip, send))
 
-    def resume(self, ip: str) -> None:
-        self._pauses[ip] -= 1
-        if not self._pauses[ip]:
-            del self._pauses[ip]
-
-    def hosts_at(self, ip: str) -> Sequence[str]:
-        """Return the hosts whose open routes lead to an address."""
-        return sorted(self._leads.get(ip, ()))
+    async def _send_each(self, ip: str, send: Send) -> None:
+        for host in sorted(self._hosts_at.get(ip, ())):
+            try:
+                await send(host)
+            except EngineUnavailable as error:
+                log.warning("pause of requests not changed host=%s error=%s", host, error.message)
 
     def in_force(self, route: Route) -> Route:
         """Return the route as the proxy is to have it: one to an address with a pause pauses."""
@@ -113,94 +114,20 @@ class RouteMap:
             return route
         return replace(route, state=RouteState.PAUSED, destination=None, h2c=False)
 
-    def all_in_force(self) -> Mapping[str, Route]:
-        return {host: self.in_force(route) for host, route in self.routes.items()} if self._pauses else self.routes
+    def values(self) -> Mapping[str, str]:
+        """Return the entries of the proxy's map."""
+        return {host: encode(self.in_force(route)) for host, route in self.routes.items()}
 
     def put(self, route: Route) -> None:
-        """Write the host's route to its line of the map file."""
-        line = self._lines.get(route.host)
-        if line is None:
-            line = self._free.pop() if self._free else self._grow()
-            self._lines[route.host] = line
-        self._write(line, f"{route.host} {encode(route)}")
-        self._note(self.routes.get(route.host), route)
+        self.remove(route.host)
         self.routes[route.host] = route
-
-    def with_tenant(self) -> Collection[str]:
-        """Return the hosts whose routes name their tenant; those that an earlier version wrote do not."""
-        return {host for host, route in self.routes.items() if route.tenant_id is not None}
-
-    def put_lost(self, route: Route) -> None:
-        """Put the route of a host that has none, or add its tenant to the one that it has."""
-        known = self.routes.get(route.host)
-        self.put(route if known is None else replace(known, tenant_id=route.tenant_id))
+        if route.destination is not None:
+            self._hosts_at[route.destination.ip].add(route.host)
 
     def remove(self, host: str) -> None:
-        line = self._lines.pop(host, None)
-        if line is None:
-            return
-        self._write(line, _FREE)
-        self._free.append(line)
-        self._note(self.routes.pop(host), None)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def _note(self, before: Route | None, after: Route | None) -> None:
-        """Count the addresses that routes lead to."""
-        left, led_to = _ip_of(before), _ip_of(after)
-        if after is not None and led_to is not None:
-            self._leads.setdefault(led_to, set()).add(after.host)
-        if before is not None and left is not None and left != led_to:
-            self._leads[left].discard(before.host)
-            if not self._leads[left]:
-                del self._leads[left]
-
-    def _read(self, content: bytes) -> bool:
-        """Read the routes; return False if the lines do not have the fixed length, so the file must be rewritten."""
-        self.routes, self._lines, self._free = {}, {}, []
-        lines = content.split(b"\n")[:-1]
-        fits = len(content) == len(lines) * LINE
-        for number, line in enumerate(lines):
-            fits = fits and len(line) == LINE - 1
-            text = line.decode("ascii", "replace").strip()
-            if not text or text.startswith(_FREE):
-                self._free.append(number)
-            elif not self._read_line(number, text):
-                fits = False
-        self._end = len(lines)
-        return fits
-
-    def _read_line(self, number: int, text: str) -> bool:
-        host, _, value = text.partition(" ")
-        try:
-            route = decode(host, value.strip())
-        except ValueError:
-            log.warning("invalid line in route map, dropped line=%r", text)
-            return False
-        if host in self.routes:
-            log.warning("duplicate route in route map, dropped host=%s", host)
-            return False
-        self.routes[host] = route
-        self._lines[host] = number
-        return True
-
-    def _grow(self) -> int:
-        self._end += 1
-        return self._end - 1
-
-    def _write(self, line: int, text: str) -> None:
-        os.pwrite(self._file, _line(text), line * LINE)
-
-
-def _ip_of(route: Route | None) -> str | None:
-    return route.destination.ip if route is not None and route.destination is not None else None
-
-
-def _line(text: str) -> bytes:
-    return text.ljust(LINE - 1).encode("ascii") + b"\n"
-
-
-def _rewrite(path: Path, routes: Iterable[Route]) -> None:
-    content = b"".join(_line(f"{route.host} {encode(route)}") for route in routes)
-    atomic_files.replace(path, content, mode=0o644)
+        before = self.routes.pop(host, None)
+        if before is not None and before.destination is not None:
+            hosts = self._hosts_at[before.destination.ip]
+            hosts.discard(host)
+            if not hosts:
+                del self._hosts_at[before.destination.ip]

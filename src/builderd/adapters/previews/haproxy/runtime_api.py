@@ -14,7 +14,6 @@ _CHUNK = 65_536
 LINE_BYTES = 8_000
 _NO_KEY = "Key not found."
 _NO_ENTRY = "entry not found."
-_LOCKED = "certificates are currently locked"
 
 
 class ProxyGone(Exception):
@@ -23,10 +22,6 @@ class ProxyGone(Exception):
 
 class CommandRefused(Exception):
     """The proxy answered with an error."""
-
-
-class ProxyBusy(Exception):
-    """The proxy replaces the certificate for another connection, such as a killed service's: ask again later."""
 
 
 async def ask(socket: Path, command: str) -> str:
@@ -64,24 +59,12 @@ class Worker:
         return await ask(self.socket, command if self.pid is None else f"@!{self.pid} {command}")
 
 
-async def add_entry(worker: Worker, table: Path, key: str, value: str) -> None:
-    """Add a key that the map should not have; replace it if it has."""
-    delete, add = f"del map {escape_path(table)} {key}", f"add map {escape_path(table)} {key} {value}"
-    if worker.pid is None:
-        _expect(await worker.ask(f"{delete}; {add}"), _NO_KEY)
-    else:
-        # The master passes on one command at a time.
-        _expect(await worker.ask(delete), _NO_KEY)
-        _expect(await worker.ask(add))
-
-
 async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
-    """Change a key's value in one step, so that no request finds it missing."""
+    """Set a key's value; one that exists changes in one step, so that no request finds it missing."""
     answer = await worker.ask(f"set map {escape_path(table)} {key} {value}")
     if answer == _NO_ENTRY:
-        await add_entry(worker, table, key, value)
-    else:
-        _expect(answer)
+        answer = await worker.ask(f"add map {escape_path(table)} {key} {value}")
+    _expect(answer)
 
 
 async def delete_entry(worker: Worker, table: Path, key: str) -> None:
@@ -89,25 +72,15 @@ async def delete_entry(worker: Worker, table: Path, key: str) -> None:
     _expect(await worker.ask(f"del map {escape_path(table)} {key}"), _NO_KEY)
 
 
-async def set_server(socket: Path, change: str) -> None:
-    """Change a server (management guide, 9.3, ``set server``): ``backend/name addr …`` or ``… state …``."""
-    answer = await ask(socket, f"set server {change}")
-    # It tells of an address what has changed, or that nothing has.
-    if answer and "changed" not in answer:
-        raise CommandRefused(answer)
-
-
 async def change_entries(worker: Worker, table: Path, have: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Make a map that has some entries have these, many of them by one command line."""
     path = escape_path(table)
     commands = [f"del map {path} {key}" for key in have.keys() - wanted.keys()]
-    for key in wanted.keys() - have.keys():
-        # As in ``add_entry``: a key that is there after all is replaced.
-        commands += (f"del map {path} {key}", f"add map {path} {key} {wanted[key]}")
+    commands += [f"add map {path} {key} {wanted[key]}" for key in wanted.keys() - have.keys()]
     commands += [
         f"set map {path} {key} {wanted[key]}" for key, value in have.items() if wanted.get(key, value) != value
     ]
-    # The master passes on one command at a time.
+    # The master takes one command at a time.
     for line in commands if worker.pid is not None else command_lines(commands):
         _expect(await worker.ask(line), _NO_KEY)
 
@@ -126,42 +99,30 @@ def command_lines(commands: Iterable[str]) -> Iterator[str]:
 
 async def entries(worker: Worker, table: Path) -> dict[str, str]:
     """Return the map's keys and values."""
-    answer = await worker.ask(f"show map {escape_path(table)}")
-    return dict(_entries(answer.splitlines(), table))
-
-
-def _entries(lines: Iterable[str], table: Path) -> Iterable[tuple[str, str]]:
-    """Parse lines of ``<reference> <key> <value>``."""
-    for line in lines:
+    found = {}
+    for line in (await worker.ask(f"show map {escape_path(table)}")).splitlines():
+        # <reference> <key> <value>
         parts = line.split()
-        if not parts:
-            continue
         if len(parts) != 3 or not parts[0].startswith("0x"):
             raise CommandRefused(f"unexpected line in the proxy's map {table}: {line}")
-        yield parts[1], parts[2]
+        found[parts[1]] = parts[2]
+    return found
 
 
 async def replace_certificate(socket: Path, file: Path, pem: str) -> None:
-    """Serve new connections with this key and chain.
-
-    Raises ``CommandRefused`` or ``ProxyBusy``; the old certificate then stays.
-    """
+    """Serve new connections with this key and chain. Raises ``CommandRefused``; the old certificate then stays."""
     lines = "\n".join(line for line in pem.splitlines() if line.strip())
     answer = await ask(socket, f"set ssl cert {escape_path(file)} <<\n{lines}\n")
-    if _LOCKED in answer:
-        raise ProxyBusy(answer)
     if not answer.startswith(("Transaction created", "Transaction updated")):
         raise CommandRefused(answer)
     answer = await ask(socket, f"commit ssl cert {escape_path(file)}")
-    if _LOCKED in answer:
-        raise ProxyBusy(answer)
     if "Success!" not in answer:
         await ask(socket, f"abort ssl cert {escape_path(file)}")
         raise CommandRefused(answer)
 
 
 async def add_certificate(socket: Path, table: Path, file: Path, host: str, pem: str) -> None:
-    """Serve this host with this key and chain. Idempotent. Raises ``CommandRefused`` or ``ProxyBusy``."""
+    """Serve this host with this key and chain. Idempotent. Raises ``CommandRefused``."""
     answer = await ask(socket, f"new ssl cert {escape_path(file)}")
     if "New empty certificate" not in answer and "already exists" not in answer:
         raise CommandRefused(answer)

@@ -1,4 +1,4 @@
-"""Changes of routes for all workers of the running proxy: the current one, and those that a reload has replaced.
+"""Changes of maps for all workers of the running proxy: the current one, and those that a reload has replaced.
 
 A replaced worker finishes its open requests and serves one more request on each idle connection. It has a map of its
 own, so each change goes to it too until it exits.
@@ -12,11 +12,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import process, runtime_api
-from builderd.adapters.previews.haproxy.counting import TABLES
+from builderd.adapters.previews.haproxy.counters import TABLES
 from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.adapters.previews.haproxy.route_map import encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, Worker
-from builderd.domain.previews import Route
 
 #: Seconds for which a change is retried on a replaced worker that no longer takes commands.
 EXIT_TIMEOUT = 2.0
@@ -32,12 +30,10 @@ class Workers:
         self._current = Worker(files.admin_socket)
         self._old: tuple[Worker, ...] = ()
 
-    async def refresh(self) -> bool:
-        """Find the replaced workers; return True if there is a new one, so a reload has happened."""
-        known = self._old
+    async def refresh(self) -> None:
+        """Find the replaced workers that still run."""
         found = await process.find(self._files)
         self._old = tuple(Worker(self._files.master_socket, pid) for pid in (found.old_workers if found else ()))
-        return not set(self._old) <= set(known)
 
     async def ask(self, command: str) -> list[str]:
         """Return each worker's answer, the current worker's first."""
@@ -49,47 +45,30 @@ class Workers:
         await self._apply_to_old(ask)
         return answers
 
-    async def put(self, route: Route, *, new: bool) -> None:
-        change = runtime_api.add_entry if new else runtime_api.set_entry
-        await self._apply(lambda worker: change(worker, self._files.routes, route.host, encode(route)))
+    async def set(self, table: Path, key: str, value: str) -> None:
+        """Set an entry of each worker's map."""
+        await self._apply(lambda worker: runtime_api.set_entry(worker, table, key, value))
 
-    async def remove(self, host: str) -> None:
-        await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.routes, host))
+    async def delete(self, table: Path, key: str) -> None:
+        await self._apply(lambda worker: runtime_api.delete_entry(worker, table, key))
+
+    async def entries(self, table: Path) -> dict[str, str]:
+        """Return the entries of the current worker's map."""
+        return await runtime_api.entries(self._current, table)
+
+    async def sync(self, table: Path, values: Mapping[str, str]) -> None:
+        """Make each worker's map equal to these values."""
+
+        async def change(worker: Worker) -> None:
+            await runtime_api.change_entries(worker, table, await runtime_api.entries(worker, table), values)
+
+        await self._apply(change)
 
     async def forget_counters(self, hosts: Collection[str]) -> None:
         """Remove the hosts' counters from the current worker; a replaced one takes its own with it when it exits."""
         commands = [f"clear table {table} key {host}" for host in hosts for table in TABLES]
         for line in runtime_api.command_lines(commands):
             await self._current.ask(line)
-
-    async def put_domain(self, host: str, value: str) -> None:
-        await self._apply(lambda worker: runtime_api.set_entry(worker, self._files.domains, host, value))
-
-    async def remove_domain(self, host: str) -> None:
-        await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.domains, host))
-
-    async def sync_domains(self, values: Mapping[str, str]) -> None:
-        """Make each worker's map of domains equal to these values."""
-        await self._apply(lambda worker: self._sync_map(worker, self._files.domains, values))
-
-    async def put_link(self, token_hash: str, entry: str) -> None:
-        await self._apply(lambda worker: runtime_api.set_entry(worker, self._files.links, token_hash, entry))
-
-    async def remove_link(self, token_hash: str) -> None:
-        await self._apply(lambda worker: runtime_api.delete_entry(worker, self._files.links, token_hash))
-
-    async def sync_links(self, values: Mapping[str, str]) -> None:
-        """Make each worker's map of links equal to these values."""
-        await self._apply(lambda worker: self._sync_map(worker, self._files.links, values))
-
-    async def sync(self, routes: Mapping[str, Route]) -> None:
-        """Make each worker's map equal to these routes."""
-        values = {host: encode(route) for host, route in routes.items()}
-        await self._apply(lambda worker: self._sync_map(worker, self._files.routes, values))
-
-    async def _sync_map(self, worker: Worker, table: Path, values: Mapping[str, str]) -> None:
-        have = await runtime_api.entries(worker, table)
-        await runtime_api.change_entries(worker, table, have, values)
 
     async def _apply(self, change: Callable[[Worker], Awaitable[None]]) -> None:
         await change(self._current)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builderd.adapters.previews.haproxy.activity import parse, total
+from builderd.adapters.previews.haproxy.counters import parse, total
 from builderd.domain.previews import PreviewActivity
 
 ANSWER = """\

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from builderd.adapters.previews.haproxy.paused_requests import PausedRequests
+from builderd.adapters.previews.haproxy.pause import PausedRequests
 
 
 class Side:

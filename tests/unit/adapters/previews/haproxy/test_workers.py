@@ -10,9 +10,7 @@ from builderd.adapters.previews.haproxy import process, runtime_api, workers
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.process import Processes
 from builderd.adapters.previews.haproxy.workers import Workers
-from builderd.domain.previews import Route, RouteState
 
-ROUTE = Route("a.localhost", RouteState.STOPPED)
 CLOSED = "Can't connect to the target CLI!"
 
 
@@ -34,8 +32,8 @@ async def test_ending_worker_does_not_block_changes(
     monkeypatch.setattr(process, "find", find)
     monkeypatch.setattr(workers, "EXIT_TIMEOUT", 0.1)
     all_of_them = Workers(ProxyFiles(Path("/p")))
-    assert await all_of_them.refresh()
-    await all_of_them.put(ROUTE, new=True)
-    assert told[0].startswith("del map")
+    await all_of_them.refresh()
+    await all_of_them.set(Path("/p/routes.map"), "a.localhost", "stopped|public|-|-|-|-")
+    assert told[0].startswith("set map")
     assert any(command.startswith("@!7 ") for command in told)
     assert ("takes no changes" in caplog.text) is not ends

@@ -1,14 +1,61 @@
-"""Parser of the stick tables' counters, as printed by ``show table`` (management guide, 9.3)."""
+"""Counters of visits: the rules that count in stick tables, and the parser of ``show table``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
-from builderd.adapters.previews.haproxy.counting import ANSWER_CLASSES, COUNTER_TTL, TABLES
+from builderd.adapters.previews.haproxy.options import section
 from builderd.domain.metrics import added_times
-from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
+from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
+
+#: Seconds that a host's counters are kept after its last request.
+COUNTER_TTL = 7 * 86_400
+#: The classes of statuses that are counted, in the order of their counters.
+ANSWER_CLASSES = (2, 3, 4, 5)
+#: Counters by host: of requests, and of WebSockets and event streams.
+TABLES = ("activity", "streams")
+
+
+def requests() -> str:
+    """Return the rules that count a request for its host."""
+    return """
+        # Streams have no time limit: they are counted apart.
+        http-request track-sc0 var(txn.host) table streams if { req.hdr(upgrade) -m found }
+        http-request track-sc0 var(txn.host) table streams if { req.hdr(accept) -m beg -i text/event-stream }
+        http-request track-sc0 var(txn.host) table activity
+        """
+
+
+def answers() -> str:
+    """Return the rules that count an app's answer: by its class, by its time in ms until the head, and by both.
+
+    An answer that the proxy gives in its place has no such time.
+    """
+    classes = [f"status {cls}00:{cls}99" for cls in ANSWER_CLASSES]
+    times = [f"res.timer.hdr {span}" for span in _spans()]
+    class_times = [f"status {cls[0]}00:{cls[0]}99 }} {{ {time}" for cls in TIMED_CLASSES for time in times]
+    return "\n".join(
+        f"http-after-response sc-inc-gpc({counter},0) if {{ {condition} }}"
+        for counter, condition in enumerate((*classes, *times, *class_times))
+    )
+
+
+def _spans() -> Sequence[str]:
+    """Return the spans of ``RESPONSE_TIMES``, in ms."""
+    lows = (0, *RESPONSE_BOUNDS)
+    return (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
+
+
+def table(name: str) -> str:
+    requests = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
+    counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES) * (1 + len(TIMED_CLASSES))})"
+    return section(
+        f"backend {name} from base",
+        f"stick-table type string len 254 size 100k expire {COUNTER_TTL}s store {counters}",
+    )
+
 
 COMMANDS = tuple(f"show table {table}" for table in TABLES)
 
